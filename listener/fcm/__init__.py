@@ -1,0 +1,1 @@
+"""What this project knows of FCM HTTP v1. Nothing here knows of Postgres."""

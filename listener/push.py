@@ -1,0 +1,85 @@
+"""A claimed row, as the rest of the program sees it. Knows neither Postgres nor FCM."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from enum import StrEnum
+from uuid import UUID
+
+
+class TargetKind(StrEnum):
+    """The field of an FCM v1 message that names where it goes."""
+
+    TOKEN = "token"
+    TOPIC = "topic"
+    CONDITION = "condition"
+
+
+@dataclass(slots=True, frozen=True)
+class Target:
+    """One place a push goes to: a device, a topic or a condition.
+
+    ``platform`` is what ``push_recipients`` says of a device ('android', 'ios', 'web'), else None.
+    """
+
+    kind: TargetKind
+    value: str
+    platform: str | None = None
+
+
+@dataclass(slots=True)
+class Push:
+    """One row of ``push_notifications`` that this worker holds.
+
+    Text columns are as they stand in the row; ``data`` and ``options`` are JSON text, not yet looked at.
+    """
+
+    id: UUID
+    attempt: int
+    """``delivery_attempts`` after the claim: which claim of the row this is, and so its fence."""
+    retry_count: int
+    """Tries already used up before this one."""
+    device_token: str | None
+    topic: str | None
+    condition: str | None
+    user_id: UUID | None
+    recipients: list[tuple[str, str | None]]
+    """(token, platform) of each live device of ``user_id`` that has not had this push yet; empty
+    unless the row is addressed to a user."""
+    accepted_before: int
+    """Devices that FCM accepted this push for in earlier attempts."""
+    title: str | None
+    body: str | None
+    data: str | None
+    channel: str | None
+    priority: str | None
+    image: str | None
+    options: str | None
+    collapse_key: str | None
+    expires_at: float | None
+    """Unix time at which the push loses its meaning, by the database's clock; None: never."""
+    expires_in: float | None
+    """Seconds from the claim to ``expires_at``, by the database's clock; may be negative."""
+    waited: float
+    """Seconds from the moment the row was due to the claim, by the database's clock."""
+    oversized: str | None
+    """Names of columns that are far too large to be sent, and were therefore not read."""
+
+
+class BadPush(ValueError):
+    """The row can never be sent as it is: its message says what is wrong and what to do.
+
+    The message never contains a registration token or any part of the payload.
+
+    ``code`` is a short upper-case word for ``error_code`` and metric labels.
+    """
+
+    def __init__(self, reason: str, *, code: str = "INVALID_PUSH") -> None:
+        super().__init__(reason)
+        self.code = code
+
+
+def short_hash(secret: str) -> str:
+    """Twelve hex digits of SHA-256: names a token in a log without giving it away."""
+    return hashlib.sha256(secret.encode("utf-8", "surrogatepass")).hexdigest()[:12]
