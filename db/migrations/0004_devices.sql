@@ -1,0 +1,49 @@
+-- push_devices: which registration token belongs to whom; and the two places an application may replace to keep
+-- tokens elsewhere: the view push_recipients, and the function push_disable_token.
+
+create table if not exists public.push_devices (
+  token text primary key
+);
+
+alter table public.push_devices
+  add column if not exists user_id uuid,
+  add column if not exists platform text,
+  add column if not exists created_at timestamptz not null default now(),
+  add column if not exists updated_at timestamptz not null default now(),
+  add column if not exists disabled_at timestamptz,
+  add column if not exists disabled_reason text;
+
+do $$
+begin
+  if not exists (select from push_listener.before where kind = 'table' and relation = 'push_devices') then
+    alter table public.push_devices
+      alter column user_id set not null,
+      add constraint push_devices_platform_check check (platform in ('android', 'ios', 'web')),
+      add constraint push_devices_token_check check (length(token) between 1 and 4096);
+    alter table public.push_devices enable row level security;
+  end if;
+end
+$$;
+
+create index if not exists push_devices_live on public.push_devices (user_id) where disabled_at is null;
+
+do $$
+begin
+  if to_regclass('public.push_recipients') is null then
+    create view public.push_recipients with (security_invoker = true) as
+      select user_id, token, platform from public.push_devices where disabled_at is null;
+    comment on view public.push_recipients is
+      'Every live device of every user. Replace it to keep tokens in a table of your own: create or replace view push_recipients with (security_invoker = true) as select id as user_id, fcm_token as token, null::text as platform from profiles where fcm_token is not null.';
+  end if;
+  if to_regprocedure('public.push_disable_token(text, text)') is null then
+    create function public.push_disable_token(p_token text, p_reason text) returns void
+      language sql set search_path = ''
+      as 'update public.push_devices
+            set disabled_at = now(), disabled_reason = p_reason, updated_at = now()
+            where token = p_token and disabled_at is null';
+    comment on function public.push_disable_token(text, text) is
+      'Called when FCM reports a registration token dead. Replace it together with push_recipients.';
+    revoke execute on function public.push_disable_token(text, text) from public;
+  end if;
+end
+$$;

@@ -1,0 +1,3 @@
+drop trigger push_listener_ring_update on public.push_notifications;
+drop trigger push_listener_ring_insert on public.push_notifications;
+drop function push_listener.ring();

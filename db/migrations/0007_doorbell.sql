@@ -1,0 +1,25 @@
+-- The doorbell: a hint without content that there is something to look at. The rows are the truth; a bell that is lost
+-- costs time and nothing else.
+
+create function push_listener.ring() returns trigger
+  language plpgsql set search_path = ''
+as $$
+begin
+  perform pg_catalog.pg_notify('push_listener', '');
+  return null;
+end
+$$;
+revoke execute on function push_listener.ring() from public;
+
+create trigger push_listener_ring_insert
+  after insert on public.push_notifications
+  for each statement execute function push_listener.ring();
+
+-- An operator or the application puts a row back by hand: update ... set status = 'pending', next_attempt_at = now().
+-- Claims and settles never match this condition, so they pay for its evaluation only.
+create trigger push_listener_ring_update
+  after update of status, next_attempt_at on public.push_notifications
+  for each row
+  when (new.status = 'pending' and new.next_attempt_at is not null
+        and (old.status <> 'pending' or old.next_attempt_at is distinct from new.next_attempt_at))
+  execute function push_listener.ring();

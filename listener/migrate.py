@@ -1,0 +1,299 @@
+"""Applies db/migrations: numbered SQL files, each with its way back, each in a transaction of its own.
+
+What was applied stands in ``push_listener.migrations``, with a checksum of the file. One process migrates
+at a time (an advisory lock); the others wait and then find nothing to do.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+import psycopg
+import tenacity
+from psycopg import sql
+from psycopg.rows import args_row
+
+Connection = psycopg.Connection[tuple[object, ...]]
+
+LOCK_KEY = 7_308_332_045_000_001
+"""Advisory lock held while migrating; any other program using the same key would only wait for us."""
+
+_LOCK_WAIT_S = 600.0
+_CONCURRENTLY = "-- migrate: concurrently"
+_FILE = re.compile(r"(\d{4})_([a-z0-9_]+)\.sql")
+
+_LEDGER = """
+create schema if not exists push_listener;
+create table if not exists push_listener.migrations (
+  version integer primary key,
+  name text not null,
+  checksum text not null,
+  applied_at timestamptz not null default now()
+);
+"""
+
+
+class MigrationError(Exception):
+    """A migration cannot be applied or rolled back; the message says which, why and what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class Migration:
+    """One step, as it stands in ``db/migrations``."""
+
+    version: int
+    name: str
+    up: str
+    down: str
+
+    @property
+    def checksum(self) -> str:
+        """SHA-256 of the file that was, or would be, applied (hex)."""
+        return hashlib.sha256(self.up.encode()).hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """Where one migration stands in one database."""
+
+    migration: Migration
+    applied_at: datetime | None
+    changed: bool
+    """The file is not the one that was applied."""
+
+
+def sql_directory(name: str) -> Path:
+    """``db/<name>``: inside the installed package, or beside it in a checkout."""
+    installed = Path(__file__).parent / "db" / name
+    return installed if installed.is_dir() else Path(__file__).parent.parent / "db" / name
+
+
+def load(directory: Path | None = None) -> list[Migration]:
+    """Every migration, in order. Raises MigrationError on a gap, a duplicate number or a missing way back."""
+    folder = directory or sql_directory("migrations")
+    found = []
+    for path in sorted(folder.glob("*.sql")):
+        if path.name.endswith(".down.sql"):
+            continue
+        match = _FILE.fullmatch(path.name)
+        if match is None:
+            raise MigrationError(f"{path.name} is not named like 0001_what_it_does.sql")
+        down = path.with_suffix(".down.sql")
+        if not down.is_file():
+            raise MigrationError(f"{path.name} has no way back: {down.name} is missing")
+        found.append(Migration(int(match[1]), match[2], path.read_text(), down.read_text()))
+    numbers = [m.version for m in found]
+    if numbers != list(range(1, len(found) + 1)):
+        raise MigrationError(f"migrations must be numbered 1, 2, 3 ... without gaps; found {numbers}")
+    return found
+
+
+def status(dsn: str, migrations: list[Migration] | None = None) -> list[State]:
+    """What has been applied to the database and what has not; changes nothing."""
+    with _connect(dsn) as conn:
+        return _states(conn, load() if migrations is None else migrations)
+
+
+def apply(
+    dsn: str,
+    migrations: list[Migration] | None = None,
+    *,
+    report: Callable[[Migration], None] = lambda _: None,
+) -> list[Migration]:
+    """Applies what is missing, calling ``report`` after each; returns what was applied.
+
+    Raises MigrationError when an applied file was changed since, when the database holds a migration that
+    this version does not know, or when a step fails: the steps before it stay applied, the failing one
+    leaves nothing behind.
+    """
+    known = load() if migrations is None else migrations
+    done = []
+    with _connect(dsn) as conn, _locked(conn):
+        with conn.transaction():
+            conn.execute(_LEDGER)
+        states = _states(conn, known)
+        _refuse_changed(states)
+        for state in states:
+            if state.applied_at is None:
+                migration = state.migration
+                _run(
+                    conn,
+                    migration,
+                    migration.up,
+                    "insert into push_listener.migrations (version, name, checksum) values (%s, %s, %s)",
+                    (migration.version, migration.name, migration.checksum),
+                )
+                report(migration)
+                done.append(migration)
+        if done:
+            # PostgREST caches the schema. Source: PostgREST, Schema Cache.
+            conn.execute("notify pgrst, 'reload schema'")
+    return done
+
+
+def rollback(
+    dsn: str,
+    to: int,
+    migrations: list[Migration] | None = None,
+    *,
+    discard_data: bool = False,
+    report: Callable[[Migration], None] = lambda _: None,
+) -> list[Migration]:
+    """Takes back every applied migration above version ``to`` (0: all), newest first; returns them.
+
+    A table that push-listener made is dropped only when it is empty or ``discard_data`` is set; otherwise
+    MigrationError says which table holds rows and nothing of that step is changed.
+    """
+    known = load() if migrations is None else migrations
+    undone = []
+    with _connect(dsn) as conn, _locked(conn):
+        conn.execute(
+            "select set_config('push_listener.discard_data', %s, false)", ("on" if discard_data else "off",)
+        )
+        for state in reversed(_states(conn, known)):
+            if state.applied_at is not None and state.migration.version > to:
+                migration = state.migration
+                _run(
+                    conn,
+                    migration,
+                    migration.down,
+                    "delete from push_listener.migrations where version = %s",
+                    (migration.version,),
+                )
+                report(migration)
+                undone.append(migration)
+        if undone and to == 0:
+            with conn.transaction():
+                conn.execute("drop table push_listener.migrations; drop schema push_listener")
+        if undone:
+            conn.execute("notify pgrst, 'reload schema'")
+    return undone
+
+
+def _connect(dsn: str) -> Connection:
+    conn = psycopg.connect(dsn, autocommit=True, application_name="push-listener migrate", connect_timeout=15)
+    conn.execute("set client_min_messages = warning")
+    return conn
+
+
+@contextmanager
+def _locked(conn: Connection) -> Iterator[None]:
+    # Tried, not waited for: a session waiting inside pg_advisory_lock() holds a snapshot, and CREATE INDEX
+    # CONCURRENTLY in the session that has the lock would wait for that snapshot to go: a deadlock.
+    acquire = tenacity.Retrying(
+        retry=tenacity.retry_if_result(lambda got: not got),
+        wait=tenacity.wait_random(0.2, 0.5),
+        stop=tenacity.stop_after_delay(_LOCK_WAIT_S),
+    )
+    try:
+        acquire(_try_lock, conn)
+    except tenacity.RetryError:
+        raise MigrationError(
+            f"another push-listener migrate has been at work for {_LOCK_WAIT_S:.0f} s; "
+            "try again when it is done"
+        ) from None
+    try:
+        yield
+    finally:
+        if not conn.closed:
+            conn.execute("select pg_advisory_unlock(%s)", (LOCK_KEY,))
+
+
+def _try_lock(conn: Connection) -> bool:
+    row = conn.execute("select pg_try_advisory_lock(%s)", (LOCK_KEY,)).fetchone()
+    return row is not None and bool(row[0])
+
+
+def _states(conn: Connection, known: list[Migration]) -> list[State]:
+    applied: dict[int, tuple[str, datetime]] = {}
+    ledger = conn.execute("select to_regclass('push_listener.migrations') is not null").fetchone()
+    if ledger is not None and ledger[0]:
+        with conn.cursor(row_factory=args_row(lambda v, c, a: (int(v), (str(c), a)))) as cursor:
+            cursor.execute("select version, checksum, applied_at from push_listener.migrations")
+            applied = dict(cursor)
+    strangers = sorted(applied.keys() - {m.version for m in known})
+    if strangers:
+        raise MigrationError(
+            f"the database holds migration {strangers[-1]:04d}, which this version of push-listener does not "
+            "know; use the newer version"
+        )
+    states = []
+    for migration in known:
+        checksum, applied_at = applied.get(migration.version, (migration.checksum, None))
+        states.append(State(migration, applied_at, checksum != migration.checksum))
+    return states
+
+
+def _refuse_changed(states: list[State]) -> None:
+    changed = [s.migration for s in states if s.changed]
+    if changed:
+        names = ", ".join(f"{m.version:04d}_{m.name}" for m in changed)
+        raise MigrationError(
+            f"{names}: the file is not the one that was applied to this database; an applied migration is "
+            "never edited, a change is a new migration"
+        )
+
+
+def _run(
+    conn: Connection,
+    migration: Migration,
+    script: str,
+    ledger: str,
+    values: tuple[object, ...],
+) -> None:
+    try:
+        if script.startswith(_CONCURRENTLY):
+            for statement in _statements(script):
+                _run_concurrently(conn, statement)
+            conn.execute(ledger.encode(), values)
+        else:
+            _in_transaction(conn, script, ledger, values)
+    except psycopg.Error as error:
+        hint = f" {error.diag.message_hint}" if error.diag.message_hint else ""
+        raise MigrationError(
+            f"{migration.version:04d}_{migration.name}: {error.diag.message_primary or error}.{hint}"
+        ) from error
+
+
+@tenacity.retry(
+    retry=tenacity.retry_if_exception_type(psycopg.errors.LockNotAvailable),
+    wait=tenacity.wait_random_exponential(multiplier=0.5, max=10),
+    stop=tenacity.stop_after_attempt(20),
+    reraise=True,
+)
+def _in_transaction(conn: Connection, script: str, ledger: str, values: tuple[object, ...]) -> None:
+    # A lock that is waited for blocks everybody behind it in the queue: give up soon, and come again.
+    with conn.transaction():
+        conn.execute("set local lock_timeout = '2s'")
+        conn.execute(script.encode())
+        conn.execute(ledger.encode(), values)
+
+
+def _statements(script: str) -> list[str]:
+    lines = [line for line in script.splitlines() if not line.lstrip().startswith("--")]
+    return [" ".join(part.split()) for part in "\n".join(lines).split(";") if part.strip()]
+
+
+def _run_concurrently(conn: Connection, statement: str) -> None:
+    match = re.match(r"(create index|create unique index|drop index) if (?:not )?exists (\S+)", statement)
+    if match is None:
+        raise MigrationError(
+            f"only CREATE INDEX and DROP INDEX can be run concurrently, not: {statement[:80]}"
+        )
+    verb, index = match.groups()
+    if verb != "drop index":
+        # An interrupted concurrent build leaves an invalid index, which "if not exists" takes for done.
+        invalid = conn.execute(
+            "select from pg_index i join pg_class c on c.oid = i.indexrelid "
+            "where c.relname = %s and c.relnamespace = 'public'::regnamespace and not i.indisvalid",
+            (index,),
+        ).fetchone()
+        if invalid is not None:
+            conn.execute(sql.SQL("drop index concurrently {}").format(sql.Identifier("public", index)))
+    conn.execute(statement.replace(verb, verb + " concurrently", 1).encode())
