@@ -88,14 +88,14 @@ begin
   if to_regclass('public.push_notifications') is not null and not exists (
     select from pg_index i
       join pg_attribute a on a.attrelid = i.indrelid and a.attnum = i.indkey[0] and i.indnkeyatts = 1
-      where i.indrelid = 'public.push_notifications'::regclass and i.indisunique and i.indpred is null
+      where i.indrelid = to_regclass('public.push_notifications') and i.indisunique and i.indpred is null
         and a.attname = 'id'
   ) then
     problems := problems || array['push_notifications.id exists without a primary key or unique index on it alone'::text];
   end if;
   if to_regclass('public.push_recipients') is not null and (
     select count(*) from pg_attribute a
-      where a.attrelid = 'public.push_recipients'::regclass and not a.attisdropped and a.attnum > 0
+      where a.attrelid = to_regclass('public.push_recipients') and not a.attisdropped and a.attnum > 0
         and (a.attname, a.atttypid::regtype::text) in
             (('user_id', 'uuid'), ('token', 'text'), ('platform', 'text'))
   ) <> 3 then
