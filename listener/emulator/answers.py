@@ -1,0 +1,272 @@
+"""The answers FCM HTTP v1 and Google's token endpoint give, byte for byte as far as they are known.
+
+Pure: no I/O. Sources: Firebase, "FCM error codes" and the ``ErrorCode`` reference; Google Cloud,
+``google.rpc`` error details; RFC 6749 section 5.2; and bodies quoted in public reports of the Firebase
+SDKs. What is not documented is marked "inferred".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import orjson
+
+JSON_TYPE = "application/json; charset=UTF-8"
+HTML_TYPE = "text/html; charset=UTF-8"
+
+FCM_ERROR = "type.googleapis.com/google.firebase.fcm.v1.FcmError"
+APNS_ERROR = "type.googleapis.com/google.firebase.fcm.v1.ApnsError"
+BAD_REQUEST = "type.googleapis.com/google.rpc.BadRequest"
+ERROR_INFO = "type.googleapis.com/google.rpc.ErrorInfo"
+QUOTA_FAILURE = "type.googleapis.com/google.rpc.QuotaFailure"
+
+INVALID_TOKEN_TEXT = "The registration token is not a valid FCM registration token"  # noqa: S105
+_SIGN_IN = "See https://developers.google.com/identity/sign-in/web/devconsole-project."
+_EXPECTED = (
+    f"Expected OAuth 2 access token, login cookie or other valid authentication credential. {_SIGN_IN}"
+)
+
+Detail = dict[str, Any]
+
+
+@dataclass(slots=True, frozen=True)
+class Answer:
+    """One HTTP answer, ready to be written."""
+
+    status: int
+    body: bytes
+    code: str | None = None
+    """``errorCode`` of FcmError, else ``error.status`` (or the OAuth ``error``); None for a success."""
+    content_type: str = JSON_TYPE
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+    def with_retry_after(self, value: str | None) -> Answer:
+        """The same answer with a ``Retry-After`` header of ``value``; itself if None."""
+        if value is None:
+            return self
+        return replace(self, headers={**self.headers, "Retry-After": value})
+
+
+def _json(value: object) -> bytes:
+    return orjson.dumps(value, option=orjson.OPT_INDENT_2) + b"\n"
+
+
+def error(
+    http: int, status: str, message: str, *details: Detail, headers: Mapping[str, str] | None = None
+) -> Answer:
+    """A ``google.rpc.Status`` as Google's JSON front end writes it; ``details`` is left out if empty."""
+    body: dict[str, Any] = {"code": http, "message": message, "status": status}
+    if details:
+        body["details"] = list(details)
+    code = next((d["errorCode"] for d in details if d["@type"] == FCM_ERROR), status)
+    return Answer(http, _json({"error": body}), code, headers=headers or {})
+
+
+def fcm_error(code: str) -> Detail:
+    """The ``FcmError`` detail."""
+    return {"@type": FCM_ERROR, "errorCode": code}
+
+
+def apns_error(status: int, reason: str) -> Detail:
+    """The ``ApnsError`` detail: what Apple answered to FCM."""
+    return {"@type": APNS_ERROR, "statusCode": status, "reason": reason}
+
+
+def bad_request(*violations: tuple[str | None, str]) -> Detail:
+    """The ``BadRequest`` detail; a violation without a field has only its description."""
+    detail: Detail = {"@type": BAD_REQUEST}
+    if violations:
+        detail["fieldViolations"] = [
+            {"description": text} if name is None else {"field": name, "description": text}
+            for name, text in violations
+        ]
+    return detail
+
+
+def _error_info(reason: str, domain: str, **metadata: str) -> Detail:
+    return {"@type": ERROR_INFO, "reason": reason, "domain": domain, "metadata": metadata}
+
+
+def _html(status: int, title: str, text: str) -> Answer:
+    page = (
+        "<!DOCTYPE html>\n<html lang=en>\n<meta charset=utf-8>\n"
+        f"<title>Error {status} ({title})!!1</title>\n"
+        f"<p><b>{status}.</b> <ins>That\N{RIGHT SINGLE QUOTATION MARK}s an error.</ins>\n"
+        f"<p>{text} <ins>That\N{RIGHT SINGLE QUOTATION MARK}s all we know.</ins>\n"
+    )
+    return Answer(status, page.encode(), None, HTML_TYPE)
+
+
+def sent(name: str) -> Answer:
+    """200 with the message's name."""
+    return Answer(200, b'{\n  "name": "' + name.encode() + b'"\n}\n')
+
+
+def malformed(violations: list[tuple[str | None, str]]) -> Answer:
+    """400 of the JSON front end, before FCM sees the message: BadRequest alone, no FcmError."""
+    return error(400, "INVALID_ARGUMENT", "\n".join(text for _, text in violations), bad_request(*violations))
+
+
+def invalid(name: str, text: str, *more: Detail) -> Answer:
+    """400 of FCM itself: BadRequest, then FcmError INVALID_ARGUMENT (the order FCM uses for these)."""
+    return error(
+        400, "INVALID_ARGUMENT", text, bad_request((name, text)), fcm_error("INVALID_ARGUMENT"), *more
+    )
+
+
+def invalid_token() -> Answer:
+    """400: the registration token cannot be one."""
+    return error(
+        400,
+        "INVALID_ARGUMENT",
+        INVALID_TOKEN_TEXT,
+        fcm_error("INVALID_ARGUMENT"),
+        bad_request(("message.token", "Invalid registration token")),
+    )
+
+
+def too_big(text: str = "Android message is too big") -> Answer:
+    """400: the payload is over the limit. The BadRequest detail names no field."""
+    return error(400, "INVALID_ARGUMENT", text, bad_request(), fcm_error("INVALID_ARGUMENT"))
+
+
+def request_too_large(limit: int) -> Answer:
+    """400 of the front end: the HTTP request body is over ``limit`` bytes."""
+    return error(400, "INVALID_ARGUMENT", f"Request payload size exceeds the limit: {limit} bytes.")
+
+
+def _unauthenticated(message: str, reason: str, *, challenge: str = "") -> Answer:
+    info = _error_info(
+        reason,
+        "googleapis.com",
+        method="google.firebase.fcm.v1.FcmService.SendMessage",
+        service="fcm.googleapis.com",
+    )
+    headers = {"WWW-Authenticate": f'Bearer realm="https://accounts.google.com/"{challenge}'}
+    return error(401, "UNAUTHENTICATED", message, info, headers=headers)
+
+
+def credentials_missing() -> Answer:
+    """401: no ``Authorization: Bearer``."""
+    return _unauthenticated(
+        f"Request is missing required authentication credential. {_EXPECTED}", "CREDENTIALS_MISSING"
+    )
+
+
+def credentials_invalid(reason: str) -> Answer:
+    """401: an access token nobody issued, or an expired one (``reason`` ACCESS_TOKEN_EXPIRED)."""
+    return _unauthenticated(
+        f"Request had invalid authentication credentials. {_EXPECTED}",
+        reason,
+        challenge=', error="invalid_token"',
+    )
+
+
+def permission_denied(project: str) -> Answer:
+    """403: this service account may not send for ``project``, or there is no such project."""
+    return error(
+        403,
+        "PERMISSION_DENIED",
+        "Permission 'cloudmessaging.messages.create' denied on resource "
+        f"'//cloudresourcemanager.googleapis.com/projects/{project}' (or it may not exist).",
+        _error_info(
+            "IAM_PERMISSION_DENIED",
+            "cloudresourcemanager.googleapis.com",
+            permission="cloudmessaging.messages.create",
+            resource=f"projects/{project}",
+        ),
+    )
+
+
+def unregistered() -> Answer:
+    """404: the app instance is gone."""
+    return error(404, "NOT_FOUND", "Requested entity was not found.", fcm_error("UNREGISTERED"))
+
+
+def not_found_html() -> Answer:
+    """404 of the front end: no such URL."""
+    return _html(404, "Not Found", "The requested URL was not found on this server.")
+
+
+def unknown_code(status: int) -> Answer:
+    """An ``errorCode`` that no version of the reference lists, under any HTTP status."""
+    return error(
+        status,
+        _STATUS_NAMES.get(status, "UNKNOWN"),
+        "An error of a new kind.",
+        fcm_error("SOME_FUTURE_ERROR"),
+    )
+
+
+_STATUS_NAMES = {
+    400: "INVALID_ARGUMENT",
+    401: "UNAUTHENTICATED",
+    403: "PERMISSION_DENIED",
+    404: "NOT_FOUND",
+    409: "ABORTED",
+    429: "RESOURCE_EXHAUSTED",
+    500: "INTERNAL",
+    501: "UNIMPLEMENTED",
+    503: "UNAVAILABLE",
+    504: "DEADLINE_EXCEEDED",
+}
+
+
+def _quota(text: str, subject: str) -> Answer:
+    failure = {"@type": QUOTA_FAILURE, "violations": [{"subject": subject, "description": text}]}
+    return error(429, "RESOURCE_EXHAUSTED", text, fcm_error("QUOTA_EXCEEDED"), failure)
+
+
+_FIELD_TEXT = "Invalid value at 'message.data[0].value' (TYPE_STRING), 12"
+
+# Each takes the project id. The names are those of listener.emulator.faults.
+ERRORS: Mapping[str, Callable[[str], Answer]] = {
+    "invalid_token": lambda _: invalid_token(),
+    "invalid_argument": lambda _: invalid("message", "Request contains an invalid argument."),
+    "invalid_field": lambda _: malformed([("message.data[0].value", _FIELD_TEXT)]),
+    "too_big": lambda _: too_big(),
+    "no_details_400": lambda _: error(400, "INVALID_ARGUMENT", "Request contains an invalid argument."),
+    "third_party_auth": lambda _: error(
+        401,
+        "UNAUTHENTICATED",
+        "Auth error from APNS or Web Push Service",
+        fcm_error("THIRD_PARTY_AUTH_ERROR"),
+    ),
+    "unauthenticated": lambda _: credentials_invalid("ACCESS_TOKEN_TYPE_UNSUPPORTED"),
+    "token_expired": lambda _: credentials_invalid("ACCESS_TOKEN_EXPIRED"),
+    "sender_id_mismatch": lambda _: error(
+        403, "PERMISSION_DENIED", "SenderId mismatch", fcm_error("SENDER_ID_MISMATCH")
+    ),
+    "permission_denied": permission_denied,
+    "unregistered": lambda _: unregistered(),
+    "not_found_html": lambda _: not_found_html(),
+    "quota_exceeded": lambda project: _quota("Quota exceeded.", f"project:{project}"),
+    "topic_quota_exceeded": lambda project: _quota("Topic quota exceeded.", f"topic:{project}"),
+    "internal": lambda _: error(500, "INTERNAL", "Internal error encountered.", fcm_error("INTERNAL")),
+    "bad_gateway_html": lambda _: _html(
+        502,
+        "Server Error",
+        "The server encountered a temporary error and could not complete your request.<p>"
+        "Please try again in 30 seconds.",
+    ),
+    "gateway_timeout": lambda _: error(
+        504, "DEADLINE_EXCEEDED", "Deadline expired before operation could complete."
+    ),
+    "unavailable": lambda _: error(
+        503, "UNAVAILABLE", "The service is currently unavailable.", fcm_error("UNAVAILABLE")
+    ),
+    "unavailable_no_details": lambda _: error(503, "UNAVAILABLE", "The service is currently unavailable."),
+}
+
+
+def oauth_token(access_token: str, expires_in: int) -> Answer:
+    """200 of the token endpoint. ``expires_in`` in seconds."""
+    body = {"access_token": access_token, "expires_in": expires_in, "token_type": "Bearer"}
+    return Answer(200, orjson.dumps(body))
+
+
+def oauth_error(code: str, description: str, status: int = 400) -> Answer:
+    """An error of the token endpoint. Source: RFC 6749, section 5.2."""
+    return Answer(status, _json({"error": code, "error_description": description}), code)

@@ -1,0 +1,243 @@
+"""Faults on demand: what may go wrong, for which requests, how often. Pure: no I/O."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, fields
+from email.utils import parsedate_to_datetime
+from typing import Any
+
+from . import answers
+
+SILENT = frozenset({"reset", "reset_after_accept", "timeout", "timeout_after_accept"})
+"""Faults that never answer: the connection is reset, or held until the client gives up."""
+
+ACCEPTING = frozenset({"ok_without_body", "reset_after_accept", "timeout_after_accept", "slow"})
+"""Faults after which the message counts as accepted: FCM took it, the client may not know."""
+
+SEND_FAULTS = frozenset(answers.ERRORS) | SILENT | ACCEPTING | {"unknown_code"}
+OAUTH_FAULTS = frozenset({"oauth_invalid_grant", "oauth_server_error", "oauth_timeout"})
+FAULTS = SEND_FAULTS | OAUTH_FAULTS
+
+SLOW_MS = 5000.0
+"""What ``slow`` waits if the rule gives no ``latency_ms``."""
+
+
+@dataclass(slots=True, frozen=True, kw_only=True)
+class Fault:
+    """A rule: which requests go wrong, and how. Raises ValueError if it makes no sense.
+
+    A rule without ``token``, ``token_prefix``, ``topic`` and ``share`` befalls every request; with
+    several of them, those that meet all.
+    """
+
+    fault: str
+    """One of :data:`FAULTS`."""
+    token: str | None = None
+    """Only messages to exactly this registration token (or installation id)."""
+    token_prefix: str | None = None
+    """Only messages to registration tokens (or installation ids) that start so."""
+    topic: str | None = None
+    """Only messages to this topic."""
+    share: float | None = None
+    """Only this share of the requests that match otherwise, drawn at random: 0 to 1."""
+    times: int | None = None
+    """How often it happens before the rule is spent; None: without end."""
+    retry_after: str | None = None
+    """The ``Retry-After`` header of the answer: whole seconds or an HTTP date."""
+    latency_ms: float | None = None
+    """Milliseconds before the answer, in place of the emulator's own latency."""
+    status: int | None = None
+    """HTTP status of ``unknown_code`` (400 to 599, default 500)."""
+
+    def __post_init__(self) -> None:
+        if self.fault not in FAULTS:
+            raise ValueError(f"unknown fault {self.fault!r}; known are: {', '.join(sorted(FAULTS))}")
+        if self.fault in OAUTH_FAULTS and (self.token, self.token_prefix, self.topic) != (None, None, None):
+            raise ValueError(f"{self.fault} is about the token endpoint: it cannot have a token or a topic")
+        if self.share is not None and not 0 <= self.share <= 1:
+            raise ValueError("share must be between 0 and 1")
+        if self.times is not None and self.times < 1:
+            raise ValueError("times must be at least 1")
+        if self.latency_ms is not None and not (math.isfinite(self.latency_ms) and self.latency_ms >= 0):
+            raise ValueError("latency_ms must be a number of milliseconds, at least 0")
+        if self.retry_after is not None:
+            if self.fault in SILENT | ACCEPTING | OAUTH_FAULTS:
+                raise ValueError(f"{self.fault} has no answer that could carry retry_after")
+            _check_retry_after(self.retry_after)
+        if self.status is not None and (self.fault != "unknown_code" or not 400 <= self.status <= 599):
+            raise ValueError("status is for unknown_code only, and must be between 400 and 599")
+
+    def answer(self, project: str) -> answers.Answer:
+        """The error answer of this fault. Only for faults that have one."""
+        if self.fault == "unknown_code":
+            answer = answers.unknown_code(self.status or 500)
+        else:
+            answer = answers.ERRORS[self.fault](project)
+        return answer.with_retry_after(self.retry_after)
+
+
+def _check_retry_after(value: str) -> None:
+    if value.isascii() and value.isdigit():
+        return
+    try:
+        parsedate_to_datetime(value)
+    except ValueError:
+        raise ValueError("retry_after must be whole seconds or an HTTP date") from None
+
+
+_NUMBERS: Mapping[str, type[int] | type[float]] = {
+    "share": float,
+    "times": int,
+    "latency_ms": float,
+    "status": int,
+}
+_PARAMETERS = tuple(f.name for f in fields(Fault) if f.name != "fault")
+
+
+def parse_fault(text: str) -> Fault:
+    """Reads a rule such as ``unavailable,token=abc,times=2,retry_after=1``.
+
+    The fault comes first, then ``name=value`` pairs, separated by commas. A token with a comma in it
+    cannot be written so; an HTTP date, which has one, can. Raises ValueError saying what is wrong.
+    """
+    name, *parts = (part.strip() for part in text.split(","))
+    values: dict[str, str] = {}
+    last = ""
+    for part in parts:
+        key, equals, value = part.partition("=")
+        key = key.strip()
+        if not equals and last == "retry_after":
+            values[last] += f", {part}"
+            continue
+        if not equals:
+            raise ValueError(f"{part!r} is not name=value in fault {name!r}")
+        if key in values:
+            raise ValueError(f"{key} is given twice in fault {name!r}")
+        values[key] = value.strip()
+        last = key
+    return fault_from({"fault": name, **values})
+
+
+def fault_from(values: Mapping[str, Any]) -> Fault:
+    """A rule from names and values as they come from JSON or text. Raises ValueError."""
+    known: dict[str, Any] = {}
+    for key, value in values.items():
+        if key != "fault" and key not in _PARAMETERS:
+            raise ValueError(f"unknown parameter {key!r}; known are: {', '.join(_PARAMETERS)}")
+        if value is None:
+            continue
+        known[key] = _number(key, value) if key in _NUMBERS else _text(key, value)
+    if "fault" not in known:
+        raise ValueError("a rule needs a fault")
+    return Fault(**known)
+
+
+def _number(key: str, value: Any) -> int | float:
+    wanted = _NUMBERS[key]
+    if isinstance(value, bool) or (wanted is int and isinstance(value, float)):
+        raise ValueError(f"{key} must be a {'whole ' if wanted is int else ''}number")
+    try:
+        return wanted(value)
+    except (TypeError, ValueError):
+        raise ValueError(f"{key} must be a {'whole ' if wanted is int else ''}number") from None
+
+
+def _text(key: str, value: Any) -> str:
+    if key == "retry_after" and isinstance(value, int) and not isinstance(value, bool):
+        return str(value)
+    if not isinstance(value, str) or not value:
+        raise ValueError(f"{key} must be text, and not empty")
+    return value
+
+
+@dataclass(slots=True)
+class Rule:
+    """A fault in force."""
+
+    id: int
+    fault: Fault
+    fired: int = 0
+
+    @property
+    def spent(self) -> bool:
+        """True once it has happened ``times`` times."""
+        return self.fault.times is not None and self.fired >= self.fault.times
+
+    def as_dict(self) -> dict[str, Any]:
+        """For the control API: parameters that are set, and what became of the rule."""
+        given = {f.name: getattr(self.fault, f.name) for f in fields(Fault)}
+        return {
+            "id": self.id,
+            **{name: value for name, value in given.items() if value is not None},
+            "fired": self.fired,
+            "spent": self.spent,
+        }
+
+
+@dataclass(slots=True)
+class Rules:
+    """The rules in force, in order: the first that matches and is not spent wins."""
+
+    chance: random.Random
+    rules: list[Rule] = field(default_factory=list)
+    _last_id: int = 0
+
+    def add(self, fault: Fault) -> Rule:
+        """Puts a rule behind those in force."""
+        self._last_id += 1
+        rule = Rule(self._last_id, fault)
+        self.rules.append(rule)
+        return rule
+
+    def extend(self, faults: Iterable[Fault]) -> None:
+        """Puts several rules behind those in force."""
+        for fault in faults:
+            self.add(fault)
+
+    def remove(self, rule_id: int) -> bool:
+        """Drops one rule; False if there is none of that id."""
+        kept = [rule for rule in self.rules if rule.id != rule_id]
+        found = len(kept) < len(self.rules)
+        self.rules = kept
+        return found
+
+    def clear(self) -> None:
+        """Drops all rules."""
+        self.rules = []
+
+    def for_message(self, kind: str, value: str) -> Fault | None:
+        """The fault that befalls a message to this target, counted as having happened."""
+        for rule in self.rules:
+            fault = rule.fault
+            if fault.fault in OAUTH_FAULTS:
+                continue
+            is_device = kind in ("token", "fid")
+            if fault.token is not None and not (is_device and value == fault.token):
+                continue
+            if fault.token_prefix is not None and not (is_device and value.startswith(fault.token_prefix)):
+                continue
+            if fault.topic is not None and not (kind == "topic" and value == fault.topic):
+                continue
+            if self._happens(rule):
+                return fault
+        return None
+
+    def for_grant(self) -> Fault | None:
+        """The fault that befalls a request for an access token, counted as having happened."""
+        for rule in self.rules:
+            if rule.fault.fault in OAUTH_FAULTS and self._happens(rule):
+                return rule.fault
+        return None
+
+    def _happens(self, rule: Rule) -> bool:
+        if rule.spent:
+            return False
+        share = rule.fault.share
+        # The draw comes last, so that a seed gives the same faults whatever other rules there are.
+        if share is not None and self.chance.random() >= share:
+            return False
+        rule.fired += 1
+        return True

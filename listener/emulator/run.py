@@ -1,0 +1,71 @@
+"""The emulator as a program: what ``push-listener emulator`` runs."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import orjson
+
+from .faults import Fault
+from .server import Emulator
+
+DEFAULT_PORT = 9199
+
+
+async def run(
+    *,
+    host: str = "127.0.0.1",
+    port: int = DEFAULT_PORT,
+    project_id: str = "demo-project",
+    latency_ms: float = 0.0,
+    faults: Iterable[Fault | str] = (),
+    credentials: Path | None = None,
+    token_lifetime: float = 3600.0,
+    seed: int | None = None,
+    say: Callable[[str], object] = print,
+) -> None:
+    """Runs the emulator until cancelled.
+
+    ``credentials`` names a file to write the service account's key to, readable by its owner only.
+    ``say`` is given the lines that tell where the emulator is and how to use it. Raises ValueError for a
+    bad rule or latency, OSError if the port or the file cannot be had.
+    """
+    emulator = Emulator(
+        project_id,
+        host,
+        port,
+        latency=latency_ms / 1000,
+        faults=faults,
+        token_lifetime=token_lifetime,
+        seed=seed,
+    )
+    async with emulator:
+        if credentials is not None:
+            _write_private(credentials, orjson.dumps(emulator.service_account, option=orjson.OPT_INDENT_2))
+        say(_how_to_use(emulator, credentials))
+        await asyncio.Event().wait()
+
+
+def _how_to_use(emulator: Emulator, credentials: Path | None) -> str:
+    if credentials is None:
+        key = (
+            "  export FCM_SERVICE_ACCOUNT_JSON="
+            f'"$(curl -s {emulator.endpoint}/emulator/service-account.json)"'
+        )
+    else:
+        key = f"  export GOOGLE_APPLICATION_CREDENTIALS={credentials.absolute()}"
+    return (
+        f"FCM emulator for project {emulator.project_id} at {emulator.endpoint}\n"
+        "Point the service at it:\n"
+        f"  export FCM_ENDPOINT={emulator.endpoint}\n"
+        f"{key}\n"
+        f"See what it received: {emulator.endpoint}/emulator/messages"
+    )
+
+
+def _write_private(path: Path, content: bytes) -> None:
+    with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
+        file.write(content)
