@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import UTC
 from email.utils import parsedate_to_datetime
 from enum import StrEnum
 from typing import Any, Final
@@ -167,8 +168,7 @@ def _by_http(meaning: int, status: int, code: str, error: _Error, timing: _Timin
             return _pause(
                 status,
                 code,
-                "there is no such project or URL: check FCM_PROJECT_ID and FCM_ENDPOINT"
-                + _quoted(error.message),
+                "no such project or URL: check FCM_PROJECT_ID and FCM_ENDPOINT" + _quoted(error.message),
             )
         case 413 | 414 | 431:
             return Outcome(Kind.DROP_MESSAGE, code, _TOO_LARGE, status)
@@ -288,6 +288,7 @@ _FCM_CODES = frozenset(
         "UNAVAILABLE",
         "INTERNAL",
         "THIRD_PARTY_AUTH_ERROR",
+        "UNSPECIFIED_ERROR",
     }
 )
 
@@ -299,7 +300,7 @@ class _Error:
     is_fcm: bool
     """There is an FcmError detail, whatever it says."""
     fcm_code: str | None
-    """Its errorCode, if known here. UNSPECIFIED_ERROR says nothing and so is not."""
+    """Its errorCode, if known here."""
     status: str | None
     """``error.status`` if known here, and if there is no FcmError to decide before it."""
     message: str
@@ -308,15 +309,17 @@ class _Error:
 
     @property
     def stands_for(self) -> int | None:
+        """The HTTP status that decides; None to leave it to the answer's own."""
         return _STANDS_FOR.get(self.fcm_code or self.status or "")
 
     @property
     def blames_token(self) -> bool:
-        if self.is_fcm and self.fcm_code is None:
+        """Beyond doubt: a code that does not speak of the token, or a second complaint, acquits it."""
+        if self.is_fcm and self.fcm_code != "INVALID_ARGUMENT":
             return False
         if self.fields:
             return all(field == "message.token" for field in self.fields)
-        return self.fcm_code == "INVALID_ARGUMENT" and self.message.startswith(_TOKEN_TEXTS)
+        return self.is_fcm and self.message.startswith(_TOKEN_TEXTS)
 
 
 def _read_error(body: bytes) -> _Error:
@@ -432,7 +435,9 @@ class _Timing:
 
 
 def _http_date(value: str) -> float | None:
+    """Unix time; None if ``value`` is no date. A date without a zone is in UTC, as HTTP has it."""
     try:
-        return parsedate_to_datetime(value).timestamp()
-    except (ValueError, TypeError, IndexError, OverflowError, OSError):
+        date = parsedate_to_datetime(value)
+    except (ValueError, TypeError, IndexError, OverflowError):
         return None
+    return (date if date.tzinfo else date.replace(tzinfo=UTC)).timestamp()
