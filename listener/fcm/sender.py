@@ -1,0 +1,90 @@
+"""One attempt at one target: an access token, a request, and what its answer means."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from urllib.parse import quote
+
+from listener.fcm.auth import AccessTokens
+from listener.fcm.fault import AuthFault, SendFault
+from listener.fcm.outcome import Kind, Outcome, classify, from_auth_fault, from_send_fault
+from listener.fcm.transport import Transport
+
+
+class Sender:
+    """Sends ready-made bodies to ``{endpoint}/v1/projects/{project_id}/messages:send``.
+
+    Args:
+        transport: the way to FCM; closed by whoever made it, as is ``tokens``.
+        tokens: the access tokens.
+        endpoint: FCM's base URL, "https://fcm.googleapis.com" or an emulator's.
+        project_id: the Firebase project to send for.
+        observe: called after each HTTP exchange with FCM with its duration in seconds and the code of
+            its outcome ("OK", "UNREGISTERED", "TIMEOUT", ...). A refused access token makes one
+            ``send`` two exchanges; no access token, none.
+    """
+
+    def __init__(
+        self,
+        transport: Transport,
+        tokens: AccessTokens,
+        *,
+        endpoint: str,
+        project_id: str,
+        observe: Callable[[float, str], None] | None = None,
+    ) -> None:
+        self._transport = transport
+        self._tokens = tokens
+        self._url = f"{endpoint.rstrip('/')}/v1/projects/{quote(project_id, safe='')}/messages:send"
+        self._observe = observe
+        self._headers: Mapping[str, str] = {}
+        self._headers_token: str | None = None
+
+    async def send(self, body: bytes) -> Outcome:
+        """Make one attempt.
+
+        A refused access token is replaced and the request made once more, at once. If that is refused
+        as well, the token is not what is wrong: the outcome is to pause.
+
+        Args:
+            body: the JSON of ``{"message": {...}}``, see ``listener.fcm.message``.
+
+        Returns:
+            The outcome of the attempt, never ``Kind.REFRESH_AUTH``. Faults are outcomes too: nothing is
+            raised but on cancellation.
+        """
+        try:
+            token = await self._tokens.get()
+            outcome = await self._exchange(token, body)
+            if outcome.kind is not Kind.REFRESH_AUTH:
+                return outcome
+            self._tokens.reject(token)
+            outcome = await self._exchange(await self._tokens.get(), body)
+        except AuthFault as fault:
+            return from_auth_fault(fault)
+        if outcome.kind is Kind.REFRESH_AUTH:
+            return replace(outcome, kind=Kind.PAUSE)
+        return outcome
+
+    async def _exchange(self, token: str, body: bytes) -> Outcome:
+        began = time.perf_counter()
+        try:
+            answer = await self._transport.post(self._url, self._headers_with(token), body)
+        except SendFault as fault:
+            outcome = from_send_fault(fault)
+        else:
+            outcome = classify(answer.status, answer.headers, answer.body, now=time.time())
+        if self._observe is not None:
+            self._observe(time.perf_counter() - began, outcome.code)
+        return outcome
+
+    def _headers_with(self, token: str) -> Mapping[str, str]:
+        """The request's headers, built once for each token."""
+        if token != self._headers_token:
+            headers = {"Authorization": f"Bearer {token}", "Content-Type": "application/json"}
+            if self._tokens.quota_project_id is not None:
+                headers["X-Goog-User-Project"] = self._tokens.quota_project_id
+            self._headers, self._headers_token = headers, token
+        return self._headers
