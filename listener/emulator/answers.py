@@ -214,8 +214,9 @@ _STATUS_NAMES = {
 }
 
 
-def _quota(text: str, subject: str) -> Answer:
-    failure = {"@type": QUOTA_FAILURE, "violations": [{"subject": subject, "description": text}]}
+def _quota(project: str, text: str) -> Answer:
+    violation = {"subject": f"project:{project}", "description": text}
+    failure = {"@type": QUOTA_FAILURE, "violations": [violation]}
     return error(429, "RESOURCE_EXHAUSTED", text, fcm_error("QUOTA_EXCEEDED"), failure)
 
 
@@ -242,8 +243,8 @@ ERRORS: Mapping[str, Callable[[str], Answer]] = {
     "permission_denied": permission_denied,
     "unregistered": lambda _: unregistered(),
     "not_found_html": lambda _: not_found_html(),
-    "quota_exceeded": lambda project: _quota("Quota exceeded.", f"project:{project}"),
-    "topic_quota_exceeded": lambda project: _quota("Topic quota exceeded.", f"topic:{project}"),
+    "quota_exceeded": lambda project: _quota(project, "Quota exceeded."),
+    "topic_quota_exceeded": lambda project: _quota(project, "Topic quota exceeded."),
     "internal": lambda _: error(500, "INTERNAL", "Internal error encountered.", fcm_error("INTERNAL")),
     "bad_gateway_html": lambda _: _html(
         502,

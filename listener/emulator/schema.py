@@ -288,8 +288,10 @@ def _read(kind: Type, value: Any, path: str, name: str, violations: list[Violati
     elif isinstance(kind, Enum):
         wrong = _wrong_enum(kind, value)
     elif isinstance(kind, Repeated):
-        items = value if isinstance(value, list) else [value]
-        return [_read(kind.of, item, f"{path}[{i}]", name, violations) for i, item in enumerate(items)]
+        if isinstance(value, list):
+            return [_read(kind.of, item, f"{path}[{i}]", name, violations) for i, item in enumerate(value)]
+        violations.append((path, f"Invalid value at '{path}' ({kind.of.label}), {_show(value)}"))
+        return value
     elif isinstance(value, dict):
         return _read_message(kind, value, path, violations)
     else:
@@ -330,7 +332,7 @@ def _wrong_scalar(kind: Scalar, value: Any, name: str) -> str | None:
     if kind is STRING:
         good = isinstance(value, str)
     elif kind is BOOL:
-        good = isinstance(value, bool) or value in ("true", "false")
+        good = isinstance(value, bool)
     elif kind is INT32:
         good = _whole(value)
     elif kind is FLOAT:
@@ -470,8 +472,7 @@ def _check_platforms(message: Mapping[str, Any]) -> Answer | None:
             return answers.invalid(
                 f"message.{path}.ttl", "Invalid TTL: must be between 0 and 2419200 seconds."
             )
-        notification = config.get("remote_notification", config).get("notification", {})
-        color = notification.get("color")
+        color = _android_notification(config).get("color")
         if color and _COLOR.fullmatch(color) is None:
             return answers.invalid(f"message.{path}.notification.color", "Invalid color: must be #rrggbb.")
     headers = _lower(message.get("apns", {}).get("headers", {}))
@@ -489,6 +490,11 @@ def _check_platforms(message: Mapping[str, Any]) -> Answer | None:
     if headers.get("urgency", "normal") not in ("very-low", "low", "normal", "high"):
         return _web("Urgency must be very-low, low, normal or high.")
     return None
+
+
+def _android_notification(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    notification: Mapping[str, Any] = config.get("remote_notification", config).get("notification", {})
+    return notification
 
 
 def _lower(headers: Mapping[str, str]) -> dict[str, str]:
@@ -509,9 +515,9 @@ def payload_size(message: Mapping[str, Any]) -> int:
     Firebase documents the limit ("this includes both the keys and the values") but no formula; that
     the notification counts in the same way is inferred.
     """
-    android = message.get("android", {})
+    android = message.get("android") or message.get("android_v2", {})
     data = android.get("data") or message.get("data", {})
-    notification = {**message.get("notification", {}), **android.get("notification", {})}
+    notification = {**message.get("notification", {}), **_android_notification(android)}
     size = sum(len(key.encode()) + len(value.encode()) for key, value in data.items())
     for key, value in notification.items():
         size += len(key) + len(value.encode() if isinstance(value, str) else orjson.dumps(value))

@@ -32,7 +32,8 @@ MAX_REQUEST_BYTES = 10 * 2**20
 DEAD_PREFIX = "dead-"
 """Registration tokens that start so are answered UNREGISTERED, without any rule."""
 
-_STOP_GRACE = 1.0
+_STOP_GRACE = 0.1
+"""Seconds a request under way has to end by itself when the emulator stops."""
 
 _INDEX = """FCM emulator for project {project}
 
@@ -120,7 +121,8 @@ class Emulator:
 
     # --- life ------------------------------------------------------------------------------------------
 
-    async def __aenter__(self) -> Self:
+    async def start(self) -> None:
+        """Binds the port and serves. After :meth:`stop` it comes back on the same port, knowing what it knew."""
         self._stopping.clear()
         # A handler must end when its client goes away: that is what ends one that never answers.
         self._handler = web.Server(
@@ -130,6 +132,19 @@ class Emulator:
             self._connect, self._host, self._port, backlog=1024
         )
         self._port = self._listener.sockets[0].getsockname()[1]
+
+    async def stop(self) -> None:
+        """Closes the port and every connection: clients see FCM go down. Does nothing if not started."""
+        if self._listener is None or self._handler is None:
+            return
+        self._stopping.set()
+        self._listener.close()
+        await self._handler.shutdown(_STOP_GRACE)
+        await self._listener.wait_closed()
+        self._listener = self._handler = None
+
+    async def __aenter__(self) -> Self:
+        await self.start()
         return self
 
     async def __aexit__(
@@ -138,12 +153,7 @@ class Emulator:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        if self._listener is None or self._handler is None:
-            return
-        self._stopping.set()
-        self._listener.close()
-        await self._handler.shutdown(_STOP_GRACE)
-        await self._listener.wait_closed()
+        await self.stop()
 
     def _connect(self) -> RequestHandler:
         assert self._handler is not None
@@ -281,7 +291,7 @@ class Emulator:
             self._in_flight -= 1
 
     def _judge(self, sent: _Send, authorization: str | None, project: str) -> _Verdict:
-        """A fault on demand befalls only a request that would be accepted without it."""
+        """A fault on demand befalls only a request that passes all of FCM's own checks."""
         refusal = self._tokens.check(authorization)
         if refusal is None and project != self.project_id:
             refusal = answers.permission_denied(project)
@@ -478,7 +488,7 @@ async def _read_send(request: web.BaseRequest) -> _Send:
     return _Send(
         message=message if isinstance(message, dict) else None,
         read=read_message if isinstance(read_message, dict) else {},
-        validate_only=read.get("validate_only") in (True, "true"),
+        validate_only=read.get("validate_only") is True,
         problem=answers.malformed(violations) if violations else None,
     )
 
