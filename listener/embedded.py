@@ -85,6 +85,7 @@ class EmbeddedPostgres:
     go with it. ``version`` is the major version, 16 or 18. ``settings`` are written to the cluster's
     configuration whenever the block is entered. ``superuser`` is the role that ``uri`` connects as, named
     when the cluster is made. ``bin_dir`` takes the programs from there instead of from the package.
+    ``temporary_parent`` is where the temporary directory is made, by default where the system makes them.
 
     Neither a process nor a temporary directory stays when this process ends, in whatever way it ends. Under
     root, whom Postgres refuses to serve, the server runs as the user ``nobody``. Who reaches the socket may
@@ -101,18 +102,20 @@ class EmbeddedPostgres:
         *,
         superuser: str = "postgres",
         bin_dir: Path | None = None,
+        temporary_parent: Path | None = None,
     ) -> None:
         self.version = version
         self.superuser = superuser
         self._given_data_dir = data_dir
         self._settings = dict(settings or {})
         self._bin_dir = bin_dir
+        self._temporary_parent = temporary_parent
         self._run_as: dict[str, Any] = _unprivileged()
         self._server: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Self:
         bin_dir = self._bin_dir or packaged_binaries(self.version)
-        self._run_dir = _make_directory(self._run_as)
+        self._run_dir = _make_directory(self._temporary_parent, self._run_as)
         self.data_dir = self._given_data_dir.resolve() if self._given_data_dir else self._run_dir / "data"
         self.log_file = self._run_dir / "log"
         self._last_stop: StopMode = "fast" if self._given_data_dir else "immediate"
@@ -322,9 +325,9 @@ def _unprivileged() -> dict[str, Any]:
     return {"user": nobody.pw_uid, "group": nobody.pw_gid, "extra_groups": []}
 
 
-def _make_directory(run_as: Mapping[str, Any]) -> Path:
+def _make_directory(parent: Path | None, run_as: Mapping[str, Any]) -> Path:
     """A temporary directory, closed to others, with a path short enough for a socket."""
-    parent = Path(tempfile.gettempdir()).resolve()
+    parent = (parent or Path(tempfile.gettempdir())).resolve()
     closed = run_as and not all(each.stat().st_mode & 0o001 for each in (parent, *parent.parents))
     if closed or len(os.fsencode(parent)) > _LONGEST_TEMPORARY_DIRECTORY:
         parent = Path("/tmp")  # noqa: S108

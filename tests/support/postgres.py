@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,6 +24,11 @@ SUPERUSER = "supabase_admin"
 
 # A crash of the machine is not among the faults tested: no file need reach the disk.
 FAST: Mapping[str, str] = {"fsync": "off", "full_page_writes": "off", "max_connections": "200"}
+
+# A database is 300 files. To copy one takes 8 ms in memory, and up to 280 ms on ext4, which spends 1 ms on
+# each new file where many have just been deleted.
+_MEMORY = Path("/dev/shm")
+_MEMORY_NEEDED = 2 << 30
 
 _PROJECT = Path(__file__).resolve().parents[2]
 _INSTALLED = (
@@ -80,7 +86,14 @@ class Server(EmbeddedPostgres):
     """A server that makes databases, each as a copy of a template that is prepared once."""
 
     def __init__(self, version: int, bin_dir: Path, settings: Mapping[str, str] = FAST) -> None:
-        super().__init__(version=version, bin_dir=bin_dir, settings=settings, superuser=SUPERUSER)
+        in_memory = _MEMORY.is_dir() and shutil.disk_usage(_MEMORY).free > _MEMORY_NEEDED
+        super().__init__(
+            version=version,
+            bin_dir=bin_dir,
+            settings=settings,
+            superuser=SUPERUSER,
+            temporary_parent=_MEMORY if in_memory else None,
+        )
         self._templates = {Template.BARE}
 
     @contextmanager
