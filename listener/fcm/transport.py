@@ -134,11 +134,10 @@ class AiohttpTransport:
             case TimeoutError():
                 return SendFault("TIMEOUT", f"no answer within {self._timeout:g} s", ambiguous=True)
             case aiohttp.ClientResponseError():
-                # The text would quote what the server sent; the cause's type says enough.
-                kind = type(exc.__cause__ or exc).__name__
-                return SendFault("PROTOCOL", f"the answer is not HTTP ({kind})", ambiguous=True)
+                # Its text quotes what the server sent.
+                return SendFault("PROTOCOL", "the answer is not HTTP", ambiguous=True)
             case aiohttp.ClientPayloadError():
-                return SendFault("RESET", "the answer broke off", ambiguous=True)
+                return SendFault("RESET", "the answer's body broke off or cannot be read", ambiguous=True)
             case aiohttp.ClientConnectionError() | OSError():
                 return SendFault("RESET", f"the connection was lost ({type(exc).__name__})", ambiguous=True)
             case _:

@@ -1,0 +1,505 @@
+"""AiohttpTransport against servers that behave, and servers that do not."""
+
+from __future__ import annotations
+
+import asyncio
+import gzip
+import ssl
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Any
+
+import pytest
+import uvloop
+
+from listener.fcm.fault import SendFault
+from listener.fcm.transport import ANSWER_LIMIT, AiohttpTransport, Response
+from tests.support.servers import (
+    BODY,
+    Tls,
+    answer,
+    closed_port,
+    make_tls,
+    read_request,
+    reset,
+    tcp_server,
+    tunnelling_proxy,
+)
+
+HEADERS = {"Authorization": "Bearer abc", "Content-Type": "application/json"}
+
+Reader = asyncio.StreamReader
+Writer = asyncio.StreamWriter
+
+
+@pytest.fixture(autouse=True)
+def no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.upper(), raising=False)
+
+
+@pytest.fixture(scope="module")
+def tls(tmp_path_factory: pytest.TempPathFactory) -> Tls:
+    return make_tls(tmp_path_factory.mktemp("tls"))
+
+
+@asynccontextmanager
+async def transport(
+    *,
+    max_in_flight: int = 10,
+    connect_timeout: float = 5.0,
+    timeout: float = 10.0,  # noqa: ASYNC109
+    ssl_context: ssl.SSLContext | None = None,
+) -> AsyncIterator[AiohttpTransport]:
+    made = AiohttpTransport(
+        max_in_flight=max_in_flight, connect_timeout=connect_timeout, timeout=timeout, ssl_context=ssl_context
+    )
+    try:
+        yield made
+    finally:
+        await made.close()
+
+
+async def post(by: AiohttpTransport, port: int, scheme: str = "http", host: str = "127.0.0.1") -> Response:
+    return await by.post(f"{scheme}://{host}:{port}/v1/projects/p/messages:send", HEADERS, b'{"message":{}}')
+
+
+# --- faults, on both event loops: which code, and whether the request may have gone out ----------------
+
+Case = Callable[[Tls, pytest.MonkeyPatch], Coroutine[Any, Any, Response]]
+
+
+async def dns(tls: Tls, env: pytest.MonkeyPatch) -> Response:
+    async with transport() as by:
+        return await by.post("http://nobody.invalid/", HEADERS, b"{}")
+
+
+async def refused(tls: Tls, env: pytest.MonkeyPatch) -> Response:
+    async with transport() as by:
+        return await post(by, closed_port())
+
+
+async def untrusted_certificate(tls: Tls, env: pytest.MonkeyPatch) -> Response:
+    async with tcp_server(silent, tls.server) as port, transport() as by:
+        return await post(by, port, "https", "localhost")
+
+
+async def certificate_of_another_host(tls: Tls, env: pytest.MonkeyPatch) -> Response:
+    async with tcp_server(silent, tls.server) as port, transport(ssl_context=tls.trusting) as by:
+        return await post(by, port, "https", "127.0.0.1")
+
+
+async def no_tls_there(tls: Tls, env: pytest.MonkeyPatch) -> Response:
+    async def plain(reader: Reader, writer: Writer) -> None:
+        await reader.read(1)
+        writer.write(answer(400))
+        await reader.read()
+
+    async with tcp_server(plain) as port, transport() as by:
+        return await post(by, port, "https")
+
+
+async def tls_handshake_cut(tls: Tls, env: pytest.MonkeyPatch) -> Response:
+    async def cut(reader: Reader, writer: Writer) -> None:
+        await reader.read(1)
+        reset(writer)
+
+    async with tcp_server(cut) as port, transport() as by:
+        return await post(by, port, "https")
+
+
+async def tls_handshake_hangs(tls: Tls, env: pytest.MonkeyPatch) -> Response:
+    async with tcp_server(silent) as port, transport(connect_timeout=0.1) as by:
+        return await post(by, port, "https")
+
+
+async def no_place_in_the_pool(tls: Tls, env: pytest.MonkeyPatch) -> Response:
+    reached = asyncio.Event()
+
+    async def hold(reader: Reader, writer: Writer) -> None:
+        await read_request(reader)
+        reached.set()
+        await reader.read()
+
+    async with tcp_server(hold) as port, transport(max_in_flight=1, connect_timeout=0.1) as by:
+        first = asyncio.create_task(post(by, port))
+        await reached.wait()
+        try:
+            return await post(by, port)
+        finally:
+            first.cancel()
+            await asyncio.wait([first])
+
+
+async def proxy_unreachable(tls: Tls, env: pytest.MonkeyPatch) -> Response:
+    env.setenv("HTTPS_PROXY", f"http://127.0.0.1:{closed_port()}")
+    async with transport() as by:
+        return await post(by, 443, "https", "fcm.example")
+
+
+async def proxy_is_socks(tls: Tls, env: pytest.MonkeyPatch) -> Response:
+    env.setenv("ALL_PROXY", f"socks5://127.0.0.1:{closed_port()}")
+    async with transport() as by:
+        return await post(by, 443, "https", "fcm.example")
+
+
+def through_proxy_that(behaves: Callable[[Reader, Writer], Awaitable[None]]) -> Case:
+    async def case(tls: Tls, env: pytest.MonkeyPatch) -> Response:
+        async with tcp_server(behaves) as port, transport(connect_timeout=0.3) as by:
+            env.setenv("HTTPS_PROXY", f"http://user:secret@127.0.0.1:{port}")
+            return await post(by, 443, "https", "fcm.example")
+
+    return case
+
+
+async def tls_fails_behind_proxy(tls: Tls, env: pytest.MonkeyPatch) -> Response:
+    async with tunnelling_proxy() as proxy, tcp_server(silent, tls.server) as port, transport() as by:
+        env.setenv("HTTPS_PROXY", proxy.url)
+        return await post(by, port, "https", "localhost")
+
+
+def to_server_that(behaves: Callable[[Reader, Writer], Awaitable[None]]) -> Case:
+    async def case(tls: Tls, env: pytest.MonkeyPatch) -> Response:
+        async with tcp_server(behaves) as port, transport(connect_timeout=0.3, timeout=0.4) as by:
+            return await post(by, port)
+
+    return case
+
+
+def to_tls_server_that(behaves: Callable[[Reader, Writer], Awaitable[None]]) -> Case:
+    async def case(tls: Tls, env: pytest.MonkeyPatch) -> Response:
+        async with (
+            tcp_server(behaves, tls.server) as port,
+            transport(timeout=6.0, ssl_context=tls.trusting) as by,
+        ):
+            return await post(by, port, "https", "localhost")
+
+    return case
+
+
+async def silent(reader: Reader, writer: Writer) -> None:
+    await reader.read()
+
+
+async def keeps_silent(reader: Reader, writer: Writer) -> None:
+    await read_request(reader)
+    await reader.read()
+
+
+async def hangs_up(reader: Reader, writer: Writer) -> None:
+    await read_request(reader)
+
+
+async def resets(reader: Reader, writer: Writer) -> None:
+    await read_request(reader)
+    reset(writer)
+
+
+def says(data: bytes, *, then: Callable[[Reader, Writer], Awaitable[None]] | None = None) -> Any:
+    async def handle(reader: Reader, writer: Writer) -> None:
+        await read_request(reader)
+        writer.write(data)
+        await writer.drain()
+        if then is not None:
+            await then(reader, writer)
+
+    return handle
+
+
+async def second_on_same_connection(tls: Tls, env: pytest.MonkeyPatch) -> Response:
+    async def once(reader: Reader, writer: Writer) -> None:
+        await read_request(reader)
+        writer.write(answer())
+        await read_request(reader)
+        reset(writer)
+
+    async with tcp_server(once) as port, transport() as by:
+        await post(by, port)
+        return await post(by, port)
+
+
+HALF_ERROR = answer(404, b'{"error": {"code": 404}}')[:-10]
+
+CERTAIN: dict[str, tuple[Case, str]] = {
+    "no such name": (dns, "DNS"),
+    "connection refused": (refused, "CONNECT"),
+    "no free connection in time": (no_place_in_the_pool, "CONNECT"),
+    "untrusted certificate": (untrusted_certificate, "TLS"),
+    "certificate of another host": (certificate_of_another_host, "TLS"),
+    "no TLS there": (no_tls_there, "TLS"),
+    "TLS handshake cut": (tls_handshake_cut, "CONNECT"),
+    "TLS handshake hangs": (tls_handshake_hangs, "CONNECT"),
+    "proxy unreachable": (proxy_unreachable, "PROXY"),
+    "proxy of a wrong kind": (proxy_is_socks, "PROXY"),
+    "proxy says 407": (through_proxy_that(says(answer(407))), "PROXY"),
+    "proxy says 502": (through_proxy_that(says(answer(502))), "PROXY"),
+    "proxy hangs up": (through_proxy_that(hangs_up), "PROXY"),
+    "proxy resets": (through_proxy_that(resets), "PROXY"),
+    "proxy speaks no HTTP": (through_proxy_that(says(b"220 smtp ready\r\n")), "PROXY"),
+    "proxy hangs": (through_proxy_that(silent), "CONNECT"),
+    "TLS failure behind proxy": (tls_fails_behind_proxy, "TLS"),
+}
+
+AMBIGUOUS: dict[str, tuple[Case, str]] = {
+    "no answer": (to_server_that(keeps_silent), "TIMEOUT"),
+    "half a head, then silence": (to_server_that(says(b"HTTP/1.1 200 OK\r\n", then=silent)), "TIMEOUT"),
+    "half an error body, then silence": (to_server_that(says(HALF_ERROR, then=silent)), "TIMEOUT"),
+    "hang-up before the answer": (to_server_that(hangs_up), "RESET"),
+    "reset before the answer": (to_server_that(resets), "RESET"),
+    "hang-up before the answer, over TLS": (to_tls_server_that(hangs_up), "RESET"),
+    "reset before the answer, over TLS": (to_tls_server_that(resets), "RESET"),
+    "reset of a kept connection": (second_on_same_connection, "RESET"),
+    "half a head": (to_server_that(says(b"HTTP/1.1 200 OK\r\nContent-")), "RESET"),
+    "half an error body": (to_server_that(says(HALF_ERROR)), "RESET"),
+    "half a chunked error body": (
+        to_server_that(says(b"HTTP/1.1 503 X\r\nTransfer-Encoding: chunked\r\n\r\n10\r\n{")),
+        "RESET",
+    ),
+    "error body that is not the gzip it claims": (
+        to_server_that(says(answer(503, b"no gzip", "Content-Encoding: gzip"))),
+        "RESET",
+    ),
+    "not HTTP": (to_server_that(says(b"220 smtp ready\r\n")), "PROTOCOL"),
+    "endless header": (
+        to_server_that(says(b"HTTP/1.1 200 OK\r\nX: " + b"x" * 100_000, then=silent)),
+        "PROTOCOL",
+    ),
+}
+
+
+@pytest.mark.parametrize("run", [asyncio.run, uvloop.run], ids=["asyncio", "uvloop"])
+@pytest.mark.parametrize(
+    ("case", "code", "ambiguous"),
+    [
+        pytest.param(case, code, ambiguous, id=name)
+        for table, ambiguous in ((CERTAIN, False), (AMBIGUOUS, True))
+        for name, (case, code) in table.items()
+    ],
+)
+def test_fault(
+    case: Case,
+    code: str,
+    ambiguous: bool,
+    run: Callable[[Coroutine[Any, Any, Response]], Response],
+    tls: Tls,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with pytest.raises(SendFault) as raised:
+        run(case(tls, monkeypatch))
+    assert (raised.value.code, raised.value.ambiguous) == (code, ambiguous)
+    assert "secret" not in str(raised.value)
+    assert "abc" not in str(raised.value)
+
+
+# --- at most once --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("end", [hangs_up, resets])
+async def test_request_on_a_dying_connection_is_not_sent_again(
+    end: Callable[[Reader, Writer], Awaitable[None]],
+) -> None:
+    connections = 0
+    requests = 0
+
+    async def handle(reader: Reader, writer: Writer) -> None:
+        nonlocal connections, requests
+        connections += 1
+        while requests < 2:
+            await read_request(reader)
+            requests += 1
+            if requests < 2:
+                writer.write(answer())
+        if end is resets:
+            reset(writer)
+
+    async with tcp_server(handle) as port, transport() as by:
+        await post(by, port)
+        with pytest.raises(SendFault, match="RESET"):
+            await post(by, port)
+        assert (connections, requests) == (1, 2)
+
+
+async def test_connection_closed_while_idle_is_replaced() -> None:
+    closed = asyncio.Queue[None]()
+
+    async def once(reader: Reader, writer: Writer) -> None:
+        await read_request(reader)
+        writer.write(answer())
+        writer.write_eof()
+        assert await reader.read() == b""  # The client has seen our end and closed its own.
+        closed.put_nowait(None)
+
+    async with tcp_server(once) as port, transport() as by:
+        for _ in range(3):
+            assert (await post(by, port)).status == 200
+            await closed.get()
+
+
+async def test_redirect_is_an_answer_like_any_other() -> None:
+    async with tcp_server(says(answer(307, BODY, "Location: /elsewhere"))) as port, transport() as by:
+        assert (await post(by, port)).status == 307
+
+
+# --- answers -------------------------------------------------------------------------------------------
+
+
+async def test_answer_is_returned_as_it_came() -> None:
+    async with tcp_server(says(answer(429, b"{}", "Retry-After: 7"))) as port, transport() as by:
+        response = await post(by, port)
+    assert (response.status, response.headers["retry-after"], response.body) == (429, "7", b"{}")
+
+
+async def test_answer_in_pieces_is_put_together() -> None:
+    async def trickle(reader: Reader, writer: Writer) -> None:
+        await read_request(reader)
+        writer.write(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
+        for byte in BODY:
+            writer.write(b"1\r\n" + bytes([byte]) + b"\r\n")
+            await writer.drain()
+        writer.write(b"0\r\n\r\n")
+
+    async with tcp_server(trickle) as port, transport() as by:
+        assert (await post(by, port)).body == BODY
+
+
+async def test_compressed_answer_is_read() -> None:
+    packed = gzip.compress(BODY)
+    async with tcp_server(says(answer(200, packed, "Content-Encoding: gzip"))) as port, transport() as by:
+        assert (await post(by, port)).body == BODY
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        pytest.param(answer()[:-5], id="half a body"),
+        pytest.param(answer(200, b"no gzip", "Content-Encoding: gzip"), id="unreadable body"),
+    ],
+)
+async def test_yes_is_a_yes_even_if_its_body_is_lost(data: bytes) -> None:
+    async with tcp_server(says(data)) as port, transport() as by:
+        assert (await post(by, port)).status == 200
+
+
+@pytest.mark.parametrize("compressed", [False, True], ids=["plain", "compressed"])
+async def test_huge_answer_is_cut_and_its_connection_dropped(compressed: bool) -> None:
+    connections = 0
+    page = b"<" * (10 * ANSWER_LIMIT)
+    huge = answer(404, gzip.compress(page), "Content-Encoding: gzip") if compressed else answer(404, page)
+
+    async def handle(reader: Reader, writer: Writer) -> None:
+        nonlocal connections
+        connections += 1
+        await read_request(reader)
+        writer.write(huge)
+        await reader.read()
+
+    async with tcp_server(handle) as port, transport() as by:
+        for _ in range(2):
+            assert len((await post(by, port)).body) == ANSWER_LIMIT
+    assert connections == 2
+
+
+# --- connections ---------------------------------------------------------------------------------------
+
+
+async def test_connections_are_kept_and_bounded() -> None:
+    connections = 0
+
+    async def handle(reader: Reader, writer: Writer) -> None:
+        nonlocal connections
+        connections += 1
+        while True:
+            await read_request(reader)
+            writer.write(answer(200, BODY, "Set-Cookie: a=b; Path=/"))
+
+    async with tcp_server(handle) as port, transport(max_in_flight=3) as by:
+        for _ in range(4):
+            responses = await asyncio.gather(*(post(by, port) for _ in range(20)))
+            assert {response.status for response in responses} == {200}
+    assert connections == 3
+
+
+async def test_request_carries_what_it_was_given_and_little_else() -> None:
+    heads: list[bytes] = []
+
+    async def handle(reader: Reader, writer: Writer) -> None:
+        while True:
+            heads.append((await read_request(reader))[0])
+            writer.write(answer(200, BODY, "Set-Cookie: a=b; Path=/"))
+
+    async with tcp_server(handle) as port, transport() as by:
+        await post(by, port)
+        await post(by, port)
+    names = [sorted(line.split(b":")[0] for line in head.split(b"\r\n")[1:-2]) for head in heads]
+    assert names == [[b"Authorization", b"Content-Length", b"Content-Type", b"Host", b"User-Agent"]] * 2
+
+
+async def test_cancelled_request_takes_its_connection_with_it() -> None:
+    reached = asyncio.Event()
+    ended = asyncio.Event()
+
+    async def handle(reader: Reader, writer: Writer) -> None:
+        await read_request(reader)
+        reached.set()
+        await reader.read()
+        ended.set()
+
+    async with tcp_server(handle) as port, transport() as by:
+        task = asyncio.create_task(post(by, port))
+        await reached.wait()
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        await ended.wait()
+
+
+def test_connect_timeout_must_leave_time_for_the_answer() -> None:
+    with pytest.raises(ValueError, match="connect_timeout"):
+        AiohttpTransport(max_in_flight=1, connect_timeout=15.0, timeout=15.0)
+
+
+# --- proxies -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("run", [asyncio.run, uvloop.run], ids=["asyncio", "uvloop"])
+@pytest.mark.parametrize("variable", ["HTTPS_PROXY", "https_proxy", "ALL_PROXY"])
+def test_https_goes_through_the_proxy(
+    variable: str, run: Callable[[Coroutine[Any, Any, None]], None], tls: Tls, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def main() -> None:
+        async with AsyncExitStack() as stack:
+            proxy = await stack.enter_async_context(tunnelling_proxy())
+            port = await stack.enter_async_context(tcp_server(says(answer(), then=silent), tls.server))
+            by = await stack.enter_async_context(transport(ssl_context=tls.trusting))
+            monkeypatch.setenv(variable, f"user:secret@127.0.0.1:{proxy.port}")
+            assert (await post(by, port, "https", "localhost")).body == BODY
+            (head,) = proxy.heads
+            assert head.startswith(f"CONNECT localhost:{port} HTTP/1.1\r\n".encode())
+            assert b"Proxy-Authorization: Basic dXNlcjpzZWNyZXQ=\r\n" in head
+            assert b"Bearer" not in head
+
+    run(main())
+
+
+async def test_http_goes_through_the_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    heads: list[bytes] = []
+
+    async def forward(reader: Reader, writer: Writer) -> None:
+        while True:
+            heads.append((await read_request(reader))[0])
+            writer.write(answer())
+
+    async with tcp_server(forward) as port, transport() as by:
+        monkeypatch.setenv("HTTP_PROXY", f"http://127.0.0.1:{port}")
+        for _ in range(2):
+            await by.post("http://fcm.example/v1/x", HEADERS, b"{}")
+    assert [head.split(b"\r\n")[0] for head in heads] == [b"POST http://fcm.example/v1/x HTTP/1.1"] * 2
+
+
+@pytest.mark.parametrize("exempt", ["127.0.0.1", "localhost,127.0.0.1", "*"])
+async def test_no_proxy_is_honoured(exempt: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HTTP_PROXY", f"http://127.0.0.1:{closed_port()}")
+    monkeypatch.setenv("NO_PROXY", exempt)
+    async with tcp_server(says(answer())) as port, transport() as by:
+        assert (await post(by, port)).status == 200
