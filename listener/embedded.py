@@ -247,11 +247,20 @@ class EmbeddedPostgres:
         """
         if not self._run_as or self._can_run(bin_dir / "postgres"):
             return bin_dir
-        copy = self._run_dir / "postgres"
-        shutil.copytree(bin_dir.parent, copy, symlinks=True)
+        copy = self._run_dir / "programs"
+        package = bin_dir.parents[1]
+        shutil.copytree(
+            bin_dir.parent,
+            copy / package.name / bin_dir.parent.name,
+            symlinks=True,
+            ignore=shutil.ignore_patterns("include", "*.a"),
+        )
+        libraries = package.with_name(f"{package.name}.libs")  # where a Linux wheel has them
+        if libraries.is_dir():
+            shutil.copytree(libraries, copy / libraries.name, symlinks=True)
         for path in (copy, *copy.rglob("*")):
             os.chown(path, self._run_as["user"], self._run_as["group"], follow_symlinks=False)
-        return copy / bin_dir.name
+        return copy / package.name / bin_dir.parent.name / bin_dir.name
 
     def _can_run(self, program: Path) -> bool:
         try:
