@@ -146,10 +146,12 @@ class Journal:
 
         Raises TimeoutError after ``timeout`` seconds.
         """
+        if count < 1:
+            return []
         waiter = _Waiter(predicate, count, asyncio.get_running_loop().create_future())
         for record in self._records:
             waiter.offer(record)
-        if count <= 0 or waiter.done.done():
+        if waiter.done.done():
             return waiter.found
         self._waiters.append(waiter)
         try:

@@ -18,8 +18,7 @@ from urllib.parse import parse_qsl, unquote
 import orjson
 from aiohttp import StreamReader, web
 from aiohttp.abc import AbstractStreamWriter
-from aiohttp.http_parser import RawRequestMessage
-from aiohttp.web_protocol import RequestHandler
+from aiohttp.http import RawRequestMessage
 
 from . import answers, oauth, schema
 from .answers import Answer
@@ -122,7 +121,10 @@ class Emulator:
     # --- life ------------------------------------------------------------------------------------------
 
     async def start(self) -> None:
-        """Binds the port and serves. After :meth:`stop` it comes back on the same port, knowing what it knew."""
+        """Binds the port and serves.
+
+        After :meth:`stop` the emulator comes back on the same port, and knows what it knew.
+        """
         self._stopping.clear()
         # A handler must end when its client goes away: that is what ends one that never answers.
         self._handler = web.Server(
@@ -155,7 +157,7 @@ class Emulator:
     ) -> None:
         await self.stop()
 
-    def _connect(self) -> RequestHandler:
+    def _connect(self) -> web.RequestHandler:
         assert self._handler is not None
         self._connections += 1
         return self._handler()
@@ -458,7 +460,7 @@ class Emulator:
 def _request(
     message: RawRequestMessage,
     payload: StreamReader,
-    protocol: RequestHandler,
+    protocol: web.RequestHandler,
     writer: AbstractStreamWriter,
     task: asyncio.Task[None],
 ) -> web.BaseRequest:

@@ -1,0 +1,1428 @@
+"""The emulator, over real HTTP: what it refuses, what it accepts, its faults, and real SDKs against it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import stat
+import time
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import firebase_admin
+import pytest
+import requests
+import uvloop
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import rsa
+from firebase_admin import exceptions, messaging
+from google.auth import crypt, jwt
+from google.auth import exceptions as auth_exceptions
+from google.auth.transport.requests import Request
+from google.oauth2 import service_account
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from requests.adapters import HTTPAdapter
+from urllib3.util.retry import Retry
+
+from listener.emulator import FAULTS, Emulator, Fault, parse_fault, run, schema
+
+SCOPE = "https://www.googleapis.com/auth/firebase.messaging"
+FCM_ERROR = "type.googleapis.com/google.firebase.fcm.v1.FcmError"
+BAD_REQUEST = "type.googleapis.com/google.rpc.BadRequest"
+ERROR_INFO = "type.googleapis.com/google.rpc.ErrorInfo"
+# google-auth says that it is typed, but these are not.
+RSASigner: Any = crypt.RSASigner
+jwt_encode: Any = jwt.encode
+Credentials: Any = service_account.Credentials
+
+pytestmark = pytest.mark.filterwarnings("ignore:Message.token is deprecated:DeprecationWarning")
+
+GRANT = "urn:ietf:params:oauth:grant-type:jwt-bearer"
+
+
+class Reply:
+    """An answer, read to its end."""
+
+    def __init__(self, status: int, headers: Any, body: bytes) -> None:
+        self.status = status
+        self.headers = headers
+        self.body = body
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+    @property
+    def error(self) -> dict[str, Any]:
+        error = self.json["error"]
+        assert isinstance(error, dict)
+        assert error["code"] == self.status
+        assert self.headers["Content-Type"] == "application/json; charset=UTF-8"
+        return error
+
+    @property
+    def details(self) -> dict[str, dict[str, Any]]:
+        return {detail["@type"]: detail for detail in self.error.get("details", [])}
+
+    @property
+    def violations(self) -> list[str | None]:
+        return [v.get("field") for v in self.details.get(BAD_REQUEST, {}).get("fieldViolations", [])]
+
+    @property
+    def fcm_code(self) -> str | None:
+        code = self.details.get(FCM_ERROR, {}).get("errorCode")
+        assert code is None or isinstance(code, str)
+        return code
+
+
+class Client:
+    """Speaks to an emulator as a sender does."""
+
+    def __init__(self, emulator: Emulator, session: aiohttp.ClientSession) -> None:
+        self.emulator = emulator
+        self.session = session
+        self.token = ""
+
+    async def authorize(self) -> None:
+        reply = await self.grant(assertion(self.emulator))
+        assert reply.status == 200, reply.body
+        self.token = reply.json["access_token"]
+
+    async def request(self, method: str, path: str, **options: Any) -> Reply:
+        async with self.session.request(method, self.emulator.endpoint + path, **options) as response:
+            return Reply(response.status, response.headers, await response.read())
+
+    async def post(self, body: Any, *, project: str = "demo-project", token: str | None = None) -> Reply:
+        headers = {"Authorization": f"Bearer {self.token if token is None else token}"}
+        return await self.request("POST", f"/v1/projects/{project}/messages:send", json=body, headers=headers)
+
+    async def send(self, **message: Any) -> Reply:
+        return await self.post({"message": message})
+
+    async def grant(self, assertion: str, grant_type: str = GRANT) -> Reply:
+        form = {"grant_type": grant_type, "assertion": assertion}
+        return await self.request("POST", "/token", data=form)
+
+
+@pytest.fixture
+async def emulator() -> AsyncIterator[Emulator]:
+    async with Emulator() as emulator:
+        yield emulator
+
+
+@pytest.fixture
+async def client(emulator: Emulator) -> AsyncIterator[Client]:
+    async with aiohttp.ClientSession() as session:
+        client = Client(emulator, session)
+        await client.authorize()
+        yield client
+
+
+def assertion(emulator: Emulator, *, key: str | None = None, **changes: Any) -> str:
+    """A JWT such as google-auth makes, with claims changed (None: left out)."""
+    account = emulator.service_account
+    now = int(time.time())
+    claims = {
+        "iss": account["client_email"],
+        "aud": "https://oauth2.googleapis.com/token",
+        "iat": now,
+        "exp": now + 3600,
+        "scope": SCOPE,
+        **changes,
+    }
+    signer = RSASigner.from_string(key or account["private_key"], account["private_key_id"])
+    token = jwt_encode(signer, {name: value for name, value in claims.items() if value is not None})
+    assert isinstance(token, bytes)
+    return token.decode()
+
+
+# --- access tokens -------------------------------------------------------------------------------------
+
+
+async def test_grant_gives_a_token_that_opens_the_door(client: Client) -> None:
+    reply = await client.grant(assertion(client.emulator))
+    assert (reply.status, reply.json["token_type"], reply.json["expires_in"]) == (200, "Bearer", 3600)
+    assert (await client.post({"message": {"token": "a"}}, token=reply.json["access_token"])).status == 200
+
+
+@pytest.mark.parametrize("audience", ["own", "https://www.googleapis.com/oauth2/v4/token"])
+async def test_grant_takes_every_audience_a_google_library_signs_for(client: Client, audience: str) -> None:
+    own = client.emulator.service_account["token_uri"]
+    reply = await client.grant(assertion(client.emulator, aud=own if audience == "own" else audience))
+    assert reply.status == 200
+
+
+async def test_grant_takes_the_wider_scope_among_others(client: Client) -> None:
+    scope = "openid https://www.googleapis.com/auth/cloud-platform"
+    assert (await client.grant(assertion(client.emulator, scope=scope))).status == 200
+
+
+def _other_key() -> str:
+    return (
+        rsa.generate_private_key(public_exponent=65537, key_size=2048)
+        .private_bytes(
+            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+        )
+        .decode()
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "code", "words"),
+    [
+        ({"iss": "someone@else.iam.gserviceaccount.com"}, "invalid_grant", "account not found"),
+        ({"iss": None}, "invalid_grant", "account not found"),
+        ({"aud": "https://example.com/token"}, "invalid_grant", "Failed audience check"),
+        ({"aud": None}, "invalid_grant", "Failed audience check"),
+        ({"iat": int(time.time()) - 7200, "exp": int(time.time()) - 3600}, "invalid_grant", "short-lived"),
+        ({"iat": int(time.time()) + 7200, "exp": int(time.time()) + 9000}, "invalid_grant", "short-lived"),
+        ({"exp": int(time.time()) + 86_400}, "invalid_grant", "short-lived"),
+        ({"exp": None}, "invalid_grant", "short-lived"),
+        ({"iat": "now"}, "invalid_grant", "short-lived"),
+        ({"scope": "https://www.googleapis.com/auth/datastore"}, "invalid_scope", "Invalid OAuth scope"),
+        ({"scope": None}, "invalid_scope", "Invalid OAuth scope"),
+    ],
+)
+async def test_grant_refuses_wrong_claims(
+    client: Client, changes: dict[str, Any], code: str, words: str
+) -> None:
+    reply = await client.grant(assertion(client.emulator, **changes))
+    assert (reply.status, reply.json["error"]) == (400, code)
+    assert words in reply.json["error_description"]
+
+
+async def test_grant_refuses_a_signature_of_another_key(client: Client) -> None:
+    reply = await client.grant(assertion(client.emulator, key=_other_key()))
+    assert (reply.status, reply.json) == (
+        400,
+        {"error": "invalid_grant", "error_description": "Invalid JWT Signature."},
+    )
+
+
+async def test_grant_refuses_claims_changed_after_signing(client: Client) -> None:
+    header, _, signature = assertion(client.emulator).split(".")
+    _, other_claims, _ = assertion(client.emulator, scope=SCOPE + " openid").split(".")
+    reply = await client.grant(".".join((header, other_claims, signature)))
+    assert reply.json["error_description"] == "Invalid JWT Signature."
+
+
+@pytest.mark.parametrize("algorithm", ["none", "HS256"])
+async def test_grant_refuses_other_algorithms(client: Client, algorithm: str) -> None:
+    account = client.emulator.service_account
+    signer = RSASigner.from_string(account["private_key"])
+    claims = {"iss": account["client_email"], "iat": 0, "exp": 1}
+    token = jwt_encode(signer, claims, header={"alg": algorithm}).decode()
+    reply = await client.grant(token)
+    assert (reply.status, reply.json["error"]) == (400, "invalid_grant")
+    assert "RS256" in reply.json["error_description"]
+
+
+@pytest.mark.parametrize(
+    "garbage", ["x", "a.b", "a.b.c", "e30.e30.e30.e30", "W10.W10.eA", "\u00e9.\u00e9.\u00e9"]
+)
+async def test_grant_refuses_what_is_no_jwt(client: Client, garbage: str) -> None:
+    reply = await client.grant(garbage)
+    assert (reply.status, reply.json["error"]) == (400, "invalid_grant")
+
+
+async def test_grant_refuses_other_grant_types(client: Client) -> None:
+    reply = await client.grant(assertion(client.emulator), "client_credentials")
+    assert (reply.status, reply.json["error"]) == (400, "unsupported_grant_type")
+    reply = await client.request("POST", "/token", data={})
+    assert (reply.status, reply.json["error"]) == (400, "invalid_request")
+    reply = await client.request("POST", "/token", data={"grant_type": GRANT})
+    assert (reply.status, reply.json["error"]) == (400, "invalid_request")
+
+
+async def test_send_without_credentials(client: Client) -> None:
+    for headers in ({}, {"Authorization": "Basic abc"}, {"Authorization": "Bearer "}):
+        reply = await client.request(
+            "POST",
+            "/v1/projects/demo-project/messages:send",
+            json={"message": {"token": "a"}},
+            headers=headers,
+        )
+        assert (reply.status, reply.error["status"]) == (401, "UNAUTHENTICATED")
+        assert reply.details[ERROR_INFO]["reason"] == "CREDENTIALS_MISSING"
+        assert reply.details[ERROR_INFO]["metadata"]["service"] == "fcm.googleapis.com"
+        assert reply.headers["WWW-Authenticate"].startswith("Bearer realm=")
+    assert client.emulator.accepted == []
+
+
+async def test_send_with_an_access_token_nobody_issued(client: Client) -> None:
+    reply = await client.post({"message": {"token": "a"}}, token="ya29.invented")
+    assert (reply.status, reply.error["status"]) == (401, "UNAUTHENTICATED")
+    assert reply.details[ERROR_INFO]["reason"] == "ACCESS_TOKEN_TYPE_UNSUPPORTED"
+
+
+async def test_send_with_an_expired_access_token(client: Client) -> None:
+    client.emulator.expire_access_tokens()
+    reply = await client.send(token="a")
+    assert (reply.status, reply.error["status"]) == (401, "UNAUTHENTICATED")
+    assert reply.details[ERROR_INFO]["reason"] == "ACCESS_TOKEN_EXPIRED"
+    await client.authorize()
+    assert (await client.send(token="a")).status == 200
+
+
+async def test_access_tokens_live_as_long_as_asked() -> None:
+    async with Emulator(token_lifetime=0) as emulator, aiohttp.ClientSession() as session:
+        client = Client(emulator, session)
+        reply = await client.grant(assertion(emulator))
+        assert reply.json["expires_in"] == 0
+        reply = await client.post({"message": {"token": "a"}}, token=reply.json["access_token"])
+        assert reply.details[ERROR_INFO]["reason"] == "ACCESS_TOKEN_EXPIRED"
+
+
+async def test_send_for_another_project(client: Client) -> None:
+    reply = await client.post({"message": {"token": "a"}}, project="other")
+    assert (reply.status, reply.error["status"]) == (403, "PERMISSION_DENIED")
+    assert "cloudmessaging.messages.create" in reply.error["message"]
+    assert reply.details[ERROR_INFO]["reason"] == "IAM_PERMISSION_DENIED"
+    assert FCM_ERROR not in reply.details
+
+
+async def test_no_such_url(client: Client) -> None:
+    for method, path in (
+        ("GET", "/v1/projects/demo-project/messages:send"),
+        ("POST", "/v1/projects/demo-project/messages"),
+        ("POST", "/fcm/send"),
+    ):
+        reply = await client.request(method, path)
+        assert reply.status == 404
+        assert reply.headers["Content-Type"].startswith("text/html")
+
+
+# --- what is accepted ----------------------------------------------------------------------------------
+
+FULL = {
+    "notification": {"title": "T", "body": "B", "image": "https://example.com/i.png"},
+    "data": {"push_id": "p-1", "k": "v"},
+    "android": {
+        "collapse_key": "c",
+        "priority": "HIGH",
+        "ttl": "3.5s",
+        "restricted_package_name": "com.example",
+        "data": {"a": "b"},
+        "direct_boot_ok": True,
+        "bandwidth_constrained_ok": True,
+        "restricted_satellite_ok": False,
+        "fcm_options": {"analytics_label": "l"},
+        "notification": {
+            "title": "T",
+            "tag": "t",
+            "channel_id": "ch",
+            "color": "#aabbcc",
+            "body_loc_args": ["x", "y"],
+            "notification_priority": "PRIORITY_HIGH",
+            "visibility": "PUBLIC",
+            "notification_count": 3,
+            "event_time": "2026-01-02T03:04:05.000006Z",
+            "vibrate_timings": ["0.1s", "1s"],
+            "proxy": "ALLOW",
+            "light_settings": {
+                "color": {"red": 1, "green": 0.5, "blue": 0, "alpha": 1},
+                "light_on_duration": "1s",
+                "light_off_duration": "0.000000001s",
+            },
+        },
+    },
+    "apns": {
+        "headers": {
+            "apns-priority": "5",
+            "apns-expiration": "1800000000",
+            "apns-collapse-id": "\u00e9" * 32,
+        },
+        "payload": {"aps": {"alert": {"title": "T"}, "badge": 1}, "custom": [1, None, {"x": 1.5}]},
+        "fcm_options": {"analytics_label": "l", "image": "https://example.com/i.png"},
+        "live_activity_token": "x",
+    },
+    "webpush": {
+        "headers": {"TTL": "15", "Urgency": "high", "Topic": "0123456789abcdef0123456789abcdef"},
+        "data": {"a": "b"},
+        "notification": {"title": "T", "tag": "t", "requireInteraction": True},
+        "fcm_options": {"link": "https://example.com/", "analytics_label": "l"},
+    },
+    "fcm_options": {"analytics_label": "a-b_c.d~e%"},
+}
+
+
+async def test_a_message_with_every_field(client: Client) -> None:
+    reply = await client.send(token="abc", **FULL)
+    assert reply.status == 200, reply.body
+    name = reply.json["name"]
+    assert name.startswith("projects/demo-project/messages/0:")
+    [record] = client.emulator.received
+    assert (record.kind, record.target, record.name) == ("token", "abc", name)
+    assert (record.status, record.error_code, record.outcome) == (200, None, "accepted")
+    assert record.message == {"token": "abc", **FULL}
+    assert record.push_id == "p-1"
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        {"token": "a"},
+        {"fid": "dIsVQ2QVRT-TWzQVxvNYhM"},
+        {"topic": "news-2_a.b~c%"},
+        {"condition": "'a' in topics"},
+        {"condition": "'a' in topics && ('b' in topics || !('c' in topics))"},
+        {"token": "a", "android": {"priority": "high", "ttl": "0s"}},
+        {"token": "a", "android": {"priority": 1, "ttl": "2419200s"}},
+        {"token": "a", "android": {"collapseKey": "c", "fcmOptions": {"analyticsLabel": "l"}}},
+        {"token": "a", "topic": None, "notification": {"title": None}},
+        {"token": "a", "data": {"collapse_key": "allowed", "gcm": "allowed", "": ""}},
+        {"token": "a", "android": {"notification": {"notification_count": "3"}}},
+        {"token": "a", "android_v2": {"ttl": "5s", "background_sync": {}}},
+        {"token": "a", "android_v2": {"remote_notification": {"notification": {"id": 4, "title": "T"}}}},
+        {"token": "x" * 4096},
+    ],
+)
+async def test_messages_fcm_takes(client: Client, message: dict[str, Any]) -> None:
+    reply = await client.send(**message)
+    assert reply.status == 200, reply.body
+
+
+async def test_names_are_unique(client: Client) -> None:
+    replies = await asyncio.gather(*(client.send(token="same", data={"push_id": "1"}) for _ in range(50)))
+    assert len({reply.json["name"] for reply in replies}) == 50
+    assert [record.duplicate_of for record in client.emulator.received] == list(range(50))
+    assert client.emulator.stats()["duplicates"] == 49
+
+
+async def test_the_same_push_to_another_target_is_no_duplicate(client: Client) -> None:
+    await client.send(token="a", data={"push_id": "1"})
+    await client.send(token="b", data={"push_id": "1"})
+    await client.send(topic="a", data={"push_id": "1"})
+    await client.send(token="a", data={"push_id": "2"})
+    assert [record.duplicate_of for record in client.emulator.received] == [0, 0, 0, 0]
+
+
+async def test_validate_only_checks_and_delivers_nothing(client: Client) -> None:
+    reply = await client.post({"validate_only": True, "message": {"token": "a", "data": {"push_id": "1"}}})
+    assert reply.json == {"name": "projects/demo-project/messages/fake_message_id"}
+    assert (await client.post({"validateOnly": True, "message": {}})).status == 400
+    assert (await client.post({"validateOnly": True, "message": {"token": "dead-1"}})).status == 404
+    assert [record.outcome for record in client.emulator.received] == ["validated", "refused", "refused"]
+    assert client.emulator.accepted == []
+    await client.send(token="a", data={"push_id": "1"})
+    assert client.emulator.received[-1].duplicate_of == 0
+
+
+async def test_dead_tokens_need_no_rule(client: Client) -> None:
+    for message in ({"token": "dead-1"}, {"fid": "dead-1"}):
+        reply = await client.send(**message)
+        assert (reply.status, reply.error["status"]) == (404, "NOT_FOUND")
+        assert reply.error["message"] == "Requested entity was not found."
+        assert reply.fcm_code == "UNREGISTERED"
+    assert (await client.send(topic="dead-topic")).status == 200
+
+
+# --- what is refused -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("message", "field", "text"),
+    [
+        (
+            {"token": "a", "x": 1},
+            "message",
+            "Invalid JSON payload received. Unknown name \"x\" at 'message': Cannot find field.",
+        ),
+        (
+            {"token": "a", "android": {"notification": {"titel": "T"}}},
+            "message.android.notification",
+            "Invalid JSON payload received. Unknown name \"titel\" at 'message.android.notification': "
+            "Cannot find field.",
+        ),
+        (
+            {"token": "a", "data": {"k": 12}},
+            "message.data[0].value",
+            "Invalid value at 'message.data[0].value' (TYPE_STRING), 12",
+        ),
+        (
+            {"token": "a", "data": {"k": "v", "l": True}},
+            "message.data[1].value",
+            "Invalid value at 'message.data[1].value' (TYPE_STRING), true",
+        ),
+        (
+            {"token": "a", "data": {"k": {"l": "m"}}},
+            "message.data[0].value",
+            "Invalid value at 'message.data[0].value' (TYPE_STRING), Starting an object on a scalar field",
+        ),
+        (
+            {"token": "a", "data": {"k": None}},
+            "message.data[0].value",
+            "Invalid value at 'message.data[0].value' (TYPE_STRING), null",
+        ),
+        ({"token": "a", "data": "x"}, "message.data", "Invalid value at 'message.data' (map), \"x\""),
+        (
+            {"token": "a", "notification": {"title": 12}},
+            "message.notification.title",
+            "Invalid value at 'message.notification.title' (TYPE_STRING), 12",
+        ),
+        (
+            {"token": "a", "notification": {"title": ["x"]}},
+            "message.notification",
+            "Invalid JSON payload received. Unknown name \"title\" at 'message.notification': "
+            "Proto field is not repeating, cannot start list.",
+        ),
+        (
+            {"token": "a", "notification": "x"},
+            "message.notification",
+            "Invalid value at 'message.notification' "
+            '(type.googleapis.com/google.firebase.fcm.v1.Notification), "x"',
+        ),
+        (
+            {"token": "a", "topic": "b"},
+            "message",
+            "Invalid value at 'message' (oneof), oneof field 'target' is already set. Cannot set 'topic'",
+        ),
+        (
+            {"token": "a", "android": {"priority": "URGENT"}},
+            "message.android.priority",
+            "Invalid value at 'message.android.priority' "
+            '(type.googleapis.com/google.firebase.fcm.v1.AndroidMessagePriority), "URGENT"',
+        ),
+        (
+            {"token": "a", "android": {"ttl": "3"}},
+            "message.android.ttl",
+            "Invalid value at 'message.android.ttl' (type.googleapis.com/google.protobuf.Duration), "
+            "Field 'ttl', Illegal duration format; duration must end with 's'",
+        ),
+        (
+            {"token": "a", "android": {"ttl": 3}},
+            "message.android.ttl",
+            "Invalid value at 'message.android.ttl' (type.googleapis.com/google.protobuf.Duration), 3",
+        ),
+        (
+            {"token": "a", "apns": {"payload": "x"}},
+            "message.apns.payload",
+            "Invalid value at 'message.apns.payload' (type.googleapis.com/google.protobuf.Struct), \"x\"",
+        ),
+        (
+            {"token": "a", "apns": {"headers": {"apns-priority": 5}}},
+            "message.apns.headers[0].value",
+            "Invalid value at 'message.apns.headers[0].value' (TYPE_STRING), 5",
+        ),
+        (
+            {"token": "a", "android": {"direct_boot_ok": "true"}},
+            "message.android.direct_boot_ok",
+            "Invalid value at 'message.android.direct_boot_ok' (TYPE_BOOL), \"true\"",
+        ),
+        (
+            {"token": "a", "android": {"notification": {"notification_count": 1.5}}},
+            "message.android.notification.notification_count",
+            "Invalid value at 'message.android.notification.notification_count' (TYPE_INT32), 1.5",
+        ),
+        (
+            {"token": "a", "android": {"notification": {"event_time": "yesterday"}}},
+            "message.android.notification.event_time",
+            "Invalid value at 'message.android.notification.event_time' "
+            '(type.googleapis.com/google.protobuf.Timestamp), "yesterday"',
+        ),
+        (
+            {"token": "a", "android": {"notification": {"body_loc_args": "x"}}},
+            "message.android.notification.body_loc_args",
+            "Invalid value at 'message.android.notification.body_loc_args' (TYPE_STRING), \"x\"",
+        ),
+        (
+            {"token": "a", "android": {"notification": {"vibrate_timings": ["1s", "x"]}}},
+            "message.android.notification.vibrate_timings[1]",
+            "Invalid value at 'message.android.notification.vibrate_timings[1]' "
+            "(type.googleapis.com/google.protobuf.Duration), Field 'vibrate_timings', "
+            "Illegal duration format; duration must end with 's'",
+        ),
+    ],
+)
+async def test_the_front_end_refuses_wrong_names_and_types(
+    client: Client, message: dict[str, Any], field: str, text: str
+) -> None:
+    reply = await client.send(**message)
+    assert (reply.status, reply.error["status"], reply.error["message"]) == (400, "INVALID_ARGUMENT", text)
+    [detail] = reply.error["details"]
+    assert detail == {
+        "@type": BAD_REQUEST,
+        "fieldViolations": [{"field": field, "description": text}],
+    }
+    [record] = client.emulator.received
+    assert (record.outcome, record.error_code) == ("refused", "INVALID_ARGUMENT")
+
+
+async def test_the_front_end_reports_everything_at_once(client: Client) -> None:
+    reply = await client.post({"mesage": {}, "message": {"token": 1, "x": 2}})
+    assert len(reply.details[BAD_REQUEST]["fieldViolations"]) == 3
+    assert reply.error["message"].count("\n") == 2
+    assert reply.details[BAD_REQUEST]["fieldViolations"][0] == {
+        "description": 'Invalid JSON payload received. Unknown name "mesage": Cannot find field.'
+    }
+
+
+@pytest.mark.parametrize(
+    ("message", "field"),
+    [
+        ({}, "message"),
+        ({"notification": {"title": "T"}}, "message"),
+        ({"topic": "a b"}, "message"),
+        ({"topic": "/topics/a"}, "message"),
+        ({"topic": ""}, "message"),
+        ({"condition": ""}, "message"),
+        ({"condition": "'a' in topics &&"}, "message"),
+        ({"condition": "'a' in topics 'b' in topics"}, "message"),
+        ({"condition": "T && 'a' in topics"}, "message"),
+        ({"condition": "('a' in topics"}, "message"),
+        ({"condition": "'a b' in topics"}, "message"),
+        ({"condition": " || ".join(f"'{c}' in topics" for c in "abcdef")}, "message"),
+        ({"token": "a", "data": {"from": "x"}}, "message.data"),
+        ({"token": "a", "data": {"message_type": "x"}}, "message.data"),
+        ({"token": "a", "data": {"google.x": "x"}}, "message.data"),
+        ({"token": "a", "data": {"gcm.notification.x": "x"}}, "message.data"),
+        ({"token": "a", "android": {"data": {"from": "x"}}}, "message.android.data"),
+        ({"token": "a", "webpush": {"data": {"from": "x"}}}, "message.webpush.data"),
+        ({"token": "a", "android": {"ttl": "-1s"}}, "message.android.ttl"),
+        ({"token": "a", "android": {"ttl": "2419201s"}}, "message.android.ttl"),
+        ({"token": "a", "android": {"notification": {"color": "red"}}}, "message.android.notification.color"),
+        ({"token": "a", "fcm_options": {"analytics_label": "a b"}}, "message.fcm_options.analytics_label"),
+        (
+            {"token": "a", "apns": {"fcm_options": {"analytics_label": "x" * 51}}},
+            "message.apns.fcm_options.analytics_label",
+        ),
+        ({"token": "a", "apns": {"headers": {"apns-collapse-id": "x" * 65}}}, "message.apns.headers"),
+        ({"token": "a", "apns": {"headers": {"APNS-Collapse-Id": "\u00e9" * 33}}}, "message.apns.headers"),
+        ({"token": "a", "apns": {"headers": {"apns-priority": "7"}}}, "message.apns.headers"),
+        ({"token": "a", "apns": {"headers": {"apns-expiration": "soon"}}}, "message.apns.headers"),
+        ({"token": "a", "webpush": {"headers": {"Topic": "x" * 33}}}, "message.webpush.headers"),
+        ({"token": "a", "webpush": {"headers": {"topic": "a.b"}}}, "message.webpush.headers"),
+        ({"token": "a", "webpush": {"headers": {"TTL": "1.5"}}}, "message.webpush.headers"),
+        ({"token": "a", "webpush": {"headers": {"Urgency": "now"}}}, "message.webpush.headers"),
+        (
+            {"token": "a", "webpush": {"fcm_options": {"link": "http://example.com"}}},
+            "message.webpush.fcm_options.link",
+        ),
+    ],
+)
+async def test_fcm_refuses_what_a_message_cannot_say(
+    client: Client, message: dict[str, Any], field: str
+) -> None:
+    reply = await client.send(**message)
+    assert (reply.status, reply.error["status"]) == (400, "INVALID_ARGUMENT")
+    assert reply.fcm_code == "INVALID_ARGUMENT"
+    assert reply.violations == [field]
+    assert client.emulator.accepted == []
+
+
+async def test_the_texts_seen_with_the_real_service(client: Client) -> None:
+    texts: dict[str, dict[str, Any]] = {
+        "Recipient of the message is not set.": {},
+        "Topic name contains invalid characters.": {"topic": "a b"},
+        "Invalid data payload key: from": {"token": "a", "data": {"from": "x"}},
+    }
+    for text, message in texts.items():
+        reply = await client.send(**message)
+        assert reply.error["message"] == text
+        assert [detail["@type"] for detail in reply.error["details"]] == [BAD_REQUEST, FCM_ERROR]
+
+
+@pytest.mark.parametrize("token", ["", "a b", "a\n", "\u2003", "x" * 4097])
+@pytest.mark.parametrize("kind", ["token", "fid"])
+async def test_impossible_registration_tokens(client: Client, kind: str, token: str) -> None:
+    reply = await client.send(**{kind: token})
+    assert (reply.status, reply.error["status"]) == (400, "INVALID_ARGUMENT")
+    assert reply.error["message"] == "The registration token is not a valid FCM registration token"
+    assert [detail["@type"] for detail in reply.error["details"]] == [FCM_ERROR, BAD_REQUEST]
+    assert (reply.fcm_code, reply.violations) == ("INVALID_ARGUMENT", ["message.token"])
+
+
+@pytest.mark.parametrize(
+    ("target", "limit"),
+    [({"token": "a"}, 4096), ({"topic": "a"}, 2048), ({"condition": "'a' in topics"}, 2048)],
+)
+async def test_the_payload_limit_counts_keys_and_values(
+    client: Client, target: dict[str, str], limit: int
+) -> None:
+    assert (await client.send(**target, data={"key": "v" * (limit - 3)})).status == 200
+    assert (await client.send(**target, data={"k\u00e9": "v" * (limit - 3)})).status == 200
+    for message in (
+        {"data": {"key": "v" * (limit - 2)}},
+        {"notification": {"body": "v" * limit}},
+        {"data": {"key": "v"}, "android": {"data": {"key": "v" * limit}}},
+        {"apns": {"payload": {"aps": {"alert": "v" * limit}}}},
+        {"webpush": {"notification": {"body": "v" * limit}}},
+    ):
+        reply = await client.send(**target, **message)
+        assert (reply.status, reply.fcm_code, reply.violations) == (400, "INVALID_ARGUMENT", [])
+        assert "too big" in reply.error["message"] or "too large" in reply.error["message"]
+    # What Android is sent instead does not count twice.
+    small = {"data": {"key": "v" * limit}, "android": {"data": {"key": "v"}}}
+    assert (await client.send(**target, **small)).status == 200
+
+
+@pytest.mark.parametrize(
+    ("raw", "text"),
+    [
+        (b'{"message": {"token": "a",}}', "Unexpected token."),
+        (b'{"message": {"token": "a"', "Unexpected end of string."),
+        (b"", "Unexpected end of string."),
+        (b"\xff", "Unexpected token."),
+        (b"[]", "Root element must be a message."),
+        (b"12", "Root element must be a message."),
+    ],
+)
+async def test_malformed_json(client: Client, raw: bytes, text: str) -> None:
+    headers = {"Authorization": f"Bearer {client.token}", "Content-Type": "application/json"}
+    reply = await client.request("POST", "/v1/projects/demo-project/messages:send", data=raw, headers=headers)
+    assert (reply.status, reply.error["status"]) == (400, "INVALID_ARGUMENT")
+    assert text in reply.error["message"]
+    assert (reply.fcm_code, reply.violations) == (None, [None])
+    [record] = client.emulator.received
+    assert (record.message, record.kind, record.outcome) == (None, None, "refused")
+
+
+async def test_a_body_that_is_not_json(client: Client) -> None:
+    headers = {"Authorization": f"Bearer {client.token}", "Content-Type": "text/plain"}
+    reply = await client.request(
+        "POST", "/v1/projects/demo-project/messages:send", data=b'{"message":{"token":"a"}}', headers=headers
+    )
+    assert (reply.status, reply.fcm_code) == (400, None)
+    assert "Invalid JSON payload received" in reply.error["message"]
+
+
+async def test_an_oversized_request(client: Client) -> None:
+    reply = await client.send(token="a", notification={"body": "x" * (10 * 2**20)})
+    assert (reply.status, reply.error["status"]) == (400, "INVALID_ARGUMENT")
+    assert reply.error["message"] == "Request payload size exceeds the limit: 10485760 bytes."
+    assert (await client.send(token="a")).status == 200
+
+
+def _anything() -> st.SearchStrategy[Any]:
+    """JSON, with the names and some of the values that FCM knows mixed in."""
+    words = {
+        "push_id",
+        "from",
+        "1s",
+        "-1s",
+        "HIGH",
+        "red",
+        "a b",
+        "'a' in topics",
+        "apns-priority",
+        "TTL",
+        "",
+    }
+    text = st.sampled_from(sorted(_names(schema.REQUEST) | words)) | st.text(max_size=5)
+    leaves = (
+        st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | text
+    )
+    return st.recursive(
+        leaves,
+        lambda inner: st.lists(inner, max_size=3) | st.dictionaries(text, inner, max_size=4),
+        max_leaves=12,
+    )
+
+
+def _names(kind: schema.Message) -> set[str]:
+    names = set(kind.fields)
+    for _, of in kind.fields.values():
+        if isinstance(of, schema.Message):
+            names |= _names(of)
+    return names
+
+
+def _of_type(kind: schema.Type) -> st.SearchStrategy[Any]:
+    """Values the front end lets pass, for FCM itself to judge."""
+    if isinstance(kind, schema.Message):
+        fields = {name: _of_type(of) for name, (field, of) in kind.fields.items() if name == field}
+        for one_of in kind.oneof[1] if kind.oneof else ():
+            fields.pop(one_of)
+        return st.fixed_dictionaries({}, optional=fields)
+    if isinstance(kind, schema.Enum):
+        return st.sampled_from(kind.names)
+    if isinstance(kind, schema.Repeated):
+        return st.lists(_of_type(kind.of), max_size=2)
+    text = st.text(max_size=8)
+    scalars: dict[str, st.SearchStrategy[Any]] = {
+        schema.STRING.label: text,
+        schema.BOOL.label: st.booleans(),
+        schema.INT32.label: st.integers(-(2**31), 2**31 - 1),
+        schema.FLOAT.label: st.floats(allow_nan=False, allow_infinity=False),
+        schema.DURATION.label: st.integers(-10, 10**7).map(lambda seconds: f"{seconds}s"),
+        schema.TIMESTAMP.label: st.just("2026-01-02T03:04:05Z"),
+        schema.STRUCT.label: st.dictionaries(text, _anything(), max_size=2),
+        schema.STRING_MAP.label: st.dictionaries(text, text, max_size=2),
+    }
+    return scalars[kind.label]
+
+
+@given(_anything())
+def test_no_json_is_too_strange(body: Any) -> None:
+    read, violations = schema.normalise(body)
+    if not violations:
+        schema.check(read.get("message", {}))
+
+
+@settings(suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+@given(_of_type(schema.REQUEST), st.sampled_from(["token", "fid", "topic"]))
+def test_what_has_the_right_types_is_judged_by_what_it_says(body: dict[str, Any], kind: str) -> None:
+    message = {**body.get("message", {}), kind: "a"}
+    read, violations = schema.normalise({"message": message})
+    assert violations == []
+    answer = schema.check(read["message"])
+    assert answer is None or (answer.status, answer.code) == (400, "INVALID_ARGUMENT")
+
+
+# --- faults --------------------------------------------------------------------------------------------
+
+ANSWERS = {
+    "invalid_token": (400, "INVALID_ARGUMENT", "INVALID_ARGUMENT"),
+    "invalid_argument": (400, "INVALID_ARGUMENT", "INVALID_ARGUMENT"),
+    "invalid_field": (400, "INVALID_ARGUMENT", None),
+    "too_big": (400, "INVALID_ARGUMENT", "INVALID_ARGUMENT"),
+    "no_details_400": (400, "INVALID_ARGUMENT", None),
+    "third_party_auth": (401, "UNAUTHENTICATED", "THIRD_PARTY_AUTH_ERROR"),
+    "unauthenticated": (401, "UNAUTHENTICATED", None),
+    "token_expired": (401, "UNAUTHENTICATED", None),
+    "sender_id_mismatch": (403, "PERMISSION_DENIED", "SENDER_ID_MISMATCH"),
+    "permission_denied": (403, "PERMISSION_DENIED", None),
+    "unregistered": (404, "NOT_FOUND", "UNREGISTERED"),
+    "quota_exceeded": (429, "RESOURCE_EXHAUSTED", "QUOTA_EXCEEDED"),
+    "topic_quota_exceeded": (429, "RESOURCE_EXHAUSTED", "QUOTA_EXCEEDED"),
+    "internal": (500, "INTERNAL", "INTERNAL"),
+    "gateway_timeout": (504, "DEADLINE_EXCEEDED", None),
+    "unavailable": (503, "UNAVAILABLE", "UNAVAILABLE"),
+    "unavailable_no_details": (503, "UNAVAILABLE", None),
+    "unknown_code": (500, "INTERNAL", "SOME_FUTURE_ERROR"),
+}
+HTML = {"not_found_html": 404, "bad_gateway_html": 502}
+SILENT = ["reset", "reset_after_accept", "timeout", "timeout_after_accept"]
+OAUTH = ["oauth_invalid_grant", "oauth_server_error", "oauth_timeout"]
+
+
+def test_every_fault_is_tested_here() -> None:
+    assert {*ANSWERS, *HTML, *SILENT, *OAUTH, "ok_without_body", "slow"} == FAULTS
+
+
+@pytest.mark.parametrize("fault", ANSWERS)
+async def test_faults_that_answer_in_json(client: Client, fault: str) -> None:
+    client.emulator.add_fault(fault, token="a", retry_after=7, times=1)
+    reply = await client.send(token="a")
+    assert (reply.status, reply.error["status"], reply.fcm_code) == ANSWERS[fault]
+    assert reply.headers["Retry-After"] == "7"
+    [record] = client.emulator.received
+    assert (record.status, record.fault, record.outcome) == (reply.status, fault, "refused")
+    assert record.error_code == (reply.fcm_code or reply.error["status"])
+    assert (await client.send(token="a")).status == 200
+
+
+async def test_the_bodies_of_faults(client: Client) -> None:
+    """Bodies as seen with the real service."""
+
+    async def body(fault: str) -> Reply:
+        client.emulator.add_fault(fault, times=1)
+        return await client.send(token="a")
+
+    reply = await body("invalid_token")
+    assert reply.error["message"] == "The registration token is not a valid FCM registration token"
+    assert reply.violations == ["message.token"]
+    reply = await body("invalid_field")
+    assert reply.error["message"] == "Invalid value at 'message.data[0].value' (TYPE_STRING), 12"
+    assert reply.violations == ["message.data[0].value"]
+    assert (await body("invalid_argument")).violations == ["message"]
+    reply = await body("too_big")
+    assert reply.error["message"] == "Android message is too big"
+    assert reply.details[BAD_REQUEST] == {"@type": BAD_REQUEST}
+    assert "details" not in (await body("no_details_400")).error
+    assert "details" not in (await body("unavailable_no_details")).error
+    reply = await body("third_party_auth")
+    assert reply.error["message"] == "Auth error from APNS or Web Push Service"
+    reply = await body("token_expired")
+    assert reply.details[ERROR_INFO]["reason"] == "ACCESS_TOKEN_EXPIRED"
+    reply = await body("permission_denied")
+    assert reply.details[ERROR_INFO]["reason"] == "IAM_PERMISSION_DENIED"
+    assert (await body("sender_id_mismatch")).error["message"] == "SenderId mismatch"
+    assert (await body("topic_quota_exceeded")).error["message"] == "Topic quota exceeded."
+    assert (await body("internal")).error["message"] == "Internal error encountered."
+    assert (await body("unavailable")).error["message"] == "The service is currently unavailable."
+
+
+@pytest.mark.parametrize("fault", HTML)
+async def test_faults_that_answer_in_html(client: Client, fault: str) -> None:
+    client.emulator.add_fault(fault)
+    reply = await client.send(token="a")
+    assert reply.status == HTML[fault]
+    assert reply.headers["Content-Type"] == "text/html; charset=UTF-8"
+    assert reply.body.startswith(b"<!DOCTYPE html>")
+    assert client.emulator.received[0].outcome == "refused"
+
+
+async def test_unknown_code_under_another_status(client: Client) -> None:
+    client.emulator.add_fault("unknown_code,status=400")
+    reply = await client.send(token="a")
+    assert (reply.status, reply.fcm_code) == (400, "SOME_FUTURE_ERROR")
+
+
+async def test_ok_without_body(client: Client) -> None:
+    client.emulator.add_fault("ok_without_body")
+    reply = await client.send(token="a")
+    assert (reply.status, reply.body) == (200, b"")
+    [record] = client.emulator.received
+    assert record.accepted
+    assert record.name is not None
+
+
+@pytest.mark.parametrize("accepted", [False, True])
+async def test_reset(client: Client, accepted: bool) -> None:
+    client.emulator.add_fault("reset_after_accept" if accepted else "reset", times=1)
+    with pytest.raises(aiohttp.ClientOSError) as caught:
+        await client.send(token="a")
+    assert isinstance(caught.value, ConnectionResetError) or caught.value.errno == 104
+    [record] = client.emulator.received
+    assert (record.status, record.accepted) == (None, accepted)
+    assert record.outcome == ("accepted" if accepted else "lost")
+    assert (await client.send(token="a")).status == 200
+
+
+@pytest.mark.parametrize("accepted", [False, True])
+async def test_timeout_never_answers_and_ends_with_the_client(client: Client, accepted: bool) -> None:
+    client.emulator.add_fault("timeout_after_accept" if accepted else "timeout", times=1)
+    hanging = asyncio.create_task(client.send(token="a"))
+    [record] = await client.emulator.wait_received()
+    assert (record.status, record.accepted) == (None, accepted)
+    assert client.emulator.stats()["in_flight"] == 1
+    # The connection that hangs does not hold up another.
+    assert (await client.send(token="b")).status == 200
+    assert not hanging.done()
+    hanging.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await hanging
+    async with asyncio.timeout(10):
+        while (await client.request("GET", "/emulator/stats")).json["in_flight"]:
+            pass
+
+
+async def test_slow_is_accepted_at_once_and_answered_later(client: Client) -> None:
+    client.emulator.add_fault("slow", latency_ms=600_000)
+    pending = asyncio.create_task(client.send(token="a"))
+    [record] = await client.emulator.wait_accepted()
+    assert record.status == 200
+    assert (await client.request("GET", "/emulator/stats")).status == 200
+    assert not pending.done()
+    pending.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await pending
+
+
+async def test_latency_of_a_rule_and_of_the_emulator(client: Client) -> None:
+    client.emulator.latency = 600
+    client.emulator.add_fault("unavailable", token="quick", latency_ms=0)
+    pending = asyncio.create_task(client.send(token="a"))
+    await client.emulator.wait_accepted()
+    assert (await client.send(token="quick")).status == 503
+    assert not pending.done()
+    client.emulator.latency = 0.001
+    assert (await client.send(token="b")).status == 200
+    pending.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await pending
+
+
+async def test_rules_match_by_target_and_the_first_wins(client: Client) -> None:
+    emulator = client.emulator
+    emulator.add_fault("unavailable", token="a")
+    emulator.add_fault("internal", token_prefix="a")
+    emulator.add_fault("quota_exceeded", topic="a")
+    emulator.add_fault("unregistered", token_prefix="pre-", times=1)
+    expected = [
+        ({"token": "a"}, 503),
+        ({"fid": "a"}, 503),
+        ({"token": "ab"}, 500),
+        ({"topic": "a"}, 429),
+        ({"topic": "ab"}, 200),
+        ({"condition": "'a' in topics"}, 200),
+        ({"token": "b"}, 200),
+        ({"token": "pre-1"}, 404),
+        ({"token": "pre-2"}, 200),
+    ]
+    for message, status in expected:
+        assert (await client.send(**message)).status == status, message
+
+
+async def test_a_spent_rule_gives_way_to_the_next(client: Client) -> None:
+    client.emulator.add_fault("unavailable", times=2)
+    client.emulator.add_fault("internal", times=1)
+    assert [(await client.send(token="a")).status for _ in range(5)] == [503, 503, 500, 200, 200]
+
+
+async def test_a_rule_is_spent_only_on_messages_fcm_would_take(client: Client) -> None:
+    client.emulator.add_fault("unavailable", times=1)
+    assert (await client.send(token="a", x=1)).status == 400
+    assert (await client.post({"message": {"token": "a"}}, token="wrong")).status == 401
+    assert (await client.send(token="a")).status == 503
+
+
+async def test_a_rule_comes_before_a_dead_token(client: Client) -> None:
+    client.emulator.add_fault("unavailable", times=1)
+    assert [(await client.send(token="dead-1")).status for _ in range(2)] == [503, 404]
+
+
+async def test_share_is_drawn_from_the_seed() -> None:
+    async def statuses(seed: int) -> list[int]:
+        emulator = Emulator(seed=seed, faults=["unavailable,share=0.3"])
+        async with emulator, aiohttp.ClientSession() as session:
+            client = Client(emulator, session)
+            await client.authorize()
+            return [(await client.send(token="a")).status for _ in range(100)]
+
+    first = await statuses(1)
+    assert first == await statuses(1)
+    assert first != await statuses(2)
+    assert set(first) == {200, 503}
+    assert 10 <= first.count(503) <= 50
+
+
+@pytest.mark.parametrize(("share", "status"), [("0", 200), ("1", 503)])
+async def test_share_of_none_and_all(client: Client, share: str, status: int) -> None:
+    client.emulator.add_fault(f"unavailable,share={share}")
+    assert {(await client.send(token="a")).status for _ in range(20)} == {status}
+
+
+async def test_oauth_faults(client: Client) -> None:
+    client.emulator.add_fault("oauth_invalid_grant", times=1)
+    client.emulator.add_fault("oauth_server_error", times=1)
+    reply = await client.grant(assertion(client.emulator))
+    assert (reply.status, reply.json["error"]) == (400, "invalid_grant")
+    reply = await client.grant(assertion(client.emulator))
+    assert (reply.status, reply.json["error"]) == (500, "internal_failure")
+    reply = await client.grant(assertion(client.emulator))
+    assert reply.status == 200
+    # The fixture's own grant is counted too; sending was never touched.
+    answers = client.emulator.stats()["token_answers"]
+    assert answers == {"200": 2, "400 invalid_grant": 1, "500 internal_failure": 1}
+    assert (await client.send(token="a")).status == 200
+
+
+async def test_oauth_timeout(client: Client) -> None:
+    client.emulator.add_fault("oauth_timeout", times=1)
+    hanging = asyncio.create_task(client.grant(assertion(client.emulator)))
+    async with asyncio.timeout(10):
+        while "no answer" not in (await client.request("GET", "/emulator/stats")).json["token_answers"]:
+            pass
+    assert (await client.grant(assertion(client.emulator))).status == 200
+    assert not hanging.done()
+    hanging.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await hanging
+
+
+# --- rules as text -------------------------------------------------------------------------------------
+
+
+def test_parse_fault() -> None:
+    assert parse_fault("unavailable,token=abc,times=2,retry_after=1") == Fault(
+        fault="unavailable", token="abc", times=2, retry_after="1"
+    )
+    assert parse_fault("slow, latency_ms=1.5, share=0.25") == Fault(fault="slow", latency_ms=1.5, share=0.25)
+    assert parse_fault("unavailable,retry_after=Wed, 21 Oct 2026 07:28:00 GMT,times=1") == Fault(
+        fault="unavailable", retry_after="Wed, 21 Oct 2026 07:28:00 GMT", times=1
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("", "fault must be text, and not empty"),
+        ("unavailble", "known are: bad_gateway_html"),
+        ("unavailable,tokn=a", "known are: token"),
+        ("unavailable,token", "not name=value"),
+        ("unavailable,token=", "must be text"),
+        ("unavailable,times=1,times=2", "twice"),
+        ("unavailable,times=0", "at least 1"),
+        ("unavailable,times=1.5", "whole number"),
+        ("unavailable,share=2", "between 0 and 1"),
+        ("unavailable,share=nan", "between 0 and 1"),
+        ("unavailable,latency_ms=-1", "at least 0"),
+        ("unavailable,latency_ms=inf", "at least 0"),
+        ("unavailable,retry_after=soon", "HTTP date"),
+        ("unavailable,retry_after=-1", "HTTP date"),
+        ("unavailable,status=500", "unknown_code only"),
+        ("unknown_code,status=200", "between 400 and 599"),
+        ("reset,retry_after=1", "no answer"),
+        ("oauth_timeout,token=a", "token endpoint"),
+    ],
+)
+def test_parse_fault_says_what_is_wrong(text: str, words: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(words)):
+        parse_fault(text)
+
+
+def test_a_bad_rule_is_refused_before_the_start() -> None:
+    with pytest.raises(ValueError, match="unknown fault"):
+        Emulator(faults=["nonsense"])
+
+
+# --- control API ---------------------------------------------------------------------------------------
+
+
+async def test_rules_over_http(client: Client) -> None:
+    reply = await client.request("POST", "/emulator/faults", json={"fault": "unavailable", "token": "a"})
+    assert (reply.status, reply.json["id"], reply.json["fired"]) == (201, 1, 0)
+    reply = await client.request("POST", "/emulator/faults", json="internal,times=1,retry_after=5")
+    assert (reply.status, reply.json["retry_after"]) == (201, "5")
+    assert (await client.send(token="a")).status == 503
+    assert (await client.send(token="b")).status == 500
+    rules = (await client.request("GET", "/emulator/faults")).json["faults"]
+    assert rules == [
+        {"id": 1, "fault": "unavailable", "token": "a", "fired": 1, "spent": False},
+        {"id": 2, "fault": "internal", "times": 1, "retry_after": "5", "fired": 1, "spent": True},
+    ]
+    assert (await client.request("DELETE", "/emulator/faults/1")).status == 204
+    assert (await client.request("DELETE", "/emulator/faults/1")).status == 404
+    assert (await client.send(token="a")).status == 200
+    await client.request("POST", "/emulator/faults", json={"fault": "unavailable"})
+    assert (await client.request("DELETE", "/emulator/faults")).status == 204
+    assert (await client.request("GET", "/emulator/faults")).json == {"faults": []}
+    assert (await client.send(token="a")).status == 200
+
+
+@pytest.mark.parametrize(
+    "body",
+    [{}, {"fault": 1}, {"fault": "x"}, {"fault": "slow", "times": True}, {"fault": "slow", "x": 1}, [], 1],
+)
+async def test_a_bad_rule_over_http(client: Client, body: Any) -> None:
+    reply = await client.request("POST", "/emulator/faults", json=body)
+    assert reply.status == 400
+    assert reply.json["error"]
+    assert (await client.request("GET", "/emulator/faults")).json == {"faults": []}
+
+
+async def test_messages_over_http(client: Client) -> None:
+    await client.send(token="a", data={"push_id": "1"})
+    await client.send(token="a", data={"push_id": "1"})
+    await client.send(topic="a", data={"push_id": "2"})
+    await client.send(token="dead-1", data={"push_id": "3"})
+    await client.send(x=1)
+
+    async def numbers(query: str) -> list[int]:
+        reply = await client.request("GET", f"/emulator/messages{query}")
+        return [message["number"] for message in reply.json["messages"]]
+
+    assert await numbers("") == [1, 2, 3, 4, 5]
+    assert await numbers("?token=a") == [1, 2]
+    assert await numbers("?topic=a") == [3]
+    assert await numbers("?push_id=1&outcome=accepted") == [1, 2]
+    assert await numbers("?outcome=refused") == [4, 5]
+    assert await numbers("?outcome=UNREGISTERED") == [4]
+    assert await numbers("?limit=2") == [4, 5]
+    assert await numbers("?limit=0") == []
+    reply = await client.request("GET", "/emulator/messages?limit=1&token=a")
+    assert (reply.json["count"], reply.json["forgotten"]) == (2, 0)
+    [message] = reply.json["messages"]
+    assert message["message"] == {"token": "a", "data": {"push_id": "1"}}
+    assert (message["kind"], message["target"], message["status"]) == ("token", "a", 200)
+    assert (message["accepted"], message["outcome"], message["duplicate_of"]) == (True, "accepted", 1)
+    assert message["name"].startswith("projects/demo-project/messages/")
+    assert message["received_at"] == pytest.approx(time.time(), abs=60)
+    assert (await client.request("GET", "/emulator/messages?tokn=a")).status == 400
+    assert (await client.request("DELETE", "/emulator/messages")).status == 204
+    assert await numbers("") == []
+    await client.send(token="a", data={"push_id": "1"})
+    assert await numbers("") == [6]
+    assert client.emulator.received[0].duplicate_of == 0
+
+
+async def test_the_record_is_bounded() -> None:
+    async with Emulator(remember=3) as emulator, aiohttp.ClientSession() as session:
+        client = Client(emulator, session)
+        await client.authorize()
+        for token in ("a", "b", "c", "d", "a"):
+            await client.send(token=token, data={"push_id": "1"})
+        assert [record.target for record in emulator.received] == ["c", "d", "a"]
+        assert emulator.forgotten == 2
+        # What is forgotten is no longer known as a duplicate.
+        assert emulator.received[-1].duplicate_of == 0
+        assert emulator.stats()["accepted"] == emulator.stats()["received"] == 5
+
+
+async def test_stats_over_http(client: Client) -> None:
+    client.emulator.add_fault("timeout", token="hang")
+    await client.send(token="a")
+    await client.send(token="dead-1")
+    hanging = [asyncio.create_task(client.send(token="hang")) for _ in range(3)]
+    await client.emulator.wait_received(5)
+    stats = (await client.request("GET", "/emulator/stats")).json
+    assert stats["answers"] == {"200": 1, "404 UNREGISTERED": 1, "no answer": 3}
+    assert (stats["received"], stats["accepted"]) == (5, 1)
+    assert (stats["in_flight"], stats["max_in_flight"]) == (3, 3)
+    assert stats["connections_open"] == 4
+    assert stats["connections_total"] >= 4
+    for task in hanging:
+        task.cancel()
+    await asyncio.gather(*hanging, return_exceptions=True)
+
+
+async def test_connections_are_kept_alive(client: Client) -> None:
+    before = client.emulator.stats()["connections_total"]
+    for _ in range(5):
+        await client.send(token="a")
+        await client.send(token="dead-1")
+        await client.send(x=1)
+    assert client.emulator.stats()["connections_total"] == before
+
+
+async def test_index(client: Client) -> None:
+    reply = await client.request("GET", "/")
+    assert reply.status == 200
+    for path in ("messages:send", "/token", "/emulator/messages", "/emulator/faults", "/emulator/stats"):
+        assert path in reply.body.decode()
+
+
+async def test_the_key_over_http_names_the_address_it_was_asked_at(client: Client) -> None:
+    reply = await client.request("GET", "/emulator/service-account.json", headers={"Host": "emulator:9"})
+    assert reply.json == {**client.emulator.service_account, "token_uri": "http://emulator:9/token"}
+
+
+# --- the Python API ------------------------------------------------------------------------------------
+
+
+async def test_wait_for_counts_what_is_there_and_what_comes(client: Client) -> None:
+    await client.send(token="a")
+    await client.send(token="dead-1")
+    waiting = asyncio.create_task(client.emulator.wait_accepted(3))
+    await client.send(token="b")
+    await client.send(x=1)
+    assert not waiting.done()
+    await client.send(token="c")
+    assert [record.target for record in await waiting] == ["a", "b", "c"]
+    found = await client.emulator.wait_for(lambda record: record.error_code == "UNREGISTERED")
+    assert [record.target for record in found] == ["dead-1"]
+    assert await client.emulator.wait_accepted(0) == []
+
+
+async def test_wait_for_says_what_it_saw_instead(client: Client) -> None:
+    await client.send(token="dead-secret")
+    with pytest.raises(TimeoutError, match=r"0 of 1 records.*1 x 404 UNREGISTERED") as caught:
+        await client.emulator.wait_accepted(timeout=0.01)
+    assert "secret" not in str(caught.value)
+
+
+async def test_stop_and_start_on_the_same_port(client: Client) -> None:
+    emulator, endpoint = client.emulator, client.emulator.endpoint
+    emulator.add_fault("timeout", token="hang")
+    hanging = asyncio.create_task(client.send(token="hang"))
+    await emulator.wait_received()
+    await emulator.stop()
+    with pytest.raises(aiohttp.ClientError):
+        await hanging
+    with pytest.raises(aiohttp.ClientConnectorError):
+        await client.send(token="a")
+    await emulator.start()
+    assert emulator.endpoint == endpoint
+    assert (await client.send(token="a")).status == 200
+    assert [record.target for record in emulator.received] == ["hang", "a"]
+
+
+@pytest.mark.parametrize("host", ["::1", "0.0.0.0", "::"])
+async def test_the_endpoint_can_be_reached_whatever_the_host(host: str) -> None:
+    async with Emulator("p", host) as emulator, aiohttp.ClientSession() as session:
+        client = Client(emulator, session)
+        await client.authorize()
+        assert (await client.post({"message": {"token": "a"}}, project="p")).status == 200
+
+
+async def test_run_writes_the_key_and_says_how_to_use_it(tmp_path: Path) -> None:
+    said: list[str] = []
+    ready = asyncio.Event()
+
+    def say(text: str) -> None:
+        said.append(text)
+        ready.set()
+
+    path = tmp_path / "key.json"
+    running = asyncio.create_task(
+        run(port=0, project_id="p", faults=["unavailable,times=1"], credentials=path, say=say)
+    )
+    async with asyncio.timeout(10):
+        await ready.wait()
+    key = json.loads(path.read_text())
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert f"FCM_ENDPOINT={key['token_uri'].removesuffix('/token')}" in said[0]
+    assert f"GOOGLE_APPLICATION_CREDENTIALS={path}" in said[0]
+    credentials = Credentials.from_service_account_file(path, scopes=[SCOPE])
+    await asyncio.to_thread(credentials.refresh, Request())
+    assert credentials.valid
+    running.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await running
+
+
+def test_it_works_the_same_on_uvloop() -> None:
+    async def scenario() -> list[str]:
+        faults = ["reset,token=broken", "timeout,token=hang"]
+        async with Emulator(faults=faults) as emulator, aiohttp.ClientSession() as session:
+            client = Client(emulator, session)
+            await client.authorize()
+            await client.send(token="a")
+            with pytest.raises(aiohttp.ClientOSError):
+                await client.send(token="broken")
+            hanging = asyncio.create_task(client.send(token="hang"))
+            await emulator.wait_received(3)
+            await emulator.stop()
+            with pytest.raises(aiohttp.ClientError):
+                await hanging
+            return [record.outcome for record in emulator.received]
+
+    assert uvloop.run(scenario()) == ["accepted", "lost", "lost"]
+
+
+# --- Google's own libraries ----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def credentials(emulator: Emulator) -> Any:
+    return Credentials.from_service_account_info(emulator.service_account, scopes=[SCOPE])
+
+
+async def test_google_auth_refreshes(client: Client, credentials: Any) -> None:
+    await asyncio.to_thread(credentials.refresh, Request())
+    assert credentials.valid
+    assert (await client.post({"message": {"token": "a"}}, token=credentials.token)).status == 200
+
+
+async def test_google_auth_sees_a_refusal(emulator: Emulator, credentials: Any) -> None:
+    emulator.add_fault("oauth_invalid_grant")
+    with pytest.raises(auth_exceptions.RefreshError, match="invalid_grant"):
+        await asyncio.to_thread(credentials.refresh, Request())
+
+
+async def test_google_auth_takes_an_outage_for_what_it_is(emulator: Emulator, credentials: Any) -> None:
+    emulator.add_fault("oauth_server_error", times=1)
+    await asyncio.to_thread(credentials.refresh, Request())
+    assert credentials.valid
+    assert emulator.stats()["token_answers"] == {"500 internal_failure": 1, "200": 1}
+
+
+@pytest.fixture
+def firebase(emulator: Emulator, monkeypatch: pytest.MonkeyPatch) -> Iterator[firebase_admin.App]:
+    """The Firebase SDK with the emulator's key. It has no setting for FCM's address, only a constant."""
+    monkeypatch.setattr(
+        messaging._MessagingService,
+        "FCM_URL",
+        emulator.endpoint + "/v1/projects/{0}/messages:send",
+    )
+    certificate = firebase_admin.credentials.Certificate(emulator.service_account)
+    app = firebase_admin.initialize_app(certificate, name=emulator.endpoint)
+    # Retried as always, but without the seconds in between.
+    session = messaging._get_messaging_service(app)._client.session
+    retry = Retry(connect=1, read=1, status=4, status_forcelist=[500, 503], raise_on_status=False)
+    retry.allowed_methods = None
+    session.mount("http://", HTTPAdapter(max_retries=retry))
+    yield app
+    session.close()
+    firebase_admin.delete_app(app)
+
+
+async def test_firebase_sends_to_a_token_and_a_topic(
+    emulator: Emulator, firebase: firebase_admin.App
+) -> None:
+    message = messaging.Message(
+        token="abc",
+        data={"k": "v"},
+        notification=messaging.Notification(title="T", body="B"),
+        android=messaging.AndroidConfig(
+            priority="high",
+            ttl=3.5,
+            notification=messaging.AndroidNotification(
+                tag="t",
+                channel_id="c",
+                color="#aabbcc",
+                priority="high",
+                visibility="public",
+                vibrate_timings_millis=[100, 1500],
+                light_settings=messaging.LightSettings("#aabbccdd", 100, 200),
+            ),
+            fcm_options=messaging.AndroidFCMOptions("label"),
+        ),
+        apns=messaging.APNSConfig(
+            headers={"apns-priority": "5"}, payload=messaging.APNSPayload(messaging.Aps(badge=1))
+        ),
+        webpush=messaging.WebpushConfig(
+            headers={"TTL": "5"},
+            notification=messaging.WebpushNotification("T"),
+            fcm_options=messaging.WebpushFCMOptions(link="https://example.com"),
+        ),
+    )
+    name = await asyncio.to_thread(messaging.send, message, app=firebase)
+    topic = await asyncio.to_thread(messaging.send, messaging.Message(topic="news"), app=firebase)
+    first, second = emulator.received
+    assert (first.kind, first.target, first.name) == ("token", "abc", name)
+    assert (second.kind, second.target, second.name) == ("topic", "news", topic)
+
+
+async def test_firebase_dry_run(emulator: Emulator, firebase: firebase_admin.App) -> None:
+    await asyncio.to_thread(messaging.send, messaging.Message(token="a"), dry_run=True, app=firebase)
+    assert [record.outcome for record in emulator.received] == ["validated"]
+
+
+async def test_firebase_send_each(emulator: Emulator, firebase: firebase_admin.App) -> None:
+    messages = [messaging.Message(token=token) for token in ("a", "dead-1", "b")]
+    batch = await asyncio.to_thread(messaging.send_each, messages, app=firebase)
+    assert (batch.success_count, batch.failure_count) == (2, 1)
+    assert [response.success for response in batch.responses] == [True, False, True]
+    assert isinstance(batch.responses[1].exception, messaging.UnregisteredError)
+    assert {record.target for record in emulator.accepted} == {"a", "b"}
+
+
+@pytest.mark.parametrize(
+    ("fault", "error", "requests_seen"),
+    [
+        ("unregistered", messaging.UnregisteredError, 1),
+        ("sender_id_mismatch", messaging.SenderIdMismatchError, 1),
+        ("quota_exceeded", messaging.QuotaExceededError, 1),
+        # google-auth takes every 401 for an expired token: two new tokens and three sends before it gives up.
+        ("third_party_auth", messaging.ThirdPartyAuthError, 3),
+        ("unavailable", exceptions.UnavailableError, 5),
+        ("internal", exceptions.InternalError, 5),
+        ("invalid_argument", exceptions.InvalidArgumentError, 1),
+        ("permission_denied", exceptions.PermissionDeniedError, 1),
+        ("not_found_html", exceptions.NotFoundError, 1),
+    ],
+)
+async def test_firebase_raises_its_own_errors(
+    emulator: Emulator,
+    firebase: firebase_admin.App,
+    fault: str,
+    error: type[Exception],
+    requests_seen: int,
+) -> None:
+    emulator.add_fault(fault)
+    with pytest.raises(error):
+        await asyncio.to_thread(messaging.send, messaging.Message(token="a"), app=firebase)
+    assert len(emulator.received) == requests_seen
+
+
+async def test_firebase_refreshes_an_expired_access_token(
+    emulator: Emulator, firebase: firebase_admin.App
+) -> None:
+    await asyncio.to_thread(messaging.send, messaging.Message(token="a"), app=firebase)
+    emulator.expire_access_tokens()
+    await asyncio.to_thread(messaging.send, messaging.Message(token="a"), app=firebase)
+    assert [record.status for record in emulator.received] == [200, 401, 200]
+    assert emulator.stats()["access_tokens_issued"] == 2
+
+
+async def test_requests_sees_a_connection_that_breaks(client: Client) -> None:
+    """A client that is not asyncio sees the same fault."""
+    client.emulator.add_fault("reset")
+
+    def post() -> None:
+        requests.post(
+            f"{client.emulator.endpoint}/v1/projects/demo-project/messages:send",
+            json={"message": {"token": "a"}},
+            headers={"Authorization": f"Bearer {client.token}"},
+            timeout=10,
+        )
+
+    with pytest.raises(requests.ConnectionError):
+        await asyncio.to_thread(post)
