@@ -197,46 +197,42 @@ _ANDROID_V2 = _message(
     oneof=("message", ("remote_notification", "background_sync")),
 )
 
-REQUEST = _message(
-    "SendMessageRequest",
+MESSAGE = _message(
+    "Message",
     {
-        "validate_only": BOOL,
-        "message": _message(
-            "Message",
+        "name": STRING,
+        "data": STRING_MAP,
+        "notification": _message("Notification", {"title": STRING, "body": STRING, "image": STRING}),
+        "android": _ANDROID,
+        "android_v2": _ANDROID_V2,
+        "webpush": _message(
+            "WebpushConfig",
             {
-                "name": STRING,
+                "headers": STRING_MAP,
                 "data": STRING_MAP,
-                "notification": _message("Notification", {"title": STRING, "body": STRING, "image": STRING}),
-                "android": _ANDROID,
-                "android_v2": _ANDROID_V2,
-                "webpush": _message(
-                    "WebpushConfig",
-                    {
-                        "headers": STRING_MAP,
-                        "data": STRING_MAP,
-                        "notification": STRUCT,
-                        "fcm_options": _message("WebpushFcmOptions", {"link": STRING, **_LABEL_FIELD}),
-                    },
-                ),
-                "apns": _message(
-                    "ApnsConfig",
-                    {
-                        "headers": STRING_MAP,
-                        "payload": STRUCT,
-                        "fcm_options": _message("ApnsFcmOptions", {"image": STRING, **_LABEL_FIELD}),
-                        "live_activity_token": STRING,
-                    },
-                ),
-                "fcm_options": _message("FcmOptions", _LABEL_FIELD),
-                "token": STRING,
-                "fid": STRING,
-                "topic": STRING,
-                "condition": STRING,
+                "notification": STRUCT,
+                "fcm_options": _message("WebpushFcmOptions", {"link": STRING, **_LABEL_FIELD}),
             },
-            oneof=("target", TARGETS),
         ),
+        "apns": _message(
+            "ApnsConfig",
+            {
+                "headers": STRING_MAP,
+                "payload": STRUCT,
+                "fcm_options": _message("ApnsFcmOptions", {"image": STRING, **_LABEL_FIELD}),
+                "live_activity_token": STRING,
+            },
+        ),
+        "fcm_options": _message("FcmOptions", _LABEL_FIELD),
+        "token": STRING,
+        "fid": STRING,
+        "topic": STRING,
+        "condition": STRING,
     },
+    oneof=("target", TARGETS),
 )
+
+REQUEST = _message("SendMessageRequest", {"validate_only": BOOL, "message": MESSAGE})
 
 
 # --- the front end: names and types --------------------------------------------------------------------
