@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import json
 import logging
+import os
 import random
 import threading
 import time
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from functools import partial
-from json import JSONDecodeError
+from pathlib import Path
 from typing import Any, TypeVar
 
 import google.auth
@@ -34,7 +36,10 @@ log = structlog.get_logger(__name__)
 SCOPE = "https://www.googleapis.com/auth/firebase.messaging"
 
 AHEAD = 300.0
-"""A token is refreshed when this many seconds of its life are left, or a tenth of it if that is less."""
+"""Seconds before its end, the most, that the refresh of a token starts."""
+
+AHEAD_SHARE = 0.1
+"""The same as a share of its life, for tokens that live shorter than an hour."""
 
 LONGEST_BACKOFF = 60.0
 """Seconds, the most, between two failed refreshes."""
@@ -42,7 +47,7 @@ LONGEST_BACKOFF = 60.0
 UNKNOWN_LIFE = 3600.0
 """Seconds that a token is taken to live when its answer does not say. Source: Google, access tokens."""
 
-SHORTEST_LIFE = 60.0
+DOUBTFUL_LIFE = 60.0
 """Seconds that a token is used which seems to have expired when it comes."""
 
 OAUTH_ERRORS = frozenset(
@@ -57,6 +62,9 @@ OAUTH_ERRORS = frozenset(
     }
 )
 """Source: RFC 6749, 4.1.2.1 and 5.2. Others are not made into codes, so that codes stay few."""
+
+REFRESH_TIMEOUT = 15.0
+"""Seconds that one refresh of the access token may take."""
 
 T = TypeVar("T")
 
@@ -76,13 +84,30 @@ def load_credentials(service_account_info: Mapping[str, Any] | None) -> tuple[Cr
         ValueError: the key, or what was found, cannot be used. The message says what is wrong with
             it and quotes nothing of it.
     """
-    if service_account_info is not None:
-        return _from_key(service_account_info)
+    key = _key_file() if service_account_info is None else service_account_info
+    if key is not None:
+        return _from_key(key)
     try:
         credentials, project_id = google.auth.default(scopes=[SCOPE])
-    except exceptions.DefaultCredentialsError as exc:
-        raise ValueError(_why_not(exc)) from None  # The chain may quote the key.
+    except Exception as exc:  # Many kinds, for configurations that are not as they should be.
+        reason = exc.args[0] if isinstance(exc, exceptions.GoogleAuthError) else type(exc).__name__
+        raise ValueError(
+            "no usable credentials (in FCM_SERVICE_ACCOUNT_JSON, GOOGLE_APPLICATION_CREDENTIALS or this "
+            f"machine's metadata server): {reason}"
+        ) from None
     return credentials, project_id
+
+
+def _key_file() -> Mapping[str, Any] | None:
+    """The service-account key that GOOGLE_APPLICATION_CREDENTIALS points at, if it is one.
+
+    google-auth would read it too, but notice less, and quote the key in some of its errors.
+    """
+    try:
+        info = json.loads(Path(os.environ["GOOGLE_APPLICATION_CREDENTIALS"]).read_bytes())
+    except (KeyError, OSError, ValueError):
+        return None
+    return info if isinstance(info, dict) and info.get("type") == "service_account" else None
 
 
 def _from_key(info: Mapping[str, Any]) -> tuple[Credentials, str | None]:
@@ -114,19 +139,7 @@ def _from_key(info: Mapping[str, Any]) -> tuple[Credentials, str | None]:
         credentials.sign_bytes(b"probe")  # A key that is not RSA is noticed only here.
     except Exception:
         raise ValueError("service-account key: private_key is damaged or not an RSA key") from None
-    return credentials, info.get("project_id") or None
-
-
-def _why_not(exc: exceptions.DefaultCredentialsError) -> str:
-    """google-auth's reason, without what it may quote from a key."""
-    reason = str(exc.args[0])
-    cause = exc.args[1] if len(exc.args) > 1 else None
-    match cause:
-        case exceptions.MalformedError() | JSONDecodeError():
-            return f"{reason} {cause.args[0]}"
-        case ValueError():
-            return f"{reason} private_key is damaged or not PEM."
-    return reason
+    return credentials.with_quota_project_from_environment(), info.get("project_id") or None
 
 
 class AccessTokens:
@@ -146,7 +159,9 @@ class AccessTokens:
         timeout: seconds that a refresh may take, whatever it is doing.
     """
 
-    def __init__(self, credentials: Credentials, *, backoff: float = 2.0, timeout: float = 15.0) -> None:
+    def __init__(
+        self, credentials: Credentials, *, backoff: float = 2.0, timeout: float = REFRESH_TIMEOUT
+    ) -> None:
         self._credentials = credentials
         self._backoff = backoff
         self._timeout = timeout
@@ -236,7 +251,9 @@ class AccessTokens:
         self._expires = time.monotonic() + life
         self._fault = None
         self._failures = 0
-        self._begin_in(life - min(AHEAD, life / 10) * random.uniform(0.75, 1.0))  # noqa: S311
+        # Jitter, so that processes started together do not ask together.
+        ahead = min(AHEAD, life * AHEAD_SHARE) * random.uniform(0.75, 1.0)  # noqa: S311
+        self._begin_in(life - ahead)
         log.info("access token refreshed", expires_in_s=round(life))
 
     def _failed(self, fault: AuthFault) -> None:
@@ -318,7 +335,7 @@ def _token(credentials: Credentials) -> tuple[str, float]:
         return token, UNKNOWN_LIFE
     life = (expiry - datetime.now(UTC).replace(tzinfo=None)).total_seconds()
     # Some kinds of credentials give a date, which a clock that is off takes for past: let FCM be the judge.
-    return token, life if life >= 1 else SHORTEST_LIFE
+    return token, life if life > 0 else DOUBTFUL_LIFE
 
 
 def _fault(exc: Exception, status: int | None) -> AuthFault:
@@ -329,6 +346,7 @@ def _fault(exc: Exception, status: int | None) -> AuthFault:
         return AuthFault(
             "OAUTH_PROTOCOL", f"odd answer from the token endpoint ({type(exc).__name__})", permanent=False
         )
+    unreachable = None
     cause: BaseException | None = exc
     while cause is not None:
         match cause:
@@ -337,12 +355,14 @@ def _fault(exc: Exception, status: int | None) -> AuthFault:
             case requests.Timeout():
                 return _timed_out()
             case requests.ConnectionError():
-                # The innermost reason; like the outer ones it names hosts, but neither users nor passwords.
-                text = getattr(cause.args[0], "reason", cause) if cause.args else cause
-                return AuthFault("OAUTH_CONNECT", f"no token endpoint: {text}", permanent=False)
-            case exceptions.TransportError() if cause.__cause__ is None:
-                return AuthFault("OAUTH_CONNECT", "no token endpoint", permanent=False)
+                # urllib3's reason, shorter than the whole: names hosts, but neither users nor passwords.
+                unreachable = getattr(cause.args[0], "reason", cause) if cause.args else cause
+            case requests.RequestException() | exceptions.TransportError():
+                unreachable = type(cause).__name__
         cause = cause.__cause__
+    if unreachable is not None:
+        text = f"no answer from the token endpoint: {unreachable}"
+        return AuthFault("OAUTH_CONNECT", text, permanent=False)
     # Nothing was asked of anybody: a file of the credentials is missing, for instance.
     text = str(exc)[:200] if isinstance(exc, exceptions.RefreshError) else type(exc).__name__
     return AuthFault("OAUTH_CREDENTIALS", f"the credentials cannot be used: {text}", permanent=True)
