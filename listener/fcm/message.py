@@ -196,7 +196,6 @@ def prepare(push: Push) -> Prepared:
     notification = _notification(push, data)
     push_id = str(push.id)
     data["push_id"] = push_id
-    _check_size(notification, data, push)
 
     android: dict[str, Any] = {"priority": "HIGH" if high else "NORMAL"}
     apns: dict[str, Any] = {
@@ -232,40 +231,47 @@ def prepare(push: Push) -> Prepared:
     # What is left open for a time to live comes last in its object, and neither object is empty.
     webpush["headers"] = webpush.pop("headers")
     try:
+        _check_size(message, android, push)
         until_ttl = b"," + orjson.dumps(message)[1:-1] + b',"android":' + orjson.dumps(android)[:-1]
         until_web_ttl = b'},"webpush":' + orjson.dumps(webpush)[:-2]
-    except TypeError:
-        raise BadPush(
-            "options, channel or collapse_key has text that is not valid Unicode, or is nested too deeply"
-        ) from None
+    except (UnicodeEncodeError, TypeError):
+        raise BadPush("there is text that is not valid Unicode, or JSON nested too deeply") from None
     return Prepared(until_ttl, until_web_ttl, android_ttl, web_ttl)
 
 
-def payload_size(notification: dict[str, str] | None, data: dict[str, str]) -> int:
-    """Bytes of a message's payload, as FCM limits them.
+def payload_size(message: dict[str, Any], android: dict[str, Any]) -> int:
+    """Bytes of payload that a message brings to an Android device, as FCM limits them.
 
-    Counted are the keys and values of ``notification`` and ``data`` in UTF-8: "the total size of the payload
-    data included in a message [...] includes both the keys and the values" (Firebase, "FCM error codes"). Not
-    counted are the target, the delivery settings, and what ``options`` replace on one platform only. FCM's own
-    framing, some tens of bytes, is not documented and left for FCM to judge.
+    Counted are the keys and values, in UTF-8, of the data and of the notification: "the total size of the
+    payload data included in a message [...] includes both the keys and the values" (Firebase, "FCM error
+    codes"). The settings of ``android`` are laid over the common ones, as FCM does it, so tag and channel
+    count too. Not counted are the target, the delivery settings and the other platforms; FCM's own framing,
+    some tens of bytes, is not documented. What is over the limit by those alone FCM itself refuses.
+
+    Args:
+        message: with ``data`` and, unless it is a data message, ``notification``.
+        android: its AndroidConfig.
 
     Raises:
         UnicodeEncodeError: there is a lone surrogate in it.
     """
-    texts = [*data, *data.values()]
-    if notification:
-        texts += notification
-        texts += notification.values()
+    notification = dict(message.get("notification") or ())
+    if isinstance(own := android.get("notification"), dict):
+        notification |= own
+    data = android.get("data")
+    if not isinstance(data, dict):
+        data = message["data"]
+    texts = [*data, *data.values(), *notification]
+    texts += [
+        each if isinstance(each, str) else orjson.dumps(each).decode() for each in notification.values()
+    ]
     return len("".join(texts).encode())
 
 
-def _check_size(notification: dict[str, str] | None, data: dict[str, str], push: Push) -> None:
+def _check_size(message: dict[str, Any], android: dict[str, Any], push: Push) -> None:
     to_topic = push.topic is not None or push.condition is not None
     limit = TOPIC_PAYLOAD_LIMIT if to_topic else DEVICE_PAYLOAD_LIMIT
-    try:
-        size = payload_size(notification, data)
-    except UnicodeEncodeError:
-        raise BadPush("title, body, image or data has text that is not valid Unicode") from None
+    size = payload_size(message, android)
     if size > limit:
         whom = "a topic or condition" if to_topic else "a device"
         raise BadPush(

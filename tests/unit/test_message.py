@@ -1,0 +1,692 @@
+"""From a row to the body of a request."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from typing import Any
+from uuid import UUID
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from listener.emulator import schema
+from listener.fcm.message import MAX_TTL, payload_size, prepare, targets
+from listener.push import BadPush, Push, Target, TargetKind
+from tests.unit.strategies import JSON, SECRET, pushes, sendable_pushes
+
+ID = UUID("0f8fad5b-d9cb-469f-a165-70867728950e")
+PUSH_ID = "0f8fad5b-d9cb-469f-a165-70867728950e"
+HEX_ID = "0f8fad5bd9cb469fa16570867728950e"
+TOKEN = "cJug2GoHzEfcshCE_OLL24:APA91bHa8-Viell9xjbeV96V4Njhufk9V7KcOA940Gp7FY1Dxsxmo8AJ7_erhKKqsgqsD8t6"
+DEVICE = Target(TargetKind.TOKEN, TOKEN)
+
+
+def push(**columns: Any) -> Push:
+    """A plain push to one device, with ``columns`` changed. ``data`` and ``options`` may be objects."""
+    row: dict[str, Any] = {
+        "id": ID,
+        "attempt": 1,
+        "retry_count": 0,
+        "device_token": TOKEN,
+        "topic": None,
+        "condition": None,
+        "user_id": None,
+        "recipients": [],
+        "accepted_before": 0,
+        "title": "Title",
+        "body": "Body",
+        "data": None,
+        "channel": None,
+        "priority": None,
+        "image": None,
+        "options": None,
+        "collapse_key": None,
+        "expires_at": None,
+        "expires_in": None,
+        "waited": 0.0,
+        "oversized": None,
+    }
+    for column in ("data", "options"):
+        if isinstance(columns.get(column), dict):
+            columns[column] = json.dumps(columns[column])
+    return Push(**{**row, **columns})
+
+
+def sent(expires_in: float | None = None, **columns: Any) -> dict[str, Any]:
+    """The message of a push to one device, read back from the bytes."""
+    request = json.loads(prepare(push(**columns)).encode(DEVICE, expires_in))
+    assert list(request) == ["message"]
+    return dict(request["message"])
+
+
+def refused(**columns: Any) -> BadPush:
+    """The complaint about a push."""
+    row = push(**columns)
+    with pytest.raises(BadPush) as caught:
+        prepare(row)
+    return caught.value
+
+
+# --- the whole of it -----------------------------------------------------------------------------------
+
+
+def test_plain_notification() -> None:
+    assert sent() == {
+        "token": TOKEN,
+        "notification": {"title": "Title", "body": "Body"},
+        "data": {"push_id": PUSH_ID},
+        "android": {"priority": "NORMAL", "notification": {"tag": PUSH_ID}},
+        "apns": {"headers": {"apns-priority": "5", "apns-collapse-id": PUSH_ID}},
+        "webpush": {
+            "headers": {"Urgency": "normal", "Topic": HEX_ID},
+            "notification": {"tag": PUSH_ID},
+        },
+    }
+
+
+def test_notification_with_everything() -> None:
+    message = sent(
+        priority="high",
+        channel="orders",
+        image="https://example.com/a.png",
+        collapse_key="order-7",
+        data={"order": "7"},
+        expires_at=1_800_000_000.9,
+        expires_in=59.9,
+    )
+    assert message == {
+        "token": TOKEN,
+        "notification": {"title": "Title", "body": "Body", "image": "https://example.com/a.png"},
+        "data": {"order": "7", "push_id": PUSH_ID},
+        "android": {
+            "priority": "HIGH",
+            "collapse_key": "order-7",
+            "notification": {"tag": PUSH_ID, "channel_id": "orders"},
+            "ttl": "59s",
+        },
+        "apns": {
+            "headers": {
+                "apns-priority": "10",
+                "apns-collapse-id": "order-7",
+                "apns-expiration": "1800000000",
+            }
+        },
+        "webpush": {
+            "headers": {"Urgency": "high", "Topic": "order-7", "TTL": "59"},
+            "notification": {"tag": PUSH_ID},
+        },
+    }
+
+
+def test_data_message_has_no_notification_anywhere() -> None:
+    message = sent(
+        title=None,
+        body=None,
+        data={"sync": "1"},
+        priority="high",
+        channel="orders",
+        image="https://example.com/a.png",
+    )
+    assert message == {
+        "token": TOKEN,
+        "data": {"sync": "1", "push_id": PUSH_ID},
+        "android": {"priority": "HIGH"},
+        "apns": {
+            "headers": {"apns-priority": "5", "apns-collapse-id": PUSH_ID, "apns-push-type": "background"},
+            "payload": {"aps": {"content-available": 1}},
+        },
+        "webpush": {"headers": {"Urgency": "high", "Topic": HEX_ID}},
+    }
+
+
+def test_validate_only() -> None:
+    body = prepare(push()).encode(DEVICE, None, validate_only=True)
+    assert json.loads(body) == {"message": sent(), "validate_only": True}
+
+
+def test_each_kind_of_target() -> None:
+    prepared = prepare(push())
+    for kind in TargetKind:
+        message = json.loads(prepared.encode(Target(kind, "x"), None))["message"]
+        assert {name: message[name] for name in TargetKind if name in message} == {kind: "x"}
+
+
+# --- title, body, priority -----------------------------------------------------------------------------
+
+
+def test_title_alone_is_enough() -> None:
+    assert sent(body=None)["notification"] == {"title": "Title"}
+
+
+@pytest.mark.parametrize("data", [None, {}, {"a": "b"}])
+def test_body_without_title_is_refused(data: dict[str, str] | None) -> None:
+    bad = refused(title=None, data=data)
+    assert bad.code == "TITLE_MISSING"
+    assert "title is null" in str(bad)
+
+
+def test_empty_title_with_a_body_is_the_senders_wish() -> None:
+    assert sent(title="")["notification"] == {"title": "", "body": "Body"}
+
+
+@pytest.mark.parametrize(("title", "body"), [(None, None), ("", ""), ("", None), (None, "")])
+def test_no_text_makes_a_data_message_or_nothing(title: str | None, body: str | None) -> None:
+    assert "notification" not in sent(title=title, body=body, data={"a": "b"})
+    for nothing in (None, "null", "{}"):
+        assert refused(title=title, body=body, data=nothing).code == "EMPTY_MESSAGE"
+
+
+@pytest.mark.parametrize("priority", ["HIGH", "urgent", "", "5"])
+def test_unknown_priority(priority: str) -> None:
+    bad = refused(priority=priority)
+    assert bad.code == "INVALID_PRIORITY"
+    assert "'normal' or 'high'" in str(bad)
+
+
+# --- data ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ('"text"', "text"),
+        ('""', ""),
+        ("7", "7"),
+        ("123456789012345678901234567890", "123456789012345678901234567890"),
+        ("-9223372036854775809", "-9223372036854775809"),
+        ("1.10", "1.10"),
+        ("0.1000000000000000055511151231257827", "0.1000000000000000055511151231257827"),
+        ("1e400", "1e400"),
+        ("true", "true"),
+        ("false", "false"),
+        ("null", "null"),
+        ("[]", "[]"),
+        (
+            '{"a": [1, 2.50, 18446744073709551616], "b": {"c": "\\u00e9"}}',
+            '{"a":[1,2.50,18446744073709551616],"b":{"c":"é"}}',
+        ),
+    ],
+)
+def test_values_that_are_not_strings_are_sent_as_their_json(text: str, value: str) -> None:
+    assert sent(data=f'{{"key": {text}, "other": "x"}}')["data"] == {
+        "key": value,
+        "other": "x",
+        "push_id": PUSH_ID,
+    }
+
+
+@given(st.dictionaries(st.text(max_size=8).map("k".__add__), JSON, max_size=5))
+def test_data_survives_unchanged(data: dict[str, Any]) -> None:
+    got = sent(data=json.dumps(data))["data"]
+    assert got.pop("push_id") == PUSH_ID
+    assert got.keys() == data.keys()
+    for key, value in data.items():
+        assert got[key] == value if isinstance(value, str) else json.loads(got[key]) == value
+
+
+@pytest.mark.parametrize("text", ["[]", '"a"', "1", "true", "", "{", "NaN", '{"a": NaN}', '{"a": Infinity}'])
+def test_data_that_is_no_object(text: str) -> None:
+    assert refused(data=text).code == "INVALID_DATA"
+
+
+def test_data_encoded_twice_is_told_so() -> None:
+    assert "encoded twice" in str(refused(data=json.dumps('{"a": "b"}')))
+
+
+@pytest.mark.parametrize("depth", [300, 100_000])
+def test_data_nested_too_deeply(depth: int) -> None:
+    assert refused(data='{"a": ' + "[" * depth + "]" * depth + "}").code == "INVALID_DATA"
+
+
+@pytest.mark.parametrize(
+    "key",
+    ["from", "message_type", "google", "google.x", "gcm", "gcm.notification.title", "google." + "x" * 500],
+)
+def test_reserved_keys_are_named(key: str) -> None:
+    bad = refused(data={"fine": "x", key: SECRET})
+    assert bad.code == "INVALID_DATA"
+    assert key[:60] in str(bad)
+    assert SECRET not in str(bad)
+    assert len(str(bad)) < 120
+
+
+@pytest.mark.parametrize(
+    "key", ["From", "googly", "google_id", "gcm.other", "notification", "collapse_key", ""]
+)
+def test_keys_that_only_look_reserved(key: str) -> None:
+    assert sent(data={key: "x"})["data"][key] == "x"
+
+
+def test_our_push_id_wins() -> None:
+    assert sent(data={"push_id": "theirs"})["data"] == {"push_id": PUSH_ID}
+
+
+# --- size ----------------------------------------------------------------------------------------------
+
+# What a notification with an empty body has besides its title: the words "title", "push_id" and "tag", and
+# the push id twice.
+BESIDES_TITLE = len("title" + "push_id" + "tag") + 2 * 36
+
+
+@pytest.mark.parametrize(
+    ("columns", "limit"),
+    [
+        ({}, 4096),
+        ({"device_token": None, "user_id": ID}, 4096),
+        ({"device_token": None, "topic": "news"}, 2048),
+        ({"device_token": None, "condition": "'a' in topics"}, 2048),
+    ],
+)
+def test_size_limit_to_the_byte(columns: dict[str, Any], limit: int) -> None:
+    # Two bytes a letter: bytes are counted, not characters.
+    room = limit - BESIDES_TITLE
+    title = "é" * (room // 2) + "x" * (room % 2)
+    prepare(push(title=title, body=None, **columns))
+    bad = refused(title=title + "x", body=None, **columns)
+    assert bad.code == "PAYLOAD_TOO_LARGE"
+    assert f"{limit + 1} bytes" in str(bad)
+    assert f"{limit} to a" in str(bad)
+
+
+def test_size_counts_data_and_what_options_bring_to_a_device() -> None:
+    assert refused(data={"a" * 2100: "b" * 2100}).code == "PAYLOAD_TOO_LARGE"
+    assert refused(data={"a": ["b" * 4100]}).code == "PAYLOAD_TOO_LARGE"
+    assert refused(options={"android": {"notification": {"body": "b" * 4100}}}).code == "PAYLOAD_TOO_LARGE"
+    assert refused(options={"android": {"data": {"a": "b" * 4100}}}).code == "PAYLOAD_TOO_LARGE"
+
+
+def test_payload_size_lays_the_android_settings_over_the_common_ones() -> None:
+    message = {"notification": {"title": "ab"}, "data": {"k": "é"}}
+    assert payload_size(message, {}) == len("title") + 2 + 1 + 2
+    assert payload_size(message, {"notification": {"title": "abc"}, "data": {}}) == len("title") + 3
+    assert payload_size({"data": {"k": "v"}}, {"notification": {"badge": 10}}) == 2 + len("badge") + 2
+
+
+@pytest.mark.parametrize("make", [prepare, targets])
+def test_columns_that_were_too_large_to_read_are_named(make: Any) -> None:
+    row = push(oversized="data, title", device_token=None)
+    with pytest.raises(BadPush, match="data, title") as caught:
+        make(row)
+    assert caught.value.code == "PAYLOAD_TOO_LARGE"
+
+
+# --- time to live --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("left", "seconds"),
+    [
+        (None, None),
+        (59.99, "59"),
+        (60.0, "60"),
+        (0.4, "0"),
+        (0.0, "0"),
+        (-5.0, "0"),
+        (1e12, str(MAX_TTL)),
+        (float("inf"), str(MAX_TTL)),
+        (float("-inf"), "0"),
+        (float("nan"), str(MAX_TTL)),
+    ],
+)
+def test_life_left_in_whole_seconds(left: float | None, seconds: str | None) -> None:
+    message = sent(left)
+    assert message["android"].get("ttl") == (seconds and f"{seconds}s")
+    assert message["webpush"]["headers"].get("TTL") == seconds
+
+
+@pytest.mark.parametrize(
+    ("own", "left", "ttl"),
+    [
+        ("3600s", None, "3600s"),
+        ("3.5s", None, "3.5s"),
+        ("3.5s", 100.0, "3.5s"),
+        ("3600s", 100.0, "100s"),
+        ("0s", 100.0, "0s"),
+        ("99999999s", None, f"{MAX_TTL}s"),
+        ("99999999s", 1e12, f"{MAX_TTL}s"),
+    ],
+)
+def test_the_shorter_ttl_wins_on_android(own: str, left: float | None, ttl: str) -> None:
+    assert sent(left, options={"android": {"ttl": own}})["android"]["ttl"] == ttl
+
+
+@pytest.mark.parametrize(("own", "left", "ttl"), [("60", None, "60"), (60, 100.0, "60"), ("60", 9.5, "9")])
+def test_the_shorter_ttl_wins_on_the_web(own: object, left: float | None, ttl: str) -> None:
+    headers = sent(left, options={"webpush": {"headers": {"ttl": own}}})["webpush"]["headers"]
+    assert headers == {"Urgency": "normal", "Topic": HEX_ID, "TTL": ttl}
+
+
+@pytest.mark.parametrize(
+    ("own", "expires_at", "expiration"),
+    [
+        ("100", None, "100"),
+        ("100", 200.0, "100"),
+        ("300", 200.0, "200"),
+        ("0", 200.0, "0"),
+        (300, 200.0, "200"),
+    ],
+)
+def test_the_earlier_expiration_wins_on_ios(own: object, expires_at: float | None, expiration: str) -> None:
+    message = sent(expires_at=expires_at, options={"apns": {"headers": {"APNS-Expiration": own}}})
+    assert message["apns"]["headers"]["apns-expiration"] == expiration
+
+
+@pytest.mark.parametrize("expires_at", [float("inf"), float("nan")])
+def test_no_expiration_at_the_end_of_time(expires_at: float) -> None:
+    assert "apns-expiration" not in sent(expires_at=expires_at)["apns"]["headers"]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"android": {"ttl": "1m"}},
+        {"android": {"ttl": 3600}},
+        {"android": {"ttl": "-1s"}},
+        {"android": {"ttl": "٣s"}},
+        {"webpush": {"headers": {"TTL": "1h"}}},
+        {"webpush": {"headers": {"TTL": None}}},
+        {"apns": {"headers": {"apns-expiration": "soon"}}},
+    ],
+)
+def test_unreadable_ttl(options: dict[str, Any]) -> None:
+    assert refused(options=options).code == "INVALID_OPTIONS"
+
+
+# --- collapse key --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("key", "collapse_id", "topic"),
+    [
+        ("a" * 32, "a" * 32, "a" * 32),
+        ("a" * 33, "a" * 33, HEX_ID),
+        ("a" * 64, "a" * 64, HEX_ID),
+        ("a" * 65, PUSH_ID, HEX_ID),
+        ("a b", "a b", HEX_ID),
+        ("é", PUSH_ID, HEX_ID),
+        ("a\nb", PUSH_ID, HEX_ID),
+        ("a\n", PUSH_ID, HEX_ID),
+    ],
+)
+def test_collapse_key_goes_where_it_fits(key: str, collapse_id: str, topic: str) -> None:
+    message = sent(collapse_key=key)
+    assert message["android"]["collapse_key"] == key
+    assert message["apns"]["headers"]["apns-collapse-id"] == collapse_id
+    assert message["webpush"]["headers"]["Topic"] == topic
+
+
+def test_an_empty_collapse_key_is_none() -> None:
+    assert sent(collapse_key="") == sent()
+
+
+# --- options -------------------------------------------------------------------------------------------
+
+
+def test_options_are_merged_and_win() -> None:
+    message = sent(
+        channel="ours",
+        collapse_key="ours",
+        options={
+            "android": {
+                "priority": "HIGH",
+                "collapseKey": "theirs",
+                "direct_boot_ok": True,
+                "notification": {"channelId": "theirs", "color": "#ff0000"},
+            },
+            "apns": {
+                "headers": {"Apns-Priority": "10", "APNS-COLLAPSE-ID": "theirs", "apns-topic": "app"},
+                "payload": {"aps": {"badge": 12345678901234567890123, "sound": "default"}, "ratio": 1.50},
+            },
+            "webpush": {
+                "headers": {"urgency": "very-low", "TOPIC": "theirs", "X-Other": "x"},
+                "notification": {"tag": "theirs", "icon": "i.png"},
+                "fcm_options": {"link": "https://example.com"},
+            },
+            "fcm_options": {"analyticsLabel": "spring"},
+        },
+    )
+    assert message == {
+        "token": TOKEN,
+        "notification": {"title": "Title", "body": "Body"},
+        "data": {"push_id": PUSH_ID},
+        "android": {
+            "priority": "HIGH",
+            "collapse_key": "theirs",
+            "direct_boot_ok": True,
+            "notification": {"tag": PUSH_ID, "channel_id": "theirs", "color": "#ff0000"},
+        },
+        "apns": {
+            "headers": {"apns-priority": "10", "apns-collapse-id": "theirs", "apns-topic": "app"},
+            "payload": {"aps": {"badge": 12345678901234567890123, "sound": "default"}, "ratio": 1.5},
+        },
+        "webpush": {
+            "headers": {"Urgency": "very-low", "Topic": "theirs", "X-Other": "x"},
+            "notification": {"tag": "theirs", "icon": "i.png"},
+            "fcm_options": {"link": "https://example.com"},
+        },
+        "fcm_options": {"analytics_label": "spring"},
+    }
+
+
+def test_background_settings_survive_a_merge() -> None:
+    message = sent(
+        title=None, body=None, data={"a": "b"}, options={"apns": {"payload": {"aps": {"badge": 1}}}}
+    )
+    assert message["apns"]["payload"] == {"aps": {"content-available": 1, "badge": 1}}
+
+
+@pytest.mark.parametrize("platform", ["android", "webpush"])
+def test_data_of_one_platform_gets_the_same_care(platform: str) -> None:
+    options = {platform: {"data": {"n": 7, "push_id": "theirs"}}}
+    assert sent(options=options)[platform]["data"] == {"n": "7", "push_id": PUSH_ID}
+    assert refused(options={platform: {"data": {"from": "x"}}}).code == "INVALID_DATA"
+
+
+@pytest.mark.parametrize("options", [None, "null", "{}"])
+def test_no_options(options: str | None) -> None:
+    assert sent(options=options) == sent()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        "[]",
+        '"android"',
+        "{",
+        {"token": TOKEN},
+        {"topic": "news"},
+        {"validate_only": True},
+        {"notification": {"title": "x"}},
+        {"data": {"a": "b"}},
+        {"fcmOptions": {}},
+        {"android": None},
+        {"android": "x"},
+        {"apns": []},
+    ],
+)
+def test_options_outside_the_allowed(options: object) -> None:
+    bad = refused(options=options)
+    assert bad.code == "INVALID_OPTIONS"
+    if isinstance(options, dict):
+        assert "android, apns, webpush and fcm_options" in str(bad)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"android": {"notification": "x"}},
+        {"apns": {"headers": []}},
+        {"webpush": {"headers": None}},
+        {"webpush": {"notification": 1}},
+    ],
+)
+def test_options_that_would_replace_an_object(options: dict[str, Any]) -> None:
+    bad = refused(options=options)
+    assert bad.code == "INVALID_OPTIONS"
+    assert "must be an object" in str(bad)
+
+
+@pytest.mark.parametrize("label", ["", "a b", "a" * 51, "é", 5, "a\n"])
+@pytest.mark.parametrize("place", ["", "android", "apns", "webpush"])
+def test_analytics_label(label: object, place: str) -> None:
+    def options(value: object) -> dict[str, Any]:
+        inner = {"fcm_options": {"analytics_label": value}}
+        return {place: inner} if place else inner
+
+    sent(options=options("a-zA-Z0_9.~%" + "a" * 38))
+    assert refused(options=options(label)).code == "INVALID_OPTIONS"
+
+
+@pytest.mark.parametrize("column", ["title", "channel", "collapse_key", "options", "data"])
+def test_text_that_is_not_unicode(column: str) -> None:
+    text = "\ud800"
+    value = {"options": '{"apns": {"payload": {"a": "\\ud800"}}}', "data": '{"a": "\\ud800"}'}.get(
+        column, text
+    )
+    assert refused(**{column: value}).code in ("INVALID_PUSH", "INVALID_DATA")
+
+
+# --- targets -------------------------------------------------------------------------------------------
+
+
+def where(**columns: Any) -> list[Target]:
+    return targets(push(**{"device_token": None, **columns}))
+
+
+def nowhere(**columns: Any) -> BadPush:
+    row = push(**{"device_token": None, **columns})
+    with pytest.raises(BadPush) as caught:
+        targets(row)
+    return caught.value
+
+
+def test_a_target_of_each_kind() -> None:
+    assert where(device_token=TOKEN) == [Target(TargetKind.TOKEN, TOKEN)]
+    assert where(topic="news") == [Target(TargetKind.TOPIC, "news")]
+    assert where(topic="/topics/a-Z0_.~%") == [Target(TargetKind.TOPIC, "a-Z0_.~%")]
+    condition = "'a' in topics && ('b' in topics || 'c' in topics)"
+    assert where(condition=condition) == [Target(TargetKind.CONDITION, condition)]
+    assert where(user_id=ID, recipients=[("t1", "ios"), ("t2", None)]) == [
+        Target(TargetKind.TOKEN, "t1", "ios"),
+        Target(TargetKind.TOKEN, "t2"),
+    ]
+
+
+@pytest.mark.parametrize(
+    "columns", [{"device_token": TOKEN}, {"topic": "news"}, {"condition": "'a' in topics"}]
+)
+def test_a_user_beside_a_target_is_only_its_owner(columns: dict[str, str]) -> None:
+    assert where(user_id=ID, recipients=[("other", None)], **columns) == where(**columns)
+
+
+def test_a_user_without_devices() -> None:
+    assert where(user_id=ID) == []
+
+
+def test_devices_that_cannot_be_are_left_out_and_doubles_are_one() -> None:
+    recipients = [("", None), ("a b", "ios"), ("t1", "ios"), ("x" * 4097, None), ("t2", None), ("t1", "web")]
+    assert where(user_id=ID, recipients=recipients) == [
+        Target(TargetKind.TOKEN, "t1", "ios"),
+        Target(TargetKind.TOKEN, "t2"),
+    ]
+
+
+@pytest.mark.parametrize(
+    "columns",
+    [
+        {"device_token": TOKEN, "topic": "news"},
+        {"topic": "news", "condition": "'a' in topics"},
+        {"device_token": TOKEN, "condition": "'a' in topics", "user_id": ID},
+        {"device_token": "", "topic": "news"},
+    ],
+)
+def test_two_targets(columns: dict[str, Any]) -> None:
+    assert nowhere(**columns).code == "INVALID_TARGET"
+
+
+def test_no_target() -> None:
+    assert nowhere(recipients=[("t1", None)]).code == "NO_TARGET"
+
+
+@pytest.mark.parametrize("token", ["", " ", "a b", "a\n", "a\x00", "é", "x" * 4097, "\ud800", "a\u2028"])
+def test_tokens_that_cannot_be(token: str) -> None:
+    bad = nowhere(device_token=token)
+    assert bad.code == "INVALID_TOKEN"
+    assert not token.strip() or token not in str(bad)
+
+
+def test_the_longest_token() -> None:
+    assert where(device_token="x" * 4096) == [Target(TargetKind.TOKEN, "x" * 4096)]
+
+
+@pytest.mark.parametrize("topic", ["", " ", "a b", "a/b", "/topics/", "/topics//topics/a", "é", "a\n"])
+def test_topics_that_cannot_be(topic: str) -> None:
+    assert nowhere(topic=topic).code == "INVALID_TOPIC"
+
+
+@pytest.mark.parametrize("condition", ["", "  ", "'é' in topics", " || ".join(["'a' in topics"] * 6)])
+def test_conditions_that_cannot_be(condition: str) -> None:
+    assert nowhere(condition=condition).code == "INVALID_CONDITION"
+
+
+def test_five_topics_in_a_condition() -> None:
+    assert where(condition=" || ".join(["'a' in topics"] * 5))
+
+
+# --- for any row ---------------------------------------------------------------------------------------
+
+
+@given(sendable_pushes())
+def test_a_sendable_row_makes_whole_messages(row: Push) -> None:
+    prepared = prepare(row)
+    for place in targets(row):
+        check_request(prepared.encode(place, row.expires_in), row, place)
+
+
+@given(pushes())
+def test_any_row_makes_whole_messages_or_a_safe_complaint(row: Push) -> None:
+    complaint = None
+    try:
+        prepared, places = prepare(row), targets(row)
+    except BadPush as bad:
+        complaint = bad
+    if complaint is None:
+        for place in places:
+            check_request(prepared.encode(place, row.expires_in), row, place)
+    else:
+        assert SECRET not in str(complaint)
+        assert len(str(complaint)) < 300
+        assert re.fullmatch(r"[A-Z_]{1,24}", complaint.code)
+
+
+def check_request(body: bytes, row: Push, place: Target) -> None:
+    request = json.loads(body)
+    assert list(request) == ["message"]
+    message = request["message"]
+    assert {name: message[name] for name in TargetKind if name in message} == {place.kind: place.value}
+    assert all(isinstance(value, str) for value in message["data"].values())
+    assert message["data"]["push_id"] == str(row.id)
+    if (ttl := message["android"].get("ttl")) is not None:
+        assert re.fullmatch(r"\d+(\.\d+)?s", ttl)
+        assert 0 <= float(ttl[:-1]) <= MAX_TTL
+    if row.expires_in is not None:
+        assert float(message["android"]["ttl"][:-1]) <= max(0.0, row.expires_in) or math.isnan(row.expires_in)
+        assert 0 <= int(message["webpush"]["headers"]["TTL"]) <= MAX_TTL
+    if not row.title and not row.body:
+        assert "notification" not in message
+        if row.options is None:
+            assert not any("notification" in message[part] for part in ("android", "apns", "webpush"))
+
+
+@given(sendable_pushes())
+def test_the_emulator_takes_what_is_made(row: Push) -> None:
+    """Names, types and values are those of the FCM schema, as the emulator reads it."""
+    row.options = None
+    prepared = prepare(row)
+    for place in targets(row):
+        request, objections = schema.normalise(json.loads(prepared.encode(place, row.expires_in)))
+        assert objections == []
+        assert schema.check(request["message"]) is None
