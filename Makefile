@@ -1,0 +1,32 @@
+# Everything that is done with this project from a checkout. `make` lists it.
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lint lock clean
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-6s %s\n", $$1, $$2}' Makefile
+
+setup: .venv/installed ## a virtual environment in .venv with all that is needed (PYTHON=... chooses the Python)
+
+.venv/installed: requirements.lock pyproject.toml scripts/setup
+	@scripts/setup
+
+demo: .venv/installed ## a whole system on this machine, with a private Postgres and a pretended FCM (ARGS=--help)
+	@.venv/bin/push-listener demo $(ARGS)
+
+test: .venv/installed ## every test, on every supported Postgres (ARGS=... for pytest); installs what they need
+	@scripts/test-tools
+	@$(MAKE) --no-print-directory lint
+	.venv/bin/python -m pytest --postgres all $(ARGS)
+
+lint: .venv/installed ## ruff and mypy
+	.venv/bin/python -m ruff check .
+	.venv/bin/python -m ruff format --check .
+	.venv/bin/python -m mypy
+
+lock: ## writes requirements.lock anew from pyproject.toml (ARGS=--upgrade for newer versions)
+	@scripts/lock $(ARGS)
+
+clean: ## removes all that the above have made
+	rm -rf .venv .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
