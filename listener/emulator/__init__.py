@@ -4,9 +4,9 @@ The other side of the contract: it knows nothing of ``listener.fcm``, so that a 
 made here as well.
 """
 
-from .faults import FAULTS, Fault, parse_fault
-from .received import Received
-from .run import run
-from .server import Emulator
+from listener.emulator.faults import FAULTS, Fault, parse_fault
+from listener.emulator.received import Received
+from listener.emulator.run import run
+from listener.emulator.server import Emulator
 
 __all__ = ["FAULTS", "Emulator", "Fault", "Received", "parse_fault", "run"]

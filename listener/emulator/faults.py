@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, fields
 from email.utils import parsedate_to_datetime
 from typing import Any
 
-from . import answers
+from listener.emulator import answers
 
 SILENT = frozenset({"reset", "reset_after_accept", "timeout", "timeout_after_accept"})
 """Faults that never answer: the connection is reset, or held until the client gives up."""

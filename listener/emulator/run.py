@@ -9,8 +9,8 @@ from pathlib import Path
 
 import orjson
 
-from .faults import Fault
-from .server import Emulator
+from listener.emulator.faults import Fault
+from listener.emulator.server import Emulator
 
 DEFAULT_PORT = 9199
 

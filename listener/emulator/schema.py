@@ -1,7 +1,7 @@
-"""What FCM HTTP v1 makes of a request body. Pure: no I/O.
+"""The FCM v1 message, and what Google's JSON front end makes of a request body. Pure: no I/O.
 
-Two stages, as with FCM. The JSON front end knows only names and types, and reports all that is wrong at
-once. Then FCM itself looks at what the message says, and reports the first thing that is wrong.
+The front end knows only names and types, and reports all that is wrong at once. What the message says is
+for :mod:`listener.emulator.checks`.
 
 Sources: the FCM v1 discovery document (field names, types, enums) with the fields newer SDKs send; the
 protobuf JSON mapping (both spellings of a name, null is unset, durations); Firebase, "FCM error codes".
@@ -11,37 +11,19 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
 import orjson
 
-from . import answers
-from .answers import Answer
-
 Violation = tuple[str | None, str]
 
-MAX_TTL = 28 * 86_400
-MAX_PAYLOAD = 4096
-MAX_TOPIC_PAYLOAD = 2048
-MAX_CONDITION_TOPICS = 5
-MAX_TOKEN = 4096
-MAX_COLLAPSE_ID = 64
 TARGETS = ("token", "fid", "topic", "condition")
 
-_TOPIC_BIG = "Message is too large. The maximum is 2K (2048 bytes)."
 _FCM = "type.googleapis.com/google.firebase.fcm.v1."
-_TOPIC = re.compile(r"[a-zA-Z0-9\-_.~%]+")
-_LABEL = re.compile(r"[a-zA-Z0-9\-_.~%]{1,50}")
-_WEB_TOPIC = re.compile(r"[A-Za-z0-9_\-]{1,32}")
-_COLOR = re.compile(r"#[0-9a-fA-F]{6}")
 _DURATION = re.compile(r"(-?)(\d{1,12})(?:\.(\d{1,9}))?s")
-_IN_TOPICS = re.compile(r"""(?:'([^']*)'|"([^"]*)")\s+in\s+topics""")
-
-
-# --- types ---------------------------------------------------------------------------------------------
 
 
 @dataclass(slots=True, frozen=True)
@@ -235,9 +217,6 @@ MESSAGE = _message(
 REQUEST = _message("SendMessageRequest", {"validate_only": BOOL, "message": MESSAGE})
 
 
-# --- the front end: names and types --------------------------------------------------------------------
-
-
 def normalise(body: object) -> tuple[dict[str, Any], list[Violation]]:
     """The request under the names of the protobuf, without nulls, and what the front end objects to.
 
@@ -380,156 +359,3 @@ def _wrong_enum(kind: Enum, value: Any) -> str | None:
     if _whole(value) and 0 <= float(value) < len(kind.names):
         return None
     return _show(value)
-
-
-# --- FCM: what the message says ------------------------------------------------------------------------
-
-
-def target_of(message: Mapping[str, Any]) -> tuple[str, str] | None:
-    """The kind and value of a message's target; None if it has none."""
-    for kind in TARGETS:
-        value = message.get(kind)
-        if isinstance(value, str):
-            return kind, value
-    return None
-
-
-def check(message: Mapping[str, Any]) -> Answer | None:
-    """What FCM refuses a well-formed message with; None if it takes it."""
-    target = target_of(message)
-    if target is None:
-        return answers.invalid("message", "Recipient of the message is not set.")
-    kind, value = target
-    if kind in ("token", "fid") and not _possible_token(value):
-        return answers.invalid_token()
-    if kind == "topic" and _TOPIC.fullmatch(value) is None:
-        return answers.invalid("message", "Topic name contains invalid characters.")
-    if kind == "condition" and not _good_condition(value):
-        return answers.invalid("message", "Invalid condition expression provided.")
-    return (
-        _check_data(message) or _check_options(message) or _check_platforms(message) or _check_size(message)
-    )
-
-
-def _possible_token(value: str) -> bool:
-    return 0 < len(value) <= MAX_TOKEN and not any(c.isspace() for c in value)
-
-
-def _good_condition(text: str) -> bool:
-    """At most five topics, joined by && and ||, with ! and parentheses."""
-    topics = [a or b for a, b in _IN_TOPICS.findall(text)]
-    if not 1 <= len(topics) <= MAX_CONDITION_TOPICS:
-        return False
-    if any(_TOPIC.fullmatch(topic) is None for topic in topics):
-        return False
-    if "T" in _IN_TOPICS.sub("", text):
-        return False
-    rest = re.sub(r"\s+", "", _IN_TOPICS.sub("T", text))
-    while True:
-        shorter = re.sub(r"!T|\(T\)|T(?:&&|\|\|)T", "T", rest)
-        if shorter == rest:
-            return rest == "T"
-        rest = shorter
-
-
-def _maps(message: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, str]]]:
-    for path in ("", "android", "android_v2", "webpush"):
-        holder = message.get(path, {}) if path else message
-        if "data" in holder:
-            yield (f"message.{path}.data" if path else "message.data"), holder["data"]
-
-
-def _check_data(message: Mapping[str, Any]) -> Answer | None:
-    for path, data in _maps(message):
-        for key in data:
-            if key in ("from", "message_type") or key.startswith(("google.", "gcm.notification.")):
-                return answers.invalid(path, f"Invalid data payload key: {key}")
-    return None
-
-
-def _check_options(message: Mapping[str, Any]) -> Answer | None:
-    for path in ("", "android", "android_v2", "apns", "webpush"):
-        options = (message.get(path, {}) if path else message).get("fcm_options", {})
-        label = options.get("analytics_label")
-        if label and _LABEL.fullmatch(label) is None:
-            at = ".".join(part for part in ("message", path, "fcm_options.analytics_label") if part)
-            return answers.invalid(at, "Invalid analytics label.")
-        link = options.get("link")
-        if link and not link.startswith("https://"):
-            return answers.invalid("message.webpush.fcm_options.link", "Invalid link: HTTPS is required.")
-    return None
-
-
-def _check_platforms(message: Mapping[str, Any]) -> Answer | None:
-    for path in ("android", "android_v2"):
-        config = message.get(path, {})
-        ttl = config.get("ttl")
-        if ttl is not None and not 0 <= float(ttl[:-1]) <= MAX_TTL:
-            return answers.invalid(
-                f"message.{path}.ttl", "Invalid TTL: must be between 0 and 2419200 seconds."
-            )
-        color = _android_notification(config).get("color")
-        if color and _COLOR.fullmatch(color) is None:
-            return answers.invalid(f"message.{path}.notification.color", "Invalid color: must be #rrggbb.")
-    headers = _lower(message.get("apns", {}).get("headers", {}))
-    if len(headers.get("apns-collapse-id", "").encode()) > MAX_COLLAPSE_ID:
-        return _apns("BadCollapseId", "apns-collapse-id is longer than 64 bytes.")
-    if headers.get("apns-priority", "10") not in ("1", "5", "10"):
-        return _apns("BadPriority", "apns-priority must be 1, 5 or 10.")
-    if not headers.get("apns-expiration", "0").isdigit():
-        return _apns("BadExpirationDate", "apns-expiration must be Unix time in seconds.")
-    headers = _lower(message.get("webpush", {}).get("headers", {}))
-    if _WEB_TOPIC.fullmatch(headers.get("topic", "x")) is None:
-        return _web("Topic must be at most 32 characters of the URL and filename safe base64 alphabet.")
-    if not headers.get("ttl", "0").isdigit():
-        return _web("TTL must be a number of seconds.")
-    if headers.get("urgency", "normal") not in ("very-low", "low", "normal", "high"):
-        return _web("Urgency must be very-low, low, normal or high.")
-    return None
-
-
-def _android_notification(config: Mapping[str, Any]) -> Mapping[str, Any]:
-    notification: Mapping[str, Any] = config.get("remote_notification", config).get("notification", {})
-    return notification
-
-
-def _lower(headers: Mapping[str, str]) -> dict[str, str]:
-    return {name.lower(): value for name, value in headers.items()}
-
-
-def _apns(reason: str, text: str) -> Answer:
-    return answers.invalid("message.apns.headers", text, answers.apns_error(400, reason))
-
-
-def _web(text: str) -> Answer:
-    return answers.invalid("message.webpush.headers", text)
-
-
-def payload_size(message: Mapping[str, Any]) -> int:
-    """Bytes of payload, as an Android device gets it: keys and values of its data and its notification.
-
-    Firebase documents the limit ("this includes both the keys and the values") but no formula; that
-    the notification counts in the same way is inferred.
-    """
-    android = message.get("android") or message.get("android_v2", {})
-    data = android.get("data") or message.get("data", {})
-    notification = {**message.get("notification", {}), **_android_notification(android)}
-    size = sum(len(key.encode()) + len(value.encode()) for key, value in data.items())
-    for key, value in notification.items():
-        size += len(key) + len(value.encode() if isinstance(value, str) else orjson.dumps(value))
-    return size
-
-
-def _check_size(message: Mapping[str, Any]) -> Answer | None:
-    fan_out = "topic" in message or "condition" in message
-    limit = MAX_TOPIC_PAYLOAD if fan_out else MAX_PAYLOAD
-    apns = message.get("apns", {}).get("payload")
-    webpush = message.get("webpush", {})
-    if payload_size(message) > limit:
-        return answers.too_big(_TOPIC_BIG) if fan_out else answers.too_big()
-    if apns and len(orjson.dumps(apns)) > limit:
-        return answers.too_big("iOS message is too big")
-    web = {name: webpush[name] for name in ("data", "notification") if name in webpush}
-    if web and len(orjson.dumps(web)) > limit:
-        return answers.too_big("Web message is too big")
-    return None

@@ -20,10 +20,10 @@ from aiohttp import StreamReader, web
 from aiohttp.abc import AbstractStreamWriter
 from aiohttp.http import RawRequestMessage
 
-from . import answers, oauth, schema
-from .answers import Answer
-from .faults import ACCEPTING, SLOW_MS, Fault, Rules, fault_from, parse_fault
-from .received import Journal, Predicate, Received
+from listener.emulator import answers, checks, control, oauth, schema
+from listener.emulator.answers import Answer
+from listener.emulator.faults import ACCEPTING, SLOW_MS, Fault, Rule, Rules, fault_from, parse_fault
+from listener.emulator.received import Journal, Predicate, Received
 
 MAX_REQUEST_BYTES = 10 * 2**20
 """What Google's front end takes of a request body."""
@@ -33,21 +33,6 @@ DEAD_PREFIX = "dead-"
 
 _STOP_GRACE = 0.1
 """Seconds a request under way has to end by itself when the emulator stops."""
-
-_INDEX = """FCM emulator for project {project}
-
-POST   /v1/projects/{project}/messages:send   the FCM HTTP v1 API
-POST   /token                                 OAuth: JWT-bearer grant for the service account below
-GET    /emulator/service-account.json         the key to use in place of one from the Firebase console
-GET    /emulator/messages                     what was received; ?token= ?topic= ?push_id= ?outcome= ?limit=
-DELETE /emulator/messages                     forget it
-GET    /emulator/faults                       the rules in force
-POST   /emulator/faults                       add one: {{"fault": "unavailable", "token": "abc", "times": 2}}
-DELETE /emulator/faults                       drop all rules; /emulator/faults/ID drops one
-GET    /emulator/stats                        counts by answer, concurrency, connections
-
-A registration token that starts with "dead-" is answered UNREGISTERED.
-"""
 
 
 @dataclass(slots=True)
@@ -65,10 +50,10 @@ class _Verdict:
 class _Send:
     """A request to messages:send as far as it could be read."""
 
-    message: dict[str, Any] | None = None
-    """As sent."""
+    body: bytes = b""
+    """As sent, if there is a message in it."""
     read: dict[str, Any] = field(default_factory=dict)
-    """Under the protobuf's names."""
+    """The message under the protobuf's names."""
     validate_only: bool = False
     problem: Answer | None = None
 
@@ -171,7 +156,11 @@ class Emulator:
     @property
     def service_account(self) -> dict[str, str]:
         """The service account's key, with this emulator as its token server."""
-        return self._account.key(self.endpoint)
+        return self.service_account_at(self.endpoint)
+
+    def service_account_at(self, origin: str) -> dict[str, str]:
+        """The key for a client that reaches the emulator at another ``http://host:port``."""
+        return self._account.key(origin)
 
     # --- faults ----------------------------------------------------------------------------------------
 
@@ -186,6 +175,11 @@ class Emulator:
         elif parameters:
             raise ValueError("a Fault has its parameters already")
         return self._rules.add(fault).id
+
+    @property
+    def rules(self) -> list[Rule]:
+        """The rules in force, in order, with how often each has happened."""
+        return list(self._rules.rules)
 
     def remove_fault(self, rule_id: int) -> bool:
         """Drops one rule; False if there is none of that id."""
@@ -275,7 +269,7 @@ class Emulator:
             )
         if request.method == "POST" and path == "/token":
             return await self._token(request)
-        return await self._control(request, path)
+        return await control.serve(self, request, path) or _response(answers.not_found_html())
 
     async def _send(self, request: web.BaseRequest, project: str) -> web.StreamResponse:
         self._in_flight += 1
@@ -297,11 +291,11 @@ class Emulator:
         refusal = self._tokens.check(authorization)
         if refusal is None and project != self.project_id:
             refusal = answers.permission_denied(project)
-        refusal = refusal or sent.problem or schema.check(sent.read)
+        refusal = refusal or sent.problem or checks.check(sent.read)
         if refusal is not None:
             return _Verdict(refusal)
-        target = schema.target_of(sent.read)
-        assert target is not None  # schema.check refuses a message without one
+        target = checks.target_of(sent.read)
+        assert target is not None  # checks.check refuses a message without one
         fault = self._rules.for_message(*target)
         if fault is not None and fault.fault not in ACCEPTING:
             silent = fault.fault in ("reset", "timeout")
@@ -326,7 +320,7 @@ class Emulator:
         return _Verdict(answer, name, accepted=not sent.validate_only, fault=fault)
 
     def _record(self, sent: _Send, verdict: _Verdict, received_at: float, at: float) -> Received:
-        kind, target = schema.target_of(sent.read) or (None, None)
+        kind, target = checks.target_of(sent.read) or (None, None)
         data = sent.read.get("data")
         push_id = data.get("push_id") if isinstance(data, dict) else None
         return Received(
@@ -335,7 +329,7 @@ class Emulator:
             at=at,
             kind=kind,
             target=target,
-            message=sent.message,
+            body=sent.body,
             push_id=push_id if isinstance(push_id, str) else None,
             validate_only=sent.validate_only,
             status=verdict.answer.status if verdict.answer else None,
@@ -357,7 +351,7 @@ class Emulator:
 
     async def _silence(self, request: web.BaseRequest, fault: Fault | None) -> web.StreamResponse:
         """Ends a request without an answer: at once by a reset, or when the client or we go away."""
-        if fault is not None and fault.fault.startswith(("timeout", "oauth_timeout")):
+        if fault is not None and "timeout" in fault.fault:
             await self._stopping.wait()
         transport = request.transport
         if transport is not None:
@@ -375,7 +369,9 @@ class Emulator:
             form = {}
         fault = self._rules.for_grant()
         if fault is None:
-            answer = oauth.grant(form, self._account, self._tokens, f"{_origin(request)}/token", time.time())
+            answer = oauth.grant(
+                form, self._account, self._tokens, f"http://{request.host}/token", time.time()
+            )
         elif fault.fault == "oauth_timeout":
             self._count_grant("no answer")
             return await self._silence(request, fault)
@@ -390,71 +386,6 @@ class Emulator:
 
     def _count_grant(self, answer: str) -> None:
         self._grants[answer] = self._grants.get(answer, 0) + 1
-
-    # --- control ---------------------------------------------------------------------------------------
-
-    async def _control(self, request: web.BaseRequest, path: str) -> web.StreamResponse:
-        match request.method, path:
-            case "GET", "/":
-                return web.Response(text=_INDEX.format(project=self.project_id))
-            case "GET", "/emulator/service-account.json":
-                return _json(self._account.key(_origin(request)))
-            case "GET", "/emulator/messages":
-                return self._list_messages(request)
-            case "DELETE", "/emulator/messages":
-                self.clear()
-                return web.Response(status=204)
-            case "GET", "/emulator/stats":
-                return _json(self.stats())
-            case "GET", "/emulator/faults":
-                return _json({"faults": [rule.as_dict() for rule in self._rules.rules]})
-            case "POST", "/emulator/faults":
-                return await self._add_rule(request)
-            case "DELETE", "/emulator/faults":
-                self.clear_faults()
-                return web.Response(status=204)
-            case "DELETE", _ if path.startswith("/emulator/faults/"):
-                rule_id = path.removeprefix("/emulator/faults/")
-                if rule_id.isdecimal() and self.remove_fault(int(rule_id)):
-                    return web.Response(status=204)
-                return _json({"error": f"no rule {rule_id}"}, 404)
-        return _response(answers.not_found_html())
-
-    def _list_messages(self, request: web.BaseRequest) -> web.StreamResponse:
-        query = request.query
-        unknown = set(query) - {"token", "topic", "push_id", "outcome", "limit"}
-        limit = query.get("limit", str(self._journal.limit))
-        if unknown or not limit.isdecimal():
-            return _json({"error": "filters are token, topic, push_id, outcome and limit (a number)"}, 400)
-        found = [
-            record
-            for record in self._journal
-            if ("token" not in query or (record.kind in ("token", "fid") and record.target == query["token"]))
-            and ("topic" not in query or (record.kind == "topic" and record.target == query["topic"]))
-            and ("push_id" not in query or record.push_id == query["push_id"])
-            and ("outcome" not in query or query["outcome"] in (record.outcome, record.error_code))
-        ]
-        newest = found[-int(limit) :] if int(limit) else []
-        return _json(
-            {
-                "messages": [record.as_dict() for record in newest],
-                "count": len(found),
-                "forgotten": self._journal.forgotten,
-            }
-        )
-
-    async def _add_rule(self, request: web.BaseRequest) -> web.StreamResponse:
-        try:
-            body = orjson.loads(await request.read())
-            if isinstance(body, str):
-                rule = self._rules.add(parse_fault(body))
-            elif isinstance(body, dict):
-                rule = self._rules.add(fault_from(body))
-            else:
-                raise ValueError("a rule is an object, or the text of one")
-        except ValueError as error:
-            return _json({"error": str(error)}, 400)
-        return _json(rule.as_dict(), 201)
 
 
 def _request(
@@ -488,7 +419,7 @@ async def _read_send(request: web.BaseRequest) -> _Send:
     message = body.get("message") if isinstance(body, dict) else None
     read_message = read.get("message")
     return _Send(
-        message=message if isinstance(message, dict) else None,
+        body=raw if isinstance(message, dict) else b"",
         read=read_message if isinstance(read_message, dict) else {},
         validate_only=read.get("validate_only") is True,
         problem=answers.malformed(violations) if violations else None,
@@ -505,19 +436,6 @@ def _syntax_error(raw: bytes, error: orjson.JSONDecodeError) -> str:
     return f"Invalid JSON payload received. Unexpected token.\n{line}\n{pointer}"
 
 
-def _origin(request: web.BaseRequest) -> str:
-    """How the client reached us: a key fetched over a network must name a token server that it can."""
-    return f"http://{request.host}"
-
-
 def _response(answer: Answer) -> web.Response:
     headers = {"Content-Type": answer.content_type, **answer.headers}
     return web.Response(status=answer.status, body=answer.body, headers=headers)
-
-
-def _json(value: object, status: int = 200) -> web.Response:
-    return web.Response(
-        status=status,
-        body=orjson.dumps(value, option=orjson.OPT_INDENT_2),
-        content_type="application/json",
-    )
