@@ -1,0 +1,599 @@
+"""What an answer of FCM, or the lack of one, means."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from itertools import permutations
+from typing import Any
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from listener.fcm.fault import AuthFault, SendFault
+from listener.fcm.outcome import LONGEST_DELAY, Kind, Outcome, classify, from_auth_fault, from_send_fault
+from tests.unit.strategies import JSON
+
+FCM_ERROR = "type.googleapis.com/google.firebase.fcm.v1.FcmError"
+BAD_REQUEST = "type.googleapis.com/google.rpc.BadRequest"
+ERROR_INFO = "type.googleapis.com/google.rpc.ErrorInfo"
+QUOTA_FAILURE = "type.googleapis.com/google.rpc.QuotaFailure"
+
+TOKEN = "cJug2GoHzEfcshCE_OLL24:APA91bHa8-Viell9xjbeV96V4Njhufk9V7KcOA940Gp7FY1Dxsxmo8AJ7_erhKKqsgqsD8t6"
+INVALID_TOKEN = "The registration token is not a valid FCM registration token"
+PAGE_502 = (
+    b"<!DOCTYPE html>\n<html lang=en>\n<title>Error 502 (Server Error)!!1</title>\n"
+    b"<p><b>502.</b> <ins>That\xe2\x80\x99s an error.</ins>\n<p>The server encountered a temporary error and "
+    b"could not complete your request.<p>Please try again in 30 seconds.  <ins>That\xe2\x80\x99s all we know.</ins>\n"
+)
+PAGE_404 = (
+    b"<!DOCTYPE html>\n<html lang=en>\n<title>Error 404 (Not Found)!!1</title>\n<p><b>404.</b>\n"
+    b"<p>The requested URL <code>/v1/projects//messages:send</code> was not found on this server.\n"
+)
+
+Detail = dict[str, Any]
+
+
+def fcm(code: object) -> Detail:
+    return {"@type": FCM_ERROR, "errorCode": code}
+
+
+def bad_request(*fields: str, text: str = "Invalid value") -> Detail:
+    return {
+        "@type": BAD_REQUEST,
+        "fieldViolations": [{"field": field, "description": text} for field in fields],
+    }
+
+
+def error(status: int, name: str, message: str, *details: Detail) -> bytes:
+    body: dict[str, Any] = {"code": status, "message": message, "status": name}
+    if details:
+        body["details"] = list(details)
+    return json.dumps({"error": body}).encode()
+
+
+def outcome(status: int, body: bytes = b"", **headers: str) -> Outcome:
+    return classify(status, {name.replace("_", "-"): value for name, value in headers.items()}, body)
+
+
+# --- bodies as really seen -----------------------------------------------------------------------------
+
+VALUE_400 = "Invalid value at 'message.data[0].value' (TYPE_STRING), 12"
+SIGN_IN = (
+    "Request had invalid authentication credentials. Expected OAuth 2 access token, login cookie or other valid "
+    "authentication credential. See https://developers.google.com/identity/sign-in/web/devconsole-project."
+)
+DENIED = (
+    "Permission 'cloudmessaging.messages.create' denied on resource "
+    "'//cloudresourcemanager.googleapis.com/projects/my-project' (or it may not exist)."
+)
+UNAVAILABLE = "The service is currently unavailable."
+
+SEEN = [
+    # 400: the token
+    (
+        400,
+        "INVALID_ARGUMENT",
+        INVALID_TOKEN,
+        [fcm("INVALID_ARGUMENT"), bad_request("message.token")],
+        Kind.DROP_TARGET,
+    ),
+    (400, "INVALID_ARGUMENT", INVALID_TOKEN, [fcm("INVALID_ARGUMENT")], Kind.DROP_TARGET),
+    (
+        400,
+        "INVALID_ARGUMENT",
+        "Request contains an invalid argument.",
+        [fcm("INVALID_ARGUMENT"), bad_request("message.token", text="Invalid registration token")],
+        Kind.DROP_TARGET,
+    ),
+    # 400: the message
+    (
+        400,
+        "INVALID_ARGUMENT",
+        VALUE_400,
+        [bad_request("message.data[0].value", text=VALUE_400)],
+        Kind.DROP_MESSAGE,
+    ),
+    (
+        400,
+        "INVALID_ARGUMENT",
+        "Topic name contains invalid characters.",
+        [bad_request("message"), fcm("INVALID_ARGUMENT")],
+        Kind.DROP_MESSAGE,
+    ),
+    (
+        400,
+        "INVALID_ARGUMENT",
+        "Recipient of the message is not set.",
+        [bad_request("message"), fcm("INVALID_ARGUMENT")],
+        Kind.DROP_MESSAGE,
+    ),
+    (
+        400,
+        "INVALID_ARGUMENT",
+        "Android message is too big",
+        [{"@type": BAD_REQUEST}, fcm("INVALID_ARGUMENT")],
+        Kind.DROP_MESSAGE,
+    ),
+    (
+        400,
+        "INVALID_ARGUMENT",
+        "Invalid data payload key: from",
+        [bad_request("message.data[0].key"), fcm("INVALID_ARGUMENT")],
+        Kind.DROP_MESSAGE,
+    ),
+    (400, "INVALID_ARGUMENT", "Request contains an invalid argument.", [], Kind.DROP_MESSAGE),
+    (
+        400,
+        "INVALID_ARGUMENT",
+        "Request contains an invalid argument.",
+        [fcm("INVALID_ARGUMENT")],
+        Kind.DROP_MESSAGE,
+    ),
+    # 401
+    (
+        401,
+        "UNAUTHENTICATED",
+        "Auth error from APNS or Web Push Service",
+        [fcm("THIRD_PARTY_AUTH_ERROR")],
+        Kind.PAUSE_PLATFORM,
+    ),
+    (401, "UNAUTHENTICATED", SIGN_IN, [fcm("THIRD_PARTY_AUTH_ERROR")], Kind.PAUSE_PLATFORM),
+    (
+        401,
+        "UNAUTHENTICATED",
+        SIGN_IN,
+        [{"@type": ERROR_INFO, "reason": "ACCESS_TOKEN_EXPIRED", "domain": "googleapis.com"}],
+        Kind.REFRESH_AUTH,
+    ),
+    (401, "UNAUTHENTICATED", SIGN_IN, [], Kind.REFRESH_AUTH),
+    # 403
+    (403, "PERMISSION_DENIED", "SenderId mismatch", [fcm("SENDER_ID_MISMATCH")], Kind.DROP_TARGET),
+    (
+        403,
+        "PERMISSION_DENIED",
+        DENIED,
+        [{"@type": ERROR_INFO, "reason": "IAM_PERMISSION_DENIED"}],
+        Kind.PAUSE,
+    ),
+    (403, "PERMISSION_DENIED", "The caller does not have permission", [], Kind.PAUSE),
+    # 404
+    (404, "NOT_FOUND", "Requested entity was not found.", [fcm("UNREGISTERED")], Kind.DROP_TARGET),
+    (404, "NOT_FOUND", "Requested entity was not found.", [], Kind.PAUSE),
+    # 429
+    (429, "RESOURCE_EXHAUSTED", "Topic quota exceeded.", [fcm("QUOTA_EXCEEDED")], Kind.RETRY),
+    (
+        429,
+        "RESOURCE_EXHAUSTED",
+        "Quota exceeded.",
+        [{"@type": QUOTA_FAILURE, "violations": [{"subject": "project:1"}]}, fcm("QUOTA_EXCEEDED")],
+        Kind.RETRY,
+    ),
+    # 5xx
+    (500, "INTERNAL", "Internal error encountered.", [fcm("INTERNAL")], Kind.RETRY),
+    (503, "UNAVAILABLE", UNAVAILABLE, [fcm("UNAVAILABLE")], Kind.RETRY),
+    (503, "UNAVAILABLE", UNAVAILABLE, [], Kind.RETRY),
+    (504, "DEADLINE_EXCEEDED", "Deadline expired before operation could complete.", [], Kind.RETRY),
+]
+
+
+@pytest.mark.parametrize(("status", "name", "message", "details", "kind"), SEEN)
+def test_bodies_as_seen_in_any_order_of_details(
+    status: int, name: str, message: str, details: list[Detail], kind: Kind
+) -> None:
+    for order in permutations(details):
+        result = outcome(status, error(status, name, message, *order))
+        assert result.kind is kind
+        assert result.http_status == status
+        codes = [detail["errorCode"] for detail in details if "errorCode" in detail]
+        assert result.code == (codes[0] if codes else name)
+
+
+def test_accepted() -> None:
+    assert outcome(
+        200, b'{\n  "name": "projects/p/messages/0:1500415314455276%31bd1c9631bd1c96"\n}\n'
+    ) == Outcome(
+        Kind.ACCEPTED,
+        "OK",
+        "accepted by FCM",
+        200,
+        message_id="projects/p/messages/0:1500415314455276%31bd1c9631bd1c96",
+    )
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"{}",
+        b"[]",
+        b'"x"',
+        b"<html>",
+        b'{"name": 5}',
+        b'{"name": ""}',
+        b'{"name": "a\\u0000b"}',
+        b'{"name": "\\u00e9"}',
+        json.dumps({"name": "x" * 513}).encode(),
+        error(200, "UNREGISTERED", "", fcm("UNREGISTERED")),
+    ],
+)
+@pytest.mark.parametrize("status", [200, 201, 204])
+def test_a_success_without_a_usable_name_is_never_sent_again(status: int, body: bytes) -> None:
+    assert outcome(status, body) == Outcome(Kind.ACCEPTED, "OK", "accepted by FCM", status)
+
+
+def test_quota() -> None:
+    body = error(429, "RESOURCE_EXHAUSTED", "Topic quota exceeded.", fcm("QUOTA_EXCEEDED"))
+    result = outcome(429, body, Retry_After="90")
+    assert (result.kind, result.code, result.delay) == (Kind.RETRY, "QUOTA_EXCEEDED", 90.0)
+    assert result.slow_down
+    assert result.uses_attempt
+    assert not result.ambiguous
+    assert "Topic quota exceeded." in result.reason
+    assert outcome(429, body).delay == 60.0
+    assert outcome(429, b"<html>") == Outcome(
+        Kind.RETRY, "HTTP_429", "an FCM quota is used up", 429, delay=60.0, slow_down=True
+    )
+
+
+@pytest.mark.parametrize(
+    ("status", "body"),
+    [
+        (500, error(500, "INTERNAL", "Internal error encountered.", fcm("INTERNAL"))),
+        (503, error(503, "UNAVAILABLE", UNAVAILABLE, fcm("UNAVAILABLE"))),
+        (503, b""),
+        (504, b"upstream request timeout"),
+        (502, b"<html>Bad Gateway</html>"),
+        (501, b""),
+        (520, b""),
+        (599, b""),
+    ],
+)
+def test_trouble_at_the_server_passes_and_may_hide_a_delivery(status: int, body: bytes) -> None:
+    result = outcome(status, body)
+    assert (result.kind, result.delay) == (Kind.RETRY, 10.0)
+    assert result.ambiguous
+    assert result.uses_attempt
+    assert not result.slow_down
+    assert outcome(status, body, Retry_After="3").delay == 10.0
+    assert outcome(status, body, Retry_After="300").delay == 300.0
+
+
+def test_the_page_that_says_when_to_come_back() -> None:
+    result = outcome(502, PAGE_502)
+    assert (result.kind, result.code, result.delay) == (Kind.RETRY, "HTTP_502", 30.0)
+    assert outcome(502, PAGE_502, Retry_After="120").delay == 120.0
+
+
+@pytest.mark.parametrize(
+    ("status", "body"),
+    [
+        (403, error(403, "PERMISSION_DENIED", DENIED)),
+        (403, b"<html>Forbidden</html>"),
+        (404, PAGE_404),
+        (404, b""),
+        (301, b""),
+        (302, b""),
+        (304, b""),
+        (405, b""),
+        (407, b""),
+        (451, b""),
+    ],
+)
+def test_what_is_wrong_with_us_costs_no_push_anything(status: int, body: bytes) -> None:
+    result = outcome(status, body, Location="https://elsewhere.example")
+    assert result.kind is Kind.PAUSE
+    assert not result.uses_attempt
+    assert not result.ambiguous
+    assert "check FCM_" in result.reason
+
+
+def test_refused_credentials_use_no_attempt() -> None:
+    assert not outcome(401).uses_attempt
+    third_party = error(401, "UNAUTHENTICATED", "Auth error", fcm("THIRD_PARTY_AUTH_ERROR"))
+    assert not outcome(401, third_party).uses_attempt
+
+
+@pytest.mark.parametrize("status", [413, 414, 431])
+def test_a_request_too_large_for_a_front_end(status: int) -> None:
+    result = outcome(status)
+    assert (result.kind, result.code) == (Kind.DROP_MESSAGE, f"HTTP_{status}")
+    assert "too large" in result.reason
+
+
+@pytest.mark.parametrize("status", [408, 409, 425, 499, 100, 103, 0, -1, 600, 999, 10**9])
+def test_odd_statuses_are_tried_again(status: int) -> None:
+    result = outcome(status)
+    assert (result.kind, result.delay) == (Kind.RETRY, 10.0)
+    assert result.ambiguous
+
+
+# --- precedence ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("status", "name", "details", "kind"),
+    [
+        # errorCode before all
+        (400, "INVALID_ARGUMENT", [fcm("UNREGISTERED")], Kind.DROP_TARGET),
+        (403, "PERMISSION_DENIED", [fcm("THIRD_PARTY_AUTH_ERROR")], Kind.PAUSE_PLATFORM),
+        (403, "PERMISSION_DENIED", [fcm("QUOTA_EXCEEDED")], Kind.RETRY),
+        (404, "NOT_FOUND", [fcm("UNAVAILABLE")], Kind.RETRY),
+        (500, "INTERNAL", [fcm("INVALID_ARGUMENT")], Kind.DROP_MESSAGE),
+        # error.status before HTTP
+        (400, "UNAUTHENTICATED", [], Kind.REFRESH_AUTH),
+        (400, "PERMISSION_DENIED", [], Kind.PAUSE),
+        (403, "RESOURCE_EXHAUSTED", [], Kind.RETRY),
+        (404, "UNAVAILABLE", [], Kind.RETRY),
+        (500, "INVALID_ARGUMENT", [], Kind.DROP_MESSAGE),
+        # a known errorCode is found behind an unknown one and other details
+        (404, "NOT_FOUND", [{"@type": ERROR_INFO}, fcm("NEW"), fcm("UNREGISTERED")], Kind.DROP_TARGET),
+        # an errorCode outside FcmError is none
+        (404, "NOT_FOUND", [{"@type": ERROR_INFO, "errorCode": "UNREGISTERED"}], Kind.PAUSE),
+        (404, "UNREGISTERED", [], Kind.PAUSE),
+    ],
+)
+def test_precedence(status: int, name: str, details: list[Detail], kind: Kind) -> None:
+    assert outcome(status, error(status, name, "", *details)).kind is kind
+
+
+BY_HTTP_CLASS = [
+    (400, Kind.DROP_MESSAGE),
+    (401, Kind.REFRESH_AUTH),
+    (403, Kind.PAUSE),
+    (404, Kind.PAUSE),
+    (409, Kind.RETRY),
+    (418, Kind.DROP_MESSAGE),
+    (429, Kind.RETRY),
+    (500, Kind.RETRY),
+    (503, Kind.RETRY),
+]
+
+
+@pytest.mark.parametrize(
+    "code", ["SOME_FUTURE_ERROR", "UNSPECIFIED_ERROR", "unregistered", "", None, 5, ["UNREGISTERED"]]
+)
+@pytest.mark.parametrize(("status", "kind"), BY_HTTP_CLASS)
+def test_an_unknown_error_code_goes_by_http_status_and_never_costs_a_token(
+    code: object, status: int, kind: Kind
+) -> None:
+    body = error(status, "INVALID_ARGUMENT", INVALID_TOKEN, fcm(code), bad_request("message.token"))
+    result = outcome(status, body)
+    assert result.kind is kind
+    assert result.code == ("UNSPECIFIED_ERROR" if code == "UNSPECIFIED_ERROR" else f"HTTP_{status}")
+
+
+@pytest.mark.parametrize(
+    ("message", "details"),
+    [
+        # a text that only quotes the words
+        (
+            f"Invalid value at 'message.data[0].value' (TYPE_STRING), \"{INVALID_TOKEN}\"",
+            [fcm("INVALID_ARGUMENT")],
+        ),
+        (f"Invalid data payload key: {INVALID_TOKEN}", [fcm("INVALID_ARGUMENT")]),
+        # the text without FcmError
+        (INVALID_TOKEN, []),
+        # the text, and a complaint of another field
+        (INVALID_TOKEN, [fcm("INVALID_ARGUMENT"), bad_request("message.topic")]),
+        # the token, and another field
+        (INVALID_TOKEN, [fcm("INVALID_ARGUMENT"), bad_request("message.token", "message.android.ttl")]),
+        ("", [fcm("INVALID_ARGUMENT"), bad_request("message.token_x")]),
+    ],
+)
+def test_a_token_in_doubt_is_kept(message: str, details: list[Detail]) -> None:
+    assert outcome(400, error(400, "INVALID_ARGUMENT", message, *details)).kind is Kind.DROP_MESSAGE
+
+
+# --- reasons -------------------------------------------------------------------------------------------
+
+
+def test_a_400_names_the_field_and_not_the_value() -> None:
+    reason = outcome(
+        400, error(400, "INVALID_ARGUMENT", VALUE_400, bad_request("message.data[0].value", text=VALUE_400))
+    ).reason
+    assert reason == "FCM does not accept message.data[0].value"
+
+
+@pytest.mark.parametrize(
+    ("message", "words"),
+    [
+        ("Android message is too big", "too large"),
+        ("Message is too large. The maximum is 2K (2048 bytes).", "too large"),
+        ("Request payload size exceeds the limit: 8192 bytes.", "too large"),
+        ("Invalid data payload key: from", "reserved"),
+        ("Topic name contains invalid characters.", "topic name"),
+        ("Request contains an invalid argument.", "does not say why"),
+    ],
+)
+def test_a_400_without_fields_is_explained_in_our_words(message: str, words: str) -> None:
+    reason = outcome(400, error(400, "INVALID_ARGUMENT", message)).reason
+    assert words in reason
+    assert message not in reason
+
+
+def test_a_value_that_quotes_a_known_phrase_explains_nothing() -> None:
+    text = "Invalid value at 'message.notification.title' (TYPE_STRING), \"too big\""
+    body = error(400, "INVALID_ARGUMENT", text, bad_request("message.notification.title"))
+    assert outcome(400, body).reason == "FCM does not accept message.notification.title"
+
+
+@pytest.mark.parametrize(
+    "field", [TOKEN, f"message.{TOKEN}", "message.data[secret value]", "message.a\nb", "x" * 999]
+)
+def test_field_names_that_are_none_are_not_shown(field: str) -> None:
+    reason = outcome(
+        400, error(400, "INVALID_ARGUMENT", "", bad_request(field, "message.android.ttl"))
+    ).reason
+    assert reason == "FCM does not accept message.android.ttl"
+
+
+@pytest.mark.parametrize(
+    ("status", "name"), [(403, "PERMISSION_DENIED"), (401, "UNAUTHENTICATED"), (404, "NOT_FOUND")]
+)
+def test_what_operators_need_is_kept(status: int, name: str) -> None:
+    message = f"{DENIED}\r\n\x00 for push@my-project-0123456789.iam.gserviceaccount.com"
+    reason = outcome(status, error(status, name, message)).reason
+    assert f"{DENIED} for push@my-project-0123456789.iam.gserviceaccount.com" in reason
+
+
+_TOKEN_LIKE = (
+    st.from_regex(r"[a-zA-Z0-9_-]{22}:APA91b[a-zA-Z0-9_-]{134}", fullmatch=True)
+    | st.from_regex(r"ya29\.a0Af[a-zA-Z0-9_-]{120}", fullmatch=True)
+    | st.from_regex(r"[0-9a-f]{31}[0-9][0-9a-f]{32}", fullmatch=True)
+)
+
+
+@given(_TOKEN_LIKE, st.sampled_from([400, 401, 403, 404, 429, 500, 503]), st.text(max_size=400))
+def test_no_reason_shows_a_token(token: str, status: int, noise: str) -> None:
+    message = f"{noise} {token}"
+    reason = outcome(status, error(status, "", message, bad_request(token, text=message))).reason
+    for part in re.findall(r"[A-Za-z0-9_-]{30,}", token):
+        assert part not in reason
+
+
+# --- when to come back ---------------------------------------------------------------------------------
+
+DATE = "Wed, 21 Oct 2026 07:28:00 GMT"
+NOW = 1792567680.0  # DATE
+
+
+@pytest.mark.parametrize(
+    ("headers", "now", "delay"),
+    [
+        ({"Retry-After": "120"}, None, 120.0),
+        ({"retry-after": "120"}, None, 120.0),
+        ({"RETRY-AFTER": " 120 "}, None, 120.0),
+        ({"Retry-After": "120.5"}, None, 120.5),
+        ({"Retry-After": "0"}, None, 10.0),
+        ({"Retry-After": "999999999999"}, None, LONGEST_DELAY),
+        # a date is counted from the answer's own Date, whatever our clock says
+        ({"Retry-After": "Wed, 21 Oct 2026 07:30:00 GMT", "Date": DATE}, None, 120.0),
+        ({"retry-after": "Wed, 21 Oct 2026 07:30:00 GMT", "date": DATE}, NOW + 1e6, 120.0),
+        ({"Retry-After": "Wednesday, 21-Oct-26 07:30:00 GMT", "Date": DATE}, None, 120.0),
+        ({"Retry-After": "Wed Oct 21 07:30:00 2026", "Date": DATE}, None, 120.0),
+        ({"Retry-After": "Wed, 21 Oct 2026 07:20:00 GMT", "Date": DATE}, None, 10.0),
+        ({"Retry-After": "Sat, 21 Oct 9996 07:20:00 GMT", "Date": DATE}, None, LONGEST_DELAY),
+        # without one, from the time given
+        ({"Retry-After": "Wed, 21 Oct 2026 07:30:00 GMT"}, NOW, 120.0),
+        ({"Retry-After": "Wed, 21 Oct 2026 07:30:00 GMT", "Date": "today"}, NOW, 120.0),
+        ({"Retry-After": "Wed, 21 Oct 2026 07:30:00 GMT"}, None, 60.0),
+        # unreadable: as if it were not there
+        *(
+            ({"Retry-After": value, "Date": DATE}, NOW, 60.0)
+            for value in (
+                "",
+                "soon",
+                "-5",
+                "+5",
+                "nan",
+                "inf",
+                "1e3",
+                "0x10",
+                "١٢",
+                "1" * 5000,
+                "Wed, 99 Oct",
+            )
+        ),
+    ],
+)
+def test_retry_after(headers: dict[str, str], now: float | None, delay: float) -> None:
+    assert classify(429, headers, b"", now=now).delay == delay
+
+
+# --- faults --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("ambiguous", [False, True])
+def test_no_answer(ambiguous: bool) -> None:
+    fault = SendFault("TIMEOUT", "no answer within 30 s", ambiguous=ambiguous)
+    assert from_send_fault(fault) == Outcome(
+        Kind.RETRY, "TIMEOUT", "no answer within 30 s", delay=10.0, ambiguous=ambiguous
+    )
+
+
+def test_no_access_token() -> None:
+    assert from_auth_fault(AuthFault("INVALID_GRANT", "the key was deleted", permanent=True)) == Outcome(
+        Kind.PAUSE, "INVALID_GRANT", "the key was deleted", uses_attempt=False
+    )
+    assert from_auth_fault(AuthFault("OAUTH_DOWN", "answered 503", permanent=False)) == Outcome(
+        Kind.RETRY, "OAUTH_DOWN", "answered 503", delay=10.0, uses_attempt=False
+    )
+
+
+def test_faults_say_what_they_are() -> None:
+    assert str(SendFault("DNS", "cannot resolve host", ambiguous=False)) == "DNS: cannot resolve host"
+    assert str(AuthFault("BAD_KEY", "not a key", permanent=True)) == "BAD_KEY: not a key"
+
+
+# --- for any answer ------------------------------------------------------------------------------------
+
+CODES = {
+    *("OK", "UNREGISTERED", "SENDER_ID_MISMATCH", "THIRD_PARTY_AUTH_ERROR", "UNSPECIFIED_ERROR"),
+    *("INVALID_ARGUMENT", "QUOTA_EXCEEDED", "UNAVAILABLE", "INTERNAL", "HTTP_OTHER"),
+    *("FAILED_PRECONDITION", "OUT_OF_RANGE", "UNAUTHENTICATED", "PERMISSION_DENIED", "NOT_FOUND", "ABORTED"),
+    *("ALREADY_EXISTS", "RESOURCE_EXHAUSTED", "CANCELLED", "UNKNOWN", "DATA_LOSS", "UNIMPLEMENTED"),
+    "DEADLINE_EXCEEDED",
+    *(f"HTTP_{status}" for status in range(100, 600)),
+}
+
+_WORDS = st.sampled_from(sorted(CODES)) | st.text(max_size=20)
+_DETAILS = st.fixed_dictionaries(
+    {"@type": st.sampled_from([FCM_ERROR, BAD_REQUEST, ERROR_INFO]) | JSON},
+    optional={
+        "errorCode": _WORDS | JSON,
+        "fieldViolations": st.lists(
+            st.fixed_dictionaries({"field": st.just("message.token") | st.text(max_size=20) | JSON}) | JSON,
+            max_size=3,
+        )
+        | JSON,
+    },
+)
+_ERRORS = st.fixed_dictionaries(
+    {},
+    optional={
+        "code": JSON,
+        "message": st.just(INVALID_TOKEN) | st.text(max_size=600) | JSON,
+        "status": _WORDS | JSON,
+        "details": st.lists(_DETAILS | JSON, max_size=4) | JSON,
+    },
+)
+_BODIES = (
+    st.binary(max_size=80)
+    | st.sampled_from([PAGE_404, PAGE_502, b"\xff\xfe{}", b'{"error": {"message": "\xff"}}'])
+    | st.fixed_dictionaries({"error": _ERRORS | JSON}).map(lambda body: json.dumps(body).encode())
+    | JSON.map(lambda body: json.dumps(body).encode())
+)
+_HEADERS = st.dictionaries(
+    st.sampled_from(["Retry-After", "retry-after", "Date", "DATE"]) | st.text(max_size=12),
+    st.sampled_from([DATE, "Wed, 21 Oct 9999 07:28:00 -2300", "5", "1" * 50]) | st.text(max_size=40),
+    max_size=4,
+)
+
+
+@given(st.integers(100, 599) | st.integers(), _HEADERS, _BODIES, st.none() | st.floats())
+@example(400, {}, b"[" * 100_000, None)
+@example(400, {}, b'{"error":' * 100_000, None)
+def test_any_answer_has_a_safe_and_bounded_outcome(
+    status: int, headers: dict[str, str], body: bytes, now: float | None
+) -> None:
+    result = classify(status, headers, body, now=now)
+    assert result.kind is not Kind.EXPIRED
+    assert (result.kind is Kind.ACCEPTED) == (200 <= status < 300)
+    assert result.code in CODES
+    assert 0 < len(result.reason) < 700
+    assert result.reason.isprintable()
+    assert math.isfinite(result.delay)
+    assert 10.0 <= result.delay <= LONGEST_DELAY if result.kind is Kind.RETRY else result.delay == 0.0
+    assert result.uses_attempt == (result.kind not in (Kind.PAUSE, Kind.PAUSE_PLATFORM, Kind.REFRESH_AUTH))
+    assert not result.ambiguous or result.kind is Kind.RETRY
+    assert not result.slow_down or result.kind is Kind.RETRY
+    if result.kind is Kind.DROP_TARGET:
+        assert (
+            b"UNREGISTERED" in body
+            or b"SENDER_ID_MISMATCH" in body
+            or b"INVALID_ARGUMENT" in body
+            or (status == 400 and b"message.token" in body)
+        )
