@@ -11,7 +11,7 @@ from uuid import UUID
 class TargetKind(StrEnum):
     """The field of an FCM v1 message that names where it goes."""
 
-    TOKEN = "token"
+    TOKEN = "token"  # noqa: S105  # the name of a field
     TOPIC = "topic"
     CONDITION = "condition"
 

@@ -22,6 +22,8 @@ MAX_TTL = 28 * 86_400
 MAX_PAYLOAD = 4096
 MAX_TOPIC_PAYLOAD = 2048
 MAX_CONDITION_TOPICS = 5
+MAX_CONDITION = 8192
+"""Characters; inferred, and enough for five of the longest topic names."""
 MAX_TOKEN = 4096
 MAX_COLLAPSE_ID = 64
 
@@ -65,6 +67,8 @@ def _possible_token(value: str) -> bool:
 
 def _good_condition(text: str) -> bool:
     """At most five topics, joined by && and ||, with ! and parentheses."""
+    if len(text) > MAX_CONDITION:
+        return False
     topics = [a or b for a, b in _IN_TOPICS.findall(text)]
     if not 1 <= len(topics) <= MAX_CONDITION_TOPICS:
         return False

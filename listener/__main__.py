@@ -1,0 +1,5 @@
+"""``python -m listener``: the same as ``push-listener``."""
+
+from listener.cli import main
+
+main(prog_name="push-listener")

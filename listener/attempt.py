@@ -1,0 +1,164 @@
+"""One attempt at one row: all of its targets, and what came of it."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import structlog
+
+from listener.config import Settings
+from listener.fcm.message import Prepared, prepare, targets
+from listener.fcm.outcome import Kind, Outcome
+from listener.fcm.sender import Sender
+from listener.metrics import Metrics
+from listener.push import BadPush, Push, Target, TargetKind
+from listener.queue import LogLine, Settlement
+from listener.retry import Decision, Policy, Status, decide
+
+log = structlog.get_logger(__name__)
+
+_NOT_TRIED = Outcome(Kind.RETRY, "NOT_TRIED", "not tried in this attempt", uses_attempt=False)
+
+
+@dataclass(slots=True)
+class _Try:
+    """One target, as far as this attempt has got with it."""
+
+    target: Target
+    started: float | None = None
+    seconds: float = 0.0
+    outcome: Outcome | None = None
+
+
+class Attempts:
+    """Sends claimed rows; ``note`` hears every outcome as it comes."""
+
+    def __init__(
+        self, sender: Sender, settings: Settings, metrics: Metrics, note: Callable[[Outcome], None]
+    ) -> None:
+        self._sender = sender
+        self._metrics = metrics
+        self._note = note
+        self._policy = Policy(settings.retry_floor, settings.retry_cap, settings.max_tries)
+        self._rng = random.Random()  # noqa: S311  # jitter, not secrecy
+        self._requests = asyncio.Semaphore(settings.max_in_flight)
+        # A request that is started later than this after the claim might outlive the lease.
+        self._latest_start = settings.lease - settings.longest_send
+
+    async def attempt(self, push: Push, claimed_at: float) -> Settlement:
+        """Sends one row to all of its targets.
+
+        Cancelled, it settles at once with what is known by then: devices that have answered are not asked
+        again, and the row goes back into the queue for the others. ``claimed_at``: monotonic seconds,
+        taken before the claim.
+        """
+        left = _life_left(push, claimed_at)
+        if left is not None and left <= 0:
+            expired = Outcome(Kind.EXPIRED, "EXPIRED", "expires_at had passed before it could be sent")
+            return self._settle(push, claimed_at, [expired], [])
+        try:
+            prepared = prepare(push)
+            tries = [_Try(target) for target in targets(push)]
+        except BadPush as bad:
+            return self._refused(push, claimed_at, bad)
+        try:
+            if len(tries) == 1:
+                await self._send(push, prepared, tries[0], claimed_at)
+            else:
+                async with asyncio.TaskGroup() as group:
+                    for one in tries:
+                        group.create_task(self._send(push, prepared, one, claimed_at))
+        except asyncio.CancelledError:
+            pass  # the settlement below is the answer to it
+        except BadPush as bad:
+            return self._refused(push, claimed_at, bad)
+        for one in tries:
+            if one.outcome is None and one.started is not None:
+                one.seconds = time.monotonic() - one.started
+                one.outcome = Outcome(
+                    Kind.RETRY,
+                    "ABANDONED",
+                    "given up at shutdown while the request was under way; it may have been delivered",
+                    delay=self._policy.floor,
+                    ambiguous=True,
+                    uses_attempt=False,
+                )
+        if tries and all(one.started is None for one in tries):
+            return untouched(push)
+        return self._settle(push, claimed_at, [one.outcome or _NOT_TRIED for one in tries], tries)
+
+    def failed(self, push: Push, claimed_at: float, error: BaseException) -> Settlement:
+        """What to settle when an attempt raised: a fault of ours, which must neither lose the row nor loop on it."""
+        reason = f"push-listener could not handle this push ({type(error).__name__})"
+        outcome = Outcome(Kind.RETRY, "INTERNAL_ERROR", reason, delay=self._policy.floor)
+        return self._settle(push, claimed_at, [outcome], [])
+
+    async def _send(self, push: Push, prepared: Prepared, one: _Try, claimed_at: float) -> None:
+        async with self._requests:
+            started = time.monotonic()
+            held = started - claimed_at
+            if held > self._latest_start:
+                return
+            body = prepared.encode(one.target, _life_left(push, claimed_at))
+            if push.attempt == 1:
+                self._metrics.insert_to_send.observe(max(0.0, push.waited + held))
+            one.started = started
+            one.outcome = await self._sender.send(body)
+            one.seconds = time.monotonic() - started
+        self._note(one.outcome)
+
+    def _refused(self, push: Push, claimed_at: float, bad: BadPush) -> Settlement:
+        self._metrics.invalid.labels(bad.code).inc()
+        return self._settle(push, claimed_at, [Outcome(Kind.DROP_MESSAGE, bad.code, str(bad))], [])
+
+    def _settle(
+        self, push: Push, claimed_at: float, outcomes: list[Outcome], tries: list[_Try]
+    ) -> Settlement:
+        decision = decide(
+            outcomes,
+            accepted_before=push.accepted_before,
+            retry_count=push.retry_count,
+            expires_in=_life_left(push, claimed_at),
+            policy=self._policy,
+            rng=self._rng,
+        )
+        settlement = Settlement(push.id, push.attempt, decision)
+        for one in tries:
+            if one.outcome is None:
+                continue
+            settlement.logs.append(_log_line(push, one, one.outcome))
+            self._metrics.sends.labels(one.outcome.kind, one.outcome.code).inc()
+            if one.outcome.kind is Kind.DROP_TARGET and one.target.kind is TargetKind.TOKEN:
+                settlement.dead_tokens.append((one.target.value, one.outcome.code))
+        if decision.status is Status.DEAD:
+            log.warning("push dead", push_id=str(push.id), code=decision.code)
+        return settlement
+
+
+def untouched(push: Push) -> Settlement:
+    """Gives a row back as it was: nothing has been sent for it."""
+    return Settlement(push.id, push.attempt, Decision(Status.PENDING, delay=0.0))
+
+
+def _life_left(push: Push, claimed_at: float) -> float | None:
+    """Seconds until the push expires, counted from what the database said at the claim."""
+    return None if push.expires_in is None else push.expires_in - (time.monotonic() - claimed_at)
+
+
+def _log_line(push: Push, one: _Try, outcome: Outcome) -> LogLine:
+    details: dict[str, object] = {"attempt": push.attempt, "ms": round(one.seconds * 1000)}
+    if outcome.http_status is not None:
+        details["http_status"] = outcome.http_status
+    if outcome.kind is Kind.ACCEPTED:
+        details["message_id"] = outcome.message_id
+    else:
+        details |= {"outcome": outcome.kind, "code": outcome.code, "reason": outcome.reason}
+    if one.target.kind is not TargetKind.TOKEN:
+        details[one.target.kind] = one.target.value
+    status = "sent" if outcome.kind is Kind.ACCEPTED else "unknown" if outcome.ambiguous else "failed"
+    token = one.target.value if one.target.kind is TargetKind.TOKEN else None
+    return LogLine(token, status, details)

@@ -1,0 +1,335 @@
+"""The ``push-listener`` command. Exit codes: 0 done, 1 failed, 2 wrong usage or configuration."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable, Coroutine
+from dataclasses import asdict
+from functools import wraps
+from pathlib import Path
+from typing import Any, ParamSpec
+from uuid import UUID
+
+import click
+import orjson
+import psycopg
+from rich.console import Console
+from rich.table import Table
+
+from listener import __version__, client, config, demo, log, migrate, stats
+from listener.config import ConfigError
+from listener.embedded import EmbeddedPostgresError
+from listener.emulator.run import DEFAULT_PORT
+from listener.emulator.run import run as run_emulator
+from listener.service import NotMigrated, Service, credentials_for
+
+P = ParamSpec("P")
+_out = Console(highlight=False)
+
+
+class _Failed(click.ClickException):
+    exit_code = 1
+
+
+class _Misconfigured(click.ClickException):
+    exit_code = 2
+
+
+def _plain_errors(command: Callable[P, None]) -> Callable[P, None]:
+    """Faults that a user can mend are told in a line or two, not in a traceback."""
+
+    @wraps(command)
+    def wrapped(*args: P.args, **kwargs: P.kwargs) -> None:
+        try:
+            command(*args, **kwargs)
+        except ConfigError as error:
+            lines = "".join(f"\n  {fault}" for fault in error.faults)
+            raise _Misconfigured(f"the configuration cannot be used:{lines}") from None
+        except (migrate.MigrationError, NotMigrated, EmbeddedPostgresError) as error:
+            raise _Failed(str(error)) from None
+        except psycopg.errors.UndefinedTable:
+            raise _Failed(str(NotMigrated())) from None
+        except psycopg.OperationalError as error:
+            raise _Failed(f"the database: {str(error).strip()}") from None
+
+    return wrapped
+
+
+def _run(main: Coroutine[Any, Any, None]) -> None:
+    factory = None
+    with contextlib.suppress(ImportError):  # not on Windows
+        import uvloop
+
+        factory = uvloop.new_event_loop
+    with asyncio.Runner(loop_factory=factory) as runner:
+        runner.run(main)
+
+
+def _environment() -> str:
+    rows = [
+        f"  {name:<32} {text}" + (f" [{default}]" if default else "")
+        for name, default, text in config.describe()
+    ]
+    return "\b\nEnvironment (default in brackets, times in seconds):\n" + "\n".join(rows)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 140})
+@click.version_option(__version__, prog_name="push-listener")
+def main() -> None:
+    """Turns rows committed to push_notifications into pushes through FCM, without polling."""
+
+
+@main.command(epilog=_environment())
+@_plain_errors
+def run() -> None:
+    """Run the service until SIGTERM or SIGINT.
+
+    It is configured by the environment alone; every fault of it is told at once, with exit code 2.
+    """
+    settings = config.load()
+    log.configure(settings.log_format, settings.log_level)
+    credentials, project = credentials_for(settings)
+
+    async def serve() -> None:
+        await Service(settings, credentials, project).run()
+
+    try:
+        _run(serve())
+    except OSError as error:
+        raise _Misconfigured(f"HOST, PORT: cannot listen on port {settings.port}: {error.strerror}") from None
+
+
+@main.command("migrate")
+@click.option("--status", "show", is_flag=True, help="Show what is applied and what is not; change nothing.")
+@click.option("--dry-run", is_flag=True, help="Print the SQL that would be run; change nothing.")
+@click.option(
+    "--down", metavar="VERSION", type=click.IntRange(0), help="Go back to this version; 0: to nothing."
+)
+@click.option(
+    "--discard-data", is_flag=True, help="With --down: drop tables that push-listener made, rows and all."
+)
+@click.option("--json", "as_json", is_flag=True, help="With --status: as JSON.")
+@_plain_errors
+def migrate_command(show: bool, dry_run: bool, down: int | None, discard_data: bool, as_json: bool) -> None:
+    """Create the tables, or adopt the ones that are there. Safe to repeat, and beside a running application.
+
+    Works on LISTEN_DATABASE_URL if it is set, else on DATABASE_URL: a direct or session-mode connection.
+    """
+    if discard_data and down is None:
+        raise click.UsageError("--discard-data goes with --down")
+    if sum((show, dry_run, down is not None)) > 1:
+        raise click.UsageError("--status, --dry-run and --down exclude each other")
+    dsn = config.load().listen_dsn
+    if show:
+        _show_migrations(migrate.status(dsn), as_json)
+    elif dry_run:
+        for state in migrate.status(dsn):
+            if state.applied_at is None:
+                click.echo(f"-- {state.migration.version:04d}_{state.migration.name}\n{state.migration.up}")
+    elif down is not None:
+        undone = migrate.rollback(
+            dsn, down, discard_data=discard_data, report=lambda m: _step("taken back", m)
+        )
+        click.echo(f"{len(undone)} migrations taken back")
+    else:
+        done = migrate.apply(dsn, report=lambda m: _step("applied", m))
+        click.echo(f"{len(done)} migrations applied" if done else "nothing to do: the database is up to date")
+
+
+def _step(verb: str, migration: migrate.Migration) -> None:
+    click.echo(f"{verb} {migration.version:04d}_{migration.name}")
+
+
+def _show_migrations(states: list[migrate.State], as_json: bool) -> None:
+    if as_json:
+        rows = [
+            {
+                "version": s.migration.version,
+                "name": s.migration.name,
+                "applied_at": s.applied_at,
+                "changed": s.changed,
+            }
+            for s in states
+        ]
+        click.echo(orjson.dumps(rows))
+        return
+    table = Table("version", "name", "applied at", "")
+    for s in states:
+        when = s.applied_at.isoformat(" ", "seconds") if s.applied_at else "not applied"
+        table.add_row(
+            f"{s.migration.version:04d}", s.migration.name, when, "file has changed" if s.changed else ""
+        )
+    _out.print(table)
+
+
+@main.command("emulator")
+@click.option("--host", default="127.0.0.1", show_default=True)
+@click.option("--port", default=DEFAULT_PORT, show_default=True, type=click.IntRange(0, 65535))
+@click.option(
+    "--project", default="demo-project", show_default=True, help="Firebase project to stand in for."
+)
+@click.option(
+    "--latency-ms", default=0.0, show_default=True, type=click.FloatRange(0), help="Before each answer."
+)
+@click.option(
+    "--fault",
+    "faults",
+    multiple=True,
+    metavar="RULE",
+    help="For example unavailable,share=0.1,retry_after=1.",
+)
+@click.option(
+    "--credentials", type=click.Path(dir_okay=False, path_type=Path), help="Write a service-account key here."
+)
+def emulator_command(
+    host: str, port: int, project: str, latency_ms: float, faults: tuple[str, ...], credentials: Path | None
+) -> None:
+    """Run a local FCM HTTP v1 and OAuth server that answers as the real ones do, with faults on demand."""
+    try:
+        _run(
+            run_emulator(
+                host=host,
+                port=port,
+                project_id=project,
+                latency_ms=latency_ms,
+                faults=faults,
+                credentials=credentials,
+                say=click.echo,
+            )
+        )
+    except ValueError as error:
+        raise click.UsageError(str(error)) from None
+    except OSError as error:
+        raise _Failed(str(error)) from None
+    except KeyboardInterrupt:
+        pass
+
+
+@main.command()
+@click.option("--user", type=click.UUID, help="Every live device of this user.")
+@click.option("--token", help="One registration token.")
+@click.option("--topic", help="A topic.")
+@click.option("--condition", help="A condition on topics.")
+@click.option("--title")
+@click.option("--body")
+@click.option("--data", metavar="JSON", help="A JSON object.")
+@click.option("--priority", type=click.Choice(["normal", "high"]))
+@click.option("--channel", help="Android notification channel.")
+@click.option("--delay", type=click.FloatRange(0), help="Seconds from now at which to send it.")
+@click.option(
+    "--expires-in",
+    type=click.FloatRange(min=0, min_open=True),
+    help="Seconds after which it is not worth sending.",
+)
+@click.option("--idempotency-key", help="Added once only, however often it is sent.")
+@click.option(
+    "--wait",
+    type=click.FloatRange(min=0, min_open=True),
+    help="Wait up to so many seconds for the outcome; exit code 1 if it is not sent.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print the outcome as JSON.")
+@_plain_errors
+def send(
+    user: UUID | None,
+    token: str | None,
+    topic: str | None,
+    condition: str | None,
+    title: str | None,
+    body: str | None,
+    data: str | None,
+    priority: str | None,
+    channel: str | None,
+    delay: float | None,
+    expires_in: float | None,
+    idempotency_key: str | None,
+    wait: float | None,
+    as_json: bool,
+) -> None:
+    """Add one push to the queue, as an application would, and optionally wait for what becomes of it."""
+    targets = sum(target is not None for target in (token, topic, condition))
+    if targets > 1 or (targets == 0 and user is None):
+        raise click.UsageError("give one of --token, --topic, --condition, or else --user")
+    if title is None and data is None:
+        raise click.UsageError("give --title (and --body), or --data for a push without a notification")
+    try:
+        payload = None if data is None else orjson.loads(data)
+    except orjson.JSONDecodeError:
+        raise click.UsageError("--data is not JSON") from None
+    if payload is not None and not isinstance(payload, dict):
+        raise click.UsageError("--data is not a JSON object")
+    dsn = config.load().database_url.get_secret_value()
+    with psycopg.connect(dsn, autocommit=True, connect_timeout=10, prepare_threshold=None) as conn:
+        push_id = client.enqueue(
+            conn,
+            user_id=user,
+            device_token=token,
+            topic=topic,
+            condition=condition,
+            title=title,
+            body=body,
+            data=payload,
+            priority=priority,
+            channel=channel,
+            idempotency_key=idempotency_key,
+            send_at=None if delay is None else client.database_time(conn, ahead=delay),
+            expires_at=None if expires_in is None else client.database_time(conn, ahead=expires_in),
+        )
+        outcome = client.wait_for(conn, push_id, wait or 0.0)
+    if as_json:
+        click.echo(orjson.dumps(asdict(outcome)))
+    else:
+        trouble = f" ({outcome.error_code}: {outcome.last_error})" if outcome.error_code else ""
+        click.echo(f"{push_id} {outcome.status}{trouble}")
+    if wait is not None and outcome.status not in client.ACCEPTED:
+        raise SystemExit(1)
+
+
+@main.command("stats")
+@click.option(
+    "--days", default=7, show_default=True, type=click.IntRange(1, 3650), help="How far back to count."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
+@_plain_errors
+def stats_command(days: int, as_json: bool) -> None:
+    """Show what waits in the queue, and what became of pushes lately."""
+    found = stats.read(config.load().database_url.get_secret_value(), days)
+    if as_json:
+        click.echo(orjson.dumps(asdict(found)))
+        return
+    waiting = Table("status", "pushes", title="waiting")
+    for status, count in sorted(found.waiting.items()):
+        waiting.add_row(status, f"{count:,}")
+    ended = Table("status", "error code", "pushes", title=f"ended in the last {days} days")
+    for one in found.ended:
+        ended.add_row(one.status, one.error_code, f"{one.pushes:,}")
+    _out.print(waiting, f"the oldest has been due for {found.oldest_due:,.1f} s", ended)
+
+
+@main.command("demo")
+@click.option(
+    "--once", is_flag=True, help="End when every row has ended; exit code 0 only if each ended as it should."
+)
+@click.option(
+    "--port",
+    default=8080,
+    show_default=True,
+    type=click.IntRange(0, 65535),
+    help="For the web server; a free one if it is taken.",
+)
+@_plain_errors
+def demo_command(once: bool, port: int) -> None:
+    """Show the whole thing at work: a private Postgres, a local FCM, the real listener, rows in, pushes out."""
+    faults: list[str] = []
+
+    async def show() -> None:
+        faults.extend(await demo.run(_out, once=once, port=port))
+
+    try:
+        _run(show())
+    except KeyboardInterrupt:
+        return
+    except demo.DemoFailed as error:
+        raise _Failed(str(error)) from None
+    if faults:
+        raise _Failed("not every row ended as it should:\n  " + "\n  ".join(faults))

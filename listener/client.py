@@ -1,0 +1,121 @@
+"""What an application calls."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, cast
+from uuid import UUID
+
+import psycopg
+from psycopg import sql
+from psycopg.rows import class_row
+from psycopg.types.json import Jsonb
+
+
+def enqueue(
+    conn: psycopg.Connection[Any],
+    *,
+    user_id: UUID | str | None = None,
+    device_token: str | None = None,
+    topic: str | None = None,
+    condition: str | None = None,
+    title: str | None = None,
+    body: str | None = None,
+    data: Mapping[str, Any] | None = None,
+    channel: str | None = None,
+    priority: str | None = None,
+    image: str | None = None,
+    options: Mapping[str, Any] | None = None,
+    collapse_key: str | None = None,
+    idempotency_key: str | None = None,
+    expires_at: datetime | None = None,
+    send_at: datetime | None = None,
+) -> UUID:
+    """Adds a row to ``push_notifications`` in the caller's transaction, and returns its id.
+
+    The push is on its way when that transaction commits, or at ``send_at``. With an ``idempotency_key`` that
+    is there already, nothing is added and the id of the row that has it is returned. Raises psycopg.Error.
+    """
+    given = {
+        "user_id": user_id,
+        "device_token": device_token,
+        "topic": topic,
+        "condition": condition,
+        "title": title,
+        "body": body,
+        "data": None if data is None else Jsonb(dict(data)),
+        "channel": channel,
+        "priority": priority,
+        "image": image,
+        "options": None if options is None else Jsonb(dict(options)),
+        "collapse_key": collapse_key,
+        "idempotency_key": idempotency_key,
+        "expires_at": expires_at,
+        "next_attempt_at": send_at,
+    }
+    values = {name: value for name, value in given.items() if value is not None}
+    insert = sql.SQL(
+        "insert into public.push_notifications ({}) values ({}) "
+        "on conflict (idempotency_key) where idempotency_key is not null do nothing returning id"
+    ).format(
+        sql.SQL(", ").join(map(sql.Identifier, values)),
+        sql.SQL(", ").join(map(sql.Placeholder, values)),
+    )
+    row = conn.execute(insert, values).fetchone()
+    if row is None:
+        row = conn.execute(
+            "select id from public.push_notifications where idempotency_key = %s", (idempotency_key,)
+        ).fetchone()
+    assert row is not None
+    return UUID(str(row[0]))
+
+
+ACCEPTED = frozenset({"sent", "delivered"})
+_OVER = ACCEPTED | {"dead", "expired", "cancelled"}
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a push has got."""
+
+    push_id: UUID
+    status: str
+    retry_count: int
+    error_code: str | None
+    last_error: str | None
+    fcm_message_id: str | None
+
+
+def progress(conn: psycopg.Connection[Any], push_id: UUID) -> Progress:
+    """How far a push has got. Raises LookupError when there is no such row, or psycopg.Error."""
+    with conn.cursor(row_factory=class_row(Progress)) as cursor:
+        cursor.execute(
+            "select id as push_id, status, retry_count, error_code, last_error, fcm_message_id "
+            "from public.push_notifications where id = %s",
+            (push_id,),
+        )
+        row = cursor.fetchone()
+    if row is None:
+        raise LookupError(f"no push {push_id}")
+    return row
+
+
+def wait_for(conn: psycopg.Connection[Any], push_id: UUID, seconds: float) -> Progress:
+    """Waits until a push is over, at most so long, looking ten times a second; returns how far it got.
+
+    ``conn`` is in autocommit. Raises LookupError when there is no such row, or psycopg.Error.
+    """
+    until = time.monotonic() + seconds
+    while (now := progress(conn, push_id)).status not in _OVER and time.monotonic() < until:
+        time.sleep(0.1)
+    return now
+
+
+def database_time(conn: psycopg.Connection[Any], *, ahead: float = 0.0) -> datetime:
+    """``ahead`` seconds from now by the database's clock, which is what counts for ``send_at`` and ``expires_at``."""
+    row = conn.execute("select clock_timestamp() + make_interval(secs => %s)", (ahead,)).fetchone()
+    assert row is not None
+    return cast(datetime, row[0])

@@ -1,0 +1,220 @@
+"""Every setting, in one frozen object: read from the environment, checked at start, every fault at once."""
+
+from __future__ import annotations
+
+import ipaddress
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import orjson
+from psycopg.conninfo import conninfo_to_dict
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    HttpUrl,
+    SecretStr,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+)
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from listener.fcm.auth import REFRESH_TIMEOUT, load_credentials
+
+TRANSACTION_POOLER_PORT = "6543"
+"""Supabase's pooler in transaction mode. Source: Supabase, Connect to your database."""
+
+
+class ConfigError(Exception):
+    """The configuration cannot be used; ``faults`` lists everything that is wrong with it, one line each."""
+
+    def __init__(self, faults: list[str]) -> None:
+        super().__init__("\n".join(faults))
+        self.faults = faults
+
+
+def _dsn(value: SecretStr) -> SecretStr:
+    try:
+        parts = conninfo_to_dict(value.get_secret_value())
+    except Exception:
+        # The parser's own message quotes the string, password and all.
+        raise ValueError(
+            "is not a Postgres address (postgresql://user:password@host:port/database)"
+        ) from None
+    if not parts:
+        raise ValueError("is empty")
+    if not all(port.isdigit() for port in str(parts.get("port", "5432")).split(",")):
+        raise ValueError("has a port that is no number")
+    return value
+
+
+def _key(value: object) -> object:
+    """The service-account key as a dict; the JSON text never reaches a message."""
+    if not isinstance(value, str):
+        return value
+    if not value.strip():
+        return None
+    try:
+        key = orjson.loads(value)
+    except orjson.JSONDecodeError:
+        hint = "; it looks like a path: use GOOGLE_APPLICATION_CREDENTIALS" if "/" in value[:200] else ""
+        raise ValueError(f"is not JSON; put the whole content of the key file into it{hint}") from None
+    if not isinstance(key, dict):
+        raise ValueError("is JSON, but not an object")
+    load_credentials(key)  # raises ValueError, with a text that quotes nothing of the key
+    return key
+
+
+def _readable(value: Path | None) -> Path | None:
+    if value is not None and not value.is_file():
+        raise ValueError("names a file that is not there (or not readable by this process)")
+    return value
+
+
+def _longest_send(request_timeout: float) -> float:
+    return 2 * (REFRESH_TIMEOUT + request_timeout)
+
+
+def _blank_is_none(value: object) -> object:
+    return None if isinstance(value, str) and not value.strip() else value
+
+
+Dsn = Annotated[SecretStr, AfterValidator(_dsn)]
+Seconds = Annotated[float, Field(gt=0, le=86_400)]
+
+
+class Settings(BaseSettings):
+    """The environment of ``push-listener run``. Times in seconds."""
+
+    model_config = SettingsConfigDict(
+        frozen=True, extra="ignore", hide_input_in_errors=True, env_ignore_empty=True
+    )
+
+    database_url: Dsn = Field(description="Postgres to work on; a pooler is fine here")
+    listen_database_url: Dsn | None = Field(
+        None,
+        description="a direct or session-mode address for LISTEN, when DATABASE_URL is a transaction pooler",
+    )
+    fcm_project_id: Annotated[str | None, BeforeValidator(_blank_is_none)] = Field(
+        None, pattern=r"^[a-z][a-z0-9.:-]{4,}$", description="Firebase project; default: the key's"
+    )
+    fcm_service_account_json: Annotated[dict[str, Any] | None, NoDecode, BeforeValidator(_key)] = Field(
+        None, repr=False, description="the service-account key itself, as JSON"
+    )
+    google_application_credentials: Annotated[Path | None, AfterValidator(_readable)] = Field(
+        None, description="path of a key, or anything else that google-auth understands"
+    )
+    fcm_endpoint: HttpUrl = Field(HttpUrl("https://fcm.googleapis.com"), description="where FCM HTTP v1 is")
+
+    host: str | None = Field(None, description="address the web server binds to; default: all of them")
+    port: int = Field(
+        8080, ge=0, le=65535, description="port of /metrics, /healthz and /readyz; 0: any free one"
+    )
+    metrics_token: SecretStr | None = Field(
+        None,
+        min_length=8,
+        description="bearer token for /metrics; without it /metrics is open on loopback only",
+    )
+    log_format: Literal["text", "json"] = Field("text", description="text or json")
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least level to log")
+
+    max_in_flight: int = Field(1000, ge=1, le=100_000, description="most requests to FCM under way at once")
+    claim_batch: int = Field(500, ge=1, le=10_000, description="most rows taken in one claim")
+    settle_batch: int = Field(500, ge=1, le=10_000, description="most rows settled in one statement")
+    request_timeout: Seconds = Field(15.0, description="for one request to FCM (FCM asks for at least 10)")
+    connect_timeout: Seconds = Field(10.0, description="for one connection to FCM")
+    lease: Seconds = Field(120.0, ge=5, description="how long a claimed row belongs to this worker")
+    max_tries: int = Field(5, ge=1, le=100, description="tries before a push is dead")
+    retry_floor: Seconds = Field(10.0, description="least wait before a retry (FCM asks for at least 10)")
+    retry_cap: Seconds = Field(3600.0, description="longest wait before a retry, Retry-After excepted")
+    shutdown_grace: Seconds = Field(25.0, description="from SIGTERM to the end of the process")
+    sweep_interval: Seconds = Field(
+        60.0, ge=1, description="a look at the queue when nothing else asked for one"
+    )
+    depth_interval: Seconds = Field(
+        15.0, ge=1, description="between two counts of the queue while it is busy"
+    )
+    worker_name: str | None = Field(
+        None, max_length=200, description="shown in push_listener.workers; default: host name"
+    )
+
+    @field_validator("connect_timeout")
+    @classmethod
+    def _part_of_a_request(cls, seconds: float, info: ValidationInfo) -> float:
+        if seconds >= info.data.get("request_timeout", float("inf")):
+            raise ValueError("is not less than REQUEST_TIMEOUT, of which it is a part")
+        return seconds
+
+    @field_validator("lease")
+    @classmethod
+    def _outlives_a_send(cls, lease: float, info: ValidationInfo) -> float:
+        least = _longest_send(info.data.get("request_timeout", 0.0)) + 5.0
+        if lease < least:
+            raise ValueError(
+                f"is {lease:g}, but must be at least {least:g}, twice REQUEST_TIMEOUT and more: a row must not "
+                "be taken from a worker that is still sending it"
+            )
+        return lease
+
+    @field_validator("retry_cap")
+    @classmethod
+    def _not_below_the_floor(cls, cap: float, info: ValidationInfo) -> float:
+        if cap < info.data.get("retry_floor", 0):
+            raise ValueError("is less than RETRY_FLOOR")
+        return cap
+
+    @property
+    def longest_send(self) -> float:
+        """Seconds that one send may take at the most: an access token that is refused, and another."""
+        return _longest_send(self.request_timeout)
+
+    @property
+    def listen_dsn(self) -> str:
+        """Where LISTEN and migrations go."""
+        return (self.listen_database_url or self.database_url).get_secret_value()
+
+    @property
+    def prepares(self) -> bool:
+        """Whether prepared statements may be used: a transaction-mode pooler loses them."""
+        parts = conninfo_to_dict(self.database_url.get_secret_value())
+        return str(parts.get("port", "")) != TRANSACTION_POOLER_PORT
+
+    @property
+    def metrics_closed(self) -> bool:
+        """No token, and an address that others can reach: then nobody gets /metrics."""
+        if self.metrics_token is not None:
+            return False
+        if self.host == "localhost":
+            return False
+        try:
+            return not ipaddress.ip_address(self.host or "::").is_loopback
+        except ValueError:
+            return True
+
+
+def load(**overrides: object) -> Settings:
+    """Settings from the environment. Raises ConfigError naming every fault, and no secret."""
+    try:
+        return Settings(**overrides)  # type: ignore[arg-type]
+    except ValidationError as error:
+        raise ConfigError(
+            [_line(dict(fault)) for fault in error.errors(include_input=False, include_url=False)]
+        ) from None
+
+
+def _line(fault: dict[str, Any]) -> str:
+    name = str(fault["loc"][0]).upper()
+    if fault["type"] == "missing":
+        return f"{name} is not set"
+    text = str(fault["msg"]).removeprefix("Value error, ")
+    return f"{name} {text}" if text != fault["msg"] else f"{name}: {text}"
+
+
+def describe() -> list[tuple[str, str, str]]:
+    """Every variable, its default and what it means, for --help and the README."""
+    rows = []
+    for name, field in Settings.model_fields.items():
+        default = "required" if field.is_required() else "" if field.default is None else str(field.default)
+        rows.append((name.upper(), default, field.description or ""))
+    return rows

@@ -1,0 +1,183 @@
+"""The loop: claim what is due, keep a bounded number in flight, sleep until there is more."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import random
+import time
+import traceback
+
+import psycopg
+import structlog
+from psycopg_pool import PoolTimeout
+
+from listener.attempt import Attempts, untouched
+from listener.config import Settings
+from listener.fcm.outcome import Outcome
+from listener.fcm.sender import Sender
+from listener.metrics import Metrics
+from listener.pause import PauseGate
+from listener.push import Push
+from listener.queue import Queue, Settlement
+from listener.settler import Settler
+
+log = structlog.get_logger(__name__)
+
+
+class Dispatcher:
+    """One worker: turns due rows into settled ones, until it is told to stop."""
+
+    def __init__(self, queue: Queue, sender: Sender, settings: Settings, metrics: Metrics) -> None:
+        self._queue = queue
+        self._settings = settings
+        self._metrics = metrics
+        self._gate = PauseGate()
+        self._attempts = Attempts(sender, settings, metrics, self._heard)
+        self._settler = Settler(queue, batch=settings.settle_batch, metrics=metrics, on_settled=self._settled)
+        self._rng = random.Random()  # noqa: S311  # jitter, not secrecy
+        self._sending: set[asyncio.Task[Settlement]] = set()
+        self._in_flight = 0  # rows claimed and not settled yet: what bounds our memory
+        self._hungry = False  # waiting for room, so that a settled row is a reason to wake up
+        self._wake = asyncio.Event()
+        self._stop = asyncio.Event()
+        self._drained = asyncio.Event()
+        self.database_ok = False
+        """Whether the last look at the queue succeeded."""
+        self.looks = 0
+        """How often the queue has been asked for rows."""
+
+    @property
+    def paused(self) -> str | None:
+        """Why sending is paused, or None."""
+        return self._gate.reason
+
+    def ring(self) -> None:
+        """There may be something to claim. May be called at any time, and for nothing."""
+        self._wake.set()
+
+    def stop(self) -> None:
+        """Claim no more; what is in flight goes on."""
+        self._stop.set()
+        self._wake.set()
+
+    def give_back(self) -> None:
+        """Abandon the sends under way: each row is settled at once, for whoever claims it next."""
+        for task in self._sending:
+            task.cancel()
+
+    async def run(self) -> None:
+        """Claims and sends until ``stop``; returns when every claimed row has been settled."""
+        async with asyncio.TaskGroup() as group:
+            settling = group.create_task(self._settler.run())
+            await self._claim()
+            if self._in_flight:
+                await self._drained.wait()
+            settling.cancel()
+
+    async def _claim(self) -> None:
+        failures = 0
+        while not self._stop.is_set():
+            self._wake.clear()
+            room = self._room()
+            if room == 0:
+                self._hungry = True
+                await _wait(self._wake, self._gate.opens_in(time.monotonic()))
+                continue
+            self._hungry = False
+            claimed_at = time.monotonic()
+            try:
+                self.looks += 1
+                pushes = await self._queue.claim(room)
+                for push in pushes:
+                    self._start(push, claimed_at)
+                if len(pushes) < room:
+                    await self._sleep()
+            except (psycopg.Error, PoolTimeout) as error:
+                self._cannot_claim(error)
+                failures += 1
+                await _wait(self._stop, self._rng.uniform(0.0, min(5.0, 0.25 * 2.0 ** min(failures, 10))))
+                continue
+            failures = 0
+            self.database_ok = True
+
+    async def _sleep(self) -> None:
+        """Until the bell rings or a row is due, by the database's clock; now and then it looks without reason."""
+        while True:
+            self.database_ok = True
+            earliest = await self._queue.earliest()
+            if earliest is not None and earliest <= 0.0:
+                return
+            nap = self._settings.sweep_interval * self._rng.uniform(0.75, 1.25)
+            if await _wait(self._wake, nap if earliest is None else min(earliest, nap)):
+                return
+
+    def _room(self) -> int:
+        """How many rows to claim now."""
+        limit = self._gate.limit(time.monotonic(), self._in_flight)
+        if limit is not None:
+            return limit
+        batch = min(self._settings.claim_batch, self._settings.max_in_flight)
+        free = self._settings.max_in_flight - self._in_flight
+        # A claim is a round trip however few rows it brings: when busy, wait until it is worth one.
+        return min(free, batch) if free >= (batch + 1) // 2 else 0
+
+    def _start(self, push: Push, claimed_at: float) -> None:
+        self._in_flight += 1
+        self._metrics.claimed.inc()
+        self._metrics.in_flight.set(self._in_flight)
+        task = asyncio.create_task(self._attempts.attempt(push, claimed_at))
+        self._sending.add(task)
+        task.add_done_callback(functools.partial(self._sent, push, claimed_at))
+
+    def _sent(self, push: Push, claimed_at: float, task: asyncio.Task[Settlement]) -> None:
+        self._sending.discard(task)
+        if task.cancelled():  # before it had begun
+            settlement = untouched(push)
+        elif (error := task.exception()) is not None:
+            # The text of an exception may quote what it was given; where it was raised does not.
+            where = traceback.extract_tb(error.__traceback__)[-1]
+            log.error(
+                "attempt failed",
+                push_id=str(push.id),
+                error=type(error).__name__,
+                at=f"{where.filename}:{where.lineno}",
+            )
+            settlement = self._attempts.failed(push, claimed_at, error)
+        else:
+            settlement = task.result()
+        self._settler.put(settlement)
+
+    def _heard(self, outcome: Outcome) -> None:
+        if self._gate.note(outcome, time.monotonic()):
+            self._metrics.paused.set(self._gate.reason is not None)
+            if self._gate.reason is None:
+                log.info("sending resumed")
+                self._wake.set()
+            else:
+                log.error(
+                    "sending paused: FCM refuses our configuration", code=outcome.code, reason=outcome.reason
+                )
+
+    def _settled(self, rows: int) -> None:
+        self._in_flight -= rows
+        self._metrics.in_flight.set(self._in_flight)
+        if self._hungry:
+            self._wake.set()
+        if self._in_flight == 0 and self._stop.is_set():
+            self._drained.set()
+
+    def _cannot_claim(self, error: Exception) -> None:
+        self.database_ok = False
+        self._metrics.database_errors.labels("claim").inc()
+        log.warning("cannot claim", error=type(error).__name__, sqlstate=getattr(error, "sqlstate", None))
+
+
+async def _wait(event: asyncio.Event, seconds: float | None) -> bool:
+    """Waits for the event, at most so long; returns whether it came."""
+    try:
+        async with asyncio.timeout(seconds):
+            await event.wait()
+    except TimeoutError:
+        return False
+    return True

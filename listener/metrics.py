@@ -1,0 +1,110 @@
+"""Every metric, defined once. No label ever holds a user, a token or a payload; codes are a bounded vocabulary."""
+
+from __future__ import annotations
+
+import time
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info
+
+from listener import __version__
+
+_LATENCY = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
+_EXCHANGE = (0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 15.0)
+
+
+class Metrics:
+    """The metrics of one process, in a registry of their own."""
+
+    def __init__(self) -> None:
+        registry = self.registry = CollectorRegistry()
+        Info("push_build", "Version of push-listener.", registry=registry).info({"version": __version__})
+
+        self.sends = Counter(
+            "push_sends_total",
+            "Answers to sends, one for each attempt at each target, by outcome and error code.",
+            ["outcome", "code"],
+            registry=registry,
+        )
+        self.retries = Counter(
+            "push_retries_total",
+            "Pushes put back to be tried again, by the error code that caused it.",
+            ["code"],
+            registry=registry,
+        )
+        self.settled = Counter(
+            "push_settled_total",
+            "Pushes settled by this process, by the status they were given.",
+            ["status"],
+            registry=registry,
+        )
+        self.invalid = Counter(
+            "push_invalid_total",
+            "Pushes that could not be sent as they are and never reached FCM, by what is wrong.",
+            ["code"],
+            registry=registry,
+        )
+        self.fenced = Counter(
+            "push_fenced_total",
+            "Pushes whose result was not written because the row had passed into other hands.",
+            registry=registry,
+        )
+        self.claimed = Counter("push_claimed_total", "Pushes claimed by this process.", registry=registry)
+        self.in_flight = Gauge(
+            "push_in_flight", "Pushes claimed by this process and not settled yet.", registry=registry
+        )
+        self.insert_to_send = Histogram(
+            "push_insert_to_send_seconds",
+            "From the moment a push was due (inserted, or scheduled for) to its first request to FCM.",
+            buckets=_LATENCY,
+            registry=registry,
+        )
+        self.exchange = Histogram(
+            "push_fcm_request_seconds",
+            "Duration of one HTTP exchange with FCM, answered or not.",
+            buckets=_EXCHANGE,
+            registry=registry,
+        )
+        self.rings = Counter("push_doorbell_rings_total", "Notifications received.", registry=registry)
+        self.listening = Gauge("push_listening", "1 while LISTEN is in force.", registry=registry)
+        self.paused = Gauge(
+            "push_paused",
+            "1 while sending is paused because FCM refuses our configuration.",
+            registry=registry,
+        )
+        self.database_errors = Counter(
+            "push_database_errors_total",
+            "Statements that failed, by what they were for.",
+            ["statement"],
+            registry=registry,
+        )
+
+        # Read from the database, the same from every instance: aggregate with max by (...), never with sum.
+        self.depth = Gauge(
+            "push_queue_depth",
+            "Rows of push_notifications that wait, by status (the same from every instance).",
+            ["status"],
+            registry=registry,
+        )
+        self.due = Gauge(
+            "push_queue_due",
+            "Rows of push_notifications whose next_attempt_at has come (the same from every instance).",
+            registry=registry,
+        )
+        self.oldest_due = Gauge(
+            "push_queue_oldest_due_seconds",
+            "For how long the row that has waited longest has been due (the same from every instance).",
+            registry=registry,
+        )
+        self.depth_age = Gauge(
+            "push_queue_age_seconds", "Age of what the push_queue_* metrics show.", registry=registry
+        )
+        self._depth_read = time.monotonic()
+        self.depth_age.set_function(lambda: time.monotonic() - self._depth_read)
+
+    def show_depth(self, counts: dict[str, int], due: int, oldest_due: float) -> None:
+        """Shows what was just read from the database."""
+        for status, count in counts.items():
+            self.depth.labels(status).set(count)
+        self.due.set(due)
+        self.oldest_due.set(oldest_due)
+        self._depth_read = time.monotonic()

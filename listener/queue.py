@@ -1,0 +1,317 @@
+"""The queue in Postgres: claim, settle, what is due when. All SQL of the hot path is here, none elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from uuid import UUID
+
+import orjson
+from psycopg import AsyncConnection
+from psycopg_pool import AsyncConnectionPool
+
+from listener.push import Push
+from listener.retry import Decision
+
+CHANNEL = "push_listener"
+"""The NOTIFY channel that the triggers of db/migrations ring."""
+
+# Two conditions appear in several statements and must read as in the index push_notifications_due, or Postgres
+# will not use it: the lane, (case priority when 'high' then 0 else 1 end), and which rows wait at all.
+#
+# Times leave Postgres as seconds, subtracted as numbers: before version 17 it cannot subtract 'infinity'.
+
+_CLAIM = """
+with high as materialized (
+  select id, next_attempt_at as due_at, 0 as lane
+    from public.push_notifications
+    where (case priority when 'high' then 0 else 1 end) = 0 and next_attempt_at <= now()
+      and next_attempt_at is not null and status in ('pending', 'processing', 'failed')
+    order by next_attempt_at
+    limit %(limit)s
+    for update skip locked
+), normal as materialized (
+  select id, next_attempt_at as due_at, 1 as lane
+    from public.push_notifications
+    where (case priority when 'high' then 0 else 1 end) = 1 and next_attempt_at <= now()
+      and next_attempt_at is not null and status in ('pending', 'processing', 'failed')
+    order by next_attempt_at
+    limit greatest(%(limit)s - (select count(*) from high), 0)
+    for update skip locked
+), due as (
+  select * from high union all select * from normal
+), claimed as (
+  update public.push_notifications p
+    set status = 'processing',
+        next_attempt_at = now() + make_interval(secs => %(lease)s),
+        claimed_by = %(worker)s,
+        delivery_attempts = p.delivery_attempts + 1,
+        last_retry_at = case when p.retry_count > 0 then now() else p.last_retry_at end,
+        updated_at = now()
+    from due
+    where p.id = due.id
+    returning p.id, p.delivery_attempts, p.retry_count, p.device_token, p.topic, p.condition, p.user_id,
+      p.title, p.body, p.data, p.channel, p.priority, p.image, p.options, p.collapse_key, p.expires_at,
+      greatest(due.due_at, p.created_at) as due_at, due.lane,
+      -- octet_length() of a text does not fetch it; a jsonb is measured as text only when it may be large.
+      array_remove(array[
+        case when octet_length(p.device_token) > 32768 then 'device_token' end,
+        case when octet_length(p.topic) > 32768 then 'topic' end,
+        case when octet_length(p.condition) > 32768 then 'condition' end,
+        case when octet_length(p.title) > 32768 then 'title' end,
+        case when octet_length(p.body) > 32768 then 'body' end,
+        case when octet_length(p.channel) > 32768 then 'channel' end,
+        case when octet_length(p.priority) > 32768 then 'priority' end,
+        case when octet_length(p.image) > 32768 then 'image' end,
+        case when octet_length(p.collapse_key) > 32768 then 'collapse_key' end,
+        case when pg_column_size(p.data) > 1000 and octet_length(p.data::text) > 32768 then 'data' end,
+        case when pg_column_size(p.options) > 1000 and octet_length(p.options::text) > 32768
+             then 'options' end
+      ], null) as oversized
+)
+select c.id, c.delivery_attempts, c.retry_count,
+    case when o.fits then c.device_token end,
+    case when o.fits then c.topic end,
+    case when o.fits then c.condition end,
+    c.user_id,
+    coalesce(r.recipients, '[]'),
+    coalesce(a.accepted_before, 0),
+    case when o.fits then c.title end,
+    case when o.fits then c.body end,
+    case when o.fits then c.data::text end,
+    case when o.fits then c.channel end,
+    case when o.fits then c.priority end,
+    case when o.fits then c.image end,
+    case when o.fits then c.options::text end,
+    case when o.fits then c.collapse_key end,
+    nullif(extract(epoch from c.expires_at)::float8, 'infinity'),
+    nullif(extract(epoch from c.expires_at)::float8, 'infinity') - extract(epoch from now())::float8,
+    extract(epoch from now())::float8 - extract(epoch from c.due_at)::float8,
+    case when not o.fits then array_to_string(c.oversized, ', ') end
+  from claimed c
+  cross join lateral (
+    select cardinality(c.oversized) = 0 as fits,
+           c.device_token is null and c.topic is null and c.condition is null
+             and c.user_id is not null as to_user
+  ) o
+  left join lateral (
+    -- Devices that accepted this push in an earlier attempt, or that FCM called dead, do not get it again.
+    select json_agg(json_build_array(r.token, r.platform))::text as recipients
+      from public.push_recipients r
+      where o.to_user and r.user_id = c.user_id
+        and (c.delivery_attempts = 1 or not exists (
+          select from public.push_delivery_logs l
+            where l.push_id = c.id and l.device_token = r.token
+              and (l.status = 'sent' or l.details ->> 'outcome' = 'drop_target')))
+  ) r on o.to_user
+  left join lateral (
+    select count(*)::integer as accepted_before
+      from public.push_delivery_logs l
+      where l.push_id = c.id and l.status = 'sent'
+  ) a on o.to_user and c.delivery_attempts > 1
+  order by c.lane, c.due_at
+"""
+
+# The fence: a row is written only while this worker holds it, for the attempt it made. A settle that is
+# repeated, because its answer was lost, finds the row done already, and then writes no second log row either.
+_SETTLE = """
+with result as (
+  select * from unnest(%(ids)s::uuid[], %(attempts)s::integer[], %(statuses)s::text[], %(delays)s::float8[],
+                       %(tries)s::integer[], %(codes)s::text[], %(reasons)s::text[], %(message_ids)s::text[])
+    as r(id, attempt, status, delay, tries, code, reason, message_id)
+), settled as (
+  update public.push_notifications p
+    -- A receipt may have come before FCM's answer was written down.
+    set status = case when r.status = 'sent' and p.delivered_at is not null then 'delivered'
+                      else r.status end,
+        next_attempt_at = now() + make_interval(secs => r.delay),
+        retry_count = p.retry_count + r.tries,
+        error_code = r.code,
+        last_error = r.reason,
+        fcm_message_id = coalesce(r.message_id, p.fcm_message_id),
+        sent_at = case when r.status = 'sent' then now() else p.sent_at end,
+        updated_at = now()
+    from result r
+    where p.id = r.id and p.claimed_by = %(worker)s and p.delivery_attempts = r.attempt
+      and p.status = 'processing'
+    returning p.id
+), logged as (
+  insert into public.push_delivery_logs (push_id, device_token, status, details)
+  select l.push_id, l.token, l.status, l.details::jsonb
+    from unnest(%(log_ids)s::uuid[], %(log_attempts)s::integer[], %(log_tokens)s::text[],
+                %(log_statuses)s::text[], %(log_details)s::text[])
+      as l(push_id, attempt, token, status, details)
+    where not %(again)s or not exists (
+      select from public.push_notifications p
+        where p.id = l.push_id and p.claimed_by = %(worker)s and p.delivery_attempts = l.attempt
+          and p.status <> 'processing')
+)
+select count(*) from settled
+"""
+
+_DISABLE = """
+select public.push_disable_token(token, code)
+  from unnest(%(tokens)s::text[], %(codes)s::text[]) as d(token, code)
+"""
+
+_EARLIEST = """
+select extract(epoch from least(
+    (select next_attempt_at from public.push_notifications
+       where (case priority when 'high' then 0 else 1 end) = 0
+         and next_attempt_at is not null and status in ('pending', 'processing', 'failed')
+       order by next_attempt_at limit 1),
+    (select next_attempt_at from public.push_notifications
+       where (case priority when 'high' then 0 else 1 end) = 1
+         and next_attempt_at is not null and status in ('pending', 'processing', 'failed')
+       order by next_attempt_at limit 1)
+  ))::float8 - extract(epoch from clock_timestamp())::float8
+"""
+
+_DEPTH = """
+select status, count(*), count(*) filter (where next_attempt_at <= now()),
+    extract(epoch from now())::float8
+      - extract(epoch from min(next_attempt_at) filter (where next_attempt_at <= now()))::float8
+  from public.push_notifications
+  where next_attempt_at is not null and status in ('pending', 'processing', 'failed')
+  group by status
+"""
+
+_REGISTER = "insert into push_listener.workers (name) values (%s) returning id"
+_SIGN_OFF = "update push_listener.workers set stopped_at = now() where id = %s"
+
+
+@dataclass(slots=True)
+class LogLine:
+    """One row of ``push_delivery_logs``: one attempt at one target."""
+
+    token: str | None
+    status: str
+    details: dict[str, object]
+    """Small, and without the character NUL, which Postgres cannot store."""
+
+
+@dataclass(slots=True)
+class Settlement:
+    """Everything that one attempt at one row leaves behind."""
+
+    push_id: UUID
+    attempt: int
+    decision: Decision
+    logs: list[LogLine] = field(default_factory=list)
+    dead_tokens: list[tuple[str, str]] = field(default_factory=list)
+    """(token, code) of registration tokens that FCM reported dead."""
+
+
+@dataclass(frozen=True, slots=True)
+class Depth:
+    """What waits in the queue, by status."""
+
+    counts: dict[str, int]
+    due: int
+    """Rows that could be taken now."""
+    oldest_due: float
+    """Seconds for which the row that has waited longest has been due; 0 when none is."""
+
+
+Pool = AsyncConnectionPool[AsyncConnection[tuple[object, ...]]]
+
+
+class Queue:
+    """One worker's hands on ``push_notifications``.
+
+    Every method raises ``psycopg.Error`` (``OperationalError`` when the database is away) or
+    ``psycopg_pool.PoolTimeout``; none retries by itself.
+    """
+
+    def __init__(self, pool: Pool, *, worker_id: int, lease: float) -> None:
+        self._pool = pool
+        self._worker = worker_id
+        self._lease = lease
+
+    @property
+    def worker_id(self) -> int:
+        """What ``claimed_by`` holds for the rows of this worker."""
+        return self._worker
+
+    async def claim(self, limit: int) -> list[Push]:
+        """Takes up to ``limit`` due rows under a lease, high priority first, then by due time."""
+        async with self._pool.connection() as conn:
+            cursor = conn.cursor(binary=True)
+            await cursor.execute(_CLAIM, {"limit": limit, "lease": self._lease, "worker": self._worker})
+            rows = await cursor.fetchall()
+        return [_push(row) for row in rows]
+
+    async def settle(self, batch: Sequence[Settlement], *, again: bool = False) -> int:
+        """Writes rows, log rows and dead tokens in one transaction; returns how many rows were still ours.
+
+        ``again``: an earlier try may have been committed without our hearing of it.
+        """
+        decisions = [s.decision for s in batch]
+        logs = [(s, line) for s in batch for line in s.logs]
+        dead = [pair for s in batch for pair in s.dead_tokens]
+        values = {
+            "worker": self._worker,
+            "again": again,
+            "ids": [s.push_id for s in batch],
+            "attempts": [s.attempt for s in batch],
+            "statuses": [str(d.status) for d in decisions],
+            "delays": [d.delay for d in decisions],
+            "tries": [int(d.uses_try) for d in decisions],
+            "codes": [d.code for d in decisions],
+            "reasons": [d.reason for d in decisions],
+            "message_ids": [d.message_id for d in decisions],
+            "log_ids": [s.push_id for s, _ in logs],
+            "log_attempts": [s.attempt for s, _ in logs],
+            "log_tokens": [line.token for _, line in logs],
+            "log_statuses": [line.status for _, line in logs],
+            "log_details": [orjson.dumps(line.details).decode() for _, line in logs],
+        }
+        async with self._pool.connection() as conn:
+            if not dead:
+                cursor = await conn.execute(_SETTLE, values)
+            else:
+                async with conn.transaction():
+                    cursor = await conn.execute(_SETTLE, values)
+                    await conn.execute(
+                        _DISABLE, {"tokens": [t for t, _ in dead], "codes": [c for _, c in dead]}
+                    )
+            row = await cursor.fetchone()
+        return int(str(row[0])) if row else 0
+
+    async def earliest(self) -> float | None:
+        """Seconds until the first row is due (negative: it is), by the database's clock; None: none waits."""
+        async with self._pool.connection() as conn:
+            row = await (await conn.execute(_EARLIEST)).fetchone()
+        return None if row is None or row[0] is None else float(str(row[0]))
+
+    async def depth(self) -> Depth:
+        """Counts what waits. Reads the index of waiting rows and those rows, never the history."""
+        async with self._pool.connection() as conn:
+            cursor = await conn.execute(_DEPTH)
+            rows = await cursor.fetchall()
+        counts = {"pending": 0, "processing": 0, "failed": 0}
+        due, oldest = 0, 0.0
+        for status, count, due_now, age in rows:
+            counts[str(status)] = int(str(count))
+            due += int(str(due_now))
+            oldest = max(oldest, float(str(age or 0)))
+        return Depth(counts, due, oldest)
+
+    async def sign_off(self) -> None:
+        """Notes that this worker ended by its own will."""
+        async with self._pool.connection() as conn:
+            await conn.execute(_SIGN_OFF, (self._worker,))
+
+
+async def register(pool: Pool, name: str) -> int:
+    """Makes this process known in ``push_listener.workers``; returns its id, for ``claimed_by``."""
+    async with pool.connection() as conn:
+        row = await (await conn.execute(_REGISTER, (name,))).fetchone()
+    assert row is not None
+    return int(str(row[0]))
+
+
+def _push(row: tuple[object, ...]) -> Push:
+    push = Push(*row)  # type: ignore[arg-type]  # the columns of _CLAIM, in the order of the fields
+    push.recipients = [(token, platform) for token, platform in orjson.loads(str(row[7]))]
+    return push

@@ -1,0 +1,240 @@
+"""Puts the rooms together and runs them until a signal says otherwise."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import socket
+import time
+from collections.abc import Callable, Coroutine
+from contextlib import AsyncExitStack
+from typing import Any, TypeVar
+
+import psycopg
+import structlog
+import tenacity
+from google.auth.credentials import Credentials
+from psycopg_pool import AsyncConnectionPool, PoolTimeout
+
+from listener import queue
+from listener.config import ConfigError, Settings
+from listener.dispatcher import Dispatcher
+from listener.doorbell import Doorbell
+from listener.fcm.auth import AccessTokens, load_credentials
+from listener.fcm.sender import Sender
+from listener.fcm.transport import AiohttpTransport
+from listener.metrics import Metrics
+from listener.queue import Pool, Queue
+from listener.web import Web
+
+log = structlog.get_logger(__name__)
+
+T = TypeVar("T")
+
+# Of the shutdown grace: what is kept for writing down results after sends have been given up.
+_KEPT_FOR_SETTLING = 0.2
+_IDLE_DEPTH_INTERVAL = 120.0
+
+
+class NotMigrated(Exception):
+    """The database does not have the tables this version needs."""
+
+    def __str__(self) -> str:
+        return "the database has not been migrated: run push-listener migrate"
+
+
+def credentials_for(settings: Settings) -> tuple[Credentials, str]:
+    """Credentials and project id. Blocks. Raises ConfigError when there are none, or no project is named."""
+    try:
+        credentials, project = load_credentials(settings.fcm_service_account_json)
+    except ValueError as error:
+        raise ConfigError([f"FCM_SERVICE_ACCOUNT_JSON / GOOGLE_APPLICATION_CREDENTIALS: {error}"]) from None
+    project = settings.fcm_project_id or project
+    if project is None:
+        raise ConfigError(["FCM_PROJECT_ID is not set, and the credentials do not name a project"])
+    return credentials, project
+
+
+class Service:
+    """One process of push-listener.
+
+    Args:
+        settings: checked already.
+        credentials: for FCM.
+        project_id: the Firebase project to send for.
+    """
+
+    def __init__(self, settings: Settings, credentials: Credentials, project_id: str) -> None:
+        self._settings = settings
+        self._credentials = credentials
+        self._project_id = project_id
+        self.metrics = Metrics()
+        self._stop = asyncio.Event()
+        self._hurry = asyncio.Event()
+        self._dispatcher: Dispatcher | None = None
+        self._doorbell: Doorbell | None = None
+        self.port: int | None = None
+        """Where the web server listens, once it does."""
+
+    def stop(self) -> None:
+        """Ends the run within the grace period; called again: at once, giving back what is in flight."""
+        if self._stop.is_set():
+            self._hurry.set()
+        self._stop.set()
+
+    async def run(self, on_ready: Callable[[], None] = lambda: None) -> None:
+        """Runs until SIGTERM or SIGINT, or until ``stop``. ``on_ready`` is called once rows are being taken.
+
+        Raises NotMigrated, or OSError when the port cannot be had.
+        """
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self.stop)
+        async with AsyncExitStack() as stack:
+            self.port = await stack.enter_async_context(
+                Web(self._settings, self.metrics.registry, self._not_ready).serve()
+            )
+            pool = await stack.enter_async_context(_pool(self._settings))
+            transport = AiohttpTransport(
+                max_in_flight=self._settings.max_in_flight,
+                connect_timeout=self._settings.connect_timeout,
+                timeout=self._settings.request_timeout,
+            )
+            stack.push_async_callback(transport.close)
+            tokens = AccessTokens(self._credentials)
+            stack.push_async_callback(tokens.close)
+            sender = Sender(
+                transport,
+                tokens,
+                endpoint=str(self._settings.fcm_endpoint),
+                project_id=self._project_id,
+                observe=lambda seconds, _: self.metrics.exchange.observe(seconds),
+            )
+            worker = await self._unless_stopped(self._register(pool))
+            if worker is None:
+                return
+            rows = Queue(pool, worker_id=worker, lease=self._settings.lease)
+            self._dispatcher = Dispatcher(rows, sender, self._settings, self.metrics)
+            self._doorbell = Doorbell(self._settings.listen_dsn, self._dispatcher.ring, self.metrics)
+            await self._work(rows, self._dispatcher, self._doorbell, on_ready)
+
+    async def _work(
+        self, rows: Queue, dispatcher: Dispatcher, doorbell: Doorbell, on_ready: Callable[[], None]
+    ) -> None:
+        async with asyncio.TaskGroup() as group:
+            background = [
+                group.create_task(doorbell.run()),
+                group.create_task(self._watch_depth(rows, dispatcher)),
+            ]
+            working = group.create_task(dispatcher.run())
+            await self._unless_stopped(doorbell.wait_connected())
+            if not self._stop.is_set():
+                log.info("ready", worker=rows.worker_id, in_flight_at_most=self._settings.max_in_flight)
+                on_ready()
+            await self._stop.wait()
+            log.info("stopping", grace_s=self._settings.shutdown_grace)
+            dispatcher.stop()
+            await self._finish(working, dispatcher)
+            for task in background:
+                task.cancel()
+        try:
+            async with asyncio.timeout(2):
+                await rows.sign_off()
+        except (psycopg.Error, PoolTimeout, TimeoutError):
+            log.warning("could not sign off")
+        log.info("stopped")
+
+    async def _finish(self, working: asyncio.Task[None], dispatcher: Dispatcher) -> None:
+        """Lets sends end by themselves for most of the grace period, then gives them back and settles."""
+        grace = self._settings.shutdown_grace
+        hurry = asyncio.create_task(self._hurry.wait())
+        soft = grace * (1 - _KEPT_FOR_SETTLING)
+        await asyncio.wait({working, hurry}, timeout=soft, return_when=asyncio.FIRST_COMPLETED)
+        hurry.cancel()
+        if working.done():
+            return
+        log.warning("giving back what is in flight")
+        dispatcher.give_back()
+        await asyncio.wait({working}, timeout=grace - soft)
+        if not working.done():
+            log.error(
+                "could not settle everything; the rows come back when their lease ends",
+                lease_s=self._settings.lease,
+            )
+            working.cancel()
+
+    async def _unless_stopped(self, work: Coroutine[Any, Any, T]) -> T | None:
+        """The result of ``work``, or None when the service is stopped first."""
+        task, stop = asyncio.create_task(work), asyncio.create_task(self._stop.wait())
+        await asyncio.wait({task, stop}, return_when=asyncio.FIRST_COMPLETED)
+        stop.cancel()
+        if not task.done():
+            task.cancel()
+            await asyncio.wait({task})
+            return None
+        return task.result()
+
+    def _not_ready(self) -> list[str]:
+        if self._dispatcher is None or self._doorbell is None:
+            return ["the database has not been reached yet"]
+        faults = []
+        if self._stop.is_set():
+            faults.append("stopping")
+        if not self._dispatcher.database_ok:
+            faults.append("the database cannot be reached")
+        if not self._doorbell.connected:
+            faults.append("not listening for new rows")
+        if self._dispatcher.paused:
+            faults.append(f"sending is paused: {self._dispatcher.paused}")
+        return faults
+
+    async def _watch_depth(self, rows: Queue, dispatcher: Dispatcher) -> None:
+        """Keeps the push_queue_* gauges fresh: often while there is work, seldom while there is none."""
+        seen, read_at, busy = -1, 0.0, False
+        while True:
+            looks, now = dispatcher.looks, time.monotonic()
+            if looks != seen or busy or now - read_at >= _IDLE_DEPTH_INTERVAL:
+                try:
+                    depth = await rows.depth()
+                except (psycopg.Error, PoolTimeout):
+                    self.metrics.database_errors.labels("depth").inc()
+                else:
+                    self.metrics.show_depth(depth.counts, depth.due, depth.oldest_due)
+                    seen, read_at = looks, now
+                    busy = depth.due > 0 or depth.counts["processing"] > 0
+            await asyncio.sleep(self._settings.depth_interval)
+
+    @tenacity.retry(
+        retry=tenacity.retry_if_exception_type((psycopg.OperationalError, PoolTimeout)),
+        wait=tenacity.wait_random_exponential(multiplier=0.25, max=5),
+        before_sleep=lambda state: log.warning(
+            "database cannot be reached",
+            error=type(state.outcome.exception()).__name__ if state.outcome else None,
+            tries=state.attempt_number,
+        ),
+    )
+    async def _register(self, pool: Pool) -> int:
+        try:
+            return await queue.register(pool, self._settings.worker_name or socket.gethostname())
+        except psycopg.errors.UndefinedTable:
+            raise NotMigrated from None
+
+
+def _pool(settings: Settings) -> Pool:
+    """Connections for claims, settles and counts. Autocommit: every statement is a transaction of its own."""
+    return AsyncConnectionPool(
+        settings.database_url.get_secret_value(),
+        min_size=1,
+        max_size=4,
+        open=False,
+        # A request waits this long for a connection, and an attempt to connect is given up after as long: the
+        # callers have retries of their own, and the pool's would back off for minutes.
+        timeout=5.0,
+        reconnect_timeout=5.0,
+        kwargs={
+            "autocommit": True,
+            "application_name": "push-listener",
+            "connect_timeout": 10,
+            "prepare_threshold": 5 if settings.prepares else None,
+        },
+    )

@@ -1,0 +1,113 @@
+"""Writes what became of rows, in batches, until the database has it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import replace
+
+import psycopg
+import structlog
+import tenacity
+from psycopg_pool import PoolTimeout
+
+from listener.metrics import Metrics
+from listener.queue import Queue, Settlement
+from listener.retry import Decision, Status
+
+log = structlog.get_logger(__name__)
+
+# Faults of one row's values (or of the application's own triggers on it), not of the database.
+_ROW_FAULTS = (psycopg.DataError, psycopg.IntegrityError, psycopg.errors.RaiseException)
+
+
+class Settler:
+    """Takes settlements one by one and writes them together; ``on_settled(n)`` is called as they are done."""
+
+    def __init__(
+        self, queue: Queue, *, batch: int, metrics: Metrics, on_settled: Callable[[int], None]
+    ) -> None:
+        self._queue = queue
+        self._batch = batch
+        self._metrics = metrics
+        self._on_settled = on_settled
+        self._waiting: asyncio.Queue[Settlement] = asyncio.Queue()
+
+    def put(self, settlement: Settlement) -> None:
+        """Hands over one result. Never blocks: what bounds the number is how much may be in flight."""
+        self._waiting.put_nowait(settlement)
+
+    async def run(self) -> None:
+        """Writes until cancelled. One batch is written while the next gathers: the busier, the larger."""
+        while True:
+            batch = [await self._waiting.get()]
+            while len(batch) < self._batch and not self._waiting.empty():
+                batch.append(self._waiting.get_nowait())
+            await self._write(batch)
+
+    async def _write(self, batch: list[Settlement]) -> None:
+        try:
+            held = await self._persist(batch)
+        except _ROW_FAULTS as error:
+            if len(batch) > 1:
+                middle = len(batch) // 2
+                await self._write(batch[:middle])
+                await self._write(batch[middle:])
+            else:
+                await self._write_off(batch[0], error)
+            return
+        self._count(batch, held)
+
+    async def _write_off(self, settlement: Settlement, error: psycopg.Error) -> None:
+        """The result cannot be written as it is: the row is marked dead, and says so, without the log lines."""
+        log.error("result refused by the database", push_id=str(settlement.push_id), sqlstate=error.sqlstate)
+        reason = f"the result ({settlement.decision.status}) could not be written: SQLSTATE {error.sqlstate}"
+        plain = replace(
+            settlement,
+            decision=Decision(Status.DEAD, code="NOT_WRITTEN", reason=reason),
+            logs=[],
+            dead_tokens=[],
+        )
+        try:
+            held = await self._persist([plain])
+        except _ROW_FAULTS as again:
+            log.error("row cannot be settled", push_id=str(settlement.push_id), sqlstate=again.sqlstate)
+            held = 0
+        self._count([plain], held)
+
+    async def _persist(self, batch: list[Settlement]) -> int:
+        attempts = tenacity.AsyncRetrying(
+            retry=tenacity.retry_if_exception(_is_passing),
+            wait=tenacity.wait_random_exponential(multiplier=0.1, max=2),
+            before_sleep=self._note_failure,
+        )
+        async for attempt in attempts:
+            with attempt:
+                again = attempt.retry_state.attempt_number > 1
+                return await self._queue.settle(batch, again=again)
+        raise AssertionError("unreachable")
+
+    def _note_failure(self, state: tenacity.RetryCallState) -> None:
+        error = state.outcome.exception() if state.outcome else None
+        self._metrics.database_errors.labels("settle").inc()
+        log.warning(
+            "cannot settle, will go on trying",
+            error=type(error).__name__,
+            sqlstate=getattr(error, "sqlstate", None),
+            tries=state.attempt_number,
+        )
+
+    def _count(self, batch: list[Settlement], held: int) -> None:
+        for settlement in batch:
+            decision = settlement.decision
+            self._metrics.settled.labels(decision.status).inc()
+            if decision.uses_try and decision.delay is not None:
+                self._metrics.retries.labels(decision.code or "").inc()
+        if held < len(batch):
+            self._metrics.fenced.inc(len(batch) - held)
+            log.warning("rows had passed into other hands", rows=len(batch) - held)
+        self._on_settled(len(batch))
+
+
+def _is_passing(error: BaseException) -> bool:
+    return isinstance(error, psycopg.Error | PoolTimeout) and not isinstance(error, _ROW_FAULTS)
