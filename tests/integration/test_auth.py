@@ -22,7 +22,15 @@ from listener.emulator import Emulator
 from listener.fcm import auth
 from listener.fcm.auth import SCOPE, AccessTokens, load_credentials
 from listener.fcm.fault import AuthFault
-from tests.support.servers import answer, closed_port, make_tls, read_request, tcp_server, tunnelling_proxy
+from tests.support.servers import (
+    answer,
+    closed_port,
+    forget_proxies,
+    make_tls,
+    read_request,
+    tcp_server,
+    tunnelling_proxy,
+)
 
 Key = dict[str, Any]
 
@@ -46,9 +54,7 @@ def make_key(token_uri: str = "https://oauth2.googleapis.com/token", **fields: A
 
 @pytest.fixture(autouse=True)
 def own_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy"):
-        monkeypatch.delenv(name, raising=False)
-        monkeypatch.delenv(name.upper(), raising=False)
+    forget_proxies(monkeypatch)
     for name in ("GOOGLE_APPLICATION_CREDENTIALS", "GOOGLE_CLOUD_PROJECT", "GOOGLE_CLOUD_QUOTA_PROJECT"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("CLOUDSDK_CONFIG", str(tmp_path / "no-gcloud-here"))

@@ -19,6 +19,7 @@ from tests.support.servers import (
     Tls,
     answer,
     closed_port,
+    forget_proxies,
     make_tls,
     read_request,
     reset,
@@ -34,9 +35,7 @@ Writer = asyncio.StreamWriter
 
 @pytest.fixture(autouse=True)
 def no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy"):
-        monkeypatch.delenv(name, raising=False)
-        monkeypatch.delenv(name.upper(), raising=False)
+    forget_proxies(monkeypatch)
 
 
 @pytest.fixture(scope="module")
