@@ -17,15 +17,15 @@ _FILTERS = ("token", "topic", "push_id", "outcome")
 
 _INDEX = """FCM emulator for project {project}
 
-POST   /v1/projects/{project}/messages:send   the FCM HTTP v1 API
-POST   /token                                 OAuth: JWT-bearer grant for the service account below
-GET    /emulator/service-account.json         the key to use in place of one from the Firebase console
-GET    /emulator/messages                     what was received; ?token= ?topic= ?push_id= ?outcome= ?limit=
-DELETE /emulator/messages                     forget it
-GET    /emulator/faults                       the rules in force
-POST   /emulator/faults                       add one: {{"fault": "unavailable", "token": "abc", "times": 2}}
-DELETE /emulator/faults                       drop all rules; /emulator/faults/ID drops one
-GET    /emulator/stats                        counts by answer, concurrency, connections
+POST   /v1/projects/PROJECT/messages:send  the FCM HTTP v1 API
+POST   /token                              OAuth: JWT-bearer grant for the service account below
+GET    /emulator/service-account.json      the key to use in place of one from the Firebase console
+GET    /emulator/messages                  what was received; ?token= ?topic= ?push_id= ?outcome= ?limit=
+DELETE /emulator/messages                  forget it, and the counts
+GET    /emulator/faults                    the rules in force
+POST   /emulator/faults                    add one: {{"fault": "unavailable", "token": "abc", "times": 2}}
+DELETE /emulator/faults                    drop all rules; /emulator/faults/ID drops one
+GET    /emulator/stats                     counts by answer, concurrency, connections
 
 A registration token that starts with "dead-" is answered UNREGISTERED.
 """

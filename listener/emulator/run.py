@@ -68,4 +68,5 @@ def _how_to_use(emulator: Emulator, credentials: Path | None) -> str:
 
 def _write_private(path: Path, content: bytes) -> None:
     with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
+        os.fchmod(file.fileno(), 0o600)  # a file that was there keeps its own mode otherwise
         file.write(content)

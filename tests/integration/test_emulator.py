@@ -575,6 +575,7 @@ async def test_the_front_end_reports_everything_at_once(client: Client) -> None:
         ({"condition": "'a' in topics 'b' in topics"}, "message"),
         ({"condition": "T && 'a' in topics"}, "message"),
         ({"condition": "('a' in topics"}, "message"),
+        ({"condition": "!" * 10_000 + "'a' in topics"}, "message"),
         ({"condition": "'a b' in topics"}, "message"),
         ({"condition": " || ".join(f"'{c}' in topics" for c in "abcdef")}, "message"),
         ({"token": "a", "data": {"from": "x"}}, "message.data"),
@@ -1252,6 +1253,8 @@ async def test_run_writes_the_key_and_says_how_to_use_it(tmp_path: Path) -> None
         ready.set()
 
     path = tmp_path / "key.json"
+    path.write_text("what was here before, open to all, and longer than what will be" * 100)
+    path.chmod(0o644)
     running = asyncio.create_task(
         run(port=0, project_id="p", faults=["unavailable,times=1"], credentials=path, say=say)
     )
