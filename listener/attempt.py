@@ -156,9 +156,9 @@ def _log_line(push: Push, one: _Try, outcome: Outcome) -> LogLine:
     if outcome.kind is Kind.ACCEPTED:
         details["message_id"] = outcome.message_id
     else:
-        details |= {"outcome": outcome.kind, "code": outcome.code, "reason": outcome.reason}
+        details |= {"outcome": outcome.kind.value, "code": outcome.code, "reason": outcome.reason}
     if one.target.kind is not TargetKind.TOKEN:
-        details[one.target.kind] = one.target.value
+        details[one.target.kind.value] = one.target.value
     status = "sent" if outcome.kind is Kind.ACCEPTED else "unknown" if outcome.ambiguous else "failed"
     token = one.target.value if one.target.kind is TargetKind.TOKEN else None
     return LogLine(token, status, details)

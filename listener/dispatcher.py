@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import math
 import random
 import time
 import traceback
+from collections.abc import Sequence
 
 import psycopg
 import structlog
@@ -39,6 +41,7 @@ class Dispatcher:
         self._sending: set[asyncio.Task[Settlement]] = set()
         self._in_flight = 0  # rows claimed and not settled yet: what bounds our memory
         self._hungry = False  # waiting for room, so that a settled row is a reason to wake up
+        self._asleep_until = 0.0  # a row that is due earlier is a reason to wake up as well
         self._wake = asyncio.Event()
         self._stop = asyncio.Event()
         self._drained = asyncio.Event()
@@ -105,11 +108,15 @@ class Dispatcher:
         """Until the bell rings or a row is due, by the database's clock; now and then it looks without reason."""
         while True:
             self.database_ok = True
+            self._asleep_until = math.inf  # whatever is settled from here on may not be in the answer
             earliest = await self._queue.earliest()
             if earliest is not None and earliest <= 0.0:
                 return
             nap = self._settings.sweep_interval * self._rng.uniform(0.75, 1.25)
-            if await _wait(self._wake, nap if earliest is None else min(earliest, nap)):
+            if earliest is not None:
+                nap = min(nap, earliest)
+            self._asleep_until = time.monotonic() + nap
+            if await _wait(self._wake, nap):
                 return
 
     def _room(self) -> int:
@@ -159,10 +166,11 @@ class Dispatcher:
                     "sending paused: FCM refuses our configuration", code=outcome.code, reason=outcome.reason
                 )
 
-    def _settled(self, rows: int) -> None:
-        self._in_flight -= rows
+    def _settled(self, batch: Sequence[Settlement]) -> None:
+        self._in_flight -= len(batch)
         self._metrics.in_flight.set(self._in_flight)
-        if self._hungry:
+        soonest = min((s.decision.delay for s in batch if s.decision.delay is not None), default=None)
+        if self._hungry or (soonest is not None and time.monotonic() + soonest < self._asleep_until):
             self._wake.set()
         if self._in_flight == 0 and self._stop.is_set():
             self._drained.set()

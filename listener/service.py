@@ -21,6 +21,7 @@ from listener.config import ConfigError, Settings
 from listener.dispatcher import Dispatcher
 from listener.doorbell import Doorbell
 from listener.fcm.auth import AccessTokens, load_credentials
+from listener.fcm.fault import AuthFault
 from listener.fcm.sender import Sender
 from listener.fcm.transport import AiohttpTransport
 from listener.metrics import Metrics
@@ -116,7 +117,9 @@ class Service:
             rows = Queue(pool, worker_id=worker, lease=self._settings.lease)
             self._dispatcher = Dispatcher(rows, sender, self._settings, self.metrics)
             self._doorbell = Doorbell(self._settings.listen_dsn, self._dispatcher.ring, self.metrics)
+            warming = asyncio.create_task(_warm(tokens))
             await self._work(rows, self._dispatcher, self._doorbell, on_ready)
+            warming.cancel()
 
     async def _work(
         self, rows: Queue, dispatcher: Dispatcher, doorbell: Doorbell, on_ready: Callable[[], None]
@@ -218,6 +221,14 @@ class Service:
             return await queue.register(pool, self._settings.worker_name or socket.gethostname())
         except psycopg.errors.UndefinedTable:
             raise NotMigrated from None
+
+
+async def _warm(tokens: AccessTokens) -> None:
+    """Fetches the first access token before the first push needs it, and tells early when there is none to be had."""
+    try:
+        await tokens.get()
+    except AuthFault as fault:
+        log.error("no access token for FCM", code=fault.code, reason=fault.reason)
 
 
 def _pool(settings: Settings) -> Pool:

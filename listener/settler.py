@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import psycopg
@@ -17,15 +17,30 @@ from listener.retry import Decision, Status
 
 log = structlog.get_logger(__name__)
 
-# Faults of one row's values (or of the application's own triggers on it), not of the database.
-_ROW_FAULTS = (psycopg.DataError, psycopg.IntegrityError, psycopg.errors.RaiseException)
+# Faults of one row's values (ours to encode, Postgres' to store, or the application's own triggers on it), not of
+# the database: the other rows of the batch must not suffer for it.
+_ROW_FAULTS = (
+    psycopg.DataError,
+    psycopg.IntegrityError,
+    psycopg.errors.RaiseException,
+    ValueError,
+    TypeError,
+)
 
 
 class Settler:
-    """Takes settlements one by one and writes them together; ``on_settled(n)`` is called as they are done."""
+    """Takes settlements one by one and writes them together.
+
+    ``on_settled`` is called with each batch that is done with.
+    """
 
     def __init__(
-        self, queue: Queue, *, batch: int, metrics: Metrics, on_settled: Callable[[int], None]
+        self,
+        queue: Queue,
+        *,
+        batch: int,
+        metrics: Metrics,
+        on_settled: Callable[[Sequence[Settlement]], None],
     ) -> None:
         self._queue = queue
         self._batch = batch
@@ -58,10 +73,10 @@ class Settler:
             return
         self._count(batch, held)
 
-    async def _write_off(self, settlement: Settlement, error: psycopg.Error) -> None:
+    async def _write_off(self, settlement: Settlement, error: Exception) -> None:
         """The result cannot be written as it is: the row is marked dead, and says so, without the log lines."""
-        log.error("result refused by the database", push_id=str(settlement.push_id), sqlstate=error.sqlstate)
-        reason = f"the result ({settlement.decision.status}) could not be written: SQLSTATE {error.sqlstate}"
+        log.error("result cannot be written", push_id=str(settlement.push_id), error=_name(error))
+        reason = f"the result ({settlement.decision.status}) could not be written: {_name(error)}"
         plain = replace(
             settlement,
             decision=Decision(Status.DEAD, code="NOT_WRITTEN", reason=reason),
@@ -71,7 +86,7 @@ class Settler:
         try:
             held = await self._persist([plain])
         except _ROW_FAULTS as again:
-            log.error("row cannot be settled", push_id=str(settlement.push_id), sqlstate=again.sqlstate)
+            log.error("row cannot be settled", push_id=str(settlement.push_id), error=_name(again))
             held = 0
         self._count([plain], held)
 
@@ -90,12 +105,7 @@ class Settler:
     def _note_failure(self, state: tenacity.RetryCallState) -> None:
         error = state.outcome.exception() if state.outcome else None
         self._metrics.database_errors.labels("settle").inc()
-        log.warning(
-            "cannot settle, will go on trying",
-            error=type(error).__name__,
-            sqlstate=getattr(error, "sqlstate", None),
-            tries=state.attempt_number,
-        )
+        log.warning("cannot settle, will go on trying", error=_name(error), tries=state.attempt_number)
 
     def _count(self, batch: list[Settlement], held: int) -> None:
         for settlement in batch:
@@ -106,7 +116,13 @@ class Settler:
         if held < len(batch):
             self._metrics.fenced.inc(len(batch) - held)
             log.warning("rows had passed into other hands", rows=len(batch) - held)
-        self._on_settled(len(batch))
+        self._on_settled(batch)
+
+
+def _name(error: BaseException | None) -> str:
+    """The kind of an error, without its text, which may quote values."""
+    sqlstate = getattr(error, "sqlstate", None)
+    return f"SQLSTATE {sqlstate}" if sqlstate else type(error).__name__
 
 
 def _is_passing(error: BaseException) -> bool:

@@ -110,15 +110,18 @@ class AiohttpTransport:
             )
         except (aiohttp.ClientError, OSError) as exc:
             raise self._unknown(exc) from None
-        async with answer:
-            try:
-                content = await _read(answer.content)
-            except (aiohttp.ClientError, OSError) as exc:
-                if not 200 <= answer.status < 300:
-                    # Half an error body would be misread: a dead token as a wrong project.
-                    raise self._unknown(exc) from None
-                content = b""  # FCM has said yes; what is lost is only the message id.
-            return Response(answer.status, answer.headers, content)
+        try:
+            content = await _read(answer.content)
+        except (aiohttp.ClientError, OSError) as exc:
+            if not 200 <= answer.status < 300:
+                # Half an error body would be misread: a dead token as a wrong project.
+                raise self._unknown(exc) from None
+            content = b""  # FCM has said yes; what is lost is only the message id.
+        finally:
+            # Read to its end, the answer has given its connection back by itself.
+            if not answer.content.at_eof():
+                answer.close()
+        return Response(answer.status, answer.headers, content)
 
     async def close(self) -> None:
         """See ``Transport.close``."""
@@ -210,6 +213,6 @@ def _proxy_for(url: URL) -> URL | None:
 async def _read(content: aiohttp.StreamReader) -> bytes:
     """The body of an answer, as far as ``ANSWER_LIMIT``."""
     body = await content.read(ANSWER_LIMIT)
-    while len(body) < ANSWER_LIMIT and (more := await content.read(ANSWER_LIMIT - len(body))):
-        body += more
+    while len(body) < ANSWER_LIMIT and not content.at_eof():
+        body += await content.read(ANSWER_LIMIT - len(body))
     return body
