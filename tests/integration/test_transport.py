@@ -453,6 +453,22 @@ async def test_cancelled_request_takes_its_connection_with_it() -> None:
         await ended.wait()
 
 
+@pytest.mark.parametrize("status", [200, 404])
+async def test_answer_that_stalls_takes_its_connection_with_it(status: int) -> None:
+    ended = asyncio.Event()
+
+    async def handle(reader: Reader, writer: Writer) -> None:
+        await read_request(reader)
+        writer.write(answer(status)[:-5])
+        await reader.read()
+        ended.set()
+
+    async with tcp_server(handle) as port, transport(connect_timeout=0.2, timeout=0.3) as by:
+        result = await asyncio.gather(post(by, port), return_exceptions=True)
+        await ended.wait()
+    assert isinstance(result[0], Response if status == 200 else SendFault)
+
+
 def test_connect_timeout_must_leave_time_for_the_answer() -> None:
     with pytest.raises(ValueError, match="connect_timeout"):
         AiohttpTransport(max_in_flight=1, connect_timeout=15.0, timeout=15.0)
