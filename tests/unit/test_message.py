@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from listener.emulator import schema
+from listener.emulator import checks, schema
 from listener.fcm.message import MAX_TTL, payload_size, prepare, targets
 from listener.push import BadPush, Push, Target, TargetKind
 from tests.unit.strategies import JSON, SECRET, pushes, sendable_pushes
@@ -689,4 +689,4 @@ def test_the_emulator_takes_what_is_made(row: Push) -> None:
     for place in targets(row):
         request, objections = schema.normalise(json.loads(prepared.encode(place, row.expires_in)))
         assert objections == []
-        assert schema.check(request["message"]) is None
+        assert checks.check(request["message"]) is None
