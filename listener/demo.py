@@ -69,7 +69,7 @@ def _rows() -> list[_Row]:
             "without a title",
             {"device_token": "phone-4", "body": "Hello?"},
             "dead",
-            "INVALID_PUSH",
+            "TITLE_MISSING",
             requests=0,
         ),
     ]

@@ -19,9 +19,6 @@ import orjson
 
 from listener.fcm.fault import AuthFault, SendFault
 
-LEAST_DELAY: Final = 10.0
-"""Seconds before any retry, at the least. Source: Firebase, "Best practices for sending at scale"."""
-
 QUOTA_DELAY: Final = 60.0
 """Seconds before a retry after 429 without Retry-After. Source: Firebase, "FCM error codes"."""
 
@@ -66,7 +63,8 @@ class Outcome:
         reason: what is wrong and what to do about it, for a person. Holds neither token nor payload.
         http_status: the status of the answer; None if there was none.
         message_id: FCM's name for the accepted message, "projects/P/messages/ID"; None if unknown.
-        delay: seconds to wait before the next try, at the least.
+        delay: seconds that the answer asks to wait before the next try; 0 if it asks nothing. The least wait
+            before any retry is the retry policy's.
         ambiguous: whether the message may have been delivered although it was not accepted.
         uses_attempt: whether this counts against the push's tries.
         slow_down: whether the sending rate is to be lowered.
@@ -132,15 +130,15 @@ def classify(status: int, headers: Mapping[str, str], body: bytes, *, now: float
 
 
 def from_send_fault(fault: SendFault) -> Outcome:
-    """The meaning of a request that brought no answer: try again, 10 s later at the least."""
-    return Outcome(Kind.RETRY, fault.code, fault.reason, delay=LEAST_DELAY, ambiguous=fault.ambiguous)
+    """The meaning of a request that brought no answer: try again."""
+    return Outcome(Kind.RETRY, fault.code, fault.reason, ambiguous=fault.ambiguous)
 
 
 def from_auth_fault(fault: AuthFault) -> Outcome:
     """The meaning of having no access token: nothing was sent, so no attempt is used."""
     if fault.permanent:
         return Outcome(Kind.PAUSE, fault.code, fault.reason, uses_attempt=False)
-    return Outcome(Kind.RETRY, fault.code, fault.reason, delay=LEAST_DELAY, uses_attempt=False)
+    return Outcome(Kind.RETRY, fault.code, fault.reason, uses_attempt=False)
 
 
 def _by_http(meaning: int, status: int, code: str, error: _Error, timing: _Timing) -> Outcome:
@@ -410,12 +408,12 @@ class _Timing:
     body: bytes
     now: float | None
 
-    def delay(self, *, otherwise: float = LEAST_DELAY) -> float:
-        """Seconds: what Retry-After asks for, else what the page says, else ``otherwise``; at least 10."""
+    def delay(self, *, otherwise: float = 0.0) -> float:
+        """Seconds: what Retry-After asks for, else what the page says, else ``otherwise``."""
         asked = self._retry_after()
         if asked is None and (page := _TRY_AGAIN_IN.search(self.body, 0, _PAGE_LIMIT)):
             asked = float(page.group(1))
-        return min(LONGEST_DELAY, max(LEAST_DELAY, otherwise if asked is None else asked))
+        return min(LONGEST_DELAY, max(0.0, otherwise if asked is None else asked))
 
     def _retry_after(self) -> float | None:
         """Seconds; None if absent or unreadable. Source: RFC 9110, section 10.2.3."""
