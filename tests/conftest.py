@@ -11,6 +11,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.support import tools
 from tests.support.postgres import VERSIONS, Database, Server, Template, programs
 
 _CHOSEN = pytest.StashKey[list[int]]()
@@ -58,6 +59,9 @@ def pytest_report_header(config: pytest.Config) -> list[str]:
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
     if config.stash[_MISSING]:
         terminalreporter.write_line(_missing_line(config.stash[_MISSING]), red=True, bold=True)
+    for name in sorted(tools.missing):
+        line = f"{name} is not here: WHAT NEEDS IT IS NOT TESTED (`make test` installs what it can)"
+        terminalreporter.write_line(line, red=True, bold=True)
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

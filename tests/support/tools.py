@@ -1,0 +1,24 @@
+"""Programs that some tests need and a machine may lack: never left out in silence."""
+
+from __future__ import annotations
+
+import os
+import shutil
+
+import pytest
+
+missing: set[str] = set()
+"""What ``tool`` was asked for in vain; said at the end of the run."""
+
+
+def tool(name: str) -> str:
+    """The path of a program such as promtool. Without it the test is skipped; where CI=true, it fails."""
+    # Debian has servers where only root's path leads.
+    found = shutil.which(name, path=os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/sbin"]))
+    if found:
+        return found
+    missing.add(name)
+    reason = f"{name} is not on this machine (`make test` installs what it can)"
+    if os.environ.get("CI") == "true":
+        pytest.fail(reason)
+    pytest.skip(reason)
