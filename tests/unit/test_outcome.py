@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import time
 from itertools import permutations
 from typing import Any
 
@@ -501,6 +502,17 @@ NOW = 1792567680.0  # DATE
 )
 def test_retry_after(headers: dict[str, str], now: float | None, delay: float) -> None:
     assert classify(429, headers, b"", now=now).delay == delay
+
+
+def test_a_date_without_a_zone_is_in_utc_wherever_we_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    try:
+        with monkeypatch.context() as patch:
+            patch.setenv("TZ", "Asia/Tokyo")
+            time.tzset()
+            headers = {"Retry-After": "Wed Oct 21 07:30:00 2026", "Date": DATE}
+            assert classify(429, headers, b"").delay == 120.0
+    finally:
+        time.tzset()
 
 
 # --- faults --------------------------------------------------------------------------------------------
