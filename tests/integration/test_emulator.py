@@ -649,6 +649,7 @@ async def test_the_payload_limit_counts_keys_and_values(
     assert (await client.send(**target, data={"k\u00e9": "v" * (limit - 3)})).status == 200
     for message in (
         {"data": {"key": "v" * (limit - 2)}},
+        {"data": {"k\u00e9": "v" * (limit - 2)}},
         {"notification": {"body": "v" * limit}},
         {"data": {"key": "v"}, "android": {"data": {"key": "v" * limit}}},
         {"apns": {"payload": {"aps": {"alert": "v" * limit}}}},
