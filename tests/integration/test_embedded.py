@@ -32,19 +32,20 @@ with EmbeddedPostgres() as server:
 
 
 @pytest.fixture(autouse=True)
-def _in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+def _in_memory(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     """Files in memory are made faster, and so are clusters."""
+    tmp_path_factory.getbasetemp()  # stays where it is
     if MEMORY:
         monkeypatch.setattr(tempfile, "tempdir", str(MEMORY))
         monkeypatch.setenv("TMPDIR", str(MEMORY))
 
 
 @pytest.fixture
-def data_dir() -> Iterator[Path]:
-    """A directory that the user nobody can get at, as pytest's own cannot be."""
-    with tempfile.TemporaryDirectory(prefix="push-listener-test-") as directory:
-        Path(directory).chmod(0o755)
-        yield Path(directory) / "data"
+def directory() -> Iterator[Path]:
+    """A directory that the user nobody can get at, as he cannot at pytest's own."""
+    with tempfile.TemporaryDirectory(prefix="push-listener-test-") as name:
+        Path(name).chmod(0o755)
+        yield Path(name)
 
 
 @pytest.mark.parametrize("version", [16, 18])
@@ -110,7 +111,8 @@ def test_a_server_that_was_killed_can_be_started_again() -> None:
         psycopg.connect(server.uri).close()
 
 
-def test_a_given_directory_keeps_its_data_and_takes_new_settings(data_dir: Path) -> None:
+def test_a_given_directory_keeps_its_data_and_takes_new_settings(directory: Path) -> None:
+    data_dir = directory / "data"
     with (
         EmbeddedPostgres(data_dir, settings={"work_mem": "5MB"}) as server,
         psycopg.connect(server.uri) as connection,
@@ -159,8 +161,8 @@ def test_a_long_name_for_the_directory_of_temporary_files(
 
 
 @as_root
-def test_programs_under_a_closed_home_are_used_and_the_home_stays_closed(tmp_path: Path) -> None:
-    home = tmp_path / "home"
+def test_programs_under_a_closed_home_are_used_and_the_home_stays_closed(directory: Path) -> None:
+    home = directory / "home"
     package = packaged_binaries(18).parents[1]
     for each in (package, package.with_name(f"{package.name}.libs")):
         shutil.copytree(each, home / each.name, symlinks=True)
@@ -171,8 +173,8 @@ def test_programs_under_a_closed_home_are_used_and_the_home_stays_closed(tmp_pat
 
 
 @as_root
-def test_data_under_a_closed_home_are_refused_with_the_reason(tmp_path: Path) -> None:
-    home = tmp_path / "home"
+def test_data_under_a_closed_home_are_refused_with_the_reason(directory: Path) -> None:
+    home = directory / "home"
     home.mkdir(mode=0o700)
     with pytest.raises(EmbeddedPostgresError, match="user nobody"), EmbeddedPostgres(home / "data"):
         pass
