@@ -74,8 +74,6 @@ class Attempts:
                         group.create_task(self._send(push, prepared, one, claimed_at))
         except asyncio.CancelledError:
             pass  # the settlement below is the answer to it
-        except BadPush as bad:
-            return self._refused(push, claimed_at, bad)
         for one in tries:
             if one.outcome is None and one.started is not None:
                 one.seconds = time.monotonic() - one.started
