@@ -95,7 +95,10 @@ class Service:
             self.port = await stack.enter_async_context(
                 Web(self._settings, self.metrics.registry, self._not_ready).serve()
             )
-            pool = await stack.enter_async_context(_pool(self._settings))
+            pool = _pool(self._settings)
+            await pool.open()
+            # At the end a database that is away must not take what is left of the grace period.
+            stack.push_async_callback(pool.close, timeout=1.0)
             transport = AiohttpTransport(
                 max_in_flight=self._settings.max_in_flight,
                 connect_timeout=self._settings.connect_timeout,
