@@ -92,22 +92,14 @@ async def run(console: Console, *, once: bool, port: int) -> list[str]:
 
         conn = stack.enter_context(psycopg.connect(postgres.uri, autocommit=True))
         _register_devices(conn)
+        start = client.database_time(conn)
         rows = {_insert(conn, row): row for row in _rows()}
         with contextlib.suppress(TimeoutError):  # what is not over by then is among the faults
-            await _tell(console, conn, rows, emulator)
+            await _tell(console, conn, rows, emulator, start)
         faults = _faults(conn, rows, emulator)
         _summarize(console, conn, rows, emulator)
-        console.print(f"\n  metrics               {web}/metrics")
-        console.print(f"  readiness             {web}/readyz")
-        console.print(f"  what FCM received     {emulator.endpoint}/emulator/messages")
-        console.print(f"  the listener's log    {log}")
         if not once:
-            console.print("\nAdd rows of your own, and see them go out (Ctrl-C ends it all):\n")
-            console.print(f"  psql '{postgres.uri}' -c \\", soft_wrap=True)
-            console.print(
-                "    \"insert into push_notifications (device_token, title) values ('phone-1', 'Hello')\"\n",
-                soft_wrap=True,
-            )
+            _tell_where(console, postgres.uri, web, emulator, log)
             await _follow(console, conn, emulator)
         return faults
 
@@ -191,10 +183,13 @@ def _insert(conn: psycopg.Connection[Any], row: _Row) -> UUID:
 
 
 async def _tell(
-    console: Console, conn: psycopg.Connection[Any], rows: dict[UUID, _Row], emulator: Emulator
+    console: Console,
+    conn: psycopg.Connection[Any],
+    rows: dict[UUID, _Row],
+    emulator: Emulator,
+    start: datetime,
 ) -> None:
-    """Prints each change of each row until all are over."""
-    start = client.database_time(conn)
+    """Prints each change of each row, with the seconds since ``start``, until all are over."""
     width = max(len(row.what) for row in rows.values())
     async with asyncio.timeout(_PATIENCE_S):
         while any(not row.seen or row.seen[-1][0] not in _OVER for row in rows.values()):
@@ -274,6 +269,19 @@ def _summarize(
         requests = sum(r.push_id == str(record.id) for r in emulator.received)
         table.add_row(rows[record.id].what, record.status, str(requests), (logs and logs[0]) or "none")
     console.print(table)
+
+
+def _tell_where(console: Console, dsn: str, web: str, emulator: Emulator, log: Path) -> None:
+    console.print(f"\n  metrics               {web}/metrics")
+    console.print(f"  readiness             {web}/readyz")
+    console.print(f"  what FCM received     {emulator.endpoint}/emulator/messages")
+    console.print(f"  the listener's log    {log}")
+    console.print("\nAdd rows of your own, with either of these, and see them go out. Ctrl-C ends it all.\n")
+    row = "insert into push_notifications (device_token, title) values ('phone-1', 'Hello')"
+    console.print(f"  psql '{dsn}' -c \"{row}\"", soft_wrap=True)
+    console.print(
+        f"  DATABASE_URL='{dsn}' {sys.argv[0]} send --token phone-1 --title Hello --wait 5\n", soft_wrap=True
+    )
 
 
 async def _follow(console: Console, conn: psycopg.Connection[Any], emulator: Emulator) -> None:
