@@ -1,0 +1,1 @@
+drop function push_listener.allow(regprocedure, text[]);
