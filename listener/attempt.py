@@ -35,10 +35,10 @@ class _Try:
 
 
 class Attempts:
-    """Sends claimed rows; ``note`` hears every outcome as it comes."""
+    """Sends claimed rows; ``note`` hears every outcome as it comes, and when (monotonic seconds) it was asked for."""
 
     def __init__(
-        self, sender: Sender, settings: Settings, metrics: Metrics, note: Callable[[Outcome], None]
+        self, sender: Sender, settings: Settings, metrics: Metrics, note: Callable[[Outcome, float], None]
     ) -> None:
         self._sender = sender
         self._metrics = metrics
@@ -107,7 +107,7 @@ class Attempts:
             one.started = started
             one.outcome = await self._sender.send(body)
             one.seconds = time.monotonic() - started
-        self._note(one.outcome)
+        self._note(one.outcome, started)
 
     def _refused(self, push: Push, claimed_at: float, bad: BadPush) -> Settlement:
         self._metrics.invalid.labels(bad.code).inc()

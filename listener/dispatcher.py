@@ -40,6 +40,7 @@ class Dispatcher:
         self._rng = random.Random()  # noqa: S311  # jitter, not secrecy
         self._sending: set[asyncio.Task[Settlement]] = set()
         self._in_flight = 0  # rows claimed and not settled yet: what bounds our memory
+        self._giving_back = False  # what a claim still brings goes back as well
         self._hungry = False  # waiting for room, so that a settled row is a reason to wake up
         self._asleep_until = 0.0  # a row that is due earlier is a reason to wake up as well
         self._wake = asyncio.Event()
@@ -66,6 +67,7 @@ class Dispatcher:
 
     def give_back(self) -> None:
         """Abandon the sends under way: each row is settled at once, for whoever claims it next."""
+        self._giving_back = True
         for task in self._sending:
             task.cancel()
 
@@ -74,7 +76,8 @@ class Dispatcher:
         async with asyncio.TaskGroup() as group:
             settling = group.create_task(self._settler.run())
             await self._claim()
-            if self._in_flight:
+            while self._in_flight:
+                self._drained.clear()  # it may be from before the last claim
                 await self._drained.wait()
             settling.cancel()
 
@@ -85,7 +88,8 @@ class Dispatcher:
             room = self._room()
             if room == 0:
                 self._hungry = True
-                await _wait(self._wake, self._gate.opens_in(time.monotonic()))
+                # With rows in flight there is no room, open gate or not, before one of them is settled.
+                await _wait(self._wake, None if self._in_flight else self._gate.opens_in(time.monotonic()))
                 continue
             self._hungry = False
             claimed_at = time.monotonic()
@@ -135,6 +139,8 @@ class Dispatcher:
         self._metrics.in_flight.set(self._in_flight)
         task = asyncio.create_task(self._attempts.attempt(push, claimed_at))
         self._sending.add(task)
+        if self._giving_back:
+            task.cancel()
         task.add_done_callback(functools.partial(self._sent, push, claimed_at))
 
     def _sent(self, push: Push, claimed_at: float, task: asyncio.Task[Settlement]) -> None:
@@ -155,8 +161,8 @@ class Dispatcher:
             settlement = task.result()
         self._settler.put(settlement)
 
-    def _heard(self, outcome: Outcome) -> None:
-        if self._gate.note(outcome, time.monotonic()):
+    def _heard(self, outcome: Outcome, asked: float) -> None:
+        if self._gate.note(outcome, asked, time.monotonic()):
             self._metrics.paused.set(self._gate.reason is not None)
             if self._gate.reason is None:
                 log.info("sending resumed")

@@ -14,27 +14,26 @@ class PauseGate:
     def __init__(self) -> None:
         self.reason: str | None = None
         """Why sending is paused; None while it is not."""
+        self._since = 0.0
         self._until = 0.0
         self._length = 0.0
 
-    def note(self, outcome: Outcome, now: float) -> bool:
-        """Learns from an answer; returns whether the gate was opened or closed by it."""
+    def note(self, outcome: Outcome, asked: float, now: float) -> bool:
+        """Learns from the answer to a request made at ``asked``; returns whether it opened or closed the gate."""
+        paused = self.reason is not None
+        if paused and asked < self._since:
+            return False  # was under way when the gate closed, or beside the last probe: says nothing new
         if outcome.kind is Kind.PAUSE:
-            closed = self.reason is None
-            # The answers to what was under way when the gate closed say nothing new.
-            if closed or now >= self._until:
-                self._length = _FIRST if closed else min(2 * self._length, _LONGEST)
-                self._until = now + self._length
             self.reason = outcome.reason
-            return closed
-        if (
-            self.reason is not None
-            and outcome.http_status is not None
-            and outcome.kind is not Kind.REFRESH_AUTH
-        ):
+        elif not paused:
+            return False
+        elif outcome.http_status is not None:
             self.reason = None
             return True
-        return False
+        # Refused, or a probe without an answer.
+        self._length = min(2 * self._length, _LONGEST) if paused else _FIRST
+        self._since, self._until = now, now + self._length
+        return not paused
 
     def limit(self, now: float, in_flight: int) -> int | None:
         """Most pushes that may be claimed now; None: as many as you like."""
