@@ -169,8 +169,9 @@ select extract(epoch from least(
 
 _DEPTH = """
 select status, count(*), count(*) filter (where next_attempt_at <= now()),
+    -- A row scheduled for a time before its own insertion has waited since the latter.
     extract(epoch from now())::float8
-      - extract(epoch from min(next_attempt_at) filter (where next_attempt_at <= now()))::float8
+      - extract(epoch from min(greatest(next_attempt_at, created_at)) filter (where next_attempt_at <= now()))::float8
   from public.push_notifications
   where next_attempt_at is not null and status in ('pending', 'processing', 'failed')
   group by status

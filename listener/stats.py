@@ -14,7 +14,8 @@ select status, count(*)
 """
 
 _OLDEST = """
-select coalesce(extract(epoch from now())::float8 - extract(epoch from min(next_attempt_at))::float8, 0)
+select coalesce(
+    extract(epoch from now())::float8 - extract(epoch from min(greatest(next_attempt_at, created_at)))::float8, 0)
   from public.push_notifications
   where next_attempt_at <= now() and status in ('pending', 'processing', 'failed')
 """

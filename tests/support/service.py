@@ -1,0 +1,342 @@
+"""The service for tests: in this process, or as a process of its own; and its rows, put in and waited for."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+from typing import Any, LiteralString
+from uuid import UUID
+
+import aiohttp
+import orjson
+import psycopg
+import pytest
+from psycopg import sql
+from psycopg.rows import DictRow, dict_row
+from psycopg.types.json import Jsonb
+
+from listener import config
+from listener.config import Settings
+from listener.emulator import Emulator
+from listener.service import Service, credentials_for
+from tests.support.servers import forget_proxies
+
+PROJECT = Path(__file__).resolve().parents[2]
+
+OVER = frozenset({"sent", "delivered", "dead", "expired", "cancelled"})
+
+PATIENCE = 30.0
+"""Seconds after which something that is waited for will not come any more."""
+
+Row = DictRow
+Connection = psycopg.AsyncConnection[DictRow]
+
+
+async def connect(dsn: str) -> Connection:
+    """A connection in autocommit whose rows are dictionaries."""
+    return await psycopg.AsyncConnection.connect(dsn, autocommit=True, row_factory=dict_row)
+
+
+# A change of status rings on a channel of its own: tests wait for rows, and need not look again and again.
+_TELL = """
+create or replace function public.test_tell() returns trigger language plpgsql as
+  $$ begin perform pg_notify('test_rows', ''); return null; end $$;
+create or replace trigger test_tell after insert or update or delete on public.push_notifications
+  for each statement execute function public.test_tell();
+"""
+
+
+class Rows:
+    """``push_notifications`` of one database."""
+
+    def __init__(self, connection: Connection, changed: asyncio.Event) -> None:
+        self.connection = connection
+        self._changed = changed
+
+    async def add(self, **values: object) -> UUID:
+        """Inserts one row as an application would; dictionaries and lists become jsonb."""
+        given = {name: _adapted(value) for name, value in values.items()}
+        statement = sql.SQL("insert into push_notifications ({}) values ({}) returning id").format(
+            sql.SQL(", ").join(map(sql.Identifier, given)),
+            sql.SQL(", ").join(map(sql.Placeholder, given)),
+        )
+        row = await (await self.connection.execute(statement, given)).fetchone()
+        assert row is not None
+        return UUID(str(row["id"]))
+
+    async def get(self, push_id: UUID) -> Row:
+        """One row as it is now."""
+        return (await self.all([push_id]))[push_id]
+
+    async def all(self, ids: Iterable[UUID] | None = None) -> dict[UUID, Row]:
+        """These rows, or every row, as they are now."""
+        wanted = None if ids is None else list(ids)
+        found = await self.query(
+            "select *, extract(epoch from next_attempt_at - clock_timestamp())::float8 as next_in "
+            "from push_notifications where %(ids)s::uuid[] is null or id = any(%(ids)s)",
+            ids=wanted,
+        )
+        return {row["id"]: row for row in found}
+
+    async def until(
+        self,
+        good: Callable[[dict[UUID, Row]], bool],
+        ids: Iterable[UUID] | None = None,
+        patience: float = PATIENCE,
+    ) -> dict[UUID, Row]:
+        """The rows as soon as ``good`` is true of them. Fails saying how they are if that does not come."""
+        wanted = None if ids is None else list(ids)
+        rows: dict[UUID, Row] = {}
+        try:
+            async with asyncio.timeout(patience):
+                while True:
+                    self._changed.clear()
+                    rows = await self.all(wanted)
+                    if good(rows):
+                        return rows
+                    await self._changed.wait()
+        except TimeoutError:
+            states = [(row["status"], row["error_code"], row["retry_count"]) for row in rows.values()]
+            pytest.fail(f"rows did not become what was waited for: {states[:20]}")
+
+    async def over(self, *ids: UUID, patience: float = PATIENCE) -> dict[UUID, Row]:
+        """The rows, once nothing more is to be done for any of them."""
+        return await self.until(
+            lambda rows: all(row["status"] in OVER for row in rows.values()), ids or None, patience
+        )
+
+    async def one_over(self, push_id: UUID, patience: float = PATIENCE) -> Row:
+        """One row, once nothing more is to be done for it."""
+        return (await self.over(push_id, patience=patience))[push_id]
+
+    async def logs(self, push_id: UUID) -> list[Row]:
+        """Its rows of ``push_delivery_logs``, oldest first."""
+        return await self.query(
+            "select device_token, status, details from push_delivery_logs where push_id = %(id)s order by id",
+            id=push_id,
+        )
+
+    async def device(self, token: str, user_id: UUID, platform: str = "android") -> None:
+        """Registers a device of a user."""
+        await self.query(
+            "insert into push_devices (token, user_id, platform) values (%(token)s, %(user)s, %(platform)s)",
+            token=token,
+            user=user_id,
+            platform=platform,
+        )
+
+    async def query(self, statement: LiteralString, **values: object) -> list[Row]:
+        """What a statement returns."""
+        cursor = await self.connection.execute(statement, values or None)
+        return await cursor.fetchall() if cursor.description else []
+
+
+def _adapted(value: object) -> object:
+    return Jsonb(value) if isinstance(value, dict | list) else value
+
+
+@asynccontextmanager
+async def rows_of(dsn: str) -> AsyncIterator[Rows]:
+    """The rows of a database, with word of every change."""
+    async with await connect(dsn) as connection, await connect(dsn) as listening:
+        with suppress(psycopg.errors.UniqueViolation):  # two at once
+            await connection.execute(_TELL)
+        await listening.execute("listen test_rows")
+        changed = asyncio.Event()
+
+        async def hear() -> None:
+            async for _ in listening.notifies():
+                changed.set()
+
+        hearing = asyncio.create_task(hear())
+        try:
+            yield Rows(connection, changed)
+        finally:
+            hearing.cancel()
+            with suppress(asyncio.CancelledError, psycopg.OperationalError):
+                await hearing
+
+
+def environment(dsn: str, emulator: Emulator, **variables: str) -> dict[str, str]:
+    """The whole environment of ``push-listener run``, with nothing of this process's own settings in it.
+
+    ``variables`` are named in lower case; one that is empty counts as not set.
+    """
+    return {
+        "PATH": os.environ.get("PATH", ""),
+        "HOME": os.environ.get("HOME", "/"),
+        "DATABASE_URL": dsn,
+        "FCM_ENDPOINT": emulator.endpoint,
+        "FCM_SERVICE_ACCOUNT_JSON": orjson.dumps(emulator.service_account).decode(),
+        "HOST": "127.0.0.1",
+        "PORT": "0",
+        "LOG_FORMAT": "json",
+        **{name.upper(): value for name, value in variables.items()},
+    }
+
+
+def settings_for(dsn: str, emulator: Emulator, **settings: object) -> Settings:
+    """Settings for the service in this process. The sweep comes so late that nothing can be owed to it."""
+    given: dict[str, object] = {
+        "database_url": dsn,
+        "listen_database_url": None,
+        "fcm_project_id": None,
+        "fcm_endpoint": emulator.endpoint,
+        "fcm_service_account_json": emulator.service_account,
+        "google_application_credentials": None,
+        "metrics_token": None,
+        "host": "127.0.0.1",
+        "port": 0,
+        "sweep_interval": 3600,
+        "retry_floor": 0.05,
+        "retry_cap": 0.1,
+        **settings,
+    }
+    return config.load(**given)
+
+
+@asynccontextmanager
+async def serving(settings: Settings) -> AsyncIterator[Service]:
+    """The service in this process, ready; stopped at the end. A fault that ended it is raised."""
+    with pytest.MonkeyPatch.context() as patch:
+        forget_proxies(patch)
+        service = Service(settings, *credentials_for(settings))
+        ready = asyncio.Event()
+        running = asyncio.create_task(service.run(on_ready=ready.set))
+        waiting = asyncio.create_task(ready.wait())
+        try:
+            async with asyncio.timeout(PATIENCE):
+                await asyncio.wait({running, waiting}, return_when=asyncio.FIRST_COMPLETED)
+            if running.done():
+                running.result()
+                pytest.fail("the service ended before it was ready")
+            yield service
+            service.stop()
+            async with asyncio.timeout(PATIENCE):
+                await running
+        finally:
+            waiting.cancel()
+            running.cancel()
+            await asyncio.wait({running})
+
+
+async def get(port: int, path: str, **headers: str) -> tuple[int, str]:
+    """Status and text of an HTTP answer from 127.0.0.1."""
+    async with (
+        aiohttp.ClientSession() as http,
+        http.get(f"http://127.0.0.1:{port}{path}", headers=headers) as answer,
+    ):
+        return answer.status, await answer.text()
+
+
+class Program:
+    """A running command of push-listener, and what it has said."""
+
+    def __init__(self, process: asyncio.subprocess.Process) -> None:
+        self._process = process
+        self._heard = asyncio.Event()
+        self._closed = False
+        self.out = ""
+        """Standard output."""
+        self.err = ""
+        """Standard error: the log."""
+        assert process.stdout is not None
+        assert process.stderr is not None
+        self._reading = asyncio.gather(self._read(process.stdout, "out"), self._read(process.stderr, "err"))
+
+    @property
+    def output(self) -> str:
+        """All that it has said."""
+        return self.out + self.err
+
+    @property
+    def records(self) -> list[dict[str, Any]]:
+        """The log records so far (LOG_FORMAT=json)."""
+        whole = self.err[: self.err.rfind("\n") + 1]
+        return [orjson.loads(line) for line in whole.splitlines() if line.startswith("{")]
+
+    async def said(self, event: str, times: int = 1) -> dict[str, Any]:
+        """The log record of an event, when it has come so many times; fails if the program ends before."""
+        try:
+            async with asyncio.timeout(PATIENCE):
+                while True:
+                    self._heard.clear()
+                    found = [record for record in self.records if record["event"] == event]
+                    if len(found) >= times:
+                        return found[times - 1]
+                    if self._closed:
+                        break
+                    await self._heard.wait()
+        except TimeoutError:
+            pass
+        return pytest.fail(f"never said {event!r}, but:\n{self.output[-4000:]}")
+
+    async def port(self) -> int:
+        """Where its web server listens."""
+        return int((await self.said("web server listening"))["port"])
+
+    async def ended(self, patience: float = PATIENCE) -> int:
+        """Its exit code, once it has ended."""
+        try:
+            async with asyncio.timeout(patience):
+                await self._process.wait()
+                await self._reading
+        except TimeoutError:
+            pytest.fail(f"did not end within {patience:g} s:\n{self.output[-4000:]}")
+        assert self._process.returncode is not None
+        return self._process.returncode
+
+    def signal(self, number: signal.Signals) -> None:
+        """Sends it a signal."""
+        self._process.send_signal(number)
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    async def close(self) -> None:
+        """Ends it, if it has not ended."""
+        if self._process.returncode is None:
+            self._process.kill()
+        await self._process.wait()
+        await self._reading
+
+    async def _read(self, stream: asyncio.StreamReader, name: str) -> None:
+        while chunk := await stream.read(65536):
+            setattr(self, name, getattr(self, name) + chunk.decode(errors="replace"))
+            self._heard.set()
+        self._closed = True
+        self._heard.set()
+
+
+@asynccontextmanager
+async def program(*arguments: str, env: Mapping[str, str]) -> AsyncIterator[Program]:
+    """``push-listener ARGUMENTS`` as a process of its own; killed at the end if it is still there."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-m",
+        "listener",
+        *arguments,
+        cwd=PROJECT,
+        env=env,
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    started = Program(process)
+    try:
+        yield started
+    finally:
+        await started.close()
+
+
+async def run(*arguments: str, env: Mapping[str, str]) -> tuple[int, str, str]:
+    """Exit code, standard output and standard error of a command that ends by itself."""
+    async with program(*arguments, env=env) as started:
+        code = await started.ended()
+        return code, started.out, started.err
