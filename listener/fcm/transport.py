@@ -87,14 +87,14 @@ class AiohttpTransport:
                 ttl_dns_cache=DNS_TTL,
                 ssl=True if ssl_context is None else ssl_context,
             ),
-            # aiohttp rounds timeouts up to whole seconds from ceil_threshold on.
+            # From ceil_threshold on aiohttp rounds timeouts up to whole seconds, which may make two equal.
             timeout=aiohttp.ClientTimeout(
                 total=timeout, connect=connect_timeout, ceil_threshold=float("inf")
             ),
             cookie_jar=aiohttp.DummyCookieJar(),
-            headers={"User-Agent": "push-listener"},
             # Answers are a few hundred bytes: compressing them costs more than it saves.
-            skip_auto_headers=("Accept", "Accept-Encoding"),
+            headers={"User-Agent": "push-listener", "Accept-Encoding": "identity"},
+            skip_auto_headers=("Accept",),
         )
         self._routes: dict[str, tuple[URL, URL | None]] = {}
 

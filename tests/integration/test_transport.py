@@ -160,7 +160,7 @@ async def tls_fails_behind_proxy(tls: Tls, env: pytest.MonkeyPatch) -> Response:
 
 def to_server_that(behaves: Callable[[Reader, Writer], Awaitable[None]]) -> Case:
     async def case(tls: Tls, env: pytest.MonkeyPatch) -> Response:
-        async with tcp_server(behaves) as port, transport(connect_timeout=0.3, timeout=0.4) as by:
+        async with tcp_server(behaves) as port, transport(connect_timeout=0.6, timeout=0.8) as by:
             return await post(by, port)
 
     return case
@@ -428,10 +428,11 @@ async def test_request_carries_what_it_was_given_and_little_else() -> None:
             writer.write(answer(200, BODY, "Set-Cookie: a=b; Path=/"))
 
     async with tcp_server(handle) as port, transport() as by:
-        await post(by, port)
-        await post(by, port)
+        for _ in range(2):
+            await post(by, port, host="localhost")  # Cookies are not for bare addresses.
     names = [sorted(line.split(b":")[0] for line in head.split(b"\r\n")[1:-2]) for head in heads]
-    assert names == [[b"Authorization", b"Content-Length", b"Content-Type", b"Host", b"User-Agent"]] * 2
+    own = [b"Accept-Encoding", b"Content-Length", b"Host", b"User-Agent"]
+    assert names == [sorted([*own, b"Authorization", b"Content-Type"])] * 2
 
 
 async def test_cancelled_request_takes_its_connection_with_it() -> None:
