@@ -9,6 +9,7 @@ import random
 import time
 import traceback
 from collections.abc import Sequence
+from uuid import UUID
 
 import psycopg
 import structlog
@@ -39,8 +40,11 @@ class Dispatcher:
         self._settler = Settler(queue, batch=settings.settle_batch, metrics=metrics, on_settled=self._settled)
         self._rng = random.Random()  # noqa: S311  # jitter, not secrecy
         self._sending: set[asyncio.Task[Settlement]] = set()
-        self._in_flight = 0  # rows claimed and not settled yet: what bounds our memory
+        self._held: set[tuple[UUID, int]] = (
+            set()
+        )  # (id, attempt) of rows claimed and not settled: bounds our memory
         self._giving_back = False  # what a claim still brings goes back as well
+        self._passed_over = 0  # claims in a row that brought nothing although something was due
         self._hungry = False  # waiting for room, so that a settled row is a reason to wake up
         self._asleep_until = 0.0  # a row that is due earlier is a reason to wake up as well
         self._wake = asyncio.Event()
@@ -76,28 +80,32 @@ class Dispatcher:
         async with asyncio.TaskGroup() as group:
             settling = group.create_task(self._settler.run())
             await self._claim()
-            while self._in_flight:
+            while self._held:
                 self._drained.clear()  # it may be from before the last claim
                 await self._drained.wait()
             settling.cancel()
 
     async def _claim(self) -> None:
-        failures = 0
+        failures = 0  # since the last look that succeeded
         while not self._stop.is_set():
             self._wake.clear()
             room = self._room()
             if room == 0:
                 self._hungry = True
                 # With rows in flight there is no room, open gate or not, before one of them is settled.
-                await _wait(self._wake, None if self._in_flight else self._gate.opens_in(time.monotonic()))
+                await _wait(self._wake, None if self._held else self._gate.opens_in(time.monotonic()))
                 continue
             self._hungry = False
             claimed_at = time.monotonic()
             try:
                 self.looks += 1
+                if failures and (lost := await self._queue.release([push_id for push_id, _ in self._held])):
+                    log.warning("claimed rows whose answer was lost were put back", rows=lost)
                 pushes = await self._queue.claim(room)
                 for push in pushes:
                     self._start(push, claimed_at)
+                if pushes:
+                    self._passed_over = 0
                 if len(pushes) < room:
                     await self._sleep()
             except (psycopg.Error, PoolTimeout) as error:
@@ -115,7 +123,11 @@ class Dispatcher:
             self._asleep_until = math.inf  # whatever is settled from here on may not be in the answer
             earliest = await self._queue.earliest()
             if earliest is not None and earliest <= 0.0:
+                # It fell due since the claim; or somebody else has it locked, and may have it for long.
+                await _wait(self._wake, _locked_nap(self._passed_over))
+                self._passed_over += 1
                 return
+            self._passed_over = 0
             nap = self._settings.sweep_interval * self._rng.uniform(0.75, 1.25)
             if earliest is not None:
                 nap = min(nap, earliest)
@@ -125,18 +137,18 @@ class Dispatcher:
 
     def _room(self) -> int:
         """How many rows to claim now."""
-        limit = self._gate.limit(time.monotonic(), self._in_flight)
+        limit = self._gate.limit(time.monotonic(), len(self._held))
         if limit is not None:
             return limit
         batch = min(self._settings.claim_batch, self._settings.max_in_flight)
-        free = self._settings.max_in_flight - self._in_flight
+        free = self._settings.max_in_flight - len(self._held)
         # A claim is a round trip however few rows it brings: when busy, wait until it is worth one.
         return min(free, batch) if free >= (batch + 1) // 2 else 0
 
     def _start(self, push: Push, claimed_at: float) -> None:
-        self._in_flight += 1
+        self._held.add((push.id, push.attempt))
         self._metrics.claimed.inc()
-        self._metrics.in_flight.set(self._in_flight)
+        self._metrics.in_flight.set(len(self._held))
         task = asyncio.create_task(self._attempts.attempt(push, claimed_at))
         self._sending.add(task)
         if self._giving_back:
@@ -173,18 +185,23 @@ class Dispatcher:
                 )
 
     def _settled(self, batch: Sequence[Settlement]) -> None:
-        self._in_flight -= len(batch)
-        self._metrics.in_flight.set(self._in_flight)
+        self._held.difference_update((s.push_id, s.attempt) for s in batch)
+        self._metrics.in_flight.set(len(self._held))
         soonest = min((s.decision.delay for s in batch if s.decision.delay is not None), default=None)
         if self._hungry or (soonest is not None and time.monotonic() + soonest < self._asleep_until):
             self._wake.set()
-        if self._in_flight == 0 and self._stop.is_set():
+        if not self._held and self._stop.is_set():
             self._drained.set()
 
     def _cannot_claim(self, error: Exception) -> None:
         self.database_ok = False
         self._metrics.database_errors.labels("claim").inc()
         log.warning("cannot claim", error=type(error).__name__, sqlstate=getattr(error, "sqlstate", None))
+
+
+def _locked_nap(times: int) -> float:
+    """Seconds before asking again for what was due and could not be had, so many times in a row."""
+    return 0.0 if times == 0 else min(0.5, 0.005 * 2.0 ** min(times, 10))
 
 
 async def _wait(event: asyncio.Event, seconds: float | None) -> bool:
