@@ -388,14 +388,14 @@ async def test_nothing_in_flight_at_the_stop_and_rows_in_the_last_claim(
     queue, dispatcher = held.queue, held.dispatcher
     assert isinstance(queue, Held)
     emulator.add_fault("slow,token=first,latency_ms=400")
-    first = await rows.add(device_token="first", title="t")
+    await rows.add(device_token="first", title="t")
     running = asyncio.create_task(dispatcher.run())
     await emulator.wait_received(1)
     second = await rows.add(device_token="second", title="t")
     dispatcher.ring()
     await queue.taken.wait()
     dispatcher.stop()
-    await rows.one_over(first)
+    await dispatcher._drained.wait()
     emulator.add_fault("slow,token=second,latency_ms=400")
     queue.let_go.set()
     async with asyncio.timeout(20):
