@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import os
 import shutil
+from typing import NoReturn
 
 import pytest
 
 missing: set[str] = set()
-"""What ``tool`` was asked for in vain; said at the end of the run."""
+"""What the tests asked for in vain; said at the end of the run."""
 
 
 def tool(name: str) -> str:
     """The path of a program such as promtool. Without it the test is skipped; where CI=true, it fails."""
     # Debian has servers where only root's path leads.
     found = shutil.which(name, path=os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/sbin"]))
-    if found:
-        return found
+    return found or lacking(name)
+
+
+def lacking(name: str) -> NoReturn:
+    """The test cannot go on without this: it is skipped, and where CI=true, it fails."""
     missing.add(name)
     reason = f"{name} is not on this machine (`make test` installs what it can)"
     if os.environ.get("CI") == "true":

@@ -1,0 +1,58 @@
+begin;
+select plan(24);
+
+set local role authenticated;
+set local request.jwt.claims = '{"sub": "a0000000-0000-0000-0000-00000000000a"}';
+select lives_ok($$select public.register_device('test-phone', 'android')$$, 'a user registers a device');
+select lives_ok($$select public.register_device('test-tablet', 'ios', 'a0000000-0000-0000-0000-00000000000a')$$, 'and may say who she is');
+select throws_ok($$select public.register_device('test-x', 'ios', 'b0000000-0000-0000-0000-00000000000b')$$, '42501',
+  'a device can be registered for the signed-in user only', 'but not that she is somebody else');
+select throws_ok($$select public.register_device('test-x', 'windows')$$, '22023', 'p_platform must be android, ios or web', 'a platform is one of three');
+select throws_ok($$select public.register_device('test-x', null)$$, '22023', null, 'and not null');
+select throws_ok($$select public.register_device('', 'web')$$, '22023', null, 'a token is not empty');
+select throws_ok($$select public.register_device(null, 'web')$$, '22023', null, 'or null');
+select throws_ok($$select public.register_device('a b', 'web')$$, '22023', null, 'or has blanks');
+select throws_ok($$select public.register_device(repeat('x', 4097), 'web')$$, '22023', null, 'or is endless');
+reset role;
+select results_eq(
+  $$select token::text, user_id::text, platform::text from public.push_recipients where token like 'test-%' order by 1$$,
+  $$values ('test-phone', 'a0000000-0000-0000-0000-00000000000a', 'android'),
+           ('test-tablet', 'a0000000-0000-0000-0000-00000000000a', 'ios')$$, 'both get pushes');
+
+update public.push_devices set updated_at = now() - interval '1 h' where token = 'test-phone';
+update public.push_devices set updated_at = now() - interval '2 days', disabled_at = now(), disabled_reason = 'UNREGISTERED'
+  where token = 'test-tablet';
+set local role authenticated;
+select public.register_device('test-phone', 'android'), public.register_device('test-tablet', 'ios');
+reset role;
+select is(updated_at, now() - interval '1 h', 'what is known and was seen today is not written again') from public.push_devices where token = 'test-phone';
+select results_eq(
+  $$select updated_at, disabled_at, disabled_reason from public.push_devices where token = 'test-tablet'$$,
+  $$values (now(), null::timestamptz, null::text)$$, 'a disabled token lives again');
+
+set local role authenticated;
+set local request.jwt.claims = '{"sub": "b0000000-0000-0000-0000-00000000000b"}';
+select is(public.unregister_device('test-phone'), false, 'nobody unregisters a device of somebody else''s');
+select public.register_device('test-phone', 'android');
+reset role;
+select is(user_id, 'b0000000-0000-0000-0000-00000000000b', 'a phone that changes hands belongs to who signed in last')
+  from public.push_devices where token = 'test-phone';
+set local role authenticated;
+set local request.jwt.claims = '{"sub": "a0000000-0000-0000-0000-00000000000a"}';
+select is(public.unregister_device('test-phone'), false, 'and no longer to who was there before');
+select is(public.unregister_device('test-tablet'), true, 'at logout a device is forgotten');
+select is(public.unregister_device('test-tablet'), false, 'once');
+select throws_ok('select public.unregister_device(null)', '22023', null, 'null is no token');
+set local request.jwt.claims = '{}';
+select throws_ok($$select public.register_device('test-x', 'web')$$, '42501', null, 'nothing without a user');
+select throws_ok($$select public.unregister_device('test-phone')$$, '42501', null, 'nothing without a user');
+
+set local role service_role;
+select throws_ok($$select public.register_device('test-x', 'web')$$, '22023', 'p_user_id must name the user of the device', 'a service says for whom');
+select lives_ok($$select public.register_device('test-x', 'web', 'b0000000-0000-0000-0000-00000000000b')$$, 'and may for anybody');
+select is(public.unregister_device('test-phone'), true, 'and unregister anybody''s');
+reset role;
+select results_eq($$select token::text from public.push_devices where token like 'test-%'$$, array['test-x'], 'one is left');
+
+select * from finish();
+rollback;

@@ -1,0 +1,85 @@
+begin;
+select plan(31);
+
+insert into public.push_devices (token, user_id, platform, disabled_at) values
+  ('ann-phone', 'a0000000-0000-0000-0000-00000000000a', 'android', null),
+  ('ann-old-phone', 'a0000000-0000-0000-0000-00000000000a', 'android', now()),
+  ('bob-phone', 'b0000000-0000-0000-0000-00000000000b', 'ios', null);
+insert into public.push_notifications (id, user_id, device_token, title, status, next_attempt_at) values
+  ('00000000-0000-0000-0000-000000000001', 'a0000000-0000-0000-0000-00000000000a', null, 'to Ann', 'sent', null),
+  ('00000000-0000-0000-0000-000000000002', 'a0000000-0000-0000-0000-00000000000a', null, 'being sent', 'processing', now() + interval '1 min'),
+  ('00000000-0000-0000-0000-000000000003', null, 'ann-phone', 'to Ann''s phone', 'sent', null),
+  ('00000000-0000-0000-0000-000000000004', 'b0000000-0000-0000-0000-00000000000b', null, 'to Bob', 'sent', null),
+  ('00000000-0000-0000-0000-000000000005', 'a0000000-0000-0000-0000-00000000000a', null, 'given up', 'dead', null),
+  ('00000000-0000-0000-0000-000000000006', 'a0000000-0000-0000-0000-00000000000a', 'elsewhere', 'to a phone of hers', 'sent', null);
+insert into public.push_delivery_logs (push_id, device_token, status, details) values
+  ('00000000-0000-0000-0000-000000000001', 'logged-only', 'sent', '{}'),
+  ('00000000-0000-0000-0000-000000000001', 'ann-phone', 'unknown', '{"attempt": 1}');
+
+create function pg_temp.receipt(place integer, token text, status text, details jsonb default null) returns boolean
+  language sql as $$ select public.record_delivery_receipt(format('00000000-0000-0000-0000-%s', lpad(place::text, 12, '0'))::uuid, token, status, details) $$;
+
+set local role authenticated;
+set local request.jwt.claims = '{"sub": "a0000000-0000-0000-0000-00000000000a", "role": "authenticated"}';
+
+select is(pg_temp.receipt(1, 'ann-phone', 'delivered', '{"os": "android"}'), true, 'a device reports its push');
+select is(pg_temp.receipt(1, 'ann-phone', 'delivered', '{"os": "other"}'), false, 'twice');
+select is(pg_temp.receipt(1, 'ann-phone', 'opened'), true, 'another event');
+select is(pg_temp.receipt(1, 'ann-phone', 'clicked'), true, 'and another');
+select is(pg_temp.receipt(1, 'ann-old-phone', 'delivered'), true, 'another device, though FCM called it dead');
+select is(pg_temp.receipt(1, 'logged-only', 'delivered'), true, 'a device that the push was sent to is enough');
+select is(pg_temp.receipt(1, 'ann-phone', 'unknown'), true, 'an attempt of the sender''s is not a receipt');
+select is(pg_temp.receipt(1, 'ann-phone', 'unknown'), false, 'and this one was there');
+select is(pg_temp.receipt(2, 'ann-phone', 'opened'), true, 'before FCM''s answer is written down');
+select is(pg_temp.receipt(3, 'ann-phone', 'delivered'), true, 'a push to the device itself, without a user');
+select is(pg_temp.receipt(5, 'ann-phone', 'delivered'), true, 'a push that was given up and came after all');
+select is(pg_temp.receipt(6, 'elsewhere', 'failed'), true, 'a push to her and to a device that is not registered');
+
+select throws_ok($$select pg_temp.receipt(4, 'bob-phone', 'delivered')$$, '42501', 'this is no push of yours to this device', 'not Bob''s push');
+select throws_ok($$select pg_temp.receipt(4, 'ann-phone', 'delivered')$$, '42501', 'this is no push of yours to this device', 'not Bob''s push to her phone');
+select throws_ok($$select pg_temp.receipt(99, 'ann-phone', 'delivered')$$, '42501', 'this is no push of yours to this device', 'an unknown push looks the same');
+select throws_ok($$select pg_temp.receipt(1, 'bob-phone', 'opened')$$, '42501', null, 'not from a device that has nothing to do with it');
+
+set local request.jwt.claims = '{"sub": "b0000000-0000-0000-0000-00000000000b"}';
+select throws_ok($$select pg_temp.receipt(3, 'ann-phone', 'opened')$$, '42501', null, 'not for a push to somebody else''s device');
+set local request.jwt.claims = '{}';
+select throws_ok($$select pg_temp.receipt(1, 'ann-phone', 'opened')$$, '42501', null, 'not without a user');
+set local request.jwt.claims = '{"sub": "a0000000-0000-0000-0000-00000000000a"}';
+
+select throws_ok($$select pg_temp.receipt(1, 'ann-phone', 'sent')$$, '22023', 'p_status must be delivered, opened, clicked, failed or unknown', 'sent is not for devices to say');
+select throws_ok($$select pg_temp.receipt(1, 'ann-phone', null)$$, '22023', null, 'a status is needed');
+select throws_ok($$select pg_temp.receipt(1, null, 'opened')$$, '22023', null, 'a token is needed');
+select throws_ok($$select pg_temp.receipt(1, 'ann-phone', 'opened', '[]')$$, '22023', 'p_details must be a JSON object', 'details are an object');
+select throws_ok($$select pg_temp.receipt(1, 'ann-phone', 'opened', jsonb_build_object('a', repeat('x', 8192)))$$, '22023', null, 'of at most 8 KB');
+
+set local role service_role;
+set local request.jwt.claims = '{"role": "service_role"}';
+select is(pg_temp.receipt(4, 'bob-phone', 'clicked'), true, 'a service may report for anybody');
+select throws_ok($$select pg_temp.receipt(99, 'bob-phone', 'clicked')$$, 'PT404', null, 'and is told when there is no such push');
+set local role anon;
+select throws_ok($$select pg_temp.receipt(1, 'ann-phone', 'opened')$$, '42501', null, 'not for anon');
+
+reset role;
+select results_eq(
+  $$select title, status, delivered_at is not null from public.push_notifications
+      where id::text like '00000000-0000-0000-0000-00000000000_' order by id$$,
+  $$values ('to Ann', 'delivered', true), ('being sent', 'processing', true), ('to Ann''s phone', 'delivered', true),
+           ('to Bob', 'delivered', true), ('given up', 'dead', true), ('to a phone of hers', 'sent', false)$$,
+  'sent becomes delivered; nothing else changes its status');
+select results_eq(
+  $$select device_token, status from public.push_delivery_logs
+      where push_id = '00000000-0000-0000-0000-000000000001' and details ? 'receipt' order by 1, 2$$,
+  $$values ('ann-old-phone', 'delivered'), ('ann-phone', 'clicked'), ('ann-phone', 'delivered'), ('ann-phone', 'opened'),
+           ('ann-phone', 'unknown'), ('logged-only', 'delivered')$$,
+  'one log row for each push, device and event');
+select is(details, '{"receipt": {"os": "android"}}', 'the details of the first are kept, apart from what a sender writes')
+  from public.push_delivery_logs where push_id = '00000000-0000-0000-0000-000000000001' and device_token = 'ann-phone' and status = 'delivered';
+
+update public.push_notifications set claimed_by = null where title = 'being sent';
+select is(public.mark_push_sent('00000000-0000-0000-0000-000000000002'), 'delivered', 'settling makes it delivered');
+update public.push_notifications set delivered_at = now() - interval '1 h' where title = 'to Bob';
+select pg_temp.receipt(4, 'bob-phone', 'delivered');
+select is(delivered_at, now() - interval '1 h', 'the first time counts') from public.push_notifications where title = 'to Bob';
+
+select * from finish();
+rollback;
