@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 from collections.abc import Callable, Coroutine
 from dataclasses import asdict
 from functools import wraps
@@ -90,6 +91,10 @@ def run() -> None:
     settings = config.load()
     log.configure(settings.log_format, settings.log_level)
     credentials, project = credentials_for(settings)
+    # A thousand pushes under way are many objects, none of them garbage. Left alone, the collector spends a third
+    # of all CPU time on looking them over, and with them, all that was loaded at the start.
+    gc.freeze()
+    gc.set_threshold(50_000)
 
     async def serve() -> None:
         await Service(settings, credentials, project).run()
