@@ -13,7 +13,7 @@ import psycopg
 
 from tests.benchmarks import rig
 
-# 163 + 20 + 80 + 37 bytes, with a token of the form and length that FCM's have.
+# 163 + 20 + 79 + 38 bytes, with a token of the form and length that FCM's have.
 _LOAD = """
 do $$
 begin
@@ -22,7 +22,7 @@ begin
       left(translate(encode(sha256(n::text::bytea), 'base64'), '+/', '-_'), 22) || ':APA91b' || repeat(
         left(translate(encode(sha256((-n)::text::bytea), 'base64'), '+/', '-_'), 42), 3) || lpad(n::text, 8, '0'),
       'Your ride is waiting',
-      'A blue estate car, number plate 4711, stands at the corner. It waits for 5 mins.',
+      'A blue estate car, number plate 4711, stands at the corner. It waits for 5 min.',
       jsonb_build_object('ride', lpad(n::text, 8, '0'), 'screen', 'ride'));
     commit;
   end loop;
