@@ -70,9 +70,7 @@ revoke all on function push_listener.caller_is_service() from public;
 create function public.fetch_pending_pushes(p_limit integer default 100)
   returns table (id uuid, user_id uuid, device_token text, title text, body text, data jsonb, status text,
                  retry_count integer, delivery_attempts integer, created_at timestamptz)
-  language plpgsql security definer
-  set search_path = ''
-  set plan_cache_mode = force_custom_plan -- a plan for any p_limit might read the whole table
+  language plpgsql security definer set search_path = ''
 as $$
 #variable_conflict use_column
 begin
@@ -663,9 +661,7 @@ create function public.requeue_pushes(
   p_since timestamptz default null,
   p_limit integer default 1000
 ) returns integer
-  language plpgsql security definer
-  set search_path = ''
-  set plan_cache_mode = force_custom_plan -- which index serves depends on what is given
+  language plpgsql security definer set search_path = ''
 as $$
 declare
   v_count integer;

@@ -1,5 +1,5 @@
 begin;
-select plan(17);
+select plan(19);
 delete from public.push_notifications; -- taken back at the end
 
 insert into public.push_notifications (id, user_id, device_token, topic, condition, title, body, data, priority, status,
@@ -44,6 +44,18 @@ select results_eq(
   $$select id::text, data, body, delivery_attempts, created_at from public.fetch_pending_pushes()$$,
   $$values ('00000000-0000-0000-0000-000000000001', '{"a": 1}'::jsonb, 'body', 2, now())$$,
   'when its lease is over a row comes back');
+
+reset role;
+insert into public.push_notifications (device_token, title, priority, next_attempt_at, expires_at)
+  select 'token', 'long over', case n % 2 when 0 then 'high' else 'normal' end, now() - interval '1 h', now() - interval '1 min'
+    from generate_series(1, 2200) n;
+insert into public.push_notifications (device_token, title, priority) values ('token', 'behind them', 'normal'), ('token', 'behind them', 'high');
+set local role service_role;
+select results_eq('select title from public.fetch_pending_pushes(10)', array['behind them', 'behind them'],
+  'any number of pushes that are past their time do not keep others from being sent');
+reset role;
+select is(count(*)::integer, 2000, 'and are put aside, so many at a time') from public.push_notifications where title = 'long over' and status = 'expired';
+set local role service_role;
 
 select throws_ok('select public.fetch_pending_pushes(0)', '22023', 'p_limit must be from 1 to 1000', 'no less than 1');
 select throws_ok('select public.fetch_pending_pushes(1001)', '22023', 'p_limit must be from 1 to 1000', 'no more than 1000');
