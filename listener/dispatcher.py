@@ -48,6 +48,7 @@ class Dispatcher:
         self._hungry = False  # waiting for room, so that a settled row is a reason to wake up
         self._asleep_until = 0.0  # a row that is due earlier is a reason to wake up as well
         self._wake = asyncio.Event()
+        self._looked = asyncio.Event()
         self._stop = asyncio.Event()
         self._drained = asyncio.Event()
         self.database_ok = False
@@ -59,6 +60,10 @@ class Dispatcher:
     def paused(self) -> str | None:
         """Why sending is paused, or None."""
         return self._gate.reason
+
+    async def wait_looked(self) -> None:
+        """Returns once the queue has been asked for rows, and has answered."""
+        await self._looked.wait()
 
     def ring(self) -> None:
         """There may be something to claim. May be called at any time, and for nothing."""
@@ -114,12 +119,12 @@ class Dispatcher:
                 await _wait(self._stop, self._rng.uniform(0.0, min(5.0, 0.25 * 2.0 ** min(failures, 10))))
                 continue
             failures = 0
-            self.database_ok = True
+            self._has_looked()
 
     async def _sleep(self) -> None:
         """Until the bell rings or a row is due, by the database's clock; now and then it looks without reason."""
         while True:
-            self.database_ok = True
+            self._has_looked()
             self._asleep_until = math.inf  # whatever is settled from here on may not be in the answer
             earliest = await self._queue.earliest()
             if earliest is not None and earliest <= 0.0:
@@ -192,6 +197,10 @@ class Dispatcher:
             self._wake.set()
         if not self._held and self._stop.is_set():
             self._drained.set()
+
+    def _has_looked(self) -> None:
+        self.database_ok = True
+        self._looked.set()
 
     def _cannot_claim(self, error: Exception) -> None:
         self.database_ok = False

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from uuid import UUID
 
 import orjson
+import psycopg
+import structlog
 from psycopg import AsyncConnection
 from psycopg_pool import AsyncConnectionPool
 
 from listener.push import Push
 from listener.retry import Decision
+
+log = structlog.get_logger(__name__)
 
 CHANNEL = "push_listener"
 """The NOTIFY channel that the triggers of db/migrations ring."""
@@ -27,6 +32,7 @@ with high as materialized (
     from public.push_notifications
     where (case priority when 'high' then 0 else 1 end) = 0 and next_attempt_at <= now()
       and next_attempt_at is not null and status in ('pending', 'processing', 'failed')
+      and id <> all(%(avoided)s::uuid[])
     order by next_attempt_at
     limit %(limit)s
     for update skip locked
@@ -35,6 +41,7 @@ with high as materialized (
     from public.push_notifications
     where (case priority when 'high' then 0 else 1 end) = 1 and next_attempt_at <= now()
       and next_attempt_at is not null and status in ('pending', 'processing', 'failed')
+      and id <> all(%(avoided)s::uuid[])
     order by next_attempt_at
     limit greatest(%(limit)s - (select count(*) from high), 0)
     for update skip locked
@@ -112,6 +119,18 @@ select c.id, c.delivery_attempts, c.retry_count,
   order by c.lane, c.due_at
 """
 
+# The row that a claim of one takes.
+_FIRST = """
+select id
+  from public.push_notifications
+  where next_attempt_at <= now()
+    and next_attempt_at is not null and status in ('pending', 'processing', 'failed')
+    and id <> all(%(avoided)s::uuid[])
+  order by (case priority when 'high' then 0 else 1 end), next_attempt_at
+  limit 1
+  for update skip locked
+"""
+
 # The fence: a row is written only while this worker holds it, for the attempt it made. A settle that is
 # repeated, because its answer was lost, finds the row done already, and then writes no second log row either.
 _SETTLE = """
@@ -168,10 +187,12 @@ select extract(epoch from least(
     (select next_attempt_at from public.push_notifications
        where (case priority when 'high' then 0 else 1 end) = 0
          and next_attempt_at is not null and status in ('pending', 'processing', 'failed')
+         and id <> all(%(avoided)s::uuid[])
        order by next_attempt_at limit 1),
     (select next_attempt_at from public.push_notifications
        where (case priority when 'high' then 0 else 1 end) = 1
          and next_attempt_at is not null and status in ('pending', 'processing', 'failed')
+         and id <> all(%(avoided)s::uuid[])
        order by next_attempt_at limit 1)
   ))::float8 - extract(epoch from clock_timestamp())::float8
 """
@@ -188,6 +209,19 @@ select status, count(*), count(*) filter (where next_attempt_at <= now()),
 
 _REGISTER = "insert into push_listener.workers (name) values (%s) returning id"
 _SIGN_OFF = "update push_listener.workers set stopped_at = now() where id = %s"
+
+
+_AVOIDED_S = 600.0
+
+# Faults of one row's values (ours to encode, Postgres' to store, or the application's own triggers on it), not of
+# the database: other rows must not suffer for it.
+ROW_FAULTS = (
+    psycopg.DataError,
+    psycopg.IntegrityError,
+    psycopg.errors.RaiseException,
+    ValueError,
+    TypeError,
+)
 
 
 @dataclass(slots=True)
@@ -237,6 +271,7 @@ class Queue:
         self._pool = pool
         self._worker = worker_id
         self._lease = lease
+        self._avoided: dict[UUID, float] = {}  # until when, in monotonic seconds
 
     @property
     def worker_id(self) -> int:
@@ -244,12 +279,45 @@ class Queue:
         return self._worker
 
     async def claim(self, limit: int) -> list[Push]:
-        """Takes up to ``limit`` due rows under a lease, high priority first, then by due time."""
-        async with self._pool.connection() as conn:
-            cursor = conn.cursor(binary=True)
-            await cursor.execute(_CLAIM, {"limit": limit, "lease": self._lease, "worker": self._worker})
-            rows = await cursor.fetchall()
-        return [_push(row) for row in rows]
+        """Takes up to ``limit`` due rows under a lease, high priority first, then by due time.
+
+        Fewer, or none, when a row among them cannot be claimed: that is found out, and then avoided.
+        """
+        try:
+            async with self._pool.connection() as conn:
+                return await self._take(conn, limit)
+        except ROW_FAULTS:
+            return await self.claim(limit // 2) if limit > 1 else await self._take_first()
+
+    def avoid(self, push_id: UUID) -> None:
+        """Leaves a row alone for ten minutes: it cannot be claimed or settled, and must not keep others from it."""
+        self._avoided[push_id] = time.monotonic() + _AVOIDED_S
+
+    async def _take(self, conn: AsyncConnection[tuple[object, ...]], limit: int) -> list[Push]:
+        cursor = conn.cursor(binary=True)
+        values = {"limit": limit, "lease": self._lease, "worker": self._worker, "avoided": self._avoid_now()}
+        await cursor.execute(_CLAIM, values)
+        return [_push(row) for row in await cursor.fetchall()]
+
+    async def _take_first(self) -> list[Push]:
+        first = None
+        try:
+            async with self._pool.connection() as conn, conn.transaction():
+                first = await (await conn.execute(_FIRST, {"avoided": self._avoid_now()})).fetchone()
+                return await self._take(conn, 1)
+        except ROW_FAULTS as error:
+            if first is None:
+                raise
+            push_id = UUID(str(first[0]))
+            log.error("row cannot be claimed", push_id=str(push_id), error=fault_name(error))
+            self.avoid(push_id)
+            return []
+
+    def _avoid_now(self) -> list[UUID]:
+        if self._avoided:
+            now = time.monotonic()
+            self._avoided = {push_id: until for push_id, until in self._avoided.items() if until > now}
+        return list(self._avoided)
 
     async def settle(self, batch: Sequence[Settlement], *, again: bool = False) -> int:
         """Writes rows, log rows and dead tokens in one transaction; returns how many rows were still ours.
@@ -297,7 +365,7 @@ class Queue:
     async def earliest(self) -> float | None:
         """Seconds until the first row is due (negative: it is), by the database's clock; None: none waits."""
         async with self._pool.connection() as conn:
-            row = await (await conn.execute(_EARLIEST)).fetchone()
+            row = await (await conn.execute(_EARLIEST, {"avoided": self._avoid_now()})).fetchone()
         return None if row is None or row[0] is None else float(str(row[0]))
 
     async def depth(self) -> Depth:
@@ -325,6 +393,12 @@ async def register(pool: Pool, name: str) -> int:
         row = await (await conn.execute(_REGISTER, (name,))).fetchone()
     assert row is not None
     return int(str(row[0]))
+
+
+def fault_name(error: BaseException | None) -> str:
+    """The kind of an error, without its text, which may quote values."""
+    sqlstate = getattr(error, "sqlstate", None)
+    return f"SQLSTATE {sqlstate}" if sqlstate else type(error).__name__
 
 
 def _push(row: tuple[object, ...]) -> Push:

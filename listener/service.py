@@ -134,6 +134,7 @@ class Service:
             ]
             working = group.create_task(dispatcher.run())
             await self._unless_stopped(doorbell.wait_connected())
+            await self._unless_stopped(dispatcher.wait_looked())
             if not self._stop.is_set():
                 log.info("ready", worker=rows.worker_id, in_flight_at_most=self._settings.max_in_flight)
                 on_ready()

@@ -12,20 +12,10 @@ import tenacity
 from psycopg_pool import PoolTimeout
 
 from listener.metrics import Metrics
-from listener.queue import Queue, Settlement
+from listener.queue import ROW_FAULTS, Queue, Settlement, fault_name
 from listener.retry import Decision, Status
 
 log = structlog.get_logger(__name__)
-
-# Faults of one row's values (ours to encode, Postgres' to store, or the application's own triggers on it), not of
-# the database: the other rows of the batch must not suffer for it.
-_ROW_FAULTS = (
-    psycopg.DataError,
-    psycopg.IntegrityError,
-    psycopg.errors.RaiseException,
-    ValueError,
-    TypeError,
-)
 
 
 class Settler:
@@ -63,7 +53,7 @@ class Settler:
     async def _write(self, batch: list[Settlement]) -> None:
         try:
             held = await self._persist(batch)
-        except _ROW_FAULTS as error:
+        except ROW_FAULTS as error:
             if len(batch) > 1:
                 middle = len(batch) // 2
                 await self._write(batch[:middle])
@@ -75,8 +65,8 @@ class Settler:
 
     async def _write_off(self, settlement: Settlement, error: Exception) -> None:
         """The result cannot be written as it is: the row is marked dead, and says so, without the log lines."""
-        log.error("result cannot be written", push_id=str(settlement.push_id), error=_name(error))
-        reason = f"the result ({settlement.decision.status}) could not be written: {_name(error)}"
+        log.error("result cannot be written", push_id=str(settlement.push_id), error=fault_name(error))
+        reason = f"the result ({settlement.decision.status}) could not be written: {fault_name(error)}"
         plain = replace(
             settlement,
             decision=Decision(Status.DEAD, code="NOT_WRITTEN", reason=reason),
@@ -85,8 +75,9 @@ class Settler:
         )
         try:
             held = await self._persist([plain])
-        except _ROW_FAULTS as again:
-            log.error("row cannot be settled", push_id=str(settlement.push_id), error=_name(again))
+        except ROW_FAULTS as again:
+            log.error("row cannot be settled", push_id=str(settlement.push_id), error=fault_name(again))
+            self._queue.avoid(settlement.push_id)
             held = 0
         self._count([plain], held)
 
@@ -105,7 +96,7 @@ class Settler:
     def _note_failure(self, state: tenacity.RetryCallState) -> None:
         error = state.outcome.exception() if state.outcome else None
         self._metrics.database_errors.labels("settle").inc()
-        log.warning("cannot settle, will go on trying", error=_name(error), tries=state.attempt_number)
+        log.warning("cannot settle, will go on trying", error=fault_name(error), tries=state.attempt_number)
 
     def _count(self, batch: list[Settlement], held: int) -> None:
         for settlement in batch:
@@ -119,11 +110,5 @@ class Settler:
         self._on_settled(batch)
 
 
-def _name(error: BaseException | None) -> str:
-    """The kind of an error, without its text, which may quote values."""
-    sqlstate = getattr(error, "sqlstate", None)
-    return f"SQLSTATE {sqlstate}" if sqlstate else type(error).__name__
-
-
 def _is_passing(error: BaseException) -> bool:
-    return isinstance(error, psycopg.Error | PoolTimeout) and not isinstance(error, _ROW_FAULTS)
+    return isinstance(error, psycopg.Error | PoolTimeout) and not isinstance(error, ROW_FAULTS)

@@ -28,6 +28,8 @@ from tests.support.postgres import Database
 from tests.support.servers import forget_proxies
 from tests.support.service import Rows, get, rows_of, serving, settings_for
 
+pytestmark = pytest.mark.newest_postgres  # what depends on its version is in test_queue.py
+
 
 @pytest.fixture
 async def rows(database: Database) -> AsyncIterator[Rows]:

@@ -8,6 +8,7 @@ import signal
 import sys
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager, suppress
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, LiteralString
 from uuid import UUID
@@ -17,7 +18,9 @@ import orjson
 import psycopg
 import pytest
 from psycopg import sql
+from psycopg.abc import Buffer
 from psycopg.rows import DictRow, dict_row
+from psycopg.types.datetime import TimestamptzLoader
 from psycopg.types.json import Jsonb
 
 from listener import config
@@ -37,9 +40,19 @@ Row = DictRow
 Connection = psycopg.AsyncConnection[DictRow]
 
 
+class _Endless(TimestamptzLoader):
+    def load(self, data: Buffer) -> datetime:
+        try:
+            return super().load(data)
+        except psycopg.DataError:  # 'infinity', which Python's datetime has not
+            return datetime.max.replace(tzinfo=UTC)
+
+
 async def connect(dsn: str) -> Connection:
     """A connection in autocommit whose rows are dictionaries."""
-    return await psycopg.AsyncConnection.connect(dsn, autocommit=True, row_factory=dict_row)
+    connection = await psycopg.AsyncConnection.connect(dsn, autocommit=True, row_factory=dict_row)
+    connection.adapters.register_loader("timestamptz", _Endless)
+    return connection
 
 
 # A change of status rings on a channel of its own: tests wait for rows, and need not look again and again.
