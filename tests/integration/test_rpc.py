@@ -8,6 +8,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
@@ -679,3 +680,15 @@ def _grants(database: Database) -> set[tuple[Any, ...]]:
             (list(HOSTILE),),
         ).fetchall()
     return set(rows)
+
+
+def test_the_examples_in_the_documentation_run(database: Database) -> None:
+    text = (Path(__file__).resolve().parents[2] / "docs" / "sql.md").read_text()
+    examples = re.findall(r"^```sql\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+    assert len(examples) == 4
+    with psycopg.connect(database.dsn) as connection:
+        connection.execute("set local role service_role")
+        results = [connection.execute(example.encode()).fetchall() for example in examples]
+    assert results[1] == [(0,)]
+    assert results[2][0][0]["rejected"] == [{"index": 1, "reason": "message must be a string"}]
+    assert [row[3] for row in results[3]] == ["Your table is ready"]
