@@ -27,6 +27,8 @@ from listener.settler import Settler
 
 log = structlog.get_logger(__name__)
 
+_PATIENCE_S = 0.05
+
 
 class Dispatcher:
     """One worker: turns due rows into settled ones, until it is told to stop."""
@@ -46,6 +48,9 @@ class Dispatcher:
         self._giving_back = False  # what a claim still brings goes back as well
         self._passed_over = 0  # claims in a row that brought nothing although something was due
         self._hungry = False  # waiting for room, so that a settled row is a reason to wake up
+        self._little_since: float | None = (
+            None  # since when there has been too little room to be worth a claim
+        )
         self._asleep_until = 0.0  # a row that is due earlier is a reason to wake up as well
         self._wake = asyncio.Event()
         self._looked = asyncio.Event()
@@ -97,10 +102,9 @@ class Dispatcher:
             room = self._room()
             if room == 0:
                 self._hungry = True
-                # With rows in flight there is no room, open gate or not, before one of them is settled.
-                await _wait(self._wake, None if self._held else self._gate.opens_in(time.monotonic()))
+                await _wait(self._wake, self._until_room())
                 continue
-            self._hungry = False
+            self._hungry, self._little_since = False, None
             claimed_at = time.monotonic()
             try:
                 self.looks += 1
@@ -147,8 +151,20 @@ class Dispatcher:
             return limit
         batch = min(self._settings.claim_batch, self._settings.max_in_flight)
         free = self._settings.max_in_flight - len(self._held)
-        # A claim is a round trip however few rows it brings: when busy, wait until it is worth one.
-        return min(free, batch) if free >= (batch + 1) // 2 else 0
+        if free == 0 or free >= (batch + 1) // 2:
+            self._little_since = None
+            return min(free, batch)
+        # A claim is a round trip however few rows it brings: wait until it is worth one, but not for long. What
+        # is in flight may hang, and the place that is left must not be wasted for it.
+        now = time.monotonic()
+        self._little_since = self._little_since or now
+        return min(free, batch) if now - self._little_since >= _PATIENCE_S else 0
+
+    def _until_room(self) -> float | None:
+        """Seconds after which there may be room without anything being settled; None: there will be none."""
+        if self._gate.reason is not None:
+            return None if self._held else self._gate.opens_in(time.monotonic())
+        return None if self._little_since is None else _PATIENCE_S
 
     def _start(self, push: Push, claimed_at: float) -> None:
         self._held.add((push.id, push.attempt))

@@ -253,6 +253,21 @@ async def test_two_services_share_the_work_and_send_nothing_twice(
     assert len({row["claimed_by"] for row in found.values()}) == 2
 
 
+async def test_requests_that_hang_do_not_keep_the_place_beside_them(
+    database: Database, rows: Rows, emulator: Emulator
+) -> None:
+    emulator.add_fault("timeout,token=hanging")
+    settings = settings_for(
+        database.dsn, emulator, max_in_flight=20, request_timeout=50, lease=200, shutdown_grace=0.5
+    )
+    async with serving(settings):
+        for _ in range(19):
+            await rows.add(device_token="hanging", title="t")
+        await emulator.wait_received(19)
+        for n in range(3):
+            assert (await rows.one_over(await rows.add(device_token=f"t{n}", title="t")))["status"] == "sent"
+
+
 # --- FCM refuses our configuration -----------------------------------------------------------------------
 
 
