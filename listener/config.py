@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ipaddress
+import re
+from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -80,6 +82,21 @@ def _blank_is_none(value: object) -> object:
     return None if isinstance(value, str) and not value.strip() else value
 
 
+_UNITS = {"h": timedelta(hours=1), "d": timedelta(days=1), "w": timedelta(weeks=1)}
+
+
+def age(value: str) -> timedelta:
+    """Reads 12h, 30d or 8w. Raises ValueError, also for what is less than an hour or more than a century."""
+    match = re.fullmatch(r"([1-9][0-9]{0,5})([hdw])", value.strip().lower())
+    if match is None or (found := int(match[1]) * _UNITS[match[2]]) > timedelta(days=36_525):
+        raise ValueError("is not an age such as 12h, 30d or 8w")
+    return found
+
+
+def _age(value: object) -> object:
+    return age(value) if isinstance(value, str) else value
+
+
 Dsn = Annotated[SecretStr, AfterValidator(_dsn)]
 Seconds = Annotated[float, Field(gt=0, le=86_400)]
 
@@ -134,6 +151,10 @@ class Settings(BaseSettings):
     )
     depth_interval: Seconds = Field(
         15.0, ge=1, description="between two counts of the queue while it is busy"
+    )
+    retention: Annotated[timedelta | None, BeforeValidator(_age)] = Field(
+        None,
+        description="age at which pushes that have ended are deleted, such as 30d or 12h; default: never",
     )
     worker_name: str | None = Field(
         None, max_length=200, description="shown in push_listener.workers; default: host name"

@@ -50,6 +50,12 @@ class Metrics:
             registry=registry,
         )
         self.claimed = Counter("push_claimed_total", "Pushes claimed by this process.", registry=registry)
+        self.purged = Counter(
+            "push_purged_total",
+            "Rows deleted by this process because they had ended longer ago than RETENTION, by table.",
+            ["table"],
+            registry=registry,
+        )
         self.in_flight = Gauge(
             "push_in_flight", "Pushes claimed by this process and not settled yet.", registry=registry
         )

@@ -16,7 +16,7 @@ import tenacity
 from google.auth.credentials import Credentials
 from psycopg_pool import AsyncConnectionPool, PoolTimeout
 
-from listener import queue
+from listener import purge, queue
 from listener.config import ConfigError, Settings
 from listener.dispatcher import Dispatcher
 from listener.doorbell import Doorbell
@@ -132,6 +132,9 @@ class Service:
                 group.create_task(doorbell.run()),
                 group.create_task(self._watch_depth(rows, dispatcher)),
             ]
+            if self._settings.retention is not None:
+                retention = purge.keep(self._settings.listen_dsn, self._settings.retention, self.metrics)
+                background.append(group.create_task(retention))
             working = group.create_task(dispatcher.run())
             await self._unless_stopped(doorbell.wait_connected())
             await self._unless_stopped(dispatcher.wait_looked())
