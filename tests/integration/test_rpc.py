@@ -58,7 +58,7 @@ def post(connection: Connection, function: str, body: str) -> list[tuple[Any, ..
     """``POST /rpc/function`` with that body: its keys are the named arguments, converted by Postgres."""
     given = connection.execute(
         """
-        select a.name, format_type(p.proargtypes[a.place - 1], null)
+        select distinct a.name, format_type(p.proargtypes[a.place - 1], null)
           from pg_proc p, unnest(p.proargnames[:p.pronargs]) with ordinality a(name, place)
           where p.pronamespace = 'public'::regnamespace and p.proname = %s and a.name = any (%s)
         """,
@@ -636,6 +636,45 @@ def test_roles_without_auth(bare_database: Database) -> None:
         connection.execute((migrate.sql_directory("supabase") / "02_auth.sql").read_bytes())
         assert rpc(bare_database, AS_ANN, "register_device", p_token="phone", p_platform="web") == ""
         assert rpc(bare_database, AS_ANN, "unregister_device", p_token="phone") is True
+
+
+def test_tables_of_the_applications_own(blank_database: Database) -> None:
+    """Other types, texts that must not be null, a trigger, and an older function of one of the names."""
+    with psycopg.connect(blank_database.dsn, autocommit=True) as connection:
+        connection.execute(
+            """
+            create table push_notifications (
+              id uuid primary key default gen_random_uuid(), user_id uuid,
+              title varchar(200) not null, body text not null, data json,
+              channel varchar(50) default 'general', priority varchar(10) default 'normal',
+              status varchar(20) not null default 'pending' check (status in ('pending', 'sent', 'failed')),
+              retry_count smallint not null default 0, delivery_attempts bigint not null default 0,
+              created_at timestamptz default now(), updated_at timestamptz default now());
+            create function touch() returns trigger language plpgsql
+              as 'begin new.updated_at = now(); return new; end';
+            create trigger touch before update on push_notifications for each row execute function touch();
+            create table push_delivery_logs (
+              id uuid primary key default gen_random_uuid(), push_id uuid references push_notifications (id),
+              device_token varchar(300) not null, status varchar(20) not null);
+            create table telemetry_logs (
+              id bigserial primary key, type varchar(30) not null, message text not null, meta jsonb,
+              timestamp timestamptz not null);
+            create function mark_push_sent(p_push_id uuid, p_status text) returns text language sql return 'old';
+            """
+        )
+        migrate.apply(blank_database.dsn)
+        _use_every_function(connection)
+    made = rpc(blank_database, SERVICE, "enqueue_push", p_device_token="phone", p_data={"a": 1})
+    with request(blank_database, SERVICE) as request_:
+        (row,) = post(request_, "fetch_pending_pushes", "{}")
+    assert row[0] == made
+    assert row[2:6] == ("phone", "", "", {"a": 1})
+    assert rpc(blank_database, SERVICE, "mark_push_sent", p_push_id=str(made), p_status="x") == "old"
+    assert rpc(blank_database, SERVICE, "mark_push_sent", p_push_id=str(made)) == "sent"
+    long = {"type": "x" * 31, "message": "y"}
+    answer = rpc(blank_database, AS_ANN, "flush_telemetry", p_payloads=[long, {"type": "x", "message": "y"}])
+    assert answer["accepted"] == 1
+    assert [each["index"] for each in answer["rejected"]] == [0]
 
 
 def _use_every_function(connection: Connection) -> None:
