@@ -7,6 +7,7 @@ import contextlib
 import gc
 from collections.abc import Callable, Coroutine
 from dataclasses import asdict
+from datetime import timedelta
 from functools import wraps
 from pathlib import Path
 from typing import Any, ParamSpec
@@ -16,9 +17,10 @@ import click
 import orjson
 import psycopg
 from rich.console import Console
+from rich.progress import Progress
 from rich.table import Table
 
-from listener import __version__, client, config, demo, log, migrate, stats
+from listener import __version__, client, config, demo, log, migrate, purge, stats
 from listener.config import ConfigError
 from listener.embedded import EmbeddedPostgresError
 from listener.emulator.run import DEFAULT_PORT
@@ -292,12 +294,16 @@ def send(
 
 @main.command("stats")
 @click.option(
-    "--days", default=7, show_default=True, type=click.IntRange(1, 3650), help="How far back to count."
+    "--days",
+    default=7,
+    show_default=True,
+    type=click.IntRange(1, 3650),
+    help="How many days to count, in UTC, today included.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
 @_plain_errors
 def stats_command(days: int, as_json: bool) -> None:
-    """Show what waits in the queue, and what became of pushes lately."""
+    """Show what waits in the queue, and what became of pushes lately. What has been purged is counted."""
     found = stats.read(config.load().database_url.get_secret_value(), days)
     if as_json:
         click.echo(orjson.dumps(asdict(found)))
@@ -305,10 +311,91 @@ def stats_command(days: int, as_json: bool) -> None:
     waiting = Table("status", "pushes", title="waiting")
     for status, count in sorted(found.waiting.items()):
         waiting.add_row(status, f"{count:,}")
-    ended = Table("status", "error code", "pushes", title=f"ended in the last {days} days")
-    for one in found.ended:
-        ended.add_row(one.status, one.error_code, f"{one.pushes:,}")
-    _out.print(waiting, f"the oldest has been due for {found.oldest_due:,.1f} s", ended)
+    ended = Table("", "number", title=f"the last {days} days" if days > 1 else "today")
+    for name in ("sent", "delivered", "opened", "clicked", "dead", "expired", "cancelled", "retries"):
+        ended.add_row(name, f"{getattr(found, name):,}")
+    for name, seconds in (("accepted", found.accepted_after), ("delivered", found.delivered_after)):
+        ended.add_row(f"seconds until {name}", "" if seconds is None else f"{seconds:,.1f}")
+    failures = Table("status", "error code", "pushes", title="why pushes were not sent")
+    for one in found.failures:
+        failures.add_row(one.status, one.error_code, f"{one.pushes:,}")
+    _out.print(waiting, f"the oldest has been due for {found.oldest_due:,.1f} s", ended, failures)
+
+
+def _age(_: click.Context, __: click.Parameter, value: str) -> timedelta:
+    try:
+        return config.age(value)
+    except ValueError as error:
+        raise click.BadParameter(f"{value!r} {error}") from None
+
+
+@main.command("purge")
+@click.option(
+    "--older-than",
+    "age",
+    required=True,
+    type=_Age(),
+    help="For example 30d, 12h or 8w, since the last change.",
+)
+@click.option("--dead", is_flag=True, help="Dead pushes too, which are kept for somebody to requeue.")
+@click.option("--telemetry", is_flag=True, help="Processed rows of telemetry_logs too.")
+@click.option(
+    "--batch", default=5000, show_default=True, type=click.IntRange(1, 50_000), help="Pushes per transaction."
+)
+@click.option("--dry-run", is_flag=True, help="Count only; this may take its time.")
+@click.option("--json", "as_json", is_flag=True, help="Print what was deleted as JSON.")
+@_plain_errors
+def purge_command(
+    age: timedelta, dead: bool, telemetry: bool, batch: int, dry_run: bool, as_json: bool
+) -> None:
+    """Delete pushes that ended long ago, and their delivery logs. Safe beside a running service.
+
+    Sent, delivered, expired and cancelled pushes are deleted, in short transactions with rests between them; so are
+    log rows whose push is not there any more. What statistics tell does not change. To have the service do this by
+    itself, set RETENTION.
+
+    Works on LISTEN_DATABASE_URL if it is set, else on DATABASE_URL.
+    """
+    dsn = config.load().listen_dsn
+    found = purge.Purged()
+
+    async def work() -> None:
+        nonlocal found
+        async with await purge.connect(dsn) as conn:
+            before = await purge.moment(conn, age)
+            if dry_run:
+                found = await purge.count(conn, before, dead=dead, telemetry=telemetry)
+                return
+            expected = await purge.count_pushes(conn, before, dead=dead)
+            stages = {
+                "pushes": purge.pushes(conn, before, dead=dead, batch=batch, expected=expected),
+                "logs without a push": purge.orphans(conn, before, batch=batch),
+            }
+            if telemetry:
+                stages["telemetry"] = purge.telemetry(conn, before)
+            with Progress(console=_out, disable=as_json or not _out.is_terminal) as bars:
+                for stage, steps in stages.items():
+                    bar = bars.add_task(stage, total=1.0)
+                    async for step in purge.gently(steps, rest=1.0):
+                        found += step.gone
+                        bars.update(bar, completed=step.share)
+                    bars.update(bar, completed=1.0)
+                    if not (as_json or _out.is_terminal):
+                        click.echo(f"{stage}: done")
+
+    try:
+        _run(work())
+    except psycopg.errors.ForeignKeyViolation as error:
+        raise _Failed(
+            f"{error.diag.schema_name}.{error.diag.table_name} refers to pushes that would be deleted "
+            f"(constraint {error.diag.constraint_name}): give that constraint ON DELETE CASCADE or SET NULL"
+        ) from None
+    if as_json:
+        click.echo(orjson.dumps({**asdict(found), "dry_run": dry_run}))
+    else:
+        verb = "would be deleted" if dry_run else "deleted"
+        what = f"{found.pushes:,} pushes, {found.logs:,} log rows"
+        click.echo(f"{verb}: {what}" + (f", {found.telemetry:,} telemetry rows" if telemetry else ""))
 
 
 @main.command("demo")

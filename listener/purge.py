@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, LiteralString
@@ -118,6 +118,15 @@ class Purged:
         return Purged(self.pushes + other.pushes, self.logs + other.logs, self.telemetry + other.telemetry)
 
 
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One transaction of a purge."""
+
+    gone: Purged
+    share: float
+    """How much of the work is done with it, from 0 to 1."""
+
+
 async def connect(dsn: str) -> Connection:
     """A connection that purges. Raises psycopg.OperationalError."""
     return await psycopg.AsyncConnection.connect(
@@ -156,52 +165,53 @@ async def count_pushes(conn: Connection, before: str, *, dead: bool) -> int:
     )
 
 
-async def pushes(conn: Connection, before: str, *, dead: bool, batch: int) -> AsyncIterator[Purged]:
-    """Deletes pushes that ended before then, with their log rows, the oldest first; tells of each batch.
+async def pushes(
+    conn: Connection, before: str, *, dead: bool, batch: int, expected: int = 0
+) -> AsyncIterator[Step]:
+    """Deletes pushes that ended before then, with their log rows, the oldest first.
 
-    Raises psycopg.errors.ForeignKeyViolation when a table of the application refers to one of them, or another
-    psycopg.Error; batches told of before stay deleted.
+    ``expected`` is how many there are, if a share is to be told. Raises psycopg.errors.ForeignKeyViolation when a
+    table of the application refers to one of them, or another psycopg.Error; what was told of stays deleted.
     """
+    done = 0
     for old in _groups(dead):
         statement = sql.SQL(_PUSHES).format(old=old)
         start: str | None = "-infinity"
         while start is not None:
             gone, logs, start = await _row(conn, statement, before=before, start=start, limit=batch)
-            if gone:
-                yield Purged(pushes=gone, logs=logs)
+            done += gone
+            yield Step(Purged(pushes=gone, logs=logs), min(done / max(expected, 1), 1.0))
 
 
 async def orphans(
-    conn: Connection, before: str, *, batch: int, slices: Iterable[int] = range(SLICES)
-) -> AsyncIterator[Purged]:
-    """Deletes log rows older than that whose push is not there any more; tells of each look at the log.
+    conn: Connection, before: str, *, batch: int, slices: Sequence[int] = range(SLICES)
+) -> AsyncIterator[Step]:
+    """Deletes log rows older than that whose push is not there any more.
 
     Rows that name no push at all are left alone. Raises psycopg.Error.
     """
-    for number in slices:
+    for done, number in enumerate(slices):
         after: UUID | None = _edge(number)
         until = _edge(number + 1)
         while after is not None:
             gone, after = await _row(conn, _ORPHANS, before=before, after=after, until=until, limit=batch)
-            yield Purged(logs=gone)
+            yield Step(Purged(logs=gone), (done + (after is None)) / len(slices))
 
 
-async def telemetry(conn: Connection, before: str) -> AsyncIterator[Purged]:
-    """Deletes rows of ``telemetry_logs`` that were processed before then; tells of each part looked at.
-
-    Raises psycopg.Error.
-    """
+async def telemetry(conn: Connection, before: str) -> AsyncIterator[Step]:
+    """Deletes rows of ``telemetry_logs`` that were processed before then. Raises psycopg.Error."""
     (blocks,) = await _row(conn, _TELEMETRY_BLOCKS)
     for block in range(0, blocks, _BLOCKS):
-        cursor = await conn.execute(_TELEMETRY, {"block": block, "end": block + _BLOCKS, "before": before})
-        yield Purged(telemetry=cursor.rowcount)
+        end = block + _BLOCKS
+        cursor = await conn.execute(_TELEMETRY, {"block": block, "end": end, "before": before})
+        yield Step(Purged(telemetry=cursor.rowcount), min(end / blocks, 1.0))
 
 
-async def gently(batches: AsyncIterator[Purged], rest: float) -> AsyncIterator[Purged]:
+async def gently(steps: AsyncIterator[Step], rest: float) -> AsyncIterator[Step]:
     """The same, resting after each for ``rest`` times as long as it took."""
     started = time.monotonic()
-    async for one in batches:
-        yield one
+    async for step in steps:
+        yield step
         await asyncio.sleep(rest * (time.monotonic() - started))
         started = time.monotonic()
 
@@ -233,14 +243,14 @@ async def keep(dsn: str, age: timedelta, metrics: Metrics, *, interval: float = 
 async def _once(conn: Connection, age: timedelta, metrics: Metrics) -> None:
     before = await moment(conn, age)
     gone, loose = Purged(), Purged()
-    async for one in gently(pushes(conn, before, dead=False, batch=1000), rest=4.0):
-        metrics.purged.labels("push_notifications").inc(one.pushes)
-        metrics.purged.labels("push_delivery_logs").inc(one.logs)
-        gone += one
+    async for step in gently(pushes(conn, before, dead=False, batch=1000), rest=4.0):
+        metrics.purged.labels("push_notifications").inc(step.gone.pushes)
+        metrics.purged.labels("push_delivery_logs").inc(step.gone.logs)
+        gone += step.gone
     part = [datetime.now(UTC).hour * SLICES // 24]  # so that a day sees the whole log
-    async for one in gently(orphans(conn, before, batch=1000, slices=part), rest=4.0):
-        metrics.purged.labels("push_delivery_logs").inc(one.logs)
-        loose += one
+    async for step in gently(orphans(conn, before, batch=1000, slices=part), rest=4.0):
+        metrics.purged.labels("push_delivery_logs").inc(step.gone.logs)
+        loose += step.gone
     if gone.pushes or loose.logs:
         log.info("purged", pushes=gone.pushes, logs=gone.logs, logs_without_push=loose.logs)
 

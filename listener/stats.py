@@ -1,38 +1,37 @@
-"""What ``push-listener stats`` tells: the queue now, and what became of pushes lately."""
+"""What ``push-listener stats`` tells: the queue now, and what became of pushes lately. Neither reads the history."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import psycopg
+from psycopg.rows import dict_row
 
 _WAITING = """
-select status, count(*)
+select status, count(*) as pushes,
+    extract(epoch from now())::float8
+      - extract(epoch from min(next_attempt_at) filter (where next_attempt_at <= now()))::float8 as oldest_due
   from public.push_notifications
   where next_attempt_at is not null and status in ('pending', 'processing', 'failed')
   group by status
 """
 
-_OLDEST = """
-select coalesce(
-    extract(epoch from now())::float8 - extract(epoch from min(greatest(next_attempt_at, created_at)))::float8, 0)
-  from public.push_notifications
-  where next_attempt_at <= now() and status in ('pending', 'processing', 'failed')
-"""
-
 _ENDED = """
-select status, coalesce(error_code, ''), count(*)
-  from public.push_notifications
-  where status in ('sent', 'delivered', 'dead', 'expired', 'cancelled')
-    and updated_at > now() - make_interval(days => %(days)s)
-  group by 1, 2
-  order by 3 desc
+select error_code, sum(sent)::bigint as sent, sum(delivered)::bigint as delivered, sum(dead)::bigint as dead,
+    sum(expired)::bigint as expired, sum(cancelled)::bigint as cancelled, sum(opened)::bigint as opened,
+    sum(clicked)::bigint as clicked, sum(retries)::bigint as retries,
+    sum(accepted_timed)::bigint as accepted_timed, sum(accepted_seconds)::float8 as accepted_seconds,
+    sum(delivered_timed)::bigint as delivered_timed, sum(delivered_seconds)::float8 as delivered_seconds
+  from push_listener.daily_counts
+  where day > (now() at time zone 'UTC')::date - %(days)s and day <= (now() at time zone 'UTC')::date
+  group by error_code
 """
 
 
 @dataclass(frozen=True, slots=True)
-class Ended:
-    """How many pushes ended in a status, with an error code or without ('')."""
+class Failure:
+    """How many pushes ended dead or expired with an error code, or without ('')."""
 
     status: str
     error_code: str
@@ -41,17 +40,68 @@ class Ended:
 
 @dataclass(frozen=True, slots=True)
 class Stats:
-    """``waiting`` counts pushes by status; ``oldest_due`` is for how many seconds the oldest has been due."""
+    """The queue now, and the last days in UTC, today included, as ``push_listener.daily_counts`` defines it."""
 
     waiting: dict[str, int]
+    """Pushes by status."""
     oldest_due: float
-    ended: list[Ended]
+    """Seconds for which the push that has waited longest has been due; 0 when none is."""
+    days: int
+    sent: int
+    """Accepted by FCM; the delivered ones are among them."""
+    delivered: int
+    dead: int
+    expired: int
+    cancelled: int
+    opened: int
+    clicked: int
+    retries: int
+    accepted_after: float | None
+    """Mean seconds from insert to acceptance; None when none was accepted."""
+    delivered_after: float | None
+    """Mean seconds from insert to the first receipt; None when none came."""
+    failures: list[Failure]
+    """The most frequent first."""
 
 
 def read(dsn: str, days: int) -> Stats:
     """Reads them. Raises psycopg.Error."""
-    with psycopg.connect(dsn, connect_timeout=10, application_name="push-listener stats") as conn:
-        waiting = {str(status): int(count) for status, count in conn.execute(_WAITING)}
-        oldest = conn.execute(_OLDEST).fetchone()
-        ended = [Ended(str(s), str(c), int(n)) for s, c, n in conn.execute(_ENDED, {"days": days})]
-    return Stats(waiting, float(oldest[0]) if oldest else 0.0, ended)
+    with psycopg.connect(
+        dsn, connect_timeout=10, application_name="push-listener stats", row_factory=dict_row
+    ) as conn:
+        waiting = conn.execute(_WAITING).fetchall()
+        ended = conn.execute(_ENDED, {"days": days}).fetchall()
+
+    def total(name: str) -> int:
+        return sum(row[name] for row in ended)
+
+    def mean(name: str) -> float | None:
+        timed = total(f"{name}_timed")
+        return total(f"{name}_seconds") / timed if timed else None
+
+    return Stats(
+        waiting={row["status"]: row["pushes"] for row in waiting},
+        oldest_due=max((row["oldest_due"] or 0.0 for row in waiting), default=0.0),
+        days=days,
+        sent=total("sent"),
+        delivered=total("delivered"),
+        dead=total("dead"),
+        expired=total("expired"),
+        cancelled=total("cancelled"),
+        opened=total("opened"),
+        clicked=total("clicked"),
+        retries=total("retries"),
+        accepted_after=mean("accepted"),
+        delivered_after=mean("delivered"),
+        failures=_failures(ended),
+    )
+
+
+def _failures(ended: list[dict[str, Any]]) -> list[Failure]:
+    found = [
+        Failure(status, row["error_code"], row[status])
+        for row in ended
+        for status in ("dead", "expired")
+        if row[status]
+    ]
+    return sorted(found, key=lambda one: (-one.pushes, one.status, one.error_code))
