@@ -29,6 +29,8 @@ class _Try:
     """One target, as far as this attempt has got with it."""
 
     target: Target
+    is_first: bool
+    """Of all the requests that are ever made for its push."""
     started: float | None = None
     seconds: float = 0.0
     outcome: Outcome | None = None
@@ -62,7 +64,7 @@ class Attempts:
             return self._settle(push, claimed_at, [expired], [])
         try:
             prepared = prepare(push)
-            tries = [_Try(target) for target in targets(push)]
+            tries = [_Try(target, push.attempt == 1 and n == 0) for n, target in enumerate(targets(push))]
         except BadPush as bad:
             return self._refused(push, claimed_at, bad)
         try:
@@ -102,7 +104,7 @@ class Attempts:
             if held > self._latest_start:
                 return
             body = prepared.encode(one.target, _life_left(push, claimed_at))
-            if push.attempt == 1:
+            if one.is_first:
                 self._metrics.insert_to_send.observe(max(0.0, push.waited + held))
             one.started = started
             one.outcome = await self._sender.send(body)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hmac
+import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
@@ -44,7 +45,10 @@ class Web:
         runner = web.AppRunner(app, access_log=None, handle_signals=False)
         await runner.setup()
         try:
-            site = web.TCPSite(runner, self._settings.host, self._settings.port)
+            host, port = self._settings.host, self._settings.port
+            site = (
+                web.SockSite(runner, _everywhere(port)) if host is None else web.TCPSite(runner, host, port)
+            )
             await site.start()
             port = int(runner.addresses[0][1])
             log.info(
@@ -84,8 +88,20 @@ class Web:
             return None
         scheme, _, given = request.headers.get("Authorization", "").partition(" ")
         token = self._settings.metrics_token.get_secret_value()
-        if scheme.lower() == "bearer" and hmac.compare_digest(given.strip().encode(), token.encode()):
+        if scheme.lower() == "bearer" and hmac.compare_digest(_bytes(given.strip()), _bytes(token)):
             return None
         return web.Response(
             status=401, headers={"WWW-Authenticate": "Bearer"}, text="send METRICS_TOKEN as a bearer token\n"
         )
+
+
+def _bytes(text: str) -> bytes:
+    """As it came: what is no UTF-8 stands in headers and in the environment as lone surrogates."""
+    return text.encode("utf-8", "surrogateescape")
+
+
+def _everywhere(port: int) -> socket.socket:
+    """A socket on every address of this machine: one for both families, so that port 0 is one port too."""
+    if socket.has_dualstack_ipv6():
+        return socket.create_server(("::", port), family=socket.AF_INET6, dualstack_ipv6=True, backlog=128)
+    return socket.create_server(("", port), backlog=128)

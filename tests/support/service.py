@@ -304,6 +304,10 @@ class Program:
         assert self._process.returncode is not None
         return self._process.returncode
 
+    def terminate(self) -> None:
+        """Sends it SIGTERM."""
+        self._process.terminate()
+
     def signal(self, number: signal.Signals) -> None:
         """Sends it a signal."""
         self._process.send_signal(number)
