@@ -334,7 +334,8 @@ def _age(_: click.Context, __: click.Parameter, value: str) -> timedelta:
     "--older-than",
     "age",
     required=True,
-    type=_Age(),
+    metavar="AGE",
+    callback=_age,
     help="For example 30d, 12h or 8w, since the last change.",
 )
 @click.option("--dead", is_flag=True, help="Dead pushes too, which are kept for somebody to requeue.")
