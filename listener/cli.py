@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from listener import __version__, client, config, demo, log, migrate, purge, stats
+from listener import __version__, client, config, demo, emit, log, migrate, purge, stats
 from listener.config import ConfigError
 from listener.embedded import EmbeddedPostgresError
 from listener.emulator.run import DEFAULT_PORT
@@ -107,6 +107,13 @@ def run() -> None:
         raise _Misconfigured(f"HOST, PORT: cannot listen on port {settings.port}: {error.strerror}") from None
 
 
+def _age(_: click.Context, __: click.Parameter, value: str) -> timedelta:
+    try:
+        return config.age(value)
+    except ValueError as error:
+        raise click.BadParameter(f"{value!r} {error}") from None
+
+
 @main.command("migrate")
 @click.option("--status", "show", is_flag=True, help="Show what is applied and what is not; change nothing.")
 @click.option("--dry-run", is_flag=True, help="Print the SQL that would be run; change nothing.")
@@ -114,34 +121,83 @@ def run() -> None:
     "--down", metavar="VERSION", type=click.IntRange(0), help="Go back to this version; 0: to nothing."
 )
 @click.option(
-    "--discard-data", is_flag=True, help="With --down: drop tables that push-listener made, rows and all."
+    "--emit",
+    "project",
+    metavar="DIR",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="Write the migrations and their pgTAP tests into this folder `supabase`, for the Supabase CLI.",
+)
+@click.option(
+    "--expire-older-than",
+    "patience",
+    metavar="AGE",
+    default="1d",
+    show_default=True,
+    callback=_age,
+    help="Rows of an adopted queue that have waited for longer (12h, 7d) expire instead of being sent.",
+)
+@click.option("--send-old", is_flag=True, help="Send waiting rows of an adopted queue however old they are.")
+@click.option(
+    "--discard-data",
+    is_flag=True,
+    help="With --down: drop tables that push-listener made, rows and all, and delete rows that an adopted table "
+    "could not hold before.",
 )
 @click.option("--json", "as_json", is_flag=True, help="With --status: as JSON.")
 @_plain_errors
-def migrate_command(show: bool, dry_run: bool, down: int | None, discard_data: bool, as_json: bool) -> None:
+def migrate_command(
+    show: bool,
+    dry_run: bool,
+    down: int | None,
+    project: Path | None,
+    patience: timedelta,
+    send_old: bool,
+    discard_data: bool,
+    as_json: bool,
+) -> None:
     """Create the tables, or adopt the ones that are there. Safe to repeat, and beside a running application.
 
-    Works on LISTEN_DATABASE_URL if it is set, else on DATABASE_URL: a direct or session-mode connection.
+    Works on LISTEN_DATABASE_URL if it is set, else on DATABASE_URL: a direct or session-mode connection. With
+    --emit it needs neither.
     """
     if discard_data and down is None:
         raise click.UsageError("--discard-data goes with --down")
-    if sum((show, dry_run, down is not None)) > 1:
-        raise click.UsageError("--status, --dry-run and --down exclude each other")
+    if sum((show, dry_run, down is not None, project is not None)) > 1:
+        raise click.UsageError("--status, --dry-run, --down and --emit exclude each other")
+    if project is not None:
+        written = emit.emit(project)
+        for path in written:
+            click.echo(f"written {path}")
+        click.echo(f"{len(written)} files written" if written else "nothing to do: every file is there")
+        return
     dsn = config.load().listen_dsn
+    expire = None if send_old else patience
     if show:
         _show_migrations(migrate.status(dsn), as_json)
+        if not as_json:
+            _foretell(dsn, expire)
     elif dry_run:
         for state in migrate.status(dsn):
             if state.applied_at is None:
                 click.echo(f"-- {state.migration.version:04d}_{state.migration.name}\n{state.migration.up}")
+        _foretell(dsn, expire)
     elif down is not None:
         undone = migrate.rollback(
-            dsn, down, discard_data=discard_data, report=lambda m: _step("taken back", m)
+            dsn, down, discard_data=discard_data, report=lambda m: _step("taken back", m), warn=_note
         )
         click.echo(f"{len(undone)} migrations taken back")
     else:
-        done = migrate.apply(dsn, report=lambda m: _step("applied", m))
+        done = migrate.apply(dsn, expire_older_than=expire, report=lambda m: _step("applied", m), warn=_note)
         click.echo(f"{len(done)} migrations applied" if done else "nothing to do: the database is up to date")
+
+
+def _foretell(dsn: str, expire_older_than: timedelta | None) -> None:
+    for line in migrate.foresee(dsn, expire_older_than=expire_older_than):
+        _note(line)
+
+
+def _note(line: str) -> None:
+    click.echo(f"note: {line}", err=True)
 
 
 def _step(verb: str, migration: migrate.Migration) -> None:
@@ -320,13 +376,6 @@ def stats_command(days: int, as_json: bool) -> None:
     for one in found.failures:
         failures.add_row(one.status, one.error_code, f"{one.pushes:,}")
     _out.print(waiting, f"the oldest has been due for {found.oldest_due:,.1f} s", ended, failures)
-
-
-def _age(_: click.Context, __: click.Parameter, value: str) -> timedelta:
-    try:
-        return config.age(value)
-    except ValueError as error:
-        raise click.BadParameter(f"{value!r} {error}") from None
 
 
 @main.command("purge")

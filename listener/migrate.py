@@ -2,6 +2,9 @@
 
 What was applied stands in ``push_listener.migrations``, with a checksum of the file. One process migrates
 at a time (an advisory lock); the others wait and then find nothing to do.
+
+A file that begins with ``-- migrate: concurrently`` is run statement by statement, its indexes built
+concurrently. All others are short: they give up their wait for a lock soon, and try again.
 """
 
 from __future__ import annotations
@@ -11,7 +14,7 @@ import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import psycopg
@@ -24,11 +27,22 @@ Connection = psycopg.Connection[tuple[object, ...]]
 LOCK_KEY = 7_308_332_045_000_001
 """Advisory lock held while migrating; any other program using the same key would only wait for us."""
 
-_LOCK_WAIT_S = 600.0
+_TURN_WAIT_S = 600.0
 _CONCURRENTLY = "-- migrate: concurrently"
 _FILE = re.compile(r"(\d{4})_([a-z0-9_]+)\.sql")
 
-_LEDGER = """
+# Statements end with a semicolon, but not with one in a comment, a string or a dollar-quoted body.
+_STATEMENT = re.compile(r"(?:--[^\n]*|'[^']*'|\$(\w*)\$.*?\$\1\$|[^;])+", re.DOTALL)
+_COMMENTS = re.compile(r"(?:\s*--[^\n]*(?:\n|$))*")
+_INDEX = re.compile(r"(create index|create unique index|drop index) if (?:not )?exists (\S+)")
+
+# Whoever waits for a table keeps everybody else from it who comes later, so the wait ends soon. It has to be
+# longer at some time, though: an autovacuum makes way only after deadlock_timeout, 1 s by default.
+_LOCK_TIMEOUTS_MS = (100,) * 10 + (1500, 100, 100) * 10
+
+_UNITS = ((86400, "day"), (3600, "hour"), (60, "minute"), (1, "second"))
+
+LEDGER = """
 create schema if not exists push_listener;
 create table if not exists push_listener.migrations (
   version integer primary key,
@@ -37,6 +51,9 @@ create table if not exists push_listener.migrations (
   applied_at timestamptz not null default now()
 );
 """
+_RECORD = "insert into push_listener.migrations (version, name, checksum) values (%s, %s, %s)"
+_FORGET = "delete from push_listener.migrations where version = %s"
+_NO_LEDGER = "drop table push_listener.migrations; drop schema push_listener"
 
 
 class MigrationError(Exception):
@@ -100,35 +117,52 @@ def status(dsn: str, migrations: list[Migration] | None = None) -> list[State]:
         return _states(conn, load() if migrations is None else migrations)
 
 
+def foresee(dsn: str, *, expire_older_than: timedelta | None = timedelta(days=1)) -> list[str]:
+    """What ``apply`` would warn of at its start: what becomes of waiting rows, and what deserves a look.
+
+    Changes nothing. Empty once the first step has been applied. Raises MigrationError, as ``apply`` would,
+    when the database cannot be adopted.
+    """
+    warnings: list[str] = []
+    with _connect(dsn, warnings.append) as conn:
+        first, *_ = _states(conn, load())
+        if first.applied_at is None:
+            _set(conn, expire_older_than=_interval(expire_older_than))
+            with conn.transaction(force_rollback=True):
+                conn.execute(LEDGER)
+                with _named(first.migration):
+                    conn.execute(first.migration.up.encode())
+    return warnings
+
+
 def apply(
     dsn: str,
     migrations: list[Migration] | None = None,
     *,
+    expire_older_than: timedelta | None = timedelta(days=1),
     report: Callable[[Migration], None] = lambda _: None,
+    warn: Callable[[str], None] = lambda _: None,
 ) -> list[Migration]:
     """Applies what is missing, calling ``report`` after each; returns what was applied.
 
+    ``expire_older_than`` is for a queue that is adopted: rows that have been waiting for longer expire
+    instead of being sent; None: all are sent. ``warn`` gets what the database says on the way.
+
     Raises MigrationError when an applied file was changed since, when the database holds a migration that
-    this version does not know, or when a step fails: the steps before it stay applied, the failing one
-    leaves nothing behind.
+    this version does not know, when the database cannot be adopted, or when a step fails: the steps before
+    it stay applied, the failing one leaves nothing behind.
     """
     known = load() if migrations is None else migrations
     done = []
-    with _connect(dsn) as conn, _locked(conn):
-        with conn.transaction():
-            conn.execute(_LEDGER)
+    with _connect(dsn, warn) as conn, _turn(conn):
+        _set(conn, in_batches="on", expire_older_than=_interval(expire_older_than))
         states = _states(conn, known)
         _refuse_changed(states)
         for state in states:
             if state.applied_at is None:
                 migration = state.migration
-                _run(
-                    conn,
-                    migration,
-                    migration.up,
-                    "insert into push_listener.migrations (version, name, checksum) values (%s, %s, %s)",
-                    (migration.version, migration.name, migration.checksum),
-                )
+                up = LEDGER + migration.up if migration.version == 1 else migration.up
+                _run(conn, migration, up, _RECORD, (migration.version, migration.name, migration.checksum))
                 report(migration)
                 done.append(migration)
         if done:
@@ -144,58 +178,70 @@ def rollback(
     *,
     discard_data: bool = False,
     report: Callable[[Migration], None] = lambda _: None,
+    warn: Callable[[str], None] = lambda _: None,
 ) -> list[Migration]:
     """Takes back every applied migration above version ``to`` (0: all), newest first; returns them.
 
-    A table that push-listener made is dropped only when it is empty or ``discard_data`` is set; otherwise
-    MigrationError says which table holds rows and nothing of that step is changed.
+    An adopted table becomes what it was. A table that push-listener made is dropped only when it is empty,
+    and rows that an adopted table could not hold before are deleted, only when ``discard_data`` is set;
+    otherwise MigrationError says what is in the way and nothing of that step is changed.
     """
     known = load() if migrations is None else migrations
     undone = []
-    with _connect(dsn) as conn, _locked(conn):
-        conn.execute(
-            "select set_config('push_listener.discard_data', %s, false)", ("on" if discard_data else "off",)
-        )
+    with _connect(dsn, warn) as conn, _turn(conn):
+        _set(conn, discard_data="on" if discard_data else "off")
         for state in reversed(_states(conn, known)):
             if state.applied_at is not None and state.migration.version > to:
                 migration = state.migration
-                _run(
-                    conn,
-                    migration,
-                    migration.down,
-                    "delete from push_listener.migrations where version = %s",
-                    (migration.version,),
-                )
+                if migration.version == 1:
+                    _run(conn, migration, migration.down, _NO_LEDGER)
+                else:
+                    _run(conn, migration, migration.down, _FORGET, (migration.version,))
                 report(migration)
                 undone.append(migration)
-        if undone and to == 0:
-            with conn.transaction():
-                conn.execute("drop table push_listener.migrations; drop schema push_listener")
         if undone:
             conn.execute("notify pgrst, 'reload schema'")
     return undone
 
 
-def _connect(dsn: str) -> Connection:
+def _connect(dsn: str, warn: Callable[[str], None] = lambda _: None) -> Connection:
     conn = psycopg.connect(dsn, autocommit=True, application_name="push-listener migrate", connect_timeout=15)
+    conn.add_notice_handler(lambda notice: warn(notice.message_primary or ""))
     conn.execute("set client_min_messages = warning")
+    conn.execute(
+        "set statement_timeout = 0"
+    )  # an index of a large table takes its time, and is in nobody's way
     return conn
 
 
+def _set(conn: Connection, **settings: str) -> None:
+    for name, value in settings.items():
+        conn.execute("select set_config(%s, %s, false)", (f"push_listener.{name}", value))
+
+
+def _interval(age: timedelta | None) -> str:
+    """As push_listener.expire_older_than takes it, and a person reads it."""
+    if age is None:
+        return "never"
+    seconds = round(age.total_seconds())
+    size, unit = next((n, u) for n, u in _UNITS if seconds % n == 0)
+    return f"{seconds // size} {unit}{'' if seconds == size else 's'}"
+
+
 @contextmanager
-def _locked(conn: Connection) -> Iterator[None]:
+def _turn(conn: Connection) -> Iterator[None]:
     # Tried, not waited for: a session waiting inside pg_advisory_lock() holds a snapshot, and CREATE INDEX
     # CONCURRENTLY in the session that has the lock would wait for that snapshot to go: a deadlock.
     acquire = tenacity.Retrying(
         retry=tenacity.retry_if_result(lambda got: not got),
         wait=tenacity.wait_random(0.2, 0.5),
-        stop=tenacity.stop_after_delay(_LOCK_WAIT_S),
+        stop=tenacity.stop_after_delay(_TURN_WAIT_S),
     )
     try:
         acquire(_try_lock, conn)
     except tenacity.RetryError:
         raise MigrationError(
-            f"another push-listener migrate has been at work for {_LOCK_WAIT_S:.0f} s; "
+            f"another push-listener migrate has been at work for {_TURN_WAIT_S:.0f} s; "
             "try again when it is done"
         ) from None
     try:
@@ -245,47 +291,60 @@ def _run(
     migration: Migration,
     script: str,
     ledger: str,
-    values: tuple[object, ...],
+    values: tuple[object, ...] | None = None,
 ) -> None:
-    try:
+    with _named(migration):
         if script.startswith(_CONCURRENTLY):
-            for statement in _statements(script):
-                _run_concurrently(conn, statement)
+            for statement in statements(script):
+                _alone(conn, statement)
             conn.execute(ledger.encode(), values)
         else:
             _in_transaction(conn, script, ledger, values)
+
+
+@contextmanager
+def _named(migration: Migration) -> Iterator[None]:
+    """What the database says against a migration, as a MigrationError that names it."""
+    try:
+        yield
     except psycopg.Error as error:
-        hint = f" {error.diag.message_hint}" if error.diag.message_hint else ""
-        raise MigrationError(
-            f"{migration.version:04d}_{migration.name}: {error.diag.message_primary or error}.{hint}"
-        ) from error
+        said = [f"{migration.version:04d}_{migration.name}: {error.diag.message_primary or error}"]
+        said += filter(None, (error.diag.message_detail, error.diag.message_hint))
+        raise MigrationError("\n".join(said)) from error
+
+
+def _in_transaction(conn: Connection, script: str, ledger: str, values: tuple[object, ...] | None) -> None:
+    timeouts = iter(_LOCK_TIMEOUTS_MS)
+    tries = tenacity.Retrying(
+        retry=tenacity.retry_if_exception_type(psycopg.errors.LockNotAvailable),
+        wait=tenacity.wait_random_exponential(multiplier=0.2, max=5),
+        stop=tenacity.stop_after_attempt(len(_LOCK_TIMEOUTS_MS)),
+        reraise=True,
+    )
+    for attempt in tries:
+        with attempt, conn.transaction():
+            conn.execute(f"set local lock_timeout = {next(timeouts)}".encode())
+            conn.execute(script.encode())
+            conn.execute(ledger.encode(), values)
+
+
+def statements(script: str) -> list[str]:
+    """The statements of a script, each without the comments before it. For scripts as in db/migrations only."""
+    parts = [_COMMENTS.sub("", match[0], count=1).strip() for match in _STATEMENT.finditer(script)]
+    return [part for part in parts if part]
 
 
 @tenacity.retry(
-    retry=tenacity.retry_if_exception_type(psycopg.errors.LockNotAvailable),
-    wait=tenacity.wait_random_exponential(multiplier=0.5, max=10),
-    stop=tenacity.stop_after_attempt(20),
+    retry=tenacity.retry_if_exception_type(psycopg.errors.DeadlockDetected),
+    stop=tenacity.stop_after_attempt(10),
     reraise=True,
 )
-def _in_transaction(conn: Connection, script: str, ledger: str, values: tuple[object, ...]) -> None:
-    # A lock that is waited for blocks everybody behind it in the queue: give up soon, and come again.
-    with conn.transaction():
-        conn.execute("set local lock_timeout = '2s'")
-        conn.execute(script.encode())
-        conn.execute(ledger.encode(), values)
-
-
-def _statements(script: str) -> list[str]:
-    lines = [line for line in script.splitlines() if not line.lstrip().startswith("--")]
-    return [" ".join(part.split()) for part in "\n".join(lines).split(";") if part.strip()]
-
-
-def _run_concurrently(conn: Connection, statement: str) -> None:
-    match = re.match(r"(create index|create unique index|drop index) if (?:not )?exists (\S+)", statement)
+def _alone(conn: Connection, statement: str) -> None:
+    """Runs one statement outside a transaction, one about an index concurrently."""
+    match = _INDEX.match(statement)
     if match is None:
-        raise MigrationError(
-            f"only CREATE INDEX and DROP INDEX can be run concurrently, not: {statement[:80]}"
-        )
+        conn.execute(statement.encode())
+        return
     verb, index = match.groups()
     if verb != "drop index":
         # An interrupted concurrent build leaves an invalid index, which "if not exists" takes for done.

@@ -1,4 +1,6 @@
 -- push_notifications: the queue. Made here, or adopted from an application that has one; one list of columns serves both.
+--
+-- Nothing here rewrites or scans a table that is there, so the lock that it takes is held for milliseconds.
 
 create table if not exists public.push_notifications (
   id uuid primary key default gen_random_uuid()
@@ -21,7 +23,7 @@ alter table public.push_notifications
   add column if not exists expires_at timestamptz,
   add column if not exists collapse_key text,
   add column if not exists idempotency_key text,
-  -- when; without a default at first, so that rows which are there already stay out of the queue
+  -- when; without a default at first, so that rows which are there already stay out of the queue until 0008
   add column if not exists next_attempt_at timestamptz,
   -- state
   add column if not exists status text not null default 'pending',
@@ -38,47 +40,52 @@ alter table public.push_notifications
   add column if not exists created_at timestamptz not null default now(),
   add column if not exists updated_at timestamptz not null default now();
 
-alter table public.push_notifications
-  alter column status set default 'pending',
-  alter column next_attempt_at set default now(),
-  alter column created_at set default now();
-
-comment on column public.push_notifications.next_attempt_at is
-  'Look at this row then; NULL: nothing more to do. New: now() or the time it is scheduled for; claimed: the end of its lease; failed: its next try.';
-comment on column public.push_notifications.delivery_attempts is
-  'How often the row has been claimed; with claimed_by the fence that keeps a late worker from settling a row it lost.';
-comment on column public.push_notifications.retry_count is
-  'Tries used up. A pause, a shutdown or a lost worker uses none.';
-
--- The checks on status that an application has are widened, not replaced: what they allowed stays allowed.
 do $$
-declare
-  old record;
 begin
-  for old in
-    select name, definition from push_listener.before where kind = 'check' and relation = 'push_notifications'
-  loop
-    execute format('alter table public.push_notifications drop constraint %I', old.name);
-    execute format(
-      'alter table public.push_notifications add constraint %I check ((%s) or status in '
-      '(''pending'', ''processing'', ''sent'', ''delivered'', ''failed'', ''dead'', ''expired'', ''cancelled'')) not valid',
-      old.name, old.definition);
-  end loop;
-  if not exists (select from push_listener.before where kind = 'table' and relation = 'push_notifications') then
+  -- A title or body that is required stays so: an empty one shows nothing, and is not in the way of a data message.
+  perform push_listener.adopt(
+    'push_notifications',
+    p_nullable => '{device_token,next_attempt_at,last_retry_at,last_error,error_code,fcm_message_id,claimed_by,sent_at,delivered_at}',
+    p_optional => '{user_id,topic,condition,data,channel,priority,image,options,expires_at,collapse_key,idempotency_key}',
+    p_defaults => '{"id": "gen_random_uuid()", "status": "''pending''", "next_attempt_at": "now()", "created_at": "now()",
+                    "retry_count": "0", "delivery_attempts": "0"}',
+    p_words => '{"status": ["pending", "processing", "sent", "delivered", "failed", "dead", "expired", "cancelled"],
+                 "priority": ["normal", "high"]}',
+    p_lengths => '{"status": 10, "last_error": null, "error_code": null, "fcm_message_id": null}');
+
+  -- Each push is written three times: insert, claim, settle. Left to its defaults, autovacuum comes when a fifth of the
+  -- table is dead, which in one with millions of finished rows is late; and it works so gently that it falls behind.
+  perform push_listener.tune('push_notifications', '{
+    "autovacuum_vacuum_scale_factor": "0.01", "autovacuum_vacuum_threshold": "1000",
+    "autovacuum_analyze_scale_factor": "0.02", "autovacuum_analyze_threshold": "1000",
+    "autovacuum_vacuum_cost_limit": "2000"}');
+
+  if not push_listener.adopted('push_notifications') then
     alter table public.push_notifications
+      alter column next_attempt_at set default now(),
       add constraint push_notifications_status_check check (status in
-        ('pending', 'processing', 'sent', 'delivered', 'failed', 'dead', 'expired', 'cancelled'));
-    alter table public.push_notifications enable row level security;
+        ('pending', 'processing', 'sent', 'delivered', 'failed', 'dead', 'expired', 'cancelled')),
+      enable row level security;
   end if;
 end
 $$;
 
--- Rows that were waiting when the queue was adopted: a day's worth is sent, what is older has lost its meaning and
--- expires. (A queue that nobody emptied for months must not be poured over people's phones.)
-update public.push_notifications
-  set next_attempt_at = now()
-  where status = 'pending' and next_attempt_at is null and created_at > now() - interval '1 day';
-update public.push_notifications
-  set status = 'expired', last_error = 'was waiting for more than a day when push-listener was installed',
-      error_code = 'STALE_AT_ADOPTION'
-  where status = 'pending' and next_attempt_at is null;
+-- Columns that the application had keep what it says of them.
+do $$
+declare
+  found record;
+begin
+  for found in
+    select * from (values
+      ('next_attempt_at', 'Look at this row then; NULL: nothing more to do. New: now() or the time it is scheduled for; claimed: the end of its lease; failed: its next try.'),
+      ('delivery_attempts', 'How often the row has been claimed; with claimed_by the fence that keeps a late worker from settling a row it lost.'),
+      ('retry_count', 'Tries used up. A pause, a shutdown or a lost worker uses none.')
+    ) as about(name, remark)
+    where not exists (
+      select from push_listener.before b
+        where b.kind = 'column' and b.relation = 'push_notifications' and b.name = about.name)
+  loop
+    execute format('comment on column public.push_notifications.%I is %L', found.name, found.remark);
+  end loop;
+end
+$$;

@@ -15,25 +15,26 @@ alter table public.push_devices
 
 do $$
 begin
-  if not exists (select from push_listener.before where kind = 'table' and relation = 'push_devices') then
+  perform push_listener.adopt(
+    'push_devices',
+    p_nullable => '{disabled_at,disabled_reason}',
+    p_defaults => '{"id": "gen_random_uuid()", "created_at": "now()", "updated_at": "now()"}',
+    p_words => '{"platform": ["android", "ios", "web"]}',
+    p_lengths => '{"token": 4096, "platform": 7, "disabled_reason": null}');
+
+  if not push_listener.adopted('push_devices') then
     alter table public.push_devices
       alter column user_id set not null,
       add constraint push_devices_platform_check check (platform in ('android', 'ios', 'web')),
-      add constraint push_devices_token_check check (length(token) between 1 and 4096);
-    alter table public.push_devices enable row level security;
+      add constraint push_devices_token_check check (length(token) between 1 and 4096),
+      enable row level security;
   end if;
-end
-$$;
 
-create index if not exists push_devices_live on public.push_devices (user_id) where disabled_at is null;
-
-do $$
-begin
   if to_regclass('public.push_recipients') is null then
     create view public.push_recipients with (security_invoker = true) as
       select user_id, token, platform from public.push_devices where disabled_at is null;
     comment on view public.push_recipients is
-      'Every live device of every user. Replace it to keep tokens in a table of your own: create or replace view push_recipients with (security_invoker = true) as select id as user_id, fcm_token as token, null::text as platform from profiles where fcm_token is not null.';
+      'Every live device of every user. An application that keeps tokens in a table of its own replaces it, together with push_disable_token: create or replace view public.push_recipients with (security_invoker = true) as select id as user_id, fcm_token as token, null::text as platform from public.profiles where fcm_token is not null.';
   end if;
   if to_regprocedure('public.push_disable_token(text, text)') is null then
     create function public.push_disable_token(p_token text, p_reason text) returns void

@@ -12,15 +12,21 @@ alter table public.telemetry_logs
   add column if not exists user_id uuid,
   add column if not exists batch_id uuid,
   add column if not exists processed_at timestamptz,
-  add column if not exists created_at timestamptz not null default now();
+  add column if not exists created_at timestamptz default now();
 
 do $$
 begin
-  if not exists (select from push_listener.before where kind = 'table' and relation = 'telemetry_logs') then
+  perform push_listener.adopt(
+    'telemetry_logs',
+    p_nullable => '{meta,user_id}',
+    p_defaults => '{"id": "gen_random_uuid()"}');
+
+  if not push_listener.adopted('telemetry_logs') then
     alter table public.telemetry_logs
       alter column type drop default,
-      alter column message drop default;
-    alter table public.telemetry_logs enable row level security;
+      alter column message drop default,
+      alter column created_at set not null,
+      enable row level security;
   end if;
 end
 $$;

@@ -9,7 +9,7 @@ begin
   return null;
 end
 $$;
-revoke execute on function push_listener.ring() from public;
+revoke all on function push_listener.ring() from public;
 
 create trigger push_listener_ring_insert
   after insert on public.push_notifications
@@ -23,3 +23,22 @@ create trigger push_listener_ring_update
   when (new.status = 'pending' and new.next_attempt_at is not null
         and (old.status <> 'pending' or old.next_attempt_at is distinct from new.next_attempt_at))
   execute function push_listener.ring();
+
+-- An application that knows nothing of next_attempt_at says: update ... set status = 'pending'. It means the same.
+-- With the rights of the table's owner, for whoever may say the one need not be allowed to write the other.
+create function push_listener.look_again() returns trigger
+  language plpgsql security definer set search_path = ''
+as $$
+begin
+  update public.push_notifications set next_attempt_at = now()
+    where id = new.id and status = 'pending' and next_attempt_at is null;
+  return null;
+end
+$$;
+revoke all on function push_listener.look_again() from public;
+
+create trigger push_listener_look_again
+  after update of status on public.push_notifications
+  for each row
+  when (new.status = 'pending' and new.next_attempt_at is null and old.status <> 'pending')
+  execute function push_listener.look_again();

@@ -1,5 +1,4 @@
 drop function public.requeue_pushes(uuid[], text, timestamptz, integer);
-drop index public.push_notifications_given_up;
 drop function public.cancel_push(uuid);
 drop function public.enqueue_push(uuid, text, text, text, text, text, jsonb, text, text, text, jsonb, text, text,
                                   timestamptz, timestamptz);

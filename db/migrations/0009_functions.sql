@@ -652,9 +652,6 @@ comment on function public.cancel_push(uuid) is
   'Takes a push that waits out of the queue. False: it does not wait; what is being sent is not cancelled.';
 select push_listener.allow('public.cancel_push(uuid)', 'service_role');
 
-create index push_notifications_given_up on public.push_notifications (updated_at)
-  where status in ('dead', 'expired', 'failed', 'cancelled');
-
 create function public.requeue_pushes(
   p_ids uuid[] default null,
   p_error_code text default null,
