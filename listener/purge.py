@@ -99,6 +99,9 @@ select count(*) from public.push_delivery_logs l
 """
 _COUNT_TELEMETRY = "select count(*) from public.telemetry_logs where processed_at < %(before)s"
 
+INTERVAL = 3600.0
+"""Seconds, about, from one purge by the service to the next."""
+
 SLICES = 24
 """The log is looked over for rows without a push in so many parts, by push id."""
 
@@ -216,20 +219,20 @@ async def gently(steps: AsyncIterator[Step], rest: float) -> AsyncIterator[Step]
         started = time.monotonic()
 
 
-async def keep(dsn: str, age: timedelta, metrics: Metrics, *, interval: float = 3600.0) -> None:
-    """Purges about once an interval (seconds) until cancelled, if this process is the one that does.
+async def keep(dsn: str, age: timedelta, metrics: Metrics) -> None:
+    """Purges about once an ``INTERVAL`` until cancelled, if this process is the one that does.
 
     That is the one whose connection holds the lock; the others ask for it as often. Raises nothing: pushes must not
     suffer from whatever goes wrong here.
     """
     wait = _rng.uniform(0.1, 0.5)
     while True:
-        await asyncio.sleep(wait * interval)
+        await asyncio.sleep(wait * INTERVAL)
         try:
             async with await connect(dsn) as conn:
                 while (await _row(conn, "select pg_try_advisory_lock(%(key)s)", key=LOCK_KEY))[0]:
                     await _once(conn, age, metrics)
-                    await asyncio.sleep(_rng.uniform(0.8, 1.2) * interval)
+                    await asyncio.sleep(_rng.uniform(0.8, 1.2) * INTERVAL)
         except Exception as error:
             metrics.database_errors.labels("purge").inc()
             log.warning(

@@ -321,6 +321,25 @@ def test_nobody_waits_for_a_count(conn: Connection, database: Database) -> None:
     assert today(conn)["sent"] == 4
 
 
+def test_counts_that_become_one_wait_for_nobody(conn: Connection, database: Database) -> None:
+    push = _insert(conn, {"title": "x"})
+    conn.execute("update push_notifications set status = 'dead'")
+    with psycopg.connect(database.dsn) as other:
+        held = other.execute("select shard from push_listener.daily_counts for update").fetchall()
+        conn.execute("set lock_timeout = '10ms'; select setseed(0.5)")
+        shards: set[int] = set()
+        for flip in ("pending", "dead") * 5_000:
+            conn.execute("update push_notifications set status = %s where id = %s", (flip, push))
+            rows = conn.execute("select shard, dead from push_listener.daily_counts").fetchall()
+            shards |= {row["shard"] for row in rows}
+            if len(shards) > 4:
+                break
+        assert len(shards) > 4
+        assert {row["shard"] for row in rows} == {held[0][0], max(shards)}
+    conn.execute("update push_notifications set status = 'dead'")
+    assert counts(conn) == {next(iter(counts(conn))): {"dead": 1}}
+
+
 def test_a_transaction_with_an_old_snapshot_is_not_refused(conn: Connection, database: Database) -> None:
     pushes = [_insert(conn, {"title": "x"}) for _ in range(3)]
     end = "update push_notifications set status = 'sent' where id = %s"
