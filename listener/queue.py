@@ -133,10 +133,12 @@ select id
 
 # The fence: a row is written only while this worker holds it, for the attempt it made. A settle that is
 # repeated, because its answer was lost, finds the row done already, and then writes no second log row either.
+#
+# Arrays go out in binary (%b), which costs psycopg a tenth of what it costs to write and escape them as text.
 _SETTLE = """
 with result as (
-  select * from unnest(%(ids)s::uuid[], %(attempts)s::integer[], %(statuses)s::text[], %(delays)s::float8[],
-                       %(tries)s::integer[], %(codes)s::text[], %(reasons)s::text[], %(message_ids)s::text[])
+  select * from unnest(%(ids)b::uuid[], %(attempts)b::integer[], %(statuses)b::text[], %(delays)b::float8[],
+                       %(tries)b::integer[], %(codes)b::text[], %(reasons)b::text[], %(message_ids)b::text[])
     as r(id, attempt, status, delay, tries, code, reason, message_id)
 ), settled as (
   update public.push_notifications p
@@ -157,8 +159,8 @@ with result as (
 ), logged as (
   insert into public.push_delivery_logs (push_id, device_token, status, details)
   select l.push_id, l.token, l.status, l.details::jsonb
-    from unnest(%(log_ids)s::uuid[], %(log_attempts)s::integer[], %(log_tokens)s::text[],
-                %(log_statuses)s::text[], %(log_details)s::text[])
+    from unnest(%(log_ids)b::uuid[], %(log_attempts)b::integer[], %(log_tokens)b::text[],
+                %(log_statuses)b::text[], %(log_details)b::text[])
       as l(push_id, attempt, token, status, details)
     where not %(again)s or not exists (
       select from public.push_notifications p
