@@ -1,0 +1,35 @@
+"""The demo, as whoever tries it sees it."""
+
+from __future__ import annotations
+
+import os
+import signal
+
+import pytest
+
+from tests.support.service import program, run
+
+ENVIRONMENT = {"PATH": os.environ.get("PATH", ""), "HOME": os.environ.get("HOME", "/"), "COLUMNS": "200"}
+
+
+async def test_once_it_shows_every_end_of_a_push_and_leaves() -> None:
+    code, out, err = await run("demo", "--once", "--port", "0", env=ENVIRONMENT)
+    assert (code, err) == (0, "")
+    for told in (
+        "high priority, to one token",
+        "to a user with two devices",
+        "scheduled 5 s ahead",
+        "UNREGISTERED",
+        "TITLE_MISSING",
+        "after 2 retries",
+    ):
+        assert told in out
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT])
+async def test_without_once_it_stays_until_it_is_ended(number: signal.Signals) -> None:
+    async with program("demo", "--port", "0", env={**ENVIRONMENT, "PYTHONUNBUFFERED": "1"}) as running:
+        await running.printed("insert into push_notifications")
+        running.signal(number)
+        assert await running.ended() == 0
+    assert "Traceback" not in running.output
