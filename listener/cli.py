@@ -55,6 +55,8 @@ def _plain_errors(command: Callable[P, None]) -> Callable[P, None]:
             raise _Failed(str(NotMigrated())) from None
         except psycopg.OperationalError as error:
             raise _Failed(f"the database: {str(error).strip()}") from None
+        except psycopg.Error as error:  # its text may go on to quote the whole row
+            raise _Failed(f"the database: {error.diag.message_primary or type(error).__name__}") from None
 
     return wrapped
 

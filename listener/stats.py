@@ -11,7 +11,8 @@ from psycopg.rows import dict_row
 _WAITING = """
 select status, count(*) as pushes,
     extract(epoch from now())::float8
-      - extract(epoch from min(next_attempt_at) filter (where next_attempt_at <= now()))::float8 as oldest_due
+      - extract(epoch from min(greatest(next_attempt_at, created_at))
+                           filter (where next_attempt_at <= now()))::float8 as oldest_due
   from public.push_notifications
   where next_attempt_at is not null and status in ('pending', 'processing', 'failed')
   group by status
