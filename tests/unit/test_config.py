@@ -1,0 +1,274 @@
+"""Settings: read from the environment, checked, every fault told at once, and no secret with it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import rsa
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+
+from listener.config import ConfigError, Settings, describe, load
+from listener.fcm.auth import REFRESH_TIMEOUT
+
+SECRET = "S3cr3t"
+DSN = f"postgresql://user:{SECRET}@db.example.com:5432/postgres"
+NAMES = [name for name, _, _ in describe()]
+
+
+@pytest.fixture(autouse=True)
+def nothing_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in NAMES:
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture(scope="module")
+def key() -> dict[str, str]:
+    private = rsa.generate_private_key(65537, 2048)
+    pem = private.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+    return {
+        "type": "service_account",
+        "project_id": "my-project",
+        "private_key_id": "id",
+        "private_key": pem.decode(),
+        "client_email": "push@my-project.iam.gserviceaccount.com",
+        "client_id": "1",
+        "token_uri": "https://oauth2.googleapis.com/token",
+    }
+
+
+def with_environment(monkeypatch: pytest.MonkeyPatch, **variables: str) -> Settings:
+    for name, value in variables.items():
+        monkeypatch.setenv(name.upper(), value)
+    return load()
+
+
+def faults(**variables: str) -> list[str]:
+    """What is wrong with an environment that is otherwise good."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in {"database_url": DSN, **variables}.items():
+            patch.setenv(name.upper(), value)
+        with pytest.raises(ConfigError) as caught:
+            load()
+    assert str(caught.value) == "\n".join(caught.value.faults)
+    return caught.value.faults
+
+
+# --- what is right -------------------------------------------------------------------------------------------
+
+
+def test_an_address_is_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = with_environment(monkeypatch, database_url=DSN)
+    assert found.database_url.get_secret_value() == found.listen_dsn == DSN
+    assert str(found.fcm_endpoint) == "https://fcm.googleapis.com/"
+    assert (found.port, found.max_in_flight, found.max_tries) == (8080, 1000, 5)
+    assert (found.metrics_token, found.fcm_service_account_json) == (None, None)
+
+
+def test_everything_can_be_set(monkeypatch: pytest.MonkeyPatch, key: dict[str, str], tmp_path: Path) -> None:
+    path = tmp_path / "key.json"
+    path.write_text(json.dumps(key))
+    given_values: dict[str, str] = {
+        "listen_database_url": "host=localhost dbname=x",
+        "fcm_project_id": "my-project",
+        "fcm_service_account_json": json.dumps(key),
+        "google_application_credentials": str(path),
+        "fcm_endpoint": "http://127.0.0.1:9199",
+        "host": "127.0.0.1",
+        "port": "0",
+        "metrics_token": "long-enough",
+        "log_format": "json",
+        "log_level": "debug",
+        "max_in_flight": "10",
+        "claim_batch": "20",
+        "settle_batch": "30",
+        "request_timeout": "12.5",
+        "connect_timeout": "3",
+        "lease": "600",
+        "max_tries": "7",
+        "retry_floor": "11",
+        "retry_cap": "12",
+        "shutdown_grace": "13",
+        "sweep_interval": "14",
+        "depth_interval": "15",
+        "worker_name": "web.1",
+    }
+    found = with_environment(monkeypatch, database_url=DSN, **given_values)
+    assert found.fcm_service_account_json == key
+    assert found.listen_dsn == "host=localhost dbname=x"
+    for name in ("request_timeout", "lease", "retry_floor", "retry_cap", "sweep_interval"):
+        assert getattr(found, name) == float(given_values[name])
+    for name in ("port", "max_in_flight", "claim_batch", "settle_batch", "max_tries"):
+        assert getattr(found, name) == int(given_values[name])
+
+
+@pytest.mark.parametrize("name", [each for each in NAMES if each != "DATABASE_URL"])
+def test_an_empty_value_counts_as_not_set(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """Platforms and compose files set variables to nothing."""
+    plain = with_environment(monkeypatch, database_url=DSN)
+    monkeypatch.setenv(name, "")
+    assert load() == plain
+
+
+def test_an_empty_database_url_is_not_set() -> None:
+    assert faults(database_url="") == ["DATABASE_URL is not set"]
+
+
+def test_settings_cannot_be_changed(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = with_environment(monkeypatch, database_url=DSN)
+    with pytest.raises(ValueError, match="frozen"):
+        found.port = 1
+
+
+def test_the_repr_shows_no_secret(monkeypatch: pytest.MonkeyPatch, key: dict[str, str]) -> None:
+    found = with_environment(
+        monkeypatch,
+        database_url=DSN,
+        listen_database_url=DSN,
+        metrics_token=f"{SECRET}-token",
+        fcm_service_account_json=json.dumps({**key, "client_id": SECRET}),
+    )
+    for shown in (repr(found), str(found)):
+        assert SECRET not in shown
+        assert "PRIVATE KEY" not in shown
+
+
+@pytest.mark.parametrize(
+    ("host", "token", "closed"),
+    [
+        (None, None, True),
+        ("0.0.0.0", None, True),
+        ("::", None, True),
+        ("192.168.1.5", None, True),
+        ("push.example.com", None, True),
+        ("127.0.0.1", None, False),
+        ("127.1.2.3", None, False),
+        ("::1", None, False),
+        ("localhost", None, False),
+        (None, "long-enough", False),
+        ("0.0.0.0", "long-enough", False),
+    ],
+)
+def test_metrics_are_closed_where_others_could_read_them(
+    host: str | None, token: str | None, closed: bool
+) -> None:
+    assert load(database_url=DSN, host=host, metrics_token=token).metrics_closed is closed
+
+
+@pytest.mark.parametrize(
+    ("dsn", "prepares"),
+    [
+        (DSN, True),
+        ("postgresql://postgres.abc:pw@aws-0.pooler.supabase.com:6543/postgres", False),
+        ("host=aws-0.pooler.supabase.com port=6543 user=postgres.abc dbname=postgres", False),
+        ("postgresql:///x?host=/tmp&port=5432", True),
+    ],
+)
+def test_no_prepared_statements_behind_a_transaction_pooler(dsn: str, prepares: bool) -> None:
+    assert load(database_url=dsn).prepares is prepares
+
+
+# --- what is wrong ---------------------------------------------------------------------------------------------
+
+
+WRONG = {
+    "DATABASE_URL": ["mysql://u:S3cr3t@h/d", "S3cr3t", "postgresql://h:S3cr3t/d", "postgresql://u:S3cr3t@h:54x/d"],
+    "LISTEN_DATABASE_URL": ["https://S3cr3t", "host=h port=S3cr3t"],
+    "FCM_PROJECT_ID": ["S3cr3t", "x", "my project"],
+    "FCM_SERVICE_ACCOUNT_JSON": ["S3cr3t", "/etc/S3cr3t.json", '["S3cr3t"]', '{"type": "S3cr3t"}', "{'a': 'S3cr3t'}"],
+    "GOOGLE_APPLICATION_CREDENTIALS": ["/nowhere/S3cr3t.json", "/"],
+    "FCM_ENDPOINT": ["S3cr3t", "ftp://S3cr3t", "https://"],
+    "PORT": ["S3cr3t", "-1", "65536", "80.5"],
+    "METRICS_TOKEN": ["S3cr3t", "short"],
+    "LOG_FORMAT": ["S3cr3t", "JSON"],
+    "LOG_LEVEL": ["S3cr3t", "trace"],
+    "MAX_IN_FLIGHT": ["0", "S3cr3t", "100001", "1e9"],
+    "CLAIM_BATCH": ["0", "10001"],
+    "SETTLE_BATCH": ["0", "10001"],
+    "REQUEST_TIMEOUT": ["0", "-1", "nan", "inf", "S3cr3t", "86401"],
+    "CONNECT_TIMEOUT": ["0", "15", "16"],
+    "LEASE": ["4", "64.9", "S3cr3t"],
+    "MAX_TRIES": ["0", "101"],
+    "RETRY_FLOOR": ["0", "nan"],
+    "RETRY_CAP": ["0", "9.9"],
+    "SHUTDOWN_GRACE": ["0", "S3cr3t"],
+    "SWEEP_INTERVAL": ["0.5"],
+    "DEPTH_INTERVAL": ["0.5"],
+    "WORKER_NAME": ["x" * 201],
+    "RETENTION": ["S3cr3t", "30", "0d", "5m", "999999w"],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "value"), [(n, v) for n, values in WRONG.items() for v in values])
+def test_each_fault_names_its_variable_and_shows_no_value(name: str, value: str) -> None:
+    (line,) = faults(**{name: value})
+    assert line.startswith((f"{name} ", f"{name}: "))
+    assert SECRET not in line
+    assert "\n" not in line
+
+
+def test_every_fault_is_told_at_once() -> None:
+    told = faults(**{name: values[0] for name, values in WRONG.items()})
+    named = [line.split()[0].rstrip(":") for line in told]
+    assert sorted(named) == sorted(WRONG)
+    assert SECRET not in "\n".join(told)
+
+
+def test_the_variables_that_can_be_wrong_are_all_tried() -> None:
+    assert set(NAMES) - set(WRONG) == {"HOST"}  # whether a name is one is for the resolver to say
+
+
+def test_the_least_lease_is_told_and_is_enough() -> None:
+    least = 2 * (REFRESH_TIMEOUT + 20.0) + 5.0
+    (line,) = faults(request_timeout="20", lease="60")
+    assert f"must be at least {least:g}" in line
+    found = load(database_url=DSN, request_timeout=20, lease=least)
+    assert found.longest_send < found.lease
+
+
+any_text = st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1, max_size=60)
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(st.sampled_from(NAMES), any_text, any_text)
+@example("DATABASE_URL", "postgresql://user:", "@host:5432/db?sslmode")
+@example("DATABASE_URL", "postgresql://u:", "@[::1/db")
+@example("FCM_SERVICE_ACCOUNT_JSON", '{"private_key": "', '"}')
+@example("FCM_ENDPOINT", "https://", ":x")
+@example("METRICS_TOKEN", "", "")
+@example("PORT", "80", "")
+def test_no_fault_quotes_what_was_given(name: str, before: str, after: str) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DATABASE_URL", DSN)
+        patch.setenv(name, f"{before}{SECRET}{after}")
+        told = fault_of_load()
+    if told is not None:
+        assert told.faults
+        assert SECRET not in str(told)
+        assert (told.__cause__, told.__suppress_context__) == (None, True)
+
+
+def fault_of_load() -> ConfigError | None:
+    try:
+        load()
+    except ConfigError as error:
+        return error
+    return None
+
+
+# --- what is said of them ----------------------------------------------------------------------------------------
+
+
+def test_describe_lists_every_variable_with_its_default() -> None:
+    rows = {name: (default, text) for name, default, text in describe()}
+    assert list(rows) == [name.upper() for name in Settings.model_fields]
+    assert rows["DATABASE_URL"][0] == "required"
+    assert rows["PORT"][0] == "8080"
+    assert rows["HOST"][0] == ""
+    assert rows["FCM_ENDPOINT"][0] == "https://fcm.googleapis.com/"
+    assert all(text for _, text in rows.values())
