@@ -712,7 +712,10 @@ begin
   end loop;
 
   for found in
-    select b.name, b.definition,
+    select b.name,
+           -- Postgres reads its own writing of a list of varchar otherwise than it was meant, but for this.
+           pg_catalog.regexp_replace(b.definition, '\(ARRAY\[([^]]*::character varying)\]\)::text\[\]',
+                                     '((ARRAY[\1])::character varying[])::text[]', 'g') as definition,
            "substring"(b.definition, '^CHECK \((.*)\)(?: NO INHERIT| NOT VALID| NOT ENFORCED)*$') as condition
       from push_listener.before b
       where b.kind = 'check' and b.relation = p_table
