@@ -253,7 +253,7 @@ class Program:
     def __init__(self, process: asyncio.subprocess.Process) -> None:
         self._process = process
         self._heard = asyncio.Event()
-        self._closed = False
+        self._open = 2
         self.out = ""
         """Standard output."""
         self.err = ""
@@ -273,21 +273,23 @@ class Program:
         whole = self.err[: self.err.rfind("\n") + 1]
         return [orjson.loads(line) for line in whole.splitlines() if line.startswith("{")]
 
-    async def said(self, event: str, times: int = 1) -> dict[str, Any]:
-        """The log record of an event, when it has come so many times; fails if the program ends before."""
-        try:
+    async def said(self, event: str) -> dict[str, Any]:
+        """The first log record of an event, once it is there; fails if the program ends before."""
+        await self._until(lambda: any(record["event"] == event for record in self.records), event)
+        return next(record for record in self.records if record["event"] == event)
+
+    async def printed(self, text: str) -> None:
+        """Returns once this has been printed; fails if the program ends before."""
+        await self._until(lambda: text in self.out, text)
+
+    async def _until(self, come: Callable[[], bool], what: str) -> None:
+        with suppress(TimeoutError):
             async with asyncio.timeout(PATIENCE):
-                while True:
+                while not come() and self._open:
                     self._heard.clear()
-                    found = [record for record in self.records if record["event"] == event]
-                    if len(found) >= times:
-                        return found[times - 1]
-                    if self._closed:
-                        break
                     await self._heard.wait()
-        except TimeoutError:
-            pass
-        return pytest.fail(f"never said {event!r}, but:\n{self.output[-4000:]}")
+        if not come():
+            pytest.fail(f"never said {what!r}, but:\n{self.output[-4000:]}")
 
     async def port(self) -> int:
         """Where its web server listens."""
@@ -327,7 +329,7 @@ class Program:
         while chunk := await stream.read(65536):
             setattr(self, name, getattr(self, name) + chunk.decode(errors="replace"))
             self._heard.set()
-        self._closed = True
+        self._open -= 1
         self._heard.set()
 
 
