@@ -55,6 +55,7 @@ def enqueue(
         "idempotency_key": idempotency_key,
         "expires_at": expires_at,
         "next_attempt_at": send_at,
+        "status": "pending",  # in an adopted table the default may be another
     }
     values = {name: value for name, value in given.items() if value is not None}
     insert = sql.SQL(

@@ -52,13 +52,14 @@ with high as materialized (
     set status = 'processing',
         next_attempt_at = now() + make_interval(secs => %(lease)s),
         claimed_by = %(worker)s,
-        delivery_attempts = p.delivery_attempts + 1,
+        -- In an adopted table the two counters may be NULL.
+        delivery_attempts = coalesce(p.delivery_attempts, 0) + 1,
         last_retry_at = case when p.retry_count > 0 then now() else p.last_retry_at end,
         updated_at = now()
     from due
     where p.id = due.id
-    returning p.id, p.delivery_attempts, p.retry_count, p.device_token, p.topic, p.condition, p.user_id,
-      p.title, p.body, p.data, p.channel, p.priority, p.image, p.options, p.collapse_key, p.expires_at,
+    returning p.id, p.delivery_attempts, coalesce(p.retry_count, 0) as retry_count,
+      p.device_token, p.topic, p.condition, p.user_id, p.title, p.body, p.data, p.channel, p.priority, p.image, p.options, p.collapse_key, p.expires_at,
       greatest(due.due_at, p.created_at) as due_at, due.lane,
       -- octet_length() of a text does not fetch it; a jsonb is measured as text only when it may be large.
       array_remove(array[
@@ -146,7 +147,7 @@ with result as (
     set status = case when r.status = 'sent' and p.delivered_at is not null then 'delivered'
                       else r.status end,
         next_attempt_at = now() + make_interval(secs => r.delay),
-        retry_count = p.retry_count + r.tries,
+        retry_count = coalesce(p.retry_count, 0) + r.tries,
         error_code = r.code,
         last_error = r.reason,
         fcm_message_id = coalesce(r.message_id, p.fcm_message_id),

@@ -136,7 +136,8 @@ begin
       set status = 'processing',
           next_attempt_at = now() + interval '60 seconds',
           claimed_by = null,
-          delivery_attempts = p.delivery_attempts + 1,
+          -- In an adopted table the two counters may be NULL.
+          delivery_attempts = coalesce(p.delivery_attempts, 0) + 1,
           last_retry_at = case when p.retry_count > 0 then now() else p.last_retry_at end,
           updated_at = now()
       from due d
@@ -144,7 +145,7 @@ begin
       returning p.*, d.lane, d.due_at
   )
   select c.id, c.user_id, c.device_token::text, c.title::text, c.body::text, c.data::jsonb, c.status::text,
-         c.retry_count::integer, c.delivery_attempts::integer, c.created_at
+         coalesce(c.retry_count, 0)::integer, c.delivery_attempts::integer, c.created_at
     from claimed c
     order by c.lane, c.due_at;
 end
@@ -231,7 +232,7 @@ begin
 
   -- As the listener does it: exponential with full jitter, from the 10 s that FCM asks for at least. In five tries the
   -- wait never comes near the hour at which the listener caps it.
-  v_tries := v_push.retry_count + 1;
+  v_tries := coalesce(v_push.retry_count, 0) + 1;
   if v_tries >= 5 then
     v_status := 'dead';
     v_reason := pg_catalog.format('given up after %s tries: %s', v_tries, v_reason);
@@ -610,7 +611,8 @@ begin
       (12, 'collapse_key', p_collapse_key is not null),
       (13, 'idempotency_key', p_idempotency_key is not null),
       (14, 'expires_at', p_expires_at is not null),
-      (15, 'next_attempt_at', true)
+      (15, 'next_attempt_at', true),
+      (16, 'status', true)
     ) as c(place, name, given)
     where c.given;
 
@@ -621,7 +623,7 @@ begin
       into v_id
       using p_user_id, p_device_token, p_topic, p_condition, coalesce(p_title, ''), coalesce(p_body, ''), p_data,
             p_channel, p_priority, p_image, p_options, p_collapse_key, p_idempotency_key, p_expires_at,
-            greatest(p_send_at, now());
+            greatest(p_send_at, now()), 'pending';
     exit when v_id is not null;
     select p.id into v_id from public.push_notifications p where p.idempotency_key = p_idempotency_key;
     exit when v_id is not null; -- else it was deleted just now
