@@ -59,7 +59,8 @@ with high as materialized (
     from due
     where p.id = due.id
     returning p.id, p.delivery_attempts, coalesce(p.retry_count, 0) as retry_count,
-      p.device_token, p.topic, p.condition, p.user_id, p.title, p.body, p.data, p.channel, p.priority, p.image, p.options, p.collapse_key, p.expires_at,
+      p.device_token, p.topic, p.condition, p.user_id,
+      p.title, p.body, p.data, p.channel, p.priority, p.image, p.options, p.collapse_key, p.expires_at,
       greatest(due.due_at, p.created_at) as due_at, due.lane,
       -- octet_length() of a text does not fetch it; a jsonb is measured as text only when it may be large.
       array_remove(array[
