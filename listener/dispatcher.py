@@ -28,6 +28,7 @@ from listener.settler import Settler
 log = structlog.get_logger(__name__)
 
 _PATIENCE_S = 0.05
+_HEAD_START_S = 0.002
 
 
 class Dispatcher:
@@ -115,7 +116,8 @@ class Dispatcher:
                     self._start(push, claimed_at)
                 if pushes:
                     self._passed_over = 0
-                if len(pushes) < room:
+                # What has just been claimed is on its way before more is asked; a bell meanwhile saves the asking.
+                if len(pushes) < room and not (pushes and await _wait(self._wake, _HEAD_START_S)):
                     await self._sleep()
             except (psycopg.Error, PoolTimeout) as error:
                 self._cannot_claim(error)
