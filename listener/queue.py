@@ -201,6 +201,9 @@ select extract(epoch from least(
   ))::float8 - extract(epoch from clock_timestamp())::float8
 """
 
+# What Postgres knows of the table may be from a time when all of it waited. It would then rather read all of it.
+BY_INDEX = "set local enable_seqscan = off"
+
 _DEPTH = """
 select status, count(*), count(*) filter (where next_attempt_at <= now()),
     -- A row scheduled for a time before its own insertion has waited since the latter.
@@ -375,7 +378,8 @@ class Queue:
     async def depth(self) -> Depth:
         """Counts what waits. Reads the index of waiting rows and those rows, never the history."""
         async with self._pool.connection() as conn:
-            cursor = await conn.execute(_DEPTH)
+            cursor = await conn.execute(f"{BY_INDEX}; {_DEPTH}".encode(), prepare=False)
+            cursor.nextset()
             rows = await cursor.fetchall()
         counts = {"pending": 0, "processing": 0, "failed": 0}
         due, oldest = 0, 0.0

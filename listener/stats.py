@@ -8,6 +8,8 @@ from typing import Any
 import psycopg
 from psycopg.rows import dict_row
 
+from listener.queue import BY_INDEX
+
 _WAITING = """
 select status, count(*) as pushes,
     extract(epoch from now())::float8
@@ -70,6 +72,7 @@ def read(dsn: str, days: int) -> Stats:
     with psycopg.connect(
         dsn, connect_timeout=10, application_name="push-listener stats", row_factory=dict_row
     ) as conn:
+        conn.execute(BY_INDEX)
         waiting = conn.execute(_WAITING).fetchall()
         ended = conn.execute(_ENDED, {"days": days}).fetchall()
 
