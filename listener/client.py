@@ -11,7 +11,7 @@ from uuid import UUID
 
 import psycopg
 from psycopg import sql
-from psycopg.rows import class_row
+from psycopg.rows import class_row, tuple_row
 from psycopg.types.json import Jsonb
 
 
@@ -65,11 +65,12 @@ def enqueue(
         sql.SQL(", ").join(map(sql.Identifier, values)),
         sql.SQL(", ").join(map(sql.Placeholder, values)),
     )
-    row = conn.execute(insert, values).fetchone()
-    if row is None:
-        row = conn.execute(
-            "select id from public.push_notifications where idempotency_key = %s", (idempotency_key,)
-        ).fetchone()
+    with conn.cursor(row_factory=tuple_row) as cursor:
+        row = cursor.execute(insert, values).fetchone()
+        if row is None:
+            row = cursor.execute(
+                "select id from public.push_notifications where idempotency_key = %s", (idempotency_key,)
+            ).fetchone()
     assert row is not None
     return UUID(str(row[0]))
 
@@ -117,6 +118,7 @@ def wait_for(conn: psycopg.Connection[Any], push_id: UUID, seconds: float) -> Pr
 
 def database_time(conn: psycopg.Connection[Any], *, ahead: float = 0.0) -> datetime:
     """``ahead`` seconds from now by the database's clock, which is what counts for ``send_at`` and ``expires_at``."""
-    row = conn.execute("select clock_timestamp() + make_interval(secs => %s)", (ahead,)).fetchone()
+    with conn.cursor(row_factory=tuple_row) as cursor:
+        row = cursor.execute("select clock_timestamp() + make_interval(secs => %s)", (ahead,)).fetchone()
     assert row is not None
     return cast(datetime, row[0])
