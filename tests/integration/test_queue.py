@@ -189,13 +189,17 @@ async def test_claims_at_the_same_time_share_no_row_and_leave_none(
     assert sum(bool(share) for share in shares) >= 2
 
 
-async def test_a_row_that_another_transaction_holds_is_passed_over(pool: Pool, rows: Rows) -> None:
-    held = await rows.add(device_token="held", title="t")
-    free = await rows.add(device_token="free", title="t")
+@pytest.mark.parametrize("priority", ["normal", "high"])
+async def test_a_row_that_another_transaction_holds_is_passed_over(
+    pool: Pool, rows: Rows, priority: str
+) -> None:
+    held = await rows.add(device_token="held", title="t", priority=priority)
+    free = await rows.add(device_token="free", title="t", priority=priority)
     mine = await worker(pool)
     async with rows.connection.transaction():
         await rows.query("select from push_notifications where id = %(id)s for update", id=held)
-        assert [push.id for push in await mine.claim(10)] == [free]
+        async with asyncio.timeout(10):
+            assert [push.id for push in await mine.claim(10)] == [free]
     assert [push.id for push in await mine.claim(10)] == [held]
 
 
@@ -451,6 +455,21 @@ async def test_a_row_claimed_again_by_the_same_worker_is_another_attempt(pool: P
     assert await mine.settle([sent(lost, "t")]) == 0
     assert (await rows.get(push_id))["status"] == "processing"
     assert await mine.settle([sent(held, "t")]) == 1
+
+
+async def test_a_row_whose_count_was_reset_is_still_not_ours_when_another_has_it(
+    pool: Pool, rows: Rows
+) -> None:
+    push_id = await rows.add(device_token="t", title="t")
+    first, second = await worker(pool), await worker(pool)
+    (lost,) = await first.claim(1)
+    await rows.query(
+        "update push_notifications set status = 'pending', delivery_attempts = 0, next_attempt_at = now()"
+    )
+    (held,) = await second.claim(1)
+    assert lost.attempt == held.attempt
+    assert await first.settle([sent(lost, "t")]) == 0
+    assert (await rows.get(push_id))["status"] == "processing"
 
 
 async def test_a_row_cancelled_while_it_was_sent_stays_cancelled(pool: Pool, rows: Rows) -> None:

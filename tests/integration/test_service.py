@@ -22,7 +22,7 @@ from listener.metrics import Metrics
 from listener.pause import PauseGate
 from listener.push import Push
 from listener.queue import Queue, register
-from listener.service import NotMigrated, Service
+from listener.service import NotMigrated, Service, credentials_for
 from tests.integration.test_queue import pool_of
 from tests.support.postgres import Database
 from tests.support.servers import forget_proxies
@@ -501,6 +501,32 @@ async def test_a_probe_on_its_way_is_waited_for_and_not_watched(
         found = [await rows.add(device_token="t", title="t") for _ in range(3)]
         await rows.over(*found)
     assert asked < 60
+
+
+async def test_ready_means_that_the_queue_has_answered(
+    database: Database, emulator: Emulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forget_proxies(monkeypatch)
+    settings = settings_for(database.dsn, emulator)
+    service, ready, connected = (
+        Service(settings, *credentials_for(settings)),
+        asyncio.Event(),
+        asyncio.Event(),
+    )
+    monkeypatch.setattr(service.metrics.listening, "set", lambda up: connected.set() if up else None)
+    async with rows_of(database.dsn) as others:
+        async with others.connection.transaction():
+            await others.query("lock table push_notifications in exclusive mode")  # claims wait
+            running = asyncio.create_task(service.run(on_ready=ready.set))
+            await connected.wait()
+            assert service.port is not None
+            assert await get(service.port, "/readyz") == (503, "the database cannot be reached\n")
+            assert not ready.is_set()
+        async with asyncio.timeout(20):
+            await ready.wait()
+        assert await get(service.port, "/readyz") == (200, "ok\n")
+        service.stop()
+        await running
 
 
 # --- what cannot work ------------------------------------------------------------------------------------

@@ -138,6 +138,26 @@ async def test_rows_of_a_user_are_asked_for_again_only_where_there_was_no_answer
         assert [record.target for record in emulator.received[2:]] == ["slow"]
 
 
+async def test_a_row_of_which_nothing_was_sent_goes_back_as_it_was(database: Database, rows: Rows) -> None:
+    user = uuid4()
+    await rows.device("slow-1", user)
+    await rows.device("slow-2", user)
+    async with Emulator(faults=["unavailable,latency_ms=60000"]) as emulator:
+        async with listener(database, emulator, shutdown_grace="1", max_in_flight="2") as running:
+            # One row is two requests, all that may be under way; the other row waits for its turn.
+            await rows.add(user_id=user, title="t")
+            await emulator.wait_received(2)
+            waits = await rows.add(device_token="waits", title="t")
+            await rows.until(lambda found: found[waits]["status"] == "processing")
+            running.signal(signal.SIGTERM)
+            assert await running.ended(SOON) == 0
+        assert {record.target for record in emulator.received} == {"slow-1", "slow-2"}
+    waited = await rows.get(waits)
+    assert (waited["status"], waited["error_code"], waited["delivery_attempts"]) == ("pending", None, 1)
+    assert waited["next_in"] <= 0.0
+    assert await rows.logs(waits) == []
+
+
 async def test_during_a_start_without_a_database(database: Database) -> None:
     database.server.stop()
     async with (
