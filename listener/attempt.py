@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import random
 import time
 from collections.abc import Callable
@@ -44,6 +45,7 @@ class Attempts:
     ) -> None:
         self._sender = sender
         self._metrics = metrics
+        self._sends = functools.cache(metrics.sends.labels)
         self._note = note
         self._policy = Policy(settings.retry_floor, settings.retry_cap, settings.max_tries)
         self._rng = random.Random()  # noqa: S311  # jitter, not secrecy
@@ -131,7 +133,7 @@ class Attempts:
             if one.outcome is None:
                 continue
             settlement.logs.append(_log_line(push, one, one.outcome))
-            self._metrics.sends.labels(one.outcome.kind, one.outcome.code).inc()
+            self._sends(one.outcome.kind, one.outcome.code).inc()
             if one.outcome.kind is Kind.DROP_TARGET and one.target.kind is TargetKind.TOKEN:
                 settlement.dead_tokens.append((one.target.value, one.outcome.code))
         if decision.status is Status.DEAD:

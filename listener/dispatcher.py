@@ -114,6 +114,8 @@ class Dispatcher:
                 pushes = await self._queue.claim(room)
                 for push in pushes:
                     self._start(push, claimed_at)
+                self._metrics.claimed.inc(len(pushes))
+                self._metrics.in_flight.set(len(self._held))
                 if pushes:
                     self._passed_over = 0
                 # What has just been claimed is on its way before more is asked; a bell meanwhile saves the asking.
@@ -170,8 +172,6 @@ class Dispatcher:
 
     def _start(self, push: Push, claimed_at: float) -> None:
         self._held.add((push.id, push.attempt))
-        self._metrics.claimed.inc()
-        self._metrics.in_flight.set(len(self._held))
         task = asyncio.create_task(self._attempts.attempt(push, claimed_at))
         self._sending.add(task)
         if self._giving_back:

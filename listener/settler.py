@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
@@ -99,11 +100,12 @@ class Settler:
         log.warning("cannot settle, will go on trying", error=fault_name(error), tries=state.attempt_number)
 
     def _count(self, batch: list[Settlement], held: int) -> None:
-        for settlement in batch:
-            decision = settlement.decision
-            self._metrics.settled.labels(decision.status).inc()
-            if decision.uses_try and decision.delay is not None:
-                self._metrics.retries.labels(decision.code or "").inc()
+        decisions = [settlement.decision for settlement in batch]
+        for status, rows in Counter(d.status for d in decisions).items():
+            self._metrics.settled.labels(status).inc(rows)
+        again = Counter(d.code or "" for d in decisions if d.uses_try and d.delay is not None)
+        for code, rows in again.items():
+            self._metrics.retries.labels(code).inc(rows)
         if held < len(batch):
             self._metrics.fenced.inc(len(batch) - held)
             log.warning("rows had passed into other hands", rows=len(batch) - held)
