@@ -164,10 +164,11 @@ with result as (
     from unnest(%(log_ids)b::uuid[], %(log_attempts)b::integer[], %(log_tokens)b::text[],
                 %(log_statuses)b::text[], %(log_details)b::text[])
       as l(push_id, attempt, token, status, details)
+    -- Row by row: by now it may have been claimed again, by whomever.
     where not %(again)s or not exists (
-      select from public.push_notifications p
-        where p.id = l.push_id and p.claimed_by = %(worker)s and p.delivery_attempts = l.attempt
-          and p.status <> 'processing')
+      select from public.push_delivery_logs o
+        where o.push_id = l.push_id and o.device_token is not distinct from l.token
+          and o.details ->> 'attempt' = l.attempt::text)
 )
 select count(*) from settled
 """

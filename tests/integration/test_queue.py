@@ -498,6 +498,20 @@ async def test_a_settle_that_is_repeated_changes_nothing_and_logs_nothing(
     assert len(await rows.logs(push_id)) == 1
 
 
+async def test_a_settle_that_is_repeated_after_another_claim_logs_nothing_twice(
+    pool: Pool, rows: Rows
+) -> None:
+    push_id = await rows.add(device_token="a", title="t")
+    mine, other = await worker(pool), await worker(pool)
+    (push,) = await mine.claim(1)
+    await mine.settle([again(push, 0.0)])
+    (taken,) = await other.claim(1)
+    assert await mine.settle([again(push, 0.0)], again=True) == 0
+    assert len(await rows.logs(push_id)) == 1
+    await other.settle([again(taken, 0.0)], again=True)
+    assert len(await rows.logs(push_id)) == 2
+
+
 async def test_a_settle_that_is_repeated_writes_what_the_first_did_not(pool: Pool, rows: Rows) -> None:
     push_id = await rows.add(device_token="t", title="t")
     mine = await worker(pool)
