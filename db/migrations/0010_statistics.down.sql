@@ -8,3 +8,4 @@ drop function push_listener.count_changed();
 drop view push_listener.ended;
 drop function push_listener.add_counts(push_listener.daily_counts);
 drop table push_listener.daily_counts;
+delete from push_listener.before where kind = 'counted';

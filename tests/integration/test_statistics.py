@@ -18,7 +18,7 @@ from psycopg import sql
 from psycopg.rows import dict_row
 from psycopg_pool import AsyncConnectionPool
 
-from listener import queue
+from listener import migrate, queue
 from listener.push import Push
 from listener.queue import LogLine, Queue, Settlement
 from listener.retry import Decision, Status
@@ -57,9 +57,14 @@ def counts(conn: Connection) -> Counts:
 
 
 def today(conn: Connection, error_code: str = "") -> Counter[str]:
+    return counts(conn).get((today_of(conn), error_code), Counter())
+
+
+def today_of(conn: Connection) -> date:
     found = conn.execute("select (now() at time zone 'UTC')::date as day").fetchone()
     assert found is not None
-    return counts(conn).get((found["day"], error_code), Counter())
+    day: date = found["day"]
+    return day
 
 
 def _summed(rows: list[dict[str, Any]]) -> Counts:
@@ -387,6 +392,49 @@ def test_counting_touches_no_index(conn: Connection) -> None:
     assert row["n_tup_upd"] > 300
     assert row["n_tup_hot_upd"] >= 0.95 * row["n_tup_upd"]
     assert row["bytes"] <= 3 * 8192
+
+
+# --- what was there before ------------------------------------------------------------------------------
+
+
+def test_what_had_ended_before_is_counted_once(blank_database: Database) -> None:
+    migrations = migrate.load()
+    version = {migration.name: migration.version for migration in migrations}
+    dsn = blank_database.dsn
+    migrate.apply(dsn, migrations[: version["statistics"] - 1])
+    with psycopg.connect(dsn, autocommit=True, row_factory=dict_row) as conn:
+        now = datetime.now(UTC)
+        for status in (*FINISHED, "failed", "pending"):
+            for days in (0, 40):
+                at = now - timedelta(days=days)
+                times = {
+                    "created_at": at,
+                    "updated_at": at + timedelta(minutes=2),
+                    "sent_at": at + timedelta(minutes=1),
+                }
+                _insert(conn, {"status": status, "next_attempt_at": None, "retry_count": 1, **times})
+        conn.execute(
+            "insert into push_delivery_logs (push_id, status) select id, 'opened' from push_notifications limit 3"
+        )
+        migrate.apply(dsn, migrations[: version["statistics"]])
+        conn.execute(
+            "update push_notifications set status = 'delivered' "
+            "where status = 'sent' and created_at < now() - interval '1 day'"
+        )
+        conn.execute(
+            "update push_notifications set status = 'dead', error_code = 'LATE' where status = 'pending'"
+        )
+
+        migrate.apply(dsn)
+        rows = expected(conn.execute("select * from push_notifications").fetchall())
+        rows[today_of(conn), ""]["opened"] = 3
+        assert counts(conn) == rows
+
+        # Going back a step and forth again, with a purge between them, neither takes off nor adds.
+        conn.execute("delete from push_notifications")
+        migrate.rollback(dsn, version["history"] - 1)
+        migrate.apply(dsn)
+        assert counts(conn) == rows
 
 
 # --- get_push_delivery_stats ----------------------------------------------------------------------------

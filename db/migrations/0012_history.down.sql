@@ -1,0 +1,2 @@
+-- migrate: concurrently
+drop index if exists public.push_notifications_over;
