@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import math
 import random
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import structlog
 
@@ -15,12 +15,22 @@ from listener.config import Settings
 from listener.fcm.message import Prepared, prepare, targets
 from listener.fcm.outcome import Kind, Outcome
 from listener.fcm.sender import Sender
+from listener.health import FcmHealth
 from listener.metrics import Metrics
 from listener.push import BadPush, Push, Target, TargetKind
 from listener.queue import LogLine, Settlement
 from listener.retry import Decision, Policy, Status, decide
 
 log = structlog.get_logger(__name__)
+
+# A push that this many workers did not outlive is not given to another one.
+_MOST_LOST_CLAIMS = 10
+
+# After this many claims of a push FCM's being away is no longer believed to be the reason.
+_MOST_CLAIMS_IN_OUTAGE = 500
+
+_ASK_AGAIN_S = 5.0
+_QUESTION = b'{"validate_only":true,"message":{"topic":"push-listener","data":{"question":"are you there"}}}'
 
 _NOT_TRIED = Outcome(Kind.RETRY, "NOT_TRIED", "not tried in this attempt", uses_attempt=False)
 
@@ -35,21 +45,23 @@ class _Try:
     started: float | None = None
     seconds: float = 0.0
     outcome: Outcome | None = None
+    held_back: float = 0.0
+    """Seconds for which its platform is not to be sent to."""
 
 
 class Attempts:
-    """Sends claimed rows; ``note`` hears every outcome as it comes, and when (monotonic seconds) it was asked for."""
+    """Sends claimed rows, as far as the health of FCM allows it."""
 
-    def __init__(
-        self, sender: Sender, settings: Settings, metrics: Metrics, note: Callable[[Outcome, float], None]
-    ) -> None:
+    def __init__(self, sender: Sender, settings: Settings, metrics: Metrics, health: FcmHealth) -> None:
         self._sender = sender
         self._metrics = metrics
         self._sends = functools.cache(metrics.sends.labels)
-        self._note = note
+        self._health = health
         self._policy = Policy(settings.retry_floor, settings.retry_cap, settings.max_tries)
         self._rng = random.Random()  # noqa: S311  # jitter, not secrecy
         self._requests = asyncio.Semaphore(settings.max_in_flight)
+        self._asking = asyncio.Lock()
+        self._asked_at = -math.inf
         # A request that is started later than this after the claim might outlive the lease.
         self._latest_start = settings.lease - settings.longest_send
 
@@ -60,6 +72,8 @@ class Attempts:
         again, and the row goes back into the queue for the others. ``claimed_at``: monotonic seconds,
         taken before the claim.
         """
+        if push.lost_claims >= _MOST_LOST_CLAIMS:
+            return self._refused(push, claimed_at, _quarantine(push))
         left = _life_left(push, claimed_at)
         if left is not None and left <= 0:
             expired = Outcome(Kind.EXPIRED, "EXPIRED", "expires_at had passed before it could be sent")
@@ -89,9 +103,12 @@ class Attempts:
                     ambiguous=True,
                     uses_attempt=False,
                 )
-        if tries and all(one.started is None for one in tries):
+        if tries and all(one.started is None and not one.held_back for one in tries):
             return untouched(push)
-        return self._settle(push, claimed_at, [one.outcome or _NOT_TRIED for one in tries], tries)
+        outcomes = [one.outcome or _not_tried(one) for one in tries]
+        if push.retry_count + 1 >= self._policy.max_tries and any(o.kind is Kind.RETRY for o in outcomes):
+            await self._ask_fcm()
+        return self._settle(push, claimed_at, outcomes, tries)
 
     def failed(self, push: Push, claimed_at: float, error: BaseException) -> Settlement:
         """What to settle when an attempt raised: a fault of ours, which must neither lose the row nor loop on it."""
@@ -103,15 +120,30 @@ class Attempts:
         async with self._requests:
             started = time.monotonic()
             held = started - claimed_at
-            if held > self._latest_start:
+            one.held_back = self._health.platform_wait(one.target.platform, started)
+            if held > self._latest_start or one.held_back:
                 return
             body = prepared.encode(one.target, _life_left(push, claimed_at))
             if one.is_first:
                 self._metrics.insert_to_send.observe(max(0.0, push.waited + held))
             one.started = started
-            one.outcome = await self._sender.send(body)
-            one.seconds = time.monotonic() - started
-        self._note(one.outcome, started)
+            outcome = await self._sender.send(body)
+            ended = time.monotonic()
+            one.seconds = ended - started
+            one.outcome = self._health.judge(one.target, outcome, started, ended)
+
+    async def _ask_fcm(self) -> None:
+        """Before a push is given up: is it the push that fails, or FCM?
+
+        Where no answer to another push has told lately, a message that FCM only validates does.
+        """
+        async with self._asking:
+            now = time.monotonic()
+            if not self._health.is_away(now) or now - self._asked_at < _ASK_AGAIN_S:
+                return
+            self._asked_at = now
+            outcome = await self._sender.send(_QUESTION)
+            self._health.heard(outcome, now, time.monotonic())
 
     def _refused(self, push: Push, claimed_at: float, bad: BadPush) -> Settlement:
         self._metrics.invalid.labels(bad.code).inc()
@@ -127,6 +159,7 @@ class Attempts:
             expires_in=_life_left(push, claimed_at),
             policy=self._policy,
             rng=self._rng,
+            fcm_away=push.attempt < _MOST_CLAIMS_IN_OUTAGE and self._health.is_away(time.monotonic()),
         )
         settlement = Settlement(push.id, push.attempt, decision)
         for one in tries:
@@ -139,6 +172,21 @@ class Attempts:
         if decision.status is Status.DEAD:
             log.warning("push dead", push_id=str(push.id), code=decision.code)
         return settlement
+
+
+def _quarantine(push: Push) -> BadPush:
+    return BadPush(
+        f"quarantined: {push.lost_claims} workers died, or lost their lease, while they held this push; look into "
+        "their logs before you requeue it",
+        code="QUARANTINED",
+    )
+
+
+def _not_tried(one: _Try) -> Outcome:
+    if not one.held_back:
+        return _NOT_TRIED
+    reason = f"waits, because the credentials for platform {one.target.platform} are refused"
+    return replace(_NOT_TRIED, code="PLATFORM_PAUSED", reason=reason, delay=one.held_back)
 
 
 def untouched(push: Push) -> Settlement:

@@ -146,8 +146,20 @@ class Settings(BaseSettings):
     retry_floor: Seconds = Field(10.0, description="least wait before a retry (FCM asks for at least 10)")
     retry_cap: Seconds = Field(3600.0, description="longest wait before a retry, Retry-After excepted")
     shutdown_grace: Seconds = Field(25.0, description="from SIGTERM to the end of the process")
+    doorbell: Literal["listen", "sweep"] = Field(
+        "listen",
+        description="listen for new rows; or, behind a transaction pooler, sweep: look every few seconds",
+    )
+    heartbeat: Seconds = Field(
+        60.0, ge=1, description="silence after which the LISTEN connection proves itself"
+    )
+    token_loss_guard: bool = Field(
+        True, description="pause rather than disable tokens when FCM calls nearly all of them dead"
+    )
     sweep_interval: Seconds = Field(
-        60.0, ge=1, description="a look at the queue when nothing else asked for one"
+        120.0,
+        ge=1,
+        description="a look at the queue when nothing else asked for one (DOORBELL=sweep: at most 5)",
     )
     depth_interval: Seconds = Field(
         15.0, ge=1, description="between two counts of the queue while it is busy"
@@ -189,6 +201,11 @@ class Settings(BaseSettings):
     def longest_send(self) -> float:
         """Seconds that one send may take at the most: an access token that is refused, and another."""
         return _longest_send(self.request_timeout)
+
+    @property
+    def longest_nap(self) -> float:
+        """Seconds between two looks at the queue at the most; without a doorbell they are all there is."""
+        return min(self.sweep_interval, 5.0) if self.doorbell == "sweep" else self.sweep_interval
 
     @property
     def listen_dsn(self) -> str:

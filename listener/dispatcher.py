@@ -8,7 +8,7 @@ import math
 import random
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from uuid import UUID
 
 import psycopg
@@ -17,10 +17,9 @@ from psycopg_pool import PoolTimeout
 
 from listener.attempt import Attempts, untouched
 from listener.config import Settings
-from listener.fcm.outcome import Outcome
 from listener.fcm.sender import Sender
+from listener.health import FcmHealth
 from listener.metrics import Metrics
-from listener.pause import PauseGate
 from listener.push import Push
 from listener.queue import Queue, Settlement
 from listener.settler import Settler
@@ -30,16 +29,35 @@ log = structlog.get_logger(__name__)
 _PATIENCE_S = 0.05
 _HEAD_START_S = 0.002
 
+# For a statement whose answer does not come: the network may be a black hole that even acknowledges.
+_STATEMENT_PATIENCE_S = 30.0
+
 
 class Dispatcher:
-    """One worker: turns due rows into settled ones, until it is told to stop."""
+    """One worker: turns due rows into settled ones, until it is told to stop.
 
-    def __init__(self, queue: Queue, sender: Sender, settings: Settings, metrics: Metrics) -> None:
+    While ``may_claim`` says no, nothing is claimed: this worker cannot be seen to live, and its peers would take
+    what it claims. ``ring`` when it says yes again. ``on_look`` hears of every look at the queue.
+    """
+
+    def __init__(
+        self,
+        queue: Queue,
+        sender: Sender,
+        settings: Settings,
+        metrics: Metrics,
+        health: FcmHealth,
+        *,
+        may_claim: Callable[[], bool] = lambda: True,
+        on_look: Callable[[], None] = lambda: None,
+    ) -> None:
         self._queue = queue
         self._settings = settings
         self._metrics = metrics
-        self._gate = PauseGate()
-        self._attempts = Attempts(sender, settings, metrics, self._heard)
+        self._health = health
+        self._may_claim = may_claim
+        self._on_look = on_look
+        self._attempts = Attempts(sender, settings, metrics, health)
         self._settler = Settler(queue, batch=settings.settle_batch, metrics=metrics, on_settled=self._settled)
         self._rng = random.Random()  # noqa: S311  # jitter, not secrecy
         self._sending: set[asyncio.Task[Settlement]] = set()
@@ -48,6 +66,7 @@ class Dispatcher:
         )  # (id, attempt) of rows claimed and not settled: bounds our memory
         self._giving_back = False  # what a claim still brings goes back as well
         self._passed_over = 0  # claims in a row that brought nothing although something was due
+        self._told: str | None = None  # what was last said of a pause
         self._hungry = False  # waiting for room, so that a settled row is a reason to wake up
         self._little_since: float | None = (
             None  # since when there has been too little room to be worth a claim
@@ -65,7 +84,7 @@ class Dispatcher:
     @property
     def paused(self) -> str | None:
         """Why sending is paused, or None."""
-        return self._gate.reason
+        return self._health.reason
 
     async def wait_looked(self) -> None:
         """Returns once the queue has been asked for rows, and has answered."""
@@ -109,9 +128,13 @@ class Dispatcher:
             claimed_at = time.monotonic()
             try:
                 self.looks += 1
-                if failures and (lost := await self._queue.release([push_id for push_id, _ in self._held])):
-                    log.warning("claimed rows whose answer was lost were put back", rows=lost)
-                pushes = await self._queue.claim(room)
+                self._on_look()
+                async with asyncio.timeout(_STATEMENT_PATIENCE_S):
+                    if failures and (
+                        lost := await self._queue.release([push_id for push_id, _ in self._held])
+                    ):
+                        log.warning("claimed rows whose answer was lost were put back", rows=lost)
+                    pushes = await self._queue.claim(room)
                 for push in pushes:
                     self._start(push, claimed_at)
                 self._metrics.claimed.inc(len(pushes))
@@ -121,7 +144,7 @@ class Dispatcher:
                 # What has just been claimed is on its way before more is asked; a bell meanwhile saves the asking.
                 if len(pushes) < room and not (pushes and await _wait(self._wake, _HEAD_START_S)):
                     await self._sleep()
-            except (psycopg.Error, PoolTimeout) as error:
+            except (psycopg.Error, PoolTimeout, TimeoutError) as error:
                 self._cannot_claim(error)
                 failures += 1
                 await _wait(self._stop, self._rng.uniform(0.0, min(5.0, 0.25 * 2.0 ** min(failures, 10))))
@@ -134,14 +157,15 @@ class Dispatcher:
         while True:
             self._has_looked()
             self._asleep_until = math.inf  # whatever is settled from here on may not be in the answer
-            earliest = await self._queue.earliest()
+            async with asyncio.timeout(_STATEMENT_PATIENCE_S):
+                earliest = await self._queue.earliest()
             if earliest is not None and earliest <= 0.0:
                 # It fell due since the claim; or somebody else has it locked, and may have it for long.
                 await _wait(self._wake, _locked_nap(self._passed_over))
                 self._passed_over += 1
                 return
             self._passed_over = 0
-            nap = self._settings.sweep_interval * self._rng.uniform(0.75, 1.25)
+            nap = self._settings.longest_nap * self._rng.uniform(0.75, 1.25)
             if earliest is not None:
                 nap = min(nap, earliest)
             self._asleep_until = time.monotonic() + nap
@@ -150,25 +174,27 @@ class Dispatcher:
 
     def _room(self) -> int:
         """How many rows to claim now."""
-        limit = self._gate.limit(time.monotonic(), len(self._held))
-        if limit is not None:
-            return limit
-        batch = min(self._settings.claim_batch, self._settings.max_in_flight)
-        free = self._settings.max_in_flight - len(self._held)
-        if free == 0 or free >= (batch + 1) // 2:
+        if not self._may_claim():
+            return 0
+        now = time.monotonic()
+        most = self._health.limit(now, len(self._held), self._settings.max_in_flight)
+        batch = min(self._settings.claim_batch, most)
+        free = most - len(self._held)
+        if free <= 0 or free >= (batch + 1) // 2:
             self._little_since = None
-            return min(free, batch)
+            return max(0, min(free, batch))
         # A claim is a round trip however few rows it brings: wait until it is worth one, but not for long. What
         # is in flight may hang, and the place that is left must not be wasted for it.
-        now = time.monotonic()
         self._little_since = self._little_since or now
         return min(free, batch) if now - self._little_since >= _PATIENCE_S else 0
 
     def _until_room(self) -> float | None:
         """Seconds after which there may be room without anything being settled; None: there will be none."""
-        if self._gate.reason is not None:
-            return None if self._held else self._gate.opens_in(time.monotonic())
-        return None if self._little_since is None else _PATIENCE_S
+        waits = [
+            self._health.changes_in(time.monotonic(), len(self._held)),
+            None if self._little_since is None else _PATIENCE_S,
+        ]
+        return min((wait for wait in waits if wait is not None), default=None)
 
     def _start(self, push: Push, claimed_at: float) -> None:
         self._held.add((push.id, push.attempt))
@@ -194,18 +220,21 @@ class Dispatcher:
             settlement = self._attempts.failed(push, claimed_at, error)
         else:
             settlement = task.result()
+        self._tell_pause()
         self._settler.put(settlement)
 
-    def _heard(self, outcome: Outcome, asked: float) -> None:
-        if self._gate.note(outcome, asked, time.monotonic()):
-            self._metrics.paused.set(self._gate.reason is not None)
-            if self._gate.reason is None:
-                log.info("sending resumed")
-                self._wake.set()
-            else:
-                log.error(
-                    "sending paused: FCM refuses our configuration", code=outcome.code, reason=outcome.reason
-                )
+    def _tell_pause(self) -> None:
+        """Tells, once, when sending is paused or goes on."""
+        reason = self._health.reason
+        if reason == self._told:
+            return
+        if reason is None:
+            log.info("sending resumed")
+            self._wake.set()
+        elif self._told is None:
+            log.error("sending paused", reason=reason)
+        self._told = reason
+        self._metrics.paused.set(reason is not None)
 
     def _settled(self, batch: Sequence[Settlement]) -> None:
         self._held.difference_update((s.push_id, s.attempt) for s in batch)

@@ -49,6 +49,11 @@ class Metrics:
             "Pushes whose result was not written because the row had passed into other hands.",
             registry=registry,
         )
+        self.rescued = Counter(
+            "push_rescued_total",
+            "Pushes put back into the queue by this process after the worker that held them had died.",
+            registry=registry,
+        )
         self.claimed = Counter("push_claimed_total", "Pushes claimed by this process.", registry=registry)
         self.purged = Counter(
             "push_purged_total",
@@ -75,7 +80,7 @@ class Metrics:
         self.listening = Gauge("push_listening", "1 while LISTEN is in force.", registry=registry)
         self.paused = Gauge(
             "push_paused",
-            "1 while sending is paused because FCM refuses our configuration.",
+            "1 while sending is paused because FCM refuses our configuration, or is away.",
             registry=registry,
         )
         self.database_errors = Counter(

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from listener.fcm.outcome import Kind, Outcome
 
-_FIRST = 30.0
-_LONGEST = 300.0
-
 
 class PauseGate:
-    """Open, or closed until a time (monotonic seconds) at which one push may go through as a probe."""
+    """Open, or closed until a time (monotonic seconds) at which one push may go through as a probe.
 
-    def __init__(self) -> None:
+    It is closed for ``first`` seconds, and twice as long after each probe that fails, up to ``longest``.
+    """
+
+    def __init__(self, first: float = 30.0, longest: float = 300.0) -> None:
+        self._first = first
+        self._longest = longest
         self.reason: str | None = None
         """Why sending is paused; None while it is not."""
         self._since = 0.0
@@ -31,7 +33,7 @@ class PauseGate:
             self.reason = None
             return True
         # Refused, or a probe without an answer.
-        self._length = min(2 * self._length, _LONGEST) if paused else _FIRST
+        self._length = min(2 * self._length, self._longest) if paused else self._first
         self._since, self._until = now, now + self._length
         return not paused
 

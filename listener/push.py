@@ -40,6 +40,8 @@ class Push:
     """``delivery_attempts`` after the claim: which claim of the row this is, and so its fence."""
     retry_count: int
     """Tries already used up before this one."""
+    lost_claims: int
+    """Earlier claims that ended without a result: the worker died, or its lease ran out."""
     device_token: str | None
     topic: str | None
     condition: str | None

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from uuid import UUID
 
 import orjson
 import psycopg
 import structlog
-from psycopg import AsyncConnection
-from psycopg_pool import AsyncConnectionPool
 
+from listener.database import Connection, Pool
 from listener.push import Push
 from listener.retry import Decision
 
@@ -20,6 +19,9 @@ log = structlog.get_logger(__name__)
 
 CHANNEL = "push_listener"
 """The NOTIFY channel that the triggers of db/migrations ring."""
+
+LIVENESS_CLASS = 1_886_745_448
+"""First key of the advisory locks that workers hold while they live ("push"); the second is the worker's id."""
 
 # Two conditions appear in several statements and must read as in the index push_notifications_due, or Postgres
 # will not use it: the lane, (case priority when 'high' then 0 else 1 end), and which rows wait at all.
@@ -54,11 +56,13 @@ with high as materialized (
         claimed_by = %(worker)s,
         -- In an adopted table the two counters may be NULL.
         delivery_attempts = coalesce(p.delivery_attempts, 0) + 1,
+        -- Still in somebody's name: the worker died, or its lease ran out.
+        lost_claims = coalesce(p.lost_claims, 0) + (p.status = 'processing')::integer,
         last_retry_at = case when p.retry_count > 0 then now() else p.last_retry_at end,
         updated_at = now()
     from due
     where p.id = due.id
-    returning p.id, p.delivery_attempts, coalesce(p.retry_count, 0) as retry_count,
+    returning p.id, p.delivery_attempts, coalesce(p.retry_count, 0) as retry_count, p.lost_claims,
       p.device_token, p.topic, p.condition, p.user_id,
       p.title, p.body, p.data, p.channel, p.priority, p.image, p.options, p.collapse_key, p.expires_at,
       greatest(due.due_at, p.created_at) as due_at, due.lane,
@@ -78,7 +82,7 @@ with high as materialized (
              then 'options' end
       ], null) as oversized
 )
-select c.id, c.delivery_attempts, c.retry_count,
+select c.id, c.delivery_attempts, c.retry_count, c.lost_claims,
     case when o.fits then c.device_token end,
     case when o.fits then c.topic end,
     case when o.fits then c.condition end,
@@ -215,6 +219,51 @@ select status, count(*), count(*) filter (where next_attempt_at <= now()),
   group by status
 """
 
+# Workers whose liveness lock can mean something, and whether it is held.
+_PEERS = """
+select w.id, exists (
+    select from pg_locks l
+      where l.locktype = 'advisory' and l.classid = %(class)s and l.objid = w.id and l.objsubid = 2 and l.granted
+        and l.database = (select oid from pg_database where datname = current_database()))
+  from push_listener.workers w
+  where w.stopped_at is null and w.guarded and w.id <> %(worker)s
+"""
+
+# Leased rows are due later, so the index leads past all that is due already, however much that is.
+_PEERS_HOLD = """
+select exists (
+  select from public.push_notifications
+    where (case priority when 'high' then 0 else 1 end) in (0, 1) and next_attempt_at > now()
+      and next_attempt_at <= now() + make_interval(secs => %(lease)s)
+      and status = 'processing' and claimed_by <> %(worker)s)
+"""
+
+# Takes the lock of the dead for the length of the transaction: who cannot have it is not dead, or is being buried.
+_RESCUE = """
+with dead as materialized (
+  select w.id
+    from push_listener.workers w
+    where w.id = any(%(suspects)s::integer[]) and w.guarded and w.stopped_at is null
+      and pg_try_advisory_xact_lock(%(class)s, w.id)
+), buried as (
+  update push_listener.workers w set stopped_at = now(), lost = true from dead where w.id = dead.id
+), rescued as (
+  -- To the front of the queue: what a worker may have died of is soon tried again, with little beside it.
+  update public.push_notifications p
+    set status = 'pending', next_attempt_at = least(p.created_at, now()), lost_claims = coalesce(p.lost_claims, 0) + 1,
+        updated_at = now()
+    from dead
+    where p.claimed_by = dead.id
+      and p.next_attempt_at is not null and p.status = 'processing'
+    returning p.id
+)
+select count(*) from rescued
+"""
+
+_LOST_LATELY = """
+select count(*) from push_listener.workers where lost and stopped_at > now() - interval '1 hour'
+"""
+
 _REGISTER = "insert into push_listener.workers (name) values (%s) returning id"
 _SIGN_OFF = "update push_listener.workers set stopped_at = now() where id = %s"
 
@@ -265,9 +314,6 @@ class Depth:
     """Seconds for which the row that has waited longest has been due; 0 when none is."""
 
 
-Pool = AsyncConnectionPool[AsyncConnection[tuple[object, ...]]]
-
-
 class Queue:
     """One worker's hands on ``push_notifications``.
 
@@ -301,7 +347,7 @@ class Queue:
         """Leaves a row alone for ten minutes: it cannot be claimed or settled, and must not keep others from it."""
         self._avoided[push_id] = time.monotonic() + _AVOIDED_S
 
-    async def _take(self, conn: AsyncConnection[tuple[object, ...]], limit: int) -> list[Push]:
+    async def _take(self, conn: Connection, limit: int) -> list[Push]:
         cursor = conn.cursor(binary=True)
         values = {"limit": limit, "lease": self._lease, "worker": self._worker, "avoided": self._avoid_now()}
         await cursor.execute(_CLAIM, values)
@@ -376,6 +422,26 @@ class Queue:
             row = await (await conn.execute(_EARLIEST, {"avoided": self._avoid_now()})).fetchone()
         return None if row is None or row[0] is None else float(str(row[0]))
 
+    async def peers(self) -> list[tuple[int, bool]]:
+        """The other workers that have not ended by their own will, and whether each is alive."""
+        async with self._pool.connection() as conn:
+            cursor = await conn.execute(_PEERS, {"class": LIVENESS_CLASS, "worker": self._worker})
+            return [(int(str(peer)), bool(alive)) for peer, alive in await cursor.fetchall()]
+
+    async def peers_hold_rows(self) -> bool:
+        """Whether another worker has claimed rows (with a lease no longer than ours) and not settled them yet."""
+        async with self._pool.connection() as conn:
+            cursor = await conn.execute(_PEERS_HOLD, {"lease": self._lease, "worker": self._worker})
+            row = await cursor.fetchone()
+        return bool(row and row[0])
+
+    async def rescue(self, suspects: Collection[int]) -> int:
+        """Puts the rows of those who are dead indeed back into the queue, no try used; returns how many."""
+        async with self._pool.connection() as conn:
+            cursor = await conn.execute(_RESCUE, {"class": LIVENESS_CLASS, "suspects": list(suspects)})
+            row = await cursor.fetchone()
+        return int(str(row[0])) if row else 0
+
     async def depth(self) -> Depth:
         """Counts what waits. Reads the index of waiting rows and those rows, never the history."""
         async with self._pool.connection() as conn:
@@ -404,6 +470,14 @@ async def register(pool: Pool, name: str) -> int:
     return int(str(row[0]))
 
 
+async def lost_lately(pool: Pool) -> int:
+    """How many workers have died in the last hour."""
+    async with pool.connection() as conn:
+        row = await (await conn.execute(_LOST_LATELY)).fetchone()
+    assert row is not None
+    return int(str(row[0]))
+
+
 def fault_name(error: BaseException | None) -> str:
     """The kind of an error, without its text, which may quote values."""
     sqlstate = getattr(error, "sqlstate", None)
@@ -412,5 +486,5 @@ def fault_name(error: BaseException | None) -> str:
 
 def _push(row: tuple[object, ...]) -> Push:
     push = Push(*row)  # type: ignore[arg-type]  # the columns of _CLAIM, in the order of the fields
-    push.recipients = [(token, platform) for token, platform in orjson.loads(str(row[7]))]
+    push.recipients = [(token, platform) for token, platform in orjson.loads(str(row[8]))]
     return push

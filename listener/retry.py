@@ -68,11 +68,13 @@ def decide(
     expires_in: float | None,
     policy: Policy,
     rng: random.Random,
+    fcm_away: bool = False,
 ) -> Decision:
     """What becomes of a row after this attempt at all of its targets.
 
     A push to several devices is over when none of them is worth another try; it is ``sent`` if any of them
-    ever accepted it. ``expires_in`` is seconds of life left now.
+    ever accepted it. ``expires_in`` is seconds of life left now. While ``fcm_away``, the last try is not used
+    up: an outage is no reason to give a push up.
     """
     accepted = [o for o in outcomes if o.kind is Kind.ACCEPTED]
     again = [o for o in outcomes if o.kind in _AGAIN]
@@ -83,6 +85,8 @@ def decide(
 
     if again:
         uses_try = any(o.uses_attempt for o in again)
+        if fcm_away and retry_count + 1 >= policy.max_tries:
+            uses_try = False
         tries = retry_count + uses_try
         if uses_try and tries >= policy.max_tries:
             reason = f"given up after {tries} tries: {reason}"

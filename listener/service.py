@@ -14,18 +14,22 @@ import psycopg
 import structlog
 import tenacity
 from google.auth.credentials import Credentials
-from psycopg_pool import AsyncConnectionPool, PoolTimeout
+from psycopg_pool import PoolTimeout
 
 from listener import purge, queue
 from listener.config import ConfigError, Settings
+from listener.database import Pool, make_pool
 from listener.dispatcher import Dispatcher
-from listener.doorbell import Doorbell
+from listener.doorbell import Doorbell, TransactionPooler
 from listener.fcm.auth import AccessTokens, load_credentials
 from listener.fcm.fault import AuthFault
 from listener.fcm.sender import Sender
 from listener.fcm.transport import AiohttpTransport
+from listener.health import FcmHealth
+from listener.liveness import PeerWatch
 from listener.metrics import Metrics
-from listener.queue import Pool, Queue
+from listener.queue import Queue
+from listener.ramp import after_losses
 from listener.web import Web
 
 log = structlog.get_logger(__name__)
@@ -74,6 +78,7 @@ class Service:
         self._hurry = asyncio.Event()
         self._dispatcher: Dispatcher | None = None
         self._doorbell: Doorbell | None = None
+        self._watch: PeerWatch | None = None
         self.port: int | None = None
         """Where the web server listens, once it does."""
 
@@ -86,7 +91,8 @@ class Service:
     async def run(self, on_ready: Callable[[], None] = lambda: None) -> None:
         """Runs until SIGTERM or SIGINT, or until ``stop``. ``on_ready`` is called once rows are being taken.
 
-        Raises NotMigrated, or OSError when the port cannot be had.
+        Raises NotMigrated, OSError when the port cannot be had, or ConfigError when LISTEN cannot work through
+        the address.
         """
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -95,7 +101,7 @@ class Service:
             self.port = await stack.enter_async_context(
                 Web(self._settings, self.metrics.registry, self._not_ready).serve()
             )
-            pool = _pool(self._settings)
+            pool = make_pool(self._settings.database_url.get_secret_value(), prepares=self._settings.prepares)
             await pool.open()
             # At the end a database that is away must not take what is left of the grace period.
             stack.push_async_callback(pool.close, timeout=1.0)
@@ -114,29 +120,63 @@ class Service:
                 project_id=self._project_id,
                 observe=lambda seconds, _: self.metrics.exchange.observe(seconds),
             )
-            worker = await self._unless_stopped(self._register(pool))
-            if worker is None:
+            registered = await self._unless_stopped(self._register(pool))
+            if registered is None:
                 return
+            worker, lost = registered
+            if lost > 1:
+                log.warning("workers have died lately: starting gently", workers=lost)
+            health = FcmHealth(
+                after_losses(lost, self._settings.max_in_flight, time.monotonic()),
+                token_loss_guard=self._settings.token_loss_guard,
+            )
             rows = Queue(pool, worker_id=worker, lease=self._settings.lease)
-            self._dispatcher = Dispatcher(rows, sender, self._settings, self.metrics)
-            self._doorbell = Doorbell(self._settings.listen_dsn, self._dispatcher.ring, self.metrics)
+            self._assemble(rows, sender, health)
             warming = asyncio.create_task(_warm(tokens))
-            await self._work(rows, self._dispatcher, self._doorbell, on_ready)
-            warming.cancel()
+            try:
+                await self._work(rows, on_ready)
+            except ExceptionGroup as group:
+                if group.subgroup(TransactionPooler) is None:
+                    raise
+                raise ConfigError([str(TransactionPooler())]) from None
+            finally:
+                warming.cancel()
 
-    async def _work(
-        self, rows: Queue, dispatcher: Dispatcher, doorbell: Doorbell, on_ready: Callable[[], None]
-    ) -> None:
+    def _assemble(self, rows: Queue, sender: Sender, health: FcmHealth) -> None:
+        if self._settings.doorbell == "sweep":
+            self._dispatcher = Dispatcher(rows, sender, self._settings, self.metrics, health)
+            return
+        watch = PeerWatch(rows, self.metrics, lambda: dispatcher.ring())
+
+        def ring() -> None:
+            dispatcher.ring()
+            watch.stir()
+
+        doorbell = Doorbell(
+            self._settings.listen_dsn, rows.worker_id, ring, self.metrics, heartbeat=self._settings.heartbeat
+        )
+        dispatcher = Dispatcher(
+            rows,
+            sender,
+            self._settings,
+            self.metrics,
+            health,
+            may_claim=lambda: doorbell.connected,
+            on_look=watch.stir,
+        )
+        self._dispatcher, self._doorbell, self._watch = dispatcher, doorbell, watch
+
+    async def _work(self, rows: Queue, on_ready: Callable[[], None]) -> None:
+        dispatcher, doorbell, watch = self._dispatcher, self._doorbell, self._watch
+        assert dispatcher is not None
         async with asyncio.TaskGroup() as group:
-            background = [
-                group.create_task(doorbell.run()),
-                group.create_task(self._watch_depth(rows, dispatcher)),
-            ]
+            background = [group.create_task(self._watch_depth(rows, dispatcher))]
+            if doorbell is not None and watch is not None:
+                background += [group.create_task(doorbell.run()), group.create_task(watch.run())]
             if self._settings.retention is not None:
                 retention = purge.keep(self._settings.listen_dsn, self._settings.retention, self.metrics)
                 background.append(group.create_task(retention))
             working = group.create_task(dispatcher.run())
-            await self._unless_stopped(doorbell.wait_connected())
             await self._unless_stopped(dispatcher.wait_looked())
             if not self._stop.is_set():
                 log.info("ready", worker=rows.worker_id, in_flight_at_most=self._settings.max_in_flight)
@@ -185,14 +225,14 @@ class Service:
         return task.result()
 
     def _not_ready(self) -> list[str]:
-        if self._dispatcher is None or self._doorbell is None:
+        if self._dispatcher is None:
             return ["the database has not been reached yet"]
         faults = []
         if self._stop.is_set():
             faults.append("stopping")
         if not self._dispatcher.database_ok:
             faults.append("the database cannot be reached")
-        if not self._doorbell.connected:
+        if self._doorbell is not None and not self._doorbell.connected:
             faults.append("not listening for new rows")
         if self._dispatcher.paused:
             faults.append(f"sending is paused: {self._dispatcher.paused}")
@@ -223,10 +263,12 @@ class Service:
             tries=state.attempt_number,
         ),
     )
-    async def _register(self, pool: Pool) -> int:
+    async def _register(self, pool: Pool) -> tuple[int, int]:
+        """This worker's id, and how many have died lately."""
         try:
-            return await queue.register(pool, self._settings.worker_name or socket.gethostname())
-        except psycopg.errors.UndefinedTable:
+            worker = await queue.register(pool, self._settings.worker_name or socket.gethostname())
+            return worker, await queue.lost_lately(pool)
+        except (psycopg.errors.UndefinedTable, psycopg.errors.UndefinedColumn):
             raise NotMigrated from None
 
 
@@ -236,23 +278,3 @@ async def _warm(tokens: AccessTokens) -> None:
         await tokens.get()
     except AuthFault as fault:
         log.error("no access token for FCM", code=fault.code, reason=fault.reason)
-
-
-def _pool(settings: Settings) -> Pool:
-    """Connections for claims, settles and counts. Autocommit: every statement is a transaction of its own."""
-    return AsyncConnectionPool(
-        settings.database_url.get_secret_value(),
-        min_size=1,
-        max_size=4,
-        open=False,
-        # A request waits this long for a connection, and an attempt to connect is given up after as long: the
-        # callers have retries of their own, and the pool's would back off for minutes.
-        timeout=5.0,
-        reconnect_timeout=5.0,
-        kwargs={
-            "autocommit": True,
-            "application_name": "push-listener",
-            "connect_timeout": 10,
-            "prepare_threshold": 5 if settings.prepares else None,
-        },
-    )

@@ -18,6 +18,9 @@ from listener.retry import Decision, Status
 
 log = structlog.get_logger(__name__)
 
+# For a statement whose answer does not come: the network may be a black hole that even acknowledges.
+_PATIENCE_S = 30.0
+
 
 class Settler:
     """Takes settlements one by one and writes them together.
@@ -91,7 +94,8 @@ class Settler:
         async for attempt in attempts:
             with attempt:
                 again = attempt.retry_state.attempt_number > 1
-                return await self._queue.settle(batch, again=again)
+                async with asyncio.timeout(_PATIENCE_S):
+                    return await self._queue.settle(batch, again=again)
         raise AssertionError("unreachable")
 
     def _note_failure(self, state: tenacity.RetryCallState) -> None:
@@ -113,4 +117,4 @@ class Settler:
 
 
 def _is_passing(error: BaseException) -> bool:
-    return isinstance(error, psycopg.Error | PoolTimeout) and not isinstance(error, ROW_FAULTS)
+    return isinstance(error, psycopg.Error | PoolTimeout | TimeoutError) and not isinstance(error, ROW_FAULTS)

@@ -57,7 +57,7 @@ as $$
     when 'push_notifications' then array[
       'id', 'user_id', 'device_token', 'topic', 'condition', 'title', 'body', 'data', 'channel', 'priority', 'image',
       'options', 'expires_at', 'collapse_key', 'idempotency_key', 'next_attempt_at', 'status', 'retry_count',
-      'last_retry_at', 'delivery_attempts', 'last_error', 'error_code', 'fcm_message_id', 'claimed_by', 'sent_at',
+      'last_retry_at', 'delivery_attempts', 'last_error', 'error_code', 'fcm_message_id', 'claimed_by', 'lost_claims', 'sent_at',
       'delivered_at', 'created_at', 'updated_at']
     when 'push_delivery_logs' then array['id', 'push_id', 'device_token', 'status', 'details', 'created_at']
     when 'push_devices' then array[
@@ -146,6 +146,7 @@ begin
   new.error_code := null;
   new.fcm_message_id := null;
   new.claimed_by := null;
+  new.lost_claims := 0;
   new.sent_at := null;
   new.delivered_at := null;
   return new;
@@ -254,14 +255,14 @@ begin
         ('push_listener', pg_catalog.format('select (%s) on public.push_notifications',
            pg_catalog.array_to_string(push_listener.columns('push_notifications'), ', '))),
         ('push_listener', 'update (status, next_attempt_at, retry_count, last_retry_at, delivery_attempts, '
-           'last_error, error_code, fcm_message_id, claimed_by, sent_at, updated_at) on public.push_notifications'),
+           'last_error, error_code, fcm_message_id, claimed_by, lost_claims, sent_at, updated_at) on public.push_notifications'),
         ('push_listener', 'select (push_id, device_token, status, details) on public.push_delivery_logs'),
         ('push_listener', 'insert (push_id, device_token, status, details) on public.push_delivery_logs'),
         ('push_listener', 'select on public.push_recipients'),
         ('push_listener', 'select (token, user_id, platform, disabled_at) on public.push_devices'),
         ('push_listener', 'usage on schema push_listener'),
         ('push_listener', 'select on push_listener.migrations'),
-        ('push_listener', 'select, insert (name), update (stopped_at) on push_listener.workers')
+        ('push_listener', 'select, insert (name), update (stopped_at, guarded, lost) on push_listener.workers')
       ) as meant (role, privileges)
     union all
     select 'authenticated', pg_catalog.format('select on public.%I', relation)

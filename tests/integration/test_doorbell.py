@@ -43,7 +43,7 @@ class Rings:
 @asynccontextmanager
 async def listening(dsn: str) -> AsyncIterator[tuple[Doorbell, Rings]]:
     rings = Rings()
-    doorbell = Doorbell(dsn, rings, Metrics())
+    doorbell = Doorbell(dsn, 1, rings, Metrics(), heartbeat=60.0)
     running = asyncio.create_task(doorbell.run())
     try:
         async with asyncio.timeout(PATIENCE):
@@ -109,7 +109,7 @@ async def test_it_comes_back_and_rings_after_its_backend_was_terminated(database
 async def test_it_waits_for_a_server_that_is_not_there_yet(database: Database) -> None:
     database.server.stop()
     rings = Rings()
-    doorbell = Doorbell(database.dsn, rings, Metrics())
+    doorbell = Doorbell(database.dsn, 1, rings, Metrics(), heartbeat=60.0)
     running = asyncio.create_task(doorbell.run())
     try:
         await asyncio.sleep(0)

@@ -210,6 +210,7 @@ BY_TYPE = {
     "smallint": "1",
     "integer": "1",
     "numeric": "1",
+    "boolean": "true",
     "date": "now()",
     "bigint": "(1e9 * random())::bigint",
     "identity": "default",

@@ -15,8 +15,9 @@ from psycopg import sql
 from psycopg_pool import AsyncConnectionPool
 
 from listener import migrate, queue
+from listener.database import Pool
 from listener.push import Push
-from listener.queue import LogLine, Pool, Queue, Settlement
+from listener.queue import LogLine, Queue, Settlement
 from listener.retry import Decision, Status
 from tests.support.postgres import Database
 from tests.support.service import Rows, rows_of
@@ -97,7 +98,7 @@ async def test_a_claim_brings_every_column_that_is_sent(pool: Pool, rows: Rows) 
     assert 95.0 < push.expires_in <= 100.0
     assert 7.0 <= push.waited < 12.0
     assert push == Push(
-        id=push_id, attempt=1, retry_count=0, device_token="t", topic=None, condition=None, user_id=user,
+        id=push_id, attempt=1, retry_count=0, lost_claims=0, device_token="t", topic=None, condition=None, user_id=user,
         recipients=[], accepted_before=0, title="T", body="B", data='{"k": "v", "n": 1}', channel="c",
         priority="high", image="https://i", options='{"android": {"ttl": "5s"}}', collapse_key="ck",
         expires_at=row["expires_at"].timestamp(), expires_in=push.expires_in, waited=push.waited,

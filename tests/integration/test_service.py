@@ -11,17 +11,19 @@ from uuid import UUID, uuid4
 import psycopg
 import pytest
 
-from listener import pause
+from listener import health
 from listener.dispatcher import Dispatcher
 from listener.emulator import Emulator
 from listener.emulator.received import Received
 from listener.fcm.auth import AccessTokens, load_credentials
 from listener.fcm.sender import Sender
 from listener.fcm.transport import AiohttpTransport
+from listener.health import FcmHealth
 from listener.metrics import Metrics
 from listener.pause import PauseGate
 from listener.push import Push
 from listener.queue import Queue, register
+from listener.ramp import Ramp
 from listener.service import NotMigrated, Service, credentials_for
 from tests.integration.test_queue import pool_of
 from tests.support.postgres import Database
@@ -138,15 +140,31 @@ async def test_unavailable_twice_then_accepted(rows: Rows, emulator: Emulator, s
     assert len({record.body for record in emulator.received}) == 1
 
 
-async def test_unavailable_for_good_is_dead_after_the_last_try(
+async def test_a_push_that_alone_is_unavailable_for_good_is_dead_after_the_last_try(
     database: Database, rows: Rows, emulator: Emulator
 ) -> None:
-    emulator.add_fault("unavailable")
+    emulator.add_fault("unavailable,token=t")
     async with serving(settings_for(database.dsn, emulator, max_tries=3)):
         row = await rows.one_over(await rows.add(device_token="t", title="t"))
     assert (row["status"], row["retry_count"], row["error_code"]) == ("dead", 3, "UNAVAILABLE")
     assert row["last_error"].startswith("given up after 3 tries: ")
-    assert len(emulator.received) == 3
+    # Nothing had told whether it is the push that fails or FCM: before it was given up, FCM was asked.
+    requests = emulator.received
+    assert [(r.push_id, r.outcome) for r in requests if r.validate_only] == [(None, "validated")]
+    assert len(requests) == 3 + 1
+
+
+async def test_no_push_is_given_up_while_fcm_is_away(
+    database: Database, rows: Rows, emulator: Emulator
+) -> None:
+    fault = emulator.add_fault("unavailable")
+    async with serving(settings_for(database.dsn, emulator, max_tries=3)):
+        ids = [await rows.add(device_token=f"t{n}", title="t") for n in range(2)]
+        await emulator.wait_received(12)
+        emulator.remove_fault(fault)
+        found = await rows.over()
+    assert {found[push_id]["status"] for push_id in ids} == {"sent"}
+    assert all(found[push_id]["retry_count"] <= 2 for push_id in ids)
 
 
 async def test_a_retry_after_past_the_expiry_expires_the_push(
@@ -271,10 +289,15 @@ async def test_requests_that_hang_do_not_keep_the_place_beside_them(
 # --- FCM refuses our configuration -----------------------------------------------------------------------
 
 
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pause is half a second, for a service that is started later."""
+    monkeypatch.setattr(health, "_REFUSED_FIRST_S", 0.5)
+
+
 async def test_a_pause_uses_no_tries_is_told_and_ends_by_a_probe(
-    rows: Rows, emulator: Emulator, service: Service, monkeypatch: pytest.MonkeyPatch
+    impatient: None, rows: Rows, emulator: Emulator, service: Service
 ) -> None:
-    monkeypatch.setattr(pause, "_FIRST", 0.5)
     assert service.port is not None
     assert await get(service.port, "/readyz") == (200, "ok\n")
     fault = emulator.add_fault("permission_denied")
@@ -307,7 +330,7 @@ async def test_a_pause_uses_no_tries_is_told_and_ends_by_a_probe(
 async def test_a_key_that_google_refuses_pauses_and_one_that_is_mended_resumes(
     database: Database, rows: Rows, emulator: Emulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pause, "_FIRST", 0.5)
+    monkeypatch.setattr(health, "_REFUSED_FIRST_S", 0.5)
     fault = emulator.add_fault("oauth_invalid_grant")
     async with serving(settings_for(database.dsn, emulator)) as service:
         push_id = await rows.add(device_token="t", title="t")
@@ -327,7 +350,7 @@ class Dispatching:
 
     def __init__(self, queue: Queue, sender: Sender, settings: Any) -> None:
         self.queue = queue
-        self.dispatcher = Dispatcher(queue, sender, settings, Metrics())
+        self.dispatcher = Dispatcher(queue, sender, settings, Metrics(), FcmHealth(Ramp(1000, 1.0, 0.0)))
 
 
 async def dispatching(
@@ -485,7 +508,7 @@ async def test_a_row_that_somebody_holds_is_not_asked_for_without_end(
 async def test_a_probe_on_its_way_is_waited_for_and_not_watched(
     database: Database, rows: Rows, emulator: Emulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pause, "_FIRST", 0.2)
+    monkeypatch.setattr(health, "_REFUSED_FIRST_S", 0.2)
     asked = 0
     limit = PauseGate.limit
 

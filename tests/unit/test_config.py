@@ -177,6 +177,9 @@ def test_no_prepared_statements_behind_a_transaction_pooler(dsn: str, prepares: 
 
 
 WRONG = {
+    "DOORBELL": ["ring"],
+    "HEARTBEAT": ["0"],
+    "TOKEN_LOSS_GUARD": ["perhaps"],
     "DATABASE_URL": ["mysql://u:S3cr3t@h/d", "S3cr3t", "postgresql://h:S3cr3t/d", "postgresql://u:S3cr3t@h:54x/d"],
     "LISTEN_DATABASE_URL": ["https://S3cr3t", "host=h port=S3cr3t"],
     "FCM_PROJECT_ID": ["S3cr3t", "x", "my project"],

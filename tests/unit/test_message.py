@@ -30,6 +30,7 @@ def push(**columns: Any) -> Push:
         "id": ID,
         "attempt": 1,
         "retry_count": 0,
+        "lost_claims": 0,
         "device_token": TOKEN,
         "topic": None,
         "condition": None,

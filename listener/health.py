@@ -1,0 +1,117 @@
+"""What the answers say of FCM and of our configuration, and how much may be sent therefore. Pure.
+
+Three things are told apart. *Refused*: our key, project or permissions are wrong, so nothing is sent but a probe
+now and then. *Away*: FCM does not answer, or only with 5xx, so pushes wait without being used up, and it is probed
+often. *One platform refused*: the credentials for APNs or web push are wrong, and the others go on.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+from listener.fcm.outcome import Kind, Outcome
+from listener.guard import TokenLossGuard
+from listener.pause import PauseGate
+from listener.push import Target, TargetKind
+from listener.ramp import Ramp, after_pause
+
+_REFUSED_FIRST_S, _REFUSED_LONGEST_S = 30.0, 300.0
+_AWAY_FIRST_S, _AWAY_LONGEST_S = 2.0, 5.0
+_AWAY_AFTER_FAILURES = 20
+_AWAY_AFTER_S = 60.0
+_PLATFORM_FIRST_S = 60.0
+_PLATFORM_LONGEST_S = 600.0
+
+
+class FcmHealth:
+    """Learns from every answer. Times are monotonic seconds.
+
+    Args:
+        ramp: how to begin.
+        token_loss_guard: whether to doubt FCM when it calls nearly every token dead.
+    """
+
+    def __init__(self, ramp: Ramp, *, token_loss_guard: bool = True) -> None:
+        self._ramp = ramp
+        self._guard = TokenLossGuard() if token_loss_guard else None
+        self._refused = PauseGate(_REFUSED_FIRST_S, _REFUSED_LONGEST_S)
+        self._away = PauseGate(_AWAY_FIRST_S, _AWAY_LONGEST_S)
+        self._failures = 0  # in a row, without any answer that says something
+        self._answered_at = -math.inf
+        self._platforms: dict[str, tuple[float, float, float]] = {}  # refused since, until, and for how long
+
+    @property
+    def reason(self) -> str | None:
+        """Why sending is paused; None while it is not."""
+        return self._refused.reason or self._away.reason
+
+    def judge(self, target: Target, outcome: Outcome, asked: float, now: float) -> Outcome:
+        """Learns from the answer to a request made at ``asked``; returns what it means in the light of the others."""
+        if self._guard is not None and target.kind is TargetKind.TOKEN:
+            outcome = self._guard.judge(outcome)
+        paused = self.reason is not None
+        if _is_failure(outcome):
+            self._failures += 1
+            if self._failures >= _AWAY_AFTER_FAILURES:
+                away = replace(outcome, kind=Kind.PAUSE, reason=f"FCM is away: {outcome.reason}")
+                self._away.note(away, asked, now)
+            if self._away.reason is not None:
+                outcome = replace(outcome, uses_attempt=False)
+        else:
+            self.heard(outcome, asked, now)
+        self._refused.note(outcome, asked, now)
+        if paused and self.reason is None:
+            self._ramp = after_pause(now)
+        if outcome.kind is Kind.PAUSE_PLATFORM:
+            outcome = replace(outcome, delay=self._refuse_platform(target.platform, asked, now))
+        elif target.platform is not None and outcome.http_status is not None:
+            self._platforms.pop(target.platform, None)
+        return outcome
+
+    def _refuse_platform(self, platform: str | None, asked: float, now: float) -> float:
+        """Holds back a platform; returns for how many seconds. Without a name only the push itself can wait."""
+        if platform is None:
+            return _PLATFORM_FIRST_S
+        since, until, length = self._platforms.get(platform, (-math.inf, 0.0, 0.0))
+        if asked >= since:  # not one of those that were under way when it was refused
+            length = min(2 * length, _PLATFORM_LONGEST_S) if length else _PLATFORM_FIRST_S
+            until = now + length
+            self._platforms[platform] = (now, until, length)
+        return max(0.0, until - now)
+
+    def platform_wait(self, platform: str | None, now: float) -> float:
+        """Seconds for which nothing should be sent to a platform; 0: send."""
+        if platform is None or platform not in self._platforms:
+            return 0.0
+        return max(0.0, self._platforms[platform][1] - now)
+
+    def is_away(self, now: float) -> bool:
+        """Whether FCM has said nothing of use lately: then it is not a push's fault that it fails."""
+        return self._away.reason is not None or now - self._answered_at > _AWAY_AFTER_S
+
+    def heard(self, outcome: Outcome, asked: float, now: float) -> None:
+        """Learns from an answer that concerns no push."""
+        if outcome.http_status is not None and not _is_failure(outcome):
+            self._failures = 0
+            self._answered_at = now
+            self._away.note(outcome, asked, now)
+
+    def limit(self, now: float, in_flight: int, most: int) -> int:
+        """How many pushes may be in flight, at most ``most``."""
+        for gate in (self._refused, self._away):
+            if (allowed := gate.limit(now, in_flight)) is not None:
+                return allowed
+        return self._ramp.limit(now, most)
+
+    def changes_in(self, now: float, in_flight: int) -> float | None:
+        """Seconds until ``limit`` may be larger by itself; None: not before a push in flight is settled."""
+        for gate in (self._refused, self._away):
+            if (wait := gate.opens_in(now)) is not None:
+                return None if in_flight else wait
+        return self._ramp.grows_in(now)
+
+
+def _is_failure(outcome: Outcome) -> bool:
+    """FCM did not answer, or had trouble of its own; a used-up quota is an answer."""
+    return outcome.kind is Kind.RETRY and outcome.uses_attempt and not outcome.slow_down
