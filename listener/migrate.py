@@ -307,6 +307,12 @@ def _named(migration: Migration) -> Iterator[None]:
     """What the database says against a migration, as a MigrationError that names it."""
     try:
         yield
+    except psycopg.errors.LockNotAvailable:
+        raise MigrationError(
+            f"{migration.version:04d}_{migration.name}: a table is in use by a transaction that does not end. "
+            "This step has changed nothing. Wait for it or end it (pg_stat_activity tells whose it is), and run "
+            "this again."
+        ) from None
     except psycopg.Error as error:
         said = [f"{migration.version:04d}_{migration.name}: {error.diag.message_primary or error}"]
         said += filter(None, (error.diag.message_detail, error.diag.message_hint))

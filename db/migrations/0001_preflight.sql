@@ -70,7 +70,6 @@ begin
     ('push_notifications', 'error_code', '{text,varchar}'),
     ('push_notifications', 'fcm_message_id', '{text,varchar}'),
     ('push_notifications', 'claimed_by', '{int4,int8}'),
-    ('push_notifications', 'lost_claims', '{int4,int8}'),
     ('push_notifications', 'sent_at', '{timestamptz}'),
     ('push_notifications', 'delivered_at', '{timestamptz}'),
     ('push_notifications', 'created_at', '{timestamptz}'),
@@ -293,8 +292,9 @@ begin
                   case c.relkind when 'i' then 'an index' when 'r' then 'a table' else 'a relation' end, c.relname)
       from pg_class c
       where c.relnamespace = 'public'::regnamespace
-        and c.relname in ('push_notifications_due', 'push_notifications_idempotency', 'push_notifications_given_up',
-                          'push_delivery_logs_push', 'push_devices_live')
+        and c.relname in (
+          'push_notifications_due', 'push_notifications_idempotency', 'push_notifications_given_up',
+          'push_notifications_over', 'push_delivery_logs_push', 'push_devices_live')
     union all
     select format('there is a function %s, and push-listener''s own has that name and those arguments: alter function %1$s rename to ...',
                   r.signature)
@@ -341,7 +341,7 @@ begin
             left join pg_attribute a on a.attrelid = found.conrelid and a.attname = w.key)
         from (values
           ('push_notifications',
-           '{"claimed_by": null, "lost_claims": 0, "retry_count": 0, "delivery_attempts": 0, "last_error": null, "error_code": null,
+           '{"claimed_by": null, "retry_count": 0, "delivery_attempts": 0, "last_error": null, "error_code": null,
              "fcm_message_id": null, "sent_at": null, "delivered_at": null, "next_attempt_at": null}'::jsonb,
            '[{"status": "pending", "next_attempt_at": "now"},
              {"status": "processing", "next_attempt_at": "now", "claimed_by": 1, "delivery_attempts": 1},
@@ -458,7 +458,7 @@ begin
         and a.attname not in ('id', 'user_id', 'device_token', 'topic', 'condition', 'title', 'body', 'data', 'channel',
           'priority', 'image', 'options', 'expires_at', 'collapse_key', 'idempotency_key', 'next_attempt_at', 'status',
           'retry_count', 'last_retry_at', 'delivery_attempts', 'last_error', 'error_code', 'fcm_message_id',
-          'claimed_by', 'lost_claims', 'sent_at', 'delivered_at', 'created_at', 'updated_at')
+          'claimed_by', 'sent_at', 'delivered_at', 'created_at', 'updated_at')
     union all
     select format('the trigger %I on push_notifications makes HTTP requests (%s): if they send pushes, drop it before push-listener runs, or each is sent twice',
                   g.tgname, g.tgfoid::regprocedure)

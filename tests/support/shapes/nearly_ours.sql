@@ -58,9 +58,9 @@ insert into public.push_notifications (id, device_token, title, status, next_att
   ('00000000-0000-4000-8000-000000000002', 't', 'untouched', 'dead', null, 5, 'two', now() - interval '2 days'),
   ('00000000-0000-4000-8000-000000000003', 't', 'untouched', 'failed', null, 5, null, now() - interval '2 days'),
   ('00000000-0000-4000-8000-000000000004', 't', 'untouched', 'pending', now() + interval '1 day', 0, null, now() - interval '2 days'),
-  ('00000000-0000-4000-8000-000000000005', 't', 'untouched', 'pending', now() - interval '1 hour', 0, null, now() - interval '2 days'),
+  ('00000000-0000-4000-8000-000000000005', 't', 'sent', 'pending', now() - interval '1 hour', 0, null, now() - interval '2 days'),
   ('00000000-0000-4000-8000-000000000006', 't', 'sent', 'pending', null, null, null, now() - interval '1 hour'),
-  ('00000000-0000-4000-8000-000000000007', 't', 'untouched', 'failed', now() - interval '1 hour', 2, null, now() - interval '2 days'),
+  ('00000000-0000-4000-8000-000000000007', 't', 'sent', 'failed', now() - interval '1 hour', 2, null, now() - interval '2 days'),
   ('00000000-0000-4000-8000-000000000008', 't', 'expired', 'failed', now() - interval '2 days', 2, null, now() - interval '3 days'),
   ('00000000-0000-4000-8000-000000000009', 't', 'expired', 'pending', now() - interval '2 days', 0, null, now() - interval '3 days'),
   ('00000000-0000-4000-8000-00000000000a', 't', 'expired', 'pending', null, null, null, now() - interval '2 days');
