@@ -28,6 +28,6 @@ begin
 
   perform push_listener.give_back('push_notifications', '{user_id,device_token,topic,condition,title,body,data,channel,'
     'priority,image,options,expires_at,collapse_key,idempotency_key,next_attempt_at,status,retry_count,last_retry_at,'
-    'delivery_attempts,last_error,error_code,fcm_message_id,claimed_by,sent_at,delivered_at,created_at,updated_at}');
+    'delivery_attempts,last_error,error_code,fcm_message_id,claimed_by,lost_claims,sent_at,delivered_at,created_at,updated_at}');
 end
 $$;

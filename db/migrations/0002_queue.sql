@@ -35,6 +35,7 @@ alter table public.push_notifications
   add column if not exists error_code text,
   add column if not exists fcm_message_id text,
   add column if not exists claimed_by integer,
+  add column if not exists lost_claims integer not null default 0,
   add column if not exists sent_at timestamptz,
   add column if not exists delivered_at timestamptz,
   add column if not exists created_at timestamptz not null default now(),
@@ -48,7 +49,7 @@ begin
     p_nullable => '{device_token,next_attempt_at,last_retry_at,last_error,error_code,fcm_message_id,claimed_by,sent_at,delivered_at}',
     p_optional => '{user_id,topic,condition,data,channel,priority,image,options,expires_at,collapse_key,idempotency_key}',
     p_defaults => '{"id": "gen_random_uuid()", "status": "''pending''", "next_attempt_at": "now()", "created_at": "now()",
-                    "retry_count": "0", "delivery_attempts": "0"}',
+                    "retry_count": "0", "delivery_attempts": "0", "lost_claims": "0"}',
     p_words => '{"status": ["pending", "processing", "sent", "delivered", "failed", "dead", "expired", "cancelled"],
                  "priority": ["normal", "high"]}',
     p_lengths => '{"status": 10, "last_error": null, "error_code": null, "fcm_message_id": null}');
@@ -79,6 +80,7 @@ begin
     select * from (values
       ('next_attempt_at', 'Look at this row then; NULL: nothing more to do. New: now() or the time it is scheduled for; claimed: the end of its lease; failed: its next try.'),
       ('delivery_attempts', 'How often the row has been claimed; with claimed_by the fence that keeps a late worker from settling a row it lost.'),
+      ('lost_claims', 'Claims that ended without a result: the worker died, or its lease ran out. A push that many workers did not outlive is suspected of killing them.'),
       ('retry_count', 'Tries used up. A pause, a shutdown or a lost worker uses none.')
     ) as about(name, remark)
     where not exists (
