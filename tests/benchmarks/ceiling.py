@@ -100,10 +100,7 @@ def measure(latency_ms: float, connections: int, seconds: float) -> dict[str, fl
 @click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
 def main(latency_ms: float, connections: int, seconds: float, runs: int, as_json: bool) -> None:
     """The most that the sink answers, so that it is known not to be what a benchmark measures."""
-    measured = []
-    for _ in range(runs):
-        rig.errors.print(rig.machine())
-        measured.append(measure(latency_ms, connections, seconds))
+    measured = rig.repeat(runs, lambda: measure(latency_ms, connections, seconds))
     lines = [
         ("requests_per_s", "requests a second", ",.0f"),
         ("requests_per_cpu_s", "requests per CPU-second of the sink", ",.0f"),

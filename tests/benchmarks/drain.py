@@ -107,10 +107,7 @@ def _count(conn: psycopg.Connection) -> int:
 @click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
 def main(rows: int, latency_ms: float, in_flight: int, runs: int, as_json: bool) -> None:
     """Drain a backlog: pushes a second, and what a push costs in CPU, WAL and memory."""
-    measured = []
-    for _ in range(runs):
-        rig.errors.print(rig.machine())
-        measured.append(measure(rows, latency_ms, in_flight))
+    measured = rig.repeat(runs, lambda: measure(rows, latency_ms, in_flight))
     lines = [
         ("pushes_per_s", "pushes a second, first to last request", ",.0f"),
         ("pushes_per_cpu_s", "pushes per CPU-second of the listener", ",.0f"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import platform
 import signal
 import statistics
 import subprocess
@@ -205,9 +206,19 @@ def quantile(values: Sequence[float], share: float) -> float:
 
 
 def machine() -> str:
-    """What the figures were measured on, in a line."""
+    """What the figures were measured on, and how busy it is, in a line."""
     load = ", ".join(f"{each:.2f}" for each in os.getloadavg())
-    return f"{os.cpu_count()} cores, load {load}, Python {sys.version.split()[0]}, Postgres {POSTGRES}"
+    return f"{os.cpu_count()} cores, load {load}, Python {platform.python_version()}, Postgres {POSTGRES}"
+
+
+def repeat(runs: int, measure: Callable[[], dict[str, float]]) -> list[dict[str, float]]:
+    """Measures so many times; with each run's figures comes how busy the machine was before it."""
+    errors.print(machine())
+    figures = []
+    for _ in range(runs):
+        load = os.getloadavg()[0]
+        figures.append({**measure(), "load": load})
+    return figures
 
 
 def show(
@@ -217,6 +228,7 @@ def show(
 
     ``rows``: the key of a figure, what it is, and how it is written, as in ``format(figure, ...)``.
     """
+    rows = [*rows, ("load", "load of the machine before, 1 min", ".2f")]
     median = {key: statistics.median(run[key] for run in runs) for key, _, _ in rows}
     if as_json:
         click.echo(orjson.dumps({"runs": list(runs), "median": median}, option=orjson.OPT_INDENT_2))
