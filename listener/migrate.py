@@ -36,9 +36,10 @@ _STATEMENT = re.compile(r"(?:--[^\n]*|'[^']*'|\$(\w*)\$.*?\$\1\$|[^;])+", re.DOT
 _COMMENTS = re.compile(r"(?:\s*--[^\n]*(?:\n|$))*")
 _INDEX = re.compile(r"(create index|create unique index|drop index) if (?:not )?exists (\S+)")
 
-# Whoever waits for a table keeps everybody else from it who comes later, so the wait ends soon. It has to be
-# longer at some time, though: an autovacuum makes way only after deadlock_timeout, 1 s by default.
-_LOCK_TIMEOUTS_MS = (100,) * 10 + (1500, 100, 100) * 10
+LOCK_TIMEOUTS_MS = (100,) * 10 + (1500, 100, 100) * 10
+"""How long to wait for a table, in ms, try after try. Whoever waits keeps everybody else from it who comes later, so
+most waits are short. Some are not: an autovacuum makes way only for one who has waited for deadlock_timeout, by default
+1 s. Source: PostgreSQL, "Routine Vacuuming"."""
 
 _UNITS = ((86400, "day"), (3600, "hour"), (60, "minute"), (1, "second"))
 
@@ -320,11 +321,11 @@ def _named(migration: Migration) -> Iterator[None]:
 
 
 def _in_transaction(conn: Connection, script: str, ledger: str, values: tuple[object, ...] | None) -> None:
-    timeouts = iter(_LOCK_TIMEOUTS_MS)
+    timeouts = iter(LOCK_TIMEOUTS_MS)
     tries = tenacity.Retrying(
         retry=tenacity.retry_if_exception_type(psycopg.errors.LockNotAvailable),
         wait=tenacity.wait_random_exponential(multiplier=0.2, max=5),
-        stop=tenacity.stop_after_attempt(len(_LOCK_TIMEOUTS_MS)),
+        stop=tenacity.stop_after_attempt(len(LOCK_TIMEOUTS_MS)),
         reraise=True,
     )
     for attempt in tries:

@@ -70,6 +70,7 @@ begin
     ('push_notifications', 'error_code', '{text,varchar}'),
     ('push_notifications', 'fcm_message_id', '{text,varchar}'),
     ('push_notifications', 'claimed_by', '{int4,int8}'),
+    ('push_notifications', 'lost_claims', '{int4,int2,int8}'),
     ('push_notifications', 'sent_at', '{timestamptz}'),
     ('push_notifications', 'delivered_at', '{timestamptz}'),
     ('push_notifications', 'created_at', '{timestamptz}'),
@@ -458,7 +459,7 @@ begin
         and a.attname not in ('id', 'user_id', 'device_token', 'topic', 'condition', 'title', 'body', 'data', 'channel',
           'priority', 'image', 'options', 'expires_at', 'collapse_key', 'idempotency_key', 'next_attempt_at', 'status',
           'retry_count', 'last_retry_at', 'delivery_attempts', 'last_error', 'error_code', 'fcm_message_id',
-          'claimed_by', 'sent_at', 'delivered_at', 'created_at', 'updated_at')
+          'claimed_by', 'lost_claims', 'sent_at', 'delivered_at', 'created_at', 'updated_at')
     union all
     select format('the trigger %I on push_notifications makes HTTP requests (%s): if they send pushes, drop it before push-listener runs, or each is sent twice',
                   g.tgname, g.tgfoid::regprocedure)
