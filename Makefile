@@ -1,7 +1,7 @@
 # Everything that is done with this project from a checkout. `make` lists it.
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint bench lock clean
+.PHONY: help setup demo test lint chaos bench lock clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-6s %s\n", $$1, $$2}' Makefile
@@ -23,6 +23,9 @@ lint: .venv/installed ## ruff and mypy
 	.venv/bin/python -m ruff check .
 	.venv/bin/python -m ruff format --check .
 	.venv/bin/python -m mypy
+
+chaos: .venv/installed ## every fault there is, on real processes, and every row checked (ARGS="--seconds 600 --seed 7")
+	.venv/bin/python -m tests.chaos $(ARGS)
 
 bench: .venv/installed ## what docs/benchmarks.md shows, measured here; takes some minutes and wants a quiet machine
 	.venv/bin/python -m tests.benchmarks.ceiling

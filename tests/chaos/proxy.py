@@ -119,7 +119,8 @@ class _Connection:
             if side.transport is not None:
                 sock = side.transport.get_extra_info("socket")
                 if sock is not None and sock.family != socket.AF_UNIX:
-                    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                    with suppress(OSError):  # closed already
+                        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
                 side.transport.abort()
         self._task.cancel()
 

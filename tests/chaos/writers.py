@@ -7,10 +7,12 @@ import random
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from uuid import UUID
 
+import orjson
 import psycopg
+from psycopg.types.json import Jsonb
 
 from tests.chaos.fcm import Exchange
 
@@ -20,9 +22,10 @@ DEVICES = 3
 _INSERT = """
 insert into push_notifications
     (id, device_token, topic, user_id, title, body, data, priority, next_attempt_at, expires_at)
-  values (%(id)s, %(token)s, %(topic)s, %(user)s, 'Your ride', 'It waits at the corner', '{"ride": "4711"}',
-          %(priority)s, now() + make_interval(secs => %(send_in)s),
-          now() + make_interval(secs => %(lives)s))
+  select id, token, topic, "user", 'Your ride', 'It waits at the corner', '{"ride": "4711"}', priority,
+      now() + make_interval(secs => send_in), now() + make_interval(secs => lives)
+    from jsonb_to_recordset(%s) as wish(
+      id uuid, token text, topic text, "user" uuid, priority text, send_in float8, lives float8)
   on conflict (id) do nothing
 """
 
@@ -38,11 +41,6 @@ class Wish:
     priority: str = "normal"
     send_in: float = 0.0
     lives: float | None = None
-
-    @property
-    def targets(self) -> int:
-        """How many places it goes to."""
-        return 1 if self.user is None else DEVICES
 
 
 @dataclass(slots=True)
@@ -106,21 +104,7 @@ class Writer(threading.Thread):
 
     def insert(self, conn: psycopg.Connection, wishes: Sequence[Wish]) -> None:
         """Inserts within the transaction that is open."""
-        conn.cursor().executemany(
-            _INSERT,
-            [
-                {
-                    "id": wish.id,
-                    "token": wish.token,
-                    "topic": wish.topic,
-                    "user": wish.user,
-                    "priority": wish.priority,
-                    "send_in": wish.send_in,
-                    "lives": wish.lives,
-                }
-                for wish in wishes
-            ],
-        )
+        conn.execute(_INSERT, (Jsonb([asdict(wish) for wish in wishes], dumps=orjson.dumps),))
 
     def commit(self, conn: psycopg.Connection, wishes: Sequence[Wish]) -> None:
         """Commits, and notes what is promised by it; what an error leaves open is tried again later."""
