@@ -765,3 +765,29 @@ def test_row_level_security_costs_the_listener_no_plan(postgres: Server, applica
     assert plans[0] == plans[1]
     assert sum("push_notifications_due" in line for line in plans[1]) >= 2
     assert not any("Seq Scan on push_notifications" in line or "drivers" in line for line in plans[1])
+
+
+def test_users_do_not_read_logs_and_devices_from_end_to_end(database: Database) -> None:
+    with psycopg.connect(database.dsn, autocommit=True) as owner:
+        owner.execute(
+            "insert into push_notifications (user_id, title, status, next_attempt_at) "
+            "select gen_random_uuid(), 't', 'sent', null from generate_series(1, 5000)"
+        )
+        owner.execute(
+            "insert into push_delivery_logs (push_id, status) select id, 'sent' from push_notifications"
+        )
+        owner.execute(
+            "insert into push_devices (token, user_id) select id::text, user_id from push_notifications"
+        )
+        for table in ("push_notifications", "push_delivery_logs", "push_devices"):
+            owner.execute(f"vacuum analyze {table}".encode())
+    with psycopg.connect(database.dsn_as("authenticator"), autocommit=True) as user:
+        user.execute("set role authenticated")
+        user.execute("select set_config('request.jwt.claims', %s, false)", (f'{{"sub": "{OWNER}"}}',))
+        for table, index in (
+            ("push_delivery_logs", "push_delivery_logs_push"),
+            ("push_devices", "push_devices_live"),
+        ):
+            plan = [line for (line,) in user.execute(f"explain select * from {table}".encode())]
+            assert any(index in line for line in plan), plan
+            assert not any(f"Seq Scan on {table}" in line for line in plan), plan
