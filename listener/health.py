@@ -113,5 +113,5 @@ class FcmHealth:
 
 
 def _is_failure(outcome: Outcome) -> bool:
-    """FCM did not answer, or had trouble of its own; a used-up quota is an answer."""
-    return outcome.kind is Kind.RETRY and outcome.uses_attempt and not outcome.slow_down
+    """FCM, or what gives access to it, is silent or has trouble of its own; a used-up quota is an answer."""
+    return outcome.kind is Kind.RETRY and not outcome.slow_down
