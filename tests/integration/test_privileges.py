@@ -16,7 +16,7 @@ import pytest
 from psycopg import sql
 from psycopg.rows import dict_row
 
-from listener import migrate, queue
+from listener import doorbell, migrate, queue
 from listener.emulator import Emulator
 from tests.support.access import APPLICATION, WORKER, Regime, grants, make_worker, prepare, project
 from tests.support.postgres import Database, Server, Template, programs
@@ -714,6 +714,37 @@ async def test_tokens_kept_by_the_application(postgres: Server) -> None:
             assert (over[dead]["status"], over[sent]["status"]) == ("dead", "sent")
             left = await rows.query("select id from profiles where fcm_token is not null")
             assert [row["id"] for row in left] == [OTHER]
+
+
+STATEMENTS = {
+    f"{module.__name__}.{name}": text
+    for module in (queue, doorbell)
+    for name, text in vars(module).items()
+    if name.startswith("_") and name.isupper() and isinstance(text, str)
+}
+
+
+@pytest.mark.newest_postgres
+@pytest.mark.parametrize("name", STATEMENTS)
+def test_the_listeners_role_suffices_for_every_statement(
+    postgres: Server, database: Database, name: str
+) -> None:
+    """Also for those that a good day never sees. To explain a statement asks for the privileges to run it."""
+    if postgres.version < 16:
+        pytest.skip("cannot explain a statement without its values")
+    make_worker(database)
+    numbers: dict[str, int] = {}
+
+    def number(found: re.Match[str]) -> str:
+        return f"${numbers.setdefault(found[1] or str(found.start()), len(numbers) + 1)}"
+
+    statement = re.sub(r"%(?:\((\w+)\))?[sbt]\b", number, STATEMENTS[name])
+    with psycopg.connect(database.dsn_as(WORKER), autocommit=True) as worker:
+        assert worker.execute(f"explain (generic_plan) {statement}".encode()).fetchall()
+    with psycopg.connect(database.dsn_as("authenticator"), autocommit=True) as nobody:
+        if "push_" in statement:
+            with pytest.raises(psycopg.errors.InsufficientPrivilege):
+                nobody.execute(f"explain (generic_plan) {statement}".encode())
 
 
 def test_the_listeners_role_has_nothing_else(postgres: Server) -> None:
