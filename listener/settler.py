@@ -68,7 +68,20 @@ class Settler:
         self._count(batch, held)
 
     async def _write_off(self, settlement: Settlement, error: Exception) -> None:
-        """The result cannot be written as it is: the row is marked dead, and says so, without the log lines."""
+        """The result cannot be written as it is.
+
+        It is tried without the dead tokens, should it be the application's function that refuses; else the row is
+        marked dead, and says so, without the log lines.
+        """
+        if settlement.dead_tokens:
+            try:
+                held = await self._persist([replace(settlement, dead_tokens=[])])
+            except ROW_FAULTS:
+                pass
+            else:
+                log.error("dead token not disabled", push_id=str(settlement.push_id), error=fault_name(error))
+                self._count([settlement], held)
+                return
         log.error("result cannot be written", push_id=str(settlement.push_id), error=fault_name(error))
         reason = f"the result ({settlement.decision.status}) could not be written: {fault_name(error)}"
         plain = replace(
