@@ -22,6 +22,7 @@ _AWAY_AFTER_FAILURES = 20
 _AWAY_AFTER_S = 60.0
 _PLATFORM_FIRST_S = 60.0
 _PLATFORM_LONGEST_S = 600.0
+_NEVER_REFUSED = (-math.inf, 0.0, 0.0)
 
 
 class FcmHealth:
@@ -39,7 +40,9 @@ class FcmHealth:
         self._away = PauseGate(_AWAY_FIRST_S, _AWAY_LONGEST_S)
         self._failures = 0  # in a row, without any answer that says something
         self._answered_at = -math.inf
-        self._platforms: dict[str, tuple[float, float, float]] = {}  # refused since, until, and for how long
+        self._platforms: dict[
+            str | None, tuple[float, float, float]
+        ] = {}  # refused since, until, and for how long
 
     @property
     def reason(self) -> str | None:
@@ -50,7 +53,6 @@ class FcmHealth:
         """Learns from the answer to a request made at ``asked``; returns what it means in the light of the others."""
         if self._guard is not None and target.kind is TargetKind.TOKEN:
             outcome = self._guard.judge(outcome)
-        paused = self.reason is not None
         if _is_failure(outcome):
             self._failures += 1
             if self._failures >= _AWAY_AFTER_FAILURES:
@@ -60,12 +62,11 @@ class FcmHealth:
                 outcome = replace(outcome, uses_attempt=False)
         else:
             self.heard(outcome, asked, now)
-        self._refused.note(outcome, asked, now)
-        if paused and self.reason is None:
-            self._ramp = after_pause(now)
+        self._note(self._refused, outcome, asked, now)
         if outcome.kind is Kind.PAUSE_PLATFORM:
             outcome = replace(outcome, delay=self._refuse_platform(target.platform, asked, now))
-        elif target.platform is not None and outcome.http_status is not None:
+        elif outcome.kind is Kind.ACCEPTED and asked >= self._refused_since(target.platform):
+            # Only that: a dead token, say, is told before anybody asks for the credentials.
             self._platforms.pop(target.platform, None)
         return outcome
 
@@ -73,18 +74,19 @@ class FcmHealth:
         """Holds back a platform; returns for how many seconds. Without a name only the push itself can wait."""
         if platform is None:
             return _PLATFORM_FIRST_S
-        since, until, length = self._platforms.get(platform, (-math.inf, 0.0, 0.0))
+        since, until, length = self._platforms.get(platform, _NEVER_REFUSED)
         if asked >= since:  # not one of those that were under way when it was refused
             length = min(2 * length, _PLATFORM_LONGEST_S) if length else _PLATFORM_FIRST_S
             until = now + length
             self._platforms[platform] = (now, until, length)
         return max(0.0, until - now)
 
+    def _refused_since(self, platform: str | None) -> float:
+        return self._platforms.get(platform, _NEVER_REFUSED)[0]
+
     def platform_wait(self, platform: str | None, now: float) -> float:
         """Seconds for which nothing should be sent to a platform; 0: send."""
-        if platform is None or platform not in self._platforms:
-            return 0.0
-        return max(0.0, self._platforms[platform][1] - now)
+        return max(0.0, self._platforms.get(platform, _NEVER_REFUSED)[1] - now)
 
     def is_away(self, now: float) -> bool:
         """Whether FCM has said nothing of use lately: then it is not a push's fault that it fails."""
@@ -95,7 +97,16 @@ class FcmHealth:
         if outcome.http_status is not None and not _is_failure(outcome):
             self._failures = 0
             self._answered_at = now
-            self._away.note(outcome, asked, now)
+            # A refusal as well says that FCM is there.
+            self._note(self._away, replace(outcome, kind=Kind.ACCEPTED), asked, now)
+
+    def _note(self, gate: PauseGate, outcome: Outcome, asked: float, now: float) -> None:
+        """Tells a gate; when that ends the pause, sending begins gently, unless it was gentler still before."""
+        paused = self.reason is not None
+        gate.note(outcome, asked, now)
+        gentle = after_pause(now)
+        if paused and self.reason is None and self._ramp.limit(now, gentle.first) == gentle.first:
+            self._ramp = gentle
 
     def limit(self, now: float, in_flight: int, most: int) -> int:
         """How many pushes may be in flight, at most ``most``."""
