@@ -118,10 +118,11 @@ select c.id, c.delivery_attempts, c.retry_count, c.lost_claims,
               and (l.status = 'sent' or l.details ->> 'outcome' = 'drop_target')))
   ) r on o.to_user
   left join lateral (
+    -- Here, and not as the condition of the join: that is looked at when the log has been read already.
     select count(*)::integer as accepted_before
       from public.push_delivery_logs l
-      where l.push_id = c.id and l.status = 'sent'
-  ) a on o.to_user and c.delivery_attempts > 1
+      where o.to_user and c.delivery_attempts > 1 and l.push_id = c.id and l.status = 'sent'
+  ) a on true
   order by c.lane, c.due_at
 """
 

@@ -202,6 +202,24 @@ def test_nor_with_a_plan_that_is_kept(history: Database, case: Case, plan: Liter
         assert _excess(conn, case) == []
 
 
+def test_a_claim_looks_into_the_log_only_for_users_it_has_tried_before(history: Database) -> None:
+    searches = (
+        "select coalesce(sum(idx_scan), 0) from pg_stat_xact_user_tables where relname = 'push_delivery_logs'"
+    )
+    with _undone(history) as conn:
+        user = uuid4()
+        conn.execute("update push_notifications set user_id = %s where device_token = 'token-7'", (user,))
+        conn.execute(queue._CLAIM, _CLAIM)
+        assert conn.execute(searches).fetchone() == (0,)
+        conn.execute(
+            "update push_notifications set device_token = null, user_id = %s, delivery_attempts = 1, "
+            "next_attempt_at = now() where device_token = 'token-10' and status = 'processing'",
+            (user,),
+        )
+        conn.execute(queue._CLAIM, _CLAIM)
+        assert conn.execute(searches).fetchone() != (0,)
+
+
 @contextmanager
 def _undone(database: Database) -> Iterator[Connection]:
     with psycopg.connect(database.dsn) as conn:
