@@ -54,9 +54,12 @@ begin
                  "priority": ["normal", "high"]}',
     p_lengths => '{"status": 10, "last_error": null, "error_code": null, "fcm_message_id": null}');
 
-  -- Each push is written three times: insert, claim, settle. Left to its defaults, autovacuum comes when a fifth of the
-  -- table is dead, which in one with millions of finished rows is late; and it works so gently that it falls behind.
+  -- Each push is written three times: insert, claim, settle. With half of each page left free, a row's next version
+  -- finds room beside it, and of such a version Postgres logs only what differs: 2,000 bytes of WAL a push instead of
+  -- 2,700. Left to its defaults, autovacuum comes when a fifth of the table is dead, which in one with millions of
+  -- finished rows is late, and then works so gently that it falls behind.
   perform push_listener.tune('push_notifications', '{
+    "fillfactor": "50",
     "autovacuum_vacuum_scale_factor": "0.01", "autovacuum_vacuum_threshold": "1000",
     "autovacuum_analyze_scale_factor": "0.02", "autovacuum_analyze_threshold": "1000",
     "autovacuum_vacuum_cost_limit": "2000"}');
