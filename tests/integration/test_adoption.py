@@ -27,6 +27,7 @@ from tests.support.catalog import describe
 from tests.support.postgres import Database
 
 SHAPES = Path(__file__).parents[1] / "support" / "shapes"
+DOCUMENTATION = Path(__file__).parents[2] / "docs" / "adoption.md"
 ADOPTED = {
     "reference": ("reference",),
     "reference with logs": ("reference", "logs"),
@@ -430,6 +431,49 @@ async def test_counters_that_are_null_count_from_nothing(blank_database: Databas
         assert await hands.settle([Settlement(push.id, push.attempt, again)]) == 1
         (push,) = await hands.claim(10)
         assert (push.attempt, push.retry_count) == (2, 1)
+
+
+async def test_tokens_in_profiles_as_the_documentation_has_it(blank_database: Database) -> None:
+    dsn = blank_database.dsn
+    load(blank_database, "reference")
+    migrate.apply(dsn)
+    examples = re.findall(r"```sql\n(.*?)```", DOCUMENTATION.read_text(), re.DOTALL)
+    assert len(examples) == 2
+    with connected(dsn) as connection:
+        connection.execute("update push_notifications set next_attempt_at = null")
+        for example in examples:
+            connection.execute(example.encode())
+        connection.execute(
+            "insert into push_notifications (driver_id, title, body) values (%s, 'for the driver', 'b')",
+            (ANN,),
+        )
+    with listening_role(blank_database) as role:
+        async with worker(blank_database.dsn_as(role)) as hands:
+            (push,) = await hands.claim(10)
+            assert push.recipients == [("phone-of-a", None)]
+            gone = Settlement(
+                push.id,
+                push.attempt,
+                Decision(Status.DEAD, None, True, "UNREGISTERED", "gone"),
+                [],
+                [("phone-of-a", "UNREGISTERED")],
+            )
+            assert await hands.settle([gone]) == 1
+    with connected(dsn) as connection:
+        assert connection.execute("select from profiles where fcm_token is not null").fetchall() == []
+
+
+@contextmanager
+def listening_role(database: Database) -> Iterator[str]:
+    """A role that may log in and do what push_listener may."""
+    name = f"listener_{uuid4().hex[:8]}"
+    role = sql.Identifier(name)
+    with connected(database.superuser_dsn) as connection:
+        connection.execute(sql.SQL("create role {} login in role push_listener").format(role))
+        try:
+            yield name
+        finally:
+            connection.execute(sql.SQL("drop role {}").format(role))
 
 
 # --- rows that waited ------------------------------------------------------------------------------------

@@ -268,6 +268,67 @@ def test_who_may_not_create_is_told(plain_owner: Database) -> None:
             connection.execute(sql.SQL("drop owned by {0}; drop role {0}").format(sql.Identifier(other)))
 
 
+# --- the command -----------------------------------------------------------------------------------------
+
+
+def command(database: Database | None, *arguments: object) -> subprocess.CompletedProcess[str]:
+    environment = {name: value for name, value in os.environ.items() if not name.endswith("DATABASE_URL")}
+    if database is not None:
+        environment["DATABASE_URL"] = database.dsn
+    return subprocess.run(
+        [sys.executable, "-m", "listener", "migrate", *map(str, arguments)],
+        env=environment,
+        cwd=PROJECT,
+        capture_output=True,
+        text=True,
+    )
+
+
+def test_the_command_says_what_becomes_of_rows_that_wait(blank_database: Database) -> None:
+    with psycopg.connect(blank_database.dsn, autocommit=True) as connection:
+        connection.execute((SHAPES / "reference.sql").read_bytes())
+        for arguments in (["--status"], ["--dry-run"], ["--dry-run", "--expire-older-than", "1d"]):
+            looked = command(blank_database, *arguments)
+            assert looked.returncode == 0
+            assert (
+                "note: push_notifications has rows that wait: 2 of them will be sent, and 3" in looked.stderr
+            )
+        assert (
+            "3 of them will be sent"
+            in command(blank_database, "--status", "--expire-older-than", "52w").stderr
+        )
+        done = command(blank_database, "--send-old")
+        assert done.returncode == 0
+        assert "note: push_notifications has rows that wait: 5 of them will be sent, and 0" in done.stderr
+        assert done.stdout.splitlines()[0] == "applied 0001_preflight"
+        expired = connection.execute("select from push_notifications where status = 'expired'").fetchall()
+        assert expired == []
+    again = command(blank_database)
+    assert (again.returncode, again.stdout) == (0, "nothing to do: the database is up to date\n")
+    assert command(blank_database, "--status").stderr == ""
+
+
+@pytest.mark.parametrize("arguments", [[], ["--dry-run"], ["--status"]], ids=str)
+def test_the_command_fails_where_the_database_cannot_be_adopted(
+    blank_database: Database, arguments: list[str]
+) -> None:
+    with psycopg.connect(blank_database.dsn, autocommit=True) as connection:
+        connection.execute((SHAPES / "refused_relations.sql").read_bytes())
+    refused = command(blank_database, *arguments)
+    assert refused.returncode == 1
+    assert "\n- push_notifications is a view, and has to be an ordinary table: rename it\n" in refused.stderr
+
+
+def test_the_command_writes_the_files_without_a_database(tmp_path: Path) -> None:
+    written = command(None, "--emit", tmp_path)
+    assert written.returncode == 0
+    count = sum(path.is_file() for path in tmp_path.rglob("*"))
+    assert written.stdout.splitlines()[-1] == f"{count} files written"
+    assert command(None, "--emit", tmp_path).stdout == "nothing to do: every file is there\n"
+    assert command(None, "--emit", tmp_path, "--status").returncode == 2
+    assert command(None, "--emit", tmp_path / "nowhere").returncode == 2
+
+
 # --- the files for the Supabase CLI ----------------------------------------------------------------------
 
 
