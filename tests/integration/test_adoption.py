@@ -694,6 +694,24 @@ def test_tables_of_another_role_are_refused_by_its_name(blank_database: Database
             )
 
 
+def test_what_deserves_a_look_is_pointed_out(blank_database: Database) -> None:
+    with connected(blank_database.dsn) as connection:
+        connection.execute(
+            "create unlogged table push_notifications (id uuid primary key, tenant uuid not null, "
+            "title text not null, status text default 'draft');"
+            "insert into push_notifications values (gen_random_uuid(), gen_random_uuid(), 'x', 'processing')"
+        )
+    assert migrate.foresee(blank_database.dsn) == [
+        "row-level security is off on push_notifications: whoever has a grant on it reaches all of its rows",
+        "push_notifications is unlogged: after a crash of the database it is empty",
+        "push_notifications.status is 'draft'::text where nothing else is said: a row is sent once it is 'pending'",
+        "push_notifications.tenant is NOT NULL without a default: enqueue_push and push-listener send, which know "
+        "nothing of it, cannot add rows",
+        "push_notifications has rows in status 'processing', in the hands of the application: 1 of them, which are "
+        "left to it",
+    ]
+
+
 def test_webhooks_that_may_send_already_are_pointed_out(blank_database: Database) -> None:
     load(blank_database, "reference")
     with connected(blank_database.superuser_dsn) as connection:

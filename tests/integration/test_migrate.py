@@ -250,6 +250,16 @@ def test_a_plain_owner_can_adopt(plain_owner: Database) -> None:
     assert everything(plain_owner) == shape
 
 
+def test_an_owner_who_does_not_see_all_rows_is_told(plain_owner: Database) -> None:
+    with psycopg.connect(plain_owner.dsn, autocommit=True) as connection:
+        connection.execute(
+            "create table push_notifications (id uuid primary key, status text);"
+            "alter table push_notifications enable row level security, force row level security"
+        )
+    with pytest.raises(MigrationError, match="forces row-level security on its owner, and owner_"):
+        migrate.apply(plain_owner.dsn)
+
+
 def test_who_may_not_create_is_told(plain_owner: Database) -> None:
     other = f"{plain_owner.user}_guest"
     with psycopg.connect(plain_owner.superuser_dsn, autocommit=True) as connection:
