@@ -162,7 +162,7 @@ def _promises(evidence: Evidence, claims: Mapping[UUID, list[Claim]], found: Fin
             found.wrong(f"{push_id} was cancelled, and sent after that")
     for process in evidence.processes:
         if process.killed is None and process.code != 0:
-            found.wrong(f"{process.name} ended with {process.code}")
+            found.wrong(f"{process.name} ended with {process.code}: {process.program.output[-300:]}")
         if "Traceback" in process.program.output:
             found.wrong(f"{process.name} printed a traceback")
 

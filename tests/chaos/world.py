@@ -8,7 +8,7 @@ import signal
 import tempfile
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -80,7 +80,7 @@ class Listener:
     async def kill(self) -> None:
         """SIGKILL, and waits for the end."""
         self.killed = time.time()
-        self.program.signal(signal.SIGKILL)
+        self._signal(signal.SIGKILL)
         await self.program.ended()
         self.ended = time.time()
         await self.stack.aclose()
@@ -88,19 +88,28 @@ class Listener:
     async def stop_for(self, seconds: float) -> None:
         """SIGSTOP, and SIGCONT after a while."""
         began = time.time()
-        self.program.signal(signal.SIGSTOP)
+        self._signal(signal.SIGSTOP)
         try:
             await asyncio.sleep(seconds)
         finally:
-            self.program.signal(signal.SIGCONT)
+            self._signal(signal.SIGCONT)
             self.stops.append((began, time.time()))
 
     async def end(self) -> None:
         """SIGTERM, and waits for the end."""
-        self.program.terminate()
+        self._signal(signal.SIGTERM)
         self.code = await self.program.ended(2 * GRACE)
         self.ended = time.time()
         await self.stack.aclose()
+
+    async def close(self) -> None:
+        """Kills it, if it still runs."""
+        self._signal(signal.SIGCONT)
+        await self.stack.aclose()
+
+    def _signal(self, number: signal.Signals) -> None:
+        with suppress(ProcessLookupError):  # it has ended by itself, which its exit code will tell
+            self.program.signal(number)
 
     @property
     def gave_up(self) -> bool:
@@ -208,8 +217,7 @@ class World:
     async def close(self) -> None:
         """Kills what still runs."""
         for listener in self.running:
-            listener.program.signal(signal.SIGCONT)
-            await listener.stack.aclose()
+            await listener.close()
 
 
 @asynccontextmanager
