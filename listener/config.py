@@ -24,9 +24,6 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from listener.fcm.auth import REFRESH_TIMEOUT, load_credentials
 
-TRANSACTION_POOLER_PORT = "6543"
-"""Supabase's pooler in transaction mode. Source: Supabase, Connect to your database."""
-
 
 class ConfigError(Exception):
     """The configuration cannot be used; ``faults`` lists everything that is wrong with it, one line each."""
@@ -211,12 +208,6 @@ class Settings(BaseSettings):
     def listen_dsn(self) -> str:
         """Where LISTEN and migrations go."""
         return (self.listen_database_url or self.database_url).get_secret_value()
-
-    @property
-    def prepares(self) -> bool:
-        """Whether prepared statements may be used: a transaction-mode pooler loses them."""
-        parts = conninfo_to_dict(self.database_url.get_secret_value())
-        return str(parts.get("port", "")) != TRANSACTION_POOLER_PORT
 
     @property
     def metrics_closed(self) -> bool:

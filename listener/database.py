@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+from contextlib import AsyncExitStack, ExitStack
+
+import psycopg
 from psycopg import AsyncConnection
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg_pool import AsyncConnectionPool
@@ -15,6 +19,15 @@ _ALIVE = (
     "keepalives=1 keepalives_idle=5 keepalives_interval=2 keepalives_count=3 tcp_user_timeout=10000 "
     "connect_timeout=5"
 )
+
+_LOOKS = 3
+_LOOK_PATIENCE_S = 15.0
+
+_BACKEND = "select pg_backend_pid()"
+
+
+class TransactionPooler(Exception):
+    """The address leads to a pooler in transaction mode, through which what was to be done cannot work."""
 
 
 def with_keepalive(dsn: str) -> str:
@@ -42,3 +55,49 @@ def make_pool(dsn: str, *, prepares: bool) -> Pool:
             "prepare_threshold": 5 if prepares else None,
         },
     )
+
+
+async def is_transaction_pooler(dsn: str) -> bool:
+    """Whether the address leads to a pooler in transaction mode, whichever it is.
+
+    Two connections that are served by one backend, or one that is served by two, give it away. Others that use the
+    pooler at the same moment may hide it from one look, hardly from several.
+
+    Raises psycopg.OperationalError, or TimeoutError when the second connection is not served within some seconds.
+    """
+    async with asyncio.timeout(_LOOK_PATIENCE_S), AsyncExitStack() as stack:
+        first, second = [
+            await stack.enter_async_context(
+                await AsyncConnection.connect(with_keepalive(dsn), prepare_threshold=None)
+            )
+            for _ in range(2)
+        ]
+        for _ in range(_LOOKS):
+            before = await (await first.execute(_BACKEND)).fetchone()
+            await first.commit()
+            # In a transaction, so that a pooler cannot give it away again.
+            other = await (await second.execute(_BACKEND)).fetchone()
+            after = await (await first.execute(_BACKEND)).fetchone()
+            await first.commit()
+            await second.commit()
+            if before == other or before != after:
+                return True
+    return False
+
+
+def refuse_transaction_pooler(dsn: str) -> None:
+    """Raises TransactionPooler if the address leads to one, or psycopg.OperationalError. As above, but it blocks."""
+    with ExitStack() as stack:
+        first, second = [
+            stack.enter_context(psycopg.connect(dsn, prepare_threshold=None, connect_timeout=15))
+            for _ in range(2)
+        ]
+        for _ in range(_LOOKS):
+            before = first.execute(_BACKEND).fetchone()
+            first.commit()
+            other = second.execute(_BACKEND).fetchone()
+            after = first.execute(_BACKEND).fetchone()
+            first.commit()
+            second.commit()
+            if before == other or before != after:
+                raise TransactionPooler

@@ -7,9 +7,11 @@ connection holds the worker's liveness lock, so that peers notice at once when t
 from __future__ import annotations
 
 import asyncio
-import contextlib
+import math
 import random
+import time
 from collections.abc import Callable
+from contextlib import suppress
 
 import psycopg
 import structlog
@@ -25,6 +27,17 @@ log = structlog.get_logger(__name__)
 _PROOF_TIMEOUT_S = 5.0
 _LOCK_PATIENCE_S = 5.0
 
+# What cuts one worker's connection often cuts all of them, and by then every one of them is back.
+_STEADY_AFTER_S = 5.0
+
+# A database that is read-only, as while it fails over, is away too; that is an InternalError.
+_AWAY = (psycopg.OperationalError, psycopg.InternalError, TimeoutError)
+
+# The same on the server's side, where the lock is held: by default it takes two hours to notice that a host is gone.
+_KEEPALIVE = """
+select set_config('tcp_keepalives_idle', '5', false), set_config('tcp_keepalives_interval', '2', false),
+       set_config('tcp_keepalives_count', '3', false), set_config('tcp_user_timeout', '10000', false)
+"""
 _LOCK = "select pg_try_advisory_lock(%s, %s)"
 _EVICT = """
 select pg_terminate_backend(pid)
@@ -34,18 +47,18 @@ select pg_terminate_backend(pid)
     and pid <> pg_backend_pid()
 """
 _GUARDED = "update push_listener.workers set guarded = true, lost = false, stopped_at = null where id = %s"
+_SERVER_AGE = "select extract(epoch from clock_timestamp() - pg_postmaster_start_time())::float8"
 
 
-class TransactionPooler(Exception):
-    """The address leads to a pooler in transaction mode, where LISTEN cannot work."""
-
-    def __str__(self) -> str:
-        return (
-            "LISTEN cannot work through this address: it is a pooler in transaction mode (on Supabase: port 6543). "
-            "Set LISTEN_DATABASE_URL to the direct connection (db.<ref>.supabase.co, port 5432) or to the pooler in "
-            "session mode (port 5432); DATABASE_URL may stay as it is. Or set DOORBELL=sweep to look at the queue "
-            "every few seconds instead: slower, and without the lock that lets others take over a dead worker's rows "
-            "at once"
+def _cannot_connect(state: tenacity.RetryCallState) -> None:
+    """Told ever more rarely: an hour without a database need not fill the log."""
+    if not state.attempt_number & (state.attempt_number - 1):
+        error = state.outcome.exception() if state.outcome else None
+        log.warning(
+            "doorbell cannot connect",
+            error=type(error).__name__,
+            sqlstate=getattr(error, "sqlstate", None),
+            attempt=state.attempt_number,
         )
 
 
@@ -69,6 +82,7 @@ class Doorbell:
         self._heartbeat = heartbeat
         self._healthy = asyncio.Event()
         self._proven = False
+        self._steady_from = math.inf
         self._rng = random.Random()  # noqa: S311  # jitter, not secrecy
 
     @property
@@ -76,21 +90,22 @@ class Doorbell:
         """Whether LISTEN and the liveness lock are in force now."""
         return self._healthy.is_set()
 
+    @property
+    def steady(self) -> bool:
+        """Whether that has been so for a while, if anything has ever cut it; or else the server has run for a while."""
+        return self.connected and time.monotonic() >= self._steady_from
+
     async def wait_connected(self) -> None:
         """Returns once LISTEN and the liveness lock are in force."""
         await self._healthy.wait()
 
     async def run(self) -> None:
-        """Listens until cancelled; connects again, with jittered backoff, whenever the connection is lost.
-
-        Raises TransactionPooler when the address is found to be one.
-        """
-        await self._refuse_transaction_pooler()
+        """Listens until cancelled; connects again, with jittered backoff, whenever the connection is lost."""
         while True:
             try:
                 async with await self._connect() as conn:
                     await self._listen(conn)
-            except (psycopg.OperationalError, TimeoutError) as error:
+            except _AWAY as error:
                 log.warning(
                     "doorbell lost", error=type(error).__name__, sqlstate=getattr(error, "sqlstate", None)
                 )
@@ -125,13 +140,9 @@ class Doorbell:
                     self._heard(notify)
 
     @tenacity.retry(
-        retry=tenacity.retry_if_exception_type((psycopg.OperationalError, TimeoutError)),
+        retry=tenacity.retry_if_exception_type(_AWAY),
         wait=tenacity.wait_random_exponential(multiplier=0.25, max=3),
-        before_sleep=lambda state: log.warning(
-            "doorbell cannot connect",
-            attempt=state.attempt_number,
-            retry_in_s=round(state.upcoming_sleep, 1),
-        ),
+        before_sleep=_cannot_connect,
     )
     async def _connect(self) -> Connection:
         conn = await AsyncConnection.connect(
@@ -141,12 +152,22 @@ class Doorbell:
             async with asyncio.timeout(_PROOF_TIMEOUT_S + _LOCK_PATIENCE_S):
                 for channel in (CHANNEL, self._own_channel):
                     await conn.execute(sql.SQL("listen {}").format(sql.Identifier(channel)))
+                await conn.execute(_KEEPALIVE)
                 await self._take_lock(conn)
                 await conn.execute(_GUARDED, (self._worker,))
+                await self._settle_in(conn)
+                await self._prove(conn)
         except BaseException:
             await conn.close()
             raise
         return conn
+
+    async def _settle_in(self, conn: Connection) -> None:
+        steady_in = _STEADY_AFTER_S
+        if self._steady_from == math.inf:  # the first connection: has the server been away just before?
+            row = await (await conn.execute(_SERVER_AGE)).fetchone()
+            steady_in -= float(str(row[0])) if row else 0.0
+        self._steady_from = time.monotonic() + steady_in
 
     async def _take_lock(self, conn: Connection) -> None:
         """The liveness lock; what still holds it is this worker's former connection, gone silent."""
@@ -160,30 +181,9 @@ class Doorbell:
             with attempt:
                 row = await (await conn.execute(_LOCK, key)).fetchone()
                 if not row or not row[0]:
-                    await conn.execute(_EVICT, key)
+                    if (
+                        attempt.retry_state.attempt_number > 1
+                    ):  # a peer may have been about to bury this worker
+                        with suppress(psycopg.errors.InsufficientPrivilege):
+                            await conn.execute(_EVICT, key)
                     raise psycopg.errors.LockNotAvailable("the liveness lock is held by another connection")
-
-    @tenacity.retry(
-        retry=tenacity.retry_if_exception_type(psycopg.OperationalError),
-        wait=tenacity.wait_random_exponential(multiplier=0.25, max=3),
-    )
-    async def _refuse_transaction_pooler(self) -> None:
-        """Two connections that are served by one backend, or one that is served by two, give a pooler away."""
-        async with contextlib.AsyncExitStack() as stack:
-            first, second = [
-                await stack.enter_async_context(
-                    await AsyncConnection.connect(self._dsn, prepare_threshold=None)
-                )
-                for _ in range(2)
-            ]
-            before = await _backend(first)
-            await first.commit()
-            other = await _backend(second)  # in a transaction, so that a pooler cannot give it away again
-            if before == other or before != await _backend(first):
-                raise TransactionPooler
-
-
-async def _backend(conn: Connection) -> int:
-    row = await (await conn.execute("select pg_backend_pid()")).fetchone()
-    assert row is not None
-    return int(str(row[0]))

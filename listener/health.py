@@ -14,7 +14,7 @@ from listener.fcm.outcome import Kind, Outcome
 from listener.guard import TokenLossGuard
 from listener.pause import PauseGate
 from listener.push import Target, TargetKind
-from listener.ramp import Ramp, after_pause
+from listener.ramp import Ramp, after_losses, after_pause
 
 _REFUSED_FIRST_S, _REFUSED_LONGEST_S = 30.0, 300.0
 _AWAY_FIRST_S, _AWAY_LONGEST_S = 2.0, 5.0
@@ -106,6 +106,12 @@ class FcmHealth:
         gate.note(outcome, asked, now)
         gentle = after_pause(now)
         if paused and self.reason is None and self._ramp.limit(now, gentle.first) == gentle.first:
+            self._ramp = gentle
+
+    def expect_losses(self, lost: int, most: int, now: float) -> None:
+        """``lost`` workers have died lately: what they died of may be claimed here next."""
+        gentle = after_losses(lost, most, now)
+        if gentle.limit(now, most) < self._ramp.limit(now, most):
             self._ramp = gentle
 
     def limit(self, now: float, in_flight: int, most: int) -> int:

@@ -1,7 +1,7 @@
 """Peers: notices that another worker has died, and puts its rows back into the queue at once.
 
-While no peer holds a row nothing is asked: there is nothing to take over, and rows cannot be claimed without the bell
-having rung or their time having come, which wakes every worker alike.
+While no peer holds a row nothing is asked: there is nothing to take over. A peer can only claim what the bell has rung
+for, which this worker hears as well, or what falls due at a time that was known when the last row was let go.
 """
 
 from __future__ import annotations
@@ -9,7 +9,8 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 
 import psycopg
 import structlog
@@ -24,14 +25,34 @@ log = structlog.get_logger(__name__)
 _BETWEEN_LOOKS_S = (0.6, 0.8)
 _ATTENTIVE_S = 3.0
 
+# For a statement whose answer does not come: the network may be a black hole that even acknowledges.
+_STATEMENT_PATIENCE_S = 30.0
+
 
 class PeerWatch:
-    """Looks after the rows of peers while there is anything going on."""
+    """Looks after the rows of peers while there is anything going on.
 
-    def __init__(self, rows: Queue, metrics: Metrics, on_rescue: Callable[[], None]) -> None:
+    Args:
+        is_steady: whether this worker's own connection stands and has done so for a while. If not, a peer's silence may
+            have the same reason, and is not held against it.
+        on_due: called when there may be something to claim that no bell will ring for.
+        on_losses: called with the number of workers that have died lately, before the rows of the last are put back.
+    """
+
+    def __init__(
+        self,
+        rows: Queue,
+        metrics: Metrics,
+        *,
+        is_steady: Callable[[], bool],
+        on_due: Callable[[], None],
+        on_losses: Callable[[int], None],
+    ) -> None:
         self._rows = rows
         self._metrics = metrics
-        self._on_rescue = on_rescue
+        self._is_steady = is_steady
+        self._on_due = on_due
+        self._on_losses = on_losses
         self._stirred = asyncio.Event()
         self._attentive_until = 0.0
         self._rng = random.Random()  # noqa: S311  # jitter, not secrecy
@@ -42,31 +63,54 @@ class PeerWatch:
         self._stirred.set()
 
     async def run(self) -> None:
-        """Watches until cancelled; looks at once, for those who died before this worker began."""
+        """Watches until cancelled; begins at once, for those who died before this worker began."""
         suspects: set[int] = set()
         while True:
-            self._stirred.clear()
-            dead: set[int] = set()
-            try:
-                peers = await self._rows.peers()
-                silent = {peer for peer, alive in peers if not alive}
-                dead = silent & suspects
-                if dead:
-                    await self._rescue(dead)
-                attentive = time.monotonic() < self._attentive_until
-                watching = bool(peers) and (attentive or await self._rows.peers_hold_rows())
-            except (psycopg.Error, PoolTimeout):
-                self._metrics.database_errors.labels("peers").inc()
+            nap: float | None = 0.0
+            if self._is_steady():
+                self._stirred.clear()
+                try:
+                    async with asyncio.timeout(_STATEMENT_PATIENCE_S):
+                        peers = dict(await self._rows.peers())
+                        suspects = await self._look(peers, suspects)
+                        if not suspects:
+                            nap = await self._quiet_for(bool(peers))
+                except (psycopg.Error, PoolTimeout, TimeoutError):
+                    self._metrics.database_errors.labels("peers").inc()
+                    suspects = set()
+            else:
                 suspects = set()
-                await asyncio.sleep(1.0)
-                continue
-            suspects = silent - dead
-            if not suspects and not watching:
-                await self._stirred.wait()
+            if nap != 0.0:
+                await self._sleep(nap)
             await asyncio.sleep(self._rng.uniform(*_BETWEEN_LOOKS_S))
 
-    async def _rescue(self, dead: set[int]) -> None:
-        rescued = await self._rows.rescue(dead)
-        self._metrics.rescued.inc(rescued)
-        log.warning("workers have died; their rows are back in the queue", workers=sorted(dead), rows=rescued)
-        self._on_rescue()
+    async def _look(self, peers: Mapping[int, bool], suspects: set[int]) -> set[int]:
+        """Puts back the rows of suspects who are silent still; returns who else is silent."""
+        silent = {peer for peer, alive in peers.items() if not alive}
+        if silent:
+            self._on_losses(await self._rows.lost_lately() + len(silent))
+        dead = silent & suspects
+        if dead:
+            rescued = await self._rows.rescue(dead)
+            self._metrics.rescued.inc(rescued)
+            log.warning(
+                "workers have died; their rows are back in the queue", workers=sorted(dead), rows=rescued
+            )
+            self._on_due()
+        return silent - dead
+
+    async def _quiet_for(self, has_peers: bool) -> float | None:
+        """Seconds for which no peer can hold a row unless the bell rings; 0: one may now. None: without end."""
+        if has_peers and (time.monotonic() < self._attentive_until or await self._rows.peers_hold_rows()):
+            return 0.0
+        earliest = await self._rows.earliest()
+        return None if earliest is None else max(0.0, earliest)
+
+    async def _sleep(self, seconds: float | None) -> None:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._stirred.wait()
+                return
+        # Some row is due. The worker that knew of it may have died since, without holding anything.
+        self.stir()
+        self._on_due()

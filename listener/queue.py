@@ -230,13 +230,21 @@ select w.id, exists (
   where w.stopped_at is null and w.guarded and w.id <> %(worker)s
 """
 
-# Leased rows are due later, so the index leads past all that is due already, however much that is.
+# Leased rows are due later, so the index leads past all that is due already, however much that is; and the lease is
+# longer than the wait before most retries, so it is read from its far end.
 _PEERS_HOLD = """
 select exists (
-  select from public.push_notifications
-    where (case priority when 'high' then 0 else 1 end) in (0, 1) and next_attempt_at > now()
-      and next_attempt_at <= now() + make_interval(secs => %(lease)s)
-      and status = 'processing' and claimed_by <> %(worker)s)
+  (select from public.push_notifications
+     where (case priority when 'high' then 0 else 1 end) = 0 and next_attempt_at > now()
+       and next_attempt_at <= now() + make_interval(secs => %(lease)s)
+       and status = 'processing' and claimed_by <> %(worker)s
+     order by next_attempt_at desc limit 1)
+  union all
+  (select from public.push_notifications
+     where (case priority when 'high' then 0 else 1 end) = 1 and next_attempt_at > now()
+       and next_attempt_at <= now() + make_interval(secs => %(lease)s)
+       and status = 'processing' and claimed_by <> %(worker)s
+     order by next_attempt_at desc limit 1))
 """
 
 # Takes the lock of the dead for the length of the transaction: who cannot have it is not dead, or is being buried.
@@ -254,8 +262,9 @@ with dead as materialized (
     set status = 'pending', next_attempt_at = least(p.created_at, now()), lost_claims = coalesce(p.lost_claims, 0) + 1,
         updated_at = now()
     from dead
-    where p.claimed_by = dead.id
-      and p.next_attempt_at is not null and p.status = 'processing'
+    where p.claimed_by = dead.id and p.status = 'processing'
+      -- As above; where the lease has ended they can be claimed already.
+      and (case p.priority when 'high' then 0 else 1 end) in (0, 1) and p.next_attempt_at > now()
     returning p.id
 )
 select count(*) from rescued
@@ -429,6 +438,12 @@ class Queue:
             cursor = await conn.execute(_PEERS, {"class": LIVENESS_CLASS, "worker": self._worker})
             return [(int(str(peer)), bool(alive)) for peer, alive in await cursor.fetchall()]
 
+    async def lost_lately(self) -> int:
+        """How many workers have died in the last hour."""
+        async with self._pool.connection() as conn:
+            row = await (await conn.execute(_LOST_LATELY)).fetchone()
+        return int(str(row[0])) if row else 0
+
     async def peers_hold_rows(self) -> bool:
         """Whether another worker has claimed rows (with a lease no longer than ours) and not settled them yet."""
         async with self._pool.connection() as conn:
@@ -467,14 +482,6 @@ async def register(pool: Pool, name: str) -> int:
     """Makes this process known in ``push_listener.workers``; returns its id, for ``claimed_by``."""
     async with pool.connection() as conn:
         row = await (await conn.execute(_REGISTER, (name,))).fetchone()
-    assert row is not None
-    return int(str(row[0]))
-
-
-async def lost_lately(pool: Pool) -> int:
-    """How many workers have died in the last hour."""
-    async with pool.connection() as conn:
-        row = await (await conn.execute(_LOST_LATELY)).fetchone()
     assert row is not None
     return int(str(row[0]))
 

@@ -18,9 +18,9 @@ from psycopg_pool import PoolTimeout
 
 from listener import purge, queue
 from listener.config import ConfigError, Settings
-from listener.database import Pool, make_pool
+from listener.database import Pool, is_transaction_pooler, make_pool
 from listener.dispatcher import Dispatcher
-from listener.doorbell import Doorbell, TransactionPooler
+from listener.doorbell import Doorbell
 from listener.fcm.auth import AccessTokens, load_credentials
 from listener.fcm.fault import AuthFault
 from listener.fcm.sender import Sender
@@ -38,7 +38,31 @@ T = TypeVar("T")
 
 # Of the shutdown grace: what is kept for writing down results after sends have been given up.
 _KEPT_FOR_SETTLING = 0.2
-_IDLE_DEPTH_INTERVAL = 120.0
+_IDLE_DEPTH_INTERVAL = 300.0
+
+# For a statement whose answer does not come: the network may be a black hole that even acknowledges.
+_STATEMENT_PATIENCE_S = 30.0
+
+
+_CANNOT_LISTEN = (
+    "LISTEN cannot work through this address: it is a pooler in transaction mode (on Supabase: port 6543). "
+    "Set LISTEN_DATABASE_URL to the direct connection (db.<ref>.supabase.co, port 5432) or to the pooler in session "
+    "mode (port 5432); DATABASE_URL may stay as it is. Or set DOORBELL=sweep to look at the queue every few seconds "
+    "instead: slower, and without the lock that lets others take over a dead worker's rows at once"
+)
+
+# Read-only, as while it fails over, is an InternalError.
+_until_reached = tenacity.retry(
+    retry=tenacity.retry_if_exception_type(
+        (psycopg.OperationalError, psycopg.InternalError, PoolTimeout, TimeoutError)
+    ),
+    wait=tenacity.wait_random_exponential(multiplier=0.25, max=5),
+    before_sleep=lambda state: log.warning(
+        "database cannot be reached",
+        error=type(state.outcome.exception()).__name__ if state.outcome else None,
+        tries=state.attempt_number,
+    ),
+)
 
 
 class NotMigrated(Exception):
@@ -101,7 +125,10 @@ class Service:
             self.port = await stack.enter_async_context(
                 Web(self._settings, self.metrics.registry, self._not_ready).serve()
             )
-            pool = make_pool(self._settings.database_url.get_secret_value(), prepares=self._settings.prepares)
+            pooled = await self._unless_stopped(self._is_pooled())
+            if pooled is None:
+                return
+            pool = make_pool(self._settings.database_url.get_secret_value(), prepares=not pooled)
             await pool.open()
             # At the end a database that is away must not take what is left of the grace period.
             stack.push_async_callback(pool.close, timeout=1.0)
@@ -123,22 +150,17 @@ class Service:
             registered = await self._unless_stopped(self._register(pool))
             if registered is None:
                 return
-            worker, lost = registered
+            rows, lost = registered
             if lost > 1:
                 log.warning("workers have died lately: starting gently", workers=lost)
             health = FcmHealth(
                 after_losses(lost, self._settings.max_in_flight, time.monotonic()),
                 token_loss_guard=self._settings.token_loss_guard,
             )
-            rows = Queue(pool, worker_id=worker, lease=self._settings.lease)
             self._assemble(rows, sender, health)
             warming = asyncio.create_task(_warm(tokens))
             try:
                 await self._work(rows, on_ready)
-            except ExceptionGroup as group:
-                if group.subgroup(TransactionPooler) is None:
-                    raise
-                raise ConfigError([str(TransactionPooler())]) from None
             finally:
                 warming.cancel()
 
@@ -146,7 +168,14 @@ class Service:
         if self._settings.doorbell == "sweep":
             self._dispatcher = Dispatcher(rows, sender, self._settings, self.metrics, health)
             return
-        watch = PeerWatch(rows, self.metrics, lambda: dispatcher.ring())
+        most = self._settings.max_in_flight
+        watch = PeerWatch(
+            rows,
+            self.metrics,
+            is_steady=lambda: doorbell.steady,
+            on_due=lambda: dispatcher.ring(),
+            on_losses=lambda lost: health.expect_losses(lost, most, time.monotonic()),
+        )
 
         def ring() -> None:
             dispatcher.ring()
@@ -187,11 +216,12 @@ class Service:
             await self._finish(working, dispatcher)
             for task in background:
                 task.cancel()
-        try:
-            async with asyncio.timeout(2):
-                await rows.sign_off()
-        except (psycopg.Error, PoolTimeout, TimeoutError):
-            log.warning("could not sign off")
+        if not working.cancelled():  # otherwise peers, or the next start, take the rows over
+            try:
+                async with asyncio.timeout(2):
+                    await rows.sign_off()
+            except (psycopg.Error, PoolTimeout, TimeoutError):
+                log.warning("could not sign off")
         log.info("stopped")
 
     async def _finish(self, working: asyncio.Task[None], dispatcher: Dispatcher) -> None:
@@ -208,7 +238,7 @@ class Service:
         await asyncio.wait({working}, timeout=grace - soft)
         if not working.done():
             log.error(
-                "could not settle everything; the rows come back when their lease ends",
+                "could not settle everything; another worker takes the rows over, at the latest when their lease ends",
                 lease_s=self._settings.lease,
             )
             working.cancel()
@@ -245,8 +275,9 @@ class Service:
             looks, now = dispatcher.looks, time.monotonic()
             if looks != seen or busy or now - read_at >= _IDLE_DEPTH_INTERVAL:
                 try:
-                    depth = await rows.depth()
-                except (psycopg.Error, PoolTimeout):
+                    async with asyncio.timeout(_STATEMENT_PATIENCE_S):
+                        depth = await rows.depth()
+                except (psycopg.Error, PoolTimeout, TimeoutError):
                     self.metrics.database_errors.labels("depth").inc()
                 else:
                     self.metrics.show_depth(depth.counts, depth.due, depth.oldest_due)
@@ -254,20 +285,26 @@ class Service:
                     busy = depth.due > 0 or depth.counts["processing"] > 0
             await asyncio.sleep(self._settings.depth_interval)
 
-    @tenacity.retry(
-        retry=tenacity.retry_if_exception_type((psycopg.OperationalError, PoolTimeout)),
-        wait=tenacity.wait_random_exponential(multiplier=0.25, max=5),
-        before_sleep=lambda state: log.warning(
-            "database cannot be reached",
-            error=type(state.outcome.exception()).__name__ if state.outcome else None,
-            tries=state.attempt_number,
-        ),
-    )
-    async def _register(self, pool: Pool) -> tuple[int, int]:
-        """This worker's id, and how many have died lately."""
+    @_until_reached
+    async def _is_pooled(self) -> bool:
+        """Whether DATABASE_URL is a pooler in transaction mode. Raises ConfigError if LISTEN would go through one."""
+        dsn, listen_dsn = self._settings.database_url.get_secret_value(), self._settings.listen_dsn
+        pooled = await is_transaction_pooler(dsn)
+        if self._settings.doorbell == "listen" and (
+            pooled if listen_dsn == dsn else await is_transaction_pooler(listen_dsn)
+        ):
+            raise ConfigError([_CANNOT_LISTEN])
+        if pooled:
+            log.info("DATABASE_URL is a pooler in transaction mode: no prepared statements")
+        return pooled
+
+    @_until_reached
+    async def _register(self, pool: Pool) -> tuple[Queue, int]:
+        """This worker's hands on the queue, and how many workers have died lately."""
         try:
             worker = await queue.register(pool, self._settings.worker_name or socket.gethostname())
-            return worker, await queue.lost_lately(pool)
+            rows = Queue(pool, worker_id=worker, lease=self._settings.lease)
+            return rows, await rows.lost_lately()
         except (psycopg.errors.UndefinedTable, psycopg.errors.UndefinedColumn):
             raise NotMigrated from None
 

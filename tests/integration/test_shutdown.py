@@ -181,7 +181,9 @@ async def test_while_the_database_is_away_it_keeps_to_the_grace_period(
         await asyncio.to_thread(database.server.stop)
         running.signal(signal.SIGTERM)
         assert await running.ended(SOON) == 0
-        said = await running.said("could not settle everything; the rows come back when their lease ends")
+        said = await running.said(
+            "could not settle everything; another worker takes the rows over, at the latest when their lease ends"
+        )
         assert said["level"] == "error"
         assert "Traceback" not in running.output
 

@@ -160,19 +160,6 @@ def test_metrics_are_closed_where_others_could_read_them(
     assert load(database_url=DSN, host=host, metrics_token=token).metrics_closed is closed
 
 
-@pytest.mark.parametrize(
-    ("dsn", "prepares"),
-    [
-        (DSN, True),
-        ("postgresql://postgres.abc:pw@aws-0.pooler.supabase.com:6543/postgres", False),
-        ("host=aws-0.pooler.supabase.com port=6543 user=postgres.abc dbname=postgres", False),
-        ("postgresql:///x?host=/tmp&port=5432", True),
-    ],
-)
-def test_no_prepared_statements_behind_a_transaction_pooler(dsn: str, prepares: bool) -> None:
-    assert load(database_url=dsn).prepares is prepares
-
-
 # --- what is wrong ---------------------------------------------------------------------------------------------
 
 
