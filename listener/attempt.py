@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import math
 import random
@@ -30,6 +31,10 @@ _MOST_LOST_CLAIMS = 10
 _MOST_CLAIMS_IN_OUTAGE = 500
 
 _ASK_AGAIN_S = 5.0
+
+# What a settlement must be left of the lease.
+_KEPT_OF_LEASE_S = 5.0
+
 _QUESTION = b'{"validate_only":true,"message":{"topic":"push-listener","data":{"question":"are you there"}}}'
 
 _NOT_TRIED = Outcome(Kind.RETRY, "NOT_TRIED", "not tried in this attempt", uses_attempt=False)
@@ -60,8 +65,9 @@ class Attempts:
         self._policy = Policy(settings.retry_floor, settings.retry_cap, settings.max_tries)
         self._rng = random.Random()  # noqa: S311  # jitter, not secrecy
         self._requests = asyncio.Semaphore(settings.max_in_flight)
-        self._asking = asyncio.Lock()
+        self._question: asyncio.Task[None] | None = None
         self._asked_at = -math.inf
+        self._lease = settings.lease
         # A request that is started later than this after the claim might outlive the lease.
         self._latest_start = settings.lease - settings.longest_send
 
@@ -106,8 +112,9 @@ class Attempts:
         if tries and all(one.started is None and not one.held_back for one in tries):
             return untouched(push)
         outcomes = [one.outcome or _not_tried(one) for one in tries]
-        if push.retry_count + 1 >= self._policy.max_tries and any(o.kind is Kind.RETRY for o in outcomes):
-            await self._ask_fcm()
+        if push.retry_count + 1 >= self._policy.max_tries and any(_counts(outcome) for outcome in outcomes):
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._ask_fcm(claimed_at + self._lease - _KEPT_OF_LEASE_S)
         return self._settle(push, claimed_at, outcomes, tries)
 
     def failed(self, push: Push, claimed_at: float, error: BaseException) -> Settlement:
@@ -132,18 +139,24 @@ class Attempts:
             one.seconds = ended - started
             one.outcome = self._health.judge(one.target, outcome, started, ended)
 
-    async def _ask_fcm(self) -> None:
+    async def _ask_fcm(self, until: float) -> None:
         """Before a push is given up: is it the push that fails, or FCM?
 
-        Where no answer to another push has told lately, a message that FCM only validates does.
+        Where no answer to another push has told lately, a message that FCM only validates does: one for all who wait,
+        none of them for longer than ``until``.
         """
-        async with self._asking:
-            now = time.monotonic()
+        now = time.monotonic()
+        if self._question is None or self._question.done():
             if not self._health.is_away(now) or now - self._asked_at < _ASK_AGAIN_S:
                 return
-            self._asked_at = now
-            outcome = await self._sender.send(_QUESTION)
-            self._health.heard(outcome, now, time.monotonic())
+            self._question = asyncio.create_task(self._ask())
+        await asyncio.wait({self._question}, timeout=max(0.0, until - now))
+
+    async def _ask(self) -> None:
+        began = time.monotonic()
+        outcome = await self._sender.send(_QUESTION)
+        self._asked_at = time.monotonic()
+        self._health.heard(outcome, began, self._asked_at)
 
     def _refused(self, push: Push, claimed_at: float, bad: BadPush) -> Settlement:
         self._metrics.invalid.labels(bad.code).inc()
@@ -172,6 +185,10 @@ class Attempts:
         if decision.status is Status.DEAD:
             log.warning("push dead", push_id=str(push.id), code=decision.code)
         return settlement
+
+
+def _counts(outcome: Outcome) -> bool:
+    return outcome.kind is Kind.RETRY and outcome.uses_attempt
 
 
 def _quarantine(push: Push) -> BadPush:

@@ -19,9 +19,10 @@ from listener.attempt import Attempts, untouched
 from listener.config import Settings
 from listener.fcm.sender import Sender
 from listener.health import FcmHealth
+from listener.log import seldom
 from listener.metrics import Metrics
 from listener.push import Push
-from listener.queue import Queue, Settlement
+from listener.queue import Queue, Settlement, fault_name
 from listener.settler import Settler
 
 log = structlog.get_logger(__name__)
@@ -76,8 +77,7 @@ class Dispatcher:
         self._looked = asyncio.Event()
         self._stop = asyncio.Event()
         self._drained = asyncio.Event()
-        self.database_ok = False
-        """Whether the last look at the queue succeeded."""
+        self._looked_well = False
         self.looks = 0
         """How often the queue has been asked for rows."""
 
@@ -85,6 +85,11 @@ class Dispatcher:
     def paused(self) -> str | None:
         """Why sending is paused, or None."""
         return self._health.reason
+
+    @property
+    def database_ok(self) -> bool:
+        """Whether the last look at the queue succeeded, and the last result could be written."""
+        return self._looked_well and self._settler.succeeds
 
     async def wait_looked(self) -> None:
         """Returns once the queue has been asked for rows, and has answered."""
@@ -145,9 +150,9 @@ class Dispatcher:
                 if len(pushes) < room and not (pushes and await _wait(self._wake, _HEAD_START_S)):
                     await self._sleep()
             except (psycopg.Error, PoolTimeout, TimeoutError) as error:
-                self._cannot_claim(error)
                 failures += 1
-                await _wait(self._stop, self._rng.uniform(0.0, min(5.0, 0.25 * 2.0 ** min(failures, 10))))
+                self._cannot_claim(error, failures)
+                await _wait(self._stop, self._rng.uniform(0.0, min(2.0, 0.25 * 2.0 ** min(failures, 10))))
                 continue
             failures = 0
             self._has_looked()
@@ -190,6 +195,8 @@ class Dispatcher:
 
     def _until_room(self) -> float | None:
         """Seconds after which there may be room without anything being settled; None: there will be none."""
+        if not self._may_claim():
+            return None
         waits = [
             self._health.changes_in(time.monotonic(), len(self._held)),
             None if self._little_since is None else _PATIENCE_S,
@@ -246,13 +253,14 @@ class Dispatcher:
             self._drained.set()
 
     def _has_looked(self) -> None:
-        self.database_ok = True
+        self._looked_well = True
         self._looked.set()
 
-    def _cannot_claim(self, error: Exception) -> None:
-        self.database_ok = False
+    def _cannot_claim(self, error: Exception, times: int) -> None:
+        self._looked_well = False
         self._metrics.database_errors.labels("claim").inc()
-        log.warning("cannot claim", error=type(error).__name__, sqlstate=getattr(error, "sqlstate", None))
+        if seldom(times):
+            log.warning("cannot claim", error=fault_name(error), tries=times)
 
 
 def _locked_nap(times: int) -> float:

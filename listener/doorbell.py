@@ -19,8 +19,9 @@ import tenacity
 from psycopg import AsyncConnection, Notify, sql
 
 from listener.database import Connection, with_keepalive
+from listener.log import seldom
 from listener.metrics import Metrics
-from listener.queue import CHANNEL, LIVENESS_CLASS
+from listener.queue import CHANNEL, LIVENESS_CLASS, fault_name
 
 log = structlog.get_logger(__name__)
 
@@ -51,15 +52,9 @@ _SERVER_AGE = "select extract(epoch from clock_timestamp() - pg_postmaster_start
 
 
 def _cannot_connect(state: tenacity.RetryCallState) -> None:
-    """Told ever more rarely: an hour without a database need not fill the log."""
-    if not state.attempt_number & (state.attempt_number - 1):
+    if seldom(state.attempt_number):
         error = state.outcome.exception() if state.outcome else None
-        log.warning(
-            "doorbell cannot connect",
-            error=type(error).__name__,
-            sqlstate=getattr(error, "sqlstate", None),
-            attempt=state.attempt_number,
-        )
+        log.warning("doorbell cannot connect", error=fault_name(error), tries=state.attempt_number)
 
 
 class Doorbell:
@@ -106,9 +101,7 @@ class Doorbell:
                 async with await self._connect() as conn:
                     await self._listen(conn)
             except _AWAY as error:
-                log.warning(
-                    "doorbell lost", error=type(error).__name__, sqlstate=getattr(error, "sqlstate", None)
-                )
+                log.warning("doorbell lost", error=fault_name(error))
             finally:
                 self._healthy.clear()
                 self._metrics.listening.set(0)

@@ -48,3 +48,8 @@ def configure(fmt: Literal["text", "json"], level: str) -> None:
     logging.getLogger("listener").setLevel(level.upper())
     # Its warnings repeat, at every try, what our own records say once, and quote connection strings.
     logging.getLogger("psycopg.pool").setLevel(logging.CRITICAL)
+
+
+def seldom(times: int) -> bool:
+    """Whether to tell of a failure, this many times in a row: ever more rarely, or an hour of it would fill the log."""
+    return times & (times - 1) == 0

@@ -12,6 +12,7 @@ import structlog
 import tenacity
 from psycopg_pool import PoolTimeout
 
+from listener.log import seldom
 from listener.metrics import Metrics
 from listener.queue import ROW_FAULTS, Queue, Settlement, fault_name
 from listener.retry import Decision, Status
@@ -41,6 +42,8 @@ class Settler:
         self._metrics = metrics
         self._on_settled = on_settled
         self._waiting: asyncio.Queue[Settlement] = asyncio.Queue()
+        self.succeeds = True
+        """Whether the last statement did, as far as it was for the database to say."""
 
     def put(self, settlement: Settlement) -> None:
         """Hands over one result. Never blocks: what bounds the number is how much may be in flight."""
@@ -108,13 +111,19 @@ class Settler:
             with attempt:
                 again = attempt.retry_state.attempt_number > 1
                 async with asyncio.timeout(_PATIENCE_S):
-                    return await self._queue.settle(batch, again=again)
+                    held = await self._queue.settle(batch, again=again)
+                self.succeeds = True
+                return held
         raise AssertionError("unreachable")
 
     def _note_failure(self, state: tenacity.RetryCallState) -> None:
         error = state.outcome.exception() if state.outcome else None
+        self.succeeds = False
         self._metrics.database_errors.labels("settle").inc()
-        log.warning("cannot settle, will go on trying", error=fault_name(error), tries=state.attempt_number)
+        if seldom(state.attempt_number):
+            log.warning(
+                "cannot settle, will go on trying", error=fault_name(error), tries=state.attempt_number
+            )
 
     def _count(self, batch: list[Settlement], held: int) -> None:
         decisions = [settlement.decision for settlement in batch]

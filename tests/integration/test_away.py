@@ -1,0 +1,284 @@
+"""FCM away, or one platform refused; the database away: nothing is used up, nothing is lost, nothing runs hot."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+from uuid import uuid4
+
+import pytest
+from psycopg import sql
+
+from listener import attempt, health
+from listener.dispatcher import Dispatcher
+from listener.emulator import Emulator
+from listener.fcm.outcome import Kind, Outcome
+from listener.health import FcmHealth
+from listener.metrics import Metrics
+from listener.push import Target, TargetKind
+from listener.queue import Queue, register
+from listener.ramp import Ramp
+from listener.service import Service
+from tests.integration.test_queue import pool_of
+from tests.support.postgres import Database
+from tests.support.service import PATIENCE, Rows, connect, get, rows_of, serving, settings_for
+
+pytestmark = pytest.mark.newest_postgres
+
+
+@pytest.fixture
+async def rows(database: Database) -> AsyncIterator[Rows]:
+    async with rows_of(database.superuser_dsn) as opened:
+        yield opened
+
+
+@pytest.fixture
+async def emulator() -> AsyncIterator[Emulator]:
+    async with Emulator() as started:
+        yield started
+
+
+async def add(rows: Rows, count: int, prefix: str = "phone") -> None:
+    await rows.query(
+        "insert into push_notifications (device_token, title) "
+        "select %(prefix)s || '-' || n, 't' from generate_series(1, %(count)s) n",
+        prefix=prefix,
+        count=count,
+    )
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """For what gives no sign of its own."""
+    async with asyncio.timeout(PATIENCE):
+        while not condition():  # noqa: ASYNC110  # it has no event
+            await asyncio.sleep(0.01)
+
+
+def count_of(service: Service, name: str, **labels: str) -> float:
+    return service.metrics.registry.get_sample_value(name, labels) or 0.0
+
+
+# --- FCM away --------------------------------------------------------------------------------------------
+
+
+@asynccontextmanager
+async def down(emulator: Emulator) -> AsyncIterator[None]:
+    await emulator.stop()
+    try:
+        yield
+    finally:
+        await emulator.start()
+
+
+@asynccontextmanager
+async def failing(emulator: Emulator, fault: str) -> AsyncIterator[None]:
+    rule = emulator.add_fault(fault)
+    emulator.expire_access_tokens()
+    try:
+        yield
+    finally:
+        emulator.remove_fault(rule)
+
+
+@pytest.mark.parametrize(
+    "trouble", ["down", "unavailable", "internal", "reset", "timeout", "oauth_server_error"]
+)
+async def test_no_push_is_used_up_by_an_outage_and_the_work_goes_on_by_itself(
+    database: Database, rows: Rows, emulator: Emulator, trouble: str
+) -> None:
+    settings = settings_for(
+        database.dsn, emulator, request_timeout=0.5, connect_timeout=0.2, max_tries=2, max_in_flight=50
+    )
+    async with serving(settings) as service:
+        async with down(emulator) if trouble == "down" else failing(emulator, trouble):
+            await add(rows, 300)
+            await until(lambda: service._dispatcher is not None and bool(service._dispatcher.paused))
+            assert service.port is not None
+            status, text = await get(service.port, "/readyz")
+            assert (status, text.startswith("sending is paused: FCM is away: ")) == (503, True)
+            # Several probes, none of them answered.
+            claimed = count_of(service, "push_claimed_total")
+            await until(lambda: count_of(service, "push_claimed_total") >= claimed + 2)
+            assert count_of(service, "push_claimed_total") <= 100
+        ended = time.monotonic()
+        found = await rows.over()
+        print(f"{trouble}: all sent {time.monotonic() - ended:.1f} s after its end")
+    assert len(found) == 300
+    assert {row["status"] for row in found.values()} == {"sent"}
+    # Those that failed before it was known why: one try each, of less than twenty pushes.
+    assert {row["retry_count"] for row in found.values()} <= {0, 1}
+    assert sum(row["retry_count"] for row in found.values()) < 20
+
+
+async def test_the_last_try_of_many_pushes_is_decided_by_one_question(
+    database: Database, rows: Rows, emulator: Emulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Were they to ask one after the other, the last of them would outlive their leases."""
+    monkeypatch.setattr(attempt, "_ASK_AGAIN_S", 0.1)
+    rule = emulator.add_fault("timeout")
+    settings = settings_for(database.dsn, emulator, request_timeout=0.5, connect_timeout=0.2, max_tries=1)
+    async with serving(settings):
+        await add(rows, 15)
+        await rows.until(lambda found: all(row["error_code"] == "TIMEOUT" for row in found.values()))
+        assert sum(record.validate_only for record in emulator.received) == 1
+        emulator.remove_fault(rule)
+        found = await rows.over()
+    assert {(row["status"], row["retry_count"]) for row in found.values()} == {("sent", 0)}
+
+
+async def test_what_is_given_back_while_fcm_is_asked_is_written_down(
+    database: Database, rows: Rows, emulator: Emulator
+) -> None:
+    emulator.add_fault("unavailable,token=phone")
+    emulator.add_fault("timeout,topic=push-listener")
+    async with serving(settings_for(database.dsn, emulator, max_tries=1)) as service:
+        push_id = await rows.add(device_token="phone", title="t")
+        await emulator.wait_received(2)
+        service.stop()
+        service.stop()
+    row = await rows.get(push_id)
+    assert (row["status"], row["retry_count"], row["error_code"]) == ("pending", 0, "UNAVAILABLE")
+    assert [log["status"] for log in await rows.logs(push_id)] == ["unknown"]
+
+
+# --- one platform refused ----------------------------------------------------------------------------------
+
+
+async def test_ios_waits_without_a_try_while_android_goes_on(
+    database: Database, rows: Rows, emulator: Emulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(health, "_PLATFORM_FIRST_S", 1.0)
+    user = uuid4()
+    await rows.device("android-phone", user)
+    await rows.device("ios-phone", user, "ios")
+    other = uuid4()
+    await rows.device("ios-tablet", other, "ios")
+    rule = emulator.add_fault("third_party_auth,token_prefix=ios")
+    async with serving(settings_for(database.dsn, emulator, max_tries=1)) as service:
+        both = await rows.add(user_id=user, title="t")
+        await rows.until(lambda found: found[both]["error_code"] == "THIRD_PARTY_AUTH_ERROR")
+        # Held back without being asked for.
+        ios = await rows.add(user_id=other, title="t")
+        await rows.until(lambda found: found[ios]["error_code"] is not None)
+        assert (await rows.get(ios))["error_code"] in ("PLATFORM_PAUSED", "THIRD_PARTY_AUTH_ERROR")
+        android = await rows.one_over(await rows.add(device_token="android-tablet", title="t"))
+        assert android["status"] == "sent"
+        waiting = await rows.all([both, ios])
+        assert {(row["status"], row["retry_count"]) for row in waiting.values()} <= {
+            ("pending", 0),
+            ("processing", 0),
+        }
+        assert service._dispatcher is not None
+        assert service._dispatcher.paused is None
+        emulator.remove_fault(rule)
+        found = await rows.over(both, ios)
+    assert {(row["status"], row["retry_count"]) for row in found.values()} == {("sent", 0)}
+    # Each device once, however often its push was looked at.
+    accepted = sorted(str(record.target) for record in emulator.accepted)
+    assert accepted == ["android-phone", "android-tablet", "ios-phone", "ios-tablet"]
+
+
+# --- the database away ---------------------------------------------------------------------------------------
+
+
+@asynccontextmanager
+async def set_for_all(database: Database, setting: str, value: str) -> AsyncIterator[None]:
+    """For every connection of the project's role, from the next one on; those there are, are cut."""
+    where = sql.SQL("alter role postgres in database {} ").format(sql.Identifier(database.name))
+    async with await connect(database.superuser_dsn) as conn:
+        name = sql.Identifier(setting)
+        await conn.execute(where + sql.SQL("set {} = {}").format(name, sql.Literal(value)))
+        try:
+            await cut_all(conn)
+            yield
+        finally:
+            await conn.execute(where + sql.SQL("reset {}").format(name))
+            await cut_all(conn)
+
+
+@asynccontextmanager
+async def no_connections(database: Database) -> AsyncIterator[None]:
+    async with await connect(database.superuser_dsn) as conn:
+        limit = sql.SQL("alter database {} connection limit {}")
+        await conn.execute(limit.format(sql.Identifier(database.name), sql.Literal(0)))
+        try:
+            await cut_all(conn)
+            yield
+        finally:
+            await conn.execute(limit.format(sql.Identifier(database.name), sql.Literal(-1)))
+
+
+async def cut_all(conn: Any) -> None:
+    await conn.execute(
+        "select pg_terminate_backend(pid, 10000) from pg_stat_activity "
+        "where datname = current_database() and usename = 'postgres'"
+    )
+
+
+TROUBLES: dict[str, Callable[[Database], Any]] = {
+    "no connection to be had": no_connections,
+    "read-only": lambda database: set_for_all(database, "default_transaction_read_only", "on"),
+    "statement timeout": lambda database: set_for_all(database, "statement_timeout", "1ms"),
+}
+
+
+@pytest.mark.parametrize("trouble", TROUBLES)
+async def test_what_has_been_sent_is_written_down_when_the_database_is_back(
+    database: Database, rows: Rows, emulator: Emulator, trouble: str
+) -> None:
+    emulator.latency = 1.0
+    async with serving(settings_for(database.dsn, emulator, max_in_flight=20)) as service:
+        await add(rows, 200)
+        await emulator.wait_accepted(20)
+        began = time.monotonic()
+        async with TROUBLES[trouble](database):
+            await until(lambda: count_of(service, "push_database_errors_total", statement="settle") >= 3)
+            assert service.port is not None
+            status, text = await get(service.port, "/readyz")
+            assert status == 503
+            # What is held in memory is bounded: no more is taken while nothing can be written down.
+            assert len(emulator.accepted) <= 40
+            errors = sum(
+                count_of(service, "push_database_errors_total", statement=each)
+                for each in ("claim", "settle", "peers", "depth")
+            )
+            assert errors < 20 + 20 * (time.monotonic() - began)
+        ended = time.monotonic()
+        emulator.latency = 0.0
+        found = await rows.over()
+        print(f"{trouble}: {text.splitlines()}; all sent {time.monotonic() - ended:.1f} s after its end")
+        await until(lambda: service._not_ready() == [])
+    assert {(row["status"], row["delivery_attempts"]) for row in found.values()} == {("sent", 1)}
+    assert (emulator.stats()["accepted"], emulator.stats()["duplicates"]) == (200, 0)
+
+
+# --- a worker that may not claim -----------------------------------------------------------------------------
+
+
+async def test_a_probe_that_is_due_is_not_waited_for_hotly_while_nothing_may_be_claimed(
+    database: Database, emulator: Emulator
+) -> None:
+    seen = FcmHealth(Ramp(1000, 1.0, 0.0))
+    refused = Outcome(Kind.PAUSE, "PERMISSION_DENIED", "may not send", 403, uses_attempt=False)
+    long_ago = time.monotonic() - 1000.0
+    seen.judge(Target(TargetKind.TOKEN, "t"), refused, long_ago, long_ago)
+    asked = 0
+
+    def may_claim() -> bool:
+        nonlocal asked
+        asked += 1
+        return False
+
+    async with pool_of(database.dsn) as pool:
+        queue = Queue(pool, worker_id=await register(pool, "test"), lease=60.0)
+        settings = settings_for(database.dsn, emulator)
+        dispatcher = Dispatcher(queue, None, settings, Metrics(), seen, may_claim=may_claim)  # type: ignore[arg-type]
+        running = asyncio.create_task(dispatcher.run())
+        for _ in range(1000):
+            await asyncio.sleep(0)
+        dispatcher.stop()
+        await running
+    assert asked < 10
