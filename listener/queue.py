@@ -142,11 +142,15 @@ select id
 # repeated, because its answer was lost, finds the row done already, and then writes no second log row either.
 #
 # Arrays go out in binary (%b), which costs psycopg a tenth of what it costs to write and escape them as text.
+#
+# What the fence compares with stands in the rows of the result. Were it constants, Postgres would believe that hardly
+# any row passes, and on a table that it does not know yet it would compare every row with every result.
 _SETTLE = """
-with result as (
-  select * from unnest(%(ids)b::uuid[], %(attempts)b::integer[], %(statuses)b::text[], %(delays)b::float8[],
-                       %(tries)b::integer[], %(codes)b::text[], %(reasons)b::text[], %(message_ids)b::text[])
-    as r(id, attempt, status, delay, tries, code, reason, message_id)
+with result as materialized (
+  select r.*, %(worker)s::integer as worker, 'processing' as held
+    from unnest(%(ids)b::uuid[], %(attempts)b::integer[], %(statuses)b::text[], %(delays)b::float8[],
+                %(tries)b::integer[], %(codes)b::text[], %(reasons)b::text[], %(message_ids)b::text[])
+      as r(id, attempt, status, delay, tries, code, reason, message_id)
 ), settled as (
   update public.push_notifications p
     -- A receipt may have come before FCM's answer was written down.
@@ -160,8 +164,7 @@ with result as (
         sent_at = case when r.status = 'sent' then now() else p.sent_at end,
         updated_at = now()
     from result r
-    where p.id = r.id and p.claimed_by = %(worker)s and p.delivery_attempts = r.attempt
-      and p.status = 'processing'
+    where p.id = r.id and p.claimed_by = r.worker and p.delivery_attempts = r.attempt and p.status = r.held
     returning p.id
 ), logged as (
   insert into public.push_delivery_logs (push_id, device_token, status, details)

@@ -88,31 +88,31 @@ def _by_index(conn: Connection) -> None:
     conn.execute(queue.BY_INDEX)
 
 
-def _claimed(conn: Connection) -> dict[str, object]:
+def _claimed(conn: Connection, batch: int = BATCH) -> dict[str, object]:
     """Rows in the hands of worker 1, and the values of a settlement of them, one log row each."""
     rows = conn.execute(
         "update push_notifications set status = 'processing', claimed_by = 1, delivery_attempts = 1, "
         "next_attempt_at = now() + interval '1 min' where id in "
         "(select id from push_notifications where status = 'pending' limit %s) returning id",
-        (BATCH,),
+        (batch,),
     ).fetchall()
     ids = [row[0] for row in rows]
     return {
         "worker": 1,
         "again": True,
         "ids": ids,
-        "attempts": [1] * BATCH,
-        "statuses": ["sent"] * BATCH,
-        "delays": [None] * BATCH,
-        "tries": [0] * BATCH,
-        "codes": [None] * BATCH,
-        "reasons": [None] * BATCH,
-        "message_ids": ["projects/p/messages/1"] * BATCH,
+        "attempts": [1] * batch,
+        "statuses": ["sent"] * batch,
+        "delays": [None] * batch,
+        "tries": [0] * batch,
+        "codes": [None] * batch,
+        "reasons": [None] * batch,
+        "message_ids": ["projects/p/messages/1"] * batch,
         "log_ids": ids,
-        "log_attempts": [1] * BATCH,
-        "log_tokens": ["a"] * BATCH,
-        "log_statuses": ["sent"] * BATCH,
-        "log_details": ["{}"] * BATCH,
+        "log_attempts": [1] * batch,
+        "log_tokens": ["a"] * batch,
+        "log_statuses": ["sent"] * batch,
+        "log_details": ["{}"] * batch,
         "held": [],
     }
 
@@ -220,6 +220,31 @@ def test_a_claim_looks_into_the_log_only_for_users_it_has_tried_before(history: 
         assert conn.execute(searches).fetchone() != (0,)
 
 
+@pytest.mark.parametrize("plan", ["force_generic_plan", "force_custom_plan"])
+def test_rows_and_results_are_not_compared_each_with_each(database: Database, plan: LiteralString) -> None:
+    """On a small table that was never analyzed, as in a new installation."""
+    with psycopg.connect(database.dsn) as conn:
+        conn.execute("alter table push_notifications set (autovacuum_enabled = off)")
+        conn.execute(_WAITING, {"waiting": 2 * HISTORY // 3})
+        conn.execute(
+            "update push_notifications set status = 'sent', next_attempt_at = null "
+            "where id in (select id from push_notifications limit %s)",
+            (HISTORY // 3,),
+        )
+        conn.commit()
+        conn.execute(sql.SQL("set plan_cache_mode = {}").format(sql.Literal(plan)))
+        claim = conn.execute(_explained(queue._CLAIM), {**_CLAIM, "limit": 500}, prepare=True).fetchone()
+        settle = conn.execute(_explained(queue._SETTLE), _claimed(conn, 500), prepare=True).fetchone()
+    assert claim is not None
+    assert settle is not None
+    for row in (claim, settle):
+        compared = [
+            node.get("Rows Removed by Join Filter", 0) * node["Actual Loops"]
+            for node in _nodes(row[0][0]["Plan"])
+        ]
+        assert max(compared) <= ENOUGH  # 500 times 500 otherwise
+
+
 def test_new_rows_lie_side_by_side(database: Database) -> None:
     """Their ids begin with the time."""
     with psycopg.connect(database.dsn) as conn:
@@ -245,9 +270,7 @@ def _excess(conn: Connection, case: Case) -> list[str]:
     """What of the queue and its log is read in excess."""
     values = case.values(conn) if callable(case.values) else case.values
     before = _read(conn)
-    explain = sql.SQL("explain (analyze, buffers, format json) ")
-    statement = case.statement if isinstance(case.statement, sql.Composable) else sql.SQL(case.statement)
-    row = conn.execute(explain + statement, values, prepare=True).fetchone()
+    row = conn.execute(_explained(case.statement), values, prepare=True).fetchone()
     assert row is not None
     found = [line for node in _nodes(row[0][0]["Plan"]) for line in _too_much(node)]
     for table, (scans, rows) in _read(conn).items():
@@ -256,6 +279,11 @@ def _excess(conn: Connection, case: Case) -> list[str]:
                 f"{rows - before[table][1]} rows of {table} are read, {scans} scans of it are sequential"
             )
     return found
+
+
+def _explained(statement: Any) -> sql.Composed:
+    composed = statement if isinstance(statement, sql.Composable) else sql.SQL(statement)
+    return sql.SQL("explain (analyze, buffers, format json) ") + composed
 
 
 def _read(conn: Connection) -> dict[str, tuple[int, int]]:
