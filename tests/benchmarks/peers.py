@@ -41,7 +41,7 @@ _ROOT = Path(__file__).resolve().parents[2]
 _VENV = _ROOT / ".cache" / "peers"
 _JOBS = 20
 _PATIENCE = 150.0
-_SETTLED = 3.0
+_SETTLED = 6.0
 """Seconds that a worker has between its start and what is done to it."""
 
 

@@ -307,7 +307,12 @@ def _doubles(
 
 def _timely(evidence: Evidence, requests: Mapping[Key, list[Exchange]], found: Findings) -> None:
     """Nothing before its time, nothing after its expiry."""
-    due = {change["push_id"]: change["due"] for change in evidence.audit if change["old_status"] is None}
+    # What is put back by hand is sent at once.
+    due = {
+        change["push_id"]: change["due"]
+        for change in evidence.audit
+        if change["old_status"] is None and change["push_id"] not in evidence.ledger.requeued
+    }
     ports = {process.port: process for process in evidence.processes}
     for (push_id, _, _), made in requests.items():
         for exchange in made:

@@ -25,6 +25,8 @@ from tests.chaos.world import LEASE, Listener, World, world
 
 _PATIENCE = 90.0
 _HELD = 50
+_STEADY = 6.0
+"""Seconds after which a worker trusts its own connection enough to take others for dead."""
 
 
 @dataclass(slots=True)
@@ -98,6 +100,7 @@ async def killed(made: World, unique: str) -> Recovery:
     await _insert(made, _HELD, unique)
     await arrivals.until(_HELD, lambda e: e.port == first.port)
     other = await _ready(made)
+    await asyncio.sleep(_STEADY)
     made.fcm.remove_fault(slow)
     since = time.time()
     await first.kill()
