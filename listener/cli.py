@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import os
 from collections.abc import Callable, Coroutine
 from dataclasses import asdict
 from datetime import timedelta
@@ -25,6 +26,7 @@ from listener.config import ConfigError
 from listener.embedded import EmbeddedPostgresError
 from listener.emulator.run import DEFAULT_PORT
 from listener.emulator.run import run as run_emulator
+from listener.fcm.auth import load_credentials
 from listener.service import NotMigrated, Service, credentials_for
 
 P = ParamSpec("P")
@@ -92,7 +94,10 @@ def run() -> None:
 
     It is configured by the environment alone; every fault of it is told at once, with exit code 2.
     """
-    settings = config.load()
+    try:
+        settings = config.load()
+    except ConfigError as error:
+        raise ConfigError(error.faults + _faults_of_credentials(error.faults)) from None
     log.configure(settings.log_format, settings.log_level)
     credentials, project = credentials_for(settings)
     # A push under way is some hundred objects that the collector counts, and none of them is garbage. Left alone, it
@@ -107,6 +112,18 @@ def run() -> None:
         _run(serve())
     except OSError as error:
         raise _Misconfigured(f"HOST, PORT: cannot listen on port {settings.port}: {error.strerror}") from None
+
+
+def _faults_of_credentials(told: list[str]) -> list[str]:
+    """What is wrong with the credentials that google-auth looks for, when there are faults in the settings already."""
+    key, path = "FCM_SERVICE_ACCOUNT_JSON", "GOOGLE_APPLICATION_CREDENTIALS"
+    if os.environ.get(key) or any(fault.startswith((key, path)) for fault in told):
+        return []
+    try:
+        load_credentials(None)
+    except ValueError as error:
+        return [f"{key} / {path}: {error}"]
+    return []
 
 
 def _age(_: click.Context, __: click.Parameter, value: str) -> timedelta:
@@ -472,6 +489,8 @@ def demo_command(once: bool, port: int) -> None:
     try:
         _run(show())
     except KeyboardInterrupt:
+        if once:
+            raise  # nobody knows how its rows would have ended
         return
     except demo.DemoFailed as error:
         raise _Failed(str(error)) from None

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import shlex
 import socket
 import sys
 import tempfile
@@ -52,6 +53,7 @@ class _Row:
     retries: int = 0
     requests: int = 1
     delay: float = 0.0
+    send_at: datetime | None = None
     seen: list[tuple[str, int]] = field(default_factory=list)
     """(status, retry_count) as they were seen to change."""
 
@@ -76,7 +78,8 @@ def _rows() -> list[_Row]:
 
 
 async def run(console: Console, *, once: bool, port: int) -> list[str]:
-    """Runs the demo; returns what went otherwise than it should. Without ``once`` it stays up until cancelled.
+    """Runs the demo; returns what went otherwise than it should. Without ``once`` it then stays up until cancelled,
+    unless something did.
 
     Raises DemoFailed or EmbeddedPostgresError.
     """
@@ -98,7 +101,7 @@ async def run(console: Console, *, once: bool, port: int) -> list[str]:
             await _tell(console, conn, rows, emulator, start)
         faults = _faults(conn, rows, emulator)
         _summarize(console, conn, rows, emulator)
-        if not once:
+        if not once and not faults:
             _tell_where(console, postgres.uri, web, emulator, log)
             await _follow(console, conn, emulator)
         return faults
@@ -177,9 +180,9 @@ def _register_devices(conn: psycopg.Connection[Any]) -> None:
 
 
 def _insert(conn: psycopg.Connection[Any], row: _Row) -> UUID:
-    return client.enqueue(
-        conn, **row.values, send_at=client.database_time(conn, ahead=row.delay) if row.delay else None
-    )
+    if row.delay:
+        row.send_at = client.database_time(conn, ahead=row.delay)
+    return client.enqueue(conn, **row.values, send_at=row.send_at)
 
 
 async def _tell(
@@ -249,7 +252,7 @@ def _faults(conn: psycopg.Connection[Any], rows: dict[UUID, _Row], emulator: Emu
             faults.append(
                 f"{row.what}: (status, code, retries, requests, log rows) {found} instead of {wanted}"
             )
-        if row.delay and requests and requests[0].received_at < record.inserted + row.delay:
+        if row.send_at and requests and requests[0].received_at < row.send_at.timestamp():
             faults.append(f"{row.what}: sent too early")
     disabled = conn.execute("select disabled_reason from push_devices where token = 'dead-phone'").fetchone()
     if disabled != ("UNREGISTERED",):
@@ -279,9 +282,9 @@ def _tell_where(console: Console, dsn: str, web: str, emulator: Emulator, log: P
     console.print("\nAdd rows of your own, with either of these, and see them go out. Ctrl-C ends it all.\n")
     row = "insert into push_notifications (device_token, title) values ('phone-1', 'Hello')"
     console.print(f"  psql '{dsn}' -c \"{row}\"", soft_wrap=True)
-    console.print(
-        f"  DATABASE_URL='{dsn}' {sys.argv[0]} send --token phone-1 --title Hello --wait 5\n", soft_wrap=True
-    )
+    # Whatever the demo was called as: a path with a space in it, or python -m listener.
+    send = f"{shlex.quote(sys.executable)} -m listener send --token phone-1 --title Hello --wait 5"
+    console.print(f"  DATABASE_URL='{dsn}' {send}\n", soft_wrap=True)
 
 
 async def _follow(console: Console, conn: psycopg.Connection[Any], emulator: Emulator) -> None:

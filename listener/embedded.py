@@ -304,6 +304,7 @@ class EmbeddedPostgres:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             cwd=self._run_dir,
+            start_new_session=True,  # a Ctrl-C in the terminal is for this process alone
             **self._run_as,
         )
         if done.returncode != 0:

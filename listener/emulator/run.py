@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shlex
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -56,7 +57,7 @@ def _how_to_use(emulator: Emulator, credentials: Path | None) -> str:
             f'"$(curl -s {emulator.endpoint}/emulator/service-account.json)"'
         )
     else:
-        key = f"  export GOOGLE_APPLICATION_CREDENTIALS={credentials.absolute()}"
+        key = f"  export GOOGLE_APPLICATION_CREDENTIALS={shlex.quote(str(credentials.absolute()))}"
     return (
         f"FCM emulator for project {emulator.project_id} at {emulator.endpoint}\n"
         "Point the service at it:\n"

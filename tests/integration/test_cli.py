@@ -172,6 +172,22 @@ async def test_run_tells_every_fault_of_its_configuration_at_once() -> None:
     assert "S3cr3t" not in err
 
 
+async def test_run_tells_of_credentials_and_settings_at_once(tmp_path: Path) -> None:
+    (tmp_path / "k").write_text('{"type": "S3cr3t"}')
+    env = {
+        "PATH": os.environ["PATH"],
+        "LEASE": "1",
+        "GOOGLE_APPLICATION_CREDENTIALS": str(tmp_path / "k"),
+    }
+    code, _, err = await run("run", env=env)
+    assert code == 2
+    assert [line.split()[0] for line in err.splitlines()[1:]] == [
+        "DATABASE_URL",
+        "LEASE",
+        "FCM_SERVICE_ACCOUNT_JSON",
+    ]
+
+
 async def test_run_without_credentials(database: Database, emulator: Emulator, tmp_path: Path) -> None:
     env = environment(
         database.dsn,

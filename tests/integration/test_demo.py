@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 
@@ -29,7 +30,19 @@ async def test_once_it_shows_every_end_of_a_push_and_leaves() -> None:
 @pytest.mark.parametrize("number", [signal.SIGINT])
 async def test_without_once_it_stays_until_it_is_ended(number: signal.Signals) -> None:
     async with program("demo", "--port", "0", env={**ENVIRONMENT, "PYTHONUNBUFFERED": "1"}) as running:
-        await running.printed("insert into push_notifications")
+        await running.printed("send --token")
+        (command,) = [line for line in running.out.splitlines() if "send --token" in line]
+        sending = await asyncio.create_subprocess_shell(command, env=ENVIRONMENT)
+        assert await sending.wait() == 0
         running.signal(number)
         assert await running.ended() == 0
+    assert "Traceback" not in running.output
+
+
+async def test_once_and_interrupted_it_is_no_success() -> None:
+    env = {**ENVIRONMENT, "PYTHONUNBUFFERED": "1"}
+    async with program("demo", "--once", "--port", "0", env=env) as running:
+        await running.printed("The listener is up")
+        running.signal(signal.SIGINT)
+        assert await running.ended() == 1
     assert "Traceback" not in running.output

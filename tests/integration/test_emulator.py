@@ -1253,7 +1253,7 @@ async def test_run_writes_the_key_and_says_how_to_use_it(tmp_path: Path) -> None
         said.append(text)
         ready.set()
 
-    path = tmp_path / "key.json"
+    path = tmp_path / "the key.json"
     path.write_text("what was here before, open to all, and longer than what will be" * 100)
     path.chmod(0o644)
     running = asyncio.create_task(
@@ -1264,7 +1264,7 @@ async def test_run_writes_the_key_and_says_how_to_use_it(tmp_path: Path) -> None
     key = json.loads(path.read_text())
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert f"FCM_ENDPOINT={key['token_uri'].removesuffix('/token')}" in said[0]
-    assert f"GOOGLE_APPLICATION_CREDENTIALS={path}" in said[0]
+    assert f"GOOGLE_APPLICATION_CREDENTIALS='{path}'" in said[0]  # there is a space in it
     credentials = Credentials.from_service_account_file(path, scopes=[SCOPE])
     await asyncio.to_thread(credentials.refresh, Request())
     assert credentials.valid
