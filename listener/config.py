@@ -71,12 +71,22 @@ def _readable(value: Path | None) -> Path | None:
     return value
 
 
+def _long_enough(value: SecretStr | None) -> SecretStr | None:
+    if value is not None and len(value) < 8:
+        raise ValueError("has fewer than 8 characters: it can be guessed")
+    return value
+
+
 def _longest_send(request_timeout: float) -> float:
     return 2 * (REFRESH_TIMEOUT + request_timeout)
 
 
 def _blank_is_none(value: object) -> object:
     return None if isinstance(value, str) and not value.strip() else value
+
+
+def _lower(value: object) -> object:
+    return value.lower() if isinstance(value, str) else value
 
 
 _UNITS = {"h": timedelta(hours=1), "d": timedelta(days=1), "w": timedelta(weeks=1)}
@@ -125,20 +135,23 @@ class Settings(BaseSettings):
     port: int = Field(
         8080, ge=0, le=65535, description="port of /metrics, /healthz and /readyz; 0: any free one"
     )
-    metrics_token: SecretStr | None = Field(
+    metrics_token: Annotated[SecretStr | None, AfterValidator(_long_enough)] = Field(
         None,
-        min_length=8,
         description="bearer token for /metrics; without it /metrics is open on loopback only",
     )
-    log_format: Literal["text", "json"] = Field("text", description="text or json")
-    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least level to log")
+    log_format: Annotated[Literal["text", "json"], BeforeValidator(_lower)] = Field(
+        "text", description="text or json"
+    )
+    log_level: Annotated[Literal["debug", "info", "warning", "error"], BeforeValidator(_lower)] = Field(
+        "info", description="least level to log"
+    )
 
     max_in_flight: int = Field(1000, ge=1, le=100_000, description="most requests to FCM under way at once")
     claim_batch: int = Field(500, ge=1, le=10_000, description="most rows taken in one claim")
     settle_batch: int = Field(500, ge=1, le=10_000, description="most rows settled in one statement")
     request_timeout: Seconds = Field(15.0, description="for one request to FCM (FCM asks for at least 10)")
     connect_timeout: Seconds = Field(10.0, description="for one connection to FCM")
-    lease: Seconds = Field(120.0, ge=5, description="how long a claimed row belongs to this worker")
+    lease: Seconds = Field(120.0, description="how long a claimed row belongs to this worker")
     max_tries: int = Field(5, ge=1, le=100, description="tries before a push is dead")
     retry_floor: Seconds = Field(10.0, description="least wait before a retry (FCM asks for at least 10)")
     retry_cap: Seconds = Field(3600.0, description="longest wait before a retry, Retry-After excepted")

@@ -175,7 +175,7 @@ WRONG = {
     "FCM_ENDPOINT": ["S3cr3t", "ftp://S3cr3t", "https://"],
     "PORT": ["S3cr3t", "-1", "65536", "80.5"],
     "METRICS_TOKEN": ["S3cr3t", "short"],
-    "LOG_FORMAT": ["S3cr3t", "JSON"],
+    "LOG_FORMAT": ["S3cr3t", "xml"],
     "LOG_LEVEL": ["S3cr3t", "trace"],
     "MAX_IN_FLIGHT": ["0", "S3cr3t", "100001", "1e9"],
     "CLAIM_BATCH": ["0", "10001"],
@@ -219,6 +219,20 @@ def test_the_least_lease_is_told_and_is_enough() -> None:
     assert f"must be at least {least:g}" in line
     found = load(database_url=DSN, request_timeout=20, lease=least)
     assert found.longest_send < found.lease
+
+
+def test_a_lease_far_too_short_is_told_the_least_at_once() -> None:
+    (line,) = faults(lease="1")
+    assert "must be at least 65" in line
+
+
+def test_a_token_for_metrics_that_is_too_short_is_told_in_plain_words() -> None:
+    assert faults(metrics_token="short") == ["METRICS_TOKEN has fewer than 8 characters: it can be guessed"]
+
+
+def test_words_in_capitals_are_the_same_words() -> None:
+    found = load(database_url=DSN, log_level="WARNING", log_format="JSON")
+    assert (found.log_level, found.log_format) == ("warning", "json")
 
 
 any_text = st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1, max_size=60)
