@@ -59,10 +59,15 @@ _until_reached = tenacity.retry(
     wait=tenacity.wait_random_exponential(multiplier=0.25, max=5),
     before_sleep=lambda state: log.warning(
         "database cannot be reached",
-        error=type(state.outcome.exception()).__name__ if state.outcome else None,
+        reason=_in_a_line(state.outcome.exception() if state.outcome else None),
         tries=state.attempt_number,
     ),
 )
+
+
+def _in_a_line(error: BaseException | None) -> str:
+    """Why there is no connection, in libpq's words: they name host, port, user and database, never the password."""
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 class NotMigrated(Exception):
