@@ -17,7 +17,7 @@ from listener.push import Target, TargetKind
 from listener.ramp import Ramp, after_losses, after_pause
 
 _REFUSED_FIRST_S, _REFUSED_LONGEST_S = 30.0, 300.0
-_AWAY_FIRST_S, _AWAY_LONGEST_S = 2.0, 5.0
+_AWAY_FIRST_S, _AWAY_LONGEST_S = 2.0, 4.0
 _AWAY_AFTER_FAILURES = 20
 _AWAY_AFTER_S = 60.0
 _PLATFORM_FIRST_S = 60.0

@@ -87,8 +87,10 @@ async def failing(emulator: Emulator, fault: str) -> AsyncIterator[None]:
     "trouble", ["down", "unavailable", "internal", "reset", "timeout", "oauth_server_error"]
 )
 async def test_no_push_is_used_up_by_an_outage_and_the_work_goes_on_by_itself(
-    database: Database, rows: Rows, emulator: Emulator, trouble: str
+    database: Database, rows: Rows, emulator: Emulator, trouble: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(health, "_AWAY_FIRST_S", 0.5)
+    monkeypatch.setattr(health, "_AWAY_LONGEST_S", 1.0)
     settings = settings_for(
         database.dsn, emulator, request_timeout=0.5, connect_timeout=0.2, max_tries=2, max_in_flight=50
     )
