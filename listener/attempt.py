@@ -128,9 +128,10 @@ class Attempts:
             started = time.monotonic()
             held = started - claimed_at
             one.held_back = self._health.platform_wait(one.target.platform, started)
-            if held > self._latest_start or one.held_back:
+            left = _life_left(push, claimed_at)
+            if held > self._latest_start or one.held_back or (left is not None and left <= 0):
                 return
-            body = prepared.encode(one.target, _life_left(push, claimed_at))
+            body = prepared.encode(one.target, left)
             if one.is_first:
                 self._metrics.insert_to_send.observe(max(0.0, push.waited + held))
             one.started = started

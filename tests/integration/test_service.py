@@ -179,6 +179,26 @@ async def test_a_retry_after_past_the_expiry_expires_the_push(
     assert (row["status"], row["error_code"], len(emulator.received)) == ("expired", "UNAVAILABLE", 1)
 
 
+async def test_devices_whose_turn_comes_after_the_expiry_get_nothing(database: Database, rows: Rows) -> None:
+    user = uuid4()
+    for n in range(4):
+        await rows.device(f"phone-{n}", user)
+    # One request at a time, a second each: before the last the push has expired.
+    async with (
+        Emulator(latency=1.0) as emulator,
+        serving(settings_for(database.dsn, emulator, max_in_flight=1)),
+    ):
+        (added,) = await rows.query(
+            "insert into push_notifications (user_id, title, expires_at) "
+            "values (%(user)s, 't', now() + interval '1.5 s') returning id",
+            user=user,
+        )
+        row = await rows.one_over(added["id"])
+        assert row["status"] == "sent"
+        assert row["last_error"].startswith("expires before the next try")
+        assert 1 <= len(emulator.received) < 4
+
+
 async def test_a_dead_token_ends_the_push_and_disables_the_device(
     rows: Rows, emulator: Emulator, service: Service
 ) -> None:
