@@ -95,11 +95,12 @@ def _times(fault: str, bound: float, since: float, found: list[Exchange]) -> Rec
 async def killed(made: World, unique: str) -> Recovery:
     """SIGKILL of a worker that holds rows: until they are in another's hands."""
     slow = made.fcm.add_fault(f"slow,token_prefix={unique},latency_ms=60000")
-    first = await _ready(made, request_timeout="100", lease="300")
+    settings = {"request_timeout": "100", "lease": "300"}
+    first = await _ready(made, **settings)
     arrivals = Arrivals(made)
     await _insert(made, _HELD, unique)
     await arrivals.until(_HELD, lambda e: e.port == first.port)
-    other = await _ready(made)
+    other = await _ready(made, **settings)
     await asyncio.sleep(_STEADY)
     made.fcm.remove_fault(slow)
     since = time.time()
