@@ -8,6 +8,7 @@ import functools
 import math
 import random
 import time
+import traceback
 from dataclasses import dataclass, replace
 
 import structlog
@@ -119,9 +120,19 @@ class Attempts:
 
     def failed(self, push: Push, claimed_at: float, error: BaseException) -> Settlement:
         """What to settle when an attempt raised: a fault of ours, which must neither lose the row nor loop on it."""
+        return self._settle(push, claimed_at, [self._fault_of_ours(push, error)], [])
+
+    def _fault_of_ours(self, push: Push, error: BaseException) -> Outcome:
+        # The text of an exception may quote what it was given; where it was raised does not.
+        where = traceback.extract_tb(error.__traceback__)[-1]
+        log.error(
+            "attempt failed",
+            push_id=str(push.id),
+            error=type(error).__name__,
+            at=f"{where.filename}:{where.lineno}",
+        )
         reason = f"push-listener could not handle this push ({type(error).__name__})"
-        outcome = Outcome(Kind.RETRY, "INTERNAL_ERROR", reason, delay=self._policy.floor)
-        return self._settle(push, claimed_at, [outcome], [])
+        return Outcome(Kind.RETRY, "INTERNAL_ERROR", reason, delay=self._policy.floor)
 
     async def _send(self, push: Push, prepared: Prepared, one: _Try, claimed_at: float) -> None:
         async with self._requests:
@@ -135,7 +146,11 @@ class Attempts:
             if one.is_first:
                 self._metrics.insert_to_send.observe(max(0.0, push.waited + held))
             one.started = started
-            outcome = await self._sender.send(body)
+            try:
+                outcome = await self._sender.send(body)
+            except Exception as error:
+                # What the other devices are answered must not be lost for it.
+                outcome = self._fault_of_ours(push, error)
             ended = time.monotonic()
             one.seconds = ended - started
             one.outcome = self._health.judge(one.target, outcome, started, ended)

@@ -7,7 +7,6 @@ import functools
 import math
 import random
 import time
-import traceback
 from collections.abc import Callable, Sequence
 from uuid import UUID
 
@@ -216,14 +215,6 @@ class Dispatcher:
         if task.cancelled():  # before it had begun
             settlement = untouched(push)
         elif (error := task.exception()) is not None:
-            # The text of an exception may quote what it was given; where it was raised does not.
-            where = traceback.extract_tb(error.__traceback__)[-1]
-            log.error(
-                "attempt failed",
-                push_id=str(push.id),
-                error=type(error).__name__,
-                at=f"{where.filename}:{where.lineno}",
-            )
             settlement = self._attempts.failed(push, claimed_at, error)
         else:
             settlement = task.result()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
+from typing import cast
 from uuid import UUID
 
 import orjson
@@ -270,13 +271,14 @@ with dead as materialized (
       and (case p.priority when 'high' then 0 else 1 end) in (0, 1) and p.next_attempt_at > now()
     returning p.id
 )
-select count(*) from rescued
+select coalesce((select array_agg(id) from dead), '{}'), (select count(*) from rescued)
 """
 
 _LOST_LATELY = """
 select count(*) from push_listener.workers where lost and stopped_at > now() - interval '1 hour'
 """
 
+_SCHEMA_VERSION = "select coalesce(max(version), 0) from push_listener.migrations"
 _REGISTER = "insert into push_listener.workers (name) values (%s) returning id"
 _SIGN_OFF = "update push_listener.workers set stopped_at = now() where id = %s"
 
@@ -454,12 +456,12 @@ class Queue:
             row = await cursor.fetchone()
         return bool(row and row[0])
 
-    async def rescue(self, suspects: Collection[int]) -> int:
-        """Puts the rows of those who are dead indeed back into the queue, no try used; returns how many."""
+    async def rescue(self, suspects: Collection[int]) -> tuple[list[int], int]:
+        """Puts the rows of those who are dead indeed back into the queue, no try used; returns who, and how many."""
         async with self._pool.connection() as conn:
             cursor = await conn.execute(_RESCUE, {"class": LIVENESS_CLASS, "suspects": list(suspects)})
-            row = await cursor.fetchone()
-        return int(str(row[0])) if row else 0
+            dead, rows = await cursor.fetchone() or ([], 0)
+        return list(cast(list[int], dead)), int(str(rows))
 
     async def depth(self) -> Depth:
         """Counts what waits. Reads the index of waiting rows and those rows, never the history."""
@@ -479,6 +481,13 @@ class Queue:
         """Notes that this worker ended by its own will."""
         async with self._pool.connection() as conn:
             await conn.execute(_SIGN_OFF, (self._worker,))
+
+
+async def schema_version(pool: Pool) -> int:
+    """The newest migration that was applied. Raises psycopg.errors.UndefinedTable when none was."""
+    async with pool.connection() as conn:
+        row = await (await conn.execute(_SCHEMA_VERSION)).fetchone()
+    return int(str(row[0])) if row else 0
 
 
 async def register(pool: Pool, name: str) -> int:

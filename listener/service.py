@@ -16,7 +16,7 @@ import tenacity
 from google.auth.credentials import Credentials
 from psycopg_pool import PoolTimeout
 
-from listener import purge, queue
+from listener import migrate, purge, queue
 from listener.config import ConfigError, Settings
 from listener.database import Pool, is_transaction_pooler, make_pool
 from listener.dispatcher import Dispatcher
@@ -74,7 +74,7 @@ class NotMigrated(Exception):
     """The database does not have the tables this version needs."""
 
     def __str__(self) -> str:
-        return "the database has not been migrated: run push-listener migrate"
+        return "the database has not been migrated to this version: run push-listener migrate"
 
 
 def credentials_for(settings: Settings) -> tuple[Credentials, str]:
@@ -103,6 +103,7 @@ class Service:
         self._credentials = credentials
         self._project_id = project_id
         self.metrics = Metrics()
+        self._schema_version = migrate.load()[-1].version
         self._stop = asyncio.Event()
         self._hurry = asyncio.Event()
         self._dispatcher: Dispatcher | None = None
@@ -307,6 +308,8 @@ class Service:
     async def _register(self, pool: Pool) -> tuple[Queue, int]:
         """This worker's hands on the queue, and how many workers have died lately."""
         try:
+            if await queue.schema_version(pool) < self._schema_version:
+                raise NotMigrated
             worker = await queue.register(pool, self._settings.worker_name or socket.gethostname())
             rows = Queue(pool, worker_id=worker, lease=self._settings.lease)
             return rows, await rows.lost_lately()

@@ -67,7 +67,7 @@ class Outcome:
             before any retry is the retry policy's.
         ambiguous: whether the message may have been delivered although it was not accepted.
         uses_attempt: whether this counts against the push's tries.
-        slow_down: whether the sending rate is to be lowered.
+        slow_down: whether FCM asks for a lower rate: a quota is used up, so the failure is no sign of an outage.
     """
 
     kind: Kind

@@ -11,11 +11,12 @@ from uuid import UUID, uuid4
 import psycopg
 import pytest
 
-from listener import health
+from listener import health, migrate
 from listener.dispatcher import Dispatcher
 from listener.emulator import Emulator
 from listener.emulator.received import Received
 from listener.fcm.auth import AccessTokens, load_credentials
+from listener.fcm.outcome import Outcome
 from listener.fcm.sender import Sender
 from listener.fcm.transport import AiohttpTransport
 from listener.health import FcmHealth
@@ -236,6 +237,30 @@ async def test_a_retry_goes_only_to_the_device_that_failed(
     asked = [(record.target, record.accepted) for record in of(row["id"], emulator)]
     assert sorted(asked[:2]) == [("phone", True), ("tablet", False)]
     assert asked[2:] == [("tablet", True)]
+
+
+async def test_a_fault_of_ours_at_one_device_costs_no_other_its_answer(
+    rows: Rows, emulator: Emulator, service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    user = uuid4()
+    await rows.device("phone", user)
+    await rows.device("tablet", user, "ios")
+    send, failures = Sender.send, iter([RuntimeError("of ours")])
+
+    async def faulty(sender: Sender, body: bytes) -> Outcome:
+        if b"tablet" in body and (error := next(failures, None)):
+            raise error
+        return await send(sender, body)
+
+    monkeypatch.setattr(Sender, "send", faulty)
+    row = await rows.one_over(await rows.add(user_id=user, title="t"))
+    assert (row["status"], row["retry_count"]) == ("sent", 1)
+    logs = await rows.logs(row["id"])
+    assert sorted((log["device_token"], log["status"]) for log in logs) == [
+        ("phone", "sent"),
+        ("tablet", "failed"),
+        ("tablet", "sent"),
+    ]
 
 
 async def test_one_dead_device_of_two_is_disabled_and_the_push_is_sent(
@@ -578,4 +603,11 @@ async def test_ready_means_that_the_queue_has_answered(
 async def test_a_database_without_the_tables_is_told(blank_database: Database, emulator: Emulator) -> None:
     with pytest.raises(NotMigrated, match="run push-listener migrate"):
         async with serving(settings_for(blank_database.dsn, emulator)):
+            pass
+
+
+async def test_a_database_that_is_behind_is_told(database: Database, emulator: Emulator) -> None:
+    migrate.rollback(database.dsn, migrate.load()[-1].version - 1)
+    with pytest.raises(NotMigrated, match="run push-listener migrate"):
+        async with serving(settings_for(database.dsn, emulator)):
             pass
