@@ -38,6 +38,7 @@ T = TypeVar("T")
 
 # Of the shutdown grace: what is kept for writing down results after sends have been given up.
 _KEPT_FOR_SETTLING = 0.2
+_OVERDUE_AFTER_S = 3.0
 _IDLE_DEPTH_INTERVAL = 300.0
 
 # For a statement whose answer does not come: the network may be a black hole that even acknowledges.
@@ -96,12 +97,21 @@ class Service:
         settings: checked already.
         credentials: for FCM.
         project_id: the Firebase project to send for.
+        on_overdue: called when the grace period has been over for some seconds and the run has not ended: a database
+            that has gone silent can hold up for long whoever lets go of a connection.
     """
 
-    def __init__(self, settings: Settings, credentials: Credentials, project_id: str) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        credentials: Credentials,
+        project_id: str,
+        on_overdue: Callable[[], None] = lambda: None,
+    ) -> None:
         self._settings = settings
         self._credentials = credentials
         self._project_id = project_id
+        self._on_overdue = on_overdue
         self.metrics = Metrics()
         self._schema_version = migrate.load()[-1].version
         self._stop = asyncio.Event()
@@ -116,6 +126,9 @@ class Service:
         """Ends the run within the grace period; called again: at once, giving back what is in flight."""
         if self._stop.is_set():
             self._hurry.set()
+        else:
+            patience = self._settings.shutdown_grace + _OVERDUE_AFTER_S
+            asyncio.get_running_loop().call_later(patience, self._on_overdue)
         self._stop.set()
 
     async def run(self, on_ready: Callable[[], None] = lambda: None) -> None:

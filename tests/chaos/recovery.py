@@ -72,7 +72,8 @@ class Arrivals:
                 await self._event.wait()
 
 
-async def _insert(made: World, count: int, prefix: str) -> None:
+async def insert(made: World, count: int, prefix: str) -> None:
+    """Puts in so many rows, to devices whose names begin so."""
     async with await made.admin() as conn:
         await conn.execute(
             "insert into push_notifications (device_token, title) "
@@ -98,7 +99,7 @@ async def killed(made: World, unique: str) -> Recovery:
     settings = {"request_timeout": "100", "lease": "300"}
     first = await _ready(made, **settings)
     arrivals = Arrivals(made)
-    await _insert(made, _HELD, unique)
+    await insert(made, _HELD, unique)
     await arrivals.until(_HELD, lambda e: e.port == first.port)
     other = await _ready(made, **settings)
     await asyncio.sleep(_STEADY)
@@ -115,7 +116,7 @@ async def stopped(made: World, unique: str) -> Recovery:
     slow = made.fcm.add_fault(f"slow,token_prefix={unique},latency_ms=60000")
     first, other = await _ready(made), await _ready(made)
     arrivals = Arrivals(made)
-    await _insert(made, _HELD, unique)
+    await insert(made, _HELD, unique)
     held = await arrivals.until(_HELD)
     mine = [e for e in held if e.port == first.port]
     victim, saver = (first, other) if len(mine) * 2 > _HELD else (other, first)
@@ -138,7 +139,7 @@ async def deaf(made: World, unique: str) -> Recovery:
     listener = await _ready(made)
     arrivals = Arrivals(made)
     assert await made.terminate() == 1
-    await _insert(made, 1, unique)
+    await insert(made, 1, unique)
     since = time.time()
     found = await arrivals.until(1, lambda e: e.target.startswith(unique))
     await listener.end()
@@ -150,7 +151,7 @@ def _hole(name: str, bound: float, *, forget: bool) -> Callable[[World, str], Aw
         listener = await _ready(made)
         arrivals = Arrivals(made)
         listener.postgres.hole()
-        await _insert(made, _HELD, unique)
+        await insert(made, _HELD, unique)
         await asyncio.sleep(12.0)  # longer than heartbeat, proof and attempts to connect
         since = time.time()
         listener.postgres.heal(forget=forget)
@@ -169,7 +170,7 @@ def _restart(name: str, *, crash: bool) -> Callable[[World, str], Awaitable[Reco
         await asyncio.sleep(3.0)
         await asyncio.to_thread(made.server.start)
         since = time.time()
-        await _insert(made, _HELD, unique)
+        await insert(made, _HELD, unique)
         found = await arrivals.until(_HELD, lambda e: e.target.startswith(unique))
         await listener.end()
         return _times(name, 5.0, since, found)
@@ -182,7 +183,7 @@ async def away(made: World, unique: str) -> Recovery:
     listener = await _ready(made)
     arrivals = Arrivals(made)
     await made.fcm.stop()
-    await _insert(made, _HELD, unique)
+    await insert(made, _HELD, unique)
     await asyncio.sleep(12.0)
     await made.fcm.start()
     since = time.time()

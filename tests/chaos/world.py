@@ -114,7 +114,8 @@ class Listener:
     @property
     def gave_up(self) -> bool:
         """It ended with results that the database, being away, did not take in time."""
-        return "could not settle everything" in self.program.output
+        said = self.program.output
+        return "could not settle everything" in said or "could not end in time" in said
 
 
 class World:
