@@ -89,15 +89,16 @@ class PeerWatch:
         silent = {peer for peer, alive in peers.items() if not alive}
         if silent:
             self._on_losses(await self._rows.lost_lately() + len(silent))
-        dead = silent & suspects
-        if dead:
-            rescued = await self._rows.rescue(dead)
-            self._metrics.rescued.inc(rescued)
-            log.warning(
-                "workers have died; their rows are back in the queue", workers=sorted(dead), rows=rescued
-            )
-            self._on_due()
-        return silent - dead
+        if silent & suspects:
+            dead, rescued = await self._rows.rescue(silent & suspects)
+            if dead:
+                self._metrics.rescued.inc(rescued)
+                log.warning(
+                    "workers have died; their rows are back in the queue", workers=sorted(dead), rows=rescued
+                )
+                self._on_due()
+            silent -= set(dead)
+        return silent
 
     async def _quiet_for(self, has_peers: bool) -> float | None:
         """Seconds for which no peer can hold a row unless the bell rings; 0: one may now. None: without end."""

@@ -344,7 +344,9 @@ class Rows(RuleBasedStateMachine):
         ]
         seen = dict(self.runner.run(saver.queue.peers()))
         assert all(seen.get(w.id, w.alive) == w.alive for w in self.workers if w is not saver)
-        assert self.runner.run(saver.queue.rescue(suspects)) == len(lost)
+        dead, count = self.runner.run(saver.queue.rescue(suspects))
+        assert count == len(lost)
+        assert set(dead) >= {row.worker for row in lost}
         for row in lost:
             row.status, row.due = "pending", True
             row.lost += 1
