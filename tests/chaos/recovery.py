@@ -211,7 +211,13 @@ async def measure(names: list[str], runs: int) -> list[Recovery]:
         times: Recovery | None = None
         for number in range(1 if name == "stop" else runs):
             async with world(audited=False) as made:
-                one = await MEASURES[name](made, f"{name}-{number}-")
+                try:
+                    one = await MEASURES[name](made, f"{name}-{number}-")
+                except TimeoutError:
+                    said = "\n".join(f"{each.name}:\n{each.program.err[-2000:]}" for each in made.processes)
+                    raise AssertionError(
+                        f"{name}: work did not go on within {_PATIENCE:g} s\n{said}"
+                    ) from None
             if times is None:
                 times = one
             else:
