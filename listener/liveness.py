@@ -105,13 +105,16 @@ class PeerWatch:
         if has_peers and (time.monotonic() < self._attentive_until or await self._rows.peers_hold_rows()):
             return 0.0
         earliest = await self._rows.earliest()
-        return None if earliest is None else max(0.0, earliest)
+        if earliest is not None and earliest <= 0.0:
+            # The worker that knew of it may have died since, without holding anything.
+            self._on_due()
+            return 0.0
+        return earliest
 
     async def _sleep(self, seconds: float | None) -> None:
         with suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 await self._stirred.wait()
                 return
-        # Some row is due. The worker that knew of it may have died since, without holding anything.
         self.stir()
         self._on_due()
