@@ -18,7 +18,17 @@ from listener.emulator import Emulator
 from listener.metrics import Metrics
 from listener.web import Web
 from tests.support.postgres import Database
-from tests.support.service import PATIENCE, Rows, environment, get, program, rows_of, serving, settings_for
+from tests.support.service import (
+    PATIENCE,
+    Rows,
+    environment,
+    get,
+    program,
+    rows_of,
+    serving,
+    settings_for,
+    shown,
+)
 from tests.support.tools import tool
 
 TOKEN = "0123456789abcdef"
@@ -189,10 +199,7 @@ async def test_metrics_after_known_traffic(database: Database, rows: Rows) -> No
         )
         ids = [push_id for push_id, row in (await rows.all()).items() if row["device_token"] != "later"]
         await rows.over(*ids, expired["id"])
-        # The database shows a row as over a moment before the process has counted it.
-        async with asyncio.timeout(10):
-            while service.metrics.registry.get_sample_value("push_in_flight"):  # noqa: ASYNC110 (a gauge gives no event)
-                await asyncio.sleep(0)
+        await shown(service.metrics, "push_in_flight", 0)
         status, text = await get(service.port, "/metrics")
     assert status == 200
     found = samples(text)

@@ -26,6 +26,7 @@ from psycopg.types.json import Jsonb
 from listener import config
 from listener.config import Settings
 from listener.emulator import Emulator
+from listener.metrics import Metrics
 from listener.service import Service, credentials_for
 from tests.support.servers import forget_proxies
 
@@ -236,6 +237,13 @@ async def serving(settings: Settings) -> AsyncIterator[Service]:
             waiting.cancel()
             running.cancel()
             await asyncio.wait({running})
+
+
+async def shown(metrics: Metrics, name: str, value: float, labels: dict[str, str] | None = None) -> None:
+    """Returns once a metric has a value: the database shows what is done a moment before the process has counted it."""
+    async with asyncio.timeout(PATIENCE):
+        while metrics.registry.get_sample_value(name, labels) != value:  # noqa: ASYNC110 (it tells nobody of a change)
+            await asyncio.sleep(0.005)
 
 
 async def get(port: int, path: str, **headers: str) -> tuple[int, str]:
