@@ -20,7 +20,7 @@ _ALIVE = (
     "connect_timeout=5"
 )
 
-_LOOKS = 3
+_LOOKS = 5
 _LOOK_PATIENCE_S = 15.0
 
 _BACKEND = "select pg_backend_pid()"
@@ -60,44 +60,48 @@ def make_pool(dsn: str, *, prepares: bool) -> Pool:
 async def is_transaction_pooler(dsn: str) -> bool:
     """Whether the address leads to a pooler in transaction mode, whichever it is.
 
-    Two connections that are served by one backend, or one that is served by two, give it away. Others that use the
-    pooler at the same moment may hide it from one look, hardly from several.
+    Two connections that are served by one backend, or one that is served by two, give it away. An idle pooler does so
+    at once; in a busy one several looks leave hardly a chance that it does not.
 
     Raises psycopg.OperationalError, or TimeoutError when the second connection is not served within some seconds.
     """
+    backends: set[tuple[str, object]] = set()
     async with asyncio.timeout(_LOOK_PATIENCE_S), AsyncExitStack() as stack:
         first, second = [
             await stack.enter_async_context(
-                await AsyncConnection.connect(with_keepalive(dsn), prepare_threshold=None)
+                await AsyncConnection.connect(with_keepalive(dsn), autocommit=True, prepare_threshold=None)
             )
             for _ in range(2)
         ]
         for _ in range(_LOOKS):
-            before = await (await first.execute(_BACKEND)).fetchone()
-            await first.commit()
-            # In a transaction, so that a pooler cannot give it away again.
-            other = await (await second.execute(_BACKEND)).fetchone()
-            after = await (await first.execute(_BACKEND)).fetchone()
-            await first.commit()
-            await second.commit()
-            if before == other or before != after:
+            backends.add(("first", await (await first.execute(_BACKEND)).fetchone()))
+            async with second.transaction():  # so that a pooler cannot give its backend away
+                backends.add(("second", await (await second.execute(_BACKEND)).fetchone()))
+                backends.add(("first", await (await first.execute(_BACKEND)).fetchone()))
+            if _are_shared(backends):
                 return True
     return False
 
 
 def refuse_transaction_pooler(dsn: str) -> None:
     """Raises TransactionPooler if the address leads to one, or psycopg.OperationalError. As above, but it blocks."""
+    backends: set[tuple[str, object]] = set()
     with ExitStack() as stack:
         first, second = [
-            stack.enter_context(psycopg.connect(dsn, prepare_threshold=None, connect_timeout=15))
+            stack.enter_context(
+                psycopg.connect(dsn, autocommit=True, prepare_threshold=None, connect_timeout=15)
+            )
             for _ in range(2)
         ]
         for _ in range(_LOOKS):
-            before = first.execute(_BACKEND).fetchone()
-            first.commit()
-            other = second.execute(_BACKEND).fetchone()
-            after = first.execute(_BACKEND).fetchone()
-            first.commit()
-            second.commit()
-            if before == other or before != after:
+            backends.add(("first", first.execute(_BACKEND).fetchone()))
+            with second.transaction():
+                backends.add(("second", second.execute(_BACKEND).fetchone()))
+                backends.add(("first", first.execute(_BACKEND).fetchone()))
+            if _are_shared(backends):
                 raise TransactionPooler
+
+
+def _are_shared(backends: set[tuple[str, object]]) -> bool:
+    """Whether what was seen as (connection, backend) is anything but one backend for each connection."""
+    return len(backends) > 2 or len({backend for _, backend in backends}) < 2

@@ -22,6 +22,8 @@ import tenacity
 from psycopg import sql
 from psycopg.rows import args_row
 
+from listener.database import TransactionPooler, refuse_transaction_pooler
+
 Connection = psycopg.Connection[tuple[object, ...]]
 
 LOCK_KEY = 7_308_332_045_000_001
@@ -206,6 +208,14 @@ def rollback(
 
 
 def _connect(dsn: str, warn: Callable[[str], None] = lambda _: None) -> Connection:
+    try:
+        refuse_transaction_pooler(dsn)
+    except TransactionPooler:
+        raise MigrationError(
+            "this address is a pooler in transaction mode (on Supabase: port 6543), through which no lock can be held "
+            "over several steps; set LISTEN_DATABASE_URL to the direct connection or to the pooler in session mode "
+            "(port 5432)"
+        ) from None
     conn = psycopg.connect(dsn, autocommit=True, application_name="push-listener migrate", connect_timeout=15)
     conn.add_notice_handler(lambda notice: warn(notice.message_primary or ""))
     conn.execute("set client_min_messages = warning")
