@@ -142,7 +142,8 @@ begin
           updated_at = now()
       from due d
       where p.id = d.id
-      returning p.*, d.lane, d.due_at
+      returning p.id, p.user_id, p.device_token, p.title, p.body, p.data, p.status, p.retry_count, p.delivery_attempts,
+        p.created_at, d.lane, d.due_at
   )
   select c.id, c.user_id, c.device_token::text, c.title::text, c.body::text, c.data::jsonb, c.status::text,
          coalesce(c.retry_count, 0)::integer, c.delivery_attempts::integer, c.created_at
@@ -687,7 +688,7 @@ begin
       for update skip locked
   )
   update public.push_notifications p
-    set status = 'pending', next_attempt_at = now(), retry_count = 0, updated_at = now()
+    set status = 'pending', next_attempt_at = now(), retry_count = 0, lost_claims = 0, updated_at = now()
     from chosen c
     where p.id = c.id;
   get diagnostics v_count = row_count;
