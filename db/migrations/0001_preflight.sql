@@ -451,6 +451,10 @@ begin
       join pg_attribute a on a.attrelid = d.adrelid and a.attnum = d.adnum and a.attname = 'status'
       where d.adrelid = queue and pg_get_expr(d.adbin, d.adrelid) !~ '^''pending'''
     union all
+    select 'push_notifications.status has no default, and is given one: a row of which nothing else is said will be ''pending'', and sent'
+      from pg_attribute a
+      where a.attrelid = queue and a.attname = 'status' and not a.atthasdef
+    union all
     select format('push_notifications.%I is NOT NULL without a default: enqueue_push and push-listener send, which know nothing of it, cannot add rows',
                   a.attname)
       from pg_attribute a

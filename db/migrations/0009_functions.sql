@@ -475,10 +475,22 @@ begin
           updated_at = now()
       where d.user_id is distinct from excluded.user_id or d.platform is distinct from excluded.platform
         or d.disabled_at is not null or d.updated_at < now() - interval '1 day';
+  if not found then
+    return;
+  end if;
+
+  -- Whoever is signed in may make tokens up, and each push to a user goes to all of that user's: not to any number.
+  delete from public.push_devices d
+    where d.token in (
+      select o.token
+        from public.push_devices o
+        where o.user_id = v_user and o.disabled_at is null and o.token <> p_token
+        order by o.updated_at desc nulls last
+        offset 99);
 end
 $$;
 comment on function public.register_device(text, text, uuid) is
-  'The registration token of a device of the signed-in user. A token that was another user''s moves; one that was disabled lives again.';
+  'The registration token of a device of the signed-in user. A token that was another user''s moves; one that was disabled lives again. A user has 100 devices at most: those seen last.';
 select push_listener.allow('public.register_device(text, text, uuid)', 'authenticated', 'service_role');
 
 create function public.unregister_device(p_token text) returns boolean

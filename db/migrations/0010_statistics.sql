@@ -205,7 +205,15 @@ begin
                     then extract(epoch from p.sent_at - p.created_at) end as accepted_after,
                case when p.status in ('sent', 'delivered') and isfinite(p.delivered_at) and isfinite(p.created_at)
                     then extract(epoch from p.delivered_at - p.created_at) end as delivered_after
-          from (select 1 as sign, * from became union all select -1, * from was) p
+          from (
+            select 1 as sign, b.status, b.error_code, b.retry_count, b.created_at, b.updated_at, b.sent_at,
+                   b.delivered_at, b.next_attempt_at
+              from became b
+            union all
+            select -1, w.status, w.error_code, w.retry_count, w.created_at, w.updated_at, w.sent_at,
+                   w.delivered_at, w.next_attempt_at
+              from was w
+          ) p
           where p.status in ('sent', 'delivered', 'dead', 'expired', 'cancelled')
             or (p.status = 'failed' and p.next_attempt_at is null)
       ) e

@@ -327,7 +327,7 @@ begin
          'using (user_id = (select auth.uid()))'),
         ('push_delivery_logs', 'push_listener_own', 'select', 'authenticated', case
            -- Whoever may see a push sees its logs.
-           when own_readers then 'using (exists (select from public.push_notifications p where p.id = push_id))'
+           when own_readers then 'using (exists (select from public.push_notifications p where p.id = push_delivery_logs.push_id))'
            -- An array, so that the logs are found by their index and not read from end to end.
            else 'using (push_id = any (array(select p.id from public.push_notifications p '
                 'where p.user_id = (select auth.uid()))))' end),
@@ -356,7 +356,10 @@ begin
       and name = 'authenticated insert'
   ) then
     create trigger push_listener_begin_as_new before insert on public.push_notifications
-      for each row when (current_user in ('anon', 'authenticated'))
+      for each row when (
+        -- A role of the application's own with the rights of authenticated is a user too; a service, or the owner, is not.
+        current_user = 'anon' or (pg_catalog.pg_has_role(current_user, 'authenticated', 'usage')
+          and not pg_catalog.has_function_privilege(current_user, 'public.fetch_pending_pushes(integer)', 'execute')))
       execute function push_listener.begin_as_new();
   end if;
   if exists (

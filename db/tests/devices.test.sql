@@ -1,5 +1,5 @@
 begin;
-select plan(24);
+select plan(26);
 
 set local role authenticated;
 set local request.jwt.claims = '{"sub": "a0000000-0000-0000-0000-00000000000a"}';
@@ -53,6 +53,21 @@ select lives_ok($$select public.register_device('test-x', 'web', 'b0000000-0000-
 select is(public.unregister_device('test-phone'), true, 'and unregister anybody''s');
 reset role;
 select results_eq($$select token::text from public.push_devices where token like 'test-%'$$, array['test-x'], 'one is left');
+
+-- Anybody who is signed in may register what looks like a token, and each push to that user goes to all of them.
+set local role authenticated;
+set local request.jwt.claims = '{"sub": "c0000000-0000-0000-0000-00000000000c"}';
+select count(public.register_device('test-many-' || n, 'web')) from generate_series(1, 120) n;
+reset role;
+select is(count(*), 100::bigint, 'a user has so many devices')
+  from public.push_devices where user_id = 'c0000000-0000-0000-0000-00000000000c';
+update public.push_devices set updated_at = now() - interval '1 h'
+  where token = (select min(token) from public.push_devices where user_id = 'c0000000-0000-0000-0000-00000000000c');
+set local role authenticated;
+select public.register_device('test-many-121', 'web');
+reset role;
+select is(array[count(*) filter (where updated_at < now()), count(*)], '{0,100}'::bigint[], 'and loses the one not seen for longest')
+  from public.push_devices where user_id = 'c0000000-0000-0000-0000-00000000000c';
 
 select * from finish();
 rollback;

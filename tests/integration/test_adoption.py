@@ -113,6 +113,34 @@ async def test_adopted_worked_with_and_given_back(blank_database: Database, shap
 
 
 @pytest.mark.newest_postgres
+async def test_columns_of_the_application_may_have_any_name(
+    database: Database, blank_database: Database
+) -> None:
+    """Those too that the SQL gives to values of its own, but for arguments and variables: they begin with p_ and v_."""
+    sources = [step.up for step in migrate.load()]
+    sources += [text for text in vars(queue).values() if isinstance(text, str)]
+    names = {name for text in sources for name in re.findall(r"\b(?!p_|v_)[a-z]\w{0,62}\b", text)}
+    system = {"ctid", "xmin", "tableoid"}
+    ours = names_of(database.dsn)
+    load(blank_database, "reference", "logs")
+    with connected(blank_database.dsn) as connection:
+        for table, columns in names_of(blank_database.dsn).items():
+            free = sorted(names - {*columns, *ours[table]} - system)
+            added = sql.SQL(", ").join(sql.SQL("add {} text").format(sql.Identifier(name)) for name in free)
+            connection.execute(sql.SQL("alter table {} {}").format(sql.Identifier(table), added))
+    await adopt_work_and_give_back(blank_database.dsn)
+
+    migrate.apply(blank_database.dsn)
+    with connected(blank_database.dsn) as connection:
+        connection.execute("select enqueue_push(p_device_token => 't', p_title => 'new')")
+        pushes = connection.execute("select id from fetch_pending_pushes(1000)").fetchall()
+        assert pushes
+        for push in pushes:
+            connection.execute("select mark_push_sent(%s)", (push["id"],))
+        connection.execute("select * from get_push_delivery_stats()")
+
+
+@pytest.mark.newest_postgres
 async def test_a_large_backlog_adopted_worked_with_and_given_back(blank_database: Database) -> None:
     load(blank_database, "backlog")
     await adopt_work_and_give_back(blank_database.dsn)
@@ -538,6 +566,25 @@ def test_a_queue_without_dates_is_not_poured_out(blank_database: Database) -> No
     assert rows == [{"status": "expired", "n": 10}, {"status": "pending", "n": 1}]
 
 
+def test_a_trigger_that_guards_the_status_is_named(blank_database: Database) -> None:
+    dsn = blank_database.dsn
+    with connected(dsn) as connection:
+        connection.execute(
+            "create table push_notifications (id uuid primary key default gen_random_uuid(), title text,"
+            " status text, created_at timestamptz);"
+            "insert into push_notifications (status, created_at) values ('pending', now() - interval '1 month');"
+            "create function guard() returns trigger language plpgsql as $$ begin"
+            "  if current_user <> 'service_role' then new.status := old.status; end if; return new; end $$;"
+            "create trigger guard before update on push_notifications for each row execute function guard()"
+        )
+    with pytest.raises(migrate.MigrationError, match="a trigger on push_notifications takes back"):
+        migrate.apply(dsn)
+    migrate.rollback(dsn, 0, discard_data=True)
+    with connected(dsn) as connection:
+        connection.execute("drop trigger guard on push_notifications")
+    migrate.apply(dsn)
+
+
 def test_rows_that_come_in_on_the_way_are_sent(blank_database: Database) -> None:
     """Between the step that adds the columns and the one that decides about old rows, days later even."""
     dsn = blank_database.dsn
@@ -709,6 +756,18 @@ def test_what_deserves_a_look_is_pointed_out(blank_database: Database) -> None:
         "nothing of it, cannot add rows",
         "push_notifications has rows in status 'processing', in the hands of the application: 1 of them, which are "
         "left to it",
+    ]
+
+
+def test_a_status_without_a_default_is_pointed_out(blank_database: Database) -> None:
+    with connected(blank_database.dsn) as connection:
+        connection.execute(
+            "create table push_notifications (id uuid primary key, status text);"
+            "alter table push_notifications enable row level security"
+        )
+    assert migrate.foresee(blank_database.dsn) == [
+        "push_notifications.status has no default, and is given one: a row of which nothing else is said will be "
+        "'pending', and sent"
     ]
 
 

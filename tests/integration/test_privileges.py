@@ -560,6 +560,18 @@ def test_a_row_of_a_user_begins_as_a_new_one(adopted: Database, user: Connection
             "insert into push_notifications (title, body, status) values ('t', 'b', 'sent') returning status"
         ).fetchone()
     assert kept == ("sent",)
+    # A role of the application's own that has the rights of authenticated is one. It is gone at the end.
+    with psycopg.connect(adopted.superuser_dsn) as administrator:
+        administrator.execute("create role courier nologin in role authenticated")
+        administrator.execute("set local role courier")
+        administrator.execute("select set_config('request.jwt.claims', %s, true)", (f'{{"sub": "{OWNER}"}}',))
+        forged_too = administrator.execute(
+            "insert into push_notifications (driver_id, title, body, status) values (%s, 't', 'b', 'sent') "
+            "returning status",
+            (OWNER,),
+        ).fetchone()
+        administrator.rollback()
+    assert forged_too == ("pending",)
 
 
 @pytest.mark.parametrize(
