@@ -339,6 +339,7 @@ class Rows(RuleBasedStateMachine):
             row
             for row in self.rows.values()
             if row.status == "processing"
+            and not row.due  # else it can be claimed already
             and any(row.worker == w.id and not w.alive and w is not saver for w in self.workers)
             and row.worker in self.unburied()
         ]
