@@ -113,9 +113,11 @@ class Attempts:
         if tries and all(one.started is None and not one.held_back for one in tries):
             return untouched(push)
         outcomes = [one.outcome or _not_tried(one) for one in tries]
-        if push.retry_count + 1 >= self._policy.max_tries and any(_counts(outcome) for outcome in outcomes):
+        if self._health.fails:
+            self._ask_fcm()
+        elif push.retry_count + 1 >= self._policy.max_tries and any(_counts(outcome) for outcome in outcomes):
             with contextlib.suppress(asyncio.CancelledError):
-                await self._ask_fcm(claimed_at + self._lease - _KEPT_OF_LEASE_S)
+                await self._is_it_fcm(claimed_at + self._lease - _KEPT_OF_LEASE_S)
         return self._settle(push, claimed_at, outcomes, tries)
 
     def failed(self, push: Push, claimed_at: float, error: BaseException) -> Settlement:
@@ -149,30 +151,43 @@ class Attempts:
             try:
                 outcome = await self._sender.send(body)
             except Exception as error:
-                # What the other devices are answered must not be lost for it.
-                outcome = self._fault_of_ours(push, error)
-            ended = time.monotonic()
-            one.seconds = ended - started
-            one.outcome = self._health.judge(one.target, outcome, started, ended)
+                # What the other devices are answered must not be lost for it. And it says nothing of FCM.
+                one.outcome = self._fault_of_ours(push, error)
+            else:
+                one.outcome = self._health.judge(one.target, outcome, started, time.monotonic())
+            one.seconds = time.monotonic() - started
 
-    async def _ask_fcm(self, until: float) -> None:
+    async def _is_it_fcm(self, until: float) -> None:
         """Before a push is given up: is it the push that fails, or FCM?
 
-        Where no answer to another push has told lately, a message that FCM only validates does: one for all who wait,
-        none of them for longer than ``until``.
+        Where no answer to another push has told lately, a question does: one for all who wait, and none of them waits
+        for longer than ``until``.
         """
         now = time.monotonic()
-        if self._question is None or self._question.done():
-            if not self._health.is_away(now) or now - self._asked_at < _ASK_AGAIN_S:
-                return
+        if self._health.is_away(now):
+            self._ask_fcm()
+            if self._question is not None:
+                await asyncio.wait({self._question}, timeout=max(0.0, until - now))
+
+    def _ask_fcm(self) -> None:
+        """Sends FCM a message to validate only, unless that is being done or has just been."""
+        if self._question is None and time.monotonic() - self._asked_at >= _ASK_AGAIN_S:
             self._question = asyncio.create_task(self._ask())
-        await asyncio.wait({self._question}, timeout=max(0.0, until - now))
 
     async def _ask(self) -> None:
         began = time.monotonic()
-        outcome = await self._sender.send(_QUESTION)
-        self._asked_at = time.monotonic()
-        self._health.heard(outcome, began, self._asked_at)
+        try:
+            outcome = await self._sender.send(_QUESTION)
+            self._health.answered(outcome, began, time.monotonic())
+        finally:
+            self._question, self._asked_at = None, time.monotonic()
+
+    def _patient(self, push: Push, outcome: Outcome) -> Outcome:
+        """A failure that uses no try, with a wait that grows all the same: it may be the push; others want a turn."""
+        if outcome.kind is not Kind.RETRY or outcome.uses_attempt:
+            return outcome
+        wait = min(self._policy.cap, self._policy.floor * 2.0 ** min(push.attempt, 30))
+        return replace(outcome, delay=max(outcome.delay, wait))
 
     def _refused(self, push: Push, claimed_at: float, bad: BadPush) -> Settlement:
         self._metrics.invalid.labels(bad.code).inc()
@@ -181,6 +196,8 @@ class Attempts:
     def _settle(
         self, push: Push, claimed_at: float, outcomes: list[Outcome], tries: list[_Try]
     ) -> Settlement:
+        if self._health.in_doubt:
+            outcomes = [self._patient(push, outcome) for outcome in outcomes]
         decision = decide(
             outcomes,
             accepted_before=push.accepted_before,

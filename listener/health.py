@@ -2,7 +2,9 @@
 
 Three things are told apart. *Refused*: our key, project or permissions are wrong, so nothing is sent but a probe
 now and then. *Away*: FCM does not answer, or only with 5xx, so pushes wait without being used up, and it is probed
-often. *One platform refused*: the credentials for APNs or web push are wrong, and the others go on.
+often; while it answers a question although pushes fail, it may be the pushes, and a few go on being tried, so that
+those which would be accepted need not wait behind them. *One platform refused*: the credentials for APNs or web push
+are wrong, and the others go on.
 """
 
 from __future__ import annotations
@@ -20,6 +22,8 @@ _REFUSED_FIRST_S, _REFUSED_LONGEST_S = 30.0, 300.0
 _AWAY_FIRST_S, _AWAY_LONGEST_S = 2.0, 4.0
 _AWAY_AFTER_FAILURES = 20
 _AWAY_AFTER_S = 60.0
+_IN_DOUBT = 8  # pushes at once
+_TRUSTED_S = 30.0  # after the answer to a question
 _PLATFORM_FIRST_S = 60.0
 _PLATFORM_LONGEST_S = 600.0
 _NEVER_REFUSED = (-math.inf, 0.0, 0.0)
@@ -40,6 +44,7 @@ class FcmHealth:
         self._away = PauseGate(_AWAY_FIRST_S, _AWAY_LONGEST_S)
         self._failures = 0  # in a row, without any answer that says something
         self._answered_at = -math.inf
+        self._trusted_until = -math.inf
         self._platforms: dict[
             str | None, tuple[float, float, float]
         ] = {}  # refused since, until, and for how long
@@ -55,13 +60,16 @@ class FcmHealth:
             outcome = self._guard.judge(outcome)
         if _is_failure(outcome):
             self._failures += 1
-            if self._failures >= _AWAY_AFTER_FAILURES:
-                away = replace(outcome, kind=Kind.PAUSE, reason=f"FCM is away: {outcome.reason}")
-                self._away.note(away, asked, now)
-            if self._away.reason is not None:
+            if self.fails:
+                if now >= self._trusted_until:
+                    away = replace(outcome, kind=Kind.PAUSE, reason=f"FCM is away: {outcome.reason}")
+                    self._away.note(away, asked, now)
                 outcome = replace(outcome, uses_attempt=False)
-        else:
-            self.heard(outcome, asked, now)
+        elif outcome.http_status is not None:
+            if self.in_doubt:
+                self._begin_gently(now)
+            self._failures = 0
+            self._is_there(outcome, asked, now)
         self._note(self._refused, outcome, asked, now)
         if outcome.kind is Kind.PAUSE_PLATFORM:
             outcome = replace(outcome, delay=self._refuse_platform(target.platform, asked, now))
@@ -92,20 +100,36 @@ class FcmHealth:
         """Whether FCM has said nothing of use lately: then it is not a push's fault that it fails."""
         return self._away.reason is not None or now - self._answered_at > _AWAY_AFTER_S
 
-    def heard(self, outcome: Outcome, asked: float, now: float) -> None:
-        """Learns from an answer that concerns no push."""
+    @property
+    def fails(self) -> bool:
+        """Whether every push has failed lately, so that it is worth a question whether FCM is there."""
+        return self._failures >= _AWAY_AFTER_FAILURES
+
+    @property
+    def in_doubt(self) -> bool:
+        """Whether every push has failed lately although FCM is there."""
+        return self.fails and self._away.reason is None
+
+    def answered(self, outcome: Outcome, asked: float, now: float) -> None:
+        """Learns from the answer to a question, which concerned no push."""
         if outcome.http_status is not None and not _is_failure(outcome):
-            self._failures = 0
-            self._answered_at = now
-            # A refusal as well says that FCM is there.
-            self._note(self._away, replace(outcome, kind=Kind.ACCEPTED), asked, now)
+            self._trusted_until = now + _TRUSTED_S
+            self._is_there(outcome, asked, now)
+
+    def _is_there(self, outcome: Outcome, asked: float, now: float) -> None:
+        self._answered_at = now
+        # A refusal as well says that FCM is there.
+        self._note(self._away, replace(outcome, kind=Kind.ACCEPTED), asked, now)
 
     def _note(self, gate: PauseGate, outcome: Outcome, asked: float, now: float) -> None:
-        """Tells a gate; when that ends the pause, sending begins gently, unless it was gentler still before."""
         paused = self.reason is not None
         gate.note(outcome, asked, now)
+        if paused and self.reason is None:
+            self._begin_gently(now)
+
+    def _begin_gently(self, now: float) -> None:
         gentle = after_pause(now)
-        if paused and self.reason is None and self._ramp.limit(now, gentle.first) == gentle.first:
+        if self._ramp.limit(now, gentle.first) == gentle.first:  # otherwise it is gentler still
             self._ramp = gentle
 
     def expect_losses(self, lost: int, most: int, now: float) -> None:
@@ -119,7 +143,7 @@ class FcmHealth:
         for gate in (self._refused, self._away):
             if (allowed := gate.limit(now, in_flight)) is not None:
                 return allowed
-        return self._ramp.limit(now, most)
+        return self._ramp.limit(now, min(most, _IN_DOUBT) if self.fails else most)
 
     def changes_in(self, now: float, in_flight: int) -> float | None:
         """Seconds until ``limit`` may be larger by itself; None: not before a push in flight is settled."""

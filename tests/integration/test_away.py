@@ -131,6 +131,33 @@ async def test_the_last_try_of_many_pushes_is_decided_by_one_question(
     assert {(row["status"], row["retry_count"]) for row in found.values()} == {("sent", 0)}
 
 
+async def test_pushes_that_always_fail_do_not_keep_others_waiting(
+    database: Database, rows: Rows, emulator: Emulator
+) -> None:
+    """FCM answers 503 to these and nothing else: it looks away, while nobody sends anything better."""
+    rule = emulator.add_fault("unavailable,token_prefix=bad")
+    settings = settings_for(database.dsn, emulator, retry_floor=1, retry_cap=10)
+    async with serving(settings) as service:
+        await add(rows, 100, "bad")
+        await rows.until(lambda found: all(row["error_code"] == "UNAVAILABLE" for row in found.values()))
+        began = time.monotonic()
+        await rows.query(  # all of them are due again, and were so first
+            "update push_notifications set next_attempt_at = now() - interval '1 hour' where status <> 'processing'"
+        )
+        await add(rows, 20, "good")
+        await rows.until(
+            lambda found: all(
+                row["status"] == "sent" for row in found.values() if row["device_token"].startswith("good")
+            )
+        )
+        print(f"sent behind a hundred that fail: {time.monotonic() - began:.1f} s")
+        bad = [row for row in (await rows.all()).values() if row["device_token"].startswith("bad")]
+        assert {row["status"] for row in bad} <= {"pending", "failed", "processing"}
+        assert service._dispatcher is not None
+        assert service._dispatcher.paused is None
+        emulator.remove_fault(rule)
+
+
 async def test_what_is_given_back_while_fcm_is_asked_is_written_down(
     database: Database, rows: Rows, emulator: Emulator
 ) -> None:

@@ -115,18 +115,60 @@ def test_an_answer_that_was_asked_for_before_it_went_does_not_end_it() -> None:
     assert seen.reason is not None
 
 
-def test_an_answer_to_a_question_ends_it_as_gently() -> None:
-    seen = away(100.0)
-    seen.heard(ACCEPTED, 102.0, 102.1)
-    assert (seen.reason, seen.limit(102.1, 0, MOST)) == (None, 8)
-
-
 def test_a_question_that_is_not_answered_changes_nothing() -> None:
     seen = away(100.0)
-    seen.heard(TIMEOUT, 102.0, 117.0)
-    seen.heard(UNAVAILABLE, 102.0, 117.0)
+    seen.answered(TIMEOUT, 100.0, 101.0)
+    seen.answered(UNAVAILABLE, 100.0, 101.0)
+    assert (seen.reason, seen.changes_in(101.0, 0)) == ("FCM is away: no answer", 1.0)
+    assert not seen.in_doubt
+
+
+def test_a_question_that_was_asked_before_it_went_says_nothing() -> None:
+    seen = away(100.0)
+    seen.answered(ACCEPTED, 99.0, 101.0)
     assert seen.reason is not None
-    assert seen.changes_in(101.0, 0) == 1.0
+
+
+# --- in doubt: it answers a question, and no push -----------------------------------------------------------
+
+
+def in_doubt() -> FcmHealth:
+    seen = away(100.0)
+    seen.answered(ACCEPTED, 100.0, 100.1)
+    return seen
+
+
+def test_when_a_question_is_answered_a_few_go_on_being_tried() -> None:
+    seen = in_doubt()
+    assert (seen.reason, seen.in_doubt) == (None, True)
+    assert [seen.limit(now, 0, MOST) for now in (100.1, 110.0, 1000.0)] == [8, 8, 8]
+    assert seen.limit(1000.0, 0, 3) == 3
+
+
+def test_their_failures_use_no_try_and_do_not_stop_them() -> None:
+    seen = in_doubt()
+    for n in range(1000):
+        assert not seen.judge(PHONE, UNAVAILABLE, 100.2, 101.0 + n / 100).uses_attempt
+    assert (seen.reason, seen.limit(111.0, 0, MOST)) == (None, 8)
+
+
+def test_unless_no_question_is_answered_any_more() -> None:
+    seen = in_doubt()
+    seen.judge(PHONE, UNAVAILABLE, 130.0, 130.2)
+    assert (seen.reason, seen.limit(130.2, 0, MOST)) == ("FCM is away: in trouble", 0)
+    seen.answered(ACCEPTED, 130.2, 130.3)
+    assert seen.in_doubt
+
+
+def test_the_first_answer_to_a_push_ends_the_doubt() -> None:
+    seen = in_doubt()
+    seen.judge(PHONE, ACCEPTED, 110.0, 111.0)
+    assert not seen.in_doubt
+    assert [seen.limit(111.0 + n, 0, MOST) for n in range(3)] == [8, 16, 32]
+    assert seen.judge(PHONE, UNAVAILABLE, 111.0, 112.0).uses_attempt
+
+
+# --- away, again ---------------------------------------------------------------------------------------------
 
 
 def test_an_end_does_not_widen_a_start_that_is_gentler_still() -> None:
