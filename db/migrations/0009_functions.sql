@@ -545,6 +545,7 @@ declare
   v_columns text;
   v_values text;
   v_id uuid;
+  v_status text;
 begin
   -- What FCM would refuse, or the listener, is refused here, where the one who can mend it hears of it.
   v_problem := case
@@ -632,8 +633,8 @@ begin
   loop
     execute pg_catalog.format(
       'insert into public.push_notifications (%s) values (%s) '
-      'on conflict (idempotency_key) where idempotency_key is not null do nothing returning id', v_columns, v_values)
-      into v_id
+      'on conflict (idempotency_key) where idempotency_key is not null do nothing returning id, status', v_columns, v_values)
+      into v_id, v_status
       using p_user_id, p_device_token, p_topic, p_condition, coalesce(p_title, ''), coalesce(p_body, ''), p_data,
             p_channel, p_priority, p_image, p_options, p_collapse_key, p_idempotency_key, p_expires_at,
             greatest(p_send_at, now()), 'pending';
@@ -641,6 +642,11 @@ begin
     select p.id into v_id from public.push_notifications p where p.idempotency_key = p_idempotency_key;
     exit when v_id is not null; -- else it was deleted just now
   end loop;
+  if v_status <> 'pending' then
+    raise exception using errcode = 'object_not_in_prerequisite_state',
+      message = pg_catalog.format('a trigger on push_notifications has given the new row the status %L: it would never be sent', v_status),
+      hint = 'Let the trigger leave the status of new rows alone.';
+  end if;
   return v_id;
 end
 $$;

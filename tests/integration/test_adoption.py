@@ -585,6 +585,20 @@ def test_a_trigger_that_guards_the_status_is_named(blank_database: Database) -> 
     migrate.apply(dsn)
 
 
+def test_a_trigger_that_gives_new_rows_a_status_of_its_own_is_named(blank_database: Database) -> None:
+    dsn = blank_database.dsn
+    migrate.apply(dsn)
+    with connected(dsn) as connection:
+        connection.execute(
+            "create function own() returns trigger language plpgsql as $$ begin"
+            "  new.status := 'cancelled'; return new; end $$;"
+            "create trigger own before insert on push_notifications for each row execute function own()"
+        )
+        with pytest.raises(psycopg.errors.ObjectNotInPrerequisiteState, match="would never be sent"):
+            connection.execute("select enqueue_push(p_device_token => 't', p_title => 'x')")
+    assert not contents(dsn)["push_notifications"]
+
+
 def test_rows_that_come_in_on_the_way_are_sent(blank_database: Database) -> None:
     """Between the step that adds the columns and the one that decides about old rows, days later even."""
     dsn = blank_database.dsn
