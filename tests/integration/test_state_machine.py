@@ -194,7 +194,7 @@ class Rows(RuleBasedStateMachine):
         assert self.sql("select requeue_pushes(p_ids => %(ids)s) as n", ids=ids) == [{"n": len(back)}]
         for each in back:
             row = self.rows[each]
-            row.status, row.due, row.tries = "pending", True, 0
+            row.status, row.due, row.tries, row.lost = "pending", True, 0, 0
 
     @precondition(lambda self: self.rows)
     @rule(data=st.data(), status=st.sampled_from(["delivered", "opened", "unknown"]))
