@@ -141,7 +141,10 @@ async def test_a_database_that_is_away(command: list[str]) -> None:
 async def test_a_database_without_the_tables(blank_database: Database, command: list[str]) -> None:
     done = await invoke(blank_database.dsn, *command)
     assert (done.exit_code, done.stdout) == (1, "")
-    assert done.stderr == "Error: the database has not been migrated to this version: run push-listener migrate\n"
+    assert (
+        done.stderr
+        == "Error: the database has not been migrated to this version: run push-listener migrate\n"
+    )
 
 
 # --- run -----------------------------------------------------------------------------------------------------

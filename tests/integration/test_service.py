@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import time
 from collections.abc import AsyncIterator
 from typing import Any
 from uuid import UUID, uuid4
@@ -117,6 +118,25 @@ async def test_a_scheduled_push_goes_out_when_its_time_has_come(
     # Postgres and the emulator share a clock; the sweep, which could have found it too, comes in an hour.
     assert times["due"] <= row["sent_at"]
     assert times["due"].timestamp() <= record.received_at
+
+
+@pytest.mark.parametrize("step", [-86_400.0, 86_400.0])
+async def test_a_clock_that_is_a_day_wrong_changes_nothing(
+    step: float, rows: Rows, emulator: Emulator, service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ours only: the database's clock is the one that counts, for schedules, leases, retries and expiry."""
+    real = time.time
+    monkeypatch.setattr(time, "time", lambda: real() + step)
+    emulator.add_fault("unavailable,token=retried,times=1")
+    (later,) = await rows.query(
+        "insert into push_notifications (device_token, title, next_attempt_at, expires_at) values "
+        "('t', 't', clock_timestamp() + interval '1 s', clock_timestamp() + interval '1 min') "
+        "returning id, next_attempt_at as due"
+    )
+    retried = await rows.add(device_token="retried", title="t")
+    found = await rows.over(later["id"], retried)
+    assert {row["status"] for row in found.values()} == {"sent"}
+    assert later["due"] <= found[later["id"]]["sent_at"]
 
 
 async def test_an_earlier_push_overtakes_a_scheduled_one(

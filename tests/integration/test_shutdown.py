@@ -207,5 +207,8 @@ async def test_a_database_without_the_tables_ends_it_with_a_hint(blank_database:
         program("run", env=environment(blank_database.dsn, emulator)) as running,
     ):
         assert await running.ended() == 1
-        assert "Error: the database has not been migrated to this version: run push-listener migrate" in running.err
+        assert (
+            "Error: the database has not been migrated to this version: run push-listener migrate"
+            in running.err
+        )
         assert "Traceback" not in running.output
