@@ -20,7 +20,7 @@ _ALIVE = (
     "connect_timeout=5"
 )
 
-_LOOKS = 5
+_LOOKS = 12
 _LOOK_PATIENCE_S = 15.0
 
 _BACKEND = "select pg_backend_pid()"
