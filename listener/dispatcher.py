@@ -61,16 +61,14 @@ class Dispatcher:
         self._settler = Settler(queue, batch=settings.settle_batch, metrics=metrics, on_settled=self._settled)
         self._rng = random.Random()  # noqa: S311  # jitter, not secrecy
         self._sending: set[asyncio.Task[Settlement]] = set()
-        self._held: set[tuple[UUID, int]] = (
-            set()
-        )  # (id, attempt) of rows claimed and not settled: bounds our memory
+        # (id, attempt) of rows claimed and not settled: what bounds our memory
+        self._held: set[tuple[UUID, int]] = set()
         self._giving_back = False  # what a claim still brings goes back as well
         self._passed_over = 0  # claims in a row that brought nothing although something was due
         self._told: str | None = None  # what was last said of a pause
         self._hungry = False  # waiting for room, so that a settled row is a reason to wake up
-        self._little_since: float | None = (
-            None  # since when there has been too little room to be worth a claim
-        )
+        # since when there has been too little room to be worth a claim
+        self._little_since: float | None = None
         self._asleep_until = 0.0  # a row that is due earlier is a reason to wake up as well
         self._wake = asyncio.Event()
         self._looked = asyncio.Event()

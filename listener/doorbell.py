@@ -174,9 +174,8 @@ class Doorbell:
             with attempt:
                 row = await (await conn.execute(_LOCK, key)).fetchone()
                 if not row or not row[0]:
-                    if (
-                        attempt.retry_state.attempt_number > 1
-                    ):  # a peer may have been about to bury this worker
+                    # Not at the first try: a peer may have been about to bury this worker.
+                    if attempt.retry_state.attempt_number > 1:
                         with suppress(psycopg.errors.InsufficientPrivilege):
                             await conn.execute(_EVICT, key)
                     raise psycopg.errors.LockNotAvailable("the liveness lock is held by another connection")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from enum import StrEnum
 from uuid import UUID
@@ -80,8 +79,3 @@ class BadPush(ValueError):
     def __init__(self, reason: str, *, code: str = "INVALID_PUSH") -> None:
         super().__init__(reason)
         self.code = code
-
-
-def short_hash(secret: str) -> str:
-    """Twelve hex digits of SHA-256: names a token in a log without giving it away."""
-    return hashlib.sha256(secret.encode("utf-8", "surrogatepass")).hexdigest()[:12]

@@ -35,12 +35,6 @@ async def rows(database: Database) -> AsyncIterator[Rows]:
         yield opened
 
 
-@pytest.fixture
-async def emulator() -> AsyncIterator[Emulator]:
-    async with Emulator() as started:
-        yield started
-
-
 async def add(rows: Rows, count: int, prefix: str = "phone") -> None:
     await rows.query(
         "insert into push_notifications (device_token, title) "

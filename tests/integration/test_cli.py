@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
@@ -22,7 +21,7 @@ from listener.cli import main
 from listener.emulator import Emulator
 from listener.service import Service
 from tests.support.postgres import Database
-from tests.support.service import Rows, environment, program, rows_of, run, serving, settings_for
+from tests.support.service import Rows, environment, program, run, serving, settings_for
 
 pytestmark = pytest.mark.newest_postgres
 
@@ -36,24 +35,6 @@ async def invoke(dsn: str | None, *arguments: str) -> Result:
     if dsn is not None:
         env["DATABASE_URL"] = dsn
     return await asyncio.to_thread(CliRunner().invoke, main, list(arguments), env=env)
-
-
-@pytest.fixture
-async def rows(database: Database) -> AsyncIterator[Rows]:
-    async with rows_of(database.dsn) as opened:
-        yield opened
-
-
-@pytest.fixture
-async def emulator() -> AsyncIterator[Emulator]:
-    async with Emulator() as started:
-        yield started
-
-
-@pytest.fixture
-async def service(database: Database, emulator: Emulator) -> AsyncIterator[Service]:
-    async with serving(settings_for(database.dsn, emulator)) as running:
-        yield running
 
 
 # --- usage ---------------------------------------------------------------------------------------------------

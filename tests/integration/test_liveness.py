@@ -47,18 +47,6 @@ SLACK = 8.0
 """Seconds that a busy machine may take beyond that."""
 
 
-@pytest.fixture
-async def rows(database: Database) -> AsyncIterator[Rows]:
-    async with rows_of(database.dsn) as opened:
-        yield opened
-
-
-@pytest.fixture
-async def emulator() -> AsyncIterator[Emulator]:
-    async with Emulator() as started:
-        yield started
-
-
 @pytest.fixture(autouse=True)
 async def _settled(database: Database) -> None:
     """Just after a server's start nobody is taken for dead: it may be a restart, and the others not back yet."""

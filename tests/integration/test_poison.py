@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 from uuid import UUID, uuid4
 
 import pytest
@@ -14,7 +13,7 @@ from listener.emulator import Emulator
 from listener.queue import Queue
 from tests.integration.test_queue import pool_of
 from tests.support.postgres import Database
-from tests.support.service import Rows, rows_of, serving, settings_for
+from tests.support.service import Rows, serving, settings_for
 
 SECRET = "S3cr3t"
 """In every value below that must not be repeated."""
@@ -87,12 +86,6 @@ BAD: dict[str, tuple[dict[str, object], str, str]] = {
     "reserved data key": ({"data": {"google.x": SECRET}}, "INVALID_DATA", "FCM reserves the data key"),
     "user without devices": ({"device_token": None, "user_id": uuid4()}, "NO_RECIPIENTS", "no live device"),
 }  # fmt: skip
-
-
-@pytest.fixture
-async def rows(database: Database) -> AsyncIterator[Rows]:
-    async with rows_of(database.dsn) as opened:
-        yield opened
 
 
 async def good(rows: Rows, name: str) -> UUID:

@@ -19,7 +19,7 @@ from listener.embedded import _unprivileged
 from listener.emulator import Emulator
 from tests.support.postgres import Database
 from tests.support.servers import closed_port
-from tests.support.service import PATIENCE, Rows, environment, get, program, rows_of, run
+from tests.support.service import PATIENCE, Rows, environment, get, program, run
 from tests.support.tools import tool
 
 pytestmark = pytest.mark.newest_postgres
@@ -91,18 +91,6 @@ async def transaction(database: Database) -> AsyncIterator[str]:
 async def session(database: Database) -> AsyncIterator[str]:
     async with pooler(database, "session") as dsn:
         yield dsn
-
-
-@pytest.fixture
-async def rows(database: Database) -> AsyncIterator[Rows]:
-    async with rows_of(database.dsn) as opened:
-        yield opened
-
-
-@pytest.fixture
-async def emulator() -> AsyncIterator[Emulator]:
-    async with Emulator() as started:
-        yield started
 
 
 async def work_through(env: dict[str, str], rows: Rows, emulator: Emulator) -> str:

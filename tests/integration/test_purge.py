@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 from datetime import timedelta
 from typing import Any, LiteralString
 from uuid import UUID, uuid4
@@ -21,16 +20,10 @@ from listener.emulator import Emulator
 from listener.metrics import Metrics
 from listener.purge import Purged
 from tests.support.postgres import Database
-from tests.support.service import PATIENCE, Rows, rows_of, serving, settings_for, shown
+from tests.support.service import PATIENCE, Rows, serving, settings_for, shown
 
 OLD = "now() - interval '31 days'"
 YOUNG = "now() - interval '29 days'"
-
-
-@pytest.fixture
-async def rows(database: Database) -> AsyncIterator[Rows]:
-    async with rows_of(database.dsn) as opened:
-        yield opened
 
 
 async def ended(rows: Rows, status: str, changed: LiteralString = OLD, **values: object) -> UUID:

@@ -24,7 +24,6 @@ from tests.support.service import (
     Rows,
     connect,
     environment,
-    rows_of,
     serving,
     settings_for,
 )
@@ -47,18 +46,6 @@ async def send_or_die(self, body):
 Sender.send = send_or_die
 main()
 """
-
-
-@pytest.fixture
-async def rows(database: Database) -> AsyncIterator[Rows]:
-    async with rows_of(database.dsn) as opened:
-        yield opened
-
-
-@pytest.fixture
-async def emulator() -> AsyncIterator[Emulator]:
-    async with Emulator() as started:
-        yield started
 
 
 @asynccontextmanager

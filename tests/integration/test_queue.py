@@ -39,12 +39,6 @@ async def pool(database: Database) -> AsyncIterator[Pool]:
         yield opened
 
 
-@pytest.fixture
-async def rows(database: Database) -> AsyncIterator[Rows]:
-    async with rows_of(database.dsn) as opened:
-        yield opened
-
-
 async def worker(pool: Pool, lease: float = LEASE) -> Queue:
     return Queue(pool, worker_id=await queue.register(pool, "test"), lease=lease)
 

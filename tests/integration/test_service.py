@@ -35,24 +35,6 @@ from tests.support.service import Rows, get, rows_of, serving, settings_for
 pytestmark = pytest.mark.newest_postgres  # what depends on its version is in test_queue.py
 
 
-@pytest.fixture
-async def rows(database: Database) -> AsyncIterator[Rows]:
-    async with rows_of(database.dsn) as opened:
-        yield opened
-
-
-@pytest.fixture
-async def emulator() -> AsyncIterator[Emulator]:
-    async with Emulator() as started:
-        yield started
-
-
-@pytest.fixture
-async def service(database: Database, emulator: Emulator) -> AsyncIterator[Service]:
-    async with serving(settings_for(database.dsn, emulator)) as running:
-        yield running
-
-
 def of(push_id: UUID, emulator: Emulator) -> list[Received]:
     return [record for record in emulator.received if record.push_id == str(push_id)]
 

@@ -20,12 +20,6 @@ SOON = 8.0
 """Seconds; the grace period of these tests is longer."""
 
 
-@pytest.fixture
-async def rows(database: Database) -> AsyncIterator[Rows]:
-    async with rows_of(database.dsn) as opened:
-        yield opened
-
-
 @asynccontextmanager
 async def listener(database: Database, emulator: Emulator, **variables: str) -> AsyncIterator[Program]:
     async with program("run", env=environment(database.dsn, emulator, **variables)) as started:

@@ -24,7 +24,6 @@ from tests.support.service import (
     environment,
     get,
     program,
-    rows_of,
     serving,
     settings_for,
     shown,
@@ -32,12 +31,6 @@ from tests.support.service import (
 from tests.support.tools import tool
 
 TOKEN = "0123456789abcdef"
-
-
-@pytest.fixture
-async def rows(database: Database) -> AsyncIterator[Rows]:
-    async with rows_of(database.dsn) as opened:
-        yield opened
 
 
 def settings(**given: object) -> Settings:
