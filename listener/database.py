@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import random
+import time
 from contextlib import AsyncExitStack, ExitStack
 
 import psycopg
@@ -20,8 +22,10 @@ _ALIVE = (
     "connect_timeout=5"
 )
 
-_LOOKS = 12
+_LOOKS = 24
 _LOOK_PATIENCE_S = 15.0
+# Random, lest the looks go in step with what others do, and the same backend be free each time.
+_BETWEEN_LOOKS_S = 0.01
 
 _BACKEND = "select pg_backend_pid()"
 
@@ -61,7 +65,7 @@ async def is_transaction_pooler(dsn: str) -> bool:
     """Whether the address leads to a pooler in transaction mode, whichever it is.
 
     Two connections that are served by one backend, or one that is served by two, give it away. An idle pooler does so
-    at once; in a busy one several looks leave hardly a chance that it does not.
+    at once; in a busy one some looks at random moments leave hardly a chance that it does not.
 
     Raises psycopg.OperationalError, or TimeoutError when the second connection is not served within some seconds.
     """
@@ -80,6 +84,7 @@ async def is_transaction_pooler(dsn: str) -> bool:
                 backends.add(("first", await (await first.execute(_BACKEND)).fetchone()))
             if _are_shared(backends):
                 return True
+            await asyncio.sleep(random.uniform(0.0, _BETWEEN_LOOKS_S))  # noqa: S311  # not secrecy
     return False
 
 
@@ -100,6 +105,7 @@ def refuse_transaction_pooler(dsn: str) -> None:
                 backends.add(("first", first.execute(_BACKEND).fetchone()))
             if _are_shared(backends):
                 raise TransactionPooler
+            time.sleep(random.uniform(0.0, _BETWEEN_LOOKS_S))  # noqa: S311  # not secrecy
 
 
 def _are_shared(backends: set[tuple[str, object]]) -> bool:
