@@ -282,11 +282,13 @@ def _doubles(
     for (push_id, target), all_made in by_target.items():
         all_made.sort(key=lambda pair: pair[1].began)
         fates = {claim.attempt: claim for claim in claims[push_id]}
-        for (attempt, first), (_, second) in itertools.pairwise(all_made):
-            claim = fates[attempt]
-            if second.port != first.port and second.began < (first.ended or 1e99) and claim.fate == "settled":
+        for (attempt, first), (later, second) in itertools.pairwise(all_made):
+            # A worker that lost its claim may not know it yet, and its request may come long after.
+            held = fates[attempt].fate == "settled" and fates[later].fate in ("settled", "held")
+            overlap = second.port != first.port and second.began < (first.ended or 1e99)
+            if held and overlap and not _was_cut_off(evidence, first):
                 found.wrong(f"{push_id} was in the hands of two workers at once")
-        copies = [pair for pair in all_made if pair[1].accepted]
+        copies = sorted((pair for pair in all_made if pair[1].accepted), key=lambda pair: pair[0])
         if len({exchange.hiding for _, exchange in copies}) > 1:
             found.wrong(f"{push_id}: copies that do not hide each other")
         for attempt, _ in copies[:-1]:
@@ -337,6 +339,18 @@ def _was_held_up(evidence: Evidence, process: Listener, when: float) -> bool:
         ),
     ]
     return any(began <= when <= ended + REQUEST_TIMEOUT for began, ended in stops)
+
+
+def _was_cut_off(evidence: Evidence, exchange: Exchange) -> bool:
+    """Whether FCM may not have heard that the worker had given up waiting for this answer."""
+    return any(
+        event.fault.startswith("network to FCM")
+        and event.victim is not None
+        and event.victim.port == exchange.port
+        and event.began <= (exchange.ended or 1e99)
+        and exchange.began <= event.ended + REQUEST_TIMEOUT
+        for event in evidence.events
+    )
 
 
 def _deaths(evidence: Evidence) -> dict[str, float]:

@@ -10,6 +10,7 @@ from uuid import UUID
 import pytest
 
 from tests.chaos.checker import Evidence, check
+from tests.chaos.faults import Event
 from tests.chaos.fcm import Exchange
 from tests.chaos.world import MAX_TRIES, Listener
 from tests.chaos.writers import Ledger, Wish
@@ -130,6 +131,14 @@ def in_two_hands(evidence: Evidence) -> None:
     evidence.exchanges[0].ended = 14.0
 
 
+def ghost(evidence: Evidence) -> None:
+    """The first claim is lost with its worker, whose request comes while the second is being sent."""
+    again(evidence)
+    created, claimed, _, *second = evidence.audit
+    evidence.audit = [created, claimed, change(12.0, "processing", "pending", 1, lost=True), *second]
+    evidence.exchanges[0].began, evidence.exchanges[0].ended = 13.7, 13.8
+
+
 def not_hiding(evidence: Evidence) -> None:
     unheard(evidence)
     evidence.exchanges[1].hiding = ("another",)
@@ -147,6 +156,21 @@ def test_what_is_in_order_is_not_complained_of() -> None:
     found = check(evidence)
     assert found.violations == []
     assert sum(found.doubles.values()) == 1
+
+
+def test_a_request_of_a_claim_that_was_lost_may_come_late() -> None:
+    evidence = sent_once()
+    ghost(evidence)
+    found = check(evidence)
+    assert found.violations == []
+    assert sum(found.doubles.values()) == 1
+
+
+def test_a_server_that_was_cut_off_does_not_hear_that_the_worker_has_given_up() -> None:
+    evidence = sent_once()
+    in_two_hands(evidence)
+    evidence.events = [Event("network to FCM: half-open", 11.5, 11.5, evidence.processes[0])]
+    assert check(evidence).violations == []
 
 
 @pytest.mark.parametrize(
