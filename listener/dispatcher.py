@@ -22,12 +22,16 @@ from listener.log import seldom
 from listener.metrics import Metrics
 from listener.push import Push
 from listener.queue import Queue, Settlement, fault_name
+from listener.room import Room, room_for
 from listener.settler import Settler
 
 log = structlog.get_logger(__name__)
 
 _PATIENCE_S = 0.05
 _HEAD_START_S = 0.002
+_HIGH_AFTER_S = 0.02
+
+_NO_ROOM = Room(0, 0, 0)
 
 # For a statement whose answer does not come: the network may be a black hole that even acknowledges.
 _STATEMENT_PATIENCE_S = 30.0
@@ -69,6 +73,7 @@ class Dispatcher:
         self._hungry = False  # waiting for room, so that a settled row is a reason to wake up
         # since when there has been too little room to be worth a claim
         self._little_since: float | None = None
+        self._claimed_at = -math.inf
         self._asleep_until = 0.0  # a row that is due earlier is a reason to wake up as well
         self._wake = asyncio.Event()
         self._looked = asyncio.Event()
@@ -122,12 +127,14 @@ class Dispatcher:
         while not self._stop.is_set():
             self._wake.clear()
             room = self._room()
-            if room == 0:
+            if room.all == 0:
                 self._hungry = True
                 await _wait(self._wake, self._until_room())
                 continue
-            self._hungry, self._little_since = False, None
-            claimed_at = time.monotonic()
+            self._hungry = False
+            if room.normal:
+                self._little_since = None
+            claimed_at = self._claimed_at = time.monotonic()
             try:
                 self.looks += 1
                 self._on_look()
@@ -136,7 +143,7 @@ class Dispatcher:
                         lost := await self._queue.release([push_id for push_id, _ in self._held])
                     ):
                         log.warning("claimed rows whose answer was lost were put back", rows=lost)
-                    pushes = await self._queue.claim(room)
+                    pushes = await self._queue.claim(room.all, room.normal)
                 for push in pushes:
                     self._start(push, claimed_at)
                 self._metrics.claimed.inc(len(pushes))
@@ -144,7 +151,7 @@ class Dispatcher:
                 if pushes:
                     self._passed_over = 0
                 # What has just been claimed is on its way before more is asked; a bell meanwhile saves the asking.
-                if len(pushes) < room and not (pushes and await _wait(self._wake, _HEAD_START_S)):
+                if room.is_left_by(pushes) and not (pushes and await _wait(self._wake, _HEAD_START_S)):
                     await self._sleep()
             except (psycopg.Error, PoolTimeout, TimeoutError) as error:
                 failures += 1
@@ -174,29 +181,36 @@ class Dispatcher:
             if await _wait(self._wake, nap):
                 return
 
-    def _room(self) -> int:
+    def _room(self) -> Room:
         """How many rows to claim now."""
         if not self._may_claim():
-            return 0
+            return _NO_ROOM
         now = time.monotonic()
         most = self._health.limit(now, len(self._held), self._settings.max_in_flight)
-        batch = min(self._settings.claim_batch, most)
-        free = most - len(self._held)
-        if free <= 0 or free >= (batch + 1) // 2:
-            self._little_since = None
-            return max(0, min(free, batch))
+        room = room_for(most, len(self._held), self._settings.claim_batch)
         # A claim is a round trip however few rows it brings: wait until it is worth one, but not for long. What
         # is in flight may hang, and the place that is left must not be wasted for it.
-        self._little_since = self._little_since or now
-        return min(free, batch) if now - self._little_since >= _PATIENCE_S else 0
+        if room.normal == 0 or room.is_worth_a_claim:
+            self._little_since = None
+        elif self._little_since is None:
+            self._little_since = now
+        if room.is_worth_a_claim or (
+            self._little_since is not None and now - self._little_since >= _PATIENCE_S
+        ):
+            return room
+        # Nothing for the many yet; but what is urgent has a place kept for it, and is looked for.
+        return Room(room.all, 0, 0) if now - self._claimed_at >= _HIGH_AFTER_S else _NO_ROOM
 
     def _until_room(self) -> float | None:
         """Seconds after which there may be room without anything being settled; None: there will be none."""
         if not self._may_claim():
             return None
+        now = time.monotonic()
+        most = self._health.limit(now, len(self._held), self._settings.max_in_flight)
         waits = [
-            self._health.changes_in(time.monotonic(), len(self._held)),
+            self._health.changes_in(now, len(self._held)),
             None if self._little_since is None else _PATIENCE_S,
+            _HIGH_AFTER_S if room_for(most, len(self._held), self._settings.claim_batch).all else None,
         ]
         return min((wait for wait in waits if wait is not None), default=None)
 

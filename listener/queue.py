@@ -37,7 +37,7 @@ with high as materialized (
       and next_attempt_at is not null and status in ('pending', 'processing', 'failed')
       and id <> all(%(avoided)s::uuid[])
     order by next_attempt_at
-    limit %(limit)s
+    limit %(most)s
     for update skip locked
 ), normal as materialized (
   select id, next_attempt_at as due_at, 1 as lane
@@ -46,7 +46,7 @@ with high as materialized (
       and next_attempt_at is not null and status in ('pending', 'processing', 'failed')
       and id <> all(%(avoided)s::uuid[])
     order by next_attempt_at
-    limit greatest(%(limit)s - (select count(*) from high), 0)
+    limit least(%(normal)s, %(most)s - (select count(*) from high))
     for update skip locked
 ), due as (
   select * from high union all select * from normal
@@ -347,25 +347,37 @@ class Queue:
         """What ``claimed_by`` holds for the rows of this worker."""
         return self._worker
 
-    async def claim(self, limit: int) -> list[Push]:
-        """Takes up to ``limit`` due rows under a lease, high priority first, then by due time.
+    async def claim(self, most: int, normal: int | None = None) -> list[Push]:
+        """Takes up to ``most`` due rows under a lease, high priority first, then by due time.
 
-        Fewer, or none, when a row among them cannot be claimed: that is found out, and then avoided.
+        Of normal priority at most ``normal``. Fewer, or none, when a row among them cannot be claimed: that is found
+        out, and then avoided.
         """
+        normal = most if normal is None else normal
         try:
             async with self._pool.connection() as conn:
-                return await self._take(conn, limit)
+                return await self._take(conn, most, normal)
         except ROW_FAULTS:
-            return await self.claim(limit // 2) if limit > 1 else await self._take_first()
+            if most > 1:
+                return await self.claim(most // 2, (normal + 1) // 2)
+            return await self._take_first()
 
     def avoid(self, push_id: UUID) -> None:
         """Leaves a row alone for ten minutes: it cannot be claimed or settled, and must not keep others from it."""
         self._avoided[push_id] = time.monotonic() + _AVOIDED_S
 
-    async def _take(self, conn: Connection, limit: int) -> list[Push]:
+    async def _take(self, conn: Connection, most: int, normal: int) -> list[Push]:
         cursor = conn.cursor(binary=True)
-        values = {"limit": limit, "lease": self._lease, "worker": self._worker, "avoided": self._avoid_now()}
-        await cursor.execute(_CLAIM, values)
+        await cursor.execute(
+            _CLAIM,
+            {
+                "most": most,
+                "normal": normal,
+                "lease": self._lease,
+                "worker": self._worker,
+                "avoided": self._avoid_now(),
+            },
+        )
         return [_push(row) for row in await cursor.fetchall()]
 
     async def _take_first(self) -> list[Push]:
@@ -373,7 +385,7 @@ class Queue:
         try:
             async with self._pool.connection() as conn, conn.transaction():
                 first = await (await conn.execute(_FIRST, {"avoided": self._avoid_now()})).fetchone()
-                return await self._take(conn, 1)
+                return await self._take(conn, 1, 1)
         except ROW_FAULTS as error:
             if first is None:
                 raise

@@ -149,7 +149,7 @@ _LOG: LiteralString = "drop index push_delivery_logs_push"
 _OVER: LiteralString = "drop index push_notifications_over"
 _GIVEN_UP: LiteralString = "drop index push_notifications_given_up"
 
-_CLAIM = {"limit": BATCH, "lease": 60.0, "worker": 1, "avoided": [uuid4()]}
+_CLAIM = {"most": BATCH, "normal": BATCH, "lease": 60.0, "worker": 1, "avoided": [uuid4()]}
 
 CASES = [
     Case("claim", queue._CLAIM, _DUE, _CLAIM),
@@ -233,7 +233,9 @@ def test_rows_and_results_are_not_compared_each_with_each(database: Database, pl
         )
         conn.commit()
         conn.execute(sql.SQL("set plan_cache_mode = {}").format(sql.Literal(plan)))
-        claim = conn.execute(_explained(queue._CLAIM), {**_CLAIM, "limit": 500}, prepare=True).fetchone()
+        claim = conn.execute(
+            _explained(queue._CLAIM), {**_CLAIM, "most": 500, "normal": 500}, prepare=True
+        ).fetchone()
         settle = conn.execute(_explained(queue._SETTLE), _claimed(conn, 500), prepare=True).fetchone()
     assert claim is not None
     assert settle is not None

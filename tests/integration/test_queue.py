@@ -645,7 +645,7 @@ async def test_the_history_is_not_read(rows: Rows, statement: str) -> None:
     )
     await rows.query("vacuum analyze push_notifications")
     query = getattr(queue, statement)
-    values = {"limit": 100, "lease": 60.0, "worker": 1, "avoided": [uuid4()]}
+    values = {"most": 100, "normal": 100, "lease": 60.0, "worker": 1, "avoided": [uuid4()]}
     async with rows.connection.transaction(force_rollback=True):
         cursor = psycopg.AsyncClientCursor(rows.connection)
         await cursor.execute("explain (analyze, format json) " + query, values)

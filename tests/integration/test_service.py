@@ -302,6 +302,27 @@ async def test_many_at_once_are_each_sent_once_within_the_bound(
     assert 40 <= stats["max_in_flight"] <= 100
 
 
+@pytest.mark.parametrize("waiting", [0, 500])
+async def test_what_is_urgent_has_a_place_beside_what_hangs(
+    database: Database, rows: Rows, emulator: Emulator, waiting: int
+) -> None:
+    emulator.add_fault("timeout,token=hanging")
+    settings = settings_for(
+        database.dsn, emulator, max_in_flight=16, request_timeout=50, lease=200, shutdown_grace=0.5
+    )
+    async with serving(settings):
+        await rows.query(
+            "insert into push_notifications (device_token, title) "
+            "select 'hanging', 't' from generate_series(1, %(n)s)",
+            n=14 + waiting,
+        )
+        await emulator.wait_received(14)
+        for _ in range(5):
+            urgent = await rows.add(device_token="phone", title="t", priority="high")
+            assert (await rows.one_over(urgent))["status"] == "sent"
+    assert emulator.stats()["max_in_flight"] == 15
+
+
 async def test_two_services_share_the_work_and_send_nothing_twice(
     database: Database, rows: Rows, emulator: Emulator
 ) -> None:
@@ -326,9 +347,9 @@ async def test_requests_that_hang_do_not_keep_the_place_beside_them(
         database.dsn, emulator, max_in_flight=20, request_timeout=50, lease=200, shutdown_grace=0.5
     )
     async with serving(settings):
-        for _ in range(19):
+        for _ in range(17):
             await rows.add(device_token="hanging", title="t")
-        await emulator.wait_received(19)
+        await emulator.wait_received(17)
         for n in range(3):
             assert (await rows.one_over(await rows.add(device_token=f"t{n}", title="t")))["status"] == "sent"
 
@@ -427,8 +448,8 @@ class Held(Queue):
         self.let_go = asyncio.Event()
         self.claims = 0
 
-    async def claim(self, limit: int) -> list[Push]:
-        pushes = await super().claim(limit)
+    async def claim(self, most: int, normal: int | None = None) -> list[Push]:
+        pushes = await super().claim(most, normal)
         self.claims += bool(pushes)
         if pushes and self.claims == 2:
             self.taken.set()
@@ -495,8 +516,8 @@ class Deaf(Queue):
 
     deaf = False
 
-    async def claim(self, limit: int) -> list[Push]:
-        pushes = await super().claim(limit)
+    async def claim(self, most: int, normal: int | None = None) -> list[Push]:
+        pushes = await super().claim(most, normal)
         if self.deaf and pushes:
             self.deaf = False
             raise psycopg.OperationalError("the connection is lost")

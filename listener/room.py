@@ -1,0 +1,47 @@
+"""How many rows to claim, and how many of them may be of normal priority. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from listener.push import Push
+
+_KEPT_FOR_HIGH = 8  # one part in so many
+
+
+@dataclass(frozen=True, slots=True)
+class Room:
+    """What one claim may bring: ``all`` rows, of which ``normal`` of normal priority.
+
+    ``enough``: from how many of normal priority on a claim is worth its round trip.
+    """
+
+    all: int
+    normal: int
+    enough: int
+
+    @property
+    def is_worth_a_claim(self) -> bool:
+        """Whether there is no reason to wait for more room."""
+        return 0 < self.enough <= self.normal
+
+    def is_left_by(self, pushes: Sequence[Push]) -> bool:
+        """Whether a claim into this room brought all that was due, as far as it looked for both priorities."""
+        high = sum(push.priority == "high" for push in pushes)
+        return len(pushes) - high < min(self.normal, self.all - high)
+
+
+def kept_for_high(most: int) -> int:
+    """Of ``most`` places in flight, those that pushes of normal priority never take."""
+    return most // _KEPT_FOR_HIGH
+
+
+def room_for(most: int, held: int, batch: int) -> Room:
+    """Room for a claim of at most ``batch`` rows, with ``held`` of ``most`` places taken."""
+    batch = min(batch, most)
+    free = max(0, most - held)
+    normal = max(0, free - kept_for_high(most))
+    # When little is held, the batch may be more than there will ever be room for.
+    enough = min((batch + 1) // 2, most - kept_for_high(most))
+    return Room(min(free, batch), min(normal, batch), enough)

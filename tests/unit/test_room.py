@@ -1,0 +1,63 @@
+"""How much is claimed, and what is kept for high priority."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from listener.push import Push
+from listener.room import Room, kept_for_high, room_for
+from tests.unit.test_message import push
+
+most = st.integers(0, 20_000)
+batches = st.integers(1, 2_000)
+
+
+def pushes(high: int, normal: int) -> list[Push]:
+    return [push(priority="high")] * high + [push(priority="normal")] * normal
+
+
+@given(most, st.integers(0, 20_000), batches)
+def test_no_more_is_claimed_than_there_is_room_for(most: int, held: int, batch: int) -> None:
+    room = room_for(most, held, batch)
+    assert 0 <= room.normal <= room.all <= min(batch, max(0, most - held))
+    assert held + room.normal <= max(held, most - kept_for_high(most))
+
+
+@given(st.integers(1, 20_000), batches)
+def test_an_empty_worker_has_room_that_is_worth_a_claim(most: int, batch: int) -> None:
+    assert room_for(most, 0, batch).is_worth_a_claim
+
+
+@given(st.integers(8, 20_000), st.integers(0, 20_000), batches)
+def test_urgent_pushes_find_room_when_the_others_have_taken_all_of_theirs(
+    most: int, more: int, batch: int
+) -> None:
+    held = most - kept_for_high(most)
+    room = room_for(most, held, batch)
+    assert (room.normal, room.is_worth_a_claim) == (0, False)
+    assert room.all > 0
+    assert room_for(most, held + more, batch).normal == 0
+
+
+def test_a_small_worker_keeps_nothing_back() -> None:
+    assert room_for(1, 0, 500) == Room(1, 1, 1)
+
+
+def test_a_claim_is_worth_it_from_half_a_batch_on() -> None:
+    assert not room_for(1000, 700, 500).is_worth_a_claim
+    assert room_for(1000, 625, 500).is_worth_a_claim
+
+
+def test_a_claim_that_is_not_filled_has_brought_all_that_was_due() -> None:
+    assert Room(10, 8, 5).is_left_by(pushes(0, 7))
+    assert Room(10, 8, 5).is_left_by(pushes(3, 6))
+    assert Room(10, 8, 5).is_left_by([])
+    assert not Room(10, 8, 5).is_left_by(pushes(0, 8))
+    assert not Room(10, 8, 5).is_left_by(pushes(3, 7))
+    assert not Room(10, 8, 5).is_left_by(pushes(10, 0))
+
+
+def test_a_claim_of_urgent_pushes_alone_says_nothing_of_the_others() -> None:
+    assert not Room(10, 0, 5).is_left_by([])
+    assert not Room(10, 0, 5).is_left_by(pushes(3, 0))
