@@ -27,10 +27,8 @@ lint: .venv/installed ## ruff and mypy
 chaos: .venv/installed ## every fault there is, on real processes, and every row checked (ARGS="--seconds 600 --seed 7")
 	.venv/bin/python -m tests.chaos $(ARGS)
 
-bench: .venv/installed ## what docs/benchmarks.md shows, measured here; takes some minutes and wants a quiet machine
-	.venv/bin/python -m tests.benchmarks.ceiling
-	.venv/bin/python -m tests.benchmarks.latency
-	.venv/bin/python -m tests.benchmarks.drain
+bench: .venv/installed ## all that docs/benchmarks.md shows, beside other queues (ARGS="--quick --json FILE", --help)
+	.venv/bin/python -m tests.benchmarks $(ARGS)
 
 lock: ## writes requirements.lock anew from pyproject.toml (ARGS=--upgrade for newer versions)
 	@scripts/lock $(ARGS)

@@ -1,131 +1,207 @@
-"""How fast a backlog is sent, and what that costs: one listener process, and everything on this machine.
+"""How fast a backlog is sent, and what that costs: one process, and everything on this machine.
 
-    python -m tests.benchmarks.drain --rows 50000 --latency-ms 50
+    python -m tests.benchmarks.drain --rows 50000 --latency-ms 50 --queue push-listener --queue pgqueuer
 
-The rows are there before the listener starts, each inserted by a transaction of its own, as applications do. A push
+The rows are there before the worker starts, each inserted by a transaction of its own, as applications do. A push
 is 300 bytes of device_token, title, body and data. The sink answers each request after the latency.
 """
 
 from __future__ import annotations
 
+import statistics
+from collections.abc import Mapping
+
 import click
-import psycopg
+from rich.table import Table
 
-from tests.benchmarks import rig
+from tests.benchmarks import queues, rig
+from tests.benchmarks.options import Options
+from tests.benchmarks.report import Line, at_least, at_most, best
 
-# 163 + 20 + 79 + 38 bytes, with a token of the form and length that FCM's have.
-_LOAD = """
-do $$
-begin
-  for n in 1 .. {rows} loop
-    insert into public.push_notifications (device_token, title, body, data) values (
-      left(translate(encode(sha256(n::text::bytea), 'base64'), '+/', '-_'), 22) || ':APA91b' || repeat(
-        left(translate(encode(sha256((-n)::text::bytea), 'base64'), '+/', '-_'), 42), 3) || lpad(n::text, 8, '0'),
-      'Your ride is waiting',
-      'A blue estate car, number plate 4711, stands at the corner. It waits for 5 min.',
-      jsonb_build_object('ride', lpad(n::text, 8, '0'), 'screen', 'ride'));
-    commit;
-  end loop;
-end
-$$
+_ROWS = {queues.LISTENER: 50_000, "pgqueuer": 20_000, "procrastinate": 3_000}
+_LOADERS = 8
+
+LOAD = """
+insert into push_notifications (device_token, title, body, data)
+  select repeat('c3kQ7xNw9eo-APA91bF', 8) || lpad(n::text, 11, '0'), 'Your ride is waiting',
+         'A blue estate car, number plate 4711, stands at the corner. It waits for 5 min.',
+         jsonb_build_object('ride', lpad(n::text, 8, '0'), 'screen', 'ride')
+    from generate_series(1, {rows}) n
 """
-_UNSETTLED = """
-select count(*) from push_notifications
-  where next_attempt_at is not null and status in ('pending', 'processing', 'failed')
-"""
+"""The same pushes, all in one transaction: for push-listener alone, and soon done."""
 
 
-def measure(rows: int, latency_ms: float, in_flight: int) -> dict[str, float]:
+FIGURES = {
+    "pushes_per_s": "pushes a second, first to last request",
+    "pushes_per_cpu_s": "pushes per CPU-second of the process",
+    "seconds": "seconds",
+    "worker_cpu_s": "CPU-seconds: process",
+    "postgres_cpu_s": "CPU-seconds: Postgres, all processes",
+    "sink_cpu_s": "CPU-seconds: sink",
+    "postgres_cpu_ms_per_1000": "CPU-milliseconds of Postgres for 1,000 pushes, claim to settled",
+    "wal_insert_bytes": "WAL bytes a push: insert",
+    "wal_drain_bytes": "WAL bytes a push: claim, settle, log",
+    "wal_bytes": "WAL bytes a push: both",
+    "dead_versions": "dead row versions a push",
+    "peak_rss_mb": "peak memory of the process, MB",
+}
+
+
+def measure(
+    name: str, rows: int, latency_ms: float, *, tls: bool = False, settings: Mapping[str, str] | None = None
+) -> dict[str, float]:
     """One run, in a new Postgres."""
-    with (
-        rig.postgres() as server,
-        rig.sink(latency_ms) as sink,
-        psycopg.connect(rig.new_database(server, "drain"), autocommit=True) as conn,
-    ):
-        conn.execute("checkpoint")
-        empty = _wal(conn)
-        conn.execute("set synchronous_commit = off")
-        conn.execute(_LOAD.format(rows=rows).encode())
-        loaded = _wal(conn)
-        conn.execute("analyze push_notifications")
-        before = _wal(conn)
+    with rig.postgres() as server, rig.sink(latency_ms, tls=tls) as sink:
+        queue = queues.install(name, server, "drain")
+        with queue.connect() as conn:
+            conn.execute("checkpoint")
+            empty = rig.written(conn)
+            rig.pgbench(queue.dsn, queue.insert(), clients=_LOADERS, each=rows // _LOADERS, durable=False)
+            rows = queue.pending(conn)
+            conn.execute("analyze")
+            loaded = rig.written(conn)
 
-        environment = rig.listener_environment(
-            server.dsn("drain"), sink.url, MAX_IN_FLIGHT=str(in_flight), WORKER_NAME="bench"
-        )
-        with rig.process("listener", "run", environment=environment) as listener:
-            rig.until(lambda: sink.count() > 0, "no push has come to the sink")
-            postgres_cpu = -rig.tree_cpu_seconds(server.pid)
-            sink_cpu = -rig.cpu_seconds(sink.pid)
-            cpu, sent_before = -rig.cpu_seconds(listener.pid), sink.count()
-            rig.until(lambda: sink.count() >= rows, "not every push has come to the sink", every=0.05)
-            rig.until(lambda: _count(conn) == 0, "not every push has been settled")
-            cpu += rig.cpu_seconds(listener.pid)
-            sink_cpu += rig.cpu_seconds(sink.pid)
-            postgres_cpu += rig.tree_cpu_seconds(server.pid)
-            drained, peak = _wal(conn), rig.peak_rss(listener.pid)
-
-        arrivals = sink.report()
-        logged = conn.execute("select count(*) from push_delivery_logs where status = 'sent'").fetchone()
-        if len({one.push_id for one in arrivals}) != rows or logged != (rows,):
-            raise rig.BenchmarkFailed(f"{rows} pushes became {len(arrivals)} requests, {logged} log rows")
+            with queue.worker(sink, settings or {}) as worker:
+                rig.until(lambda: sink.count() > 0, "no push has come to the sink", by=worker)
+                postgres_cpu = -rig.tree_cpu_seconds(server.pid)
+                sink_cpu = -rig.cpu_seconds(sink.pid)
+                cpu, before = -rig.cpu_seconds(worker.pid), sink.count()
+                if before >= rows:
+                    raise rig.BenchmarkFailed(f"{rows} pushes are gone before one can look: take more")
+                rig.until(lambda: sink.count() >= rows, "not every push has come to the sink", every=0.05)
+                rig.until(lambda: queue.pending(conn) == 0, "not every push has been settled")
+                cpu += rig.cpu_seconds(worker.pid)
+                sink_cpu += rig.cpu_seconds(sink.pid)
+                postgres_cpu += rig.tree_cpu_seconds(server.pid)
+                peak = rig.peak_rss(worker.pid)
+            drained = rig.written(conn)
+            arrivals = sink.report()
+            if len({one.push_id for one in arrivals}) != rows:
+                raise rig.BenchmarkFailed(f"{rows} pushes became {len(arrivals)} requests")
+            if name == queues.LISTENER:
+                logged = conn.execute("select count(*) from push_delivery_logs where status = 'sent'")
+                if (found := logged.fetchone()) != (rows,):
+                    raise rig.BenchmarkFailed(f"{rows} pushes left {found} log rows")
     seconds = (arrivals[-1].at_ns - arrivals[0].at_ns) / 1e9
-    counted = rows - sent_before
+    insert, drain = loaded - empty, drained - loaded
     return {
         "pushes_per_s": rows / seconds,
-        "pushes_per_cpu_s": counted / cpu,
+        "pushes_per_cpu_s": (rows - before) / cpu,
         "seconds": seconds,
-        "listener_cpu_s": cpu,
+        "worker_cpu_s": cpu,
         "postgres_cpu_s": postgres_cpu,
         "sink_cpu_s": sink_cpu,
-        "wal_insert_bytes": (loaded - empty) / rows,
-        "wal_drain_bytes": (drained - before) / rows,
-        "wal_bytes": (loaded - empty + drained - before) / rows,
+        "postgres_cpu_ms_per_1000": postgres_cpu * 1e6 / (rows - before),
+        "wal_insert_bytes": insert.wal_bytes / rows,
+        "wal_drain_bytes": drain.wal_bytes / rows,
+        "wal_bytes": (insert.wal_bytes + drain.wal_bytes) / rows,
+        "dead_versions": (insert.versions + drain.versions) / rows,
         "peak_rss_mb": peak / 1e6,
     }
 
 
-def _wal(conn: psycopg.Connection) -> int:
-    row = conn.execute("select pg_current_wal_insert_lsn() - '0/0'").fetchone()
-    assert row is not None
-    return int(row[0])
+def part(options: Options) -> list[Line]:
+    """Drain rate and cost, plain and over TLS, the peers in turn with push-listener."""
+    names = (queues.LISTENER, *options.peers)
+    lines: list[Line] = []
+    for tls in (False, True) if options.tls is None else (options.tls,):
+        found: dict[str, list[dict[str, float]]] = {name: [] for name in names}
+        for run in range(options.runs):
+            for name in names:
+                rig.say(f"draining{' over TLS' if tls else ''}: {name}, run {run + 1}")
+                rows = _ROWS[name] // (2 if options.quick else 1)
+                found[name].append(
+                    measure(name, rows, options.latency_ms, tls=tls, settings=options.settings)
+                )
+        lines += _lines(found, f", {'TLS' if tls else 'plain'}", cost=not lines)
+    return lines
 
 
-def _count(conn: psycopg.Connection) -> int:
-    row = conn.execute(_UNSETTLED).fetchone()
-    assert row is not None
-    return int(row[0])
+def _lines(found: Mapping[str, list[dict[str, float]]], how: str, *, cost: bool) -> list[Line]:
+    def samples(key: str) -> list[float]:
+        return [run[key] for run in found[queues.LISTENER]]
+
+    def peers(key: str) -> dict[str, list[float]]:
+        return {name: [run[key] for run in runs] for name, runs in found.items() if name != queues.LISTENER}
+
+    rates = samples("pushes_per_s")
+    lines = [
+        Line(
+            f"pushes per CPU-second{how}",
+            "{:,.0f}",
+            samples("pushes_per_cpu_s"),
+            at_least(15_000),
+            peers("pushes_per_cpu_s"),
+        ),
+        Line(f"pushes a second{how}", "{:,.0f}/s", rates, at_least(10_000), peers("pushes_per_s")),
+    ]
+    if (most := best(peers("pushes_per_s"), most=True)) is not None:
+        lines.append(Line(f"  against the best peer{how}", "{:.1f}", [r / most for r in rates], at_least(4)))
+    lines += [
+        Line(f"  {what}{how}", "{:.2f}", samples(key), None, peers(key))
+        for key, what in (
+            ("worker_cpu_s", "CPU-seconds of the process"),
+            ("postgres_cpu_s", "CPU-seconds of Postgres"),
+            ("sink_cpu_s", "CPU-seconds of the sink"),
+        )
+    ]
+    if cost:
+        lines += [
+            Line(
+                "WAL of a push, insert to settled",
+                "{:,.0f} bytes",
+                samples("wal_bytes"),
+                at_most(2_000),
+                peers("wal_bytes"),
+            ),
+            Line(
+                "dead row versions of a push",
+                "{:.2f}",
+                samples("dead_versions"),
+                None,
+                peers("dead_versions"),
+            ),
+            Line(
+                "CPU of Postgres for 1,000 pushes",
+                "{:.0f} ms",
+                samples("postgres_cpu_ms_per_1000"),
+                None,
+                peers("postgres_cpu_ms_per_1000"),
+            ),
+        ]
+    return lines
 
 
 @click.command()
-@click.option("--rows", default=50_000, show_default=True, type=click.IntRange(2))
+@click.option(
+    "--queue",
+    "names",
+    multiple=True,
+    default=(queues.LISTENER,),
+    type=click.Choice([queues.LISTENER, *queues.PEERS]),
+)
+@click.option("--rows", default=50_000, show_default=True, type=click.IntRange(8))
 @click.option(
     "--latency-ms", default=50.0, show_default=True, type=click.FloatRange(0), help="Of the sink's answers."
 )
-@click.option("--in-flight", default=1000, show_default=True, type=click.IntRange(1), help="MAX_IN_FLIGHT.")
+@click.option("--tls/--no-tls", default=False, show_default=True)
+@click.option("--set", "settings", multiple=True, metavar="NAME=VALUE", help="For push-listener.")
 @click.option("--runs", default=3, show_default=True, type=click.IntRange(1))
-@click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
-def main(rows: int, latency_ms: float, in_flight: int, runs: int, as_json: bool) -> None:
+def main(
+    names: tuple[str, ...], rows: int, latency_ms: float, tls: bool, settings: tuple[str, ...], runs: int
+) -> None:
     """Drain a backlog: pushes a second, and what a push costs in CPU, WAL and memory."""
-    measured = rig.repeat(runs, lambda: measure(rows, latency_ms, in_flight))
-    lines = [
-        ("pushes_per_s", "pushes a second, first to last request", ",.0f"),
-        ("pushes_per_cpu_s", "pushes per CPU-second of the listener", ",.0f"),
-        ("seconds", "seconds", ".2f"),
-        ("listener_cpu_s", "CPU-seconds: listener", ".2f"),
-        ("postgres_cpu_s", "CPU-seconds: Postgres, all processes", ".2f"),
-        ("sink_cpu_s", "CPU-seconds: sink", ".2f"),
-        ("wal_insert_bytes", "WAL bytes a push: insert", ",.0f"),
-        ("wal_drain_bytes", "WAL bytes a push: claim, settle, log", ",.0f"),
-        ("wal_bytes", "WAL bytes a push: both", ",.0f"),
-        ("peak_rss_mb", "peak memory of the listener, MB", ",.0f"),
-    ]
-    rig.show(
-        f"{rows:,} pushes, FCM answering after {latency_ms:g} ms, {in_flight:,} in flight at most",
-        measured,
-        lines,
-        as_json,
-    )
+    given = dict(one.split("=", 1) for one in settings)
+    found = {
+        name: [measure(name, rows, latency_ms, tls=tls, settings=given) for _ in range(runs)]
+        for name in names
+    }
+    table = Table("median", *found, title=f"{rows:,} pushes, answered after {latency_ms:g} ms")
+    for key, what in FIGURES.items():
+        table.add_row(
+            what, *(f"{statistics.median(run[key] for run in each):,.2f}" for each in found.values())
+        )
+    rig.console.print(table)
 
 
 if __name__ == "__main__":

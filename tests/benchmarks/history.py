@@ -33,6 +33,8 @@ from listener.push import Push
 from listener.queue import LogLine, Queue, Settlement
 from listener.retry import Decision, Status
 from tests.benchmarks import rig
+from tests.benchmarks.options import Options
+from tests.benchmarks.report import Line, at_most
 
 T = TypeVar("T")
 
@@ -192,6 +194,42 @@ async def compare(dsns: list[str], rounds: int) -> list[dict[str, float]]:
     return [{what: statistics.median(each) for what, each in side.seconds.items()} for side in sides]
 
 
+def measure(few: int, rows: int, rounds: int, directory: Path | None) -> list[dict[str, float]]:
+    """Median seconds of each step with few finished rows, and with many."""
+    with EmbeddedPostgres(version=rig.POSTGRES, settings=_SETTINGS, temporary_parent=directory) as server:
+        dsns = []
+        for number in (few, rows):
+            started = time.monotonic()
+            rig.say(f"history: loading {number:,} finished rows")
+            dsns.append(rig.new_database(server, f"rows_{number}"))
+            fill(dsns[-1], number)
+            rig.say(f"history: {number:,} rows loaded in {time.monotonic() - started:.0f} s")
+        rig.say("history: claiming and settling")
+        return asyncio.run(compare(dsns, rounds))
+
+
+def part(options: Options) -> list[Line]:
+    """One run: it is a long one."""
+    rows = 1_000_000 if options.quick else 10_000_000
+    few, many = measure(10_000, rows, 60, None)
+    return [
+        Line(
+            f"{what}, {rows:,} finished rows against 10,000",
+            "{:.2f}",
+            [many[step] / few[step]],
+            None if goal is None else at_most(goal),
+        )
+        for step, what, goal in (
+            ("claim", "claim of 500", 1.2),
+            ("settle", "settle of 500", 1.2),
+            ("depth", "scrape", 1.2),
+            ("insert", "insert of 500", None),
+            ("stats", "get_push_delivery_stats(30)", None),
+            ("purge", "purge of 100", None),
+        )
+    ]
+
+
 @click.command(help=__doc__)
 @click.option("--rows", default=1_000_000, show_default=True, type=click.IntRange(100_000))
 @click.option("--few", default=10_000, show_default=True, type=click.IntRange(10_000))
@@ -201,14 +239,7 @@ async def compare(dsns: list[str], rounds: int) -> list[dict[str, float]]:
 )
 @click.option("--json", "as_json", is_flag=True)
 def main(rows: int, few: int, rounds: int, directory: Path | None, as_json: bool) -> None:
-    with EmbeddedPostgres(version=rig.POSTGRES, settings=_SETTINGS, temporary_parent=directory) as server:
-        dsns = []
-        for number in (few, rows):
-            started = time.monotonic()
-            dsns.append(rig.new_database(server, f"rows_{number}"))
-            fill(dsns[-1], number)
-            rig.errors.print(f"{number:,} rows loaded in {time.monotonic() - started:.0f} s")
-        small, large = asyncio.run(compare(dsns, rounds))
+    small, large = measure(few, rows, rounds, directory)
     if as_json:
         figures = {
             "rows": [few, rows],

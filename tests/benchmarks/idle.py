@@ -20,6 +20,8 @@ from rich.table import Table
 
 from listener.embedded import EmbeddedPostgres
 from tests.benchmarks import rig
+from tests.benchmarks.options import Options
+from tests.benchmarks.report import Line, at_most
 
 _REST_S = 15.0
 _LONGEST = 60
@@ -36,9 +38,9 @@ def measure(processes: int, seconds: float) -> tuple[float, float, Counter[str]]
         server = stack.enter_context(EmbeddedPostgres(version=rig.POSTGRES, settings=_LOGGED))
         sink = stack.enter_context(rig.sink())
         dsn = rig.new_database(server, "idle")
-        environment = rig.listener_environment(dsn, sink.url)
+        environment = rig.listener_environment(dsn, sink)
         children = [
-            stack.enter_context(rig.process("listener", "run", environment=environment))
+            stack.enter_context(rig.module("listener", "run", environment=environment))
             for _ in range(processes)
         ]
         with psycopg.connect(dsn, autocommit=True) as conn:
@@ -56,6 +58,15 @@ def measure(processes: int, seconds: float) -> tuple[float, float, Counter[str]]
     )
     share = seconds / 60 * processes
     return found.total() / share, used * 1000 / share, found
+
+
+def part(options: Options) -> list[Line]:
+    """Two processes for some minutes."""
+    queries, cpu_ms, _ = measure(2, 30.0 if options.quick else 240.0)
+    return [
+        Line("queries a minute and idle process", "{:.2f}", [queries], at_most(2)),
+        Line("CPU of an idle process, a minute", "{:.0f} ms", [cpu_ms]),
+    ]
 
 
 @click.command()

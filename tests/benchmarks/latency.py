@@ -1,66 +1,91 @@
-"""From the insert of a push to its request at FCM, when the queue is idle: the listener beside a bare loop.
+"""From the insert of a push to its request at FCM.
 
     python -m tests.benchmarks.latency
 
-Rows are inserted one at a time, each a random moment after the one before, into two databases of one Postgres in
-turn, a block here and a block there: one is watched by ``push-listener run``, the other by the least program that
-does LISTEN, claim and POST (``tests.benchmarks.bare``). Both send to the sink, which answers at once. Counted is
-from just before the INSERT is sent, and from when it has returned, committed, to the arrival of the request.
+At an idle queue: rows are inserted one at a time, each a random moment after the one before, into one database after
+the other, a block here and a block there: one is watched by ``push-listener run``, another by the least program that
+does LISTEN, claim and POST (``tests.benchmarks.bare``), others by the peers. All send to the sink, which answers at
+once. Counted is from just before the INSERT is sent, and from when it has returned, committed, to the arrival.
+
+At a rate: pgbench inserts at random moments, so many a second, each push with an id that tells when; counted is from
+the moment when Postgres begins with the INSERT to the arrival.
 """
 
 from __future__ import annotations
 
 import random
+import statistics
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from typing import Any
 from uuid import UUID, uuid4
 
 import click
-import psycopg
+from psycopg import sql
 from psycopg.types.json import Jsonb
+from rich.table import Table
 
-from tests.benchmarks import rig
-from tests.benchmarks.rig import SinkClient
+from listener.embedded import EmbeddedPostgres
+from tests.benchmarks import queues, rig
+from tests.benchmarks.options import Options
+from tests.benchmarks.queues import Installed, Push
+from tests.benchmarks.report import Line, at_most, best, quantile, ratios
+from tests.benchmarks.rig import Sink
 
-_INSERT = """
-insert into push_notifications (id, device_token, title, body, data) values (%s, %s, %s, %s, %s)
-"""
-_WARM_UP = 30
-_PAUSE = (0.02, 0.06)
+_WARM_UP = 20
+_PAUSE = (0.015, 0.045)
+_BLOCK = 50
+_CLIENTS = 16
+_BEHIND_S = 5.0
+"""Seconds after the last insert at which who has not sent all has fallen behind."""
+
+_PARAMETERS = Push("%(id)s::uuid", "%(token)s::text", "%(title)s::text", "%(body)s::text", "%(data)s::jsonb")
+
+_MARK = "be9cbe9c"
+STAMPED = (
+    "(lpad(to_hex((extract(epoch from clock_timestamp()) * 1e6)::bigint), 16, '0')"
+    f" || substr(md5(random()::text), 1, 8) || '{_MARK}')::uuid"
+)
+"""SQL: an id that tells, in microseconds of Unix time, when it was made."""
+
+
+def stamp_us(push_id: str) -> int | None:
+    """When an id was made by ``STAMPED``; None if it was made in another way."""
+    digits = push_id.replace("-", "")
+    return int(digits[:16], 16) if digits.endswith(_MARK) else None
 
 
 class Source:
     """An application's connection, that inserts pushes and remembers when."""
 
-    def __init__(self, dsn: str) -> None:
-        self._conn: psycopg.Connection[Any] = psycopg.connect(dsn, autocommit=True)
+    def __init__(self, queue: Installed) -> None:
+        self._conn = queue.connect()
+        self._statement = sql.SQL(queue.insert(_PARAMETERS))
         self.inserts: dict[UUID, tuple[int, int]] = {}
         """When each INSERT was about to be sent, and when it had been committed: Unix time in nanoseconds."""
 
     def insert(self) -> UUID:
         push_id = uuid4()
-        values = (
-            push_id,
-            f"token-{push_id.hex}",
-            "Your ride is here",
-            "Blue estate car, two minutes away",
-            Jsonb({"ride": "42", "screen": "ride"}),
-        )
+        values = {
+            "id": push_id,
+            "token": f"token-{push_id.hex}",
+            "title": "Your ride is here",
+            "body": "Blue estate car, two minutes away",
+            "data": Jsonb({"ride": "42", "screen": "ride"}),
+        }
         before = time.time_ns()
-        self._conn.execute(_INSERT, values, prepare=True)
+        self._conn.execute(self._statement, values, prepare=True)
         self.inserts[push_id] = before, time.time_ns()
         return push_id
 
-    def warm_up(self, sink: SinkClient) -> None:
+    def warm_up(self, sink: Sink) -> None:
         """Inserts pushes until they arrive, and then some more."""
         for _ in range(_WARM_UP):
-            sink.reset()
+            before = sink.count()
             for _ in range(100):
                 self.insert()
                 time.sleep(0.1)
-                if sink.count():
+                if sink.count() > before:
                     break
             else:
                 raise rig.BenchmarkFailed("what was inserted never came to the sink")
@@ -77,64 +102,162 @@ class Source:
         self._conn.close()
 
 
-def measure(rows: int, block: int) -> dict[str, float]:
-    """One run: ``rows`` through each of the two."""
+def idle(
+    names: Sequence[str], rows: int, *, tls: bool = False, settings: Mapping[str, str] | None = None
+) -> dict[str, dict[str, float]]:
+    """One run: ``rows`` through each of them, in turn."""
     rng = random.Random()
     with ExitStack() as stack:
         server = stack.enter_context(rig.postgres())
-        sink = stack.enter_context(rig.sink())
+        sink = stack.enter_context(rig.sink(tls=tls))
         sources = {}
-        for name in ("listener", "bare"):
-            dsn = rig.new_database(server, name)
-            if name == "listener":
-                environment = rig.listener_environment(dsn, sink.url)
-                stack.enter_context(rig.process("listener", "run", environment=environment))
-            else:
-                url = f"{sink.url}/v1/projects/{rig.PROJECT}/messages:send"
-                stack.enter_context(
-                    rig.process("tests.benchmarks.bare", url, environment={"DATABASE_URL": dsn})
-                )
-            source = sources[name] = Source(dsn)
-            stack.callback(source.close)
-            source.warm_up(sink)
+        for name in names:
+            queue = queues.install(name, server)
+            stack.enter_context(queue.worker(sink, settings or {}))
+            sources[name] = Source(queue)
+            stack.callback(sources[name].close)
+            sources[name].warm_up(sink)
         sink.reset()
-        for start in range(0, rows, block):
+        for start in range(0, rows, _BLOCK):
             turns = list(sources.values())
             rng.shuffle(turns)
             for source in turns:
-                for _ in range(min(block, rows - start)):
+                for _ in range(min(_BLOCK, rows - start)):
                     source.insert()
                     time.sleep(rng.uniform(*_PAUSE))
-        rig.until(lambda: sink.count() >= 2 * rows, "not every push has come to the sink")
+        rig.until(lambda: sink.count() >= len(names) * rows, "not every push has come to the sink")
         arrived = {UUID(one.push_id): one.at_ns for one in reversed(sink.report())}
         figures = {}
         for name, source in sources.items():
             from_insert, from_commit = source.latencies(arrived)
-            for since, values in (("insert", from_insert), ("commit", from_commit)):
-                for share in (50, 90, 99):
-                    figures[f"{name}_{since}_p{share}_ms"] = rig.quantile(values, share / 100)
-        figures["ratio"] = figures["listener_insert_p50_ms"] / figures["bare_insert_p50_ms"]
+            figures[name] = {
+                f"{since}_p{share}_ms": quantile(values, share / 100)
+                for since, values in (("insert", from_insert), ("commit", from_commit))
+                for share in (50, 90, 99)
+            }
         return figures
 
 
-@click.command()
-@click.option(
-    "--rows", default=300, show_default=True, type=click.IntRange(1), help="Through each of the two."
-)
-@click.option("--block", default=50, show_default=True, type=click.IntRange(1), help="Rows of one turn.")
-@click.option("--runs", default=3, show_default=True, type=click.IntRange(1))
-@click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
-def main(rows: int, block: int, runs: int, as_json: bool) -> None:
-    """Insert to FCM request at an idle queue, the listener beside a bare LISTEN-claim loop."""
-    measured = rig.repeat(runs, lambda: measure(rows, block))
+def at_rate(
+    server: EmbeddedPostgres,
+    name: str,
+    rate: int,
+    seconds: int,
+    *,
+    tls: bool = False,
+    settings: Mapping[str, str] | None = None,
+) -> list[float] | None:
+    """Milliseconds from insert to request for pushes at a rate; None when the queue falls behind."""
+    with rig.sink(tls=tls) as sink:
+        queue = queues.install(name, server, f"{name}_{rate}_{uuid4().hex[:8]}")
+        with queue.worker(sink, settings or {}) as worker, queue.connect() as conn:
+            source = Source(queue)
+            source.warm_up(sink)
+            source.close()
+            sink.reset()
+            rig.pgbench(
+                queue.dsn, queue.insert(Push(id=STAMPED)), clients=_CLIENTS, seconds=seconds, rate=rate
+            )
+            try:
+                rig.until(
+                    lambda: queue.pending(conn) == 0,
+                    "it falls behind",
+                    every=0.1,
+                    within=_BEHIND_S,
+                    by=worker,
+                )
+            except rig.BenchmarkFailed:
+                return None
+        return [
+            one.at_ns / 1e6 - stamp / 1e3
+            for one in sink.report()
+            if (stamp := stamp_us(one.push_id)) is not None
+        ]
+
+
+def part(options: Options) -> list[Line]:
+    """Idle: beside the bare loop and the peers, in turn. At 200 and 2,000 a second: the peers once each."""
+    names = (queues.LISTENER, queues.BARE, *options.peers)
+    runs = []
+    for run in range(options.runs):
+        rig.say(f"latency at an idle queue, run {run + 1}")
+        runs.append(idle(names, 100 if options.quick else 200, tls=options.secure, settings=options.settings))
+
+    def of(name: str, key: str) -> list[float]:
+        return [run[name][key] for run in runs]
+
+    key = "insert_p50_ms"
+    medians, bare = of(queues.LISTENER, key), of(queues.BARE, key)
+    peers = {name: of(name, key) for name in options.peers}
     lines = [
-        (f"{name}_{since}_p{share}_ms", f"{title}, from {since}, p{share}", ".2f")
-        for since in ("insert", "commit")
-        for name, title in (("listener", "push-listener"), ("bare", "bare loop"))
-        for share in (50, 90, 99)
+        Line("insert to request, idle, median", "{:.2f} ms", medians, None, {queues.BARE: bare, **peers}),
+        Line("  against the bare loop", "{:.2f}", ratios(medians, bare), at_most(1.2)),
     ]
-    lines.append(("ratio", "ratio of the medians from insert", ".2f"))
-    rig.show("Insert to FCM request, idle queue, ms", measured, lines, as_json)
+    if (least := best(peers, most=False)) is not None:
+        lines.append(
+            Line("  against the best peer", "{:.2f}", [each / least for each in medians], at_most(1))
+        )
+    lines.append(
+        Line(
+            "insert to request, idle, 99 %",
+            "{:.2f} ms",
+            of(queues.LISTENER, "insert_p99_ms"),
+            None,
+            {name: of(name, "insert_p99_ms") for name in names[1:]},
+        )
+    )
+    with rig.postgres() as server:
+        for rate in (200, 2000):
+            lines += _rate_lines(server, rate, options)
+    return lines
+
+
+def _rate_lines(server: EmbeddedPostgres, rate: int, options: Options) -> list[Line]:
+    seconds = 4 if options.quick else 8
+    found: dict[str, list[list[float]]] = {}
+    for name in (queues.LISTENER, *options.peers):
+        found[name] = []
+        for run in range(options.runs if name == queues.LISTENER else 1):
+            rig.say(f"latency at {rate:,} a second: {name}, run {run + 1}")
+            values = at_rate(server, name, rate, seconds, tls=options.secure, settings=options.settings)
+            if values is None:
+                break
+            found[name].append(values)
+    here = found.pop(queues.LISTENER)
+    if not here:
+        raise rig.BenchmarkFailed(f"push-listener falls behind at {rate:,} a second")
+    return [
+        Line(
+            f"insert to request, {rate:,} a second, {what}",
+            "{:.2f} ms",
+            [quantile(values, share) for values in here],
+            None,
+            {
+                name: [quantile(values, share) for values in each] or "falls behind"
+                for name, each in found.items()
+            },
+        )
+        for what, share in (("median", 0.5), ("99 %", 0.99))
+    ]
+
+
+@click.command()
+@click.option("--rows", default=300, show_default=True, type=click.IntRange(1), help="Through each.")
+@click.option("--runs", default=3, show_default=True, type=click.IntRange(1))
+@click.option("--peers/--no-peers", default=False, show_default=True)
+@click.option("--tls/--no-tls", default=False, show_default=True)
+def main(rows: int, runs: int, peers: bool, tls: bool) -> None:
+    """Insert to FCM request at an idle queue, beside a bare LISTEN-claim loop."""
+    names = (queues.LISTENER, queues.BARE, *(queues.PEERS if peers else ()))
+    found = [idle(names, rows, tls=tls) for _ in range(runs)]
+    table = Table("ms, median of the runs", *names, title=f"Insert to request, idle: {rig.machine()}")
+    for key in found[0][queues.LISTENER]:
+        table.add_row(key, *(f"{statistics.median(run[name][key] for run in found):.2f}" for name in names))
+    table.add_row(
+        "insert_p50, ratio to the bare loop",
+        f"{statistics.median(r[names[0]]['insert_p50_ms'] / r[names[1]]['insert_p50_ms'] for r in found):.2f}",
+    )
+    rig.console.print(table)
 
 
 if __name__ == "__main__":

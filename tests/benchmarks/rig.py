@@ -1,40 +1,46 @@
-"""What the benchmarks have in common: the processes they start, what these cost, and how results are shown."""
+"""What the benchmarks have in common: the processes they start, what these cost, and where rows come from."""
 
 from __future__ import annotations
 
-import math
 import os
 import platform
+import re
 import signal
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import click
 import orjson
 import psutil
+import psycopg
 from rich.console import Console
 from rich.table import Table
 
 from listener import migrate
-from listener.embedded import EmbeddedPostgres
+from listener.config import Settings
+from listener.embedded import EmbeddedPostgres, packaged_binaries
 from listener.emulator.oauth import ServiceAccount
 
 PROJECT = "bench-project"
 POSTGRES = 18
 
-_ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[2]
 _PATIENCE = 120.0
+_LEAVING = 30.0
 
-console = Console(highlight=False)
+# FCM's own quota is not what is measured.
+_LIFTED = {"FCM_QUOTA": "6000000", "FCM_RAMP": "0"}
+
+console = Console(highlight=False, width=None if sys.stdout.isatty() else 140)
 errors = Console(stderr=True, highlight=False)
 
 
@@ -42,13 +48,18 @@ class BenchmarkFailed(click.ClickException):
     """What was to be measured did not happen; the message says what."""
 
 
+def say(what: str) -> None:
+    """Tells whoever waits what is being done."""
+    errors.print(what, markup=False)
+
+
 # --- processes -----------------------------------------------------------------------------------------
 
 
 @contextmanager
-def postgres() -> Iterator[EmbeddedPostgres]:
+def postgres(**settings: str) -> Iterator[EmbeddedPostgres]:
     """A private Postgres with the settings that it comes with: every commit reaches the disk."""
-    with EmbeddedPostgres(version=POSTGRES) as server:
+    with EmbeddedPostgres(version=POSTGRES, settings=settings) as server:
         yield server
 
 
@@ -60,33 +71,45 @@ def new_database(server: EmbeddedPostgres, name: str) -> str:
 
 
 @contextmanager
-def process(
-    module: str, *arguments: str, environment: Mapping[str, str] | None = None
+def program(
+    command: Sequence[str], *, environment: Mapping[str, str] | None = None
 ) -> Iterator[subprocess.Popen[str]]:
-    """``python -m module`` until the block ends; then it gets SIGTERM.
+    """A process until the block ends; then it gets SIGTERM, and SIGKILL if that is not enough.
 
     What it says on standard error is shown when it ends by a fault.
     """
-    with subprocess.Popen(
-        [sys.executable, "-m", module, *arguments],
-        cwd=_ROOT,
-        env={**os.environ, **(environment or {})},
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as child:
+    with (
+        tempfile.TemporaryFile("w+", errors="replace") as said,
+        subprocess.Popen(
+            command,
+            cwd=ROOT,
+            env={**os.environ, **(environment or {})},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=said,
+            text=True,
+        ) as child,
+    ):
         try:
             yield child
         finally:
+            ended = child.poll()
             child.send_signal(signal.SIGTERM)
             try:
-                _, said = child.communicate(timeout=_PATIENCE)
+                child.communicate(timeout=_LEAVING)
             except subprocess.TimeoutExpired:
                 child.kill()
-                _, said = child.communicate()
-            if child.returncode not in (0, -signal.SIGTERM):
-                errors.print(f"{module} ended with {child.returncode}:\n{said[-4000:]}", markup=False)
+                child.communicate()
+            if ended not in (None, 0, -signal.SIGKILL) or child.returncode > 0:
+                said.seek(0)
+                say(f"{' '.join(command[1:4])} ended with {child.returncode}:\n{said.read()[-4000:]}")
+
+
+def module(
+    name: str, *arguments: str, environment: Mapping[str, str] | None = None
+) -> AbstractContextManager[subprocess.Popen[str]]:
+    """``python -m name`` until the block ends."""
+    return program([sys.executable, "-m", name, *arguments], environment=environment)
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,20 +121,30 @@ class Arrival:
 
 
 @dataclass(frozen=True, slots=True)
-class SinkClient:
+class Sink:
     """The sink, seen from a benchmark. See ``tests.benchmarks.sink``."""
 
     url: str
+    """For tokens, and for what a benchmark asks."""
+    endpoint: str
+    """Where pushes go; with TLS another port."""
     pid: int
+    trust: Mapping[str, str] = field(default_factory=dict)
+    """The environment of a client that is to trust it."""
+
+    @property
+    def sends(self) -> str:
+        """The URL to POST a push to."""
+        return f"{self.endpoint}/v1/projects/{PROJECT}/messages:send"
 
     def count(self) -> int:
         """Sends since the last reset."""
         count: int = self._call("GET", "/count")["requests"]
         return count
 
-    def report(self) -> list[Arrival]:
-        """Sends since the last reset, in order of arrival."""
-        report = self._call("GET", "/report")
+    def report(self, first: int = 0) -> list[Arrival]:
+        """Sends since the last reset, in order of arrival, without the ``first`` so many."""
+        report = self._call("GET", f"/report?first={first}")
         return [
             Arrival(at, push_id) for at, push_id in zip(report["arrived_ns"], report["push_ids"], strict=True)
         ]
@@ -119,6 +152,10 @@ class SinkClient:
     def reset(self) -> None:
         """Forgets what has arrived."""
         self._call("POST", "/reset")
+
+    def answer_after(self, latency_ms: float) -> None:
+        """From now on. Who waits for an answer already may wait until then."""
+        self._call("POST", f"/latency?ms={latency_ms:g}")
 
     def _call(self, method: str, path: str) -> Any:
         request = urllib.request.Request(self.url + path, method=method)
@@ -130,79 +167,57 @@ _direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
 @contextmanager
-def sink(latency_ms: float = 0.0) -> Iterator[SinkClient]:
+def sink(latency_ms: float = 0.0, *, tls: bool = False) -> Iterator[Sink]:
     """The sink as a process of its own."""
-    with process("tests.benchmarks.sink", "--latency-ms", str(latency_ms)) as child:
+    arguments = ["--latency-ms", f"{latency_ms:g}", *(["--tls"] if tls else [])]
+    with module("tests.benchmarks.sink", *arguments) as child:
         assert child.stdout is not None
-        url = child.stdout.readline().strip()
-        if not url:
-            raise BenchmarkFailed("the sink did not start")
-        yield SinkClient(url, child.pid)
+        match child.stdout.readline().split():
+            case [url]:
+                yield Sink(url, url, child.pid)
+            case [url, secure, certificate]:
+                yield Sink(url, secure, child.pid, {"SSL_CERT_FILE": certificate})
+            case _:
+                raise BenchmarkFailed("the sink did not start")
 
 
-def listener_environment(dsn: str, sink_url: str, **settings: str) -> dict[str, str]:
+def listener_environment(dsn: str, sink: Sink, **settings: str) -> dict[str, str]:
     """The environment for ``push-listener run`` on a database and the sink."""
-    key = ServiceAccount(PROJECT).key(sink_url)
+    key = ServiceAccount(PROJECT).key(sink.url)
     return {
         "DATABASE_URL": dsn,
         "LISTEN_DATABASE_URL": "",
-        "FCM_ENDPOINT": sink_url,
+        "FCM_ENDPOINT": sink.endpoint,
         "FCM_PROJECT_ID": PROJECT,
         "FCM_SERVICE_ACCOUNT_JSON": orjson.dumps(key).decode(),
         "HOST": "127.0.0.1",
         "PORT": "0",
         "METRICS_TOKEN": "",
         "LOG_LEVEL": "warning",
-        "NO_PROXY": urlsplit(sink_url).hostname or "",
+        "WORKER_NAME": "bench",
+        "NO_PROXY": "127.0.0.1,localhost",
+        **{name: value for name, value in _LIFTED.items() if name.lower() in Settings.model_fields},
+        **sink.trust,
         **settings,
     }
 
 
-def until(happened: Callable[[], bool], what: str, *, every: float = 0.01, within: float = _PATIENCE) -> None:
-    """Returns when ``happened()``. Raises BenchmarkFailed when it does not in time."""
+def until(
+    happened: Callable[[], bool],
+    what: str,
+    *,
+    every: float = 0.01,
+    within: float = _PATIENCE,
+    by: subprocess.Popen[str] | None = None,
+) -> None:
+    """Returns when ``happened()``. Raises BenchmarkFailed when it does not in time, or when ``by`` has ended."""
     deadline = time.monotonic() + within
     while not happened():
         if time.monotonic() > deadline:
             raise BenchmarkFailed(f"after {within:g} s: {what}")
+        if by is not None and by.poll() is not None:
+            raise BenchmarkFailed(f"{what}: the process has ended with {by.returncode}")
         time.sleep(every)
-
-
-# --- cost ----------------------------------------------------------------------------------------------
-
-
-def cpu_seconds(pid: int) -> float:
-    """User and system time of one process, all threads."""
-    times = psutil.Process(pid).cpu_times()
-    return times.user + times.system
-
-
-def tree_cpu_seconds(pid: int) -> float:
-    """The same of a process and its descendants, those that have ended included."""
-    root = psutil.Process(pid)
-    total = 0.0
-    for one in (root, *root.children(recursive=True)):
-        try:
-            times = one.cpu_times()
-        except psutil.NoSuchProcess:
-            continue
-        total += times.user + times.system + times.children_user + times.children_system
-    return total
-
-
-def peak_rss(pid: int) -> int:
-    """Bytes of memory the process had at its largest."""
-    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-        if line.startswith("VmHWM:"):
-            return int(line.split()[1]) * 1024
-    raise BenchmarkFailed("this system does not tell a process' peak memory")
-
-
-# --- numbers -------------------------------------------------------------------------------------------
-
-
-def quantile(values: Sequence[float], share: float) -> float:
-    """The smallest value that at least ``share`` of the values do not exceed."""
-    return sorted(values)[max(0, math.ceil(share * len(values)) - 1)]
 
 
 def machine() -> str:
@@ -239,3 +254,98 @@ def show(
     for key, what, form in rows:
         table.add_row(what, *(format(run[key], form) for run in runs), f"[bold]{median[key]:{form}}[/]")
     console.print(table)
+
+
+# --- writers -------------------------------------------------------------------------------------------
+
+_RATE = re.compile(r"^tps = ([0-9.]+) \(without", re.MULTILINE)
+_FAILED = re.compile(r"^number of failed transactions: ([0-9]+)", re.MULTILINE)
+
+
+def pgbench(
+    dsn: str,
+    statement: str,
+    *,
+    clients: int,
+    seconds: int | None = None,
+    each: int | None = None,
+    rate: float | None = None,
+    durable: bool = True,
+) -> float:
+    """Runs a statement again and again, each time a transaction of its own; returns how many a second.
+
+    ``:n`` in it is a random number. For so many ``seconds``, or ``each`` of the clients so many times; as fast as it
+    goes, or at a ``rate`` for all clients together. Without ``durable`` a commit does not wait for the disk.
+    """
+    command = [str(packaged_binaries(POSTGRES) / "pgbench"), "-n", "-M", "prepared", "-c", str(clients)]
+    command += ["-T", str(seconds)] if seconds is not None else ["-t", str(each)]
+    command += ["-R", f"{rate:g}"] if rate is not None else []
+    options = {} if durable else {"PGOPTIONS": "-c synchronous_commit=off"}
+    done = subprocess.run(
+        [*command, "-f", "/dev/stdin", dsn],
+        input=f"\\set n random(1, 1000000000)\n{statement};\n",
+        env={**os.environ, **options},
+        capture_output=True,
+        text=True,
+    )
+    found, failed = _RATE.search(done.stdout), _FAILED.search(done.stdout)
+    if done.returncode != 0 or found is None or failed is None or failed[1] != "0":
+        raise BenchmarkFailed(f"pgbench ended with {done.returncode}:\n{done.stdout}\n{done.stderr[-2000:]}")
+    return float(found[1])
+
+
+# --- cost ----------------------------------------------------------------------------------------------
+
+
+def cpu_seconds(pid: int) -> float:
+    """User and system time of one process, all threads."""
+    times = psutil.Process(pid).cpu_times()
+    return times.user + times.system
+
+
+def tree_cpu_seconds(pid: int) -> float:
+    """The same of a process and its descendants, those that have ended included."""
+    root = psutil.Process(pid)
+    total = 0.0
+    for one in (root, *root.children(recursive=True)):
+        try:
+            times = one.cpu_times()
+        except psutil.NoSuchProcess:
+            continue
+        total += times.user + times.system + times.children_user + times.children_system
+    return total
+
+
+def rss(pid: int) -> int:
+    """Bytes of memory that the process has now."""
+    return int(psutil.Process(pid).memory_info().rss)
+
+
+def peak_rss(pid: int) -> int:
+    """Bytes of memory the process had at its largest."""
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) * 1024
+    raise BenchmarkFailed("this system does not tell a process' peak memory")
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """What a database has written so far."""
+
+    wal_bytes: int
+    versions: int
+    """Row versions that are dead, or have been: one for each update and each delete."""
+
+    def __sub__(self, earlier: Written) -> Written:
+        return Written(self.wal_bytes - earlier.wal_bytes, self.versions - earlier.versions)
+
+
+def written(conn: psycopg.Connection) -> Written:
+    """Now, by connections that have been closed: others may tell of row versions seconds later."""
+    row = conn.execute(
+        "select pg_current_wal_insert_lsn() - '0/0', "
+        "(select coalesce(sum(n_tup_upd + n_tup_del), 0) from pg_stat_user_tables)"
+    ).fetchone()
+    assert row is not None
+    return Written(int(row[0]), int(row[1]))

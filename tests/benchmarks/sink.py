@@ -2,15 +2,19 @@
 
     python -m tests.benchmarks.sink --latency-ms 50
 
-prints its address, and serves until SIGTERM, or the end of the pipe that is its standard input. Over HTTP/1.1
-without TLS:
+prints its address, and serves until SIGTERM, or the end of the pipe that is its standard input. With ``--tls`` it
+prints a second address, for sends over TLS, and the file of the certificate to trust. Over HTTP/1.1:
 
 - ``POST /v1/projects/{project}/messages:send``: 200 with a message's name, after the latency
 - ``POST /token``: an access token, whatever is asked
 - ``GET /count``: ``{"requests": n}``, sends since the last reset
 - ``GET /report``: ``{"arrived_ns": [...], "push_ids": [...]}``, one of each for each send, in order of arrival;
-  the times are Unix time in nanoseconds, by the clock that Postgres' clock_timestamp() shows on this machine
-- ``POST /reset?latency_ms=5``: forget them, and from now on answer after so long; 409 while answers are owed
+  the times are Unix time in nanoseconds, by the clock that Postgres' clock_timestamp() shows on this machine;
+  ``?first=1000`` leaves out the first thousand
+- ``POST /reset``: forget them; 409 while answers are owed
+- ``POST /latency?ms=5``: from now on answer after so long; who waits already is not overtaken
+
+Over TLS sends may come by HTTP/2 as well, see ``tests.benchmarks.http2``.
 
 The emulator (``push-listener emulator``) is the one that is true to FCM; this one is fast.
 """
@@ -23,14 +27,19 @@ import re
 import signal
 import stat
 import sys
+import tempfile
 import time
 from array import array
 from collections import deque
-from typing import cast
+from pathlib import Path
+from typing import Protocol, cast
 
 import click
 import orjson
 import uvloop
+
+from tests.benchmarks.http2 import Http2Connection
+from tests.support.servers import Tls, make_tls
 
 _MOST_UNREAD = 1 << 20
 """Bytes of one request, head and body."""
@@ -43,7 +52,7 @@ _FIELDS = re.compile(rb"\r\n(content-length|transfer-encoding|connection):[ \t]*
 _ID_KEY = b'"push_id":"'
 
 # The header fields that Google's front end adds, without those that depend on the connection.
-_SENT = (
+_HEAD = (
     b"HTTP/1.1 200 OK\r\n"
     b"Content-Type: application/json; charset=UTF-8\r\n"
     b"Vary: Origin\r\n"
@@ -56,9 +65,8 @@ _SENT = (
     b"X-Content-Type-Options: nosniff\r\n"
     b"Content-Length: %d\r\n"
     b"\r\n"
-    b'{\n  "name": "projects/%s/messages/0:%016d%%%016x"\n}\n'
 )
-_BODY_BESIDE_PROJECT = len(_SENT[_SENT.index(b"{\n") :] % (b"", 0, 0))
+_BODY = b'{\n  "name": "projects/%s/messages/0:%016d%%%016x"\n}\n'
 _TOKEN = {"access_token": "ya29.c.sink", "expires_in": 3599, "token_type": "Bearer"}
 
 
@@ -71,6 +79,17 @@ def _answer(status: bytes, body: object) -> bytes:
     )
 
 
+class Client(Protocol):
+    """Who has asked, and is owed answers."""
+
+    owed: int
+    """Answers that wait for their time."""
+
+    def write(self, answer: bytes, *, close: bool = False) -> None:
+        """Sends answers, if anybody is still there to hear them."""
+        ...
+
+
 class Sink:
     """What all connections share: the latency, the answers that are owed, and what has arrived."""
 
@@ -79,13 +98,26 @@ class Sink:
         self.arrived = array("q")
         self.push_ids = bytearray()
         self._loop = asyncio.get_running_loop()
-        self._owed: deque[tuple[float, Connection, bytes, bool]] = deque()
+        self._owed: deque[tuple[float, Client, bytes, bool]] = deque()
 
-    def later(self, connection: Connection, answer: bytes, close: bool) -> None:
-        """Writes the answer after the latency. That is the same for all, so that first come is first due."""
-        connection.owed += 1
+    def note(self, now: int, body: bytes, project: bytes) -> bytes:
+        """Takes a send; returns the body of its answer."""
+        self.arrived.append(now)
+        found = body.find(_ID_KEY)
+        start = found + len(_ID_KEY)
+        push_id = body[start : start + _UUID] if found >= 0 else b""
+        self.push_ids += push_id if len(push_id) == _UUID else _NO_ID
+        number = len(self.arrived)
+        return _BODY % (project, number, number)
+
+    def answer(self, client: Client, answer: bytes, *, close: bool = False, at_once: bool = False) -> None:
+        """Writes the answer after the latency, and never before an earlier one to the same client."""
+        if (at_once or self.latency == 0) and not client.owed:
+            client.write(answer, close=close)
+            return
+        client.owed += 1
         due = self._loop.time() + self.latency
-        self._owed.append((due, connection, answer, close))
+        self._owed.append((due, client, answer, close))
         if len(self._owed) == 1:
             self._loop.call_at(due, self._pay)
 
@@ -93,10 +125,16 @@ class Sink:
         """Writes all answers that are due by now, with one timer for as many as there are."""
         soon = self._loop.time() + 0.0005  # uvloop's timers count milliseconds
         owed = self._owed
+        due: dict[Client, list[bytes]] = {}
+        closing = set()
         while owed and owed[0][0] <= soon:
-            _, connection, answer, close = owed.popleft()
-            connection.owed -= 1
-            connection.write(answer, close)
+            _, client, answer, close = owed.popleft()
+            client.owed -= 1
+            due.setdefault(client, []).append(answer)
+            if close:
+                closing.add(client)
+        for client, answers in due.items():
+            client.write(b"".join(answers), close=client in closing)
         if owed:
             self._loop.call_at(owed[0][0], self._pay)
 
@@ -109,16 +147,18 @@ class Sink:
             case b"GET", b"/count":
                 return _answer(b"200 OK", {"requests": len(self.arrived)})
             case b"GET", b"/report":
-                ids = self.push_ids.decode("ascii", "replace")
+                first = int(query.removeprefix(b"first=") or 0)
+                ids = self.push_ids[first * _UUID :].decode("ascii", "replace")
                 each = [ids[at : at + _UUID].strip() for at in range(0, len(ids), _UUID)]
-                return _answer(b"200 OK", {"arrived_ns": self.arrived.tolist(), "push_ids": each})
+                return _answer(b"200 OK", {"arrived_ns": self.arrived[first:].tolist(), "push_ids": each})
             case b"POST", b"/reset":
                 if self._owed:
                     return _answer(b"409 Conflict", {"error": "answers are owed"})
-                if latency := re.fullmatch(rb"latency_ms=(\d+(?:\.\d+)?)", query):
-                    self.latency = float(latency[1]) / 1000
                 self.arrived = array("q")
                 self.push_ids = bytearray()
+                return _answer(b"200 OK", {})
+            case b"POST", b"/latency" if wanted := re.fullmatch(rb"ms=(\d+(?:\.\d+)?)", query):
+                self.latency = float(wanted[1]) / 1000
                 return _answer(b"200 OK", {})
             case _:
                 return _answer(b"404 Not Found", {"error": "no such thing here"})
@@ -169,25 +209,14 @@ class Connection(asyncio.Protocol):
 
     def _take(self, now: int, method: bytes, path: bytes, body: bytes, close: bool) -> None:
         sink = self._sink
-        if not path.endswith(b"/messages:send"):
-            answer, wait = sink.control(method, path), False
+        if path.endswith(b"/messages:send"):
+            content = sink.note(now, body, path[len(b"/v1/projects/") : -len(b"/messages:send")])
+            sink.answer(self, _HEAD % len(content) + content, close=close)
         else:
-            sink.arrived.append(now)
-            found = body.find(_ID_KEY)
-            start = found + len(_ID_KEY)
-            push_id = body[start : start + _UUID] if found >= 0 else b""
-            sink.push_ids += push_id if len(push_id) == _UUID else _NO_ID
-            project, number = path[len(b"/v1/projects/") : -len(b"/messages:send")], len(sink.arrived)
-            answer = _SENT % (_BODY_BESIDE_PROJECT + len(project), project, number, number)
-            wait = sink.latency > 0
-        # An answer never overtakes an earlier one of the same connection.
-        if wait or self.owed:
-            sink.later(self, answer, close)
-        else:
-            self.write(answer, close)
+            sink.answer(self, sink.control(method, path), close=close, at_once=True)
 
-    def write(self, answer: bytes, close: bool) -> None:
-        """Sends an answer, if anybody is still there to hear it."""
+    def write(self, answer: bytes, *, close: bool = False) -> None:
+        """See ``Client``."""
         if self._transport is not None:
             self._transport.write(answer)
             if close:
@@ -198,11 +227,30 @@ class Connection(asyncio.Protocol):
         self.write(_answer(status, {"error": status.decode()}), close=True)
 
 
-async def _serve(port: int, latency: float) -> None:
+class _Door(asyncio.Protocol):
+    """A new connection over TLS, that has said which protocol it speaks."""
+
+    def __init__(self, sink: Sink) -> None:
+        self._sink = sink
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        tls = transport.get_extra_info("ssl_object")
+        speaks = Http2Connection if tls.selected_alpn_protocol() == "h2" else Connection
+        protocol = speaks(self._sink)
+        cast(asyncio.Transport, transport).set_protocol(protocol)
+        protocol.connection_made(transport)
+
+
+async def _serve(port: int, latency: float, tls: Tls | None) -> None:
     loop = asyncio.get_running_loop()
     sink = Sink(latency)
     server = await loop.create_server(lambda: Connection(sink), "127.0.0.1", port, backlog=4096)
-    print(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}", flush=True)
+    addresses = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    if tls is not None:
+        tls.server.set_alpn_protocols(["h2", "http/1.1"])
+        secure = await loop.create_server(lambda: _Door(sink), "127.0.0.1", backlog=4096, ssl=tls.server)
+        addresses += f" https://localhost:{secure.sockets[0].getsockname()[1]} {tls.ca_file}"
+    print(addresses, flush=True)
     end = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, end.set)
@@ -216,9 +264,11 @@ async def _serve(port: int, latency: float) -> None:
 @click.command()
 @click.option("--port", default=0, type=click.IntRange(0, 65535), help="0: any that is free.")
 @click.option("--latency-ms", default=0.0, type=click.FloatRange(0), help="Before each answer to a send.")
-def main(port: int, latency_ms: float) -> None:
+@click.option("--tls", is_flag=True, help="Take sends over TLS as well.")
+def main(port: int, latency_ms: float, tls: bool) -> None:
     """A fast stand-in for FCM, for loads. Prints its address."""
-    uvloop.run(_serve(port, latency_ms / 1000))
+    with tempfile.TemporaryDirectory() as directory:
+        uvloop.run(_serve(port, latency_ms / 1000, make_tls(Path(directory)) if tls else None))
 
 
 if __name__ == "__main__":

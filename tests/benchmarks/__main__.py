@@ -1,0 +1,157 @@
+"""All that is to be reached, measured in one run and beside other queues.
+
+python -m tests.benchmarks --quick
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import click
+import orjson
+import psycopg
+from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+from listener.config import Settings
+from tests.benchmarks import backlog, drain, faults, history, idle, inserts, latency, queues, rig, takeover
+from tests.benchmarks.options import Options
+from tests.benchmarks.report import Line, Part, table
+
+PARTS: dict[str, Callable[[Options], list[Line]]] = {
+    "drain": drain.part,
+    "latency": latency.part,
+    "backlog": backlog.part,
+    "inserts": inserts.part,
+    "idle": idle.part,
+    "history": history.part,
+    "takeover": takeover.part,
+    "faults": faults.part,
+}
+_LIBRARIES = ("psycopg", "aiohttp", "uvloop", "orjson", "pydantic")
+
+
+def run_part(name: str, options: Options) -> Part:
+    """One part; whatever it fails of is what it has found."""
+    began, load = time.monotonic(), os.getloadavg()[0]
+    try:
+        lines, failure = PARTS[name](options), None
+    except Exception as error:
+        rig.errors.print(traceback.format_exc(), markup=False)
+        lines, failure = [], f"{type(error).__name__}: {error}"
+    return Part(name, time.monotonic() - began, load, lines, failure)
+
+
+def machine(peers: tuple[str, ...]) -> dict[str, Any]:
+    """What the figures are of."""
+    with rig.postgres() as server, psycopg.connect(server.uri) as conn:
+        row = conn.execute("select current_setting('server_version')").fetchone()
+    return {
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "cores": os.cpu_count(),
+        "processor": _processor(),
+        "memory_gb": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9, 1),
+        "system": platform.platform(),
+        "python": platform.python_version(),
+        "postgres": str(row[0]) if row else "",
+        "libraries": {name: importlib.metadata.version(name) for name in _LIBRARIES},
+        "peers": queues.peer_versions() if peers else {},
+        "load": list(os.getloadavg()),
+    }
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
+
+
+def as_json(facts: dict[str, Any], options: Options, parts: list[Part]) -> bytes:
+    """Everything: the machine, how it was run, each figure with its samples."""
+    how = {
+        "runs": options.runs,
+        "quick": options.quick,
+        "latency_ms": options.latency_ms,
+        "tls": options.tls,
+        "settings": dict(options.settings),
+    }
+    found = {"machine": facts, "options": how, "parts": [part.as_dict() for part in parts]}
+    return orjson.dumps(found, option=orjson.OPT_INDENT_2) + b"\n"
+
+
+def _settings(_: click.Context, __: click.Parameter, given: tuple[str, ...]) -> dict[str, str]:
+    pairs = [one.partition("=") for one in given]
+    for name, *_rest in pairs:
+        if name.lower() not in Settings.model_fields:
+            raise click.BadParameter(f"push-listener has no setting {name}")
+    return {name.upper(): value for name, _sign, value in pairs}
+
+
+def _with_peers() -> bool:
+    try:
+        queues.prepare_peers()
+    except rig.BenchmarkFailed as error:
+        rig.say(f"without the peers: {error.message}")
+        return False
+    return True
+
+
+@click.command()
+@click.option("--quick", is_flag=True, help="Some minutes instead of twenty: one run, fewer rows.")
+@click.option("--only", multiple=True, type=click.Choice(list(PARTS)), help="Default: all of them.")
+@click.option("--runs", type=click.IntRange(1), help="Of each measurement; default 3, with --quick 1.")
+@click.option("--latency", default=50.0, show_default=True, type=click.FloatRange(0), help="Of FCM, ms.")
+@click.option("--tls/--no-tls", default=None, help="Default: the drain both ways, the rest without.")
+@click.option("--peers/--no-peers", default=True, show_default=True, help="Other queues beside.")
+@click.option(
+    "--set", "settings", multiple=True, metavar="NAME=VALUE", callback=_settings, help="For push-listener."
+)
+@click.option("--json", "json_file", type=click.Path(dir_okay=False, path_type=Path), help="All samples.")
+def main(
+    quick: bool,
+    only: tuple[str, ...],
+    runs: int | None,
+    latency: float,
+    tls: bool | None,
+    peers: bool,
+    settings: dict[str, str],
+    json_file: Path | None,
+) -> None:
+    """Measures what push-listener is to reach, beside other queues, on a Postgres and a stand-in for FCM of its own.
+
+    Each part is a module of tests.benchmarks as well, with options of its own. The exit code is 1 when a part could not
+    be measured; a goal that is missed is shown, and changes nothing.
+    """
+    beside = queues.PEERS if peers and _with_peers() else ()
+    options = Options(runs or (1 if quick else 3), quick, latency, tls, beside, settings)
+    facts = machine(beside)
+    parts: list[Part] = []
+    with Progress(
+        SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn(), console=rig.errors
+    ) as shown:
+        names = [name for name in PARTS if name in (only or PARTS)]
+        for number, name in enumerate(names, 1):
+            task = shown.add_task(f"{name} ({number} of {len(names)})", total=None)
+            parts.append(run_part(name, options))
+            shown.remove_task(task)
+    rig.console.print(table(parts, f"{facts['date']}, {rig.machine()}"))
+    for part in parts:
+        if part.failure is not None:
+            rig.console.print(f"{part.name} failed: {part.failure}", style="red", markup=False)
+    if json_file is not None:
+        json_file.write_bytes(as_json(facts, options, parts))
+    sys.exit(1 if any(part.failure is not None for part in parts) else 0)
+
+
+if __name__ == "__main__":
+    main()

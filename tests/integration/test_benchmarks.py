@@ -1,0 +1,58 @@
+"""The benchmarks still run: a small part of them, against the real thing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import orjson
+import pytest
+from click.testing import CliRunner
+
+from tests.benchmarks import __main__ as command
+from tests.benchmarks import drain, latency, queues, rig
+from tests.benchmarks.options import Options
+from tests.benchmarks.report import Line, at_least
+
+
+def test_a_backlog_is_drained_over_tls() -> None:
+    found = drain.measure(queues.LISTENER, 4_000, 20.0, tls=True)
+    assert set(found) == set(drain.FIGURES)
+    assert all(value > 0 for value in found.values()), found
+    assert found["dead_versions"] >= 2  # claimed and settled
+
+
+def test_pushes_at_a_rate_arrive(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(latency, "_WARM_UP", 2)
+    with rig.postgres() as server:
+        values = latency.at_rate(server, queues.LISTENER, 100, 1)
+    assert values is not None
+    assert len(values) > 20
+    assert all(0 < value < 60_000 for value in values)
+
+
+def test_what_fails_is_told_and_the_rest_goes_on(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def fails(options: Options) -> list[Line]:
+        raise rig.BenchmarkFailed("the moon is full")
+
+    def works(options: Options) -> list[Line]:
+        return [Line("latency given", "{:.0f} ms", [options.latency_ms] * options.runs, at_least(5))]
+
+    monkeypatch.setattr(command, "PARTS", {"bad": fails, "good": works})
+    file = tmp_path / "figures.json"
+    arguments = ["--no-peers", "--runs", "2", "--latency", "7", "--set", "LEASE=60", "--json", str(file)]
+    done = CliRunner().invoke(command.main, arguments)
+    assert done.exit_code == 1, done.output
+    assert "the moon is full" in done.output
+    assert "latency given" in done.output
+    found = orjson.loads(file.read_bytes())
+    assert found["options"]["settings"] == {"LEASE": "60"}
+    assert found["machine"]["cores"] >= 1
+    assert found["machine"]["postgres"].startswith(str(rig.POSTGRES))
+    bad, good = found["parts"]
+    assert (bad["name"], bad["lines"]) == ("bad", [])
+    assert "the moon is full" in bad["failure"]
+    assert good["lines"][0]["here"] == {"value": 7.0, "samples": [7.0, 7.0], "of": "median"}
+
+    done = CliRunner().invoke(command.main, ["--set", "LEESE=60"])
+    assert done.exit_code == 2
+    assert "push-listener has no setting LEESE" in done.output

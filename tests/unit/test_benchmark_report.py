@@ -1,0 +1,116 @@
+"""The figures of a benchmark: what is made of the samples, and what is shown of them."""
+
+from __future__ import annotations
+
+import statistics
+from dataclasses import replace
+from io import StringIO
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from rich.console import Console
+
+from tests.benchmarks.latency import stamp_us
+from tests.benchmarks.report import Goal, Line, Of, Part, at_least, at_most, best, quantile, ratios, table
+
+samples = st.lists(st.floats(0.001, 1e9), min_size=1, max_size=50)
+
+RATE = Line(
+    "pushes a second", "{:,.0f}/s", [9_000.0, 12_000.0, 11_000.0], at_least(10_000), {"other": [2_500.0]}
+)
+
+
+def shown(*parts: Part) -> str:
+    """The table as a wide terminal has it."""
+    console = Console(file=StringIO(), width=200, color_system=None)
+    console.print(table(parts, "a title"))
+    assert isinstance(console.file, StringIO)
+    return console.file.getvalue()
+
+
+@given(samples, st.floats(0.01, 1.0))
+def test_a_quantile_is_a_value_that_so_many_do_not_exceed(values: list[float], share: float) -> None:
+    found = quantile(values, share)
+    assert found in values
+    assert sum(value <= found for value in values) >= share * len(values)
+    assert sum(value < found for value in values) < share * len(values)
+
+
+@given(samples)
+def test_the_middle_is_between_the_halves(values: list[float]) -> None:
+    assert quantile(values, 0.5) == statistics.median_low(values)
+
+
+@pytest.mark.parametrize(
+    ("goal", "of", "value", "met"),
+    [
+        (at_least(10_000), Of.MEDIAN, 11_000, True),
+        (at_least(11_001), Of.MEDIAN, 11_000, False),
+        (at_least(9_500), Of.WORST, 9_000, False),
+        (at_most(11_500), Of.WORST, 12_000, False),
+        (at_most(12_000), Of.WORST, 12_000, True),
+        (None, Of.MEDIAN, 11_000, None),
+    ],
+)
+def test_a_goal_is_met_by_the_median_or_by_the_worst_of_the_runs(
+    goal: Goal | None, of: Of, value: float, met: bool | None
+) -> None:
+    line = replace(RATE, goal=goal, of=of)
+    assert (line.value, line.met) == (value, met)
+
+
+def test_what_is_measured_side_by_side_is_compared_side_by_side() -> None:
+    assert ratios([1.0, 9.0], [2.0, 3.0]) == [0.5, 3.0]
+    with pytest.raises(ValueError, match="longer"):
+        ratios([1.0], [2.0, 3.0])
+
+
+def test_the_best_of_the_peers_is_among_those_that_have_a_figure() -> None:
+    peers: dict[str, list[float] | str] = {"a": [1.0, 2.0, 9.0], "b": [3.0], "c": "falls behind"}
+    assert best(peers, most=True) == 3.0
+    assert best(peers, most=False) == 2.0
+    assert best({"c": "falls behind"}, most=True) is None
+
+
+def test_the_table_has_each_line_with_its_goal_and_its_peers() -> None:
+    slow = Line("latency", "{:.1f} ms", [7.25], at_most(5), {"other": "falls behind"})
+    free = Line("free", "{:.2f}", [1.0])
+    rows = shown(Part("drain", 1.0, 0.5, [RATE, slow, free])).splitlines()
+    (rate,) = (row for row in rows if "pushes a second" in row)
+    assert "≥ 10,000/s" in rate
+    assert "11,000/s (9,000/s to 12,000/s)" in rate
+    assert "other 2,500/s" in rate
+    assert "yes" in rate
+    (latency,) = (row for row in rows if "latency" in row)
+    assert "≤ 5.0 ms" in latency
+    assert "other falls behind" in latency
+    assert "NO" in latency
+    (unmeasured,) = (row for row in rows if "free" in row)
+    assert "yes" not in unmeasured
+    assert "NO" not in unmeasured
+
+
+def test_a_part_that_failed_is_shown_beside_those_that_did_not() -> None:
+    text = shown(Part("drain", 1.0, 0.5, failure="no Postgres"), Part("idle", 1.0, 0.5, [RATE]))
+    assert "failed" in text
+    assert "pushes a second" in text
+
+
+def test_json_has_every_sample() -> None:
+    missing = replace(RATE, peers={"other": "falls behind"})
+    found = Part("drain", 2.0, 0.5, [RATE, missing]).as_dict()
+    assert found["failure"] is None
+    assert found["lines"][0] == {
+        "what": "pushes a second",
+        "goal": {"at_least": 10_000},
+        "here": {"value": 11_000.0, "samples": [9_000.0, 12_000.0, 11_000.0], "of": "median"},
+        "peers": {"other": {"value": 2_500.0, "samples": [2_500.0]}},
+        "met": True,
+    }
+    assert found["lines"][1]["peers"] == {"other": {"missing": "falls behind"}}
+
+
+def test_only_ids_that_tell_when_they_were_made_do() -> None:
+    assert stamp_us("00060a1b-2c3d-4e5f-0123-4567be9cbe9c") == 0x00060A1B2C3D4E5F
+    assert stamp_us("b7c4c2de-6f64-4d3a-9d0c-0a6c1a1a2b3c") is None
