@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
+import signal
 import sys
 import time
 import traceback
@@ -24,7 +25,7 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from listener.config import Settings
 from tests.benchmarks import backlog, drain, faults, history, idle, inserts, latency, queues, rig, takeover
 from tests.benchmarks.options import Options
-from tests.benchmarks.report import Line, Part, table
+from tests.benchmarks.report import Line, Part, markdown, table
 
 PARTS: dict[str, Callable[[Options], list[Line]]] = {
     "drain": drain.part,
@@ -117,6 +118,7 @@ def _with_peers() -> bool:
     "--set", "settings", multiple=True, metavar="NAME=VALUE", callback=_settings, help="For push-listener."
 )
 @click.option("--json", "json_file", type=click.Path(dir_okay=False, path_type=Path), help="All samples.")
+@click.option("--markdown", "markdown_file", type=click.Path(dir_okay=False, path_type=Path))
 def main(
     quick: bool,
     only: tuple[str, ...],
@@ -126,6 +128,7 @@ def main(
     peers: bool,
     settings: dict[str, str],
     json_file: Path | None,
+    markdown_file: Path | None,
 ) -> None:
     """Measures what push-listener is to reach, beside other queues, on a Postgres and a stand-in for FCM of its own.
 
@@ -150,8 +153,12 @@ def main(
             rig.console.print(f"{part.name} failed: {part.failure}", style="red", markup=False)
     if json_file is not None:
         json_file.write_bytes(as_json(facts, options, parts))
+    if markdown_file is not None:
+        markdown_file.write_text(markdown(parts))
     sys.exit(1 if any(part.failure is not None for part in parts) else 0)
 
 
 if __name__ == "__main__":
+    # What has been started is ended on the way out.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     main()

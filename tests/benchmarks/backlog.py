@@ -132,10 +132,8 @@ def part(options: Options) -> list[Line]:
         drain=not options.quick,
     )
     return [
-        Line(
-            f"{title} push behind 1,000,000 normal ones, {what}", "{:.1f} ms", [quantile(values, share)], goal
-        )
-        for title, values in (("high", found.full_ms), ("high, FCM slow,", found.slow_ms))
+        Line(f"high priority behind 1,000,000{title}, {what}", "{:.1f} ms", [quantile(values, share)], goal)
+        for title, values in (("", found.full_ms), (", FCM slow", found.slow_ms))
         for what, share, goal in (("median", 0.5, None), ("99 %", 0.99, at_most(100)))
     ] + [
         Line("memory with 1,000,000 waiting, most", "{:.0f} MB", found.rss_mb, at_most(150), of=Of.WORST),

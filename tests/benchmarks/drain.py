@@ -16,7 +16,7 @@ from rich.table import Table
 
 from tests.benchmarks import queues, rig
 from tests.benchmarks.options import Options
-from tests.benchmarks.report import Line, at_least, at_most, best
+from tests.benchmarks.report import Goal, Line, at_least, at_most, best
 
 _ROWS = {queues.LISTENER: 50_000, "pgqueuer": 20_000, "procrastinate": 3_000}
 _LOADERS = 8
@@ -35,10 +35,9 @@ FIGURES = {
     "pushes_per_s": "pushes a second, first to last request",
     "pushes_per_cpu_s": "pushes per CPU-second of the process",
     "seconds": "seconds",
-    "worker_cpu_s": "CPU-seconds: process",
-    "postgres_cpu_s": "CPU-seconds: Postgres, all processes",
-    "sink_cpu_s": "CPU-seconds: sink",
-    "postgres_cpu_ms_per_1000": "CPU-milliseconds of Postgres for 1,000 pushes, claim to settled",
+    "worker_cpu_ms": "CPU-milliseconds for 1,000 pushes: process",
+    "postgres_cpu_ms": "CPU-milliseconds for 1,000 pushes: Postgres, claim to settled",
+    "sink_cpu_ms": "CPU-milliseconds for 1,000 pushes: sink",
     "wal_insert_bytes": "WAL bytes a push: insert",
     "wal_drain_bytes": "WAL bytes a push: claim, settle, log",
     "wal_bytes": "WAL bytes a push: both",
@@ -83,15 +82,15 @@ def measure(
                 if (found := logged.fetchone()) != (rows,):
                     raise rig.BenchmarkFailed(f"{rows} pushes left {found} log rows")
     seconds = (arrivals[-1].at_ns - arrivals[0].at_ns) / 1e9
+    per_1000 = 1e6 / (rows - before)
     insert, drain = loaded - empty, drained - loaded
     return {
         "pushes_per_s": rows / seconds,
         "pushes_per_cpu_s": (rows - before) / cpu,
         "seconds": seconds,
-        "worker_cpu_s": cpu,
-        "postgres_cpu_s": postgres_cpu,
-        "sink_cpu_s": sink_cpu,
-        "postgres_cpu_ms_per_1000": postgres_cpu * 1e6 / (rows - before),
+        "worker_cpu_ms": cpu * per_1000,
+        "postgres_cpu_ms": postgres_cpu * per_1000,
+        "sink_cpu_ms": sink_cpu * per_1000,
         "wal_insert_bytes": insert.wal_bytes / rows,
         "wal_drain_bytes": drain.wal_bytes / rows,
         "wal_bytes": (insert.wal_bytes + drain.wal_bytes) / rows,
@@ -113,7 +112,7 @@ def part(options: Options) -> list[Line]:
                 found[name].append(
                     measure(name, rows, options.latency_ms, tls=tls, settings=options.settings)
                 )
-        lines += _lines(found, f", {'TLS' if tls else 'plain'}", cost=not lines)
+        lines += _lines(found, "TLS" if tls else "plain", cost=not lines)
     return lines
 
 
@@ -124,50 +123,25 @@ def _lines(found: Mapping[str, list[dict[str, float]]], how: str, *, cost: bool)
     def peers(key: str) -> dict[str, list[float]]:
         return {name: [run[key] for run in runs] for name, runs in found.items() if name != queues.LISTENER}
 
-    rates = samples("pushes_per_s")
+    def line(key: str, what: str, form: str, goal: Goal | None = None) -> Line:
+        return Line(what, form, samples(key), goal, peers(key))
+
     lines = [
-        Line(
-            f"pushes per CPU-second{how}",
-            "{:,.0f}",
-            samples("pushes_per_cpu_s"),
-            at_least(15_000),
-            peers("pushes_per_cpu_s"),
-        ),
-        Line(f"pushes a second{how}", "{:,.0f}/s", rates, at_least(10_000), peers("pushes_per_s")),
+        line("pushes_per_cpu_s", f"pushes per CPU-second, {how}", "{:,.0f}", at_least(15_000)),
+        line("pushes_per_s", f"pushes a second, {how}", "{:,.0f}", at_least(10_000)),
     ]
     if (most := best(peers("pushes_per_s"), most=True)) is not None:
-        lines.append(Line(f"  against the best peer{how}", "{:.1f}", [r / most for r in rates], at_least(4)))
+        against = [rate / most for rate in samples("pushes_per_s")]
+        lines.append(Line(f"  to the best peer's, {how}", "{:.1f}", against, at_least(4)))
     lines += [
-        Line(f"  {what}{how}", "{:.2f}", samples(key), None, peers(key))
-        for key, what in (
-            ("worker_cpu_s", "CPU-seconds of the process"),
-            ("postgres_cpu_s", "CPU-seconds of Postgres"),
-            ("sink_cpu_s", "CPU-seconds of the sink"),
-        )
+        line("worker_cpu_ms", f"CPU for 1,000 pushes, {how}: process", "{:.0f} ms"),
+        line("postgres_cpu_ms", "  Postgres, claim to settled", "{:.0f} ms"),
+        line("sink_cpu_ms", "  the stand-in for FCM", "{:.0f} ms"),
     ]
     if cost:
         lines += [
-            Line(
-                "WAL of a push, insert to settled",
-                "{:,.0f} bytes",
-                samples("wal_bytes"),
-                at_most(2_000),
-                peers("wal_bytes"),
-            ),
-            Line(
-                "dead row versions of a push",
-                "{:.2f}",
-                samples("dead_versions"),
-                None,
-                peers("dead_versions"),
-            ),
-            Line(
-                "CPU of Postgres for 1,000 pushes",
-                "{:.0f} ms",
-                samples("postgres_cpu_ms_per_1000"),
-                None,
-                peers("postgres_cpu_ms_per_1000"),
-            ),
+            line("wal_bytes", "WAL of a push, insert to settled, bytes", "{:,.0f}", at_most(2_000)),
+            line("dead_versions", "dead row versions of a push", "{:.2f}"),
         ]
     return lines
 

@@ -214,7 +214,7 @@ def part(options: Options) -> list[Line]:
     few, many = measure(10_000, rows, 60, None)
     return [
         Line(
-            f"{what}, {rows:,} finished rows against 10,000",
+            f"{what}, {rows:,} finished to 10,000",
             "{:.2f}",
             [many[step] / few[step]],
             None if goal is None else at_most(goal),

@@ -94,7 +94,7 @@ def part(options: Options) -> list[Line]:
 
     def line(arm: str, what: str, goal: float | None = None) -> Line:
         return Line(
-            f"inserts/s, {what}, against no trigger",
+            f"  {what}, to that",
             "{:.2f}",
             ratios(here[arm], here["none"]),
             None if goal is None else at_least(goal),
@@ -103,15 +103,15 @@ def part(options: Options) -> list[Line]:
 
     return [
         Line(
-            "inserts/s of single rows, 32 clients, no trigger",
+            "single-row inserts a second, 32 clients, no trigger",
             "{:,.0f}",
             here["none"],
             None,
             {name: found["none"] for name, found in peers.items()},
         ),
-        line("awake", "listener awake", 0.95),
-        line("draining", "listener sending on the same cores"),
-        line("asleep", "nobody listens"),
+        line("awake", "trigger, listener awake", 0.95),
+        line("draining", "trigger, listener sending on the same cores"),
+        line("asleep", "trigger, nobody listens"),
     ]
 
 

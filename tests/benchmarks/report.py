@@ -10,6 +10,7 @@ from enum import StrEnum
 from typing import Any
 
 from rich.table import Table
+from rich.text import Text
 
 
 class Of(StrEnum):
@@ -127,28 +128,50 @@ def best(peers: Mapping[str, Sequence[float] | str], *, most: bool) -> float | N
 
 def table(parts: Sequence[Part], title: str) -> Table:
     """All of it, for people."""
-    made = Table("what", "goal", "here", "peers", "met", title=title, title_justify="left", pad_edge=False)
-    for column in made.columns[1:4]:
+    head, *rows = _rows(parts)
+    made = Table(*head, title=title, title_justify="left", pad_edge=False)
+    for column in made.columns[1:]:
         column.justify = "right"
-    for part in parts:
-        made.add_section()
-        if part.failure is not None:
-            made.add_row(part.name, "", "[red]failed[/]", "", "[red]no[/]")
-        for line in part.lines:
-            made.add_row(*_cells(line))
+    colours = {"yes": "green", "NO": "red", "failed": "red"}
+    for row in rows:
+        if not row:
+            made.add_section()
+        else:
+            made.add_row(*(Text(cell, colours.get(cell, "")) for cell in row))
     return made
 
 
-def _cells(line: Line) -> tuple[str, str, str, str, str]:
+def markdown(parts: Sequence[Part]) -> str:
+    """The same, for a document."""
+    head, *rows = (row for row in _rows(parts) if row)
+    lines = [head, ["---"] * len(head), *rows]
+    return "".join(f"| {' | '.join(cell.strip() for cell in line)} |\n" for line in lines)
+
+
+def _rows(parts: Sequence[Part]) -> list[list[str]]:
+    """The head, then each line; an empty list between two parts."""
+    names = list(dict.fromkeys(name for part in parts for line in part.lines for name in line.peers))
+    rows = [["", "goal", "here", *names, "met"]]
+    for part in parts:
+        if len(rows) > 1:
+            rows.append([])
+        rows += [_cells(line, names) for line in part.lines]
+        if part.failure is not None:
+            rows.append([part.name, "", "failed", *("" for _ in names), "NO"])
+    return rows
+
+
+def _cells(line: Line, names: Sequence[str]) -> list[str]:
     def written(value: float) -> str:
         return line.form.format(value)
+
+    def peer(name: str) -> str:
+        samples = line.peers.get(name, "")
+        return samples if isinstance(samples, str) else written(line.peer(name) or 0.0)
 
     goal = "" if line.goal is None else f"{'≤' if line.goal.at_most else '≥'} {written(line.goal.bound)}"
     here = written(line.value)
     if len(line.here) > 1:
         here += f" ({written(min(line.here))} to {written(max(line.here))})"
-    peers = "\n".join(
-        f"{name} {samples if isinstance(samples, str) else written(line.peer(name) or 0.0)}"
-        for name, samples in line.peers.items()
-    )
-    return line.what, goal, here, peers, {True: "[green]yes[/]", False: "[red]NO[/]", None: ""}[line.met]
+    met = {True: "yes", False: "NO", None: ""}[line.met]
+    return [line.what, goal, here, *map(peer, names), met]

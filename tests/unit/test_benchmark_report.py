@@ -12,7 +12,19 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from tests.benchmarks.latency import stamp_us
-from tests.benchmarks.report import Goal, Line, Of, Part, at_least, at_most, best, quantile, ratios, table
+from tests.benchmarks.report import (
+    Goal,
+    Line,
+    Of,
+    Part,
+    at_least,
+    at_most,
+    best,
+    markdown,
+    quantile,
+    ratios,
+    table,
+)
 
 samples = st.lists(st.floats(0.001, 1e9), min_size=1, max_size=50)
 
@@ -80,15 +92,22 @@ def test_the_table_has_each_line_with_its_goal_and_its_peers() -> None:
     (rate,) = (row for row in rows if "pushes a second" in row)
     assert "≥ 10,000/s" in rate
     assert "11,000/s (9,000/s to 12,000/s)" in rate
-    assert "other 2,500/s" in rate
+    assert " 2,500/s │" in rate
     assert "yes" in rate
     (latency,) = (row for row in rows if "latency" in row)
     assert "≤ 5.0 ms" in latency
-    assert "other falls behind" in latency
+    assert "falls behind" in latency
     assert "NO" in latency
     (unmeasured,) = (row for row in rows if "free" in row)
     assert "yes" not in unmeasured
     assert "NO" not in unmeasured
+
+
+def test_markdown_has_the_same_cells() -> None:
+    lines = markdown([Part("drain", 1.0, 0.5, [RATE]), Part("idle", 1.0, 0.5, failure="no")]).splitlines()
+    assert lines[0] == "|  | goal | here | other | met |"
+    assert lines[2] == "| pushes a second | ≥ 10,000/s | 11,000/s (9,000/s to 12,000/s) | 2,500/s | yes |"
+    assert lines[3] == "| idle |  | failed |  | NO |"
 
 
 def test_a_part_that_failed_is_shown_beside_those_that_did_not() -> None:
