@@ -142,6 +142,7 @@ def _lines(found: Mapping[str, list[dict[str, float]]], how: str, *, cost: bool)
         lines += [
             line("wal_bytes", "WAL of a push, insert to settled, bytes", "{:,.0f}", at_most(2_000)),
             line("dead_versions", "dead row versions of a push", "{:.2f}"),
+            line("peak_rss_mb", "memory of the process while it drains, most", "{:.0f} MB"),
         ]
     return lines
 
