@@ -77,6 +77,16 @@ def _processor() -> str:
     return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
 
 
+def _described(facts: dict[str, Any], options: Options) -> str:
+    """The machine and the run in a sentence."""
+    runs = f"medians of {options.runs} runs" if options.runs > 1 else "one run"
+    return (
+        f"{facts['cores']} cores of an {facts['processor']}, {facts['system']}, Python {facts['python']}, "
+        f"PostgreSQL {facts['postgres']}, load average {facts['load'][0]:.1f} before it began; "
+        f"{facts['date'][:10]}; {runs}, with the least and the most in brackets."
+    )
+
+
 def as_json(facts: dict[str, Any], options: Options, parts: list[Part]) -> bytes:
     """Everything: the machine, how it was run, each figure with its samples."""
     how = {
@@ -147,14 +157,14 @@ def main(
             task = shown.add_task(f"{name} ({number} of {len(names)})", total=None)
             parts.append(run_part(name, options))
             shown.remove_task(task)
-    rig.console.print(table(parts, f"{facts['date']}, {rig.machine()}"))
+    rig.console.print(table(parts, _described(facts, options)))
     for part in parts:
         if part.failure is not None:
             rig.console.print(f"{part.name} failed: {part.failure}", style="red", markup=False)
     if json_file is not None:
         json_file.write_bytes(as_json(facts, options, parts))
     if markdown_file is not None:
-        markdown_file.write_text(markdown(parts))
+        markdown_file.write_text(f"{_described(facts, options)}\n\n{markdown(parts)}")
     sys.exit(1 if any(part.failure is not None for part in parts) else 0)
 
 

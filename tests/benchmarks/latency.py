@@ -16,8 +16,9 @@ from __future__ import annotations
 import random
 import statistics
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from uuid import UUID, uuid4
 
 import click
@@ -138,6 +139,14 @@ def idle(
         return figures
 
 
+@dataclass(frozen=True, slots=True)
+class AtRate:
+    inserted_per_s: float
+    """What it came to: where a commit has to wait its turn to notify, it may be less than was wanted."""
+    ms: list[float]
+    """From insert to request of each push."""
+
+
 def at_rate(
     server: EmbeddedPostgres,
     name: str,
@@ -146,8 +155,8 @@ def at_rate(
     *,
     tls: bool = False,
     settings: Mapping[str, str] | None = None,
-) -> list[float] | None:
-    """Milliseconds from insert to request for pushes at a rate; None when the queue falls behind."""
+) -> AtRate | None:
+    """Pushes inserted at a rate; None when the queue falls behind."""
     with rig.sink(tls=tls) as sink:
         queue = queues.install(name, server, f"{name}_{rate}_{uuid4().hex[:8]}")
         with queue.worker(sink, settings or {}) as worker, queue.connect() as conn:
@@ -155,9 +164,8 @@ def at_rate(
             source.warm_up(sink)
             source.close()
             sink.reset()
-            rig.pgbench(
-                queue.dsn, queue.insert(Push(id=STAMPED)), clients=_CLIENTS, seconds=seconds, rate=rate
-            )
+            statement = queue.insert(Push(id=STAMPED))
+            came_to = rig.pgbench(queue.dsn, statement, clients=_CLIENTS, seconds=seconds, rate=rate)
             try:
                 rig.until(
                     lambda: queue.pending(conn) == 0,
@@ -168,11 +176,8 @@ def at_rate(
                 )
             except rig.BenchmarkFailed:
                 return None
-        return [
-            one.at_ns / 1e6 - stamp / 1e3
-            for one in sink.report()
-            if (stamp := stamp_us(one.push_id)) is not None
-        ]
+        stamps = ((one.at_ns, stamp_us(one.push_id)) for one in sink.report())
+        return AtRate(came_to, [at / 1e6 - stamp / 1e3 for at, stamp in stamps if stamp is not None])
 
 
 def part(options: Options) -> list[Line]:
@@ -213,30 +218,27 @@ def part(options: Options) -> list[Line]:
 
 def _rate_lines(server: EmbeddedPostgres, rate: int, options: Options) -> list[Line]:
     seconds = 4 if options.quick else 8
-    found: dict[str, list[list[float]]] = {}
+    found: dict[str, list[AtRate]] = {}
     for name in (queues.LISTENER, *options.peers):
         found[name] = []
         for run in range(options.runs if name == queues.LISTENER else 1):
             rig.say(f"latency at {rate:,} a second: {name}, run {run + 1}")
-            values = at_rate(server, name, rate, seconds, tls=options.secure, settings=options.settings)
-            if values is None:
+            one = at_rate(server, name, rate, seconds, tls=options.secure, settings=options.settings)
+            if one is None:
                 break
-            found[name].append(values)
-    here = found.pop(queues.LISTENER)
-    if not here:
+            found[name].append(one)
+    if len(found[queues.LISTENER]) < options.runs:
         raise rig.BenchmarkFailed(f"push-listener falls behind at {rate:,} a second")
+
+    def line(what: str, form: str, figure: Callable[[AtRate], float]) -> Line:
+        samples = {name: [figure(run) for run in runs] for name, runs in found.items()}
+        here = samples.pop(queues.LISTENER)
+        return Line(what, form, here, None, {name: each or "falls behind" for name, each in samples.items()})
+
     return [
-        Line(
-            f"insert to request, {rate:,} a second, {what}",
-            "{:.2f} ms",
-            [quantile(values, share) for values in here],
-            None,
-            {
-                name: [quantile(values, share) for values in each] or "falls behind"
-                for name, each in found.items()
-            },
-        )
-        for what, share in (("median", 0.5), ("99 %", 0.99))
+        line(f"insert to request, {rate:,} a second, median", "{:.2f} ms", lambda run: quantile(run.ms, 0.5)),
+        line(f"insert to request, {rate:,} a second, 99 %", "{:.2f} ms", lambda run: quantile(run.ms, 0.99)),
+        line("  what the inserts came to, a second", "{:,.0f}", lambda run: run.inserted_per_s),
     ]
 
 
