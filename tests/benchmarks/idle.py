@@ -76,7 +76,7 @@ def part(options: Options) -> list[Line]:
     """Some minutes, once."""
     processes = {queues.LISTENER: 2, **dict.fromkeys(options.peers, 1)}
     rig.say("idle")
-    found = measure(processes, 30.0 if options.quick else 240.0, options.settings)
+    found = measure(processes, 30.0 if options.quick else 180.0, options.settings)
     here = found.pop(queues.LISTENER)
     return [
         Line(

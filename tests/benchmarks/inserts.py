@@ -88,9 +88,9 @@ def _rate(queue: Installed, seconds: int, *, drained: bool) -> float:
 
 def part(options: Options) -> list[Line]:
     """push-listener, then the peers."""
-    rounds, seconds = (2, 2) if options.quick else (2 * options.runs, 4)
+    rounds, seconds = (2, 2) if options.quick else (2 * options.runs, 3)
     here = measure(queues.LISTENER, seconds, rounds, options.settings)
-    peers = {name: measure(name, seconds, rounds, {}) for name in options.peers}
+    peers = {name: measure(name, seconds, 2, {}) for name in options.peers}
 
     def line(arm: str, what: str, goal: float | None = None) -> Line:
         return Line(

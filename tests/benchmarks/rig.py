@@ -159,8 +159,11 @@ class Sink:
 
     def _call(self, method: str, path: str) -> Any:
         request = urllib.request.Request(self.url + path, method=method)
-        with _direct.open(request, timeout=_PATIENCE) as answer:
-            return orjson.loads(answer.read())
+        try:
+            with _direct.open(request, timeout=_PATIENCE) as answer:
+                return orjson.loads(answer.read())
+        except OSError as error:
+            raise BenchmarkFailed(f"the sink does not answer {path}: {error}") from None
 
 
 _direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
