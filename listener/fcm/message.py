@@ -35,6 +35,7 @@ MAX_TTL: Final = 28 * 86400
 MAX_CONDITION_TOPICS: Final = 5
 """Source: Firebase, "Send messages to topics", "up to five topics in your conditional expression"."""
 
+_TOKEN = re.compile(rf"[!-~]{{1,{TOKEN_LIMIT}}}")
 _TOPIC = re.compile(r"[a-zA-Z0-9_.~%-]+")
 _IN_TOPICS = re.compile(r"\bin\s+topics\b", re.IGNORECASE)
 _ANALYTICS_LABEL = re.compile(r"[a-zA-Z0-9_.~%-]{1,50}")
@@ -67,7 +68,7 @@ def targets(push: Push) -> list[Target]:
             code="INVALID_TARGET",
         )
     if token is not None:
-        if not _is_token(token):
+        if not _TOKEN.fullmatch(token):
             raise BadPush(
                 f"device_token is empty, longer than {TOKEN_LIMIT} characters, or has characters that no "
                 "registration token has: store it as the app got it",
@@ -99,13 +100,9 @@ def targets(push: Push) -> list[Target]:
         )
     devices: dict[str, str | None] = {}
     for device, platform in push.recipients:
-        if _is_token(device):
+        if _TOKEN.fullmatch(device):
             devices.setdefault(device, platform)
     return [Target(TargetKind.TOKEN, device, platform) for device, platform in devices.items()]
-
-
-def _is_token(value: str) -> bool:
-    return 0 < len(value) <= TOKEN_LIMIT and value.isascii() and value.isprintable() and " " not in value
 
 
 def _refuse_oversized(push: Push) -> None:
@@ -231,9 +228,9 @@ def prepare(push: Push) -> Prepared:
     # What is left open for a time to live comes last in its object, and neither object is empty.
     webpush["headers"] = webpush.pop("headers")
     try:
-        _check_size(message, android, push)
         until_ttl = b"," + orjson.dumps(message)[1:-1] + b',"android":' + orjson.dumps(android)[:-1]
         until_web_ttl = b'},"webpush":' + orjson.dumps(webpush)[:-2]
+        _check_size(message, android, push, len(until_ttl))
     except (UnicodeEncodeError, TypeError):
         raise BadPush("there is text that is not valid Unicode, or JSON nested too deeply") from None
     return Prepared(until_ttl, until_web_ttl, android_ttl, web_ttl)
@@ -268,9 +265,12 @@ def payload_size(message: dict[str, Any], android: dict[str, Any]) -> int:
     return len("".join(texts).encode())
 
 
-def _check_size(message: dict[str, Any], android: dict[str, Any], push: Push) -> None:
+def _check_size(message: dict[str, Any], android: dict[str, Any], push: Push, json_size: int) -> None:
+    """Refuse a payload that is too large. ``json_size``: of both as JSON, in which all of the payload is."""
     to_topic = push.topic is not None or push.condition is not None
     limit = TOPIC_PAYLOAD_LIMIT if to_topic else DEVICE_PAYLOAD_LIMIT
+    if json_size <= limit:
+        return
     size = payload_size(message, android)
     if size > limit:
         whom = "a topic or condition" if to_topic else "a device"

@@ -8,6 +8,7 @@ import re
 from typing import Any
 from uuid import UUID
 
+import orjson
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -304,6 +305,25 @@ def test_payload_size_lays_the_android_settings_over_the_common_ones() -> None:
     assert payload_size(message, {}) == len("title") + 2 + 1 + 2
     assert payload_size(message, {"notification": {"title": "abc"}, "data": {}}) == len("title") + 3
     assert payload_size({"data": {"k": "v"}}, {"notification": {"badge": 10}}) == 2 + len("badge") + 2
+
+
+_TEXTS = st.dictionaries(st.text(max_size=8), st.text(max_size=8), max_size=4)
+
+
+_SETTINGS = st.dictionaries(
+    st.text(max_size=8), st.text(max_size=8) | st.integers(0, 9999) | _TEXTS, max_size=4
+)
+
+
+@given(_TEXTS, _TEXTS, st.none() | _TEXTS, st.none() | _SETTINGS)
+def test_no_payload_is_larger_than_its_json(
+    data: dict[str, str], common: dict[str, str], own_data: dict[str, str] | None, own: dict[str, Any] | None
+) -> None:
+    """By which most pushes are told to be small enough."""
+    message = {"data": data, "notification": common}
+    android = {"data": own_data, "notification": own}
+    json_size = len(orjson.dumps(message)) + len(orjson.dumps(android))
+    assert payload_size(message, android) <= json_size
 
 
 @pytest.mark.parametrize("make", [prepare, targets])
