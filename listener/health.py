@@ -118,8 +118,9 @@ class FcmHealth:
 
     def _is_there(self, outcome: Outcome, asked: float, now: float) -> None:
         self._answered_at = now
-        # A refusal as well says that FCM is there.
-        self._note(self._away, replace(outcome, kind=Kind.ACCEPTED), asked, now)
+        if self._away.reason is not None:
+            # A refusal as well says that FCM is there.
+            self._note(self._away, replace(outcome, kind=Kind.ACCEPTED), asked, now)
 
     def _note(self, gate: PauseGate, outcome: Outcome, asked: float, now: float) -> None:
         paused = self.reason is not None
