@@ -97,20 +97,10 @@ class Attempts:
                 async with asyncio.TaskGroup() as group:
                     for one in tries:
                         group.create_task(self._send(push, prepared, one, claimed_at))
-        except asyncio.CancelledError:
-            pass  # the settlement below is the answer to it
-        for one in tries:
-            if one.outcome is None and one.started is not None:
-                one.seconds = time.monotonic() - one.started
-                one.outcome = Outcome(
-                    Kind.RETRY,
-                    "ABANDONED",
-                    "given up at shutdown while the request was under way; it may have been delivered",
-                    delay=self._policy.floor,
-                    ambiguous=True,
-                    uses_attempt=False,
-                )
-        if tries and all(one.started is None and not one.held_back for one in tries):
+        except asyncio.CancelledError:  # the settlement below is the answer to it
+            for one in tries:
+                self._abandon(one)
+        if tries and not any(one.started is not None or one.held_back for one in tries):
             return untouched(push)
         outcomes = [one.outcome or _not_tried(one) for one in tries]
         if self._health.fails:
@@ -119,6 +109,18 @@ class Attempts:
             with contextlib.suppress(asyncio.CancelledError):
                 await self._is_it_fcm(claimed_at + self._lease - _KEPT_OF_LEASE_S)
         return self._settle(push, claimed_at, outcomes, tries)
+
+    def _abandon(self, one: _Try) -> None:
+        if one.outcome is None and one.started is not None:
+            one.seconds = time.monotonic() - one.started
+            one.outcome = Outcome(
+                Kind.RETRY,
+                "ABANDONED",
+                "given up at shutdown while the request was under way; it may have been delivered",
+                delay=self._policy.floor,
+                ambiguous=True,
+                uses_attempt=False,
+            )
 
     def failed(self, push: Push, claimed_at: float, error: BaseException) -> Settlement:
         """What to settle when an attempt raised: a fault of ours, which must neither lose the row nor loop on it."""
@@ -153,9 +155,11 @@ class Attempts:
             except Exception as error:
                 # What the other devices are answered must not be lost for it. And it says nothing of FCM.
                 one.outcome = self._fault_of_ours(push, error)
+                answered = time.monotonic()
             else:
-                one.outcome = self._health.judge(one.target, outcome, started, time.monotonic())
-            one.seconds = time.monotonic() - started
+                answered = time.monotonic()
+                one.outcome = self._health.judge(one.target, outcome, started, answered)
+            one.seconds = answered - started
 
     async def _is_it_fcm(self, until: float) -> None:
         """Before a push is given up: is it the push that fails, or FCM?
@@ -254,11 +258,12 @@ def _log_line(push: Push, one: _Try, outcome: Outcome) -> LogLine:
     if outcome.http_status is not None:
         details["http_status"] = outcome.http_status
     if outcome.kind is Kind.ACCEPTED:
+        status = "sent"
         details["message_id"] = outcome.message_id
     else:
+        status = "unknown" if outcome.ambiguous else "failed"
         details |= {"outcome": outcome.kind.value, "code": outcome.code, "reason": outcome.reason}
-    if one.target.kind is not TargetKind.TOKEN:
-        details[one.target.kind.value] = one.target.value
-    status = "sent" if outcome.kind is Kind.ACCEPTED else "unknown" if outcome.ambiguous else "failed"
-    token = one.target.value if one.target.kind is TargetKind.TOKEN else None
-    return LogLine(token, status, details)
+    if one.target.kind is TargetKind.TOKEN:
+        return LogLine(one.target.value, status, details)
+    details[one.target.kind.value] = one.target.value
+    return LogLine(None, status, details)

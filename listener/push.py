@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import NamedTuple
 from uuid import UUID
 
 
@@ -15,8 +16,7 @@ class TargetKind(StrEnum):
     CONDITION = "condition"
 
 
-@dataclass(slots=True, frozen=True)
-class Target:
+class Target(NamedTuple):
     """One place a push goes to: a device, a topic or a condition.
 
     ``platform`` is what ``push_recipients`` says of a device ('android', 'ios', 'web'), else None.

@@ -6,6 +6,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import NamedTuple
 
 from listener.fcm.outcome import Kind, Outcome
 
@@ -31,8 +32,7 @@ class Policy:
     max_tries: int = 5
 
 
-@dataclass(frozen=True, slots=True)
-class Decision:
+class Decision(NamedTuple):
     """What to write to the row."""
 
     status: Status
@@ -77,8 +77,10 @@ def decide(
     up: an outage is no reason to give a push up.
     """
     accepted = [o for o in outcomes if o.kind is Kind.ACCEPTED]
-    again = [o for o in outcomes if o.kind in _AGAIN]
     message_id = next((o.message_id for o in accepted if o.message_id), None)
+    if accepted and len(accepted) == len(outcomes):
+        return Decision(Status.SENT, message_id=message_id)
+    again = [o for o in outcomes if o.kind in _AGAIN]
     failure = _worst(outcomes)
     code, reason = (failure.code, _summary(outcomes, failure)) if failure else (None, None)
     over = Status.SENT if accepted or accepted_before else None
