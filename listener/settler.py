@@ -41,20 +41,23 @@ class Settler:
         self._batch = batch
         self._metrics = metrics
         self._on_settled = on_settled
-        self._waiting: asyncio.Queue[Settlement] = asyncio.Queue()
+        self._waiting: list[Settlement] = []
+        self._some = asyncio.Event()
         self.succeeds = True
         """Whether the last statement did, as far as it was for the database to say."""
 
     def put(self, settlement: Settlement) -> None:
         """Hands over one result. Never blocks: what bounds the number is how much may be in flight."""
-        self._waiting.put_nowait(settlement)
+        self._waiting.append(settlement)
+        self._some.set()
 
     async def run(self) -> None:
         """Writes until cancelled. One batch is written while the next gathers: the busier, the larger."""
         while True:
-            batch = [await self._waiting.get()]
-            while len(batch) < self._batch and not self._waiting.empty():
-                batch.append(self._waiting.get_nowait())
+            await self._some.wait()
+            batch, self._waiting = self._waiting[: self._batch], self._waiting[self._batch :]
+            if not self._waiting:
+                self._some.clear()
             await self._write(batch)
 
     async def _write(self, batch: list[Settlement]) -> None:
