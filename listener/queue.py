@@ -5,12 +5,13 @@ from __future__ import annotations
 import time
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
-from typing import cast
+from typing import Any, cast
 from uuid import UUID
 
 import orjson
 import psycopg
 import structlog
+from psycopg.rows import args_row
 
 from listener.database import Connection, Pool
 from listener.push import Push
@@ -88,7 +89,7 @@ select c.id, c.delivery_attempts, c.retry_count, c.lost_claims,
     case when o.fits then c.topic end,
     case when o.fits then c.condition end,
     c.user_id,
-    coalesce(r.recipients, '[]'),
+    r.recipients,
     coalesce(a.accepted_before, 0),
     case when o.fits then c.title end,
     case when o.fits then c.body end,
@@ -150,15 +151,15 @@ _SETTLE = """
 with result as materialized (
   select r.*, %(worker)s::integer as worker, 'processing' as held
     from unnest(%(ids)b::uuid[], %(attempts)b::integer[], %(statuses)b::text[], %(delays)b::float8[],
-                %(tries)b::integer[], %(codes)b::text[], %(reasons)b::text[], %(message_ids)b::text[])
-      as r(id, attempt, status, delay, tries, code, reason, message_id)
+                %(tries)b::boolean[], %(codes)b::text[], %(reasons)b::text[], %(message_ids)b::text[])
+      as r(id, attempt, status, delay, uses_try, code, reason, message_id)
 ), settled as (
   update public.push_notifications p
     -- A receipt may have come before FCM's answer was written down.
     set status = case when r.status = 'sent' and p.delivered_at is not null then 'delivered'
                       else r.status end,
         next_attempt_at = now() + make_interval(secs => r.delay),
-        retry_count = coalesce(p.retry_count, 0) + r.tries,
+        retry_count = coalesce(p.retry_count, 0) + r.uses_try::integer,
         error_code = r.code,
         last_error = r.reason,
         fcm_message_id = coalesce(r.message_id, p.fcm_message_id),
@@ -170,14 +171,13 @@ with result as materialized (
 ), logged as (
   insert into public.push_delivery_logs (push_id, device_token, status, details)
   select l.push_id, l.token, l.status, l.details::jsonb
-    from unnest(%(log_ids)b::uuid[], %(log_attempts)b::integer[], %(log_tokens)b::text[],
-                %(log_statuses)b::text[], %(log_details)b::text[])
-      as l(push_id, attempt, token, status, details)
+    from unnest(%(log_ids)b::uuid[], %(log_tokens)b::text[], %(log_statuses)b::text[], %(log_details)b::text[])
+      as l(push_id, token, status, details)
     -- Row by row: by now it may have been claimed again, by whomever.
     where not %(again)s or not exists (
       select from public.push_delivery_logs o
         where o.push_id = l.push_id and o.device_token is not distinct from l.token
-          and o.details ->> 'attempt' = l.attempt::text)
+          and o.details ->> 'attempt' = l.details::jsonb ->> 'attempt')
 )
 select count(*) from settled
 """
@@ -303,7 +303,7 @@ class LogLine:
     token: str | None
     status: str
     details: dict[str, object]
-    """Small, and without the character NUL, which Postgres cannot store."""
+    """With ``attempt``, small, and without the character NUL, which Postgres cannot store."""
 
 
 @dataclass(slots=True)
@@ -367,7 +367,7 @@ class Queue:
         self._avoided[push_id] = time.monotonic() + _AVOIDED_S
 
     async def _take(self, conn: Connection, most: int, normal: int) -> list[Push]:
-        cursor = conn.cursor(binary=True)
+        cursor = conn.cursor(binary=True, row_factory=args_row(_push))
         await cursor.execute(
             _CLAIM,
             {
@@ -378,7 +378,7 @@ class Queue:
                 "avoided": self._avoid_now(),
             },
         )
-        return [_push(row) for row in await cursor.fetchall()]
+        return await cursor.fetchall()
 
     async def _take_first(self) -> list[Push]:
         first = None
@@ -405,7 +405,9 @@ class Queue:
 
         ``again``: an earlier try may have been committed without our hearing of it.
         """
-        decisions = [s.decision for s in batch]
+        statuses, delays, tries, codes, reasons, message_ids = map(
+            list, zip(*(s.decision for s in batch), strict=True)
+        )
         logs = [(s, line) for s in batch for line in s.logs]
         dead = [pair for s in batch for pair in s.dead_tokens]
         values = {
@@ -413,14 +415,13 @@ class Queue:
             "again": again,
             "ids": [s.push_id for s in batch],
             "attempts": [s.attempt for s in batch],
-            "statuses": [str(d.status) for d in decisions],
-            "delays": [d.delay for d in decisions],
-            "tries": [int(d.uses_try) for d in decisions],
-            "codes": [d.code for d in decisions],
-            "reasons": [d.reason for d in decisions],
-            "message_ids": [d.message_id for d in decisions],
+            "statuses": [str(status) for status in statuses],
+            "delays": delays,
+            "tries": tries,
+            "codes": codes,
+            "reasons": reasons,
+            "message_ids": message_ids,
             "log_ids": [s.push_id for s, _ in logs],
-            "log_attempts": [s.attempt for s, _ in logs],
             "log_tokens": [line.token for _, line in logs],
             "log_statuses": [line.status for _, line in logs],
             "log_details": [orjson.dumps(line.details).decode() for _, line in logs],
@@ -516,7 +517,9 @@ def fault_name(error: BaseException | None) -> str:
     return f"SQLSTATE {sqlstate}" if sqlstate else type(error).__name__
 
 
-def _push(row: tuple[object, ...]) -> Push:
-    push = Push(*row)  # type: ignore[arg-type]  # the columns of _CLAIM, in the order of the fields
-    push.recipients = [(token, platform) for token, platform in orjson.loads(str(row[8]))]
+def _push(*columns: Any) -> Push:
+    """A row of _CLAIM, whose columns are in the order of the fields."""
+    push = Push(*columns)
+    found = orjson.loads(columns[8]) if columns[8] else []
+    push.recipients = [(token, platform) for token, platform in found]
     return push
