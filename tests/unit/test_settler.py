@@ -1,0 +1,53 @@
+"""What is settled together."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import cast
+from uuid import UUID
+
+from listener.metrics import Metrics
+from listener.queue import Queue, Settlement
+from listener.retry import Decision, Status
+from listener.settler import Settler
+
+
+class _Held:
+    """A queue that takes a batch only when it is told to."""
+
+    def __init__(self) -> None:
+        self.batches: list[list[int]] = []
+        self.free = asyncio.Semaphore(0)
+
+    async def settle(self, batch: Sequence[Settlement], *, again: bool = False) -> int:
+        await self.free.acquire()
+        self.batches.append([one.push_id.int for one in batch])
+        return len(batch)
+
+
+async def test_while_one_batch_is_written_the_next_gathers_up_to_the_limit() -> None:
+    held, settled = _Held(), asyncio.Event()
+    left = set(range(1, 7))
+
+    def on_settled(batch: Sequence[Settlement]) -> None:
+        left.difference_update(one.push_id.int for one in batch)
+        if not left:
+            settled.set()
+
+    settler = Settler(cast(Queue, held), batch=3, metrics=Metrics(), on_settled=on_settled)
+    running = asyncio.create_task(settler.run())
+    settler.put(_sent(1))
+    await asyncio.sleep(0)  # the first is being written
+    for n in range(2, 7):
+        settler.put(_sent(n))
+    for _ in range(3):
+        held.free.release()
+    async with asyncio.timeout(10):
+        await settled.wait()
+    running.cancel()
+    assert held.batches == [[1], [2, 3, 4], [5, 6]]
+
+
+def _sent(n: int) -> Settlement:
+    return Settlement(UUID(int=n), 1, Decision(Status.SENT))
