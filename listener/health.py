@@ -156,4 +156,4 @@ class FcmHealth:
 
 def _is_failure(outcome: Outcome) -> bool:
     """FCM, or what gives access to it, is silent or has trouble of its own; a used-up quota is an answer."""
-    return outcome.kind is Kind.RETRY and not outcome.slow_down
+    return outcome.kind is Kind.RETRY and outcome.limit is None

@@ -220,6 +220,18 @@ def _quota(project: str, text: str) -> Answer:
     return error(429, "RESOURCE_EXHAUSTED", text, fcm_error("QUOTA_EXCEEDED"), failure)
 
 
+def _front_end_quota(project: str) -> Answer:
+    """429 of Google's front end, before the request comes to FCM."""
+    text = (
+        "Quota exceeded for quota metric 'Send requests' and limit 'Send requests per minute' of service "
+        f"'fcm.googleapis.com' for consumer 'projects/{project}'."
+    )
+    info = _error_info(
+        "RATE_LIMIT_EXCEEDED", "googleapis.com", service="fcm.googleapis.com", consumer=f"projects/{project}"
+    )
+    return error(429, "RESOURCE_EXHAUSTED", text, info)
+
+
 _FIELD_TEXT = "Invalid value at 'message.data[0].value' (TYPE_STRING), 12"
 
 # Each takes the project id. The names are those of listener.emulator.faults.
@@ -245,6 +257,8 @@ ERRORS: Mapping[str, Callable[[str], Answer]] = {
     "not_found_html": lambda _: not_found_html(),
     "quota_exceeded": lambda project: _quota(project, "Quota exceeded."),
     "topic_quota_exceeded": lambda project: _quota(project, "Topic quota exceeded."),
+    "device_quota_exceeded": lambda project: _quota(project, "Device message rate exceeded."),
+    "project_quota_exceeded": _front_end_quota,
     "internal": lambda _: error(500, "INTERNAL", "Internal error encountered.", fcm_error("INTERNAL")),
     "bad_gateway_html": lambda _: _html(
         502,

@@ -29,6 +29,7 @@ _TEXT_LIMIT = 300
 
 _FCM_ERROR = "type.googleapis.com/google.firebase.fcm.v1.FcmError"
 _BAD_REQUEST = "type.googleapis.com/google.rpc.BadRequest"
+_QUOTA_FAILURE = "type.googleapis.com/google.rpc.QuotaFailure"
 
 
 class Kind(StrEnum):
@@ -52,6 +53,16 @@ class Kind(StrEnum):
     """The push has lost its meaning. Never said by an answer: see the retry policy."""
 
 
+class Limit(StrEnum):
+    """Whose quota is used up, as far as an answer says so."""
+
+    PROJECT = "project"
+    """Everything that is sent for the project: too much at once."""
+    TARGET = "target"
+    """One device, or one topic: says nothing about the rate of everything else."""
+    UNKNOWN = "unknown"
+
+
 @dataclass(slots=True, frozen=True)
 class Outcome:
     """The meaning of one attempt at one target.
@@ -67,7 +78,7 @@ class Outcome:
             before any retry is the retry policy's.
         ambiguous: whether the message may have been delivered although it was not accepted.
         uses_attempt: whether this counts against the push's tries.
-        slow_down: whether FCM asks for a lower rate: a quota is used up, so the failure is no sign of an outage.
+        limit: the quota that is used up, so that the failure is no sign of an outage; None: none is.
     """
 
     kind: Kind
@@ -78,7 +89,7 @@ class Outcome:
     delay: float = 0.0
     ambiguous: bool = False
     uses_attempt: bool = True
-    slow_down: bool = False
+    limit: Limit | None = None
 
 
 def classify(status: int, headers: Mapping[str, str], body: bytes, *, now: float | None = None) -> Outcome:
@@ -177,7 +188,7 @@ def _by_http(meaning: int, status: int, code: str, error: _Error, timing: _Timin
                 "an FCM quota is used up" + _quoted(error.message),
                 status,
                 delay=timing.delay(otherwise=QUOTA_DELAY),
-                slow_down=True,
+                limit=_limit(error),
             )
         case 408 | 409 | 425 | 499:
             return _try_again(status, code, "the request was cut short", timing)
@@ -255,6 +266,34 @@ def _invalid(status: int, code: str, error: _Error) -> Outcome:
     return Outcome(Kind.DROP_MESSAGE, code, reason, status)
 
 
+# --- 429: whose quota? ---------------------------------------------------------------------------------
+
+# Of Google's front end, which counts the requests of each project.
+_PROJECT_TEXT = "quota metric"
+_PROJECT_REASON = "RATE_LIMIT_EXCEEDED"
+_TARGET_TEXT = re.compile(r"\b(?:topic|device)\b", re.IGNORECASE)
+
+
+def _limit(error: _Error) -> Limit:
+    """The reference promises a QuotaFailure that says which quota it was; often there is none, or words only."""
+    quotas = [
+        _dict(violation)
+        for item in error.details
+        if item.get("@type") == _QUOTA_FAILURE
+        for violation in _list(item.get("violations"))
+    ]
+    texts = [error.message, *(_text(quota.get("description")) for quota in quotas)]
+    if any(_PROJECT_TEXT in text for text in texts):
+        return Limit.PROJECT
+    if any(item.get("reason") == _PROJECT_REASON for item in error.details):
+        return Limit.PROJECT
+    if any(_TARGET_TEXT.search(text) for text in texts):
+        return Limit.TARGET
+    # Inferred: a project that is named where a device or a topic is not, is what has the quota.
+    named = any(_text(quota.get("subject")).startswith("project") for quota in quotas)
+    return Limit.PROJECT if named else Limit.UNKNOWN
+
+
 # --- reading an error body -----------------------------------------------------------------------------
 
 # The HTTP status that each code known here stands for. Source: google.rpc.Code and FCM's ErrorCode.
@@ -304,6 +343,8 @@ class _Error:
     message: str
     fields: tuple[str, ...]
     """The fields of the BadRequest detail that FCM complains of."""
+    details: tuple[dict[str, Any], ...]
+    """All of them, as they came."""
 
     @property
     def stands_for(self) -> int | None:
@@ -331,13 +372,13 @@ def _read_error(body: bytes) -> _Error:
         for violation in _list(item.get("fieldViolations"))
     ]
     status = error.get("status")
-    message = error.get("message")
     return _Error(
         is_fcm=bool(codes),
         fcm_code=next((code for code in codes if isinstance(code, str) and code in _FCM_CODES), None),
         status=status if isinstance(status, str) and status in _STANDS_FOR and not codes else None,
-        message=message if isinstance(message, str) else "",
+        message=_text(error.get("message")),
         fields=tuple(field for item in violations if isinstance(field := item.get("field"), str) and field),
+        details=tuple(details),
     )
 
 
@@ -358,6 +399,10 @@ def _json(body: bytes) -> object:
 
 def _dict(value: object) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
+
+
+def _text(value: object) -> str:
+    return value if isinstance(value, str) else ""
 
 
 def _list(value: object) -> list[Any]:

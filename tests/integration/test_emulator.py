@@ -803,6 +803,8 @@ ANSWERS = {
     "unregistered": (404, "NOT_FOUND", "UNREGISTERED"),
     "quota_exceeded": (429, "RESOURCE_EXHAUSTED", "QUOTA_EXCEEDED"),
     "topic_quota_exceeded": (429, "RESOURCE_EXHAUSTED", "QUOTA_EXCEEDED"),
+    "device_quota_exceeded": (429, "RESOURCE_EXHAUSTED", "QUOTA_EXCEEDED"),
+    "project_quota_exceeded": (429, "RESOURCE_EXHAUSTED", None),
     "internal": (500, "INTERNAL", "INTERNAL"),
     "gateway_timeout": (504, "DEADLINE_EXCEEDED", None),
     "unavailable": (503, "UNAVAILABLE", "UNAVAILABLE"),

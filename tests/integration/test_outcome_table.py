@@ -20,7 +20,7 @@ import pytest
 
 from listener.emulator import Emulator
 from listener.fcm.auth import AccessTokens, load_credentials
-from listener.fcm.outcome import Kind, Outcome
+from listener.fcm.outcome import Kind, Limit, Outcome
 from listener.fcm.sender import Sender
 from listener.fcm.transport import AiohttpTransport
 from tests.support.servers import answer, closed_port, forget_proxies, make_tls, read_request, tcp_server
@@ -65,7 +65,7 @@ class Row:
     uses_attempt: bool = True
     ambiguous: bool = False
     delay: float = 0.0
-    slow_down: bool = False
+    limit: Limit | None = None
     status: int | None = None
     requests: int = 1
     """How many requests FCM is to see."""
@@ -90,8 +90,8 @@ def unavailable(fault: str, code: str, status: int | None, delay: float = 0.0) -
     return retry(fault, code, status, delay, ambiguous=True)
 
 
-def quota(fault: str, delay: float) -> Row:
-    return retry(fault, "QUOTA_EXCEEDED", 429, delay, slow_down=True)
+def quota(fault: str, delay: float, limit: Limit = Limit.PROJECT, code: str = "QUOTA_EXCEEDED") -> Row:
+    return retry(fault, code, 429, delay, limit=limit)
 
 
 def no_token(fault: str, kind: Kind, code: str, delay: float = 0.0) -> Row:
@@ -130,7 +130,9 @@ ROWS = {
     "404 page": pause("not_found_html", "HTTP_404", 404),
     # 429
     "429": quota("quota_exceeded", 60.0),
-    "429 of a topic": quota("topic_quota_exceeded", 60.0),
+    "429 of a topic": quota("topic_quota_exceeded", 60.0, Limit.TARGET),
+    "429 of a device": quota("device_quota_exceeded", 60.0, Limit.TARGET),
+    "429 of the front end": quota("project_quota_exceeded", 60.0, code="RESOURCE_EXHAUSTED"),
     "429 Retry-After": quota("quota_exceeded,retry_after=120", 120.0),
     "429 Retry-After, short": quota("quota_exceeded,retry_after=1", 1.0),
     # 5xx
@@ -155,7 +157,7 @@ ROWS = {
     "401 unknown": pause("unknown_code,status=401", "HTTP_401", 401, requests=2, grants=2),
     "403 unknown": pause("unknown_code,status=403", "HTTP_403", 403),
     "404 unknown": pause("unknown_code,status=404", "HTTP_404", 404),
-    "429 unknown": retry("unknown_code,status=429", "HTTP_429", 429, 60.0, slow_down=True),
+    "429 unknown": quota("unknown_code,status=429", 60.0, Limit.UNKNOWN, "HTTP_429"),
     "500 unknown": unavailable("unknown_code,status=500", "HTTP_500", 500),
     "503 unknown": unavailable("unknown_code,status=503", "HTTP_503", 503),
 }
@@ -163,10 +165,10 @@ ROWS = {
 
 def check_outcome(outcome: Outcome, row: Row) -> None:
     assert (outcome.kind, outcome.code, outcome.http_status) == (row.kind, row.code, row.status)
-    assert (outcome.uses_attempt, outcome.ambiguous, outcome.slow_down) == (
+    assert (outcome.uses_attempt, outcome.ambiguous, outcome.limit) == (
         row.uses_attempt,
         row.ambiguous,
-        row.slow_down,
+        row.limit,
     )
     # Not less than it has to be, and not much more: a date has whole seconds. (That no retry comes sooner than
     # 10 s is the retry policy's.)

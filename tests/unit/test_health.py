@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from listener.fcm.fault import AuthFault
-from listener.fcm.outcome import Kind, Outcome, from_auth_fault
+from listener.fcm.outcome import Kind, Limit, Outcome, from_auth_fault
 from listener.health import FcmHealth
 from listener.push import Target, TargetKind
 from listener.ramp import Ramp, after_losses
@@ -24,7 +24,7 @@ MOST = 1000
 ACCEPTED = Outcome(Kind.ACCEPTED, "OK", "accepted by FCM", 200)
 DEAD = Outcome(Kind.DROP_TARGET, "UNREGISTERED", "gone", 404)
 BAD = Outcome(Kind.DROP_MESSAGE, "INVALID_ARGUMENT", "bad", 400)
-QUOTA = Outcome(Kind.RETRY, "QUOTA_EXCEEDED", "used up", 429, delay=60.0, slow_down=True)
+QUOTA = Outcome(Kind.RETRY, "QUOTA_EXCEEDED", "used up", 429, delay=60.0, limit=Limit.PROJECT)
 REFUSED = Outcome(Kind.PAUSE, "PERMISSION_DENIED", "may not send", 403, uses_attempt=False)
 NO_KEY = Outcome(Kind.PAUSE, "OAUTH_INVALID_GRANT", "the key is not valid", uses_attempt=False)
 UNAVAILABLE = Outcome(Kind.RETRY, "UNAVAILABLE", "in trouble", 503, ambiguous=True)

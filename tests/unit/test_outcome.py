@@ -14,7 +14,15 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from listener.fcm.fault import AuthFault, SendFault
-from listener.fcm.outcome import LONGEST_DELAY, Kind, Outcome, classify, from_auth_fault, from_send_fault
+from listener.fcm.outcome import (
+    LONGEST_DELAY,
+    Kind,
+    Limit,
+    Outcome,
+    classify,
+    from_auth_fault,
+    from_send_fault,
+)
 from tests.unit.strategies import JSON
 
 FCM_ERROR = "type.googleapis.com/google.firebase.fcm.v1.FcmError"
@@ -229,14 +237,58 @@ def test_quota() -> None:
     body = error(429, "RESOURCE_EXHAUSTED", "Topic quota exceeded.", fcm("QUOTA_EXCEEDED"))
     result = outcome(429, body, Retry_After="90")
     assert (result.kind, result.code, result.delay) == (Kind.RETRY, "QUOTA_EXCEEDED", 90.0)
-    assert result.slow_down
+    assert result.limit is Limit.TARGET
     assert result.uses_attempt
     assert not result.ambiguous
     assert "Topic quota exceeded." in result.reason
     assert outcome(429, body).delay == 60.0
     assert outcome(429, b"<html>") == Outcome(
-        Kind.RETRY, "HTTP_429", "an FCM quota is used up", 429, delay=60.0, slow_down=True
+        Kind.RETRY, "HTTP_429", "an FCM quota is used up", 429, delay=60.0, limit=Limit.UNKNOWN
     )
+
+
+def quota_failure(description: object, subject: object = "QUOTA_EXCEEDED") -> Detail:
+    return {"@type": QUOTA_FAILURE, "violations": [{"subject": subject, "description": description}]}
+
+
+FRONT_END = (
+    "Quota exceeded for quota metric 'Send requests' and limit 'Send requests per minute' of service "
+    "'fcm.googleapis.com' for consumer 'project_number:123456789012'."
+)
+RATE_LIMIT = {
+    "@type": "type.googleapis.com/google.rpc.ErrorInfo",
+    "reason": "RATE_LIMIT_EXCEEDED",
+    "domain": "googleapis.com",
+}
+
+
+@pytest.mark.parametrize(
+    ("message", "details", "limit"),
+    [
+        (FRONT_END, [], Limit.PROJECT),
+        (FRONT_END, [RATE_LIMIT], Limit.PROJECT),
+        ("Too much.", [RATE_LIMIT], Limit.PROJECT),
+        (
+            "Quota exceeded.",
+            [fcm("QUOTA_EXCEEDED"), quota_failure("", "project:smart-device")],
+            Limit.PROJECT,
+        ),
+        ("Topic quota exceeded.", [fcm("QUOTA_EXCEEDED")], Limit.TARGET),
+        ("Topic quota exceeded.", [quota_failure("Topic quota exceeded.", "project:p")], Limit.TARGET),
+        (
+            "Quota exceeded.",
+            [quota_failure("Device message rate exceeded"), fcm("QUOTA_EXCEEDED")],
+            Limit.TARGET,
+        ),
+        # What the reference says of QUOTA_EXCEEDED in general.
+        ("Sending limit exceeded for the message target.", [fcm("QUOTA_EXCEEDED")], Limit.UNKNOWN),
+        ("Resource has been exhausted (e.g. check quota).", [], Limit.UNKNOWN),
+        ("topics-of-conversation", [quota_failure(5, ["project"]), quota_failure(None, None)], Limit.UNKNOWN),
+        ("", [{"@type": QUOTA_FAILURE, "violations": "many"}, {"@type": QUOTA_FAILURE}], Limit.UNKNOWN),
+    ],
+)
+def test_whose_quota_is_used_up(message: str, details: list[Detail], limit: Limit) -> None:
+    assert outcome(429, error(429, "RESOURCE_EXHAUSTED", message, *details)).limit is limit
 
 
 @pytest.mark.parametrize(
@@ -257,7 +309,7 @@ def test_trouble_at_the_server_passes_and_may_hide_a_delivery(status: int, body:
     assert (result.kind, result.delay) == (Kind.RETRY, 0.0)
     assert result.ambiguous
     assert result.uses_attempt
-    assert not result.slow_down
+    assert result.limit is None
     assert outcome(status, body, Retry_After="3").delay == 3.0
     assert outcome(status, body, Retry_After="300").delay == 300.0
 
@@ -601,7 +653,7 @@ def test_any_answer_has_a_safe_and_bounded_outcome(
     assert 0.0 <= result.delay <= LONGEST_DELAY if result.kind is Kind.RETRY else result.delay == 0.0
     assert result.uses_attempt == (result.kind not in (Kind.PAUSE, Kind.PAUSE_PLATFORM, Kind.REFRESH_AUTH))
     assert not result.ambiguous or result.kind is Kind.RETRY
-    assert not result.slow_down or result.kind is Kind.RETRY
+    assert result.limit is None or result.kind is Kind.RETRY
     if result.kind is Kind.DROP_TARGET:
         assert (
             b"UNREGISTERED" in body
