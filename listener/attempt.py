@@ -9,13 +9,14 @@ import math
 import random
 import time
 import traceback
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import structlog
 
 from listener.config import Settings
 from listener.fcm.message import Prepared, prepare, targets
-from listener.fcm.outcome import Kind, Outcome
+from listener.fcm.outcome import Kind, Limit, Outcome
 from listener.fcm.sender import Sender
 from listener.health import FcmHealth
 from listener.metrics import Metrics
@@ -56,10 +57,22 @@ class _Try:
 
 
 class Attempts:
-    """Sends claimed rows, as far as the health of FCM allows it."""
+    """Sends claimed rows, as far as the health of FCM allows it.
 
-    def __init__(self, sender: Sender, settings: Settings, metrics: Metrics, health: FcmHealth) -> None:
+    ``on_limit`` hears whose quota a request has found used up, and when (monotonic seconds) it was made.
+    """
+
+    def __init__(
+        self,
+        sender: Sender,
+        settings: Settings,
+        metrics: Metrics,
+        health: FcmHealth,
+        *,
+        on_limit: Callable[[Limit, float], None],
+    ) -> None:
         self._sender = sender
+        self._on_limit = on_limit
         self._metrics = metrics
         self._sends = functools.cache(metrics.sends.labels)
         self._health = health
@@ -158,6 +171,8 @@ class Attempts:
                 answered = time.monotonic()
             else:
                 answered = time.monotonic()
+                if outcome.limit is not None:
+                    self._on_limit(outcome.limit, started)
                 one.outcome = self._health.judge(one.target, outcome, started, answered)
             one.seconds = answered - started
 

@@ -131,6 +131,13 @@ class Settings(BaseSettings):
     )
     fcm_endpoint: HttpUrl = Field(HttpUrl("https://fcm.googleapis.com"), description="where FCM HTTP v1 is")
 
+    fcm_quota: int = Field(
+        600_000, ge=60, le=1_000_000_000, description="messages a minute that FCM takes from the project"
+    )
+    fcm_ramp: Annotated[float, Field(ge=0, le=86_400)] = Field(
+        60.0, description="from nothing to the whole rate (FCM asks for 60); 0: at once"
+    )
+
     host: str | None = Field(None, description="address the web server binds to; default: all of them")
     port: int = Field(
         8080, ge=0, le=65535, description="port of /metrics, /healthz and /readyz; 0: any free one"

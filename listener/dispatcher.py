@@ -17,6 +17,7 @@ from psycopg_pool import PoolTimeout
 from listener.attempt import Attempts, untouched
 from listener.config import Settings
 from listener.fcm.sender import Sender
+from listener.fleet import SharedQuota
 from listener.health import FcmHealth
 from listener.log import seldom
 from listener.metrics import Metrics
@@ -41,7 +42,8 @@ class Dispatcher:
     """One worker: turns due rows into settled ones, until it is told to stop.
 
     While ``may_claim`` says no, nothing is claimed: this worker cannot be seen to live, and its peers would take
-    what it claims. ``ring`` when it says yes again. ``on_look`` hears of every look at the queue.
+    what it claims. ``ring`` when it says yes again. ``on_look`` hears of every look at the queue. What ``quota``
+    does not let through stays in the queue.
     """
 
     def __init__(
@@ -51,6 +53,7 @@ class Dispatcher:
         settings: Settings,
         metrics: Metrics,
         health: FcmHealth,
+        quota: SharedQuota,
         *,
         may_claim: Callable[[], bool] = lambda: True,
         on_look: Callable[[], None] = lambda: None,
@@ -59,9 +62,10 @@ class Dispatcher:
         self._settings = settings
         self._metrics = metrics
         self._health = health
+        self._quota = quota
         self._may_claim = may_claim
         self._on_look = on_look
-        self._attempts = Attempts(sender, settings, metrics, health)
+        self._attempts = Attempts(sender, settings, metrics, health, on_limit=quota.refused)
         self._settler = Settler(queue, batch=settings.settle_batch, metrics=metrics, on_settled=self._settled)
         self._rng = random.Random()  # noqa: S311  # jitter, not secrecy
         self._sending: set[asyncio.Task[Settlement]] = set()
@@ -144,6 +148,7 @@ class Dispatcher:
                     ):
                         log.warning("claimed rows whose answer was lost were put back", rows=lost)
                     pushes = await self._queue.claim(room.all, room.normal)
+                self._quota.claimed(pushes, claimed_at)
                 for push in pushes:
                     self._start(push, claimed_at)
                 self._metrics.claimed.inc(len(pushes))
@@ -186,8 +191,7 @@ class Dispatcher:
         if not self._may_claim():
             return _NO_ROOM
         now = time.monotonic()
-        most = self._health.limit(now, len(self._held), self._settings.max_in_flight)
-        room = room_for(most, len(self._held), self._settings.claim_batch)
+        room = self._free(now)
         # A claim is a round trip however few rows it brings: wait until it is worth one, but not for long. What
         # is in flight may hang, and the place that is left must not be wasted for it.
         if room.normal == 0 or room.is_worth_a_claim:
@@ -201,16 +205,22 @@ class Dispatcher:
         # Nothing for the many yet; but what is urgent has a place kept for it, and is looked for.
         return Room(room.all, 0, 0) if now - self._claimed_at >= _HIGH_AFTER_S else _NO_ROOM
 
+    def _free(self, now: float) -> Room:
+        """Places in flight that are free and that the quota lets be taken."""
+        most = self._health.limit(now, len(self._held), self._settings.max_in_flight)
+        room = room_for(most, len(self._held), self._settings.claim_batch)
+        return room.within(*self._quota.room(now))
+
     def _until_room(self) -> float | None:
         """Seconds after which there may be room without anything being settled; None: there will be none."""
         if not self._may_claim():
             return None
         now = time.monotonic()
-        most = self._health.limit(now, len(self._held), self._settings.max_in_flight)
         waits = [
             self._health.changes_in(now, len(self._held)),
             None if self._little_since is None else _PATIENCE_S,
-            _HIGH_AFTER_S if room_for(most, len(self._held), self._settings.claim_batch).all else None,
+            _HIGH_AFTER_S if self._free(now).all else None,
+            self._quota.opens_in(now) or None,
         ]
         return min((wait for wait in waits if wait is not None), default=None)
 

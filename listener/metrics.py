@@ -116,6 +116,22 @@ class Metrics:
             "1 while sending is paused because FCM refuses our configuration, or is away.",
             registry=registry,
         )
+        self.quota_rate = Gauge(
+            "push_quota_rate",
+            "Requests a second that this process may send to FCM now: its share of the quota, as far as the ramp and "
+            "what FCM has answered let it.",
+            registry=registry,
+        )
+        self.quota_lowered = Counter(
+            "push_quota_lowered_total",
+            "How often this process lowered the rate of all because FCM answered 429.",
+            registry=registry,
+        )
+        self.quota_waited = Counter(
+            "push_quota_waited_seconds_total",
+            "Seconds for which pushes of normal priority could not be claimed because of the quota.",
+            registry=registry,
+        )
         self.database_errors = Counter(
             "push_database_errors_total",
             "Statements that failed, by what they were for.",

@@ -278,6 +278,27 @@ _LOST_LATELY = """
 select count(*) from push_listener.workers where lost and stopped_at > now() - interval '1 hour'
 """
 
+# How much of FCM's quota all may use, for how many seconds that has been so, and how many other workers live.
+_FLEET = """
+select r.part, extract(epoch from clock_timestamp() - r.lowered_at)::float8, (
+    select count(*) from pg_locks l
+      where l.locktype = 'advisory' and l.classid = %(class)s and l.objid <> %(worker)s and l.objsubid = 2 and l.granted
+        and l.database = (select oid from pg_database where datname = current_database()))
+  from (select 1) one
+  left join push_listener.rate r on true
+"""
+
+# Once a second at the most, whoever asks for it; and never to more than it has come back to by now. A time that is yet
+# to come is from before the clock was put back, and counts for nothing.
+_LOWER = """
+update push_listener.rate
+  set part = case when lowered_at > clock_timestamp() then %(part)s
+                  else least(%(part)s, part + extract(epoch from clock_timestamp() - lowered_at)::float8 / %(recovery)s)
+             end,
+      lowered_at = clock_timestamp()
+  where lowered_at not between clock_timestamp() - interval '1 second' and clock_timestamp()
+"""
+
 _SCHEMA_VERSION = "select coalesce(max(version), 0) from push_listener.migrations"
 _REGISTER = "insert into push_listener.workers (name) values (%s) returning id"
 _SIGN_OFF = "update push_listener.workers set stopped_at = now() where id = %s"
@@ -327,6 +348,18 @@ class Depth:
     """Rows that could be taken now."""
     oldest_due: float
     """Seconds for which the row that has waited longest has been due; 0 when none is."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fleet:
+    """All live workers."""
+
+    workers: int
+    """How many there are, this one included."""
+    part: float
+    """Of FCM's quota, which all together might use when it was last lowered."""
+    age: float
+    """Seconds since then."""
 
 
 class Queue:
@@ -489,6 +522,23 @@ class Queue:
             due += int(str(due_now))
             oldest = max(oldest, float(str(age or 0)))
         return Depth(counts, due, oldest)
+
+    async def fleet(self) -> Fleet:
+        """Who else lives, and how far the rate has been lowered."""
+        async with self._pool.connection() as conn:
+            cursor = await conn.execute(_FLEET, {"class": LIVENESS_CLASS, "worker": self._worker})
+            part, age, others = await cursor.fetchone() or (None, None, 0)
+        if part is None or float(str(age)) < 0.0:  # from before the clock was put back
+            part, age = 1.0, 0.0
+        return Fleet(1 + int(str(others)), float(str(part)), float(str(age)))
+
+    async def lower(self, part: float, recovery: float) -> None:
+        """Lowers the rate for all workers to a part of the quota, which comes back at one part in ``recovery`` seconds.
+
+        Not if that has just been done.
+        """
+        async with self._pool.connection() as conn:
+            await conn.execute(_LOWER, {"part": part, "recovery": recovery})
 
     async def sign_off(self) -> None:
         """Notes that this worker ended by its own will."""

@@ -21,6 +21,10 @@ class Room:
     normal: int
     enough: int
 
+    def within(self, all_: int, normal: int) -> Room:
+        """What of it is left when no more may be claimed than so many, and of normal priority so many of them."""
+        return Room(min(self.all, all_), min(self.normal, normal), min(self.enough, normal))
+
     @property
     def is_worth_a_claim(self) -> bool:
         """Whether there is no reason to wait for more room."""

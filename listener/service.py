@@ -23,12 +23,14 @@ from listener.dispatcher import Dispatcher
 from listener.doorbell import Doorbell
 from listener.fcm.auth import AccessTokens, load_credentials
 from listener.fcm.fault import AuthFault
+from listener.fcm.quota import Quota
 from listener.fcm.sender import Sender
 from listener.fcm.transport import AiohttpTransport
+from listener.fleet import SharedQuota
 from listener.health import FcmHealth
 from listener.liveness import PeerWatch
 from listener.metrics import Metrics
-from listener.queue import Queue
+from listener.queue import Fleet, Queue
 from listener.ramp import after_losses
 from listener.web import Web
 
@@ -169,23 +171,29 @@ class Service:
             registered = await self._unless_stopped(self._register(pool))
             if registered is None:
                 return
-            rows, lost = registered
+            rows, lost, fleet = registered
             if lost > 1:
                 log.warning("workers have died lately: starting gently", workers=lost)
             health = FcmHealth(
                 after_losses(lost, self._settings.max_in_flight, time.monotonic()),
                 token_loss_guard=self._settings.token_loss_guard,
             )
-            self._assemble(rows, sender, health)
+            quota = SharedQuota(
+                rows,
+                Quota(self._settings.fcm_quota, self._settings.fcm_ramp, time.monotonic()),
+                self.metrics,
+            )
+            quota.learn(fleet)
+            self._assemble(rows, sender, health, quota)
             warming = asyncio.create_task(_warm(tokens))
             try:
-                await self._work(rows, on_ready)
+                await self._work(rows, quota, on_ready)
             finally:
                 warming.cancel()
 
-    def _assemble(self, rows: Queue, sender: Sender, health: FcmHealth) -> None:
+    def _assemble(self, rows: Queue, sender: Sender, health: FcmHealth, quota: SharedQuota) -> None:
         if self._settings.doorbell == "sweep":
-            self._dispatcher = Dispatcher(rows, sender, self._settings, self.metrics, health)
+            self._dispatcher = Dispatcher(rows, sender, self._settings, self.metrics, health, quota)
             return
         most = self._settings.max_in_flight
         watch = PeerWatch(
@@ -209,16 +217,20 @@ class Service:
             self._settings,
             self.metrics,
             health,
+            quota,
             may_claim=lambda: doorbell.connected,
             on_look=watch.stir,
         )
         self._dispatcher, self._doorbell, self._watch = dispatcher, doorbell, watch
 
-    async def _work(self, rows: Queue, on_ready: Callable[[], None]) -> None:
+    async def _work(self, rows: Queue, quota: SharedQuota, on_ready: Callable[[], None]) -> None:
         dispatcher, doorbell, watch = self._dispatcher, self._doorbell, self._watch
         assert dispatcher is not None
         async with asyncio.TaskGroup() as group:
-            background = [group.create_task(self._watch_depth(rows, dispatcher))]
+            background = [
+                group.create_task(self._watch_depth(rows, dispatcher)),
+                group.create_task(quota.run()),
+            ]
             if doorbell is not None and watch is not None:
                 background += [group.create_task(doorbell.run()), group.create_task(watch.run())]
             if self._settings.retention is not None:
@@ -318,14 +330,14 @@ class Service:
         return pooled
 
     @_until_reached
-    async def _register(self, pool: Pool) -> tuple[Queue, int]:
-        """This worker's hands on the queue, and how many workers have died lately."""
+    async def _register(self, pool: Pool) -> tuple[Queue, int, Fleet]:
+        """This worker's hands on the queue, how many workers have died lately, and what the others are like."""
         try:
             if await queue.schema_version(pool) < self._schema_version:
                 raise NotMigrated
             worker = await queue.register(pool, self._settings.worker_name or socket.gethostname())
             rows = Queue(pool, worker_id=worker, lease=self._settings.lease)
-            return rows, await rows.lost_lately()
+            return rows, await rows.lost_lately(), await rows.fleet()
         except (psycopg.errors.UndefinedTable, psycopg.errors.UndefinedColumn):
             raise NotMigrated from None
 

@@ -265,6 +265,10 @@ begin
         ('push_listener', 'select, insert (name), update (stopped_at, guarded, lost) on push_listener.workers')
       ) as meant (role, privileges)
     union all
+    -- Made by 0013.
+    select 'push_listener', 'select, update (part, lowered_at) on push_listener.rate'
+      where pg_catalog.to_regclass('push_listener.rate') is not null
+    union all
     select 'authenticated', pg_catalog.format('select on public.%I', relation)
       from pg_catalog.unnest(array['push_notifications', 'push_delivery_logs', 'push_devices']) relation
       where not push_listener.adopted(relation)

@@ -29,8 +29,10 @@ from listener.config import Settings
 from listener.database import make_pool
 from listener.dispatcher import Dispatcher
 from listener.fcm.auth import AccessTokens
+from listener.fcm.quota import Quota
 from listener.fcm.sender import Sender
 from listener.fcm.transport import Response
+from listener.fleet import SharedQuota
 from listener.health import FcmHealth
 from listener.metrics import Metrics
 from listener.ramp import after_losses
@@ -140,7 +142,9 @@ async def _drain(dsn: str, settings: Settings, latency: float, rows: int, parts:
     async with make_pool(dsn, prepares=True) as pool:
         await tokens.get()
         worker = queue.Queue(pool, worker_id=await queue.register(pool, "bench"), lease=settings.lease)
-        dispatcher = Dispatcher(worker, sender, settings, metrics, health)
+        # What FCM lets through is not what is measured.
+        quota = SharedQuota(worker, Quota(1_000_000_000, 0.0, time.monotonic()), metrics)
+        dispatcher = Dispatcher(worker, sender, settings, metrics, health, quota)
         gc.collect()
         gc.freeze()
         gc.set_threshold(10_000 + 200 * settings.max_in_flight)  # as push-listener run does it

@@ -163,6 +163,9 @@ class World:
             "max_in_flight": str(MAX_IN_FLIGHT),
             "retry_floor": "0.3",
             "retry_cap": "2",
+            # Low enough for 429 to slow the sending down, high enough for it to go on.
+            "fcm_quota": "60000",
+            "fcm_ramp": "10",
             "heartbeat": "2",
             "sweep_interval": "3600",
             "shutdown_grace": str(GRACE),

@@ -16,6 +16,8 @@ from listener import attempt, health
 from listener.dispatcher import Dispatcher
 from listener.emulator import Emulator
 from listener.fcm.outcome import Kind, Outcome
+from listener.fcm.quota import Quota
+from listener.fleet import SharedQuota
 from listener.health import FcmHealth
 from listener.metrics import Metrics
 from listener.push import Target, TargetKind
@@ -298,7 +300,8 @@ async def test_a_probe_that_is_due_is_not_waited_for_hotly_while_nothing_may_be_
     async with pool_of(database.dsn) as pool:
         queue = Queue(pool, worker_id=await register(pool, "test"), lease=60.0)
         settings = settings_for(database.dsn, emulator)
-        dispatcher = Dispatcher(queue, None, settings, Metrics(), seen, may_claim=may_claim)  # type: ignore[arg-type]
+        quota = SharedQuota(queue, Quota(600_000, 0.0, time.monotonic()), Metrics())
+        dispatcher = Dispatcher(queue, None, settings, Metrics(), seen, quota, may_claim=may_claim)  # type: ignore[arg-type]
         running = asyncio.create_task(dispatcher.run())
         for _ in range(1000):
             await asyncio.sleep(0)

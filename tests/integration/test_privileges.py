@@ -212,6 +212,7 @@ BY_TYPE = {
     "numeric": "1",
     "boolean": "true",
     "date": "now()",
+    "double precision": "1",
     "bigint": "(1e9 * random())::bigint",
     "identity": "default",
 }
@@ -782,7 +783,7 @@ def test_the_listeners_role_has_nothing_else(postgres: Server) -> None:
                     worker.execute(forbidden.encode())
     assert {name for (name,) in relations} == {
         "push_notifications", "push_delivery_logs", "push_delivery_logs_id_seq", "push_devices", "push_recipients",
-        "push_listener.migrations", "push_listener.workers",
+        "push_listener.migrations", "push_listener.workers", "push_listener.rate",
     }  # fmt: skip
     assert definers == [("push_disable_token(text,text)",)]
 
@@ -802,7 +803,7 @@ def test_row_level_security_costs_the_listener_no_plan(postgres: Server, applica
             owner.execute("vacuum analyze push_notifications")
         for dsn in (database.dsn, database.dsn_as(WORKER)):
             with psycopg.connect(dsn, autocommit=True, cursor_factory=psycopg.ClientCursor) as connection:
-                values = {"limit": 100, "lease": 60.0, "worker": 1, "avoided": []}
+                values = {"most": 100, "normal": 100, "lease": 60.0, "worker": 1, "avoided": []}
                 rows = connection.execute(f"explain (costs off) {queue._CLAIM}", values).fetchall()
                 plans.append([line for (line,) in rows])
     assert plans[0] == plans[1]

@@ -18,8 +18,10 @@ from listener.emulator import Emulator
 from listener.emulator.received import Received
 from listener.fcm.auth import AccessTokens, load_credentials
 from listener.fcm.outcome import Outcome
+from listener.fcm.quota import Quota
 from listener.fcm.sender import Sender
 from listener.fcm.transport import AiohttpTransport
+from listener.fleet import SharedQuota
 from listener.health import FcmHealth
 from listener.metrics import Metrics
 from listener.pause import PauseGate
@@ -418,7 +420,10 @@ class Dispatching:
 
     def __init__(self, queue: Queue, sender: Sender, settings: Any) -> None:
         self.queue = queue
-        self.dispatcher = Dispatcher(queue, sender, settings, Metrics(), FcmHealth(Ramp(1000, 1.0, 0.0)))
+        quota = SharedQuota(queue, Quota(settings.fcm_quota, 0.0, time.monotonic()), Metrics())
+        self.dispatcher = Dispatcher(
+            queue, sender, settings, Metrics(), FcmHealth(Ramp(1000, 1.0, 0.0)), quota
+        )
 
 
 async def dispatching(

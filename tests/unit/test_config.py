@@ -79,6 +79,8 @@ def test_everything_can_be_set(monkeypatch: pytest.MonkeyPatch, key: dict[str, s
         "fcm_service_account_json": json.dumps(key),
         "google_application_credentials": str(path),
         "fcm_endpoint": "http://127.0.0.1:9199",
+        "fcm_quota": "1200",
+        "fcm_ramp": "0",
         "host": "127.0.0.1",
         "port": "0",
         "metrics_token": "long-enough",
@@ -101,9 +103,9 @@ def test_everything_can_be_set(monkeypatch: pytest.MonkeyPatch, key: dict[str, s
     found = with_environment(monkeypatch, database_url=DSN, **given_values)
     assert found.fcm_service_account_json == key
     assert found.listen_dsn == "host=localhost dbname=x"
-    for name in ("request_timeout", "lease", "retry_floor", "retry_cap", "sweep_interval"):
+    for name in ("fcm_ramp", "request_timeout", "lease", "retry_floor", "retry_cap", "sweep_interval"):
         assert getattr(found, name) == float(given_values[name])
-    for name in ("port", "max_in_flight", "claim_batch", "settle_batch", "max_tries"):
+    for name in ("fcm_quota", "port", "max_in_flight", "claim_batch", "settle_batch", "max_tries"):
         assert getattr(found, name) == int(given_values[name])
 
 
@@ -173,6 +175,8 @@ WRONG = {
     "FCM_SERVICE_ACCOUNT_JSON": ["S3cr3t", "/etc/S3cr3t.json", '["S3cr3t"]', '{"type": "S3cr3t"}', "{'a': 'S3cr3t'}"],
     "GOOGLE_APPLICATION_CREDENTIALS": ["/nowhere/S3cr3t.json", "/"],
     "FCM_ENDPOINT": ["S3cr3t", "ftp://S3cr3t", "https://"],
+    "FCM_QUOTA": ["0", "59", "1e9", "1000000001", "S3cr3t"],
+    "FCM_RAMP": ["-1", "nan", "inf", "86401", "S3cr3t"],
     "PORT": ["S3cr3t", "-1", "65536", "80.5"],
     "METRICS_TOKEN": ["S3cr3t", "short"],
     "LOG_FORMAT": ["S3cr3t", "xml"],

@@ -61,3 +61,13 @@ def test_a_claim_that_is_not_filled_has_brought_all_that_was_due() -> None:
 def test_a_claim_of_urgent_pushes_alone_says_nothing_of_the_others() -> None:
     assert not Room(10, 0, 5).is_left_by([])
     assert not Room(10, 0, 5).is_left_by(pushes(3, 0))
+
+
+@given(st.integers(1, 20_000), st.integers(0, 20_000), batches, st.integers(0, 2_000), st.integers(0, 2_000))
+def test_what_else_bounds_a_claim_bounds_both_and_is_not_waited_for(
+    most: int, held: int, batch: int, all_: int, fewer: int
+) -> None:
+    normal = max(0, all_ - fewer)
+    room, left = room_for(most, held, batch), room_for(most, held, batch).within(all_, normal)
+    assert (left.all, left.normal) == (min(room.all, all_), min(room.normal, normal))
+    assert left.is_worth_a_claim == (left.normal > 0 and left.normal >= min(room.enough, normal))
