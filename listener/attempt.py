@@ -23,6 +23,7 @@ from listener.metrics import Metrics
 from listener.push import BadPush, Push, Target, TargetKind
 from listener.queue import LogLine, Settlement
 from listener.retry import Decision, Policy, Status, decide
+from listener.room import kept_for_high
 
 log = structlog.get_logger(__name__)
 
@@ -78,7 +79,9 @@ class Attempts:
         self._health = health
         self._policy = Policy(settings.retry_floor, settings.retry_cap, settings.max_tries)
         self._rng = random.Random()  # noqa: S311  # jitter, not secrecy
-        self._requests = asyncio.Semaphore(settings.max_in_flight)
+        most = settings.max_in_flight
+        self._requests = asyncio.Semaphore(most)
+        self._requests_of_normal = asyncio.Semaphore(most - kept_for_high(most))
         self._question: asyncio.Task[None] | None = None
         self._asked_at = -math.inf
         self._lease = settings.lease
@@ -152,6 +155,13 @@ class Attempts:
         return Outcome(Kind.RETRY, "INTERNAL_ERROR", reason, delay=self._policy.floor)
 
     async def _send(self, push: Push, prepared: Prepared, one: _Try, claimed_at: float) -> None:
+        if push.priority == "high":
+            await self._send_in_turn(push, prepared, one, claimed_at)
+        else:
+            async with self._requests_of_normal:  # one push may have a thousand devices
+                await self._send_in_turn(push, prepared, one, claimed_at)
+
+    async def _send_in_turn(self, push: Push, prepared: Prepared, one: _Try, claimed_at: float) -> None:
         async with self._requests:
             started = time.monotonic()
             held = started - claimed_at

@@ -325,6 +325,23 @@ async def test_what_is_urgent_has_a_place_beside_what_hangs(
     assert emulator.stats()["max_in_flight"] == 15
 
 
+async def test_what_is_urgent_does_not_wait_for_the_devices_of_others(
+    database: Database, rows: Rows, emulator: Emulator
+) -> None:
+    emulator.add_fault("timeout,token_prefix=hanging")
+    user = uuid4()
+    for n in range(40):
+        await rows.device(f"hanging-{n}", user)
+    settings = settings_for(
+        database.dsn, emulator, max_in_flight=16, request_timeout=50, lease=200, shutdown_grace=0.5
+    )
+    async with serving(settings):
+        await rows.add(user_id=user, title="t")
+        await emulator.wait_received(14)
+        urgent = await rows.add(device_token="phone", title="t", priority="high")
+        assert (await rows.one_over(urgent))["status"] == "sent"
+
+
 async def test_two_services_share_the_work_and_send_nothing_twice(
     database: Database, rows: Rows, emulator: Emulator
 ) -> None:
