@@ -84,6 +84,14 @@ class Attempts:
         self._requests_of_normal = asyncio.Semaphore(most - kept_for_high(most))
         self._question: asyncio.Task[None] | None = None
         self._asked_at = -math.inf
+        self._abandoned = Outcome(
+            Kind.RETRY,
+            "ABANDONED",
+            "given up at shutdown while the request was under way; it may have been delivered",
+            delay=self._policy.floor,
+            ambiguous=True,
+            uses_attempt=False,
+        )
         self._lease = settings.lease
         # A request that is started later than this after the claim might outlive the lease.
         self._latest_start = settings.lease - settings.longest_send
@@ -113,9 +121,12 @@ class Attempts:
                 async with asyncio.TaskGroup() as group:
                     for one in tries:
                         group.create_task(self._send(push, prepared, one, claimed_at))
-        except asyncio.CancelledError:  # the settlement below is the answer to it
-            for one in tries:
-                self._abandon(one)
+        except asyncio.CancelledError:
+            pass  # the settlement below is the answer to it
+        for one in tries:
+            if one.outcome is None and one.started is not None:
+                one.seconds = time.monotonic() - one.started
+                one.outcome = self._abandoned
         if tries and not any(one.started is not None or one.held_back for one in tries):
             return untouched(push)
         outcomes = [one.outcome or _not_tried(one) for one in tries]
@@ -125,18 +136,6 @@ class Attempts:
             with contextlib.suppress(asyncio.CancelledError):
                 await self._is_it_fcm(claimed_at + self._lease - _KEPT_OF_LEASE_S)
         return self._settle(push, claimed_at, outcomes, tries)
-
-    def _abandon(self, one: _Try) -> None:
-        if one.outcome is None and one.started is not None:
-            one.seconds = time.monotonic() - one.started
-            one.outcome = Outcome(
-                Kind.RETRY,
-                "ABANDONED",
-                "given up at shutdown while the request was under way; it may have been delivered",
-                delay=self._policy.floor,
-                ambiguous=True,
-                uses_attempt=False,
-            )
 
     def failed(self, push: Push, claimed_at: float, error: BaseException) -> Settlement:
         """What to settle when an attempt raised: a fault of ours, which must neither lose the row nor loop on it."""
