@@ -158,6 +158,10 @@ class Settings(BaseSettings):
     settle_batch: int = Field(500, ge=1, le=10_000, description="most rows settled in one statement")
     request_timeout: Seconds = Field(15.0, description="for one request to FCM (FCM asks for at least 10)")
     connect_timeout: Seconds = Field(10.0, description="for one connection to FCM")
+    transport: Annotated[Literal["asyncio", "pyreqwest", "aiohttp"], BeforeValidator(_lower)] = Field(
+        "asyncio",
+        description="how requests go out: asyncio, HTTP/1.1 at the least cost; pyreqwest, HTTP/2; or aiohttp",
+    )
     lease: Seconds = Field(120.0, description="how long a claimed row belongs to this worker")
     max_tries: int = Field(5, ge=1, le=100, description="tries before a push is dead")
     retry_floor: Seconds = Field(10.0, description="least wait before a retry (FCM asks for at least 10)")

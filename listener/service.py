@@ -21,11 +21,14 @@ from listener.config import ConfigError, Settings
 from listener.database import Pool, is_transaction_pooler, make_pool
 from listener.dispatcher import Dispatcher
 from listener.doorbell import Doorbell
+from listener.fcm.aiohttp_transport import AiohttpTransport
+from listener.fcm.asyncio_transport import AsyncioTransport
 from listener.fcm.auth import AccessTokens, load_credentials
 from listener.fcm.fault import AuthFault
 from listener.fcm.quota import Quota
+from listener.fcm.reqwest_transport import ReqwestTransport
 from listener.fcm.sender import Sender
-from listener.fcm.transport import AiohttpTransport
+from listener.fcm.transport import Transport
 from listener.fleet import SharedQuota
 from listener.health import FcmHealth
 from listener.liveness import PeerWatch
@@ -153,11 +156,7 @@ class Service:
             await pool.open()
             # At the end a database that is away must not take what is left of the grace period.
             stack.push_async_callback(pool.close, timeout=1.0)
-            transport = AiohttpTransport(
-                max_in_flight=self._settings.max_in_flight,
-                connect_timeout=self._settings.connect_timeout,
-                timeout=self._settings.request_timeout,
-            )
+            transport = _transport(self._settings)
             stack.push_async_callback(transport.close)
             tokens = AccessTokens(self._credentials)
             stack.push_async_callback(tokens.close)
@@ -340,6 +339,17 @@ class Service:
             return rows, await rows.lost_lately(), await rows.fleet()
         except (psycopg.errors.UndefinedTable, psycopg.errors.UndefinedColumn):
             raise NotMigrated from None
+
+
+def _transport(settings: Settings) -> Transport:
+    made: dict[str, type[AsyncioTransport | ReqwestTransport | AiohttpTransport]] = {
+        "asyncio": AsyncioTransport,
+        "pyreqwest": ReqwestTransport,
+        "aiohttp": AiohttpTransport,
+    }
+    return made[settings.transport](
+        connect_timeout=settings.connect_timeout, timeout=settings.request_timeout
+    )
 
 
 async def _warm(tokens: AccessTokens) -> None:

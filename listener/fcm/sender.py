@@ -37,7 +37,7 @@ class Sender:
     ) -> None:
         self._transport = transport
         self._tokens = tokens
-        self._url = f"{endpoint.rstrip('/')}/v1/projects/{quote(project_id, safe='')}/messages:send"
+        self._url = f"{endpoint.rstrip('/')}/v1/projects/{quote(project_id, safe=':')}/messages:send"
         self._observe = observe
         self._headers: Mapping[str, str] = {}
         self._headers_token: str | None = None

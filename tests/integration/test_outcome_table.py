@@ -19,10 +19,10 @@ import orjson
 import pytest
 
 from listener.emulator import Emulator
+from listener.fcm.asyncio_transport import AsyncioTransport
 from listener.fcm.auth import AccessTokens, load_credentials
 from listener.fcm.outcome import Kind, Limit, Outcome
 from listener.fcm.sender import Sender
-from listener.fcm.transport import AiohttpTransport
 from tests.support.servers import answer, closed_port, forget_proxies, make_tls, read_request, tcp_server
 
 TOKEN = "fGk3vQ2xTd6:APA91bHun4MxP5egoKMwt2KZFBaFUH-1RYqx"
@@ -45,9 +45,7 @@ async def sending(
     """A sender; in a hurry, one whose timeouts are short enough to be waited for."""
     credentials, _ = load_credentials(key)
     tokens = AccessTokens(credentials, timeout=0.8 if hurry else 10.0)
-    transport = AiohttpTransport(
-        max_in_flight=10, connect_timeout=0.6 if hurry else 5.0, timeout=0.8 if hurry else 10.0
-    )
+    transport = AsyncioTransport(connect_timeout=0.6 if hurry else 5.0, timeout=0.8 if hurry else 10.0)
     try:
         yield Sender(transport, tokens, endpoint=endpoint, project_id=project_id)
     finally:

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 from listener.emulator import Emulator
+from listener.fcm.asyncio_transport import AsyncioTransport
 from listener.fcm.auth import AccessTokens, load_credentials
 from listener.fcm.outcome import Kind
 from listener.fcm.sender import Sender
-from listener.fcm.transport import AiohttpTransport
 from tests.support.servers import answer, forget_proxies, read_request, tcp_server
 
 BODY = b'{"message": {"token": "fGk3vQ2xTd6:APA91bHun4MxP5egoKMwt2KZFBaFUH", "data": {"push_id": "1"}}}'
@@ -33,7 +33,7 @@ async def sending(
     seen: Seen = []
     credentials, _ = load_credentials(emulator.service_account)
     tokens = AccessTokens(credentials)
-    transport = AiohttpTransport(max_in_flight=200, connect_timeout=5, timeout=10)
+    transport = AsyncioTransport(connect_timeout=5, timeout=10)
     try:
         yield (
             Sender(

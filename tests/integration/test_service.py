@@ -16,11 +16,11 @@ from listener import health, migrate
 from listener.dispatcher import Dispatcher
 from listener.emulator import Emulator
 from listener.emulator.received import Received
+from listener.fcm.asyncio_transport import AsyncioTransport
 from listener.fcm.auth import AccessTokens, load_credentials
 from listener.fcm.outcome import Outcome
 from listener.fcm.quota import Quota
 from listener.fcm.sender import Sender
-from listener.fcm.transport import AiohttpTransport
 from listener.fleet import SharedQuota
 from listener.health import FcmHealth
 from listener.metrics import Metrics
@@ -450,7 +450,7 @@ async def dispatching(
     credentials, project = load_credentials(emulator.service_account)
     assert project is not None
     tokens = AccessTokens(credentials)
-    transport = AiohttpTransport(max_in_flight=100, connect_timeout=5, timeout=10)
+    transport = AsyncioTransport(connect_timeout=5, timeout=10)
     sender = Sender(transport, tokens, endpoint=emulator.endpoint, project_id=project)
     async with pool_of(database.dsn) as pool:
         queue = queue_class(pool, worker_id=await register(pool, "test"), lease=60.0)

@@ -35,8 +35,10 @@ def answer(status: int = 200, body: bytes = BODY, *headers: str) -> bytes:
 
 
 @asynccontextmanager
-async def tcp_server(handle: Handler, tls: ssl.SSLContext | None = None) -> AsyncIterator[int]:
-    """A server on 127.0.0.1 that hands each connection to ``handle``; yields its port.
+async def tcp_server(
+    handle: Handler, tls: ssl.SSLContext | None = None, *, port: int = 0
+) -> AsyncIterator[int]:
+    """A server on 127.0.0.1 that hands each connection to ``handle``; yields its port, by default any free one.
 
     Connections still open at the end are cut.
     """
@@ -54,7 +56,7 @@ async def tcp_server(handle: Handler, tls: ssl.SSLContext | None = None) -> Asyn
             handlers.discard(task)
             writer.close()
 
-    server = await asyncio.start_server(serve, "127.0.0.1", 0, ssl=tls)
+    server = await asyncio.start_server(serve, "127.0.0.1", port, ssl=tls)
     try:
         yield server.sockets[0].getsockname()[1]
     finally:
@@ -138,39 +140,60 @@ async def tunnelling_proxy() -> AsyncIterator[Proxy]:
 
 @dataclass(frozen=True)
 class Tls:
-    """A certificate for "localhost" that signs itself."""
+    """A certificate for "localhost", by an authority that nobody knows."""
 
     server: ssl.SSLContext
-    trusting: ssl.SSLContext
-    """For a client that trusts this certificate."""
     ca_file: Path
+    """The authority's certificate, for a client that is to trust it."""
 
 
-def make_tls(directory: Path) -> Tls:
-    """Makes a certificate for "localhost", and contexts for both sides."""
+def make_tls(directory: Path, protocol: str | None = None) -> Tls:
+    """Makes an authority, its certificate for "localhost", and a server's context.
+
+    Args:
+        directory: where the files go.
+        protocol: the one that the server names when it is asked (ALPN); None to name none.
+    """
+    ca_key, ca = _certificate("authority.invalid", None)
+    key, certificate = _certificate("localhost", (ca_key, ca))
+    ca_file = directory / "authority.pem"
+    ca_file.write_bytes(_pem(ca))
+    chain_file = directory / "server.pem"
+    chain_file.write_bytes(
+        key.private_bytes(
+            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+        )
+        + _pem(certificate)
+    )
+    server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    server.load_cert_chain(chain_file)
+    if protocol is not None:
+        server.set_alpn_protocols([protocol])
+    return Tls(server, ca_file)
+
+
+_Signer = tuple[ec.EllipticCurvePrivateKey, x509.Certificate]
+
+
+def _certificate(name: str, by: _Signer | None) -> _Signer:
+    """A key and its certificate, for a host; or, signed by itself, for an authority."""
     key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "localhost")])
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
     now = datetime.datetime.now(datetime.UTC)
     certificate = (
         x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
+        .subject_name(subject)
+        .issuer_name(by[1].subject if by else subject)
         .public_key(key.public_key())
         .serial_number(x509.random_serial_number())
         .not_valid_before(now - datetime.timedelta(days=1))
         .not_valid_after(now + datetime.timedelta(days=1))
-        .add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost")]), critical=False)
-        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
-        .sign(key, hashes.SHA256())
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName(name)]), critical=False)
+        .add_extension(x509.BasicConstraints(ca=by is None, path_length=None), critical=True)
+        .sign(by[0] if by else key, hashes.SHA256())
     )
-    ca_file = directory / "certificate.pem"
-    ca_file.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
-    key_file = directory / "key.pem"
-    key_file.write_bytes(
-        key.private_bytes(
-            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-        )
-    )
-    server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    server.load_cert_chain(ca_file, key_file)
-    return Tls(server, ssl.create_default_context(cafile=str(ca_file)), ca_file)
+    return key, certificate
+
+
+def _pem(certificate: x509.Certificate) -> bytes:
+    return certificate.public_bytes(serialization.Encoding.PEM)

@@ -33,7 +33,7 @@ async def test_a_request_that_is_cancelled_from_within_may_have_been_delivered()
     settings = config.load(database_url="postgresql://nobody@localhost/none")
     now = time.monotonic()
     health = FcmHealth(after_losses(0, 1, now))
-    attempts = Attempts(cast(Sender, _Broken()), settings, Metrics(), health)
+    attempts = Attempts(cast(Sender, _Broken()), settings, Metrics(), health, on_limit=lambda *_: None)
     settlement = await attempts.attempt(_push("good", "bad"), now)
     assert (settlement.decision.status, settlement.decision.code) == (Status.PENDING, "ABANDONED")
     assert [(line.token, line.status) for line in settlement.logs] == [("good", "sent"), ("bad", "unknown")]

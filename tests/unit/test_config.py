@@ -186,6 +186,7 @@ WRONG = {
     "SETTLE_BATCH": ["0", "10001"],
     "REQUEST_TIMEOUT": ["0", "-1", "nan", "inf", "S3cr3t", "86401"],
     "CONNECT_TIMEOUT": ["0", "15", "16"],
+    "TRANSPORT": ["carrier pigeon", "S3cr3t"],
     "LEASE": ["4", "64.9", "S3cr3t"],
     "MAX_TRIES": ["0", "101"],
     "RETRY_FLOOR": ["0", "nan"],

@@ -1,0 +1,67 @@
+"""The server's side of HTTP/2, frame by frame, for servers that misbehave on purpose."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+
+from h2.config import H2Configuration
+from h2.connection import H2Connection
+from h2.errors import ErrorCodes
+from h2.events import StreamEnded, StreamReset
+from hyperframe.frame import GoAwayFrame
+
+from tests.support.servers import BODY
+
+
+class Http2:
+    """One connection of ``tests.support.servers.tcp_server``."""
+
+    def __init__(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, acknowledges: bool = True
+    ) -> None:
+        self._reader = reader
+        self._writer = writer
+        self._acknowledges = acknowledges
+        self._requests: deque[int] = deque()
+        self.given_up: list[int] = []
+        """Streams that the client has reset."""
+        self._frames = H2Connection(H2Configuration(client_side=False))
+        self._frames.initiate_connection()
+        self._flush()
+
+    async def request(self) -> int:
+        """The stream of the next whole request. Raises IncompleteReadError at the end of the connection."""
+        while not self._requests:
+            data = await self._reader.read(65536)
+            if not data:
+                raise asyncio.IncompleteReadError(b"", None)
+            for event in self._frames.receive_data(data):
+                match event:
+                    case StreamEnded(stream_id=stream):
+                        self._requests.append(stream)
+                    case StreamReset(stream_id=stream):
+                        self.given_up.append(stream)
+            if self._acknowledges:
+                self._flush()
+        return self._requests.popleft()
+
+    def answer(self, stream: int, status: int = 200, body: bytes = BODY, *, whole: bool = True) -> None:
+        """Answers a request; if not ``whole``, promises more of a body than there is."""
+        length = len(body) if whole else len(body) + 1
+        self._frames.send_headers(stream, [(":status", str(status)), ("content-length", str(length))])
+        self._frames.send_data(stream, body, end_stream=whole)
+        self._flush()
+
+    def reset(self, stream: int, why: ErrorCodes) -> None:
+        """Ends one request without an answer."""
+        self._frames.reset_stream(stream, why)
+        self._flush()
+
+    def go_away(self, last_stream: int) -> None:
+        """Says that no request after ``last_stream`` has been looked at or will be."""
+        # Not through h2, which takes the connection for closed then.
+        self._writer.write(GoAwayFrame(last_stream_id=last_stream).serialize())
+
+    def _flush(self) -> None:
+        self._writer.write(self._frames.data_to_send())
