@@ -279,13 +279,13 @@ def _life_left(push: Push, claimed_at: float) -> float | None:
 
 def _log_line(push: Push, one: _Try, outcome: Outcome) -> LogLine:
     details: dict[str, object] = {"attempt": push.attempt, "ms": round(one.seconds * 1000)}
-    if outcome.http_status is not None:
-        details["http_status"] = outcome.http_status
     if outcome.kind is Kind.ACCEPTED:
-        status = "sent"
+        status = "sent"  # which says what FCM answered
         details["message_id"] = outcome.message_id
     else:
         status = "unknown" if outcome.ambiguous else "failed"
+        if outcome.http_status is not None:
+            details["http_status"] = outcome.http_status
         details |= {"outcome": outcome.kind.value, "code": outcome.code, "reason": outcome.reason}
     if one.target.kind is TargetKind.TOKEN:
         return LogLine(one.target.value, status, details)

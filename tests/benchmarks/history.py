@@ -169,7 +169,7 @@ class Side:
 
 def _sent(push: Push) -> Settlement:
     message_id = f"projects/p/messages/{uuid4()}"
-    details: dict[str, object] = {"attempt": 1, "ms": 50, "http_status": 200, "message_id": message_id}
+    details: dict[str, object] = {"attempt": 1, "ms": 50, "message_id": message_id}
     decision = Decision(Status.SENT, message_id=message_id)
     return Settlement(push.id, push.attempt, decision, [LogLine(push.device_token, "sent", details)])
 
