@@ -68,8 +68,9 @@ class FcmHealth:
         elif outcome.http_status is not None:
             if self.in_doubt:
                 self._begin_gently(now)
-            self._failures = 0
             self._is_there(outcome, asked, now)
+            if self._away.reason is None:  # otherwise it had been asked before FCM went away
+                self._failures = 0
         self._note(self._refused, outcome, asked, now)
         if outcome.kind is Kind.PAUSE_PLATFORM:
             outcome = replace(outcome, delay=self._refuse_platform(target.platform, asked, now))

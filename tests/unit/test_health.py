@@ -394,3 +394,13 @@ def test_no_try_is_used_while_sending_is_paused(
             assert not seen.judge(PHONE, TIMEOUT, now, now + 1.0).uses_attempt
             assert seen.is_away(math.inf)
             return
+
+
+def test_an_answer_that_was_asked_for_before_fcm_went_away_does_not_make_the_next_failure_count() -> None:
+    seen = FcmHealth(after_losses(0, MOST, 0.0))
+    for _ in range(20):
+        seen.judge(PHONE, TIMEOUT, 100.0, 120.0)
+    assert seen.reason is not None
+    seen.judge(PHONE, ACCEPTED, 119.0, 120.5)
+    assert seen.reason is not None
+    assert not seen.judge(PHONE, TIMEOUT, 120.0, 121.0).uses_attempt
