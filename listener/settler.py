@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import math
+import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -21,6 +23,10 @@ log = structlog.get_logger(__name__)
 
 # For a statement whose answer does not come: the network may be a black hole that even acknowledges.
 _PATIENCE_S = 30.0
+
+# A statement costs as much for one row as for fifty. Where results come one by one but often, they wait for each other.
+_BUSY_S = 0.02
+_GATHER_S = 0.008
 
 
 class Settler:
@@ -53,12 +59,16 @@ class Settler:
 
     async def run(self) -> None:
         """Writes until cancelled. One batch is written while the next gathers: the busier, the larger."""
+        written_at = -math.inf
         while True:
             await self._some.wait()
+            if len(self._waiting) < self._batch / 2 and time.monotonic() - written_at < _BUSY_S:
+                await asyncio.sleep(_GATHER_S)
             batch, self._waiting = self._waiting[: self._batch], self._waiting[self._batch :]
             if not self._waiting:
                 self._some.clear()
             await self._write(batch)
+            written_at = time.monotonic()
 
     async def _write(self, batch: list[Settlement]) -> None:
         try:

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from typing import cast
 from uuid import UUID
 
+import pytest
+
 from listener.metrics import Metrics
 from listener.queue import Queue, Settlement
 from listener.retry import Decision, Status
@@ -47,6 +49,30 @@ async def test_while_one_batch_is_written_the_next_gathers_up_to_the_limit() -> 
         await settled.wait()
     running.cancel()
     assert held.batches == [[1], [2, 3, 4], [5, 6]]
+
+
+async def test_results_that_come_one_by_one_but_often_are_written_together(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("listener.settler._BUSY_S", 60.0)
+    held, settled = _Held(), asyncio.Queue[int]()
+    settler = Settler(
+        cast(Queue, held),
+        batch=10,
+        metrics=Metrics(),
+        on_settled=lambda batch: settled.put_nowait(len(batch)),
+    )
+    running = asyncio.create_task(settler.run())
+    for _ in range(2):
+        held.free.release()
+    async with asyncio.timeout(10):
+        settler.put(_sent(1))
+        assert await settled.get() == 1  # nobody else is near: at once
+        for n in range(2, 5):
+            settler.put(_sent(n))
+            await asyncio.sleep(0)
+        assert await settled.get() == 3
+    running.cancel()
 
 
 def _sent(n: int) -> Settlement:
