@@ -42,8 +42,9 @@ class Dispatcher:
     """One worker: turns due rows into settled ones, until it is told to stop.
 
     While ``may_claim`` says no, nothing is claimed: this worker cannot be seen to live, and its peers would take
-    what it claims. ``ring`` when it says yes again. ``on_look`` hears of every look at the queue. What ``quota``
-    does not let through stays in the queue.
+    what it claims. ``ring`` when it says yes again. ``on_look`` hears of every look at the queue. ``nap`` hears how
+    many rows it brought, if that was all there was, and says after how many seconds to look again; None: when there is
+    a reason. What ``quota`` does not let through stays in the queue.
     """
 
     def __init__(
@@ -57,6 +58,7 @@ class Dispatcher:
         *,
         may_claim: Callable[[], bool] = lambda: True,
         on_look: Callable[[], None] = lambda: None,
+        nap: Callable[[int], float | None] = lambda found: None,
     ) -> None:
         self._queue = queue
         self._settings = settings
@@ -65,6 +67,7 @@ class Dispatcher:
         self._quota = quota
         self._may_claim = may_claim
         self._on_look = on_look
+        self._nap = nap
         self._attempts = Attempts(sender, settings, metrics, health, on_limit=quota.refused)
         self._settler = Settler(queue, batch=settings.settle_batch, metrics=metrics, on_settled=self._settled)
         self._rng = random.Random()  # noqa: S311  # jitter, not secrecy
@@ -155,9 +158,12 @@ class Dispatcher:
                 self._metrics.in_flight.set(len(self._held))
                 if pushes:
                     self._passed_over = 0
-                # What has just been claimed is on its way before more is asked; a bell meanwhile saves the asking.
-                if room.is_left_by(pushes) and not (pushes and await _wait(self._wake, _HEAD_START_S)):
-                    await self._sleep()
+                if room.is_left_by(pushes):
+                    if (nap := self._nap(len(pushes))) is not None:
+                        await _wait(self._wake, nap)
+                    # What has just been claimed is on its way before more is asked; a bell meanwhile saves the asking.
+                    elif not (pushes and await _wait(self._wake, _HEAD_START_S)):
+                        await self._sleep()
             except (psycopg.Error, PoolTimeout, TimeoutError) as error:
                 failures += 1
                 self._cannot_claim(error, failures)

@@ -1,7 +1,8 @@
 """The doorbell: a LISTEN connection of its own, that wakes the dispatcher, proves itself, and heals itself.
 
 A ring carries nothing and may be lost: after every (re)connection the dispatcher is woken as if it had rung. The same
-connection holds the worker's liveness lock, so that peers notice at once when this process is gone.
+connection holds the worker's liveness lock, so that peers notice at once when this process is gone, and while it is
+awake the lock that silences the bell (see awake.py), which thus lasts no longer than the other.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import random
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from typing import LiteralString
 
 import psycopg
 import structlog
@@ -64,19 +66,32 @@ class Doorbell:
         dsn: a direct connection, or a pooler in session mode.
         worker_id: whose liveness lock to hold.
         heartbeat: seconds of silence after which the connection has to prove itself.
+        on_doubt: called when the bell may have been silenced: a peer has said so, or might have while this worker could
+            not hear it.
     """
 
     def __init__(
-        self, dsn: str, worker_id: int, on_ring: Callable[[], None], metrics: Metrics, *, heartbeat: float
+        self,
+        dsn: str,
+        worker_id: int,
+        on_ring: Callable[[], None],
+        metrics: Metrics,
+        *,
+        heartbeat: float,
+        on_doubt: Callable[[], None] = lambda: None,
     ) -> None:
         self._dsn = with_keepalive(dsn)
         self._worker = worker_id
         self._own_channel = f"{CHANNEL}_{worker_id}"
         self._on_ring = on_ring
+        self._on_doubt = on_doubt
         self._metrics = metrics
         self._heartbeat = heartbeat
         self._healthy = asyncio.Event()
         self._proven = False
+        self._conn: Connection | None = None
+        self._hearing: asyncio.Timeout | None = None
+        self._fault: BaseException | None = None  # it leaves the state of the connection unknown
         self._steady_from = math.inf
         self._rng = random.Random()  # noqa: S311  # jitter, not secrecy
 
@@ -94,6 +109,27 @@ class Doorbell:
         """Returns once LISTEN and the liveness lock are in force."""
         await self._healthy.wait()
 
+    async def ask(self, statement: LiteralString, *values: object) -> tuple[object, ...]:
+        """The row that a statement returns, asked on the connection that listens.
+
+        Raises psycopg.Error or TimeoutError, also when there is no connection. Whatever the statement may have done
+        to the session is then undone: the connection is replaced.
+        """
+        conn = self._conn
+        if conn is None:
+            raise psycopg.OperationalError("not listening")
+        self._stop_hearing()
+        try:
+            async with asyncio.timeout(_PROOF_TIMEOUT_S):
+                row = await (await conn.execute(statement, values)).fetchone()
+        except BaseException as error:
+            if self._conn is conn:
+                self._fault = error
+                self._stop_hearing()
+            raise
+        assert row is not None
+        return row
+
     async def run(self) -> None:
         """Listens until cancelled; connects again, with jittered backoff, whenever the connection is lost."""
         while True:
@@ -103,24 +139,48 @@ class Doorbell:
             except _AWAY as error:
                 log.warning("doorbell lost", error=fault_name(error))
             finally:
+                self._conn = None
                 self._healthy.clear()
                 self._metrics.listening.set(0)
 
     async def _listen(self, conn: Connection) -> None:
+        loop = asyncio.get_running_loop()
         self._healthy.set()
         self._metrics.listening.set(1)
         log.info("doorbell connected", backend=conn.info.backend_pid)
+        self._conn, self._fault = conn, None
+        self._on_doubt()
         self._on_ring()
         while True:
-            async for notify in conn.notifies(timeout=self._heartbeat * self._rng.uniform(0.9, 1.1)):
-                self._heard(notify)
+            proof_due = loop.time() + self._heartbeat * self._rng.uniform(0.9, 1.1)
+            while loop.time() < proof_due:
+                await self._hear(conn, proof_due - loop.time())
+                if self._fault is not None:
+                    raise psycopg.OperationalError("a statement failed") from self._fault
             await self._prove(conn)
+
+    async def _hear(self, conn: Connection, seconds: float) -> None:
+        """Hears rings for so long, or until somebody asks for the connection.
+
+        A ring is taken from the socket and told without a pause between, so none is lost where this is cut off.
+        """
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds) as self._hearing:
+                async for notify in conn.notifies():
+                    self._heard(notify)
+        self._hearing = None
+
+    def _stop_hearing(self) -> None:
+        if self._hearing is not None and not self._hearing.expired():
+            self._hearing.reschedule(asyncio.get_running_loop().time())
 
     def _heard(self, notify: Notify) -> None:
         if notify.channel == self._own_channel:
             self._proven = True
-        else:
+        elif notify.payload != str(self._worker):
             self._metrics.rings.inc()
+            if notify.payload:  # the worker that is awake now
+                self._on_doubt()
             self._on_ring()
 
     async def _prove(self, conn: Connection) -> None:

@@ -1,7 +1,8 @@
 """Peers: notices that another worker has died, and puts its rows back into the queue at once.
 
 While no peer holds a row nothing is asked: there is nothing to take over. A peer can only claim what the bell has rung
-for, which this worker hears as well, or what falls due at a time that was known when the last row was let go.
+for, which this worker hears as well; what falls due at a time that was known when the last row was let go; or, while
+it is awake (see awake.py), what comes then, and then this worker looks at the queue now and then.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ class PeerWatch:
         is_steady: whether this worker's own connection stands and has done so for a while. If not, a peer's silence may
             have the same reason, and is not held against it.
         on_due: called when there may be something to claim that no bell will ring for.
+        on_death: called when a worker is found to have died, before ``on_due``.
         on_losses: called with the number of workers that have died lately, before the rows of the last are put back.
     """
 
@@ -46,12 +48,14 @@ class PeerWatch:
         *,
         is_steady: Callable[[], bool],
         on_due: Callable[[], None],
+        on_death: Callable[[], None],
         on_losses: Callable[[int], None],
     ) -> None:
         self._rows = rows
         self._metrics = metrics
         self._is_steady = is_steady
         self._on_due = on_due
+        self._on_death = on_death
         self._on_losses = on_losses
         self._stirred = asyncio.Event()
         self._attentive_until = 0.0
@@ -96,6 +100,7 @@ class PeerWatch:
                 log.warning(
                     "workers have died; their rows are back in the queue", workers=sorted(dead), rows=rescued
                 )
+                self._on_death()
                 self._on_due()
             silent -= set(dead)
         return silent

@@ -111,6 +111,19 @@ class Metrics:
         )
         self.rings = Counter("push_doorbell_rings_total", "Notifications received.", registry=registry)
         self.listening = Gauge("push_listening", "1 while LISTEN is in force.", registry=registry)
+        self.awake = Gauge(
+            "push_awake",
+            "1 while this process looks at the queue all the time, so that no insert needs to notify.",
+            registry=registry,
+        )
+        self.awakenings = Counter(
+            "push_awakenings_total", "How often this process has begun to be awake.", registry=registry
+        )
+        self.unrung = Gauge(
+            "push_unrung_transactions",
+            "Open transactions that may hold pushes nobody will notify of; this process asks for their end.",
+            registry=registry,
+        )
         self.paused = Gauge(
             "push_paused",
             "1 while sending is paused because FCM refuses our configuration, or is away.",

@@ -25,6 +25,9 @@ CHANNEL = "push_listener"
 LIVENESS_CLASS = 1_886_745_448
 """First key of the advisory locks that workers hold while they live ("push"); the second is the worker's id."""
 
+AWAKE = (LIVENESS_CLASS, 0)
+"""The advisory lock that silences the bell: held, exclusively, by a listener that is awake."""
+
 # Two conditions appear in several statements and must read as in the index push_notifications_due, or Postgres
 # will not use it: the lane, (case priority when 'high' then 0 else 1 end), and which rows wait at all.
 #
@@ -274,6 +277,21 @@ with dead as materialized (
 select coalesce((select array_agg(id) from dead), '{}'), (select count(*) from rescued)
 """
 
+_SILENCED = """
+select exists (
+  select from pg_locks
+    where locktype = 'advisory' and (classid, objid, objsubid) = (%s, %s, 2) and mode = 'ExclusiveLock' and granted
+      and database = (select oid from pg_database where datname = current_database()))
+"""
+
+# Who has written a row holds this lock until after that row can be seen, or never will be; a prepared transaction too.
+_WRITERS = """
+select distinct virtualtransaction
+  from pg_locks
+  where locktype = 'relation' and relation = 'public.push_notifications'::regclass and mode = 'RowExclusiveLock'
+    and database = (select oid from pg_database where datname = current_database())
+"""
+
 _LOST_LATELY = """
 select count(*) from push_listener.workers where lost and stopped_at > now() - interval '1 hour'
 """
@@ -501,6 +519,17 @@ class Queue:
             cursor = await conn.execute(_PEERS_HOLD, {"lease": self._lease, "worker": self._worker})
             row = await cursor.fetchone()
         return bool(row and row[0])
+
+    async def is_silenced(self) -> bool:
+        """Whether a listener is awake, so that inserts do not ring."""
+        async with self._pool.connection() as conn:
+            row = await (await conn.execute(_SILENCED, AWAKE)).fetchone()
+        return bool(row and row[0])
+
+    async def writers(self) -> set[str]:
+        """The transactions that may have rows in the queue which nobody else can see yet."""
+        async with self._pool.connection() as conn:
+            return {str(writer) for (writer,) in await (await conn.execute(_WRITERS)).fetchall()}
 
     async def rescue(self, suspects: Collection[int]) -> tuple[list[int], int]:
         """Puts the rows of those who are dead indeed back into the queue, no try used; returns who, and how many."""

@@ -17,6 +17,7 @@ from google.auth.credentials import Credentials
 from psycopg_pool import PoolTimeout
 
 from listener import migrate, purge, queue
+from listener.awake import Awake
 from listener.config import ConfigError, Settings
 from listener.database import Pool, is_transaction_pooler, make_pool
 from listener.dispatcher import Dispatcher
@@ -124,6 +125,7 @@ class Service:
         self._dispatcher: Dispatcher | None = None
         self._doorbell: Doorbell | None = None
         self._watch: PeerWatch | None = None
+        self._awake: Awake | None = None
         self.port: int | None = None
         """Where the web server listens, once it does."""
 
@@ -200,15 +202,25 @@ class Service:
             self.metrics,
             is_steady=lambda: doorbell.steady,
             on_due=lambda: dispatcher.ring(),
+            on_death=lambda: awake.doubt(),
             on_losses=lambda lost: health.expect_losses(lost, most, time.monotonic()),
         )
 
         def ring() -> None:
+            awake.heard()
             dispatcher.ring()
             watch.stir()
 
         doorbell = Doorbell(
-            self._settings.listen_dsn, rows.worker_id, ring, self.metrics, heartbeat=self._settings.heartbeat
+            self._settings.listen_dsn,
+            rows.worker_id,
+            ring,
+            self.metrics,
+            heartbeat=self._settings.heartbeat,
+            on_doubt=lambda: awake.doubt(),
+        )
+        awake = Awake(
+            rows, doorbell, self.metrics, worker_id=rows.worker_id, on_due=lambda: dispatcher.ring()
         )
         dispatcher = Dispatcher(
             rows,
@@ -219,19 +231,20 @@ class Service:
             quota,
             may_claim=lambda: doorbell.connected,
             on_look=watch.stir,
+            nap=awake.nap,
         )
-        self._dispatcher, self._doorbell, self._watch = dispatcher, doorbell, watch
+        self._dispatcher, self._doorbell, self._watch, self._awake = dispatcher, doorbell, watch, awake
 
     async def _work(self, rows: Queue, quota: SharedQuota, on_ready: Callable[[], None]) -> None:
-        dispatcher, doorbell, watch = self._dispatcher, self._doorbell, self._watch
+        dispatcher, doorbell, watch, awake = self._dispatcher, self._doorbell, self._watch, self._awake
         assert dispatcher is not None
         async with asyncio.TaskGroup() as group:
             background = [
                 group.create_task(self._watch_depth(rows, dispatcher)),
                 group.create_task(quota.run()),
             ]
-            if doorbell is not None and watch is not None:
-                background += [group.create_task(doorbell.run()), group.create_task(watch.run())]
+            if doorbell is not None and watch is not None and awake is not None:
+                background += [group.create_task(part.run()) for part in (doorbell, watch, awake)]
             if self._settings.retention is not None:
                 retention = purge.keep(self._settings.listen_dsn, self._settings.retention, self.metrics)
                 background.append(group.create_task(retention))
@@ -243,6 +256,8 @@ class Service:
             await self._stop.wait()
             log.info("stopping", grace_s=self._settings.shutdown_grace)
             dispatcher.stop()
+            if awake is not None:
+                awake.stop()
             await self._finish(working, dispatcher)
             for task in background:
                 task.cancel()

@@ -1,0 +1,82 @@
+"""Spin looks at every interleaving in a model of the doorbell, and finds a fault as soon as one step is missing."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.support.tools import tool
+
+MODEL = Path(__file__).with_name("awake.pml")
+
+BOUNDS = {
+    "awake twice, a fault": {"TAKES": 2, "FAULTS": 1},
+    "rollbacks, to savepoints too": {"TAKES": 1, "FAULTS": 1, "ROLLBACKS": 1},
+    "two faults": {"TAKES": 1, "FAULTS": 2, "NOT_FROZEN": 1},
+}
+
+MUTANTS = [
+    "FORGETS_DOUBTS",
+    "LOOKS_BEFORE_ASKING",
+    "LOOKS_BEFORE_LETTING_GO",
+    "NOTES_DOUBTS_LATE",
+    "NO_DOUBT_AT_A_DEATH",
+    "NO_DOUBT_ON_LISTEN",
+    "NO_LOOK_WHEN_ONE_ENDS",
+    "NO_WAIT",
+    "NO_WATCH",
+    "ONE_STATEMENT",
+    "TELLS_BEFORE",
+    "TELLS_LATER",
+    "TELLS_NOBODY",
+    "TRIES_BEFORE_IT_WRITES",
+    "UNLOCKS_BEFORE_IT_IS_SEEN",
+]
+
+
+def search(directory: Path, **defined: int) -> str:
+    """What the checker says that Spin makes of the model."""
+    definitions = [f"-D{name}={value}" for name, value in defined.items()]
+    for command in (
+        [tool("spin"), "-a", *definitions, str(MODEL)],
+        # Memory: COLLAPSE. Order is reduced by nothing: processes that stop at any moment do not allow it.
+        [tool("gcc"), "-O2", "-w", "-DSAFETY", "-DNOREDUCE", "-DCOLLAPSE", "-o", "pan", "pan.c"],
+        ["./pan", "-E", "-m10000", "-w22"],
+    ):
+        done = subprocess.run(command, cwd=directory, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def errors(said: str) -> int:
+    found = re.search(r"errors: (\d+)", said)
+    assert found, said
+    return int(found[1])
+
+
+@pytest.mark.timeout(400)
+@pytest.mark.parametrize("bounds", BOUNDS.values(), ids=BOUNDS.keys())
+def test_no_row_is_left_when_all_sleep(tmp_path: Path, bounds: dict[str, int]) -> None:
+    said = search(tmp_path, **bounds)
+    assert errors(said) == 0, said
+    assert "max search depth too small" not in said
+    assert "Search not completed" not in said
+
+
+@pytest.mark.parametrize("mutant", MUTANTS)
+def test_each_step_is_needed(tmp_path: Path, mutant: str) -> None:
+    faults = {"FAULTS": 2, "NOT_FROZEN": 1} if mutant == "NO_DOUBT_AT_A_DEATH" else {"FAULTS": 1}
+    assert errors(search(tmp_path, TAKES=1, **faults, **{mutant: 1})) == 1
+
+
+def test_all_steps_are_tried() -> None:
+    tested = set(re.findall(r"(?:ifdef|ifndef|defined\() ?([A-Z_]+)", MODEL.read_text()))
+    assert tested == {*MUTANTS, "INSERTERS", "TAKES", "FAULTS", "ROLLBACKS", "NOT_FROZEN", "CANARY"}
+
+
+def test_everything_comes_to_rest(tmp_path: Path) -> None:
+    """The assertion is reached: without that, it would say nothing."""
+    assert errors(search(tmp_path, TAKES=1, FAULTS=1, CANARY=1)) == 1
