@@ -11,7 +11,7 @@ from datetime import timedelta
 import pytest
 from h2.errors import ErrorCodes
 
-from listener.fcm import reqwest_transport
+from listener.fcm import lanes, reqwest_transport
 from listener.fcm.fault import SendFault
 from listener.fcm.lanes import OPENING, ROOM
 from listener.fcm.reqwest_transport import ReqwestTransport
@@ -28,6 +28,12 @@ Writer = asyncio.StreamWriter
 @pytest.fixture(scope="module")
 def tls(tmp_path_factory: pytest.TempPathFactory) -> Tls:
     return make_tls(tmp_path_factory.mktemp("tls"), protocol="h2")
+
+
+@pytest.fixture
+def patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However slow the machine, the first requests are waited for."""
+    monkeypatch.setattr(lanes, "HEAD_START", 60.0)
 
 
 @pytest.fixture(autouse=True)
@@ -190,6 +196,7 @@ async def test_yes_is_a_yes_even_if_its_body_breaks_off(tls: Tls) -> None:
 # --- connections ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("patience")
 async def test_requests_in_flight_share_connections_and_none_waits_for_another(tls: Tls) -> None:
     in_flight = 5 * ROOM
     held: Counter[Http2] = Counter()
@@ -221,6 +228,7 @@ async def test_requests_in_flight_share_connections_and_none_waits_for_another(t
     assert len(most) <= OPENING
 
 
+@pytest.mark.usefixtures("patience")
 async def test_burst_into_the_cold_opens_few_connections(tls: Tls) -> None:
     connections = 0
 
@@ -236,6 +244,7 @@ async def test_burst_into_the_cold_opens_few_connections(tls: Tls) -> None:
     assert connections <= OPENING
 
 
+@pytest.mark.usefixtures("patience")
 async def test_burst_after_an_outage_opens_few_connections(tls: Tls) -> None:
     connections = 0
 

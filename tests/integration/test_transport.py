@@ -396,7 +396,7 @@ async def test_what_is_not_read_of_an_answer_is_dropped_with_its_connection(tran
 
     async def handle(reader: Reader, writer: Writer) -> None:
         await read_request(reader)
-        writer.write(answer(404, b"<" * (10 * ANSWER_LIMIT)))
+        writer.write(answer(404, b"<" * (100 * ANSWER_LIMIT)))
         try:
             await reader.read()
         finally:

@@ -5,10 +5,18 @@ from __future__ import annotations
 import asyncio
 import itertools
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from listener.fcm import lanes as module
 from listener.fcm.lanes import OPENING, ROOM, Lane, Lanes
+
+
+@pytest.fixture(autouse=True)
+def patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However slow the machine, the first requests are waited for."""
+    monkeypatch.setattr(module, "HEAD_START", 60.0)
 
 
 def made(*, keep: float = 60.0) -> Lanes[int]:
@@ -101,7 +109,10 @@ async def test_a_lane_that_was_not_used_for_long_is_opened_anew() -> None:
     assert second is not lane
 
 
-async def test_who_waits_does_not_wait_for_an_answer_that_does_not_come() -> None:
+async def test_who_waits_does_not_wait_for_an_answer_that_does_not_come(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(module, "HEAD_START", 0.01)
     lanes = made()
     places = taken(lanes, OPENING)
     assert await lanes.wait() in places
