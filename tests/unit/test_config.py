@@ -66,7 +66,7 @@ def test_an_address_is_enough(monkeypatch: pytest.MonkeyPatch) -> None:
     found = with_environment(monkeypatch, database_url=DSN)
     assert found.database_url.get_secret_value() == found.listen_dsn == DSN
     assert str(found.fcm_endpoint) == "https://fcm.googleapis.com/"
-    assert (found.port, found.max_in_flight, found.max_tries) == (8080, 2000, 5)
+    assert (found.port, found.max_in_flight, found.max_tries) == (8080, 1250, 5)
     assert (found.metrics_token, found.fcm_service_account_json) == (None, None)
 
 
