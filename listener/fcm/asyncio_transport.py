@@ -1,19 +1,22 @@
-"""HTTP/1.1 on bare asyncio, parsed by httptools: what our POST needs and no more, at a fifth of a client's cost."""
+"""HTTP/1.1 on bare asyncio, parsed by httptools: what our POST needs and no more. docs/transports.md says why."""
 
 from __future__ import annotations
 
 import asyncio
+import errno
+import math
 import re
 import socket
 import ssl
 import zlib
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import cast
 from urllib.parse import urlsplit
 
 import aiohappyeyeballs
 import httptools
+from aiohappyeyeballs import AddrInfoType
 
 from listener.fcm.aiohttp_transport import AiohttpTransport
 from listener.fcm.fault import SendFault
@@ -28,6 +31,14 @@ from listener.fcm.transport import (
 )
 
 _INFORMATION = re.compile(rb"HTTP/1\.[01] 1")
+
+DNS_TTL = 30.0
+"""Seconds for which resolved addresses are used for new connections."""
+
+_TRIES = 3
+
+# Another try to make a connection when this process may have no more files open.
+_WITHOUT_FILES_S = 1.0
 
 _OPENING = 32
 """Connections, the most, that are being made at once: while they are, those there are may have become free."""
@@ -66,13 +77,10 @@ class AsyncioTransport:
             if self._proxied is None:
                 self._proxied = AiohttpTransport(connect_timeout=self._connect_timeout, timeout=self._timeout)
             return await self._proxied.post(url, headers, body)
-        pool = route.pool
-        due = pool.now() + self._timeout
-        while (connection := pool.take()) is None:
-            connection = await pool.wait()
-            if connection.is_usable:
-                break
-        answer = connection.send(route.head(headers), body, due)
+        head = route.head(headers)
+        due = route.pool.now() + self._timeout
+        connection = route.pool.take() or await route.pool.wait(due)
+        answer = connection.send(head, body, due)
         try:
             return await answer
         except asyncio.CancelledError:
@@ -134,6 +142,9 @@ class _Pool:
         self.promise = self._loop.create_future
         self._host = host
         self._port = port
+        self._addresses: Sequence[AddrInfoType] = []
+        self._addresses_until = -math.inf
+        self._resolving = asyncio.Lock()
         self._tls = tls
         self._connect_timeout = connect_timeout
         self._all: set[_Connection] = set()
@@ -141,6 +152,8 @@ class _Pool:
         self._idle: deque[_Connection] = deque()
         self._waiting: deque[asyncio.Future[_Connection]] = deque()
         self._opening: set[asyncio.Task[None]] = set()
+        self._none_before = -math.inf
+        self._is_closed = False
         self._sweep: asyncio.TimerHandle | None = None
         self._every = min(0.25, timeout / 20)
 
@@ -152,13 +165,21 @@ class _Pool:
                 return connection
         return None
 
-    async def wait(self) -> _Connection:
-        """The first that becomes free, or that can be made. Raises SendFault."""
+    async def wait(self, due: float) -> _Connection:
+        """The first that becomes free, or that can be made, in time. Raises SendFault: nothing has been sent."""
+        for _ in range(_TRIES):
+            connection = await self._wait(min(self._connect_timeout, due - self.now()))
+            if connection.is_usable:  # it may have been closed before its turn came
+                return connection
+        reason = f"{self._host} closes connections before anything can be sent"
+        raise SendFault("CONNECT", reason, ambiguous=False)
+
+    async def _wait(self, seconds: float) -> _Connection:
         place: asyncio.Future[_Connection] = self.promise()
         self._waiting.append(place)
         self._open_more()
         try:
-            async with asyncio.timeout(self._connect_timeout):
+            async with asyncio.timeout(seconds):
                 return await place
         except (TimeoutError, asyncio.CancelledError) as error:
             if place in self._waiting:
@@ -171,6 +192,9 @@ class _Pool:
 
     def give_back(self, connection: _Connection) -> None:
         """It is free."""
+        if self._is_closed:
+            connection.abort()
+            return
         connection.idle_since = self.now()
         while self._waiting:
             place = self._waiting.popleft()
@@ -178,6 +202,13 @@ class _Pool:
                 place.set_result(connection)
                 return
         self._idle.append(connection)
+
+    def made(self, connection: _Connection) -> None:
+        """There is one more."""
+        self._all.add(connection)
+        self._emptied.clear()
+        if self._sweep is None:
+            self._sweep = self._loop.call_later(self._every, self._look_after)
 
     def lost(self, connection: _Connection) -> None:
         """It is no more."""
@@ -189,21 +220,23 @@ class _Pool:
 
     async def close(self) -> None:
         """Ends all connections, and those that are being made."""
-        if self._sweep is not None:
-            self._sweep.cancel()
+        self._is_closed = True
+        while self._waiting:
+            self._refuse(SendFault("CONNECT", "the connections are being closed", ambiguous=False))
         for task in self._opening:
             task.cancel()
         if self._opening:
             await asyncio.wait(self._opening)
-        for place in self._waiting:
-            if not place.done():
-                place.set_exception(SendFault("CONNECT", "the connections are being closed", ambiguous=False))
-        for connection in self._all:
+        for connection in list(self._all):
             connection.abort()
         if self._all:
             await self._emptied.wait()
+        if self._sweep is not None:
+            self._sweep.cancel()
 
     def _open_more(self) -> None:
+        if self._is_closed or self.now() < self._none_before:
+            return
         while len(self._opening) < min(_OPENING, len(self._waiting)):
             task = asyncio.create_task(self._open())
             self._opening.add(task)
@@ -217,22 +250,35 @@ class _Pool:
         try:
             async with asyncio.timeout(self._connect_timeout):
                 connection = await self._connect()
-        except (OSError, UnicodeError) as error:
-            fault = self._not_connected(error)
-            while self._waiting:
-                place = self._waiting.popleft()
-                if not place.done():
-                    place.set_exception(fault)
-                    break
+        except Exception as error:
+            self._addresses_until = -math.inf
+            if self._all and isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
+                self._none_before = self.now() + _WITHOUT_FILES_S  # those that there are must do
+            else:
+                self._refuse(self._not_connected(error))
         else:
-            self._all.add(connection)
-            self._emptied.clear()
-            if self._sweep is None:
-                self._sweep = self._loop.call_later(self._every, self._look_after)
             self.give_back(connection)
 
+    def _refuse(self, fault: SendFault) -> None:
+        """Tells whoever has waited longest that it is in vain."""
+        while self._waiting:
+            place = self._waiting.popleft()
+            if not place.done():
+                place.set_exception(fault)
+                return
+
+    async def _resolve(self) -> Sequence[AddrInfoType]:
+        """Asked once for all who connect, and not again for a while."""
+        async with self._resolving:
+            if self.now() >= self._addresses_until:
+                self._addresses = await self._loop.getaddrinfo(
+                    self._host, self._port, type=socket.SOCK_STREAM
+                )
+                self._addresses_until = self.now() + DNS_TTL
+            return self._addresses
+
     async def _connect(self) -> _Connection:
-        found = await self._loop.getaddrinfo(self._host, self._port, type=socket.SOCK_STREAM)
+        found = await self._resolve()
         sock = await aiohappyeyeballs.start_connection(
             found, happy_eyeballs_delay=_HAPPY_EYEBALLS_S, interleave=1
         )
@@ -242,7 +288,7 @@ class _Pool:
         )
         return connection
 
-    def _not_connected(self, error: OSError | UnicodeError) -> SendFault:
+    def _not_connected(self, error: Exception) -> SendFault:
         match error:
             case TimeoutError():
                 code, reason = "CONNECT", f"no connection to {self._host} within {self._connect_timeout:g} s"
@@ -255,7 +301,7 @@ class _Pool:
             case ssl.SSLError():
                 code, reason = "TLS", f"no TLS with {self._host}: {error.reason or type(error).__name__}"
             case _:
-                why = error.strerror or type(error).__name__
+                why = getattr(error, "strerror", None) or type(error).__name__
                 code, reason = "CONNECT", f"cannot connect to {self._host}:{self._port}: {why}"
         return SendFault(code, reason, ambiguous=False)
 
@@ -295,7 +341,7 @@ class _Connection(asyncio.Protocol):
         self._begin()
 
     def _begin(self) -> None:
-        self._status = 0
+        self._status: int | None = None
         self._head = b""
         self._body: list[bytes] = []
 
@@ -319,6 +365,7 @@ class _Connection(asyncio.Protocol):
 
     def abort(self) -> None:
         """Ends it, and what is under way on it."""
+        self._fail("RESET", "the connections are being closed")
         self._transport.abort()
 
     def look_after(self, now: float) -> None:
@@ -334,27 +381,28 @@ class _Connection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)  # uvloop has classes of its own
         self._parser = httptools.HttpResponseParser(self)
+        self._pool.made(self)
 
     def data_received(self, data: bytes) -> None:
         if self._answer is None:
             self._transport.abort()  # nobody has asked: it cannot be told what a further answer would belong to
             return
-        if not self._status:
+        if self._status is None:
             self._head = self._head + data if self._head else data
         try:
             self._parser.feed_data(data)
-        except httptools.HttpParserError:
+        except (httptools.HttpParserError, httptools.HttpParserUpgrade):
             self._fail("PROTOCOL", "the answer is not HTTP")
-        if not self._status and len(self._head) > ANSWER_LIMIT:
+        if self._status is None and len(self._head) > ANSWER_LIMIT:
             self._fail("PROTOCOL", "the answer's header has no end")
 
     def eof_received(self) -> None:
         self._is_closed = True
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._is_closed = True
+        ended, self._is_closed = self._is_closed, True
         self._pool.lost(self)
-        if self._answer is not None and exc is None and self._status and self._lasts_to_the_end():
+        if self._answer is not None and ended and exc is None and self._lasts_to_the_end():
             self._finish(keep=False)
         else:
             self._fail(
@@ -379,22 +427,24 @@ class _Connection(asyncio.Protocol):
                 self._finish(keep=False)
 
     def on_message_complete(self) -> None:
-        if self._status >= 200:
-            self._finish(keep=self._parser.should_keep_alive())
+        if self._status is not None and 100 <= self._status < 200:
+            self._status = None  # not the answer yet
         else:
-            self._status = 0  # not the answer yet
+            self._finish(keep=self._parser.should_keep_alive())
 
     # --- and what comes of it
 
     def _lasts_to_the_end(self) -> bool:
         """Whether the answer's body ends with the connection."""
+        if self._status is None:
+            return False
         headers = _Headers(self._head)
         return "content-length" not in headers and "transfer-encoding" not in headers
 
     def _finish(self, *, keep: bool) -> None:
-        answer, self._answer = self._answer, None
-        if answer is None:
+        if self._answer is None or self._status is None:
             return
+        answer, self._answer = self._answer, None
         body: bytes | None = self._body[0][:ANSWER_LIMIT] if self._body else b""
         headers = _Headers(self._head)
         if body and b"ncoding:" in self._head.lower():  # rare, and then looked at in earnest
@@ -414,7 +464,7 @@ class _Connection(asyncio.Protocol):
         """No answer, or half of one."""
         if self._answer is None:
             return
-        if 200 <= self._status < 300:
+        if self._status is not None and 200 <= self._status < 300:
             self._body = []  # FCM has said yes; what is lost is only the message id
             self._finish(keep=False)
             return
@@ -435,7 +485,7 @@ class _Headers(Mapping[str, str]):
         self._head = head
 
     def _read(self) -> dict[str, str]:
-        heads = self._head.split(b"\r\n\r\n")
+        heads = self._head.lstrip(b"\r\n").split(b"\r\n\r\n")
         final = next((head for head in heads if not _INFORMATION.match(head)), b"")
         lines = (line.partition(":") for line in final.decode("latin-1").split("\r\n")[1:])
         return {name.strip().lower(): value.strip() for name, _, value in lines}
