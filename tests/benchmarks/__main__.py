@@ -23,7 +23,19 @@ import psycopg
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from listener.config import Settings
-from tests.benchmarks import backlog, drain, faults, history, idle, inserts, latency, queues, rig, takeover
+from tests.benchmarks import (
+    backlog,
+    drain,
+    faults,
+    history,
+    idle,
+    inserts,
+    latency,
+    queues,
+    rig,
+    scale,
+    takeover,
+)
 from tests.benchmarks.options import Options
 from tests.benchmarks.report import Line, Part, markdown, table
 
@@ -34,6 +46,7 @@ PARTS: dict[str, Callable[[Options], list[Line]]] = {
     "inserts": inserts.part,
     "idle": idle.part,
     "history": history.part,
+    "scale": scale.part,
     "takeover": takeover.part,
     "faults": faults.part,
 }
