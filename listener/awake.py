@@ -23,6 +23,7 @@ tests/model/awake.pml is a model of it, in which every step is needed.
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 import time
 from collections.abc import Callable, Coroutine
@@ -41,6 +42,7 @@ T = TypeVar("T")
 
 _BETWEEN_LOOKS_S = 0.003
 _WATCH_S = 0.25
+_NOT_LOOKING_S = 1.0
 
 _CROWD = 3
 
@@ -85,6 +87,7 @@ class Awake:
         self._on_due = on_due
         self._pace = Pace()
         self._is_awake = False
+        self._looked_at = -math.inf
         self._rest = asyncio.Event()  # set: no reason any more to be awake
         self._news = asyncio.Event()  # set: something may have to be done
         # Each doubt has a number; the sleeper may sleep when all are settled.
@@ -107,7 +110,8 @@ class Awake:
         self._news.set()
 
     def nap(self, found: int) -> float | None:
-        """Seconds until the next look at the queue, after one that brought all there was; None: sleep."""
+        """Hears of a look for all that is due; returns the seconds until the next if that was all. None: sleep."""
+        self._looked_at = time.monotonic()
         if not self._is_awake:
             return None
         if self._pace.looked(time.monotonic(), found):
@@ -137,7 +141,7 @@ class Awake:
     async def _be_awake(self) -> None:
         """Takes the lock, if it is wanted and can be had, and keeps it for as long as much comes."""
         want = self._pace.want(time.monotonic())
-        if want is Want.SLEEP or self._stopping:
+        if want is Want.SLEEP or self._stopping or not self._looks:
             return
         self._pace.tried(time.monotonic())
         self._rest.clear()
@@ -153,7 +157,9 @@ class Awake:
         self._metrics.awakenings.inc()
         self._on_due()
         try:
-            await self._rest.wait()
+            # Who holds the lock and cannot claim, as while FCM hangs, keeps the others from hearing of anything.
+            while self._looks and not await _wait(self._rest, _NOT_LOOKING_S):
+                pass
             if self._stopping:
                 await self._doorbell.ask(_LET_GO_AND_RING, *AWAKE, CHANNEL)
             else:
@@ -168,7 +174,7 @@ class Awake:
         if self._settled == self._doubts or self._stopping:
             return
         doubts = self._doubts
-        while await self._answer(self._rows.is_silenced()):
+        while not self._stopping and await self._answer(self._rows.is_silenced()):
             self._on_due()
             await asyncio.sleep(_WATCH_S)
             doubts = self._doubts
@@ -178,9 +184,7 @@ class Awake:
         try:
             while hidden:
                 self._metrics.unrung.set(len(hidden))
-                await self._wait_for_news(_wait_after(time.monotonic() - began))
-                if self._doubts != doubts or self._pace.want(time.monotonic()) is not Want.SLEEP:
-                    self._news.set()
+                if await _wait(self._news, _wait_after(time.monotonic() - began)):
                     return
                 left = hidden & await self._answer(self._rows.writers())
                 if left != hidden:
@@ -194,10 +198,18 @@ class Awake:
         async with asyncio.timeout(_STATEMENT_PATIENCE_S):
             return await asked
 
-    async def _wait_for_news(self, seconds: float) -> None:
-        with suppress(TimeoutError):
-            async with asyncio.timeout(seconds):
-                await self._news.wait()
+    @property
+    def _looks(self) -> bool:
+        """Whether the queue has been looked at lately, for all that is due."""
+        return time.monotonic() - self._looked_at < _NOT_LOOKING_S
+
+
+async def _wait(event: asyncio.Event, seconds: float) -> bool:
+    """Waits for the event, at most so long; returns whether it came."""
+    with suppress(TimeoutError):
+        async with asyncio.timeout(seconds):
+            await event.wait()
+    return event.is_set()
 
 
 def _wait_after(seconds: float) -> float:

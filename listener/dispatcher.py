@@ -30,7 +30,9 @@ log = structlog.get_logger(__name__)
 
 _PATIENCE_S = 0.05
 _HEAD_START_S = 0.002
-_HIGH_AFTER_S = 0.02
+
+# How often to look for urgent pushes alone. The bell says when, but not while a worker is awake.
+_HIGH_AFTER_S, _HIGH_AFTER_AT_MOST_S = 0.02, 0.08
 
 _NO_ROOM = Room(0, 0, 0)
 
@@ -43,8 +45,8 @@ class Dispatcher:
 
     While ``may_claim`` says no, nothing is claimed: this worker cannot be seen to live, and its peers would take
     what it claims. ``ring`` when it says yes again. ``on_look`` hears of every look at the queue. ``nap`` hears how
-    many rows it brought, if that was all there was, and says after how many seconds to look again; None: when there is
-    a reason. What ``quota`` does not let through stays in the queue.
+    many rows one brought that was for all that is due, and says after how many seconds to look again if that was all;
+    None: when there is a reason. What ``quota`` does not let through stays in the queue.
     """
 
     def __init__(
@@ -81,6 +83,7 @@ class Dispatcher:
         # since when there has been too little room to be worth a claim
         self._little_since: float | None = None
         self._claimed_at = -math.inf
+        self._high_after = _HIGH_AFTER_S
         self._asleep_until = 0.0  # a row that is due earlier is a reason to wake up as well
         self._wake = asyncio.Event()
         self._looked = asyncio.Event()
@@ -106,6 +109,7 @@ class Dispatcher:
 
     def ring(self) -> None:
         """There may be something to claim. May be called at any time, and for nothing."""
+        self._high_after = _HIGH_AFTER_S
         self._wake.set()
 
     def stop(self) -> None:
@@ -158,8 +162,13 @@ class Dispatcher:
                 self._metrics.in_flight.set(len(self._held))
                 if pushes:
                     self._passed_over = 0
+                nap = self._nap(len(pushes)) if room.normal else None
+                if pushes:
+                    self._high_after = _HIGH_AFTER_S
+                elif not room.normal:
+                    self._high_after = min(2 * self._high_after, _HIGH_AFTER_AT_MOST_S)
                 if room.is_left_by(pushes):
-                    if (nap := self._nap(len(pushes))) is not None:
+                    if nap is not None:
                         await _wait(self._wake, nap)
                     # What has just been claimed is on its way before more is asked; a bell meanwhile saves the asking.
                     elif not (pushes and await _wait(self._wake, _HEAD_START_S)):
@@ -209,7 +218,7 @@ class Dispatcher:
         ):
             return room
         # Nothing for the many yet; but what is urgent has a place kept for it, and is looked for.
-        return Room(room.all, 0, 0) if now - self._claimed_at >= _HIGH_AFTER_S else _NO_ROOM
+        return Room(room.all, 0, 0) if now - self._claimed_at >= self._high_after else _NO_ROOM
 
     def _free(self, now: float) -> Room:
         """Places in flight that are free and that the quota lets be taken."""
@@ -225,7 +234,7 @@ class Dispatcher:
         waits = [
             self._health.changes_in(now, len(self._held)),
             None if self._little_since is None else _PATIENCE_S,
-            _HIGH_AFTER_S if self._free(now).all else None,
+            self._high_after if self._free(now).all else None,
             self._quota.opens_in(now) or None,
         ]
         return min((wait for wait in waits if wait is not None), default=None)

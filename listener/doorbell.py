@@ -155,20 +155,27 @@ class Doorbell:
             proof_due = loop.time() + self._heartbeat * self._rng.uniform(0.9, 1.1)
             while loop.time() < proof_due:
                 await self._hear(conn, proof_due - loop.time())
-                if self._fault is not None:
-                    raise psycopg.OperationalError("a statement failed") from self._fault
+                self._raise_fault()
             await self._prove(conn)
+            self._raise_fault()
+
+    def _raise_fault(self) -> None:
+        if self._fault is not None:
+            raise psycopg.OperationalError("a statement failed") from self._fault
 
     async def _hear(self, conn: Connection, seconds: float) -> None:
         """Hears rings for so long, or until somebody asks for the connection.
 
         A ring is taken from the socket and told without a pause between, so none is lost where this is cut off.
         """
-        with suppress(TimeoutError):
+        try:
             async with asyncio.timeout(seconds) as self._hearing:
                 async for notify in conn.notifies():
                     self._heard(notify)
-        self._hearing = None
+        except TimeoutError:
+            pass
+        finally:
+            self._hearing = None
 
     def _stop_hearing(self) -> None:
         if self._hearing is not None and not self._hearing.expired():

@@ -102,7 +102,11 @@ class SharedQuota:
     async def _exchange(self) -> None:
         if self._untold:
             self._untold = False  # before the wait, in which it may be lowered again
-            await self._rows.lower(self._quota.part.at(time.monotonic()), RECOVERY_S)
+            try:
+                await self._rows.lower(self._quota.part.at(time.monotonic()), RECOVERY_S)
+            except BaseException:
+                self._untold = True
+                raise
         self.learn(await self._rows.fleet())
 
     def _tell(self) -> None:

@@ -300,7 +300,8 @@ select count(*) from push_listener.workers where lost and stopped_at > now() - i
 _FLEET = """
 select r.part, extract(epoch from clock_timestamp() - r.lowered_at)::float8, (
     select count(*) from pg_locks l
-      where l.locktype = 'advisory' and l.classid = %(class)s and l.objid <> %(worker)s and l.objsubid = 2 and l.granted
+      where l.locktype = 'advisory' and l.classid = %(class)s and l.objid not in (0, %(worker)s)
+        and l.objsubid = 2 and l.granted
         and l.database = (select oid from pg_database where datname = current_database()))
   from (select 1) one
   left join push_listener.rate r on true

@@ -44,6 +44,7 @@ T = TypeVar("T")
 # Of the shutdown grace: what is kept for writing down results after sends have been given up.
 _KEPT_FOR_SETTLING = 0.2
 _OVERDUE_AFTER_S = 3.0
+_TELLING_PEERS_S = 1.0
 _IDLE_DEPTH_INTERVAL = 300.0
 
 # For a statement whose answer does not come: the network may be a black hole that even acknowledges.
@@ -242,8 +243,10 @@ class Service:
                 group.create_task(self._watch_depth(rows, dispatcher)),
                 group.create_task(quota.run()),
             ]
+            waking: list[asyncio.Task[None]] = []
             if doorbell is not None and watch is not None and awake is not None:
-                background += [group.create_task(part.run()) for part in (doorbell, watch, awake)]
+                waking = [group.create_task(awake.run())]
+                background += [group.create_task(part.run()) for part in (doorbell, watch)] + waking
             if self._settings.retention is not None:
                 retention = purge.keep(self._settings.listen_dsn, self._settings.retention, self.metrics)
                 background.append(group.create_task(retention))
@@ -258,6 +261,8 @@ class Service:
             if awake is not None:
                 awake.stop()
             await self._finish(working, dispatcher)
+            if waking:  # peers are told on the connection that is closed next
+                await asyncio.wait(waking, timeout=_TELLING_PEERS_S)
             for task in background:
                 task.cancel()
         if not working.cancelled():  # otherwise peers, or the next start, take the rows over

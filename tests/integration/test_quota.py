@@ -26,7 +26,7 @@ from listener.fcm.quota import Quota
 from listener.fleet import SharedQuota
 from listener.metrics import Metrics
 from listener.push import Push
-from listener.queue import LIVENESS_CLASS, Fleet, Queue
+from listener.queue import AWAKE, LIVENESS_CLASS, Fleet, Queue
 from listener.service import Service
 from tests.integration.test_queue import pool_of, worker
 from tests.support.postgres import Database
@@ -75,6 +75,9 @@ async def test_the_workers_that_hold_their_lock_are_counted(database: Database, 
     with psycopg.connect(database.dsn, autocommit=True) as life:
         for each in (first, second):
             life.execute("select pg_advisory_lock(%s, %s)", (LIVENESS_CLASS, each.worker_id))
+        assert [(await each.fleet()).workers for each in (first, second, third)] == [2, 2, 3]
+        # The lock of the one that is awake makes nobody count twice.
+        life.execute("select pg_advisory_lock(%s, %s)", AWAKE)
         assert [(await each.fleet()).workers for each in (first, second, third)] == [2, 2, 3]
         life.execute("select pg_advisory_unlock(%s, %s)", (LIVENESS_CLASS, second.worker_id))
         assert (await first.fleet()).workers == 1
