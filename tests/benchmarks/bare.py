@@ -8,10 +8,13 @@ from __future__ import annotations
 import os
 import sys
 
-import aiohttp
 import orjson
 import psycopg
 import uvloop
+
+from listener.fcm.asyncio_transport import AsyncioTransport
+
+_HEADERS = {"Authorization": "Bearer x"}
 
 _CLAIM = """
 update push_notifications set status = 'sent', next_attempt_at = null, sent_at = now()
@@ -27,8 +30,8 @@ async def main(url: str) -> None:
     async with (
         await psycopg.AsyncConnection.connect(os.environ["DATABASE_URL"], autocommit=True) as rings,
         await psycopg.AsyncConnection.connect(os.environ["DATABASE_URL"], autocommit=True) as rows,
-        aiohttp.ClientSession(headers={"Authorization": "Bearer x"}) as http,
     ):
+        http = AsyncioTransport()
         await rings.execute("listen push_listener")
         async for _ in rings.notifies():
             while row := await (await rows.execute(_CLAIM, prepare=True)).fetchone():
@@ -38,8 +41,7 @@ async def main(url: str) -> None:
                     "notification": {"title": title, "body": body},
                     "data": {**data, "push_id": push_id},
                 }
-                async with http.post(url, data=orjson.dumps({"message": message})) as answer:
-                    await answer.read()
+                await http.post(url, _HEADERS, orjson.dumps({"message": message}))
 
 
 if __name__ == "__main__":
