@@ -23,7 +23,12 @@ SUPERUSER = "supabase_admin"
 """As on Supabase, so that ``postgres`` can be what it is there: the project's role, and no superuser."""
 
 # A crash of the machine is not among the faults tested: no file need reach the disk.
-FAST: Mapping[str, str] = {"fsync": "off", "full_page_writes": "off", "max_connections": "200"}
+FAST: Mapping[str, str] = {
+    "fsync": "off",
+    "full_page_writes": "off",
+    "max_connections": "200",
+    "max_prepared_transactions": "5",
+}
 
 # A database is 300 files. To copy one takes 8 ms in memory, and up to 280 ms on ext4, which spends 1 ms on
 # each new file where many have just been deleted.
