@@ -26,7 +26,6 @@ from rich.console import Console
 from rich.table import Table
 
 from listener import migrate
-from listener.config import Settings
 from listener.embedded import EmbeddedPostgres, packaged_binaries
 from listener.emulator.oauth import ServiceAccount
 
@@ -36,9 +35,6 @@ POSTGRES = 18
 ROOT = Path(__file__).resolve().parents[2]
 _PATIENCE = 120.0
 _LEAVING = 30.0
-
-# FCM's own quota is not what is measured.
-_LIFTED = {"FCM_QUOTA": "1000000000", "FCM_RAMP": "0"}
 
 console = Console(highlight=False, width=None if sys.stdout.isatty() else 140)
 errors = Console(stderr=True, highlight=False)
@@ -202,7 +198,6 @@ def listener_environment(dsn: str, sink: Sink, **settings: str) -> dict[str, str
         "LOG_LEVEL": "warning",
         "WORKER_NAME": "bench",
         "NO_PROXY": "127.0.0.1,localhost",
-        **{name: value for name, value in _LIFTED.items() if name.lower() in Settings.model_fields},
         **sink.trust,
         **settings,
     }
