@@ -7,7 +7,6 @@ import math
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import replace
 
 import psycopg
@@ -26,8 +25,8 @@ log = structlog.get_logger(__name__)
 _PATIENCE_S = 30.0
 
 # A statement costs as much for one row as for fifty. Where results come one by one but often, they wait for each other.
-_BUSY_S = 0.1
-_GATHER_S = 0.03
+_BUSY_S = 0.02
+_GATHER_S = 0.008
 
 
 class Settler:
@@ -50,7 +49,6 @@ class Settler:
         self._on_settled = on_settled
         self._waiting: list[Settlement] = []
         self._some = asyncio.Event()
-        self._many = asyncio.Event()
         self.succeeds = True
         """Whether the last statement did, as far as it was for the database to say."""
 
@@ -58,27 +56,17 @@ class Settler:
         """Hands over one result. Never blocks: what bounds the number is how much may be in flight."""
         self._waiting.append(settlement)
         self._some.set()
-        if self._are_many():
-            self._many.set()
-
-    def _are_many(self) -> bool:
-        """Whether more would not make a statement much cheaper."""
-        return 2 * len(self._waiting) >= self._batch
 
     async def run(self) -> None:
         """Writes until cancelled. One batch is written while the next gathers: the busier, the larger."""
         written_at = -math.inf
         while True:
             await self._some.wait()
-            if not self._many.is_set() and time.monotonic() - written_at < _BUSY_S:
-                with suppress(TimeoutError):
-                    async with asyncio.timeout(_GATHER_S):
-                        await self._many.wait()
+            if len(self._waiting) < self._batch / 2 and time.monotonic() - written_at < _BUSY_S:
+                await asyncio.sleep(_GATHER_S)
             batch, self._waiting = self._waiting[: self._batch], self._waiting[self._batch :]
             if not self._waiting:
                 self._some.clear()
-            if not self._are_many():
-                self._many.clear()
             await self._write(batch)
             written_at = time.monotonic()
 
