@@ -25,7 +25,7 @@ CHANNEL = "push_listener"
 LIVENESS_CLASS = 1_886_745_448
 """First key of the advisory locks that workers hold while they live ("push"); the second is the worker's id."""
 
-AWAKE = (LIVENESS_CLASS, 0)
+AWAKE = (1_886_745_449, 0)
 """The advisory lock that silences the bell: held, exclusively, by a listener that is awake."""
 
 # Two conditions appear in several statements and must read as in the index push_notifications_due, or Postgres
@@ -300,8 +300,7 @@ select count(*) from push_listener.workers where lost and stopped_at > now() - i
 _FLEET = """
 select r.part, extract(epoch from clock_timestamp() - r.lowered_at)::float8, (
     select count(*) from pg_locks l
-      where l.locktype = 'advisory' and l.classid = %(class)s and l.objid not in (0, %(worker)s)
-        and l.objsubid = 2 and l.granted
+      where l.locktype = 'advisory' and l.classid = %(class)s and l.objid <> %(worker)s and l.objsubid = 2 and l.granted
         and l.database = (select oid from pg_database where datname = current_database()))
   from (select 1) one
   left join push_listener.rate r on true

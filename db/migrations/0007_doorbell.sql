@@ -2,7 +2,7 @@
 -- costs time and nothing else.
 --
 -- Transactions that notify commit one after another, in the whole cluster: a bell for each insert would make many
--- inserts slow. A listener that is awake, looking at the queue all the time, holds the advisory lock (1886745448, 0), and
+-- inserts slow. A listener that is awake, looking at the queue all the time, holds the advisory lock (1886745449, 0), and
 -- nobody rings. What a transaction has inserted while the lock was taken and commits after it was let go is found all
 -- the same: listener/awake.py says how.
 
@@ -12,8 +12,8 @@ as $$
 begin
   -- One expression, in which nothing can fail or be cancelled between taking the lock and letting it go. It must not be
   -- kept until the end: as long as one transaction that has rung is open, no listener could be awake.
-  if pg_catalog.pg_try_advisory_lock_shared(1886745448, 0)
-     and pg_catalog.pg_advisory_unlock_shared(1886745448, 0) then
+  if pg_catalog.pg_try_advisory_lock_shared(1886745449, 0)
+     and pg_catalog.pg_advisory_unlock_shared(1886745449, 0) then
     perform pg_catalog.pg_notify('push_listener', '');
   end if;
   return null;

@@ -50,7 +50,7 @@ _STATEMENT = re.compile(
 _KINDS = {"with high as": "claim", "with result as": "settle"}
 
 _LIVE = (
-    "select count(*) from pg_locks where locktype = 'advisory' and classid = %s and objid <> 0 and granted"
+    "select count(*) from pg_locks where locktype = 'advisory' and classid = %s and granted"
 )
 _SHARES = "select count(*) from push_notifications group by claimed_by"
 _ACTIVITY = """
