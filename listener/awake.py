@@ -27,16 +27,17 @@ import math
 import random
 import time
 from collections.abc import Callable, Coroutine
-from contextlib import suppress
 from typing import TypeVar
 
 import psycopg
 from psycopg_pool import PoolTimeout
 
+from listener.database import STATEMENT_PATIENCE_S
 from listener.doorbell import Doorbell
 from listener.metrics import Metrics
 from listener.pace import Pace, Want
 from listener.queue import AWAKE, CHANNEL, Queue
+from listener.waiting import wait
 
 T = TypeVar("T")
 
@@ -50,9 +51,6 @@ _CROWD = 3
 _PART_OF_WAIT = 0.25
 _LEAST_WAIT_S = 0.002
 _MOST_WAIT_S = 30.0
-
-# For a statement whose answer does not come: the network may be a black hole that even acknowledges.
-_STATEMENT_PATIENCE_S = 30.0
 
 # It never waits, for who rings has the lock for an instant only. With a crowd, only when so many wait to commit a
 # notification: they queue for a lock on "database 0".
@@ -158,7 +156,7 @@ class Awake:
         self._on_due()
         try:
             # Who holds the lock and cannot claim, as while FCM hangs, keeps the others from hearing of anything.
-            while self._looks and not await _wait(self._rest, _NOT_LOOKING_S):
+            while self._looks and not await wait(self._rest, _NOT_LOOKING_S):
                 pass
             if self._stopping:
                 await self._doorbell.ask(_LET_GO_AND_RING, *AWAKE, CHANNEL)
@@ -184,7 +182,7 @@ class Awake:
         try:
             while hidden:
                 self._metrics.unrung.set(len(hidden))
-                if await _wait(self._news, _wait_after(time.monotonic() - began)):
+                if await wait(self._news, _wait_after(time.monotonic() - began)):
                     return
                 left = hidden & await self._answer(self._rows.writers())
                 if left != hidden:
@@ -195,21 +193,13 @@ class Awake:
         self._settled = doubts
 
     async def _answer(self, asked: Coroutine[object, object, T]) -> T:
-        async with asyncio.timeout(_STATEMENT_PATIENCE_S):
+        async with asyncio.timeout(STATEMENT_PATIENCE_S):
             return await asked
 
     @property
     def _looks(self) -> bool:
         """Whether the queue has been looked at lately, for all that is due."""
         return time.monotonic() - self._looked_at < _NOT_LOOKING_S
-
-
-async def _wait(event: asyncio.Event, seconds: float) -> bool:
-    """Waits for the event, at most so long; returns whether it came."""
-    with suppress(TimeoutError):
-        async with asyncio.timeout(seconds):
-            await event.wait()
-    return event.is_set()
 
 
 def _wait_after(seconds: float) -> float:

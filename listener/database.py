@@ -22,6 +22,9 @@ _ALIVE = (
     "connect_timeout=5"
 )
 
+STATEMENT_PATIENCE_S = 30.0
+"""For a statement whose answer does not come: the network may be a black hole that even acknowledges."""
+
 _LOOKS = 24
 _LOOK_PATIENCE_S = 15.0
 # Random, lest the looks go in step with what others do, and the same backend be free each time.

@@ -16,6 +16,7 @@ from psycopg_pool import PoolTimeout
 
 from listener.attempt import Attempts, untouched
 from listener.config import Settings
+from listener.database import STATEMENT_PATIENCE_S
 from listener.fcm.sender import Sender
 from listener.fleet import SharedQuota
 from listener.health import FcmHealth
@@ -25,6 +26,7 @@ from listener.push import Push
 from listener.queue import Queue, Settlement, fault_name
 from listener.room import Room, room_for
 from listener.settler import Settler
+from listener.waiting import wait
 
 log = structlog.get_logger(__name__)
 
@@ -35,9 +37,6 @@ _HEAD_START_S = 0.002
 _HIGH_AFTER_S, _HIGH_AFTER_AT_MOST_S = 0.02, 0.08
 
 _NO_ROOM = Room(0, 0, 0)
-
-# For a statement whose answer does not come: the network may be a black hole that even acknowledges.
-_STATEMENT_PATIENCE_S = 30.0
 
 
 class Dispatcher:
@@ -140,7 +139,7 @@ class Dispatcher:
             room = self._room()
             if room.all == 0:
                 self._hungry = True
-                await _wait(self._wake, self._until_room())
+                await wait(self._wake, self._until_room())
                 continue
             self._hungry = False
             if room.normal:
@@ -149,7 +148,7 @@ class Dispatcher:
             try:
                 self.looks += 1
                 self._on_look()
-                async with asyncio.timeout(_STATEMENT_PATIENCE_S):
+                async with asyncio.timeout(STATEMENT_PATIENCE_S):
                     if failures and (
                         lost := await self._queue.release([push_id for push_id, _ in self._held])
                     ):
@@ -169,14 +168,14 @@ class Dispatcher:
                     self._high_after = min(2 * self._high_after, _HIGH_AFTER_AT_MOST_S)
                 if room.is_left_by(pushes):
                     if nap is not None:
-                        await _wait(self._wake, nap)
+                        await wait(self._wake, nap)
                     # What has just been claimed is on its way before more is asked; a bell meanwhile saves the asking.
-                    elif not (pushes and await _wait(self._wake, _HEAD_START_S)):
+                    elif not (pushes and await wait(self._wake, _HEAD_START_S)):
                         await self._sleep()
             except (psycopg.Error, PoolTimeout, TimeoutError) as error:
                 failures += 1
                 self._cannot_claim(error, failures)
-                await _wait(self._stop, self._rng.uniform(0.0, min(2.0, 0.25 * 2.0 ** min(failures, 10))))
+                await wait(self._stop, self._rng.uniform(0.0, min(2.0, 0.25 * 2.0 ** min(failures, 10))))
                 continue
             failures = 0
             self._has_looked()
@@ -186,11 +185,11 @@ class Dispatcher:
         while True:
             self._has_looked()
             self._asleep_until = math.inf  # whatever is settled from here on may not be in the answer
-            async with asyncio.timeout(_STATEMENT_PATIENCE_S):
+            async with asyncio.timeout(STATEMENT_PATIENCE_S):
                 earliest = await self._queue.earliest()
             if earliest is not None and earliest <= 0.0:
                 # It fell due since the claim; or somebody else has it locked, and may have it for long.
-                await _wait(self._wake, _locked_nap(self._passed_over))
+                await wait(self._wake, _locked_nap(self._passed_over))
                 self._passed_over += 1
                 return
             self._passed_over = 0
@@ -198,7 +197,7 @@ class Dispatcher:
             if earliest is not None:
                 nap = min(nap, earliest)
             self._asleep_until = time.monotonic() + nap
-            if await _wait(self._wake, nap):
+            if await wait(self._wake, nap):
                 return
 
     def _room(self) -> Room:
@@ -294,13 +293,3 @@ class Dispatcher:
 def _locked_nap(times: int) -> float:
     """Seconds before asking again for what was due and could not be had, so many times in a row."""
     return 0.0 if times == 0 else min(0.5, 0.005 * 2.0 ** min(times, 10))
-
-
-async def _wait(event: asyncio.Event, seconds: float | None) -> bool:
-    """Waits for the event, at most so long; returns whether it came."""
-    try:
-        async with asyncio.timeout(seconds):
-            await event.wait()
-    except TimeoutError:
-        return False
-    return True

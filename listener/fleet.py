@@ -10,11 +10,13 @@ import psycopg
 import structlog
 from psycopg_pool import PoolTimeout
 
+from listener.database import STATEMENT_PATIENCE_S
 from listener.fcm.outcome import Limit
 from listener.fcm.quota import RECOVERY_S, Part, Quota
 from listener.metrics import Metrics
 from listener.push import Push
 from listener.queue import Fleet, Queue
+from listener.waiting import wait
 
 log = structlog.get_logger(__name__)
 
@@ -22,9 +24,6 @@ _EVERY_S = 1.0
 
 # Less than this is not worth a word.
 _HARDLY_LOWERED = 0.95
-
-# For a statement whose answer does not come: the network may be a black hole that even acknowledges.
-_STATEMENT_PATIENCE_S = 30.0
 
 
 class SharedQuota:
@@ -88,16 +87,16 @@ class SharedQuota:
     async def run(self) -> None:
         """Keeps up with the other workers until cancelled."""
         while True:
-            await _wait(self._used, self._quota.part.whole_in(time.monotonic()) if self._told else None)
+            await wait(self._used, self._quota.part.whole_in(time.monotonic()) if self._told else None)
             self._used.clear()
             self._lowered.clear()
             try:
-                async with asyncio.timeout(_STATEMENT_PATIENCE_S):
+                async with asyncio.timeout(STATEMENT_PATIENCE_S):
                     await self._exchange()
             except (psycopg.Error, PoolTimeout, TimeoutError):
                 self._metrics.database_errors.labels("rate").inc()
             self._tell()
-            await _wait(self._lowered, _EVERY_S)
+            await wait(self._lowered, _EVERY_S)
 
     async def _exchange(self) -> None:
         if self._untold:
@@ -120,11 +119,3 @@ class SharedQuota:
         elif part == 1.0 and self._told:
             log.info("sending at the whole rate again")
             self._told = False
-
-
-async def _wait(event: asyncio.Event, seconds: float | None) -> None:
-    try:
-        async with asyncio.timeout(seconds):
-            await event.wait()
-    except TimeoutError:
-        pass

@@ -11,23 +11,21 @@ import asyncio
 import random
 import time
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 
 import psycopg
 import structlog
 from psycopg_pool import PoolTimeout
 
+from listener.database import STATEMENT_PATIENCE_S
 from listener.metrics import Metrics
 from listener.queue import Queue
+from listener.waiting import wait
 
 log = structlog.get_logger(__name__)
 
 # Two looks must agree, so that a doorbell that is just being replaced is not taken for a death.
 _BETWEEN_LOOKS_S = (0.6, 0.8)
 _ATTENTIVE_S = 3.0
-
-# For a statement whose answer does not come: the network may be a black hole that even acknowledges.
-_STATEMENT_PATIENCE_S = 30.0
 
 
 class PeerWatch:
@@ -74,7 +72,7 @@ class PeerWatch:
             if self._is_steady():
                 self._stirred.clear()
                 try:
-                    async with asyncio.timeout(_STATEMENT_PATIENCE_S):
+                    async with asyncio.timeout(STATEMENT_PATIENCE_S):
                         peers = dict(await self._rows.peers())
                         suspects = await self._look(peers, suspects)
                         if not suspects:
@@ -117,9 +115,6 @@ class PeerWatch:
         return earliest
 
     async def _sleep(self, seconds: float | None) -> None:
-        with suppress(TimeoutError):
-            async with asyncio.timeout(seconds):
-                await self._stirred.wait()
-                return
-        self.stir()
-        self._on_due()
+        if not await wait(self._stirred, seconds):
+            self.stir()
+            self._on_due()

@@ -19,7 +19,7 @@ from psycopg_pool import PoolTimeout
 from listener import migrate, purge, queue
 from listener.awake import Awake
 from listener.config import ConfigError, Settings
-from listener.database import Pool, is_transaction_pooler, make_pool
+from listener.database import STATEMENT_PATIENCE_S, Pool, is_transaction_pooler, make_pool
 from listener.dispatcher import Dispatcher
 from listener.doorbell import Doorbell
 from listener.fcm.aiohttp_transport import AiohttpTransport
@@ -46,9 +46,6 @@ _KEPT_FOR_SETTLING = 0.2
 _OVERDUE_AFTER_S = 3.0
 _TELLING_PEERS_S = 1.0
 _IDLE_DEPTH_INTERVAL = 300.0
-
-# For a statement whose answer does not come: the network may be a black hole that even acknowledges.
-_STATEMENT_PATIENCE_S = 30.0
 
 
 _CANNOT_LISTEN = (
@@ -324,7 +321,7 @@ class Service:
             looks, now = dispatcher.looks, time.monotonic()
             if looks != seen or busy or now - read_at >= _IDLE_DEPTH_INTERVAL:
                 try:
-                    async with asyncio.timeout(_STATEMENT_PATIENCE_S):
+                    async with asyncio.timeout(STATEMENT_PATIENCE_S):
                         depth = await rows.depth()
                 except (psycopg.Error, PoolTimeout, TimeoutError):
                     self.metrics.database_errors.labels("depth").inc()

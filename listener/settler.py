@@ -14,15 +14,13 @@ import structlog
 import tenacity
 from psycopg_pool import PoolTimeout
 
+from listener.database import STATEMENT_PATIENCE_S
 from listener.log import seldom
 from listener.metrics import Metrics
 from listener.queue import ROW_FAULTS, Queue, Settlement, fault_name
 from listener.retry import Decision, Status
 
 log = structlog.get_logger(__name__)
-
-# For a statement whose answer does not come: the network may be a black hole that even acknowledges.
-_PATIENCE_S = 30.0
 
 # A statement costs as much for one row as for fifty. Where results come one by one but often, they wait for each other.
 _BUSY_S = 0.02
@@ -123,7 +121,7 @@ class Settler:
         async for attempt in attempts:
             with attempt:
                 again = attempt.retry_state.attempt_number > 1
-                async with asyncio.timeout(_PATIENCE_S):
+                async with asyncio.timeout(STATEMENT_PATIENCE_S):
                     held = await self._queue.settle(batch, again=again)
                 self.succeeds = True
                 return held
