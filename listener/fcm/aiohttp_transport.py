@@ -14,6 +14,7 @@ from yarl import URL
 from listener.fcm.fault import SendFault
 from listener.fcm.transport import (
     ANSWER_LIMIT,
+    DNS_TTL,
     ENCODING,
     KEEPALIVE,
     USER_AGENT,
@@ -21,9 +22,6 @@ from listener.fcm.transport import (
     check_timeouts,
     proxy_for,
 )
-
-DNS_TTL = 30
-"""Seconds a resolved address is used for new connections."""
 
 
 class AiohttpTransport:

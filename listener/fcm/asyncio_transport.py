@@ -22,8 +22,10 @@ from listener.fcm.aiohttp_transport import AiohttpTransport
 from listener.fcm.fault import SendFault
 from listener.fcm.transport import (
     ANSWER_LIMIT,
+    DNS_TTL,
     ENCODING,
     KEEPALIVE,
+    PORTS,
     USER_AGENT,
     Response,
     check_timeouts,
@@ -31,9 +33,6 @@ from listener.fcm.transport import (
 )
 
 _INFORMATION = re.compile(rb"HTTP/1\.[01] 1")
-
-DNS_TTL = 30.0
-"""Seconds for which resolved addresses are used for new connections."""
 
 _TRIES = 3
 
@@ -108,11 +107,11 @@ class _Route:
     def __init__(self, url: str, connect_timeout: float, timeout: float) -> None:
         parts = urlsplit(url)
         host, tls = parts.hostname or "", parts.scheme == "https"
-        port = parts.port or (443 if tls else 80)
+        default = PORTS[parts.scheme]
+        port = parts.port or default
         self.pool = _Pool(host, port, _trusting() if tls else None, connect_timeout, timeout)
         path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
         shown = f"[{host}]" if ":" in host else host
-        default = {"http": 80, "https": 443}[parts.scheme]
         self._first = f"POST {path} HTTP/1.1\r\nHost: {shown}" + (f":{port}" if port != default else "")
         self._head = b""
         self._headers: Mapping[str, str] = {}

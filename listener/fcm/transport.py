@@ -16,6 +16,12 @@ KEEPALIVE = 60.0
 """Seconds an idle connection is kept. Below what NATs and Google's front ends allow, so that we are
 the side that closes: a request written onto a connection the server is closing is an ambiguous reset."""
 
+DNS_TTL = 30
+"""Seconds a resolved address is used for new connections."""
+
+PORTS = {"http": 80, "https": 443}
+"""Where no port is named."""
+
 USER_AGENT = "push-listener"
 
 ENCODING = {"Accept-Encoding": "identity"}
@@ -70,7 +76,7 @@ def proxy_for(url: str) -> str | None:
         SendFault: it is of a kind that cannot be used (SOCKS).
     """
     parts = urlsplit(url)
-    if parts.hostname is None or proxy_bypass(f"{parts.hostname}:{parts.port or _PORTS[parts.scheme]}"):
+    if parts.hostname is None or proxy_bypass(f"{parts.hostname}:{parts.port or PORTS[parts.scheme]}"):
         return None
     proxies = getproxies()
     named = proxies.get(parts.scheme) or proxies.get("all")
@@ -81,6 +87,3 @@ def proxy_for(url: str) -> str | None:
     if scheme not in ("http", "https"):
         raise SendFault("PROXY", f"a {scheme} proxy cannot be used, only http or https", ambiguous=False)
     return proxy
-
-
-_PORTS = {"http": 80, "https": 443}
