@@ -49,9 +49,7 @@ _STATEMENT = re.compile(
 )
 _KINDS = {"with high as": "claim", "with result as": "settle"}
 
-_LIVE = (
-    "select count(*) from pg_locks where locktype = 'advisory' and classid = %s and granted"
-)
+_LIVE = "select count(*) from pg_locks where locktype = 'advisory' and classid = %s and granted"
 _SHARES = "select count(*) from push_notifications group by claimed_by"
 _ACTIVITY = """
 select coalesce(wait_event_type || ' ' || wait_event, 'running'), state = 'active', count(*)

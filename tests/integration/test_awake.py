@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
-import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import LiteralString
 
@@ -28,13 +27,13 @@ from tests.integration.test_doorbell import Rings, cut
 from tests.support.postgres import Database, Server
 from tests.support.service import (
     PATIENCE,
-    PROJECT,
-    Program,
     connect,
     environment,
+    python,
     serving,
     settings_for,
     shown,
+    until,
 )
 
 Writer = AsyncConnection[tuple[object, ...]]
@@ -132,13 +131,6 @@ async def settled(service: Service) -> None:
     it = service._awake
     assert it is not None
     await until(lambda: it._settled == it._doubts)
-
-
-async def until(condition: Callable[[], object]) -> None:
-    """For what gives no sign of its own."""
-    async with asyncio.timeout(PATIENCE):
-        while not condition():  # noqa: ASYNC110
-            await asyncio.sleep(0.005)
 
 
 async def sent(emulator: Emulator, *tokens: str) -> None:
@@ -698,7 +690,7 @@ async def test_it_is_killed_or_frozen_at_each_step(
         conns = [await stack.enter_async_context(writer(database)) for _ in range(2)]
         variables = {"stop_at": point, "sweep_interval": "3600"}
         listener = await stack.enter_async_context(
-            python(STOPPING, env=environment(database.dsn, emulator, **variables))
+            python("-c", STOPPING, env=environment(database.dsn, emulator, **variables))
         )
         await listener.said("ready")
         settings = settings_for(database.dsn, emulator)
@@ -727,26 +719,6 @@ async def test_it_is_killed_or_frozen_at_each_step(
 
 async def settled_but_for_writers(service: Service) -> None:
     await until(lambda: service.metrics.registry.get_sample_value("push_unrung_transactions"))
-
-
-@asynccontextmanager
-async def python(code: str, env: Mapping[str, str]) -> AsyncIterator[Program]:
-    """A process that runs this."""
-    process = await asyncio.create_subprocess_exec(
-        sys.executable,
-        "-c",
-        code,
-        cwd=PROJECT,
-        env=env,
-        stdin=asyncio.subprocess.DEVNULL,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-    )
-    started = Program(process)
-    try:
-        yield started
-    finally:
-        await started.close()
 
 
 # --- the connection that listens also answers ------------------------------------------------------------------------

@@ -26,7 +26,7 @@ from listener.ramp import Ramp
 from listener.service import Service
 from tests.integration.test_queue import pool_of
 from tests.support.postgres import Database
-from tests.support.service import PATIENCE, Rows, connect, get, rows_of, serving, settings_for
+from tests.support.service import Rows, connect, get, rows_of, serving, settings_for, until
 
 pytestmark = pytest.mark.newest_postgres
 
@@ -35,22 +35,6 @@ pytestmark = pytest.mark.newest_postgres
 async def rows(database: Database) -> AsyncIterator[Rows]:
     async with rows_of(database.superuser_dsn) as opened:
         yield opened
-
-
-async def add(rows: Rows, count: int, prefix: str = "phone") -> None:
-    await rows.query(
-        "insert into push_notifications (device_token, title) "
-        "select %(prefix)s || '-' || n, 't' from generate_series(1, %(count)s) n",
-        prefix=prefix,
-        count=count,
-    )
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    """For what gives no sign of its own."""
-    async with asyncio.timeout(PATIENCE):
-        while not condition():  # noqa: ASYNC110  # it has no event
-            await asyncio.sleep(0.01)
 
 
 def count_of(service: Service, name: str, **labels: str) -> float:
@@ -92,7 +76,7 @@ async def test_no_push_is_used_up_by_an_outage_and_the_work_goes_on_by_itself(
     )
     async with serving(settings) as service:
         async with down(emulator) if trouble == "down" else failing(emulator, trouble):
-            await add(rows, 300)
+            await rows.add_many(300)
             await until(lambda: service._dispatcher is not None and bool(service._dispatcher.paused))
             assert service.port is not None
             status, text = await get(service.port, "/readyz")
@@ -119,7 +103,7 @@ async def test_the_last_try_of_many_pushes_is_decided_by_one_question(
     rule = emulator.add_fault("timeout")
     settings = settings_for(database.dsn, emulator, request_timeout=0.5, connect_timeout=0.2, max_tries=1)
     async with serving(settings):
-        await add(rows, 15)
+        await rows.add_many(15)
         await rows.until(lambda found: all(row["error_code"] == "TIMEOUT" for row in found.values()))
         assert sum(record.validate_only for record in emulator.received) == 1
         emulator.remove_fault(rule)
@@ -134,13 +118,13 @@ async def test_pushes_that_always_fail_do_not_keep_others_waiting(
     rule = emulator.add_fault("unavailable,token_prefix=bad")
     settings = settings_for(database.dsn, emulator, retry_floor=1, retry_cap=10)
     async with serving(settings) as service:
-        await add(rows, 100, "bad")
+        await rows.add_many(100, "bad")
         await rows.until(lambda found: all(row["error_code"] == "UNAVAILABLE" for row in found.values()))
         began = time.monotonic()
         await rows.query(  # all of them are due again, and were so first
             "update push_notifications set next_attempt_at = now() - interval '1 hour' where status <> 'processing'"
         )
-        await add(rows, 20, "good")
+        await rows.add_many(20, "good")
         await rows.until(
             lambda found: all(
                 row["status"] == "sent" for row in found.values() if row["device_token"].startswith("good")
@@ -256,7 +240,7 @@ async def test_what_has_been_sent_is_written_down_when_the_database_is_back(
 ) -> None:
     emulator.latency = 1.0
     async with serving(settings_for(database.dsn, emulator, max_in_flight=20)) as service:
-        await add(rows, 200)
+        await rows.add_many(200)
         await emulator.wait_accepted(20)
         began = time.monotonic()
         async with TROUBLES[trouble](database):

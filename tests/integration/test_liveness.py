@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import signal
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from uuid import UUID
@@ -36,6 +36,7 @@ from tests.support.service import (
     rows_of,
     serving,
     settings_for,
+    until,
 )
 
 pytestmark = pytest.mark.newest_postgres
@@ -78,15 +79,6 @@ async def kill(*victims: Program) -> float:
     return when
 
 
-async def add(rows: Rows, count: int, prefix: str = "phone") -> None:
-    await rows.query(
-        "insert into push_notifications (device_token, title) "
-        "select %(prefix)s || '-' || n, 't' from generate_series(1, %(count)s) n",
-        prefix=prefix,
-        count=count,
-    )
-
-
 async def holders(rows: Rows) -> dict[str, int]:
     """How many rows each worker holds, by its name."""
     found = await rows.query(
@@ -104,13 +96,6 @@ async def lock_holder(rows: Rows, worker_id: int) -> int | None:
         **{"class": LIVENESS_CLASS, "id": worker_id},
     )
     return found[0]["pid"] if found else None
-
-
-async def until(condition: Callable[[], object]) -> None:
-    """For what gives no sign of its own."""
-    async with asyncio.timeout(PATIENCE):
-        while not condition():  # noqa: ASYNC110  # it has no event
-            await asyncio.sleep(0.01)
 
 
 def report(what: str, found: dict[UUID, Row], since: float) -> None:
@@ -134,7 +119,7 @@ async def test_the_rows_of_a_killed_worker_go_out_through_another_within_seconds
 ) -> None:
     hang = emulator.add_fault("timeout")
     async with worker(database, emulator, "victim") as victim:
-        await add(rows, 50)
+        await rows.add_many(50)
         await emulator.wait_received(50)
         async with worker(database, emulator, "heir") as heir:
             emulator.remove_fault(hang)
@@ -155,7 +140,7 @@ async def test_two_that_die_at_once_leave_their_rows_to_the_third(
             await stack.enter_async_context(worker(database, emulator, name, max_in_flight="20"))
             for name in ("first", "second")
         ]
-        await add(rows, 36)
+        await rows.add_many(36)
         await emulator.wait_received(36)
         assert await holders(rows) == {
             "first": 18,
@@ -175,7 +160,7 @@ async def test_a_process_that_is_started_anew_finds_what_the_former_left(
     """A single process, as on one dyno: nobody else is there to notice."""
     hang = emulator.add_fault("timeout")
     async with worker(database, emulator, "former") as former:
-        await add(rows, 20)
+        await rows.add_many(20)
         await emulator.wait_received(20)
         await kill(former)
     emulator.remove_fault(hang)
@@ -192,7 +177,7 @@ async def test_what_could_not_be_written_at_the_end_is_taken_over_and_not_waited
     emulator.latency = 0.5
     async with worker(database, emulator, "former", shutdown_grace="2") as former:
         async with rows_of(database.dsn) as rows:
-            await add(rows, 20)
+            await rows.add_many(20)
             await emulator.wait_accepted(20)
         await asyncio.to_thread(database.server.stop)
         former.terminate()
@@ -302,7 +287,7 @@ async def test_a_worker_that_was_frozen_past_its_lease_settles_nothing_any_more(
 ) -> None:
     hang = emulator.add_fault("timeout")
     async with worker(database, emulator, "frozen", request_timeout="4", connect_timeout="2") as frozen:
-        await add(rows, 20)
+        await rows.add_many(20)
         await emulator.wait_received(20)
         frozen.signal(signal.SIGSTOP)
         emulator.remove_fault(hang)
@@ -330,7 +315,7 @@ async def test_a_living_worker_whose_listen_connection_is_cut_keeps_its_rows_its
 ) -> None:
     emulator.latency = 3.0
     async with worker(database, emulator, "deaf") as deaf:
-        await add(rows, 20)
+        await rows.add_many(20)
         await emulator.wait_accepted(20)
         async with worker(database, emulator, "other"):
             worker_id = (await deaf.said("ready"))["worker"]
@@ -360,7 +345,7 @@ async def test_when_the_server_is_restarted_nobody_is_taken_for_dead(
     settings = settings_for(database.dsn, emulator, max_in_flight=10)
     async with serving(settings), serving(settings) as slow:
         async with rows_of(database.dsn) as rows:
-            await add(rows, 20)
+            await rows.add_many(20)
             await emulator.wait_accepted(20)
         bell = slow._doorbell
         assert bell is not None
@@ -420,7 +405,7 @@ async def test_who_cannot_be_seen_to_live_claims_nothing_and_still_settles(
         bell, dispatcher = service._doorbell, service._dispatcher
         assert bell is not None
         assert dispatcher is not None
-        await add(rows, 5)
+        await rows.add_many(5)
         await emulator.wait_accepted(5)
         worker_id = dispatcher._queue.worker_id
         stealing = asyncio.create_task(

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import signal
-import sys
 import time
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import Mapping
 
 import psycopg
 import pytest
@@ -19,11 +17,10 @@ from tests.integration.test_queue import pool_of
 from tests.support.postgres import Database
 from tests.support.service import (
     OVER,
-    PROJECT,
-    Program,
     Rows,
     connect,
     environment,
+    python,
     serving,
     settings_for,
 )
@@ -48,30 +45,10 @@ main()
 """
 
 
-@asynccontextmanager
-async def mortal(env: Mapping[str, str]) -> AsyncIterator[Program]:
-    process = await asyncio.create_subprocess_exec(
-        sys.executable,
-        "-c",
-        _MORTAL,
-        "run",
-        cwd=PROJECT,
-        env=env,
-        stdin=asyncio.subprocess.DEVNULL,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-    )
-    started = Program(process)
-    try:
-        yield started
-    finally:
-        await started.close()
-
-
 async def supervised(env: Mapping[str, str], deaths: list[int]) -> None:
     """Starts the listener, and again whenever it has died, as init systems and platforms do."""
     while True:
-        async with mortal(env) as running:
+        async with python("-c", _MORTAL, "run", env=env) as running:
             code = await running.ended(100.0)
             assert code == -signal.SIGKILL, running.output[-2000:]
             deaths.append(code)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from uuid import uuid4
 
@@ -30,7 +30,17 @@ from listener.queue import AWAKE, LIVENESS_CLASS, Fleet, Queue
 from listener.service import Service
 from tests.integration.test_queue import pool_of, worker
 from tests.support.postgres import Database
-from tests.support.service import PATIENCE, Program, Rows, environment, program, serving, settings_for, shown
+from tests.support.service import (
+    PATIENCE,
+    Program,
+    Rows,
+    environment,
+    program,
+    serving,
+    settings_for,
+    shown,
+    until,
+)
 from tests.unit.test_message import push
 
 pytestmark = pytest.mark.newest_postgres
@@ -44,22 +54,6 @@ WHOLE = 90.0
 async def pool(database: Database) -> AsyncIterator[Pool]:
     async with pool_of(database.dsn) as opened:
         yield opened
-
-
-async def until(condition: Callable[[], object]) -> None:
-    """For what gives no sign of its own."""
-    async with asyncio.timeout(PATIENCE):
-        while not condition():  # noqa: ASYNC110  # it has no event
-            await asyncio.sleep(0.01)
-
-
-async def add(rows: Rows, count: int, priority: str = "normal") -> None:
-    await rows.query(
-        "insert into push_notifications (device_token, title, priority) "
-        "select %(priority)s || '-' || n, 't', %(priority)s from generate_series(1, %(count)s) n",
-        priority=priority,
-        count=count,
-    )
 
 
 def value(service: Service, name: str) -> float:
@@ -263,7 +257,7 @@ async def test_two_processes_share_one_quota_and_give_it_back(
 ) -> None:
     """6,000 a minute: about 90 a second, whoever sends them, and up to 300 at once from each when the second comes."""
     async with AsyncExitStack() as stack:
-        await add(rows, 8000)
+        await rows.add_many(8000, "normal")
         await stack.enter_async_context(process(database, emulator, "first", fcm_quota="6000"))
         await emulator.wait_received(800, timeout=PATIENCE)
         alone = await fcm.rate(200)
@@ -295,7 +289,7 @@ async def test_429_lowers_the_rate_of_two_workers_and_it_comes_back(
     monkeypatch.setattr(fleet, "RECOVERY_S", 12.0)
     settings = settings_for(database.dsn, emulator, fcm_quota=6000, fcm_ramp=0, max_tries=100)
     async with serving(settings) as one, serving(settings) as other:
-        await add(rows, 6000)
+        await rows.add_many(6000, "normal")
         await emulator.wait_received(1200, timeout=PATIENCE)
         before = await fcm.rate(200)
 
@@ -351,7 +345,7 @@ async def test_it_is_told_once_that_the_rate_is_lowered_and_once_that_it_is_back
     monkeypatch.setattr(quota, "RECOVERY_S", 1.5)
     emulator.add_fault("quota_exceeded,times=20,retry_after=0")
     async with serving(settings_for(database.dsn, emulator, max_tries=100)):
-        await add(rows, 20)
+        await rows.add_many(20, "normal")
         await rows.over()
         await until(lambda: len(said) == 2)
     assert said == [
@@ -371,7 +365,7 @@ async def test_high_priority_does_not_wait_for_what_others_have_used_up(
     for number in range(100):
         await rows.device(f"device-{number}", user)
     async with serving(settings_for(database.dsn, emulator, fcm_quota=600, fcm_ramp=0)) as service:
-        await add(rows, 40)
+        await rows.add_many(40, "normal")
         await emulator.wait_accepted(40, timeout=PATIENCE)
         await rows.add(user_id=user, title="t")
         await emulator.wait_accepted(140, timeout=PATIENCE)
@@ -396,7 +390,7 @@ async def test_who_waits_for_the_quota_holds_nothing_and_does_not_spin(
     database: Database, rows: Rows, emulator: Emulator, fcm: Fcm
 ) -> None:
     async with serving(settings_for(database.dsn, emulator, fcm_quota=60, fcm_ramp=0)) as service:
-        await add(rows, 30)
+        await rows.add_many(30, "normal")
         await emulator.wait_accepted(6, timeout=PATIENCE)
         assert service._dispatcher is not None
         looks, began = service._dispatcher.looks, time.monotonic()

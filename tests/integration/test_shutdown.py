@@ -27,15 +27,6 @@ async def listener(database: Database, emulator: Emulator, **variables: str) -> 
         yield started
 
 
-async def add(rows: Rows, count: int, prefix: str = "phone") -> None:
-    await rows.query(
-        "insert into push_notifications (device_token, title) "
-        "select %(prefix)s || '-' || n, 't' from generate_series(1, %(count)s) n",
-        prefix=prefix,
-        count=count,
-    )
-
-
 async def signed_off(rows: Rows) -> list[bool]:
     found = await rows.query("select stopped_at is not null as off from push_listener.workers order by id")
     return [row["off"] for row in found]
@@ -57,7 +48,7 @@ async def test_what_is_in_flight_is_finished_and_written_down(
         Emulator(latency=1.5) as emulator,
         listener(database, emulator, shutdown_grace="60", max_in_flight="200") as running,
     ):
-        await add(rows, 300)
+        await rows.add_many(300)
         await emulator.wait_received(175)  # the other places are kept for high priority
         running.signal(number)
         assert await running.ended(20) == 0
@@ -78,9 +69,9 @@ async def test_what_takes_longer_than_the_grace_period_goes_back_for_the_next_pr
         async with listener(
             database, emulator, shutdown_grace="5", max_in_flight="120", retry_floor="0.1"
         ) as running:
-            await add(rows, 100, "slow")
+            await rows.add_many(100, "slow")
             await emulator.wait_received(100)
-            await add(rows, 50, "quick")
+            await rows.add_many(50, "quick")
             await emulator.wait_accepted(110)
             running.signal(signal.SIGTERM)
             assert await running.ended(SOON) == 0
@@ -103,7 +94,7 @@ async def test_a_second_signal_hurries(database: Database, rows: Rows, number: s
         Emulator(faults=["slow,latency_ms=60000"]) as emulator,
         listener(database, emulator, shutdown_grace="120", lease="200", request_timeout="70") as running,
     ):
-        await add(rows, 20)
+        await rows.add_many(20)
         await emulator.wait_received(20)
         running.signal(number)
         await running.said("stopping")
@@ -170,7 +161,7 @@ async def test_while_the_database_is_away_it_keeps_to_the_grace_period(
         Emulator(latency=0.5) as emulator,
         listener(database, emulator, shutdown_grace="2") as running,
     ):
-        await add(rows, 20)
+        await rows.add_many(20)
         await emulator.wait_accepted(20)
         await asyncio.to_thread(database.server.stop)
         running.signal(signal.SIGTERM)

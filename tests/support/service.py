@@ -83,6 +83,15 @@ class Rows:
         assert row is not None
         return UUID(str(row["id"]))
 
+    async def add_many(self, count: int, prefix: str = "phone") -> None:
+        """Inserts so many rows with one statement, for devices that are numbered from 1."""
+        await self.query(
+            "insert into push_notifications (device_token, title) "
+            "select %(prefix)s || '-' || n, 't' from generate_series(1, %(count)s) n",
+            prefix=prefix,
+            count=count,
+        )
+
     async def get(self, push_id: UUID) -> Row:
         """One row as it is now."""
         return (await self.all([push_id]))[push_id]
@@ -246,6 +255,13 @@ async def shown(metrics: Metrics, name: str, value: float, labels: dict[str, str
             await asyncio.sleep(0.005)
 
 
+async def until(condition: Callable[[], object]) -> None:
+    """For what gives no sign of its own."""
+    async with asyncio.timeout(PATIENCE):
+        while not condition():  # noqa: ASYNC110  # it has no event
+            await asyncio.sleep(0.005)
+
+
 async def get(port: int, path: str, **headers: str) -> tuple[int, str]:
     """Status and text of an HTTP answer from 127.0.0.1."""
     async with (
@@ -344,10 +360,15 @@ class Program:
 @asynccontextmanager
 async def program(*arguments: str, env: Mapping[str, str]) -> AsyncIterator[Program]:
     """``push-listener ARGUMENTS`` as a process of its own; killed at the end if it is still there."""
+    async with python("-m", "listener", *arguments, env=env) as started:
+        yield started
+
+
+@asynccontextmanager
+async def python(*arguments: str, env: Mapping[str, str]) -> AsyncIterator[Program]:
+    """``python ARGUMENTS`` likewise."""
     process = await asyncio.create_subprocess_exec(
         sys.executable,
-        "-m",
-        "listener",
         *arguments,
         cwd=PROJECT,
         env=env,
