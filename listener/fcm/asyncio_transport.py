@@ -342,7 +342,7 @@ class _Connection(asyncio.Protocol):
     def _begin(self) -> None:
         self._status: int | None = None
         self._head = b""
-        self._body: list[bytes] = []
+        self._body = b""
 
     @property
     def is_usable(self) -> bool:
@@ -418,12 +418,9 @@ class _Connection(asyncio.Protocol):
         self._status = self._parser.get_status_code()
 
     def on_body(self, body: bytes) -> None:
-        self._body.append(body)
-        if len(self._body) > 1 or len(body) >= ANSWER_LIMIT:
-            whole = b"".join(self._body)
-            self._body = [whole]
-            if len(whole) >= ANSWER_LIMIT:
-                self._finish(keep=False)
+        self._body = self._body + body if self._body else body
+        if len(self._body) >= ANSWER_LIMIT:
+            self._finish(keep=False)
 
     def on_message_complete(self) -> None:
         if self._status is not None and 100 <= self._status < 200:
@@ -444,7 +441,7 @@ class _Connection(asyncio.Protocol):
         if self._answer is None or self._status is None:
             return
         answer, self._answer = self._answer, None
-        body: bytes | None = self._body[0][:ANSWER_LIMIT] if self._body else b""
+        body: bytes | None = self._body[:ANSWER_LIMIT]
         headers = _Headers(self._head)
         if body and b"ncoding:" in self._head.lower():  # rare, and then looked at in earnest
             body = _decoded(body, headers.get("content-encoding", "identity"))
@@ -464,7 +461,7 @@ class _Connection(asyncio.Protocol):
         if self._answer is None:
             return
         if self._status is not None and 200 <= self._status < 300:
-            self._body = []  # FCM has said yes; what is lost is only the message id
+            self._body = b""  # FCM has said yes; what is lost is only the message id
             self._finish(keep=False)
             return
         # Half an error body would be misread: a dead token as a wrong project.
