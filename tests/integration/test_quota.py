@@ -30,6 +30,7 @@ from listener.queue import AWAKE, LIVENESS_CLASS, Fleet, Queue
 from listener.service import Service
 from tests.integration.test_queue import pool_of, worker
 from tests.support.postgres import Database
+from tests.support.pushes import push
 from tests.support.service import (
     PATIENCE,
     Program,
@@ -41,7 +42,6 @@ from tests.support.service import (
     shown,
     until,
 )
-from tests.unit.test_message import push
 
 pytestmark = pytest.mark.newest_postgres
 

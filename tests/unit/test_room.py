@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from listener.push import Push
 from listener.room import Room, kept_for_high, room_for
-from tests.unit.test_message import push
+from tests.support.pushes import push
 
 most = st.integers(0, 20_000)
 batches = st.integers(1, 2_000)
