@@ -139,7 +139,7 @@ class Awake:
     async def _be_awake(self) -> None:
         """Takes the lock, if it is wanted and can be had, and keeps it for as long as much comes."""
         want = self._pace.want(time.monotonic())
-        if want is Want.SLEEP or self._stopping or not self._looks:
+        if want is Want.SLEEP or self._stopping:
             return
         self._pace.tried(time.monotonic())
         self._rest.clear()
@@ -155,8 +155,12 @@ class Awake:
         self._metrics.awakenings.inc()
         self._on_due()
         try:
-            # Who holds the lock and cannot claim, as while FCM hangs, keeps the others from hearing of anything.
-            while self._looks and not await wait(self._rest, _NOT_LOOKING_S):
+            # Who cannot claim, as while FCM hangs, does not know what comes: now and then it lets the bell tell. Kept
+            # for good, the lock would keep the others from hearing of anything.
+            blind_until = time.monotonic() + self._pace.blind
+            while not await wait(self._rest, _NOT_LOOKING_S) and (
+                self._looks or time.monotonic() < blind_until
+            ):
                 pass
             if self._stopping:
                 await self._doorbell.ask(_LET_GO_AND_RING, *AWAKE, CHANNEL)

@@ -23,6 +23,7 @@ _BETWEEN_TRIES_S = 0.05
 _LEAST_LINGER_S = 0.05
 _MOST_LINGER_S = 3.2
 _SOON_S = 1.0
+_LEAST_BLIND_S = 1.0
 
 
 class Want(Enum):
@@ -95,6 +96,11 @@ class Pace:
         elif self._slow_since is None:
             self._slow_since = now
         return self._slow_since is not None and now - self._slow_since >= self._linger
+
+    @property
+    def blind(self) -> float:
+        """Seconds for which to keep the lock without knowing what comes; more if it had to be taken again soon."""
+        return max(_LEAST_BLIND_S, self._linger)
 
     def let_go(self, now: float) -> None:
         """The lock was let go."""

@@ -10,28 +10,32 @@ create function push_listener.ring() returns trigger
   language plpgsql set search_path = ''
 as $$
 begin
-  -- One expression, in which nothing can fail or be cancelled between taking the lock and letting it go. It must not be
-  -- kept until the end: as long as one transaction that has rung is open, no listener could be awake.
-  if pg_catalog.pg_try_advisory_lock_shared(1886745449, 0)
-     and pg_catalog.pg_advisory_unlock_shared(1886745449, 0) then
-    perform pg_catalog.pg_notify('push_listener', '');
-  end if;
+  perform pg_catalog.pg_notify('push_listener', '');
   return null;
 end
 $$;
 revoke all on function push_listener.ring() from public;
 
+-- Whether anybody is awake is asked in the condition, for a function that is not called costs an insert nothing. It is
+-- one expression, in which nothing can fail or be cancelled between taking the lock and letting it go. It must not be
+-- kept until the end: as long as one transaction that has rung is open, no listener could be awake.
 create trigger push_listener_ring_insert
   after insert on public.push_notifications
-  for each statement execute function push_listener.ring();
+  for each statement
+  when (case when pg_catalog.pg_try_advisory_lock_shared(1886745449, 0)
+             then pg_catalog.pg_advisory_unlock_shared(1886745449, 0) else false end)
+  execute function push_listener.ring();
 
 -- An operator or the application puts a row back by hand: update ... set status = 'pending', next_attempt_at = now().
--- Claims and settles never match this condition, so they pay for its evaluation only.
+-- Claims and settles never come to the lock, so they pay for the comparisons only.
 create trigger push_listener_ring_update
   after update of status, next_attempt_at on public.push_notifications
   for each row
-  when (new.status = 'pending' and new.next_attempt_at is not null
-        and (old.status <> 'pending' or old.next_attempt_at is distinct from new.next_attempt_at))
+  when (case when new.status <> 'pending' or new.next_attempt_at is null
+                  or (old.status = 'pending' and old.next_attempt_at is not distinct from new.next_attempt_at)
+             then false
+             when pg_catalog.pg_try_advisory_lock_shared(1886745449, 0)
+             then pg_catalog.pg_advisory_unlock_shared(1886745449, 0) else false end)
   execute function push_listener.ring();
 
 -- An application that knows nothing of next_attempt_at says: update ... set status = 'pending'. It means the same.

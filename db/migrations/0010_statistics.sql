@@ -257,7 +257,7 @@ revoke all on function push_listener.count_inserted() from public;
 
 create trigger push_listener_count_inserted
   after insert on public.push_notifications
-  for each row when (new.status not in ('pending', 'processing'))
+  for each row when (new.status <> 'pending')
   execute function push_listener.count_inserted();
 
 create function push_listener.count_receipts() returns trigger

@@ -362,8 +362,8 @@ begin
     create trigger push_listener_begin_as_new before insert on public.push_notifications
       for each row when (
         -- A role of the application's own with the rights of authenticated is a user too; a service, or the owner, is not.
-        current_user = 'anon' or (pg_catalog.pg_has_role(current_user, 'authenticated', 'usage')
-          and not pg_catalog.has_function_privilege(current_user, 'public.fetch_pending_pushes(integer)', 'execute')))
+        current_user = 'anon' or (pg_catalog.pg_has_role('authenticated', 'usage')
+          and not pg_catalog.has_function_privilege('public.fetch_pending_pushes(integer)', 'execute')))
       execute function push_listener.begin_as_new();
   end if;
   if exists (

@@ -52,6 +52,7 @@ class Mood:
         self.gets_up = False
         self.stays_up = False
         self.tries = 0
+        self.blind = 0.0
 
     def rang(self, now: float) -> None:
         pass
@@ -222,6 +223,33 @@ async def test_only_one_is_awake_and_another_can_be_after_it(
 async def test_without_a_doorbell_nobody_is_awake(database: Database, emulator: Emulator) -> None:
     async with serving(settings_for(database.dsn, emulator, doorbell="sweep")) as service:
         assert service._awake is None
+
+
+async def test_one_that_cannot_claim_lets_go_after_a_while_and_until_then_another_looks(
+    database: Database, emulator: Emulator, moods: list[Mood]
+) -> None:
+    async with (
+        Emulator(latency=3600.0) as hanging,
+        serving(settings_for(database.dsn, hanging, max_in_flight="1")) as full,
+        writer(database) as conn,
+    ):
+        await conn.set_autocommit(True)
+        await insert(conn, "never")
+        await hanging.wait_received(1, timeout=PATIENCE)
+        async with serving(settings_for(database.dsn, emulator)) as free, hearing(database) as heard:
+            await settled(free)
+            await get_up(full, moods[0])
+            await shown(full.metrics, "push_awake", 0)
+            await insert(conn, "loud")
+            assert await heard() == ["1", ""]
+            await sent(emulator, "loud")
+
+            moods[0].blind = 3600.0
+            await get_up(full, moods[0])
+            await insert(conn, "silent")
+            await sent(emulator, "loud", "silent")
+            assert await heard() == ["1"]
+            assert full.metrics.registry.get_sample_value("push_awake") == 1
 
 
 # --- how it comes to be ------------------------------------------------------------------------------------------
@@ -628,6 +656,7 @@ got_up = False
 class Once:
     rings = 0  # one as it begins to listen
     tried_once = False
+    blind = 0.0
     def rang(self, now): self.rings += 1
     def want(self, now): return Want.AWAKE if self.rings > 1 and not self.tried_once else Want.SLEEP
     def tried(self, now): self.tried_once = True

@@ -132,3 +132,17 @@ def test_what_is_wanted_again_soon_is_kept_for_longer_each_time_up_to_some_secon
     assert kept[-2:] == pytest.approx([3.4, 3.4], abs=0.2)
     pace.took(now + 1.0)
     assert looks(pace, now + 1.0, 0.0) == pytest.approx(kept[0], abs=LOOK)
+
+
+def test_who_cannot_see_what_comes_keeps_the_lock_for_longer_when_it_was_missed_at_once() -> None:
+    pace, now, kept = Pace(), 100.0, []
+    for _ in range(8):
+        pace.took(now)
+        kept.append(pace.blind)
+        now += pace.blind
+        pace.let_go(now)
+        now += 0.1
+    assert kept == sorted(kept)
+    assert (kept[0], kept[-1]) == (1.0, 3.2)
+    pace.took(now + 60.0)
+    assert pace.blind == 1.0
