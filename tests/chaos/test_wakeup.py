@@ -1,6 +1,7 @@
 """However inserts, commits, rollbacks, sleeps and deaths interleave: no committed row waits for the sweep.
 
-The sweep comes once an hour here, so a wake-up that is lost shows.
+The sweep comes once an hour here, so a wake-up that is lost shows. Now and then so much comes that a listener is awake,
+and nobody rings: what is inserted meanwhile may be committed when it sleeps again, or is dead.
 """
 
 from __future__ import annotations
@@ -13,8 +14,9 @@ from uuid import UUID, uuid4
 import hypothesis.strategies as st
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
-from psycopg import AsyncConnection
+from psycopg import AsyncConnection, sql
 
+from listener.queue import CHANNEL
 from tests.chaos.recovery import Arrivals
 from tests.chaos.world import Listener, World, world
 
@@ -24,6 +26,16 @@ BOUND = 10.0
 """Seconds that a committed row waits at most, as docs/guarantees.md has it, when listeners die and are started anew."""
 
 WRITERS = 3
+CROWD = 300
+"""Transactions, one after another, that make a listener get up."""
+
+_LOUD = """
+do $$ declare one uuid; begin
+  foreach one in array {}::uuid[] loop
+    insert into push_notifications (id, device_token, title) values (one, 'phone', 't'); commit;
+  end loop;
+end $$
+"""
 
 _steps = st.one_of(
     st.tuples(st.just("insert"), st.integers(0, WRITERS - 1)),
@@ -32,7 +44,8 @@ _steps = st.one_of(
     st.tuples(st.just("commit"), st.integers(0, WRITERS - 1)),
     st.tuples(st.just("rollback"), st.integers(0, WRITERS - 1)),
     st.tuples(st.just("sleep"), st.integers(0, 30)),
-    st.tuples(st.just("sleep"), st.integers(0, 30)),
+    st.tuples(st.just("sleep"), st.integers(0, 150)),
+    st.tuples(st.just("crowd"), st.just(0)),
     st.tuples(st.just("deaf"), st.just(0)),
     st.tuples(st.just("kill"), st.integers(0, 1)),
 )
@@ -46,15 +59,22 @@ class Play:
         self.arrivals = Arrivals(made)
         self.listeners: list[Listener] = []
         self.writers: list[AsyncConnection[tuple[object, ...]]] = []
+        self.awakenings = 0
 
     async def open(self, stack: AsyncExitStack) -> None:
         for _ in range(WRITERS):
             self.writers.append(
                 await stack.enter_async_context(await AsyncConnection.connect(self.world.database.dsn))
             )
-        self.listeners = [await self.world.start(), await self.world.start()]
+        self.crowd = await stack.enter_async_context(await self.world.admin())
+        self.ear = await stack.enter_async_context(await self.world.admin())
+        await self.ear.execute(f"listen {CHANNEL}")
+        self.listeners = [await self._start(), await self._start()]
         for listener in self.listeners:
             await listener.program.said("ready")
+
+    async def _start(self) -> Listener:
+        return await self.world.start(settings={"fcm_quota": "600000"})
 
     async def script(self, steps: list[tuple[str, int]]) -> None:
         open_rows: list[list[UUID]] = [[] for _ in range(WRITERS)]
@@ -69,6 +89,10 @@ class Play:
                         (push_id,),
                     )
                     open_rows[which].append(push_id)
+                case "crowd":
+                    ids = [uuid4() for _ in range(CROWD)]
+                    await self.crowd.execute(sql.SQL(_LOUD).format(sql.Literal([str(one) for one in ids])))
+                    committed |= dict.fromkeys(ids, time.time())
                 case "commit":
                     began = time.time()
                     await self.writers[which].commit()
@@ -83,13 +107,15 @@ class Play:
                     await self.world.terminate()
                 case "kill":
                     old = self.listeners[which]
-                    self.listeners[which] = await self.world.start()
+                    self.listeners[which] = await self._start()
                     deaths.append(asyncio.create_task(old.kill()))
         await asyncio.gather(*deaths)
         found = await self.arrivals.until(len(committed), lambda exchange: exchange.push_id in committed)
         waits = {exchange.push_id: exchange.began - committed[exchange.push_id] for exchange in found}
         assert set(waits) == set(committed)
         assert max(waits.values(), default=0.0) < BOUND
+        async for notify in self.ear.notifies(timeout=0):
+            self.awakenings += bool(notify.payload)  # who is awake says so
 
 
 @pytest.mark.timeout(400)
@@ -117,5 +143,7 @@ def test_no_committed_row_waits_for_the_sweep() -> None:
                 runner.run(play.script(steps))
 
             all_arrive()
+            print(f"awake {play.awakenings} times")
+            assert play.awakenings
         finally:
             runner.run(stack.aclose())
