@@ -22,7 +22,6 @@ import orjson
 import psycopg
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from listener.config import Settings
 from tests.benchmarks import (
     backlog,
     drain,
@@ -36,7 +35,7 @@ from tests.benchmarks import (
     scale,
     takeover,
 )
-from tests.benchmarks.options import Options
+from tests.benchmarks.options import Options, setting
 from tests.benchmarks.report import Line, Part, markdown, table
 
 PARTS: dict[str, Callable[[Options], list[Line]]] = {
@@ -92,16 +91,17 @@ def _processor() -> str:
 
 def _described(facts: dict[str, Any], options: Options) -> str:
     """The machine and the run in a sentence."""
-    runs = f"medians of {options.runs} runs" if options.runs > 1 else "one run"
+    runs = f"{options.runs} runs (backlog, idle, history: one)" if options.runs > 1 else "one run"
     return (
         f"{facts['cores']} cores of an {facts['processor']}, {facts['system']}, Python {facts['python']}, "
         f"PostgreSQL {facts['postgres']}, load average {facts['load'][0]:.1f} before it began; "
-        f"{facts['date'][:10]}; {runs}, with the least and the most in brackets."
+        f"{facts['date'][:10]}; {runs}. What was taken several times is the median (memory, and times after "
+        "a fault: the worst), with the least and the most in brackets."
     )
 
 
 def as_json(facts: dict[str, Any], options: Options, parts: list[Part]) -> bytes:
-    """Everything: the machine, how it was run, each figure with its samples."""
+    """Everything: the machine, how it was run, each figure with what it was of each run."""
     how = {
         "runs": options.runs,
         "quick": options.quick,
@@ -113,12 +113,17 @@ def as_json(facts: dict[str, Any], options: Options, parts: list[Part]) -> bytes
     return orjson.dumps(found, option=orjson.OPT_INDENT_2) + b"\n"
 
 
-def _settings(_: click.Context, __: click.Parameter, given: tuple[str, ...]) -> dict[str, str]:
-    pairs = [one.partition("=") for one in given]
-    for name, *_rest in pairs:
-        if name.lower() not in Settings.model_fields:
-            raise click.BadParameter(f"push-listener has no setting {name}")
-    return {name.upper(): value for name, _sign, value in pairs}
+def _writable(_: click.Context, __: click.Parameter, file: Path | None) -> Path | None:
+    """Found out before half an hour is spent, not after; what is in the file stays there until then."""
+    try:
+        if file is not None:
+            file.open("ab").close()
+    except OSError as error:
+        raise click.BadParameter(f"{file} cannot be written: {error.strerror}") from None
+    return file
+
+
+_FILE = click.Path(dir_okay=False, path_type=Path)
 
 
 def _with_peers() -> bool:
@@ -131,17 +136,25 @@ def _with_peers() -> bool:
 
 
 @click.command()
-@click.option("--quick", is_flag=True, help="Some minutes instead of half an hour: one run, fewer rows.")
+@click.option("--quick", is_flag=True, help="Ten minutes instead of half an hour: one run, fewer rows.")
 @click.option("--only", multiple=True, type=click.Choice(list(PARTS)), help="Default: all of them.")
 @click.option("--runs", type=click.IntRange(1), help="Of each measurement; default 3, with --quick 1.")
-@click.option("--latency", default=50.0, show_default=True, type=click.FloatRange(0), help="Of FCM, ms.")
-@click.option("--tls/--no-tls", default=None, help="Default: the drain both ways, the rest without.")
-@click.option("--peers/--no-peers", default=True, show_default=True, help="Other queues beside.")
 @click.option(
-    "--set", "settings", multiple=True, metavar="NAME=VALUE", callback=_settings, help="For push-listener."
+    "--latency",
+    default=50.0,
+    show_default=True,
+    type=click.FloatRange(0),
+    help="Of FCM, ms: in drain, backlog, inserts and scale.",
 )
-@click.option("--json", "json_file", type=click.Path(dir_okay=False, path_type=Path), help="All samples.")
-@click.option("--markdown", "markdown_file", type=click.Path(dir_okay=False, path_type=Path))
+@click.option(
+    "--tls/--no-tls",
+    default=None,
+    help="In drain, latency and backlog, the others go without. Default: the drain both ways, else without.",
+)
+@click.option("--peers/--no-peers", default=True, show_default=True, help="Other queues beside.")
+@setting
+@click.option("--json", "json_file", type=_FILE, callback=_writable, help="The figures of each run.")
+@click.option("--markdown", "markdown_file", type=_FILE, callback=_writable, help="The table.")
 def main(
     quick: bool,
     only: tuple[str, ...],
@@ -156,7 +169,12 @@ def main(
     """Measures what push-listener is to reach, beside other queues, on a Postgres and a stand-in for FCM of its own.
 
     Each part is a module of tests.benchmarks as well, with options of its own. The exit code is 1 when a part could not
-    be measured; a goal that is missed is shown, and changes nothing.
+    be measured; a goal that is missed is shown, and changes nothing. The files are written after each part.
+
+    --set reaches all parts but history and faults. Settings of push-listener and proxies in the environment reach
+    nothing that is measured.
+
+    Needs Linux, and for history 25 GB of disk (with --quick 2.5 GB) where temporary files are made.
     """
     beside = queues.PEERS if peers and _with_peers() else ()
     options = Options(runs or (1 if quick else 3), quick, latency, tls, beside, settings)
@@ -170,14 +188,14 @@ def main(
             task = shown.add_task(f"{name} ({number} of {len(names)})", total=None)
             parts.append(run_part(name, options))
             shown.remove_task(task)
+            if json_file is not None:
+                json_file.write_bytes(as_json(facts, options, parts))
+            if markdown_file is not None:
+                markdown_file.write_text(f"{_described(facts, options)}\n\n{markdown(parts)}")
     rig.console.print(table(parts, _described(facts, options)))
     for part in parts:
         if part.failure is not None:
             rig.console.print(f"{part.name} failed: {part.failure}", style="red", markup=False)
-    if json_file is not None:
-        json_file.write_bytes(as_json(facts, options, parts))
-    if markdown_file is not None:
-        markdown_file.write_text(f"{_described(facts, options)}\n\n{markdown(parts)}")
     sys.exit(1 if any(part.failure is not None for part in parts) else 0)
 
 

@@ -79,7 +79,7 @@ async def _load(url: str, connections: int, seconds: float) -> int:
 
 def measure(latency_ms: float, connections: int, seconds: float) -> dict[str, float]:
     """One run."""
-    with rig.sink(latency_ms) as sink:
+    with rig.sink(latency_ms, connections=connections) as sink:
         cpu = -rig.cpu_seconds(sink.pid)
         answers = uvloop.run(_load(sink.url, connections, seconds))
         cpu += rig.cpu_seconds(sink.pid)

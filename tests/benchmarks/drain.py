@@ -15,7 +15,7 @@ import click
 from rich.table import Table
 
 from tests.benchmarks import queues, rig
-from tests.benchmarks.options import Options
+from tests.benchmarks.options import Options, setting
 from tests.benchmarks.report import Goal, Line, at_least, at_most, best
 
 _ROWS = {queues.LISTENER: 50_000, "pgqueuer": 20_000, "procrastinate": 3_000}
@@ -132,11 +132,11 @@ def _lines(found: Mapping[str, list[dict[str, float]]], how: str, *, cost: bool)
     ]
     if (most := best(peers("pushes_per_s"), most=True)) is not None:
         against = [rate / most for rate in samples("pushes_per_s")]
-        lines.append(Line(f"  to the best peer's, {how}", "{:.1f}", against, at_least(4)))
+        lines.append(Line(f"pushes a second, {how}, to the best peer's", "{:.1f}", against, at_least(4)))
     lines += [
         line("worker_cpu_ms", f"CPU for 1,000 pushes, {how}: process", "{:.0f} ms"),
-        line("postgres_cpu_ms", "  Postgres, claim to settled", "{:.0f} ms"),
-        line("sink_cpu_ms", "  the stand-in for FCM", "{:.0f} ms"),
+        line("postgres_cpu_ms", f"CPU for 1,000 pushes, {how}: Postgres, claim to settled", "{:.0f} ms"),
+        line("sink_cpu_ms", f"CPU for 1,000 pushes, {how}: the stand-in for FCM", "{:.0f} ms"),
     ]
     if cost:
         lines += [
@@ -160,15 +160,14 @@ def _lines(found: Mapping[str, list[dict[str, float]]], how: str, *, cost: bool)
     "--latency-ms", default=50.0, show_default=True, type=click.FloatRange(0), help="Of the sink's answers."
 )
 @click.option("--tls/--no-tls", default=False, show_default=True)
-@click.option("--set", "settings", multiple=True, metavar="NAME=VALUE", help="For push-listener.")
+@setting
 @click.option("--runs", default=3, show_default=True, type=click.IntRange(1))
 def main(
-    names: tuple[str, ...], rows: int, latency_ms: float, tls: bool, settings: tuple[str, ...], runs: int
+    names: tuple[str, ...], rows: int, latency_ms: float, tls: bool, settings: dict[str, str], runs: int
 ) -> None:
     """Drain a backlog: pushes a second, and what a push costs in CPU, WAL and memory."""
-    given = dict(one.split("=", 1) for one in settings)
     found = {
-        name: [measure(name, rows, latency_ms, tls=tls, settings=given) for _ in range(runs)]
+        name: [measure(name, rows, latency_ms, tls=tls, settings=settings) for _ in range(runs)]
         for name in names
     }
     table = Table("median", *found, title=f"{rows:,} pushes, answered after {latency_ms:g} ms")

@@ -11,6 +11,7 @@ compared is its work. With 10,000,000 rows this takes about ten minutes, and 25 
 from __future__ import annotations
 
 import asyncio
+import shutil
 import statistics
 import time
 from collections.abc import Awaitable, Callable, Iterator
@@ -50,6 +51,8 @@ _SETTINGS = {
     "maintenance_work_mem": "512MB",
 }
 _PART = 250_000
+_ROW_BYTES = 2_500
+"""Of disk that a finished push takes, with its log row, indexes and what the load writes besides."""
 
 # One in twenty is dead. A day has as many as any other of the last sixty.
 _PUSHES = """
@@ -197,6 +200,12 @@ async def compare(dsns: list[str], rounds: int) -> list[dict[str, float]]:
 def measure(few: int, rows: int, rounds: int, directory: Path | None) -> list[dict[str, float]]:
     """Median seconds of each step with few finished rows, and with many."""
     with EmbeddedPostgres(version=rig.POSTGRES, settings=_SETTINGS, temporary_parent=directory) as server:
+        free, needed = shutil.disk_usage(server.data_dir).free, rows * _ROW_BYTES
+        if free < needed:
+            raise rig.BenchmarkFailed(
+                f"{rows:,} rows need {needed / 1e9:.1f} GB of disk, {server.data_dir} has {free / 1e9:.1f} GB; "
+                "TMPDIR names another place"
+            )
         dsns = []
         for number in (few, rows):
             started = time.monotonic()

@@ -73,10 +73,10 @@ def measure(processes: Mapping[str, int], seconds: float, settings: Mapping[str,
 
 
 def part(options: Options) -> list[Line]:
-    """Some minutes, once."""
+    """Once, over the longest that a process sleeps: what it counts every five minutes included, unless ``quick``."""
     processes = {queues.LISTENER: 2, **dict.fromkeys(options.peers, 1)}
     rig.say("idle")
-    found = measure(processes, 30.0 if options.quick else 180.0, options.settings)
+    found = measure(processes, 120.0 if options.quick else 300.0, options.settings)
     here = found.pop(queues.LISTENER)
     return [
         Line(

@@ -39,7 +39,9 @@ _PATIENT = {"REQUEST_TIMEOUT": "900", "LEASE": "3600", "SHUTDOWN_GRACE": "1"}
 
 
 @contextmanager
-def _arm(server: EmbeddedPostgres, name: str, arm: str, settings: Mapping[str, str]) -> Iterator[Installed]:
+def _arm(
+    server: EmbeddedPostgres, name: str, arm: str, settings: Mapping[str, str], latency_ms: float
+) -> Iterator[Installed]:
     """A database as it is to be while it is written to."""
     with ExitStack() as stack:
         queue = queues.install(name, server, f"{name}_{arm}")
@@ -53,7 +55,7 @@ def _arm(server: EmbeddedPostgres, name: str, arm: str, settings: Mapping[str, s
             rig.until(lambda: sink.count() > 0, "no push has come to the sink", by=worker)
             stack.callback(worker.kill)
         elif arm == "draining":
-            sink = stack.enter_context(rig.sink(50.0))
+            sink = stack.enter_context(rig.sink(latency_ms))
             worker = stack.enter_context(queue.worker(sink, settings))
             rig.pgbench(queue.dsn, queue.insert(), clients=1, each=1)
             rig.until(lambda: sink.count() > 0, "no push has come to the sink", by=worker)
@@ -62,13 +64,19 @@ def _arm(server: EmbeddedPostgres, name: str, arm: str, settings: Mapping[str, s
 
 
 def measure(
-    name: str, seconds: int, rounds: int, settings: Mapping[str, str], arms: Sequence[str] = ARMS
+    name: str,
+    seconds: int,
+    rounds: int,
+    settings: Mapping[str, str],
+    arms: Sequence[str] = ARMS,
+    *,
+    latency_ms: float = 50.0,
 ) -> dict[str, list[float]]:
     """Inserts a second for each of the arms, so many times in turn."""
     found: dict[str, list[float]] = {arm: [] for arm in arms}
     with ExitStack() as stack:
         server = stack.enter_context(rig.postgres())
-        made = {arm: stack.enter_context(_arm(server, name, arm, settings)) for arm in arms}
+        made = {arm: stack.enter_context(_arm(server, name, arm, settings, latency_ms)) for arm in arms}
         for number in range(rounds):
             for arm in arms if number % 2 else reversed(arms):
                 rig.say(f"inserts: {name}, {arm}, round {number + 1}")
@@ -89,12 +97,12 @@ def _rate(queue: Installed, seconds: int, *, drained: bool) -> float:
 def part(options: Options) -> list[Line]:
     """push-listener, then the peers."""
     rounds, seconds = (2, 2) if options.quick else (2 * options.runs, 3)
-    here = measure(queues.LISTENER, seconds, rounds, options.settings)
-    peers = {name: measure(name, seconds, 2, {}) for name in options.peers}
+    here = measure(queues.LISTENER, seconds, rounds, options.settings, latency_ms=options.latency_ms)
+    peers = {name: measure(name, seconds, 2, {}, latency_ms=options.latency_ms) for name in options.peers}
 
     def line(arm: str, what: str, goal: float | None = None) -> Line:
         return Line(
-            f"  {what}, to that",
+            f"single-row inserts, {what}, to no trigger",
             "{:.2f}",
             ratios(here[arm], here["none"]),
             None if goal is None else at_least(goal),

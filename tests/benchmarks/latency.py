@@ -196,11 +196,23 @@ def part(options: Options) -> list[Line]:
     peers = {name: of(name, key) for name in options.peers}
     lines = [
         Line("insert to request, idle, median", "{:.2f} ms", medians, None, peers),
-        Line("  a bare loop's", "{:.2f} ms", bare),
-        Line("  to the bare loop's", "{:.2f}", ratios(medians, bare), at_most(1.2)),
+        Line("insert to request, idle, median: a bare loop's", "{:.2f} ms", bare),
+        Line(
+            "insert to request, idle, median, to the bare loop's",
+            "{:.2f}",
+            ratios(medians, bare),
+            at_most(1.2),
+        ),
     ]
     if (least := best(peers, most=False)) is not None:
-        lines.append(Line("  to the best peer's", "{:.2f}", [each / least for each in medians], at_most(1)))
+        lines.append(
+            Line(
+                "insert to request, idle, median, to the best peer's",
+                "{:.2f}",
+                [each / least for each in medians],
+                at_most(1),
+            )
+        )
     lines.append(
         Line(
             "insert to request, idle, 99 %",
@@ -218,28 +230,39 @@ def part(options: Options) -> list[Line]:
 
 def _rate_lines(server: EmbeddedPostgres, rate: int, options: Options) -> list[Line]:
     seconds = 4 if options.quick else 8
-    found: dict[str, list[AtRate]] = {}
+    ran: dict[str, list[AtRate | None]] = {}
     for name in (queues.LISTENER, *options.peers):
-        found[name] = []
+        ran[name] = []
         for run in range(options.runs if name == queues.LISTENER else 1):
             rig.say(f"latency at {rate:,} a second: {name}, run {run + 1}")
-            one = at_rate(server, name, rate, seconds, tls=options.secure, settings=options.settings)
-            if one is None:
-                break
-            found[name].append(one)
-    if len(found[queues.LISTENER]) < options.runs:
-        raise rig.BenchmarkFailed(f"push-listener falls behind at {rate:,} a second")
+            ran[name].append(
+                at_rate(server, name, rate, seconds, tls=options.secure, settings=options.settings)
+            )
+    return rate_lines(rate, ran)
+
+
+def rate_lines(rate: int, ran: Mapping[str, Sequence[AtRate | None]]) -> list[Line]:
+    """The figures of the runs that kept up; and, when push-listener did not in one of them, that."""
+    found = {name: [run for run in runs if run is not None] for name, runs in ran.items()}
+    behind = {name: [float(len(runs) - len(found[name]))] for name, runs in ran.items()}
 
     def line(what: str, form: str, figure: Callable[[AtRate], float]) -> Line:
         samples = {name: [figure(run) for run in runs] for name, runs in found.items()}
         here = samples.pop(queues.LISTENER)
         return Line(what, form, here, None, {name: each or "falls behind" for name, each in samples.items()})
 
-    return [
-        line(f"insert to request, {rate:,} a second, median", "{:.2f} ms", lambda run: quantile(run.ms, 0.5)),
-        line(f"insert to request, {rate:,} a second, 99 %", "{:.2f} ms", lambda run: quantile(run.ms, 0.99)),
-        line("  what the inserts came to, a second", "{:,.0f}", lambda run: run.inserted_per_s),
-    ]
+    lines = []
+    if behind[queues.LISTENER] != [0.0]:
+        what = f"insert to request, {rate:,} a second, runs that fell behind"
+        lines.append(Line(what, "{:.0f}", behind.pop(queues.LISTENER), at_most(0), behind))
+    if found[queues.LISTENER]:
+        what = f"insert to request, {rate:,} a second"
+        lines += [
+            line(f"{what}, median", "{:.2f} ms", lambda run: quantile(run.ms, 0.5)),
+            line(f"{what}, 99 %", "{:.2f} ms", lambda run: quantile(run.ms, 0.99)),
+            line(f"{what}, what the inserts came to, a second", "{:,.0f}", lambda run: run.inserted_per_s),
+        ]
+    return lines
 
 
 @click.command()

@@ -5,6 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+import click
+
+from listener.config import Settings
+
 
 @dataclass(frozen=True, slots=True)
 class Options:
@@ -22,3 +26,25 @@ class Options:
     def secure(self) -> bool:
         """Whether pushes go over TLS where only one way is tried."""
         return self.tls is True
+
+
+def _settings(_: click.Context, __: click.Parameter, given: tuple[str, ...]) -> dict[str, str]:
+    found = {}
+    for one in given:
+        name, equals, value = one.partition("=")
+        if name.lower() not in Settings.model_fields:
+            raise click.BadParameter(f"push-listener has no setting {name}")
+        if not equals:
+            raise click.BadParameter(f"{name} has no value (NAME=VALUE)")
+        found[name.upper()] = value
+    return found
+
+
+setting = click.option(
+    "--set",
+    "settings",
+    multiple=True,
+    metavar="NAME=VALUE",
+    callback=_settings,
+    help="For push-listener; may be given again.",
+)

@@ -20,6 +20,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import aiohttp
+import orjson
 import uvloop
 
 _PGQUEUER = {"max_concurrent_tasks": 1000, "batch_size": 250}
@@ -57,7 +58,7 @@ async def _pgqueuer(what: str, dsn: str, post: Post) -> None:
 
         @queue.entrypoint("send")  # type: ignore[untyped-decorator]
         async def send(job: Any) -> None:
-            await post(json.loads(job.payload))
+            await post(orjson.loads(job.payload))
 
         print("ready", flush=True)
         await queue.run(**_PGQUEUER)
@@ -66,7 +67,10 @@ async def _pgqueuer(what: str, dsn: str, post: Post) -> None:
 async def _procrastinate(what: str, dsn: str, post: Post) -> None:
     import procrastinate  # type: ignore[import-not-found]
 
-    app = procrastinate.App(connector=procrastinate.PsycopgConnector(conninfo=dsn))
+    connector = procrastinate.PsycopgConnector(
+        conninfo=dsn, json_loads=orjson.loads, json_dumps=lambda given: orjson.dumps(given).decode()
+    )
+    app = procrastinate.App(connector=connector)
 
     @app.task(name="send")  # type: ignore[untyped-decorator]
     async def send(**push: Any) -> None:
@@ -101,7 +105,7 @@ async def _main(peer: str, what: str, dsn: str, url: str = "") -> None:
                 "notification": {"title": push["title"], "body": push["body"]},
                 "data": {**push["data"], "push_id": push["push_id"]},
             }
-            body = json.dumps({"message": message}, separators=(",", ":"))
+            body = orjson.dumps({"message": message})
             async with http.post(url, data=body) as answer:
                 await answer.read()
 

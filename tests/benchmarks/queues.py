@@ -30,6 +30,7 @@ REQUIREMENTS = (
     "procrastinate==3.10.0",
     "psycopg[binary]>=3.2,<4",
     "aiohttp>=3.14,<4",
+    "orjson>=3.10,<4",
     "uvloop>=0.21,<1",
 )
 _VENV = rig.ROOT / ".cache" / "peers"
@@ -167,4 +168,4 @@ def peer_versions() -> dict[str, str]:
         [_PYTHON, "-m", "pip", "list", "--format", "json"], capture_output=True, check=True
     )
     versions = {one["name"]: one["version"] for one in orjson.loads(listed.stdout)}
-    return {name: versions[name] for name in (*PEERS, "asyncpg", "psycopg", "aiohttp", "uvloop")}
+    return {name: versions[name] for name in (*PEERS, "asyncpg", "psycopg", "aiohttp", "uvloop", "orjson")}

@@ -145,7 +145,7 @@ def markdown(parts: Sequence[Part]) -> str:
     """The same, for a document."""
     head, *rows = (row for row in _rows(parts) if row)
     lines = [head, ["---"] * len(head), *rows]
-    return "".join(f"| {' | '.join(cell.strip() for cell in line)} |\n" for line in lines)
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
 def _rows(parts: Sequence[Part]) -> list[list[str]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import re
+import resource
 import signal
 import statistics
 import subprocess
@@ -26,6 +27,7 @@ from rich.console import Console
 from rich.table import Table
 
 from listener import migrate
+from listener.config import Settings
 from listener.embedded import EmbeddedPostgres, packaged_binaries
 from listener.emulator.oauth import ServiceAccount
 
@@ -35,6 +37,10 @@ POSTGRES = 18
 ROOT = Path(__file__).resolve().parents[2]
 _PATIENCE = 120.0
 _LEAVING = 30.0
+CONNECTIONS = 1_250
+"""Of a sender to the sink, at most."""
+_FILES = 100
+"""What a process has open besides."""
 
 console = Console(highlight=False, width=None if sys.stdout.isatty() else 140)
 errors = Console(stderr=True, highlight=False)
@@ -66,6 +72,23 @@ def new_database(server: EmbeddedPostgres, name: str) -> str:
     return dsn
 
 
+def inherited(environment: Mapping[str, str]) -> dict[str, str]:
+    """What a process may have of this one's environment: neither settings of push-listener nor a proxy."""
+    return {
+        name: value
+        for name, value in environment.items()
+        if name.lower() not in Settings.model_fields and not name.lower().endswith("_proxy")
+    }
+
+
+def allow_open_files(wanted: int) -> None:
+    """Raises the limit for this process, and for those that it starts, as far as it may."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard != resource.RLIM_INFINITY and hard < wanted:
+        raise BenchmarkFailed(f"the hard limit of open files (ulimit -Hn) is {hard}, {wanted} are needed")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
 @contextmanager
 def program(
     command: Sequence[str], *, environment: Mapping[str, str] | None = None
@@ -79,7 +102,7 @@ def program(
         subprocess.Popen(
             command,
             cwd=ROOT,
-            env={**os.environ, **(environment or {})},
+            env={**inherited(os.environ), **(environment or {})},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=said,
@@ -166,8 +189,9 @@ _direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
 @contextmanager
-def sink(latency_ms: float = 0.0, *, tls: bool = False) -> Iterator[Sink]:
-    """The sink as a process of its own."""
+def sink(latency_ms: float = 0.0, *, tls: bool = False, connections: int = CONNECTIONS) -> Iterator[Sink]:
+    """The sink as a process of its own, for so many connections."""
+    allow_open_files(connections + _FILES)
     arguments = ["--latency-ms", f"{latency_ms:g}", *(["--tls"] if tls else [])]
     with module("tests.benchmarks.sink", *arguments) as child:
         assert child.stdout is not None
@@ -197,7 +221,6 @@ def listener_environment(dsn: str, sink: Sink, **settings: str) -> dict[str, str
         "METRICS_TOKEN": "",
         "LOG_LEVEL": "warning",
         "WORKER_NAME": "bench",
-        "NO_PROXY": "127.0.0.1,localhost",
         **sink.trust,
         **settings,
     }

@@ -26,7 +26,7 @@ from rich.table import Table
 from listener.embedded import EmbeddedPostgres
 from listener.queue import CHANNEL, LIVENESS_CLASS
 from tests.benchmarks import drain, queues, rig
-from tests.benchmarks.options import Options
+from tests.benchmarks.options import Options, setting
 from tests.benchmarks.report import Line, ratios
 
 _COUNTS = (1, 2, 4, 8)
@@ -170,7 +170,7 @@ def measure(
                 log_line_prefix="%a|",
             )
         )
-        sink = stack.enter_context(rig.sink(latency_ms))
+        sink = stack.enter_context(rig.sink(latency_ms, connections=processes * rig.CONNECTIONS))
         queue = queues.install(queues.LISTENER, server, _DATABASE)
         conn = stack.enter_context(queue.connect())
         with ExitStack() as working:
@@ -273,7 +273,7 @@ def part(options: Options) -> list[Line]:
     for run in range(options.runs):
         for count in counts:
             rig.say(f"scale: {count} processes, run {run + 1}")
-            found[count].append(measure(count, rows, options.latency_ms, options.settings).figures)
+            found[count].append(measure(count, rows, options.latency_ms, options.settings, alone=1).figures)
 
     def samples(count: int, key: str) -> list[float]:
         return [run[key] for run in found[count]]
@@ -282,13 +282,21 @@ def part(options: Options) -> list[Line]:
     for count in counts:
         lines += [
             Line(f"{count} processes: pushes a second", "{:,.0f}", samples(count, "pushes_per_s")),
-            Line("  Postgres for 1,000 pushes", "{:.0f} ms", samples(count, "postgres_cpu_ms")),
+            Line(
+                f"{count} processes: Postgres for 1,000 pushes",
+                "{:.0f} ms",
+                samples(count, "postgres_cpu_ms"),
+            ),
         ]
         if count > 1:
             against = ratios(samples(count, "postgres_cpu_ms"), samples(1, "postgres_cpu_ms"))
             lines += [
-                Line("  against one process", "{:.2f}", against),
-                Line("  least against most that a process has sent", "{:.2f}", samples(count, "fairness")),
+                Line(f"{count} processes: Postgres, against one process", "{:.2f}", against),
+                Line(
+                    f"{count} processes: least against most that one has sent",
+                    "{:.2f}",
+                    samples(count, "fairness"),
+                ),
             ]
     return lines
 
@@ -317,7 +325,7 @@ def _show(found: Mapping[int, Sequence[Found]], title: str) -> None:
 )
 @click.option("--alone", default=20, show_default=True, type=click.IntRange(1), help="Pushes one by one.")
 @click.option("--idle-seconds", default=0.0, show_default=True, type=click.FloatRange(0))
-@click.option("--set", "settings", multiple=True, metavar="NAME=VALUE", help="For push-listener.")
+@setting
 @click.option("--runs", default=1, show_default=True, type=click.IntRange(1))
 def main(
     counts: tuple[int, ...],
@@ -325,18 +333,17 @@ def main(
     latency_ms: float,
     alone: int,
     idle_seconds: float,
-    settings: tuple[str, ...],
+    settings: dict[str, str],
     runs: int,
 ) -> None:
     """Drain a backlog with several processes, in turns: what each push costs, and what they wait for."""
-    given = dict(one.split("=", 1) for one in settings)
     rows -= rows % _TRANSACTION
     found: dict[int, list[Found]] = {count: [] for count in counts}
     title = f"{rows:,} pushes, answered after {latency_ms:g} ms: {rig.machine()}"
     for run in range(runs):
         for count in counts if run % 2 == 0 else counts[::-1]:
             rig.say(f"{count} processes, run {run + 1}")
-            found[count].append(measure(count, rows, latency_ms, given, alone=alone, idle_s=idle_seconds))
+            found[count].append(measure(count, rows, latency_ms, settings, alone=alone, idle_s=idle_seconds))
     _show(found, title)
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Mapping
+from contextlib import closing
 from uuid import uuid4
 
 import click
@@ -18,6 +19,7 @@ from rich.table import Table
 
 from listener.embedded import EmbeddedPostgres
 from tests.benchmarks import queues, rig
+from tests.benchmarks.latency import Source
 from tests.benchmarks.options import Options
 from tests.benchmarks.report import Line, Of, at_most
 
@@ -47,16 +49,20 @@ def killed(server: EmbeddedPostgres, name: str, settings: Mapping[str, str]) -> 
 def deaf(server: EmbeddedPostgres, name: str, settings: Mapping[str, str]) -> float | None:
     """The LISTEN backend is terminated: seconds that the next job waits."""
     queue = queues.install(name, server, f"{name}_{uuid4().hex[:8]}")
-    with rig.sink() as sink, queue.worker(sink, settings) as worker, queue.connect() as conn:
-        rig.pgbench(queue.dsn, queue.insert(), clients=1, each=1)
+    with (
+        rig.sink() as sink,
+        queue.worker(sink, settings) as worker,
+        queue.connect() as conn,
+        closing(Source(queue)) as source,
+    ):
+        source.insert()
         rig.until(lambda: sink.count() >= 1, f"{name} did not take the job", by=worker)
         time.sleep(_SETTLED_S)
         if queue.deafen(conn) == 0:
             raise rig.BenchmarkFailed(f"no backend of {name} listens")
-        rig.pgbench(queue.dsn, queue.insert(), clients=1, each=1)
-        added = time.time()
+        inserting, _ = source.inserts[source.insert()]
         there = _until(sink, 2)
-    return None if there is None else max(0.0, there - added)
+    return None if there is None else there - inserting / 1e9
 
 
 def _until(sink: rig.Sink, count: int) -> float | None:
