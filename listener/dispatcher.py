@@ -24,7 +24,7 @@ from listener.log import seldom
 from listener.metrics import Metrics
 from listener.push import Push
 from listener.queue import Queue, Settlement, fault_name
-from listener.room import Room, room_for
+from listener.room import Room, room_for, worth_a_claim_at
 from listener.settler import Settler
 from listener.waiting import wait
 
@@ -72,6 +72,7 @@ class Dispatcher:
         self._attempts = Attempts(sender, settings, metrics, health, on_limit=quota.refused)
         self._settler = Settler(queue, batch=settings.settle_batch, metrics=metrics, on_settled=self._settled)
         self._rng = random.Random()  # noqa: S311  # jitter, not secrecy
+        self._claim_at = worth_a_claim_at(settings.max_in_flight, settings.claim_batch)
         self._sending: set[asyncio.Task[Settlement]] = set()
         # (id, attempt) of rows claimed and not settled: what bounds our memory
         self._held: set[tuple[UUID, int]] = set()
@@ -221,8 +222,14 @@ class Dispatcher:
 
     def _free(self, now: float) -> Room:
         """Places in flight that are free and that the quota lets be taken."""
-        most = self._health.limit(now, len(self._held), self._settings.max_in_flight)
-        room = room_for(most, len(self._held), self._settings.claim_batch)
+        held, in_flight_at_most = len(self._held), self._settings.max_in_flight
+        most = self._health.limit(now, held, in_flight_at_most)
+        if most == in_flight_at_most and self._settler.succeeds:
+            # What has been answered and waits to be written keeps nothing from being sent; but memory has an end.
+            busy = max(len(self._sending), held - in_flight_at_most)
+        else:  # it is in doubt what becomes of this: it is finished before more is begun
+            busy = held
+        room = room_for(most, busy, self._settings.claim_batch)
         return room.within(*self._quota.room(now))
 
     def _until_room(self) -> float | None:
@@ -231,7 +238,7 @@ class Dispatcher:
             return None
         now = time.monotonic()
         waits = [
-            self._health.changes_in(now, len(self._held)),
+            self._health.changes_in(now, len(self._held)) or None,
             None if self._little_since is None else _PATIENCE_S,
             self._high_after if self._free(now).all else None,
             self._quota.opens_in(now) or None,
@@ -248,6 +255,8 @@ class Dispatcher:
 
     def _sent(self, push: Push, claimed_at: float, task: asyncio.Task[Settlement]) -> None:
         self._sending.discard(task)
+        if self._hungry and len(self._sending) == self._claim_at:
+            self._wake.set()
         if task.cancelled():  # before it had begun
             settlement = untouched(push)
         elif (error := task.exception()) is not None:

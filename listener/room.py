@@ -41,11 +41,15 @@ def kept_for_high(most: int) -> int:
     return most // _KEPT_FOR_HIGH
 
 
+def worth_a_claim_at(most: int, batch: int) -> int:
+    """How many of ``most`` places may be taken for a claim of at most ``batch`` rows to be worth its round trip."""
+    # The batch may be more than there will ever be room for.
+    return max(0, most - kept_for_high(most) - (min(batch, most) + 1) // 2)
+
+
 def room_for(most: int, held: int, batch: int) -> Room:
     """Room for a claim of at most ``batch`` rows, with ``held`` of ``most`` places taken."""
-    batch = min(batch, most)
     free = max(0, most - held)
-    normal = max(0, free - kept_for_high(most))
-    # When little is held, the batch may be more than there will ever be room for.
-    enough = min((batch + 1) // 2, most - kept_for_high(most))
-    return Room(min(free, batch), min(normal, batch), enough)
+    open_to_all = most - kept_for_high(most)
+    enough = open_to_all - worth_a_claim_at(most, batch)
+    return Room(min(free, batch), max(0, min(open_to_all - held, batch)), enough)

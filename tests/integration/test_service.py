@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -26,13 +26,13 @@ from listener.health import FcmHealth
 from listener.metrics import Metrics
 from listener.pause import PauseGate
 from listener.push import Push
-from listener.queue import Queue, register
+from listener.queue import Queue, Settlement, register
 from listener.ramp import Ramp
 from listener.service import NotMigrated, Service, credentials_for
 from tests.integration.test_queue import pool_of
 from tests.support.postgres import Database
 from tests.support.servers import forget_proxies
-from tests.support.service import Rows, get, rows_of, serving, settings_for
+from tests.support.service import PATIENCE, Rows, get, rows_of, serving, settings_for, until
 
 pytestmark = pytest.mark.newest_postgres  # what depends on its version is in test_queue.py
 
@@ -302,6 +302,25 @@ async def test_many_at_once_are_each_sent_once_within_the_bound(
     stats = emulator.stats()
     assert (stats["accepted"], stats["duplicates"]) == (1000, 0)
     assert 40 <= stats["max_in_flight"] <= 100
+
+
+async def test_what_waits_to_be_written_keeps_nothing_from_being_sent_but_has_a_bound(
+    database: Database, rows: Rows, emulator: Emulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settle, writes = Queue.settle, asyncio.Event()
+
+    async def settle_later(self: Queue, batch: Sequence[Settlement], *, again: bool = False) -> int:
+        await writes.wait()
+        return await settle(self, batch, again=again)
+
+    monkeypatch.setattr(Queue, "settle", settle_later)
+    await rows.add_many(100)
+    async with serving(settings_for(database.dsn, emulator, max_in_flight=16)) as service:
+        await emulator.wait_accepted(30, timeout=PATIENCE)  # two of 16 are kept for high priority
+        await until(lambda: service._dispatcher is not None and not service._dispatcher._sending)
+        assert len(emulator.accepted) == 30
+        writes.set()
+        await emulator.wait_accepted(100, timeout=PATIENCE)
 
 
 @pytest.mark.parametrize("waiting", [0, 500])

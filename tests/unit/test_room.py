@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from listener.push import Push
-from listener.room import Room, kept_for_high, room_for
+from listener.room import Room, kept_for_high, room_for, worth_a_claim_at
 from tests.support.pushes import push
 
 most = st.integers(0, 20_000)
@@ -47,6 +47,13 @@ def test_a_small_worker_keeps_nothing_back() -> None:
 def test_a_claim_is_worth_it_from_half_a_batch_on() -> None:
     assert not room_for(1000, 700, 500).is_worth_a_claim
     assert room_for(1000, 625, 500).is_worth_a_claim
+
+
+@given(st.integers(1, 20_000), batches)
+def test_that_is_known_beforehand(most: int, batch: int) -> None:
+    at = worth_a_claim_at(most, batch)
+    assert room_for(most, at, batch).is_worth_a_claim
+    assert not room_for(most, at + 1, batch).is_worth_a_claim
 
 
 def test_a_claim_that_is_not_filled_has_brought_all_that_was_due() -> None:
