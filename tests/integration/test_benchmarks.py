@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import click
 import orjson
 import pytest
 from click.testing import CliRunner
 
 from tests.benchmarks import __main__ as command
-from tests.benchmarks import drain, latency, queues, rig
+from tests.benchmarks import drain, history, latency, queues, rig, scale
 from tests.benchmarks.options import Options
 from tests.benchmarks.report import Line, at_least
 
@@ -54,6 +55,42 @@ def test_what_fails_is_told_and_the_rest_goes_on(monkeypatch: pytest.MonkeyPatch
     assert "the moon is full" in bad["failure"]
     assert good["lines"][0]["here"] == {"value": 7.0, "samples": [7.0, 7.0], "of": "median"}
 
-    done = CliRunner().invoke(command.main, ["--set", "LEESE=60"])
+
+@pytest.mark.parametrize("main", [command.main, drain.main, scale.main])
+@pytest.mark.parametrize(
+    ("given", "why"),
+    [("LEESE=60", "push-listener has no setting LEESE"), ("LEASE", "LEASE has no value (NAME=VALUE)")],
+)
+def test_a_setting_that_is_none_is_told(main: click.Command, given: str, why: str) -> None:
+    done = CliRunner().invoke(main, ["--set", given])
     assert done.exit_code == 2
-    assert "push-listener has no setting LEESE" in done.output
+    assert why in done.output
+
+
+def test_a_file_that_cannot_be_written_is_told_before_anything_is_measured(tmp_path: Path) -> None:
+    done = CliRunner().invoke(command.main, ["--json", str(tmp_path / "none" / "x.json")])
+    assert done.exit_code == 2
+    assert "cannot be written" in done.output
+
+
+def test_what_has_been_measured_is_kept_when_a_run_is_ended(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def works(options: Options) -> list[Line]:
+        return [Line("a figure", "{:.0f}", [1.0])]
+
+    def interrupted(options: Options) -> list[Line]:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(command, "PARTS", {"first": works, "second": interrupted})
+    as_json, as_markdown = tmp_path / "figures.json", tmp_path / "figures.md"
+    arguments = ["--no-peers", "--json", str(as_json), "--markdown", str(as_markdown)]
+    assert CliRunner().invoke(command.main, arguments).exit_code == 1
+    assert [part["name"] for part in orjson.loads(as_json.read_bytes())["parts"]] == ["first"]
+    assert "| a figure |" in as_markdown.read_text()
+
+
+def test_a_history_that_has_no_room_is_told_before_it_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(history, "_ROW_BYTES", 1 << 50)
+    with pytest.raises(rig.BenchmarkFailed, match="GB of disk"):
+        history.measure(10_000, 100_000, 10, None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 import statistics
 from dataclasses import replace
 from io import StringIO
@@ -11,7 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from tests.benchmarks.latency import stamp_us
+from tests.benchmarks import queues, rig
+from tests.benchmarks.backlog import waits_ms
+from tests.benchmarks.latency import AtRate, rate_lines, stamp_us
 from tests.benchmarks.report import (
     Goal,
     Line,
@@ -110,6 +113,11 @@ def test_markdown_has_the_same_cells() -> None:
     assert lines[3] == "| idle |  | failed |  | NO |"
 
 
+def test_markdown_keeps_the_names_of_rows() -> None:
+    (row,) = markdown([Part("x", 1.0, 0.5, [Line("free", "{:.2f}", [1.0])])]).splitlines()[2:]
+    assert row == "| free |  | 1.00 |  |"
+
+
 def test_a_part_that_failed_is_shown_beside_those_that_did_not() -> None:
     text = shown(Part("drain", 1.0, 0.5, failure="no Postgres"), Part("idle", 1.0, 0.5, [RATE]))
     assert "failed" in text
@@ -133,3 +141,60 @@ def test_json_has_every_sample() -> None:
 def test_only_ids_that_tell_when_they_were_made_do() -> None:
     assert stamp_us("00060a1b-2c3d-4e5f-0123-4567be9cbe9c") == 0x00060A1B2C3D4E5F
     assert stamp_us("b7c4c2de-6f64-4d3a-9d0c-0a6c1a1a2b3c") is None
+
+
+def test_every_high_priority_push_counts_once_from_its_stamp() -> None:
+    one, two = (f"00060a1b-2c3d-4e5f-0000-{n:04d}be9cbe9c" for n in range(2))
+    made_ns = 0x00060A1B2C3D4E5F * 1000
+    arrivals = [
+        rig.Arrival(made_ns + 2_000_000, one),
+        rig.Arrival(made_ns + 3_000_000, "b7c4c2de-6f64-4d3a-9d0c-0a6c1a1a2b3c"),
+        rig.Arrival(made_ns + 5_000_000, two),
+        rig.Arrival(made_ns + 9_000_000, one),
+    ]
+    assert sorted(waits_ms(arrivals, {one, two})) == pytest.approx([2.0, 5.0], abs=0.1)
+    with pytest.raises(rig.BenchmarkFailed, match="1 of 2 high-priority pushes came"):
+        waits_ms(arrivals[:1], {one, two})
+    with pytest.raises(rig.BenchmarkFailed, match="0 of 0"):
+        waits_ms(arrivals, set())
+
+
+def test_a_run_that_fell_behind_is_a_goal_missed_beside_the_figures_of_the_others() -> None:
+    kept = AtRate(190.0, [1.0, 2.0, 3.0])
+    behind, *figures = rate_lines(200, {queues.LISTENER: [kept, None], "other": [None]})
+    assert (behind.here, behind.met, behind.peers) == ([1.0], False, {"other": [1.0]})
+    assert [(line.here, line.peers) for line in figures] == [
+        ([2.0], {"other": "falls behind"}),
+        ([3.0], {"other": "falls behind"}),
+        ([190.0], {"other": "falls behind"}),
+    ]
+    assert [line.met for line in rate_lines(200, {queues.LISTENER: [None]})] == [False]
+    assert len(rate_lines(200, {queues.LISTENER: [kept]})) == 3
+
+
+def test_neither_settings_nor_proxies_of_the_environment_reach_what_is_measured() -> None:
+    environment = {
+        "DOORBELL": "sweep",
+        "transport": "aiohttp",
+        "HTTP_PROXY": "http://127.0.0.1:1",
+        "no_proxy": "*",
+        "PATH": "/bin",
+    }
+    assert rig.inherited(environment) == {"PATH": "/bin"}
+
+
+@pytest.mark.parametrize("hard", [2_000, resource.RLIM_INFINITY])
+def test_the_limit_of_open_files_is_raised_to_the_hard_one(
+    monkeypatch: pytest.MonkeyPatch, hard: int
+) -> None:
+    limits: list[tuple[int, int]] = []
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (1024, hard))
+    monkeypatch.setattr(resource, "setrlimit", lambda _, pair: limits.append(pair))
+    rig.allow_open_files(2_000)
+    assert limits == [(hard, hard)]
+
+
+def test_a_hard_limit_of_open_files_that_is_too_low_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (1024, 1999))
+    with pytest.raises(rig.BenchmarkFailed, match=r"open files .* is 1999, 2000 are needed"):
+        rig.allow_open_files(2_000)
