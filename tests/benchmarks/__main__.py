@@ -136,7 +136,7 @@ def _with_peers() -> bool:
 
 
 @click.command()
-@click.option("--quick", is_flag=True, help="Ten minutes instead of half an hour: one run, fewer rows.")
+@click.option("--quick", is_flag=True, help="Eight minutes instead of half an hour: one run, fewer rows.")
 @click.option("--only", multiple=True, type=click.Choice(list(PARTS)), help="Default: all of them.")
 @click.option("--runs", type=click.IntRange(1), help="Of each measurement; default 3, with --quick 1.")
 @click.option(

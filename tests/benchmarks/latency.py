@@ -260,7 +260,9 @@ def rate_lines(rate: int, ran: Mapping[str, Sequence[AtRate | None]]) -> list[Li
         lines += [
             line(f"{what}, median", "{:.2f} ms", lambda run: quantile(run.ms, 0.5)),
             line(f"{what}, 99 %", "{:.2f} ms", lambda run: quantile(run.ms, 0.99)),
-            line(f"{what}, what the inserts came to, a second", "{:,.0f}", lambda run: run.inserted_per_s),
+            line(
+                f"inserts at {rate:,} a second, what they came to", "{:,.0f}", lambda run: run.inserted_per_s
+            ),
         ]
     return lines
 
