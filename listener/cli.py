@@ -22,8 +22,8 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from listener import __version__, client, config, demo, emit, log, migrate, purge, stats
-from listener.config import ConfigError
+from listener import __version__, client, config, demo, emit, log, migrate, open_files, purge, stats
+from listener.config import ConfigError, Settings
 from listener.embedded import EmbeddedPostgresError
 from listener.emulator.run import DEFAULT_PORT
 from listener.emulator.run import run as run_emulator
@@ -101,6 +101,7 @@ def run() -> None:
         raise ConfigError(error.faults + _faults_of_credentials(error.faults)) from None
     log.configure(settings.log_format, settings.log_level)
     credentials, project = credentials_for(settings)
+    settings = _with_open_files(settings)
     # A push under way is some hundred objects that the collector counts, and none of them is garbage. Left alone, it
     # looks them all over again and again, and all that was loaded at the start: a third of the CPU time of a drain.
     gc.freeze()
@@ -113,6 +114,20 @@ def run() -> None:
         _run(serve())
     except OSError as error:
         raise _Misconfigured(f"HOST, PORT: cannot listen on port {settings.port}: {error.strerror}") from None
+
+
+def _with_open_files(settings: Settings) -> Settings:
+    """No more in flight than files may be open. Raises ConfigError where that is nothing."""
+    places = open_files.allow(settings.max_in_flight + open_files.OTHERS) - open_files.OTHERS
+    if places >= settings.max_in_flight:
+        return settings
+    fault = f"the limit of open files allows {max(0, places)}; raise it (ulimit -n)"
+    if places < 1:
+        raise ConfigError([f"MAX_IN_FLIGHT: {fault}"])
+    structlog.get_logger(__name__).warning(
+        "MAX_IN_FLIGHT lowered", reason=fault, wanted=settings.max_in_flight
+    )
+    return settings.model_copy(update={"max_in_flight": places})
 
 
 def _leave() -> None:

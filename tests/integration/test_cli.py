@@ -21,7 +21,7 @@ from listener.cli import main
 from listener.emulator import Emulator
 from listener.service import Service
 from tests.support.postgres import Database
-from tests.support.service import Rows, environment, program, run, serving, settings_for
+from tests.support.service import Rows, environment, program, python, run, serving, settings_for
 
 pytestmark = pytest.mark.newest_postgres
 
@@ -184,6 +184,33 @@ async def test_run_without_credentials(database: Database, emulator: Emulator, t
     assert (code, out) == (2, "")
     assert err.startswith("Error: the configuration cannot be used:\n  FCM_SERVICE_ACCOUNT_JSON / GOOGLE_")
     assert "Traceback" not in err
+
+
+_WITH_FILES = """
+import resource
+from listener import cli
+resource.setrlimit(resource.RLIMIT_NOFILE, ({0}, {1}))
+cli.main(["run"])
+"""
+
+
+@pytest.mark.parametrize(
+    ("soft", "hard", "in_flight"), [(160, 4096, 1250), (160, 160, 60), (4096, 4096, 1250)]
+)
+async def test_no_more_is_in_flight_than_files_may_be_open(
+    database: Database, emulator: Emulator, soft: int, hard: int, in_flight: int
+) -> None:
+    async with python(
+        "-c", _WITH_FILES.format(soft, hard), env=environment(database.dsn, emulator)
+    ) as running:
+        assert (await running.said("ready"))["in_flight_at_most"] == in_flight
+        assert any(r["event"] == "MAX_IN_FLIGHT lowered" for r in running.records) == (in_flight < 1250)
+
+
+async def test_too_few_files_may_be_open(database: Database, emulator: Emulator) -> None:
+    async with python("-c", _WITH_FILES.format(90, 90), env=environment(database.dsn, emulator)) as running:
+        assert await running.ended() == 2
+        assert "MAX_IN_FLIGHT: the limit of open files allows 0; raise it (ulimit -n)" in running.err
 
 
 # --- migrate -------------------------------------------------------------------------------------------------
