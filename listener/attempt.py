@@ -82,6 +82,8 @@ class Attempts:
         most = settings.max_in_flight
         self._requests = asyncio.Semaphore(most)
         self._requests_of_normal = asyncio.Semaphore(most - kept_for_high(most))
+        # What waits for its turn takes memory: of pushes with many devices, so many at a time do.
+        self._tasks_of_normal = asyncio.Semaphore(2 * most)
         self._question: asyncio.Task[None] | None = None
         self._asked_at = -math.inf
         self._abandoned = Outcome(
@@ -118,9 +120,7 @@ class Attempts:
             if len(tries) == 1:
                 await self._send(push, prepared, tries[0], claimed_at)
             else:
-                async with asyncio.TaskGroup() as group:
-                    for one in tries:
-                        group.create_task(self._send(push, prepared, one, claimed_at))
+                await self._send_all(push, prepared, tries, claimed_at)
         except asyncio.CancelledError:
             pass  # the settlement below is the answer to it
         for one in tries:
@@ -152,6 +152,16 @@ class Attempts:
         )
         reason = f"push-listener could not handle this push ({type(error).__name__})"
         return Outcome(Kind.RETRY, "INTERNAL_ERROR", reason, delay=self._policy.floor)
+
+    async def _send_all(self, push: Push, prepared: Prepared, tries: list[_Try], claimed_at: float) -> None:
+        is_high = push.priority == "high"
+        async with asyncio.TaskGroup() as group:
+            for one in tries:
+                if not is_high:
+                    await self._tasks_of_normal.acquire()
+                task = group.create_task(self._send(push, prepared, one, claimed_at))
+                if not is_high:
+                    task.add_done_callback(lambda _: self._tasks_of_normal.release())
 
     async def _send(self, push: Push, prepared: Prepared, one: _Try, claimed_at: float) -> None:
         if push.priority == "high":

@@ -39,11 +39,66 @@ async def test_a_request_that_is_cancelled_from_within_may_have_been_delivered()
     assert [(line.token, line.status) for line in settlement.logs] == [("good", "sent"), ("bad", "unknown")]
 
 
-def _push(*devices: str) -> Push:
+class _Silent:
+    """Answers when it is told to."""
+
+    def __init__(self) -> None:
+        self.asked = 0
+        self.answers = asyncio.Event()
+        self._heard = asyncio.Event()
+
+    async def until_asked(self, times: int) -> None:
+        while self.asked < times:
+            self._heard.clear()
+            await self._heard.wait()
+
+    async def send(self, body: bytes) -> Outcome:
+        self.asked += 1
+        self._heard.set()
+        await self.answers.wait()
+        return ACCEPTED
+
+
+async def test_devices_without_number_do_not_all_wait_at_once() -> None:
+    settings = config.load(database_url="postgresql://nobody@localhost/none", max_in_flight="8")
+    sender = _Silent()
+    health = FcmHealth(after_losses(0, 8, time.monotonic()))
+    attempts = Attempts(cast(Sender, sender), settings, Metrics(), health, on_limit=lambda *_: None)
+    pushes = [_push(*(f"{n}-{device}" for device in range(100))) for n in range(3)]
+    sending = [asyncio.create_task(attempts.attempt(push, time.monotonic())) for push in pushes]
+    await sender.until_asked(7)  # of eight places one is kept for high priority
+    assert len(asyncio.all_tasks()) == 1 + 3 + 2 * 8
+    urgent = asyncio.create_task(attempts.attempt(_push("a", "b", priority="high"), time.monotonic()))
+    await sender.until_asked(8)
+    sender.answers.set()
+    for settlement in [*await asyncio.gather(*sending), await urgent]:
+        assert settlement.decision.status is Status.SENT
+        assert {line.status for line in settlement.logs} == {"sent"}
+    assert sender.asked == 3 * 100 + 2
+
+
+async def test_who_is_cancelled_while_most_devices_wait_gives_the_push_back() -> None:
+    settings = config.load(database_url="postgresql://nobody@localhost/none", max_in_flight="8")
+    sender = _Silent()
+    health = FcmHealth(after_losses(0, 8, time.monotonic()))
+    attempts = Attempts(cast(Sender, sender), settings, Metrics(), health, on_limit=lambda *_: None)
+    task = asyncio.create_task(
+        attempts.attempt(_push(*(f"{device}" for device in range(100))), time.monotonic())
+    )
+    await sender.until_asked(7)
+    task.cancel()
+    settlement = await task
+    assert (settlement.decision.status, len(settlement.logs)) == (Status.PENDING, 7)
+    sender.answers.set()
+    again = await attempts.attempt(_push(*(f"{device}" for device in range(100))), time.monotonic())
+    assert again.decision.status is Status.SENT  # no place was lost
+
+
+def _push(*devices: str, priority: str | None = None) -> Push:
     """To a user with these devices."""
     return Push(
         id=UUID(int=1), attempt=1, retry_count=0, lost_claims=0, device_token=None, topic=None, condition=None,
         user_id=UUID(int=2), recipients=[(device, "android") for device in devices], accepted_before=0, title="T",
-        body="B", data=None, channel=None, priority=None, image=None, options=None, collapse_key=None,
+        body="B", data=None, channel=None, priority=priority, image=None, options=None, collapse_key=None,
         expires_at=None, expires_in=None, waited=0.0, oversized=None,
     )  # fmt: skip
