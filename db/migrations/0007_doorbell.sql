@@ -26,14 +26,17 @@ create trigger push_listener_ring_insert
              then pg_catalog.pg_advisory_unlock_shared(1886745449, 0) else false end)
   execute function push_listener.ring();
 
--- An operator or the application puts a row back by hand: update ... set status = 'pending', next_attempt_at = now().
--- Claims and settles never come to the lock, so they pay for the comparisons only.
+-- An operator or the application puts a row back by hand, update ... set status = 'pending', next_attempt_at = now(), or
+-- wants it tried sooner. Claims never come to the lock, and of what a worker settles only what is given back at once.
 create trigger push_listener_ring_update
   after update of status, next_attempt_at on public.push_notifications
   for each row
-  when (case when new.status <> 'pending' or new.next_attempt_at is null
-                  or (old.status = 'pending' and old.next_attempt_at is not distinct from new.next_attempt_at)
-             then false
+  when (case when not (new.status = 'pending'
+                       and (old.status <> 'pending' or old.next_attempt_at is distinct from new.next_attempt_at)
+                       and (old.status <> 'processing' or new.next_attempt_at <= pg_catalog.now())
+                       or new.status = 'failed' and old.status = 'failed'
+                          and new.next_attempt_at < old.next_attempt_at)
+                  or new.next_attempt_at is null then false
              when pg_catalog.pg_try_advisory_lock_shared(1886745449, 0)
              then pg_catalog.pg_advisory_unlock_shared(1886745449, 0) else false end)
   execute function push_listener.ring();

@@ -16,7 +16,7 @@ from listener.doorbell import Doorbell
 from listener.embedded import StopMode
 from listener.emulator import Emulator
 from listener.metrics import Metrics
-from listener.queue import Settlement
+from listener.queue import CHANNEL, Settlement
 from listener.settler import Settler
 from tests.support.postgres import Database
 from tests.support.service import PATIENCE, connect, get, rows_of, serving, settings_for
@@ -78,23 +78,44 @@ async def test_it_rings_when_it_comes_up_and_for_every_insert(database: Database
             await rings.more_than(before)
 
 
-async def test_it_rings_for_a_row_put_back_by_hand_but_not_for_claims_and_settles(database: Database) -> None:
+@pytest.mark.parametrize(
+    ("was", "becomes", "rings_for_it"),
+    [
+        (("pending", "0"), ("processing", "60"), False),  # a claim
+        (("processing", "-60"), ("processing", "60"), False),
+        (("processing", "60"), ("sent", None), False),  # settled
+        (("processing", "60"), ("failed", "0"), False),
+        (("processing", "60"), ("pending", "10"), False),  # its platform is paused
+        (("processing", "60"), ("pending", "0"), True),  # given back
+        (("dead", None), ("pending", "0"), True),  # put back by hand
+        (("failed", "60"), ("pending", "0"), True),
+        (("pending", "60"), ("pending", "0"), True),
+        (("failed", "60"), ("failed", "0"), True),  # wanted sooner
+        (("failed", "60"), ("failed", "90"), False),
+        (("dead", None), ("pending", None), True),  # by who knows nothing of next_attempt_at
+    ],
+)
+async def test_it_rings_for_what_is_to_be_looked_at_now(
+    database: Database, was: tuple[str, str | None], becomes: tuple[str, str | None], rings_for_it: bool
+) -> None:
+    update = (
+        "update push_notifications set status = %(status)s, "
+        "next_attempt_at = now() + make_interval(secs => %(due)s)"
+    )
     async with listening(database.dsn) as (_, rings), rows_of(database.dsn) as rows:
-        push_id = await rows.add(device_token="t", title="t")
-        await rings.more_than(1)
-        before = rings.count
-        await rows.query(
-            "update push_notifications set status = 'processing', next_attempt_at = now() + interval '60 s'"
-        )
-        await rows.query("update push_notifications set status = 'failed', next_attempt_at = now()")
-        await rows.query("update push_notifications set status = 'sent', next_attempt_at = null")
-        await rows.query("update push_notifications set status = 'pending', next_attempt_at = now()")
-        await rings.more_than(before)
-        # Notifications come in the order of commits: any for the others would have come before it.
-        await rows.query("delete from push_notifications where id = %(id)s", id=push_id)
+        await rings.more_than(0)
+        await rows.query("alter table push_notifications disable trigger user")
         await rows.add(device_token="t", title="t")
-        await rings.more_than(before + 1)
-        assert rings.count == before + 2
+        await rows.query(update, status=was[0], due=was[1])
+        await rows.query("alter table push_notifications enable trigger user")
+        before = rings.count
+        await rows.query(update, status=becomes[0], due=becomes[1])
+        # Notifications come in the order of commits: one for the update would come before this.
+        await rows.query("select pg_notify(%(channel)s, '')", channel=CHANNEL)
+        await rings.more_than(before)
+        if rings_for_it:
+            await rings.more_than(before + 1)
+        assert rings.count == before + 1 + rings_for_it
 
 
 async def test_it_comes_back_and_rings_after_its_backend_was_terminated(database: Database) -> None:
