@@ -7,7 +7,8 @@ the queue every few milliseconds. When little comes any more it lets the lock go
 No wake-up is lost by that, because a listener that knows, or cannot exclude, that somebody was awake is in doubt, and
 before it sleeps it settles that:
 
-1. While the lock is taken, by whomever, it looks at the queue four times a second: the holder may be frozen.
+1. While the lock is taken, by whomever, it looks at the queue four times a second, and more often as long as that
+   brings something: the holder may be frozen, or unable to claim.
 2. Then it asks which transactions are open that have written to the queue, and looks at the queue. An insert that
    found the lock taken was there before it was let go: it is in the queue now, or in one of those transactions.
 3. While one of those is open it asks again, and looks at the queue whenever one has ended.
@@ -46,6 +47,7 @@ _BETWEEN_LOOKS_S = 0.001
 _MORE_FOR_A_ROW_S = 0.0001
 _MOST_BETWEEN_LOOKS_S = 0.003
 _WATCH_S = 0.25
+_WATCH_CLOSELY_S = 0.03
 _NOT_LOOKING_S = 1.0
 
 _CROWD = 3
@@ -89,6 +91,7 @@ class Awake:
         self._pace = Pace()
         self._is_awake = False
         self._looked_at = -math.inf
+        self._found = 0
         self._rest = asyncio.Event()  # set: no reason any more to be awake
         self._news = asyncio.Event()  # set: something may have to be done
         # Each doubt has a number; the sleeper may sleep when all are settled.
@@ -112,7 +115,7 @@ class Awake:
 
     def nap(self, found: int) -> float | None:
         """Hears of a look for all that is due; returns the seconds until the next if that was all. None: sleep."""
-        self._looked_at = time.monotonic()
+        self._looked_at, self._found = time.monotonic(), found
         if not self._is_awake:
             return None
         if self._pace.looked(time.monotonic(), found):
@@ -181,7 +184,7 @@ class Awake:
         doubts = self._doubts
         while not self._stopping and await self._answer(self._rows.is_silenced()):
             self._on_due()
-            await asyncio.sleep(_WATCH_S)
+            await asyncio.sleep(_WATCH_CLOSELY_S if self._found else _WATCH_S)
             doubts = self._doubts
         hidden = await self._answer(self._rows.writers())
         began = time.monotonic()
