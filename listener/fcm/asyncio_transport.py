@@ -336,7 +336,7 @@ class _Connection(asyncio.Protocol):
         self._answer: asyncio.Future[Response] | None = None
         self._due = 0.0
         self._is_closed = False
-        self.idle_since = 0.0
+        self.idle_since = pool.now()
         self._begin()
 
     def _begin(self) -> None:

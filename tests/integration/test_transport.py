@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import pytest
 import uvloop
 
+from listener import config, service
 from listener.fcm.aiohttp_transport import AiohttpTransport
 from listener.fcm.asyncio_transport import AsyncioTransport
 from listener.fcm.fault import SendFault
@@ -74,6 +75,20 @@ def transport(request: pytest.FixtureRequest) -> MakeTransport:
 
 async def post(by: Transport, port: int, scheme: str = "http", host: str = "127.0.0.1") -> Response:
     return await by.post(f"{scheme}://{host}:{port}/v1/projects/p/messages:send", HEADERS, b'{"message":{}}')
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [("asyncio", AsyncioTransport), ("pyreqwest", ReqwestTransport), ("aiohttp", AiohttpTransport)],
+)
+async def test_the_setting_says_which(name: str, kind: type[Transport]) -> None:
+    chosen = service._transport(
+        config.load(database_url="postgresql://nobody@localhost/none", transport=name)
+    )
+    try:
+        assert type(chosen) is kind
+    finally:
+        await chosen.close()
 
 
 # --- faults, on both event loops: which code, and whether the request may have gone out ----------------
