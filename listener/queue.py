@@ -14,6 +14,7 @@ import structlog
 from psycopg.rows import args_row
 
 from listener.database import Connection, Pool
+from listener.log import seldom
 from listener.push import Push
 from listener.retry import Decision
 
@@ -324,15 +325,13 @@ _SIGN_OFF = "update push_listener.workers set stopped_at = now() where id = %s"
 
 _AVOIDED_S = 600.0
 
-# Faults of one row's values (ours to encode, Postgres' to store, or the application's own triggers on it), not of
-# the database: other rows must not suffer for it.
-ROW_FAULTS = (
-    psycopg.DataError,
-    psycopg.IntegrityError,
-    psycopg.errors.RaiseException,
-    ValueError,
-    TypeError,
-)
+ROW_FAULTS = (psycopg.Error, ValueError, TypeError)
+"""What one row may be to blame for, where it is not ``is_passing``: its values, which are ours to encode and Postgres' to
+store, or the application's own triggers on it, which raise what they like. Other rows must not suffer for it."""
+
+# Connections, transactions, resources, an operator, files; a lock not to be had; what goes wrong inside Postgres, or in
+# a pooler that finds no connection. But XX001 and XX002 are damaged data: those of one row, and they stay so.
+_PASSING = ("08", "25", "40", "53", "57", "58", "55P03", "55006", "XX000")
 
 
 @dataclass(slots=True)
@@ -392,6 +391,7 @@ class Queue:
         self._worker = worker_id
         self._lease = lease
         self._avoided: dict[UUID, float] = {}  # until when, in monotonic seconds
+        self._not_disabled = 0  # times in a row
 
     @property
     def worker_id(self) -> int:
@@ -408,7 +408,9 @@ class Queue:
         try:
             async with self._pool.connection() as conn:
                 return await self._take(conn, most, normal)
-        except ROW_FAULTS:
+        except ROW_FAULTS as error:
+            if is_passing(error):
+                raise
             if most > 1:
                 return await self.claim(most // 2, (normal + 1) // 2)
             return await self._take_first()
@@ -438,8 +440,10 @@ class Queue:
                 first = await (await conn.execute(_FIRST, {"avoided": self._avoid_now()})).fetchone()
                 return await self._take(conn, 1, 1)
         except ROW_FAULTS as error:
-            if first is None:
+            if first is None or is_passing(error):
                 raise
+            async with self._pool.connection() as conn:
+                await self._take(conn, 0, 0)  # raises where no row is to blame
             push_id = UUID(str(first[0]))
             log.error("row cannot be claimed", push_id=str(push_id), error=fault_name(error))
             self.avoid(push_id)
@@ -454,10 +458,13 @@ class Queue:
     async def settle(self, batch: Sequence[Settlement], *, again: bool = False) -> int:
         """Writes rows, log rows and dead tokens in one transaction; returns how many rows were still ours.
 
-        ``again``: an earlier try may have been committed without our hearing of it.
+        ``again``: an earlier try may have been committed without our hearing of it. A batch of none fails only where
+        no row is to blame.
         """
-        statuses, delays, tries, codes, reasons, message_ids = map(
-            list, zip(*(s.decision for s in batch), strict=True)
+        statuses, delays, tries, codes, reasons, message_ids = (
+            map(list, zip(*(s.decision for s in batch), strict=True))
+            if batch
+            else [[]] * len(Decision._fields)
         )
         logs = [(s, line) for s in batch for line in s.logs]
         dead = [pair for s in batch for pair in s.dead_tokens]
@@ -483,11 +490,26 @@ class Queue:
             else:
                 async with conn.transaction():
                     cursor = await conn.execute(_SETTLE, values)
-                    await conn.execute(
-                        _DISABLE, {"tokens": [t for t, _ in dead], "codes": [c for _, c in dead]}
-                    )
+                    await self._disable(conn, dead)
             row = await cursor.fetchone()
         return int(str(row[0])) if row else 0
+
+    async def _disable(self, conn: Connection, dead: list[tuple[str, str]]) -> None:
+        """The function may be the application's, and fail as it likes: what FCM said is written down all the same."""
+        try:
+            async with conn.transaction():  # a savepoint
+                await conn.execute(_DISABLE, {"tokens": [t for t, _ in dead], "codes": [c for _, c in dead]})
+        except psycopg.Error as error:
+            self._not_disabled += 1
+            if seldom(self._not_disabled):
+                log.error(
+                    "dead tokens not disabled",
+                    error=fault_name(error),
+                    tokens=len(dead),
+                    times=self._not_disabled,
+                )
+        else:
+            self._not_disabled = 0
 
     async def release(self, held: Sequence[UUID]) -> int:
         """Puts back what this worker has claimed without knowing, all but ``held``; returns how many rows that was."""
@@ -590,10 +612,24 @@ async def register(pool: Pool, name: str) -> int:
     return int(str(row[0]))
 
 
+def is_passing(error: BaseException) -> bool:
+    """Whether the same statement may succeed later; otherwise it will not, because of a row or of the statement."""
+    if not isinstance(error, psycopg.Error):
+        return isinstance(error, TimeoutError)
+    sqlstate = _sqlstate(error)
+    if sqlstate is None:
+        return isinstance(error, psycopg.OperationalError | psycopg.InterfaceError)
+    return sqlstate.startswith(_PASSING)
+
+
 def fault_name(error: BaseException | None) -> str:
     """The kind of an error, without its text, which may quote values."""
-    sqlstate = getattr(error, "sqlstate", None)
+    sqlstate = _sqlstate(error) if isinstance(error, psycopg.Error) else None
     return f"SQLSTATE {sqlstate}" if sqlstate else type(error).__name__
+
+
+def _sqlstate(error: psycopg.Error) -> str | None:
+    return error.diag.sqlstate or error.sqlstate  # the latter knows no codes of an application's own
 
 
 def _push(*columns: Any) -> Push:

@@ -12,12 +12,11 @@ from dataclasses import replace
 import psycopg
 import structlog
 import tenacity
-from psycopg_pool import PoolTimeout
 
 from listener.database import STATEMENT_PATIENCE_S
 from listener.log import seldom
 from listener.metrics import Metrics
-from listener.queue import ROW_FAULTS, Queue, Settlement, fault_name
+from listener.queue import ROW_FAULTS, Queue, Settlement, fault_name, is_passing
 from listener.retry import Decision, Status
 
 log = structlog.get_logger(__name__)
@@ -25,6 +24,10 @@ log = structlog.get_logger(__name__)
 # A statement costs as much for one row as for fifty. Where results come one by one but often, they wait for each other.
 _BUSY_S = 0.02
 _GATHER_S = 0.008
+
+
+class _FaultOfAll(Exception):
+    """No result can be written, whatever is in it: a table or a right is missing. It waits until that is mended."""
 
 
 class Settler:
@@ -72,6 +75,7 @@ class Settler:
         try:
             held = await self._persist(batch)
         except ROW_FAULTS as error:
+            self.succeeds = True
             if len(batch) > 1:
                 middle = len(batch) // 2
                 await self._write(batch[:middle])
@@ -82,20 +86,7 @@ class Settler:
         self._count(batch, held)
 
     async def _write_off(self, settlement: Settlement, error: Exception) -> None:
-        """The result cannot be written as it is.
-
-        It is tried without the dead tokens, should it be the application's function that refuses; else the row is
-        marked dead, and says so, without the log lines.
-        """
-        if settlement.dead_tokens:
-            try:
-                held = await self._persist([replace(settlement, dead_tokens=[])])
-            except ROW_FAULTS:
-                pass
-            else:
-                log.error("dead token not disabled", push_id=str(settlement.push_id), error=fault_name(error))
-                self._count([settlement], held)
-                return
+        """The result cannot be written as it is: the row is marked dead, and says so, without the log lines."""
         log.error("result cannot be written", push_id=str(settlement.push_id), error=fault_name(error))
         reason = f"the result ({settlement.decision.status}) could not be written: {fault_name(error)}"
         plain = replace(
@@ -114,7 +105,9 @@ class Settler:
 
     async def _persist(self, batch: list[Settlement]) -> int:
         attempts = tenacity.AsyncRetrying(
-            retry=tenacity.retry_if_exception(_is_passing),
+            retry=tenacity.retry_if_exception(
+                lambda error: is_passing(error) or isinstance(error, _FaultOfAll)
+            ),
             wait=tenacity.wait_random_exponential(multiplier=0.1, max=2),
             before_sleep=self._note_failure,
         )
@@ -122,13 +115,27 @@ class Settler:
             with attempt:
                 again = attempt.retry_state.attempt_number > 1
                 async with asyncio.timeout(STATEMENT_PATIENCE_S):
-                    held = await self._queue.settle(batch, again=again)
+                    held = await self._try(batch, again)
                 self.succeeds = True
                 return held
         raise AssertionError("unreachable")
 
+    async def _try(self, batch: list[Settlement], again: bool) -> int:
+        try:
+            return await self._queue.settle(batch, again=again)
+        except ROW_FAULTS as error:
+            if is_passing(error):
+                raise
+            try:
+                await self._queue.settle([])
+            except psycopg.Error as of_all:
+                raise _FaultOfAll from of_all
+            raise
+
     def _note_failure(self, state: tenacity.RetryCallState) -> None:
         error = state.outcome.exception() if state.outcome else None
+        if isinstance(error, _FaultOfAll):
+            error = error.__cause__
         self.succeeds = False
         self._metrics.database_errors.labels("settle").inc()
         if seldom(state.attempt_number):
@@ -147,7 +154,3 @@ class Settler:
             self._metrics.fenced.inc(len(batch) - held)
             log.warning("rows had passed into other hands", rows=len(batch) - held)
         self._on_settled(batch)
-
-
-def _is_passing(error: BaseException) -> bool:
-    return isinstance(error, psycopg.Error | PoolTimeout | TimeoutError) and not isinstance(error, ROW_FAULTS)

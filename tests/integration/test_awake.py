@@ -230,7 +230,7 @@ async def test_one_that_cannot_claim_lets_go_after_a_while_and_until_then_anothe
 ) -> None:
     async with (
         Emulator(latency=3600.0) as hanging,
-        serving(settings_for(database.dsn, hanging, max_in_flight="1")) as full,
+        serving(settings_for(database.dsn, hanging, max_in_flight="1", shutdown_grace="0.5")) as full,
         writer(database) as conn,
     ):
         await conn.set_autocommit(True)

