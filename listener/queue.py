@@ -326,8 +326,8 @@ _SIGN_OFF = "update push_listener.workers set stopped_at = now() where id = %s"
 _AVOIDED_S = 600.0
 
 ROW_FAULTS = (psycopg.Error, ValueError, TypeError)
-"""What one row may be to blame for, where it is not ``is_passing``: its values, which are ours to encode and Postgres' to
-store, or the application's own triggers on it, which raise what they like. Other rows must not suffer for it."""
+"""What one row may be to blame for, where it is not ``is_passing``: its values, which are ours to encode and Postgres'
+to store, or the application's own triggers on it, which raise what they like. Other rows must not suffer for it."""
 
 # Connections, transactions, resources, an operator, files; a lock not to be had; what goes wrong inside Postgres, or in
 # a pooler that finds no connection. But XX001 and XX002 are damaged data: those of one row, and they stay so.
