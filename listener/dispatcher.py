@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import itertools
 import math
 import random
 import time
@@ -74,8 +75,8 @@ class Dispatcher:
         self._rng = random.Random()  # noqa: S311  # jitter, not secrecy
         self._claim_at = worth_a_claim_at(settings.max_in_flight, settings.claim_batch)
         self._sending: set[asyncio.Task[Settlement]] = set()
-        # (id, attempt) of rows claimed and not settled: what bounds our memory
-        self._held: set[tuple[UUID, int]] = set()
+        # When each row was claimed, by (id, attempt), the oldest first; until it is settled. It bounds our memory.
+        self._held: dict[tuple[UUID, int], float] = {}
         self._giving_back = False  # what a claim still brings goes back as well
         self._passed_over = 0  # claims in a row that brought nothing although something was due
         self._told: str | None = None  # what was last said of a pause
@@ -154,7 +155,7 @@ class Dispatcher:
                         lost := await self._queue.release([push_id for push_id, _ in self._held])
                     ):
                         log.warning("claimed rows whose answer was lost were put back", rows=lost)
-                    pushes = await self._queue.claim(room.all, room.normal)
+                    pushes = await self._queue.claim(room.all, room.normal, self._old())
                 self._quota.claimed(pushes, claimed_at)
                 for push in pushes:
                     self._start(push, claimed_at)
@@ -187,7 +188,7 @@ class Dispatcher:
             self._has_looked()
             self._asleep_until = math.inf  # whatever is settled from here on may not be in the answer
             async with asyncio.timeout(STATEMENT_PATIENCE_S):
-                earliest = await self._queue.earliest()
+                earliest = await self._queue.earliest(self._old())
             if earliest is not None and earliest <= 0.0:
                 # It fell due since the claim; or somebody else has it locked, and may have it for long.
                 await wait(self._wake, _locked_nap(self._passed_over))
@@ -203,7 +204,7 @@ class Dispatcher:
 
     def _room(self) -> Room:
         """How many rows to claim now."""
-        if not self._may_claim():
+        if not self._is_sound():
             return _NO_ROOM
         now = time.monotonic()
         room = self._free(now)
@@ -220,21 +221,30 @@ class Dispatcher:
         # Nothing for the many yet; but what is urgent has a place kept for it, and is looked for.
         return Room(room.all, 0, 0) if now - self._claimed_at >= self._high_after else _NO_ROOM
 
+    def _is_sound(self) -> bool:
+        """Whether what is claimed can be kept, and what is sent can be written down: what has been, comes first."""
+        return self._may_claim() and self._settler.succeeds
+
+    def _old(self) -> list[UUID]:
+        """Rows held for so long that their lease may have ended, which are not to be claimed and sent anew here."""
+        before = time.monotonic() - self._settings.lease / 2
+        old = itertools.takewhile(lambda row: row[1] < before, self._held.items())
+        return [push_id for (push_id, _), _ in old]
+
     def _free(self, now: float) -> Room:
         """Places in flight that are free and that the quota lets be taken."""
         held, in_flight_at_most = len(self._held), self._settings.max_in_flight
         most = self._health.limit(now, held, in_flight_at_most)
-        if most == in_flight_at_most and self._settler.succeeds:
+        busy = held
+        if most == in_flight_at_most:
             # What has been answered and waits to be written keeps nothing from being sent; but memory has an end.
             busy = max(len(self._sending), held - in_flight_at_most)
-        else:  # it is in doubt what becomes of this: it is finished before more is begun
-            busy = held
         room = room_for(most, busy, self._settings.claim_batch)
         return room.within(*self._quota.room(now))
 
     def _until_room(self) -> float | None:
         """Seconds after which there may be room without anything being settled; None: there will be none."""
-        if not self._may_claim():
+        if not self._is_sound():
             return None
         now = time.monotonic()
         waits = [
@@ -246,7 +256,7 @@ class Dispatcher:
         return min((wait for wait in waits if wait is not None), default=None)
 
     def _start(self, push: Push, claimed_at: float) -> None:
-        self._held.add((push.id, push.attempt))
+        self._held[push.id, push.attempt] = claimed_at
         task = asyncio.create_task(self._attempts.attempt(push, claimed_at))
         self._sending.add(task)
         if self._giving_back:
@@ -280,7 +290,8 @@ class Dispatcher:
         self._metrics.paused.set(reason is not None)
 
     def _settled(self, batch: Sequence[Settlement]) -> None:
-        self._held.difference_update((s.push_id, s.attempt) for s in batch)
+        for settlement in batch:
+            self._held.pop((settlement.push_id, settlement.attempt), None)
         self._metrics.in_flight.set(len(self._held))
         soonest = min((s.decision.delay for s in batch if s.decision.delay is not None), default=None)
         if self._hungry or (soonest is not None and time.monotonic() + soonest < self._asleep_until):

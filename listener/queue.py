@@ -398,8 +398,8 @@ class Queue:
         """What ``claimed_by`` holds for the rows of this worker."""
         return self._worker
 
-    async def claim(self, most: int, normal: int | None = None) -> list[Push]:
-        """Takes up to ``most`` due rows under a lease, high priority first, then by due time.
+    async def claim(self, most: int, normal: int | None = None, but: Sequence[UUID] = ()) -> list[Push]:
+        """Takes up to ``most`` due rows under a lease, high priority first, then by due time, and none of ``but``.
 
         Of normal priority at most ``normal``. Fewer, or none, when a row among them cannot be claimed: that is found
         out, and then avoided.
@@ -407,19 +407,19 @@ class Queue:
         normal = most if normal is None else normal
         try:
             async with self._pool.connection() as conn:
-                return await self._take(conn, most, normal)
+                return await self._take(conn, most, normal, but)
         except ROW_FAULTS as error:
             if is_passing(error):
                 raise
             if most > 1:
-                return await self.claim(most // 2, (normal + 1) // 2)
-            return await self._take_first()
+                return await self.claim(most // 2, (normal + 1) // 2, but)
+            return await self._take_first(but)
 
     def avoid(self, push_id: UUID) -> None:
         """Leaves a row alone for ten minutes: it cannot be claimed or settled, and must not keep others from it."""
         self._avoided[push_id] = time.monotonic() + _AVOIDED_S
 
-    async def _take(self, conn: Connection, most: int, normal: int) -> list[Push]:
+    async def _take(self, conn: Connection, most: int, normal: int, but: Sequence[UUID]) -> list[Push]:
         cursor = conn.cursor(binary=True, row_factory=args_row(_push))
         await cursor.execute(
             _CLAIM,
@@ -428,32 +428,32 @@ class Queue:
                 "normal": normal,
                 "lease": self._lease,
                 "worker": self._worker,
-                "avoided": self._avoid_now(),
+                "avoided": self._avoid_now(but),
             },
         )
         return await cursor.fetchall()
 
-    async def _take_first(self) -> list[Push]:
+    async def _take_first(self, but: Sequence[UUID]) -> list[Push]:
         first = None
         try:
             async with self._pool.connection() as conn, conn.transaction():
-                first = await (await conn.execute(_FIRST, {"avoided": self._avoid_now()})).fetchone()
-                return await self._take(conn, 1, 1)
+                first = await (await conn.execute(_FIRST, {"avoided": self._avoid_now(but)})).fetchone()
+                return await self._take(conn, 1, 1, but)
         except ROW_FAULTS as error:
             if first is None or is_passing(error):
                 raise
             async with self._pool.connection() as conn:
-                await self._take(conn, 0, 0)  # raises where no row is to blame
+                await self._take(conn, 0, 0, but)  # raises where no row is to blame
             push_id = UUID(str(first[0]))
             log.error("row cannot be claimed", push_id=str(push_id), error=fault_name(error))
             self.avoid(push_id)
             return []
 
-    def _avoid_now(self) -> list[UUID]:
+    def _avoid_now(self, but: Sequence[UUID]) -> list[UUID]:
         if self._avoided:
             now = time.monotonic()
             self._avoided = {push_id: until for push_id, until in self._avoided.items() if until > now}
-        return list(self._avoided)
+        return [*self._avoided, *but]
 
     async def settle(self, batch: Sequence[Settlement], *, again: bool = False) -> int:
         """Writes rows, log rows and dead tokens in one transaction; returns how many rows were still ours.
@@ -517,10 +517,10 @@ class Queue:
             cursor = await conn.execute(_RELEASE, {"worker": self._worker, "held": list(held)})
         return cursor.rowcount
 
-    async def earliest(self) -> float | None:
-        """Seconds until the first row is due (negative: it is), by the database's clock; None: none waits."""
+    async def earliest(self, but: Sequence[UUID] = ()) -> float | None:
+        """Seconds until the first row but these is due (negative: it is), by the database's clock; None: none waits."""
         async with self._pool.connection() as conn:
-            row = await (await conn.execute(_EARLIEST, {"avoided": self._avoid_now()})).fetchone()
+            row = await (await conn.execute(_EARLIEST, {"avoided": self._avoid_now(but)})).fetchone()
         return None if row is None or row[0] is None else float(str(row[0]))
 
     async def peers(self) -> list[tuple[int, bool]]:

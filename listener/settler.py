@@ -51,7 +51,7 @@ class Settler:
         self._waiting: list[Settlement] = []
         self._some = asyncio.Event()
         self.succeeds = True
-        """Whether the last statement did, as far as it was for the database to say."""
+        """Whether the last statement did, as far as it was for the database to say, and all that waited for it."""
 
     def put(self, settlement: Settlement) -> None:
         """Hands over one result. Never blocks: what bounds the number is how much may be in flight."""
@@ -70,12 +70,12 @@ class Settler:
                 self._some.clear()
             await self._write(batch)
             written_at = time.monotonic()
+            self.succeeds = self.succeeds or not self._waiting
 
     async def _write(self, batch: list[Settlement]) -> None:
         try:
             held = await self._persist(batch)
         except ROW_FAULTS as error:
-            self.succeeds = True
             if len(batch) > 1:
                 middle = len(batch) // 2
                 await self._write(batch[:middle])
@@ -115,9 +115,7 @@ class Settler:
             with attempt:
                 again = attempt.retry_state.attempt_number > 1
                 async with asyncio.timeout(STATEMENT_PATIENCE_S):
-                    held = await self._try(batch, again)
-                self.succeeds = True
-                return held
+                    return await self._try(batch, again)
         raise AssertionError("unreachable")
 
     async def _try(self, batch: list[Settlement], again: bool) -> int:

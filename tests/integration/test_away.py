@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 from uuid import uuid4
 
+import psycopg
 import pytest
 from psycopg import sql
 
@@ -21,7 +22,7 @@ from listener.fleet import SharedQuota
 from listener.health import FcmHealth
 from listener.metrics import Metrics
 from listener.push import Target, TargetKind
-from listener.queue import Queue, register
+from listener.queue import Queue, Settlement, register
 from listener.ramp import Ramp
 from listener.service import Service
 from tests.integration.test_queue import pool_of
@@ -262,6 +263,35 @@ async def test_what_has_been_sent_is_written_down_when_the_database_is_back(
         await until(lambda: service._not_ready() == [])
     assert {(row["status"], row["delivery_attempts"]) for row in found.values()} == {("sent", 1)}
     assert (emulator.stats()["accepted"], emulator.stats()["duplicates"]) == (200, 0)
+
+
+@asynccontextmanager
+async def settling_fails() -> AsyncIterator[None]:
+    """What becomes of rows cannot be written down; all else works."""
+
+    async def settle(self: Queue, batch: Sequence[Settlement], *, again: bool = False) -> int:
+        raise psycopg.OperationalError("away")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Queue, "settle", settle)
+        yield
+
+
+async def test_what_has_been_sent_is_written_down_before_more_is_claimed_even_after_its_lease(
+    rows: Rows, emulator: Emulator, service: Service
+) -> None:
+    async with settling_fails():
+        await rows.add_many(20)
+        await emulator.wait_accepted(20)
+        await until(lambda: count_of(service, "push_database_errors_total", statement="settle") >= 1)
+        await rows.query("update push_notifications set next_attempt_at = now()")  # the lease ends
+        await rows.add_many(1, "another")  # rings
+        failed = count_of(service, "push_database_errors_total", statement="settle")
+        await until(lambda: count_of(service, "push_database_errors_total", statement="settle") >= failed + 3)
+        assert count_of(service, "push_claimed_total") == 20
+    found = await rows.over()
+    assert {(row["status"], row["delivery_attempts"]) for row in found.values()} == {("sent", 1)}
+    assert (emulator.stats()["accepted"], emulator.stats()["duplicates"]) == (21, 0)
 
 
 # --- a worker that may not claim -----------------------------------------------------------------------------

@@ -210,6 +210,21 @@ async def test_a_lease_that_has_ended_is_taken_over(pool: Pool, rows: Rows) -> N
     assert await first.settle([sent(lost, "t")]) == 0
 
 
+@pytest.mark.parametrize("most", [1, 10])
+async def test_what_is_not_to_be_claimed_is_not_and_is_not_waited_for(
+    pool: Pool, rows: Rows, most: int
+) -> None:
+    ours, other = await rows.add(device_token="t", title="t"), await rows.add(device_token="t", title="t")
+    mine = await worker(pool)
+    await due_at(rows, ours, "-60")
+    await due_at(rows, other, "-30")
+    assert [push.id for push in await mine.claim(most, most, [ours])] == [other]
+    assert await mine.claim(most, most, [ours]) == []
+    earliest = await mine.earliest([ours])
+    assert earliest is not None
+    assert earliest > 0.0  # the lease of the other
+
+
 async def test_the_time_of_a_retry_is_kept(pool: Pool, rows: Rows) -> None:
     push_id = await rows.add(device_token="t", title="t")
     mine = await worker(pool)

@@ -489,8 +489,8 @@ class Held(Queue):
         self.let_go = asyncio.Event()
         self.claims = 0
 
-    async def claim(self, most: int, normal: int | None = None) -> list[Push]:
-        pushes = await super().claim(most, normal)
+    async def claim(self, most: int, normal: int | None = None, but: Sequence[UUID] = ()) -> list[Push]:
+        pushes = await super().claim(most, normal, but)
         self.claims += bool(pushes)
         if pushes and self.claims == 2:
             self.taken.set()
@@ -557,8 +557,8 @@ class Deaf(Queue):
 
     deaf = False
 
-    async def claim(self, most: int, normal: int | None = None) -> list[Push]:
-        pushes = await super().claim(most, normal)
+    async def claim(self, most: int, normal: int | None = None, but: Sequence[UUID] = ()) -> list[Push]:
+        pushes = await super().claim(most, normal, but)
         if self.deaf and pushes:
             self.deaf = False
             raise psycopg.OperationalError("the connection is lost")
