@@ -151,12 +151,15 @@ select id
 #
 # What the fence compares with stands in the rows of the result. Were it constants, Postgres would believe that hardly
 # any row passes, and on a table that it does not know yet it would compare every row with every result.
+#
+# Rows that an application has locked are not waited for: no result is looked at before that is said.
 _SETTLE = """
 with result as materialized (
   select r.*, %(worker)s::integer as worker, 'processing' as held
-    from unnest(%(ids)b::uuid[], %(attempts)b::integer[], %(statuses)b::text[], %(delays)b::float8[],
-                %(tries)b::boolean[], %(codes)b::text[], %(reasons)b::text[], %(message_ids)b::text[])
-      as r(id, attempt, status, delay, uses_try, code, reason, message_id)
+    from (select set_config('lock_timeout', '200ms', true)) as patience,
+      unnest(%(ids)b::uuid[], %(attempts)b::integer[], %(statuses)b::text[], %(delays)b::float8[],
+             %(tries)b::boolean[], %(codes)b::text[], %(reasons)b::text[], %(message_ids)b::text[])
+        as r(id, attempt, status, delay, uses_try, code, reason, message_id)
 ), settled as (
   update public.push_notifications p
     -- A receipt may have come before FCM's answer was written down.
@@ -184,6 +187,14 @@ with result as materialized (
           and o.details ->> 'attempt' = l.details::jsonb ->> 'attempt')
 )
 select count(*) from settled
+"""
+
+# Whoever is not free is locked; who is not there, is not.
+_LOCKED = """
+with free as materialized (
+  select id from public.push_notifications where id = any(%(ids)s::uuid[]) for update skip locked
+)
+select id from public.push_notifications where id = any(%(ids)s::uuid[]) and id not in (select id from free)
 """
 
 # Held by this worker as the database has it, and not as the worker does: the answer to a claim was lost. With the lane,
@@ -458,6 +469,8 @@ class Queue:
     async def settle(self, batch: Sequence[Settlement], *, again: bool = False) -> int:
         """Writes rows, log rows and dead tokens in one transaction; returns how many rows were still ours.
 
+        Raises psycopg.errors.LockNotAvailable when a row is locked for longer than a moment.
+
         ``again``: an earlier try may have been committed without our hearing of it. A batch of none fails only where
         no row is to blame.
         """
@@ -493,6 +506,12 @@ class Queue:
                     await self._disable(conn, dead)
             row = await cursor.fetchone()
         return int(str(row[0])) if row else 0
+
+    async def locked(self, ids: Sequence[UUID]) -> set[UUID]:
+        """Which of these rows another transaction has locked."""
+        async with self._pool.connection() as conn:
+            cursor = await conn.execute(_LOCKED, {"ids": list(ids)})
+            return {UUID(str(push_id)) for (push_id,) in await cursor.fetchall()}
 
     async def _disable(self, conn: Connection, dead: list[tuple[str, str]]) -> None:
         """The function may be the application's, and fail as it likes: what FCM said is written down all the same."""

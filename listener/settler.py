@@ -8,6 +8,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from uuid import UUID
 
 import psycopg
 import structlog
@@ -24,6 +25,9 @@ log = structlog.get_logger(__name__)
 # A statement costs as much for one row as for fifty. Where results come one by one but often, they wait for each other.
 _BUSY_S = 0.02
 _GATHER_S = 0.008
+
+# How often to look whether rows that an application has locked are free again.
+_LOCKED_S = 0.5
 
 
 class _FaultOfAll(Exception):
@@ -50,6 +54,9 @@ class Settler:
         self._on_settled = on_settled
         self._waiting: list[Settlement] = []
         self._some = asyncio.Event()
+        self._locked: list[Settlement] = []
+        self._locked_times = 0  # that some were, in a row
+        self._may_be_free = False
         self.succeeds = True
         """Whether the last statement did, as far as it was for the database to say, and all that waited for it."""
 
@@ -63,27 +70,78 @@ class Settler:
         written_at = -math.inf
         while True:
             await self._some.wait()
+            if self._may_be_free:
+                await self._look_at_locked()
             if len(self._waiting) < self._batch / 2 and time.monotonic() - written_at < _BUSY_S:
                 await asyncio.sleep(_GATHER_S)
             batch, self._waiting = self._waiting[: self._batch], self._waiting[self._batch :]
             if not self._waiting:
                 self._some.clear()
-            await self._write(batch)
+            if batch:
+                await self._write(batch)
             written_at = time.monotonic()
             self.succeeds = self.succeeds or not self._waiting
 
     async def _write(self, batch: list[Settlement]) -> None:
         try:
             held = await self._persist(batch)
+        except psycopg.errors.LockNotAvailable:
+            await self._write_free(batch)
         except ROW_FAULTS as error:
             if len(batch) > 1:
-                middle = len(batch) // 2
-                await self._write(batch[:middle])
-                await self._write(batch[middle:])
+                await self._write_halves(batch)
             else:
                 await self._write_off(batch[0], error)
-            return
-        self._count(batch, held)
+        else:
+            self._count(batch, held)
+
+    async def _write_halves(self, batch: list[Settlement]) -> None:
+        middle = len(batch) // 2
+        await self._write(batch[:middle])
+        await self._write(batch[middle:])
+
+    async def _write_free(self, batch: list[Settlement]) -> None:
+        """Somebody has locked some of the rows, who knows for how long: the others do not wait."""
+        locked = await self._which_are_locked(batch)
+        free = [settlement for settlement in batch if settlement.push_id not in locked]
+        if len(free) == len(batch) > 1:  # it is something else that is locked, which a trigger wants
+            await self._write_halves(batch)
+        elif locked and free:
+            self._set_aside([settlement for settlement in batch if settlement.push_id in locked])
+            await self._write(free)
+        else:
+            self._set_aside(batch)
+
+    def _set_aside(self, locked: list[Settlement]) -> None:
+        if not self._locked:
+            asyncio.get_running_loop().call_later(_LOCKED_S, self._wake_for_locked)
+        self._locked += locked
+        self._locked_times += 1
+        if seldom(self._locked_times):
+            log.warning("rows are locked by others: what became of them waits", rows=len(self._locked))
+
+    def _wake_for_locked(self) -> None:
+        self._may_be_free = True
+        self._some.set()
+
+    async def _look_at_locked(self) -> None:
+        self._may_be_free = False
+        batch, self._locked = self._locked, []
+        locked = await self._which_are_locked(batch)
+        if locked:
+            self._set_aside([settlement for settlement in batch if settlement.push_id in locked])
+        free = [settlement for settlement in batch if settlement.push_id not in locked]
+        for start in range(0, len(free), self._batch):
+            await self._write(free[start : start + self._batch])
+        if not self._locked:
+            self._locked_times = 0
+
+    async def _which_are_locked(self, batch: list[Settlement]) -> set[UUID]:
+        try:
+            async with asyncio.timeout(STATEMENT_PATIENCE_S):
+                return await self._queue.locked([settlement.push_id for settlement in batch])
+        except (psycopg.Error, TimeoutError):
+            return set()  # whoever writes next will see what is the matter
 
     async def _write_off(self, settlement: Settlement, error: Exception) -> None:
         """The result cannot be written as it is: the row is marked dead, and says so, without the log lines."""
@@ -97,6 +155,9 @@ class Settler:
         )
         try:
             held = await self._persist([plain])
+        except psycopg.errors.LockNotAvailable:
+            self._set_aside([settlement])
+            return
         except ROW_FAULTS as again:
             log.error("row cannot be settled", push_id=str(settlement.push_id), error=fault_name(again))
             self._queue.avoid(settlement.push_id)
@@ -105,9 +166,7 @@ class Settler:
 
     async def _persist(self, batch: list[Settlement]) -> int:
         attempts = tenacity.AsyncRetrying(
-            retry=tenacity.retry_if_exception(
-                lambda error: is_passing(error) or isinstance(error, _FaultOfAll)
-            ),
+            retry=tenacity.retry_if_exception(_is_passing),
             wait=tenacity.wait_random_exponential(multiplier=0.1, max=2),
             before_sleep=self._note_failure,
         )
@@ -152,3 +211,9 @@ class Settler:
             self._metrics.fenced.inc(len(batch) - held)
             log.warning("rows had passed into other hands", rows=len(batch) - held)
         self._on_settled(batch)
+
+
+def _is_passing(error: BaseException) -> bool:
+    if isinstance(error, psycopg.errors.LockNotAvailable):
+        return False  # maybe not of all rows
+    return is_passing(error) or isinstance(error, _FaultOfAll)

@@ -540,6 +540,23 @@ async def test_a_receipt_that_came_before_the_answer_is_not_undone(pool: Pool, r
     assert (await rows.get(push_id))["status"] == "delivered"
 
 
+async def test_what_somebody_has_locked_is_not_waited_for(pool: Pool, rows: Rows) -> None:
+    held, free = await rows.add(device_token="t", title="t"), await rows.add(device_token="t", title="t")
+    mine = await worker(pool)
+    batch = [sent(push, "t") for push in await mine.claim(2)]
+    ids = [held, free, uuid4()]
+    async with rows.connection.transaction():
+        await rows.query("select from push_notifications where id = %(id)s for update", id=held)
+        with pytest.raises(psycopg.errors.LockNotAvailable):
+            await mine.settle(batch)
+        assert await mine.locked(ids) == {held}
+        assert await mine.settle([s for s in batch if s.push_id == free]) == 1
+    assert await mine.locked(ids) == set()
+    assert await mine.settle(batch, again=True) == 1
+    async with pool.connection() as conn:  # nothing stays
+        assert await (await conn.execute("show lock_timeout")).fetchone() == ("0",)
+
+
 async def test_dead_tokens_are_disabled_with_the_reason(pool: Pool, rows: Rows) -> None:
     user = uuid4()
     await rows.device("gone", user)

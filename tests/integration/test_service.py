@@ -614,6 +614,52 @@ async def test_a_row_that_somebody_holds_is_not_asked_for_without_end(
     assert (await rows.one_over(held["id"]))["status"] == "sent"
 
 
+async def test_a_row_that_an_application_has_locked_keeps_no_other_from_being_written(
+    database: Database, rows: Rows, emulator: Emulator
+) -> None:
+    emulator.add_fault("slow,token_prefix=held,latency_ms=500")
+    async with serving(settings_for(database.dsn, emulator)) as service:
+        await rows.add_many(3, "held")
+        await emulator.wait_received(3)
+        held = list(await rows.all())
+        async with rows_of(database.dsn) as others, others.connection.transaction():
+            await others.query("select from push_notifications where id = any(%(ids)s) for update", ids=held)
+            await until(lambda: service._dispatcher is not None and not service._dispatcher._sending)
+            urgent = [await rows.add(device_token="u", title="t", priority="high") for _ in range(10)]
+            await rows.add_many(200)
+            usual = [push_id for push_id in await rows.all() if push_id not in held]
+            assert {row["status"] for row in (await rows.over(*urgent, *usual)).values()} == {"sent"}
+            assert {row["status"] for row in (await rows.all(held)).values()} == {"processing"}
+        found = await rows.over(*held)
+    assert {(row["status"], row["delivery_attempts"]) for row in found.values()} == {("sent", 1)}
+    assert {len(await rows.logs(push_id)) for push_id in held} == {1}
+
+
+async def test_a_trigger_that_waits_for_something_keeps_no_other_row_from_being_written(
+    database: Database, rows: Rows, emulator: Emulator
+) -> None:
+    await rows.connection.execute(
+        """
+        create table budget (spent integer);
+        insert into budget values (0);
+        create function spend() returns trigger language plpgsql as $$
+          begin update budget set spent = spent + 1; return new; end $$;
+        create trigger spend before update on push_notifications
+          for each row when (new.device_token = 'dear' and new.status = 'sent') execute function spend();
+        """
+    )
+    async with serving(settings_for(database.dsn, emulator)):
+        async with rows_of(database.dsn) as others, others.connection.transaction():
+            await others.query("select from budget for update")
+            dear = await rows.add(device_token="dear", title="t")
+            await rows.add_many(100)
+            others_ids = [push_id for push_id in await rows.all() if push_id != dear]
+            assert {row["status"] for row in (await rows.over(*others_ids)).values()} == {"sent"}
+            assert (await rows.get(dear))["status"] == "processing"
+        assert (await rows.one_over(dear))["status"] == "sent"
+    assert await rows.query("select spent from budget") == [{"spent": 1}]
+
+
 async def test_a_probe_on_its_way_is_waited_for_and_not_watched(
     database: Database, rows: Rows, emulator: Emulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
