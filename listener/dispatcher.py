@@ -33,6 +33,7 @@ log = structlog.get_logger(__name__)
 
 _PATIENCE_S = 0.05
 _HEAD_START_S = 0.002
+_LAST_PATIENCE_S = 2.0
 
 # How often to look for urgent pushes alone. The bell says when, but not while a worker is awake.
 _HIGH_AFTER_S, _HIGH_AFTER_AT_MOST_S = 0.02, 0.08
@@ -91,6 +92,7 @@ class Dispatcher:
         self._stop = asyncio.Event()
         self._drained = asyncio.Event()
         self._looked_well = False
+        self._failures = 0  # since the last look that succeeded
         self.looks = 0
         """How often the queue has been asked for rows."""
 
@@ -124,8 +126,11 @@ class Dispatcher:
         for task in self._sending:
             task.cancel()
 
-    async def run(self) -> None:
-        """Claims and sends until ``stop``; returns when every claimed row has been settled."""
+    async def run(self) -> bool:
+        """Claims and sends until ``stop``; returns when every claimed row has been settled.
+
+        False: but there may be rows of a claim whose answer was lost.
+        """
         async with asyncio.TaskGroup() as group:
             settling = group.create_task(self._settler.run())
             await self._claim()
@@ -133,9 +138,9 @@ class Dispatcher:
                 self._drained.clear()  # it may be from before the last claim
                 await self._drained.wait()
             settling.cancel()
+        return not self._failures or await self._release_last()
 
     async def _claim(self) -> None:
-        failures = 0  # since the last look that succeeded
         while not self._stop.is_set():
             self._wake.clear()
             room = self._room()
@@ -151,10 +156,8 @@ class Dispatcher:
                 self.looks += 1
                 self._on_look()
                 async with asyncio.timeout(STATEMENT_PATIENCE_S):
-                    if failures and (
-                        lost := await self._queue.release([push_id for push_id, _ in self._held])
-                    ):
-                        log.warning("claimed rows whose answer was lost were put back", rows=lost)
+                    if self._failures:
+                        await self._release()
                     pushes = await self._queue.claim(room.all, room.normal, self._old())
                 self._quota.claimed(pushes, claimed_at)
                 for push in pushes:
@@ -175,12 +178,25 @@ class Dispatcher:
                     elif not (pushes and await wait(self._wake, _HEAD_START_S)):
                         await self._sleep()
             except (psycopg.Error, PoolTimeout, TimeoutError) as error:
-                failures += 1
-                self._cannot_claim(error, failures)
-                await wait(self._stop, self._rng.uniform(0.0, min(2.0, 0.25 * 2.0 ** min(failures, 10))))
+                self._failures += 1
+                self._cannot_claim(error)
+                longest = min(2.0, 0.25 * 2.0 ** min(self._failures, 10))
+                await wait(self._stop, self._rng.uniform(0.0, longest))
                 continue
-            failures = 0
+            self._failures = 0
             self._has_looked()
+
+    async def _release(self) -> None:
+        if lost := await self._queue.release([push_id for push_id, _ in self._held]):
+            log.warning("claimed rows whose answer was lost were put back", rows=lost)
+
+    async def _release_last(self) -> bool:
+        try:
+            async with asyncio.timeout(_LAST_PATIENCE_S):
+                await self._release()
+        except (psycopg.Error, TimeoutError):
+            return False
+        return True
 
     async def _sleep(self) -> None:
         """Until the bell rings or a row is due, by the database's clock; now and then it looks without reason."""
@@ -303,11 +319,11 @@ class Dispatcher:
         self._looked_well = True
         self._looked.set()
 
-    def _cannot_claim(self, error: Exception, times: int) -> None:
+    def _cannot_claim(self, error: Exception) -> None:
         self._looked_well = False
         self._metrics.database_errors.labels("claim").inc()
-        if seldom(times):
-            log.warning("cannot claim", error=fault_name(error), tries=times)
+        if seldom(self._failures):
+            log.warning("cannot claim", error=fault_name(error), tries=self._failures)
 
 
 def _locked_nap(times: int) -> float:

@@ -262,7 +262,8 @@ class Service:
                 await asyncio.wait(waking, timeout=_TELLING_PEERS_S)
             for task in background:
                 task.cancel()
-        if not working.cancelled():  # otherwise peers, or the next start, take the rows over
+        # Otherwise peers, or the next start, take over the rows that are left.
+        if not working.cancelled() and working.result():
             try:
                 async with asyncio.timeout(2):
                     await rows.sign_off()
@@ -270,7 +271,7 @@ class Service:
                 log.warning("could not sign off")
         log.info("stopped")
 
-    async def _finish(self, working: asyncio.Task[None], dispatcher: Dispatcher) -> None:
+    async def _finish(self, working: asyncio.Task[bool], dispatcher: Dispatcher) -> None:
         """Lets sends end by themselves for most of the grace period, then gives them back and settles."""
         grace = self._settings.shutdown_grace
         hurry = asyncio.create_task(self._hurry.wait())

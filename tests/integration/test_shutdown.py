@@ -6,13 +6,17 @@ import asyncio
 import signal
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 from uuid import uuid4
 
+import psycopg
 import pytest
 
 from listener.emulator import Emulator
+from listener.push import Push
+from listener.queue import Queue
 from tests.support.postgres import Database
-from tests.support.service import Program, Rows, environment, program, rows_of
+from tests.support.service import Program, Rows, environment, program, rows_of, serving, settings_for
 
 pytestmark = pytest.mark.newest_postgres
 
@@ -171,6 +175,34 @@ async def test_while_the_database_is_away_it_keeps_to_the_grace_period(
         )
         assert said["level"] == "error"
         assert "Traceback" not in running.output
+
+
+@pytest.mark.parametrize("away", [False, True])
+async def test_rows_of_a_last_claim_whose_answer_was_lost_do_not_wait_for_their_lease(
+    database: Database, rows: Rows, emulator: Emulator, away: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    claim = Queue.claim
+
+    async def fail(*_: object) -> Any:
+        raise psycopg.OperationalError("the connection is lost")
+
+    async with serving(settings_for(database.dsn, emulator)) as service:
+
+        async def claim_unheard(self: Queue, *arguments: Any) -> list[Push]:
+            pushes = await claim(self, *arguments)
+            if pushes:
+                service.stop()
+                await fail()
+            return pushes
+
+        monkeypatch.setattr(Queue, "claim", claim_unheard)
+        if away:
+            monkeypatch.setattr(Queue, "release", fail)
+        push_id = await rows.add(device_token="t", title="t")
+        await rows.until(lambda found: found[push_id]["delivery_attempts"] == 1)
+    # Where it could not put it back, it does not look as if it had.
+    assert await signed_off(rows) == [not away]
+    assert (await rows.get(push_id))["status"] == ("processing" if away else "pending")
 
 
 async def test_a_start_waits_for_the_database_and_then_works(database: Database) -> None:
