@@ -45,7 +45,7 @@ def with_keepalive(dsn: str) -> str:
 def make_pool(dsn: str, *, prepares: bool) -> Pool:
     """Connections for claims, settles and counts. Autocommit: every statement is a transaction of its own.
 
-    ``prepares``: whether prepared statements may be used; a pooler in transaction mode loses them.
+    ``prepares``: whether prepared statements may be used; a pooler in transaction mode loses them, and settings too.
     """
     return AsyncConnectionPool(
         with_keepalive(dsn),
@@ -61,7 +61,13 @@ def make_pool(dsn: str, *, prepares: bool) -> Pool:
             "application_name": "push-listener",
             "prepare_threshold": 5 if prepares else None,
         },
+        configure=_read_committed if prepares else None,
     )
+
+
+async def _read_committed(conn: Connection) -> None:
+    """Whatever the role or the database is set to: in any stricter isolation claims get in each other's way."""
+    await conn.execute("set default_transaction_isolation to 'read committed'")
 
 
 async def is_transaction_pooler(dsn: str) -> bool:

@@ -1,7 +1,8 @@
 """Fixtures that give a test a real Postgres, and the option that says which.
 
 ``--postgres 16,18`` or ``TEST_POSTGRES`` name the major versions, ``all`` means every one that the project is
-tested on. A test that uses a database runs once on each, unless marked ``newest_postgres``.
+tested on. A test that uses a database runs once on each, unless marked ``newest_postgres`` or
+``oldest_and_newest_postgres``.
 """
 
 from __future__ import annotations
@@ -31,6 +32,10 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line(
         "markers",
         "newest_postgres: run on the newest chosen server only; for slow tests of what is ours alone",
+    )
+    config.addinivalue_line(
+        "markers",
+        "oldest_and_newest_postgres: run on these two; for slow tests of what changes in one direction only",
     )
     asked = ",".join(config.getoption("--postgres") or []) or os.environ.get("TEST_POSTGRES", "")
     words = {word.strip() for word in asked.split(",") if word.strip()}
@@ -69,6 +74,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         versions = metafunc.config.stash[_CHOSEN]
         if metafunc.definition.get_closest_marker("newest_postgres"):
             versions = versions[-1:]
+        elif metafunc.definition.get_closest_marker("oldest_and_newest_postgres"):
+            versions = sorted({*versions[:1], *versions[-1:]})
         metafunc.parametrize(
             "postgres", versions, indirect=True, scope="session", ids=[f"pg{each}" for each in versions]
         )

@@ -26,6 +26,8 @@ from listener.retry import Decision, Status
 from tests.support.catalog import describe
 from tests.support.postgres import Database
 
+pytestmark = pytest.mark.oldest_and_newest_postgres
+
 SHAPES = Path(__file__).parents[1] / "support" / "shapes"
 DOCUMENTATION = Path(__file__).parents[2] / "docs" / "adoption.md"
 ADOPTED = {

@@ -294,6 +294,7 @@ def command(database: Database | None, *arguments: object) -> subprocess.Complet
     )
 
 
+@pytest.mark.newest_postgres
 def test_the_command_says_what_becomes_of_rows_that_wait(blank_database: Database) -> None:
     with psycopg.connect(blank_database.dsn, autocommit=True) as connection:
         connection.execute((SHAPES / "reference.sql").read_bytes())

@@ -411,6 +411,7 @@ SHAPES = {
 SHAPES["logs"] = SHAPES["reference"] + SHAPES["logs"]
 
 
+@pytest.mark.oldest_and_newest_postgres
 @pytest.mark.parametrize("regime", list(Regime))
 @pytest.mark.parametrize(
     "application", ["", APPLICATION, *SHAPES.values()], ids=["fresh", "adopted", *SHAPES]

@@ -11,6 +11,7 @@ from uuid import UUID, uuid4
 
 import psycopg
 import pytest
+from psycopg import sql
 
 from listener import health, migrate
 from listener.dispatcher import Dispatcher
@@ -592,6 +593,23 @@ async def test_rows_of_a_claim_whose_answer_was_lost_do_not_wait_for_their_lease
     assert {row["status"] for row in found.values()} == {"sent"}
     # What the worker knew that it had stayed with it.
     assert (found[held]["delivery_attempts"], emulator.stats()["duplicates"]) == (1, 0)
+
+
+@pytest.mark.parametrize("isolation", ["repeatable read", "serializable"])
+async def test_a_stricter_isolation_of_the_database_does_not_reach_claims(
+    database: Database, rows: Rows, emulator: Emulator, isolation: str
+) -> None:
+    statement = sql.SQL("alter database {} set default_transaction_isolation to {}")
+    await rows.connection.execute(statement.format(sql.Identifier(database.name), sql.Literal(isolation)))
+    settings = settings_for(database.dsn, emulator, claim_batch=20)
+    async with serving(settings) as one, serving(settings) as other:
+        await rows.add_many(1000)
+        found = await rows.over()
+    assert {(row["status"], row["delivery_attempts"]) for row in found.values()} == {("sent", 1)}
+    for service in (one, other):
+        for failing in ("claim", "settle"):
+            labels = {"statement": failing}
+            assert not service.metrics.registry.get_sample_value("push_database_errors_total", labels)
 
 
 async def test_a_row_that_somebody_holds_is_not_asked_for_without_end(

@@ -15,6 +15,7 @@ MODEL = Path(__file__).with_name("awake.pml")
 BOUNDS = {
     "awake twice, a fault": {"TAKES": 2, "FAULTS": 1},
     "rollbacks, to savepoints too": {"TAKES": 1, "FAULTS": 1, "ROLLBACKS": 1},
+    "three inserters": {"TAKES": 1, "FAULTS": 0, "INSERTERS": 3},
     "two faults": {"TAKES": 1, "FAULTS": 2, "NOT_FROZEN": 1},
 }
 
