@@ -26,7 +26,7 @@ BOUND = 10.0
 """Seconds that a committed row waits at most, as docs/guarantees.md has it, when listeners die and are started anew."""
 
 WRITERS = 3
-CROWD = 300
+CROWD = 400
 """Transactions, one after another, that make a listener get up."""
 
 _LOUD = """
@@ -45,6 +45,7 @@ _steps = st.one_of(
     st.tuples(st.just("rollback"), st.integers(0, WRITERS - 1)),
     st.tuples(st.just("sleep"), st.integers(0, 30)),
     st.tuples(st.just("sleep"), st.integers(0, 150)),
+    st.tuples(st.just("crowd"), st.just(0)),
     st.tuples(st.just("crowd"), st.just(0)),
     st.tuples(st.just("deaf"), st.just(0)),
     st.tuples(st.just("kill"), st.integers(0, 1)),
@@ -114,7 +115,7 @@ class Play:
         waits = {exchange.push_id: exchange.began - committed[exchange.push_id] for exchange in found}
         assert set(waits) == set(committed)
         assert max(waits.values(), default=0.0) < BOUND
-        async for notify in self.ear.notifies(timeout=0):
+        async for notify in self.ear.notifies(timeout=0.05):
             self.awakenings += bool(notify.payload)  # who is awake says so
 
 
@@ -138,7 +139,7 @@ def test_no_committed_row_waits_for_the_sweep() -> None:
                 phases=[Phase.generate],  # each example takes a second: what fails is shown as it is
                 suppress_health_check=[HealthCheck.too_slow],
             )
-            @given(st.lists(_steps, min_size=3, max_size=16))
+            @given(st.lists(_steps, min_size=6, max_size=24))
             def all_arrive(steps: list[tuple[str, int]]) -> None:
                 runner.run(play.script(steps))
 
