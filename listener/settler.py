@@ -37,7 +37,7 @@ class _FaultOfAll(Exception):
 class Settler:
     """Takes settlements one by one and writes them together.
 
-    ``on_settled`` is called with each batch that is done with.
+    ``on_settled`` is called with each batch that is done with, and with none when it ``succeeds`` again.
     """
 
     def __init__(
@@ -80,7 +80,9 @@ class Settler:
             if batch:
                 await self._write(batch)
             written_at = time.monotonic()
-            self.succeeds = self.succeeds or not self._waiting
+            if not self.succeeds and not self._waiting:
+                self.succeeds = True
+                self._on_settled([])
 
     async def _write(self, batch: list[Settlement]) -> None:
         try:

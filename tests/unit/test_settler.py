@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import cast
 from uuid import UUID
 
+import psycopg
 import pytest
 
 from listener.metrics import Metrics
@@ -72,6 +73,31 @@ async def test_results_that_come_one_by_one_but_often_are_written_together(
             settler.put(_sent(n))
             await asyncio.sleep(0)
         assert await settled.get() == 3
+    running.cancel()
+
+
+class _Locked(_Held):
+    """A queue that cannot be reached the first time, and in which every row is locked from then on."""
+
+    async def settle(self, batch: Sequence[Settlement], *, again: bool = False) -> int:
+        raise psycopg.errors.LockNotAvailable if again else psycopg.OperationalError
+
+    async def locked(self, ids: Sequence[UUID]) -> set[UUID]:
+        return set(ids)
+
+
+async def test_what_is_locked_keeps_nobody_from_hearing_that_the_database_is_back() -> None:
+    settled = asyncio.Queue[tuple[bool, int]]()
+    settler = Settler(
+        cast(Queue, _Locked()),
+        batch=10,
+        metrics=Metrics(),
+        on_settled=lambda batch: settled.put_nowait((settler.succeeds, len(batch))),
+    )
+    running = asyncio.create_task(settler.run())
+    async with asyncio.timeout(10):
+        settler.put(_sent(1))
+        assert await settled.get() == (True, 0)
     running.cancel()
 
 
