@@ -184,7 +184,8 @@ class Awake:
         doubts = self._doubts
         while not self._stopping and await self._answer(self._rows.is_silenced()):
             self._on_due()
-            await asyncio.sleep(_WATCH_CLOSELY_S if self._found else _WATCH_S)
+            found, self._found = self._found, 0
+            await asyncio.sleep(_WATCH_CLOSELY_S if found else _WATCH_S)
             doubts = self._doubts
         hidden = await self._answer(self._rows.writers())
         began = time.monotonic()

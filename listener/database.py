@@ -25,6 +25,8 @@ _ALIVE = (
 STATEMENT_PATIENCE_S = 30.0
 """For a statement whose answer does not come: the network may be a black hole that even acknowledges."""
 
+_CONFIGURE_PATIENCE_S = 5.0
+
 _LOOKS = 24
 _LOOK_PATIENCE_S = 15.0
 # Random, lest the looks go in step with what others do, and the same backend be free each time.
@@ -67,7 +69,8 @@ def make_pool(dsn: str, *, prepares: bool) -> Pool:
 
 async def _read_committed(conn: Connection) -> None:
     """Whatever the role or the database is set to: in any stricter isolation claims get in each other's way."""
-    await conn.execute("set default_transaction_isolation to 'read committed'")
+    async with asyncio.timeout(_CONFIGURE_PATIENCE_S):
+        await conn.execute("set default_transaction_isolation to 'read committed'")
 
 
 async def is_transaction_pooler(dsn: str) -> bool:

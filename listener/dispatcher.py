@@ -247,14 +247,19 @@ class Dispatcher:
         old = itertools.takewhile(lambda row: row[1] < before, self._held.items())
         return [push_id for (push_id, _), _ in old]
 
+    @property
+    def _in_hand(self) -> int:
+        """Rows of which it is not known what becomes of them, or that are being written."""
+        return len(self._held) - self._settler.set_aside
+
     def _free(self, now: float) -> Room:
         """Places in flight that are free and that the quota lets be taken."""
-        held, in_flight_at_most = len(self._held), self._settings.max_in_flight
-        most = self._health.limit(now, held, in_flight_at_most)
-        busy = held
+        in_flight_at_most = self._settings.max_in_flight
+        busy = self._in_hand
+        most = self._health.limit(now, busy, in_flight_at_most)
         if most == in_flight_at_most:
             # What has been answered and waits to be written keeps nothing from being sent; but memory has an end.
-            busy = max(len(self._sending), held - in_flight_at_most)
+            busy = max(len(self._sending), len(self._held) - in_flight_at_most)
         room = room_for(most, busy, self._settings.claim_batch)
         return room.within(*self._quota.room(now))
 
@@ -264,7 +269,7 @@ class Dispatcher:
             return None
         now = time.monotonic()
         waits = [
-            self._health.changes_in(now, len(self._held)) or None,
+            self._health.changes_in(now, self._in_hand) or None,
             None if self._little_since is None else _PATIENCE_S,
             self._high_after if self._free(now).all else None,
             self._quota.opens_in(now) or None,

@@ -11,6 +11,7 @@ from uuid import UUID
 import orjson
 import psycopg
 import structlog
+from psycopg.pq import TransactionStatus
 from psycopg.rows import args_row
 
 from listener.database import Connection, Pool
@@ -192,7 +193,8 @@ select count(*) from settled
 # Whoever is not free is locked; who is not there, is not.
 _LOCKED = """
 with free as materialized (
-  select id from public.push_notifications where id = any(%(ids)s::uuid[]) for update skip locked
+  select id from public.push_notifications where id = any(%(ids)s::uuid[])
+    for no key update skip locked
 )
 select id from public.push_notifications where id = any(%(ids)s::uuid[]) and id not in (select id from free)
 """
@@ -519,6 +521,8 @@ class Queue:
             async with conn.transaction():  # a savepoint
                 await conn.execute(_DISABLE, {"tokens": [t for t, _ in dead], "codes": [c for _, c in dead]})
         except psycopg.Error as error:
+            if conn.info.transaction_status is not TransactionStatus.INTRANS:
+                raise  # the connection is gone, and with it the results
             self._not_disabled += 1
             if seldom(self._not_disabled):
                 log.error(

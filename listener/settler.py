@@ -26,8 +26,10 @@ log = structlog.get_logger(__name__)
 _BUSY_S = 0.02
 _GATHER_S = 0.008
 
-# How often to look whether rows that an application has locked are free again.
+# How often to look whether rows that an application has locked are free again, and for how long to try which of them
+# can be written: one locked row of a table that a trigger writes to may be in the way of all.
 _LOCKED_S = 0.5
+_TRYING_S = 1.0
 
 
 class _FaultOfAll(Exception):
@@ -37,7 +39,8 @@ class _FaultOfAll(Exception):
 class Settler:
     """Takes settlements one by one and writes them together.
 
-    ``on_settled`` is called with each batch that is done with, and with none when it ``succeeds`` again.
+    ``on_settled`` is called with each batch that is done with, and with none when it ``succeeds`` again, or when
+    results are ``set_aside``.
     """
 
     def __init__(
@@ -57,8 +60,14 @@ class Settler:
         self._locked: list[Settlement] = []
         self._locked_times = 0  # that some were, in a row
         self._may_be_free = False
+        self._try_until = math.inf
         self.succeeds = True
         """Whether the last statement did, as far as it was for the database to say, and all that waited for it."""
+
+    @property
+    def set_aside(self) -> int:
+        """How many results wait for rows that others have locked."""
+        return len(self._locked)
 
     def put(self, settlement: Settlement) -> None:
         """Hands over one result. Never blocks: what bounds the number is how much may be in flight."""
@@ -75,18 +84,20 @@ class Settler:
             if len(self._waiting) < self._batch / 2 and time.monotonic() - written_at < _BUSY_S:
                 await asyncio.sleep(_GATHER_S)
             batch, self._waiting = self._waiting[: self._batch], self._waiting[self._batch :]
-            if not self._waiting:
+            if not self._waiting and not self._may_be_free:
                 self._some.clear()
             if batch:
+                self._try_until = time.monotonic() + _TRYING_S
                 await self._write(batch)
             written_at = time.monotonic()
             if not self.succeeds and not self._waiting:
                 self.succeeds = True
                 self._on_settled([])
 
-    async def _write(self, batch: list[Settlement]) -> None:
+    async def _write(self, batch: list[Settlement], *, again: bool = False) -> None:
+        """``again``: an earlier try may have been committed without our hearing of it."""
         try:
-            held = await self._persist(batch)
+            held = await self._persist(batch, again=again)
         except psycopg.errors.LockNotAvailable:
             await self._write_free(batch)
         except ROW_FAULTS as error:
@@ -99,18 +110,20 @@ class Settler:
 
     async def _write_halves(self, batch: list[Settlement]) -> None:
         middle = len(batch) // 2
-        await self._write(batch[:middle])
-        await self._write(batch[middle:])
+        await self._write(batch[:middle], again=True)
+        await self._write(batch[middle:], again=True)
 
     async def _write_free(self, batch: list[Settlement]) -> None:
         """Somebody has locked some of the rows, who knows for how long: the others do not wait."""
         locked = await self._which_are_locked(batch)
         free = [settlement for settlement in batch if settlement.push_id not in locked]
-        if len(free) == len(batch) > 1:  # it is something else that is locked, which a trigger wants
+        if time.monotonic() >= self._try_until:
+            self._set_aside(batch)
+        elif len(free) == len(batch) > 1:  # it is something else that is locked, which a trigger wants
             await self._write_halves(batch)
         elif locked and free:
             self._set_aside([settlement for settlement in batch if settlement.push_id in locked])
-            await self._write(free)
+            await self._write(free, again=True)
         else:
             self._set_aside(batch)
 
@@ -121,6 +134,7 @@ class Settler:
         self._locked_times += 1
         if seldom(self._locked_times):
             log.warning("rows are locked by others: what became of them waits", rows=len(self._locked))
+        self._on_settled([])
 
     def _wake_for_locked(self) -> None:
         self._may_be_free = True
@@ -128,13 +142,15 @@ class Settler:
 
     async def _look_at_locked(self) -> None:
         self._may_be_free = False
-        batch, self._locked = self._locked, []
+        # Those that were not tried the last time come first.
+        batch, self._locked = self._locked[::-1], []
         locked = await self._which_are_locked(batch)
         if locked:
             self._set_aside([settlement for settlement in batch if settlement.push_id in locked])
         free = [settlement for settlement in batch if settlement.push_id not in locked]
         for start in range(0, len(free), self._batch):
-            await self._write(free[start : start + self._batch])
+            self._try_until = time.monotonic() + _TRYING_S
+            await self._write(free[start : start + self._batch], again=True)
         if not self._locked:
             self._locked_times = 0
 
@@ -156,7 +172,7 @@ class Settler:
             dead_tokens=[],
         )
         try:
-            held = await self._persist([plain])
+            held = await self._persist([plain], again=True)
         except psycopg.errors.LockNotAvailable:
             self._set_aside([settlement])
             return
@@ -166,7 +182,7 @@ class Settler:
             held = 0
         self._count([plain], held)
 
-    async def _persist(self, batch: list[Settlement]) -> int:
+    async def _persist(self, batch: list[Settlement], *, again: bool) -> int:
         attempts = tenacity.AsyncRetrying(
             retry=tenacity.retry_if_exception(_is_passing),
             wait=tenacity.wait_random_exponential(multiplier=0.1, max=2),
@@ -174,9 +190,8 @@ class Settler:
         )
         async for attempt in attempts:
             with attempt:
-                again = attempt.retry_state.attempt_number > 1
                 async with asyncio.timeout(STATEMENT_PATIENCE_S):
-                    return await self._try(batch, again)
+                    return await self._try(batch, again or attempt.retry_state.attempt_number > 1)
         raise AssertionError("unreachable")
 
     async def _try(self, batch: list[Settlement], again: bool) -> int:

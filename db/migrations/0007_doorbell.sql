@@ -33,7 +33,7 @@ create trigger push_listener_ring_update
   for each row
   when (case when not (new.status = 'pending'
                        and (old.status <> 'pending' or old.next_attempt_at is distinct from new.next_attempt_at)
-                       and (old.status <> 'processing' or new.next_attempt_at <= pg_catalog.now())
+                       and (old.status <> 'processing' or new.next_attempt_at <= pg_catalog.clock_timestamp())
                        or new.status = 'failed' and old.status = 'failed'
                           and new.next_attempt_at < old.next_attempt_at)
                   or new.next_attempt_at is null then false

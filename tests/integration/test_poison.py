@@ -260,6 +260,23 @@ async def test_a_function_that_cannot_disable_a_token_keeps_no_other_row(
     assert [log["details"]["code"] for log in logs] == ["UNREGISTERED"]
 
 
+async def test_what_was_undone_with_a_connection_that_died_over_a_token_is_written_again(
+    database: Database, rows: Rows
+) -> None:
+    await rows.connection.execute("create sequence deaths")
+    await rows.connection.execute("grant usage on sequence deaths to public")
+    await rows.connection.execute(
+        "create or replace function push_disable_token(p_token text, p_reason text) returns void language plpgsql as "
+        "$$ begin if nextval('deaths') = 1 then perform pg_terminate_backend(pg_backend_pid()); end if; end $$"
+    )
+    ids = [await rows.add(device_token="dead-phone", title="t"), await good(rows, "one")]
+    async with Emulator() as emulator, serving(settings_for(database.dsn, emulator)):
+        found = await rows.over()
+    assert [found[push_id]["status"] for push_id in ids] == ["dead", "sent"]
+    assert [found[push_id]["delivery_attempts"] for push_id in ids] == [1, 1]
+    assert [len(await rows.logs(push_id)) for push_id in ids] == [1, 1]
+
+
 # --- faults of no row ----------------------------------------------------------------------------------------
 
 

@@ -669,13 +669,32 @@ async def test_a_trigger_that_waits_for_something_keeps_no_other_row_from_being_
     async with serving(settings_for(database.dsn, emulator)):
         async with rows_of(database.dsn) as others, others.connection.transaction():
             await others.query("select from budget for update")
-            dear = await rows.add(device_token="dear", title="t")
+            dear = [await rows.add(device_token="dear", title="t") for _ in range(5)]
             await rows.add_many(100)
-            others_ids = [push_id for push_id in await rows.all() if push_id != dear]
+            others_ids = [push_id for push_id in await rows.all() if push_id not in dear]
             assert {row["status"] for row in (await rows.over(*others_ids)).values()} == {"sent"}
-            assert (await rows.get(dear))["status"] == "processing"
-        assert (await rows.one_over(dear))["status"] == "sent"
-    assert await rows.query("select spent from budget") == [{"spent": 1}]
+            assert {row["status"] for row in (await rows.all(dear)).values()} == {"processing"}
+        assert {row["status"] for row in (await rows.over(*dear)).values()} == {"sent"}
+    assert await rows.query("select spent from budget") == [{"spent": 5}]
+    assert {len(await rows.logs(push_id)) for push_id in dear} == {1}
+
+
+async def test_a_row_that_an_application_has_locked_does_not_keep_a_pause_from_ending(
+    database: Database, rows: Rows, emulator: Emulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(health, "_REFUSED_FIRST_S", 0.2)
+    emulator.add_fault("slow,token=held,latency_ms=500")
+    async with serving(settings_for(database.dsn, emulator)) as service:
+        held = await rows.add(device_token="held", title="t")
+        await emulator.wait_received(1)
+        async with rows_of(database.dsn) as others, others.connection.transaction():
+            await others.query("select from push_notifications where id = %(id)s for update", id=held)
+            await until(lambda: service._dispatcher is not None and service._dispatcher._settler.set_aside)
+            emulator.add_fault("permission_denied,times=2")
+            pushes = [await rows.add(device_token="t", title="t") for _ in range(3)]
+            assert {row["status"] for row in (await rows.over(*pushes)).values()} == {"sent"}
+            assert (await rows.get(held))["status"] == "processing"
+        assert (await rows.one_over(held))["status"] == "sent"
 
 
 async def test_a_probe_on_its_way_is_waited_for_and_not_watched(

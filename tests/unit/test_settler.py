@@ -97,7 +97,46 @@ async def test_what_is_locked_keeps_nobody_from_hearing_that_the_database_is_bac
     running = asyncio.create_task(settler.run())
     async with asyncio.timeout(10):
         settler.put(_sent(1))
+        assert await settled.get() == (False, 0)  # it is set aside
         assert await settled.get() == (True, 0)
+    running.cancel()
+
+
+class _LockedFor(_Locked):
+    """One in which they are locked for some looks."""
+
+    def __init__(self, looks: int) -> None:
+        super().__init__()
+        self.looks = looks
+
+    async def settle(self, batch: Sequence[Settlement], *, again: bool = False) -> int:
+        if self.looks:
+            raise psycopg.errors.LockNotAvailable
+        assert again, "it may have been written before"
+        return len(batch)
+
+    async def locked(self, ids: Sequence[UUID]) -> set[UUID]:
+        self.looks -= 1
+        return set(ids) if self.looks else set()
+
+
+async def test_what_is_locked_is_looked_at_until_it_is_free_whenever_its_time_comes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("listener.settler._LOCKED_S", 0.0)
+    settled = asyncio.Queue[int]()
+    settler = Settler(
+        cast(Queue, _LockedFor(5)),
+        batch=10,
+        metrics=Metrics(),
+        on_settled=lambda batch: settled.put_nowait(len(batch)),
+    )
+    running = asyncio.create_task(settler.run())
+    async with asyncio.timeout(10):
+        settler.put(_sent(1))
+        while await settled.get() == 0:
+            pass
+    assert settler.set_aside == 0
     running.cancel()
 
 
