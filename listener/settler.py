@@ -183,39 +183,45 @@ class Settler:
         self._count([plain], held)
 
     async def _persist(self, batch: list[Settlement], *, again: bool) -> int:
+        try:
+            return await self._try(batch, again)
+        except (psycopg.Error, TimeoutError, _FaultOfAll) as error:
+            if not _is_passing(error):
+                raise
+            self._note_failure(error, 1)
+        # Not for the first try: what tenacity makes for each is garbage that only the collector finds.
         attempts = tenacity.AsyncRetrying(
             retry=tenacity.retry_if_exception(_is_passing),
             wait=tenacity.wait_random_exponential(multiplier=0.1, max=2),
-            before_sleep=self._note_failure,
+            before_sleep=lambda state: self._note_failure(
+                state.outcome.exception() if state.outcome else None, state.attempt_number + 1
+            ),
         )
         async for attempt in attempts:
             with attempt:
-                async with asyncio.timeout(STATEMENT_PATIENCE_S):
-                    return await self._try(batch, again or attempt.retry_state.attempt_number > 1)
+                return await self._try(batch, again=True)
         raise AssertionError("unreachable")
 
     async def _try(self, batch: list[Settlement], again: bool) -> int:
-        try:
-            return await self._queue.settle(batch, again=again)
-        except ROW_FAULTS as error:
-            if is_passing(error):
-                raise
+        async with asyncio.timeout(STATEMENT_PATIENCE_S):
             try:
-                await self._queue.settle([])
-            except psycopg.Error as of_all:
-                raise _FaultOfAll from of_all
-            raise
+                return await self._queue.settle(batch, again=again)
+            except ROW_FAULTS as error:
+                if is_passing(error):
+                    raise
+                try:
+                    await self._queue.settle([])
+                except psycopg.Error as of_all:
+                    raise _FaultOfAll from of_all
+                raise
 
-    def _note_failure(self, state: tenacity.RetryCallState) -> None:
-        error = state.outcome.exception() if state.outcome else None
+    def _note_failure(self, error: BaseException | None, times: int) -> None:
         if isinstance(error, _FaultOfAll):
             error = error.__cause__
         self.succeeds = False
         self._metrics.database_errors.labels("settle").inc()
-        if seldom(state.attempt_number):
-            log.warning(
-                "cannot settle, will go on trying", error=fault_name(error), tries=state.attempt_number
-            )
+        if seldom(times):
+            log.warning("cannot settle, will go on trying", error=fault_name(error), tries=times)
 
     def _count(self, batch: list[Settlement], held: int) -> None:
         decisions = [settlement.decision for settlement in batch]
