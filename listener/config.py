@@ -153,7 +153,12 @@ class Settings(BaseSettings):
         "info", description="least level to log"
     )
 
-    max_in_flight: int = Field(1250, ge=1, le=100_000, description="most requests to FCM under way at once")
+    max_in_flight: int = Field(
+        1250,
+        ge=1,
+        le=100_000,
+        description="most requests to FCM under way at once, an eighth kept for high priority",
+    )
     claim_batch: int = Field(500, ge=1, le=10_000, description="most rows taken in one claim")
     settle_batch: int = Field(500, ge=1, le=10_000, description="most rows settled in one statement")
     request_timeout: Seconds = Field(15.0, description="for one request to FCM (FCM asks for at least 10)")
