@@ -269,12 +269,13 @@ class Dispatcher:
             return None
         now = time.monotonic()
         waits = [
-            self._health.changes_in(now, self._in_hand) or None,
+            self._health.changes_in(now, self._in_hand),
             None if self._little_since is None else _PATIENCE_S,
             self._high_after if self._free(now).all else None,
-            self._quota.opens_in(now) or None,
+            self._quota.opens_in(now),
         ]
-        return min((wait for wait in waits if wait is not None), default=None)
+        # 0: that gate is open already, and it is another that is not.
+        return min((wait for wait in waits if wait), default=None)
 
     def _start(self, push: Push, claimed_at: float) -> None:
         self._held[push.id, push.attempt] = claimed_at
