@@ -154,14 +154,14 @@ class Attempts:
         return Outcome(Kind.RETRY, "INTERNAL_ERROR", reason, delay=self._policy.floor)
 
     async def _send_all(self, push: Push, prepared: Prepared, tries: list[_Try], claimed_at: float) -> None:
-        is_high = push.priority == "high"
         async with asyncio.TaskGroup() as group:
             for one in tries:
-                if not is_high:
-                    await self._tasks_of_normal.acquire()
+                if push.priority == "high":
+                    group.create_task(self._send(push, prepared, one, claimed_at))
+                    continue
+                await self._tasks_of_normal.acquire()
                 task = group.create_task(self._send(push, prepared, one, claimed_at))
-                if not is_high:
-                    task.add_done_callback(lambda _: self._tasks_of_normal.release())
+                task.add_done_callback(lambda _: self._tasks_of_normal.release())
 
     async def _send(self, push: Push, prepared: Prepared, one: _Try, claimed_at: float) -> None:
         if push.priority == "high":

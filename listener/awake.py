@@ -118,7 +118,7 @@ class Awake:
         self._looked_at, self._found = time.monotonic(), found
         if not self._is_awake:
             return None
-        if self._pace.looked(time.monotonic(), found):
+        if self._pace.looked(self._looked_at, found):
             self._rest.set()
         return min(_BETWEEN_LOOKS_S + found * _MORE_FOR_A_ROW_S, _MOST_BETWEEN_LOOKS_S)
 

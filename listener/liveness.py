@@ -89,9 +89,9 @@ class PeerWatch:
     async def _look(self, peers: Mapping[int, bool], suspects: set[int]) -> set[int]:
         """Puts back the rows of suspects who are silent still; returns who else is silent."""
         silent = {peer for peer, alive in peers.items() if not alive}
-        if silent & suspects:
-            self._on_losses(await self._rows.lost_lately() + len(silent & suspects))
-            dead, rescued = await self._rows.rescue(silent & suspects)
+        if lost := silent & suspects:
+            self._on_losses(await self._rows.lost_lately() + len(lost))
+            dead, rescued = await self._rows.rescue(lost)
             if dead:
                 self._metrics.rescued.inc(rescued)
                 log.warning(

@@ -115,15 +115,15 @@ class Settler:
 
     async def _write_free(self, batch: list[Settlement]) -> None:
         """Somebody has locked some of the rows, who knows for how long: the others do not wait."""
-        locked = await self._which_are_locked(batch)
-        free = [settlement for settlement in batch if settlement.push_id not in locked]
         if time.monotonic() >= self._try_until:
             self._set_aside(batch)
-        elif len(free) == len(batch) > 1:  # it is something else that is locked, which a trigger wants
-            await self._write_halves(batch)
-        elif locked and free:
-            self._set_aside([settlement for settlement in batch if settlement.push_id in locked])
+            return
+        locked, free = await self._split(batch)
+        if locked and free:
+            self._set_aside(locked)
             await self._write(free, again=True)
+        elif not locked and len(batch) > 1:  # it is something else that is locked, which a trigger wants
+            await self._write_halves(batch)
         else:
             self._set_aside(batch)
 
@@ -144,22 +144,24 @@ class Settler:
         self._may_be_free = False
         # Those that were not tried the last time come first.
         batch, self._locked = self._locked[::-1], []
-        locked = await self._which_are_locked(batch)
+        locked, free = await self._split(batch)
         if locked:
-            self._set_aside([settlement for settlement in batch if settlement.push_id in locked])
-        free = [settlement for settlement in batch if settlement.push_id not in locked]
+            self._set_aside(locked)
         for start in range(0, len(free), self._batch):
             self._try_until = time.monotonic() + _TRYING_S
             await self._write(free[start : start + self._batch], again=True)
         if not self._locked:
             self._locked_times = 0
 
-    async def _which_are_locked(self, batch: list[Settlement]) -> set[UUID]:
+    async def _split(self, batch: list[Settlement]) -> tuple[list[Settlement], list[Settlement]]:
+        """Those whose rows others have locked, and the rest."""
+        locked: set[UUID] = set()
         try:
             async with asyncio.timeout(STATEMENT_PATIENCE_S):
-                return await self._queue.locked([settlement.push_id for settlement in batch])
+                locked = await self._queue.locked([settlement.push_id for settlement in batch])
         except (psycopg.Error, TimeoutError):
-            return set()  # whoever writes next will see what is the matter
+            pass  # whoever writes next will see what is the matter
+        return [s for s in batch if s.push_id in locked], [s for s in batch if s.push_id not in locked]
 
     async def _write_off(self, settlement: Settlement, error: Exception) -> None:
         """The result cannot be written as it is: the row is marked dead, and says so, without the log lines."""
@@ -176,8 +178,8 @@ class Settler:
         except psycopg.errors.LockNotAvailable:
             self._set_aside([settlement])
             return
-        except ROW_FAULTS as again:
-            log.error("row cannot be settled", push_id=str(settlement.push_id), error=fault_name(again))
+        except ROW_FAULTS as of_the_row:
+            log.error("row cannot be settled", push_id=str(settlement.push_id), error=fault_name(of_the_row))
             self._queue.avoid(settlement.push_id)
             held = 0
         self._count([plain], held)

@@ -37,7 +37,7 @@ POSTGRES = 18
 ROOT = Path(__file__).resolve().parents[2]
 _PATIENCE = 120.0
 _LEAVING = 30.0
-CONNECTIONS = 1_250
+CONNECTIONS: int = Settings.model_fields["max_in_flight"].default
 """Of a sender to the sink, at most."""
 _FILES = 100
 """What a process has open besides."""

@@ -287,26 +287,33 @@ async def failures(service: Service, statement: str) -> None:
     await until(lambda: (read("push_database_errors_total", labels) or 0.0) >= 3.0)
 
 
-async def test_where_nothing_can_be_written_it_is_no_rows_fault(database: Database, rows: Rows) -> None:
+@pytest.mark.parametrize(
+    ("failing", "breaks", "mends"),
+    [
+        (
+            "settle",
+            "alter table push_notifications rename sent_at to gone",
+            "alter table push_notifications rename gone to sent_at",
+        ),
+        (
+            "claim",
+            "alter view push_recipients rename to gone",
+            "alter view gone rename to push_recipients",
+        ),
+    ],
+)
+async def test_where_nothing_can_be_written_or_claimed_it_is_no_rows_fault(
+    database: Database, rows: Rows, failing: str, breaks: str, mends: str
+) -> None:
     async with Emulator() as emulator, serving(settings_for(database.dsn, emulator)) as service:
-        await rows.query("alter table push_notifications rename sent_at to gone")
+        await rows.query(breaks)
         ids = [await good(rows, f"phone-{n}") for n in range(5)]
-        await failures(service, "settle")
-        await rows.query("alter table push_notifications rename gone to sent_at")
+        await failures(service, failing)
+        await rows.query(mends)
         found = await rows.over(*ids)
     assert {row["status"] for row in found.values()} == {"sent"}
     assert {len(await rows.logs(push_id)) for push_id in ids} == {1}
     assert emulator.stats()["duplicates"] == 0
-
-
-async def test_where_nothing_can_be_claimed_it_is_no_rows_fault(database: Database, rows: Rows) -> None:
-    async with Emulator() as emulator, serving(settings_for(database.dsn, emulator)) as service:
-        await rows.query("alter view push_recipients rename to gone")
-        ids = [await good(rows, f"phone-{n}") for n in range(5)]
-        await failures(service, "claim")
-        await rows.query("alter view gone rename to push_recipients")
-        found = await rows.over(*ids)
-    assert {row["status"] for row in found.values()} == {"sent"}
 
 
 async def test_the_process_does_not_grow_by_what_it_does_not_read(database: Database, rows: Rows) -> None:

@@ -16,6 +16,7 @@ from listener.metrics import Metrics
 from listener.push import Push
 from listener.ramp import after_losses
 from listener.retry import Status
+from tests.support.pushes import push
 
 ACCEPTED = Outcome(Kind.ACCEPTED, "OK", "accepted by FCM", 200, message_id="projects/p/messages/1")
 
@@ -30,11 +31,7 @@ class _Broken:
 
 
 async def test_a_request_that_is_cancelled_from_within_may_have_been_delivered() -> None:
-    settings = config.load(database_url="postgresql://nobody@localhost/none")
-    now = time.monotonic()
-    health = FcmHealth(after_losses(0, 1, now))
-    attempts = Attempts(cast(Sender, _Broken()), settings, Metrics(), health, on_limit=lambda *_: None)
-    settlement = await attempts.attempt(_push("good", "bad"), now)
+    settlement = await _attempts(_Broken()).attempt(_push("good", "bad"), time.monotonic())
     assert (settlement.decision.status, settlement.decision.code) == (Status.PENDING, "ABANDONED")
     assert [(line.token, line.status) for line in settlement.logs] == [("good", "sent"), ("bad", "unknown")]
 
@@ -60,12 +57,10 @@ class _Silent:
 
 
 async def test_devices_without_number_do_not_all_wait_at_once() -> None:
-    settings = config.load(database_url="postgresql://nobody@localhost/none", max_in_flight="8")
     sender = _Silent()
-    health = FcmHealth(after_losses(0, 8, time.monotonic()))
-    attempts = Attempts(cast(Sender, sender), settings, Metrics(), health, on_limit=lambda *_: None)
+    attempts = _attempts(sender, max_in_flight="8")
     pushes = [_push(*(f"{n}-{device}" for device in range(100))) for n in range(3)]
-    sending = [asyncio.create_task(attempts.attempt(push, time.monotonic())) for push in pushes]
+    sending = [asyncio.create_task(attempts.attempt(one, time.monotonic())) for one in pushes]
     await sender.until_asked(7)  # of eight places one is kept for high priority
     assert len(asyncio.all_tasks()) == 1 + 3 + 2 * 8
     urgent = asyncio.create_task(attempts.attempt(_push("a", "b", priority="high"), time.monotonic()))
@@ -78,10 +73,8 @@ async def test_devices_without_number_do_not_all_wait_at_once() -> None:
 
 
 async def test_who_is_cancelled_while_most_devices_wait_gives_the_push_back() -> None:
-    settings = config.load(database_url="postgresql://nobody@localhost/none", max_in_flight="8")
     sender = _Silent()
-    health = FcmHealth(after_losses(0, 8, time.monotonic()))
-    attempts = Attempts(cast(Sender, sender), settings, Metrics(), health, on_limit=lambda *_: None)
+    attempts = _attempts(sender, max_in_flight="8")
     task = asyncio.create_task(
         attempts.attempt(_push(*(f"{device}" for device in range(100))), time.monotonic())
     )
@@ -94,11 +87,13 @@ async def test_who_is_cancelled_while_most_devices_wait_gives_the_push_back() ->
     assert again.decision.status is Status.SENT  # no place was lost
 
 
+def _attempts(sender: object, **settings: str) -> Attempts:
+    loaded = config.load(database_url="postgresql://nobody@localhost/none", **settings)
+    health = FcmHealth(after_losses(0, loaded.max_in_flight, time.monotonic()))
+    return Attempts(cast(Sender, sender), loaded, Metrics(), health, on_limit=lambda *_: None)
+
+
 def _push(*devices: str, priority: str | None = None) -> Push:
     """To a user with these devices."""
-    return Push(
-        id=UUID(int=1), attempt=1, retry_count=0, lost_claims=0, device_token=None, topic=None, condition=None,
-        user_id=UUID(int=2), recipients=[(device, "android") for device in devices], accepted_before=0, title="T",
-        body="B", data=None, channel=None, priority=priority, image=None, options=None, collapse_key=None,
-        expires_at=None, expires_in=None, waited=0.0, oversized=None,
-    )  # fmt: skip
+    recipients = [(device, "android") for device in devices]
+    return push(device_token=None, user_id=UUID(int=2), recipients=recipients, priority=priority)
