@@ -17,7 +17,7 @@ demo: .venv/installed ## a whole system on this machine, with a private Postgres
 test: .venv/installed ## every test, on every supported Postgres (ARGS=... for pytest); installs what they need
 	@scripts/test-tools
 	@$(MAKE) --no-print-directory lint
-	.venv/bin/python -m pytest --postgres all -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
+	.venv/bin/python -m pytest --postgres all -n 2 --dist loadfile $(ARGS)
 
 lint: .venv/installed ## ruff and mypy
 	.venv/bin/python -m ruff check .
