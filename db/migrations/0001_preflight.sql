@@ -527,7 +527,7 @@ $preflight$;
 -- What the steps after this one do to a table that was there, and how each takes it back --------------------------
 
 create function push_listener.adopted(p_table text) returns boolean
-  language sql stable set search_path = ''
+  language sql stable set search_path = pg_catalog, pg_temp
 as $$
   select exists (select from push_listener.before b where b.kind = 'table' and b.relation = p_table)
 $$;
@@ -541,7 +541,7 @@ create function push_listener.adopt(
   p_words jsonb default '{}',      -- column: what its CHECK has to let through
   p_lengths jsonb default '{}'     -- column: how many characters it has to hold, null for any number
 ) returns void
-  language plpgsql set search_path = ''
+  language plpgsql set search_path = pg_catalog, pg_temp
 as $$
 declare
   v_table constant regclass := pg_catalog.format('public.%I', p_table)::regclass;
@@ -613,7 +613,7 @@ $$;
 
 -- Sets storage parameters, except those that the application has set.
 create function push_listener.tune(p_table text, p_storage jsonb) returns void
-  language plpgsql set search_path = ''
+  language plpgsql set search_path = pg_catalog, pg_temp
 as $$
 declare
   v_table constant regclass := pg_catalog.format('public.%I', p_table)::regclass;
@@ -635,7 +635,7 @@ $$;
 -- The way back of one table. One that push-listener made goes if it is empty; one that was there becomes what it was.
 -- What the old shape cannot hold is not thrown away, unless "push-listener migrate --down ... --discard-data" says so.
 create function push_listener.give_back(p_table text, p_columns text[]) returns void
-  language plpgsql set search_path = ''
+  language plpgsql set search_path = pg_catalog, pg_temp
 as $$
 declare
   v_table constant regclass := pg_catalog.format('public.%I', p_table)::regclass;

@@ -38,7 +38,7 @@ begin
   end if;
   if to_regprocedure('public.push_disable_token(text, text)') is null then
     create function public.push_disable_token(p_token text, p_reason text) returns void
-      language sql set search_path = ''
+      language sql set search_path = pg_catalog, pg_temp
       as 'update public.push_devices
             set disabled_at = now(), disabled_reason = p_reason, updated_at = now()
             where token = p_token and disabled_at is null';

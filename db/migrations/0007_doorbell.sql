@@ -7,7 +7,7 @@
 -- the same: listener/awake.py says how.
 
 create function push_listener.ring() returns trigger
-  language plpgsql set search_path = ''
+  language plpgsql set search_path = pg_catalog, pg_temp
 as $$
 begin
   perform pg_catalog.pg_notify('push_listener', '');
@@ -44,7 +44,7 @@ create trigger push_listener_ring_update
 -- An application that knows nothing of next_attempt_at says: update ... set status = 'pending'. It means the same.
 -- With the rights of the table's owner, for whoever may say the one need not be allowed to write the other.
 create function push_listener.look_again() returns trigger
-  language plpgsql security definer set search_path = ''
+  language plpgsql security definer set search_path = pg_catalog, pg_temp
 as $$
 begin
   update public.push_notifications set next_attempt_at = now()

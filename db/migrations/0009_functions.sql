@@ -7,7 +7,7 @@
 -- Who may call what -----------------------------------------------------------------------------------------------
 
 create function push_listener.allow(function regprocedure, variadic roles text[]) returns void
-  language plpgsql set search_path = ''
+  language plpgsql set search_path = pg_catalog, pg_temp
 as $$
 declare
   role text;
@@ -33,7 +33,7 @@ comment on function push_listener.allow(regprocedure, text[]) is
 -- In a function that runs with its owner's rights current_user is the owner. Who called is the role that was set
 -- (PostgREST sets one for each request), or else whoever logged in.
 create function push_listener.caller() returns name
-  language sql stable set search_path = ''
+  language sql stable set search_path = pg_catalog, pg_temp
 as $$
   select case when pg_catalog.current_setting('role', true) in ('none', '') then session_user
               else coalesce(pg_catalog.current_setting('role', true)::name, session_user) end
@@ -42,7 +42,7 @@ revoke all on function push_listener.caller() from public;
 
 -- The user that a request is made for. Looked up at each call: a plain Postgres has no schema auth, or has it later.
 create function push_listener.caller_id() returns uuid
-  language plpgsql stable set search_path = ''
+  language plpgsql stable set search_path = pg_catalog, pg_temp
 as $$
 begin
   if pg_catalog.to_regprocedure('auth.uid()') is null then
@@ -56,7 +56,7 @@ revoke all on function push_listener.caller_id() from public;
 -- A service is whoever may take rows out of the queue. So a role that an application has made for its users, with the
 -- rights of authenticated, is a user here too, whatever its name.
 create function push_listener.caller_is_service() returns boolean
-  language sql stable set search_path = ''
+  language sql stable set search_path = pg_catalog, pg_temp
 as $$
   select pg_catalog.has_function_privilege(push_listener.caller(), 'public.fetch_pending_pushes(integer)', 'execute')
 $$;
@@ -70,7 +70,7 @@ revoke all on function push_listener.caller_is_service() from public;
 create function public.fetch_pending_pushes(p_limit integer default 100)
   returns table (id uuid, user_id uuid, device_token text, title text, body text, data jsonb, status text,
                  retry_count integer, delivery_attempts integer, created_at timestamptz)
-  language plpgsql security definer set search_path = ''
+  language plpgsql security definer set search_path = pg_catalog, pg_temp
 as $$
 #variable_conflict use_column
 begin
@@ -157,7 +157,7 @@ select push_listener.allow('public.fetch_pending_pushes(integer)', 'service_role
 
 -- Why a push could not be settled; or, where that has been done before, with what result.
 create function push_listener.settled_before(p_push_id uuid, variadic p_statuses text[]) returns text
-  language plpgsql set search_path = ''
+  language plpgsql set search_path = pg_catalog, pg_temp
 as $$
 declare
   v_push record;
@@ -185,7 +185,7 @@ $$;
 revoke all on function push_listener.settled_before(uuid, text[]) from public;
 
 create function public.mark_push_sent(p_push_id uuid) returns text
-  language plpgsql security definer set search_path = ''
+  language plpgsql security definer set search_path = pg_catalog, pg_temp
 as $$
 declare
   v_push record;
@@ -214,7 +214,7 @@ comment on function public.mark_push_sent(uuid) is
 select push_listener.allow('public.mark_push_sent(uuid)', 'service_role');
 
 create function public.mark_push_failed(p_push_id uuid, p_error text) returns text
-  language plpgsql security definer set search_path = ''
+  language plpgsql security definer set search_path = pg_catalog, pg_temp
 as $$
 declare
   v_push record;
@@ -270,7 +270,7 @@ select push_listener.allow('public.mark_push_failed(uuid, text)', 'service_role'
 create function public.record_delivery_receipt(
   p_push_id uuid, p_device_token text, p_status text, p_details jsonb default null
 ) returns boolean
-  language plpgsql security definer set search_path = ''
+  language plpgsql security definer set search_path = pg_catalog, pg_temp
 as $$
 declare
   v_service boolean := push_listener.caller_is_service();
@@ -342,7 +342,7 @@ select push_listener.allow('public.record_delivery_receipt(uuid, text, text, jso
 
 -- A time in ISO 8601, in UTC where it names no zone; null where it is none. (Postgres has pg_input_is_valid from 16.)
 create function push_listener.to_time(p_text text) returns timestamptz
-  language plpgsql immutable set search_path = '' set timezone = 'UTC'
+  language plpgsql immutable set search_path = pg_catalog, pg_temp set timezone = 'UTC'
 as $$
 begin
   if p_text ~ '^[0-9]{4}-[0-9]{2}-[0-9]{2}[T ][0-9]{2}:[0-9]{2}(:[0-9]{2}([.][0-9]{1,9})?)?(Z|[+-][0-9]{2}(:?[0-9]{2})?)?$' then
@@ -357,7 +357,7 @@ revoke all on function push_listener.to_time(text) from public;
 
 -- What is wrong with an element of telemetry, or null. p_user: whose it has to be; null: anybody's.
 create function push_listener.telemetry_problem(p_payload jsonb, p_user uuid) returns text
-  language sql immutable set search_path = ''
+  language sql immutable set search_path = pg_catalog, pg_temp
 as $$
   select case
     when p_payload is null or pg_catalog.jsonb_typeof(p_payload) <> 'object' then 'not a JSON object'
@@ -376,7 +376,7 @@ $$;
 revoke all on function push_listener.telemetry_problem(jsonb, uuid) from public;
 
 create function push_listener.store_telemetry(p_payloads jsonb[], p_batch uuid, p_user uuid) returns void
-  language sql set search_path = ''
+  language sql set search_path = pg_catalog, pg_temp
 as $$
   insert into public.telemetry_logs (type, message, meta, "timestamp", user_id, batch_id, processed_at, created_at)
     select e ->> 'type', e ->> 'message', nullif(e -> 'meta', 'null'),
@@ -387,7 +387,7 @@ $$;
 revoke all on function push_listener.store_telemetry(jsonb[], uuid, uuid) from public;
 
 create function public.flush_telemetry(p_payloads jsonb[]) returns jsonb
-  language plpgsql security definer set search_path = ''
+  language plpgsql security definer set search_path = pg_catalog, pg_temp
 as $$
 declare
   v_user uuid := case when not push_listener.caller_is_service() then push_listener.caller_id() end;
@@ -444,7 +444,7 @@ comment on function public.flush_telemetry(jsonb[]) is
 select push_listener.allow('public.flush_telemetry(jsonb[])', 'authenticated', 'service_role');
 
 create function public.register_device(p_token text, p_platform text, p_user_id uuid default null) returns void
-  language plpgsql security definer set search_path = ''
+  language plpgsql security definer set search_path = pg_catalog, pg_temp
 as $$
 declare
   v_service boolean := push_listener.caller_is_service();
@@ -494,7 +494,7 @@ comment on function public.register_device(text, text, uuid) is
 select push_listener.allow('public.register_device(text, text, uuid)', 'authenticated', 'service_role');
 
 create function public.unregister_device(p_token text) returns boolean
-  language plpgsql security definer set search_path = ''
+  language plpgsql security definer set search_path = pg_catalog, pg_temp
 as $$
 declare
   v_service boolean := push_listener.caller_is_service();
@@ -535,7 +535,7 @@ create function public.enqueue_push(
   p_expires_at timestamptz default null,
   p_send_at timestamptz default null
 ) returns uuid
-  language plpgsql security definer set search_path = ''
+  language plpgsql security definer set search_path = pg_catalog, pg_temp
 as $$
 declare
   v_problem text;
@@ -657,7 +657,7 @@ select push_listener.allow('public.enqueue_push(uuid, text, text, text, text, te
                                                 text, timestamptz, timestamptz)', 'service_role');
 
 create function public.cancel_push(p_push_id uuid) returns boolean
-  language plpgsql security definer set search_path = ''
+  language plpgsql security definer set search_path = pg_catalog, pg_temp
 as $$
 begin
   if p_push_id is null then
@@ -679,7 +679,7 @@ create function public.requeue_pushes(
   p_since timestamptz default null,
   p_limit integer default 1000
 ) returns integer
-  language plpgsql security definer set search_path = ''
+  language plpgsql security definer set search_path = pg_catalog, pg_temp
 as $$
 declare
   v_count integer;

@@ -63,7 +63,7 @@ comment on column push_listener.daily_counts.delivered_seconds is
 -- A row's old versions stay in its way for as long as any snapshot in the database might need them. So now and then all
 -- rows that are free become a new one.
 create function push_listener.add_counts(change push_listener.daily_counts) returns void
-  language plpgsql set search_path = ''
+  language plpgsql set search_path = pg_catalog, pg_temp
 as $$
 declare
   free bigint[];
@@ -165,7 +165,7 @@ comment on view push_listener.ended is 'The rows that have ended, and what each 
 
 -- The same of the rows that a statement has changed: added for what they have become, taken off for what they were.
 create function push_listener.count_changed() returns trigger
-  language plpgsql security definer set search_path = ''
+  language plpgsql security definer set search_path = pg_catalog, pg_temp
 as $$
 declare
   change push_listener.daily_counts;
@@ -237,7 +237,7 @@ create trigger push_listener_count_changed
 
 -- A row that comes in finished, from an application that sent it by itself.
 create function push_listener.count_inserted() returns trigger
-  language plpgsql security definer set search_path = ''
+  language plpgsql security definer set search_path = pg_catalog, pg_temp
 as $$
 declare
   change push_listener.daily_counts;
@@ -261,7 +261,7 @@ create trigger push_listener_count_inserted
   execute function push_listener.count_inserted();
 
 create function push_listener.count_receipts() returns trigger
-  language plpgsql security definer set search_path = ''
+  language plpgsql security definer set search_path = pg_catalog, pg_temp
 as $$
 declare
   change push_listener.daily_counts;
@@ -289,7 +289,7 @@ create function public.get_push_delivery_stats(p_days integer default 7)
   returns table (total_pushes bigint, sent_pushes bigint, failed_pushes bigint, delivered_pushes bigint,
                  delivery_rate numeric, avg_delivery_time interval)
   language plpgsql stable security definer
-  set search_path = ''
+  set search_path = pg_catalog, pg_temp
   set enable_seqscan = off -- a table that was analyzed while all of it waited would be read as a whole
 as $$
 begin

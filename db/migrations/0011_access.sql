@@ -10,7 +10,7 @@
 
 create function push_listener.guarded()
   returns table (object text, kind text, relation oid, owner oid, acl aclitem[])
-  language sql stable set search_path = ''
+  language sql stable set search_path = pg_catalog, pg_temp
 as $$
   select c.oid::regclass::text, case c.relkind when 'S' then 'sequence' else 'table' end, c.oid, c.relowner,
          coalesce(c.relacl, pg_catalog.acldefault(case c.relkind when 'S' then 's' else 'r' end::"char", c.relowner))
@@ -51,7 +51,7 @@ select 'grant', g.object, format('%s%s to %s', a.privilege_type, g.columns, gran
   group by g.object, g.kind, g.columns, a.privilege_type, grantee.name;
 
 create function push_listener.columns(relation text) returns text[]
-  language sql immutable set search_path = ''
+  language sql immutable set search_path = pg_catalog, pg_temp
 as $$
   select case relation
     when 'push_notifications' then array[
@@ -134,7 +134,7 @@ select 'keep', o.relname, o.rolname || ' delete', format('grant delete on public
     and has_table_privilege(o.rolname, o.oid, 'delete');
 
 create function push_listener.begin_as_new() returns trigger
-  language plpgsql set search_path = ''
+  language plpgsql set search_path = pg_catalog, pg_temp
 as $$
 begin
   new.status := 'pending';
@@ -187,7 +187,7 @@ $$;
 -- Everything taken away, what is meant given ------------------------------------------------------------------------
 
 create function push_listener.secure() returns void
-  language plpgsql set search_path = ''
+  language plpgsql set search_path = pg_catalog, pg_temp
 as $$
 declare
   given record;

@@ -698,7 +698,7 @@ async def test_tokens_kept_by_the_application(postgres: Server) -> None:
           select id as user_id, fcm_token as token, null::text as platform
             from public.profiles where fcm_token is not null;
         create function public.push_disable_token(p_token text, p_reason text) returns void
-          language sql security definer set search_path = ''
+          language sql security definer set search_path = pg_catalog, pg_temp
           as 'update public.profiles set fcm_token = null where fcm_token = p_token';
         insert into public.profiles values ('00000000-0000-4000-8000-00000000000a', 'dead-phone'),
           ('00000000-0000-4000-8000-00000000000b', 'phone');

@@ -45,5 +45,5 @@ create table public.phones (owner uuid not null, token text primary key, kind va
 insert into public.phones values ('a0000000-0000-4000-8000-00000000000a', 'phone-of-a', 'android');
 create view public.push_recipients with (security_invoker = true) as
   select owner as user_id, token, kind as platform from public.phones;
-create function public.push_disable_token(p_token text, p_reason text) returns void language sql set search_path = ''
+create function public.push_disable_token(p_token text, p_reason text) returns void language sql set search_path = pg_catalog, pg_temp
   as 'delete from public.phones where token = p_token';
