@@ -1,8 +1,10 @@
 -- What an application, a phone and a worker of somebody else's may call, through PostgREST or in SQL.
 --
--- Every function in public runs with its owner's rights and an empty search_path, checks what it is given, and says
--- who may call it in one line, push_listener.allow(...). Refusals carry the SQLSTATE from which PostgREST makes the
--- HTTP status: 22023 -> 400, 42501 -> 403, PT404 -> 404. No text of a refusal repeats a token or a payload.
+-- Every function in public says who may call it in one line, push_listener.allow(...), and finds out by itself who calls,
+-- whatever has been granted since. What an application's server calls runs with the rights of the role that calls it;
+-- what a phone calls runs with the owner's rights, and works for the signed-in user only. Refusals carry the SQLSTATE
+-- from which PostgREST makes the HTTP status: 22023 -> 400, 42501 -> 403, PT404 -> 404. No text of a refusal repeats a
+-- token or a payload.
 
 -- Who may call what -----------------------------------------------------------------------------------------------
 
@@ -30,8 +32,43 @@ revoke all on function push_listener.allow(regprocedure, text[]) from public;
 comment on function push_listener.allow(regprocedure, text[]) is
   'Makes a function executable by its owner and these roles, as far as they exist, and by nobody else.';
 
--- In a function that runs with its owner's rights current_user is the owner. Who called is the role that was set
--- (PostgREST sets one for each request), or else whoever logged in.
+-- A service is a role with the rights of the owner or of service_role. Any other role that has the rights of anon or
+-- authenticated is a user, whatever else has been granted to it. What is left are logins of other services: such a role
+-- is a service if execute on fetch_pending_pushes was granted to it, and not only to everybody.
+create function push_listener.is_service(p_role name) returns boolean
+  language sql stable set search_path = pg_catalog, pg_temp
+as $$
+  select case
+    when pg_catalog.pg_has_role(p_role, p.proowner, 'usage') then true
+    when exists (select from pg_catalog.pg_roles r
+                   where r.rolname = 'service_role' and pg_catalog.pg_has_role(p_role, r.oid, 'usage')) then true
+    when exists (select from pg_catalog.pg_roles r
+                   where r.rolname in ('anon', 'authenticated') and pg_catalog.pg_has_role(p_role, r.oid, 'usage')) then false
+    else exists (select from pg_catalog.aclexplode(p.proacl) a
+                   where a.privilege_type = 'EXECUTE' and a.grantee <> 0
+                     and pg_catalog.pg_has_role(p_role, a.grantee, 'usage')) end
+    from pg_catalog.pg_proc p
+    where p.oid = pg_catalog.to_regprocedure('public.fetch_pending_pushes(integer)')
+$$;
+revoke all on function push_listener.is_service(name) from public;
+
+-- For a function that runs with the rights of the role that calls it. A function of the application that runs with its
+-- owner's rights calls as that owner: so it may enqueue for a user.
+create function push_listener.refuse_users() returns void
+  language plpgsql stable set search_path = pg_catalog, pg_temp
+as $$
+begin
+  if push_listener.is_service(current_user) is not true then
+    raise exception using errcode = 'insufficient_privilege',
+      message = pg_catalog.format('%s may not call this function', current_user),
+      hint = 'It is for the application''s server: call it as service_role, or from a function that runs with its owner''s rights.';
+  end if;
+end
+$$;
+revoke all on function push_listener.refuse_users() from public;
+
+-- In a function that runs with its owner's rights current_user is the owner. The caller is the role that was set
+-- (PostgREST sets one for each request), or else the role that logged in.
 create function push_listener.caller() returns name
   language sql stable set search_path = pg_catalog, pg_temp
 as $$
@@ -40,27 +77,41 @@ as $$
 $$;
 revoke all on function push_listener.caller() from public;
 
+create function push_listener.caller_is_service() returns boolean
+  language sql stable set search_path = pg_catalog, pg_temp
+as $$
+  select push_listener.is_service(push_listener.caller())
+$$;
+revoke all on function push_listener.caller_is_service() from public;
+
+-- A function runs with our owner's rights when ours calls it. On a plain Postgres any role that may create schemas could
+-- make auth.uid(). It is believed if its owner could do the same without it: a superuser, the owner of the database, a role
+-- that has our owner's rights; or Supabase's own role for it.
+create function push_listener.trusts(p_function regprocedure) returns boolean
+  language sql stable set search_path = pg_catalog, pg_temp
+as $$
+  select r.rolsuper or r.rolname = 'supabase_auth_admin' or d.datdba = r.oid
+         or pg_catalog.pg_has_role(r.oid, c.relowner, 'usage')
+    from pg_catalog.pg_proc p
+    join pg_catalog.pg_roles r on r.oid = p.proowner
+    join pg_catalog.pg_database d on d.datname = pg_catalog.current_database()
+    join pg_catalog.pg_class c on c.oid = 'public.push_notifications'::regclass
+    where p.oid = p_function
+$$;
+revoke all on function push_listener.trusts(regprocedure) from public;
+
 -- The user that a request is made for. Looked up at each call: a plain Postgres has no schema auth, or has it later.
 create function push_listener.caller_id() returns uuid
   language plpgsql stable set search_path = pg_catalog, pg_temp
 as $$
 begin
-  if pg_catalog.to_regprocedure('auth.uid()') is null then
+  if push_listener.trusts(pg_catalog.to_regprocedure('auth.uid()')) is not true then
     return null;
   end if;
   return auth.uid();
 end
 $$;
 revoke all on function push_listener.caller_id() from public;
-
--- A service is whoever may take rows out of the queue. So a role that an application has made for its users, with the
--- rights of authenticated, is a user here too, whatever its name.
-create function push_listener.caller_is_service() returns boolean
-  language sql stable set search_path = pg_catalog, pg_temp
-as $$
-  select pg_catalog.has_function_privilege(push_listener.caller(), 'public.fetch_pending_pushes(integer)', 'execute')
-$$;
-revoke all on function push_listener.caller_is_service() from public;
 
 -- Workers of somebody else's --------------------------------------------------------------------------------------
 --
@@ -70,10 +121,11 @@ revoke all on function push_listener.caller_is_service() from public;
 create function public.fetch_pending_pushes(p_limit integer default 100)
   returns table (id uuid, user_id uuid, device_token text, title text, body text, data jsonb, status text,
                  retry_count integer, delivery_attempts integer, created_at timestamptz)
-  language plpgsql security definer set search_path = pg_catalog, pg_temp
+  language plpgsql set search_path = pg_catalog, pg_temp
 as $$
 #variable_conflict use_column
 begin
+  perform push_listener.refuse_users();
   if p_limit is null or p_limit not between 1 and 1000 then
     raise exception using errcode = 'invalid_parameter_value', message = 'p_limit must be from 1 to 1000';
   end if;
@@ -185,11 +237,12 @@ $$;
 revoke all on function push_listener.settled_before(uuid, text[]) from public;
 
 create function public.mark_push_sent(p_push_id uuid) returns text
-  language plpgsql security definer set search_path = pg_catalog, pg_temp
+  language plpgsql set search_path = pg_catalog, pg_temp
 as $$
 declare
   v_push record;
 begin
+  perform push_listener.refuse_users();
   update public.push_notifications p
     -- A receipt may have come before.
     set status = case when p.delivered_at is null then 'sent' else 'delivered' end,
@@ -214,7 +267,7 @@ comment on function public.mark_push_sent(uuid) is
 select push_listener.allow('public.mark_push_sent(uuid)', 'service_role');
 
 create function public.mark_push_failed(p_push_id uuid, p_error text) returns text
-  language plpgsql security definer set search_path = pg_catalog, pg_temp
+  language plpgsql set search_path = pg_catalog, pg_temp
 as $$
 declare
   v_push record;
@@ -223,6 +276,7 @@ declare
   v_next timestamptz;
   v_status text := 'failed';
 begin
+  perform push_listener.refuse_users();
   select p.retry_count, p.expires_at, p.device_token, p.delivery_attempts into v_push
     from public.push_notifications p
     where p.id = p_push_id and p.status = 'processing' and p.claimed_by is null
@@ -535,7 +589,7 @@ create function public.enqueue_push(
   p_expires_at timestamptz default null,
   p_send_at timestamptz default null
 ) returns uuid
-  language plpgsql security definer set search_path = pg_catalog, pg_temp
+  language plpgsql set search_path = pg_catalog, pg_temp
 as $$
 declare
   v_problem text;
@@ -547,6 +601,7 @@ declare
   v_id uuid;
   v_status text;
 begin
+  perform push_listener.refuse_users();
   -- What FCM would refuse, or the listener, is refused here, where the one who can mend it hears of it.
   v_problem := case
     when pg_catalog.num_nonnulls(p_device_token, p_topic, p_condition) > 1
@@ -657,9 +712,10 @@ select push_listener.allow('public.enqueue_push(uuid, text, text, text, text, te
                                                 text, timestamptz, timestamptz)', 'service_role');
 
 create function public.cancel_push(p_push_id uuid) returns boolean
-  language plpgsql security definer set search_path = pg_catalog, pg_temp
+  language plpgsql set search_path = pg_catalog, pg_temp
 as $$
 begin
+  perform push_listener.refuse_users();
   if p_push_id is null then
     raise exception using errcode = 'invalid_parameter_value', message = 'p_push_id must not be null';
   end if;
@@ -679,7 +735,7 @@ create function public.requeue_pushes(
   p_since timestamptz default null,
   p_limit integer default 1000
 ) returns integer
-  language plpgsql security definer set search_path = pg_catalog, pg_temp
+  language plpgsql set search_path = pg_catalog, pg_temp
 as $$
 declare
   v_count integer;
@@ -689,6 +745,7 @@ declare
     when pg_catalog.cardinality(p_ids) > 10000 then 'p_ids must have no more than 10000 elements'
     when p_limit is null or p_limit not between 1 and 10000 then 'p_limit must be from 1 to 10000' end;
 begin
+  perform push_listener.refuse_users();
   if v_problem is not null then
     raise exception using errcode = 'invalid_parameter_value', message = v_problem;
   end if;

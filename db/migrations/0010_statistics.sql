@@ -288,11 +288,12 @@ create trigger push_listener_count_receipts
 create function public.get_push_delivery_stats(p_days integer default 7)
   returns table (total_pushes bigint, sent_pushes bigint, failed_pushes bigint, delivered_pushes bigint,
                  delivery_rate numeric, avg_delivery_time interval)
-  language plpgsql stable security definer
+  language plpgsql stable
   set search_path = pg_catalog, pg_temp
   set enable_seqscan = off -- a table that was analyzed while all of it waited would be read as a whole
 as $$
 begin
+  perform push_listener.refuse_users();
   if p_days is null or p_days not between 1 and 3650 then
     raise exception using errcode = 'invalid_parameter_value', message = 'p_days must be from 1 to 3650';
   end if;

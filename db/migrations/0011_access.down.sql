@@ -10,6 +10,8 @@ begin
     select p.polname, p.polrelid::regclass as relation from pg_policy p
       join push_listener.guarded() g on g.relation = p.polrelid
       where starts_with(p.polname, 'push_listener_')
+    union all
+    select polname, polrelid::regclass from pg_policy where polrelid = 'push_listener.daily_counts'::regclass
   loop
     execute format('drop policy %I on %s', old.polname, old.relation);
   end loop;
@@ -49,11 +51,30 @@ begin
     revoke all on all functions in schema push_listener from push_listener;
     revoke usage on schema public from push_listener;
   end if;
+  if exists (select from pg_roles where rolname = 'service_role') then
+    revoke all on schema push_listener from service_role;
+    revoke all on all tables in schema push_listener from service_role;
+    revoke all on push_listener.daily_counts from service_role;
+    revoke all on function push_listener.refuse_users(), push_listener.is_service(name),
+      push_listener.settled_before(uuid, text[]) from service_role;
+  end if;
 end
 $$;
 
 delete from push_listener.before where kind in ('grant', 'keep');
 drop function push_listener.secure();
+drop function push_listener.drift();
+drop function push_listener.policy_mark(regclass, text, text);
+drop function push_listener.policies();
+drop function push_listener.meant();
+drop function push_listener.shows_own_rows(text);
+drop function push_listener.can_tell_users();
+drop function push_listener.user_inserts();
+drop function push_listener.granted();
+drop function push_listener.api();
+drop function push_listener.share_new_columns();
+drop function push_listener.grant_kept();
+drop function push_listener.kept();
 drop function push_listener.begin_as_new();
 drop function push_listener.columns(text);
 drop function push_listener.guarded();
