@@ -27,6 +27,7 @@ from listener.config import ConfigError, Settings
 from listener.embedded import EmbeddedPostgresError
 from listener.emulator.run import DEFAULT_PORT
 from listener.emulator.run import run as run_emulator
+from listener.exposure import Way
 from listener.fcm.auth import load_credentials
 from listener.service import NotMigrated, Service, credentials_for
 
@@ -177,6 +178,11 @@ def _age(_: click.Context, __: click.Parameter, value: str) -> timedelta:
     callback=_age,
     help="Rows of an adopted queue that have waited for longer (12h, 7d) expire instead of being sent.",
 )
+@click.option(
+    "--share-new-columns",
+    is_flag=True,
+    help="Users who could read every column of an adopted table read the new ones, too: select * goes on working.",
+)
 @click.option("--send-old", is_flag=True, help="Send waiting rows of an adopted queue however old they are.")
 @click.option(
     "--discard-data",
@@ -192,6 +198,7 @@ def migrate_command(
     down: int | None,
     project: Path | None,
     patience: timedelta,
+    share_new_columns: bool,
     send_old: bool,
     discard_data: bool,
     as_json: bool,
@@ -214,9 +221,7 @@ def migrate_command(
     dsn = config.load().listen_dsn
     expire = None if send_old else patience
     if show:
-        _show_migrations(migrate.status(dsn), as_json)
-        if not as_json:
-            _foretell(dsn, expire)
+        _show_status(dsn, expire, as_json=as_json)
     elif dry_run:
         for state in migrate.status(dsn):
             if state.applied_at is None:
@@ -228,13 +233,70 @@ def migrate_command(
         )
         click.echo(f"{len(undone)} migrations taken back")
     else:
-        done = migrate.apply(dsn, expire_older_than=expire, report=lambda m: _step("applied", m), warn=_note)
-        click.echo(f"{len(done)} migrations applied" if done else "nothing to do: the database is up to date")
+        notes: list[str] = []
+
+        def note(line: str) -> None:
+            notes.append(line)
+            _note(line)
+
+        done = migrate.apply(
+            dsn,
+            expire_older_than=expire,
+            share_new_columns=share_new_columns,
+            report=lambda m: _step("applied", m),
+            warn=note,
+        )
+        if done:
+            click.echo(f"{len(done)} migrations applied")
+        elif notes:
+            click.echo("no migration to apply; what is noted above has been mended")
+        else:
+            click.echo("nothing to do: the database is up to date")
+        _tell_exposures(migrate.exposures(dsn), everything=False)
 
 
 def _foretell(dsn: str, expire_older_than: timedelta | None) -> None:
     for line in migrate.foresee(dsn, expire_older_than=expire_older_than):
         _note(line)
+
+
+def _show_status(dsn: str, expire: timedelta | None, *, as_json: bool) -> None:
+    """Migrations, privileges that have changed since, and who can cause, change or read a push."""
+    states = migrate.status(dsn)
+    if as_json:
+        click.echo(
+            orjson.dumps(
+                [
+                    {
+                        "version": s.migration.version,
+                        "name": s.migration.name,
+                        "applied_at": s.applied_at,
+                        "changed": s.changed,
+                    }
+                    for s in states
+                ]
+            )
+        )
+        return
+    _show_migrations(states)
+    _foretell(dsn, expire)
+    for line in migrate.drift(dsn):
+        _note(f"privileges have changed: {line}. push-listener migrate sets them again")
+    _tell_exposures(migrate.exposures(dsn), everything=True)
+
+
+def _tell_exposures(ways: list[Way], *, everything: bool) -> None:
+    """Who can cause, change or read a push: in brief what is meant, and what needs a look with what to do."""
+    look = [way for way in ways if not way.expected]
+    if everything and ways:
+        roles = sorted({role for way in ways if way.expected for role in way.roles})
+        click.echo(
+            "Pushes can be caused, changed or read by superusers, the owner of push_notifications, and"
+        )
+        click.echo(f"  as push-listener means it: {', '.join(roles)} (docs/privileges.md)")
+        click.echo("  in other ways:" + ("" if look else " nobody"))
+    for way in look:
+        _note(f"{way}. To close it: {way.remedy}")
 
 
 def _note(line: str) -> None:
@@ -245,19 +307,7 @@ def _step(verb: str, migration: migrate.Migration) -> None:
     click.echo(f"{verb} {migration.version:04d}_{migration.name}")
 
 
-def _show_migrations(states: list[migrate.State], as_json: bool) -> None:
-    if as_json:
-        rows = [
-            {
-                "version": s.migration.version,
-                "name": s.migration.name,
-                "applied_at": s.applied_at,
-                "changed": s.changed,
-            }
-            for s in states
-        ]
-        click.echo(orjson.dumps(rows))
-        return
+def _show_migrations(states: list[migrate.State]) -> None:
     table = Table("version", "name", "applied at", "")
     for s in states:
         when = s.applied_at.isoformat(" ", "seconds") if s.applied_at else "not applied"

@@ -22,7 +22,9 @@ import tenacity
 from psycopg import sql
 from psycopg.rows import args_row
 
+from listener import exposure
 from listener.database import TransactionPooler, refuse_transaction_pooler
+from listener.exposure import Way
 
 Connection = psycopg.Connection[tuple[object, ...]]
 
@@ -54,6 +56,8 @@ create table if not exists push_listener.migrations (
   applied_at timestamptz not null default now()
 );
 """
+DRIFT = "select finding from push_listener.drift() order by finding"
+"""What differs from the privileges, policies and settings that are meant, in words. Needs migration 0011."""
 _RECORD = "insert into push_listener.migrations (version, name, checksum) values (%s, %s, %s)"
 _FORGET = "delete from push_listener.migrations where version = %s"
 _NO_LEDGER = "drop table push_listener.migrations; drop schema push_listener"
@@ -143,13 +147,17 @@ def apply(
     migrations: list[Migration] | None = None,
     *,
     expire_older_than: timedelta | None = timedelta(days=1),
+    share_new_columns: bool = False,
     report: Callable[[Migration], None] = lambda _: None,
     warn: Callable[[str], None] = lambda _: None,
 ) -> list[Migration]:
     """Applies what is missing, calling ``report`` after each; returns what was applied.
 
+    Privileges that have changed since are set again, each time, and ``warn`` is told which.
+
     ``expire_older_than`` is for a queue that is adopted: rows that have been waiting for longer expire
-    instead of being sent; None: all are sent. ``warn`` gets what the database says on the way.
+    instead of being sent; None: all are sent. ``share_new_columns``: users who could read every column of an
+    adopted table read those that push-listener adds, too. ``warn`` gets what the database says on the way.
 
     Raises MigrationError when an applied file was changed since, when the database holds a migration that
     this version does not know, when the database cannot be adopted, or when a step fails: the steps before
@@ -168,10 +176,45 @@ def apply(
                 _run(conn, migration, up, _RECORD, (migration.version, migration.name, migration.checksum))
                 report(migration)
                 done.append(migration)
+        if share_new_columns:
+            conn.execute("select push_listener.share_new_columns()")
+        for finding in _mend_privileges(conn):
+            warn(f"privileges had changed, and are set again: {finding}")
         if done:
             # PostgREST caches the schema. Source: PostgREST, Schema Cache.
             conn.execute("notify pgrst, 'reload schema'")
     return done
+
+
+def drift(dsn: str) -> list[str]:
+    """What differs from the privileges, policies and settings that ``apply`` sets; changes nothing."""
+    with _connect(dsn) as conn:
+        return _drift(conn)
+
+
+def exposures(dsn: str) -> list[Way]:
+    """Who can cause, change or read a push in this database; changes nothing."""
+    with _connect(dsn) as conn:
+        return exposure.find(conn)
+
+
+def _drift(conn: Connection) -> list[str]:
+    there = conn.execute("select to_regprocedure('push_listener.drift()') is not null").fetchone()
+    if there is None or not there[0]:
+        return []
+    return [str(finding) for (finding,) in conn.execute(DRIFT).fetchall()]
+
+
+def _mend_privileges(conn: Connection) -> list[str]:
+    """Sets them again; returns what differed."""
+    found = _drift(conn)
+    if found:
+        try:
+            conn.execute("select push_listener.secure()")
+        except psycopg.Error as error:
+            said = [str(error.diag.message_primary or error), error.diag.message_hint or ""]
+            raise MigrationError("\n".join(filter(None, said))) from error
+    return found
 
 
 def rollback(

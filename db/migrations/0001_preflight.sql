@@ -158,7 +158,16 @@ begin
   ),
   routines as (
     select p.proname, p.oid::regprocedure as signature, array(select unnest(p.proargtypes)) as types, i.names,
-           coalesce(i.names[1:p.pronargs - p.pronargdefaults], '{}') as required
+           coalesce(i.names[1:p.pronargs - p.pronargdefaults], '{}') as required,
+           -- Under another name it could do more than before, with the columns that come. So nobody may call it first.
+           format('drop %s %s; or, to keep it, first revoke execute on %1$s %2$s from %s, and then alter %1$s %2$s rename to ...',
+                  case p.prokind when 'p' then 'procedure' else 'function' end, p.oid::regprocedure,
+                  (select string_agg(name, ', ')
+                     from (select 'public' as name
+                           union all
+                           select quote_ident(grantee.rolname)
+                             from aclexplode(p.proacl) a
+                             join pg_roles grantee on grantee.oid = a.grantee and grantee.oid <> p.proowner) g)) as way_out
       from pg_proc p
       cross join lateral (
         select coalesce(array_agg(name order by place) filter (where mode is null or mode in ('i', 'b', 'v')), '{}') as names
@@ -297,15 +306,15 @@ begin
           'push_notifications_due', 'push_notifications_idempotency', 'push_notifications_given_up',
           'push_notifications_over', 'push_delivery_logs_push', 'push_devices_live')
     union all
-    select format('there is a function %s, and push-listener''s own has that name and those arguments: alter function %1$s rename to ...',
-                  r.signature)
+    select format('there is a function %s, and push-listener''s own has that name and those arguments: %s',
+                  r.signature, r.way_out)
       from routines r
       join offered o on o.name = r.proname
       where r.types = o.types::oid[]
     union all
     -- PostgREST chooses among functions of one name by the names of the arguments that it is given.
-    select format('there is a function %s, and PostgREST could not tell a call of it from one of push-listener''s %s(%s): alter function %1$s rename to ...',
-                  r.signature, o.name, array_to_string(o.arguments, ', '))
+    select format('there is a function %s, and PostgREST could not tell a call of it from one of push-listener''s %s(%s): %s',
+                  r.signature, o.name, array_to_string(o.arguments, ', '), r.way_out)
       from routines r
       join offered o on o.name = r.proname
       where r.types <> o.types::oid[] and r.required <@ o.arguments and o.arguments[1:o.required] <@ r.names
@@ -439,6 +448,18 @@ begin
     select format('row-level security is off on %I: whoever has a grant on it reaches all of its rows', b.relation) as line
       from push_listener.before b
       where b.kind = 'security' and b.definition = 'off'
+    union all
+    select format('authenticated reads every column of %I that there is, and will read none that push-listener adds. Where the application asks for all columns (select *), it is refused then: let it name the columns, or run push-listener migrate --share-new-columns, which lets users read the new ones, device_token among them, in the rows that the application''s policies show them', b.relation)
+      from push_listener.before b
+      where b.kind = 'table' and exists (
+        select from pg_class c
+          join pg_roles r on r.rolname = 'authenticated'
+          where c.relname = b.relation and c.relnamespace = 'public'::regnamespace
+            and has_table_privilege(r.oid, c.oid, 'select')
+            and (not c.relrowsecurity or exists (
+              select from pg_policy p, unnest(p.polroles) for_role
+                where p.polrelid = c.oid and p.polpermissive and p.polcmd in ('r', '*')
+                  and (for_role = 0 or pg_has_role(r.oid, for_role, 'usage')))))
     union all
     select format('%I is unlogged: after a crash of the database it is empty', b.relation)
       from push_listener.before b

@@ -1,0 +1,143 @@
+"""Who can cause, change or read a push in this database: every role and every way, and what closes it.
+
+The service is as safe as the database that it works on: a function of an application that runs with its owner's rights,
+a policy, or a grant of a tutorial may let anybody send a push to anybody. This module looks; it changes nothing.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import psycopg
+from psycopg import sql
+from psycopg.rows import class_row
+
+_FIND = Path(__file__).with_name("exposure.sql").read_text()
+
+_MAY = {"cause": "may cause a push", "change": "may change {}", "read": "may read {}"}
+_MOST_NAMES = 6
+
+
+@dataclass(frozen=True, slots=True)
+class Way:
+    """One way in which some roles reach pushes."""
+
+    effect: str
+    """``cause``, ``change`` or ``read``."""
+    about: str
+    """What is changed or read: pushes, log rows or registration tokens."""
+    roles: list[str]
+    everybody: bool
+    """These are all roles, but for superusers, the owner and the service's own."""
+    privilege: str
+    """Of the object: ``select``, ``execute`` ...; ``set role`` for a member of the owner."""
+    object: str
+    """A table, a view, a function, or the owner."""
+    by: str
+    """What makes the privilege count: a policy, row-level security that is off, a function's rights ..."""
+    expected: bool
+    """push-listener means it so: its own policies and functions, and the roles of services."""
+    condition: str | None
+    """Of a policy: the rows that it lets through."""
+    policy: str | None
+
+    @property
+    def grantees(self) -> str:
+        """The roles, as a person reads them."""
+        if self.everybody:
+            return "everybody"
+        names = ", ".join(self.roles[:_MOST_NAMES])
+        more = len(self.roles) - _MOST_NAMES
+        return f"{names} and {more} more" if more > 0 else names
+
+    @property
+    def names_any_user(self) -> bool:
+        """Its rows may go to any user: the policy does not look at ``user_id``, by which push-listener sends."""
+        return self.effect == "cause" and self.policy is not None and "user_id" not in (self.condition or "")
+
+    def __str__(self) -> str:
+        may = _MAY[self.effect].format(self.about)
+        how = {
+            "function": f"it may execute {self.object}, which runs with its owner's rights",
+            "view": f"it may {self.privilege} on the view {self.object}, which works with its owner's rights",
+            "membership": f"it is a member of the owner, {self.object}",
+        }.get(self.by, f"it may {self.privilege} on {self.object}, {self.by}")
+        if self.privilege == "trigger":
+            may = "may run code as every role that writes pushes"
+        text = f"{self.grantees} {may}: {how}"
+        if self.names_any_user:
+            text += (
+                f", which lets rows for any user through: {self._shown_condition} does not look at user_id"
+            )
+        elif self.condition is not None:
+            text += f" {self._shown_condition}"
+        return text
+
+    @property
+    def _shown_condition(self) -> str:
+        """The condition in one line and in one pair of parentheses, as Postgres writes most of them."""
+        text = " ".join((self.condition or "true").split())
+        return text if text.startswith("(") else f"({text})"
+
+    @property
+    def remedy(self) -> str:
+        """What closes the way, as SQL where SQL can say it."""
+        roles = "public, " if self.everybody else ""
+        roles += ", ".join(_name(role) for role in self.roles)
+        if self.by == "function":
+            kind = "procedure" if self.privilege == "execute procedure" else "function"
+            return (
+                f"revoke execute on {kind} {self.object} from {_with_public(self)}; "
+                "grant it to the roles that need it, or drop the function"
+            )
+        if self.by == "membership":
+            return f"revoke {self.object} from {roles}, unless they are meant to be administrators"
+        if self.by == "view":
+            return (
+                f"alter view {self.object} set (security_invoker = true), or revoke {self.privilege} on "
+                f"{self.object} from {_with_public(self)}"
+            )
+        if self.by.startswith("trigger"):
+            return f"see that the function of {self.by} checks for whom it writes, or drop the trigger"
+        revoke = f"revoke {self.privilege} on {self.object} from {_with_public(self)}"
+        if self.names_any_user:
+            name = _name(self.policy or "")
+            return (
+                f"alter policy {name} on {self.object} with check ({self._shown_condition} and "
+                f"user_id = (select auth.uid())), or {revoke}"
+            )
+        if self.by == "row-level security off":
+            return (
+                f"{revoke}, or alter table {self.object} enable row level security, with policies for users"
+            )
+        if self.policy is not None:
+            return f"if that is more than it should be: alter the policy, or {revoke}"
+        return revoke
+
+
+def _with_public(way: Way) -> str:
+    names = [_name(role) for role in way.roles[:_MOST_NAMES]]
+    return ", ".join(["public", *names] if way.by == "function" or way.everybody else names)
+
+
+def find(conn: psycopg.Connection[tuple[object, ...]]) -> list[Way]:
+    """Every way, those first that are not meant by push-listener. Empty where there is no queue yet.
+
+    Raises psycopg.Error.
+    """
+    with conn.transaction():
+        # Names are shown in full then.
+        conn.execute("set local search_path = pg_catalog, pg_temp")
+        with conn.cursor(row_factory=class_row(Way)) as cursor:
+            return cursor.execute(_FIND.encode()).fetchall()
+
+
+def _name(identifier: str) -> str:
+    """An SQL identifier, quoted where it has to be."""
+    return (
+        identifier
+        if re.fullmatch("[a-z_][a-z0-9_]*", identifier)
+        else sql.Identifier(identifier).as_string(None)
+    )
