@@ -122,6 +122,7 @@ begin
     ('register_device', '{p_token,p_platform,p_user_id}', '{text,text,uuid}', 2),
     ('unregister_device', '{p_token}', '{text}', 1),
     ('cancel_push', '{p_push_id}', '{uuid}', 1),
+    ('push_is_service', '{p_role}', '{name}', 1),
     ('requeue_pushes', '{p_ids,p_error_code,p_since,p_limit}', '{uuid[],text,timestamptz,int4}', 0)
   ),
   relations as (

@@ -1,10 +1,8 @@
 -- What an application, a phone and a worker of somebody else's may call, through PostgREST or in SQL.
 --
 -- Every function in public says who may call it in one line, push_listener.allow(...), and finds out by itself who calls,
--- whatever has been granted since. What an application's server calls runs with the rights of the role that calls it;
--- what a phone calls runs with the owner's rights, and works for the signed-in user only. Refusals carry the SQLSTATE
--- from which PostgREST makes the HTTP status: 22023 -> 400, 42501 -> 403, PT404 -> 404. No text of a refusal repeats a
--- token or a payload.
+-- whatever has been granted since. Refusals carry the SQLSTATE from which PostgREST makes the HTTP status: 22023 -> 400,
+-- 42501 -> 403, PT404 -> 404. No text of a refusal repeats a token or a payload.
 
 -- Who may call what -----------------------------------------------------------------------------------------------
 
@@ -35,7 +33,9 @@ comment on function push_listener.allow(regprocedure, text[]) is
 -- A service is a role with the rights of the owner or of service_role. Any other role that has the rights of anon or
 -- authenticated is a user, whatever else has been granted to it. What is left are logins of other services: such a role
 -- is a service if execute on fetch_pending_pushes was granted to it, and not only to everybody.
-create function push_listener.is_service(p_role name) returns boolean
+--
+-- It stands in public because enqueue_push and cancel_push call it with the rights of their caller.
+create function public.push_is_service(p_role name) returns boolean
   language sql stable set search_path = pg_catalog, pg_temp
 as $$
   select case
@@ -50,22 +50,9 @@ as $$
     from pg_catalog.pg_proc p
     where p.oid = pg_catalog.to_regprocedure('public.fetch_pending_pushes(integer)')
 $$;
-revoke all on function push_listener.is_service(name) from public;
-
--- For a function that runs with the rights of the role that calls it. A function of the application that runs with its
--- owner's rights calls as that owner: so it may enqueue for a user.
-create function push_listener.refuse_users() returns void
-  language plpgsql stable set search_path = pg_catalog, pg_temp
-as $$
-begin
-  if push_listener.is_service(current_user) is not true then
-    raise exception using errcode = 'insufficient_privilege',
-      message = pg_catalog.format('%s may not call this function', current_user),
-      hint = 'It is for the application''s server: call it as service_role, or from a function that runs with its owner''s rights.';
-  end if;
-end
-$$;
-revoke all on function push_listener.refuse_users() from public;
+comment on function public.push_is_service(name) is
+  'Whether push-listener takes a role for a service (the server of an application) and not for a user.';
+select push_listener.allow('public.push_is_service(name)', 'service_role');
 
 -- In a function that runs with its owner's rights current_user is the owner. The caller is the role that was set
 -- (PostgREST sets one for each request), or else the role that logged in.
@@ -80,9 +67,22 @@ revoke all on function push_listener.caller() from public;
 create function push_listener.caller_is_service() returns boolean
   language sql stable set search_path = pg_catalog, pg_temp
 as $$
-  select push_listener.is_service(push_listener.caller())
+  select public.push_is_service(push_listener.caller())
 $$;
 revoke all on function push_listener.caller_is_service() from public;
+
+create function push_listener.refuse_users() returns void
+  language plpgsql stable set search_path = pg_catalog, pg_temp
+as $$
+begin
+  if push_listener.caller_is_service() is not true then
+    raise exception using errcode = 'insufficient_privilege',
+      message = pg_catalog.format('%s may not call this function: it is for the application''s server',
+                                  push_listener.caller());
+  end if;
+end
+$$;
+revoke all on function push_listener.refuse_users() from public;
 
 -- A function runs with our owner's rights when ours calls it. On a plain Postgres any role that may create schemas could
 -- make auth.uid(). It is believed if its owner could do the same without it: a superuser, the owner of the database, a role
@@ -121,7 +121,7 @@ revoke all on function push_listener.caller_id() from public;
 create function public.fetch_pending_pushes(p_limit integer default 100)
   returns table (id uuid, user_id uuid, device_token text, title text, body text, data jsonb, status text,
                  retry_count integer, delivery_attempts integer, created_at timestamptz)
-  language plpgsql set search_path = pg_catalog, pg_temp
+  language plpgsql security definer set search_path = pg_catalog, pg_temp
 as $$
 #variable_conflict use_column
 begin
@@ -237,7 +237,7 @@ $$;
 revoke all on function push_listener.settled_before(uuid, text[]) from public;
 
 create function public.mark_push_sent(p_push_id uuid) returns text
-  language plpgsql set search_path = pg_catalog, pg_temp
+  language plpgsql security definer set search_path = pg_catalog, pg_temp
 as $$
 declare
   v_push record;
@@ -267,7 +267,7 @@ comment on function public.mark_push_sent(uuid) is
 select push_listener.allow('public.mark_push_sent(uuid)', 'service_role');
 
 create function public.mark_push_failed(p_push_id uuid, p_error text) returns text
-  language plpgsql set search_path = pg_catalog, pg_temp
+  language plpgsql security definer set search_path = pg_catalog, pg_temp
 as $$
 declare
   v_push record;
@@ -571,6 +571,9 @@ comment on function public.unregister_device(text) is
 select push_listener.allow('public.unregister_device(text)', 'authenticated', 'service_role');
 
 -- What the application's server does ------------------------------------------------------------------------------
+--
+-- These two run with the rights of the role that calls them, so that they can tell it: a function of the application that
+-- runs with its owner's rights calls as that owner, and so may enqueue or cancel for a user.
 
 create function public.enqueue_push(
   p_user_id uuid default null,
@@ -601,7 +604,11 @@ declare
   v_id uuid;
   v_status text;
 begin
-  perform push_listener.refuse_users();
+  if public.push_is_service(current_user) is not true then
+    raise exception using errcode = 'insufficient_privilege',
+      message = pg_catalog.format('%s may not call this function: it is for the application''s server', current_user),
+      hint = 'For a signed-in user, call it in a function of your own that checks the user and runs with its owner''s rights.';
+  end if;
   -- What FCM would refuse, or the listener, is refused here, where the one who can mend it hears of it.
   v_problem := case
     when pg_catalog.num_nonnulls(p_device_token, p_topic, p_condition) > 1
@@ -715,7 +722,11 @@ create function public.cancel_push(p_push_id uuid) returns boolean
   language plpgsql set search_path = pg_catalog, pg_temp
 as $$
 begin
-  perform push_listener.refuse_users();
+  if public.push_is_service(current_user) is not true then
+    raise exception using errcode = 'insufficient_privilege',
+      message = pg_catalog.format('%s may not call this function: it is for the application''s server', current_user),
+      hint = 'For a signed-in user, call it in a function of your own that checks the user and runs with its owner''s rights.';
+  end if;
   if p_push_id is null then
     raise exception using errcode = 'invalid_parameter_value', message = 'p_push_id must not be null';
   end if;
@@ -735,7 +746,7 @@ create function public.requeue_pushes(
   p_since timestamptz default null,
   p_limit integer default 1000
 ) returns integer
-  language plpgsql set search_path = pg_catalog, pg_temp
+  language plpgsql security definer set search_path = pg_catalog, pg_temp
 as $$
 declare
   v_count integer;

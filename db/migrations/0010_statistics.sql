@@ -288,7 +288,7 @@ create trigger push_listener_count_receipts
 create function public.get_push_delivery_stats(p_days integer default 7)
   returns table (total_pushes bigint, sent_pushes bigint, failed_pushes bigint, delivered_pushes bigint,
                  delivery_rate numeric, avg_delivery_time interval)
-  language plpgsql stable
+  language plpgsql stable security definer
   set search_path = pg_catalog, pg_temp
   set enable_seqscan = off -- a table that was analyzed while all of it waited would be read as a whole
 as $$

@@ -10,8 +10,6 @@ begin
     select p.polname, p.polrelid::regclass as relation from pg_policy p
       join push_listener.guarded() g on g.relation = p.polrelid
       where starts_with(p.polname, 'push_listener_')
-    union all
-    select polname, polrelid::regclass from pg_policy where polrelid = 'push_listener.daily_counts'::regclass
   loop
     execute format('drop policy %I on %s', old.polname, old.relation);
   end loop;
@@ -50,13 +48,6 @@ begin
     revoke all on all tables in schema push_listener from push_listener;
     revoke all on all functions in schema push_listener from push_listener;
     revoke usage on schema public from push_listener;
-  end if;
-  if exists (select from pg_roles where rolname = 'service_role') then
-    revoke all on schema push_listener from service_role;
-    revoke all on all tables in schema push_listener from service_role;
-    revoke all on push_listener.daily_counts from service_role;
-    revoke all on function push_listener.refuse_users(), push_listener.is_service(name),
-      push_listener.settled_before(uuid, text[]) from service_role;
   end if;
 end
 $$;

@@ -261,6 +261,7 @@ as $$
     ('public.register_device(text, text, uuid)', '{authenticated,service_role}'),
     ('public.unregister_device(text)', '{authenticated,service_role}'),
     ('public.flush_telemetry(jsonb[])', '{authenticated,service_role}'),
+    ('public.push_is_service(name)', '{service_role}'),
     ('public.push_disable_token(text, text)', '{service_role,push_listener}')
 $$;
 comment on function push_listener.api() is 'The functions of schema public, and which roles may call each.';
@@ -363,25 +364,15 @@ as $$
       ('table', 'push_listener.workers', 'push_listener', '{insert}', '{name}'),
       ('table', 'push_listener.workers', 'push_listener', '{update}', '{stopped_at,guarded,lost}'),
       ('table', 'push_listener.rate', 'push_listener', '{select}', '{""}'),
-      ('table', 'push_listener.rate', 'push_listener', '{update}', '{part,lowered_at}'),
-
-      -- What the functions for the server use: they run with the rights of the role that calls them.
-      ('schema', 'push_listener', 'service_role', '{usage}', '{""}'),
-      ('function', 'push_listener.refuse_users()', 'service_role', '{execute}', '{""}'),
-      ('function', 'push_listener.is_service(name)', 'service_role', '{execute}', '{""}'),
-      ('function', 'push_listener.settled_before(uuid, text[])', 'service_role', '{execute}', '{""}'),
-      ('table', 'push_listener.daily_counts', 'service_role', '{select}',
-       '{day,sent,delivered,dead,expired,cancelled,delivered_timed,delivered_seconds}')
+      ('table', 'push_listener.rate', 'push_listener', '{update}', '{part,lowered_at}')
     union all
     select 'function', a.function, r.role, '{execute}', '{""}'
       from push_listener.api() a, pg_catalog.unnest(a.roles) r(role)
     union all
-    -- A user sees its own pushes and what became of them, and its devices. A registration token is in the last only: a
-    -- push of the past may name a device that is another user's now.
+    -- A user sees its own pushes and what became of them, and its devices.
     select 'table', 'public.' || t.relation, 'authenticated', '{select}', array(
              select c from pg_catalog.unnest(push_listener.columns(t.relation)) c
-               where not (c = 'device_token')
-                 and not exists (select from push_listener.before b
+               where not exists (select from push_listener.before b
                                    where b.kind = 'column' and b.relation = t.relation and b.name = c))
       from (values ('push_notifications'), ('push_delivery_logs'), ('push_devices')) t(relation)
       where push_listener.shows_own_rows(t.relation)
@@ -419,8 +410,21 @@ create function push_listener.policies()
   returns table (relation regclass, name text, command text, role text, condition text)
   language sql stable set search_path = pg_catalog, pg_temp
 as $$
+  -- A push of the past, and its log, may name a device that is another user's now, and its registration token is no
+  -- longer this user's to see. So a row that names a device is shown as long as the user has that device.
+  with own_device(condition) as (
+    select case when pg_catalog.has_column_privilege(r.oid, c.oid, 'token', 'select')
+                     and pg_catalog.has_column_privilege(r.oid, c.oid, 'user_id', 'select')
+                     or push_listener.shows_own_rows('push_devices')
+                then '(device_token is null or device_token in (select d.token from public.push_devices d '
+                     'where d.user_id = (select auth.uid())))'
+                else 'device_token is null' end
+      from pg_catalog.pg_class c
+      left join pg_catalog.pg_roles r on r.rolname = 'authenticated'
+      where c.oid = 'public.push_devices'::regclass
+  )
   select c.oid::regclass, p.name, p.command, p.role, p.condition
-    from (values
+    from own_device cross join lateral (values
       ('push_notifications', 'push_listener_claims', 'select', 'push_listener', 'using (true)'),
       ('push_notifications', 'push_listener_settles', 'update', 'push_listener', 'using (true) with check (true)'),
       ('push_delivery_logs', 'push_listener_reads', 'select', 'push_listener', 'using (true)'),
@@ -432,24 +436,21 @@ as $$
       ('push_delivery_logs', 'push_listener_service', 'all', 'service_role', 'using (true) with check (true)'),
       ('push_devices', 'push_listener_service', 'all', 'service_role', 'using (true) with check (true)'),
       ('telemetry_logs', 'push_listener_service', 'all', 'service_role', 'using (true) with check (true)'),
-      ('daily_counts', 'push_listener_service', 'select', 'service_role', 'using (true)'),
       ('push_notifications', 'push_listener_own', 'select', 'authenticated',
-       'using (user_id = (select auth.uid()))'),
-      ('push_delivery_logs', 'push_listener_own', 'select', 'authenticated', case
+       'using (user_id = (select auth.uid()) and ' || own_device.condition || ')'),
+      ('push_delivery_logs', 'push_listener_own', 'select', 'authenticated', 'using (' || own_device.condition || ' and ' || case
          -- A user who may see a push by the application's own policy sees its logs.
          when push_listener.shows_own_rows('push_notifications')
            -- An array, so that the logs are found by their index and not read from end to end.
-           then 'using (push_id = any (array(select p.id from public.push_notifications p '
-                'where p.user_id = (select auth.uid()))))'
-         else 'using (exists (select from public.push_notifications p where p.id = push_delivery_logs.push_id))' end),
+           then 'push_id = any (array(select p.id from public.push_notifications p '
+                'where p.user_id = (select auth.uid())))'
+         else 'exists (select from public.push_notifications p where p.id = push_delivery_logs.push_id)' end || ')'),
       -- As the index push_devices_live has it.
       ('push_devices', 'push_listener_own', 'select', 'authenticated',
        'using (user_id = (select auth.uid()) and disabled_at is null)')
     ) as p (relation, name, command, role, condition)
     join pg_catalog.pg_class c
-      on c.relname = p.relation and c.relrowsecurity
-      and c.relnamespace = case p.relation when 'daily_counts' then 'push_listener'::regnamespace
-                                           else 'public'::regnamespace end
+      on c.relname = p.relation and c.relrowsecurity and c.relnamespace = 'public'::regnamespace
     join pg_catalog.pg_roles r on r.rolname = p.role
     where p.name <> 'push_listener_own' or push_listener.shows_own_rows(p.relation)
   union all
@@ -532,8 +533,7 @@ as $$
                pg_catalog.obj_description(own.oid, 'pg_policy') as mark
           from pg_catalog.pg_policy own
           where pg_catalog.starts_with(own.polname, 'push_listener_')
-            and (own.polrelid in (select g.relation from push_listener.guarded() g)
-                 or own.polrelid = 'push_listener.daily_counts'::regclass)
+            and own.polrelid in (select g.relation from push_listener.guarded() g)
         union
         select m.relation, m.name, false, null from push_listener.policies() m
           where not exists (select from pg_catalog.pg_policy own where own.polrelid = m.relation and own.polname = m.name)
