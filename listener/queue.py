@@ -332,6 +332,7 @@ update push_listener.rate
 """
 
 _SCHEMA_VERSION = "select coalesce(max(version), 0) from push_listener.migrations"
+_DRIFT = "select finding from push_listener.drift() order by finding limit 20"
 _REGISTER = "insert into push_listener.workers (name) values (%s) returning id"
 _SIGN_OFF = "update push_listener.workers set stopped_at = now() where id = %s"
 
@@ -625,6 +626,13 @@ async def schema_version(pool: Pool) -> int:
     async with pool.connection() as conn:
         row = await (await conn.execute(_SCHEMA_VERSION)).fetchone()
     return int(str(row[0])) if row else 0
+
+
+async def drift(pool: Pool) -> list[str]:
+    """What differs from the privileges and policies that migrate sets, in words; the first twenty findings."""
+    async with pool.connection() as conn:
+        rows = await (await conn.execute(_DRIFT)).fetchall()
+    return [str(finding) for (finding,) in rows]
 
 
 async def register(pool: Pool, name: str) -> int:

@@ -351,10 +351,19 @@ class Service:
         try:
             if await queue.schema_version(pool) < self._schema_version:
                 raise NotMigrated
+            for finding in await queue.drift(pool):
+                log.error(
+                    "privileges have changed: run push-listener migrate, which sets them again",
+                    finding=finding,
+                )
             worker = await queue.register(pool, self._settings.worker_name or socket.gethostname())
             rows = Queue(pool, worker_id=worker, lease=self._settings.lease)
             return rows, await rows.lost_lately(), await rows.fleet()
-        except (psycopg.errors.UndefinedTable, psycopg.errors.UndefinedColumn):
+        except (
+            psycopg.errors.UndefinedTable,
+            psycopg.errors.UndefinedColumn,
+            psycopg.errors.UndefinedFunction,
+        ):
             raise NotMigrated from None
 
 

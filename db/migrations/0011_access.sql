@@ -295,7 +295,8 @@ as $$
         where b.kind = 'column' and b.relation = p_relation
           and pg_catalog.has_column_privilege(r.oid, c.oid, a.attnum, 'select'))
     from pg_catalog.pg_class c
-    where c.relname = p_relation and c.relnamespace = 'public'::regnamespace and c.relrowsecurity
+    where c.relname = p_relation and c.relnamespace = 'public'::regnamespace
+      and (c.relrowsecurity or not push_listener.adopted(p_relation))
 $$;
 
 create function push_listener.granted()
@@ -375,7 +376,7 @@ as $$
                where not exists (select from push_listener.before b
                                    where b.kind = 'column' and b.relation = t.relation and b.name = c))
       from (values ('push_notifications'), ('push_delivery_logs'), ('push_devices')) t(relation)
-      where push_listener.shows_own_rows(t.relation)
+      where not push_listener.adopted(t.relation) or push_listener.shows_own_rows(t.relation)
     union all
     -- A table that was adopted may number its rows with a sequence, which takes a privilege of its own.
     select distinct 'sequence', s.oid::regclass::text, r.rolname, '{usage}'::text[], '{""}'::text[]
@@ -450,7 +451,9 @@ as $$
        'using (user_id = (select auth.uid()) and disabled_at is null)')
     ) as p (relation, name, command, role, condition)
     join pg_catalog.pg_class c
-      on c.relname = p.relation and c.relrowsecurity and c.relnamespace = 'public'::regnamespace
+      on c.relname = p.relation and c.relnamespace = 'public'::regnamespace
+      -- In a table that was there, row-level security that is off is the application's decision.
+      and (c.relrowsecurity or p.relation <> 'push_recipients' and not push_listener.adopted(p.relation))
     join pg_catalog.pg_roles r on r.rolname = p.role
     where p.name <> 'push_listener_own' or push_listener.shows_own_rows(p.relation)
   union all
