@@ -286,7 +286,11 @@ as $$
       select from pg_catalog.pg_policy own, pg_catalog.unnest(own.polroles) for_role
         where own.polrelid = c.oid and own.polpermissive and own.polcmd in ('r', '*')
           and not pg_catalog.starts_with(own.polname, 'push_listener_')
-          and (for_role = 0 or pg_catalog.pg_has_role('authenticated', for_role, 'usage')))
+          and (for_role = 0 or pg_catalog.pg_has_role('authenticated', for_role, 'usage') or exists (
+                 -- A role with authenticated's rights reads by this policy what is granted to authenticated.
+                 select from pg_catalog.pg_roles r
+                   where r.oid = for_role and not r.rolsuper and not r.rolbypassrls
+                     and pg_catalog.pg_has_role(r.oid, 'authenticated', 'usage'))))
     and not exists (
       select from push_listener.before b
         join pg_catalog.pg_attribute a on a.attrelid = c.oid and a.attname = b.name and not a.attisdropped
