@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Hashable
 from dataclasses import dataclass, field, replace
+from uuid import UUID
 
 from listener.fcm.outcome import Kind, Outcome
 from listener.guard import TOKEN_LOSS, TokenLossGuard
@@ -58,6 +59,7 @@ class FcmHealth:
         self._guard = TokenLossGuard() if token_loss_guard else None
         self._refused = PauseGate(_REFUSED_FIRST_S, _REFUSED_LONGEST_S)
         self._refused_asked = -math.inf  # when the latest request was made whose refusal concerns everybody
+        self._paused_by: UUID | None = None  # the push whose refusal was the latest of these
         self._evidence = Evidence(_REFUSED_QUIET_S)
         self._refused_pushes = RefusedPushes()
         self._away = PauseGate(_AWAY_FIRST_S, _AWAY_LONGEST_S)
@@ -115,18 +117,25 @@ class FcmHealth:
 
     def _refuse(self, push: Push, who: Hashable, outcome: Outcome, asked: float, now: float) -> Outcome:
         """Pauses everything; or only the push, when FCM accepts others."""
-        if outcome.http_status is None or outcome.code == TOKEN_LOSS:
-            # Nothing can be sent without an access token; and the guard has weighed the answers to others already.
-            return self._pause(outcome, asked, now)
-        refused = self._refused_pushes.note(push, self._evidence, now)
-        is_its_own = self._evidence.accepted_since(refused.first)
+        if outcome.http_status is None:  # there is no access token, so nothing can be sent
+            return self._pause(push, outcome, asked, now)
         paused = self._refused.reason is not None
-        if not is_its_own and (paused or self._evidence.refuse(who, asked)):
-            return self._pause(outcome, asked, now)
-        outcome = self._wait_alone(outcome, refused, self._evidence, self._policy.cap)
-        return replace(outcome, uses_attempt=False) if paused else outcome
+        refused = self._refused_pushes.note(push, self._evidence, now)
+        # The guard against token loss has weighed the answers to others already.
+        is_token_loss = outcome.code == TOKEN_LOSS
+        if not is_token_loss and self._evidence.accepted_since(refused.first):
+            outcome = self._wait_alone(outcome, refused, self._evidence, self._policy.cap)
+            return replace(outcome, uses_attempt=False) if paused else outcome
+        if paused and push.id == self._paused_by:
+            # Its being refused again says nothing new. Only this push waits longer: another may be sent as a probe at
+            # once, so that a good push does not wait for five minutes because a bad one was alone all night.
+            return replace(outcome, delay=_doubled(_REFUSED_FIRST_S, _REFUSED_LONGEST_S, refused.times))
+        if paused or is_token_loss or self._evidence.refuse(who, asked):
+            return self._pause(push, outcome, asked, now)
+        return self._wait_alone(outcome, refused, self._evidence, self._policy.cap)
 
-    def _pause(self, outcome: Outcome, asked: float, now: float) -> Outcome:
+    def _pause(self, push: Push, outcome: Outcome, asked: float, now: float) -> Outcome:
+        self._paused_by = push.id
         self._refused_asked = max(self._refused_asked, asked)
         self._note(self._refused, outcome, asked, now)
         # Another push that is due by then is the next probe, so that one bad push is not every probe.
@@ -138,9 +147,7 @@ class FcmHealth:
         """Holds back a platform; or only the push, when FCM accepts others for that platform."""
         if platform is None:  # what FCM accepts may go to other platforms, so it says nothing of this push
             times = self._refused_pushes.note(push, self._evidence, now).times
-            return replace(
-                outcome, delay=min(_PLATFORM_LONGEST_S, _PLATFORM_FIRST_S * 2.0 ** min(times - 1, 30))
-            )
+            return replace(outcome, delay=_doubled(_PLATFORM_FIRST_S, _PLATFORM_LONGEST_S, times))
         held = self._platforms.setdefault(platform, _Platform())
         refused = self._refused_pushes.note(push, held.evidence, now)
         if asked < held.since:  # was under way when the platform was refused
@@ -232,3 +239,8 @@ class FcmHealth:
 def _is_failure(outcome: Outcome) -> bool:
     """FCM, or what gives access to it, is silent or has trouble of its own; a used-up quota is an answer."""
     return outcome.kind is Kind.RETRY and outcome.limit is None
+
+
+def _doubled(first: float, longest: float, times: int) -> float:
+    """Seconds to wait the ``times``-th time: twice as long each time."""
+    return min(longest, first * 2.0 ** min(times - 1, 30))

@@ -342,15 +342,38 @@ def test_what_was_asked_later_and_is_accepted_shows_that_it_was_one_push() -> No
     assert [seen.reason, seen.limit(100.2, 0, MOST)] == [None, 8]
 
 
-def test_a_push_that_is_refused_as_the_probe_comes_after_the_others() -> None:
-    """It is due when the next probe may be sent: what was due before that is sent first."""
-    seen, bad, now = health(), push(id=uuid4()), 100.0
-    for wait in (30.0, 60.0, 120.0, 240.0, 300.0, 300.0):
-        refused = judge(seen, phone(1), REFUSED, now, now, bad)
-        assert (refused.delay, refused.uses_attempt, seen.changes_in(now, 0)) == (wait, False, wait)
-        now, bad = now + wait, again(bad)
+@pytest.mark.parametrize("trouble", [REFUSED, DEAD], ids=code)
+def test_a_push_that_is_refused_as_the_probe_comes_after_the_others(trouble: Outcome) -> None:
+    """It waits longer each time, and any other push may be the next probe at once."""
+    seen, bad, now = health(), push(id=uuid4(), attempt=0), 100.0
+    if trouble is DEAD:
+        for n in range(2, 21):
+            judge(seen, phone(n), DEAD, now, now)
+    judged, waits, closed = REFUSED, [], []
+    for _ in range(6):
+        bad = again(bad)
+        judged = judge(seen, phone(1), trouble, now, now, bad)
+        assert (judged.kind, judged.uses_attempt) == (Kind.PAUSE, False)
+        waits.append(judged.delay)
+        closed.append(seen.changes_in(now, 0))
+        now += judged.delay
+    assert waits == [30.0, 60.0, 120.0, 240.0, 300.0, 300.0]
+    assert closed == [30.0] + 5 * [0.0]
     judge(seen, PHONE, ACCEPTED, now, now)
     assert seen.reason is None
+
+
+def test_other_pushes_that_are_refused_as_probes_make_the_pause_longer() -> None:
+    seen, now, waits = health(), 100.0, []
+    one, other = push(id=uuid4()), push(id=uuid4())
+    for _ in range(3):
+        for bad in (one, other):
+            wait = judge(seen, PHONE, REFUSED, now, now, bad).delay
+            assert seen.changes_in(now, 0) == wait
+            waits.append(wait)
+            now += wait
+        one, other = again(one), again(other)
+    assert waits == [30.0, 60.0, 120.0, 240.0, 300.0, 300.0]
 
 
 def test_a_push_that_was_refused_while_others_were_accepted_stops_nothing_ever() -> None:
@@ -400,6 +423,38 @@ def test_nothing_of_one_user_pauses_the_others_while_another_is_accepted(
             assert [seen.platform_wait(name, now) for name in ("ios", "android")] == [0.0, 0.0]
         now += passed
         judge(seen, PHONE, ACCEPTED, now, now, push(id=uuid4(), user_id=UUID(int=2)))
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.integers(0, 4),  # the push
+            st.sampled_from([REFUSED, REFUSED, ACCEPTED, DEAD, TIMEOUT]),
+            st.floats(0.0, 90.0),  # since the answer before it
+        ),
+        max_size=60,
+    )
+)
+def test_a_refusal_uses_a_try_only_if_others_were_accepted_since_the_one_before_and_nothing_is_paused(
+    answers: list[tuple[int, Outcome, float]],
+) -> None:
+    seen, now = health(), 1000.0
+    pushes = {n: push(id=UUID(int=n)) for n in range(5)}
+    accepted_since: dict[int, bool] = {}
+    for number, outcome, passed in answers:
+        now += 1.0 + passed
+        pushes[number] = again(pushes[number])
+        judged = judge(seen, phone(number), outcome, now, now + 0.5, pushes[number])
+        if outcome is REFUSED:
+            assert judged.uses_attempt == (accepted_since.get(number, False) and seen.reason is None)
+            accepted_since[number] = False
+        elif outcome is ACCEPTED:
+            accepted_since = dict.fromkeys(accepted_since, True)
+    now += 1.0
+    # And a key that is revoked now is noticed after three pushes, whatever came before.
+    for n in range(3):
+        assert not judge(seen, phone(100 + n), REFUSED, now + n, now + n).uses_attempt
+    assert seen.reason is not None
 
 
 # --- the guard against the loss of tokens ------------------------------------------------------------------
