@@ -100,9 +100,8 @@ class FcmHealth:
                 return self._refuse_platform(push, who, target.platform, outcome, asked, now)
             case Kind.ACCEPTED:
                 self._accept(target.platform, asked)
-                if (
-                    asked > self._refused_asked
-                ):  # although it may have been under way when everything was paused
+                # It may have been under way when everything was paused, and still shows that not all are refused.
+                if asked > self._refused_asked:
                     self._resume(now)
         self._note(self._refused, outcome, asked, now)
         return outcome

@@ -101,6 +101,16 @@ def test_a_user_one_of_whose_devices_accepts_the_push_is_alive_and_the_dead_ones
         assert judged[-1] is DEAD
 
 
+def test_the_last_hundred_users_are_those_that_were_answered_for_latest() -> None:
+    guard = TokenLossGuard()
+    judge(guard, 1000, ALIVE)
+    for user in range(99):
+        judge(guard, user, DEAD)
+    judge(guard, 1000, ALIVE)
+    judged = [judge(guard, user, DEAD).kind for user in range(100, 200)]
+    assert judged == [Kind.RETRY] * 99 + [Kind.PAUSE]
+
+
 def test_it_is_the_latest_push_that_counts() -> None:
     guard = voted(alive=0, dead=50)
     judge(guard, 1000, ALIVE)

@@ -279,6 +279,7 @@ def test_it_uses_no_try_while_no_other_was_accepted_since() -> None:
     judge(seen, PHONE, ACCEPTED, 102.9, 104.0)  # was asked for before the last refusal
     used.append(judge(seen, phone(1), REFUSED, 105.0, 105.1, again(bad)).uses_attempt)
     judge(seen, PHONE, ACCEPTED, 106.0, 106.1)
+    judge(seen, PHONE, ACCEPTED, 90.0, 106.2)  # a slow answer
     used.append(judge(seen, phone(1), REFUSED, 107.0, 107.1, again(again(bad))).uses_attempt)
     assert used == [False, False, False, False, True]
     assert seen.reason is None
@@ -388,6 +389,14 @@ def test_a_push_that_was_refused_while_others_were_accepted_stops_nothing_ever()
     assert seen.changes_in(3000.1, 0) == 30.0
     refused = judge(seen, phone(1), REFUSED, 3030.1, 3030.2, again(again(again(bad))))
     assert (refused.uses_attempt, refused.delay, seen.limit(3030.2, 0, MOST)) == (False, 160.0, 1)
+
+
+def test_a_push_that_was_refused_while_others_were_accepted_uses_no_try_while_everything_is_paused() -> None:
+    seen, bad = accepting(), push(id=uuid4())
+    judge(seen, phone(1), REFUSED, 101.0, 101.1, bad)
+    judge(seen, PHONE, ACCEPTED, 102.0, 102.1)
+    judge(seen, phone(2), NO_KEY, 103.0, 103.1)
+    assert not judge(seen, phone(1), REFUSED, 133.1, 133.2, again(bad)).uses_attempt
 
 
 def test_only_so_many_refused_pushes_are_remembered() -> None:
