@@ -9,7 +9,7 @@ import math
 import random
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 import structlog
@@ -117,10 +117,11 @@ class Attempts:
         except BadPush as bad:
             return self._refused(push, claimed_at, bad)
         try:
-            if len(tries) == 1:
-                await self._send(push, prepared, tries[0], claimed_at)
-            else:
-                await self._send_all(push, prepared, tries, claimed_at)
+            untried = iter(tries)
+            if len(tries) == 1 or self._health.reason is not None:
+                await self._probe(push, prepared, untried, claimed_at)
+            if len(tries) > 1:
+                await self._send_all(push, prepared, untried, claimed_at)
         except asyncio.CancelledError:
             pass  # the settlement below is the answer to it
         for one in tries:
@@ -153,7 +154,16 @@ class Attempts:
         reason = f"push-listener could not handle this push ({type(error).__name__})"
         return Outcome(Kind.RETRY, "INTERNAL_ERROR", reason, delay=self._policy.floor)
 
-    async def _send_all(self, push: Push, prepared: Prepared, tries: list[_Try], claimed_at: float) -> None:
+    async def _probe(self, push: Push, prepared: Prepared, tries: Iterator[_Try], claimed_at: float) -> None:
+        """One request, to the first device to which something may be sent."""
+        for one in tries:
+            await self._send(push, prepared, one, claimed_at, is_probe=True)
+            if one.started is not None:
+                return
+
+    async def _send_all(
+        self, push: Push, prepared: Prepared, tries: Iterator[_Try], claimed_at: float
+    ) -> None:
         async with asyncio.TaskGroup() as group:
             for one in tries:
                 if push.priority == "high":
@@ -163,15 +173,21 @@ class Attempts:
                 task = group.create_task(self._send(push, prepared, one, claimed_at))
                 task.add_done_callback(lambda _: self._tasks_of_normal.release())
 
-    async def _send(self, push: Push, prepared: Prepared, one: _Try, claimed_at: float) -> None:
+    async def _send(
+        self, push: Push, prepared: Prepared, one: _Try, claimed_at: float, *, is_probe: bool = False
+    ) -> None:
         if push.priority == "high":
-            await self._send_in_turn(push, prepared, one, claimed_at)
+            await self._send_in_turn(push, prepared, one, claimed_at, is_probe)
         else:
             async with self._requests_of_normal:  # one push may have a thousand devices
-                await self._send_in_turn(push, prepared, one, claimed_at)
+                await self._send_in_turn(push, prepared, one, claimed_at, is_probe)
 
-    async def _send_in_turn(self, push: Push, prepared: Prepared, one: _Try, claimed_at: float) -> None:
+    async def _send_in_turn(
+        self, push: Push, prepared: Prepared, one: _Try, claimed_at: float, is_probe: bool
+    ) -> None:
         async with self._requests:
+            if self._health.reason is not None and not is_probe:
+                return  # while everything is paused, a push with many devices is one request
             started = time.monotonic()
             held = started - claimed_at
             one.held_back = self._health.platform_wait(one.target.platform, started)
@@ -192,7 +208,7 @@ class Attempts:
                 answered = time.monotonic()
                 if outcome.limit is not None:
                     self._on_limit(outcome.limit, started)
-                one.outcome = self._health.judge(one.target, outcome, started, answered)
+                one.outcome = self._health.judge(push, one.target, outcome, started, answered)
             one.seconds = answered - started
 
     async def _is_it_fcm(self, until: float) -> None:
@@ -224,8 +240,7 @@ class Attempts:
         """A failure that uses no try, with a wait that grows all the same: it may be the push; others want a turn."""
         if outcome.kind is not Kind.RETRY or outcome.uses_attempt:
             return outcome
-        wait = min(self._policy.cap, self._policy.floor * 2.0 ** min(push.attempt, 30))
-        return replace(outcome, delay=max(outcome.delay, wait))
+        return replace(outcome, delay=max(outcome.delay, self._policy.longest(push.attempt)))
 
     def _refused(self, push: Push, claimed_at: float, bad: BadPush) -> Settlement:
         self._metrics.invalid.labels(bad.code).inc()

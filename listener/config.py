@@ -180,7 +180,7 @@ class Settings(BaseSettings):
         60.0, ge=1, description="silence after which the LISTEN connection proves itself"
     )
     token_loss_guard: bool = Field(
-        True, description="pause rather than disable tokens when FCM calls nearly all of them dead"
+        True, description="keep tokens that FCM calls dead while it calls those of nearly all users dead"
     )
     sweep_interval: Seconds = Field(
         120.0,

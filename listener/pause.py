@@ -37,6 +37,10 @@ class PauseGate:
         self._since, self._until = now, now + self._length
         return not paused
 
+    def open(self) -> None:
+        """Ends the pause, for a reason that no answer to a probe has told."""
+        self.reason = None
+
     def limit(self, now: float, in_flight: int) -> int | None:
         """Most pushes that may be claimed now; None: as many as you like."""
         if self.reason is None:

@@ -31,6 +31,10 @@ class Policy:
     """Longest wait of our own choosing; a longer Retry-After is obeyed all the same."""
     max_tries: int = 5
 
+    def longest(self, tries: int) -> float:
+        """The longest wait after ``tries`` failures: it doubles from twice the floor up to the cap."""
+        return min(self.cap, self.floor * 2.0 ** min(tries, 30))
+
 
 class Decision(NamedTuple):
     """What to write to the row."""
@@ -54,7 +58,7 @@ def backoff(tries: int, least: float, policy: Policy, rng: random.Random) -> flo
     ceiling. ``least`` is what the answer asks for (Retry-After and the like): never less than that, and a
     little more, so that those who were told the same moment do not all come back at it.
     """
-    ceiling = min(policy.cap, policy.floor * 2.0 ** min(tries, 30))
+    ceiling = policy.longest(tries)
     floor = min(policy.floor, ceiling)
     wait = rng.uniform(floor, ceiling)
     return wait if wait >= least else least + rng.uniform(0.0, floor)

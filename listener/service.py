@@ -35,6 +35,7 @@ from listener.liveness import PeerWatch
 from listener.metrics import Metrics
 from listener.queue import Fleet, Queue
 from listener.ramp import after_losses
+from listener.retry import Policy
 from listener.web import Web
 
 log = structlog.get_logger(__name__)
@@ -174,6 +175,7 @@ class Service:
                 log.warning("workers have died lately: starting gently", workers=lost)
             health = FcmHealth(
                 after_losses(lost, self._settings.max_in_flight, time.monotonic()),
+                policy=Policy(self._settings.retry_floor, self._settings.retry_cap, self._settings.max_tries),
                 token_loss_guard=self._settings.token_loss_guard,
             )
             quota = SharedQuota(

@@ -72,10 +72,10 @@ async def test_the_whole_output_of_an_eventful_life(database: Database, log_form
                 await rows.until(
                     lambda found: sum(r["status"] in ("sent", "dead") for r in found.values()) >= 14
                 )
-                emulator.add_fault("permission_denied,times=1")
-                await rows.add(device_token=f"{SECRET}-paused", **text)
+                emulator.add_fault("permission_denied")
+                refused = [await rows.add(device_token=f"{SECRET}-paused-{n}", **text) for n in range(3)]
                 await rows.until(
-                    lambda found: any(r["error_code"] == "PERMISSION_DENIED" for r in found.values())
+                    lambda found: all(found[each]["error_code"] == "PERMISSION_DENIED" for each in refused)
                 )
             await asyncio.to_thread(database.server.restart)
             async with rows_of(database.dsn) as rows:

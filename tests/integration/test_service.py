@@ -690,8 +690,9 @@ async def test_a_row_that_an_application_has_locked_does_not_keep_a_pause_from_e
         async with rows_of(database.dsn) as others, others.connection.transaction():
             await others.query("select from push_notifications where id = %(id)s for update", id=held)
             await until(lambda: service._dispatcher is not None and service._dispatcher._settler.set_aside)
-            emulator.add_fault("permission_denied,times=2")
-            pushes = [await rows.add(device_token="t", title="t") for _ in range(3)]
+            emulator.add_fault("permission_denied,times=4")
+            pushes = [await rows.add(device_token=f"t{n}", title="t") for n in range(3)]
+            await until(lambda: service._dispatcher is not None and service._dispatcher.paused)
             assert {row["status"] for row in (await rows.over(*pushes)).values()} == {"sent"}
             assert (await rows.get(held))["status"] == "processing"
         assert (await rows.one_over(held))["status"] == "sent"

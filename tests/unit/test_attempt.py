@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from typing import cast
-from uuid import UUID
+from uuid import UUID, uuid4
 
 from listener import config
 from listener.attempt import Attempts
@@ -13,12 +13,14 @@ from listener.fcm.outcome import Kind, Outcome
 from listener.fcm.sender import Sender
 from listener.health import FcmHealth
 from listener.metrics import Metrics
-from listener.push import Push
+from listener.push import Push, Target, TargetKind
 from listener.ramp import after_losses
 from listener.retry import Status
 from tests.support.pushes import push
 
 ACCEPTED = Outcome(Kind.ACCEPTED, "OK", "accepted by FCM", 200, message_id="projects/p/messages/1")
+REFUSED = Outcome(Kind.PAUSE, "PERMISSION_DENIED", "may not send", 403, uses_attempt=False)
+NO_APNS = Outcome(Kind.PAUSE_PLATFORM, "THIRD_PARTY_AUTH_ERROR", "APNs", 401, uses_attempt=False)
 
 
 class _Broken:
@@ -87,9 +89,75 @@ async def test_who_is_cancelled_while_most_devices_wait_gives_the_push_back() ->
     assert again.decision.status is Status.SENT  # no place was lost
 
 
-def _attempts(sender: object, **settings: str) -> Attempts:
+class _Refusing:
+    """Refuses our configuration until it has been asked so many times, and from then on accepts all."""
+
+    def __init__(self, times: int) -> None:
+        self.asked = 0
+        self._times = times
+
+    async def send(self, body: bytes) -> Outcome:
+        self.asked += 1
+        await asyncio.sleep(0)
+        return REFUSED if self.asked <= self._times else ACCEPTED
+
+
+async def test_while_everything_is_paused_a_push_with_many_devices_is_one_request() -> None:
+    sender, health = _Refusing(1), _paused()
+    for priority in ("normal", "high"):
+        sender.asked = 0
+        devices = (str(n) for n in range(5000))
+        settlement = await _attempts(sender, health).attempt(
+            _push(*devices, priority=priority), time.monotonic()
+        )
+        assert (sender.asked, len(settlement.logs)) == (1, 1)
+        decision = settlement.decision
+        assert (decision.status, decision.code, decision.uses_try) == (
+            Status.PENDING,
+            "PERMISSION_DENIED",
+            False,
+        )
+
+
+async def test_when_that_request_is_accepted_the_other_devices_follow_at_once() -> None:
+    sender, health = _Refusing(0), _paused()
+    settlement = await _attempts(sender, health).attempt(_push("a", "b", "c"), time.monotonic())
+    assert (sender.asked, settlement.decision.status, health.reason) == (3, Status.SENT, None)
+
+
+async def test_that_request_goes_to_a_platform_that_is_not_held_back() -> None:
+    sender, health = _Refusing(0), _paused()
+    for n in range(3):
+        phone = Target(TargetKind.TOKEN, f"iphone-{n}", "ios")
+        health.judge(push(id=uuid4()), phone, NO_APNS, time.monotonic(), time.monotonic())
+    health.judge(push(id=uuid4()), Target(TargetKind.TOKEN, "t"), REFUSED, time.monotonic(), time.monotonic())
+    to = push(device_token=None, user_id=UUID(int=2), recipients=[("a", "ios"), ("b", "android")])
+    settlement = await _attempts(sender, health).attempt(to, time.monotonic())
+    assert ([line.token for line in settlement.logs], settlement.decision.code) == (["b"], "PLATFORM_PAUSED")
+
+
+async def test_when_everything_is_paused_the_devices_whose_turn_has_not_come_are_not_sent_to() -> None:
+    sender = _Refusing(5000)
+    for priority in ("normal", "high"):
+        sender.asked = 0
+        devices = (str(n) for n in range(5000))
+        attempts = _attempts(sender, max_in_flight="8")
+        settlement = await attempts.attempt(_push(*devices, priority=priority), time.monotonic())
+        assert sender.asked <= 8
+        assert (settlement.decision.status, len(settlement.logs)) == (Status.PENDING, sender.asked)
+
+
+def _paused() -> FcmHealth:
+    """Everything has just been paused."""
+    health = FcmHealth(after_losses(0, 1000, time.monotonic()))
+    health.judge(push(id=uuid4()), Target(TargetKind.TOKEN, "t"), REFUSED, time.monotonic(), time.monotonic())
+    assert health.reason is not None
+    return health
+
+
+def _attempts(sender: object, health: FcmHealth | None = None, **settings: str) -> Attempts:
     loaded = config.load(database_url="postgresql://nobody@localhost/none", **settings)
-    health = FcmHealth(after_losses(0, loaded.max_in_flight, time.monotonic()))
+    health = health or FcmHealth(after_losses(0, loaded.max_in_flight, time.monotonic()))
     return Attempts(cast(Sender, sender), loaded, Metrics(), health, on_limit=lambda *_: None)
 
 

@@ -1,0 +1,91 @@
+"""Tells a refusal that concerns everybody from the trouble of one push. Pure; times are monotonic seconds.
+
+FCM may refuse one push for ever with an answer that sounds as if our configuration were wrong. While it accepts
+others, that push alone must wait, and in the end die.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import OrderedDict
+from collections.abc import Hashable
+from dataclasses import dataclass
+from uuid import UUID
+
+from listener.push import Push, Target
+
+_ENOUGH = 3
+_REMEMBERED = 10_000
+
+
+def witness(push: Push, target: Target) -> Hashable:
+    """Whose answer it is: the user's where the push names one, else the target's, of which only a hash is kept."""
+    return push.user_id or hash((target.kind, target.value))
+
+
+class Evidence:
+    """Whether FCM refuses all pushes, or all pushes to one platform.
+
+    Args:
+        quiet: seconds after the last acceptance from which one refusal is enough to say so.
+    """
+
+    def __init__(self, quiet: float = math.inf) -> None:
+        self._quiet = quiet
+        self._accepted = -math.inf  # when the latest of the accepted requests was made
+        self._refused: dict[Hashable, float] = {}  # witness: when the refused request was made
+
+    def accept(self, asked: float) -> None:
+        """FCM has accepted a request that was made at ``asked``."""
+        self._accepted = max(self._accepted, asked)
+
+    def accepted_since(self, moment: float) -> bool:
+        """Whether FCM has accepted a request that was made after ``moment``."""
+        return self._accepted > moment
+
+    def refuse(self, who: Hashable, asked: float) -> bool:
+        """Notes a refusal of a request made at ``asked``; returns whether it concerns everybody.
+
+        It does if three witnesses were refused and none was accepted between, or nothing was accepted lately.
+        """
+        self._refused[who] = asked
+        self._refused = {each: at for each, at in self._refused.items() if at > self._accepted}
+        if len(self._refused) < _ENOUGH and asked - self._accepted <= self._quiet:
+            return False
+        self._refused.clear()
+        return True
+
+
+@dataclass(slots=True)
+class Refused:
+    """A push that FCM has refused."""
+
+    attempt: int
+    """The latest one that was refused."""
+    first: float
+    """When its first refusal came."""
+    latest: float
+    times: int = 1
+    """Attempts that were refused."""
+    uses_try: bool = False
+    """Whether the latest attempt uses a try: FCM has accepted others since the attempt before it."""
+
+
+class RefusedPushes:
+    """The pushes that FCM has refused; it forgets the oldest when they are too many."""
+
+    def __init__(self) -> None:
+        self._pushes: OrderedDict[UUID, Refused] = OrderedDict()
+
+    def note(self, push: Push, evidence: Evidence, now: float) -> Refused:
+        """Notes a refusal of the push; ``evidence`` knows what else FCM has accepted."""
+        refused = self._pushes.setdefault(push.id, Refused(push.attempt, now, now))
+        if refused.attempt != push.attempt:  # otherwise it is another device of the same attempt
+            refused.attempt = push.attempt
+            refused.times += 1
+            refused.uses_try = evidence.accepted_since(refused.latest)
+        refused.latest = now
+        self._pushes.move_to_end(push.id)
+        if len(self._pushes) > _REMEMBERED:
+            self._pushes.popitem(last=False)
+        return refused
