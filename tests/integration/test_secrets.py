@@ -100,7 +100,8 @@ async def test_a_start_that_cannot_reach_the_database(database: Database) -> Non
         env = environment(f"postgresql://u:{SECRET}@127.0.0.1:1/db", emulator, log_level="debug")
         async with program("run", env=env) as running:
             told = await running.said("database cannot be reached")
-            assert "port 1 failed" in told["reason"]  # whoever reads it must know what to mend
+            assert told["reason"].startswith("the host refuses the connection")
+            assert told["setting"] == "DATABASE_URL"
             running.terminate()
             assert await running.ended() == 0
         assert SECRET not in running.output
