@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from enum import StrEnum
 
 from listener.fcm.outcome import Kind, Outcome
 from listener.guard import TokenLossGuard
@@ -27,6 +28,15 @@ _TRUSTED_S = 30.0  # after the answer to a question
 _PLATFORM_FIRST_S = 60.0
 _PLATFORM_LONGEST_S = 600.0
 _NEVER_REFUSED = (-math.inf, 0.0, 0.0)
+
+
+class Pause(StrEnum):
+    """The kinds of pauses, as /readyz tells them, which anybody may read."""
+
+    REFUSED = "FCM refuses our credentials, permissions or project; the log has its words"
+    AWAY = "FCM does not answer"
+    TOKEN_LOSS = "FCM calls nearly every token dead"  # noqa: S105  # not a secret
+    NO_ACCESS_TOKEN = "there is no access token to be had; the log says why"  # noqa: S105  # not a secret
 
 
 class FcmHealth:
@@ -53,6 +63,18 @@ class FcmHealth:
     def reason(self) -> str | None:
         """Why sending is paused; None while it is not."""
         return self._refused.reason or self._away.reason
+
+    @property
+    def pause_kind(self) -> Pause | None:
+        """What kind of pause it is; None while sending is not paused. Says nothing that FCM has said."""
+        gate = self._refused if self._refused.reason else self._away
+        if gate.reason is None or gate.code is None:
+            return None
+        if gate.code.startswith("OAUTH_"):  # every fault of the access token
+            return Pause.NO_ACCESS_TOKEN
+        if gate is self._away:
+            return Pause.AWAY
+        return Pause.TOKEN_LOSS if gate.code == "TOKEN_LOSS" else Pause.REFUSED
 
     def judge(self, target: Target, outcome: Outcome, asked: float, now: float) -> Outcome:
         """Learns from the answer to a request made at ``asked``; returns what it means in the light of the others."""
