@@ -169,12 +169,14 @@ WRONG = {
     "DOORBELL": ["ring"],
     "HEARTBEAT": ["0"],
     "TOKEN_LOSS_GUARD": ["perhaps"],
-    "DATABASE_URL": ["mysql://u:S3cr3t@h/d", "S3cr3t", "postgresql://h:S3cr3t/d", "postgresql://u:S3cr3t@h:54x/d"],
+    "DATABASE_URL": ["mysql://u:S3cr3t@h/d", "S3cr3t", "postgresql://h:S3cr3t/d", "postgresql://u:S3cr3t@h:54x/d", "postgresql://u:p@S3cr3t@h/d"],
     "LISTEN_DATABASE_URL": ["https://S3cr3t", "host=h port=S3cr3t"],
     "FCM_PROJECT_ID": ["S3cr3t", "x", "my project"],
     "FCM_SERVICE_ACCOUNT_JSON": ["S3cr3t", "/etc/S3cr3t.json", '["S3cr3t"]', '{"type": "S3cr3t"}', "{'a': 'S3cr3t'}"],
     "GOOGLE_APPLICATION_CREDENTIALS": ["/nowhere/S3cr3t.json", "/"],
-    "FCM_ENDPOINT": ["S3cr3t", "ftp://S3cr3t", "https://"],
+    "FCM_ENDPOINT": [
+        "S3cr3t", "ftp://S3cr3t", "https://", "https://u:S3cr3t@h", "https://S3cr3t@h", "https://h?k=S3cr3t", "https://h/#S3cr3t"
+    ],
     "FCM_QUOTA": ["0", "59", "1e9", "1000000001", "S3cr3t"],
     "FCM_RAMP": ["-1", "nan", "inf", "86401", "S3cr3t"],
     "PORT": ["S3cr3t", "-1", "65536", "80.5"],
