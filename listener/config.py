@@ -71,7 +71,7 @@ def _longest_send(request_timeout: float) -> float:
 
 
 def _plain_endpoint(value: HttpUrl) -> HttpUrl:
-    if value.username or value.password:
+    if value.username or value.password or "@" in (value.path or ""):
         raise ValueError("holds a user name or password: FCM takes access tokens only")
     if value.query is not None or value.fragment is not None:
         raise ValueError("goes on with a ? or #: it is the part of the URL before /v1/projects")

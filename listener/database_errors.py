@@ -102,6 +102,10 @@ _BY_TEXT = tuple(
         ),
         (r"unsupported startup parameter", _BY_SQLSTATE["08P01"]),
         (
+            r"server login has been failing|server login failed|cannot connect to server",
+            "the pooler cannot connect to its server: see the pooler's own log",
+        ),
+        (
             r"session is (not )?read-only|server is (not )?in hot standby mode",
             "no server of the address is what its target_session_attrs asks for",
         ),

@@ -175,7 +175,8 @@ WRONG = {
     "FCM_SERVICE_ACCOUNT_JSON": ["S3cr3t", "/etc/S3cr3t.json", '["S3cr3t"]', '{"type": "S3cr3t"}', "{'a': 'S3cr3t'}"],
     "GOOGLE_APPLICATION_CREDENTIALS": ["/nowhere/S3cr3t.json", "/"],
     "FCM_ENDPOINT": [
-        "S3cr3t", "ftp://S3cr3t", "https://", "https://u:S3cr3t@h", "https://S3cr3t@h", "https://h?k=S3cr3t", "https://h/#S3cr3t"
+        "S3cr3t", "ftp://S3cr3t", "https://", "https://u:S3cr3t@h", "https://S3cr3t@h", "https://h?k=S3cr3t", "https://h/#S3cr3t",
+        "https://u:12/S3cr3t@h",
     ],
     "FCM_QUOTA": ["0", "59", "1e9", "1000000001", "S3cr3t"],
     "FCM_RAMP": ["-1", "nan", "inf", "86401", "S3cr3t"],

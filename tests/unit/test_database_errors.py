@@ -101,6 +101,7 @@ TEXTS = [
     ("could not match 3 host names with 1 hostaddr values", "a parameter of the address"),
     (f'connection is bad: definition of service "{M}" not found', "the service that the address names"),
     (f'{AT}session is read-only', "no server of the address is what its target_session_attrs asks for"),
+    (f'{AT}FATAL:  server login has been failing, try again later (server_login_retry)', "the pooler cannot connect"),
     (f'{AT}FATAL:  unsupported startup parameter: {M}', "the server or pooler does not take what was asked"),
     (f'{AT}FATAL:  password {M} of a kind never heard of', "the connection failed; the reason is withheld"),
     (f'{AT}FATAL:  Passwort-Authentifizierung für Benutzer »{M}« fehlgeschlagen', "the connection failed; the reason"),
