@@ -1,8 +1,8 @@
 """Whether a Postgres address says beyond doubt what its parts are. Pure.
 
 libpq takes what is before the first @ for user name and password, as long as no / comes earlier. A password with a
-delimiter in it is therefore cut in two, and the rest of it becomes a host name, a port or a database: it is then shown
-by whatever names the host. No message here quotes anything of the address.
+delimiter in it is therefore cut in two, and the rest of it becomes a host name, a port or a database: every message
+that names the host shows it. No message here quotes anything of the address.
 """
 
 from __future__ import annotations

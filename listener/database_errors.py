@@ -17,7 +17,7 @@ _WITHHELD = (
 )
 
 _REFUSED_LOGIN = (
-    "the server refuses the user name or the password, or lets this user not in from here (pg_hba.conf): check user "
+    "the server refuses the user name or the password, or does not let this user in from this machine (pg_hba.conf): check user "
     "name and password in the address; behind Supabase's pooler the user name is postgres.<ref>"
 )
 _NO_DATABASE = "the server has no database of that name: check the part after the last / of the address"
@@ -66,7 +66,7 @@ _BY_SQLSTATE = {
     "53200": "the server is out of memory",
     "53300": _TOO_MANY,
     "53400": "the server is at a limit of its configuration",
-    "55P03": "a lock was not to be had in time: another transaction holds it (pg_stat_activity tells which)",
+    "55P03": "a lock could not be taken in time: another transaction holds it (pg_stat_activity tells which)",
     "57014": "the server cancelled the statement: it took longer than statement_timeout, or somebody cancelled it",
     "57P01": _ENDED,
     "57P02": _ENDED,
@@ -183,7 +183,7 @@ _BY_TEXT = tuple(
 _QUOTED = re.compile(r"\"[^\"]*\"|(?<!\w)'[^']*'(?!\w)")
 _SQLSTATE = re.compile(r"[0-9A-Z]{5}")
 
-# Whoever is connected to what: no text of these classes is shown.
+# Texts of these classes of SQLSTATE name the user, the host or the database: none is shown.
 _CONNECTION_CLASSES = ("08", "28", "3D", "53", "57")
 
 # What may be said of a missing privilege: its object is one of a schema. A database or a role is a part of the address.
@@ -220,7 +220,7 @@ def explain(error: BaseException | None) -> str:
 
 
 def explain_statement(error: psycopg.Error) -> str:
-    """The same, but what the server says against a statement is told in its own words, for who has asked for it.
+    """The same, but what the server says against a statement is told in its own words, to the person who ran the command.
 
     Not for the log: a trigger's words, say, may hold values of a row.
     """

@@ -36,7 +36,7 @@ class Pause(StrEnum):
     REFUSED = "FCM refuses our credentials, permissions or project; the log has its words"
     AWAY = "FCM does not answer"
     TOKEN_LOSS = "FCM calls nearly every token dead"  # noqa: S105  # not a secret
-    NO_ACCESS_TOKEN = "there is no access token to be had; the log says why"  # noqa: S105  # not a secret
+    NO_ACCESS_TOKEN = "no access token for FCM can be obtained; the log says why"  # noqa: S105  # not a secret
 
 
 class FcmHealth:
