@@ -17,8 +17,8 @@ _WITHHELD = (
 )
 
 _REFUSED_LOGIN = (
-    "the server refuses the user name or the password, or does not let this user in from this machine (pg_hba.conf): check user "
-    "name and password in the address; behind Supabase's pooler the user name is postgres.<ref>"
+    "the server refuses the user name or the password, or does not let this user in from this machine (pg_hba.conf): "
+    "check user name and password in the address; behind Supabase's pooler the user name is postgres.<ref>"
 )
 _NO_DATABASE = "the server has no database of that name: check the part after the last / of the address"
 _NO_CONNECT = "the user may not connect to this database: grant CONNECT on it, or name another user"
@@ -220,7 +220,7 @@ def explain(error: BaseException | None) -> str:
 
 
 def explain_statement(error: psycopg.Error) -> str:
-    """The same, but what the server says against a statement is told in its own words, to the person who ran the command.
+    """The same, but what the server says against a statement is told in its own words, for the person at the command.
 
     Not for the log: a trigger's words, say, may hold values of a row.
     """
