@@ -22,7 +22,19 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from listener import __version__, client, config, demo, emit, log, migrate, open_files, purge, stats
+from listener import (
+    __version__,
+    client,
+    config,
+    database_errors,
+    demo,
+    emit,
+    log,
+    migrate,
+    open_files,
+    purge,
+    stats,
+)
 from listener.config import ConfigError, Settings
 from listener.embedded import EmbeddedPostgresError
 from listener.emulator.run import DEFAULT_PORT
@@ -57,10 +69,15 @@ def _plain_errors(command: Callable[P, None]) -> Callable[P, None]:
             raise _Failed(str(error)) from None
         except psycopg.errors.UndefinedTable:
             raise _Failed(str(NotMigrated())) from None
-        except psycopg.OperationalError as error:
-            raise _Failed(f"the database: {str(error).strip()}") from None
-        except psycopg.Error as error:  # its text may go on to quote the whole row
-            raise _Failed(f"the database: {error.diag.message_primary or type(error).__name__}") from None
+        except psycopg.Error as error:  # its own text may quote the address, or a whole row
+            raise _Failed(f"the database: {database_errors.explain_statement(error)}") from None
+        except (click.ClickException, click.exceptions.Exit, click.Abort):
+            raise
+        except Exception as error:
+            raise _Failed(
+                "a fault of push-listener's own; its text is withheld because it may quote a secret\n"
+                + log.without_text(error)
+            ) from None
 
     return wrapped
 
@@ -72,6 +89,7 @@ def _run(main: Coroutine[Any, Any, None]) -> None:
 
         factory = uvloop.new_event_loop
     with asyncio.Runner(loop_factory=factory) as runner:
+        runner.get_loop().set_exception_handler(log.tell_of_lost_fault)
         runner.run(main)
 
 
@@ -87,6 +105,7 @@ def _environment() -> str:
 @click.version_option(__version__, prog_name="push-listener")
 def main() -> None:
     """Turns rows committed to push_notifications into pushes through FCM, without polling."""
+    log.silence_drivers()
 
 
 @main.command(epilog=_environment())

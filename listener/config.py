@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import orjson
-from psycopg.conninfo import conninfo_to_dict
 from pydantic import (
     AfterValidator,
     BeforeValidator,
@@ -22,6 +21,7 @@ from pydantic import (
 )
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from listener import database_address
 from listener.fcm.auth import REFRESH_TIMEOUT, load_credentials
 
 
@@ -34,18 +34,7 @@ class ConfigError(Exception):
 
 
 def _dsn(value: SecretStr) -> SecretStr:
-    try:
-        parts = conninfo_to_dict(value.get_secret_value())
-    except Exception:
-        # The parser's own message quotes the string, password and all.
-        raise ValueError(
-            "is not a Postgres address (postgresql://user:password@host:port/database)"
-        ) from None
-    if not parts:
-        raise ValueError("is empty")
-    if not all(port.isdigit() for port in str(parts.get("port", "5432")).split(",")):
-        raise ValueError("has a port that is no number")
-    return value
+    return SecretStr(database_address.checked(value.get_secret_value()))
 
 
 def _key(value: object) -> object:
@@ -79,6 +68,14 @@ def _long_enough(value: SecretStr | None) -> SecretStr | None:
 
 def _longest_send(request_timeout: float) -> float:
     return 2 * (REFRESH_TIMEOUT + request_timeout)
+
+
+def _plain_endpoint(value: HttpUrl) -> HttpUrl:
+    if value.username or value.password or "@" in (value.path or ""):
+        raise ValueError("holds a user name or password: FCM takes access tokens only")
+    if value.query is not None or value.fragment is not None:
+        raise ValueError("goes on with a ? or #: it is the part of the URL before /v1/projects")
+    return value
 
 
 def _blank_is_none(value: object) -> object:
@@ -129,7 +126,9 @@ class Settings(BaseSettings):
     google_application_credentials: Annotated[Path | None, AfterValidator(_readable)] = Field(
         None, description="path of a key, or anything else that google-auth understands"
     )
-    fcm_endpoint: HttpUrl = Field(HttpUrl("https://fcm.googleapis.com"), description="where FCM HTTP v1 is")
+    fcm_endpoint: Annotated[HttpUrl, AfterValidator(_plain_endpoint)] = Field(
+        HttpUrl("https://fcm.googleapis.com"), description="where FCM HTTP v1 is"
+    )
 
     fcm_quota: int = Field(
         600_000, ge=60, le=1_000_000_000, description="messages a minute that FCM takes from the project"

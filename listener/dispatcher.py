@@ -20,7 +20,7 @@ from listener.config import Settings
 from listener.database import STATEMENT_PATIENCE_S
 from listener.fcm.sender import Sender
 from listener.fleet import SharedQuota
-from listener.health import FcmHealth
+from listener.health import FcmHealth, Pause
 from listener.log import seldom
 from listener.metrics import Metrics
 from listener.push import Push
@@ -80,7 +80,7 @@ class Dispatcher:
         self._held: dict[tuple[UUID, int], float] = {}
         self._giving_back = False  # what a claim still brings goes back as well
         self._passed_over = 0  # claims in a row that brought nothing although something was due
-        self._told: str | None = None  # what was last said of a pause
+        self._told: Pause | None = None  # what was last said of a pause
         self._hungry = False  # waiting for room, so that a settled row is a reason to wake up
         # since when there has been too little room to be worth a claim
         self._little_since: float | None = None
@@ -97,9 +97,9 @@ class Dispatcher:
         """How often the queue has been asked for rows."""
 
     @property
-    def paused(self) -> str | None:
-        """Why sending is paused, or None."""
-        return self._health.reason
+    def paused(self) -> Pause | None:
+        """The kind of pause that sending is in, or None; what FCM has said is in the log only."""
+        return self._health.pause_kind
 
     @property
     def database_ok(self) -> bool:
@@ -299,17 +299,17 @@ class Dispatcher:
         self._settler.put(settlement)
 
     def _tell_pause(self) -> None:
-        """Tells, once, when sending is paused or goes on."""
-        reason = self._health.reason
-        if reason == self._told:
+        """Tells, once, when sending is paused, is paused for another kind of reason, or goes on."""
+        kind = self._health.pause_kind
+        if kind == self._told:
             return
-        if reason is None:
+        if kind is None:
             log.info("sending resumed")
             self._wake.set()
-        elif self._told is None:
-            log.error("sending paused", reason=reason)
-        self._told = reason
-        self._metrics.paused.set(reason is not None)
+        else:
+            log.error("sending paused", reason=self._health.reason)
+        self._told = kind
+        self._metrics.paused.set(kind is not None)
 
     def _settled(self, batch: Sequence[Settlement]) -> None:
         for settlement in batch:

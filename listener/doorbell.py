@@ -20,6 +20,7 @@ import structlog
 import tenacity
 from psycopg import AsyncConnection, Notify, sql
 
+from listener import database_errors
 from listener.database import Connection, with_keepalive
 from listener.log import seldom
 from listener.metrics import Metrics
@@ -56,7 +57,12 @@ _SERVER_AGE = "select extract(epoch from clock_timestamp() - pg_postmaster_start
 def _cannot_connect(state: tenacity.RetryCallState) -> None:
     if seldom(state.attempt_number):
         error = state.outcome.exception() if state.outcome else None
-        log.warning("doorbell cannot connect", error=fault_name(error), tries=state.attempt_number)
+        log.warning(
+            "doorbell cannot connect",
+            error=fault_name(error),
+            reason=database_errors.explain(error),
+            tries=state.attempt_number,
+        )
 
 
 class Doorbell:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Hashable
 from dataclasses import dataclass, field, replace
+from enum import StrEnum
 from uuid import UUID
 
 from listener.fcm.outcome import Kind, Outcome
@@ -44,6 +45,15 @@ class _Platform:
     """Seconds for which it was held back the last time; 0: it was not, since it was last accepted."""
 
 
+class Pause(StrEnum):
+    """The kinds of pauses, as /readyz tells them, which anybody may read."""
+
+    REFUSED = "FCM refuses our credentials, permissions or project; the log has its words"
+    AWAY = "FCM does not answer"
+    TOKEN_LOSS = "FCM calls nearly every token dead"  # noqa: S105  # not a secret
+    NO_ACCESS_TOKEN = "no access token for FCM can be obtained; the log says why"  # noqa: S105  # not a secret
+
+
 class FcmHealth:
     """Learns from every answer. Times are monotonic seconds.
 
@@ -72,6 +82,18 @@ class FcmHealth:
     def reason(self) -> str | None:
         """Why sending is paused; None while it is not."""
         return self._refused.reason or self._away.reason
+
+    @property
+    def pause_kind(self) -> Pause | None:
+        """What kind of pause it is; None while sending is not paused. Says nothing that FCM has said."""
+        gate = self._refused if self._refused.reason else self._away
+        if gate.reason is None or gate.code is None:
+            return None
+        if gate.code.startswith("OAUTH_"):  # every fault of the access token
+            return Pause.NO_ACCESS_TOKEN
+        if gate is self._away:
+            return Pause.AWAY
+        return Pause.TOKEN_LOSS if gate.code == TOKEN_LOSS else Pause.REFUSED
 
     def judge(self, push: Push, target: Target, outcome: Outcome, asked: float, now: float) -> Outcome:
         """Learns from the answer to a request made at ``asked``; returns what it means in the light of the others."""

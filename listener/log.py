@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import sys
-from typing import Literal
+import traceback
+from collections.abc import Iterator
+from typing import Any, Literal
 
 import structlog
 
@@ -29,7 +32,9 @@ def configure(fmt: Literal["text", "json"], level: str) -> None:
     renderer: structlog.typing.Processor = (
         structlog.processors.JSONRenderer()
         if fmt == "json"
-        else structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())
+        else structlog.dev.ConsoleRenderer(
+            colors=sys.stderr.isatty(), exception_formatter=structlog.dev.plain_traceback
+        )
     )
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(
@@ -37,7 +42,7 @@ def configure(fmt: Literal["text", "json"], level: str) -> None:
             foreign_pre_chain=shared,
             processors=[
                 structlog.stdlib.ProcessorFormatter.remove_processors_meta,
-                structlog.processors.format_exc_info,
+                structlog.processors.ExceptionRenderer(lambda exc_info: without_text(exc_info[1])),
                 renderer,
             ],
         )
@@ -46,8 +51,35 @@ def configure(fmt: Literal["text", "json"], level: str) -> None:
     root.handlers[:] = [handler]
     root.setLevel(logging.WARNING)
     logging.getLogger("listener").setLevel(level.upper())
-    # Its warnings repeat, at every try, what our own records say once, and quote connection strings.
-    logging.getLogger("psycopg.pool").setLevel(logging.CRITICAL)
+    silence_drivers()
+
+
+def silence_drivers() -> None:
+    """For every command: psycopg's warnings, its pool's too, quote addresses, and our own records say what matters."""
+    logging.getLogger("psycopg").setLevel(logging.CRITICAL)
+
+
+def without_text(error: BaseException | None) -> str:
+    """Where an exception and what led to it were raised; their texts may quote addresses, tokens or rows."""
+    return "\n".join(_frames(error)) if error is not None else ""
+
+
+def _frames(error: BaseException) -> Iterator[str]:
+    cause = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+    if cause is not None:
+        yield from _frames(cause)
+    for frame in traceback.extract_tb(error.__traceback__):
+        yield f"  {frame.filename}:{frame.lineno} {frame.name}"
+    yield f"{type(error).__name__}"
+    if isinstance(error, BaseExceptionGroup):
+        for each in error.exceptions:
+            yield from _frames(each)
+
+
+def tell_of_lost_fault(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """For ``set_exception_handler``: asyncio's own record, of a task that nobody awaits, say, quotes the exception."""
+    where = without_text(context.get("exception"))
+    logging.getLogger("listener.loop").error("a fault that nothing handles\n%s", where)
 
 
 def seldom(times: int) -> bool:

@@ -22,7 +22,7 @@ import tenacity
 from psycopg import sql
 from psycopg.rows import args_row
 
-from listener import exposure
+from listener import database_errors, exposure
 from listener.database import TransactionPooler, refuse_transaction_pooler
 from listener.exposure import Way
 
@@ -44,6 +44,9 @@ LOCK_TIMEOUTS_MS = (100,) * 10 + (1500, 100, 100) * 10
 """How long to wait for a table, in ms, try after try. Whoever waits keeps everybody else from it who comes later, so
 most waits are short. Some are not: an autovacuum makes way only for one who has waited for deadlock_timeout, by default
 1 s. Source: PostgreSQL, "Routine Vacuuming"."""
+
+# The details of these errors quote rows: a device token, say.
+_QUOTES_ROWS = ("22", "23")
 
 _UNITS = ((86400, "day"), (3600, "hour"), (60, "minute"), (1, "second"))
 
@@ -368,8 +371,9 @@ def _named(migration: Migration) -> Iterator[None]:
             "this again."
         ) from None
     except psycopg.Error as error:
-        said = [f"{migration.version:04d}_{migration.name}: {error.diag.message_primary or error}"]
-        said += filter(None, (error.diag.message_detail, error.diag.message_hint))
+        said = [f"{migration.version:04d}_{migration.name}: {database_errors.explain_statement(error)}"]
+        if not (error.sqlstate or "").startswith(_QUOTES_ROWS):
+            said += filter(None, (error.diag.message_detail, error.diag.message_hint))
         raise MigrationError("\n".join(said)) from error
 
 

@@ -16,6 +16,8 @@ class PauseGate:
         self._longest = longest
         self.reason: str | None = None
         """Why sending is paused; None while it is not."""
+        self.code: str | None = None
+        """The code of the outcome that says so."""
         self._since = 0.0
         self._until = 0.0
         self._length = 0.0
@@ -26,11 +28,11 @@ class PauseGate:
         if paused and asked < self._since:
             return False  # was under way when the gate closed, or beside the last probe: says nothing new
         if outcome.kind is Kind.PAUSE:
-            self.reason = outcome.reason
+            self.reason, self.code = outcome.reason, outcome.code
         elif not paused:
             return False
         elif outcome.http_status is not None:
-            self.reason = None
+            self.reason = self.code = None
             return True
         # Refused, or a probe without an answer.
         self._length = min(2 * self._length, self._longest) if paused else self._first

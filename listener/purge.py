@@ -20,6 +20,7 @@ import structlog
 from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
+from listener import database_errors
 from listener.metrics import Metrics
 
 log = structlog.get_logger(__name__)
@@ -238,6 +239,7 @@ async def keep(dsn: str, age: timedelta, metrics: Metrics) -> None:
             log.warning(
                 "cannot purge",
                 error=type(error).__name__,
+                reason=database_errors.explain(error),
                 constraint=error.diag.constraint_name if isinstance(error, psycopg.Error) else None,
             )
         wait = _rng.uniform(0.8, 1.2)

@@ -16,7 +16,7 @@ import tenacity
 from google.auth.credentials import Credentials
 from psycopg_pool import PoolTimeout
 
-from listener import migrate, purge, queue
+from listener import database_errors, migrate, purge, queue
 from listener.awake import Awake
 from listener.config import ConfigError, Settings
 from listener.database import STATEMENT_PATIENCE_S, Pool, is_transaction_pooler, make_pool
@@ -64,15 +64,11 @@ _until_reached = tenacity.retry(
     wait=tenacity.wait_random_exponential(multiplier=0.25, max=5),
     before_sleep=lambda state: log.warning(
         "database cannot be reached",
-        reason=_in_a_line(state.outcome.exception() if state.outcome else None),
+        reason=database_errors.explain(state.outcome.exception() if state.outcome else None),
+        setting=state.kwargs.get("setting", "DATABASE_URL"),
         tries=state.attempt_number,
     ),
 )
-
-
-def _in_a_line(error: BaseException | None) -> str:
-    """Why there is no connection, in libpq's words: they name host, port, user and database, never the password."""
-    return " ".join(str(error).split()) or type(error).__name__
 
 
 class NotMigrated(Exception):
@@ -304,6 +300,7 @@ class Service:
         return task.result()
 
     def _not_ready(self) -> list[str]:
+        """What keeps this process from its work, in fixed words: anybody may read them."""
         if self._dispatcher is None:
             return ["the database has not been reached yet"]
         faults = []
@@ -334,13 +331,12 @@ class Service:
                     busy = depth.due > 0 or depth.counts["processing"] > 0
             await asyncio.sleep(self._settings.depth_interval)
 
-    @_until_reached
     async def _is_pooled(self) -> bool:
         """Whether DATABASE_URL is a pooler in transaction mode. Raises ConfigError if LISTEN would go through one."""
         dsn, listen_dsn = self._settings.database_url.get_secret_value(), self._settings.listen_dsn
-        pooled = await is_transaction_pooler(dsn)
+        pooled = await _leads_to_pooler(dsn, setting="DATABASE_URL")
         if self._settings.doorbell == "listen" and (
-            pooled if listen_dsn == dsn else await is_transaction_pooler(listen_dsn)
+            pooled if listen_dsn == dsn else await _leads_to_pooler(listen_dsn, setting="LISTEN_DATABASE_URL")
         ):
             raise ConfigError([_CANNOT_LISTEN])
         if pooled:
@@ -367,6 +363,12 @@ class Service:
             psycopg.errors.UndefinedFunction,
         ):
             raise NotMigrated from None
+
+
+@_until_reached
+async def _leads_to_pooler(dsn: str, *, setting: str) -> bool:
+    """See ``is_transaction_pooler``; ``setting`` names the address in the log, which cannot show it."""
+    return await is_transaction_pooler(dsn)
 
 
 def _transport(settings: Settings) -> Transport:

@@ -130,6 +130,8 @@ def _not_sent(exc: Exception, req: ClientRequest, timeout: aiohttp.ClientTimeout
     match exc:
         case TimeoutError():
             code, reason = "CONNECT", f"no connection to {req.host} within {timeout.connect:g} s"
+        case aiohttp.ClientConnectorDNSError() if req.proxy is not None and exc.host != req.host:
+            code, reason = "PROXY", f"cannot resolve the name of the proxy: {exc.strerror}"
         case aiohttp.ClientConnectorDNSError():
             code, reason = "DNS", f"cannot resolve {exc.host}: {exc.strerror}"
         case aiohttp.ClientSSLError() | aiohttp.ServerFingerprintMismatch():

@@ -12,6 +12,7 @@ import json
 import logging
 import os
 import random
+import ssl
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -23,6 +24,7 @@ from typing import Any, TypeVar
 import google.auth
 import requests
 import structlog
+import urllib3
 from google.auth import exceptions
 from google.auth.credentials import Credentials
 from google.auth.transport import Response as AuthResponse
@@ -30,6 +32,7 @@ from google.auth.transport.requests import Request as RequestsRequest
 from google.oauth2 import service_account
 
 from listener.fcm.fault import AuthFault
+from listener.fcm.outcome import without_tokens
 
 log = structlog.get_logger(__name__)
 
@@ -90,7 +93,8 @@ def load_credentials(service_account_info: Mapping[str, Any] | None) -> tuple[Cr
     try:
         credentials, project_id = google.auth.default(scopes=[SCOPE])
     except Exception as exc:  # Many kinds, for configurations that are not as they should be.
-        reason = exc.args[0] if isinstance(exc, exceptions.GoogleAuthError) else type(exc).__name__
+        known = isinstance(exc, exceptions.GoogleAuthError) and exc.args
+        reason = without_tokens(str(exc.args[0])) if known else type(exc).__name__
         raise ValueError(
             "no usable credentials (in FCM_SERVICE_ACCOUNT_JSON, GOOGLE_APPLICATION_CREDENTIALS or this "
             f"machine's metadata server): {reason}"
@@ -346,7 +350,7 @@ def _fault(exc: Exception, status: int | None) -> AuthFault:
         return AuthFault(
             "OAUTH_PROTOCOL", f"odd answer from the token endpoint ({type(exc).__name__})", permanent=False
         )
-    unreachable = None
+    unreachable: str | None = None
     cause: BaseException | None = exc
     while cause is not None:
         match cause:
@@ -355,8 +359,7 @@ def _fault(exc: Exception, status: int | None) -> AuthFault:
             case requests.Timeout():
                 return _timed_out()
             case requests.ConnectionError():
-                # urllib3's reason, shorter than the whole: names hosts, but neither users nor passwords.
-                unreachable = getattr(cause.args[0], "reason", cause) if cause.args else cause
+                unreachable = _unreachable(getattr(cause.args[0], "reason", cause) if cause.args else cause)
             case requests.RequestException() | exceptions.TransportError():
                 unreachable = type(cause).__name__
         cause = cause.__cause__
@@ -364,8 +367,26 @@ def _fault(exc: Exception, status: int | None) -> AuthFault:
         text = f"no answer from the token endpoint: {unreachable}"
         return AuthFault("OAUTH_CONNECT", text, permanent=False)
     # Nothing was asked of anybody: a file of the credentials is missing, for instance.
-    text = str(exc)[:200] if isinstance(exc, exceptions.RefreshError) else type(exc).__name__
+    text = without_tokens(str(exc))[:200] if isinstance(exc, exceptions.RefreshError) else type(exc).__name__
     return AuthFault("OAUTH_CREDENTIALS", f"the credentials cannot be used: {text}", permanent=True)
+
+
+def _unreachable(reason: object) -> str:
+    """Why urllib3 got no connection, without its words: of a proxy whose password has a delimiter in it they would
+    show a part as the name of its host."""
+    match reason:
+        case urllib3.exceptions.ProxyError():
+            return "no way through the proxy that HTTPS_PROXY, HTTP_PROXY or ALL_PROXY names"
+        case urllib3.exceptions.NewConnectionError() if isinstance(why := reason.__cause__, OSError):
+            return why.strerror or type(why).__name__
+        case urllib3.exceptions.SSLError() if reason.args and isinstance(
+            why := reason.args[0], ssl.SSLCertVerificationError
+        ):
+            return f"its certificate is not valid ({why.verify_message.partition(',')[0]})"
+        case urllib3.exceptions.SSLError():
+            return "no TLS with it"
+        case _:
+            return type(reason).__name__
 
 
 def _refused(exc: Exception, status: int) -> AuthFault:
@@ -377,7 +398,7 @@ def _refused(exc: Exception, status: int) -> AuthFault:
         return AuthFault("OAUTH_REFUSED", f"the token endpoint answered {status}", permanent=True)
     reason = f"the token endpoint refused the credentials: {error}"
     if isinstance(description, str):
-        reason += f" ({description[:200]})"
+        reason += f" ({without_tokens(description)[:200]})"
     if error == "invalid_grant":
         reason += "; has the key been revoked, or is this machine's clock wrong?"
     return AuthFault(f"OAUTH_{error.upper()}", reason, permanent=True)

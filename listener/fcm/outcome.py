@@ -424,11 +424,16 @@ _LONG_WORD = re.compile(r"[A-Za-z0-9_-]{20,}")
 
 def _quoted(text: str) -> str:
     """FCM's own text as an appendix to a reason: one line, bounded, without anything like a token."""
-    line = " ".join("".join(c if c.isprintable() else " " for c in text).split())
-    line = _LONG_WORD.sub(_hide_token, line)
+    line = without_tokens(text)
     if len(line) > _TEXT_LIMIT:
         line = line[: _TEXT_LIMIT - 3] + "..."
     return f'; FCM says: "{line}"' if line else ""
+
+
+def without_tokens(text: str) -> str:
+    """A text of somebody else's as one line, without anything like a token or a key."""
+    line = " ".join("".join(c if c.isprintable() else " " for c in text).split())
+    return _LONG_WORD.sub(_hide_token, line)
 
 
 def _hide_token(match: re.Match[str]) -> str:

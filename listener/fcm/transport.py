@@ -63,6 +63,12 @@ class Transport(Protocol):
         ...
 
 
+_UNCLEAR_PROXY = (
+    "the proxy that HTTPS_PROXY, HTTP_PROXY or ALL_PROXY names is no URL whose parts are clear: in its user name and "
+    "password write @ as %40, / as %2F, ? as %3F and # as %23"
+)
+
+
 def check_timeouts(connect_timeout: float, timeout: float) -> None:
     """Raises ValueError where a timeout while connecting could not be told from a later one."""
     if connect_timeout >= timeout:
@@ -73,7 +79,7 @@ def proxy_for(url: str) -> str | None:
     """The http(s) URL of the proxy that the environment names for a URL, with its credentials.
 
     Raises:
-        SendFault: it is of a kind that cannot be used (SOCKS).
+        SendFault: it is of a kind that cannot be used (SOCKS), or its parts are ambiguous.
     """
     parts = urlsplit(url)
     if parts.hostname is None or proxy_bypass(f"{parts.hostname}:{parts.port or PORTS[parts.scheme]}"):
@@ -83,7 +89,22 @@ def proxy_for(url: str) -> str | None:
     if not named:
         return None
     proxy = named if "://" in named else f"http://{named}"
-    scheme = urlsplit(proxy).scheme
-    if scheme not in ("http", "https"):
-        raise SendFault("PROXY", f"a {scheme} proxy cannot be used, only http or https", ambiguous=False)
+    if not proxy.startswith(("http://", "https://")):
+        raise SendFault(
+            "PROXY", "the proxy is neither http nor https, and no other kind can be used", ambiguous=False
+        )
+    if not _is_plain(proxy):
+        raise SendFault("PROXY", _UNCLEAR_PROXY, ambiguous=False)
     return proxy
+
+
+def _is_plain(proxy: str) -> bool:
+    """Whether a URL is scheme, perhaps user and password, host and port: otherwise a part of a password with / ? or #
+    in it would be taken for the host, which faults name."""
+    try:
+        parts = urlsplit(proxy)
+        return (
+            bool(parts.hostname) and parts.port != 0 and "@" not in parts.path + parts.query + parts.fragment
+        )
+    except ValueError:
+        return False

@@ -471,6 +471,39 @@ async def test_token_endpoint_out_of_reach() -> None:
         assert not raised.value.permanent
 
 
+@pytest.mark.parametrize(
+    "proxy",
+    [
+        "http://user:12#S3cr3t@127.0.0.1:1",
+        "http://user:12/S3cr3t@127.0.0.1:1",
+        "http://user:S3cr3t@S3cr3t.invalid:1",
+        "http://user:S3cr3t@127.0.0.1:1",
+        "S3cr3t://user:S3cr3t@127.0.0.1:1",
+    ],
+)
+async def test_no_fault_of_a_proxy_shows_a_part_of_its_url(
+    proxy: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HTTP_PROXY", proxy)
+    monkeypatch.setenv("http_proxy", proxy)
+    credentials, _ = load_credentials(make_key("http://token.example/token"))
+    async with kept(AccessTokens(credentials)) as tokens:
+        with pytest.raises(AuthFault) as raised:
+            await tokens.get()
+    assert raised.value.code == "OAUTH_CONNECT"
+    assert "s3cr3t" not in str(raised.value).lower()
+
+
+async def test_a_token_in_the_words_of_the_token_endpoint_is_hidden() -> None:
+    token = f"ya29.{'Ab1' * 20}"
+    body = {"error": "invalid_grant", "error_description": f"no good: {token}"}
+    async with endpoint_and_tokens() as (endpoint, tokens):
+        endpoint.will(answer(400, json.dumps(body).encode()))
+        with pytest.raises(AuthFault, match="no good") as raised:
+            await tokens.get()
+    assert "Ab1" not in str(raised.value)
+
+
 async def trickle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
     writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\n\r\n")
     while not writer.is_closing():

@@ -19,7 +19,7 @@ from listener.emulator import Emulator
 from listener.fcm.outcome import Kind, Outcome
 from listener.fcm.quota import Quota
 from listener.fleet import SharedQuota
-from listener.health import FcmHealth
+from listener.health import FcmHealth, Pause
 from listener.metrics import Metrics
 from listener.push import Target, TargetKind
 from listener.queue import Queue, Settlement, register
@@ -82,7 +82,8 @@ async def test_no_push_is_used_up_by_an_outage_and_the_work_goes_on_by_itself(
             await until(lambda: service._dispatcher is not None and bool(service._dispatcher.paused))
             assert service.port is not None
             status, text = await get(service.port, "/readyz")
-            assert (status, text.startswith("sending is paused: FCM is away: ")) == (503, True)
+            kind = Pause.NO_ACCESS_TOKEN if trouble == "oauth_server_error" else Pause.AWAY
+            assert (status, text) == (503, f"sending is paused: {kind}\n")
             # Several probes, none of them answered.
             claimed = count_of(service, "push_claimed_total")
             await until(lambda: count_of(service, "push_claimed_total") >= claimed + 2)

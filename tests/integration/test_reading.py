@@ -113,7 +113,8 @@ def compare(database: Database) -> None:
             for (name,) in superuser.execute(
                 "select c.relname from pg_class c where c.relnamespace = 'public'::regnamespace and c.relrowsecurity "
                 "and not exists (select from pg_policy p where p.polrelid = c.oid and p.polpermissive "
-                "and p.polcmd in ('r', '*') and (0 = any (p.polroles) or '{authenticated,test_rider}'::regrole[]::oid[] && p.polroles))"
+                "and p.polcmd in ('r', '*') and (0 = any (p.polroles) "
+                "or '{authenticated,test_rider}'::regrole[]::oid[] && p.polroles))"
             )
         }
     migrate.apply(database.dsn)

@@ -412,7 +412,7 @@ async def test_a_pause_uses_no_tries_is_told_and_ends_by_a_probe(
     await rows.until(lambda found: found[first]["error_code"] is not None)
     status, text = await get(service.port, "/readyz")
     assert status == 503
-    assert text.startswith("sending is paused: this service account may not send for this project")
+    assert text == f"sending is paused: {health.Pause.REFUSED}\n"
     assert service.metrics.registry.get_sample_value("push_paused") == 1.0
 
     others = [await rows.add(device_token=f"other-{n}", title="t") for n in range(20)]

@@ -626,6 +626,31 @@ def test_https_goes_through_the_proxy(
     run(main())
 
 
+@pytest.mark.parametrize(
+    "proxy",
+    [
+        "http://user:S3cr3t/x@127.0.0.1:1",
+        "http://user:12/S3cr3t@127.0.0.1:1",
+        "http://user:S3cr3t?x@127.0.0.1:1",
+        "http://user:12#S3cr3t@127.0.0.1:1",
+        "user:S3cr3t/x@127.0.0.1:1",
+        "S3cr3t://user:S3cr3t@127.0.0.1:1",
+        "http://user:S3cr3t@127.0.0.1:S3cr3t",
+        "http://user:S3cr3t@S3cr3t.invalid:1",
+        "http://user:S3cr3t@127.0.0.1:1",
+    ],
+)
+async def test_no_fault_of_a_proxy_shows_a_part_of_its_url(
+    transport: MakeTransport, proxy: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HTTPS_PROXY", proxy)
+    async with transport() as by:
+        with pytest.raises(SendFault) as raised:
+            await post(by, 443, "https", "fcm.example")
+    assert raised.value.code in ("PROXY", "DNS")
+    assert "s3cr3t" not in str(raised.value).lower()
+
+
 async def test_http_goes_through_the_proxy(transport: MakeTransport, monkeypatch: pytest.MonkeyPatch) -> None:
     heads: list[bytes] = []
 

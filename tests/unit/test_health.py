@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from listener.fcm.fault import AuthFault
 from listener.fcm.outcome import Kind, Limit, Outcome, from_auth_fault
-from listener.health import FcmHealth
+from listener.health import FcmHealth, Pause
 from listener.push import Push, Target, TargetKind
 from listener.ramp import Ramp, after_losses
 from tests.support.pushes import push
@@ -71,6 +71,39 @@ def away(at: float = 100.0) -> FcmHealth:
         judge(seen, PHONE, TIMEOUT, at - 1.0, at)
     assert seen.reason == "FCM is away: no answer"
     return seen
+
+
+# --- the kind of a pause -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("outcome", "times", "kind"),
+    [
+        (REFUSED, 1, Pause.REFUSED),
+        (NO_KEY, 1, Pause.NO_ACCESS_TOKEN),
+        (NO_TOKEN, 20, Pause.NO_ACCESS_TOKEN),
+        (UNAVAILABLE, 20, Pause.AWAY),
+        (TIMEOUT, 20, Pause.AWAY),
+        (DEAD, 20, Pause.TOKEN_LOSS),
+        (QUOTA, 20, None),
+        (NO_APNS, 20, None),
+    ],
+)
+def test_a_pause_has_a_kind(outcome: Outcome, times: int, kind: Pause | None) -> None:
+    seen = health()
+    for number in range(times):
+        judge(seen, phone(number), outcome, 99.0, 100.0)
+    assert seen.pause_kind is kind
+    assert (seen.reason is None) is (kind is None)
+    judge(seen, PHONE, ACCEPTED, 200.0, 201.0)
+    assert (seen.pause_kind, seen.reason) == (None, None)
+
+
+def test_a_kind_says_nothing_that_fcm_has_said() -> None:
+    seen = health()
+    judge(seen, PHONE, replace(REFUSED, reason="S3cr3t"), 99.0, 100.0)
+    assert "S3cr3t" in str(seen.reason)
+    assert "S3cr3t" not in str(seen.pause_kind)
 
 
 # --- away ------------------------------------------------------------------------------------------------

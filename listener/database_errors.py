@@ -1,0 +1,234 @@
+"""What a failure of the database means and what to do, in words of our own. Pure.
+
+libpq and the server quote host, port, user and database in their texts, and any of these may be a part of a password
+whose delimiters were not encoded. So nothing of their texts is shown: they only select a sentence.
+"""
+
+from __future__ import annotations
+
+import re
+
+import psycopg
+from psycopg_pool import PoolTimeout
+
+_WITHHELD = (
+    "the connection failed; the reason is withheld because it may quote the address: "
+    'psql "$DATABASE_URL" (or "$LISTEN_DATABASE_URL") shows it'
+)
+
+_REFUSED_LOGIN = (
+    "the server refuses the user name or the password, or does not let this user in from this machine (pg_hba.conf): "
+    "check user name and password in the address; behind Supabase's pooler the user name is postgres.<ref>"
+)
+_NO_DATABASE = "the server has no database of that name: check the part after the last / of the address"
+_NO_CONNECT = "the user may not connect to this database: grant CONNECT on it, or name another user"
+_LACKS_PRIVILEGE = "the user of the address lacks a privilege: docs/privileges.md lists what each part needs"
+_TOO_MANY = (
+    "the server, the pooler, the database or the user has no connection left: close others, raise the limit, or use a "
+    "pooler"
+)
+_STARTING = "the server is starting up, shutting down or recovering; it is worth another try soon"
+_ENDED = "the server has ended the connection: it is being restarted, or somebody has ended it"
+_READ_ONLY = (
+    "the server is read-only: it is a standby or is failing over; the address must lead to the primary server"
+)
+_NO_SSL_RULE = (
+    "the server has no rule (pg_hba.conf) for this user, database and machine, or takes it over TLS only: add "
+    "sslmode=require to the address"
+)
+_PARAMETER = (
+    "a parameter of the address, or a PG... environment variable, has a value that libpq does not take"
+)
+_CLOSED = (
+    "the server closed the connection: it is being restarted, or what answers there is no Postgres, or it wants TLS "
+    "(sslmode in the address)"
+)
+_UNREACHABLE = (
+    "the network has no way to the host; Supabase's direct address (db.<ref>.supabase.co) has IPv6 only: without IPv6 "
+    "use the pooler in session mode (port 5432)"
+)
+_TIMEOUT = (
+    "there is no answer in time: check host and port in the address, firewalls, and the list of addresses that may "
+    "connect"
+)
+
+# Source: PostgreSQL, "Error Codes".
+_BY_SQLSTATE = {
+    "08P01": "the server or pooler does not take what was asked: a pooler may refuse a parameter of the address",
+    "25006": _READ_ONLY,
+    "28000": _REFUSED_LOGIN,
+    "28P01": _REFUSED_LOGIN,
+    "3D000": _NO_DATABASE,
+    "40001": "another transaction got in the way; try again",
+    "40P01": "two transactions waited for each other; try again",
+    "42501": _LACKS_PRIVILEGE,
+    "53100": "the server's disk is full",
+    "53200": "the server is out of memory",
+    "53300": _TOO_MANY,
+    "53400": "the server is at a limit of its configuration",
+    "55P03": "a lock could not be taken in time: another transaction holds it (pg_stat_activity tells which)",
+    "57014": "the server cancelled the statement: it took longer than statement_timeout, or somebody cancelled it",
+    "57P01": _ENDED,
+    "57P02": _ENDED,
+    "57P03": _STARTING,
+    "57P05": "the server has ended the connection, which was idle for too long",
+}
+
+# Of a failed connection psycopg has no SQLSTATE, only text. What the server says comes before what the network says:
+# where an address leads to several servers, the one that answers is the one to mend. Sources: fe-connect.c,
+# fe-secure-openssl.c, auth.c, postinit.c of PostgreSQL; PgBouncer; Supavisor.
+_BY_TEXT = tuple(
+    (re.compile(pattern, re.IGNORECASE | re.DOTALL), reason)
+    for pattern, reason in (
+        (r"no pg_hba\.conf entry.*no encryption", _NO_SSL_RULE),
+        (
+            r"authentication failed|no password supplied|no pg_hba\.conf entry|pg_hba\.conf rejects|"
+            r'role "" does not exist|'
+            r"not permitted to log in|no such user|tenant or user not found|"
+            r"tenant/user|wrong password|login rejected|empty password|password authentication",
+            _REFUSED_LOGIN,
+        ),
+        (r"permission denied for database|CONNECT privilege", _NO_CONNECT),
+        (r'database "" does not exist|no such database', _NO_DATABASE),
+        (
+            r"too many (connections|clients)|connection slots are reserved|remaining connection slots|"
+            r"max clients|max client connections|max_client_conn|no more connections allowed",
+            _TOO_MANY,
+        ),
+        (
+            r"the database system is (starting up|shutting down|in recovery mode|not yet accepting|not accepting)|"
+            r"not currently accepting connections",
+            _STARTING,
+        ),
+        (r"unsupported startup parameter", _BY_SQLSTATE["08P01"]),
+        (
+            r"server login has been failing|server login failed|cannot connect to server",
+            "the pooler cannot connect to its server: see the pooler's own log",
+        ),
+        (
+            r"session is (not )?read-only|server is (not )?in hot standby mode",
+            "no server of the address is what its target_session_attrs asks for",
+        ),
+        (
+            r"root certificate file|root\.crt|certificate authority file|sslrootcert",
+            "the file of root certificates (sslrootcert in the address, or ~/.postgresql/root.crt) is missing or "
+            "cannot be read: name the right one",
+        ),
+        (
+            r"private key file|certificate file|certificate present|could not load private key",
+            "the client's certificate or key (sslcert and sslkey in the address) is missing or cannot be used",
+        ),
+        (
+            r"server certificate for|certificate verify failed|certificate has expired|self.signed",
+            "the server's certificate is not valid for the host of the address, or its authority is not known: "
+            "check the host, and sslrootcert and sslmode in the address",
+        ),
+        (
+            r"server does not support SSL",
+            "the server has no TLS, and sslmode in the address, or PGSSLMODE, asks for it",
+        ),
+        (
+            r"SSL connection is required|SSL required|requires SSL|connection is insecure",
+            "the server takes connections over TLS only: add sslmode=require to the address",
+        ),
+        (
+            r"invalid response to SSL negotiation|expected authentication request|"
+            r"unsupported frontend protocol",
+            "what answers at this host and port is no Postgres: check both in the address",
+        ),
+        (
+            r"definition of service|service file",
+            "the service that the address names is not in the service file",
+        ),
+        (
+            r"invalid [\w-]+ value|invalid port number|invalid integer value|invalid connection option|"
+            r"could not match \d+|could not parse network address|may not be used with|sslmode|channel.binding|"
+            r"require_auth",
+            _PARAMETER,
+        ),
+        (
+            r"failed to resolve host|could not translate host name|name or service not known|"
+            r"nodename nor servname|temporary failure in name resolution|no address associated",
+            "the name of the host cannot be resolved: check it in the address; Supabase's direct address "
+            "(db.<ref>.supabase.co) has IPv6 only, and without IPv6 the pooler in session mode (port 5432) is the way",
+        ),
+        (
+            r"connection refused",
+            "the host refuses the connection: no server listens there; check host and port in the address, and "
+            "whether the server runs",
+        ),
+        (
+            r"network is unreachable|no route to host|cannot assign requested address|host is (down|unreachable)",
+            _UNREACHABLE,
+        ),
+        (
+            r"no such file or directory",
+            "no server listens on the socket: check the directory in the address, or name a host if there is none "
+            "in it, and check whether the server runs",
+        ),
+        (
+            r"permission denied",
+            "this process may not open the server's socket: check the permissions of its directory",
+        ),
+        (r"timeout expired|timed out|timeout", _TIMEOUT),
+        (
+            r"closed the connection unexpectedly|connection (was )?reset|connection (is|was) closed|broken pipe|"
+            r"unexpected eof|EOF detected|connection (is|was) lost|connection not open|no connection to the server",
+            _CLOSED,
+        ),
+        (r"SSL (error|SYSCALL)", "no TLS could be agreed on with the server: check sslmode in the address"),
+    )
+)
+
+_QUOTED = re.compile(r"\"[^\"]*\"|(?<!\w)'[^']*'(?!\w)")
+_SQLSTATE = re.compile(r"[0-9A-Z]{5}")
+
+# Texts of these classes of SQLSTATE name the user, the host or the database: none is shown.
+_CONNECTION_CLASSES = ("08", "28", "3D", "53", "57")
+
+# What may be said of a missing privilege: its object is one of a schema. A database or a role is a part of the address.
+_DENIED = re.compile(
+    r"(?:permission denied for|must be owner of) "
+    r"(?:schema|table|relation|view|sequence|index|function|procedure|type) \w+|"
+    r"new row violates row-level security policy for table \"\w+\""
+)
+
+
+def explain(error: BaseException | None) -> str:
+    """Why a connection, or a statement on one, has failed, and what to do: for the log and for people.
+
+    Quotes nothing that can be a part of the address, and no value of any row.
+    """
+    if isinstance(error, PoolTimeout):
+        return "no connection came free in time: the server is away or overloaded, or refuses connections"
+    if isinstance(error, TimeoutError):
+        return _TIMEOUT
+    if not isinstance(error, psycopg.Error):
+        return f"a fault of push-listener's own ({type(error).__name__})"
+    sqlstate = _sqlstate(error)
+    if sqlstate is None:
+        text = _QUOTED.sub('""', str(error))
+        return next((reason for pattern, reason in _BY_TEXT if pattern.search(text)), _WITHHELD)
+    said = error.diag.message_primary or ""
+    if sqlstate == "42501" and _DENIED.fullmatch(said):
+        return f"{said}: {_LACKS_PRIVILEGE}"
+    if sqlstate == "42501" and said.startswith("permission denied for database"):
+        return "permission denied for database: the user of the address needs CREATE on it"
+    if sqlstate in _BY_SQLSTATE:
+        return _BY_SQLSTATE[sqlstate]
+    return f"the server answered with SQLSTATE {sqlstate}" if _SQLSTATE.fullmatch(sqlstate) else _WITHHELD
+
+
+def explain_statement(error: psycopg.Error) -> str:
+    """The same, but what the server says against a statement is told in its own words, for the person at the command.
+
+    Not for the log: a trigger's words, say, may hold values of a row.
+    """
+    sqlstate, said = _sqlstate(error), error.diag.message_primary
+    if said and sqlstate not in _BY_SQLSTATE and not (sqlstate or "").startswith(_CONNECTION_CLASSES):
+        return said
+    return explain(error)
+
+
+def _sqlstate(error: psycopg.Error) -> str | None:
+    return error.diag.sqlstate or error.sqlstate  # the latter knows no codes of an application's own
