@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import itertools
 import os
 from collections.abc import Callable, Coroutine
 from dataclasses import asdict
@@ -19,6 +20,7 @@ import orjson
 import psycopg
 import structlog
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import Progress
 from rich.table import Table
 
@@ -28,6 +30,7 @@ from listener import (
     config,
     database_errors,
     demo,
+    doctor,
     emit,
     log,
     migrate,
@@ -36,6 +39,7 @@ from listener import (
     stats,
 )
 from listener.config import ConfigError, Settings
+from listener.doctor import Level
 from listener.embedded import EmbeddedPostgresError
 from listener.emulator.run import DEFAULT_PORT
 from listener.emulator.run import run as run_emulator
@@ -486,6 +490,34 @@ def stats_command(days: int, as_json: bool) -> None:
     for one in found.failures:
         failures.add_row(one.status, one.error_code, f"{one.pushes:,}")
     _out.print(waiting, f"the oldest has been due for {found.oldest_due:,.1f} s", ended, failures)
+
+
+_SIGNS = {Level.GOOD: "[green]✓[/]", Level.LOOK: "[yellow]![/]", Level.WRONG: "[red]✗[/]"}
+
+
+@main.command("doctor")
+@click.option("--json", "as_json", is_flag=True, help="Print every finding as JSON.")
+@_plain_errors
+def doctor_command(as_json: bool) -> None:
+    """Look the installation over: what is wrong, what deserves a look, and what to do. Changes nothing.
+
+    Works on DATABASE_URL and LISTEN_DATABASE_URL. As the owner of the tables it sees most. Exit code 1 if something
+    is wrong.
+    """
+    settings = config.load()
+    findings = list(doctor.examine(settings))
+    if as_json:
+        click.echo(orjson.dumps([asdict(finding) for finding in findings]))
+    for group, found in [] if as_json else itertools.groupby(findings, key=lambda finding: finding.group):
+        _out.print(f"[bold]{escape(group)}[/]")
+        # What is mended in the same way stands together.
+        for remedy, alike in itertools.groupby(found, key=lambda finding: finding.remedy):
+            for finding in alike:
+                _out.print(f"  {_SIGNS[finding.level]} {escape(finding.text)}")
+            if remedy:
+                _out.print(f"    try this: {escape(remedy)}")
+    if any(finding.level is Level.WRONG for finding in findings):
+        raise SystemExit(1)
 
 
 @main.command("purge")

@@ -118,8 +118,11 @@ class Way:
 
 
 def _with_public(way: Way) -> str:
-    names = [_name(role) for role in way.roles[:_MOST_NAMES]]
-    return ", ".join(["public", *names] if way.by == "function" or way.everybody else names)
+    """From whom to revoke. PUBLIC has execute on every new function, and Supabase's old projects grant it by name too."""
+    if way.everybody:
+        return ", ".join(["public", *(role for role in ("anon", "authenticated") if role in way.roles)])
+    names = [_name(role) for role in way.roles]
+    return ", ".join(["public", *names] if way.by == "function" else names)
 
 
 def find(conn: psycopg.Connection[tuple[object, ...]]) -> list[Way]:

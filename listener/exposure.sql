@@ -90,7 +90,13 @@ with recursive queue as (
         pg_catalog.to_regprocedure('public.register_device(text, text, uuid)'),
         pg_catalog.to_regprocedure('public.unregister_device(text)'),
         pg_catalog.to_regprocedure('public.flush_telemetry(jsonb[])'),
-        pg_catalog.to_regprocedure('public.push_disable_token(text, text)')]::oid[])
+        pg_catalog.to_regprocedure('public.push_disable_token(text, text)'),
+        -- These refuse users by themselves, whatever is granted.
+        pg_catalog.to_regprocedure('public.fetch_pending_pushes(integer)'),
+        pg_catalog.to_regprocedure('public.mark_push_sent(uuid)'),
+        pg_catalog.to_regprocedure('public.mark_push_failed(uuid, text)'),
+        pg_catalog.to_regprocedure('public.requeue_pushes(uuid[], text, timestamptz, integer)'),
+        pg_catalog.to_regprocedure('public.get_push_delivery_stats(integer)')]::oid[])
 ), ways as (
   -- A privilege on a table, with row-level security off, bypassed, or opened by a policy.
   select case when t.name = 'push_notifications' and p.privilege = 'insert' then 'cause'
