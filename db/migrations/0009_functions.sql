@@ -275,18 +275,28 @@ select push_listener.allow('public.mark_push_failed(uuid, text)', 'service_role'
 -- What devices report ---------------------------------------------------------------------------------------------
 
 -- Why a JSON value from a phone is refused, or null.
+--
+-- To write JSON out takes time and memory that its input does not show: 1e131071 is 8 bytes, and 131 KB as text. So it is
+-- written out only when neither its stored size, at most some 4 times the text, nor any number in it is too large. These
+-- are statements and not one expression, of which Postgres might evaluate the last part first, when it plans.
 create function push_listener.json_problem(p_value jsonb, p_bytes integer) returns text
-  language sql stable set search_path = pg_catalog, pg_temp
+  language plpgsql stable set search_path = pg_catalog, pg_temp
 as $$
-  select case
-    -- To write JSON out takes time and memory that its input does not show: 1e131071 is 8 bytes, and 131 KB as text. So
-    -- it is written out only when neither its stored size, at most some 4 times the text, nor a number of it is too large.
-    when pg_catalog.pg_column_size(p_value) > 4 * p_bytes + 64 then pg_catalog.format('larger than %s bytes', p_bytes)
-    when exists (
-      select from pg_catalog.jsonb_path_query(p_value, 'strict $.** ? (@.type() == "number")') n
-        where pg_catalog.abs(n::numeric) >= 1e400 or pg_catalog.scale(n::numeric) > 400)
-      then 'has a number of more than 400 digits'
-    when pg_catalog.octet_length(p_value::text) > p_bytes then pg_catalog.format('larger than %s bytes', p_bytes) end
+begin
+  if pg_catalog.pg_column_size(p_value) > 4 * p_bytes + 64 then
+    return pg_catalog.format('larger than %s bytes', p_bytes);
+  end if;
+  if exists (
+    select from pg_catalog.jsonb_path_query(p_value, 'strict $.** ? (@.type() == "number")') n
+      where pg_catalog.abs(n::numeric) >= 1e400 or pg_catalog.scale(n::numeric) > 400
+  ) then
+    return 'has a number of more than 400 digits';
+  end if;
+  if pg_catalog.octet_length(p_value::text) > p_bytes then
+    return pg_catalog.format('larger than %s bytes', p_bytes);
+  end if;
+  return null;
+end
 $$;
 revoke all on function push_listener.json_problem(jsonb, integer) from public;
 

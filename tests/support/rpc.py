@@ -86,10 +86,13 @@ class Second:
         self._thread = threading.Thread(target=self._run, args=(caller, function, json.dumps(arguments)))
 
     def _run(self, caller: Caller, function: str, body: str) -> None:
-        with request(self._database, caller) as connection:
-            self._pid = connection.info.backend_pid
-            self._begun.set()
-            self.result = post(connection, function, body)[0][0]
+        try:
+            with request(self._database, caller) as connection:
+                self._pid = connection.info.backend_pid
+                self._begun.set()
+                self.result = post(connection, function, body)[0][0]
+        except psycopg.Error as error:
+            self.result = error.diag.sqlstate
 
     def wait_until_blocked(self) -> None:
         self._thread.start()
