@@ -128,7 +128,8 @@ def _users_own(conn: Connection) -> dict[str, object]:
     values = _one_claimed(conn)
     user = uuid4()
     conn.execute(
-        "update push_notifications set device_token = null, user_id = %s where id = %s", (user, values["id"])
+        "update push_notifications set device_token = null, user_id = %s, updated_at = now() where id = %s",
+        (user, values["id"]),
     )
     conn.execute("insert into push_devices (token, user_id, platform) values ('a', %s, 'web')", (user,))
     conn.execute("set local role authenticated")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 from typing import cast
 from uuid import UUID
@@ -85,6 +86,25 @@ async def test_who_is_cancelled_while_most_devices_wait_gives_the_push_back() ->
     sender.answers.set()
     again = await attempts.attempt(_push(*(f"{device}" for device in range(100))), time.monotonic())
     assert again.decision.status is Status.SENT  # no place was lost
+
+
+class _Quotes:
+    """Refuses a request and repeats whom it was for, as FCM might."""
+
+    async def send(self, body: bytes) -> Outcome:
+        token = json.loads(body)["message"]["token"]
+        reason = f'FCM is in trouble; FCM says: "no answer from {token}"'
+        return Outcome(Kind.RETRY, "INTERNAL", reason, 500)
+
+
+async def test_no_reason_names_the_device() -> None:
+    """Users read the reasons of their pushes, when the device may be another user's."""
+    token = "device-of-somebody-else"
+    settlement = await _attempts(_Quotes()).attempt(_push(token), time.monotonic())
+    assert settlement.decision.reason == 'FCM is in trouble; FCM says: "no answer from [hidden]"'
+    assert [(line.token, line.details["reason"]) for line in settlement.logs] == [
+        (token, settlement.decision.reason)
+    ]
 
 
 def _attempts(sender: object, **settings: str) -> Attempts:
