@@ -208,6 +208,7 @@ class Attempts:
                 answered = time.monotonic()
                 if outcome.limit is not None:
                     self._on_limit(outcome.limit, started)
+                outcome = _without_token(outcome, one.target)
                 one.outcome = self._health.judge(push, one.target, outcome, started, answered)
             one.seconds = answered - started
 
@@ -271,6 +272,22 @@ class Attempts:
         if decision.status is Status.DEAD:
             log.warning("push dead", push_id=str(push.id), code=decision.code)
         return settlement
+
+
+# The shortest registration token has 22 characters; a word that is shorter may stand in any text.
+_SHORTEST_HIDDEN = 16
+
+
+def _without_token(outcome: Outcome, target: Target) -> Outcome:
+    """The outcome, with a reason that does not name the device.
+
+    FCM's text may quote the token, and users read reasons: the device may be another user's by then.
+    """
+    if target.kind is not TargetKind.TOKEN or len(target.value) < _SHORTEST_HIDDEN:
+        return outcome
+    if target.value not in outcome.reason:
+        return outcome
+    return replace(outcome, reason=outcome.reason.replace(target.value, "[hidden]"))
 
 
 def _counts(outcome: Outcome) -> bool:

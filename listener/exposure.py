@@ -118,7 +118,7 @@ class Way:
 
 
 def _with_public(way: Way) -> str:
-    """From whom to revoke. PUBLIC has execute on every new function, and Supabase's old projects grant it by name too."""
+    """From whom to revoke: PUBLIC has execute on every new function, and old Supabase projects grant it by name too."""
     if way.everybody:
         return ", ".join(["public", *(role for role in ("anon", "authenticated") if role in way.roles)])
     names = [_name(role) for role in way.roles]

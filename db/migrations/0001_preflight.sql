@@ -305,7 +305,7 @@ begin
       where c.relnamespace = 'public'::regnamespace
         and c.relname in (
           'push_notifications_due', 'push_notifications_idempotency', 'push_notifications_given_up',
-          'push_notifications_over', 'push_delivery_logs_push', 'push_devices_live')
+          'push_notifications_over', 'push_delivery_logs_push', 'push_devices_live', 'push_devices_disabled')
     union all
     select format('there is a function %s, and push-listener''s own has that name and those arguments: %s',
                   r.signature, r.way_out)

@@ -30,3 +30,17 @@ begin
   end if;
 end
 $$;
+
+-- What each user has used up of what flush_telemetry takes within an hour. Both times move on with each batch, by the
+-- part of an hour that the batch is of the most that is taken, and no batch moves them more than an hour ahead of now.
+-- A row whose times have passed says nothing any more, and is deleted in the end.
+create table push_listener.telemetry_use (
+  user_id uuid primary key,
+  records_until timestamptz not null,
+  bytes_until timestamptz not null
+) with (
+  fillfactor = 50 -- a row's next version finds room beside it, and touches no index
+);
+alter table push_listener.telemetry_use enable row level security;
+comment on table push_listener.telemetry_use is
+  'Up to when each user has used up its share of telemetry. Kept by flush_telemetry; not for services.';

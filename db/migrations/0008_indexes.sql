@@ -102,5 +102,8 @@ create index if not exists push_delivery_logs_push on public.push_delivery_logs 
 
 create index if not exists push_devices_live on public.push_devices (user_id) where disabled_at is null;
 
+-- The devices that FCM has called dead, of which register_device keeps a user's last ones.
+create index if not exists push_devices_disabled on public.push_devices (user_id, disabled_at) where disabled_at is not null;
+
 -- What the planner knows of an adopted table is of the time before its rows were decided about.
 analyze public.push_notifications;

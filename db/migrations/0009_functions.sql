@@ -2,7 +2,7 @@
 --
 -- Every function in public says who may call it in one line, push_listener.allow(...), and finds out by itself who calls,
 -- whatever has been granted since. Refusals carry the SQLSTATE from which PostgREST makes the HTTP status: 22023 -> 400,
--- 42501 -> 403, PT404 -> 404. No text of a refusal repeats a token or a payload.
+-- 42501 -> 403, PTxyz -> xyz. No text of a refusal repeats a token or a payload.
 
 -- Who may call what -----------------------------------------------------------------------------------------------
 
@@ -271,7 +271,7 @@ create function public.mark_push_failed(p_push_id uuid, p_error text) returns te
 as $$
 declare
   v_push record;
-  v_reason text := coalesce(nullif("left"(p_error, 2000), ''), 'the worker gave no reason');
+  v_reason text;
   v_tries integer;
   v_next timestamptz;
   v_status text := 'failed';
@@ -284,6 +284,13 @@ begin
   if not found then
     return push_listener.settled_before(p_push_id, 'failed', 'dead', 'expired');
   end if;
+
+  -- Users read why their push failed, and a token in it may be another user's by then.
+  v_reason := pg_catalog.regexp_replace("left"(p_error, 2000), '[A-Za-z0-9_-]+:APA91[A-Za-z0-9_-]*', '[hidden]', 'g');
+  if pg_catalog.length(v_push.device_token) >= 16 then
+    v_reason := pg_catalog.replace(v_reason, v_push.device_token, '[hidden]');
+  end if;
+  v_reason := coalesce(nullif(v_reason, ''), 'the worker gave no reason');
 
   -- As the listener does it: exponential with full jitter, from the 10 s that FCM asks for at least. In five tries the
   -- wait never comes near the hour at which the listener caps it.
@@ -321,6 +328,32 @@ select push_listener.allow('public.mark_push_failed(uuid, text)', 'service_role'
 
 -- What devices report ---------------------------------------------------------------------------------------------
 
+-- Why a JSON value from a phone is refused, or null.
+--
+-- To write JSON out takes time and memory that its input does not show: 1e131071 is 8 bytes, and 131 KB as text. So it is
+-- written out only when neither its stored size, at most some 4 times the text, nor any number in it is too large. These
+-- are statements and not one expression, of which Postgres might evaluate the last part first, when it plans.
+create function push_listener.json_problem(p_value jsonb, p_bytes integer) returns text
+  language plpgsql stable set search_path = pg_catalog, pg_temp
+as $$
+begin
+  if pg_catalog.pg_column_size(p_value) > 4 * p_bytes + 64 then
+    return pg_catalog.format('larger than %s bytes', p_bytes);
+  end if;
+  if exists (
+    select from pg_catalog.jsonb_path_query(p_value, 'strict $.** ? (@.type() == "number")') n
+      where pg_catalog.abs(n::numeric) >= 1e400 or pg_catalog.scale(n::numeric) > 400
+  ) then
+    return 'has a number of more than 400 digits';
+  end if;
+  if pg_catalog.octet_length(p_value::text) > p_bytes then
+    return pg_catalog.format('larger than %s bytes', p_bytes);
+  end if;
+  return null;
+end
+$$;
+revoke all on function push_listener.json_problem(jsonb, integer) from public;
+
 create function public.record_delivery_receipt(
   p_push_id uuid, p_device_token text, p_status text, p_details jsonb default null
 ) returns boolean
@@ -329,6 +362,8 @@ as $$
 declare
   v_service boolean := push_listener.caller_is_service();
   v_user uuid := push_listener.caller_id();
+  v_push record;
+  v_allowed boolean;
   v_problem text := case
     when p_push_id is null then 'p_push_id must not be null'
     when p_device_token is null or pg_catalog.length(p_device_token) not between 1 and 4096
@@ -337,41 +372,97 @@ declare
       then 'p_status must be delivered, opened, clicked, failed or unknown'
     when p_details is null then null
     when pg_catalog.jsonb_typeof(p_details) <> 'object' then 'p_details must be a JSON object'
-    when pg_catalog.octet_length(p_details::text) > 8192 then 'p_details must be no larger than 8192 bytes' end;
+    else 'p_details: ' || push_listener.json_problem(p_details, 2048) end;
 begin
   if v_problem is not null then
     raise exception using errcode = 'invalid_parameter_value', message = v_problem;
   end if;
 
-  -- A push is a user's own if it was sent to that user, or to a device that is the user's. The row lock makes receipts
-  -- of one push wait for each other, so that no two of them find that the same one is missing.
-  perform
+  -- Nothing is locked before the caller is known to be allowed: nobody can hold up another user's push.
+  select p.user_id, p.device_token, l.accepted, l.noted,
+         pg_catalog.num_nonnulls(p.device_token, p.topic, p.condition) = 0 as to_user,
+         coalesce(p.delivery_attempts > 0 or p.sent_at is not null or p.status in ('sent', 'delivered', 'processing')
+                  or l.accepted_by_any, false) as tried,
+         -- Which devices FCM has accepted it for is not on record: the answers are still to come, or were lost, or the
+         -- application sent it without a log row for each device.
+         coalesce(p.status = 'processing' or p.lost_claims > 0 or p.error_code = 'NOT_WRITTEN'
+                  or p.status in ('sent', 'delivered') and not l.accepted_by_any, false) as unrecorded,
+         coalesce(case when p.status in ('sent', 'delivered') then p.sent_at end, p.updated_at, 'infinity') as sent_at
+    into v_push
     from public.push_notifications p
-    where p.id = p_push_id
-      and (v_service or (
-        (p.user_id = v_user and (
-           p.device_token = p_device_token or exists (
-             select from public.push_delivery_logs l
-               where l.push_id = p_push_id and l.device_token = p_device_token)))
-        or ((p.user_id = v_user or (p.user_id is null and p.device_token = p_device_token)) and (
-           exists (select from public.push_devices d where d.token = p_device_token and d.user_id = v_user)
-           or exists (select from public.push_recipients r where r.token = p_device_token and r.user_id = v_user)))))
-    for no key update;
+    cross join lateral (
+      select coalesce(bool_or(a.accepted and o.device_token = p_device_token), false) as accepted,
+             coalesce(bool_or(a.accepted and o.device_token is not null), false) as accepted_by_any,
+             -- An attempt at sending is logged as failed or unknown too.
+             coalesce(bool_or(o.device_token = p_device_token and o.status = p_status
+                              and (p_status in ('delivered', 'opened', 'clicked') or a.receipt)), false) as noted
+        from public.push_delivery_logs o
+        cross join lateral (
+          select coalesce(o.details ? 'receipt', false) as receipt,
+                 -- An application that logged by itself may have had other words than sent.
+                 o.status in ('sent', 'unknown', 'delivered', 'opened', 'clicked')
+                   and not coalesce(o.details ? 'receipt', false) as accepted
+        ) a
+        where o.push_id = p.id
+    ) l
+    where p.id = p_push_id;
+
   if not found then
-    if v_service then
-      raise exception using errcode = 'PT404', message = pg_catalog.format('there is no push %s', p_push_id);
+    v_allowed := false;
+  elsif v_service then
+    v_allowed := v_push.tried;
+  elsif v_push.user_id = v_user then
+    -- One's own push, also from a device that is another user's by now. Where FCM's answers are not on record, a device
+    -- counts that was the user's when it was sent. Of devices in a table of the application that time is not known.
+    v_allowed := v_push.accepted
+      or v_push.unrecorded and (coalesce(v_push.device_token = p_device_token, false) or v_push.to_user and exists (
+        select from public.push_recipients r
+          left join public.push_devices d on d.token = r.token and d.user_id = r.user_id
+          where r.token = p_device_token and r.user_id = v_user
+            and coalesce(d.created_at <= v_push.sent_at, true)));
+  else
+    -- Nobody's push, to a device that is the user's now.
+    v_allowed := v_push.user_id is null and v_push.device_token = p_device_token
+      and (v_push.accepted or v_push.unrecorded)
+      and (exists (select from public.push_devices d where d.token = p_device_token and d.user_id = v_user)
+           or exists (select from public.push_recipients r where r.token = p_device_token and r.user_id = v_user));
+  end if;
+
+  if v_allowed and v_push.noted then
+    return false;
+  end if;
+  if v_allowed then
+    -- Receipts of one push wait for each other, so that no two of them find that the same one is missing.
+    perform from public.push_notifications p where p.id = p_push_id for no key update;
+    v_allowed := found;
+  end if;
+  if v_allowed is not true then
+    if not v_service then
+      -- The same for a push that is not there, for somebody else's, and for one that was not sent to this device.
+      raise exception using errcode = 'insufficient_privilege', message = 'this is no push of yours to this device';
+    elsif v_allowed is false and v_push.tried is false then
+      raise exception using
+        errcode = 'object_not_in_prerequisite_state',
+        message = pg_catalog.format('push %s has not been sent to any device, so no device can have received it', p_push_id),
+        hint = 'Report it when it has been sent.';
     end if;
-    -- The same for a push that is not there and for somebody else's.
-    raise exception using errcode = 'insufficient_privilege', message = 'this is no push of yours to this device';
+    raise exception using errcode = 'PT404', message = pg_catalog.format('there is no push %s', p_push_id);
   end if;
 
   if exists (
     select from public.push_delivery_logs l
       where l.push_id = p_push_id and l.device_token = p_device_token and l.status = p_status
-        -- An attempt at sending is logged as failed or unknown too.
         and (p_status in ('delivered', 'opened', 'clicked') or l.details ? 'receipt')
   ) then
     return false;
+  end if;
+  -- The log bounds the devices that can report a push. Where it does not, the number that register_device allows does.
+  if not v_service and not v_push.accepted and v_push.to_user and 100 <= (
+    select count(distinct l.device_token)
+      from public.push_delivery_logs l
+      where l.push_id = p_push_id and l.details ? 'receipt' and l.device_token <> p_device_token
+  ) then
+    raise exception using errcode = 'insufficient_privilege', message = 'this push has receipts from 100 devices already';
   end if;
 
   -- Under a key of its own, so that nothing a device writes can be taken for what the listener writes.
@@ -379,12 +470,13 @@ begin
     values (p_push_id, p_device_token, p_status,
             pg_catalog.jsonb_build_object('receipt', coalesce(p_details, '{}'::jsonb)));
 
-  -- Whoever opened it has got it. Before 'sent' the time alone is noted, and settling makes it 'delivered'.
+  -- A device that opened it has received it. Before 'sent' the time alone is noted, and settling makes it 'delivered'.
+  -- While the push is being sent, updated_at says since when, and stays.
   if p_status in ('delivered', 'opened', 'clicked') then
     update public.push_notifications p
       set delivered_at = coalesce(p.delivered_at, now()),
           status = case p.status when 'sent' then 'delivered' else p.status end,
-          updated_at = now()
+          updated_at = case p.status when 'processing' then p.updated_at else now() end
       where p.id = p_push_id and (p.delivered_at is null or p.status = 'sent');
   end if;
   return true;
@@ -411,11 +503,10 @@ revoke all on function push_listener.to_time(text) from public;
 
 -- What is wrong with an element of telemetry, or null. p_user: whose it has to be; null: anybody's.
 create function push_listener.telemetry_problem(p_payload jsonb, p_user uuid) returns text
-  language sql immutable set search_path = pg_catalog, pg_temp
+  language sql stable set search_path = pg_catalog, pg_temp
 as $$
-  select case
-    when p_payload is null or pg_catalog.jsonb_typeof(p_payload) <> 'object' then 'not a JSON object'
-    when pg_catalog.octet_length(p_payload::text) > 16384 then 'larger than 16384 bytes'
+  select coalesce(case when p_payload is null or pg_catalog.jsonb_typeof(p_payload) <> 'object' then 'not a JSON object' end,
+                  push_listener.json_problem(p_payload, 16384), case
     when pg_catalog.jsonb_typeof(p_payload -> 'type') is distinct from 'string'
       or pg_catalog.length(p_payload ->> 'type') not between 1 and 100 then 'type must be a string of 1 to 100 characters'
     when pg_catalog.jsonb_typeof(p_payload -> 'message') is distinct from 'string' then 'message must be a string'
@@ -425,7 +516,7 @@ as $$
       then 'timestamp must be a time in ISO 8601'
     when pg_catalog.jsonb_typeof(p_payload -> 'user_id') not in ('string', 'null')
       or p_payload ->> 'user_id' !~* '^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$' then 'user_id must be a UUID'
-    when pg_catalog.lower(p_payload ->> 'user_id') <> p_user::text then 'user_id is not yours: leave it out' end
+    when pg_catalog.lower(p_payload ->> 'user_id') <> p_user::text then 'user_id is not yours: leave it out' end)
 $$;
 revoke all on function push_listener.telemetry_problem(jsonb, uuid) from public;
 
@@ -440,6 +531,48 @@ as $$
 $$;
 revoke all on function push_listener.store_telemetry(jsonb[], uuid, uuid) from public;
 
+-- Takes a batch from what a user may send: 50,000 records and 32 MiB within an hour, both coming back evenly. Returns the
+-- seconds after which the batch will be taken, null when it is taken now.
+create function push_listener.telemetry_wait(p_user uuid, p_records integer, p_bytes bigint) returns integer
+  language plpgsql set search_path = pg_catalog, pg_temp
+as $$
+declare
+  c_records constant interval := pg_catalog.make_interval(secs => 3600.0 * p_records / 50000);
+  c_bytes constant interval := pg_catalog.make_interval(secs => 3600.0 * p_bytes / (32 * 1024 * 1024));
+  c_limit constant timestamptz := now() + interval '1 hour';
+  v_wait interval;
+begin
+  -- Old rows go now and then. Rows that another transaction has locked are passed over, so that nobody waits for it.
+  if pg_catalog.random() < 0.01 then
+    delete from push_listener.telemetry_use u
+      where u.user_id in (
+        select o.user_id from push_listener.telemetry_use o
+          where o.records_until < now() and o.bytes_until < now()
+          limit 1000
+          for update skip locked);
+  end if;
+
+  -- The row stays locked until the batch is stored: batches of one user at the same time count one after another. A
+  -- time beyond the limit is from before the clock was put back, and counts as the limit.
+  insert into push_listener.telemetry_use as u (user_id, records_until, bytes_until)
+    values (p_user, now() + c_records, now() + c_bytes)
+    on conflict (user_id) do update
+      set records_until = greatest(least(u.records_until, c_limit) + c_records, excluded.records_until),
+          bytes_until = greatest(least(u.bytes_until, c_limit) + c_bytes, excluded.bytes_until)
+      where greatest(least(u.records_until, c_limit) + c_records, excluded.records_until) <= c_limit
+        and greatest(least(u.bytes_until, c_limit) + c_bytes, excluded.bytes_until) <= c_limit;
+  if found then
+    return null;
+  end if;
+  select greatest(least(u.records_until, c_limit) + c_records, least(u.bytes_until, c_limit) + c_bytes) - c_limit
+    into v_wait
+    from push_listener.telemetry_use u
+    where u.user_id = p_user;
+  return pg_catalog.ceil(extract(epoch from v_wait))::integer;
+end
+$$;
+revoke all on function push_listener.telemetry_wait(uuid, integer, bigint) from public;
+
 create function public.flush_telemetry(p_payloads jsonb[]) returns jsonb
   language plpgsql security definer set search_path = pg_catalog, pg_temp
 as $$
@@ -450,6 +583,7 @@ declare
   v_places integer[];
   v_rejected jsonb;
   v_accepted integer := 0;
+  v_wait integer;
 begin
   if v_user is null and not push_listener.caller_is_service() then
     raise exception using errcode = 'insufficient_privilege', message = 'telemetry is taken from signed-in users only';
@@ -461,6 +595,19 @@ begin
     raise exception using errcode = 'invalid_parameter_value',
       message = pg_catalog.format('p_payloads has %s elements, and at most 1000 are taken at once',
                                   pg_catalog.cardinality(p_payloads));
+  end if;
+  if pg_catalog.pg_column_size(p_payloads) > 2 * 1024 * 1024 then
+    raise exception using errcode = 'PT413', message = 'p_payloads is larger than 2 MiB as jsonb',
+      hint = 'Send fewer elements at once.';
+  end if;
+  if v_user is not null then
+    v_wait := push_listener.telemetry_wait(v_user, pg_catalog.cardinality(p_payloads),
+                                           pg_catalog.pg_column_size(p_payloads));
+    if v_wait is not null then
+      raise exception using errcode = 'PT429',
+        message = 'this user has sent too much telemetry: 50000 elements and 32 MiB are taken within an hour',
+        hint = pg_catalog.format('Send this batch again in %s seconds.', v_wait);
+    end if;
   end if;
 
   select pg_catalog.array_agg(c.payload order by c.place) filter (where c.problem is null),
@@ -503,8 +650,11 @@ as $$
 declare
   v_service boolean := push_listener.caller_is_service();
   v_user uuid := case when v_service then p_user_id else push_listener.caller_id() end;
+  v_rule text;
+  v_column text;
   v_problem text := case
-    when p_token is null or pg_catalog.length(p_token) not between 1 and 4096 or p_token collate "C" !~ '^[!-~]+$'
+    -- The key of an index has room for 2704 bytes.
+    when p_token is null or pg_catalog.length(p_token) not between 1 and 2048 or p_token collate "C" !~ '^[!-~]+$'
       then 'p_token must be a registration token, as the app got it'
     when p_platform is null or p_platform not in ('android', 'ios', 'web')
       then 'p_platform must be android, ios or web'
@@ -518,29 +668,58 @@ begin
     raise exception using errcode = 'invalid_parameter_value', message = v_problem;
   end if;
 
-  -- Apps call this at every start: what is known already is written once a day, as a sign of life.
-  insert into public.push_devices as d (token, user_id, platform)
-    values (p_token, v_user, p_platform)
-    on conflict (token) do update
-      set user_id = excluded.user_id,
-          platform = excluded.platform,
-          disabled_at = null,
-          disabled_reason = null,
-          updated_at = now()
-      where d.user_id is distinct from excluded.user_id or d.platform is distinct from excluded.platform
-        or d.disabled_at is not null or d.updated_at < now() - interval '1 day';
-  if not found then
-    return;
-  end if;
+  begin
+    -- Apps call this at every start: what is known already is written once a day, as a sign of life.
+    insert into public.push_devices as d (token, user_id, platform)
+      values (p_token, v_user, p_platform)
+      on conflict (token) do update
+        set user_id = excluded.user_id,
+            platform = excluded.platform,
+            -- Since when it is this user's: pushes that were sent to the user before did not go to it.
+            created_at = case when d.user_id = excluded.user_id then d.created_at else now() end,
+            disabled_at = null,
+            disabled_reason = null,
+            updated_at = now()
+        where d.user_id is distinct from excluded.user_id or d.platform is distinct from excluded.platform
+          or d.disabled_at is not null or d.updated_at < now() - interval '1 day';
+    if not found then
+      return;
+    end if;
 
-  -- Whoever is signed in may make tokens up, and each push to a user goes to all of that user's: not to any number.
-  delete from public.push_devices d
-    where d.token in (
-      select o.token
-        from public.push_devices o
-        where o.user_id = v_user and o.disabled_at is null and o.token <> p_token
-        order by o.updated_at desc nulls last
-        offset 99);
+    -- A signed-in user may make tokens up, and each push to a user goes to all of that user's devices: their number is
+    -- bounded. Registrations of one user at the same time wait here for each other, and each then sees the ones before.
+    -- Rows that another transaction has locked are passed over: it is about to count them itself.
+    perform pg_catalog.pg_advisory_xact_lock(
+      pg_catalog.hashtextextended('push_listener.register_device ' || v_user::text, 0));
+    delete from public.push_devices d
+      where d.token in (
+        select l.token
+          from public.push_devices l
+          where l.token in (
+            select o.token
+              from public.push_devices o
+              where o.user_id = v_user and o.disabled_at is null and o.token <> p_token
+              order by o.updated_at desc nulls last
+              offset 99)
+          for update skip locked);
+    delete from public.push_devices d
+      where d.token in (
+        select l.token
+          from public.push_devices l
+          where l.token in (
+            select o.token
+              from public.push_devices o
+              where o.user_id = v_user and o.disabled_at is not null
+              order by o.disabled_at desc
+              offset 100)
+          for update skip locked);
+  exception when integrity_constraint_violation then
+    -- A rule of the application's. Postgres' own detail would show the whole row, and with it what the application
+    -- keeps there of the user whose device it was.
+    get stacked diagnostics v_rule = constraint_name, v_column = column_name;
+    raise exception using errcode = sqlstate, message = pg_catalog.format(
+      'a rule of the application''s for push_devices does not allow this device: %s', coalesce(nullif(v_rule, ''), v_column));
+  end;
 end
 $$;
 comment on function public.register_device(text, text, uuid) is

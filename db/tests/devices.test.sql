@@ -1,5 +1,5 @@
 begin;
-select plan(26);
+select plan(31);
 
 set local role authenticated;
 set local request.jwt.claims = '{"sub": "a0000000-0000-0000-0000-00000000000a"}';
@@ -68,6 +68,35 @@ select public.register_device('test-many-121', 'web');
 reset role;
 select is(array[count(*) filter (where updated_at < now()), count(*)], '{0,100}'::bigint[], 'and loses the one not seen for longest')
   from public.push_devices where user_id = 'c0000000-0000-0000-0000-00000000000c';
+
+-- A device that FCM has called dead is not forgotten at once, and not all of them are kept.
+insert into public.push_devices (token, user_id, platform, disabled_at)
+  select 'test-dead-' || n, 'c0000000-0000-0000-0000-00000000000c', 'web', now() - n * interval '1 s' from generate_series(1, 120) n;
+set local role authenticated;
+select public.register_device('test-many-122', 'web');
+reset role;
+select is(array[count(*), count(*) filter (where token = 'test-dead-100')], '{100,1}'::bigint[], 'the last 100 disabled ones are kept')
+  from public.push_devices where user_id = 'c0000000-0000-0000-0000-00000000000c' and disabled_at is not null;
+
+-- Since when a device is this user's.
+update public.push_devices set created_at = now() - interval '1 day' where token = 'test-many-122';
+set local role authenticated;
+select public.register_device('test-many-122', 'ios');
+reset role;
+select is(created_at, now() - interval '1 day', 'another platform is the same device') from public.push_devices where token = 'test-many-122';
+set local role authenticated;
+set local request.jwt.claims = '{"sub": "b0000000-0000-0000-0000-00000000000b"}';
+select public.register_device('test-many-122', 'web');
+reset role;
+select is(created_at, now(), 'another user is a new one') from public.push_devices where token = 'test-many-122';
+
+-- What the application's own rules say of a row is not for who has caused it.
+alter table public.push_devices add column nickname text, add constraint no_web_for_ann check (nickname is null or platform <> 'web') not valid;
+update public.push_devices set nickname = 'the phone of a friend', platform = 'ios' where token = 'test-x';
+set local role authenticated;
+select throws_ok($$select public.register_device('test-x', 'web')$$, '23514',
+  'a rule of the application''s for push_devices does not allow this device: no_web_for_ann', 'a rule is named');
+select throws_ok($$select public.register_device(repeat('x', 2049), 'web')$$, '22023', null, 'a token is no longer than an index can hold');
 
 select * from finish();
 rollback;

@@ -1,5 +1,5 @@
 begin;
-select plan(20);
+select plan(26);
 
 create temporary table answer (name text primary key, value jsonb) on commit drop;
 grant all on answer to authenticated, service_role;
@@ -40,6 +40,11 @@ select is(value - 'batch_id', '{"accepted": 0, "rejected": []}', 'nothing is not
 select throws_ok('select public.flush_telemetry(null)', '22023', null, 'null is no array');
 select throws_ok($$select public.flush_telemetry(array_fill('{"type": "x", "message": "x"}'::jsonb, array[1001]))$$,
   '22023', 'p_payloads has 1001 elements, and at most 1000 are taken at once', 'a batch has a size');
+select throws_ok($$select public.flush_telemetry(array_fill(jsonb_build_object('type', 'x', 'message', repeat('x', 10000)), array[300]))$$,
+  'PT413', 'p_payloads is larger than 2 MiB as jsonb', 'and so do all of its elements together');
+select is(public.flush_telemetry(array['{"type": "x", "message": "x", "meta": {"a": 1e400}}', '{"type": "x", "message": "x", "meta": {"a": 0e-401}}']::jsonb[]) - 'batch_id',
+  '{"accepted": 0, "rejected": [{"index": 0, "reason": "has a number of more than 400 digits"}, {"index": 1, "reason": "has a number of more than 400 digits"}]}',
+  'a short number can be a long text');
 set local request.jwt.claims = '{}';
 select throws_ok($$select public.flush_telemetry('{}')$$, '42501', null, 'not without a user');
 set local role anon;
@@ -68,6 +73,23 @@ select results_eq(
       where a.name = 'service' and t.batch_id = (a.value ->> 'batch_id')::uuid order by 1$$,
   $$values ('x', 'b0000000-0000-0000-0000-00000000000b'), ('y', null)$$, 'a service says whose it is, or nobody''s');
 select is(count(distinct value ->> 'batch_id')::integer, 5, 'every batch has an id of its own') from answer;
+
+-- A user may send so much within an hour.
+set local role authenticated;
+set local request.jwt.claims = '{"sub": "c0000000-0000-0000-0000-00000000000c"}';
+select is(sum((public.flush_telemetry(array_fill('null'::jsonb, array[1000])) ->> 'accepted')::integer), 0::bigint, '50 full batches are taken')
+  from generate_series(1, 50) n;
+select throws_ok($$select public.flush_telemetry(array['null'::jsonb])$$, 'PT429',
+  'this user has sent too much telemetry: 50000 elements and 32 MiB are taken within an hour', 'and then no more');
+set local request.jwt.claims = '{"sub": "d0000000-0000-0000-0000-00000000000d"}';
+select lives_ok($$select public.flush_telemetry(array['null'::jsonb])$$, 'other users may go on');
+reset role;
+update push_listener.telemetry_use set records_until = records_until - interval '72 ms'
+  where user_id = 'c0000000-0000-0000-0000-00000000000c';
+set local role authenticated;
+set local request.jwt.claims = '{"sub": "c0000000-0000-0000-0000-00000000000c"}';
+select lives_ok($$select public.flush_telemetry(array['null'::jsonb])$$, 'it comes back as time passes');
+reset role;
 
 -- An adopted table may have rules of its own.
 alter table public.telemetry_logs alter column type type varchar(5),

@@ -1,10 +1,11 @@
 begin;
-select plan(31);
+select plan(47);
 
-insert into public.push_devices (token, user_id, platform, disabled_at) values
-  ('ann-phone', 'a0000000-0000-0000-0000-00000000000a', 'android', null),
-  ('ann-old-phone', 'a0000000-0000-0000-0000-00000000000a', 'android', now()),
-  ('bob-phone', 'b0000000-0000-0000-0000-00000000000b', 'ios', null);
+insert into public.push_devices (token, user_id, platform, disabled_at, created_at) values
+  ('ann-phone', 'a0000000-0000-0000-0000-00000000000a', 'android', null, now() - interval '1 day'),
+  ('ann-old-phone', 'a0000000-0000-0000-0000-00000000000a', 'android', now(), now() - interval '1 day'),
+  ('ann-new-phone', 'a0000000-0000-0000-0000-00000000000a', 'android', null, now()),
+  ('bob-phone', 'b0000000-0000-0000-0000-00000000000b', 'ios', null, now() - interval '1 day');
 insert into public.push_notifications (id, user_id, device_token, title, status, next_attempt_at) values
   ('00000000-0000-0000-0000-000000000001', 'a0000000-0000-0000-0000-00000000000a', null, 'to Ann', 'sent', null),
   ('00000000-0000-0000-0000-000000000002', 'a0000000-0000-0000-0000-00000000000a', null, 'being sent', 'processing', now() + interval '1 min'),
@@ -12,7 +13,23 @@ insert into public.push_notifications (id, user_id, device_token, title, status,
   ('00000000-0000-0000-0000-000000000004', 'b0000000-0000-0000-0000-00000000000b', null, 'to Bob', 'sent', null),
   ('00000000-0000-0000-0000-000000000005', 'a0000000-0000-0000-0000-00000000000a', null, 'given up', 'dead', null),
   ('00000000-0000-0000-0000-000000000006', 'a0000000-0000-0000-0000-00000000000a', 'elsewhere', 'to a phone of hers', 'sent', null);
+insert into public.push_notifications
+  (id, user_id, title, status, next_attempt_at, delivery_attempts, lost_claims, error_code, sent_at, updated_at)
+values
+  ('00000000-0000-0000-0000-000000000011', 'a0000000-0000-0000-0000-00000000000a', 'waits', 'pending', now(), 0, 0, null, null, now()),
+  ('00000000-0000-0000-0000-000000000012', 'a0000000-0000-0000-0000-00000000000a', 'claimed before', 'processing', now(), 1, 0, null, null, now() - interval '1 min'),
+  ('00000000-0000-0000-0000-000000000013', 'a0000000-0000-0000-0000-00000000000a', 'marked by a worker', 'sent', null, 1, 0, null, now() - interval '1 h', now()),
+  ('00000000-0000-0000-0000-000000000014', 'a0000000-0000-0000-0000-00000000000a', 'refused by FCM', 'dead', null, 1, 0, 'UNREGISTERED', null, now()),
+  ('00000000-0000-0000-0000-000000000015', 'a0000000-0000-0000-0000-00000000000a', 'its worker died', 'pending', now(), 1, 1, null, null, now()),
+  ('00000000-0000-0000-0000-000000000016', 'a0000000-0000-0000-0000-00000000000a', 'its result was not written', 'dead', null, 1, 0, 'NOT_WRITTEN', null, now()),
+  ('00000000-0000-0000-0000-000000000017', 'a0000000-0000-0000-0000-00000000000a', 'to one of two', 'sent', null, 1, 0, null, now(), now());
 insert into public.push_delivery_logs (push_id, device_token, status, details) values
+  ('00000000-0000-0000-0000-000000000013', null, 'sent', '{"attempt": 1}'),
+  ('00000000-0000-0000-0000-000000000014', 'ann-phone', 'failed', '{"attempt": 1}'),
+  ('00000000-0000-0000-0000-000000000017', 'ann-phone', 'failed', '{"attempt": 1}'),
+  ('00000000-0000-0000-0000-000000000017', 'ann-tablet', 'sent', '{"attempt": 1}'),
+  ('00000000-0000-0000-0000-000000000001', 'ann-old-phone', 'sent', '{"attempt": 1}'),
+  ('00000000-0000-0000-0000-000000000005', 'ann-phone', 'unknown', '{"attempt": 1}'),
   ('00000000-0000-0000-0000-000000000001', 'logged-only', 'sent', '{}'),
   ('00000000-0000-0000-0000-000000000001', 'ann-phone', 'unknown', '{"attempt": 1}');
 
@@ -35,6 +52,26 @@ select is(pg_temp.receipt(3, 'ann-phone', 'delivered'), true, 'a push to the dev
 select is(pg_temp.receipt(5, 'ann-phone', 'delivered'), true, 'a push that was given up and came after all');
 select is(pg_temp.receipt(6, 'elsewhere', 'failed'), true, 'a push to her and to a device that is not registered');
 
+-- Which devices it was sent to.
+select is(pg_temp.receipt(12, 'ann-phone', 'delivered'), true, 'being sent: a device from before the claim');
+select is(pg_temp.receipt(13, 'ann-phone', 'delivered'), true, 'sent by a worker, which names no device: one from before that');
+select is(pg_temp.receipt(15, 'ann-phone', 'delivered'), true, 'what FCM said is lost with the worker');
+select is(pg_temp.receipt(16, 'ann-phone', 'delivered'), true, 'or could not be written');
+select is(pg_temp.receipt(17, 'ann-tablet', 'delivered'), true, 'the device that FCM accepted it for');
+select throws_ok(format('select pg_temp.receipt(%s, %L, %L)', push, token, 'delivered'), '42501',
+                 'this is no push of yours to this device', why)
+  from (values
+    (11, 'ann-phone', 'not before it is sent'),
+    (12, 'ann-new-phone', 'being sent: not to a device that came after the claim'),
+    (13, 'ann-new-phone', 'sent by a worker: not to a device that came later'),
+    (14, 'ann-phone', 'not where FCM refused it'),
+    (17, 'ann-phone', 'not for the device that FCM refused it for'),
+    (17, 'ann-new-phone', 'nor for one that was not tried'),
+    (1, 'ann-new-phone', 'nor for one that the log does not name'),
+    (6, 'ann-phone', 'a push to another device of hers'),
+    (12, 'ann-old-phone', 'being sent: not to a device that is disabled')
+  ) as refused(push, token, why);
+
 select throws_ok($$select pg_temp.receipt(4, 'bob-phone', 'delivered')$$, '42501', 'this is no push of yours to this device', 'not Bob''s push');
 select throws_ok($$select pg_temp.receipt(4, 'ann-phone', 'delivered')$$, '42501', 'this is no push of yours to this device', 'not Bob''s push to her phone');
 select throws_ok($$select pg_temp.receipt(99, 'ann-phone', 'delivered')$$, '42501', 'this is no push of yours to this device', 'an unknown push looks the same');
@@ -50,12 +87,14 @@ select throws_ok($$select pg_temp.receipt(1, 'ann-phone', 'sent')$$, '22023', 'p
 select throws_ok($$select pg_temp.receipt(1, 'ann-phone', null)$$, '22023', null, 'a status is needed');
 select throws_ok($$select pg_temp.receipt(1, null, 'opened')$$, '22023', null, 'a token is needed');
 select throws_ok($$select pg_temp.receipt(1, 'ann-phone', 'opened', '[]')$$, '22023', 'p_details must be a JSON object', 'details are an object');
-select throws_ok($$select pg_temp.receipt(1, 'ann-phone', 'opened', jsonb_build_object('a', repeat('x', 8192)))$$, '22023', null, 'of at most 8 KB');
+select throws_ok($$select pg_temp.receipt(1, 'ann-phone', 'opened', jsonb_build_object('a', repeat('x', 2040)))$$, '22023', 'p_details: larger than 2048 bytes', 'of at most 2 KB');
+select throws_ok($$select pg_temp.receipt(1, 'ann-phone', 'opened', '{"a": [1e400]}')$$, '22023', 'p_details: has a number of more than 400 digits', 'and no endless numbers');
 
 set local role service_role;
 set local request.jwt.claims = '{"role": "service_role"}';
 select is(pg_temp.receipt(4, 'bob-phone', 'clicked'), true, 'a service may report for anybody');
 select throws_ok($$select pg_temp.receipt(99, 'bob-phone', 'clicked')$$, 'PT404', null, 'and is told when there is no such push');
+select throws_ok($$select pg_temp.receipt(11, 'ann-phone', 'clicked')$$, '55000', 'push 00000000-0000-0000-0000-000000000011 has not been sent to any device, so no device can have received it', 'or when it has not been sent');
 set local role anon;
 select throws_ok($$select pg_temp.receipt(1, 'ann-phone', 'opened')$$, '42501', null, 'not for anon');
 

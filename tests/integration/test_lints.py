@@ -120,7 +120,7 @@ PLANTED = {
     "0029": "grant execute on function public.fetch_pending_pushes(integer) to authenticated",
 }
 
-SERVER_ONLY = {"push_listener.daily_counts"}
+SERVER_ONLY = {"push_listener.daily_counts", "push_listener.telemetry_use"}
 """Row-level security is on and nobody has a policy (0008): only roles that bypass it, and functions, come here."""
 
 FOR_DEVICES = {
@@ -224,6 +224,8 @@ def test_adoption_breaks_no_rule(postgres: Server, regime: Regime) -> None:
         ("public.push_notifications", "push_listener r"),
         ("public.push_notifications", "push_listener w"),
     }
-    expected["0008"] = {("push_listener.daily_counts", "no policy")}
+    expected["0008"] = {
+        (table, "no policy") for table in ("push_listener.daily_counts", "push_listener.telemetry_use")
+    }
     expected["0029"] = {(name, "authenticated may execute it") for name in FOR_DEVICES}
     assert ours == expected

@@ -123,6 +123,20 @@ def _one_claimed(conn: Connection) -> dict[str, object]:
     return {"id": ids[0]}
 
 
+def _users_own(conn: Connection) -> dict[str, object]:
+    """A push that is being sent to the devices of a user, who asks."""
+    values = _one_claimed(conn)
+    user = uuid4()
+    conn.execute(
+        "update push_notifications set device_token = null, user_id = %s, updated_at = now() where id = %s",
+        (user, values["id"]),
+    )
+    conn.execute("insert into push_devices (token, user_id, platform) values ('a', %s, 'web')", (user,))
+    conn.execute("set local role authenticated")
+    conn.execute("select set_config('request.jwt.claims', %s, true)", (f'{{"sub": "{user}"}}',))
+    return values
+
+
 def _old(conn: Connection) -> dict[str, object]:
     """All but 400 finished rows are younger than that."""
     row = conn.execute(
@@ -164,6 +178,8 @@ CASES = [
     Case("mark_push_sent", "select mark_push_sent(%(id)s)", _KEY, _one_claimed),
     Case("mark_push_failed", "select mark_push_failed(%(id)s, 'no')", _KEY, _one_claimed),
     Case("receipt", "select record_delivery_receipt(%(id)s, 'a', 'delivered')", _LOG, _one_claimed),
+    Case("receipt of a user", "select record_delivery_receipt(%(id)s, 'a', 'delivered')", _LOG, _users_own),
+    Case("receipt, its push", "select record_delivery_receipt(%(id)s, 'a', 'delivered')", _KEY, _users_own),
     Case(
         "requeue",
         "select requeue_pushes(p_error_code => 'NONE', p_since => now() - interval '1 day')",

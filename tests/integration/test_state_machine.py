@@ -203,9 +203,12 @@ class Rows(RuleBasedStateMachine):
         push_id = self.some(data, being_sent or list(self.rows))
         row = self.rows[push_id]
         new = row.logs[f"receipt {status}"] == 0
-        [answer] = self.sql(
-            "select record_delivery_receipt(%(id)s, 'phone', %(status)s) as new", id=push_id, status=status
-        )
+        report: LiteralString = "select record_delivery_receipt(%(id)s, 'phone', %(status)s) as new"
+        if row.attempts == 0:  # nobody has ever claimed it, so no device can have received it
+            with pytest.raises(psycopg.errors.ObjectNotInPrerequisiteState):
+                self.sql(report, id=push_id, status=status)
+            return
+        [answer] = self.sql(report, id=push_id, status=status)
         assert answer["new"] == new
         row.logs[f"receipt {status}"] = 1
         if new and status != "unknown":

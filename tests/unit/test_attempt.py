@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 from typing import cast
 from uuid import UUID, uuid4
@@ -153,6 +154,25 @@ def _paused() -> FcmHealth:
     health.judge(push(id=uuid4()), Target(TargetKind.TOKEN, "t"), REFUSED, time.monotonic(), time.monotonic())
     assert health.reason is not None
     return health
+
+
+class _Quotes:
+    """Refuses a request and repeats whom it was for, as FCM might."""
+
+    async def send(self, body: bytes) -> Outcome:
+        token = json.loads(body)["message"]["token"]
+        reason = f'FCM is in trouble; FCM says: "no answer from {token}"'
+        return Outcome(Kind.RETRY, "INTERNAL", reason, 500)
+
+
+async def test_no_reason_names_the_device() -> None:
+    """Users read the reasons of their pushes, when the device may be another user's."""
+    token = "device-of-somebody-else"
+    settlement = await _attempts(_Quotes()).attempt(_push(token), time.monotonic())
+    assert settlement.decision.reason == 'FCM is in trouble; FCM says: "no answer from [hidden]"'
+    assert [(line.token, line.details["reason"]) for line in settlement.logs] == [
+        (token, settlement.decision.reason)
+    ]
 
 
 def _attempts(sender: object, health: FcmHealth | None = None, **settings: str) -> Attempts:

@@ -1,0 +1,110 @@
+"""Functions called as PostgREST calls them: a role, the claims of a token, arguments by name from a JSON body."""
+
+from __future__ import annotations
+
+import json
+import re
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import psycopg
+import pytest
+from psycopg import sql
+
+from tests.support.postgres import Database
+
+Connection = psycopg.Connection[tuple[Any, ...]]
+
+
+@dataclass(frozen=True)
+class Caller:
+    """Who a request comes from, as its token has it."""
+
+    role: str
+    user: str | None = None
+
+
+@contextmanager
+def request(database: Database, caller: Caller) -> Iterator[Connection]:
+    """A transaction as PostgREST opens it for one request."""
+    with psycopg.connect(database.dsn_as("authenticator")) as connection:
+        connection.execute(sql.SQL("set local role {}").format(sql.Identifier(caller.role)))
+        claims = {"role": caller.role, "sub": caller.user}
+        connection.execute("select set_config('request.jwt.claims', %s, true)", (json.dumps(claims),))
+        yield connection
+
+
+def post(connection: Connection, function: str, body: str) -> list[tuple[Any, ...]]:
+    """``POST /rpc/function`` with that body: its keys are the named arguments, converted by Postgres."""
+    given = connection.execute(
+        """
+        select distinct a.name, format_type(p.proargtypes[a.place - 1], null)
+          from pg_proc p, unnest(p.proargnames[:p.pronargs]) with ordinality a(name, place)
+          where p.pronamespace = 'public'::regnamespace and p.proname = %s and a.name = any (%s)
+        """,
+        (function, re.findall(r'"(p_\w+)": ', body)),
+    ).fetchall()
+    if not given:
+        return connection.execute(
+            sql.SQL("select * from public.{}()").format(sql.Identifier(function))
+        ).fetchall()
+    names = [sql.Identifier(name) for name, _ in given]
+    statement = sql.SQL("select f.* from json_to_record(%s) as body({}), public.{}({}) as f").format(
+        sql.SQL(", ").join(sql.SQL("{} {}").format(sql.Identifier(n), sql.SQL(k)) for n, k in given),
+        sql.Identifier(function),
+        sql.SQL(", ").join(sql.SQL("{0} := body.{0}").format(name) for name in names),
+    )
+    return connection.execute(statement, (body,)).fetchall()
+
+
+def rpc(database: Database, caller: Caller, function: str, **arguments: object) -> Any:
+    """One request; the first column of the first row of its result."""
+    with request(database, caller) as connection:
+        return post(connection, function, json.dumps(arguments))[0][0]
+
+
+def refusal(database: Database, caller: Caller, function: str, body: str) -> str:
+    """The SQLSTATE with which a request is refused, or what it returned."""
+    try:
+        with request(database, caller) as connection:
+            return f"not refused: {post(connection, function, body)}"
+    except psycopg.Error as error:
+        return error.sqlstate or type(error).__name__
+
+
+class Second:
+    """A request on a thread of its own, which has to wait for another one."""
+
+    def __init__(self, database: Database, caller: Caller, function: str, **arguments: object) -> None:
+        self.result: Any = None
+        self._database = database
+        self._pid = 0
+        self._begun = threading.Event()
+        self._thread = threading.Thread(target=self._run, args=(caller, function, json.dumps(arguments)))
+
+    def _run(self, caller: Caller, function: str, body: str) -> None:
+        try:
+            with request(self._database, caller) as connection:
+                self._pid = connection.info.backend_pid
+                self._begun.set()
+                self.result = post(connection, function, body)[0][0]
+        except psycopg.Error as error:
+            self.result = error.diag.sqlstate
+
+    def wait_until_blocked(self) -> None:
+        self._thread.start()
+        assert self._begun.wait(10)
+        with psycopg.connect(self._database.superuser_dsn, autocommit=True) as connection:
+            while self._thread.is_alive():
+                row = connection.execute("select cardinality(pg_blocking_pids(%s))", (self._pid,)).fetchone()
+                if row and row[0]:
+                    return
+        pytest.fail(f"did not wait, but returned {self.result}")
+
+    def join(self) -> Any:
+        self._thread.join(30)
+        assert not self._thread.is_alive()
+        return self.result
