@@ -62,6 +62,7 @@ class Way:
         how = {
             "function": f"it may execute {self.object}, which runs with its owner's rights",
             "view": f"it may {self.privilege} on the view {self.object}, which works with its owner's rights",
+            "materialized view": f"it may {self.privilege} on {self.object}, a copy of them",
             "membership": f"it is a member of the owner, {self.object}",
         }.get(self.by, f"it may {self.privilege} on {self.object}, {self.by}")
         if self.privilege == "trigger":
@@ -94,6 +95,8 @@ class Way:
             )
         if self.by == "membership":
             return f"revoke {self.object} from {roles}, unless they are meant to be administrators"
+        if self.by == "materialized view":
+            return f"revoke {self.privilege} on {self.object} from {_with_public(self)}"
         if self.by == "view":
             return (
                 f"alter view {self.object} set (security_invoker = true), or revoke {self.privilege} on "

@@ -124,7 +124,8 @@ with recursive queue as (
   -- A view that reads as its owner.
   select case p.privilege when 'select' then 'read' when 'insert' then case v.of_table when 'push_notifications' then 'cause' else 'change' end
                           else 'change' end,
-         v.about, r.name, r.is_service, p.privilege, v.shown, 'view', false, null, null
+         v.about, r.name, r.is_service, p.privilege, v.shown,
+         case v.relkind when 'm' then 'materialized view' else 'view' end, false, null, null
     from views v
     cross join (values ('select'), ('insert'), ('update'), ('delete')) p(privilege)
     join roles r on pg_catalog.has_table_privilege(r.oid, v.oid, p.privilege)
