@@ -269,6 +269,10 @@ begin
     select 'push_listener', 'select, update (part, lowered_at) on push_listener.rate'
       where pg_catalog.to_regclass('push_listener.rate') is not null
     union all
+    -- Made by 0014.
+    select 'push_listener', 'select, insert (system_identifier, database_oid, address, database_name) on push_listener.served'
+      where pg_catalog.to_regclass('push_listener.served') is not null
+    union all
     select 'authenticated', pg_catalog.format('select on public.%I', relation)
       from pg_catalog.unnest(array['push_notifications', 'push_delivery_logs', 'push_devices']) relation
       where not push_listener.adopted(relation)
