@@ -26,6 +26,7 @@ COPIED = "COPIED"
 """The error code of a push that was left to expire in a copy."""
 
 _REASON = "it waited in a database that push-listener had served elsewhere, and was not sent from this copy"
+_EXPIRING_LOCK = 7_308_332_045_000_003
 _BATCH = 5000
 _COUNTED = 10_000
 
@@ -36,7 +37,7 @@ _SUPABASE_REFERENCE = re.compile(r"reference=([a-zA-Z0-9]+)")
 
 _SYSTEM = "select system_identifier::text from pg_catalog.pg_control_system()"
 _DATABASE = """
-select oid, datname, pg_catalog.current_setting('port')
+select oid::bigint, datname, pg_catalog.current_setting('port')
   from pg_catalog.pg_database
   where datname = pg_catalog.current_database()
 """
@@ -55,7 +56,8 @@ select count(*)
   ) waiting
 """
 
-# Rows that another process is expiring are waited for, not skipped: when nothing is left, nothing is left for anybody.
+# Processes that expire rows at the same time take turns, batch by batch: otherwise they lock the same rows in different
+# orders. Locked rows are waited for, not skipped: the caller serves the database once this finds nothing.
 _EXPIRE = """
 with waiting as materialized (
   select id
@@ -63,7 +65,7 @@ with waiting as materialized (
     where next_attempt_at is not null and status in ('pending', 'processing', 'failed')
       and (%(known_too)s or not exists (
         select from push_listener.served
-          where (system_identifier, database_oid, address) = (%(system)s, %(database)s::oid, %(address)s)))
+          where (system_identifier, database_oid, address) = (%(system)s, %(database)s, %(address)s)))
     order by (case priority when 'high' then 0 else 1 end), next_attempt_at
     limit %(batch)s
     for update
@@ -243,6 +245,7 @@ async def expire(conn: Connection, identity: Identity, *, known_too: bool) -> in
     expired = 0
     while True:
         async with conn.transaction():
+            await conn.execute("select pg_catalog.pg_advisory_xact_lock(%s)", (_EXPIRING_LOCK,))
             await conn.execute(BY_INDEX)
             done = await conn.execute(
                 _EXPIRE,

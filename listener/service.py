@@ -380,7 +380,7 @@ class Service:
                 raise ConfigError([str(copy)]) from None
         if self._adoption is not None and (admission.known or admission.first):
             log.warning(
-                "--adopt-copy has nothing to do and should be taken away: it would decide about the next copy unasked",
+                "--adopt-copy has nothing to do: take it away, or it decides about the next copy unasked",
                 adopt_copy=self._adoption,
             )
         elif self._adoption is not None:

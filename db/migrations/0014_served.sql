@@ -3,7 +3,7 @@
 
 create table push_listener.served (
   system_identifier text not null,
-  database_oid oid not null,
+  database_oid bigint not null,
   address text not null,
   database_name text not null,
   first_served_at timestamptz not null default now(),
