@@ -82,7 +82,6 @@ async def test_help_of_run_lists_every_variable() -> None:
         ["migrate", "--down", "0", "--json"],
         ["migrate", "--adopt-copy", "expire", "--status"],
         ["migrate", "--adopt-copy", "keep"],
-        ["run", "--adopt-copy"],
         ["send"],
         ["send", "--title", "t"],
         ["send", "--token", "t"],
