@@ -12,7 +12,7 @@ from dataclasses import asdict
 from datetime import timedelta
 from functools import wraps
 from pathlib import Path
-from typing import Any, ParamSpec
+from typing import Any, ParamSpec, get_args
 from uuid import UUID
 
 import click
@@ -36,9 +36,11 @@ from listener import (
     migrate,
     open_files,
     purge,
+    served,
     stats,
 )
 from listener.config import ConfigError, Settings
+from listener.database import with_keepalive
 from listener.doctor import Level
 from listener.embedded import EmbeddedPostgresError
 from listener.emulator.run import DEFAULT_PORT
@@ -112,9 +114,18 @@ def main() -> None:
     log.silence_drivers()
 
 
+_adopt_copy = click.option(
+    "--adopt-copy",
+    "adoption",
+    type=click.Choice(get_args(served.Adoption)),
+    help="What becomes of pushes that wait in a copy of a database that was served before: they expire, or are sent.",
+)
+
+
 @main.command(epilog=_environment())
+@_adopt_copy
 @_plain_errors
-def run() -> None:
+def run(adoption: served.Adoption | None) -> None:
     """Run the service until SIGTERM or SIGINT.
 
     It is configured by the environment alone; every fault of it is told at once, with exit code 2.
@@ -132,7 +143,7 @@ def run() -> None:
     gc.set_threshold(10_000 + 200 * settings.max_in_flight)
 
     async def serve() -> None:
-        await Service(settings, credentials, project, on_overdue=_leave).run()
+        await Service(settings, credentials, project, on_overdue=_leave, adoption=adoption).run()
 
     try:
         _run(serve())
@@ -213,6 +224,7 @@ def _age(_: click.Context, __: click.Parameter, value: str) -> timedelta:
     help="With --down: drop tables that push-listener made, rows and all, and delete rows that an adopted table "
     "could not hold before.",
 )
+@_adopt_copy
 @click.option("--json", "as_json", is_flag=True, help="With --status: as JSON.")
 @_plain_errors
 def migrate_command(
@@ -224,6 +236,7 @@ def migrate_command(
     share_new_columns: bool,
     send_old: bool,
     discard_data: bool,
+    adoption: served.Adoption | None,
     as_json: bool,
 ) -> None:
     """Create the tables, or adopt the ones that are there. Safe to repeat, and beside a running application.
@@ -233,6 +246,10 @@ def migrate_command(
     """
     if discard_data and down is None:
         raise click.UsageError("--discard-data goes with --down")
+    if as_json and not show:
+        raise click.UsageError("--json goes with --status")
+    if adoption is not None and (show or dry_run or down is not None or project is not None):
+        raise click.UsageError("--adopt-copy does not go with --status, --dry-run, --down or --emit")
     if sum((show, dry_run, down is not None, project is not None)) > 1:
         raise click.UsageError("--status, --dry-run, --down and --emit exclude each other")
     if project is not None:
@@ -241,7 +258,8 @@ def migrate_command(
             click.echo(f"written {path}")
         click.echo(f"{len(written)} files written" if written else "nothing to do: every file is there")
         return
-    dsn = config.load().listen_dsn
+    settings = config.load()
+    dsn = settings.listen_dsn
     expire = None if send_old else patience
     if show:
         _show_status(dsn, expire, as_json=as_json)
@@ -276,6 +294,27 @@ def migrate_command(
         else:
             click.echo("nothing to do: the database is up to date")
         _tell_exposures(migrate.exposures(dsn), everything=False)
+        if adoption is not None:
+            _adopt(settings, adoption)
+
+
+def _adopt(settings: Settings, adoption: served.Adoption) -> None:
+    """Decides about what waits, also in a database that is known: one restored in place has the identity it had."""
+    if adoption == "expire":
+        migrate.refuse_while_in_use(settings.listen_dsn)
+
+    async def work() -> None:
+        conn = await psycopg.AsyncConnection.connect(
+            with_keepalive(settings.listen_dsn), autocommit=True, application_name=migrate.APPLICATION_NAME
+        )
+        async with conn:
+            dsn = settings.database_url.get_secret_value()
+            expired = await served.adopt(conn, dsn, settings.installation, adoption)
+        click.echo(
+            f"{expired:,} waiting pushes have expired" if adoption == "expire" else "what waits is sent"
+        )
+
+    _run(work())
 
 
 def _foretell(dsn: str, expire_older_than: timedelta | None) -> None:

@@ -196,6 +196,11 @@ class Settings(BaseSettings):
     worker_name: str | None = Field(
         None, max_length=200, description="shown in push_listener.workers; default: host name"
     )
+    installation: Annotated[str | None, BeforeValidator(_blank_is_none)] = Field(
+        None,
+        max_length=200,
+        description="name of this installation, by which it knows its database instead of by the address",
+    )
 
     @field_validator("connect_timeout")
     @classmethod

@@ -5,6 +5,9 @@ at a time (an advisory lock); the others wait and then find nothing to do.
 
 A file that begins with ``-- migrate: concurrently`` is run statement by statement, its indexes built
 concurrently. All others are short: they give up their wait for a lock soon, and try again.
+
+A way back that begins with ``-- migrate: loses QUERY`` takes away what cannot be had again: the query returns in words
+what there is of it. Every such query is run before the first step.
 """
 
 from __future__ import annotations
@@ -25,14 +28,18 @@ from psycopg.rows import args_row
 from listener import database_errors, exposure
 from listener.database import TransactionPooler, refuse_transaction_pooler
 from listener.exposure import Way
+from listener.queue import LIVENESS_CLASS, ROLLBACK_LOCK
 
 Connection = psycopg.Connection[tuple[object, ...]]
 
 LOCK_KEY = 7_308_332_045_000_001
 """Advisory lock held while migrating; any other program using the same key would only wait for us."""
 
+APPLICATION_NAME = "push-listener migrate"
+
 _TURN_WAIT_S = 600.0
 _CONCURRENTLY = "-- migrate: concurrently"
+_LOSES = re.compile(r"-- migrate: loses (\S.*)")
 _FILE = re.compile(r"(\d{4})_([a-z0-9_]+)\.sql")
 
 # Statements end with a semicolon, but not with one in a comment, a string or a dollar-quoted body.
@@ -64,6 +71,36 @@ DRIFT = "select finding from push_listener.drift() order by finding"
 _RECORD = "insert into push_listener.migrations (version, name, checksum) values (%s, %s, %s)"
 _FORGET = "delete from push_listener.migrations where version = %s"
 _NO_LEDGER = "drop table push_listener.migrations; drop schema push_listener"
+
+
+# Who is at work on the queue. A worker that listens holds its liveness lock. One that sweeps has nothing but its
+# sessions; through a pooler these may outlive it, and mean nothing when every worker has signed off.
+_IN_USE = """
+select w.id, coalesce(w.name, s.application_name), s.pid
+  from pg_catalog.pg_stat_activity s
+  left join (
+    pg_catalog.pg_locks l
+    join push_listener.workers w on w.id = l.objid::bigint and w.stopped_at is null
+  ) on l.pid = s.pid and l.locktype = 'advisory' and l.classid = %(liveness)s and l.objsubid = 2 and l.granted
+  where s.datname = pg_catalog.current_database() and s.pid <> pg_catalog.pg_backend_pid()
+    and (w.id is not null
+         or s.application_name = 'push-listener' and exists (
+              select from push_listener.workers where stopped_at is null or lost)
+         or s.application_name like 'push-listener %%' and s.application_name <> %(migrate)s)
+  order by w.id, s.pid
+"""
+
+# Rows in the hands of workers that have no liveness lock: they call fetch_pending_pushes, or sweep and have not signed
+# off.
+_LEASED = """
+select count(*), max(p.next_attempt_at)::text
+  from public.push_notifications p
+  where p.status = 'processing' and p.next_attempt_at > now() and p.next_attempt_at < 'infinity'
+    and (p.claimed_by is null and p.delivery_attempts > 0
+         or exists (
+              select from push_listener.workers w
+                where w.id = p.claimed_by and w.stopped_at is null and not w.guarded))
+"""
 
 
 class MigrationError(Exception):
@@ -232,25 +269,77 @@ def rollback(
     """Takes back every applied migration above version ``to`` (0: all), newest first; returns them.
 
     An adopted table becomes what it was. A table that push-listener made is dropped only when it is empty,
-    and rows that an adopted table could not hold before are deleted, only when ``discard_data`` is set;
-    otherwise MigrationError says what is in the way and nothing of that step is changed.
+    and rows that an adopted table could not hold before are deleted, only when ``discard_data`` is set.
+
+    Raises MigrationError, before anything is changed, when data would be lost and when workers live; and between two
+    steps when fetch_pending_pushes has handed out rows meanwhile: then it can be run again.
     """
     known = load() if migrations is None else migrations
-    undone = []
-    with _connect(dsn, warn) as conn, _turn(conn):
+    undone: list[Migration] = []
+    # A worker that begins takes the second lock for a moment: from here on it is seen below, or cannot begin.
+    with _connect(dsn, warn) as conn, _turn(conn), _turn(conn, ROLLBACK_LOCK):
         _set(conn, discard_data="on" if discard_data else "off")
-        for state in reversed(_states(conn, known)):
-            if state.applied_at is not None and state.migration.version > to:
-                migration = state.migration
-                if migration.version == 1:
-                    _run(conn, migration, migration.down, _NO_LEDGER)
-                else:
-                    _run(conn, migration, migration.down, _FORGET, (migration.version,))
-                report(migration)
-                undone.append(migration)
+        applied = [s.migration for s in _states(conn, known) if s.applied_at is not None]
+        steps = [migration for migration in reversed(applied) if migration.version > to]
+        if not discard_data:
+            _refuse_losses(conn, steps)
+        for migration in steps:
+            _refuse_while_in_use(conn)
+            if migration.version == 1:
+                _run(conn, migration, migration.down, _NO_LEDGER)
+            else:
+                _run(conn, migration, migration.down, _FORGET, (migration.version,))
+            report(migration)
+            undone.append(migration)
         if undone:
             conn.execute("notify pgrst, 'reload schema'")
     return undone
+
+
+def refuse_while_in_use(dsn: str) -> None:
+    """Raises MigrationError when a worker lives, or has rows in hand that it may be sending."""
+    with _connect(dsn) as conn:
+        _refuse_while_in_use(conn)
+
+
+def _refuse_while_in_use(conn: Connection) -> None:
+    there = conn.execute(
+        "select to_regclass('push_listener.workers') is not null "
+        "and to_regclass('public.push_notifications') is not null"
+    ).fetchone()
+    if there is None or not there[0]:
+        return
+    users = conn.execute(_IN_USE, {"liveness": LIVENESS_CLASS, "migrate": APPLICATION_NAME}).fetchall()
+    if users:
+        named = "; ".join(
+            f"{name} (pid {pid})" if worker is None else f"worker {worker}, {name} (pid {pid})"
+            for worker, name, pid in users
+        )
+        raise MigrationError(
+            f"push-listener is at work on this database: {named}. Stop it wherever it runs, then run this again. "
+            "A session that has no process any more is a pooler's: select pg_terminate_backend(pid) ends it"
+        )
+    leased = conn.execute(_LEASED).fetchone()
+    if leased is not None and leased[0]:
+        raise MigrationError(
+            f"{leased[0]} pushes are in the hands of a worker, and may be on their way: it took them with "
+            "fetch_pending_pushes, or it sweeps (DOORBELL=sweep) and has not signed off. Stop it, and run this again "
+            f"when the last lease has ended, at {leased[1]}"
+        )
+
+
+def _refuse_losses(conn: Connection, steps: list[Migration]) -> None:
+    losses: list[str] = []
+    for migration in steps:
+        if match := _LOSES.match(migration.down):
+            with _named(migration):
+                losses += [str(row[0]) for row in conn.execute(match[1].encode())]
+    if losses:
+        raise MigrationError(
+            "the way back would lose what cannot be had again, and nothing has been changed:"
+            + "".join(f"\n- {loss}" for loss in reversed(losses))
+            + "\nComplete or save it, then roll back with --discard-data, which deletes it."
+        )
 
 
 def _connect(dsn: str, warn: Callable[[str], None] = lambda _: None) -> Connection:
@@ -262,7 +351,7 @@ def _connect(dsn: str, warn: Callable[[str], None] = lambda _: None) -> Connecti
             "over several steps; set LISTEN_DATABASE_URL to the direct connection or to the pooler in session mode "
             "(port 5432)"
         ) from None
-    conn = psycopg.connect(dsn, autocommit=True, application_name="push-listener migrate", connect_timeout=15)
+    conn = psycopg.connect(dsn, autocommit=True, application_name=APPLICATION_NAME, connect_timeout=15)
     conn.add_notice_handler(lambda notice: warn(notice.message_primary or ""))
     conn.execute("set client_min_messages = warning")
     conn.execute(
@@ -286,7 +375,7 @@ def _interval(age: timedelta | None) -> str:
 
 
 @contextmanager
-def _turn(conn: Connection) -> Iterator[None]:
+def _turn(conn: Connection, key: int = LOCK_KEY) -> Iterator[None]:
     # Tried, not waited for: a session waiting inside pg_advisory_lock() holds a snapshot, and CREATE INDEX
     # CONCURRENTLY in the session that has the lock would wait for that snapshot to go: a deadlock.
     acquire = tenacity.Retrying(
@@ -295,7 +384,7 @@ def _turn(conn: Connection) -> Iterator[None]:
         stop=tenacity.stop_after_delay(_TURN_WAIT_S),
     )
     try:
-        acquire(_try_lock, conn)
+        acquire(_try_lock, conn, key)
     except tenacity.RetryError:
         raise MigrationError(
             f"another push-listener migrate has been at work for {_TURN_WAIT_S:.0f} s; "
@@ -305,11 +394,11 @@ def _turn(conn: Connection) -> Iterator[None]:
         yield
     finally:
         if not conn.closed:
-            conn.execute("select pg_advisory_unlock(%s)", (LOCK_KEY,))
+            conn.execute("select pg_advisory_unlock(%s)", (key,))
 
 
-def _try_lock(conn: Connection) -> bool:
-    row = conn.execute("select pg_try_advisory_lock(%s)", (LOCK_KEY,)).fetchone()
+def _try_lock(conn: Connection, key: int) -> bool:
+    row = conn.execute("select pg_try_advisory_lock(%s)", (key,)).fetchone()
     return row is not None and bool(row[0])
 
 

@@ -30,6 +30,9 @@ LIVENESS_CLASS = 1_886_745_448
 AWAKE = (1_886_745_449, 0)
 """The advisory lock that silences the bell: held, exclusively, by a listener that is awake."""
 
+ROLLBACK_LOCK = 7_308_332_045_000_002
+"""The advisory lock that ``migrate --down`` holds: no worker begins meanwhile."""
+
 # Two conditions appear in several statements and must read as in the index push_notifications_due, or Postgres
 # will not use it: the lane, (case priority when 'high' then 0 else 1 end), and which rows wait at all.
 #
@@ -333,7 +336,11 @@ update push_listener.rate
 
 _SCHEMA_VERSION = "select coalesce(max(version), 0) from push_listener.migrations"
 _DRIFT = "select finding from push_listener.drift() order by finding limit 20"
-_REGISTER = "insert into push_listener.workers (name) values (%s) returning id"
+_REGISTER = """
+insert into push_listener.workers (name)
+  select %s where pg_try_advisory_xact_lock_shared(%s)
+  returning id
+"""
 _SIGN_OFF = "update push_listener.workers set stopped_at = now() where id = %s"
 
 
@@ -635,11 +642,19 @@ async def drift(pool: Pool) -> list[str]:
     return [str(finding) for (finding,) in rows]
 
 
+class RollingBack(Exception):
+    """``push-listener migrate --down`` is at work, and no worker may begin."""
+
+
 async def register(pool: Pool, name: str) -> int:
-    """Makes this process known in ``push_listener.workers``; returns its id, for ``claimed_by``."""
+    """Makes this process known in ``push_listener.workers``; returns its id, for ``claimed_by``.
+
+    Raises RollingBack.
+    """
     async with pool.connection() as conn:
-        row = await (await conn.execute(_REGISTER, (name,))).fetchone()
-    assert row is not None
+        row = await (await conn.execute(_REGISTER, (name, ROLLBACK_LOCK))).fetchone()
+    if row is None:
+        raise RollingBack
     return int(str(row[0]))
 
 

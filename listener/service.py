@@ -16,7 +16,7 @@ import tenacity
 from google.auth.credentials import Credentials
 from psycopg_pool import PoolTimeout
 
-from listener import database_errors, migrate, purge, queue
+from listener import database_errors, migrate, purge, queue, served
 from listener.awake import Awake
 from listener.config import ConfigError, Settings
 from listener.database import STATEMENT_PATIENCE_S, Pool, is_transaction_pooler, make_pool
@@ -78,6 +78,13 @@ class NotMigrated(Exception):
         return "the database has not been migrated to this version: run push-listener migrate"
 
 
+class RollingBack(NotMigrated):
+    """The tables are being taken away at this moment."""
+
+    def __str__(self) -> str:
+        return "push-listener migrate --down is at work on this database: nothing can start on it"
+
+
 def credentials_for(settings: Settings) -> tuple[Credentials, str]:
     """Credentials and project id. Blocks. Raises ConfigError when there are none, or no project is named."""
     try:
@@ -99,6 +106,7 @@ class Service:
         project_id: the Firebase project to send for.
         on_overdue: called when the grace period has been over for some seconds and the run has not ended: a database
             that has gone silent can hold up for long whoever lets go of a connection.
+        adoption: what becomes of the pushes that wait, if the database is a copy of one that was served before.
     """
 
     def __init__(
@@ -107,11 +115,13 @@ class Service:
         credentials: Credentials,
         project_id: str,
         on_overdue: Callable[[], None] = lambda: None,
+        adoption: served.Adoption | None = None,
     ) -> None:
         self._settings = settings
         self._credentials = credentials
         self._project_id = project_id
         self._on_overdue = on_overdue
+        self._adoption = adoption
         self.metrics = Metrics()
         self._schema_version = migrate.load()[-1].version
         self._stop = asyncio.Event()
@@ -136,7 +146,7 @@ class Service:
         """Runs until SIGTERM or SIGINT, or until ``stop``. ``on_ready`` is called once rows are being taken.
 
         Raises NotMigrated, OSError when the port cannot be had, or ConfigError when LISTEN cannot work through
-        the address.
+        the address, or when pushes wait in a database that is a copy.
         """
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -354,15 +364,36 @@ class Service:
                     "privileges have changed: run push-listener migrate, which sets them again",
                     finding=finding,
                 )
+            await self._admit(pool)
             worker = await queue.register(pool, self._settings.worker_name or socket.gethostname())
             rows = Queue(pool, worker_id=worker, lease=self._settings.lease)
             return rows, await rows.lost_lately(), await rows.fleet()
+        except queue.RollingBack:
+            raise RollingBack from None
         except (
             psycopg.errors.UndefinedTable,
             psycopg.errors.UndefinedColumn,
             psycopg.errors.UndefinedFunction,
         ):
             raise NotMigrated from None
+
+    async def _admit(self, pool: Pool) -> None:
+        """Makes sure that this is the database that was served before. Raises ConfigError if it is a copy."""
+        dsn, installation = self._settings.database_url.get_secret_value(), self._settings.installation
+        async with pool.connection() as conn:
+            try:
+                admission = await served.admit(conn, dsn, installation, self._adoption)
+            except served.IsCopy as copy:
+                raise ConfigError([str(copy)]) from None
+        if self._adoption is not None and (admission.known or admission.first):
+            log.warning(
+                "--adopt-copy has nothing to do: take it away, or it decides about the next copy unasked",
+                adopt_copy=self._adoption,
+            )
+        elif self._adoption is not None:
+            log.warning("serving a copy", adopt_copy=self._adoption, expired=admission.expired)
+        elif not (admission.known or admission.first):
+            log.warning("the database is a copy or has another address now; nothing waits in it")
 
 
 @_until_reached

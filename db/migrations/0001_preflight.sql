@@ -654,6 +654,43 @@ begin
 end
 $$;
 
+-- What the way back of a table would lose, in words; nothing if all of it can be had again.
+create function push_listener.losses(p_table text) returns setof text
+  language plpgsql set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_table constant regclass := pg_catalog.format('public.%I', p_table)::regclass;
+  v_count bigint;
+  found record;
+begin
+  if not push_listener.adopted(p_table) then
+    execute pg_catalog.format('select count(*) from (select from %s limit 1) one', v_table) into v_count;
+    if v_count > 0 then
+      return next pg_catalog.format('%I was made by push-listener and holds rows', p_table);
+    end if;
+    return;
+  end if;
+  -- Columns that give_back() cannot fill in.
+  for found in
+    select b.name
+      from push_listener.before b
+      join pg_catalog.pg_attribute a on a.attrelid = v_table and a.attname = b.name
+      join pg_catalog.pg_type t on t.oid = a.atttypid
+      where b.kind = 'required' and b.relation = p_table and t.typcategory not in ('S', 'N', 'D')
+        and (not a.atthasdef or exists (
+          select from push_listener.before d
+            join push_listener.before c on c.kind = 'column' and c.relation = p_table and c.name = d.name
+            where d.kind = 'default' and d.relation = p_table and d.name = b.name))
+      order by a.attnum
+  loop
+    execute pg_catalog.format('select count(*) from %s where %I is null', v_table, found.name) into v_count;
+    if v_count > 0 then
+      return next pg_catalog.format('%I has %s rows without %I, which the application requires', p_table, v_count, found.name);
+    end if;
+  end loop;
+end
+$$;
+
 -- The way back of one table. One that push-listener made goes if it is empty; one that was there becomes what it was.
 -- What the old shape cannot hold is not thrown away, unless "push-listener migrate --down ... --discard-data" says so.
 create function push_listener.give_back(p_table text, p_columns text[]) returns void
@@ -664,16 +701,17 @@ declare
   v_discard constant boolean := pg_catalog.current_setting('push_listener.discard_data', true) is not distinct from 'on';
   v_changes text;
   v_fill text;
-  v_count bigint;
+  v_loss text;
   found record;
 begin
-  if not push_listener.adopted(p_table) then
-    execute pg_catalog.format('select count(*) from (select from %s limit 1) one', v_table) into v_count;
-    if v_count > 0 and not v_discard then
-      raise exception using errcode = 'object_not_in_prerequisite_state',
-        message = pg_catalog.format('%I was made by push-listener and holds rows', p_table),
-        hint = 'This step has changed nothing. Save the rows, then roll back with --discard-data.';
+  if not v_discard then
+    select pg_catalog.string_agg(loss, '; ') into v_loss from push_listener.losses(p_table) loss;
+    if v_loss is not null then
+      raise exception using errcode = 'object_not_in_prerequisite_state', message = v_loss,
+        hint = 'This step has changed nothing. Complete or save those rows, then roll back with --discard-data, which deletes them.';
     end if;
+  end if;
+  if not push_listener.adopted(p_table) then
     execute pg_catalog.format('drop table %s', v_table);
     delete from push_listener.before where relation = p_table;
     return;
@@ -726,13 +764,6 @@ begin
       execute pg_catalog.format('update %s set %I = %s where %2$I is null', v_table, found.name, v_fill);
     elsif v_discard then
       execute pg_catalog.format('delete from %s where %I is null', v_table, found.name);
-    else
-      execute pg_catalog.format('select count(*) from %s where %I is null', v_table, found.name) into v_count;
-      if v_count > 0 then
-        raise exception using errcode = 'object_not_in_prerequisite_state',
-          message = pg_catalog.format('%I has %s rows without %I, which the application requires', p_table, v_count, found.name),
-          hint = 'This step has changed nothing. Complete or save those rows, then roll back with --discard-data, which deletes them.';
-      end if;
     end if;
     execute pg_catalog.format(
       case when found.definition is null then 'alter table %s alter column %I set not null'
@@ -765,4 +796,5 @@ end
 $$;
 
 revoke all on function push_listener.adopted(text), push_listener.tune(text, jsonb),
-  push_listener.give_back(text, text[]), push_listener.adopt(text, text[], text[], jsonb, jsonb, jsonb) from public;
+  push_listener.losses(text), push_listener.give_back(text, text[]),
+  push_listener.adopt(text, text[], text[], jsonb, jsonb, jsonb) from public;

@@ -1,3 +1,4 @@
+-- migrate: loses select * from push_listener.losses('push_notifications')
 -- Takes away what 0002 added. An adopted table keeps its rows and every column it had.
 do $$
 declare

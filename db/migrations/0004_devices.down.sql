@@ -1,3 +1,4 @@
+-- migrate: loses select * from push_listener.losses('push_devices')
 do $$
 begin
   if not exists (select from push_listener.before where kind = 'function' and relation = 'push_disable_token') then

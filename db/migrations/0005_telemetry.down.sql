@@ -1,3 +1,4 @@
+-- migrate: loses select * from push_listener.losses('telemetry_logs')
 drop table push_listener.telemetry_use;
 do $$
 begin

@@ -369,16 +369,21 @@ as $$
       ('table', 'push_listener.workers', 'push_listener', '{insert}', '{name}'),
       ('table', 'push_listener.workers', 'push_listener', '{update}', '{stopped_at,guarded,lost}'),
       ('table', 'push_listener.rate', 'push_listener', '{select}', '{""}'),
-      ('table', 'push_listener.rate', 'push_listener', '{update}', '{part,lowered_at}')
+      ('table', 'push_listener.rate', 'push_listener', '{update}', '{part,lowered_at}'),
+      ('table', 'push_listener.served', 'push_listener', '{select}', '{""}'),
+      ('table', 'push_listener.served', 'push_listener', '{insert}',
+       '{system_identifier,database_oid,address,database_name}')
     union all
     select 'function', a.function, r.role, '{execute}', '{""}'
       from push_listener.api() a, pg_catalog.unnest(a.roles) r(role)
     union all
     -- A user sees its own pushes and what became of them, and its devices.
-    select 'table', 'public.' || t.relation, 'authenticated', '{select}', array(
-             select c from pg_catalog.unnest(push_listener.columns(t.relation)) c
-               where not exists (select from push_listener.before b
-                                   where b.kind = 'column' and b.relation = t.relation and b.name = c))
+    select 'table', 'public.' || t.relation, 'authenticated', '{select}',
+           case when not push_listener.adopted(t.relation) then '{""}'
+                else array(
+                  select c from pg_catalog.unnest(push_listener.columns(t.relation)) c
+                    where not exists (select from push_listener.before b
+                                        where b.kind = 'column' and b.relation = t.relation and b.name = c)) end
       from (values ('push_notifications'), ('push_delivery_logs'), ('push_devices')) t(relation)
       where not push_listener.adopted(t.relation) or push_listener.shows_own_rows(t.relation)
     union all

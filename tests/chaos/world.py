@@ -156,6 +156,7 @@ class World:
             "fcm_endpoint": origin,
             "fcm_service_account_json": orjson.dumps(self.fcm.service_account_at(origin)).decode(),
             "worker_name": name,
+            "installation": "chaos",  # each listener has an address of its own
             "request_timeout": str(REQUEST_TIMEOUT),
             "connect_timeout": str(REQUEST_TIMEOUT / 2),
             "lease": str(LEASE),

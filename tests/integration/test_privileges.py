@@ -186,6 +186,7 @@ def fill(installation: Installation) -> None:
                 "insert into telemetry_logs (type, message, user_id) values ('crash', 'x', %(u)s)", values
             )
             owner.execute("insert into push_listener.workers (name) values ('x')")
+            owner.execute("insert into push_listener.served values ('1', 5, %(u)s, 'postgres')", values)
 
 
 REQUIRED = {
@@ -194,6 +195,12 @@ REQUIRED = {
     "push_devices": {"token": "'new'", "user_id": f"'{OWNER}'"},
     "telemetry_logs": {"type": "'t'", "message": "'m'", "user_id": f"'{OWNER}'"},
     "push_listener.workers": {"name": "'n'"},
+    "push_listener.served": {
+        "system_identifier": "'2'",
+        "database_oid": "5",
+        "address": "'host x'",
+        "database_name": "'postgres'",
+    },
 }
 """What a row needs for the table, or for a policy of the application, to be taken; as far as the table has it."""
 
@@ -793,7 +800,7 @@ def test_the_listeners_role_has_nothing_else(postgres: Server) -> None:
                     worker.execute(forbidden.encode())
     assert {name for (name,) in relations} == {
         "push_notifications", "push_delivery_logs", "push_delivery_logs_id_seq", "push_devices", "push_recipients",
-        "push_listener.migrations", "push_listener.workers", "push_listener.rate",
+        "push_listener.migrations", "push_listener.workers", "push_listener.rate", "push_listener.served",
     }  # fmt: skip
     assert set(definers) == {("push_disable_token(text,text)",), ("push_listener.drift()",)}
 

@@ -99,6 +99,7 @@ def test_everything_can_be_set(monkeypatch: pytest.MonkeyPatch, key: dict[str, s
         "sweep_interval": "14",
         "depth_interval": "15",
         "worker_name": "web.1",
+        "installation": "production",
     }
     found = with_environment(monkeypatch, database_url=DSN, **given_values)
     assert found.fcm_service_account_json == key
@@ -198,6 +199,7 @@ WRONG = {
     "SWEEP_INTERVAL": ["0.5"],
     "DEPTH_INTERVAL": ["0.5"],
     "WORKER_NAME": ["x" * 201],
+    "INSTALLATION": ["x" * 201],
     "RETENTION": ["S3cr3t", "30", "0d", "5m", "999999w"],
 }  # fmt: skip
 
