@@ -1,4 +1,5 @@
--- What holds for every function in public: rights of its owner, an empty search_path, and who may call it.
+-- What holds for every function in public: rights of its owner, a search_path in which only Postgres has
+-- anything, and who may call it.
 begin;
 select plan(10 * 6 + 1);
 
@@ -23,7 +24,8 @@ create temporary view found as
 
 select isnt(oid, null, name || ' has the arguments that PostgREST calls by name') from found order by name;
 select ok(prosecdef, name || ' runs with the rights of its owner') from found order by name;
-select ok('search_path=""' = any (proconfig), name || ' has an empty search_path') from found order by name;
+select ok('search_path=pg_catalog, pg_temp' = any (proconfig), name || ' finds nothing but what is Postgres'' own without a schema')
+  from found order by name;
 select ok(not has_function_privilege('anon', oid, 'execute'), name || ' is not for anon') from found order by name;
 select is(has_function_privilege('authenticated', oid, 'execute'), authenticated,
           name || case when authenticated then ' is' else ' is not' end || ' for authenticated') from found order by name;
