@@ -347,8 +347,6 @@ def _in_transaction(conn: Connection, script: str, ledger: str, values: tuple[ob
             conn.execute(f"set local lock_timeout = {next(timeouts)}".encode())
             conn.execute(script.encode())
             conn.execute(ledger.encode(), values)
-            # For triggers of the application's that are deferred to the commit.
-            conn.execute("set local search_path to default")
 
 
 def statements(script: str) -> list[str]:

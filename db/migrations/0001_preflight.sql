@@ -720,6 +720,7 @@ begin
           hint = 'This step has changed nothing. Complete or save those rows, then roll back with --discard-data, which deletes them.';
       end if;
     end if;
+    set constraints all immediate; -- a table with triggers to come cannot be changed
     set local search_path = pg_catalog, pg_temp;
     execute pg_catalog.format(
       case when found.definition is null then 'alter table %s alter column %I set not null'
@@ -737,6 +738,7 @@ begin
   loop
     if v_discard then
       execute v_path || pg_catalog.format('delete from %s using path where not (%s)', v_table, found.condition);
+      set constraints all immediate;
       set local search_path = pg_catalog, pg_temp;
     end if;
     begin

@@ -14,6 +14,7 @@ begin
       where error_code = 'STALE_AT_ADOPTION' and status = 'expired'
          or status = 'processing' and claimed_by is not null
          or status in ('processing', 'failed') and next_attempt_at is not null and delivery_attempts > 0;
+    set constraints all immediate; -- a table with triggers to come cannot be changed
     set local search_path = pg_catalog, pg_temp;
 
     -- Statuses that the application does not know become the nearest that it does.
@@ -30,6 +31,7 @@ begin
            set status = case status when ''processing'' then ''pending'' when ''delivered'' then ''sent'' else ''failed'' end
            from path
            where status in (''processing'', ''delivered'', ''dead'', ''expired'', ''cancelled'') and not (%s)', old.before);
+      set constraints all immediate;
       set local search_path = pg_catalog, pg_temp;
     end loop;
   end if;
