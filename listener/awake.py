@@ -61,15 +61,18 @@ _MOST_WAIT_S = 30.0
 # notification: they queue for a lock on "database 0".
 _TAKE = """
 with asked as materialized (
-  select pg_try_advisory_lock(%s, %s) as got
+  select pg_catalog.pg_try_advisory_lock(%s, %s) as got
     where %s = 0 or %s <= (
-      select count(*) from pg_locks
-        where locktype = 'object' and (database, classid, objid) = (0, 'pg_database'::regclass, 0) and not granted)
+      select pg_catalog.count(*) from pg_catalog.pg_locks
+        where locktype = 'object' and database = 0::oid and classid = 'pg_catalog.pg_database'::regclass::oid
+          and objid = 0::oid and not granted)
 )
-select coalesce(bool_or(got), false), count(case when got then pg_notify(%s, %s) end) from asked
+select coalesce(pg_catalog.bool_or(got), false),
+    pg_catalog.count(case when got then pg_catalog.pg_notify(%s, %s) end)
+  from asked
 """
-_LET_GO = "select pg_advisory_unlock(%s, %s)"
-_LET_GO_AND_RING = "select pg_advisory_unlock(%s, %s), pg_notify(%s, '')"
+_LET_GO = "select pg_catalog.pg_advisory_unlock(%s, %s)"
+_LET_GO_AND_RING = "select pg_catalog.pg_advisory_unlock(%s, %s), pg_catalog.pg_notify(%s, '')"
 
 
 class Awake:

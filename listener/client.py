@@ -14,6 +14,8 @@ from psycopg import sql
 from psycopg.rows import class_row, tuple_row
 from psycopg.types.json import Jsonb
 
+_TIME = "select pg_catalog.clock_timestamp() + pg_catalog.make_interval(secs => %s)"
+
 
 def enqueue(
     conn: psycopg.Connection[Any],
@@ -69,7 +71,8 @@ def enqueue(
         row = cursor.execute(insert, values).fetchone()
         if row is None:
             row = cursor.execute(
-                "select id from public.push_notifications where idempotency_key = %s", (idempotency_key,)
+                "select id from public.push_notifications where idempotency_key::text = %s",
+                (idempotency_key,),
             ).fetchone()
     assert row is not None
     return UUID(str(row[0]))
@@ -119,6 +122,6 @@ def wait_for(conn: psycopg.Connection[Any], push_id: UUID, seconds: float) -> Pr
 def database_time(conn: psycopg.Connection[Any], *, ahead: float = 0.0) -> datetime:
     """``ahead`` seconds from now by the database's clock, which is what counts for ``send_at`` and ``expires_at``."""
     with conn.cursor(row_factory=tuple_row) as cursor:
-        row = cursor.execute("select clock_timestamp() + make_interval(secs => %s)", (ahead,)).fetchone()
+        row = cursor.execute(_TIME, (ahead,)).fetchone()
     assert row is not None
     return cast(datetime, row[0])

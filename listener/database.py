@@ -32,7 +32,7 @@ _LOOK_PATIENCE_S = 15.0
 # Random, lest the looks go in step with what others do, and the same backend be free each time.
 _BETWEEN_LOOKS_S = 0.01
 
-_BACKEND = "select pg_backend_pid()"
+_BACKEND = "select pg_catalog.pg_backend_pid()"
 
 
 class TransactionPooler(Exception):

@@ -39,19 +39,23 @@ _AWAY = (psycopg.OperationalError, psycopg.InternalError, TimeoutError)
 
 # The same on the server's side, where the lock is held: by default it takes two hours to notice that a host is gone.
 _KEEPALIVE = """
-select set_config('tcp_keepalives_idle', '5', false), set_config('tcp_keepalives_interval', '2', false),
-       set_config('tcp_keepalives_count', '3', false), set_config('tcp_user_timeout', '10000', false)
+select pg_catalog.set_config('tcp_keepalives_idle', '5', false),
+       pg_catalog.set_config('tcp_keepalives_interval', '2', false),
+       pg_catalog.set_config('tcp_keepalives_count', '3', false),
+       pg_catalog.set_config('tcp_user_timeout', '10000', false)
 """
-_LOCK = "select pg_try_advisory_lock(%s, %s)"
+_LOCK = "select pg_catalog.pg_try_advisory_lock(%s, %s)"
 _EVICT = """
-select pg_terminate_backend(pid)
-  from pg_locks
-  where locktype = 'advisory' and classid = %s and objid = %s and objsubid = 2 and granted
-    and database = (select oid from pg_database where datname = current_database())
-    and pid <> pg_backend_pid()
+select pg_catalog.pg_terminate_backend(pid)
+  from pg_catalog.pg_locks
+  where locktype = 'advisory' and classid = %s::oid and objid = %s::oid and objsubid = 2 and granted
+    and database = (select oid from pg_catalog.pg_database where datname = pg_catalog.current_database())
+    and pid <> pg_catalog.pg_backend_pid()
 """
 _GUARDED = "update push_listener.workers set guarded = true, lost = false, stopped_at = null where id = %s"
-_SERVER_AGE = "select extract(epoch from clock_timestamp() - pg_postmaster_start_time())::float8"
+_SERVER_AGE = """
+select extract(epoch from pg_catalog.clock_timestamp() - pg_catalog.pg_postmaster_start_time())::float8
+"""
 
 
 def _cannot_connect(state: tenacity.RetryCallState) -> None:
@@ -200,7 +204,7 @@ class Doorbell:
         """A round trip through LISTEN. Raises TimeoutError when the connection says nothing any more."""
         self._proven = False
         async with asyncio.timeout(_PROOF_TIMEOUT_S):
-            await conn.execute("select pg_notify(%s, '')", (self._own_channel,))
+            await conn.execute("select pg_catalog.pg_notify(%s, '')", (self._own_channel,))
             while not self._proven:
                 async for notify in conn.notifies(timeout=_PROOF_TIMEOUT_S, stop_after=1):
                     self._heard(notify)

@@ -23,16 +23,20 @@ _FILE = """\
 -- It does nothing where `push-listener migrate` has been at work. That is the better way for large tables: here,
 -- writers wait while an index is built.
 do $push_listener$
+declare
+  path constant text := pg_catalog.current_setting('search_path');
 begin
+  -- As `push-listener migrate` has it: nothing that somebody has created in another schema is taken for Postgres' own.
+  set local search_path = pg_catalog, pg_temp;
 {ledger}\
-  if exists (select from push_listener.migrations where version = {version}) then
-    return;
-  end if;
-  perform set_config('lock_timeout', '2s', true), set_config('client_min_messages', 'warning', true);
-  execute $push_listener_{version:04d}$
+  if not exists (select from push_listener.migrations where version = {version}) then
+    perform set_config('lock_timeout', '2s', true), set_config('client_min_messages', 'warning', true);
+    execute $push_listener_{version:04d}$
 {up}$push_listener_{version:04d}$;
-  insert into push_listener.migrations (version, name, checksum)
-    values ({version}, '{name}', '{checksum}');
+    insert into push_listener.migrations (version, name, checksum)
+      values ({version}, '{name}', '{checksum}');
+  end if;
+  perform pg_catalog.set_config('search_path', path, true);
 end
 $push_listener$;
 

@@ -353,6 +353,10 @@ def _connect(dsn: str, warn: Callable[[str], None] = lambda _: None) -> Connecti
         ) from None
     conn = psycopg.connect(dsn, autocommit=True, application_name=APPLICATION_NAME, connect_timeout=15)
     conn.add_notice_handler(lambda notice: warn(notice.message_primary or ""))
+    # Names without a schema are looked up in pg_catalog alone, so that nothing which others have created in public runs
+    # in here. pg_temp is named because types are looked up there first otherwise. The application's triggers run with
+    # the path that the session had: the statements that change its rows give it back to them.
+    conn.execute("set search_path = pg_catalog, pg_temp")
     conn.execute("set client_min_messages = warning")
     conn.execute(
         "set statement_timeout = 0"

@@ -31,12 +31,14 @@ Connection = psycopg.AsyncConnection[tuple[Any, ...]]
 LOCK_KEY = 7_308_332_045_000_003
 """Advisory lock of the one worker that purges."""
 
+# Why names have their schema, and columns a cast: see listener/queue.py.
+#
 # Each condition stands here as in the index that finds the rows (push_notifications_over, ..._given_up): otherwise
 # Postgres would read the whole history. next_attempt_at: where an application ended the row, it may have been left.
-_OVER = """status in ('sent', 'delivered', 'expired', 'cancelled') and updated_at < %(before)s
+_OVER = """status::text in ('sent', 'delivered', 'expired', 'cancelled') and updated_at < %(before)s
       and (next_attempt_at is null or next_attempt_at < %(before)s)"""
-_DEAD = """status in ('dead', 'failed') and updated_at < %(before)s
-      and (next_attempt_at is null or (status = 'dead' and next_attempt_at < %(before)s))"""
+_DEAD = """status::text in ('dead', 'failed') and updated_at < %(before)s
+      and (next_attempt_at is null or (status::text = 'dead' and next_attempt_at < %(before)s))"""
 
 # Ids are compared with an array, so that rows are found one by one through their index, whatever Postgres believes
 # of the size of the table.
@@ -53,7 +55,8 @@ with old as materialized (
 ), logs as (
   delete from public.push_delivery_logs where push_id = any (array(select id from gone)) returning 1
 )
-select (select count(*) from gone), (select count(*) from logs), (select max(updated_at)::text from old)
+select (select pg_catalog.count(*) from gone), (select pg_catalog.count(*) from logs),
+       (select pg_catalog.max(updated_at)::text from old)
 """
 
 # Log rows of pushes that are not there any more. The subselect keeps Postgres from reading all pushes to join them.
@@ -73,32 +76,34 @@ with page as materialized (
     where push_id = any (array(select push_id from orphans)) and created_at < %(before)s
     returning 1
 )
-select (select count(*) from gone), (select push_id from page order by push_id desc limit 1)
+select (select pg_catalog.count(*) from gone), (select push_id from page order by push_id desc limit 1)
 """
 
 _TELEMETRY = """
 delete from public.telemetry_logs
-  where ctid >= format('(%%s,0)', %(block)s::bigint)::tid and ctid < format('(%%s,0)', %(end)s::bigint)::tid
+  where ctid >= pg_catalog.format('(%%s,0)', %(block)s::bigint)::tid
+    and ctid < pg_catalog.format('(%%s,0)', %(end)s::bigint)::tid
     and processed_at < %(before)s
 """
 _TELEMETRY_BLOCKS = """
-select greatest(pg_relation_size('public.telemetry_logs'),
-                (select max(pg_relation_size(relid)) from pg_partition_tree('public.telemetry_logs')))
-       / current_setting('block_size')::integer
+select greatest(pg_catalog.pg_relation_size('public.telemetry_logs'),
+                (select pg_catalog.max(pg_catalog.pg_relation_size(relid))
+                   from pg_catalog.pg_partition_tree('public.telemetry_logs')))
+       / pg_catalog.current_setting('block_size')::integer
 """
 _BLOCKS = 500
 
-_COUNT_PUSHES: LiteralString = "select count(*) from public.push_notifications where {old}"
+_COUNT_PUSHES: LiteralString = "select pg_catalog.count(*) from public.push_notifications where {old}"
 _COUNT_LOGS: LiteralString = """
-select count(*) from public.push_delivery_logs
+select pg_catalog.count(*) from public.push_delivery_logs
   where push_id in (select id from public.push_notifications where {old})
 """
 _COUNT_ORPHANS = """
-select count(*) from public.push_delivery_logs l
+select pg_catalog.count(*) from public.push_delivery_logs l
   where l.created_at < %(before)s and l.push_id is not null
     and not exists (select from public.push_notifications p where p.id = l.push_id)
 """
-_COUNT_TELEMETRY = "select count(*) from public.telemetry_logs where processed_at < %(before)s"
+_COUNT_TELEMETRY = "select pg_catalog.count(*) from public.telemetry_logs where processed_at < %(before)s"
 
 INTERVAL = 3600.0
 """Seconds, about, from one purge by the service to the next."""
@@ -143,7 +148,7 @@ async def connect(dsn: str) -> Connection:
 
 async def moment(conn: Connection, age: timedelta) -> str:
     """The moment so long ago, by the database's clock and as it writes it: what has not changed since is old."""
-    return str((await _row(conn, "select (now() - %(age)s)::text", age=age))[0])
+    return str((await _row(conn, "select (pg_catalog.now() - %(age)s)::text", age=age))[0])
 
 
 async def count(conn: Connection, before: str, *, dead: bool, telemetry: bool) -> Purged:
@@ -231,7 +236,7 @@ async def keep(dsn: str, age: timedelta, metrics: Metrics) -> None:
         await asyncio.sleep(wait * INTERVAL)
         try:
             async with await connect(dsn) as conn:
-                while (await _row(conn, "select pg_try_advisory_lock(%(key)s)", key=LOCK_KEY))[0]:
+                while (await _row(conn, "select pg_catalog.pg_try_advisory_lock(%(key)s)", key=LOCK_KEY))[0]:
                     await _once(conn, age, metrics)
                     await asyncio.sleep(_rng.uniform(0.8, 1.2) * INTERVAL)
         except Exception as error:

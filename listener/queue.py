@@ -33,8 +33,24 @@ AWAKE = (1_886_745_449, 0)
 ROLLBACK_LOCK = 7_308_332_045_000_002
 """The advisory lock that ``migrate --down`` holds: no worker begins meanwhile."""
 
+# These statements run in sessions whose search_path the application decides about: its triggers on the queue fire in
+# them, and may need it; and behind a pooler in transaction mode the sessions are not ours to set. So whoever may create
+# functions, operators or types in a schema of that path, as in public, must find nothing here that looks for a name
+# there. Postgres prefers what fits the types of the arguments exactly, in whatever schema, to what needs a cast:
+#
+# - Functions and relations are named with their schema. (What only looks like a function, coalesce or extract or an
+#   unnest of several arrays, is syntax.)
+# - Operators have operands for which pg_catalog has exactly that operator, and pg_catalog comes first where several fit
+#   equally. A column that an adopted table may have as varchar is cast to text; so is a key of ->>, for an untyped
+#   literal is first taken for the type of the other operand. The integer types, and a timestamp and an interval, have
+#   their operators for each other, a date and a smallint, or an oid and an integer, have not.
+# - Types need no schema: pg_catalog comes before all but pg_temp, and in a session's pg_temp only those who have the
+#   rights of that session can create anything.
+#
+# tests/integration/test_attacks.py has Postgres resolve every statement among such names.
+#
 # Two conditions appear in several statements and must read as in the index push_notifications_due, or Postgres
-# will not use it: the lane, (case priority when 'high' then 0 else 1 end), and which rows wait at all.
+# will not use it: the lane, (case priority::text when 'high' then 0 else 1 end), and which rows wait at all.
 #
 # Times leave Postgres as seconds, subtracted as numbers: before version 17 it cannot subtract 'infinity'.
 
@@ -42,8 +58,8 @@ _CLAIM = """
 with high as materialized (
   select id, next_attempt_at as due_at, 0 as lane
     from public.push_notifications
-    where (case priority when 'high' then 0 else 1 end) = 0 and next_attempt_at <= now()
-      and next_attempt_at is not null and status in ('pending', 'processing', 'failed')
+    where (case priority::text when 'high' then 0 else 1 end) = 0 and next_attempt_at <= pg_catalog.now()
+      and next_attempt_at is not null and status::text in ('pending', 'processing', 'failed')
       and id <> all(%(avoided)s::uuid[])
     order by next_attempt_at
     limit %(most)s
@@ -51,25 +67,25 @@ with high as materialized (
 ), normal as materialized (
   select id, next_attempt_at as due_at, 1 as lane
     from public.push_notifications
-    where (case priority when 'high' then 0 else 1 end) = 1 and next_attempt_at <= now()
-      and next_attempt_at is not null and status in ('pending', 'processing', 'failed')
+    where (case priority::text when 'high' then 0 else 1 end) = 1 and next_attempt_at <= pg_catalog.now()
+      and next_attempt_at is not null and status::text in ('pending', 'processing', 'failed')
       and id <> all(%(avoided)s::uuid[])
     order by next_attempt_at
-    limit least(%(normal)s, %(most)s - (select count(*) from high))
+    limit least(%(normal)s::bigint, %(most)s::bigint - (select pg_catalog.count(*) from high))
     for update skip locked
 ), due as (
   select * from high union all select * from normal
 ), claimed as (
   update public.push_notifications p
     set status = 'processing',
-        next_attempt_at = now() + make_interval(secs => %(lease)s),
+        next_attempt_at = pg_catalog.now() + pg_catalog.make_interval(secs => %(lease)s),
         claimed_by = %(worker)s,
         -- In an adopted table the two counters may be NULL.
         delivery_attempts = coalesce(p.delivery_attempts, 0) + 1,
         -- Still in somebody's name: the worker died, or its lease ran out.
-        lost_claims = coalesce(p.lost_claims, 0) + (p.status = 'processing')::integer,
-        last_retry_at = case when p.retry_count > 0 then now() else p.last_retry_at end,
-        updated_at = now()
+        lost_claims = coalesce(p.lost_claims, 0) + (p.status::text = 'processing')::integer,
+        last_retry_at = case when p.retry_count > 0 then pg_catalog.now() else p.last_retry_at end,
+        updated_at = pg_catalog.now()
     from due
     where p.id = due.id
     returning p.id, p.delivery_attempts, coalesce(p.retry_count, 0) as retry_count, p.lost_claims,
@@ -77,18 +93,19 @@ with high as materialized (
       p.title, p.body, p.data, p.channel, p.priority, p.image, p.options, p.collapse_key, p.expires_at,
       greatest(due.due_at, p.created_at) as due_at, due.lane,
       -- octet_length() of a text does not fetch it; a jsonb is measured as text only when it may be large.
-      array_remove(array[
-        case when octet_length(p.device_token) > 32768 then 'device_token' end,
-        case when octet_length(p.topic) > 32768 then 'topic' end,
-        case when octet_length(p.condition) > 32768 then 'condition' end,
-        case when octet_length(p.title) > 32768 then 'title' end,
-        case when octet_length(p.body) > 32768 then 'body' end,
-        case when octet_length(p.channel) > 32768 then 'channel' end,
-        case when octet_length(p.priority) > 32768 then 'priority' end,
-        case when octet_length(p.image) > 32768 then 'image' end,
-        case when octet_length(p.collapse_key) > 32768 then 'collapse_key' end,
-        case when pg_column_size(p.data) > 1000 and octet_length(p.data::text) > 32768 then 'data' end,
-        case when pg_column_size(p.options) > 1000 and octet_length(p.options::text) > 32768
+      pg_catalog.array_remove(array[
+        case when pg_catalog.octet_length(p.device_token::text) > 32768 then 'device_token' end,
+        case when pg_catalog.octet_length(p.topic::text) > 32768 then 'topic' end,
+        case when pg_catalog.octet_length(p.condition::text) > 32768 then 'condition' end,
+        case when pg_catalog.octet_length(p.title::text) > 32768 then 'title' end,
+        case when pg_catalog.octet_length(p.body::text) > 32768 then 'body' end,
+        case when pg_catalog.octet_length(p.channel::text) > 32768 then 'channel' end,
+        case when pg_catalog.octet_length(p.priority::text) > 32768 then 'priority' end,
+        case when pg_catalog.octet_length(p.image::text) > 32768 then 'image' end,
+        case when pg_catalog.octet_length(p.collapse_key::text) > 32768 then 'collapse_key' end,
+        case when pg_catalog.pg_column_size(p.data) > 1000 and pg_catalog.octet_length(p.data::text) > 32768
+             then 'data' end,
+        case when pg_catalog.pg_column_size(p.options) > 1000 and pg_catalog.octet_length(p.options::text) > 32768
              then 'options' end
       ], null) as oversized
 )
@@ -108,30 +125,30 @@ select c.id, c.delivery_attempts, c.retry_count, c.lost_claims,
     case when o.fits then c.options::text end,
     case when o.fits then c.collapse_key end,
     nullif(extract(epoch from c.expires_at)::float8, 'infinity'),
-    nullif(extract(epoch from c.expires_at)::float8, 'infinity') - extract(epoch from now())::float8,
-    extract(epoch from now())::float8 - extract(epoch from c.due_at)::float8,
-    case when not o.fits then array_to_string(c.oversized, ', ') end
+    nullif(extract(epoch from c.expires_at)::float8, 'infinity') - extract(epoch from pg_catalog.now())::float8,
+    extract(epoch from pg_catalog.now())::float8 - extract(epoch from c.due_at)::float8,
+    case when not o.fits then pg_catalog.array_to_string(c.oversized, ', ') end
   from claimed c
   cross join lateral (
-    select cardinality(c.oversized) = 0 as fits,
+    select pg_catalog.cardinality(c.oversized) = 0 as fits,
            c.device_token is null and c.topic is null and c.condition is null
              and c.user_id is not null as to_user
   ) o
   left join lateral (
     -- Devices that accepted this push in an earlier attempt, or that FCM called dead, do not get it again.
-    select json_agg(json_build_array(r.token, r.platform))::text as recipients
+    select pg_catalog.json_agg(pg_catalog.json_build_array(r.token, r.platform))::text as recipients
       from public.push_recipients r
       where o.to_user and r.user_id = c.user_id
         and (c.delivery_attempts = 1 or not exists (
           select from public.push_delivery_logs l
-            where l.push_id = c.id and l.device_token = r.token
-              and (l.status = 'sent' or l.details ->> 'outcome' = 'drop_target')))
+            where l.push_id = c.id and l.device_token::text = r.token::text
+              and (l.status::text = 'sent' or l.details ->> 'outcome'::text = 'drop_target')))
   ) r on o.to_user
   left join lateral (
     -- Here, and not as the condition of the join: that is looked at when the log has been read already.
-    select count(*)::integer as accepted_before
+    select pg_catalog.count(*)::integer as accepted_before
       from public.push_delivery_logs l
-      where o.to_user and c.delivery_attempts > 1 and l.push_id = c.id and l.status = 'sent'
+      where o.to_user and c.delivery_attempts > 1 and l.push_id = c.id and l.status::text = 'sent'
   ) a on true
   order by c.lane, c.due_at
 """
@@ -140,10 +157,10 @@ select c.id, c.delivery_attempts, c.retry_count, c.lost_claims,
 _FIRST = """
 select id
   from public.push_notifications
-  where next_attempt_at <= now()
-    and next_attempt_at is not null and status in ('pending', 'processing', 'failed')
+  where next_attempt_at <= pg_catalog.now()
+    and next_attempt_at is not null and status::text in ('pending', 'processing', 'failed')
     and id <> all(%(avoided)s::uuid[])
-  order by (case priority when 'high' then 0 else 1 end), next_attempt_at
+  order by (case priority::text when 'high' then 0 else 1 end), next_attempt_at
   limit 1
   for update skip locked
 """
@@ -160,7 +177,7 @@ select id
 _SETTLE = """
 with result as materialized (
   select r.*, %(worker)s::integer as worker, 'processing' as held
-    from (select set_config('lock_timeout', '200ms', true)) as patience,
+    from (select pg_catalog.set_config('lock_timeout', '200ms', true)) as patience,
       unnest(%(ids)b::uuid[], %(attempts)b::integer[], %(statuses)b::text[], %(delays)b::float8[],
              %(tries)b::boolean[], %(codes)b::text[], %(reasons)b::text[], %(message_ids)b::text[])
         as r(id, attempt, status, delay, uses_try, code, reason, message_id)
@@ -169,15 +186,15 @@ with result as materialized (
     -- A receipt may have come before FCM's answer was written down.
     set status = case when r.status = 'sent' and p.delivered_at is not null then 'delivered'
                       else r.status end,
-        next_attempt_at = now() + make_interval(secs => r.delay),
+        next_attempt_at = pg_catalog.now() + pg_catalog.make_interval(secs => r.delay),
         retry_count = coalesce(p.retry_count, 0) + r.uses_try::integer,
         error_code = r.code,
         last_error = r.reason,
         fcm_message_id = coalesce(r.message_id, p.fcm_message_id),
-        sent_at = case when r.status = 'sent' then now() else p.sent_at end,
-        updated_at = now()
+        sent_at = case when r.status = 'sent' then pg_catalog.now() else p.sent_at end,
+        updated_at = pg_catalog.now()
     from result r
-    where p.id = r.id and p.claimed_by = r.worker and p.delivery_attempts = r.attempt and p.status = r.held
+    where p.id = r.id and p.claimed_by = r.worker and p.delivery_attempts = r.attempt and p.status::text = r.held
     returning p.id
 ), logged as (
   insert into public.push_delivery_logs (push_id, device_token, status, details)
@@ -187,10 +204,10 @@ with result as materialized (
     -- Row by row: by now it may have been claimed again, by whomever.
     where not %(again)s or not exists (
       select from public.push_delivery_logs o
-        where o.push_id = l.push_id and o.device_token is not distinct from l.token
-          and o.details ->> 'attempt' = l.details::jsonb ->> 'attempt')
+        where o.push_id = l.push_id and o.device_token::text is not distinct from l.token
+          and o.details ->> 'attempt'::text = l.details::jsonb ->> 'attempt'::text)
 )
-select count(*) from settled
+select pg_catalog.count(*) from settled
 """
 
 # Whoever is not free is locked; who is not there, is not.
@@ -206,9 +223,9 @@ select id from public.push_notifications where id = any(%(ids)s::uuid[]) and id 
 # the index leads past all that is due already, however much that is.
 _RELEASE = """
 update public.push_notifications
-  set status = 'pending', next_attempt_at = now(), updated_at = now()
-  where (case priority when 'high' then 0 else 1 end) in (0, 1) and next_attempt_at > now()
-    and status = 'processing' and claimed_by = %(worker)s and id <> all(%(held)s::uuid[])
+  set status = 'pending', next_attempt_at = pg_catalog.now(), updated_at = pg_catalog.now()
+  where (case priority::text when 'high' then 0 else 1 end) in (0, 1) and next_attempt_at > pg_catalog.now()
+    and status::text = 'processing' and claimed_by = %(worker)s and id <> all(%(held)s::uuid[])
 """
 
 _DISABLE = """
@@ -219,37 +236,39 @@ select public.push_disable_token(token, code)
 _EARLIEST = """
 select extract(epoch from least(
     (select next_attempt_at from public.push_notifications
-       where (case priority when 'high' then 0 else 1 end) = 0
-         and next_attempt_at is not null and status in ('pending', 'processing', 'failed')
+       where (case priority::text when 'high' then 0 else 1 end) = 0
+         and next_attempt_at is not null and status::text in ('pending', 'processing', 'failed')
          and id <> all(%(avoided)s::uuid[])
        order by next_attempt_at limit 1),
     (select next_attempt_at from public.push_notifications
-       where (case priority when 'high' then 0 else 1 end) = 1
-         and next_attempt_at is not null and status in ('pending', 'processing', 'failed')
+       where (case priority::text when 'high' then 0 else 1 end) = 1
+         and next_attempt_at is not null and status::text in ('pending', 'processing', 'failed')
          and id <> all(%(avoided)s::uuid[])
        order by next_attempt_at limit 1)
-  ))::float8 - extract(epoch from clock_timestamp())::float8
+  ))::float8 - extract(epoch from pg_catalog.clock_timestamp())::float8
 """
 
 # What Postgres knows of the table may be from a time when all of it waited. It would then rather read all of it.
 BY_INDEX = "set local enable_seqscan = off"
 
 _DEPTH = """
-select status, count(*), count(*) filter (where next_attempt_at <= now()),
+select status, pg_catalog.count(*), pg_catalog.count(*) filter (where next_attempt_at <= pg_catalog.now()),
     -- A row scheduled for a time before its own insertion has waited since the latter.
-    extract(epoch from now())::float8
-      - extract(epoch from min(greatest(next_attempt_at, created_at)) filter (where next_attempt_at <= now()))::float8
+    extract(epoch from pg_catalog.now())::float8
+      - extract(epoch from pg_catalog.min(greatest(next_attempt_at, created_at))
+                           filter (where next_attempt_at <= pg_catalog.now()))::float8
   from public.push_notifications
-  where next_attempt_at is not null and status in ('pending', 'processing', 'failed')
+  where next_attempt_at is not null and status::text in ('pending', 'processing', 'failed')
   group by status
 """
 
 # Workers whose liveness lock can mean something, and whether it is held.
 _PEERS = """
 select w.id, exists (
-    select from pg_locks l
-      where l.locktype = 'advisory' and l.classid = %(class)s and l.objid = w.id and l.objsubid = 2 and l.granted
-        and l.database = (select oid from pg_database where datname = current_database()))
+    select from pg_catalog.pg_locks l
+      where l.locktype = 'advisory' and l.classid = %(class)s::oid and l.objid = w.id::oid
+        and l.objsubid = 2 and l.granted
+        and l.database = (select oid from pg_catalog.pg_database where datname = pg_catalog.current_database()))
   from push_listener.workers w
   where w.stopped_at is null and w.guarded and w.id <> %(worker)s
 """
@@ -259,15 +278,15 @@ select w.id, exists (
 _PEERS_HOLD = """
 select exists (
   (select from public.push_notifications
-     where (case priority when 'high' then 0 else 1 end) = 0 and next_attempt_at > now()
-       and next_attempt_at <= now() + make_interval(secs => %(lease)s)
-       and status = 'processing' and claimed_by <> %(worker)s
+     where (case priority::text when 'high' then 0 else 1 end) = 0 and next_attempt_at > pg_catalog.now()
+       and next_attempt_at <= pg_catalog.now() + pg_catalog.make_interval(secs => %(lease)s)
+       and status::text = 'processing' and claimed_by <> %(worker)s
      order by next_attempt_at desc limit 1)
   union all
   (select from public.push_notifications
-     where (case priority when 'high' then 0 else 1 end) = 1 and next_attempt_at > now()
-       and next_attempt_at <= now() + make_interval(secs => %(lease)s)
-       and status = 'processing' and claimed_by <> %(worker)s
+     where (case priority::text when 'high' then 0 else 1 end) = 1 and next_attempt_at > pg_catalog.now()
+       and next_attempt_at <= pg_catalog.now() + pg_catalog.make_interval(secs => %(lease)s)
+       and status::text = 'processing' and claimed_by <> %(worker)s
      order by next_attempt_at desc limit 1))
 """
 
@@ -277,48 +296,50 @@ with dead as materialized (
   select w.id
     from push_listener.workers w
     where w.id = any(%(suspects)s::integer[]) and w.guarded and w.stopped_at is null
-      and pg_try_advisory_xact_lock(%(class)s, w.id)
+      and pg_catalog.pg_try_advisory_xact_lock(%(class)s, w.id)
 ), buried as (
-  update push_listener.workers w set stopped_at = now(), lost = true from dead where w.id = dead.id
+  update push_listener.workers w set stopped_at = pg_catalog.now(), lost = true from dead where w.id = dead.id
 ), rescued as (
   -- To the front of the queue: what a worker may have died of is soon tried again, with little beside it.
   update public.push_notifications p
-    set status = 'pending', next_attempt_at = least(p.created_at, now()), lost_claims = coalesce(p.lost_claims, 0) + 1,
-        updated_at = now()
+    set status = 'pending', next_attempt_at = least(p.created_at, pg_catalog.now()),
+        lost_claims = coalesce(p.lost_claims, 0) + 1, updated_at = pg_catalog.now()
     from dead
-    where p.claimed_by = dead.id and p.status = 'processing'
+    where p.claimed_by = dead.id and p.status::text = 'processing'
       -- As above; where the lease has ended they can be claimed already.
-      and (case p.priority when 'high' then 0 else 1 end) in (0, 1) and p.next_attempt_at > now()
+      and (case p.priority::text when 'high' then 0 else 1 end) in (0, 1) and p.next_attempt_at > pg_catalog.now()
     returning p.id
 )
-select coalesce((select array_agg(id) from dead), '{}'), (select count(*) from rescued)
+select coalesce((select pg_catalog.array_agg(id) from dead), '{}'), (select pg_catalog.count(*) from rescued)
 """
 
 _SILENCED = """
 select exists (
-  select from pg_locks
-    where locktype = 'advisory' and (classid, objid, objsubid) = (%s, %s, 2) and mode = 'ExclusiveLock' and granted
-      and database = (select oid from pg_database where datname = current_database()))
+  select from pg_catalog.pg_locks
+    where locktype = 'advisory' and (classid, objid, objsubid) = (%s::oid, %s::oid, 2)
+      and mode = 'ExclusiveLock' and granted
+      and database = (select oid from pg_catalog.pg_database where datname = pg_catalog.current_database()))
 """
 
 # Who has written a row holds this lock until after that row can be seen, or never will be; a prepared transaction too.
 _WRITERS = """
 select distinct virtualtransaction
-  from pg_locks
-  where locktype = 'relation' and relation = 'public.push_notifications'::regclass and mode = 'RowExclusiveLock'
-    and database = (select oid from pg_database where datname = current_database())
+  from pg_catalog.pg_locks
+  where locktype = 'relation' and relation = 'public.push_notifications'::regclass::oid and mode = 'RowExclusiveLock'
+    and database = (select oid from pg_catalog.pg_database where datname = pg_catalog.current_database())
 """
 
 _LOST_LATELY = """
-select count(*) from push_listener.workers where lost and stopped_at > now() - interval '1 hour'
+select pg_catalog.count(*) from push_listener.workers where lost and stopped_at > pg_catalog.now() - interval '1 hour'
 """
 
 # How much of FCM's quota all may use, for how many seconds that has been so, and how many other workers live.
 _FLEET = """
-select r.part, extract(epoch from clock_timestamp() - r.lowered_at)::float8, (
-    select count(*) from pg_locks l
-      where l.locktype = 'advisory' and l.classid = %(class)s and l.objid <> %(worker)s and l.objsubid = 2 and l.granted
-        and l.database = (select oid from pg_database where datname = current_database()))
+select r.part, extract(epoch from pg_catalog.clock_timestamp() - r.lowered_at)::float8, (
+    select pg_catalog.count(*) from pg_catalog.pg_locks l
+      where l.locktype = 'advisory' and l.classid = %(class)s::oid and l.objid <> %(worker)s::oid
+        and l.objsubid = 2 and l.granted
+        and l.database = (select oid from pg_catalog.pg_database where datname = pg_catalog.current_database()))
   from (select 1) one
   left join push_listener.rate r on true
 """
@@ -327,21 +348,23 @@ select r.part, extract(epoch from clock_timestamp() - r.lowered_at)::float8, (
 # to come is from before the clock was put back, and counts for nothing.
 _LOWER = """
 update push_listener.rate
-  set part = case when lowered_at > clock_timestamp() then %(part)s
-                  else least(%(part)s, part + extract(epoch from clock_timestamp() - lowered_at)::float8 / %(recovery)s)
-             end,
-      lowered_at = clock_timestamp()
-  where lowered_at not between clock_timestamp() - interval '1 second' and clock_timestamp()
+  set part = case when lowered_at > pg_catalog.clock_timestamp() then %(part)s::float8
+                  else least(%(part)s::float8,
+                             part + extract(epoch from pg_catalog.clock_timestamp() - lowered_at)::float8
+                                    / %(recovery)s::float8) end,
+      lowered_at = pg_catalog.clock_timestamp()
+  where lowered_at not between pg_catalog.clock_timestamp() - interval '1 second'
+                           and pg_catalog.clock_timestamp()
 """
 
-_SCHEMA_VERSION = "select coalesce(max(version), 0) from push_listener.migrations"
+_SCHEMA_VERSION = "select coalesce(pg_catalog.max(version), 0) from push_listener.migrations"
 _DRIFT = "select finding from push_listener.drift() order by finding limit 20"
 _REGISTER = """
 insert into push_listener.workers (name)
-  select %s where pg_try_advisory_xact_lock_shared(%s)
+  select %s::text where pg_catalog.pg_try_advisory_xact_lock_shared(%s::bigint)
   returning id
 """
-_SIGN_OFF = "update push_listener.workers set stopped_at = now() where id = %s"
+_SIGN_OFF = "update push_listener.workers set stopped_at = pg_catalog.now() where id = %s"
 
 
 _AVOIDED_S = 600.0

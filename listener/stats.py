@@ -10,24 +10,33 @@ from psycopg.rows import dict_row
 
 from listener.queue import BY_INDEX
 
+# Why names have their schema, and columns a cast: see listener/queue.py.
 _WAITING = """
-select status, count(*) as pushes,
-    extract(epoch from now())::float8
-      - extract(epoch from min(greatest(next_attempt_at, created_at))
-                           filter (where next_attempt_at <= now()))::float8 as oldest_due
+select status, pg_catalog.count(*) as pushes,
+    extract(epoch from pg_catalog.now())::float8
+      - extract(epoch from pg_catalog.min(greatest(next_attempt_at, created_at))
+                           filter (where next_attempt_at <= pg_catalog.now()))::float8 as oldest_due
   from public.push_notifications
-  where next_attempt_at is not null and status in ('pending', 'processing', 'failed')
+  where next_attempt_at is not null and status::text in ('pending', 'processing', 'failed')
   group by status
 """
 
 _ENDED = """
-select error_code, sum(sent)::bigint as sent, sum(delivered)::bigint as delivered, sum(dead)::bigint as dead,
-    sum(expired)::bigint as expired, sum(cancelled)::bigint as cancelled, sum(opened)::bigint as opened,
-    sum(clicked)::bigint as clicked, sum(retries)::bigint as retries,
-    sum(accepted_timed)::bigint as accepted_timed, sum(accepted_seconds)::float8 as accepted_seconds,
-    sum(delivered_timed)::bigint as delivered_timed, sum(delivered_seconds)::float8 as delivered_seconds
+select error_code, pg_catalog.sum(sent)::bigint as sent,
+    pg_catalog.sum(delivered)::bigint as delivered,
+    pg_catalog.sum(dead)::bigint as dead,
+    pg_catalog.sum(expired)::bigint as expired,
+    pg_catalog.sum(cancelled)::bigint as cancelled,
+    pg_catalog.sum(opened)::bigint as opened,
+    pg_catalog.sum(clicked)::bigint as clicked,
+    pg_catalog.sum(retries)::bigint as retries,
+    pg_catalog.sum(accepted_timed)::bigint as accepted_timed,
+    pg_catalog.sum(accepted_seconds)::float8 as accepted_seconds,
+    pg_catalog.sum(delivered_timed)::bigint as delivered_timed,
+    pg_catalog.sum(delivered_seconds)::float8 as delivered_seconds
   from push_listener.daily_counts
-  where day > (now() at time zone 'UTC')::date - %(days)s and day <= (now() at time zone 'UTC')::date
+  where day > (pg_catalog.now() at time zone 'UTC')::date - %(days)s::integer
+    and day <= (pg_catalog.now() at time zone 'UTC')::date
   group by error_code
 """
 

@@ -378,10 +378,14 @@ begin
         cross join jsonb_array_elements(writes) as written
         where relation = found.relname
     loop
+      -- A function of the application's in a CHECK has the search_path of its sessions; the names in the CHECK, as it is
+      -- written here, are read with the search_path of this one.
       execute format(
-        'select %1$s
-           from jsonb_populate_record(coalesce((select t from public.%2$I t limit 1), null::public.%2$I), $1) as %2$I',
+        'with path as materialized (select set_config(''search_path'', null, true) as of_the_application)
+         select %1$s
+           from path, jsonb_populate_record(coalesce((select t from public.%2$I t limit 1), null::public.%2$I), $1) as %2$I',
         found.condition, found.relname) into allowed using probe;
+      set local search_path = pg_catalog, pg_temp;
       if not allowed then
         refused := refused || coalesce(probe ->> 'status', probe ->> 'platform', 'disabled');
       end if;
@@ -693,12 +697,15 @@ $$;
 
 -- The way back of one table. One that push-listener made goes if it is empty; one that was there becomes what it was.
 -- What the old shape cannot hold is not thrown away, unless "push-listener migrate --down ... --discard-data" says so.
+-- Triggers of the application's on rows that are changed or deleted run with the search_path of its own sessions.
 create function push_listener.give_back(p_table text, p_columns text[]) returns void
   language plpgsql set search_path = pg_catalog, pg_temp
 as $$
 declare
   v_table constant regclass := pg_catalog.format('public.%I', p_table)::regclass;
   v_discard constant boolean := pg_catalog.current_setting('push_listener.discard_data', true) is not distinct from 'on';
+  v_path constant text :=
+    'with path as materialized (select set_config(''search_path'', null, true) as of_the_application) ';
   v_changes text;
   v_fill text;
   v_loss text;
@@ -761,10 +768,13 @@ begin
   loop
     v_fill := coalesce(found.value, case found.typcategory when 'S' then '''''' when 'N' then '0' when 'D' then 'now()' end);
     if v_fill is not null then
-      execute pg_catalog.format('update %s set %I = %s where %2$I is null', v_table, found.name, v_fill);
+      execute v_path || pg_catalog.format('update %s t set %I = %s from path where t.%2$I is null',
+                                          v_table, found.name, v_fill);
     elsif v_discard then
-      execute pg_catalog.format('delete from %s where %I is null', v_table, found.name);
+      execute v_path || pg_catalog.format('delete from %s t using path where t.%I is null', v_table, found.name);
     end if;
+    set constraints all immediate; -- a table with triggers to come cannot be changed
+    set local search_path = pg_catalog, pg_temp;
     execute pg_catalog.format(
       case when found.definition is null then 'alter table %s alter column %I set not null'
            else 'alter table %s add constraint %3$I not null %2$I' end, v_table, found.name, found.definition);
@@ -780,7 +790,9 @@ begin
       where b.kind = 'check' and b.relation = p_table
   loop
     if v_discard then
-      execute pg_catalog.format('delete from %s where not (%s)', v_table, found.condition);
+      execute v_path || pg_catalog.format('delete from %s using path where not (%s)', v_table, found.condition);
+      set constraints all immediate;
+      set local search_path = pg_catalog, pg_temp;
     end if;
     begin
       execute pg_catalog.format('alter table %s add constraint %I %s', v_table, found.name, found.definition);

@@ -6,11 +6,17 @@ declare
 begin
   if push_listener.adopted('push_notifications') then
     -- What is not over goes back to where the application looks for it, as do the rows that were too old to be sent.
+    -- Triggers of the application's run with the search_path that its own sessions have; the statements themselves are
+    -- read with the search_path of this one.
+    with path as materialized (select set_config('search_path', null, true) as of_the_application)
     update public.push_notifications
       set status = 'pending'
+      from path
       where error_code = 'STALE_AT_ADOPTION' and status = 'expired'
          or status = 'processing' and claimed_by is not null
          or status in ('processing', 'failed') and next_attempt_at is not null and delivery_attempts > 0;
+    set constraints all immediate; -- a table with triggers to come cannot be changed
+    set local search_path = pg_catalog, pg_temp;
 
     -- Statuses that the application does not know become the nearest that it does.
     for old in
@@ -21,9 +27,13 @@ begin
         where b.kind = 'check' and b.relation = 'push_notifications'
     loop
       execute format(
-        'update public.push_notifications
+        'with path as materialized (select set_config(''search_path'', null, true) as of_the_application)
+         update public.push_notifications
            set status = case status when ''processing'' then ''pending'' when ''delivered'' then ''sent'' else ''failed'' end
+           from path
            where status in (''processing'', ''delivered'', ''dead'', ''expired'', ''cancelled'') and not (%s)', old.before);
+      set constraints all immediate;
+      set local search_path = pg_catalog, pg_temp;
     end loop;
   end if;
 

@@ -29,18 +29,24 @@ begin
     return; -- the table is push-listener's own
   end if;
   -- From one end of the table to the other; and again, for rows that an update of the application's has moved.
+  --
+  -- Triggers of the application's run in here, with the search_path that its own sessions have. The statement has been
+  -- read by then, with the search_path of this one.
   loop
     decided_before := decided_in_all;
     blocks := pg_relation_size('public.push_notifications') / current_setting('block_size')::bigint;
     for block in 0 .. blocks by 128 loop
       execute format(
-        'with decided as (
+        'with path as materialized (
+           select set_config(''search_path'', null, true) as of_the_application
+         ), decided as (
            update public.push_notifications
              set status = case when %1$s then ''expired'' else status end,
                  error_code = case when %1$s then ''STALE_AT_ADOPTION'' else error_code end,
                  next_attempt_at = case when not %1$s then now() end,
                  retry_count = coalesce(retry_count, 0),
                  delivery_attempts = coalesce(delivery_attempts, 0)
+             from path
              where ctid >= $2 and ctid < $3 and (%2$s) and (next_attempt_at is null or next_attempt_at < $1)
              returning status, (%2$s) and (next_attempt_at is null or next_attempt_at < $1) as waits_still
          )
@@ -48,6 +54,7 @@ begin
         format('coalesce(%s < $1, $1 > ''-infinity'')', due), waits)
         into decided, late, undone
         using oldest, format('(%s,0)', block)::tid, format('(%s,0)', block + 128)::tid;
+      set local search_path = pg_catalog, pg_temp;
       if undone > 0 then -- or this would never end
         raise exception using
           errcode = 'object_not_in_prerequisite_state',
@@ -57,6 +64,7 @@ begin
       decided_in_all := decided_in_all + decided;
       late_in_all := late_in_all + late;
       if in_batches then
+        set local search_path to default; -- for triggers that are deferred until now
         commit;
       end if;
     end loop;
@@ -88,15 +96,15 @@ $$;
 -- The queue: new, scheduled, failed and leased rows. Finished rows are not in it, so it stays as small as the backlog.
 -- The first column is the lane: 0 for priority 'high', 1 for everything else.
 create index if not exists push_notifications_due
-  on public.push_notifications ((case priority when 'high' then 0 else 1 end), next_attempt_at)
-  where next_attempt_at is not null and status in ('pending', 'processing', 'failed');
+  on public.push_notifications ((case priority::text when 'high' then 0 else 1 end), next_attempt_at)
+  where next_attempt_at is not null and status::text in ('pending', 'processing', 'failed');
 
 create unique index if not exists push_notifications_idempotency
   on public.push_notifications (idempotency_key) where idempotency_key is not null;
 
 -- What a person may put back, oldest first.
 create index if not exists push_notifications_given_up
-  on public.push_notifications (updated_at) where status in ('dead', 'expired', 'failed', 'cancelled');
+  on public.push_notifications (updated_at) where status::text in ('dead', 'expired', 'failed', 'cancelled');
 
 create index if not exists push_delivery_logs_push on public.push_delivery_logs (push_id);
 

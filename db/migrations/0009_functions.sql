@@ -1,8 +1,9 @@
 -- What an application, a phone and a worker of somebody else's may call, through PostgREST or in SQL.
 --
 -- Every function in public says who may call it in one line, push_listener.allow(...), and finds out by itself who calls,
--- whatever has been granted since. Refusals carry the SQLSTATE from which PostgREST makes the HTTP status: 22023 -> 400,
--- 42501 -> 403, PTxyz -> xyz. No text of a refusal repeats a token or a payload.
+-- whatever has been granted since. It looks names up in pg_catalog alone: an empty search_path would look for types in
+-- pg_temp first, which is the caller's. Refusals carry the SQLSTATE from which PostgREST makes the HTTP status:
+-- 22023 -> 400, 42501 -> 403, PTxyz -> xyz. No text of a refusal repeats a token or a payload.
 
 -- Who may call what -----------------------------------------------------------------------------------------------
 
@@ -134,14 +135,14 @@ begin
   with head as materialized (
     (select id, expires_at
        from public.push_notifications
-       where (case priority when 'high' then 0 else 1 end) = 0 and next_attempt_at <= now()
+       where (case priority::text when 'high' then 0 else 1 end) = 0 and next_attempt_at <= now()
          and next_attempt_at is not null and status in ('pending', 'processing', 'failed')
        order by next_attempt_at
        limit 1000)
     union all
     (select id, expires_at
        from public.push_notifications
-       where (case priority when 'high' then 0 else 1 end) = 1 and next_attempt_at <= now()
+       where (case priority::text when 'high' then 0 else 1 end) = 1 and next_attempt_at <= now()
          and next_attempt_at is not null and status in ('pending', 'processing', 'failed')
        order by next_attempt_at
        limit 1000)
@@ -166,7 +167,7 @@ begin
   with high as materialized (
     select id, next_attempt_at as due_at, 0 as lane
       from public.push_notifications
-      where (case priority when 'high' then 0 else 1 end) = 0 and next_attempt_at <= now()
+      where (case priority::text when 'high' then 0 else 1 end) = 0 and next_attempt_at <= now()
         and next_attempt_at is not null and status in ('pending', 'processing', 'failed')
         and topic is null and condition is null and (expires_at is null or expires_at > now())
       order by next_attempt_at
@@ -175,7 +176,7 @@ begin
   ), normal as materialized (
     select id, next_attempt_at as due_at, 1 as lane
       from public.push_notifications
-      where (case priority when 'high' then 0 else 1 end) = 1 and next_attempt_at <= now()
+      where (case priority::text when 'high' then 0 else 1 end) = 1 and next_attempt_at <= now()
         and next_attempt_at is not null and status in ('pending', 'processing', 'failed')
         and topic is null and condition is null and (expires_at is null or expires_at > now())
       order by next_attempt_at

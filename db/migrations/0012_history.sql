@@ -20,7 +20,7 @@ $$;
 -- What may be deleted, the oldest first; what is dead is kept for a person to requeue (push_notifications_given_up).
 -- It costs some 70 bytes of WAL for each push. Without it, every purge would read the whole history.
 create index if not exists push_notifications_over
-  on public.push_notifications (updated_at) where status in ('sent', 'delivered', 'expired', 'cancelled');
+  on public.push_notifications (updated_at) where status::text in ('sent', 'delivered', 'expired', 'cancelled');
 
 -- One statement sees the rows and the counts of the same moment, whatever changes meanwhile, and adds what is missing.
 -- It does so once: later, what is missing from the rows has been purged.

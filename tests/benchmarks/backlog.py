@@ -38,7 +38,7 @@ _HIGH = "select id::text from push_notifications where priority = 'high'"
 # As the index of the queue has it.
 _HIGH_LEFT = """
 select count(*) from push_notifications
-  where (case priority when 'high' then 0 else 1 end) = 0
+  where (case priority::text when 'high' then 0 else 1 end) = 0
     and next_attempt_at is not null and status in ('pending', 'processing', 'failed')
 """
 

@@ -19,7 +19,7 @@ _HEADERS = {"Authorization": "Bearer x"}
 _CLAIM = """
 update push_notifications set status = 'sent', next_attempt_at = null, sent_at = now()
   where id = (select id from push_notifications
-                where (case priority when 'high' then 0 else 1 end) = 1 and next_attempt_at <= now()
+                where (case priority::text when 'high' then 0 else 1 end) = 1 and next_attempt_at <= now()
                   and next_attempt_at is not null and status in ('pending', 'processing', 'failed')
                 order by next_attempt_at limit 1 for update skip locked)
   returning id::text, device_token, title, body, data

@@ -17,7 +17,8 @@ import psycopg
 import pytest
 from psycopg import sql
 
-from listener import purge, queue, stats
+from listener import migrate, purge, queue, stats
+from tests.support.attacks import other_types
 from tests.support.postgres import Database, Server, Template
 
 Connection = psycopg.Connection[tuple[Any, ...]]
@@ -47,9 +48,22 @@ select 'token-' || n, 'Your ride is here', case when n %% 10 = 0 then 'high' els
 """
 
 
-@pytest.fixture(scope="module", params=["analyzed", "never analyzed", "analyzed when it was empty"])
+@pytest.fixture(
+    scope="module",
+    params=[
+        "analyzed",
+        "never analyzed",
+        "analyzed when it was empty",
+        "adopted with columns of other types, analyzed",
+    ],
+)
 def history(request: pytest.FixtureRequest, postgres: Server) -> Iterator[Database]:
-    with postgres.database(Template.MIGRATED) as database:
+    is_adopted = request.param.startswith("adopted")
+    with postgres.database(Template.SUPABASE if is_adopted else Template.MIGRATED) as database:
+        if is_adopted:
+            with psycopg.connect(database.dsn, autocommit=True) as conn:
+                conn.execute(other_types(0).encode())
+            migrate.apply(database.dsn)
         with psycopg.connect(database.dsn, autocommit=True) as conn:
             for table in ("push_notifications", "push_delivery_logs"):
                 conn.execute(
@@ -63,7 +77,7 @@ def history(request: pytest.FixtureRequest, postgres: Server) -> Iterator[Databa
             for statement in (_FINISHED, _LOGS, _WAITING):
                 conn.execute(statement, sizes)
             conn.execute("alter table push_notifications enable trigger push_listener_count_inserted")
-            if request.param == "analyzed":
+            if request.param.endswith(", analyzed") or request.param == "analyzed":
                 conn.execute(
                     "vacuum analyze push_notifications, push_delivery_logs, push_listener.daily_counts"
                 )

@@ -18,17 +18,25 @@ from psycopg.rows import dict_row
 
 from listener import doorbell, migrate, queue
 from listener.emulator import Emulator
-from tests.support.access import APPLICATION, WORKER, Regime, grants, make_worker, prepare, project
+from tests.support.access import (
+    APPLICATION,
+    CALLS,
+    OTHER,
+    OTHERS_PUSH,
+    OWNER,
+    PUSH,
+    STRANGER,
+    WORKER,
+    Regime,
+    grants,
+    make_worker,
+    prepare,
+    project,
+)
 from tests.support.postgres import Database, Server, Template, programs
 from tests.support.service import rows_of, serving, settings_for
 
 DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "privileges.md"
-
-OWNER = UUID("00000000-0000-4000-8000-00000000000a")
-OTHER = UUID("00000000-0000-4000-8000-00000000000b")
-STRANGER = UUID("00000000-0000-4000-8000-00000000000c")
-PUSH = UUID("00000000-0000-4000-8000-0000000000a1")
-OTHERS_PUSH = UUID("00000000-0000-4000-8000-0000000000b1")
 
 Connection = psycopg.Connection[Any]
 
@@ -236,30 +244,6 @@ def value(table: str, column: str, type_: str) -> str:
 
 def name_of(column: str) -> str:
     return '"timestamp"' if column == "timestamp" else column
-
-
-# Each makes a function take effect on what is OWNER's, and returns a row if it did.
-CALLS = {
-    "enqueue_push": f"select enqueue_push(p_user_id => '{OWNER}', p_title => 't')",
-    "cancel_push": f"select cancel_push('{PUSH}')",
-    "requeue_pushes": f"select requeue_pushes(array['{PUSH}']::uuid[])",
-    "fetch_pending_pushes": "select (select count(*) from fetch_pending_pushes(1))",
-    "mark_push_sent": f"select mark_push_sent('{PUSH}')",
-    "mark_push_failed": f"select mark_push_failed('{OTHERS_PUSH}', 'no')",
-    "record_delivery_receipt": f"select 1 where record_delivery_receipt('{PUSH}', 'token of {OWNER}', 'opened')",
-    "register_device": f"select register_device('another', 'web', '{OWNER}')",
-    "unregister_device": f"select 1 where unregister_device('token of {OWNER}')",
-    "flush_telemetry": (
-        f'select 1 where flush_telemetry(array[\'{{"type": "a", "message": "b", "user_id": "{OWNER}"}}\''
-        "]::jsonb[]) ->> 'accepted' = '1'"
-    ),
-    "get_push_delivery_stats": "select get_push_delivery_stats(7)",
-    "push_is_service": "select push_is_service('anon')",
-    "push_listener.drift": "select 1 where (select count(*) from push_listener.drift()) >= 0",
-    "push_listener.allow": "select push_listener.allow('now()', 'anon')",
-    "push_listener.settled_before": f"select push_listener.settled_before('{PUSH}', 'sent')",
-    "push_disable_token": f"select push_disable_token('token of {OWNER}', 'UNREGISTERED')",
-}
 
 
 def operations(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import StrEnum
+from uuid import UUID
 
 import psycopg
 from psycopg import sql
@@ -14,6 +15,13 @@ from tests.support.postgres import Database, Server, Template
 
 WORKER = "test_push_worker"
 """Logs in, and has what push_listener has and nothing else."""
+
+
+OWNER = UUID("00000000-0000-4000-8000-00000000000a")
+OTHER = UUID("00000000-0000-4000-8000-00000000000b")
+STRANGER = UUID("00000000-0000-4000-8000-00000000000c")
+PUSH = UUID("00000000-0000-4000-8000-0000000000a1")
+OTHERS_PUSH = UUID("00000000-0000-4000-8000-0000000000b1")
 
 
 class Regime(StrEnum):
@@ -99,6 +107,30 @@ grant all on public.push_notifications, public.push_delivery_logs, public.push_d
 grant usage on sequence public.push_delivery_logs_id_seq to service_role;
 """
 """An application that had every one of the four tables, and let its users work on them directly."""
+
+
+CALLS = {
+    "enqueue_push": f"select enqueue_push(p_user_id => '{OWNER}', p_title => 't')",
+    "cancel_push": f"select cancel_push('{PUSH}')",
+    "requeue_pushes": f"select requeue_pushes(array['{PUSH}']::uuid[])",
+    "fetch_pending_pushes": "select (select count(*) from fetch_pending_pushes(1))",
+    "mark_push_sent": f"select mark_push_sent('{PUSH}')",
+    "mark_push_failed": f"select mark_push_failed('{OTHERS_PUSH}', 'no')",
+    "record_delivery_receipt": f"select 1 where record_delivery_receipt('{PUSH}', 'token of {OWNER}', 'opened')",
+    "register_device": f"select register_device('another', 'web', '{OWNER}')",
+    "unregister_device": f"select 1 where unregister_device('token of {OWNER}')",
+    "flush_telemetry": (
+        f'select 1 where flush_telemetry(array[\'{{"type": "a", "message": "b", "user_id": "{OWNER}"}}\''
+        "]::jsonb[]) ->> 'accepted' = '1'"
+    ),
+    "get_push_delivery_stats": "select get_push_delivery_stats(7)",
+    "push_is_service": "select push_is_service('anon')",
+    "push_listener.drift": "select 1 where (select count(*) from push_listener.drift()) >= 0",
+    "push_listener.allow": "select push_listener.allow('now()', 'anon')",
+    "push_listener.settled_before": f"select push_listener.settled_before('{PUSH}', 'sent')",
+    "push_disable_token": f"select push_disable_token('token of {OWNER}', 'UNREGISTERED')",
+}
+"""Each makes a function take effect on what is OWNER's, and returns a row if it did."""
 
 
 @contextmanager
