@@ -24,7 +24,7 @@ select d.datname::text
                   where r.rolname <> 'push_listener' and r.rolcanlogin and not r.rolsuper
                     and pg_catalog.pg_has_role(r.oid, 'push_listener', 'usage')
                     and r.oid <> (select c.relowner from pg_catalog.pg_class c
-                                    where c.oid = pg_catalog.to_regclass('public.push_notifications'))
+                                    where c.oid = pg_catalog.to_regclass('public.push_notifications')::oid)
                     and pg_catalog.has_database_privilege(r.oid, d.oid, 'connect'))
   order by d.datname
 """
@@ -34,7 +34,7 @@ select r.rolname::text
   where r.rolcanlogin and not r.rolsuper and r.rolname <> 'push_listener'
     and pg_catalog.pg_has_role(r.oid, 'push_listener', 'usage')
     and r.oid <> (select c.relowner from pg_catalog.pg_class c
-                    where c.oid = pg_catalog.to_regclass('public.push_notifications'))
+                    where c.oid = pg_catalog.to_regclass('public.push_notifications')::oid)
   order by r.rolname
 """
 

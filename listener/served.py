@@ -48,10 +48,10 @@ insert into push_listener.served (system_identifier, database_oid, address, data
   on conflict do nothing
 """
 _WAITING = """
-select count(*)
+select pg_catalog.count(*)
   from (
     select from public.push_notifications
-      where next_attempt_at is not null and status in ('pending', 'processing', 'failed')
+      where next_attempt_at is not null and status::text in ('pending', 'processing', 'failed')
       limit %s
   ) waiting
 """
@@ -62,16 +62,17 @@ _EXPIRE = """
 with waiting as materialized (
   select id
     from public.push_notifications
-    where next_attempt_at is not null and status in ('pending', 'processing', 'failed')
+    where next_attempt_at is not null and status::text in ('pending', 'processing', 'failed')
       and (%(known_too)s or not exists (
         select from push_listener.served
           where (system_identifier, database_oid, address) = (%(system)s, %(database)s, %(address)s)))
-    order by (case priority when 'high' then 0 else 1 end), next_attempt_at
+    order by (case priority::text when 'high' then 0 else 1 end), next_attempt_at
     limit %(batch)s
     for update
 )
 update public.push_notifications p
-  set status = 'expired', next_attempt_at = null, error_code = %(code)s, last_error = %(reason)s, updated_at = now()
+  set status = 'expired', next_attempt_at = null, error_code = %(code)s, last_error = %(reason)s,
+      updated_at = pg_catalog.now()
   from waiting
   where p.id = waiting.id
 """

@@ -435,6 +435,7 @@ VALUES: dict[str, object] = {
     "before": "now",
     "start": "-infinity", "limit": 10, "after": OWNER, "until": OWNER, "block": 0, "end": 500, "days": 7,
     "age": timedelta(days=1), "key": purge.LOCK_KEY,
+    "known_too": False, "system": "1", "database": 5, "address": "localhost", "batch": 10, "code": "C", "reason": "r",
 }  # fmt: skip
 """What statements are given by name, as psycopg gets it."""
 
@@ -442,6 +443,9 @@ IN_ORDER: dict[str, tuple[object, ...]] = {
     "select pg_catalog.clock_timestamp()": (5.0,),
     "select id as push_id": (OWNER,),
     "select id from public.push_notifications where idempotency_key": ("key",),
+    "select pg_catalog.count(*)\n  from (\n    select from": (10,),
+    "insert into push_listener.served": ("1", 5, "localhost", "postgres"),
+    "select pg_catalog.pg_advisory_xact_lock": (1,),
     "insert into push_listener.workers": ("name", ROLLBACK_LOCK),
     "update push_listener.workers": (1,),
     "select pg_catalog.pg_notify": ("channel",),

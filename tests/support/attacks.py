@@ -217,7 +217,7 @@ def called_functions() -> list[str]:
 def statements() -> dict[str, str]:
     """Every statement in the modules of the service and its commands, by module and line."""
     found = {}
-    for name in ("awake", "client", "database", "doorbell", "purge", "queue", "stats"):
+    for name in ("awake", "client", "database", "doctor", "doorbell", "purge", "queue", "served", "stats"):
         tree = ast.parse((Path(listener.__file__).parent / f"{name}.py").read_text())
         for node in ast.walk(tree):
             if isinstance(node, ast.Constant) and isinstance(node.value, str) and _SQL.match(node.value):
@@ -307,7 +307,8 @@ def resolved_to(connection: psycopg.Connection[Any], statement: Any, values: Any
             "where d.objid = 'test_resolution.f'::regproc and d.refclassid in "
             "('pg_catalog.pg_proc'::regclass, 'pg_catalog.pg_operator'::regclass)"
         ).fetchall()
-    return sorted(what for (what,) in found if "push_disable_token" not in what)
+    ours = ("function push_listener.", "function push_disable_token(", "function public.push_disable_token(")
+    return sorted(what for (what,) in found if not what.startswith(ours))
 
 
 # --- what only looks like a call, and what is looked up ------------------------------------------------------------
