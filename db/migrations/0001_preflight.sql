@@ -320,6 +320,23 @@ begin
       join offered o on o.name = r.proname
       where r.types <> o.types::oid[] and r.required <@ o.arguments and o.arguments[1:o.required] <@ r.names
     union all
+    -- The listener reads the view and calls the function: a role that could make them its own would run code as it.
+    select format('%s belongs to %I, which could run code as the listener through it: drop it, or alter %1$s owner to %3$I',
+                  o.name, pg_get_userbyid(o.owner), current_user)
+      from (
+        select 'view public.push_recipients' as name, c.relowner as owner
+          from pg_class c where c.oid = to_regclass('public.push_recipients') and c.relkind = 'v'
+        union all
+        select 'table public.push_recipients', c.relowner
+          from pg_class c where c.oid = to_regclass('public.push_recipients') and c.relkind = 'r'
+        union all
+        select 'function public.push_disable_token(text, text)', p.proowner
+          from pg_proc p where p.oid = to_regprocedure('public.push_disable_token(text, text)')
+      ) o
+      join pg_roles r on r.oid = o.owner
+      where not r.rolsuper and not pg_has_role(o.owner, current_user, 'usage')
+        and not exists (select from pg_class q where q.oid = queue and pg_has_role(o.owner, q.relowner, 'usage'))
+    union all
     select 'push_recipients exists, without the columns user_id uuid, token text and platform text that it has to have: rename it, or give it those'
       where to_regclass('public.push_recipients') is not null
         and 3 <> (

@@ -259,3 +259,33 @@ def test_a_made_up_auth_uid_is_not_called(plain: Database) -> None:
             "select count(*) from pg_policies where policyname = 'push_listener_own'"
         ).fetchone()
         assert found == (0,)
+
+
+PLANTED = {
+    "view": "create view public.push_recipients as "
+    "select null::uuid as user_id, 'x'::text as token, 'ios'::text as platform",
+    "function": "create function public.push_disable_token(text, text) returns void language sql as 'select'",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", PLANTED)
+def test_what_another_role_has_put_in_place_of_ours_is_not_adopted(
+    blank_database: Database, what: str
+) -> None:
+    """The listener would read the view, or call the function, with its own rights."""
+    with psycopg.connect(blank_database.superuser_dsn, autocommit=True) as superuser:
+        superuser.execute("drop role if exists test_planter")
+        superuser.execute("create role test_planter")
+        superuser.execute("grant create on schema public to test_planter")
+        superuser.execute(f"set role test_planter; {PLANTED[what]}".encode())
+    try:
+        with pytest.raises(migrate.MigrationError, match="belongs to test_planter") as refused:
+            migrate.apply(blank_database.dsn)
+        advice = str(refused.value).partition("drop it, or ")[2].splitlines()[0]
+        with psycopg.connect(blank_database.superuser_dsn, autocommit=True) as superuser:
+            superuser.execute(advice.encode())
+        migrate.apply(blank_database.dsn)
+    finally:
+        with psycopg.connect(blank_database.superuser_dsn, autocommit=True) as superuser:
+            superuser.execute("drop owned by test_planter")
+            superuser.execute("drop role test_planter")
