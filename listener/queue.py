@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import secrets
 import time
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any, LiteralString, cast
 from uuid import UUID
 
 import orjson
@@ -15,6 +16,7 @@ from psycopg.pq import TransactionStatus
 from psycopg.rows import args_row
 
 from listener.database import Connection, Pool
+from listener.locks import STRANGERS, LockHolder
 from listener.log import seldom
 from listener.push import Push
 from listener.retry import Decision
@@ -213,7 +215,7 @@ select public.push_disable_token(token, code)
   from unnest(%(tokens)s::text[], %(codes)s::text[]) as d(token, code)
 """
 
-_EARLIEST = """
+_EARLIEST: LiteralString = """
 select extract(epoch from least(
     (select next_attempt_at from public.push_notifications
        where (case priority when 'high' then 0 else 1 end) = 0
@@ -228,6 +230,20 @@ select extract(epoch from least(
   ))::float8 - extract(epoch from clock_timestamp())::float8
 """
 
+# What a worker asks when it has heard nothing for a while: also who holds its locks, and whether its own row is there.
+_SWEEP: LiteralString = (
+    """
+select
+  exists (select from push_listener.lock_holders where lock = 'awake' and exclusive),
+  exists (select from push_listener.workers where id = %(worker)s),
+  (select coalesce(json_agg(s), '[]')::text from ("""
+    + STRANGERS
+    + """) s),
+  ("""
+    + _EARLIEST
+    + ")"  # noqa: S608
+)
+
 # What Postgres knows of the table may be from a time when all of it waited. It would then rather read all of it.
 BY_INDEX = "set local enable_seqscan = off"
 
@@ -241,12 +257,11 @@ select status, count(*), count(*) filter (where next_attempt_at <= now()),
   group by status
 """
 
-# Workers whose liveness lock can mean something, and whether it is held.
+# Workers whose liveness lock can mean something, and whether a worker holds it: any login may take such a lock.
 _PEERS = """
 select w.id, exists (
-    select from pg_locks l
-      where l.locktype = 'advisory' and l.classid = %(class)s and l.objid = w.id and l.objsubid = 2 and l.granted
-        and l.database = (select oid from pg_database where datname = current_database()))
+    select from push_listener.lock_holders h
+      where h.lock = 'liveness' and h.key = w.id and h.granted and h.is_ours)
   from push_listener.workers w
   where w.stopped_at is null and w.guarded and w.id <> %(worker)s
 """
@@ -268,13 +283,19 @@ select exists (
      order by next_attempt_at desc limit 1))
 """
 
-# Takes the lock of the dead for the length of the transaction: who cannot have it is not dead, or is being buried.
+# A worker is dead if its liveness lock is free, and then this transaction holds it until its end; or if nobody but
+# strangers hold it, whom this must not wait for. Its row in "workers" is locked before that is asked: no other rescue
+# works on it meanwhile, and a worker that comes back writes to that row before it claims anything.
 _RESCUE = """
-with dead as materialized (
+with suspects as materialized (
   select w.id
     from push_listener.workers w
     where w.id = any(%(suspects)s::integer[]) and w.guarded and w.stopped_at is null
-      and pg_try_advisory_xact_lock(%(class)s, w.id)
+    for update skip locked
+), dead as materialized (
+  select s.id
+    from suspects s
+    where case when pg_try_advisory_xact_lock(%(class)s, s.id) then true else not push_listener.is_alive(s.id) end
 ), buried as (
   update push_listener.workers w set stopped_at = now(), lost = true from dead where w.id = dead.id
 ), rescued as (
@@ -291,10 +312,11 @@ with dead as materialized (
 select coalesce((select array_agg(id) from dead), '{}'), (select count(*) from rescued)
 """
 
+# Whoever it is, a worker or not. Behind a session that waits for the lock, nobody is given it in shared mode either.
 _SILENCED = """
 select exists (
   select from pg_locks
-    where locktype = 'advisory' and (classid, objid, objsubid) = (%s, %s, 2) and mode = 'ExclusiveLock' and granted
+    where locktype = 'advisory' and (classid, objid, objsubid) = (%s, %s, 2) and mode = 'ExclusiveLock'
       and database = (select oid from pg_database where datname = current_database()))
 """
 
@@ -313,9 +335,10 @@ select count(*) from push_listener.workers where lost and stopped_at > now() - i
 # How much of FCM's quota all may use, for how many seconds that has been so, and how many other workers live.
 _FLEET = """
 select r.part, extract(epoch from clock_timestamp() - r.lowered_at)::float8, (
-    select count(*) from pg_locks l
-      where l.locktype = 'advisory' and l.classid = %(class)s and l.objid <> %(worker)s and l.objsubid = 2 and l.granted
-        and l.database = (select oid from pg_database where datname = current_database()))
+    select count(distinct w.id)
+      from push_listener.lock_holders h
+      join push_listener.workers w on w.id = h.key and w.stopped_at is null
+      where h.lock = 'liveness' and w.id <> %(worker)s and h.granted and h.is_ours)
   from (select 1) one
   left join push_listener.rate r on true
 """
@@ -333,10 +356,16 @@ update push_listener.rate
 
 _SCHEMA_VERSION = "select coalesce(max(version), 0) from push_listener.migrations"
 _REGISTER = "insert into push_listener.workers (name) values (%s) returning id"
+_REGISTER_AS = """
+insert into push_listener.workers (id, name) overriding system value values (%s, %s)
+  on conflict do nothing returning id
+"""
 _SIGN_OFF = "update push_listener.workers set stopped_at = now() where id = %s"
 
 
 _AVOIDED_S = 600.0
+
+_LEAST_UNFORESEEN = 1 << 30
 
 ROW_FAULTS = (psycopg.Error, ValueError, TypeError)
 """What one row may be to blame for, where it is not ``is_passing``: its values, which are ours to encode and Postgres'
@@ -390,6 +419,20 @@ class Fleet:
     """Of FCM's quota, which all together might use when it was last lowered."""
     age: float
     """Seconds since then."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sweep:
+    """What a worker finds out when it has heard nothing for a while."""
+
+    earliest: float | None
+    """Seconds until the first row is due (negative: it is); None: none waits."""
+    silenced: bool
+    """Whether some session holds the lock AWAKE, or waits for it, so that inserts do not ring."""
+    registered: bool
+    """Whether this worker's row is still there."""
+    strangers: Sequence[LockHolder]
+    """Who holds locks of push-listener and is no part of it."""
 
 
 class Queue:
@@ -546,10 +589,24 @@ class Queue:
             row = await (await conn.execute(_EARLIEST, {"avoided": self._avoid_now(but)})).fetchone()
         return None if row is None or row[0] is None else float(str(row[0]))
 
+    async def sweep(self, but: Sequence[UUID] = ()) -> Sweep:
+        """The same as ``earliest``, and what may keep this worker from hearing of it."""
+        values = {"worker": self._worker, "avoided": self._avoid_now(but)}
+        async with self._pool.connection() as conn:
+            row = await (await conn.execute(_SWEEP, values)).fetchone()
+        assert row is not None
+        silenced, registered, strangers, earliest = row
+        return Sweep(
+            None if earliest is None else float(str(earliest)),
+            bool(silenced),
+            bool(registered),
+            [LockHolder(**each) for each in orjson.loads(str(strangers))],
+        )
+
     async def peers(self) -> list[tuple[int, bool]]:
         """The other workers that have not ended by their own will, and whether each is alive."""
         async with self._pool.connection() as conn:
-            cursor = await conn.execute(_PEERS, {"class": LIVENESS_CLASS, "worker": self._worker})
+            cursor = await conn.execute(_PEERS, {"worker": self._worker})
             return [(int(str(peer)), bool(alive)) for peer, alive in await cursor.fetchall()]
 
     async def lost_lately(self) -> int:
@@ -566,7 +623,7 @@ class Queue:
         return bool(row and row[0])
 
     async def is_silenced(self) -> bool:
-        """Whether a listener is awake, so that inserts do not ring."""
+        """Whether a listener is awake, or a stranger has its lock, so that inserts do not ring."""
         async with self._pool.connection() as conn:
             row = await (await conn.execute(_SILENCED, AWAKE)).fetchone()
         return bool(row and row[0])
@@ -600,7 +657,7 @@ class Queue:
     async def fleet(self) -> Fleet:
         """Who else lives, and how far the rate has been lowered."""
         async with self._pool.connection() as conn:
-            cursor = await conn.execute(_FLEET, {"class": LIVENESS_CLASS, "worker": self._worker})
+            cursor = await conn.execute(_FLEET, {"worker": self._worker})
             part, age, others = await cursor.fetchone() or (None, None, 0)
         if part is None or float(str(age)) < 0.0:  # from before the clock was put back
             part, age = 1.0, 0.0
@@ -627,10 +684,19 @@ async def schema_version(pool: Pool) -> int:
     return int(str(row[0])) if row else 0
 
 
-async def register(pool: Pool, name: str) -> int:
-    """Makes this process known in ``push_listener.workers``; returns its id, for ``claimed_by``."""
+async def register(pool: Pool, name: str, *, unforeseen: bool = False) -> int:
+    """Makes this process known in ``push_listener.workers``; returns its id, for ``claimed_by``.
+
+    ``unforeseen``: not the next id, whose liveness lock a stranger may hold already, but a random one. There are a
+    billion of them, and Postgres has memory for some ten thousand locks.
+    """
     async with pool.connection() as conn:
-        row = await (await conn.execute(_REGISTER, (name,))).fetchone()
+        row = None
+        while unforeseen and row is None:  # None: the id is taken
+            chosen = _LEAST_UNFORESEEN + secrets.randbelow(_LEAST_UNFORESEEN)
+            row = await (await conn.execute(_REGISTER_AS, (chosen, name))).fetchone()
+        if row is None:
+            row = await (await conn.execute(_REGISTER, (name,))).fetchone()
     assert row is not None
     return int(str(row[0]))
 

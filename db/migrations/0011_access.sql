@@ -262,7 +262,9 @@ begin
         ('push_listener', 'select (token, user_id, platform, disabled_at) on public.push_devices'),
         ('push_listener', 'usage on schema push_listener'),
         ('push_listener', 'select on push_listener.migrations'),
-        ('push_listener', 'select, insert (name), update (stopped_at, guarded, lost) on push_listener.workers')
+        ('push_listener', 'select, insert (id, name), update (stopped_at, guarded, lost) on push_listener.workers'),
+        ('push_listener', 'select on push_listener.lock_holders'),
+        ('push_listener', 'execute on function push_listener.is_alive(integer)')
       ) as meant (role, privileges)
     union all
     -- Made by 0013.
