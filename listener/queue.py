@@ -236,12 +236,12 @@ _SWEEP: LiteralString = (
 select
   exists (select from push_listener.lock_holders where lock = 'awake' and exclusive),
   exists (select from push_listener.workers where id = %(worker)s),
-  (select coalesce(json_agg(s), '[]')::text from ("""
+  (select coalesce(json_agg(s), '[]')::text from ("""  # noqa: S608  # constants
     + STRANGERS
     + """) s),
   ("""
     + _EARLIEST
-    + ")"  # noqa: S608
+    + ")"
 )
 
 # What Postgres knows of the table may be from a time when all of it waited. It would then rather read all of it.
