@@ -121,11 +121,6 @@ class Awake:
         self._rest.set()
         self._news.set()
 
-    @property
-    def is_awake(self) -> bool:
-        """Whether this worker holds the lock."""
-        return self._is_awake
-
     def nap(self, found: int) -> float | None:
         """Hears of a look for all that is due; returns the seconds until the next if that was all. None: sleep."""
         self._looked_at, self._found = time.monotonic(), found

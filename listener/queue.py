@@ -233,8 +233,15 @@ select extract(epoch from least(
 # What a worker asks when it has heard nothing for a while: also who holds its locks, and whether its own row is there.
 _SWEEP: LiteralString = (
     """
+with holders as materialized (
+  select * from push_listener.lock_holders where lock in ('awake', 'liveness')
+)
 select
-  exists (select from push_listener.lock_holders where lock = 'awake' and exclusive),
+  exists (
+    select from holders a
+      where a.lock = 'awake' and a.exclusive and not exists (  -- this worker itself
+        select from holders l
+          where l.lock = 'liveness' and l.key = %(worker)s and l.granted and l.is_ours and l.pid = a.pid)),
   exists (select from push_listener.workers where id = %(worker)s),
   (select coalesce(json_agg(s), '[]')::text from ("""  # noqa: S608  # constants
     + STRANGERS
@@ -428,7 +435,7 @@ class Sweep:
     earliest: float | None
     """Seconds until the first row is due (negative: it is); None: none waits."""
     silenced: bool
-    """Whether some session holds the lock AWAKE, or waits for it, so that inserts do not ring."""
+    """Whether anybody but this worker holds the lock AWAKE, or waits for it, so that inserts do not ring."""
     registered: bool
     """Whether this worker's row is still there."""
     strangers: Sequence[LockHolder]

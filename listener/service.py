@@ -270,7 +270,7 @@ class Service:
     def _swept(self, sweep: Sweep) -> None:
         """Acts on what a sweep has found."""
         self._locks.saw(sweep.strangers)
-        if sweep.silenced and self._awake is not None and not self._awake.is_awake:
+        if sweep.silenced and self._awake is not None:
             self._awake.doubt()
         if not sweep.registered:
             self._lose(IdentityLost("its row in push_listener.workers is gone", is_own=False))
