@@ -27,7 +27,7 @@ select lock, min(key) as key, pid, role, prepared, bool_or(exclusive) as exclusi
   from push_listener.lock_holders
   where not is_ours
   group by lock, pid, role, prepared
-  order by lock, pid, prepared
+  order by lock, exclusive, pid desc, prepared
 """
 """One row for each stranger and kind of lock; the columns are the fields of LockHolder."""
 
@@ -35,7 +35,7 @@ select lock, min(key) as key, pid, role, prepared, bool_or(exclusive) as exclusi
 _HOLDER = """
 select l.pid, pg_get_userbyid(a.usesysid)::text
   from pg_locks l
-  left join lateral pg_stat_get_activity(coalesce(l.pid, -1)) a on true
+  left join lateral pg_stat_get_activity(coalesce(l.pid, 0)) a on true
   where l.locktype = 'advisory' and l.objsubid = 1 and l.granted
     and (l.classid, l.objid) = ((%(key)s::bigint >> 32)::oid, (%(key)s::bigint & 4294967295)::oid)
     and l.database = (select oid from pg_database where datname = current_database())

@@ -25,7 +25,7 @@ create index workers_standing on push_listener.workers (id) where stopped_at is 
 -- "key" is a worker's id where lock = 'liveness'. "exclusive" is also true of a session that waits for the lock: its
 -- wait keeps others from taking the lock in shared mode. "granted" tells the two apart.
 --
--- A prepared transaction has no pid, and is nobody's session. pg_stat_get_activity(null) would list every session. A
+-- A prepared transaction has no pid, and is nobody's session. pg_stat_get_activity would list every session for null. A
 -- session that began after this transaction first looked has no role here, and counts as ours: to take a live worker for
 -- dead is the worse mistake.
 create view push_listener.lock_holders with (security_invoker = true) as
@@ -63,7 +63,7 @@ select h.lock, h.key, h.pid, coalesce(pg_catalog.pg_get_userbyid(a.usesysid), p.
   cross join (
     select c.oid, c.relowner from pg_catalog.pg_class c where c.oid = 'push_listener.workers'::regclass
   ) t
-  left join lateral pg_catalog.pg_stat_get_activity(coalesce(h.pid, -1)) a on true
+  left join lateral pg_catalog.pg_stat_get_activity(coalesce(h.pid, 0)) a on true
   left join lateral (
     select x.owner, x.gid
       from pg_catalog.pg_locks own

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -23,13 +23,10 @@ from listener.queue import AWAKE, CHANNEL, LIVENESS_CLASS, Queue
 from listener.service import Service
 from tests.integration.test_queue import pool_of
 from tests.support.access import WORKER, make_worker
-from tests.support.postgres import Database, Template
+from tests.support.postgres import Database
 from tests.support.service import (
     PATIENCE,
     Rows,
-    connect,
-    environment,
-    program,
     serving,
     settings_for,
     until,
@@ -162,7 +159,7 @@ async def test_behind_one_that_waits_for_the_lock_nobody_rings_either(
 
 async def until_waiting(rows: Rows) -> None:
     async with asyncio.timeout(PATIENCE):
-        while not await rows.query("select from pg_locks where locktype = 'advisory' and not granted"):
+        while not await rows.query("select pid from pg_locks where locktype = 'advisory' and not granted"):  # noqa: ASYNC110
             await asyncio.sleep(0.01)
 
 
@@ -362,7 +359,16 @@ async def test_the_rows_of_a_dead_worker_are_rescued_although_a_stranger_holds_i
             holding(stranger_dsn, LIVENESS_CLASS, alive, mode="_shared"),
         ):
             assert await mine.rescue([alive]) == ([], 0)
+        while await is_held(rows, alive):  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
         assert await mine.rescue([alive]) == ([alive], 1)
+
+
+async def is_held(rows: Rows, worker_id: int) -> bool:
+    found = await rows.query(
+        "select pid from push_listener.lock_holders where lock = 'liveness' and key = %(id)s", id=worker_id
+    )
+    return bool(found)
 
 
 async def test_a_worker_that_comes_back_while_it_is_buried_waits_for_the_end_of_it(
@@ -458,17 +464,11 @@ async def test_a_flood_of_notifications_is_answered_with_few_statements(
 # --- siblings -----------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def _short_turn(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+async def test_migrate_names_who_keeps_it_waiting_early_and_at_the_end(
+    database: Database, stranger_dsn: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(migrate, "_TURN_NOTE_S", 0.3)
     monkeypatch.setattr(migrate, "_TURN_WAIT_S", 1.0)
-    yield
-
-
-@pytest.mark.usefixtures("_short_turn")
-async def test_migrate_names_who_keeps_it_waiting_early_and_at_the_end(
-    database: Database, stranger_dsn: str
-) -> None:
     noted: list[str] = []
     async with session(stranger_dsn) as thief:
         await thief.execute("select pg_advisory_lock(%s)", (migrate.LOCK_KEY,))
