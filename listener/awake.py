@@ -7,8 +7,8 @@ the queue every few milliseconds. When little comes any more it lets the lock go
 No wake-up is lost by that, because a listener that knows, or cannot exclude, that somebody was awake is in doubt, and
 before it sleeps it settles that:
 
-1. While the lock is taken, by whomever, it looks at the queue four times a second, and more often as long as that
-   brings something: the holder may be frozen, or unable to claim.
+1. While the lock is taken, by a worker or by anybody else, it looks at the queue four times a second, and more often
+   as long as that brings something: the holder may be frozen, or unable to claim.
 2. Then it asks which transactions are open that have written to the queue, and looks at the queue. An insert that
    found the lock taken was there before it was let go: it is in the queue now, or in one of those transactions.
 3. While one of those is open it asks again, and looks at the queue whenever one has ended.
@@ -17,6 +17,10 @@ Step 2 asks with a statement of its own, begun when the lock was known to be fre
 of one instant. Who takes the lock tells the others in the same transaction, and so puts them in doubt; so does every
 LISTEN, which may have come too late to hear it, and the death of another, which may have been on the point of telling.
 Whoever was awake may die at any moment: each of the others, and the next to start, does all of this by itself.
+
+Any login may take the lock and tell nobody. Therefore a worker that is asleep asks with each sweep (see dispatcher.py)
+whether the lock is taken, and is in doubt if it is. If the lock was taken and let go between two sweeps, the second
+sweep finds the rows for which nobody rang.
 
 tests/model/awake.pml is a model of it, in which every step is needed.
 """
@@ -49,6 +53,9 @@ _MOST_BETWEEN_LOOKS_S = 0.003
 _WATCH_S = 0.25
 _WATCH_CLOSELY_S = 0.03
 _NOT_LOOKING_S = 1.0
+
+# Any login may send the notification that puts a worker in doubt, as often as it likes.
+_BETWEEN_SETTLEMENTS_S = 0.05
 
 _CROWD = 3
 
@@ -100,6 +107,7 @@ class Awake:
         # Each doubt has a number; the sleeper may sleep when all are settled.
         self._doubts = 0
         self._settled = 0
+        self._settle_at = -math.inf
         self._stopping = False
         self._rng = random.Random()  # noqa: S311  # jitter, not secrecy
 
@@ -184,6 +192,8 @@ class Awake:
         """Settles all doubts, unless there is a reason to begin anew, or to be awake."""
         if self._settled == self._doubts or self._stopping:
             return
+        await asyncio.sleep(self._settle_at - time.monotonic())
+        self._settle_at = time.monotonic() + _BETWEEN_SETTLEMENTS_S
         doubts = self._doubts
         while not self._stopping and await self._answer(self._rows.is_silenced()):
             self._on_due()

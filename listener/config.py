@@ -182,9 +182,9 @@ class Settings(BaseSettings):
         True, description="keep tokens that FCM calls dead while it calls those of nearly all users dead"
     )
     sweep_interval: Seconds = Field(
-        120.0,
+        14.0,
         ge=1,
-        description="a look at the queue when nothing else asked for one (DOORBELL=sweep: at most 5)",
+        description="longest time without a look for due rows and for strangers' locks (DOORBELL=sweep: at most 5)",
     )
     depth_interval: Seconds = Field(
         15.0, ge=1, description="between two counts of the queue while it is busy"

@@ -24,7 +24,7 @@ from listener.health import FcmHealth, Pause
 from listener.log import seldom
 from listener.metrics import Metrics
 from listener.push import Push
-from listener.queue import Queue, Settlement, fault_name
+from listener.queue import Queue, Settlement, Sweep, fault_name
 from listener.room import Room, room_for, worth_a_claim_at
 from listener.settler import Settler
 from listener.waiting import wait
@@ -47,7 +47,8 @@ class Dispatcher:
     While ``may_claim`` says no, nothing is claimed: this worker cannot be seen to live, and its peers would take
     what it claims. ``ring`` when it says yes again. ``on_look`` hears of every look at the queue. ``nap`` hears how
     many rows one brought that was for all that is due, and says after how many seconds to look again if that was all;
-    None: when there is a reason. What ``quota`` does not let through stays in the queue.
+    None: when there is a reason. What ``quota`` does not let through stays in the queue. ``on_sweep`` is called with
+    what each sweep finds: at least once in SWEEP_INTERVAL, unless there is no room for more pushes.
     """
 
     def __init__(
@@ -62,6 +63,7 @@ class Dispatcher:
         may_claim: Callable[[], bool] = lambda: True,
         on_look: Callable[[], None] = lambda: None,
         nap: Callable[[int], float | None] = lambda found: None,
+        on_sweep: Callable[[Sweep], None] = lambda sweep: None,
     ) -> None:
         self._queue = queue
         self._settings = settings
@@ -71,6 +73,7 @@ class Dispatcher:
         self._may_claim = may_claim
         self._on_look = on_look
         self._nap = nap
+        self._on_sweep = on_sweep
         self._attempts = Attempts(sender, settings, metrics, health, on_limit=quota.refused)
         self._settler = Settler(queue, batch=settings.settle_batch, metrics=metrics, on_settled=self._settled)
         self._rng = random.Random()  # noqa: S311  # jitter, not secrecy
@@ -86,6 +89,7 @@ class Dispatcher:
         self._little_since: float | None = None
         self._claimed_at = -math.inf
         self._high_after = _HIGH_AFTER_S
+        self._sweep_at = -math.inf
         self._asleep_until = 0.0  # a row that is due earlier is a reason to wake up as well
         self._wake = asyncio.Event()
         self._looked = asyncio.Event()
@@ -199,24 +203,33 @@ class Dispatcher:
         return True
 
     async def _sleep(self) -> None:
-        """Until the bell rings or a row is due, by the database's clock; now and then it looks without reason."""
+        """Until the bell rings or a row is due, by the database's clock; now and then it asks without reason."""
         while True:
             self._has_looked()
             self._asleep_until = math.inf  # whatever is settled from here on may not be in the answer
-            async with asyncio.timeout(STATEMENT_PATIENCE_S):
-                earliest = await self._queue.earliest(self._old())
+            earliest = await self._earliest()
             if earliest is not None and earliest <= 0.0:
                 # It fell due since the claim; or somebody else has it locked, and may have it for long.
                 await wait(self._wake, _locked_nap(self._passed_over))
                 self._passed_over += 1
                 return
             self._passed_over = 0
-            nap = self._settings.longest_nap * self._rng.uniform(0.75, 1.25)
+            nap = max(0.0, self._sweep_at - time.monotonic())
             if earliest is not None:
                 nap = min(nap, earliest)
             self._asleep_until = time.monotonic() + nap
             if await wait(self._wake, nap):
                 return
+
+    async def _earliest(self) -> float | None:
+        """Seconds until the first row is due. When it is time for a sweep, the same statement asks for more."""
+        async with asyncio.timeout(STATEMENT_PATIENCE_S):
+            if time.monotonic() < self._sweep_at:
+                return await self._queue.earliest(self._old())
+            sweep = await self._queue.sweep(self._old())
+        self._sweep_at = time.monotonic() + self._settings.longest_nap * self._rng.uniform(0.9, 1.0)
+        self._on_sweep(sweep)
+        return sweep.earliest
 
     def _room(self) -> Room:
         """How many rows to claim now."""

@@ -12,7 +12,6 @@ import math
 import random
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from typing import LiteralString
 
 import psycopg
@@ -46,16 +45,36 @@ select pg_catalog.set_config('tcp_keepalives_idle', '5', false),
 """
 _LOCK = "select pg_catalog.pg_try_advisory_lock(%s, %s)"
 _EVICT = """
-select pg_catalog.pg_terminate_backend(pid)
+select pid, pg_catalog.pg_terminate_backend(pid)
   from pg_catalog.pg_locks
   where locktype = 'advisory' and classid = %s::oid and objid = %s::oid and objsubid = 2 and granted
     and database = (select oid from pg_catalog.pg_database where datname = pg_catalog.current_database())
-    and pid <> pg_catalog.pg_backend_pid()
+    and pid is distinct from pg_catalog.pg_backend_pid()
 """
+_HOLDER = """
+select pid, role, prepared from push_listener.lock_holders
+  where lock = 'liveness' and key = %s and granted and pid is distinct from pg_catalog.pg_backend_pid()
+"""
+_STARTED_AT = "select started_at from push_listener.workers where id = %s"
 _GUARDED = "update push_listener.workers set guarded = true, lost = false, stopped_at = null where id = %s"
 _SERVER_AGE = """
 select extract(epoch from pg_catalog.clock_timestamp() - pg_catalog.pg_postmaster_start_time())::float8
 """
+
+
+class IdentityLost(Exception):
+    """This worker cannot go on under its id. ``facts`` say more, for the log.
+
+    Args:
+        reason: why.
+        is_own: whether the row in ``push_listener.workers`` is still this worker's.
+    """
+
+    def __init__(self, reason: str, *, is_own: bool, **facts: object) -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.is_own = is_own
+        self.facts = facts
 
 
 def _cannot_connect(state: tenacity.RetryCallState) -> None:
@@ -78,6 +97,7 @@ class Doorbell:
         heartbeat: seconds of silence after which the connection has to prove itself.
         on_doubt: called when the bell may have been silenced: a peer has said so, or might have while this worker could
             not hear it.
+        on_lost: called once, when somebody else has this worker's liveness lock or its row; ``run`` then returns.
     """
 
     def __init__(
@@ -89,12 +109,15 @@ class Doorbell:
         *,
         heartbeat: float,
         on_doubt: Callable[[], None] = lambda: None,
+        on_lost: Callable[[IdentityLost], None] = lambda lost: None,
     ) -> None:
         self._dsn = with_keepalive(dsn)
         self._worker = worker_id
         self._own_channel = f"{CHANNEL}_{worker_id}"
         self._on_ring = on_ring
         self._on_doubt = on_doubt
+        self._on_lost = on_lost
+        self._row: tuple[object, ...] | None = None  # when this worker was registered, as its row says
         self._metrics = metrics
         self._heartbeat = heartbeat
         self._healthy = asyncio.Event()
@@ -141,13 +164,19 @@ class Doorbell:
         return row
 
     async def run(self) -> None:
-        """Listens until cancelled; connects again, with jittered backoff, whenever the connection is lost."""
+        """Listens until cancelled; connects again, with jittered backoff, whenever the connection is lost.
+
+        Returns when this worker cannot go on under its id.
+        """
         while True:
             try:
                 async with await self._connect() as conn:
                     await self._listen(conn)
             except _AWAY as error:
                 log.warning("doorbell lost", error=fault_name(error))
+            except IdentityLost as lost:
+                self._on_lost(lost)
+                return
             finally:
                 self._conn = None
                 self._healthy.clear()
@@ -223,6 +252,7 @@ class Doorbell:
                 for channel in (CHANNEL, self._own_channel):
                     await conn.execute(sql.SQL("listen {}").format(sql.Identifier(channel)))
                 await conn.execute(_KEEPALIVE)
+                await self._check_row(conn)  # before the lock, which another worker of the same id may hold
                 await self._take_lock(conn)
                 await conn.execute(_GUARDED, (self._worker,))
                 await self._settle_in(conn)
@@ -239,20 +269,50 @@ class Doorbell:
             steady_in -= float(str(row[0])) if row else 0.0
         self._steady_from = time.monotonic() + steady_in
 
+    async def _check_row(self, conn: Connection) -> None:
+        """Raises IdentityLost if this worker's row has gone since the first connection, or is another worker's."""
+        row = await (await conn.execute(_STARTED_AT, (self._worker,))).fetchone()
+        if self._row is None:
+            self._row = row
+        elif row != self._row:
+            raise IdentityLost("its row in push_listener.workers is not its own any more", is_own=False)
+
     async def _take_lock(self, conn: Connection) -> None:
-        """The liveness lock; what still holds it is this worker's former connection, gone silent."""
+        """The liveness lock; what still holds it is this worker's former connection, gone silent.
+
+        Raises IdentityLost if it is anybody else, who cannot be evicted.
+        """
         key = (LIVENESS_CLASS, self._worker)
-        async for attempt in tenacity.AsyncRetrying(
-            retry=tenacity.retry_if_exception_type(psycopg.errors.LockNotAvailable),
-            stop=tenacity.stop_after_delay(_LOCK_PATIENCE_S),
-            wait=tenacity.wait_fixed(0.1),
-            reraise=True,
-        ):
-            with attempt:
-                row = await (await conn.execute(_LOCK, key)).fetchone()
-                if not row or not row[0]:
-                    # Not at the first try: a peer may have been about to bury this worker.
-                    if attempt.retry_state.attempt_number > 1:
-                        with suppress(psycopg.errors.InsufficientPrivilege):
-                            await conn.execute(_EVICT, key)
-                    raise psycopg.errors.LockNotAvailable("the liveness lock is held by another connection")
+        try:
+            async for attempt in tenacity.AsyncRetrying(
+                retry=tenacity.retry_if_exception_type(psycopg.errors.LockNotAvailable),
+                stop=tenacity.stop_after_delay(_LOCK_PATIENCE_S),
+                wait=tenacity.wait_fixed(0.1),
+                reraise=True,
+            ):
+                with attempt:
+                    row = await (await conn.execute(_LOCK, key)).fetchone()
+                    if not row or not row[0]:
+                        # Not at the first try: a peer may have been about to bury this worker.
+                        if attempt.retry_state.attempt_number > 1 and not await self._evict(conn):
+                            raise await self._taken(conn)
+                        raise psycopg.errors.LockNotAvailable(
+                            "the liveness lock is held by another connection"
+                        )
+        except psycopg.errors.LockNotAvailable:
+            raise await self._taken(conn) from None
+
+    async def _evict(self, conn: Connection) -> bool:
+        """Terminates the sessions that hold the lock; False if it may not, or if a prepared transaction holds it."""
+        try:
+            cursor = await conn.execute(_EVICT, (LIVENESS_CLASS, self._worker))
+            return all(pid is not None for pid, _ in await cursor.fetchall())
+        except psycopg.errors.InsufficientPrivilege:
+            return False
+
+    async def _taken(self, conn: Connection) -> IdentityLost:
+        holder = await (await conn.execute(_HOLDER, (self._worker,))).fetchone()
+        pid, role, prepared = holder or (None, None, None)
+        return IdentityLost(
+            "its liveness lock is held by somebody else", is_own=True, pid=pid, role=role, prepared=prepared
+        )

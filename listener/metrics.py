@@ -124,6 +124,13 @@ class Metrics:
             "Open transactions that may hold pushes nobody will notify of; this process asks for their end.",
             registry=registry,
         )
+        self.lock_stranger = Gauge(
+            "push_lock_stranger_pid",
+            "Process id of a session that holds an advisory lock of push-listener and is no part of it (0: a prepared "
+            "transaction), by lock and role; absent while there is none.",
+            ["lock", "role"],
+            registry=registry,
+        )
         self.paused = Gauge(
             "push_paused",
             "1 while sending is paused because FCM refuses our configuration, or is away.",

@@ -25,7 +25,7 @@ import tenacity
 from psycopg import sql
 from psycopg.rows import args_row
 
-from listener import database_errors, exposure
+from listener import database_errors, exposure, locks
 from listener.database import TransactionPooler, refuse_transaction_pooler
 from listener.exposure import Way
 from listener.queue import LIVENESS_CLASS, ROLLBACK_LOCK
@@ -33,11 +33,12 @@ from listener.queue import LIVENESS_CLASS, ROLLBACK_LOCK
 Connection = psycopg.Connection[tuple[object, ...]]
 
 LOCK_KEY = 7_308_332_045_000_001
-"""Advisory lock held while migrating; any other program using the same key would only wait for us."""
+"""Advisory lock held while migrating. Any login may take it."""
 
 APPLICATION_NAME = "push-listener migrate"
 
 _TURN_WAIT_S = 600.0
+_TURN_NOTE_S = 5.0
 _CONCURRENTLY = "-- migrate: concurrently"
 _LOSES = re.compile(r"-- migrate: loses (\S.*)")
 _FILE = re.compile(r"(\d{4})_([a-z0-9_]+)\.sql")
@@ -205,7 +206,7 @@ def apply(
     """
     known = load() if migrations is None else migrations
     done = []
-    with _connect(dsn, warn) as conn, _turn(conn):
+    with _connect(dsn, warn) as conn, _turn(conn, warn):
         _set(conn, in_batches="on", expire_older_than=_interval(expire_older_than))
         states = _states(conn, known)
         _refuse_changed(states)
@@ -277,7 +278,7 @@ def rollback(
     known = load() if migrations is None else migrations
     undone: list[Migration] = []
     # A worker that begins takes the second lock for a moment: from here on it is seen below, or cannot begin.
-    with _connect(dsn, warn) as conn, _turn(conn), _turn(conn, ROLLBACK_LOCK):
+    with _connect(dsn, warn) as conn, _turn(conn, warn), _turn(conn, warn, ROLLBACK_LOCK):
         _set(conn, discard_data="on" if discard_data else "off")
         applied = [s.migration for s in _states(conn, known) if s.applied_at is not None]
         steps = [migration for migration in reversed(applied) if migration.version > to]
@@ -379,26 +380,47 @@ def _interval(age: timedelta | None) -> str:
 
 
 @contextmanager
-def _turn(conn: Connection, key: int = LOCK_KEY) -> Iterator[None]:
+def _turn(conn: Connection, warn: Callable[[str], None], key: int = LOCK_KEY) -> Iterator[None]:
     # Tried, not waited for: a session waiting inside pg_advisory_lock() holds a snapshot, and CREATE INDEX
     # CONCURRENTLY in the session that has the lock would wait for that snapshot to go: a deadlock.
-    acquire = tenacity.Retrying(
-        retry=tenacity.retry_if_result(lambda got: not got),
-        wait=tenacity.wait_random(0.2, 0.5),
-        stop=tenacity.stop_after_delay(_TURN_WAIT_S),
-    )
-    try:
-        acquire(_try_lock, conn, key)
-    except tenacity.RetryError:
-        raise MigrationError(
-            f"another push-listener migrate has been at work for {_TURN_WAIT_S:.0f} s; "
-            "try again when it is done"
-        ) from None
+    if not _lock_within(conn, key, _TURN_NOTE_S):
+        warn(f"waiting for a lock: {_holder(conn, key)}")
+        if not _lock_within(conn, key, _TURN_WAIT_S - _TURN_NOTE_S):
+            raise MigrationError(f"no lock after {_TURN_WAIT_S:.0f} s: {_holder(conn, key)}")
     try:
         yield
     finally:
         if not conn.closed:
             conn.execute("select pg_advisory_unlock(%s)", (key,))
+
+
+def _lock_within(conn: Connection, key: int, seconds: float) -> bool:
+    acquire = tenacity.Retrying(
+        retry=tenacity.retry_if_result(lambda got: not got),
+        wait=tenacity.wait_random(0.2, 0.5),
+        stop=tenacity.stop_after_delay(seconds),
+    )
+    try:
+        return bool(acquire(_try_lock, conn, key))
+    except tenacity.RetryError:
+        return False
+
+
+def _holder(conn: Connection, key: int) -> str:
+    """Who keeps this process from migrating, and what to do."""
+    holder = locks.holder_of(conn, key)
+    if holder is None:
+        return "it has just become free; run this again"
+    pid, role = holder
+    if pid is None:
+        return (
+            "a prepared transaction holds it, which is no migration; find it in pg_prepared_xacts and end it with "
+            "rollback prepared"
+        )
+    return (
+        f"process {pid} of role {role} holds it. If that is another push-listener migrate, it is released when that is "
+        f"done. If not, let a superuser or a role with pg_signal_backend run select pg_terminate_backend({pid})"
+    )
 
 
 def _try_lock(conn: Connection, key: int) -> bool:

@@ -32,7 +32,13 @@ LOCK_KEY = 7_308_332_045_000_003
 """Advisory lock of the one worker that purges."""
 
 # Why names have their schema, and columns a cast: see listener/queue.py.
-#
+
+# A stranger that holds the lock keeps nobody from it: two that purge at once do no harm.
+_MAY_PURGE: LiteralString = """
+select case when pg_catalog.pg_try_advisory_lock(%(key)s::bigint) then true
+            else not exists (select from push_listener.lock_holders where lock = 'purge' and granted and is_ours) end
+"""
+
 # Each condition stands here as in the index that finds the rows (push_notifications_over, ..._given_up): otherwise
 # Postgres would read the whole history. next_attempt_at: where an application ended the row, it may have been left.
 _OVER = """status::text in ('sent', 'delivered', 'expired', 'cancelled') and updated_at < %(before)s
@@ -228,15 +234,15 @@ async def gently(steps: AsyncIterator[Step], rest: float) -> AsyncIterator[Step]
 async def keep(dsn: str, age: timedelta, metrics: Metrics) -> None:
     """Purges about once an ``INTERVAL`` until cancelled, if this process is the one that does.
 
-    That is the one whose connection holds the lock; the others ask for it as often. Raises nothing: pushes must not
-    suffer from whatever goes wrong here.
+    That is the one whose connection holds the lock, or each of them while a stranger holds it; the others ask for it as
+    often. Raises nothing: pushes must not suffer from whatever goes wrong here.
     """
     wait = _rng.uniform(0.1, 0.5)
     while True:
         await asyncio.sleep(wait * INTERVAL)
         try:
             async with await connect(dsn) as conn:
-                while (await _row(conn, "select pg_catalog.pg_try_advisory_lock(%(key)s)", key=LOCK_KEY))[0]:
+                while (await _row(conn, _MAY_PURGE, key=LOCK_KEY))[0]:
                     await _once(conn, age, metrics)
                     await asyncio.sleep(_rng.uniform(0.8, 1.2) * INTERVAL)
         except Exception as error:

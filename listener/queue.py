@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import secrets
 import time
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any, LiteralString, cast
 from uuid import UUID
 
 import orjson
@@ -15,6 +16,7 @@ from psycopg.pq import TransactionStatus
 from psycopg.rows import args_row
 
 from listener.database import Connection, Pool
+from listener.locks import STRANGERS, LockHolder
 from listener.log import seldom
 from listener.push import Push
 from listener.retry import Decision
@@ -233,7 +235,7 @@ select public.push_disable_token(token, code)
   from unnest(%(tokens)s::text[], %(codes)s::text[]) as d(token, code)
 """
 
-_EARLIEST = """
+_EARLIEST: LiteralString = """
 select extract(epoch from least(
     (select next_attempt_at from public.push_notifications
        where (case priority::text when 'high' then 0 else 1 end) = 0
@@ -247,6 +249,27 @@ select extract(epoch from least(
        order by next_attempt_at limit 1)
   ))::float8 - extract(epoch from pg_catalog.clock_timestamp())::float8
 """
+
+# What a worker asks when it has heard nothing for a while: also who holds its locks, and whether its own row is there.
+_SWEEP: LiteralString = (
+    """
+with holders as materialized (
+  select * from push_listener.lock_holders where lock in ('awake', 'liveness')
+)
+select
+  exists (
+    select from holders a
+      where a.lock = 'awake' and a.exclusive and not exists (  -- this worker itself
+        select from holders l
+          where l.lock = 'liveness' and l.key = %(worker)s and l.granted and l.is_ours and l.pid = a.pid)),
+  exists (select from push_listener.workers where id = %(worker)s),
+  (select coalesce(json_agg(s), '[]')::text from ("""  # noqa: S608  # constants
+    + STRANGERS
+    + """) s),
+  ("""
+    + _EARLIEST
+    + ")"
+)
 
 # What Postgres knows of the table may be from a time when all of it waited. It would then rather read all of it.
 BY_INDEX = "set local enable_seqscan = off"
@@ -262,13 +285,11 @@ select status, pg_catalog.count(*), pg_catalog.count(*) filter (where next_attem
   group by status
 """
 
-# Workers whose liveness lock can mean something, and whether it is held.
+# Workers whose liveness lock can mean something, and whether a worker holds it: any login may take such a lock.
 _PEERS = """
 select w.id, exists (
-    select from pg_catalog.pg_locks l
-      where l.locktype = 'advisory' and l.classid = %(class)s::oid and l.objid = w.id::oid
-        and l.objsubid = 2 and l.granted
-        and l.database = (select oid from pg_catalog.pg_database where datname = pg_catalog.current_database()))
+    select from push_listener.lock_holders h
+      where h.lock = 'liveness' and h.key = w.id and h.granted and h.is_ours)
   from push_listener.workers w
   where w.stopped_at is null and w.guarded and w.id <> %(worker)s
 """
@@ -290,13 +311,20 @@ select exists (
      order by next_attempt_at desc limit 1))
 """
 
-# Takes the lock of the dead for the length of the transaction: who cannot have it is not dead, or is being buried.
+# A worker is dead if its liveness lock is free, and then this transaction holds it until its end; or if nobody but
+# strangers hold it, whom this must not wait for. Its row in "workers" is locked before that is asked: no other rescue
+# works on it meanwhile, and a worker that comes back writes to that row before it claims anything.
 _RESCUE = """
-with dead as materialized (
+with suspects as materialized (
   select w.id
     from push_listener.workers w
     where w.id = any(%(suspects)s::integer[]) and w.guarded and w.stopped_at is null
-      and pg_catalog.pg_try_advisory_xact_lock(%(class)s, w.id)
+    for update skip locked
+), dead as materialized (
+  select s.id
+    from suspects s
+    where case when pg_catalog.pg_try_advisory_xact_lock(%(class)s, s.id) then true
+               else not push_listener.is_alive(s.id) end
 ), buried as (
   update push_listener.workers w set stopped_at = pg_catalog.now(), lost = true from dead where w.id = dead.id
 ), rescued as (
@@ -313,11 +341,12 @@ with dead as materialized (
 select coalesce((select pg_catalog.array_agg(id) from dead), '{}'), (select pg_catalog.count(*) from rescued)
 """
 
+# Whoever it is, a worker or not. Behind a session that waits for the lock, nobody is given it in shared mode either.
 _SILENCED = """
 select exists (
   select from pg_catalog.pg_locks
     where locktype = 'advisory' and (classid, objid, objsubid) = (%s::oid, %s::oid, 2)
-      and mode = 'ExclusiveLock' and granted
+      and mode = 'ExclusiveLock'
       and database = (select oid from pg_catalog.pg_database where datname = pg_catalog.current_database()))
 """
 
@@ -336,10 +365,10 @@ select pg_catalog.count(*) from push_listener.workers where lost and stopped_at 
 # How much of FCM's quota all may use, for how many seconds that has been so, and how many other workers live.
 _FLEET = """
 select r.part, extract(epoch from pg_catalog.clock_timestamp() - r.lowered_at)::float8, (
-    select pg_catalog.count(*) from pg_catalog.pg_locks l
-      where l.locktype = 'advisory' and l.classid = %(class)s::oid and l.objid <> %(worker)s::oid
-        and l.objsubid = 2 and l.granted
-        and l.database = (select oid from pg_catalog.pg_database where datname = pg_catalog.current_database()))
+    select pg_catalog.count(distinct w.id)
+      from push_listener.lock_holders h
+      join push_listener.workers w on w.id = h.key and w.stopped_at is null
+      where h.lock = 'liveness' and w.id <> %(worker)s and h.granted and h.is_ours)
   from (select 1) one
   left join push_listener.rate r on true
 """
@@ -359,15 +388,26 @@ update push_listener.rate
 
 _SCHEMA_VERSION = "select coalesce(pg_catalog.max(version), 0) from push_listener.migrations"
 _DRIFT = "select finding from push_listener.drift() order by finding limit 20"
-_REGISTER = """
-insert into push_listener.workers (name)
-  select %s::text where pg_catalog.pg_try_advisory_xact_lock_shared(%s::bigint)
-  returning id
+
+# The way back holds the lock. A stranger that holds it keeps no worker from beginning.
+_MAY_BEGIN: LiteralString = """
+select case when pg_catalog.pg_try_advisory_xact_lock_shared(%(rollback)s::bigint) then true
+            else not exists (select from push_listener.lock_holders where lock = 'rollback' and granted and is_ours) end
 """
+_REGISTER: LiteralString = (
+    "insert into push_listener.workers (name) select %(name)s::text where (" + _MAY_BEGIN + ") returning id"
+)
+_REGISTER_AS: LiteralString = (
+    "insert into push_listener.workers (id, name) overriding system value "
+    "select %(id)s::integer, %(name)s::text where (" + _MAY_BEGIN + ") on conflict do nothing returning id"
+)
 _SIGN_OFF = "update push_listener.workers set stopped_at = pg_catalog.now() where id = %s"
 
 
 _AVOIDED_S = 600.0
+
+_LEAST_UNFORESEEN = 1 << 30
+_TRIES_OF_AN_ID = 3
 
 ROW_FAULTS = (psycopg.Error, ValueError, TypeError)
 """What one row may be to blame for, where it is not ``is_passing``: its values, which are ours to encode and Postgres'
@@ -421,6 +461,20 @@ class Fleet:
     """Of FCM's quota, which all together might use when it was last lowered."""
     age: float
     """Seconds since then."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sweep:
+    """What a worker finds out when it has heard nothing for a while."""
+
+    earliest: float | None
+    """Seconds until the first row is due (negative: it is); None: none waits."""
+    silenced: bool
+    """Whether anybody but this worker holds the lock AWAKE, or waits for it, so that inserts do not ring."""
+    registered: bool
+    """Whether this worker's row is still there."""
+    strangers: Sequence[LockHolder]
+    """Who holds locks of push-listener and is no part of it."""
 
 
 class Queue:
@@ -577,10 +631,24 @@ class Queue:
             row = await (await conn.execute(_EARLIEST, {"avoided": self._avoid_now(but)})).fetchone()
         return None if row is None or row[0] is None else float(str(row[0]))
 
+    async def sweep(self, but: Sequence[UUID] = ()) -> Sweep:
+        """The same as ``earliest``, and what may keep this worker from hearing of it."""
+        values = {"worker": self._worker, "avoided": self._avoid_now(but)}
+        async with self._pool.connection() as conn:
+            row = await (await conn.execute(_SWEEP, values)).fetchone()
+        assert row is not None
+        silenced, registered, strangers, earliest = row
+        return Sweep(
+            None if earliest is None else float(str(earliest)),
+            bool(silenced),
+            bool(registered),
+            [LockHolder(**each) for each in orjson.loads(str(strangers))],
+        )
+
     async def peers(self) -> list[tuple[int, bool]]:
         """The other workers that have not ended by their own will, and whether each is alive."""
         async with self._pool.connection() as conn:
-            cursor = await conn.execute(_PEERS, {"class": LIVENESS_CLASS, "worker": self._worker})
+            cursor = await conn.execute(_PEERS, {"worker": self._worker})
             return [(int(str(peer)), bool(alive)) for peer, alive in await cursor.fetchall()]
 
     async def lost_lately(self) -> int:
@@ -597,7 +665,7 @@ class Queue:
         return bool(row and row[0])
 
     async def is_silenced(self) -> bool:
-        """Whether a listener is awake, so that inserts do not ring."""
+        """Whether a listener is awake, or a stranger has its lock, so that inserts do not ring."""
         async with self._pool.connection() as conn:
             row = await (await conn.execute(_SILENCED, AWAKE)).fetchone()
         return bool(row and row[0])
@@ -631,7 +699,7 @@ class Queue:
     async def fleet(self) -> Fleet:
         """Who else lives, and how far the rate has been lowered."""
         async with self._pool.connection() as conn:
-            cursor = await conn.execute(_FLEET, {"class": LIVENESS_CLASS, "worker": self._worker})
+            cursor = await conn.execute(_FLEET, {"worker": self._worker})
             part, age, others = await cursor.fetchone() or (None, None, 0)
         if part is None or float(str(age)) < 0.0:  # from before the clock was put back
             part, age = 1.0, 0.0
@@ -669,13 +737,20 @@ class RollingBack(Exception):
     """``push-listener migrate --down`` is at work, and no worker may begin."""
 
 
-async def register(pool: Pool, name: str) -> int:
+async def register(pool: Pool, name: str, *, unforeseen: bool = False) -> int:
     """Makes this process known in ``push_listener.workers``; returns its id, for ``claimed_by``.
 
-    Raises RollingBack.
+    ``unforeseen``: not the next id, whose liveness lock a stranger may hold already, but a random one. There are a
+    billion of them, and Postgres has memory for some ten thousand locks. Raises RollingBack.
     """
+    values: dict[str, object] = {"name": name, "rollback": ROLLBACK_LOCK}
     async with pool.connection() as conn:
-        row = await (await conn.execute(_REGISTER, (name, ROLLBACK_LOCK))).fetchone()
+        for _ in range(_TRIES_OF_AN_ID if unforeseen else 0):
+            values["id"] = _LEAST_UNFORESEEN + secrets.randbelow(_LEAST_UNFORESEEN)
+            row = await (await conn.execute(_REGISTER_AS, values)).fetchone()
+            if row is not None:
+                return int(str(row[0]))
+        row = await (await conn.execute(_REGISTER, values)).fetchone()
     if row is None:
         raise RollingBack
     return int(str(row[0]))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
+import random
 import signal
 import socket
 import time
@@ -21,7 +23,7 @@ from listener.awake import Awake
 from listener.config import ConfigError, Settings
 from listener.database import STATEMENT_PATIENCE_S, Pool, is_transaction_pooler, make_pool
 from listener.dispatcher import Dispatcher
-from listener.doorbell import Doorbell
+from listener.doorbell import Doorbell, IdentityLost
 from listener.fcm.aiohttp_transport import AiohttpTransport
 from listener.fcm.asyncio_transport import AsyncioTransport
 from listener.fcm.auth import AccessTokens, load_credentials
@@ -32,8 +34,9 @@ from listener.fcm.transport import Transport
 from listener.fleet import SharedQuota
 from listener.health import FcmHealth
 from listener.liveness import PeerWatch
+from listener.locks import LockWatch
 from listener.metrics import Metrics
-from listener.queue import Fleet, Queue
+from listener.queue import Fleet, Queue, Sweep
 from listener.ramp import after_losses
 from listener.retry import Policy
 from listener.web import Web
@@ -48,6 +51,9 @@ _OVERDUE_AFTER_S = 3.0
 _TELLING_PEERS_S = 1.0
 _IDLE_DEPTH_INTERVAL = 300.0
 
+# A worker that has to register anew again and again waits in between.
+_LASTING_S = 10.0
+_LONGEST_PAUSE_S = 30.0
 
 _CANNOT_LISTEN = (
     "LISTEN cannot work through this address: it is a pooler in transaction mode (on Supabase: port 6543). "
@@ -126,6 +132,9 @@ class Service:
         self._schema_version = migrate.load()[-1].version
         self._stop = asyncio.Event()
         self._hurry = asyncio.Event()
+        self._lost: IdentityLost | None = None  # why this worker has to register anew
+        self._interrupted = asyncio.Event()  # stopped, or lost
+        self._locks = LockWatch(self.metrics)
         self._dispatcher: Dispatcher | None = None
         self._doorbell: Doorbell | None = None
         self._watch: PeerWatch | None = None
@@ -141,6 +150,7 @@ class Service:
             patience = self._settings.shutdown_grace + _OVERDUE_AFTER_S
             asyncio.get_running_loop().call_later(patience, self._on_overdue)
         self._stop.set()
+        self._interrupted.set()
 
     async def run(self, on_ready: Callable[[], None] = lambda: None) -> None:
         """Runs until SIGTERM or SIGINT, or until ``stop``. ``on_ready`` is called once rows are being taken.
@@ -173,33 +183,58 @@ class Service:
                 project_id=self._project_id,
                 observe=lambda seconds, _: self.metrics.exchange.observe(seconds),
             )
-            registered = await self._unless_stopped(self._register(pool))
-            if registered is None:
-                return
-            rows, lost, fleet = registered
-            if lost > 1:
-                log.warning("workers have died lately: starting gently", workers=lost)
-            health = FcmHealth(
-                after_losses(lost, self._settings.max_in_flight, time.monotonic()),
-                policy=Policy(self._settings.retry_floor, self._settings.retry_cap, self._settings.max_tries),
-                token_loss_guard=self._settings.token_loss_guard,
-            )
-            quota = SharedQuota(
-                rows,
-                Quota(self._settings.fcm_quota, self._settings.fcm_ramp, time.monotonic()),
-                self.metrics,
-            )
-            quota.learn(fleet)
-            self._assemble(rows, sender, health, quota)
             warming = asyncio.create_task(_warm(tokens))
             try:
-                await self._work(rows, quota, on_ready)
+                await self._work_under_ids(pool, sender, on_ready)
             finally:
                 warming.cancel()
 
+    async def _work_under_ids(self, pool: Pool, sender: Sender, on_ready: Callable[[], None]) -> None:
+        """Works until stopped: under one id, or one after the other if it cannot go on under the first."""
+        quota = Quota(self._settings.fcm_quota, self._settings.fcm_ramp, time.monotonic())
+        health: FcmHealth | None = None
+        readied = False
+
+        def ready() -> None:
+            nonlocal readied
+            if not readied:
+                readied = True
+                on_ready()
+
+        for number in itertools.count():
+            registered = await self._unless_stopped(self._register(pool, unforeseen=number > 0))
+            if registered is None:
+                return
+            rows, lost, fleet = registered
+            if health is None:
+                if lost > 1:
+                    log.warning("workers have died lately: starting gently", workers=lost)
+                health = FcmHealth(
+                    after_losses(lost, self._settings.max_in_flight, time.monotonic()),
+                    policy=Policy(
+                        self._settings.retry_floor, self._settings.retry_cap, self._settings.max_tries
+                    ),
+                    token_loss_guard=self._settings.token_loss_guard,
+                )
+            shared = SharedQuota(rows, quota, self.metrics)
+            shared.learn(fleet)
+            self._assemble(rows, sender, health, shared)
+            began = time.monotonic()
+            await self._work(rows, shared, ready)
+            if self._stop.is_set():
+                log.info("stopped")
+                return
+            self._lost = None
+            self._interrupted.clear()
+            if time.monotonic() - began < _LASTING_S:  # whatever it is, it may go on
+                pause = random.uniform(0.0, min(_LONGEST_PAUSE_S, 0.1 * 2.0 ** min(number, 10)))  # noqa: S311  # jitter
+                await self._unless_stopped(asyncio.sleep(pause))
+
     def _assemble(self, rows: Queue, sender: Sender, health: FcmHealth, quota: SharedQuota) -> None:
         if self._settings.doorbell == "sweep":
-            self._dispatcher = Dispatcher(rows, sender, self._settings, self.metrics, health, quota)
+            self._dispatcher = Dispatcher(
+                rows, sender, self._settings, self.metrics, health, quota, on_sweep=self._swept
+            )
             return
         most = self._settings.max_in_flight
         watch = PeerWatch(
@@ -223,6 +258,7 @@ class Service:
             self.metrics,
             heartbeat=self._settings.heartbeat,
             on_doubt=lambda: awake.doubt(),
+            on_lost=self._lose,
         )
         awake = Awake(
             rows, doorbell, self.metrics, worker_id=rows.worker_id, on_due=lambda: dispatcher.ring()
@@ -237,8 +273,23 @@ class Service:
             may_claim=lambda: doorbell.connected,
             on_look=watch.stir,
             nap=awake.nap,
+            on_sweep=self._swept,
         )
         self._dispatcher, self._doorbell, self._watch, self._awake = dispatcher, doorbell, watch, awake
+
+    def _swept(self, sweep: Sweep) -> None:
+        """Acts on what a sweep has found."""
+        self._locks.saw(sweep.strangers)
+        if sweep.silenced and self._awake is not None:
+            self._awake.doubt()
+        if not sweep.registered:
+            self._lose(IdentityLost("its row in push_listener.workers is gone", is_own=False))
+
+    def _lose(self, lost: IdentityLost) -> None:
+        """This worker cannot go on under its id: what it holds is settled, then it goes on under another."""
+        if self._lost is None:
+            self._lost = lost
+            self._interrupted.set()
 
     async def _work(self, rows: Queue, quota: SharedQuota, on_ready: Callable[[], None]) -> None:
         dispatcher, doorbell, watch, awake = self._dispatcher, self._doorbell, self._watch, self._awake
@@ -257,12 +308,18 @@ class Service:
                 background.append(group.create_task(retention))
             working = group.create_task(dispatcher.run())
             await self._unless_stopped(dispatcher.wait_looked())
-            if not self._stop.is_set():
+            if not self._interrupted.is_set():
                 log.info("ready", worker=rows.worker_id, in_flight_at_most=self._settings.max_in_flight)
                 on_ready()
-            await self._stop.wait()
-            log.info("stopping", grace_s=self._settings.shutdown_grace)
+            await self._interrupted.wait()
+            lost = self._lost
             dispatcher.stop()
+            if lost is None:
+                log.info("stopping", grace_s=self._settings.shutdown_grace)
+            else:
+                log.warning("registering anew", worker=rows.worker_id, reason=lost.reason, **lost.facts)
+                if lost.is_own:  # at once: its peers would take from it what it is still sending
+                    await _sign_off(rows)
             if awake is not None:
                 awake.stop()
             await self._finish(working, dispatcher)
@@ -271,13 +328,8 @@ class Service:
             for task in background:
                 task.cancel()
         # Otherwise peers, or the next start, take over the rows that are left.
-        if not working.cancelled() and working.result():
-            try:
-                async with asyncio.timeout(2):
-                    await rows.sign_off()
-            except (psycopg.Error, PoolTimeout, TimeoutError):
-                log.warning("could not sign off")
-        log.info("stopped")
+        if lost is None and not working.cancelled() and working.result():
+            await _sign_off(rows)
 
     async def _finish(self, working: asyncio.Task[bool], dispatcher: Dispatcher) -> None:
         """Lets sends end by themselves for most of the grace period, then gives them back and settles."""
@@ -299,10 +351,10 @@ class Service:
             working.cancel()
 
     async def _unless_stopped(self, work: Coroutine[Any, Any, T]) -> T | None:
-        """The result of ``work``, or None when the service is stopped first."""
-        task, stop = asyncio.create_task(work), asyncio.create_task(self._stop.wait())
-        await asyncio.wait({task, stop}, return_when=asyncio.FIRST_COMPLETED)
-        stop.cancel()
+        """The result of ``work``, or None when the service is stopped, or loses its id, first."""
+        task, interrupt = asyncio.create_task(work), asyncio.create_task(self._interrupted.wait())
+        await asyncio.wait({task, interrupt}, return_when=asyncio.FIRST_COMPLETED)
+        interrupt.cancel()
         if not task.done():
             task.cancel()
             await asyncio.wait({task})
@@ -354,7 +406,7 @@ class Service:
         return pooled
 
     @_until_reached
-    async def _register(self, pool: Pool) -> tuple[Queue, int, Fleet]:
+    async def _register(self, pool: Pool, *, unforeseen: bool) -> tuple[Queue, int, Fleet]:
         """This worker's hands on the queue, how many workers have died lately, and what the others are like."""
         try:
             if await queue.schema_version(pool) < self._schema_version:
@@ -365,7 +417,8 @@ class Service:
                     finding=finding,
                 )
             await self._admit(pool)
-            worker = await queue.register(pool, self._settings.worker_name or socket.gethostname())
+            name = self._settings.worker_name or socket.gethostname()
+            worker = await queue.register(pool, name, unforeseen=unforeseen)
             rows = Queue(pool, worker_id=worker, lease=self._settings.lease)
             return rows, await rows.lost_lately(), await rows.fleet()
         except queue.RollingBack:
@@ -400,6 +453,14 @@ class Service:
 async def _leads_to_pooler(dsn: str, *, setting: str) -> bool:
     """See ``is_transaction_pooler``; ``setting`` names the address in the log, which cannot show it."""
     return await is_transaction_pooler(dsn)
+
+
+async def _sign_off(rows: Queue) -> None:
+    try:
+        async with asyncio.timeout(2):
+            await rows.sign_off()
+    except (psycopg.Error, PoolTimeout, TimeoutError):
+        log.warning("could not sign off")
 
 
 def _transport(settings: Settings) -> Transport:

@@ -83,7 +83,7 @@ def part(options: Options) -> list[Line]:
             "queries a minute of an idle process",
             "{:.1f}",
             [here.queries],
-            at_most(2),
+            at_most(6),
             {name: [one.queries] for name, one in found.items()},
         ),
         Line(
@@ -105,7 +105,7 @@ def main(processes: int, seconds: float) -> None:
     table = Table(title=f"{processes} idle processes, {seconds:g} s: {rig.machine()}", title_justify="left")
     table.add_column("a minute, for each process")
     table.add_column("", justify="right")
-    table.add_row("queries (goal: at most 2)", f"{found.queries:.2f}")
+    table.add_row("queries (goal: at most 6)", f"{found.queries:.2f}")
     table.add_row("CPU time, ms", f"{found.cpu_ms:.0f}")
     for statement, times in found.statements.items():
         table.add_row(f"  {statement}", f"{times:.2f}")

@@ -185,6 +185,7 @@ CASES = [
     Case("settle", queue._SETTLE, _KEY, _claimed),
     Case("release", queue._RELEASE, _DUE, _claimed),
     Case("earliest", queue._EARLIEST, _DUE, {"avoided": []}),
+    Case("sweep", queue._SWEEP, _DUE, {"avoided": [], "worker": 1}),
     Case("depth", queue._DEPTH, _DUE, _by_index),
     Case("stats", stats._WAITING, _DUE, _by_index),
     Case("get_push_delivery_stats", "select * from get_push_delivery_stats(3650)", _DUE),

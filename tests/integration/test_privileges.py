@@ -156,6 +156,8 @@ def installation(postgres: Server, request: pytest.FixtureRequest, shape: str) -
                 psycopg.connect(database.dsn_as(user), autocommit=True)
             )
         fill(found)
+        # So that there is a row in push_listener.lock_holders.
+        found.connections[True].execute("select pg_advisory_lock(%s, 1)", (queue.LIVENESS_CLASS,))
         yield found
 
 
@@ -196,6 +198,9 @@ def fill(installation: Installation) -> None:
             owner.execute("insert into push_listener.workers (name) values ('x')")
             owner.execute("insert into push_listener.served values ('1', 5, %(u)s, 'postgres')", values)
 
+
+READ_ONLY = {"push_listener.ended", "push_listener.lock_holders"}
+"""Views that nobody can write to, whatever the privileges."""
 
 REQUIRED = {
     "push_notifications": {"title": "'t'", "body": "'b'", "driver_id": f"'{OWNER}'"},
@@ -265,8 +270,8 @@ def operations(
         return {"execute": [(CALLS.get(function, f"select {function}({arguments})"), 1)]}
     everybodys = 1 if actor.user else None if name.startswith("push_listener.") else 2
     if line.part == "rows":
-        if name == "push_listener.ended":
-            return {}  # a view that cannot be written to, whoever tries
+        if name in READ_ONLY:
+            return {}
         deleted: dict[str, list[tuple[str, int | None]]] = {"delete": [(f"delete from {name}", everybodys)]}
         return (
             deleted
@@ -285,7 +290,7 @@ def operations(
             new = "null"
         row = {**required, column: required.get(column, new)}
         wanted["select"].append((f"select {name_of(column)} from {name}", everybodys))
-        if name == "push_listener.ended":
+        if name in READ_ONLY:
             continue
         wanted["insert"].append(
             (f"insert into {name} ({', '.join(map(name_of, row))}) values ({', '.join(row.values())})", 1)

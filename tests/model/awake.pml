@@ -8,6 +8,9 @@
  * and is made as soon as it is due: a later one would find more. Rows in the hands of a dead listener are another matter
  * (listener/liveness.py) and count as claimed.
  *
+ * With STRANGERS, a session that is no listener takes the lock and tells nobody, and lets it go, or not, when every
+ * listener that lives has seen it. (If it lets go before, a sweep finds the rows: it looks at the queue as well.)
+ *
  * Each name that is tested for below takes, if it is defined, one step out of the protocol or one promise from Postgres.
  */
 
@@ -22,6 +25,7 @@
 #endif
 
 #define FREE 0
+#define STRANGER 3
 
 /* Postgres */
 byte lock = FREE;  /* AWAKE: a listener's number + 1 */
@@ -39,6 +43,8 @@ bool buried;  /* by the second */
 bool asks[2];  /* its backend is at work, and ends that even if the client is gone */
 bool doubt[2];
 bool anew[2];  /* in doubt again since it began to settle that */
+
+bool seen[2];  /* by a sweep: the stranger has the lock */
 
 byte takes = TAKES;
 byte faults = FAULTS;
@@ -121,6 +127,9 @@ end:
        buried = true; look(); doubt[l] = true; anew[l] = true }
 #endif
   :: atomic { told[l] -> told[l] = false; look(); doubt[l] = true; anew[l] = true }
+#if defined(STRANGERS) && !defined(NO_DOUBT_AT_A_STRANGER)
+  :: atomic { lock == STRANGER && listens[l] && !seen[l] -> seen[l] = true; doubt[l] = true; anew[l] = true }
+#endif
   od
 }
 
@@ -206,6 +215,18 @@ again:
   od
 }
 
+#ifdef STRANGERS
+proctype Stranger() {
+end:
+  atomic { lock == FREE -> lock = STRANGER };
+end_holds:
+  if
+  :: atomic { (seen[0] || gone[0]) && (seen[1] || gone[1]) -> lock = FREE }
+  :: true  /* for ever */
+  fi
+}
+#endif
+
 proctype Fault() {
 end:
   do
@@ -244,6 +265,9 @@ init {
     run Doorbell(0); run Awake(0);
     run Doorbell(1); run Awake(1);
     run Fault();
+#ifdef STRANGERS
+    run Stranger();
+#endif
     run Quiet()
   }
 }

@@ -17,6 +17,7 @@ BOUNDS = {
     "rollbacks, to savepoints too": {"TAKES": 1, "FAULTS": 1, "ROLLBACKS": 1},
     "three inserters": {"TAKES": 1, "FAULTS": 0, "INSERTERS": 3},
     "two faults": {"TAKES": 1, "FAULTS": 2, "NOT_FROZEN": 1},
+    "a stranger": {"TAKES": 1, "FAULTS": 0, "STRANGERS": 1},
 }
 
 MUTANTS = [
@@ -25,6 +26,7 @@ MUTANTS = [
     "LOOKS_BEFORE_LETTING_GO",
     "NOTES_DOUBTS_LATE",
     "NO_DOUBT_AT_A_DEATH",
+    "NO_DOUBT_AT_A_STRANGER",
     "NO_DOUBT_ON_LISTEN",
     "NO_LOOK_WHEN_ONE_ENDS",
     "NO_WAIT",
@@ -69,13 +71,25 @@ def test_no_row_is_left_when_all_sleep(tmp_path: Path, bounds: dict[str, int]) -
 
 @pytest.mark.parametrize("mutant", MUTANTS)
 def test_each_step_is_needed(tmp_path: Path, mutant: str) -> None:
-    faults = {"FAULTS": 2, "NOT_FROZEN": 1} if mutant == "NO_DOUBT_AT_A_DEATH" else {"FAULTS": 1}
-    assert errors(search(tmp_path, TAKES=1, **faults, **{mutant: 1})) == 1
+    needs = {
+        "NO_DOUBT_AT_A_DEATH": {"FAULTS": 2, "NOT_FROZEN": 1},
+        "NO_DOUBT_AT_A_STRANGER": {"FAULTS": 0, "STRANGERS": 1},
+    }.get(mutant, {"FAULTS": 1})
+    assert errors(search(tmp_path, TAKES=1, **needs, **{mutant: 1})) == 1
 
 
 def test_all_steps_are_tried() -> None:
     tested = set(re.findall(r"(?:ifdef|ifndef|defined\() ?([A-Z_]+)", MODEL.read_text()))
-    assert tested == {*MUTANTS, "INSERTERS", "TAKES", "FAULTS", "ROLLBACKS", "NOT_FROZEN", "CANARY"}
+    assert tested == {
+        *MUTANTS,
+        "INSERTERS",
+        "TAKES",
+        "FAULTS",
+        "ROLLBACKS",
+        "NOT_FROZEN",
+        "CANARY",
+        "STRANGERS",
+    }
 
 
 def test_everything_comes_to_rest(tmp_path: Path) -> None:
