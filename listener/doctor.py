@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
@@ -9,7 +10,7 @@ from typing import LiteralString
 
 import psycopg
 
-from listener import database_errors, exposure, migrate
+from listener import database_errors, exposure, locks, migrate, served
 from listener.config import Settings
 from listener.database import TransactionPooler, refuse_transaction_pooler
 
@@ -69,6 +70,8 @@ def examine(settings: Settings) -> Iterator[Finding]:
         conn.execute("set search_path = pg_catalog, pg_temp")
         if migrated:
             yield from _privileges(conn)
+            yield from _strangers(conn)
+            yield from _copy(settings)
             yield from _other_databases(conn)
         yield from _exposures(conn)
 
@@ -143,6 +146,38 @@ def _privileges(conn: psycopg.Connection[tuple[object, ...]]) -> Iterator[Findin
         yield Finding(group, Level.WRONG, finding, "run push-listener migrate: it sets them again")
     if not found:
         yield Finding(group, Level.GOOD, "they are as push-listener sets them")
+
+
+def _strangers(conn: psycopg.Connection[tuple[object, ...]]) -> Iterator[Finding]:
+    group = "advisory locks"
+    try:
+        found = locks.strangers(conn)
+    except psycopg.errors.InsufficientPrivilege:
+        yield Finding(
+            group, Level.LOOK, "this role may not look at them", "run doctor as the owner of the tables"
+        )
+        return
+    for holder in found:
+        yield Finding(group, Level.WRONG, str(holder), holder.remedy)
+    if not found:
+        yield Finding(group, Level.GOOD, "no stranger holds one of push-listener")
+
+
+def _copy(settings: Settings) -> Iterator[Finding]:
+    group = "whether this is a copy"
+    dsn = settings.database_url.get_secret_value()
+
+    async def look() -> served.IsCopy | None:
+        async with await psycopg.AsyncConnection.connect(
+            dsn, autocommit=True, connect_timeout=_CONNECT_TIMEOUT_S, prepare_threshold=None
+        ) as conn:
+            return await served.refusal(conn, dsn, settings.installation)
+
+    fault = asyncio.run(look())
+    if fault is not None:
+        yield Finding(group, Level.WRONG, str(fault))
+    else:
+        yield Finding(group, Level.GOOD, "run would not refuse to send from this database")
 
 
 def _exposures(conn: psycopg.Connection[tuple[object, ...]]) -> Iterator[Finding]:

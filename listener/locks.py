@@ -54,6 +54,7 @@ _EFFECTS = {
     "liveness": "a worker with that id could not start, or could not come back; it takes another id",
     "purge": "it looks as if another process purged; it is not waited for",
     "migrate": "push-listener migrate cannot start",
+    "rollback": "push-listener migrate --down cannot start",
 }
 
 
@@ -62,7 +63,7 @@ class LockHolder:
     """A session or prepared transaction that holds, or waits for, a lock that is not its own."""
 
     lock: str
-    """``awake``, ``liveness``, ``purge`` or ``migrate``."""
+    """``awake``, ``liveness``, ``purge``, ``migrate`` or ``rollback``."""
     key: int
     """For ``liveness`` the id of the worker whose lock it is, the lowest if it holds several."""
     pid: int | None

@@ -26,7 +26,6 @@ COPIED = "COPIED"
 """The error code of a push that was left to expire in a copy."""
 
 _REASON = "it waited in a database that push-listener had served elsewhere, and was not sent from this copy"
-_EXPIRING_LOCK = 7_308_332_045_000_003
 _BATCH = 5000
 _COUNTED = 10_000
 
@@ -57,7 +56,11 @@ select pg_catalog.count(*)
 """
 
 # Processes that expire rows at the same time take turns, batch by batch: otherwise they lock the same rows in different
-# orders. Locked rows are waited for, not skipped: the caller serves the database once this finds nothing.
+# orders. They lock the one row of push_listener.rate, which only workers and the owner may; any login may hold an
+# advisory lock.
+_TURN = "select from push_listener.rate for no key update"
+
+# Locked rows are waited for, not skipped: the caller serves the database once this finds nothing.
 _EXPIRE = """
 with waiting as materialized (
   select id
@@ -212,7 +215,7 @@ async def admit(conn: Connection, dsn: str, installation: str | None, adoption: 
     Raises IsCopy when rows wait in a copy and ``adoption`` is None, or psycopg.Error.
     """
     identity, name = await identify(conn, dsn, installation)
-    served = [Identity(str(s), int(str(d)), str(a)) for s, d, a in await _rows(conn, _SERVED)]
+    served = await _served(conn)
     if identity in served:
         return Admission(identity, known=True, first=False)
     expired = 0
@@ -224,6 +227,16 @@ async def admit(conn: Connection, dsn: str, installation: str | None, adoption: 
         expired = await expire(conn, identity, known_too=False)
     await _record(conn, identity, name)
     return Admission(identity, known=False, first=not served, expired=expired)
+
+
+async def refusal(conn: Connection, dsn: str, installation: str | None) -> IsCopy | None:
+    """Why a listener would not serve the database, if it would not; changes nothing. Raises psycopg.Error."""
+    identity, _ = await identify(conn, dsn, installation)
+    served = await _served(conn)
+    if not served or identity in served:
+        return None
+    waiting = await _waiting(conn)
+    return IsCopy(identity, served, waiting) if waiting else None
 
 
 async def adopt(conn: Connection, dsn: str, installation: str | None, adoption: Adoption) -> int:
@@ -246,7 +259,7 @@ async def expire(conn: Connection, identity: Identity, *, known_too: bool) -> in
     expired = 0
     while True:
         async with conn.transaction():
-            await conn.execute("select pg_catalog.pg_advisory_xact_lock(%s)", (_EXPIRING_LOCK,))
+            await conn.execute(_TURN)
             await conn.execute(BY_INDEX)
             done = await conn.execute(
                 _EXPIRE,
@@ -263,6 +276,10 @@ async def expire(conn: Connection, identity: Identity, *, known_too: bool) -> in
         if done.rowcount < 1:
             return expired
         expired += done.rowcount
+
+
+async def _served(conn: Connection) -> list[Identity]:
+    return [Identity(str(s), int(str(d)), str(a)) for s, d, a in await _rows(conn, _SERVED)]
 
 
 async def _waiting(conn: Connection) -> int:

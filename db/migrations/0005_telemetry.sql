@@ -33,7 +33,8 @@ $$;
 
 -- What each user has used up of what flush_telemetry takes within an hour. Both times move on with each batch, by the
 -- part of an hour that the batch is of the most that is taken, and no batch moves them more than an hour ahead of now.
--- A row whose times have passed says nothing any more, and is deleted in the end.
+-- A row whose times have passed says nothing any more, and is deleted in the end. register_device locks the row of its
+-- user as well.
 create table push_listener.telemetry_use (
   user_id uuid primary key,
   records_until timestamptz not null,

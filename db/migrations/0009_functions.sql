@@ -689,9 +689,11 @@ begin
 
     -- A signed-in user may make tokens up, and each push to a user goes to all of that user's devices: their number is
     -- bounded. Registrations of one user at the same time wait here for each other, and each then sees the ones before.
+    -- They wait for a row that no login can lock but through these functions; an advisory lock, any login could hold.
     -- Rows that another transaction has locked are passed over: it is about to count them itself.
-    perform pg_catalog.pg_advisory_xact_lock(
-      pg_catalog.hashtextextended('push_listener.register_device ' || v_user::text, 0));
+    insert into push_listener.telemetry_use as u (user_id, records_until, bytes_until)
+      values (v_user, now(), now())
+      on conflict (user_id) do update set user_id = excluded.user_id;
     delete from public.push_devices d
       where d.token in (
         select l.token

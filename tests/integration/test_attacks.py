@@ -445,7 +445,6 @@ IN_ORDER: dict[str, tuple[object, ...]] = {
     "select id from public.push_notifications where idempotency_key": ("key",),
     "select pg_catalog.count(*)\n  from (\n    select from": (10,),
     "insert into push_listener.served": ("1", 5, "localhost", "postgres"),
-    "select pg_catalog.pg_advisory_xact_lock": (1,),
     "insert into push_listener.workers": ("name", ROLLBACK_LOCK),
     "update push_listener.workers": (1,),
     "select pg_catalog.pg_notify": ("channel",),

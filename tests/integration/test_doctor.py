@@ -64,6 +64,31 @@ def test_a_function_that_lets_anybody_push(database: Database) -> None:
     assert "everybody may cause a push" in line
 
 
+def test_a_stranger_on_a_lock(database: Database) -> None:
+    with psycopg.connect(database.superuser_dsn, autocommit=True) as superuser:
+        superuser.execute("create role test_stranger_on_lock login")
+    try:
+        with psycopg.connect(database.dsn_as("test_stranger_on_lock"), autocommit=True) as stranger:
+            stranger.execute("select pg_advisory_lock(1886745449, 0)")
+            (line,) = found(examine(database), Level.WRONG)
+            assert str(stranger.info.backend_pid) in line
+            assert "test_stranger_on_lock" in line
+        assert found(examine(database), Level.WRONG) == []
+    finally:
+        with psycopg.connect(database.superuser_dsn, autocommit=True) as superuser:
+            superuser.execute("drop role test_stranger_on_lock")
+
+
+def test_a_copy_with_rows_that_wait(database: Database) -> None:
+    with psycopg.connect(database.dsn, autocommit=True) as owner:
+        owner.execute("insert into push_listener.served values ('1', 5, 'elsewhere', 'postgres')")
+        assert found(examine(database), Level.WRONG) == []
+        owner.execute("insert into push_notifications (topic, title) values ('news', 't')")
+    (line,) = found(examine(database), Level.WRONG)
+    assert "is a copy" in line
+    assert "--adopt-copy" in line
+
+
 @pytest.fixture
 def two(postgres: Server) -> Iterator[tuple[Database, Database]]:
     """Two databases of one server, and a login for the listener of the first."""
