@@ -23,7 +23,8 @@ from listener.metrics import Metrics
 log = structlog.get_logger(__name__)
 
 STRANGERS: LiteralString = """
-select lock, min(key) as key, pid, role, prepared, bool_or(exclusive) as exclusive, count(*)::integer as locks
+select lock, pg_catalog.min(key) as key, pid, role, prepared, pg_catalog.bool_or(exclusive) as exclusive,
+       pg_catalog.count(*)::integer as locks
   from push_listener.lock_holders
   where not is_ours
   group by lock, pid, role, prepared
@@ -33,12 +34,12 @@ select lock, min(key) as key, pid, role, prepared, bool_or(exclusive) as exclusi
 
 # Works on any database, migrated or not. A prepared transaction has neither pid nor role here.
 _HOLDER = """
-select l.pid, pg_get_userbyid(a.usesysid)::text
-  from pg_locks l
-  left join lateral pg_stat_get_activity(coalesce(l.pid, 0)) a on true
+select l.pid, pg_catalog.pg_get_userbyid(a.usesysid)::text
+  from pg_catalog.pg_locks l
+  left join lateral pg_catalog.pg_stat_get_activity(coalesce(l.pid, 0)) a on true
   where l.locktype = 'advisory' and l.objsubid = 1 and l.granted
     and (l.classid, l.objid) = ((%(key)s::bigint >> 32)::oid, (%(key)s::bigint & 4294967295)::oid)
-    and l.database = (select oid from pg_database where datname = current_database())
+    and l.database = (select oid from pg_catalog.pg_database where datname = pg_catalog.current_database())
 """
 
 # The trigger of every insert holds the lock "awake" for an instant, in shared mode. Only a session that is seen with it

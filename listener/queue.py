@@ -263,7 +263,7 @@ select
         select from holders l
           where l.lock = 'liveness' and l.key = %(worker)s and l.granted and l.is_ours and l.pid = a.pid)),
   exists (select from push_listener.workers where id = %(worker)s),
-  (select coalesce(json_agg(s), '[]')::text from ("""  # noqa: S608  # constants
+  (select coalesce(pg_catalog.json_agg(s), '[]')::text from ("""  # noqa: S608  # constants
     + STRANGERS
     + """) s),
   ("""

@@ -435,6 +435,7 @@ VALUES: dict[str, object] = {
     "before": "now",
     "start": "-infinity", "limit": 10, "after": OWNER, "until": OWNER, "block": 0, "end": 500, "days": 7,
     "age": timedelta(days=1), "key": purge.LOCK_KEY,
+    "name": "n", "rollback": ROLLBACK_LOCK, "id": 5,
     "known_too": False, "system": "1", "database": 5, "address": "localhost", "batch": 10, "code": "C", "reason": "r",
 }  # fmt: skip
 """What statements are given by name, as psycopg gets it."""
@@ -445,7 +446,9 @@ IN_ORDER: dict[str, tuple[object, ...]] = {
     "select id from public.push_notifications where idempotency_key": ("key",),
     "select pg_catalog.count(*)\n  from (\n    select from": (10,),
     "insert into push_listener.served": ("1", 5, "localhost", "postgres"),
-    "insert into push_listener.workers": ("name", ROLLBACK_LOCK),
+    "select pid, pg_catalog.pg_terminate_backend": (LIVENESS_CLASS, 1),
+    "select pid, role, prepared": (1,),
+    "select started_at": (1,),
     "update push_listener.workers": (1,),
     "select pg_catalog.pg_notify": ("channel",),
     "select pg_catalog.pg_advisory_unlock(%s, %s), ": (1, 0, "channel"),

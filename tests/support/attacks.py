@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,7 +16,6 @@ from psycopg import sql
 from psycopg._queries import PostgresQuery
 from psycopg.adapt import Transformer
 
-import listener
 from listener import migrate
 from tests.support.postgres import Database, Server
 
@@ -217,11 +217,28 @@ def called_functions() -> list[str]:
 def statements() -> dict[str, str]:
     """Every statement in the modules of the service and its commands, by module and line."""
     found = {}
-    for name in ("awake", "client", "database", "doctor", "doorbell", "purge", "queue", "served", "stats"):
-        tree = ast.parse((Path(listener.__file__).parent / f"{name}.py").read_text())
-        for node in ast.walk(tree):
-            if isinstance(node, ast.Constant) and isinstance(node.value, str) and _SQL.match(node.value):
-                found[f"{name}:{node.lineno}"] = node.value
+    for name in (
+        "awake", "client", "database", "doctor", "doorbell", "locks", "purge", "queue", "served", "stats",
+    ):  # fmt: skip
+        module = importlib.import_module(f"listener.{name}")
+        tree = ast.parse(Path(str(module.__file__)).read_text())
+        # What is put together of parts is read as a whole, from the name that it has in the module.
+        composed = {
+            node.target if isinstance(node, ast.AnnAssign) else node.targets[0]: node.value
+            for node in tree.body
+            if isinstance(node, ast.Assign | ast.AnnAssign) and isinstance(node.value, ast.BinOp)
+        }
+        messages = [node for node in ast.walk(tree) if isinstance(node, ast.JoinedStr)]
+        parts = {id(part) for whole in (*composed.values(), *messages) for part in ast.walk(whole)}
+        texts = [(getattr(module, ast.unparse(target)), target.lineno) for target in composed]
+        texts += [
+            (node.value, node.lineno)
+            for node in ast.walk(tree)
+            if isinstance(node, ast.Constant) and id(node) not in parts
+        ]
+        for text, line in texts:
+            if isinstance(text, str) and _SQL.match(text):
+                found[f"{name}:{line}"] = text
     return found
 
 
