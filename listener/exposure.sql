@@ -1,14 +1,15 @@
 -- Who can cause, change or read a push in this database: every role, and every way that the catalogue shows.
 --
 -- Left out are superusers and the owner of the queue, who may do everything, and the roles that come with Postgres.
--- A function counts if its text names one of the tables, or a function that counts; so does what a trigger of another
--- table runs. What a function builds from strings at run time cannot be seen.
+-- A function counts if its text names one of the tables, a view of one, or a function that counts; so does what a trigger
+-- of another table runs. What a function builds from strings at run time cannot be seen.
 
 with recursive queue as (
   select c.oid, c.relowner from pg_catalog.pg_class c
     where c.oid = pg_catalog.to_regclass('public.push_notifications')
 ), ours(name, about) as (
-  values ('push_notifications', 'pushes'), ('push_delivery_logs', 'log rows'), ('push_devices', 'registration tokens')
+  values ('push_notifications', 'pushes'), ('push_delivery_logs', 'log rows'), ('push_devices', 'registration tokens'),
+         ('push_recipients', 'registration tokens') -- where it is a table
 ), tables as (
   select c.oid, c.relname::text as name, c.oid::regclass::text as shown, c.relowner, c.relrowsecurity, o.about
     from ours o
@@ -32,27 +33,33 @@ with recursive queue as (
     where not r.rolsuper and not pg_catalog.pg_has_role(r.oid, q.relowner, 'usage')
       and not pg_catalog.starts_with(r.rolname, 'pg_')
 ), views as (
-  -- Views that read with the rights of their owner, who is not held up by row-level security.
-  select v.oid, v.oid::regclass::text as shown, v.relkind, t.name as of_table, t.about
+  -- as_owner: the view reads with the rights of its owner, who is not held up by row-level security.
+  select v.oid, v.oid::regclass::text as shown, v.relname::text as name, v.relkind, t.name as of_table, t.about,
+         v.relkind = 'm' or not coalesce(v.reloptions, '{}')::text[]
+           && '{security_invoker=true,security_invoker=on,security_invoker=1,security_invoker=yes}'::text[] as as_owner
     from tables t
     join pg_catalog.pg_depend d on d.refclassid = 'pg_catalog.pg_class'::regclass and d.refobjid = t.oid
       and d.classid = 'pg_catalog.pg_rewrite'::regclass
     join pg_catalog.pg_rewrite w on w.oid = d.objid
     join pg_catalog.pg_class v on v.oid = w.ev_class and v.relkind in ('v', 'm')
     where v.oid is distinct from pg_catalog.to_regclass('push_listener.ended')
-      and not coalesce(v.reloptions, '{}')::text[]
-              && '{security_invoker=true,security_invoker=on,security_invoker=1,security_invoker=yes}'::text[]
   union
-  select v.oid, v.oid::regclass::text, v.relkind, u.of_table, u.about
+  select v.oid, v.oid::regclass::text, v.relname, v.relkind, u.of_table, u.about,
+         v.relkind = 'm' or u.as_owner and not coalesce(v.reloptions, '{}')::text[]
+           && '{security_invoker=true,security_invoker=on,security_invoker=1,security_invoker=yes}'::text[]
     from views u
     join pg_catalog.pg_depend d on d.refclassid = 'pg_catalog.pg_class'::regclass and d.refobjid = u.oid
       and d.classid = 'pg_catalog.pg_rewrite'::regclass
     join pg_catalog.pg_rewrite w on w.oid = d.objid
     join pg_catalog.pg_class v on v.oid = w.ev_class and v.relkind in ('v', 'm') and v.oid <> u.oid
-    where not coalesce(v.reloptions, '{}')::text[]
-              && '{security_invoker=true,security_invoker=on,security_invoker=1,security_invoker=yes}'::text[]
+), names as (
+  -- What the text of a function may name, as a regular expression that matches it in lower case.
+  select n.of_table, n.about,
+         '\m' || pg_catalog.regexp_replace(pg_catalog.lower(n.name), '([^[:alnum:]_])', '\\\1', 'g') || '\M' as pattern
+    from (select name, name as of_table, about from tables union select name, of_table, about from views) n
 ), routines as materialized (
-  select p.oid, p.oid::regprocedure::text as shown, p.proname::text as name, p.prosecdef, p.proowner, p.pronamespace,
+  select p.oid, p.oid::regprocedure::text as shown, p.prosecdef, p.proowner, p.pronamespace,
+         '\m' || pg_catalog.regexp_replace(pg_catalog.lower(p.proname), '([^[:alnum:]_])', '\\\1', 'g') || '\M' as pattern,
          p.prorettype = 'pg_catalog.trigger'::regtype as is_trigger,
          p.prokind = 'p' as is_procedure,
          pg_catalog.lower(case when p.prosqlbody is null then p.prosrc else pg_catalog.pg_get_functiondef(p.oid) end) as source
@@ -64,24 +71,22 @@ with recursive queue as (
                         where d.classid = 'pg_catalog.pg_proc'::regclass and d.objid = p.oid and d.deptype = 'e')
 ), touching as (
   -- What a function does with a table: as its own text says, or what the functions that it calls do.
-  select r.oid, r.name, t.name as of_table, t.about,
-         r.source ~ '\mexecute\M' or r.source ~ ('\minsert\s+into\s+(public\s*\.\s*)?"?' || t.name || '\M') as inserts,
+  select r.oid, r.pattern, n.of_table, n.about,
+         r.source ~ '\mexecute\M' or r.source ~ ('\minsert\s+into\s+(public\s*\.\s*)?"?' || n.pattern) as inserts,
          r.source ~ '\mexecute\M' or r.source ~ ('\m(update|delete\s+from|merge\s+into|truncate(\s+table)?)\s+(only\s+)?'
-                                                 '(public\s*\.\s*)?"?' || t.name || '\M') as changes
+                                                 '(public\s*\.\s*)?"?' || n.pattern) as changes
     from routines r
-    join (select name, about from tables union select of_table, about from views
-          union select 'push_recipients', 'registration tokens') t
-      on r.source ~ ('\m' || t.name || '\M')
+    join names n on r.source ~ n.pattern
   union
-  select r.oid, r.name, c.of_table, c.about, c.inserts, c.changes
+  select r.oid, r.pattern, c.of_table, c.about, c.inserts, c.changes
     from touching c
-    join routines r on r.oid <> c.oid and r.source ~ ('\m' || c.name || '\M')
+    join routines r on r.oid <> c.oid and r.source ~ c.pattern
 ), effects as (
-  select r.*, t.of_table, t.about, pg_catalog.bool_or(t.inserts) as inserts, pg_catalog.bool_or(t.changes) as changes
+  select r.oid, r.shown, r.prosecdef, r.proowner, r.pronamespace, r.is_trigger, r.is_procedure, t.of_table, t.about,
+         pg_catalog.bool_or(t.inserts) as inserts, pg_catalog.bool_or(t.changes) as changes
     from touching t
     join routines r on r.oid = t.oid
-    group by r.oid, r.shown, r.name, r.prosecdef, r.proowner, r.pronamespace, r.is_trigger, r.is_procedure, r.source,
-             t.of_table, t.about
+    group by r.oid, r.shown, r.prosecdef, r.proowner, r.pronamespace, r.is_trigger, r.is_procedure, t.of_table, t.about
 ), ours_functions as (
   select p.oid from pg_catalog.pg_proc p
     where pg_catalog.to_regclass('push_listener.before') is not null
@@ -130,7 +135,7 @@ with recursive queue as (
     cross join (values ('select'), ('insert'), ('update'), ('delete')) p(privilege)
     join roles r on pg_catalog.has_table_privilege(r.oid, v.oid, p.privilege)
                     or p.privilege <> 'delete' and pg_catalog.has_any_column_privilege(r.oid, v.oid, p.privilege)
-    where v.oid is distinct from pg_catalog.to_regclass('public.push_recipients')
+    where v.as_owner and v.oid is distinct from pg_catalog.to_regclass('public.push_recipients')
       and (p.privilege = 'select' or v.relkind = 'v')
   union all
   -- A function that runs with its owner's rights, where the owner has some on the table.

@@ -58,6 +58,17 @@ WAYS = {
         "$$ insert into push_notifications (title, body) values ('t', 'b') $$; "
         f"create function outer_one() returns void language plpgsql {DEFINER} as $$ begin perform inner_one(); end $$",
     ),
+    "definer function that calls one whose name has to be quoted": (
+        "anon", "change", "public.outer_two()",
+        'create function "Tidy(all"() returns void language sql as $$ delete from push_notifications $$; '
+        f"create function outer_two() returns void language sql {DEFINER} as "
+        """$$ select "Tidy(all"() $$""",
+    ),
+    "definer function that reads a view": (
+        "anon", "read", "public.latest_titles()",
+        "create view titles with (security_invoker = true) as select title from push_notifications; "
+        f"create function latest_titles() returns setof text language sql {DEFINER} as $$ select title from titles $$",
+    ),
     "in another schema": (
         "anon", "cause", "app.tell()",
         "create schema app; grant usage on schema app to anon; "
@@ -132,6 +143,8 @@ HARMLESS = {
     "$$ select 1 /* my_push_notifications_of */ $$",
     "view with the rights of who asks": "create view v with (security_invoker = true) as "
     "select * from push_notifications; grant select on v to anon",
+    "view of a view with the rights of who asks": "create view v with (security_invoker = true) as "
+    "select * from push_notifications; create view w as select * from v; grant select on w to anon",
     "grant without a policy": "grant select, insert on push_notifications to anon, authenticated",
     "policy without a grant": "create policy p on push_notifications using (true)",
     "trigger switched off": f"create function f() returns trigger language plpgsql {DEFINER} as "
