@@ -34,6 +34,8 @@ log = structlog.get_logger(__name__)
 _PATIENCE_S = 0.05
 _HEAD_START_S = 0.002
 _LAST_PATIENCE_S = 2.0
+# uvloop counts in whole milliseconds, and its timers fire up to one too early.
+_TIMERS_EARLY_S = 0.01
 
 # How often to look for urgent pushes alone. The bell says when, but not while a worker is awake.
 _HIGH_AFTER_S, _HIGH_AFTER_AT_MOST_S = 0.02, 0.08
@@ -224,7 +226,7 @@ class Dispatcher:
     async def _earliest(self) -> float | None:
         """Seconds until the first row is due. When it is time for a sweep, the same statement asks for more."""
         async with asyncio.timeout(STATEMENT_PATIENCE_S):
-            if time.monotonic() < self._sweep_at:
+            if time.monotonic() < self._sweep_at - _TIMERS_EARLY_S:
                 return await self._queue.earliest(self._old())
             sweep = await self._queue.sweep(self._old())
         self._sweep_at = time.monotonic() + self._settings.longest_nap * self._rng.uniform(0.9, 1.0)
