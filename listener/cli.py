@@ -114,16 +114,15 @@ def main() -> None:
     log.silence_drivers()
 
 
-_adopt_copy = click.option(
-    "--adopt-copy",
-    "adoption",
-    type=click.Choice(get_args(served.Adoption)),
-    help="What becomes of pushes that wait in a copy of a database that was served before: they expire, or are sent.",
-)
+def _adopt_copy(text: str) -> Callable[[Callable[P, None]], Callable[P, None]]:
+    return click.option("--adopt-copy", "adoption", type=click.Choice(get_args(served.Adoption)), help=text)
 
 
 @main.command(epilog=_environment())
-@_adopt_copy
+@_adopt_copy(
+    "If the database is a copy of one that was served before, or has another address now: what becomes of the pushes "
+    "that wait in it."
+)
 @_plain_errors
 def run(adoption: served.Adoption | None) -> None:
     """Run the service until SIGTERM or SIGINT.
@@ -224,7 +223,10 @@ def _age(_: click.Context, __: click.Parameter, value: str) -> timedelta:
     help="With --down: drop tables that push-listener made, rows and all, and delete rows that an adopted table "
     "could not hold before.",
 )
-@_adopt_copy
+@_adopt_copy(
+    "Decide before the next run what becomes of the pushes that wait. With expire all of them expire, in any "
+    "database, copy or not."
+)
 @click.option("--json", "as_json", is_flag=True, help="With --status: as JSON.")
 @_plain_errors
 def migrate_command(
@@ -250,6 +252,8 @@ def migrate_command(
         raise click.UsageError("--json goes with --status")
     if adoption is not None and (show or dry_run or down is not None or project is not None):
         raise click.UsageError("--adopt-copy does not go with --status, --dry-run, --down or --emit")
+    if share_new_columns and (show or dry_run or down is not None or project is not None):
+        raise click.UsageError("--share-new-columns does not go with --status, --dry-run, --down or --emit")
     if sum((show, dry_run, down is not None, project is not None)) > 1:
         raise click.UsageError("--status, --dry-run, --down and --emit exclude each other")
     if project is not None:
@@ -311,7 +315,7 @@ def _adopt(settings: Settings, adoption: served.Adoption) -> None:
             dsn = settings.database_url.get_secret_value()
             expired = await served.adopt(conn, dsn, settings.installation, adoption)
         click.echo(
-            f"{expired:,} waiting pushes have expired" if adoption == "expire" else "what waits is sent"
+            f"{expired:,} waiting pushes have expired" if adoption == "expire" else "what waits will be sent"
         )
 
     _run(work())
@@ -348,17 +352,21 @@ def _show_status(dsn: str, expire: timedelta | None, *, as_json: bool) -> None:
 
 
 def _tell_exposures(ways: list[Way], *, everything: bool) -> None:
-    """Who can cause, change or read a push: in brief what is meant, and what needs a look with what to do."""
-    look = [way for way in ways if not way.expected]
-    if everything and ways:
+    """Who can cause, change or read a push: in brief what is meant, and what needs a look with what to do.
+
+    ``everything``: all of it is what was asked for. Otherwise only what needs a look is noted.
+    """
+    look = [f"{way}. To close it: {way.remedy}" for way in ways if not way.expected]
+    if not everything:
+        for line in look:
+            _note(line)
+    elif ways:
         roles = sorted({role for way in ways if way.expected for role in way.roles})
-        click.echo(
-            "Pushes can be caused, changed or read by superusers, the owner of push_notifications, and"
-        )
+        click.echo("Who can cause, change or read a push: superusers, the owner of push_notifications, and")
         click.echo(f"  as push-listener means it: {', '.join(roles)} (docs/privileges.md)")
         click.echo("  in other ways:" + ("" if look else " nobody"))
-    for way in look:
-        _note(f"{way}. To close it: {way.remedy}")
+        for line in look:
+            click.echo(f"  - {line}")
 
 
 def _note(line: str) -> None:
@@ -547,14 +555,15 @@ def doctor_command(as_json: bool) -> None:
     findings = list(doctor.examine(settings))
     if as_json:
         click.echo(orjson.dumps([asdict(finding) for finding in findings]))
+    # Lines are not wrapped: most remedies are SQL that people copy.
     for group, found in [] if as_json else itertools.groupby(findings, key=lambda finding: finding.group):
         _out.print(f"[bold]{escape(group)}[/]")
         # What is mended in the same way stands together.
         for remedy, alike in itertools.groupby(found, key=lambda finding: finding.remedy):
             for finding in alike:
-                _out.print(f"  {_SIGNS[finding.level]} {escape(finding.text)}")
+                _out.print(f"  {_SIGNS[finding.level]} {escape(finding.text)}", soft_wrap=True)
             if remedy:
-                _out.print(f"    try this: {escape(remedy)}")
+                _out.print(f"    try this: {escape(remedy)}", soft_wrap=True)
     if any(finding.level is Level.WRONG for finding in findings):
         raise SystemExit(1)
 

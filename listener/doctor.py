@@ -106,7 +106,8 @@ def _reach(settings: Settings) -> Generator[Finding, None, bool]:
                 group,
                 Level.LOOK if good else Level.WRONG,
                 "LISTEN cannot work: the address is a pooler in transaction mode",
-                "set LISTEN_DATABASE_URL to a direct or session-mode address (on Supabase: port 5432)",
+                "set LISTEN_DATABASE_URL to a direct or session-mode address (on Supabase: port 5432); doctor needs "
+                "one to look at the rest, and has looked at nothing else",
             )
             return False
         yield Finding(group, Level.GOOD, "LISTEN and locks over several statements can work")
@@ -177,16 +178,14 @@ def _copy(settings: Settings) -> Iterator[Finding]:
     if fault is not None:
         yield Finding(group, Level.WRONG, str(fault))
     else:
-        yield Finding(group, Level.GOOD, "run would not refuse to send from this database")
+        yield Finding(group, Level.GOOD, "push-listener run may start: it is no copy, or nothing waits in it")
 
 
 def _exposures(conn: psycopg.Connection[tuple[object, ...]]) -> Iterator[Finding]:
     group = "who can cause, change or read a push"
     ways = exposure.find(conn)
     meant = sorted({role for way in ways if way.expected for role in way.roles})
-    yield Finding(
-        group, Level.GOOD, f"as it is meant: superusers, the owner, {', '.join(meant) or 'nobody else'}"
-    )
+    yield Finding(group, Level.GOOD, f"as it is meant: {', '.join(['superusers', 'the owner', *meant])}")
     for way in ways:
         if not way.expected:
             yield Finding(group, Level.LOOK, str(way), way.remedy)

@@ -60,17 +60,18 @@ class Way:
     def __str__(self) -> str:
         may = _MAY[self.effect].format(self.about)
         how = {
-            "function": f"it may execute {self.object}, which runs with its owner's rights",
-            "view": f"it may {self.privilege} on the view {self.object}, which works with its owner's rights",
-            "materialized view": f"it may {self.privilege} on {self.object}, a copy of them",
-            "membership": f"it is a member of the owner, {self.object}",
-        }.get(self.by, f"it may {self.privilege} on {self.object}, {self.by}")
+            "function": f"by calling {self.object}, which runs with its owner's rights",
+            "view": f"through {self.privilege} on the view {self.object}, which works with its owner's rights",
+            "materialized view": f"through {self.privilege} on {self.object}, a copy of them",
+            "membership": f"as a member of the owner, {self.object}",
+        }.get(self.by, f"through {self.privilege} on {self.object}: {self.by}")
         if self.privilege == "trigger":
             may = "may run code as every role that writes pushes"
-        text = f"{self.grantees} {may}: {how}"
+        text = f"{self.grantees} {may} {how}"
         if self.names_any_user:
             text += (
-                f", which lets rows for any user through: {self._shown_condition} does not look at user_id"
+                f", which lets rows for any user through: its condition {self._shown_condition} does not look at "
+                "user_id"
             )
         elif self.condition is not None:
             text += f" {self._shown_condition}"
@@ -103,7 +104,7 @@ class Way:
                 f"{self.object} from {_with_public(self)}"
             )
         if self.by.startswith("trigger"):
-            return f"see that the function of {self.by} checks for whom it writes, or drop the trigger"
+            return f"make the function of {self.by} check which user it writes for, or drop the trigger"
         revoke = f"revoke {self.privilege} on {self.object} from {_with_public(self)}"
         if self.names_any_user:
             name = _name(self.policy or "")
@@ -111,7 +112,7 @@ class Way:
                 f"alter policy {name} on {self.object} with check ({self._shown_condition} and "
                 f"user_id = (select auth.uid())), or {revoke}"
             )
-        if self.by == "row-level security off":
+        if self.by == "row-level security is off":
             return (
                 f"{revoke}, or alter table {self.object} enable row level security, with policies for users"
             )
@@ -121,7 +122,7 @@ class Way:
 
 
 def _with_public(way: Way) -> str:
-    """From whom to revoke: PUBLIC has execute on every new function, and old Supabase projects grant it by name too."""
+    """The roles to revoke from. PUBLIC may execute every new function; old Supabase projects grant it by name too."""
     if way.everybody:
         return ", ".join(["public", *(role for role in ("anon", "authenticated") if role in way.roles)])
     names = [_name(role) for role in way.roles]

@@ -107,7 +107,7 @@ with recursive queue as (
   select case when t.name = 'push_notifications' and p.privilege = 'insert' then 'cause'
               when p.privilege = 'select' then 'read' else 'change' end as effect,
          t.about, r.name as role, r.is_service, p.privilege, t.shown as object,
-         case when p.privilege in ('truncate', 'trigger') then 'no row-level security' when not t.relrowsecurity then 'row-level security off'
+         case when p.privilege in ('truncate', 'trigger') then 'policies do not apply to it' when not t.relrowsecurity then 'row-level security is off'
               when r.rolbypassrls then 'the role bypasses row-level security'
               else pg_catalog.format('policy "%s"', pol.polname) end as by,
          pol.polname is not null and pg_catalog.starts_with(pol.polname, 'push_listener_') as is_ours,

@@ -40,8 +40,8 @@ class PauseGate:
         return not paused
 
     def open(self) -> None:
-        """Ends the pause, for a reason that no answer to a probe has told."""
-        self.reason = None
+        """Ends the pause for another reason than the answer to a probe."""
+        self.reason = self.code = None
 
     def limit(self, now: float, in_flight: int) -> int | None:
         """Most pushes that may be claimed now; None: as many as you like."""

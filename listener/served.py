@@ -111,9 +111,10 @@ class IsCopy(Exception):
         least = "at least " if waiting >= _COUNTED else ""
         super().__init__(
             "this database is a copy, or has another address now: push-listener has served it under another identity "
-            f"(what differs: {', '.join(differences(identity, served))}), and waiting in it are {least}{waiting:,} "
-            "pushes. None is sent. If it is a copy, let them expire: push-listener run --adopt-copy expire. If it is "
-            "the same database under another address, or if they are to be sent: push-listener run --adopt-copy send. "
+            f"(what differs: {', '.join(differences(identity, served))}), and {least}{waiting:,} pushes wait in it. "
+            "None is sent. If it is a copy, let them expire: push-listener run --adopt-copy expire. If it is the same "
+            "database, under another address or after an upgrade of Postgres, or if they are to be sent: push-listener "
+            "run --adopt-copy send. "
             "Where the platform starts run by itself, call push-listener migrate --adopt-copy expire (or send) once. "
             "See docs/restore.md"
         )

@@ -82,6 +82,7 @@ async def test_help_of_run_lists_every_variable() -> None:
         ["migrate", "--down", "0", "--json"],
         ["migrate", "--adopt-copy", "expire", "--status"],
         ["migrate", "--adopt-copy", "keep"],
+        ["migrate", "--share-new-columns", "--status"],
         ["send"],
         ["send", "--title", "t"],
         ["send", "--token", "t"],
