@@ -64,7 +64,10 @@ class Way:
             "view": f"it may {self.privilege} on the view {self.object}, which works with its owner's rights",
             "materialized view": f"it may {self.privilege} on {self.object}, a copy of them",
             "membership": f"it is a member of the owner, {self.object}",
+            "membership of a service": f"it is a member of {self.object}, or may set role {self.object}",
         }.get(self.by, f"it may {self.privilege} on {self.object}, {self.by}")
+        if self.by.startswith("trigger") and self.privilege == "execute":
+            how = f"it may execute {self.object}, which fires the {self.by} with the rights of the owner"
         if self.privilege == "trigger":
             may = "may run code as every role that writes pushes"
         text = f"{self.grantees} {may}: {how}"
@@ -95,6 +98,8 @@ class Way:
             )
         if self.by == "membership":
             return f"revoke {self.object} from {roles}, unless they are meant to be administrators"
+        if self.by == "membership of a service":
+            return f"revoke {self.object} from {roles}, unless they are the application's server"
         if self.by == "materialized view":
             return f"revoke {self.privilege} on {self.object} from {_with_public(self)}"
         if self.by == "view":
