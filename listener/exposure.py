@@ -64,7 +64,10 @@ class Way:
             "view": f"through {self.privilege} on the view {self.object}, which works with its owner's rights",
             "materialized view": f"through {self.privilege} on {self.object}, a copy of them",
             "membership": f"as a member of the owner, {self.object}",
+            "membership of a service": f"as a member of {self.object}, or with set role {self.object}",
         }.get(self.by, f"through {self.privilege} on {self.object}: {self.by}")
+        if self.by.startswith("trigger") and self.privilege == "execute":
+            how = f"by calling {self.object}, which fires the {self.by} with its owner's rights"
         if self.privilege == "trigger":
             may = "may run code as every role that writes pushes"
         text = f"{self.grantees} {may} {how}"
@@ -96,6 +99,8 @@ class Way:
             )
         if self.by == "membership":
             return f"revoke {self.object} from {roles}, unless they are meant to be administrators"
+        if self.by == "membership of a service":
+            return f"revoke {self.object} from {roles}, unless they are the application's server"
         if self.by == "materialized view":
             return f"revoke {self.privilege} on {self.object} from {_with_public(self)}"
         if self.by == "view":

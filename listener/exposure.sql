@@ -3,13 +3,15 @@
 -- Left out are superusers and the owner of the queue, who may do everything, and the roles that come with Postgres.
 -- A function counts if its text names one of the tables, a view of one, or a function that counts; so does what a trigger
 -- of another table runs. What a function builds from strings at run time cannot be seen.
+--
+-- Names are looked for in lower case and without quotes, and are taken literally: anybody who may create a function
+-- chooses its name, which may look like a regular expression.
 
 with recursive queue as (
   select c.oid, c.relowner from pg_catalog.pg_class c
     where c.oid = pg_catalog.to_regclass('public.push_notifications')
 ), ours(name, about) as (
-  values ('push_notifications', 'pushes'), ('push_delivery_logs', 'log rows'), ('push_devices', 'registration tokens'),
-         ('push_recipients', 'registration tokens') -- where it is a table
+  values ('push_notifications', 'pushes'), ('push_delivery_logs', 'log rows'), ('push_devices', 'registration tokens')
 ), tables as (
   select c.oid, c.relname::text as name, c.oid::regclass::text as shown, c.relowner, c.relrowsecurity, o.about
     from ours o
@@ -26,17 +28,19 @@ with recursive queue as (
       and c.relname not in (select name from ours)
 ), roles as (
   select r.oid, r.rolname::text as name, r.rolbypassrls,
-         exists (select from pg_catalog.pg_roles s
-                   where s.rolname in ('service_role', 'push_listener') and pg_catalog.pg_has_role(r.oid, s.oid, 'usage'))
+         -- Users are never meant to be services, whatever they have become members of.
+         r.rolname not in ('anon', 'authenticated')
+           and exists (select from pg_catalog.pg_roles s
+                         where s.rolname in ('service_role', 'push_listener') and pg_catalog.pg_has_role(r.oid, s.oid, 'usage'))
            as is_service
     from pg_catalog.pg_roles r, queue q
     where not r.rolsuper and not pg_catalog.pg_has_role(r.oid, q.relowner, 'usage')
       and not pg_catalog.starts_with(r.rolname, 'pg_')
 ), views as (
-  -- as_owner: the view reads with the rights of its owner, who is not held up by row-level security.
+  -- Those that read with the rights of their owner are not held up by row-level security.
   select v.oid, v.oid::regclass::text as shown, v.relname::text as name, v.relkind, t.name as of_table, t.about,
-         v.relkind = 'm' or not coalesce(v.reloptions, '{}')::text[]
-           && '{security_invoker=true,security_invoker=on,security_invoker=1,security_invoker=yes}'::text[] as as_owner
+         not coalesce(v.reloptions, '{}')::text[]
+               && '{security_invoker=true,security_invoker=on,security_invoker=1,security_invoker=yes}'::text[] as as_owner
     from tables t
     join pg_catalog.pg_depend d on d.refclassid = 'pg_catalog.pg_class'::regclass and d.refobjid = t.oid
       and d.classid = 'pg_catalog.pg_rewrite'::regclass
@@ -44,49 +48,65 @@ with recursive queue as (
     join pg_catalog.pg_class v on v.oid = w.ev_class and v.relkind in ('v', 'm')
     where v.oid is distinct from pg_catalog.to_regclass('push_listener.ended')
   union
-  select v.oid, v.oid::regclass::text, v.relname, v.relkind, u.of_table, u.about,
+  -- A security_invoker view asks for the rights of the current user, also when another view reads it.
+  select v.oid, v.oid::regclass::text, v.relname::text, v.relkind, u.of_table, u.about,
          v.relkind = 'm' or u.as_owner and not coalesce(v.reloptions, '{}')::text[]
-           && '{security_invoker=true,security_invoker=on,security_invoker=1,security_invoker=yes}'::text[]
+               && '{security_invoker=true,security_invoker=on,security_invoker=1,security_invoker=yes}'::text[]
     from views u
     join pg_catalog.pg_depend d on d.refclassid = 'pg_catalog.pg_class'::regclass and d.refobjid = u.oid
       and d.classid = 'pg_catalog.pg_rewrite'::regclass
     join pg_catalog.pg_rewrite w on w.oid = d.objid
     join pg_catalog.pg_class v on v.oid = w.ev_class and v.relkind in ('v', 'm') and v.oid <> u.oid
-), names as (
-  -- What the text of a function may name, as a regular expression that matches it in lower case.
-  select n.of_table, n.about,
-         '\m' || pg_catalog.regexp_replace(pg_catalog.lower(n.name), '([^[:alnum:]_])', '\\\1', 'g') || '\M' as pattern
-    from (select name, name as of_table, about from tables union select name, of_table, about from views) n
 ), routines as materialized (
-  select p.oid, p.oid::regprocedure::text as shown, p.prosecdef, p.proowner, p.pronamespace,
-         '\m' || pg_catalog.regexp_replace(pg_catalog.lower(p.proname), '([^[:alnum:]_])', '\\\1', 'g') || '\M' as pattern,
+  select p.oid, p.oid::regprocedure::text as shown, p.proname::text as name, p.prosecdef, p.proowner, p.pronamespace,
          p.prorettype = 'pg_catalog.trigger'::regtype as is_trigger,
          p.prokind = 'p' as is_procedure,
-         pg_catalog.lower(case when p.prosqlbody is null then p.prosrc else pg_catalog.pg_get_functiondef(p.oid) end) as source
+         pg_catalog.replace(pg_catalog.lower(n.source), '"', '') as source,
+         pg_catalog.replace(pg_catalog.lower(p.proname), '"', '') as plain,
+         n.pattern
     from pg_catalog.pg_proc p
-    join pg_catalog.pg_namespace n on n.oid = p.pronamespace and n.nspname not in ('pg_catalog', 'information_schema', 'push_listener')
-      and not pg_catalog.starts_with(n.nspname, 'pg_')
+    join pg_catalog.pg_namespace s on s.oid = p.pronamespace and s.nspname not in ('pg_catalog', 'information_schema', 'push_listener')
+      and not pg_catalog.starts_with(s.nspname, 'pg_')
+    cross join lateral (
+      select coalesce(case when p.prosqlbody is null then p.prosrc else pg_catalog.pg_get_functiondef(p.oid) end, '') as source,
+             pg_catalog.regexp_replace(pg_catalog.replace(pg_catalog.lower(p.proname), '"', ''), '(\W)', '\\\1', 'g') as pattern
+    ) n
     where p.prokind in ('f', 'p')
       and not exists (select from pg_catalog.pg_depend d
                         where d.classid = 'pg_catalog.pg_proc'::regclass and d.objid = p.oid and d.deptype = 'e')
+), names as (
+  select n.plain, n.of_table, n.about, pg_catalog.regexp_replace(n.plain, '(\W)', '\\\1', 'g') as pattern
+    from (
+      select pg_catalog.replace(pg_catalog.lower(name), '"', '') as plain, name as of_table, about from tables
+      union
+      select pg_catalog.replace(pg_catalog.lower(name), '"', ''), of_table, about from views
+      union
+      select 'push_recipients', 'push_recipients', 'registration tokens'
+    ) n
 ), touching as (
-  -- What a function does with a table: as its own text says, or what the functions that it calls do.
-  select r.oid, r.pattern, n.of_table, n.about,
-         r.source ~ '\mexecute\M' or r.source ~ ('\minsert\s+into\s+(public\s*\.\s*)?"?' || n.pattern) as inserts,
-         r.source ~ '\mexecute\M' or r.source ~ ('\m(update|delete\s+from|merge\s+into|truncate(\s+table)?)\s+(only\s+)?'
-                                                 '(public\s*\.\s*)?"?' || n.pattern) as changes
-    from routines r
-    join names n on r.source ~ n.pattern
+  -- What a function does with a table: as its own text says, or what the functions that it calls do. Comments may stand
+  -- wherever there is room.
+  select r.oid, r.plain, r.pattern, n.of_table, n.about,
+         r.source ~ '\mexecute\M'
+           or r.source ~ ('\m(insert|merge)' || g.gap || '+into' || g.gap || '+(\w+' || g.gap || '*\.' || g.gap || '*)?' || n.pattern || '(?!\w)')
+           as inserts,
+         r.source ~ '\mexecute\M'
+           or r.source ~ ('\m(update|delete' || g.gap || '+from|merge' || g.gap || '+into|truncate(' || g.gap || '+table)?)' || g.gap
+                          || '+(only' || g.gap || '+)?(\w+' || g.gap || '*\.' || g.gap || '*)?' || n.pattern || '(?!\w)') as changes
+    from names n
+    join routines r on pg_catalog.strpos(r.source, n.plain) > 0 and r.source ~ ('(?<!\w)' || n.pattern || '(?!\w)')
+    cross join (values ('(\s|/\*.*?\*/|--[^\n]*\n)')) as g(gap)
   union
-  select r.oid, r.pattern, c.of_table, c.about, c.inserts, c.changes
+  select r.oid, r.plain, r.pattern, c.of_table, c.about, c.inserts, c.changes
     from touching c
-    join routines r on r.oid <> c.oid and r.source ~ c.pattern
+    join routines r on r.oid <> c.oid and pg_catalog.strpos(r.source, c.plain) > 0
+      and r.source ~ ('(?<!\w)' || c.pattern || '(\s|/\*.*?\*/|--[^\n]*\n)*\(')
 ), effects as (
-  select r.oid, r.shown, r.prosecdef, r.proowner, r.pronamespace, r.is_trigger, r.is_procedure, t.of_table, t.about,
-         pg_catalog.bool_or(t.inserts) as inserts, pg_catalog.bool_or(t.changes) as changes
+  select r.*, t.of_table, t.about, pg_catalog.bool_or(t.inserts) as inserts, pg_catalog.bool_or(t.changes) as changes
     from touching t
     join routines r on r.oid = t.oid
-    group by r.oid, r.shown, r.prosecdef, r.proowner, r.pronamespace, r.is_trigger, r.is_procedure, t.of_table, t.about
+    group by r.oid, r.shown, r.name, r.prosecdef, r.proowner, r.pronamespace, r.is_trigger, r.is_procedure, r.source,
+             r.plain, r.pattern, t.of_table, t.about
 ), ours_functions as (
   select p.oid from pg_catalog.pg_proc p
     where pg_catalog.to_regclass('push_listener.before') is not null
@@ -107,7 +127,7 @@ with recursive queue as (
   select case when t.name = 'push_notifications' and p.privilege = 'insert' then 'cause'
               when p.privilege = 'select' then 'read' else 'change' end as effect,
          t.about, r.name as role, r.is_service, p.privilege, t.shown as object,
-         case when p.privilege in ('truncate', 'trigger') then 'policies do not apply to it' when not t.relrowsecurity then 'row-level security is off'
+         case when p.privilege in ('truncate', 'trigger') then 'no row-level security' when not t.relrowsecurity then 'row-level security off'
               when r.rolbypassrls then 'the role bypasses row-level security'
               else pg_catalog.format('policy "%s"', pol.polname) end as by,
          pol.polname is not null and pg_catalog.starts_with(pol.polname, 'push_listener_') as is_ours,
@@ -135,8 +155,9 @@ with recursive queue as (
     cross join (values ('select'), ('insert'), ('update'), ('delete')) p(privilege)
     join roles r on pg_catalog.has_table_privilege(r.oid, v.oid, p.privilege)
                     or p.privilege <> 'delete' and pg_catalog.has_any_column_privilege(r.oid, v.oid, p.privilege)
-    where v.as_owner and v.oid is distinct from pg_catalog.to_regclass('public.push_recipients')
+    where v.oid is distinct from pg_catalog.to_regclass('public.push_recipients')
       and (p.privilege = 'select' or v.relkind = 'v')
+      and v.as_owner
   union all
   -- A function that runs with its owner's rights, where the owner has some on the table.
   select e.effect, f.about, r.name, r.is_service, case when f.is_procedure then 'execute procedure' else 'execute' end, f.shown,
@@ -163,11 +184,33 @@ with recursive queue as (
          pg_catalog.format('trigger "%s"', g.tgname), false, null, null
     from effects f
     join pg_catalog.pg_trigger g on g.tgfoid = f.oid and not g.tgisinternal and g.tgenabled <> 'D'
-    join pg_catalog.pg_class c on c.oid = g.tgrelid and c.oid not in (select oid from tables)
+    join pg_catalog.pg_class c on c.oid = g.tgrelid
+      and not exists (select from tables t where t.oid = c.oid and t.name = f.of_table)
     join (values ('insert', 4), ('delete', 8), ('update', 16)) p(privilege, bit) on g.tgtype & p.bit > 0
     join roles r on case p.privilege when 'delete' then pg_catalog.has_table_privilege(r.oid, c.oid, 'delete')
                                      else pg_catalog.has_any_column_privilege(r.oid, c.oid, p.privilege) end
     where f.prosecdef and f.is_trigger and (f.inserts or f.changes)
+  union all
+  -- A trigger, with whatever rights, of a table that a function of push-listener's writes to for its caller: it runs with
+  -- the rights of the owner.
+  select case when f.inserts and f.of_table = 'push_notifications' then 'cause' else 'change' end,
+         f.about, r.name, r.is_service, 'execute', o.oid::regprocedure::text,
+         pg_catalog.format('trigger "%s"', g.tgname), false, null, null
+    from (values ('push_devices', 'public.register_device(text, text, uuid)', 4 | 8 | 16),
+                 ('push_delivery_logs', 'public.record_delivery_receipt(uuid, text, text, jsonb)', 4),
+                 ('telemetry_logs', 'public.flush_telemetry(jsonb[])', 4)) w(relation, function, bits)
+    join ours_functions o on o.oid = pg_catalog.to_regprocedure(w.function)
+    join pg_catalog.pg_class c on c.relname = w.relation and c.relnamespace = 'public'::pg_catalog.regnamespace
+    join pg_catalog.pg_trigger g on g.tgrelid = c.oid and not g.tgisinternal and g.tgenabled <> 'D' and g.tgtype & w.bits > 0
+    join effects f on f.oid = g.tgfoid and f.of_table <> w.relation and (f.inserts or f.changes)
+    join roles r on pg_catalog.has_function_privilege(r.oid, o.oid, 'execute')
+  union all
+  -- A user who is a service, and a role that may become one. Supabase's own servers do so for each request.
+  select 'cause', 'pushes', r.name, false, 'set role', s.rolname::text, 'membership of a service', false, null, null
+    from roles r
+    join pg_catalog.pg_roles s on s.rolname in ('service_role', 'push_listener') and s.oid <> r.oid
+      and pg_catalog.pg_has_role(r.oid, s.oid, 'member')
+    where not r.is_service and r.name <> 'authenticator' and not pg_catalog.starts_with(r.name, 'supabase_')
   union all
   -- A role that is a member of the owner, or may become it.
   select 'change', 'pushes', r.rolname, false, 'set role', pg_catalog.pg_get_userbyid(q.relowner)::text, 'membership', false, null, null

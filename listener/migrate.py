@@ -28,7 +28,7 @@ from psycopg.rows import args_row
 from listener import database_errors, exposure, locks
 from listener.database import TransactionPooler, refuse_transaction_pooler
 from listener.exposure import Way
-from listener.queue import LIVENESS_CLASS, ROLLBACK_LOCK
+from listener.queue import LIVENESS_CLASS, ROLLBACK_LOCK, STRANGERS_SCHEMA, StrangersSchema
 
 Connection = psycopg.Connection[tuple[object, ...]]
 
@@ -358,6 +358,10 @@ def _connect(dsn: str, warn: Callable[[str], None] = lambda _: None) -> Connecti
     # in here. pg_temp is named because types are looked up there first otherwise. The application's triggers run with
     # the path that the session had: the statements that change its rows give it back to them.
     conn.execute("set search_path = pg_catalog, pg_temp")
+    stranger = conn.execute(STRANGERS_SCHEMA).fetchone()
+    if stranger is not None:
+        conn.close()
+        raise MigrationError(str(StrangersSchema(str(stranger[0]))))
     conn.execute("set client_min_messages = warning")
     conn.execute(
         "set statement_timeout = 0"

@@ -389,6 +389,25 @@ update push_listener.rate
 _SCHEMA_VERSION = "select coalesce(pg_catalog.max(version), 0) from push_listener.migrations"
 _DRIFT = "select finding from push_listener.drift() order by finding limit 20"
 
+# Any role that may create schemas could make one of this name first, with a view as its table of migrations, and
+# what is in it would run with the rights of the session that reads it. So nothing in it is read before its owner is
+# known to be one who could do as much without it: a superuser, the owner of the database, or a role that has the rights
+# of this session; and, for a listener with rights of its own, the owner of the queue.
+STRANGERS_SCHEMA: LiteralString = """
+select o.rolname::text
+  from pg_catalog.pg_namespace n
+  join pg_catalog.pg_roles o on o.oid = n.nspowner
+  join pg_catalog.pg_roles me on me.rolname = current_user
+  join pg_catalog.pg_database d on d.datname = pg_catalog.current_database()
+  where n.nspname = 'push_listener'
+    and not (o.rolsuper or o.oid = d.datdba or pg_catalog.pg_has_role(o.oid, me.oid, 'usage'))
+    and not (not me.rolsuper
+             and coalesce(pg_catalog.pg_has_role(pg_catalog.to_regrole('push_listener'), 'usage'), false)
+             and exists (select from pg_catalog.pg_class q
+                           where q.oid = pg_catalog.to_regclass('public.push_notifications')::oid
+                             and q.relowner = o.oid))
+"""
+
 # The way back holds the lock. A stranger that holds it keeps no worker from beginning.
 _MAY_BEGIN: LiteralString = """
 select case when pg_catalog.pg_try_advisory_xact_lock_shared(%(rollback)s::bigint) then true
@@ -719,9 +738,26 @@ class Queue:
             await conn.execute(_SIGN_OFF, (self._worker,))
 
 
+class StrangersSchema(Exception):
+    """The schema push_listener belongs to a role that could run code with the rights of this session through it."""
+
+    def __init__(self, owner: str) -> None:
+        super().__init__(
+            f"the schema push_listener belongs to the role {owner}, and what is in it would run with your rights, "
+            f"which are more than its own. If {owner} has migrated this database, run this as {owner}. If not, drop "
+            "the schema"
+        )
+
+
 async def schema_version(pool: Pool) -> int:
-    """The newest migration that was applied. Raises psycopg.errors.UndefinedTable when none was."""
+    """The newest migration that was applied.
+
+    Raises psycopg.errors.UndefinedTable when none was, or StrangersSchema.
+    """
     async with pool.connection() as conn:
+        stranger = await (await conn.execute(STRANGERS_SCHEMA)).fetchone()
+        if stranger is not None:
+            raise StrangersSchema(str(stranger[0]))
         row = await (await conn.execute(_SCHEMA_VERSION)).fetchone()
     return int(str(row[0])) if row else 0
 

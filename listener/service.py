@@ -423,6 +423,8 @@ class Service:
             return rows, await rows.lost_lately(), await rows.fleet()
         except queue.RollingBack:
             raise RollingBack from None
+        except queue.StrangersSchema as stranger:
+            raise ConfigError([str(stranger)]) from None
         except (
             psycopg.errors.UndefinedTable,
             psycopg.errors.UndefinedColumn,

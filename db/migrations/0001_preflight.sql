@@ -189,6 +189,20 @@ begin
                   r.relname, pg_get_userbyid(r.relowner), current_user)
       from relations r
       where not pg_has_role(r.relowner, 'usage')
+    -- What the owner of a table or schema puts there, triggers say, runs with the rights of the functions that come, which
+    -- are those of this role. A superuser, or the owner of the database, could do as much without it.
+    union all
+    select format('%1$s belongs to %2$I, whose triggers and defaults would run with the rights of %3$I, which are more: run this as %2$I, or let %3$I own it (alter %1$s owner to %3$I); if %2$I has no business there, drop it first',
+                  o.name, r.rolname, current_user)
+      from (
+        select format('table public.%I', t.relname) as name, t.relowner as owner
+          from tables t where pg_has_role(t.relowner, 'usage')
+        union all
+        select 'schema push_listener', n.nspowner from pg_namespace n where n.nspname = 'push_listener'
+      ) o
+      join pg_roles r on r.oid = o.owner
+      join pg_database d on d.datname = current_database()
+      where not (r.rolsuper or r.oid = d.datdba or pg_has_role(r.oid, current_user, 'usage'))
     union all
     select format('%1$I forces row-level security on its owner, and %2$I without BYPASSRLS does not see all of its rows: run this as a role that does, or alter table public.%1$I no force row level security',
                   t.relname, current_user)

@@ -289,3 +289,83 @@ def test_what_another_role_has_put_in_place_of_ours_is_not_adopted(
         with psycopg.connect(blank_database.superuser_dsn, autocommit=True) as superuser:
             superuser.execute("drop owned by test_planter")
             superuser.execute("drop role test_planter")
+
+
+# What a role that may create in the database, or in public, could make before anybody migrates. Each would run its
+# code.
+TRAP = """
+create function {schema}.trap() returns integer language plpgsql as
+  $$ begin raise exception 'the trap ran as %', current_user; end $$;
+create function {schema}.spring() returns trigger language plpgsql as
+  $$ begin perform {schema}.trap(); return new; end $$;
+"""
+SCHEMAS = {
+    "view": "create view push_listener.migrations as "
+    "select push_listener.trap() as version, ''::text as checksum, now() as applied_at",
+    "table": "create table push_listener.migrations (version integer primary key, name text, checksum text, "
+    "applied_at timestamptz default now()); create trigger t before insert on push_listener.migrations "
+    "for each row execute function push_listener.spring()",
+    "function": "create function push_listener.drift() returns table (finding text, statement text) language sql "
+    "as 'select push_listener.trap()::text, null'",
+}  # fmt: skip
+
+
+@pytest.fixture
+def planted(blank_database: Database) -> Iterator[psycopg.Connection[tuple[object, ...]]]:
+    """A session as a role that may create anything, and owns nothing yet."""
+    with psycopg.connect(blank_database.superuser_dsn, autocommit=True) as superuser:
+        superuser.execute("drop role if exists test_planter")
+        superuser.execute("create role test_planter login")
+        superuser.execute("grant create on schema public to test_planter")
+        superuser.execute(f"grant create on database {blank_database.name} to test_planter".encode())
+    with psycopg.connect(blank_database.dsn_as("test_planter"), autocommit=True) as planter:
+        yield planter
+    with psycopg.connect(blank_database.superuser_dsn, autocommit=True) as superuser:
+        superuser.execute("drop owned by test_planter cascade")
+        superuser.execute("drop role test_planter")
+
+
+@pytest.mark.parametrize("role", ["owner", "superuser"])
+@pytest.mark.parametrize("what", SCHEMAS)
+def test_a_schema_that_a_stranger_has_made_is_not_looked_into(
+    blank_database: Database, planted: psycopg.Connection[tuple[object, ...]], what: str, role: str
+) -> None:
+    planted.execute("create schema push_listener")
+    planted.execute(TRAP.format(schema="push_listener").encode() + SCHEMAS[what].encode())
+    planted.execute(
+        "grant all on schema push_listener to public; grant all on all tables in schema push_listener to public"
+    )
+    dsn = blank_database.dsn if role == "owner" else blank_database.superuser_dsn
+    for command in (migrate.status, migrate.foresee, migrate.apply, migrate.drift, migrate.exposures):
+        with pytest.raises(migrate.MigrationError, match="belongs to the role test_planter"):
+            command(dsn)
+    with psycopg.connect(
+        dsn
+    ) as conn:  # as the files for the Supabase CLI do it, and whoever is a moment too late
+        with pytest.raises(psycopg.errors.ObjectNotInPrerequisiteState) as refused:
+            conn.execute(migrate.load()[0].up.encode())
+        assert "schema push_listener belongs to test_planter" in (refused.value.diag.message_detail or "")
+    planted.execute("drop schema push_listener cascade")
+    migrate.apply(dsn)
+
+
+@pytest.mark.parametrize("role", ["a member of that role", "superuser"])
+@pytest.mark.parametrize(
+    "table", ["push_notifications", "push_devices", "push_delivery_logs", "telemetry_logs"]
+)
+def test_a_table_of_a_role_with_fewer_rights_is_not_adopted(
+    blank_database: Database, planted: psycopg.Connection[tuple[object, ...]], table: str, role: str
+) -> None:
+    """Its triggers would run with the rights of our functions, as the one who migrates."""
+    columns = {"push_notifications": "id uuid primary key", "push_devices": "token text primary key"}
+    planted.execute(
+        TRAP.format(schema="public").encode()
+        + f"create table public.{table} ({columns.get(table, '')}); create trigger t before insert on public.{table} "
+        "for each row execute function public.spring()".encode()
+    )
+    with psycopg.connect(blank_database.superuser_dsn, autocommit=True) as superuser:
+        superuser.execute("grant test_planter to postgres")
+    dsn = blank_database.superuser_dsn if role == "superuser" else blank_database.dsn
+    with pytest.raises(migrate.MigrationError, match=f"table public.{table} belongs to test_planter"):
+        migrate.apply(dsn)
+    migrate.apply(blank_database.dsn_as("test_planter"))  # what it does as itself it could do before

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import psycopg
 import pytest
+from psycopg import sql
 
 from listener import exposure, migrate
 from listener.exposure import Way
@@ -80,6 +81,35 @@ WAYS = {
         f"create function mine(p text) returns uuid language plpgsql {DEFINER} as "
         "$$ begin return enqueue_push(p_topic => 'all', p_title => p); end $$",
     ),
+    "quoted names": (
+        "anon", "cause", "public.dumped(uuid)",
+        f"create function dumped(p uuid) returns void language sql {DEFINER} as "
+        "$$ insert into \"public\".\"push_notifications\" (user_id, title, body) values (p, 't', 'b') $$",
+    ),
+    "a comment between": (
+        "anon", "change", "public.commented()",
+        f"create function commented() returns void language sql {DEFINER} as "
+        "$$ update -- all of them\n /* of */ public . push_notifications set status = 'pending' $$",
+    ),
+    "merge": (
+        "anon", "cause", "public.merged()",
+        f"create function merged() returns void language sql {DEFINER} as "
+        "$$ merge into push_notifications p using (select 1) s on false "
+        "when not matched then insert (title, body) values ('t', 'b') $$",
+    ),
+    "definer function that writes to a view": (
+        "anon", "cause", "public.viewed()",
+        "create view \"Out (box)\" with (security_invoker = true) as select * from push_notifications; "
+        f"create function viewed() returns void language sql {DEFINER} as "
+        "$$ insert into \"Out (box)\" (title, body) values ('t', 'b') $$",
+    ),
+    "definer function that calls one with an odd name": (
+        "anon", "cause", "public.calls_odd()",
+        "create function \"send.Push (now)\"() returns void language sql as "
+        "$$ insert into push_notifications (title, body) values ('t', 'b') $$; "
+        f"create function calls_odd() returns void language plpgsql {DEFINER} as "
+        "$$ begin perform public.\"send.Push (now)\"(); end $$",
+    ),
     "trigger of another table": (
         "authenticated", "cause", "public.messages",
         f"create function on_message() returns trigger language plpgsql {DEFINER} as "
@@ -147,6 +177,9 @@ HARMLESS = {
     "select * from push_notifications; create view w as select * from v; grant select on w to anon",
     "grant without a policy": "grant select, insert on push_notifications to anon, authenticated",
     "policy without a grant": "create policy p on push_notifications using (true)",
+    "a word that is the name of a function": "create function send() returns void language sql as "
+    "$$ insert into push_notifications (title, body) values ('t', 'b') $$; "
+    f"create function f() returns integer language sql {DEFINER} as $$ select 1 /* send it (all) */ $$",
     "trigger switched off": f"create function f() returns trigger language plpgsql {DEFINER} as "
     "$$ begin insert into push_notifications (title, body) values ('t', 'b'); return new; end $$; "
     "create table messages (); grant insert on messages to authenticated; "
@@ -224,6 +257,56 @@ def test_each_way_is_told_and_closed_by_what_is_said(postgres: Server, name: str
         finally:
             with psycopg.connect(database.superuser_dsn, autocommit=True) as superuser:
                 superuser.execute("revoke postgres from test_lone")
+
+
+@pytest.mark.parametrize("name", ["*", "a(", "(a*)*b", "\\m", ""])
+def test_names_are_no_regular_expressions(postgres: Server, name: str) -> None:
+    """Anybody who may create a function chooses its name, and could keep the owner from looking."""
+    with postgres.database(Template.SUPABASE) as database:
+        prepare(database, Regime.NEW, QUEUE)
+        with psycopg.connect(database.dsn, autocommit=True) as owner:
+            owner.execute(
+                sql.SQL("create function public.{}() returns void language sql as {}").format(
+                    sql.Identifier(f"x{name}"), sql.Literal("select 1 /* push_notifications */")
+                )
+            )
+        assert unexpected(database) == []
+
+
+@pytest.mark.parametrize("table", ["push_devices", "telemetry_logs", "push_delivery_logs"])
+@pytest.mark.parametrize("rights", ["", DEFINER], ids=["of who writes", "of its owner"])
+def test_a_trigger_that_our_functions_fire_for_users_is_told(
+    postgres: Server, table: str, rights: str
+) -> None:
+    with postgres.database(Template.MIGRATED) as database:
+        with psycopg.connect(database.dsn, autocommit=True) as owner:
+            owner.execute(
+                f"create function welcome() returns trigger language plpgsql {rights} as "
+                "$$ begin insert into public.push_notifications (topic, title) values ('all', 't'); "
+                "return new; end $$; "
+                f"create trigger welcome after insert on {table} for each row execute function welcome(); "
+                "revoke execute on function welcome() from public".encode()
+            )
+        (way,) = unexpected(database)
+        assert (way.effect, way.roles, way.by) == ("cause", ["authenticated"], 'trigger "welcome"')
+
+
+@pytest.mark.oldest_and_newest_postgres
+@pytest.mark.parametrize("role", ["authenticated", "test_stepping"])
+def test_a_user_who_is_a_service_and_a_role_that_may_become_one_are_told(postgres: Server, role: str) -> None:
+    with (
+        postgres.database(Template.MIGRATED) as database,
+        psycopg.connect(database.superuser_dsn, autocommit=True) as superuser,
+    ):
+        superuser.execute("create role test_stepping noinherit")
+        try:
+            superuser.execute(f"grant service_role to {role}".encode())
+            (way,) = unexpected(database)
+            assert (way.effect, way.roles, way.object) == ("cause", [role], "service_role")
+            superuser.execute((first_statement(way.remedy) or "").encode())
+            assert unexpected(database) == []
+        finally:
+            superuser.execute(f"revoke service_role from {role}; drop role test_stepping".encode())
 
 
 @pytest.mark.newest_postgres
