@@ -318,7 +318,7 @@ def _refuse_while_in_use(conn: Connection) -> None:
         )
         raise MigrationError(
             f"push-listener is at work on this database: {named}. Stop it wherever it runs, then run this again. "
-            "A session that has no process any more is a pooler's: select pg_terminate_backend(pid) ends it"
+            "If none runs any more, a pooler keeps the session: select pg_terminate_backend(pid) ends it"
         )
     leased = conn.execute(_LEASED).fetchone()
     if leased is not None and leased[0]:

@@ -36,9 +36,10 @@ ROLLBACK_LOCK = 7_308_332_045_000_002
 """The advisory lock that ``migrate --down`` holds: no worker begins meanwhile."""
 
 # These statements run in sessions whose search_path the application decides about: its triggers on the queue fire in
-# them, and may need it; and behind a pooler in transaction mode the sessions are not ours to set. So whoever may create
-# functions, operators or types in a schema of that path, as in public, must find nothing here that looks for a name
-# there. Postgres prefers what fits the types of the arguments exactly, in whatever schema, to what needs a cast:
+# them, and may need it; and behind a pooler in transaction mode the sessions are not ours to set. Any role that may
+# create functions, operators or types in a schema of that path, such as public, would run its own code as the listener
+# if a statement here looked up a name there. Postgres prefers a function or operator that fits the types of the
+# arguments exactly, in any schema of the path, to one that needs a cast:
 #
 # - Functions and relations are named with their schema. (What only looks like a function, coalesce or extract or an
 #   unnest of several arrays, is syntax.)
@@ -175,7 +176,8 @@ select id
 # What the fence compares with stands in the rows of the result. Were it constants, Postgres would believe that hardly
 # any row passes, and on a table that it does not know yet it would compare every row with every result.
 #
-# Rows that an application has locked are not waited for: no result is looked at before that is said.
+# lock_timeout is set inside the statement because a transaction pooler loses SET. The CTE is MATERIALIZED so that the
+# timeout applies before the first row lock.
 _SETTLE = """
 with result as materialized (
   select r.*, %(worker)s::integer as worker, 'processing' as held
@@ -203,7 +205,7 @@ with result as materialized (
   select l.push_id, l.token, l.status, l.details::jsonb
     from unnest(%(log_ids)b::uuid[], %(log_tokens)b::text[], %(log_statuses)b::text[], %(log_details)b::text[])
       as l(push_id, token, status, details)
-    -- Row by row: by now it may have been claimed again, by whomever.
+    -- Row by row: another worker may have claimed some of them again by now.
     where not %(again)s or not exists (
       select from public.push_delivery_logs o
         where o.push_id = l.push_id and o.device_token::text is not distinct from l.token
@@ -212,7 +214,7 @@ with result as materialized (
 select pg_catalog.count(*) from settled
 """
 
-# Whoever is not free is locked; who is not there, is not.
+# A row that SKIP LOCKED skips is locked by another transaction; a row that no longer exists is not.
 _LOCKED = """
 with free as materialized (
   select id from public.push_notifications where id = any(%(ids)s::uuid[])
@@ -311,9 +313,9 @@ select exists (
      order by next_attempt_at desc limit 1))
 """
 
-# A worker is dead if its liveness lock is free, and then this transaction holds it until its end; or if nobody but
-# strangers hold it, whom this must not wait for. Its row in "workers" is locked before that is asked: no other rescue
-# works on it meanwhile, and a worker that comes back writes to that row before it claims anything.
+# A worker is dead if its liveness lock is free (this transaction then holds the lock until its end), or if only
+# strangers hold the lock, for which a rescue must not wait. Its row in "workers" is locked before that is asked: no
+# other rescue works on it meanwhile, and a worker that comes back writes to that row before it claims anything.
 _RESCUE = """
 with suspects as materialized (
   select w.id
@@ -341,7 +343,8 @@ with suspects as materialized (
 select coalesce((select pg_catalog.array_agg(id) from dead), '{}'), (select pg_catalog.count(*) from rescued)
 """
 
-# Whoever it is, a worker or not. Behind a session that waits for the lock, nobody is given it in shared mode either.
+# Whether any session, a worker's or not, holds the lock or waits for it: a wait, too, keeps inserts from taking it in
+# shared mode.
 _SILENCED = """
 select exists (
   select from pg_catalog.pg_locks
@@ -373,8 +376,8 @@ select r.part, extract(epoch from pg_catalog.clock_timestamp() - r.lowered_at)::
   left join push_listener.rate r on true
 """
 
-# Once a second at the most, whoever asks for it; and never to more than it has come back to by now. A time that is yet
-# to come is from before the clock was put back, and counts for nothing.
+# At most once a second for all workers together, and never to more than the part that has come back by now. A time in
+# the future is from before the clock was put back, and is ignored.
 _LOWER = """
 update push_listener.rate
   set part = case when lowered_at > pg_catalog.clock_timestamp() then %(part)s::float8

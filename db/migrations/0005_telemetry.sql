@@ -44,4 +44,4 @@ create table push_listener.telemetry_use (
 );
 alter table push_listener.telemetry_use enable row level security;
 comment on table push_listener.telemetry_use is
-  'Up to when each user has used up its share of telemetry. Kept by flush_telemetry; not for services.';
+  'Up to when each user has used up its share of telemetry. Kept by flush_telemetry; register_device locks its rows.';

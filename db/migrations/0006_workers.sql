@@ -86,5 +86,6 @@ as $$
     select from push_listener.lock_holders h
       where h.lock = 'liveness' and h.key = worker and h.granted and h.is_ours)
 $$;
+revoke all on function push_listener.is_alive(integer) from public;
 comment on function push_listener.is_alive(integer) is
   'Whether a session that may be a worker, and not just any session, holds the liveness lock of that worker.';

@@ -668,7 +668,7 @@ begin
     raise warning 'restrictive policies hold for the role push_listener as well, and a listener with that role sees only '
                   'what they let it see: %. Name in them the roles that they are meant for', lacking;
   end if;
-  -- A view that reads with the rights of whoever asks asks for rights on what it reads.
+  -- A security_invoker view reads with the rights of the role that queries it, so that role needs rights on its tables.
   select pg_catalog.string_agg(pg_catalog.format(
            'grant select (%s) on %s to push_listener', c.columns, c.relation), '; ') into lacking
     from (

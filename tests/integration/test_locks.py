@@ -197,7 +197,7 @@ async def test_the_same_lock_in_another_database_is_another_lock(
 
 
 async def test_an_awake_worker_is_no_stranger_nor_are_the_inserts_of_others(
-    database: Database, rows: Rows, emulator: Emulator, worker_dsn: str, monkeypatch: pytest.MonkeyPatch
+    database: Database, rows: Rows, emulator: Emulator, worker_dsn: str
 ) -> None:
     settings = settings_for(worker_dsn, emulator, sweep_interval=1)
     with capture_logs() as said:
@@ -214,9 +214,7 @@ async def test_an_awake_worker_is_no_stranger_nor_are_the_inserts_of_others(
     assert not [each for each in said if "stranger" in each["event"]]
 
 
-async def test_one_that_holds_it_in_shared_mode_is_named_only_if_it_goes_on(
-    emulator: Emulator, worker_dsn: str, stranger_dsn: str
-) -> None:
+def test_one_that_holds_it_in_shared_mode_is_named_only_if_it_goes_on() -> None:
     """The trigger of each insert does the same for an instant."""
     found = LockHolder("awake", 0, 4711, STRANGER, None, exclusive=False, locks=1)
     watch = locks.LockWatch(metrics := Metrics())
@@ -228,7 +226,7 @@ async def test_one_that_holds_it_in_shared_mode_is_named_only_if_it_goes_on(
     assert seen == [None, None, None, None, None, 4711.0, None]
 
 
-async def test_a_worker_that_nobody_silences_tells_of_many_strangers_in_few_lines() -> None:
+def test_many_strangers_are_told_in_few_lines() -> None:
     watch = locks.LockWatch(Metrics())
     many = [LockHolder("liveness", n, n, STRANGER, None, exclusive=True, locks=1) for n in range(1, 101)]
     with capture_logs() as said:

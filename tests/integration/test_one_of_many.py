@@ -13,6 +13,7 @@ import pytest
 
 from listener import health
 from listener.emulator import Emulator
+from listener.health import Pause
 from listener.service import Service
 from tests.support.postgres import Database
 from tests.support.service import OVER, Row, Rows, get, serving, settings_for, until
@@ -131,7 +132,8 @@ async def test_a_push_that_is_refused_when_nothing_else_was_sent_lets_the_next_o
         await until(lambda: paused(service))
         first = await rows.add(device_token="good", title="t")
         await rows.one_over(first)
-        assert [record.target for record in emulator.received] == ["poison", "good"]
+        # "poison" may come again as soon as sending has resumed.
+        assert [record.target for record in emulator.received][:2] == ["poison", "good"]
         row = await good_ones_until(rows, service, poison, lambda row: row["status"] in OVER)
     assert (row["status"], row["error_code"]) == ("dead", "PERMISSION_DENIED")
 
@@ -165,8 +167,7 @@ async def test_a_wrong_project_costs_fewer_than_twenty_users_their_devices_and_n
         await until(lambda: paused(service))
         assert service.port is not None
         status, text = await get(service.port, "/readyz")
-        assert status == 503, text
-        assert "sending is paused: FCM calls the devices of 2" in text, text
+        assert (status, text) == (503, f"sending is paused: {Pause.TOKEN_LOSS}\n")
         await rows.until(lambda found: sum(row["error_code"] == "TOKEN_LOSS" for row in found.values()) >= 3)
         waiting = [row for row in (await rows.all(pushes)).values() if row["status"] not in OVER]
         assert {row["retry_count"] for row in waiting} == {0}

@@ -789,7 +789,8 @@ def test_the_listeners_role_has_nothing_else(postgres: Server) -> None:
                     worker.execute(forbidden.encode())
     assert {name for (name,) in relations} == {
         "push_notifications", "push_delivery_logs", "push_delivery_logs_id_seq", "push_devices", "push_recipients",
-        "push_listener.migrations", "push_listener.workers", "push_listener.rate", "push_listener.served",
+        "push_listener.migrations", "push_listener.workers", "push_listener.lock_holders", "push_listener.rate",
+        "push_listener.served",
     }  # fmt: skip
     assert set(definers) == {("push_disable_token(text,text)",), ("push_listener.drift()",)}
 
