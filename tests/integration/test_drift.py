@@ -18,6 +18,8 @@ from tests.support.access import APPLICATION, WORKER, Regime, grants, make_worke
 from tests.support.postgres import Database, Server, Template, programs
 from tests.support.service import serving, settings_for
 
+pytestmark = pytest.mark.oldest_and_newest_postgres
+
 USER = UUID("00000000-0000-4000-8000-00000000000a")
 
 # What tutorials say, and what somebody does in a hurry.

@@ -32,6 +32,8 @@ from tests.support.service import (
     until,
 )
 
+pytestmark = pytest.mark.oldest_and_newest_postgres
+
 STRANGER = "test_lock_stranger"
 """Logs in, and may do nothing else."""
 

@@ -17,6 +17,8 @@ from listener.service import NotMigrated
 from tests.support.postgres import Database
 from tests.support.service import Rows, environment, program, run, serving, settings_for
 
+pytestmark = pytest.mark.oldest_and_newest_postgres
+
 
 def applied(database: Database) -> int:
     return sum(state.applied_at is not None for state in migrate.status(database.dsn))

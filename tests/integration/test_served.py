@@ -25,6 +25,8 @@ from tests.integration.test_pooler import pooler
 from tests.support.postgres import FAST, SUPERUSER, Database, Server, Template, programs
 from tests.support.service import environment, program, run, serving, settings_for
 
+pytestmark = pytest.mark.oldest_and_newest_postgres
+
 WAITING = """
 insert into push_notifications (device_token, title, status, next_attempt_at, claimed_by, priority) values
   ('a', 't', 'pending', now(), null, 'normal'), ('b', 't', 'processing', now() + interval '1 minute', 7, 'high'),
