@@ -138,6 +138,15 @@ with recursive queue as (
     cross join (values ('select', 'r'), ('insert', 'a'), ('update', 'w'), ('delete', 'd'), ('truncate', null), ('trigger', null))
       p(privilege, command)
     join roles r on case when p.privilege in ('delete', 'truncate', 'trigger') then pg_catalog.has_table_privilege(r.oid, t.oid, p.privilege)
+                         when p.privilege = 'update' and t.about <> 'registration tokens' then exists (
+                           -- Nothing depends on the application's own columns.
+                           select from pg_catalog.pg_attribute a
+                             where a.attrelid = t.oid and a.attnum > 0 and not a.attisdropped
+                               and a.attname = any ('{user_id,device_token,topic,condition,title,body,data,channel,priority,image,
+                                 options,expires_at,collapse_key,idempotency_key,next_attempt_at,status,retry_count,
+                                 last_retry_at,delivery_attempts,last_error,error_code,fcm_message_id,claimed_by,lost_claims,
+                                 sent_at,delivered_at,created_at,updated_at,id,push_id,details}'::name[])
+                               and pg_catalog.has_column_privilege(r.oid, t.oid, a.attnum, 'update'))
                          else pg_catalog.has_any_column_privilege(r.oid, t.oid, p.privilege) end
     left join pg_catalog.pg_policy pol
       on t.relrowsecurity and not r.rolbypassrls and p.command is not null

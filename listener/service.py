@@ -449,6 +449,7 @@ class Service:
             log.warning("serving a copy", adopt_copy=self._adoption, expired=admission.expired)
         elif not (admission.known or admission.first):
             log.warning("the database is a copy or has another address now; nothing waits in it")
+        self._adoption = None  # decided; this process may register again
 
 
 @_until_reached

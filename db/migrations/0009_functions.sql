@@ -532,6 +532,24 @@ as $$
 $$;
 revoke all on function push_listener.store_telemetry(jsonb[], uuid, uuid) from public;
 
+-- Old rows of push_listener.telemetry_use go now and then. Rows that another transaction has locked are passed over, so
+-- that nobody waits for it.
+create function push_listener.forget_telemetry_use() returns void
+  language plpgsql set search_path = pg_catalog, pg_temp
+as $$
+begin
+  if pg_catalog.random() < 0.01 then
+    delete from push_listener.telemetry_use u
+      where u.user_id in (
+        select o.user_id from push_listener.telemetry_use o
+          where o.records_until < now() and o.bytes_until < now()
+          limit 1000
+          for update skip locked);
+  end if;
+end
+$$;
+revoke all on function push_listener.forget_telemetry_use() from public;
+
 -- Takes a batch from what a user may send: 50,000 records and 32 MiB within an hour, both coming back evenly. Returns the
 -- seconds after which the batch will be taken, null when it is taken now.
 create function push_listener.telemetry_wait(p_user uuid, p_records integer, p_bytes bigint) returns integer
@@ -543,15 +561,7 @@ declare
   c_limit constant timestamptz := now() + interval '1 hour';
   v_wait interval;
 begin
-  -- Old rows go now and then. Rows that another transaction has locked are passed over, so that nobody waits for it.
-  if pg_catalog.random() < 0.01 then
-    delete from push_listener.telemetry_use u
-      where u.user_id in (
-        select o.user_id from push_listener.telemetry_use o
-          where o.records_until < now() and o.bytes_until < now()
-          limit 1000
-          for update skip locked);
-  end if;
+  perform push_listener.forget_telemetry_use();
 
   -- The row stays locked until the batch is stored: batches of one user at the same time count one after another. A
   -- time beyond the limit is from before the clock was put back, and counts as the limit.
@@ -691,6 +701,7 @@ begin
     -- bounded. Registrations of one user at the same time wait here for each other, and each then sees the ones before.
     -- They wait for a row that no login can lock but through these functions; an advisory lock, any login could hold.
     -- Rows that another transaction has locked are passed over: it is about to count them itself.
+    perform push_listener.forget_telemetry_use();
     insert into push_listener.telemetry_use as u (user_id, records_until, bytes_until)
       values (v_user, now(), now())
       on conflict (user_id) do update set user_id = excluded.user_id;

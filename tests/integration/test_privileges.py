@@ -16,7 +16,7 @@ import pytest
 from psycopg import sql
 from psycopg.rows import dict_row
 
-from listener import doorbell, migrate, queue
+from listener import awake, doorbell, locks, migrate, queue, served
 from listener.emulator import Emulator
 from tests.support.access import (
     APPLICATION,
@@ -737,7 +737,7 @@ async def test_tokens_kept_by_the_application(postgres: Server) -> None:
 
 STATEMENTS = {
     f"{module.__name__}.{name}": text
-    for module in (queue, doorbell)
+    for module in (awake, doorbell, locks, queue, served)
     for name, text in vars(module).items()
     if name.startswith("_") and name.isupper() and isinstance(text, str)
 }

@@ -79,6 +79,7 @@ INTERNAL_CALLS = {
     "push_listener.api": "select * from push_listener.api()",
     "push_listener.can_tell_users": "select push_listener.can_tell_users()",
     "push_listener.columns": "select push_listener.columns('push_devices')",
+    "push_listener.forget_telemetry_use": "select push_listener.forget_telemetry_use()",
     "push_listener.grant_kept": "select push_listener.grant_kept()",
     "push_listener.granted": "select * from push_listener.granted()",
     "push_listener.json_problem": 'select push_listener.json_problem(\'{"a": [1e3, "b"]}\', 100)',
