@@ -739,7 +739,10 @@ STATEMENTS = {
     f"{module.__name__}.{name}": text
     for module in (awake, doorbell, locks, queue, served)
     for name, text in vars(module).items()
-    if name.startswith("_") and name.isupper() and isinstance(text, str)
+    if name.startswith("_")
+    and name.isupper()
+    and isinstance(text, str)
+    and re.match(r"\s*(select|with|insert|update) ", text)
 }
 
 
