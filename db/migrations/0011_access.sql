@@ -304,7 +304,7 @@ as $$
 $$;
 
 create function push_listener.granted()
-  returns table (kind text, object text, part text, role text, privilege text, grantable boolean)
+  returns table (kind text, object text, part text, role text, privilege text, grantable boolean, grantor text)
   language sql stable set search_path = pg_catalog, pg_temp
 as $$
   with objects as (
@@ -334,14 +334,15 @@ as $$
       from pg_catalog.pg_namespace n
       where n.nspname = 'push_listener'
   )
-  select o.kind, o.object, o.part, coalesce(r.rolname, 'public'), pg_catalog.lower(a.privilege_type), a.is_grantable
+  select o.kind, o.object, o.part, coalesce(r.rolname, 'public'), pg_catalog.lower(a.privilege_type), a.is_grantable, g.rolname
     from objects o
     cross join lateral pg_catalog.aclexplode(o.acl) a
     left join pg_catalog.pg_roles r on r.oid = a.grantee
+    left join pg_catalog.pg_roles g on g.oid = a.grantor and a.grantor <> o.owner
     where a.grantee <> o.owner
 $$;
 comment on function push_listener.granted() is
-  'Every privilege that a role other than the owner has on what is push-listener''s; part: the column, or empty.';
+  'Every privilege that a role other than the owner has on what is push-listener''s; part: the column, or empty; grantor: who has passed it on, null for the owner.';
 
 create function push_listener.meant()
   returns table (kind text, object text, part text, role text, privilege text)
@@ -530,12 +531,12 @@ as $$
         select from push_listener.granted() g
           where (g.kind, g.object, g.part, g.role, g.privilege) = (m.kind, m.object, m.part, m.role, m.privilege))
   ), changes as (
-    select true as is_extra, e.kind, e.object, e.role, e.privilege,
+    select true as is_extra, e.kind, e.object, e.role, e.privilege, e.grantor,
            pg_catalog.string_agg(pg_catalog.quote_ident(nullif(e.part, '')), ', ' order by e.part) as columns
       from extra e
-      group by e.kind, e.object, e.role, e.privilege, e.part = ''
+      group by e.kind, e.object, e.role, e.privilege, e.grantor, e.part = ''
     union all
-    select false, m.kind, m.object, m.role, m.privilege,
+    select false, m.kind, m.object, m.role, m.privilege, null,
            pg_catalog.string_agg(pg_catalog.quote_ident(nullif(m.part, '')), ', ' order by m.part)
       from missing m
       group by m.kind, m.object, m.role, m.privilege, m.part = ''
@@ -557,7 +558,10 @@ as $$
   select case when is_extra then pg_catalog.format('%s may %s%s on %s', case role when 'public' then 'everybody' else role end,
                                         privilege, ' (' || columns || ')', object)
               else pg_catalog.format('%s may not %s%s on %s', role, privilege, ' (' || columns || ')', object) end,
-         case when is_extra then pg_catalog.format('revoke %s%s on %s %s from %s cascade', privilege,
+         -- What another role has passed on, only that role can revoke. The owner takes back that it may.
+         case when grantor is not null then pg_catalog.format('revoke grant option for %s%s on %s %s from %I cascade', privilege,
+                ' (' || columns || ')', kind, object, grantor)
+              when is_extra then pg_catalog.format('revoke %s%s on %s %s from %s cascade', privilege,
                 ' (' || columns || ')', kind, object, case role when 'public' then role else pg_catalog.quote_ident(role) end)
               else pg_catalog.format('grant %s%s on %s %s to %I', privilege, ' (' || columns || ')', kind, object, role) end
     from changes
@@ -616,6 +620,8 @@ declare
   found record;
   lacking text;
 begin
+  -- Two at once would change the same rows of the catalogue. Nothing else takes this lock.
+  lock table push_listener.before in share update exclusive mode;
   -- To revoke a privilege on a table revokes it on each column as well, so what is missing is found afterwards.
   for found in
     select d.statement from push_listener.drift() d where pg_catalog.starts_with(d.statement, 'revoke ')

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 from uuid import UUID
 
@@ -290,6 +291,47 @@ def test_what_another_role_has_put_in_place_of_ours_is_not_adopted(
         with psycopg.connect(blank_database.superuser_dsn, autocommit=True) as superuser:
             superuser.execute("drop owned by test_planter")
             superuser.execute("drop role test_planter")
+
+
+def test_what_another_role_has_passed_on_is_taken_back(postgres: Server) -> None:
+    with postgres.database(Template.MIGRATED) as database:
+        with psycopg.connect(database.superuser_dsn, autocommit=True) as superuser:
+            superuser.execute('create role "Test Passer"')
+        try:
+            with psycopg.connect(database.dsn, autocommit=True) as owner:
+                owner.execute(
+                    'grant insert, select on push_notifications to "Test Passer" with grant option; '
+                    'grant update (title) on push_notifications to "Test Passer" with grant option'
+                )
+            with psycopg.connect(database.superuser_dsn, autocommit=True) as superuser:
+                superuser.execute(
+                    'set role "Test Passer"; grant insert, select, update (title) on push_notifications to anon'
+                )
+            assert len(migrate.drift(database.dsn)) == 3
+            migrate.apply(database.dsn)
+            assert migrate.drift(database.dsn) == []
+            with psycopg.connect(database.dsn) as owner:
+                kept = owner.execute(
+                    "select has_table_privilege('Test Passer', 'push_notifications', 'insert')"
+                ).fetchone()
+                assert kept == (True,)
+        finally:
+            with psycopg.connect(database.superuser_dsn, autocommit=True) as superuser:
+                superuser.execute('drop owned by "Test Passer" cascade; drop role "Test Passer"')
+
+
+def test_privileges_are_set_by_several_at_once(postgres: Server) -> None:
+    with postgres.database(Template.MIGRATED) as database:
+        with psycopg.connect(database.dsn, autocommit=True) as owner:
+            owner.execute("grant all on all tables in schema public to anon, authenticated")
+
+        def secure(_: int) -> None:
+            with psycopg.connect(database.dsn, autocommit=True) as each:
+                each.execute("select push_listener.secure()")
+
+        with ThreadPoolExecutor(4) as pool:
+            list(pool.map(secure, range(4)))
+        assert migrate.drift(database.dsn) == []
 
 
 # What a role that may create in the database, or in public, could make before anybody migrates. Each would run its
