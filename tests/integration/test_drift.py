@@ -384,7 +384,7 @@ def test_a_schema_that_a_stranger_has_made_is_not_looked_into(
             command(dsn)
     with psycopg.connect(
         dsn
-    ) as conn:  # as the files for the Supabase CLI do it, and whoever is a moment too late
+    ) as conn:  # as the files for the Supabase CLI do it, and a process that is a moment too late
         with pytest.raises(psycopg.errors.ObjectNotInPrerequisiteState) as refused:
             conn.execute(migrate.load()[0].up.encode())
         assert "schema push_listener belongs to test_planter" in (refused.value.diag.message_detail or "")

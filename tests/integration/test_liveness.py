@@ -396,7 +396,7 @@ async def test_a_former_connection_that_holds_the_lock_in_silence_is_evicted(
 async def test_who_cannot_be_seen_to_live_claims_nothing_and_still_settles(
     database: Database, rows: Rows, emulator: Emulator
 ) -> None:
-    """Somebody whom it cannot evict has the lock: what it claimed under its id would be taken from it."""
+    """A stranger that it cannot evict has the lock: peers would take what it claims under its id."""
     emulator.latency = 2.0
     async with (
         serving(settings_for(database.dsn, emulator)) as service,

@@ -157,7 +157,7 @@ def _paused() -> FcmHealth:
 
 
 class _Quotes:
-    """Refuses a request and repeats whom it was for, as FCM might."""
+    """Refuses a request and repeats the token that it was for, as FCM might."""
 
     async def send(self, body: bytes) -> Outcome:
         token = json.loads(body)["message"]["token"]
