@@ -59,6 +59,7 @@ drop function push_listener.policy_mark(regclass, text, text);
 drop function push_listener.policies();
 drop function push_listener.meant();
 drop function push_listener.shows_own_rows(text);
+drop function push_listener.reaches(oid, oid);
 drop function push_listener.can_tell_users();
 drop function push_listener.user_inserts();
 drop function push_listener.granted();

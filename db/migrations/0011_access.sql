@@ -86,6 +86,19 @@ comment on function push_listener.columns(text) is
 -- off. Anonymous users keep one of these: they insert telemetry where a policy names them, because an application may
 -- report what goes wrong before anybody has signed in.
 
+-- A role inherits the privilege of one role and the policy of another: a role of the application with the rights of
+-- authenticated that a policy names, or one that is a member of both.
+create function push_listener.reaches(policy_role oid, grantee oid) returns boolean
+  language sql stable set search_path = pg_catalog, pg_temp
+as $$
+  select policy_role = 0 or exists (
+    select from pg_catalog.pg_roles r
+      where not r.rolsuper and not r.rolbypassrls
+        and pg_catalog.pg_has_role(r.oid, policy_role, 'usage') and pg_catalog.pg_has_role(r.oid, grantee, 'usage'))
+$$;
+comment on function push_listener.reaches(oid, oid) is
+  'Whether a policy for one role holds for somebody who has the rights of another; policy_role 0: for everybody.';
+
 with adopted as (
   select c.oid, c.relname, c.relrowsecurity, c.relowner, c.relacl, push_listener.columns(c.relname) as ours
     from pg_class c
@@ -112,7 +125,7 @@ with adopted as (
       and (not r.relrowsecurity or exists (
         select from pg_policy p, unnest(p.polroles) for_role
           where p.polrelid = r.oid and p.polpermissive and p.polcmd in ('r', '*')
-            and (r.grantee = 0 or for_role = 0 or pg_has_role(r.grantee, for_role, 'usage'))))
+            and (r.grantee = 0 or push_listener.reaches(for_role, r.grantee))))
 ), open as (
   select t.*, r.rolname, command.name as command
     from adopted t
@@ -124,7 +137,7 @@ with adopted as (
          select from pg_policy p, unnest(p.polroles) for_role
            where p.polrelid = t.oid and p.polpermissive and p.polcmd in (command.code::"char", '*')
              and (r.oid = for_role
-                  or r.rolname = 'authenticated' and (for_role = 0 or pg_has_role(r.oid, for_role, 'usage'))))
+                  or r.rolname = 'authenticated' and push_listener.reaches(for_role, r.oid)))
 ), written as (
   select o.relname, o.rolname, o.command, c.attnum, c.attname
     from open o
@@ -286,11 +299,7 @@ as $$
       select from pg_catalog.pg_policy own, pg_catalog.unnest(own.polroles) for_role
         where own.polrelid = c.oid and own.polpermissive and own.polcmd in ('r', '*')
           and not pg_catalog.starts_with(own.polname, 'push_listener_')
-          and (for_role = 0 or pg_catalog.pg_has_role('authenticated', for_role, 'usage') or exists (
-                 -- A role with authenticated's rights reads by this policy what is granted to authenticated.
-                 select from pg_catalog.pg_roles r
-                   where r.oid = for_role and not r.rolsuper and not r.rolbypassrls
-                     and pg_catalog.pg_has_role(r.oid, 'authenticated', 'usage'))))
+          and push_listener.reaches(for_role, pg_catalog.to_regrole('authenticated')))
     and not exists (
       select from push_listener.before b
         join pg_catalog.pg_attribute a on a.attrelid = c.oid and a.attname = b.name and not a.attisdropped

@@ -18,7 +18,8 @@ from tests.support.postgres import Database, Server, Template
 ANN, BOB = "00000000-0000-4000-8000-00000000000a", "00000000-0000-4000-8000-00000000000b"
 TABLES = ("push_notifications", "push_delivery_logs", "push_devices", "telemetry_logs")
 
-# Role and user. The last three are an application's: one with a user's rights, one with none, one that joins a group.
+# Role and user. The last three are an application's: one with a user's rights, one with none, one that has a user's
+# rights and those of a group.
 READERS = (
     ("anon", None), ("authenticated", ANN), ("authenticated", BOB), ("test_rider", ANN), ("test_analyst", None),
     ("test_member", None),
@@ -56,6 +57,10 @@ GIVEN = {
     "as most do": ON + OWN.format("to authenticated") + "grant select on push_notifications to authenticated;",
     "restrictive alone": ON + "create policy r on push_notifications as restrictive using (true);"
     "grant select on push_notifications to authenticated;",
+    "a grant to users, a policy to a role of theirs": ON + OWN.format("to test_rider")
+    + "grant select on push_notifications to authenticated;",
+    "a grant to users, a policy to a group of one of them": ON + OWN.format("to test_group")
+    + "grant select on push_notifications to authenticated;",
     "other roles": ON
     + "create policy p on push_notifications for select to test_analyst, test_group using (title = 'a');"
     "grant select on push_notifications, push_delivery_logs to test_analyst, test_group with grant option;",
@@ -68,7 +73,7 @@ def roles(postgres: Server) -> Iterator[None]:
         with psycopg.connect(database.superuser_dsn, autocommit=True) as superuser:
             for role, rights in (
                 ("test_group", ""), ("test_rider", "in role authenticated"), ("test_analyst", ""),
-                ("test_member", "in role test_group"),
+                ("test_member", "in role test_group, authenticated"),
             ):  # fmt: skip
                 superuser.execute(f"create role {role} nologin {rights} role authenticator".encode())
         yield

@@ -93,6 +93,7 @@ INTERNAL_CALLS = {
     ),
     "push_listener.refuse_users": "select push_listener.refuse_users()",
     "push_listener.share_new_columns": "select push_listener.share_new_columns()",
+    "push_listener.reaches": "select push_listener.reaches(0::pg_catalog.oid, 10::pg_catalog.oid)",
     "push_listener.shows_own_rows": "select push_listener.shows_own_rows('push_devices')",
     "push_listener.telemetry_wait": (
         "select push_listener.telemetry_wait('00000000-0000-4000-8000-00000000000a', 10, 1000)"
