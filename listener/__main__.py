@@ -1,5 +1,5 @@
 """``python -m listener``: the same as ``push-listener``."""
 
-from listener.cli import main
+from listener.cli.main import main
 
 main(prog_name="push-listener")

@@ -21,8 +21,8 @@ from pydantic import (
 )
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from listener import database_address
 from listener.fcm.auth import REFRESH_TIMEOUT, load_credentials
+from listener.postgres import address
 
 
 class ConfigError(Exception):
@@ -34,7 +34,7 @@ class ConfigError(Exception):
 
 
 def _dsn(value: SecretStr) -> SecretStr:
-    return SecretStr(database_address.checked(value.get_secret_value()))
+    return SecretStr(address.checked(value.get_secret_value()))
 
 
 def _key(value: object) -> object:

@@ -82,6 +82,6 @@ def tell_of_lost_fault(loop: asyncio.AbstractEventLoop, context: dict[str, Any])
     logging.getLogger("listener.loop").error("a fault that nothing handles\n%s", where)
 
 
-def seldom(times: int) -> bool:
+def should_log(times: int) -> bool:
     """Whether to tell of a failure, this many times in a row: ever more rarely, or an hour of it would fill the log."""
     return times & (times - 1) == 0

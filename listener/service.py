@@ -18,28 +18,29 @@ import tenacity
 from google.auth.credentials import Credentials
 from psycopg_pool import PoolTimeout
 
-from listener import database_errors, migrate, purge, queue, served
-from listener.awake import Awake
 from listener.config import ConfigError, Settings
-from listener.database import STATEMENT_PATIENCE_S, Pool, is_transaction_pooler, make_pool
-from listener.dispatcher import Dispatcher
-from listener.doorbell import Doorbell, IdentityLost
-from listener.fcm.aiohttp_transport import AiohttpTransport
-from listener.fcm.asyncio_transport import AsyncioTransport
 from listener.fcm.auth import AccessTokens, load_credentials
 from listener.fcm.fault import AuthFault
-from listener.fcm.quota import Quota
 from listener.fcm.sender import Sender
-from listener.fcm.transport import Transport
-from listener.fleet import SharedQuota
-from listener.health import FcmHealth
-from listener.liveness import PeerWatch
-from listener.locks import LockWatch
+from listener.fcm.transports.aiohttp import AiohttpTransport
+from listener.fcm.transports.base import Transport
+from listener.fcm.transports.http1 import AsyncioTransport
+from listener.limits.health import FcmHealth
+from listener.limits.quota import Quota
+from listener.limits.shared_quota import SharedQuota
+from listener.limits.slow_start import after_losses
 from listener.metrics import Metrics
-from listener.queue import Fleet, Queue, Sweep
-from listener.ramp import after_losses
-from listener.retry import Policy
-from listener.web import Web
+from listener.postgres import errors, queue
+from listener.postgres.connect import STATEMENT_PATIENCE_S, Pool, is_transaction_pooler, make_pool
+from listener.postgres.locks import LockWatch
+from listener.postgres.queue import Queue, QuotaState, Sweep
+from listener.schema import migrate, retention, served
+from listener.sending.dispatcher import Dispatcher
+from listener.sending.retry import Policy
+from listener.wakeup.busy_polling import BusyPolling
+from listener.wakeup.doorbell import Doorbell, IdentityLost
+from listener.wakeup.peers import PeerWatch
+from listener.web.server import Web
 
 log = structlog.get_logger(__name__)
 
@@ -70,7 +71,7 @@ _until_reached = tenacity.retry(
     wait=tenacity.wait_random_exponential(multiplier=0.25, max=5),
     before_sleep=lambda state: log.warning(
         "database cannot be reached",
-        reason=database_errors.explain(state.outcome.exception() if state.outcome else None),
+        reason=errors.explain(state.outcome.exception() if state.outcome else None),
         setting=state.kwargs.get("setting", "DATABASE_URL"),
         tries=state.attempt_number,
     ),
@@ -138,7 +139,7 @@ class Service:
         self._dispatcher: Dispatcher | None = None
         self._doorbell: Doorbell | None = None
         self._watch: PeerWatch | None = None
-        self._awake: Awake | None = None
+        self._awake: BusyPolling | None = None
         self.port: int | None = None
         """Where the web server listens, once it does."""
 
@@ -260,7 +261,7 @@ class Service:
             on_doubt=lambda: awake.doubt(),
             on_lost=self._lose,
         )
-        awake = Awake(
+        awake = BusyPolling(
             rows, doorbell, self.metrics, worker_id=rows.worker_id, on_due=lambda: dispatcher.ring()
         )
         dispatcher = Dispatcher(
@@ -304,8 +305,8 @@ class Service:
                 waking = [group.create_task(awake.run())]
                 background += [group.create_task(part.run()) for part in (doorbell, watch)] + waking
             if self._settings.retention is not None:
-                retention = purge.keep(self._settings.listen_dsn, self._settings.retention, self.metrics)
-                background.append(group.create_task(retention))
+                keeping = retention.keep(self._settings.listen_dsn, self._settings.retention, self.metrics)
+                background.append(group.create_task(keeping))
             working = group.create_task(dispatcher.run())
             await self._unless_stopped(dispatcher.wait_looked())
             if not self._interrupted.is_set():
@@ -377,7 +378,7 @@ class Service:
         return faults
 
     async def _watch_depth(self, rows: Queue, dispatcher: Dispatcher) -> None:
-        """Keeps the push_queue_* gauges fresh: often while there is work, seldom while there is none."""
+        """Keeps the push_queue_* gauges fresh: often while there is work, should_log while there is none."""
         seen, read_at, busy = -1, 0.0, False
         while True:
             looks, now = dispatcher.looks, time.monotonic()
@@ -406,7 +407,7 @@ class Service:
         return pooled
 
     @_until_reached
-    async def _register(self, pool: Pool, *, unforeseen: bool) -> tuple[Queue, int, Fleet]:
+    async def _register(self, pool: Pool, *, unforeseen: bool) -> tuple[Queue, int, QuotaState]:
         """This worker's hands on the queue, how many workers have died lately, and what the others are like."""
         try:
             if await queue.schema_version(pool) < self._schema_version:
@@ -475,7 +476,7 @@ def _transport(settings: Settings) -> Transport:
             return AiohttpTransport(connect_timeout=connect_timeout, timeout=timeout)
         case "pyreqwest":
             # Only where it is used: it takes 7 MB, and says how memory is to be had.
-            from listener.fcm.reqwest_transport import ReqwestTransport
+            from listener.fcm.transports.reqwest import ReqwestTransport
 
             return ReqwestTransport(connect_timeout=connect_timeout, timeout=timeout)
 

@@ -77,7 +77,7 @@ select h.lock, h.key, h.pid, coalesce(pg_catalog.pg_get_userbyid(a.usesysid), p.
 comment on view push_listener.lock_holders is
   'Sessions and prepared transactions that hold or wait for an advisory lock of push-listener; is_ours: not a stranger.';
 
--- Asked row by row, after a worker's row has been locked: see the rescue in listener/queue.py. A function that is volatile
+-- Asked row by row, after a worker's row has been locked: see the rescue in listener/postgres/queue.py. A function that is volatile
 -- and not inlined reads the locks anew at each call; a join might have read them before.
 create function push_listener.is_alive(worker integer) returns boolean
   language sql volatile set search_path = pg_catalog, pg_temp

@@ -4,7 +4,7 @@
 -- Transactions that notify commit one after another, in the whole cluster: a bell for each insert would make many
 -- inserts slow. A listener that is awake, looking at the queue all the time, holds the advisory lock (1886745449, 0), and
 -- nobody rings. What a transaction has inserted while the lock was taken and commits after it was let go is found all
--- the same: listener/awake.py says how.
+-- the same: listener/wakeup/busy_polling.py says how.
 
 create function push_listener.ring() returns trigger
   language plpgsql set search_path = pg_catalog, pg_temp

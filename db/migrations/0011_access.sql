@@ -1,5 +1,5 @@
 -- Who may do what with which table: docs/privileges.md says it in one table, of which
--- tests/integration/test_privileges.py tries every cell.
+-- tests/integration/postgres/test_privileges.py tries every cell.
 --
 -- Default privileges are not relied on: older Supabase projects grant everything on a new table to the three API roles,
 -- newer ones nothing. So everything is taken away and what is meant is given, by push_listener.secure(). The owner of

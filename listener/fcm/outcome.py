@@ -32,7 +32,7 @@ _BAD_REQUEST = "type.googleapis.com/google.rpc.BadRequest"
 _QUOTA_FAILURE = "type.googleapis.com/google.rpc.QuotaFailure"
 
 
-class Kind(StrEnum):
+class Disposition(StrEnum):
     """What to do after one attempt at one target."""
 
     ACCEPTED = "accepted"
@@ -78,18 +78,18 @@ class Outcome:
         delay: seconds that the answer asks to wait before the next try; 0 if it asks nothing. The least wait
             before any retry is the retry policy's.
         ambiguous: whether the message may have been delivered although it was not accepted.
-        uses_attempt: whether this counts against the push's tries.
+        uses_try: whether this counts against the push's tries.
         limit: the quota that is used up, so that the failure is no sign of an outage; None: none is.
     """
 
-    kind: Kind
+    disposition: Disposition
     code: str
     reason: str
     http_status: int | None = None
     message_id: str | None = None
     delay: float = 0.0
     ambiguous: bool = False
-    uses_attempt: bool = True
+    uses_try: bool = True
     limit: Limit | None = None
 
 
@@ -108,12 +108,12 @@ def classify(status: int, headers: Mapping[str, str], body: bytes, *, now: float
     """
     if 200 <= status < 300:
         # Inferred: a success without a readable name is a success; sending again would show the push twice.
-        return Outcome(Kind.ACCEPTED, "OK", "accepted by FCM", status, message_id=_message_name(body))
+        return Outcome(Disposition.ACCEPTED, "OK", "accepted by FCM", status, message_id=_message_name(body))
     error = _read_error(body)
     match error.fcm_code:
         case "UNREGISTERED":
             return Outcome(
-                Kind.DROP_TARGET,
+                Disposition.DROP_TARGET,
                 "UNREGISTERED",
                 "FCM no longer knows this registration token (the app was removed, or its token replaced); "
                 "nothing to do, the app registers anew when it next starts",
@@ -121,7 +121,7 @@ def classify(status: int, headers: Mapping[str, str], body: bytes, *, now: float
             )
         case "SENDER_ID_MISMATCH":
             return Outcome(
-                Kind.DROP_TARGET,
+                Disposition.DROP_TARGET,
                 "SENDER_ID_MISMATCH",
                 "the registration token belongs to another Firebase project; build the app with the "
                 "configuration of the project that FCM_PROJECT_ID names",
@@ -129,13 +129,13 @@ def classify(status: int, headers: Mapping[str, str], body: bytes, *, now: float
             )
         case "THIRD_PARTY_AUTH_ERROR":
             return Outcome(
-                Kind.PAUSE_PLATFORM,
+                Disposition.PAUSE_PLATFORM,
                 "THIRD_PARTY_AUTH_ERROR",
                 "Apple or the web push service refuses FCM's credentials; renew the APNs key or the web push "
                 "certificate in the Firebase console, under Project settings, Cloud Messaging"
                 + _quoted(error.message),
                 status,
-                uses_attempt=False,
+                uses_try=False,
             )
     code = error.fcm_code or error.status or _http_code(status)
     return _by_http(error.stands_for or status, status, code, error, _Timing(headers, body, now))
@@ -143,14 +143,14 @@ def classify(status: int, headers: Mapping[str, str], body: bytes, *, now: float
 
 def from_send_fault(fault: SendFault) -> Outcome:
     """The meaning of a request that brought no answer: try again."""
-    return Outcome(Kind.RETRY, fault.code, fault.reason, ambiguous=fault.ambiguous)
+    return Outcome(Disposition.RETRY, fault.code, fault.reason, ambiguous=fault.ambiguous)
 
 
 def from_auth_fault(fault: AuthFault) -> Outcome:
     """The meaning of having no access token: nothing was sent, so no attempt is used."""
     if fault.permanent:
-        return Outcome(Kind.PAUSE, fault.code, fault.reason, uses_attempt=False)
-    return Outcome(Kind.RETRY, fault.code, fault.reason, uses_attempt=False)
+        return Outcome(Disposition.PAUSE, fault.code, fault.reason, uses_try=False)
+    return Outcome(Disposition.RETRY, fault.code, fault.reason, uses_try=False)
 
 
 def _by_http(meaning: int, status: int, code: str, error: _Error, timing: _Timing) -> Outcome:
@@ -160,11 +160,11 @@ def _by_http(meaning: int, status: int, code: str, error: _Error, timing: _Timin
             return _invalid(status, code, error)
         case 401:
             return Outcome(
-                Kind.REFRESH_AUTH,
+                Disposition.REFRESH_AUTH,
                 code,
                 "FCM refused the access token" + _quoted(error.message),
                 status,
-                uses_attempt=False,
+                uses_try=False,
             )
         case 403:
             return _pause(
@@ -181,10 +181,10 @@ def _by_http(meaning: int, status: int, code: str, error: _Error, timing: _Timin
                 "no such project or URL: check FCM_PROJECT_ID and FCM_ENDPOINT" + _quoted(error.message),
             )
         case 413 | 414 | 431:
-            return Outcome(Kind.DROP_MESSAGE, code, _TOO_LARGE, status)
+            return Outcome(Disposition.DROP_MESSAGE, code, _TOO_LARGE, status)
         case 429:
             return Outcome(
-                Kind.RETRY,
+                Disposition.RETRY,
                 code,
                 "an FCM quota is used up" + _quoted(error.message),
                 status,
@@ -196,7 +196,9 @@ def _by_http(meaning: int, status: int, code: str, error: _Error, timing: _Timin
         case _ if 500 <= meaning < 600:
             return _try_again(status, code, "FCM or its front end is in trouble", timing)
         case _ if 400 <= meaning < 500 and error.is_fcm:
-            return Outcome(Kind.DROP_MESSAGE, code, f"FCM refused the message with HTTP {status}", status)
+            return Outcome(
+                Disposition.DROP_MESSAGE, code, f"FCM refused the message with HTTP {status}", status
+            )
         case _ if 300 <= meaning < 500:
             # FCM itself gives none of these: something else answers in its place.
             return _pause(
@@ -209,13 +211,13 @@ def _by_http(meaning: int, status: int, code: str, error: _Error, timing: _Timin
 
 
 def _pause(status: int, code: str, reason: str) -> Outcome:
-    return Outcome(Kind.PAUSE, code, reason, status, uses_attempt=False)
+    return Outcome(Disposition.PAUSE, code, reason, status, uses_try=False)
 
 
 def _try_again(status: int, code: str, reason: str, timing: _Timing) -> Outcome:
     """A failure that passes. FCM may have done its work before it: copies must carry the same ids."""
     return Outcome(
-        Kind.RETRY, code, f"{reason} (HTTP {status})", status, delay=timing.delay(), ambiguous=True
+        Disposition.RETRY, code, f"{reason} (HTTP {status})", status, delay=timing.delay(), ambiguous=True
     )
 
 
@@ -248,7 +250,7 @@ def _invalid(status: int, code: str, error: _Error) -> Outcome:
     """400: the token's fault only where FCM says so beyond doubt, else the message's."""
     if error.blames_token:
         return Outcome(
-            Kind.DROP_TARGET,
+            Disposition.DROP_TARGET,
             code,
             "FCM says this is no registration token: store it as the app got it, neither cut nor changed",
             status,
@@ -264,7 +266,7 @@ def _invalid(status: int, code: str, error: _Error) -> Outcome:
         reason = f"FCM does not accept {named}" + (f": {known}" if known else "")
     else:
         reason = known or "FCM does not accept the message and does not say why; a frequent cause is its size"
-    return Outcome(Kind.DROP_MESSAGE, code, reason, status)
+    return Outcome(Disposition.DROP_MESSAGE, code, reason, status)
 
 
 # --- 429: whose quota? ---------------------------------------------------------------------------------

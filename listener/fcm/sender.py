@@ -9,8 +9,8 @@ from urllib.parse import quote
 
 from listener.fcm.auth import AccessTokens
 from listener.fcm.fault import AuthFault, SendFault
-from listener.fcm.outcome import Kind, Outcome, classify, from_auth_fault, from_send_fault
-from listener.fcm.transport import Transport
+from listener.fcm.outcome import Disposition, Outcome, classify, from_auth_fault, from_send_fault
+from listener.fcm.transports.base import Transport
 
 
 class Sender:
@@ -52,20 +52,20 @@ class Sender:
             body: the JSON of ``{"message": {...}}``, see ``listener.fcm.message``.
 
         Returns:
-            The outcome of the attempt, never ``Kind.REFRESH_AUTH``. Faults are outcomes too: nothing is
+            The outcome of the attempt, never ``Disposition.REFRESH_AUTH``. Faults are outcomes too: nothing is
             raised but on cancellation.
         """
         try:
             token = await self._tokens.get()
             outcome = await self._exchange(token, body)
-            if outcome.kind is not Kind.REFRESH_AUTH:
+            if outcome.disposition is not Disposition.REFRESH_AUTH:
                 return outcome
             self._tokens.reject(token)
             outcome = await self._exchange(await self._tokens.get(), body)
         except AuthFault as fault:
             return from_auth_fault(fault)
-        if outcome.kind is Kind.REFRESH_AUTH:
-            return replace(outcome, kind=Kind.PAUSE)
+        if outcome.disposition is Disposition.REFRESH_AUTH:
+            return replace(outcome, disposition=Disposition.PAUSE)
         return outcome
 
     async def _exchange(self, token: str, body: bytes) -> Outcome:

@@ -36,7 +36,7 @@ from tests.benchmarks import (
     takeover,
 )
 from tests.benchmarks.options import Options, setting
-from tests.benchmarks.report import Line, Part, markdown, table
+from tests.benchmarks.report import Fraction, Line, markdown, table
 
 PARTS: dict[str, Callable[[Options], list[Line]]] = {
     "drain": drain.part,
@@ -52,7 +52,7 @@ PARTS: dict[str, Callable[[Options], list[Line]]] = {
 _LIBRARIES = ("psycopg", "aiohttp", "uvloop", "orjson", "pydantic")
 
 
-def run_part(name: str, options: Options) -> Part:
+def run_part(name: str, options: Options) -> Fraction:
     """One part; whatever it fails of is what it has found."""
     began, load = time.monotonic(), os.getloadavg()[0]
     try:
@@ -60,7 +60,7 @@ def run_part(name: str, options: Options) -> Part:
     except Exception as error:
         rig.errors.print(traceback.format_exc(), markup=False)
         lines, failure = [], f"{type(error).__name__}: {error}"
-    return Part(name, time.monotonic() - began, load, lines, failure)
+    return Fraction(name, time.monotonic() - began, load, lines, failure)
 
 
 def machine(peers: tuple[str, ...]) -> dict[str, Any]:
@@ -100,7 +100,7 @@ def _described(facts: dict[str, Any], options: Options) -> str:
     )
 
 
-def as_json(facts: dict[str, Any], options: Options, parts: list[Part]) -> bytes:
+def as_json(facts: dict[str, Any], options: Options, parts: list[Fraction]) -> bytes:
     """Everything: the machine, how it was run, each figure with what it was of each run."""
     how = {
         "runs": options.runs,
@@ -179,7 +179,7 @@ def main(
     beside = queues.PEERS if peers and _with_peers() else ()
     options = Options(runs or (1 if quick else 3), quick, latency, tls, beside, settings)
     facts = machine(beside)
-    parts: list[Part] = []
+    parts: list[Fraction] = []
     with Progress(
         SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn(), console=rig.errors
     ) as shown:

@@ -12,7 +12,7 @@ import orjson
 import psycopg
 import uvloop
 
-from listener.fcm.asyncio_transport import AsyncioTransport
+from listener.fcm.transports.http1 import AsyncioTransport
 
 _HEADERS = {"Authorization": "Bearer x"}
 

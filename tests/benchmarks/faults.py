@@ -13,7 +13,7 @@ import click
 
 from tests.benchmarks import rig
 from tests.benchmarks.options import Options
-from tests.benchmarks.report import Line, Of, Part, at_most, table
+from tests.benchmarks.report import Fraction, Line, Of, at_most, table
 from tests.chaos import recovery
 
 _FAULTS = ("listen", "hole", "forgetful", "restart", "crash", "away")
@@ -36,7 +36,7 @@ def main(runs: int) -> None:
     """How soon 50 pushes are at FCM after a fault of the database or the network."""
     began, load = time.monotonic(), os.getloadavg()[0]
     lines = part(Options(runs))
-    rig.console.print(table([Part("faults", time.monotonic() - began, load, lines)], rig.machine()))
+    rig.console.print(table([Fraction("faults", time.monotonic() - began, load, lines)], rig.machine()))
 
 
 if __name__ == "__main__":

@@ -28,11 +28,12 @@ from psycopg import sql
 from psycopg_pool import AsyncConnectionPool
 from rich.table import Table
 
-from listener import purge, queue
-from listener.embedded import EmbeddedPostgres
+from listener.demo.embedded import EmbeddedPostgres
+from listener.postgres import queue
+from listener.postgres.queue import LogLine, Queue, Settlement
 from listener.push import Push
-from listener.queue import LogLine, Queue, Settlement
-from listener.retry import Decision, Status
+from listener.schema import retention
+from listener.sending.retry import Decision, Status
 from tests.benchmarks import rig
 from tests.benchmarks.options import Options
 from tests.benchmarks.report import Line, at_most
@@ -163,8 +164,8 @@ class Side:
         async with self._pool.connection() as conn:
             for _ in range(_ASKED):
                 await timed("stats", lambda: conn.execute("select * from get_push_delivery_stats(30)"))
-            before = await purge.moment(conn, _OLD)
-            steps = purge.pushes(conn, before, dead=False, batch=_PURGED)
+            before = await retention.moment(conn, _OLD)
+            steps = retention.pushes(conn, before, dead=False, batch=_PURGED)
             step = await timed("purge", lambda: anext(steps))
         if step.gone.pushes != _PURGED:
             raise rig.BenchmarkFailed(f"{step.gone.pushes} pushes were purged instead of {_PURGED}")

@@ -19,10 +19,10 @@ import click
 import psycopg
 from rich.table import Table
 
-from listener import queue
-from listener.database import Pool, make_pool
-from listener.queue import LogLine, Queue, Settlement
-from listener.retry import Decision, Status
+from listener.postgres import queue
+from listener.postgres.connect import Pool, make_pool
+from listener.postgres.queue import LogLine, Queue, Settlement
+from listener.sending.retry import Decision, Status
 from tests.benchmarks import drain, rig
 
 _LEASE_S = 5.0

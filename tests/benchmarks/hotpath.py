@@ -24,18 +24,19 @@ import psycopg
 import uvloop
 from google.oauth2.credentials import Credentials
 
-from listener import config, log, queue
+from listener import config, log
 from listener.config import Settings
-from listener.database import make_pool
-from listener.dispatcher import Dispatcher
 from listener.fcm.auth import AccessTokens
-from listener.fcm.quota import Quota
 from listener.fcm.sender import Sender
-from listener.fcm.transport import Response
-from listener.fleet import SharedQuota
-from listener.health import FcmHealth
+from listener.fcm.transports.base import Response
+from listener.limits.health import FcmHealth
+from listener.limits.quota import Quota
+from listener.limits.shared_quota import SharedQuota
+from listener.limits.slow_start import after_losses
 from listener.metrics import Metrics
-from listener.ramp import after_losses
+from listener.postgres import queue
+from listener.postgres.connect import make_pool
+from listener.sending.dispatcher import Dispatcher
 from tests.benchmarks import rig
 from tests.benchmarks.drain import LOAD
 
@@ -60,7 +61,7 @@ class Timer:
         """Set once as many requests as rows have come."""
 
     async def post(self, url: str, headers: Mapping[str, str], body: bytes) -> Response:
-        """See ``listener.fcm.transport.Transport``."""
+        """See ``listener.fcm.transports.base.Transport``."""
         self._requests += 1
         if self._requests == self._rows:
             self.asked.set()

@@ -24,7 +24,7 @@ from contextlib import ExitStack, contextmanager
 import click
 from rich.table import Table
 
-from listener.embedded import EmbeddedPostgres
+from listener.demo.embedded import EmbeddedPostgres
 from tests.benchmarks import queues, rig
 from tests.benchmarks.options import Options
 from tests.benchmarks.queues import Installed

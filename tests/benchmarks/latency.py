@@ -26,7 +26,7 @@ from psycopg import sql
 from psycopg.types.json import Jsonb
 from rich.table import Table
 
-from listener.embedded import EmbeddedPostgres
+from listener.demo.embedded import EmbeddedPostgres
 from tests.benchmarks import queues, rig
 from tests.benchmarks.options import Options
 from tests.benchmarks.queues import Installed, Push

@@ -17,7 +17,7 @@ from pathlib import Path
 import click
 import psycopg
 
-from listener import migrate
+from listener.schema import migrate
 from tests.support.postgres import Server, Template, programs
 
 SHAPE = Path(__file__).parents[1] / "support" / "shapes" / "reference.sql"

@@ -15,9 +15,9 @@ from pathlib import Path
 import orjson
 import psycopg
 
-from listener import migrate
-from listener.embedded import EmbeddedPostgres
-from listener.queue import LIVENESS_CLASS
+from listener.demo.embedded import EmbeddedPostgres
+from listener.postgres.queue import LIVENESS_CLASS
+from listener.schema import migrate
 from tests.benchmarks import rig
 from tests.benchmarks.rig import BenchmarkFailed, Sink
 

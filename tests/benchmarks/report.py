@@ -89,7 +89,7 @@ def _figure(samples: Sequence[float], value: float | None) -> dict[str, Any]:
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class Fraction:
     """What one part of the benchmark has found, or why it has found nothing."""
 
     name: str
@@ -126,7 +126,7 @@ def best(peers: Mapping[str, Sequence[float] | str], *, most: bool) -> float | N
     return (max(medians) if most else min(medians)) if medians else None
 
 
-def table(parts: Sequence[Part], title: str) -> Table:
+def table(parts: Sequence[Fraction], title: str) -> Table:
     """All of it, for people."""
     head, *rows = _rows(parts)
     made = Table(*head, title=title, title_justify="left", pad_edge=False)
@@ -141,14 +141,14 @@ def table(parts: Sequence[Part], title: str) -> Table:
     return made
 
 
-def markdown(parts: Sequence[Part]) -> str:
+def markdown(parts: Sequence[Fraction]) -> str:
     """The same, for a document."""
     head, *rows = (row for row in _rows(parts) if row)
     lines = [head, ["---"] * len(head), *rows]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
-def _rows(parts: Sequence[Part]) -> list[list[str]]:
+def _rows(parts: Sequence[Fraction]) -> list[list[str]]:
     """The head, then each line; an empty list between two parts."""
     names = list(dict.fromkeys(name for part in parts for line in part.lines for name in line.peers))
     rows = [["", "goal", "here", *names, "met"]]

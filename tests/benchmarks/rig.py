@@ -26,10 +26,10 @@ import psycopg
 from rich.console import Console
 from rich.table import Table
 
-from listener import migrate
 from listener.config import Settings
-from listener.embedded import EmbeddedPostgres, packaged_binaries
+from listener.demo.embedded import EmbeddedPostgres, packaged_binaries
 from listener.emulator.oauth import ServiceAccount
+from listener.schema import migrate
 
 PROJECT = "bench-project"
 POSTGRES = 18

@@ -17,7 +17,7 @@ from uuid import uuid4
 import click
 from rich.table import Table
 
-from listener.embedded import EmbeddedPostgres
+from listener.demo.embedded import EmbeddedPostgres
 from tests.benchmarks import queues, rig
 from tests.benchmarks.latency import Source
 from tests.benchmarks.options import Options

@@ -1,4 +1,4 @@
-/* The doorbell (listener/awake.py): listeners that all sleep have left no committed row in the queue.
+/* The doorbell (listener/wakeup/busy_polling.py): listeners that all sleep have left no committed row in the queue.
  *
  * Inserters; two listeners, the second of which starts at any moment, such as after the death of the first; and faults:
  * at any moment the first is killed, is frozen for ever, or loses the backend that listens. When nothing can happen any
@@ -6,7 +6,7 @@
  *
  * What is asked again and again waits here for the answer that matters. A look at the queue claims all that can be seen,
  * and is made as soon as it is due: a later one would find more. Rows in the hands of a dead listener are another matter
- * (listener/liveness.py) and count as claimed.
+ * (listener/wakeup/peers.py) and count as claimed.
  *
  * With STRANGERS, a session that is no listener takes the lock and tells nobody, and lets it go, or not, when every
  * listener that lives has seen it. (If it lets go before, a sweep finds the rows: it looks at the queue as well.)

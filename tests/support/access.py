@@ -10,7 +10,7 @@ from uuid import UUID
 import psycopg
 from psycopg import sql
 
-from listener import migrate
+from listener.schema import migrate
 from tests.support.postgres import Database, Server, Template
 
 WORKER = "test_push_worker"
@@ -190,7 +190,7 @@ def grants(database: Database, application: str = "") -> set[tuple[str, ...]]:
               select 'schema', nspname, '', nspowner, coalesce(nspacl, acldefault('n', nspowner))
                 from pg_namespace where nspname = 'push_listener'
             )
-            select o.kind, o.name, o.part,
+            select o.disposition, o.name, o.part,
                    case when a.grantee = o.owner then 'OWNER' when a.grantee = 0 then 'PUBLIC'
                         else a.grantee::regrole::text end,
                    a.privilege_type, a.is_grantable::text

@@ -16,7 +16,7 @@ from psycopg import sql
 from psycopg._queries import PostgresQuery
 from psycopg.adapt import Transformer
 
-from listener import migrate
+from listener.schema import migrate
 from tests.support.postgres import Database, Server
 
 ATTACKER = "test_attacker"

@@ -13,8 +13,8 @@ from uuid import uuid4
 import psycopg
 from psycopg import sql
 
-from listener import migrate
-from listener.embedded import EmbeddedPostgres, EmbeddedPostgresError, packaged_binaries
+from listener.demo.embedded import EmbeddedPostgres, EmbeddedPostgresError, packaged_binaries
+from listener.schema import migrate
 
 VERSIONS = (15, 16, 17, 18)
 """Every major version that the project is tested on."""

@@ -9,19 +9,19 @@ from typing import cast
 from uuid import UUID, uuid4
 
 from listener import config
-from listener.attempt import Attempts
-from listener.fcm.outcome import Kind, Outcome
+from listener.fcm.outcome import Disposition, Outcome
 from listener.fcm.sender import Sender
-from listener.health import FcmHealth
+from listener.limits.health import FcmHealth
+from listener.limits.slow_start import after_losses
 from listener.metrics import Metrics
 from listener.push import Push, Target, TargetKind
-from listener.ramp import after_losses
-from listener.retry import Status
+from listener.sending.attempt import Attempts
+from listener.sending.retry import Status
 from tests.support.pushes import push
 
-ACCEPTED = Outcome(Kind.ACCEPTED, "OK", "accepted by FCM", 200, message_id="projects/p/messages/1")
-REFUSED = Outcome(Kind.PAUSE, "PERMISSION_DENIED", "may not send", 403, uses_attempt=False)
-NO_APNS = Outcome(Kind.PAUSE_PLATFORM, "THIRD_PARTY_AUTH_ERROR", "APNs", 401, uses_attempt=False)
+ACCEPTED = Outcome(Disposition.ACCEPTED, "OK", "accepted by FCM", 200, message_id="projects/p/messages/1")
+REFUSED = Outcome(Disposition.PAUSE, "PERMISSION_DENIED", "may not send", 403, uses_try=False)
+NO_APNS = Outcome(Disposition.PAUSE_PLATFORM, "THIRD_PARTY_AUTH_ERROR", "APNs", 401, uses_try=False)
 
 
 class _Broken:
@@ -162,7 +162,7 @@ class _Quotes:
     async def send(self, body: bytes) -> Outcome:
         token = json.loads(body)["message"]["token"]
         reason = f'FCM is in trouble; FCM says: "no answer from {token}"'
-        return Outcome(Kind.RETRY, "INTERNAL", reason, 500)
+        return Outcome(Disposition.RETRY, "INTERNAL", reason, 500)
 
 
 async def test_no_reason_names_the_device() -> None:

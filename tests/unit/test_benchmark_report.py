@@ -16,10 +16,10 @@ from tests.benchmarks import queues, rig
 from tests.benchmarks.backlog import waits_ms
 from tests.benchmarks.latency import AtRate, rate_lines, stamp_us
 from tests.benchmarks.report import (
+    Fraction,
     Goal,
     Line,
     Of,
-    Part,
     at_least,
     at_most,
     best,
@@ -36,7 +36,7 @@ RATE = Line(
 )
 
 
-def shown(*parts: Part) -> str:
+def shown(*parts: Fraction) -> str:
     """The table as a wide terminal has it."""
     console = Console(file=StringIO(), width=200, color_system=None)
     console.print(table(parts, "a title"))
@@ -91,7 +91,7 @@ def test_the_best_of_the_peers_is_among_those_that_have_a_figure() -> None:
 def test_the_table_has_each_line_with_its_goal_and_its_peers() -> None:
     slow = Line("latency", "{:.1f} ms", [7.25], at_most(5), {"other": "falls behind"})
     free = Line("free", "{:.2f}", [1.0])
-    rows = shown(Part("drain", 1.0, 0.5, [RATE, slow, free])).splitlines()
+    rows = shown(Fraction("drain", 1.0, 0.5, [RATE, slow, free])).splitlines()
     (rate,) = (row for row in rows if "pushes a second" in row)
     assert "≥ 10,000/s" in rate
     assert "11,000/s (9,000/s to 12,000/s)" in rate
@@ -107,26 +107,28 @@ def test_the_table_has_each_line_with_its_goal_and_its_peers() -> None:
 
 
 def test_markdown_has_the_same_cells() -> None:
-    lines = markdown([Part("drain", 1.0, 0.5, [RATE]), Part("idle", 1.0, 0.5, failure="no")]).splitlines()
+    lines = markdown(
+        [Fraction("drain", 1.0, 0.5, [RATE]), Fraction("idle", 1.0, 0.5, failure="no")]
+    ).splitlines()
     assert lines[0] == "|  | goal | here | other | met |"
     assert lines[2] == "| pushes a second | ≥ 10,000/s | 11,000/s (9,000/s to 12,000/s) | 2,500/s | yes |"
     assert lines[3] == "| idle |  | failed |  | NO |"
 
 
 def test_markdown_keeps_the_names_of_rows() -> None:
-    (row,) = markdown([Part("x", 1.0, 0.5, [Line("free", "{:.2f}", [1.0])])]).splitlines()[2:]
+    (row,) = markdown([Fraction("x", 1.0, 0.5, [Line("free", "{:.2f}", [1.0])])]).splitlines()[2:]
     assert row == "| free |  | 1.00 |  |"
 
 
 def test_a_part_that_failed_is_shown_beside_those_that_did_not() -> None:
-    text = shown(Part("drain", 1.0, 0.5, failure="no Postgres"), Part("idle", 1.0, 0.5, [RATE]))
+    text = shown(Fraction("drain", 1.0, 0.5, failure="no Postgres"), Fraction("idle", 1.0, 0.5, [RATE]))
     assert "failed" in text
     assert "pushes a second" in text
 
 
 def test_json_has_every_sample() -> None:
     missing = replace(RATE, peers={"other": "falls behind"})
-    found = Part("drain", 2.0, 0.5, [RATE, missing]).as_dict()
+    found = Fraction("drain", 2.0, 0.5, [RATE, missing]).as_dict()
     assert found["failure"] is None
     assert found["lines"][0] == {
         "what": "pushes a second",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from listener import queue
+from listener.postgres import queue
 from tests.benchmarks.scale import Statement, statements
 
 

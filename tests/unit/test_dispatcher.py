@@ -7,12 +7,12 @@ from types import SimpleNamespace
 from typing import cast
 
 from listener import config
-from listener.dispatcher import Dispatcher
 from listener.fcm.sender import Sender
-from listener.fleet import SharedQuota
-from listener.health import FcmHealth
+from listener.limits.health import FcmHealth
+from listener.limits.shared_quota import SharedQuota
 from listener.metrics import Metrics
-from listener.queue import Queue, Sweep
+from listener.postgres.queue import Queue, Sweep
+from listener.sending.dispatcher import Dispatcher
 
 
 def test_a_probe_that_is_due_while_the_quota_is_used_up_waits_for_the_quota() -> None:

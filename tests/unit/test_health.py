@@ -12,10 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from listener.fcm.fault import AuthFault
-from listener.fcm.outcome import Kind, Limit, Outcome, from_auth_fault
-from listener.health import FcmHealth, Pause
+from listener.fcm.outcome import Disposition, Limit, Outcome, from_auth_fault
+from listener.limits.health import FcmHealth, Pause
+from listener.limits.slow_start import SlowStart, after_losses
 from listener.push import Push, Target, TargetKind
-from listener.ramp import Ramp, after_losses
 from tests.support.pushes import push
 
 PHONE = Target(TargetKind.TOKEN, "phone")
@@ -24,16 +24,16 @@ ANDROID = Target(TargetKind.TOKEN, "android", "android")
 TOPIC = Target(TargetKind.TOPIC, "news")
 MOST = 1000
 
-ACCEPTED = Outcome(Kind.ACCEPTED, "OK", "accepted by FCM", 200)
-DEAD = Outcome(Kind.DROP_TARGET, "UNREGISTERED", "gone", 404)
-BAD = Outcome(Kind.DROP_MESSAGE, "INVALID_ARGUMENT", "bad", 400)
-QUOTA = Outcome(Kind.RETRY, "QUOTA_EXCEEDED", "used up", 429, delay=60.0, limit=Limit.PROJECT)
-REFUSED = Outcome(Kind.PAUSE, "PERMISSION_DENIED", "may not send", 403, uses_attempt=False)
-NO_KEY = Outcome(Kind.PAUSE, "OAUTH_INVALID_GRANT", "the key is not valid", uses_attempt=False)
-UNAVAILABLE = Outcome(Kind.RETRY, "UNAVAILABLE", "in trouble", 503, ambiguous=True)
-TIMEOUT = Outcome(Kind.RETRY, "TIMEOUT", "no answer", ambiguous=True)
+ACCEPTED = Outcome(Disposition.ACCEPTED, "OK", "accepted by FCM", 200)
+DEAD = Outcome(Disposition.DROP_TARGET, "UNREGISTERED", "gone", 404)
+BAD = Outcome(Disposition.DROP_MESSAGE, "INVALID_ARGUMENT", "bad", 400)
+QUOTA = Outcome(Disposition.RETRY, "QUOTA_EXCEEDED", "used up", 429, delay=60.0, limit=Limit.PROJECT)
+REFUSED = Outcome(Disposition.PAUSE, "PERMISSION_DENIED", "may not send", 403, uses_try=False)
+NO_KEY = Outcome(Disposition.PAUSE, "OAUTH_INVALID_GRANT", "the key is not valid", uses_try=False)
+UNAVAILABLE = Outcome(Disposition.RETRY, "UNAVAILABLE", "in trouble", 503, ambiguous=True)
+TIMEOUT = Outcome(Disposition.RETRY, "TIMEOUT", "no answer", ambiguous=True)
 NO_TOKEN = from_auth_fault(AuthFault("OAUTH_TIMEOUT", "the token endpoint does not answer", permanent=False))
-NO_APNS = Outcome(Kind.PAUSE_PLATFORM, "THIRD_PARTY_AUTH_ERROR", "APNs", 401, uses_attempt=False)
+NO_APNS = Outcome(Disposition.PAUSE_PLATFORM, "THIRD_PARTY_AUTH_ERROR", "APNs", 401, uses_try=False)
 
 ANSWERS = [ACCEPTED, DEAD, BAD, QUOTA, NO_APNS]
 FAILURES = [UNAVAILABLE, TIMEOUT, NO_TOKEN]
@@ -41,7 +41,7 @@ ALL = [*ANSWERS, *FAILURES, REFUSED, NO_KEY]
 
 
 def health(*, guard: bool = True) -> FcmHealth:
-    return FcmHealth(Ramp(MOST, 1.0, -1000.0), token_loss_guard=guard)
+    return FcmHealth(SlowStart(MOST, 1.0, -1000.0), token_loss_guard=guard)
 
 
 def judge(
@@ -117,7 +117,7 @@ def test_twenty_failures_in_a_row_mean_that_fcm_is_away(failure: Outcome) -> Non
     assert (seen.reason, seen.limit(19.0, 500, MOST)) == (None, MOST)
     last = judge(seen, PHONE, failure, 19.0, 19.5)
     assert seen.reason == f"FCM is away: {failure.reason}"
-    assert (last.kind, last.uses_attempt) == (Kind.RETRY, False)
+    assert (last.disposition, last.uses_try) == (Disposition.RETRY, False)
     assert seen.limit(19.5, 0, MOST) == 0
 
 
@@ -135,7 +135,7 @@ def test_any_answer_between_them_begins_the_count_anew(answer: Outcome) -> None:
 def test_what_was_under_way_when_it_went_uses_no_try_and_makes_the_pause_no_longer() -> None:
     seen = away(100.0)
     for n in range(500):
-        assert not judge(seen, PHONE, TIMEOUT, 99.0, 100.0 + n / 1000).uses_attempt
+        assert not judge(seen, PHONE, TIMEOUT, 99.0, 100.0 + n / 1000).uses_try
     assert seen.changes_in(100.5, 0) == pytest.approx(1.5)
 
 
@@ -147,7 +147,7 @@ def test_it_is_asked_after_two_seconds_and_then_every_four() -> None:
         waits.append(wait)
         now += wait
         assert (seen.limit(now, 0, MOST), seen.limit(now, 1, MOST)) == (1, 0)
-        assert not judge(seen, PHONE, TIMEOUT, now, now + 15.0).uses_attempt
+        assert not judge(seen, PHONE, TIMEOUT, now, now + 15.0).uses_try
         now += 15.0
     assert waits == [2.0, 4.0, 4.0, 4.0, 4.0]
 
@@ -200,7 +200,7 @@ def test_when_a_question_is_answered_a_few_go_on_being_tried() -> None:
 def test_their_failures_use_no_try_and_do_not_stop_them() -> None:
     seen = in_doubt()
     for n in range(1000):
-        assert not judge(seen, PHONE, UNAVAILABLE, 100.2, 101.0 + n / 100).uses_attempt
+        assert not judge(seen, PHONE, UNAVAILABLE, 100.2, 101.0 + n / 100).uses_try
     assert (seen.reason, seen.limit(111.0, 0, MOST)) == (None, 8)
 
 
@@ -217,7 +217,7 @@ def test_the_first_answer_to_a_push_ends_the_doubt() -> None:
     judge(seen, PHONE, ACCEPTED, 110.0, 111.0)
     assert not seen.in_doubt
     assert [seen.limit(111.0 + n, 0, MOST) for n in range(3)] == [8, 16, 32]
-    assert judge(seen, PHONE, UNAVAILABLE, 111.0, 112.0).uses_attempt
+    assert judge(seen, PHONE, UNAVAILABLE, 111.0, 112.0).uses_try
 
 
 # --- away, again ---------------------------------------------------------------------------------------------
@@ -258,7 +258,7 @@ def test_while_there_are_no_access_tokens_pushes_wait_in_the_queue() -> None:
     """Not each of them once every few seconds, with a row in the log for each time."""
     seen = health()
     for second in range(100):
-        assert not judge(seen, PHONE, NO_TOKEN, second, second).uses_attempt
+        assert not judge(seen, PHONE, NO_TOKEN, second, second).uses_try
     assert seen.reason is not None
     assert seen.limit(100.0, 1, MOST) == 0
     judge(seen, PHONE, ACCEPTED, 110.0, 110.1)
@@ -271,7 +271,7 @@ def test_while_there_are_no_access_tokens_pushes_wait_in_the_queue() -> None:
 @pytest.mark.parametrize("refusal", [REFUSED, NO_KEY], ids=code)
 def test_one_refusal_stops_everything_but_a_probe(refusal: Outcome) -> None:
     seen = health()
-    assert not judge(seen, PHONE, refusal, 99.0, 100.0).uses_attempt
+    assert not judge(seen, PHONE, refusal, 99.0, 100.0).uses_try
     assert (seen.reason, seen.limit(129.9, 0, MOST), seen.limit(130.0, 0, MOST)) == (refusal.reason, 0, 1)
     assert (seen.changes_in(100.0, 0), seen.changes_in(100.0, 3)) == (30.0, None)
     judge(seen, PHONE, ACCEPTED, 130.0, 130.1)
@@ -294,10 +294,10 @@ def test_a_refusal_while_others_are_accepted_is_the_trouble_of_that_push() -> No
         now += 10.0
         judge(seen, PHONE, ACCEPTED, now - 1.0, now - 0.9)
         refused = judge(seen, phone(1), REFUSED, now, now + 0.1, bad)
-        assert (refused.kind, refused.code) == (Kind.PAUSE, "PERMISSION_DENIED")
+        assert (refused.disposition, refused.code) == (Disposition.PAUSE, "PERMISSION_DENIED")
         assert (seen.reason, seen.limit(now + 0.1, 500, MOST)) == (None, MOST)
         delays.append(refused.delay)
-        used.append(refused.uses_attempt)
+        used.append(refused.uses_try)
         bad = again(bad)
     assert delays == [20.0, 40.0, 80.0, 160.0, 320.0, 640.0]
     assert used == [False, True, True, True, True, True]
@@ -307,13 +307,13 @@ def test_a_refusal_while_others_are_accepted_is_the_trouble_of_that_push() -> No
 def test_it_uses_no_try_while_no_other_was_accepted_since() -> None:
     seen, bad, used = accepting(100.0), push(id=uuid4()), []
     for now in (101.0, 102.0, 103.0):
-        used.append(judge(seen, phone(1), REFUSED, now, now + 0.1, bad).uses_attempt)
+        used.append(judge(seen, phone(1), REFUSED, now, now + 0.1, bad).uses_try)
         bad = again(bad)
     judge(seen, PHONE, ACCEPTED, 102.9, 104.0)  # was asked for before the last refusal
-    used.append(judge(seen, phone(1), REFUSED, 105.0, 105.1, again(bad)).uses_attempt)
+    used.append(judge(seen, phone(1), REFUSED, 105.0, 105.1, again(bad)).uses_try)
     judge(seen, PHONE, ACCEPTED, 106.0, 106.1)
     judge(seen, PHONE, ACCEPTED, 90.0, 106.2)  # a slow answer
-    used.append(judge(seen, phone(1), REFUSED, 107.0, 107.1, again(again(bad))).uses_attempt)
+    used.append(judge(seen, phone(1), REFUSED, 107.0, 107.1, again(again(bad))).uses_try)
     assert used == [False, False, False, False, True]
     assert seen.reason is None
 
@@ -323,7 +323,7 @@ def test_the_devices_of_one_attempt_are_one_refusal() -> None:
     for n in range(100):
         refused = judge(seen, phone(n), REFUSED, 101.0 + n, 101.1 + n, bad)
         judge(seen, PHONE, ACCEPTED, 101.2 + n, 101.3 + n)
-        assert (refused.delay, refused.uses_attempt, seen.reason) == (20.0, False, None)
+        assert (refused.delay, refused.uses_try, seen.reason) == (20.0, False, None)
 
 
 @pytest.mark.parametrize("third", [phone(3), TOPIC], ids=lambda target: str(target.kind))
@@ -331,7 +331,7 @@ def test_three_refused_and_none_accepted_between_stop_everything_and_use_no_try(
     seen = accepting()
     refused = [judge(seen, target, REFUSED, 101.0, 101.1) for target in (phone(1), phone(2), third)]
     assert (seen.reason, seen.changes_in(101.1, 0)) == ("may not send", 30.0)
-    assert not any(outcome.uses_attempt for outcome in refused)
+    assert not any(outcome.uses_try for outcome in refused)
     assert [outcome.delay for outcome in refused] == [20.0, 20.0, 30.0]
 
 
@@ -387,7 +387,7 @@ def test_a_push_that_is_refused_as_the_probe_comes_after_the_others(trouble: Out
     for _ in range(6):
         bad = again(bad)
         judged = judge(seen, phone(1), trouble, now, now, bad)
-        assert (judged.kind, judged.uses_attempt) == (Kind.PAUSE, False)
+        assert (judged.disposition, judged.uses_try) == (Disposition.PAUSE, False)
         waits.append(judged.delay)
         closed.append(seen.changes_in(now, 0))
         now += judged.delay
@@ -414,14 +414,14 @@ def test_a_push_that_was_refused_while_others_were_accepted_stops_nothing_ever()
     seen, bad = health(), push(id=uuid4())
     judge(seen, phone(1), REFUSED, 100.0, 100.1, bad)
     judge(seen, PHONE, ACCEPTED, 130.0, 130.1)
-    assert judge(seen, phone(1), REFUSED, 1000.0, 1000.1, again(bad)).uses_attempt
-    assert not judge(seen, phone(1), REFUSED, 2000.0, 2000.1, again(again(bad))).uses_attempt
+    assert judge(seen, phone(1), REFUSED, 1000.0, 1000.1, again(bad)).uses_try
+    assert not judge(seen, phone(1), REFUSED, 2000.0, 2000.1, again(again(bad))).uses_try
     assert seen.reason is None
     # And if everything is paused, its being the probe makes that no longer.
     judge(seen, phone(2), REFUSED, 3000.0, 3000.1)
     assert seen.changes_in(3000.1, 0) == 30.0
     refused = judge(seen, phone(1), REFUSED, 3030.1, 3030.2, again(again(again(bad))))
-    assert (refused.uses_attempt, refused.delay, seen.limit(3030.2, 0, MOST)) == (False, 160.0, 1)
+    assert (refused.uses_try, refused.delay, seen.limit(3030.2, 0, MOST)) == (False, 160.0, 1)
 
 
 def test_a_push_that_was_refused_while_others_were_accepted_uses_no_try_while_everything_is_paused() -> None:
@@ -429,7 +429,7 @@ def test_a_push_that_was_refused_while_others_were_accepted_uses_no_try_while_ev
     judge(seen, phone(1), REFUSED, 101.0, 101.1, bad)
     judge(seen, PHONE, ACCEPTED, 102.0, 102.1)
     judge(seen, phone(2), NO_KEY, 103.0, 103.1)
-    assert not judge(seen, phone(1), REFUSED, 133.1, 133.2, again(bad)).uses_attempt
+    assert not judge(seen, phone(1), REFUSED, 133.1, 133.2, again(bad)).uses_try
 
 
 def test_only_so_many_refused_pushes_are_remembered() -> None:
@@ -488,14 +488,14 @@ def test_a_refusal_uses_a_try_only_if_others_were_accepted_since_the_one_before_
         pushes[number] = again(pushes[number])
         judged = judge(seen, phone(number), outcome, now, now + 0.5, pushes[number])
         if outcome is REFUSED:
-            assert judged.uses_attempt == (accepted_since.get(number, False) and seen.reason is None)
+            assert judged.uses_try == (accepted_since.get(number, False) and seen.reason is None)
             accepted_since[number] = False
         elif outcome is ACCEPTED:
             accepted_since = dict.fromkeys(accepted_since, True)
     now += 1.0
     # And a key that is revoked now is noticed after three pushes, whatever came before.
     for n in range(3):
-        assert not judge(seen, phone(100 + n), REFUSED, now + n, now + n).uses_attempt
+        assert not judge(seen, phone(100 + n), REFUSED, now + n, now + n).uses_try
     assert seen.reason is not None
 
 
@@ -505,8 +505,10 @@ def test_a_refusal_uses_a_try_only_if_others_were_accepted_since_the_one_before_
 def test_when_every_token_is_called_dead_it_pauses() -> None:
     seen = health()
     judged = [judge(seen, phone(n), DEAD, n, n + 0.1) for n in range(30)]
-    assert [outcome.kind for outcome in judged] == [Kind.DROP_TARGET] * 19 + [Kind.PAUSE] * 11
-    assert {(outcome.code, outcome.uses_attempt) for outcome in judged[19:]} == {("TOKEN_LOSS", False)}
+    assert [outcome.disposition for outcome in judged] == [Disposition.DROP_TARGET] * 19 + [
+        Disposition.PAUSE
+    ] * 11
+    assert {(outcome.code, outcome.uses_try) for outcome in judged[19:]} == {("TOKEN_LOSS", False)}
     assert (seen.reason or "").startswith("FCM calls the devices of 30 of the last 30 users dead")
     assert seen.limit(29.1, 0, MOST) == 0
 
@@ -525,8 +527,8 @@ def test_while_some_are_accepted_only_the_push_to_a_dead_device_waits_and_it_use
     judge(seen, PHONE, ACCEPTED, 0.0, 0.1)
     judged = [judge(seen, phone(n), DEAD, n, n + 0.1) for n in range(60)]
     assert judged[:18] == [DEAD] * 18
-    assert {(outcome.kind, outcome.code, outcome.uses_attempt) for outcome in judged[18:]} == {
-        (Kind.RETRY, "TOKEN_LOSS", True)
+    assert {(outcome.disposition, outcome.code, outcome.uses_try) for outcome in judged[18:]} == {
+        (Disposition.RETRY, "TOKEN_LOSS", True)
     }
     assert (seen.reason, seen.fails) == (None, False)
 
@@ -566,7 +568,7 @@ def ios_refused(at: float = 100.0) -> FcmHealth:
 def test_a_platform_of_which_three_are_refused_waits_and_the_others_go_on() -> None:
     seen = health()
     refused = [judge(seen, phone(n, "ios"), NO_APNS, 99.0, 100.0) for n in range(3)]
-    assert {(each.kind, each.uses_attempt) for each in refused} == {(Kind.PAUSE_PLATFORM, False)}
+    assert {(each.disposition, each.uses_try) for each in refused} == {(Disposition.PAUSE_PLATFORM, False)}
     assert [each.delay for each in refused] == [20.0, 20.0, 60.0]
     assert (seen.platform_wait("ios", 110.0), seen.platform_wait("ios", 160.0)) == (50.0, 0.0)
     assert [seen.platform_wait(name, 110.0) for name in ("android", "web", None)] == [0.0, 0.0, 0.0]
@@ -578,7 +580,7 @@ def test_one_push_that_is_refused_waits_longer_each_time_and_its_platform_does_n
     seen, bad, now, told = health(), push(id=uuid4()), 100.0, []
     for _ in range(7):
         refused = judge(seen, phone(1, "ios"), NO_APNS, now, now, bad)
-        told.append((refused.delay, refused.uses_attempt))
+        told.append((refused.delay, refused.uses_try))
         assert seen.platform_wait("ios", now) == 0.0
         judge(seen, IPHONE, ACCEPTED, now + 1.0, now + 1.0)
         now, bad = now + refused.delay, again(bad)
@@ -659,7 +661,7 @@ bursts = st.lists(st.tuples(events, st.integers(1, 40)), max_size=8)
 
 def told(burst: list[tuple[tuple[Target, Outcome, float, float], int]]) -> Iterator[tuple[FcmHealth, float]]:
     """The health after each answer of a history in which one answer often comes many times."""
-    seen, now = FcmHealth(Ramp(1, 5.0, 1000.0)), 1000.0
+    seen, now = FcmHealth(SlowStart(1, 5.0, 1000.0)), 1000.0
     yield seen, now
     for (target, outcome, passed, took), times in burst:
         for _ in range(times):
@@ -717,7 +719,7 @@ def test_no_try_is_used_while_sending_is_paused(
 ) -> None:
     for seen, now in told(burst):
         if (seen.reason or "").startswith("FCM is away"):
-            assert not judge(seen, PHONE, TIMEOUT, now, now + 1.0).uses_attempt
+            assert not judge(seen, PHONE, TIMEOUT, now, now + 1.0).uses_try
             assert seen.is_away(math.inf)
             return
 
@@ -729,4 +731,4 @@ def test_an_answer_that_was_asked_for_before_fcm_went_away_does_not_make_the_nex
     assert seen.reason is not None
     judge(seen, PHONE, ACCEPTED, 119.0, 120.5)
     assert seen.reason is not None
-    assert not judge(seen, PHONE, TIMEOUT, 120.0, 121.0).uses_attempt
+    assert not judge(seen, PHONE, TIMEOUT, 120.0, 121.0).uses_try

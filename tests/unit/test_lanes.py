@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from listener.fcm import lanes as module
-from listener.fcm.lanes import OPENING, ROOM, Lane, Lanes
+from listener.fcm.transports import lanes as module
+from listener.fcm.transports.lanes import OPENING, ROOM, Lane, Lanes
 
 
 @pytest.fixture(autouse=True)

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from listener.fcm.fault import AuthFault, SendFault
 from listener.fcm.outcome import (
     LONGEST_DELAY,
-    Kind,
+    Disposition,
     Limit,
     Outcome,
     classify,
@@ -87,15 +87,15 @@ SEEN = [
         "INVALID_ARGUMENT",
         INVALID_TOKEN,
         [fcm("INVALID_ARGUMENT"), bad_request("message.token")],
-        Kind.DROP_TARGET,
+        Disposition.DROP_TARGET,
     ),
-    (400, "INVALID_ARGUMENT", INVALID_TOKEN, [fcm("INVALID_ARGUMENT")], Kind.DROP_TARGET),
+    (400, "INVALID_ARGUMENT", INVALID_TOKEN, [fcm("INVALID_ARGUMENT")], Disposition.DROP_TARGET),
     (
         400,
         "INVALID_ARGUMENT",
         "Request contains an invalid argument.",
         [fcm("INVALID_ARGUMENT"), bad_request("message.token", text="Invalid registration token")],
-        Kind.DROP_TARGET,
+        Disposition.DROP_TARGET,
     ),
     # 400: the message
     (
@@ -103,43 +103,43 @@ SEEN = [
         "INVALID_ARGUMENT",
         VALUE_400,
         [bad_request("message.data[0].value", text=VALUE_400)],
-        Kind.DROP_MESSAGE,
+        Disposition.DROP_MESSAGE,
     ),
     (
         400,
         "INVALID_ARGUMENT",
         "Topic name contains invalid characters.",
         [bad_request("message"), fcm("INVALID_ARGUMENT")],
-        Kind.DROP_MESSAGE,
+        Disposition.DROP_MESSAGE,
     ),
     (
         400,
         "INVALID_ARGUMENT",
         "Recipient of the message is not set.",
         [bad_request("message"), fcm("INVALID_ARGUMENT")],
-        Kind.DROP_MESSAGE,
+        Disposition.DROP_MESSAGE,
     ),
     (
         400,
         "INVALID_ARGUMENT",
         "Android message is too big",
         [{"@type": BAD_REQUEST}, fcm("INVALID_ARGUMENT")],
-        Kind.DROP_MESSAGE,
+        Disposition.DROP_MESSAGE,
     ),
     (
         400,
         "INVALID_ARGUMENT",
         "Invalid data payload key: from",
         [bad_request("message.data[0].key"), fcm("INVALID_ARGUMENT")],
-        Kind.DROP_MESSAGE,
+        Disposition.DROP_MESSAGE,
     ),
-    (400, "INVALID_ARGUMENT", "Request contains an invalid argument.", [], Kind.DROP_MESSAGE),
+    (400, "INVALID_ARGUMENT", "Request contains an invalid argument.", [], Disposition.DROP_MESSAGE),
     (
         400,
         "INVALID_ARGUMENT",
         "Request contains an invalid argument.",
         [fcm("INVALID_ARGUMENT")],
-        Kind.DROP_MESSAGE,
+        Disposition.DROP_MESSAGE,
     ),
     # 401
     (
@@ -147,54 +147,54 @@ SEEN = [
         "UNAUTHENTICATED",
         "Auth error from APNS or Web Push Service",
         [fcm("THIRD_PARTY_AUTH_ERROR")],
-        Kind.PAUSE_PLATFORM,
+        Disposition.PAUSE_PLATFORM,
     ),
-    (401, "UNAUTHENTICATED", SIGN_IN, [fcm("THIRD_PARTY_AUTH_ERROR")], Kind.PAUSE_PLATFORM),
+    (401, "UNAUTHENTICATED", SIGN_IN, [fcm("THIRD_PARTY_AUTH_ERROR")], Disposition.PAUSE_PLATFORM),
     (
         401,
         "UNAUTHENTICATED",
         SIGN_IN,
         [{"@type": ERROR_INFO, "reason": "ACCESS_TOKEN_EXPIRED", "domain": "googleapis.com"}],
-        Kind.REFRESH_AUTH,
+        Disposition.REFRESH_AUTH,
     ),
-    (401, "UNAUTHENTICATED", SIGN_IN, [], Kind.REFRESH_AUTH),
+    (401, "UNAUTHENTICATED", SIGN_IN, [], Disposition.REFRESH_AUTH),
     # 403
-    (403, "PERMISSION_DENIED", "SenderId mismatch", [fcm("SENDER_ID_MISMATCH")], Kind.DROP_TARGET),
+    (403, "PERMISSION_DENIED", "SenderId mismatch", [fcm("SENDER_ID_MISMATCH")], Disposition.DROP_TARGET),
     (
         403,
         "PERMISSION_DENIED",
         DENIED,
         [{"@type": ERROR_INFO, "reason": "IAM_PERMISSION_DENIED"}],
-        Kind.PAUSE,
+        Disposition.PAUSE,
     ),
-    (403, "PERMISSION_DENIED", "The caller does not have permission", [], Kind.PAUSE),
+    (403, "PERMISSION_DENIED", "The caller does not have permission", [], Disposition.PAUSE),
     # 404
-    (404, "NOT_FOUND", "Requested entity was not found.", [fcm("UNREGISTERED")], Kind.DROP_TARGET),
-    (404, "NOT_FOUND", "Requested entity was not found.", [], Kind.PAUSE),
+    (404, "NOT_FOUND", "Requested entity was not found.", [fcm("UNREGISTERED")], Disposition.DROP_TARGET),
+    (404, "NOT_FOUND", "Requested entity was not found.", [], Disposition.PAUSE),
     # 429
-    (429, "RESOURCE_EXHAUSTED", "Topic quota exceeded.", [fcm("QUOTA_EXCEEDED")], Kind.RETRY),
+    (429, "RESOURCE_EXHAUSTED", "Topic quota exceeded.", [fcm("QUOTA_EXCEEDED")], Disposition.RETRY),
     (
         429,
         "RESOURCE_EXHAUSTED",
         "Quota exceeded.",
         [{"@type": QUOTA_FAILURE, "violations": [{"subject": "project:1"}]}, fcm("QUOTA_EXCEEDED")],
-        Kind.RETRY,
+        Disposition.RETRY,
     ),
     # 5xx
-    (500, "INTERNAL", "Internal error encountered.", [fcm("INTERNAL")], Kind.RETRY),
-    (503, "UNAVAILABLE", UNAVAILABLE, [fcm("UNAVAILABLE")], Kind.RETRY),
-    (503, "UNAVAILABLE", UNAVAILABLE, [], Kind.RETRY),
-    (504, "DEADLINE_EXCEEDED", "Deadline expired before operation could complete.", [], Kind.RETRY),
+    (500, "INTERNAL", "Internal error encountered.", [fcm("INTERNAL")], Disposition.RETRY),
+    (503, "UNAVAILABLE", UNAVAILABLE, [fcm("UNAVAILABLE")], Disposition.RETRY),
+    (503, "UNAVAILABLE", UNAVAILABLE, [], Disposition.RETRY),
+    (504, "DEADLINE_EXCEEDED", "Deadline expired before operation could complete.", [], Disposition.RETRY),
 ]
 
 
 @pytest.mark.parametrize(("status", "name", "message", "details", "kind"), SEEN)
 def test_bodies_as_seen_in_any_order_of_details(
-    status: int, name: str, message: str, details: list[Detail], kind: Kind
+    status: int, name: str, message: str, details: list[Detail], kind: Disposition
 ) -> None:
     for order in permutations(details):
         result = outcome(status, error(status, name, message, *order))
-        assert result.kind is kind
+        assert result.disposition is kind
         assert result.http_status == status
         codes = [detail["errorCode"] for detail in details if "errorCode" in detail]
         assert result.code == (codes[0] if codes else name)
@@ -204,7 +204,7 @@ def test_accepted() -> None:
     assert outcome(
         200, b'{\n  "name": "projects/p/messages/0:1500415314455276%31bd1c9631bd1c96"\n}\n'
     ) == Outcome(
-        Kind.ACCEPTED,
+        Disposition.ACCEPTED,
         "OK",
         "accepted by FCM",
         200,
@@ -230,20 +230,20 @@ def test_accepted() -> None:
 )
 @pytest.mark.parametrize("status", [200, 201, 204])
 def test_a_success_without_a_usable_name_is_never_sent_again(status: int, body: bytes) -> None:
-    assert outcome(status, body) == Outcome(Kind.ACCEPTED, "OK", "accepted by FCM", status)
+    assert outcome(status, body) == Outcome(Disposition.ACCEPTED, "OK", "accepted by FCM", status)
 
 
 def test_quota() -> None:
     body = error(429, "RESOURCE_EXHAUSTED", "Topic quota exceeded.", fcm("QUOTA_EXCEEDED"))
     result = outcome(429, body, Retry_After="90")
-    assert (result.kind, result.code, result.delay) == (Kind.RETRY, "QUOTA_EXCEEDED", 90.0)
+    assert (result.disposition, result.code, result.delay) == (Disposition.RETRY, "QUOTA_EXCEEDED", 90.0)
     assert result.limit is Limit.TARGET
-    assert result.uses_attempt
+    assert result.uses_try
     assert not result.ambiguous
     assert "Topic quota exceeded." in result.reason
     assert outcome(429, body).delay == 60.0
     assert outcome(429, b"<html>") == Outcome(
-        Kind.RETRY, "HTTP_429", "an FCM quota is used up", 429, delay=60.0, limit=Limit.UNKNOWN
+        Disposition.RETRY, "HTTP_429", "an FCM quota is used up", 429, delay=60.0, limit=Limit.UNKNOWN
     )
 
 
@@ -306,9 +306,9 @@ def test_whose_quota_is_used_up(message: str, details: list[Detail], limit: Limi
 )
 def test_trouble_at_the_server_passes_and_may_hide_a_delivery(status: int, body: bytes) -> None:
     result = outcome(status, body)
-    assert (result.kind, result.delay) == (Kind.RETRY, 0.0)
+    assert (result.disposition, result.delay) == (Disposition.RETRY, 0.0)
     assert result.ambiguous
-    assert result.uses_attempt
+    assert result.uses_try
     assert result.limit is None
     assert outcome(status, body, Retry_After="3").delay == 3.0
     assert outcome(status, body, Retry_After="300").delay == 300.0
@@ -316,7 +316,7 @@ def test_trouble_at_the_server_passes_and_may_hide_a_delivery(status: int, body:
 
 def test_the_page_that_says_when_to_come_back() -> None:
     result = outcome(502, PAGE_502)
-    assert (result.kind, result.code, result.delay) == (Kind.RETRY, "HTTP_502", 30.0)
+    assert (result.disposition, result.code, result.delay) == (Disposition.RETRY, "HTTP_502", 30.0)
     assert outcome(502, PAGE_502, Retry_After="120").delay == 120.0
 
 
@@ -337,29 +337,29 @@ def test_the_page_that_says_when_to_come_back() -> None:
 )
 def test_what_is_wrong_with_us_costs_no_push_anything(status: int, body: bytes) -> None:
     result = outcome(status, body, Location="https://elsewhere.example")
-    assert result.kind is Kind.PAUSE
-    assert not result.uses_attempt
+    assert result.disposition is Disposition.PAUSE
+    assert not result.uses_try
     assert not result.ambiguous
     assert "check FCM_" in result.reason
 
 
 def test_refused_credentials_use_no_attempt() -> None:
-    assert not outcome(401).uses_attempt
+    assert not outcome(401).uses_try
     third_party = error(401, "UNAUTHENTICATED", "Auth error", fcm("THIRD_PARTY_AUTH_ERROR"))
-    assert not outcome(401, third_party).uses_attempt
+    assert not outcome(401, third_party).uses_try
 
 
 @pytest.mark.parametrize("status", [413, 414, 431])
 def test_a_request_too_large_for_a_front_end(status: int) -> None:
     result = outcome(status)
-    assert (result.kind, result.code) == (Kind.DROP_MESSAGE, f"HTTP_{status}")
+    assert (result.disposition, result.code) == (Disposition.DROP_MESSAGE, f"HTTP_{status}")
     assert "too large" in result.reason
 
 
 @pytest.mark.parametrize("status", [408, 409, 425, 499, 100, 103, 0, -1, 600, 999, 10**9])
 def test_odd_statuses_are_tried_again(status: int) -> None:
     result = outcome(status)
-    assert (result.kind, result.delay) == (Kind.RETRY, 0.0)
+    assert (result.disposition, result.delay) == (Disposition.RETRY, 0.0)
     assert result.ambiguous
 
 
@@ -370,38 +370,38 @@ def test_odd_statuses_are_tried_again(status: int) -> None:
     ("status", "name", "details", "kind"),
     [
         # errorCode before all
-        (400, "INVALID_ARGUMENT", [fcm("UNREGISTERED")], Kind.DROP_TARGET),
-        (403, "PERMISSION_DENIED", [fcm("THIRD_PARTY_AUTH_ERROR")], Kind.PAUSE_PLATFORM),
-        (403, "PERMISSION_DENIED", [fcm("QUOTA_EXCEEDED")], Kind.RETRY),
-        (404, "NOT_FOUND", [fcm("UNAVAILABLE")], Kind.RETRY),
-        (500, "INTERNAL", [fcm("INVALID_ARGUMENT")], Kind.DROP_MESSAGE),
+        (400, "INVALID_ARGUMENT", [fcm("UNREGISTERED")], Disposition.DROP_TARGET),
+        (403, "PERMISSION_DENIED", [fcm("THIRD_PARTY_AUTH_ERROR")], Disposition.PAUSE_PLATFORM),
+        (403, "PERMISSION_DENIED", [fcm("QUOTA_EXCEEDED")], Disposition.RETRY),
+        (404, "NOT_FOUND", [fcm("UNAVAILABLE")], Disposition.RETRY),
+        (500, "INTERNAL", [fcm("INVALID_ARGUMENT")], Disposition.DROP_MESSAGE),
         # error.status before HTTP
-        (400, "UNAUTHENTICATED", [], Kind.REFRESH_AUTH),
-        (400, "PERMISSION_DENIED", [], Kind.PAUSE),
-        (403, "RESOURCE_EXHAUSTED", [], Kind.RETRY),
-        (404, "UNAVAILABLE", [], Kind.RETRY),
-        (500, "INVALID_ARGUMENT", [], Kind.DROP_MESSAGE),
+        (400, "UNAUTHENTICATED", [], Disposition.REFRESH_AUTH),
+        (400, "PERMISSION_DENIED", [], Disposition.PAUSE),
+        (403, "RESOURCE_EXHAUSTED", [], Disposition.RETRY),
+        (404, "UNAVAILABLE", [], Disposition.RETRY),
+        (500, "INVALID_ARGUMENT", [], Disposition.DROP_MESSAGE),
         # a known errorCode is found behind an unknown one and other details
-        (404, "NOT_FOUND", [{"@type": ERROR_INFO}, fcm("NEW"), fcm("UNREGISTERED")], Kind.DROP_TARGET),
+        (404, "NOT_FOUND", [{"@type": ERROR_INFO}, fcm("NEW"), fcm("UNREGISTERED")], Disposition.DROP_TARGET),
         # an errorCode outside FcmError is none
-        (404, "NOT_FOUND", [{"@type": ERROR_INFO, "errorCode": "UNREGISTERED"}], Kind.PAUSE),
-        (404, "UNREGISTERED", [], Kind.PAUSE),
+        (404, "NOT_FOUND", [{"@type": ERROR_INFO, "errorCode": "UNREGISTERED"}], Disposition.PAUSE),
+        (404, "UNREGISTERED", [], Disposition.PAUSE),
     ],
 )
-def test_precedence(status: int, name: str, details: list[Detail], kind: Kind) -> None:
-    assert outcome(status, error(status, name, "", *details)).kind is kind
+def test_precedence(status: int, name: str, details: list[Detail], kind: Disposition) -> None:
+    assert outcome(status, error(status, name, "", *details)).disposition is kind
 
 
 BY_HTTP_CLASS = [
-    (400, Kind.DROP_MESSAGE),
-    (401, Kind.REFRESH_AUTH),
-    (403, Kind.PAUSE),
-    (404, Kind.PAUSE),
-    (409, Kind.RETRY),
-    (418, Kind.DROP_MESSAGE),
-    (429, Kind.RETRY),
-    (500, Kind.RETRY),
-    (503, Kind.RETRY),
+    (400, Disposition.DROP_MESSAGE),
+    (401, Disposition.REFRESH_AUTH),
+    (403, Disposition.PAUSE),
+    (404, Disposition.PAUSE),
+    (409, Disposition.RETRY),
+    (418, Disposition.DROP_MESSAGE),
+    (429, Disposition.RETRY),
+    (500, Disposition.RETRY),
+    (503, Disposition.RETRY),
 ]
 
 
@@ -410,11 +410,11 @@ BY_HTTP_CLASS = [
 )
 @pytest.mark.parametrize(("status", "kind"), BY_HTTP_CLASS)
 def test_an_unknown_error_code_goes_by_http_status_and_never_costs_a_token(
-    code: object, status: int, kind: Kind
+    code: object, status: int, kind: Disposition
 ) -> None:
     body = error(status, "INVALID_ARGUMENT", INVALID_TOKEN, fcm(code), bad_request("message.token"))
     result = outcome(status, body)
-    assert result.kind is kind
+    assert result.disposition is kind
     assert result.code == ("UNSPECIFIED_ERROR" if code == "UNSPECIFIED_ERROR" else f"HTTP_{status}")
 
 
@@ -437,7 +437,10 @@ def test_an_unknown_error_code_goes_by_http_status_and_never_costs_a_token(
     ],
 )
 def test_a_token_in_doubt_is_kept(message: str, details: list[Detail]) -> None:
-    assert outcome(400, error(400, "INVALID_ARGUMENT", message, *details)).kind is Kind.DROP_MESSAGE
+    assert (
+        outcome(400, error(400, "INVALID_ARGUMENT", message, *details)).disposition
+        is Disposition.DROP_MESSAGE
+    )
 
 
 # --- reasons -------------------------------------------------------------------------------------------
@@ -574,16 +577,16 @@ def test_a_date_without_a_zone_is_in_utc_wherever_we_are(monkeypatch: pytest.Mon
 def test_no_answer(ambiguous: bool) -> None:
     fault = SendFault("TIMEOUT", "no answer within 30 s", ambiguous=ambiguous)
     assert from_send_fault(fault) == Outcome(
-        Kind.RETRY, "TIMEOUT", "no answer within 30 s", ambiguous=ambiguous
+        Disposition.RETRY, "TIMEOUT", "no answer within 30 s", ambiguous=ambiguous
     )
 
 
 def test_no_access_token() -> None:
     assert from_auth_fault(AuthFault("INVALID_GRANT", "the key was deleted", permanent=True)) == Outcome(
-        Kind.PAUSE, "INVALID_GRANT", "the key was deleted", uses_attempt=False
+        Disposition.PAUSE, "INVALID_GRANT", "the key was deleted", uses_try=False
     )
     assert from_auth_fault(AuthFault("OAUTH_DOWN", "answered 503", permanent=False)) == Outcome(
-        Kind.RETRY, "OAUTH_DOWN", "answered 503", uses_attempt=False
+        Disposition.RETRY, "OAUTH_DOWN", "answered 503", uses_try=False
     )
 
 
@@ -644,17 +647,23 @@ def test_any_answer_has_a_safe_and_bounded_outcome(
     status: int, headers: dict[str, str], body: bytes, now: float | None
 ) -> None:
     result = classify(status, headers, body, now=now)
-    assert result.kind is not Kind.EXPIRED
-    assert (result.kind is Kind.ACCEPTED) == (200 <= status < 300)
+    assert result.disposition is not Disposition.EXPIRED
+    assert (result.disposition is Disposition.ACCEPTED) == (200 <= status < 300)
     assert result.code in CODES
     assert 0 < len(result.reason) < 700
     assert result.reason.isprintable()
     assert math.isfinite(result.delay)
-    assert 0.0 <= result.delay <= LONGEST_DELAY if result.kind is Kind.RETRY else result.delay == 0.0
-    assert result.uses_attempt == (result.kind not in (Kind.PAUSE, Kind.PAUSE_PLATFORM, Kind.REFRESH_AUTH))
-    assert not result.ambiguous or result.kind is Kind.RETRY
-    assert result.limit is None or result.kind is Kind.RETRY
-    if result.kind is Kind.DROP_TARGET:
+    assert (
+        0.0 <= result.delay <= LONGEST_DELAY
+        if result.disposition is Disposition.RETRY
+        else result.delay == 0.0
+    )
+    assert result.uses_try == (
+        result.disposition not in (Disposition.PAUSE, Disposition.PAUSE_PLATFORM, Disposition.REFRESH_AUTH)
+    )
+    assert not result.ambiguous or result.disposition is Disposition.RETRY
+    assert result.limit is None or result.disposition is Disposition.RETRY
+    if result.disposition is Disposition.DROP_TARGET:
         assert (
             b"UNREGISTERED" in body
             or b"SENDER_ID_MISMATCH" in body

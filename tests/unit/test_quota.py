@@ -12,7 +12,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from listener.fcm.outcome import Limit
-from listener.fcm.quota import LEAST_PART, RECOVERY_S, Part, Quota
+from listener.limits.quota import LEAST_PART, RECOVERY_S, Fraction, Quota
 
 FCM = 600_000.0
 START = 1000.0
@@ -109,7 +109,7 @@ def test_workers_together_stay_below_the_quota(
     granted = []
     for plan in itertools.islice(itertools.cycle(plans), workers):
         quota = Quota(per_minute, ramp, START)
-        quota.learn(workers, Part(), START)
+        quota.learn(workers, Fraction(), START)
         sender = Sender(quota)
         play(sender, plan)
         granted += sender.granted
@@ -167,7 +167,7 @@ def test_the_start_is_never_steeper_than_the_ramp(per_minute: float, ramp: float
 @pytest.mark.parametrize("per_minute", [60.0, 6000.0, FCM])
 def test_a_few_at_once_never_wait(per_minute: float) -> None:
     quota = Quota(per_minute, 60.0, START)
-    quota.learn(4, Part(), START)
+    quota.learn(4, Fraction(), START)
     _, normal = quota.room(START)
     assert normal == max(1, int(0.8 * min(500.0, per_minute / 40)))
 
@@ -220,7 +220,7 @@ def test_a_lowered_rate_comes_back_evenly_and_not_before_its_time(
     per_minute: float, times: int, workers: int
 ) -> None:
     quota = Quota(per_minute, 0.0, START)
-    quota.learn(workers, Part(), START)
+    quota.learn(workers, Fraction(), START)
     whole = quota.rate(START)
     now = START
     for _ in range(times):
@@ -271,17 +271,17 @@ def test_a_refusal_that_does_not_say_whose_quota_counts_by_how_many_there_are(
 
 def test_what_another_worker_was_told_counts_as_well() -> None:
     quota = Quota(FCM, 0.0, START)
-    quota.learn(2, Part(0.25, START - 6.0), START)
+    quota.learn(2, Fraction(0.25, START - 6.0), START)
     assert quota.rate(START) == pytest.approx(0.35 * 599_000 / 120, rel=0.01)
     # A request from before that says nothing new.
     assert not quota.refused(Limit.PROJECT, START - 0.5, START + 2.0)
-    quota.learn(2, Part(1.0, 0.0), START + 3.0)
+    quota.learn(2, Fraction(1.0, 0.0), START + 3.0)
     assert quota.part.at(START + 3.0) == pytest.approx(0.4)
 
 
 def test_a_worker_that_hears_the_same_again_and_again_goes_on_learning_from_its_own_answers() -> None:
     quota = Quota(FCM, 0.0, START)
-    part = Part(0.5, START)
+    part = Fraction(0.5, START)
     for n in range(50):
         quota.learn(1, part, START + n / 10)
     assert quota.refused(Limit.PROJECT, START + 4.8, START + 4.95)
@@ -302,7 +302,7 @@ def test_it_always_opens_again_when_it_said_it_would(
     per_minute: float, ramp: float, plan: list[Step], workers: int, devices: int, refusals: list[float]
 ) -> None:
     quota = Quota(per_minute, ramp, START)
-    quota.learn(workers, Part(), START)
+    quota.learn(workers, Fraction(), START)
     sender = Sender(quota)
     play(sender, plan)
     sender.claim(normal=5, devices=devices)

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 from listener import config
-from listener.cli import main
+from listener.cli.main import main
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()

@@ -10,22 +10,22 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from listener.fcm.outcome import Kind, Outcome
-from listener.retry import Decision, Policy, Status, backoff, decide
+from listener.fcm.outcome import Disposition, Outcome
+from listener.sending.retry import Decision, Policy, Status, backoff, decide
 
 MESSAGE_ID = "projects/p/messages/1"
 
-ACCEPTED = Outcome(Kind.ACCEPTED, "OK", "accepted by FCM", 200, message_id=MESSAGE_ID)
-RETRY = Outcome(Kind.RETRY, "UNAVAILABLE", "in trouble", 503)
-PAUSE = Outcome(Kind.PAUSE, "PERMISSION_DENIED", "may not send", 403, uses_attempt=False)
-PAUSE_PLATFORM = Outcome(Kind.PAUSE_PLATFORM, "THIRD_PARTY_AUTH_ERROR", "APNs", 401, uses_attempt=False)
-REFRESH_AUTH = Outcome(Kind.REFRESH_AUTH, "UNAUTHENTICATED", "refused token", 401, uses_attempt=False)
-DROP_MESSAGE = Outcome(Kind.DROP_MESSAGE, "INVALID_ARGUMENT", "a bad field", 400)
-DROP_TARGET = Outcome(Kind.DROP_TARGET, "UNREGISTERED", "app removed", 404)
-EXPIRED = Outcome(Kind.EXPIRED, "EXPIRED", "too late")
+ACCEPTED = Outcome(Disposition.ACCEPTED, "OK", "accepted by FCM", 200, message_id=MESSAGE_ID)
+RETRY = Outcome(Disposition.RETRY, "UNAVAILABLE", "in trouble", 503)
+PAUSE = Outcome(Disposition.PAUSE, "PERMISSION_DENIED", "may not send", 403, uses_try=False)
+PAUSE_PLATFORM = Outcome(Disposition.PAUSE_PLATFORM, "THIRD_PARTY_AUTH_ERROR", "APNs", 401, uses_try=False)
+REFRESH_AUTH = Outcome(Disposition.REFRESH_AUTH, "UNAUTHENTICATED", "refused token", 401, uses_try=False)
+DROP_MESSAGE = Outcome(Disposition.DROP_MESSAGE, "INVALID_ARGUMENT", "a bad field", 400)
+DROP_TARGET = Outcome(Disposition.DROP_TARGET, "UNREGISTERED", "app removed", 404)
+EXPIRED = Outcome(Disposition.EXPIRED, "EXPIRED", "too late")
 
 EACH_KIND = [ACCEPTED, RETRY, PAUSE, PAUSE_PLATFORM, REFRESH_AUTH, DROP_MESSAGE, DROP_TARGET, EXPIRED]
-AGAIN = {Kind.RETRY, Kind.PAUSE, Kind.PAUSE_PLATFORM, Kind.REFRESH_AUTH}
+AGAIN = {Disposition.RETRY, Disposition.PAUSE, Disposition.PAUSE_PLATFORM, Disposition.REFRESH_AUTH}
 
 policies = st.builds(
     lambda floor, more, max_tries: Policy(floor, floor + more, max_tries),
@@ -36,7 +36,7 @@ policies = st.builds(
 rngs = st.integers(0, 2**32).map(random.Random)
 outcomes = st.lists(
     st.builds(
-        lambda outcome, delay: replace(outcome, delay=delay if outcome.kind in AGAIN else 0.0),
+        lambda outcome, delay: replace(outcome, delay=delay if outcome.disposition in AGAIN else 0.0),
         st.sampled_from(EACH_KIND),
         st.just(0.0) | st.floats(0.0, 100_000.0),
     ),
@@ -129,8 +129,8 @@ def test_whatever_the_outcomes(
         policy=policy,
         rng=rng,
     )
-    again = [o for o in found if o.kind in AGAIN]
-    accepted = any(o.kind is Kind.ACCEPTED for o in found) or accepted_before > 0
+    again = [o for o in found if o.disposition in AGAIN]
+    accepted = any(o.disposition is Disposition.ACCEPTED for o in found) or accepted_before > 0
 
     # Looked at again if and only if the status says so, in time, and no earlier than anybody asked for.
     assert (decision.delay is not None) == (decision.status in (Status.PENDING, Status.FAILED))
@@ -145,9 +145,9 @@ def test_whatever_the_outcomes(
     if decision.status is Status.FAILED:
         assert decision.uses_try
     # A try is used exactly where an outcome used one.
-    assert decision.uses_try == any(o.uses_attempt for o in again)
+    assert decision.uses_try == any(o.uses_try for o in again)
     # Whatever went wrong is told.
-    failures = [o for o in found if o.kind is not Kind.ACCEPTED]
+    failures = [o for o in found if o.disposition is not Disposition.ACCEPTED]
     assert (decision.code is not None) == bool(failures or decision.status is Status.DEAD)
     assert (decision.code is None) == (decision.reason is None)
 
@@ -173,7 +173,7 @@ def test_dead_after_the_last_try_and_not_before(max_tries: int, rng: random.Rand
     assert decision.code == "UNAVAILABLE"
 
 
-@pytest.mark.parametrize("outcome", [PAUSE, PAUSE_PLATFORM, REFRESH_AUTH], ids=lambda o: str(o.kind))
+@pytest.mark.parametrize("outcome", [PAUSE, PAUSE_PLATFORM, REFRESH_AUTH], ids=lambda o: str(o.disposition))
 def test_what_is_not_the_fault_of_the_push_uses_no_try_and_never_kills_it(outcome: Outcome) -> None:
     decision = decided(outcome, retry_count=4)
     assert (decision.status, decision.uses_try, decision.code) == (Status.PENDING, False, outcome.code)
@@ -220,12 +220,12 @@ def test_each_kind_alone(outcome: Outcome, status: Status) -> None:
         assert (decision.code, decision.reason) == (outcome.code, outcome.reason)
 
 
-@pytest.mark.parametrize("kind", list(Kind))
-def test_every_kind_is_among_them(kind: Kind) -> None:
-    assert kind in {o.kind for o in EACH_KIND}
+@pytest.mark.parametrize("kind", list(Disposition))
+def test_every_kind_is_among_them(kind: Disposition) -> None:
+    assert kind in {o.disposition for o in EACH_KIND}
 
 
-@pytest.mark.parametrize("other", [DROP_MESSAGE, DROP_TARGET, EXPIRED], ids=lambda o: str(o.kind))
+@pytest.mark.parametrize("other", [DROP_MESSAGE, DROP_TARGET, EXPIRED], ids=lambda o: str(o.disposition))
 def test_accepted_by_one_device_is_sent_whatever_became_of_the_others(other: Outcome) -> None:
     decision = decided(other, ACCEPTED)
     assert (decision.status, decision.message_id) == (Status.SENT, MESSAGE_ID)

@@ -11,9 +11,9 @@ import psycopg
 import pytest
 
 from listener.metrics import Metrics
-from listener.queue import Queue, Settlement
-from listener.retry import Decision, Status
-from listener.settler import Settler
+from listener.postgres.queue import Queue, Settlement
+from listener.sending.retry import Decision, Status
+from listener.sending.settler import Settler
 
 
 class _Held:
@@ -55,7 +55,7 @@ async def test_while_one_batch_is_written_the_next_gathers_up_to_the_limit() -> 
 async def test_results_that_come_one_by_one_but_often_are_written_together(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("listener.settler._BUSY_S", 60.0)
+    monkeypatch.setattr("listener.sending.settler._BUSY_S", 60.0)
     held, settled = _Held(), asyncio.Queue[int]()
     settler = Settler(
         cast(Queue, held),
@@ -123,7 +123,7 @@ class _LockedFor(_Locked):
 async def test_what_is_locked_is_looked_at_until_it_is_free_whenever_its_time_comes(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("listener.settler._LOCKED_S", 0.0)
+    monkeypatch.setattr("listener.sending.settler._LOCKED_S", 0.0)
     settled = asyncio.Queue[int]()
     settler = Settler(
         cast(Queue, _LockedFor(5)),

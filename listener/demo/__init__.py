@@ -1,0 +1,1 @@
+"""The demonstration, with a Postgres of its own."""

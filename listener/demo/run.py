@@ -1,0 +1,307 @@
+"""``push-listener demo``: the whole thing at work, with nothing but Python.
+
+A private Postgres, the FCM emulator, and the real service as a process of its own; then a handful of rows whose
+life is told as it happens.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import shlex
+import socket
+import sys
+import tempfile
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import aiohttp
+import orjson
+import psycopg
+from psycopg.rows import namedtuple_row
+from rich.console import Console
+from rich.table import Table
+
+from listener import client
+from listener.demo.embedded import EmbeddedPostgres
+from listener.emulator import Emulator
+from listener.schema import migrate
+
+_USER = UUID("00000000-0000-4000-8000-000000000001")
+_OVER = ("sent", "delivered", "dead", "expired", "cancelled")
+_PATIENCE_S = 60.0
+_LOOK_EVERY_S = 0.05
+
+
+class DemoFailed(Exception):
+    """A part of the demo did not come up; the message says which and why."""
+
+
+@dataclass(slots=True)
+class _Row:
+    """One row of the demo, and how it has to end."""
+
+    what: str
+    values: dict[str, Any]
+    ends: str
+    code: str | None = None
+    retries: int = 0
+    requests: int = 1
+    delay: float = 0.0
+    send_at: datetime | None = None
+    seen: list[tuple[str, int]] = field(default_factory=list)
+    """(status, retry_count) as they were seen to change."""
+
+
+def _rows() -> list[_Row]:
+    text = {"title": "Your ride is here", "body": "Blue estate car, two minutes away"}
+    return [
+        _Row("high priority, to one token", {"device_token": "phone-1", "priority": "high", **text}, "sent"),
+        _Row("to a user with two devices", {"user_id": _USER, **text}, "sent", requests=2),
+        _Row("to a topic", {"topic": "news", "title": "Good morning"}, "sent"),
+        _Row("scheduled 5 s ahead", {"device_token": "phone-2", **text}, "sent", delay=5.0),
+        _Row("to a dead token", {"device_token": "dead-phone", **text}, "dead", code="UNREGISTERED"),
+        _Row("503 twice, then accepted", {"device_token": "phone-3", **text}, "sent", retries=2, requests=3),
+        _Row(
+            "without a title",
+            {"device_token": "phone-4", "body": "Hello?"},
+            "dead",
+            "TITLE_MISSING",
+            requests=0,
+        ),
+    ]
+
+
+async def run(console: Console, *, once: bool, port: int) -> list[str]:
+    """Runs the demo; returns what went otherwise than it should. Without ``once`` it then stays up until cancelled,
+    unless something did.
+
+    Raises DemoFailed or EmbeddedPostgresError.
+    """
+    async with AsyncExitStack() as stack:
+        console.print("Starting a private Postgres ...")
+        postgres = stack.enter_context(EmbeddedPostgres())
+        done = await asyncio.to_thread(migrate.apply, postgres.uri)
+        console.print(f"{len(done)} migrations applied.")
+        emulator = await stack.enter_async_context(Emulator(faults=["unavailable,token=phone-3,times=2"]))
+        log = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="push-listener-"))) / "listener.log"
+        web = await stack.enter_async_context(_listener(postgres.uri, emulator, _free(port), log))
+        console.print("The listener is up. Rows are committed to push_notifications, and become:\n")
+
+        conn = stack.enter_context(psycopg.connect(postgres.uri, autocommit=True))
+        _register_devices(conn)
+        start = client.database_time(conn)
+        rows = {_insert(conn, row): row for row in _rows()}
+        with contextlib.suppress(TimeoutError):  # what is not over by then is among the faults
+            await _tell(console, conn, rows, emulator, start)
+        faults = _faults(conn, rows, emulator)
+        _summarize(console, conn, rows, emulator)
+        if not once and not faults:
+            _tell_where(console, postgres.uri, web, emulator, log)
+            await _follow(console, conn, emulator)
+        return faults
+
+
+@asynccontextmanager
+async def _listener(dsn: str, emulator: Emulator, port: int, log: Path) -> AsyncIterator[str]:
+    """``push-listener run`` as a process of its own, ready; ended with SIGTERM as a platform would."""
+    environment = {
+        **os.environ,
+        "DATABASE_URL": dsn,
+        "LISTEN_DATABASE_URL": "",
+        "FCM_ENDPOINT": emulator.endpoint,
+        "FCM_PROJECT_ID": "",
+        "FCM_SERVICE_ACCOUNT_JSON": orjson.dumps(emulator.service_account).decode(),
+        "HOST": "127.0.0.1",
+        "PORT": str(port),
+        "METRICS_TOKEN": "",
+        # FCM asks for at least 10 s before a retry; here nobody wants to wait for that.
+        "RETRY_FLOOR": "1",
+    }
+    with log.open("wb") as sink:
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "listener", "run", env=environment, stdout=sink, stderr=sink
+        )
+    web = f"http://127.0.0.1:{port}"
+    try:
+        await _until_ready(process, web, log)
+        yield web
+    finally:
+        if process.returncode is None:
+            process.terminate()
+        await process.wait()
+
+
+async def _until_ready(process: asyncio.subprocess.Process, web: str, log: Path) -> None:
+    ended = asyncio.create_task(process.wait())
+    try:
+        async with aiohttp.ClientSession() as http, asyncio.timeout(_PATIENCE_S):
+            while not ended.done():
+                try:
+                    async with http.get(f"{web}/readyz") as answer:
+                        if answer.status == 200:
+                            return
+                except aiohttp.ClientError:
+                    pass
+                await asyncio.sleep(_LOOK_EVERY_S)
+    except TimeoutError:
+        pass
+    finally:
+        ended.cancel()
+    said = await asyncio.to_thread(log.read_text)
+    raise DemoFailed(f"the listener did not come up:\n{said[-4000:]}")
+
+
+def _free(port: int) -> int:
+    """The port if nobody has it, else any that is free."""
+    for candidate in (port, 0):
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(("127.0.0.1", candidate))
+            except OSError:
+                continue
+            return int(probe.getsockname()[1])
+    raise DemoFailed("no free port on 127.0.0.1")
+
+
+def _register_devices(conn: psycopg.Connection[Any]) -> None:
+    conn.execute(
+        "insert into push_devices (token, user_id, platform) values "
+        "('phone-of-user', %(user)s, 'android'), ('tablet-of-user', %(user)s, 'ios'), "
+        "('dead-phone', gen_random_uuid(), 'android')",
+        {"user": _USER},
+    )
+
+
+def _insert(conn: psycopg.Connection[Any], row: _Row) -> UUID:
+    if row.delay:
+        row.send_at = client.database_time(conn, ahead=row.delay)
+    return client.enqueue(conn, **row.values, send_at=row.send_at)
+
+
+async def _tell(
+    console: Console,
+    conn: psycopg.Connection[Any],
+    rows: dict[UUID, _Row],
+    emulator: Emulator,
+    start: datetime,
+) -> None:
+    """Prints each change of each row, with the seconds since ``start``, until all are over."""
+    width = max(len(row.what) for row in rows.values())
+    async with asyncio.timeout(_PATIENCE_S):
+        while any(not row.seen or row.seen[-1][0] not in _OVER for row in rows.values()):
+            for record in _read(conn, list(rows)):
+                row = rows[record.id]
+                state = (record.status, record.retry_count)
+                if row.seen and row.seen[-1] == state:
+                    continue
+                row.seen.append(state)
+                after = (record.updated_at - start).total_seconds()
+                story = _story(record, emulator)
+                console.print(f"  {after:6.2f} s  {row.what:<{width}}  {story}", soft_wrap=True)
+            await asyncio.sleep(_LOOK_EVERY_S)
+
+
+def _read(conn: psycopg.Connection[Any], ids: list[UUID]) -> list[Any]:
+    with conn.cursor(row_factory=namedtuple_row) as cursor:
+        cursor.execute(
+            "select id, status, retry_count, error_code, last_error, created_at, sent_at, updated_at, "
+            "extract(epoch from next_attempt_at - now())::float8 as next_in, "
+            "extract(epoch from created_at)::float8 as inserted "
+            "from push_notifications where id = any(%s) order by updated_at, created_at",
+            (ids,),
+        )
+        return cursor.fetchall()
+
+
+def _story(record: Any, emulator: Emulator) -> str:
+    match record.status:
+        case "pending":
+            return f"[dim]pending, due in {max(0.0, record.next_in):.1f} s[/]"
+        case "processing":
+            return "[dim]processing[/]"
+        case "failed":
+            return f"[yellow]failed[/] {record.error_code}, again in {max(0.0, record.next_in):.1f} s"
+        case "sent" if record.retry_count == 0 and record.next_in is None:
+            first = min(r.received_at for r in emulator.received if r.push_id == str(record.id))
+            return f"[green]sent[/]  at FCM {1000 * (first - record.inserted):.0f} ms after the insert"
+        case "sent":
+            return f"[green]sent[/]  after {record.retry_count} retries"
+        case _:
+            return f"[red]{record.status}[/]  {record.error_code}: {record.last_error}"
+
+
+def _faults(conn: psycopg.Connection[Any], rows: dict[UUID, _Row], emulator: Emulator) -> list[str]:
+    """What is otherwise than it should be, checked on both sides: in the database and at FCM."""
+    faults = []
+    for record in _read(conn, list(rows)):
+        row = rows[record.id]
+        requests = [r for r in emulator.received if r.push_id == str(record.id)]
+        logged = conn.execute(
+            "select count(*) from push_delivery_logs where push_id = %s", (record.id,)
+        ).fetchone()
+        found = (record.status, record.error_code, record.retry_count, len(requests), logged and logged[0])
+        wanted = (row.ends, row.code, row.retries, row.requests, row.requests)
+        if found != wanted:
+            faults.append(
+                f"{row.what}: (status, code, retries, requests, log rows) {found} instead of {wanted}"
+            )
+        if row.send_at and requests and requests[0].received_at < row.send_at.timestamp():
+            faults.append(f"{row.what}: sent too early")
+    disabled = conn.execute("select disabled_reason from push_devices where token = 'dead-phone'").fetchone()
+    if disabled != ("UNREGISTERED",):
+        faults.append("the device with the dead token was not disabled")
+    return faults
+
+
+def _summarize(
+    console: Console, conn: psycopg.Connection[Any], rows: dict[UUID, _Row], emulator: Emulator
+) -> None:
+    table = Table("push", "status", "requests to FCM", "log rows", title="\nWhat the database and FCM say")
+    for record in _read(conn, list(rows)):
+        logs = conn.execute(
+            "select string_agg(status, ', ' order by id) from push_delivery_logs where push_id = %s",
+            (record.id,),
+        ).fetchone()
+        requests = sum(r.push_id == str(record.id) for r in emulator.received)
+        table.add_row(rows[record.id].what, record.status, str(requests), (logs and logs[0]) or "none")
+    console.print(table)
+
+
+def _tell_where(console: Console, dsn: str, web: str, emulator: Emulator, log: Path) -> None:
+    console.print(f"\n  metrics               {web}/metrics")
+    console.print(f"  readiness             {web}/readyz")
+    console.print(f"  what FCM received     {emulator.endpoint}/emulator/messages")
+    console.print(f"  the listener's log    {log}")
+    console.print("\nAdd rows of your own, with either of these, and see them go out. Ctrl-C ends it all.\n")
+    row = "insert into push_notifications (device_token, title) values ('phone-1', 'Hello')"
+    console.print(f"  psql '{dsn}' -c \"{row}\"", soft_wrap=True)
+    # Whatever the demo was called as: a path with a space in it, or python -m listener.
+    send = f"{shlex.quote(sys.executable)} -m listener send --token phone-1 --title Hello --wait 5"
+    console.print(f"  DATABASE_URL='{dsn}' {send}\n", soft_wrap=True)
+
+
+async def _follow(console: Console, conn: psycopg.Connection[Any], emulator: Emulator) -> None:
+    """Tells of every further row that ends, until cancelled."""
+    since: datetime = client.database_time(conn)
+    told: set[UUID] = set()
+    while True:
+        ended = conn.execute(
+            "select id, updated_at from push_notifications where updated_at >= %s and status = any(%s) "
+            "order by updated_at limit 100",
+            (since, list(_OVER)),
+        ).fetchall()
+        fresh = [push_id for push_id, _ in ended if push_id not in told]
+        for record in _read(conn, fresh):
+            console.print(f"  {str(record.id)[:8]}  {_story(record, emulator)}", soft_wrap=True)
+        if ended:
+            since = ended[-1][1]
+            told = {push_id for push_id, at in ended if at == since}
+        await asyncio.sleep(_LOOK_EVERY_S)

@@ -1,0 +1,1 @@
+"""How much may be claimed and sent."""

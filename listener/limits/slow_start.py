@@ -1,0 +1,37 @@
+"""How fast to start again. Pure; times are monotonic seconds and are passed in."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class SlowStart:
+    """A limit that doubles every ``step`` seconds from ``first``, beginning at ``since``."""
+
+    first: int
+    step: float
+    since: float
+
+    def limit(self, now: float, most: int) -> int:
+        """How many may be in flight now, at most ``most``."""
+        doublings = int(max(0.0, now - self.since) / self.step)
+        return most if doublings > 30 else min(most, self.first << doublings)
+
+    def grows_in(self, now: float) -> float:
+        """Seconds until the limit is larger."""
+        return self.step - max(0.0, now - self.since) % self.step
+
+
+def after_losses(lost: int, most: int, now: float) -> SlowStart:
+    """How to start when ``lost`` workers have died lately.
+
+    One death is an accident. Each further one makes the start eight times narrower, so that a push that kills
+    its worker is soon alone in flight, and the pushes that merely died with it are not taken for it.
+    """
+    return SlowStart(max(1, most >> 3 * min(max(0, lost - 1), 10)), 5.0, now)
+
+
+def after_pause(now: float) -> SlowStart:
+    """How to go on when a pause is over: a thousand pushes at once would be unkind to what has just recovered."""
+    return SlowStart(8, 1.0, now)

@@ -1,0 +1,1 @@
+"""Everything that the running service asks of Postgres."""

@@ -1,0 +1,1 @@
+"""The database layer: migrations, their export, retention, and who may do what."""

@@ -1,0 +1,211 @@
+"""Looks an installation over and says what is wrong with it, and what to do. It changes nothing."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Generator, Iterator
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import LiteralString
+
+import psycopg
+
+from listener.config import Settings
+from listener.postgres import errors, locks
+from listener.postgres.connect import TransactionPooler, refuse_transaction_pooler
+from listener.schema import exposure, migrate, served
+
+_CONNECT_TIMEOUT_S = 10
+
+# Roles belong to the whole server, and by default every role may connect to every database of it.
+_ELSEWHERE: LiteralString = """
+select d.datname::text
+  from pg_catalog.pg_database d
+  where d.datname <> pg_catalog.current_database() and d.datallowconn and not d.datistemplate
+    and exists (select from pg_catalog.pg_roles r
+                  where r.rolname <> 'push_listener' and r.rolcanlogin and not r.rolsuper
+                    and pg_catalog.pg_has_role(r.oid, 'push_listener', 'usage')
+                    and r.oid <> (select c.relowner from pg_catalog.pg_class c
+                                    where c.oid = pg_catalog.to_regclass('public.push_notifications')::oid)
+                    and pg_catalog.has_database_privilege(r.oid, d.oid, 'connect'))
+  order by d.datname
+"""
+_LOGINS: LiteralString = """
+select r.rolname::text
+  from pg_catalog.pg_roles r
+  where r.rolcanlogin and not r.rolsuper and r.rolname <> 'push_listener'
+    and pg_catalog.pg_has_role(r.oid, 'push_listener', 'usage')
+    and r.oid <> (select c.relowner from pg_catalog.pg_class c
+                    where c.oid = pg_catalog.to_regclass('public.push_notifications')::oid)
+  order by r.rolname
+"""
+
+
+class Level(StrEnum):
+    """How a finding is meant."""
+
+    GOOD = "good"
+    LOOK = "look"
+    """It may be meant so; a person should know."""
+    WRONG = "wrong"
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that was looked at."""
+
+    group: str
+    level: Level
+    text: str
+    remedy: str | None = None
+
+
+def examine(settings: Settings) -> Iterator[Finding]:
+    """Everything that can be found out from the database, group by group; what cannot be reached ends it."""
+    reached = yield from _reach(settings)
+    if not reached:
+        return
+    dsn = settings.listen_dsn
+    migrated = yield from _migrations(dsn)
+    with psycopg.connect(dsn, autocommit=True, connect_timeout=_CONNECT_TIMEOUT_S) as conn:
+        conn.execute("set search_path = pg_catalog, pg_temp")
+        if migrated:
+            yield from _privileges(conn)
+            yield from _strangers(conn)
+            yield from _copy(settings)
+            yield from _other_databases(conn)
+        yield from _exposures(conn)
+
+
+def _reach(settings: Settings) -> Generator[Finding, None, bool]:
+    group = "connections"
+    addresses = {"DATABASE_URL": settings.database_url.get_secret_value()}
+    if settings.listen_database_url is not None:
+        addresses["LISTEN_DATABASE_URL"] = settings.listen_database_url.get_secret_value()
+    good = True
+    for name, dsn in addresses.items():
+        try:
+            with psycopg.connect(dsn, connect_timeout=_CONNECT_TIMEOUT_S) as conn:
+                version = conn.info.server_version // 10_000
+        except psycopg.OperationalError as error:
+            good = False
+            yield Finding(group, Level.WRONG, f"{name}: {errors.explain(error)}")
+            continue
+        supported = 15 <= version <= 18
+        yield Finding(
+            group,
+            Level.GOOD if supported else Level.LOOK,
+            f"{name} leads to PostgreSQL {version}",
+            None if supported else "push-listener is tested on PostgreSQL 15 to 18",
+        )
+    if good:
+        try:
+            refuse_transaction_pooler(settings.listen_dsn)
+        except TransactionPooler:
+            good = settings.doorbell == "sweep"
+            yield Finding(
+                group,
+                Level.LOOK if good else Level.WRONG,
+                "LISTEN cannot work: the address is a pooler in transaction mode",
+                "set LISTEN_DATABASE_URL to a direct or session-mode address (on Supabase: port 5432); doctor needs "
+                "one to look at the rest, and has looked at nothing else",
+            )
+            return False
+        yield Finding(group, Level.GOOD, "LISTEN and locks over several statements can work")
+    return good
+
+
+def _migrations(dsn: str) -> Generator[Finding, None, bool]:
+    group = "migrations"
+    try:
+        states = migrate.status(dsn)
+    except migrate.MigrationError as error:
+        yield Finding(group, Level.WRONG, str(error))
+        return False
+    missing = sum(state.applied_at is None for state in states)
+    changed = [state.migration.name for state in states if state.changed]
+    if missing:
+        yield Finding(
+            group, Level.WRONG, f"{missing} of {len(states)} are not applied", "run push-listener migrate"
+        )
+    if changed:
+        yield Finding(group, Level.WRONG, f"applied from other files: {', '.join(changed)}")
+    if not missing and not changed:
+        yield Finding(group, Level.GOOD, f"all {len(states)} are applied")
+    return not missing
+
+
+def _privileges(conn: psycopg.Connection[tuple[object, ...]]) -> Iterator[Finding]:
+    group = "privileges"
+    try:
+        found = [str(finding) for (finding,) in conn.execute(migrate.DRIFT).fetchall()]
+    except psycopg.errors.InsufficientPrivilege:
+        yield Finding(
+            group, Level.LOOK, "this role may not compare them", "run doctor as the owner of the tables"
+        )
+        return
+    for finding in found:
+        yield Finding(group, Level.WRONG, finding, "run push-listener migrate: it sets them again")
+    if not found:
+        yield Finding(group, Level.GOOD, "they are as push-listener sets them")
+
+
+def _strangers(conn: psycopg.Connection[tuple[object, ...]]) -> Iterator[Finding]:
+    group = "advisory locks"
+    try:
+        found = locks.strangers(conn)
+    except psycopg.errors.InsufficientPrivilege:
+        yield Finding(
+            group, Level.LOOK, "this role may not look at them", "run doctor as the owner of the tables"
+        )
+        return
+    for holder in found:
+        yield Finding(group, Level.WRONG, str(holder), holder.remedy)
+    if not found:
+        yield Finding(group, Level.GOOD, "no stranger holds one of push-listener")
+
+
+def _copy(settings: Settings) -> Iterator[Finding]:
+    group = "whether this is a copy"
+    dsn = settings.database_url.get_secret_value()
+
+    async def look() -> served.IsCopy | None:
+        async with await psycopg.AsyncConnection.connect(
+            dsn, autocommit=True, connect_timeout=_CONNECT_TIMEOUT_S, prepare_threshold=None
+        ) as conn:
+            return await served.refusal(conn, dsn, settings.installation)
+
+    fault = asyncio.run(look())
+    if fault is not None:
+        yield Finding(group, Level.WRONG, str(fault))
+    else:
+        yield Finding(group, Level.GOOD, "push-listener run may start: it is no copy, or nothing waits in it")
+
+
+def _exposures(conn: psycopg.Connection[tuple[object, ...]]) -> Iterator[Finding]:
+    group = "who can cause, change or read a push"
+    ways = exposure.find(conn)
+    meant = sorted({role for way in ways if way.expected for role in way.roles})
+    yield Finding(group, Level.GOOD, f"as it is meant: {', '.join(['superusers', 'the owner', *meant])}")
+    for way in ways:
+        if not way.expected:
+            yield Finding(group, Level.LOOK, str(way), way.remedy)
+
+
+def _other_databases(conn: psycopg.Connection[tuple[object, ...]]) -> Iterator[Finding]:
+    group = "other databases of this server"
+    if conn.execute("select pg_catalog.to_regrole('push_listener')").fetchone() == (None,):
+        return
+    logins = [str(name) for (name,) in conn.execute(_LOGINS).fetchall()]
+    databases = [str(name) for (name,) in conn.execute(_ELSEWHERE).fetchall()]
+    if not databases:
+        yield Finding(group, Level.GOOD, "no login of the role push_listener may connect to another database")
+        return
+    some = ", ".join(databases[:5]) + (f" and {len(databases) - 5} more" if len(databases) > 5 else "")
+    yield Finding(
+        group,
+        Level.LOOK,
+        f"{', '.join(logins)} may also connect to {some}: the role push_listener is one for the whole server, so where "
+        "push-listener is installed there as well, these logins read and settle its pushes too",
+        "revoke connect on database ... from public, and grant connect to the roles that need it",
+    )

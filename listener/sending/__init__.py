@@ -1,0 +1,1 @@
+"""The way of a push, from the claimed row to the settled one."""

@@ -1,0 +1,335 @@
+"""One attempt at one row: all of its targets, and what came of it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import math
+import random
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+
+import structlog
+
+from listener.config import Settings
+from listener.fcm.message import Prepared, prepare, targets
+from listener.fcm.outcome import Disposition, Limit, Outcome
+from listener.fcm.sender import Sender
+from listener.limits.claim_budget import kept_for_high
+from listener.limits.health import FcmHealth
+from listener.metrics import Metrics
+from listener.postgres.queue import LogLine, Settlement
+from listener.push import BadPush, Push, Target, TargetKind
+from listener.sending.retry import Decision, Policy, Status, decide
+
+log = structlog.get_logger(__name__)
+
+# A push that this many workers did not outlive is not given to another one.
+_MOST_LOST_CLAIMS = 10
+
+# After this many claims of a push FCM's being away is no longer believed to be the reason.
+_MOST_CLAIMS_IN_OUTAGE = 500
+
+_ASK_AGAIN_S = 5.0
+
+# What a settlement must be left of the lease.
+_KEPT_OF_LEASE_S = 5.0
+
+_QUESTION = b'{"validate_only":true,"message":{"topic":"push-listener","data":{"question":"are you there"}}}'
+
+_NOT_TRIED = Outcome(Disposition.RETRY, "NOT_TRIED", "not tried in this attempt", uses_try=False)
+
+
+@dataclass(slots=True)
+class _Try:
+    """One target, as far as this attempt has got with it."""
+
+    target: Target
+    is_first: bool
+    """Of all the requests that are ever made for its push."""
+    started: float | None = None
+    seconds: float = 0.0
+    outcome: Outcome | None = None
+    held_back: float = 0.0
+    """Seconds for which its platform is not to be sent to."""
+
+
+class Attempts:
+    """Sends claimed rows, as far as the health of FCM allows it.
+
+    ``on_limit`` hears whose quota a request has found used up, and when (monotonic seconds) it was made.
+    """
+
+    def __init__(
+        self,
+        sender: Sender,
+        settings: Settings,
+        metrics: Metrics,
+        health: FcmHealth,
+        *,
+        on_limit: Callable[[Limit, float], None],
+    ) -> None:
+        self._sender = sender
+        self._on_limit = on_limit
+        self._metrics = metrics
+        self._sends = functools.cache(metrics.sends.labels)
+        self._health = health
+        self._policy = Policy(settings.retry_floor, settings.retry_cap, settings.max_tries)
+        self._rng = random.Random()  # noqa: S311  # jitter, not secrecy
+        most = settings.max_in_flight
+        self._requests = asyncio.Semaphore(most)
+        self._requests_of_normal = asyncio.Semaphore(most - kept_for_high(most))
+        # What waits for its turn takes memory: of pushes with many devices, so many at a time do.
+        self._tasks_of_normal = asyncio.Semaphore(2 * most)
+        self._question: asyncio.Task[None] | None = None
+        self._asked_at = -math.inf
+        self._abandoned = Outcome(
+            Disposition.RETRY,
+            "ABANDONED",
+            "given up at shutdown while the request was under way; it may have been delivered",
+            delay=self._policy.floor,
+            ambiguous=True,
+            uses_try=False,
+        )
+        self._lease = settings.lease
+        # A request that is started later than this after the claim might outlive the lease.
+        self._latest_start = settings.lease - settings.longest_send
+
+    async def attempt(self, push: Push, claimed_at: float) -> Settlement:
+        """Sends one row to all of its targets.
+
+        Cancelled, it settles at once with what is known by then: devices that have answered are not asked
+        again, and the row goes back into the queue for the others. ``claimed_at``: monotonic seconds,
+        taken before the claim.
+        """
+        if push.lost_claims >= _MOST_LOST_CLAIMS:
+            return self._refused(push, claimed_at, _quarantine(push))
+        left = _life_left(push, claimed_at)
+        if left is not None and left <= 0:
+            expired = Outcome(Disposition.EXPIRED, "EXPIRED", "expires_at had passed before it could be sent")
+            return self._settle(push, claimed_at, [expired], [])
+        try:
+            prepared = prepare(push)
+            tries = [_Try(target, push.attempt == 1 and n == 0) for n, target in enumerate(targets(push))]
+        except BadPush as bad:
+            return self._refused(push, claimed_at, bad)
+        try:
+            untried = iter(tries)
+            if len(tries) == 1 or self._health.reason is not None:
+                await self._probe(push, prepared, untried, claimed_at)
+            if len(tries) > 1:
+                await self._send_all(push, prepared, untried, claimed_at)
+        except asyncio.CancelledError:
+            pass  # the settlement below is the answer to it
+        for one in tries:
+            if one.outcome is None and one.started is not None:
+                one.seconds = time.monotonic() - one.started
+                one.outcome = self._abandoned
+        if tries and not any(one.started is not None or one.held_back for one in tries):
+            return untouched(push)
+        outcomes = [one.outcome or _not_tried(one) for one in tries]
+        if self._health.fails:
+            self._ask_fcm()
+        elif push.retry_count + 1 >= self._policy.max_tries and any(_counts(outcome) for outcome in outcomes):
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._is_it_fcm(claimed_at + self._lease - _KEPT_OF_LEASE_S)
+        return self._settle(push, claimed_at, outcomes, tries)
+
+    def failed(self, push: Push, claimed_at: float, error: BaseException) -> Settlement:
+        """What to settle when an attempt raised: a fault of ours, which must neither lose the row nor loop on it."""
+        return self._settle(push, claimed_at, [self._fault_of_ours(push, error)], [])
+
+    def _fault_of_ours(self, push: Push, error: BaseException) -> Outcome:
+        # The text of an exception may quote what it was given; where it was raised does not.
+        where = traceback.extract_tb(error.__traceback__)[-1]
+        log.error(
+            "attempt failed",
+            push_id=str(push.id),
+            error=type(error).__name__,
+            at=f"{where.filename}:{where.lineno}",
+        )
+        reason = f"push-listener could not handle this push ({type(error).__name__})"
+        return Outcome(Disposition.RETRY, "INTERNAL_ERROR", reason, delay=self._policy.floor)
+
+    async def _probe(self, push: Push, prepared: Prepared, tries: Iterator[_Try], claimed_at: float) -> None:
+        """One request, to the first device to which something may be sent."""
+        for one in tries:
+            await self._send(push, prepared, one, claimed_at, is_probe=True)
+            if one.started is not None:
+                return
+
+    async def _send_all(
+        self, push: Push, prepared: Prepared, tries: Iterator[_Try], claimed_at: float
+    ) -> None:
+        async with asyncio.TaskGroup() as group:
+            for one in tries:
+                if push.priority == "high":
+                    group.create_task(self._send(push, prepared, one, claimed_at))
+                    continue
+                await self._tasks_of_normal.acquire()
+                task = group.create_task(self._send(push, prepared, one, claimed_at))
+                task.add_done_callback(lambda _: self._tasks_of_normal.release())
+
+    async def _send(
+        self, push: Push, prepared: Prepared, one: _Try, claimed_at: float, *, is_probe: bool = False
+    ) -> None:
+        if push.priority == "high":
+            await self._send_in_turn(push, prepared, one, claimed_at, is_probe)
+        else:
+            async with self._requests_of_normal:  # one push may have a thousand devices
+                await self._send_in_turn(push, prepared, one, claimed_at, is_probe)
+
+    async def _send_in_turn(
+        self, push: Push, prepared: Prepared, one: _Try, claimed_at: float, is_probe: bool
+    ) -> None:
+        async with self._requests:
+            if self._health.reason is not None and not is_probe:
+                return  # while everything is paused, a push with many devices is one request
+            started = time.monotonic()
+            held = started - claimed_at
+            one.held_back = self._health.platform_wait(one.target.platform, started)
+            left = _life_left(push, claimed_at)
+            if held > self._latest_start or one.held_back or (left is not None and left <= 0):
+                return
+            body = prepared.encode(one.target, left)
+            if one.is_first:
+                self._metrics.insert_to_send.observe(max(0.0, push.waited + held))
+            one.started = started
+            try:
+                outcome = await self._sender.send(body)
+            except Exception as error:
+                # What the other devices are answered must not be lost for it. And it says nothing of FCM.
+                one.outcome = self._fault_of_ours(push, error)
+                answered = time.monotonic()
+            else:
+                answered = time.monotonic()
+                if outcome.limit is not None:
+                    self._on_limit(outcome.limit, started)
+                outcome = _without_token(outcome, one.target)
+                one.outcome = self._health.judge(push, one.target, outcome, started, answered)
+            one.seconds = answered - started
+
+    async def _is_it_fcm(self, until: float) -> None:
+        """Before a push is given up: is it the push that fails, or FCM?
+
+        Where no answer to another push has told lately, a question does: one for all who wait, and none of them waits
+        for longer than ``until``.
+        """
+        now = time.monotonic()
+        if self._health.is_away(now):
+            self._ask_fcm()
+            if self._question is not None:
+                await asyncio.wait({self._question}, timeout=max(0.0, until - now))
+
+    def _ask_fcm(self) -> None:
+        """Sends FCM a message to validate only, unless that is being done or has just been."""
+        if self._question is None and time.monotonic() - self._asked_at >= _ASK_AGAIN_S:
+            self._question = asyncio.create_task(self._ask())
+
+    async def _ask(self) -> None:
+        began = time.monotonic()
+        try:
+            outcome = await self._sender.send(_QUESTION)
+            self._health.answered(outcome, began, time.monotonic())
+        finally:
+            self._question, self._asked_at = None, time.monotonic()
+
+    def _patient(self, push: Push, outcome: Outcome) -> Outcome:
+        """A failure that uses no try, with a wait that grows all the same: it may be the push; others want a turn."""
+        if outcome.disposition is not Disposition.RETRY or outcome.uses_try:
+            return outcome
+        return replace(outcome, delay=max(outcome.delay, self._policy.longest(push.attempt)))
+
+    def _refused(self, push: Push, claimed_at: float, bad: BadPush) -> Settlement:
+        self._metrics.invalid.labels(bad.code).inc()
+        return self._settle(push, claimed_at, [Outcome(Disposition.DROP_MESSAGE, bad.code, str(bad))], [])
+
+    def _settle(
+        self, push: Push, claimed_at: float, outcomes: list[Outcome], tries: list[_Try]
+    ) -> Settlement:
+        if self._health.in_doubt:
+            outcomes = [self._patient(push, outcome) for outcome in outcomes]
+        decision = decide(
+            outcomes,
+            accepted_before=push.accepted_before,
+            retry_count=push.retry_count,
+            expires_in=_life_left(push, claimed_at),
+            policy=self._policy,
+            rng=self._rng,
+            fcm_away=push.attempt < _MOST_CLAIMS_IN_OUTAGE and self._health.is_away(time.monotonic()),
+        )
+        settlement = Settlement(push.id, push.attempt, decision)
+        for one in tries:
+            if one.outcome is None:
+                continue
+            settlement.logs.append(_log_line(push, one, one.outcome))
+            self._sends(one.outcome.disposition, one.outcome.code).inc()
+            if one.outcome.disposition is Disposition.DROP_TARGET and one.target.kind is TargetKind.TOKEN:
+                settlement.dead_tokens.append((one.target.value, one.outcome.code))
+        if decision.status is Status.DEAD:
+            log.warning("push dead", push_id=str(push.id), code=decision.code)
+        return settlement
+
+
+# The shortest registration token has 22 characters; a word that is shorter may stand in any text.
+_SHORTEST_HIDDEN = 16
+
+
+def _without_token(outcome: Outcome, target: Target) -> Outcome:
+    """The outcome, with a reason that does not name the device.
+
+    FCM's text may quote the token, and users read reasons: the device may be another user's by then.
+    """
+    if target.kind is not TargetKind.TOKEN or len(target.value) < _SHORTEST_HIDDEN:
+        return outcome
+    if target.value not in outcome.reason:
+        return outcome
+    return replace(outcome, reason=outcome.reason.replace(target.value, "[hidden]"))
+
+
+def _counts(outcome: Outcome) -> bool:
+    return outcome.disposition is Disposition.RETRY and outcome.uses_try
+
+
+def _quarantine(push: Push) -> BadPush:
+    return BadPush(
+        f"quarantined: {push.lost_claims} workers died, or lost their lease, while they held this push; look into "
+        "their logs before you requeue it",
+        code="QUARANTINED",
+    )
+
+
+def _not_tried(one: _Try) -> Outcome:
+    if not one.held_back:
+        return _NOT_TRIED
+    reason = f"waits, because the credentials for platform {one.target.platform} are refused"
+    return replace(_NOT_TRIED, code="PLATFORM_PAUSED", reason=reason, delay=one.held_back)
+
+
+def untouched(push: Push) -> Settlement:
+    """Gives a row back as it was: nothing has been sent for it."""
+    return Settlement(push.id, push.attempt, Decision(Status.PENDING, delay=0.0))
+
+
+def _life_left(push: Push, claimed_at: float) -> float | None:
+    """Seconds until the push expires, counted from what the database said at the claim."""
+    return None if push.expires_in is None else push.expires_in - (time.monotonic() - claimed_at)
+
+
+def _log_line(push: Push, one: _Try, outcome: Outcome) -> LogLine:
+    details: dict[str, object] = {"attempt": push.attempt, "ms": round(one.seconds * 1000)}
+    if outcome.disposition is Disposition.ACCEPTED:
+        status = "sent"  # which says what FCM answered
+        details["message_id"] = outcome.message_id
+    else:
+        status = "unknown" if outcome.ambiguous else "failed"
+        if outcome.http_status is not None:
+            details["http_status"] = outcome.http_status
+        details |= {"outcome": outcome.disposition.value, "code": outcome.code, "reason": outcome.reason}
+    if one.target.kind is TargetKind.TOKEN:
+        return LogLine(one.target.value, status, details)
+    details[one.target.kind.value] = one.target.value
+    return LogLine(None, status, details)

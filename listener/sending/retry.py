@@ -1,0 +1,142 @@
+"""What becomes of a row after an attempt, and when it is looked at again. Pure."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import NamedTuple
+
+from listener.fcm.outcome import Disposition, Outcome
+
+
+class Status(StrEnum):
+    """``push_notifications.status``, as far as the listener writes it."""
+
+    PENDING = "pending"
+    SENT = "sent"
+    FAILED = "failed"
+    DEAD = "dead"
+    EXPIRED = "expired"
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """How long to wait, and when to give up. Times in seconds."""
+
+    floor: float = 10.0
+    """Least wait before a retry. Source: Firebase, "Scale with FCM": at least 10 s before any retry."""
+    cap: float = 3600.0
+    """Longest wait of our own choosing; a longer Retry-After is obeyed all the same."""
+    max_tries: int = 5
+
+    def longest(self, tries: int) -> float:
+        """The longest wait after ``tries`` failures: it doubles from twice the floor up to the cap."""
+        return min(self.cap, self.floor * 2.0 ** min(tries, 30))
+
+
+class Decision(NamedTuple):
+    """What to write to the row."""
+
+    status: Status
+    delay: float | None = None
+    """Seconds until the next look at the row; None: never again."""
+    uses_try: bool = False
+    code: str | None = None
+    reason: str | None = None
+    message_id: str | None = None
+
+
+_AGAIN = frozenset(
+    {Disposition.RETRY, Disposition.PAUSE, Disposition.PAUSE_PLATFORM, Disposition.REFRESH_AUTH}
+)
+
+
+def backoff(tries: int, least: float, policy: Policy, rng: random.Random) -> float:
+    """Seconds to wait after the ``tries``-th try failed: exponential with full jitter, from a floor.
+
+    The ceiling doubles from twice the floor up to the cap, and the wait is drawn evenly between floor and
+    ceiling. ``least`` is what the answer asks for (Retry-After and the like): never less than that, and a
+    little more, so that those who were told the same moment do not all come back at it.
+    """
+    ceiling = policy.longest(tries)
+    floor = min(policy.floor, ceiling)
+    wait = rng.uniform(floor, ceiling)
+    return wait if wait >= least else least + rng.uniform(0.0, floor)
+
+
+def decide(
+    outcomes: Sequence[Outcome],
+    *,
+    accepted_before: int,
+    retry_count: int,
+    expires_in: float | None,
+    policy: Policy,
+    rng: random.Random,
+    fcm_away: bool = False,
+) -> Decision:
+    """What becomes of a row after this attempt at all of its targets.
+
+    A push to several devices is over when none of them is worth another try; it is ``sent`` if any of them
+    ever accepted it. ``expires_in`` is seconds of life left now. While ``fcm_away``, the last try is not used
+    up: an outage is no reason to give a push up.
+    """
+    accepted = [o for o in outcomes if o.disposition is Disposition.ACCEPTED]
+    message_id = next((o.message_id for o in accepted if o.message_id), None)
+    if accepted and len(accepted) == len(outcomes):
+        return Decision(Status.SENT, message_id=message_id)
+    again = [o for o in outcomes if o.disposition in _AGAIN]
+    failure = _worst(outcomes)
+    code, reason = (failure.code, _summary(outcomes, failure)) if failure else (None, None)
+    over = Status.SENT if accepted or accepted_before else None
+
+    if again:
+        uses_try = any(o.uses_try for o in again)
+        if fcm_away and retry_count + 1 >= policy.max_tries:
+            uses_try = False
+        tries = retry_count + uses_try
+        if uses_try and tries >= policy.max_tries:
+            reason = f"given up after {tries} tries: {reason}"
+            return Decision(over or Status.DEAD, None, uses_try, code, reason, message_id)
+        delay = backoff(max(tries, 1), max(o.delay for o in again), policy, rng)
+        if expires_in is not None and delay >= expires_in:
+            reason = f"expires before the next try: {reason}"
+            return Decision(over or Status.EXPIRED, None, uses_try, code, reason, message_id)
+        return Decision(
+            Status.FAILED if uses_try else Status.PENDING, delay, uses_try, code, reason, message_id
+        )
+    if over:
+        return Decision(over, code=code, reason=reason, message_id=message_id)
+    if failure is None:
+        return Decision(
+            Status.DEAD, code="NO_RECIPIENTS", reason="the user has no live device in push_recipients"
+        )
+    return Decision(
+        Status.EXPIRED if failure.disposition is Disposition.EXPIRED else Status.DEAD,
+        code=code,
+        reason=reason,
+    )
+
+
+_GRAVITY = {
+    Disposition.PAUSE: 0,
+    Disposition.REFRESH_AUTH: 1,
+    Disposition.PAUSE_PLATFORM: 2,
+    Disposition.RETRY: 3,
+    Disposition.DROP_MESSAGE: 4,
+    Disposition.EXPIRED: 5,
+    Disposition.DROP_TARGET: 6,
+}
+
+
+def _worst(outcomes: Sequence[Outcome]) -> Outcome | None:
+    failures = [o for o in outcomes if o.disposition is not Disposition.ACCEPTED]
+    return min(failures, key=lambda o: _GRAVITY[o.disposition], default=None)
+
+
+def _summary(outcomes: Sequence[Outcome], failure: Outcome) -> str:
+    if len(outcomes) == 1:
+        return failure.reason
+    same = sum(o.code == failure.code for o in outcomes)
+    return f"{same} of {len(outcomes)} devices: {failure.reason}"

@@ -1,0 +1,244 @@
+"""Writes what became of rows, in batches, until the database has it."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from uuid import UUID
+
+import psycopg
+import structlog
+import tenacity
+
+from listener.log import should_log
+from listener.metrics import Metrics
+from listener.postgres.connect import STATEMENT_PATIENCE_S
+from listener.postgres.queue import ROW_FAULTS, Queue, Settlement, fault_name, is_transient
+from listener.sending.retry import Decision, Status
+
+log = structlog.get_logger(__name__)
+
+# A statement costs as much for one row as for fifty. Where results come one by one but often, they wait for each other.
+_BUSY_S = 0.02
+_GATHER_S = 0.008
+
+# How often to look whether rows that an application has locked are free again, and for how long to try which of them
+# can be written: one locked row of a table that a trigger writes to may be in the way of all.
+_LOCKED_S = 0.5
+_TRYING_S = 1.0
+
+
+class _FaultOfAll(Exception):
+    """No result can be written, whatever is in it: a table or a right is missing. It waits until that is mended."""
+
+
+class Settler:
+    """Takes settlements one by one and writes them together.
+
+    ``on_settled`` is called with each batch that is done with, and with none when it ``succeeds`` again, or when
+    results are ``set_aside``.
+    """
+
+    def __init__(
+        self,
+        queue: Queue,
+        *,
+        batch: int,
+        metrics: Metrics,
+        on_settled: Callable[[Sequence[Settlement]], None],
+    ) -> None:
+        self._queue = queue
+        self._batch = batch
+        self._metrics = metrics
+        self._on_settled = on_settled
+        self._waiting: list[Settlement] = []
+        self._some = asyncio.Event()
+        self._locked: list[Settlement] = []
+        self._locked_times = 0  # that some were, in a row
+        self._may_be_free = False
+        self._try_until = math.inf
+        self.succeeds = True
+        """Whether the last statement did, as far as it was for the database to say, and all that waited for it."""
+
+    @property
+    def set_aside(self) -> int:
+        """How many results wait for rows that others have locked."""
+        return len(self._locked)
+
+    def put(self, settlement: Settlement) -> None:
+        """Hands over one result. Never blocks: what bounds the number is how much may be in flight."""
+        self._waiting.append(settlement)
+        self._some.set()
+
+    async def run(self) -> None:
+        """Writes until cancelled. One batch is written while the next gathers: the busier, the larger."""
+        written_at = -math.inf
+        while True:
+            await self._some.wait()
+            if self._may_be_free:
+                await self._look_at_locked()
+            if len(self._waiting) < self._batch / 2 and time.monotonic() - written_at < _BUSY_S:
+                await asyncio.sleep(_GATHER_S)
+            batch, self._waiting = self._waiting[: self._batch], self._waiting[self._batch :]
+            if not self._waiting and not self._may_be_free:
+                self._some.clear()
+            if batch:
+                self._try_until = time.monotonic() + _TRYING_S
+                await self._write(batch)
+            written_at = time.monotonic()
+            if not self.succeeds and not self._waiting:
+                self.succeeds = True
+                self._on_settled([])
+
+    async def _write(self, batch: list[Settlement], *, again: bool = False) -> None:
+        """``again``: an earlier try may have been committed without our hearing of it."""
+        try:
+            held = await self._persist(batch, again=again)
+        except psycopg.errors.LockNotAvailable:
+            await self._write_free(batch)
+        except ROW_FAULTS as error:
+            if len(batch) > 1:
+                await self._write_halves(batch)
+            else:
+                await self._write_off(batch[0], error)
+        else:
+            self._count(batch, held)
+
+    async def _write_halves(self, batch: list[Settlement]) -> None:
+        middle = len(batch) // 2
+        await self._write(batch[:middle], again=True)
+        await self._write(batch[middle:], again=True)
+
+    async def _write_free(self, batch: list[Settlement]) -> None:
+        """Somebody has locked some of the rows, who knows for how long: the others do not wait."""
+        if time.monotonic() >= self._try_until:
+            self._set_aside(batch)
+            return
+        locked, free = await self._split(batch)
+        if locked and free:
+            self._set_aside(locked)
+            await self._write(free, again=True)
+        elif not locked and len(batch) > 1:  # it is something else that is locked, which a trigger wants
+            await self._write_halves(batch)
+        else:
+            self._set_aside(batch)
+
+    def _set_aside(self, locked: list[Settlement]) -> None:
+        if not self._locked:
+            asyncio.get_running_loop().call_later(_LOCKED_S, self._wake_for_locked)
+        self._locked += locked
+        self._locked_times += 1
+        if should_log(self._locked_times):
+            log.warning("rows are locked by others: what became of them waits", rows=len(self._locked))
+        self._on_settled([])
+
+    def _wake_for_locked(self) -> None:
+        self._may_be_free = True
+        self._some.set()
+
+    async def _look_at_locked(self) -> None:
+        self._may_be_free = False
+        # Those that were not tried the last time come first.
+        batch, self._locked = self._locked[::-1], []
+        locked, free = await self._split(batch)
+        if locked:
+            self._set_aside(locked)
+        for start in range(0, len(free), self._batch):
+            self._try_until = time.monotonic() + _TRYING_S
+            await self._write(free[start : start + self._batch], again=True)
+        if not self._locked:
+            self._locked_times = 0
+
+    async def _split(self, batch: list[Settlement]) -> tuple[list[Settlement], list[Settlement]]:
+        """Those whose rows others have locked, and the rest."""
+        locked: set[UUID] = set()
+        try:
+            async with asyncio.timeout(STATEMENT_PATIENCE_S):
+                locked = await self._queue.locked([settlement.push_id for settlement in batch])
+        except (psycopg.Error, TimeoutError):
+            pass  # whoever writes next will see what is the matter
+        return [s for s in batch if s.push_id in locked], [s for s in batch if s.push_id not in locked]
+
+    async def _write_off(self, settlement: Settlement, error: Exception) -> None:
+        """The result cannot be written as it is: the row is marked dead, and says so, without the log lines."""
+        log.error("result cannot be written", push_id=str(settlement.push_id), error=fault_name(error))
+        reason = f"the result ({settlement.decision.status}) could not be written: {fault_name(error)}"
+        plain = replace(
+            settlement,
+            decision=Decision(Status.DEAD, code="NOT_WRITTEN", reason=reason),
+            logs=[],
+            dead_tokens=[],
+        )
+        try:
+            held = await self._persist([plain], again=True)
+        except psycopg.errors.LockNotAvailable:
+            self._set_aside([settlement])
+            return
+        except ROW_FAULTS as of_the_row:
+            log.error("row cannot be settled", push_id=str(settlement.push_id), error=fault_name(of_the_row))
+            self._queue.avoid(settlement.push_id)
+            held = 0
+        self._count([plain], held)
+
+    async def _persist(self, batch: list[Settlement], *, again: bool) -> int:
+        try:
+            return await self._try(batch, again)
+        except (psycopg.Error, TimeoutError, _FaultOfAll) as error:
+            if not _is_transient(error):
+                raise
+            self._note_failure(error, 1)
+        # Not for the first try: what tenacity makes for each is garbage that only the collector finds.
+        attempts = tenacity.AsyncRetrying(
+            retry=tenacity.retry_if_exception(_is_transient),
+            wait=tenacity.wait_random_exponential(multiplier=0.1, max=2),
+            before_sleep=lambda state: self._note_failure(
+                state.outcome.exception() if state.outcome else None, state.attempt_number + 1
+            ),
+        )
+        async for attempt in attempts:
+            with attempt:
+                return await self._try(batch, again=True)
+        raise AssertionError("unreachable")
+
+    async def _try(self, batch: list[Settlement], again: bool) -> int:
+        async with asyncio.timeout(STATEMENT_PATIENCE_S):
+            try:
+                return await self._queue.settle(batch, again=again)
+            except ROW_FAULTS as error:
+                if is_transient(error):
+                    raise
+                try:
+                    await self._queue.settle([])
+                except psycopg.Error as of_all:
+                    raise _FaultOfAll from of_all
+                raise
+
+    def _note_failure(self, error: BaseException | None, times: int) -> None:
+        if isinstance(error, _FaultOfAll):
+            error = error.__cause__
+        self.succeeds = False
+        self._metrics.database_errors.labels("settle").inc()
+        if should_log(times):
+            log.warning("cannot settle, will go on trying", error=fault_name(error), tries=times)
+
+    def _count(self, batch: list[Settlement], held: int) -> None:
+        decisions = [settlement.decision for settlement in batch]
+        for status, rows in Counter(d.status for d in decisions).items():
+            self._metrics.settled.labels(status).inc(rows)
+        again = Counter(d.code or "" for d in decisions if d.uses_try and d.delay is not None)
+        for code, rows in again.items():
+            self._metrics.retries.labels(code).inc(rows)
+        if held < len(batch):
+            self._metrics.fenced.inc(len(batch) - held)
+            log.warning("rows had passed into other hands", rows=len(batch) - held)
+        self._on_settled(batch)
+
+
+def _is_transient(error: BaseException) -> bool:
+    if isinstance(error, psycopg.errors.LockNotAvailable):
+        return False  # maybe not of all rows
+    return is_transient(error) or isinstance(error, _FaultOfAll)

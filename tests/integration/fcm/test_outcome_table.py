@@ -1,0 +1,325 @@
+"""What each answer and each fault means, over real HTTP: a fault goes in, an outcome comes out.
+
+The rows follow FCM's and OAuth's answers by HTTP status. What a retry policy makes of an outcome (a
+Retry-After that is later than the push's expiry, say) is not decided here.
+"""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from email.utils import formatdate
+from pathlib import Path
+from time import time
+from typing import Any
+
+import orjson
+import pytest
+
+from listener.emulator import Emulator
+from listener.fcm.auth import AccessTokens, load_credentials
+from listener.fcm.outcome import Disposition, Limit, Outcome
+from listener.fcm.sender import Sender
+from listener.fcm.transports.http1 import AsyncioTransport
+from tests.support.servers import answer, closed_port, forget_proxies, make_tls, read_request, tcp_server
+
+TOKEN = "fGk3vQ2xTd6:APA91bHun4MxP5egoKMwt2KZFBaFUH-1RYqx"
+PAYLOAD = "Your code is 814233"
+
+
+@pytest.fixture(autouse=True)
+def no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    forget_proxies(monkeypatch)
+
+
+def body(token: str = TOKEN) -> bytes:
+    return orjson.dumps({"message": {"token": token, "notification": {"title": PAYLOAD}}})
+
+
+@asynccontextmanager
+async def sending(
+    endpoint: str, key: dict[str, str], *, project_id: str = "demo-project", hurry: bool = False
+) -> AsyncIterator[Sender]:
+    """A sender; in a hurry, one whose timeouts are short enough to be waited for."""
+    credentials, _ = load_credentials(key)
+    tokens = AccessTokens(credentials, timeout=0.8 if hurry else 10.0)
+    transport = AsyncioTransport(connect_timeout=0.6 if hurry else 5.0, timeout=0.8 if hurry else 10.0)
+    try:
+        yield Sender(transport, tokens, endpoint=endpoint, project_id=project_id)
+    finally:
+        await transport.close()
+        await tokens.close()
+
+
+@dataclass(frozen=True)
+class Row:
+    """A fault rule of the emulator's, and the outcome that it has to lead to."""
+
+    fault: str | None
+    kind: Disposition
+    code: str
+    uses_try: bool = True
+    ambiguous: bool = False
+    delay: float = 0.0
+    limit: Limit | None = None
+    status: int | None = None
+    requests: int = 1
+    """How many requests FCM is to see."""
+    grants: int = 1
+    """How many access tokens are to be asked for."""
+    token: str = TOKEN
+
+
+def drop_message(fault: str) -> Row:
+    return Row(fault, Disposition.DROP_MESSAGE, "INVALID_ARGUMENT", status=400)
+
+
+def pause(fault: str, code: str, status: int, **more: Any) -> Row:
+    return Row(fault, Disposition.PAUSE, code, uses_try=False, status=status, **more)
+
+
+def retry(fault: str, code: str, status: int | None, delay: float = 0.0, **more: Any) -> Row:
+    return Row(fault, Disposition.RETRY, code, status=status, delay=delay, **more)
+
+
+def unavailable(fault: str, code: str, status: int | None, delay: float = 0.0) -> Row:
+    return retry(fault, code, status, delay, ambiguous=True)
+
+
+def quota(fault: str, delay: float, limit: Limit = Limit.PROJECT, code: str = "QUOTA_EXCEEDED") -> Row:
+    return retry(fault, code, 429, delay, limit=limit)
+
+
+def no_token(fault: str, kind: Disposition, code: str, delay: float = 0.0) -> Row:
+    return Row(fault, kind, code, uses_try=False, delay=delay, requests=0)
+
+
+ROWS = {
+    # 2xx
+    "200 with a name": Row(None, Disposition.ACCEPTED, "OK", status=200),
+    "200 without a body": Row("ok_without_body", Disposition.ACCEPTED, "OK", status=200),
+    # 400: whose fault is it?
+    "400 on the token": Row("invalid_token", Disposition.DROP_TARGET, "INVALID_ARGUMENT", status=400),
+    "400 on a field, FcmError": drop_message("invalid_argument"),
+    "400 on a field, no FcmError": drop_message("invalid_field"),
+    "400 too big": drop_message("too_big"),
+    "400 without details": drop_message("no_details_400"),
+    # 401: whose credentials?
+    "401 APNs or web push": Row(
+        "third_party_auth", Disposition.PAUSE_PLATFORM, "THIRD_PARTY_AUTH_ERROR", uses_try=False, status=401
+    ),
+    "401 expired, then well": Row(
+        "token_expired,times=1", Disposition.ACCEPTED, "OK", status=200, requests=2, grants=2
+    ),
+    "401 unauthenticated, then well": Row(
+        "unauthenticated,times=1", Disposition.ACCEPTED, "OK", status=200, requests=2, grants=2
+    ),
+    "401 expired twice": pause("token_expired", "UNAUTHENTICATED", 401, requests=2, grants=2),
+    "401 unauthenticated twice": pause("unauthenticated", "UNAUTHENTICATED", 401, requests=2, grants=2),
+    # 403, 404: the target's fault, or ours?
+    "403 sender id": Row("sender_id_mismatch", Disposition.DROP_TARGET, "SENDER_ID_MISMATCH", status=403),
+    "403 permission": pause("permission_denied", "PERMISSION_DENIED", 403),
+    "404 unregistered": Row("unregistered", Disposition.DROP_TARGET, "UNREGISTERED", status=404),
+    "404 unregistered, as a device leaves": Row(
+        None, Disposition.DROP_TARGET, "UNREGISTERED", status=404, token="dead-" + TOKEN
+    ),
+    "404 page": pause("not_found_html", "HTTP_404", 404),
+    # 429
+    "429": quota("quota_exceeded", 60.0),
+    "429 of a topic": quota("topic_quota_exceeded", 60.0, Limit.TARGET),
+    "429 of a device": quota("device_quota_exceeded", 60.0, Limit.TARGET),
+    "429 of the front end": quota("project_quota_exceeded", 60.0, code="RESOURCE_EXHAUSTED"),
+    "429 Retry-After": quota("quota_exceeded,retry_after=120", 120.0),
+    "429 Retry-After, short": quota("quota_exceeded,retry_after=1", 1.0),
+    # 5xx
+    "500": unavailable("internal", "INTERNAL", 500),
+    "502 page": unavailable("bad_gateway_html", "HTTP_502", 502, 30.0),
+    "504": unavailable("gateway_timeout", "DEADLINE_EXCEEDED", 504),
+    "503": unavailable("unavailable", "UNAVAILABLE", 503),
+    "503 without details": unavailable("unavailable_no_details", "UNAVAILABLE", 503),
+    "503 Retry-After": unavailable("unavailable,retry_after=45", "UNAVAILABLE", 503, 45.0),
+    "503 Retry-After, short": unavailable("unavailable,retry_after=1", "UNAVAILABLE", 503, 1.0),
+    # No answer
+    "timeout": unavailable("timeout", "TIMEOUT", None),
+    "timeout, though accepted": unavailable("timeout_after_accept", "TIMEOUT", None),
+    "reset": unavailable("reset", "RESET", None),
+    "reset, though accepted": unavailable("reset_after_accept", "RESET", None),
+    # No access token
+    "OAuth invalid_grant": no_token("oauth_invalid_grant", Disposition.PAUSE, "OAUTH_INVALID_GRANT"),
+    "OAuth 500": no_token("oauth_server_error", Disposition.RETRY, "OAUTH_UNAVAILABLE"),
+    "OAuth timeout": no_token("oauth_timeout", Disposition.RETRY, "OAUTH_TIMEOUT"),
+    # An errorCode of the future: by HTTP class, and never the token's fault
+    "400 unknown": Row("unknown_code,status=400", Disposition.DROP_MESSAGE, "HTTP_400", status=400),
+    "401 unknown": pause("unknown_code,status=401", "HTTP_401", 401, requests=2, grants=2),
+    "403 unknown": pause("unknown_code,status=403", "HTTP_403", 403),
+    "404 unknown": pause("unknown_code,status=404", "HTTP_404", 404),
+    "429 unknown": quota("unknown_code,status=429", 60.0, Limit.UNKNOWN, "HTTP_429"),
+    "500 unknown": unavailable("unknown_code,status=500", "HTTP_500", 500),
+    "503 unknown": unavailable("unknown_code,status=503", "HTTP_503", 503),
+}
+
+
+def check_outcome(outcome: Outcome, row: Row) -> None:
+    assert (outcome.disposition, outcome.code, outcome.http_status) == (row.kind, row.code, row.status)
+    assert (outcome.uses_try, outcome.ambiguous, outcome.limit) == (
+        row.uses_try,
+        row.ambiguous,
+        row.limit,
+    )
+    # Not less than it has to be, and not much more: a date has whole seconds. (That no retry comes sooner than
+    # 10 s is the retry policy's.)
+    assert row.delay <= outcome.delay <= row.delay + 1
+    for secret in (TOKEN, "APA91b", "814233", "ya29"):
+        assert secret not in outcome.reason
+
+
+@pytest.mark.parametrize("row", ROWS.values(), ids=ROWS.keys())
+async def test_outcome(row: Row) -> None:
+    async with Emulator() as emulator:
+        if row.fault is not None:
+            emulator.add_fault(row.fault)
+        hurry = "TIMEOUT" in row.code
+        async with sending(emulator.endpoint, emulator.service_account, hurry=hurry) as sender:
+            outcome = await sender.send(body(row.token))
+        check_outcome(outcome, row)
+        assert len(emulator.received) == row.requests
+        assert sum(emulator.stats()["token_answers"].values()) == row.grants
+        (name,) = [record.name for record in emulator.accepted] or [None]
+        told = row.kind is Disposition.ACCEPTED and row.fault != "ok_without_body"
+        assert outcome.message_id == (name if told else None)
+
+
+@pytest.mark.parametrize(("fault", "status"), [("quota_exceeded", 429), ("unavailable", 503)])
+async def test_outcome_of_a_date_to_come_back_at(fault: str, status: int) -> None:
+    async with Emulator() as emulator, sending(emulator.endpoint, emulator.service_account) as sender:
+        emulator.add_fault(fault, retry_after=formatdate(time() + 3600, usegmt=True))
+        outcome = await sender.send(body())
+    assert (outcome.disposition, outcome.http_status) == (Disposition.RETRY, status)
+    assert 3590 <= outcome.delay <= 3601
+
+
+# --- what the emulator cannot say -----------------------------------------------------------------------
+
+FCM_ERROR = "type.googleapis.com/google.firebase.fcm.v1.FcmError"
+
+BODIES = {
+    "400 that names the token in words only": (
+        (400, "INVALID_ARGUMENT", "The registration token is not a valid FCM registration token"),
+        ("INVALID_ARGUMENT",),
+        Row(None, Disposition.DROP_TARGET, "INVALID_ARGUMENT", status=400),
+    ),
+    "401 APNs, in the words of our own credentials": (
+        (401, "UNAUTHENTICATED", "Request is missing required authentication credential."),
+        ("THIRD_PARTY_AUTH_ERROR",),
+        Row(None, Disposition.PAUSE_PLATFORM, "THIRD_PARTY_AUTH_ERROR", uses_try=False, status=401),
+    ),
+    "403 API not enabled": (
+        (403, "PERMISSION_DENIED", "Firebase Cloud Messaging API has not been used in project 1 before"),
+        (),
+        Row(None, Disposition.PAUSE, "PERMISSION_DENIED", uses_try=False, status=403),
+    ),
+    "404 no such project": (
+        (404, "NOT_FOUND", "Requested entity was not found."),
+        (),
+        Row(None, Disposition.PAUSE, "NOT_FOUND", uses_try=False, status=404),
+    ),
+    "500 UNSPECIFIED_ERROR": (
+        (500, "INTERNAL", ""),
+        ("UNSPECIFIED_ERROR",),
+        Row(None, Disposition.RETRY, "UNSPECIFIED_ERROR", ambiguous=True, delay=0.0, status=500),
+    ),
+    "400 UNSPECIFIED_ERROR": (
+        (400, "INVALID_ARGUMENT", ""),
+        ("UNSPECIFIED_ERROR",),
+        Row(None, Disposition.DROP_MESSAGE, "UNSPECIFIED_ERROR", status=400),
+    ),
+}
+
+
+@pytest.mark.parametrize(("error", "codes", "row"), BODIES.values(), ids=BODIES.keys())
+async def test_outcome_of_a_body(error: tuple[int, str, str], codes: tuple[str, ...], row: Row) -> None:
+    status, name, message = error
+    details = [{"@type": FCM_ERROR, "errorCode": code} for code in codes]
+    text = orjson.dumps({"error": {"code": status, "message": message, "status": name, "details": details}})
+
+    async def handle(reader: Any, writer: Any) -> None:
+        await read_request(reader)
+        writer.write(answer(status, text))
+
+    async with (
+        Emulator() as emulator,
+        tcp_server(handle) as port,
+        sending(f"http://127.0.0.1:{port}", emulator.service_account) as sender,
+    ):
+        check_outcome(await sender.send(body()), row)
+
+
+async def test_outcome_of_the_wrong_project() -> None:
+    async with (
+        Emulator() as emulator,
+        sending(emulator.endpoint, emulator.service_account, project_id="another") as sender,
+    ):
+        check_outcome(
+            await sender.send(body()),
+            Row(None, Disposition.PAUSE, "PERMISSION_DENIED", uses_try=False, status=403),
+        )
+
+
+async def test_outcome_of_the_wrong_endpoint() -> None:
+    async with (
+        Emulator() as emulator,
+        sending(emulator.endpoint + "/fcm", emulator.service_account) as sender,
+    ):
+        check_outcome(
+            await sender.send(body()), Row(None, Disposition.PAUSE, "HTTP_404", uses_try=False, status=404)
+        )
+
+
+async def test_outcome_of_a_key_that_is_not_the_accounts() -> None:
+    async with Emulator() as emulator, Emulator() as other:
+        key = emulator.service_account | {"private_key": other.service_account["private_key"]}
+        async with sending(emulator.endpoint, key) as sender:
+            outcome = await sender.send(body())
+        check_outcome(outcome, no_token("", Disposition.PAUSE, "OAUTH_INVALID_GRANT"))
+        assert "Invalid JWT Signature" in outcome.reason
+
+
+# --- no connection: certainly not sent ------------------------------------------------------------------
+
+
+async def outcome_at(endpoint: str) -> Outcome:
+    async with Emulator() as emulator, sending(endpoint, emulator.service_account) as sender:
+        return await sender.send(body())
+
+
+def not_sent(code: str) -> Row:
+    return Row(None, Disposition.RETRY, code, ambiguous=False, delay=0.0)
+
+
+async def test_outcome_of_a_name_that_does_not_resolve() -> None:
+    check_outcome(await outcome_at("https://fcm.invalid"), not_sent("DNS"))
+
+
+async def test_outcome_of_a_refused_connection() -> None:
+    check_outcome(await outcome_at(f"http://127.0.0.1:{closed_port()}"), not_sent("CONNECT"))
+
+
+async def test_outcome_of_a_certificate_that_nobody_vouches_for(tmp_path: Path) -> None:
+    async def handle(reader: Any, writer: Any) -> None:
+        await reader.read()
+
+    server: ssl.SSLContext = make_tls(tmp_path).server
+    async with tcp_server(handle, server) as port:
+        check_outcome(await outcome_at(f"https://localhost:{port}"), not_sent("TLS"))
+
+
+async def test_outcome_of_a_proxy_that_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def handle(reader: Any, writer: Any) -> None:
+        await read_request(reader)
+        writer.write(answer(407))
+
+    async with tcp_server(handle) as port:
+        monkeypatch.setenv("HTTPS_PROXY", f"http://127.0.0.1:{port}")
+        check_outcome(await outcome_at("https://fcm.example"), not_sent("PROXY"))

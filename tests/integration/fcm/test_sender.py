@@ -1,0 +1,134 @@
+"""Sender: URL and headers, the refresh of a refused access token, what is measured."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+
+from listener.emulator import Emulator
+from listener.fcm.auth import AccessTokens, load_credentials
+from listener.fcm.outcome import Disposition
+from listener.fcm.sender import Sender
+from listener.fcm.transports.http1 import AsyncioTransport
+from tests.support.servers import answer, forget_proxies, read_request, tcp_server
+
+BODY = b'{"message": {"token": "fGk3vQ2xTd6:APA91bHun4MxP5egoKMwt2KZFBaFUH", "data": {"push_id": "1"}}}'
+
+Seen = list[tuple[float, str]]
+
+
+@pytest.fixture(autouse=True)
+def no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    forget_proxies(monkeypatch)
+
+
+@asynccontextmanager
+async def sending(
+    emulator: Emulator, endpoint: str | None = None, project_id: str | None = None
+) -> AsyncIterator[tuple[Sender, Seen]]:
+    seen: Seen = []
+    credentials, _ = load_credentials(emulator.service_account)
+    tokens = AccessTokens(credentials)
+    transport = AsyncioTransport(connect_timeout=5, timeout=10)
+    try:
+        yield (
+            Sender(
+                transport,
+                tokens,
+                endpoint=endpoint or emulator.endpoint,
+                project_id=project_id or emulator.project_id,
+                observe=lambda seconds, code: seen.append((seconds, code)),
+            ),
+            seen,
+        )
+    finally:
+        await transport.close()
+        await tokens.close()
+
+
+async def test_each_exchange_is_measured() -> None:
+    async with Emulator(latency=0.02) as emulator, sending(emulator) as (sender, seen):
+        await sender.send(BODY)
+        emulator.add_fault("unregistered,times=1")
+        await sender.send(BODY)
+        emulator.add_fault("reset,times=1")
+        await sender.send(BODY)
+        emulator.expire_access_tokens()
+        await sender.send(BODY)
+        assert [code for _, code in seen] == ["OK", "UNREGISTERED", "RESET", "UNAUTHENTICATED", "OK"]
+        assert all(seconds >= 0.015 for seconds, _ in seen)
+
+
+async def test_without_an_access_token_nothing_is_sent_or_measured() -> None:
+    async with Emulator(faults=["oauth_server_error"]) as emulator, sending(emulator) as (sender, seen):
+        await sender.send(BODY)
+        assert (emulator.received, seen) == ([], [])
+
+
+async def test_many_refused_at_once_refresh_once_and_go_through() -> None:
+    async with Emulator(latency=0.02) as emulator, sending(emulator) as (sender, _):
+        await sender.send(BODY)
+        emulator.expire_access_tokens()
+        outcomes = await asyncio.gather(*(sender.send(BODY) for _ in range(100)))
+        assert {outcome.disposition for outcome in outcomes} == {Disposition.ACCEPTED}
+        assert emulator.stats()["access_tokens_issued"] == 2
+
+
+async def test_second_exchange_has_the_last_word() -> None:
+    faults = ["token_expired,times=1", "unregistered"]
+    async with Emulator(faults=faults) as emulator, sending(emulator) as (sender, _):
+        outcome = await sender.send(BODY)
+    assert (outcome.disposition, outcome.code) == (Disposition.DROP_TARGET, "UNREGISTERED")
+
+
+@pytest.mark.parametrize(
+    ("fault", "kind"), [("oauth_server_error", Disposition.RETRY), ("oauth_invalid_grant", Disposition.PAUSE)]
+)
+async def test_refused_access_token_that_cannot_be_replaced(fault: str, kind: Disposition) -> None:
+    async with Emulator() as emulator, sending(emulator) as (sender, _):
+        await sender.send(BODY)
+        emulator.expire_access_tokens()
+        emulator.add_fault(fault)
+        outcome = await sender.send(BODY)
+        assert (outcome.disposition, outcome.uses_try, outcome.ambiguous) == (kind, False, False)
+        assert len(emulator.accepted) == 1
+
+
+async def test_cancellation_is_passed_on() -> None:
+    async with Emulator(faults=["timeout"]) as emulator, sending(emulator) as (sender, seen):
+        task = asyncio.create_task(sender.send(BODY))
+        await emulator.wait_received()
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert seen == []
+
+
+@pytest.mark.parametrize("slash", ["", "/"])
+async def test_request(slash: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    requests: list[tuple[bytes, bytes]] = []
+
+    async def handle(reader: Any, writer: Any) -> None:
+        requests.append(await read_request(reader))
+        writer.write(answer())
+
+    monkeypatch.setenv("GOOGLE_CLOUD_QUOTA_PROJECT", "payer")
+    async with (
+        Emulator() as emulator,
+        tcp_server(handle) as port,
+        sending(emulator, f"http://127.0.0.1:{port}{slash}", "example.com:p") as (sender, _),
+    ):
+        outcome = await sender.send(BODY)
+    assert outcome.message_id == "projects/p/messages/1"
+    ((head, sent),) = requests
+    line, *headers = head.decode().split("\r\n")
+    fields = {name.lower(): value for name, _, value in (header.partition(": ") for header in headers)}
+    assert line == "POST /v1/projects/example.com:p/messages:send HTTP/1.1"
+    assert fields["authorization"].startswith("Bearer ya29.emulator-")
+    assert fields["content-type"] == "application/json"
+    assert fields["x-goog-user-project"] == "payer"
+    assert sent == BODY

@@ -1,0 +1,676 @@
+"""All transports against servers that behave, and servers that do not. HTTP/2: ``test_http2``."""
+
+from __future__ import annotations
+
+import asyncio
+import gzip
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from functools import partial
+from typing import Any, Protocol
+
+import pytest
+import uvloop
+
+from listener import config, service
+from listener.fcm.fault import SendFault
+from listener.fcm.transports.aiohttp import AiohttpTransport
+from listener.fcm.transports.base import ANSWER_LIMIT, Response, Transport
+from listener.fcm.transports.http1 import AsyncioTransport
+from listener.fcm.transports.reqwest import ReqwestTransport
+from tests.support.servers import (
+    BODY,
+    Tls,
+    answer,
+    closed_port,
+    forget_proxies,
+    make_tls,
+    read_request,
+    reset,
+    tcp_server,
+    tunnelling_proxy,
+)
+
+HEADERS = {"Authorization": "Bearer abc", "Content-Type": "application/json"}
+
+Reader = asyncio.StreamReader
+Writer = asyncio.StreamWriter
+
+
+@pytest.fixture(autouse=True)
+def no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    forget_proxies(monkeypatch)
+
+
+@pytest.fixture(scope="module")
+def tls(tmp_path_factory: pytest.TempPathFactory) -> Tls:
+    return make_tls(tmp_path_factory.mktemp("tls"))
+
+
+class MakeTransport(Protocol):
+    def __call__(
+        self, *, connect_timeout: float = 5.0, timeout: float = 10.0
+    ) -> AbstractAsyncContextManager[Transport]: ...
+
+
+@asynccontextmanager
+async def opened(
+    kind: type[AsyncioTransport] | type[ReqwestTransport] | type[AiohttpTransport],
+    *,
+    connect_timeout: float = 5.0,
+    timeout: float = 10.0,  # noqa: ASYNC109
+) -> AsyncIterator[Transport]:
+    made = kind(connect_timeout=connect_timeout, timeout=timeout)
+    try:
+        yield made
+    finally:
+        await made.close()
+
+
+@pytest.fixture(params=[AsyncioTransport, ReqwestTransport, AiohttpTransport])
+def transport(request: pytest.FixtureRequest) -> MakeTransport:
+    return partial(opened, request.param)
+
+
+async def post(by: Transport, port: int, scheme: str = "http", host: str = "127.0.0.1") -> Response:
+    return await by.post(f"{scheme}://{host}:{port}/v1/projects/p/messages:send", HEADERS, b'{"message":{}}')
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [("asyncio", AsyncioTransport), ("pyreqwest", ReqwestTransport), ("aiohttp", AiohttpTransport)],
+)
+async def test_the_setting_says_which(name: str, kind: type[Transport]) -> None:
+    chosen = service._transport(
+        config.load(database_url="postgresql://nobody@localhost/none", transport=name)
+    )
+    try:
+        assert type(chosen) is kind
+    finally:
+        await chosen.close()
+
+
+# --- faults, on both event loops: which code, and whether the request may have gone out ----------------
+
+Case = Callable[[MakeTransport, Tls, pytest.MonkeyPatch], Coroutine[Any, Any, Response]]
+
+
+async def dns(transport: MakeTransport, tls: Tls, env: pytest.MonkeyPatch) -> Response:
+    async with transport() as by:
+        return await by.post("http://nobody.invalid/", HEADERS, b"{}")
+
+
+async def refused(transport: MakeTransport, tls: Tls, env: pytest.MonkeyPatch) -> Response:
+    async with transport() as by:
+        return await post(by, closed_port())
+
+
+async def untrusted_certificate(transport: MakeTransport, tls: Tls, env: pytest.MonkeyPatch) -> Response:
+    async with tcp_server(silent, tls.server) as port, transport() as by:
+        return await post(by, port, "https", "localhost")
+
+
+async def certificate_of_another_host(
+    transport: MakeTransport, tls: Tls, env: pytest.MonkeyPatch
+) -> Response:
+    env.setenv("SSL_CERT_FILE", str(tls.ca_file))
+    async with tcp_server(silent, tls.server) as port, transport() as by:
+        return await post(by, port, "https", "127.0.0.1")
+
+
+async def no_tls_there(transport: MakeTransport, tls: Tls, env: pytest.MonkeyPatch) -> Response:
+    async def plain(reader: Reader, writer: Writer) -> None:
+        await reader.read(1)
+        writer.write(answer(400))
+        await reader.read()
+
+    async with tcp_server(plain) as port, transport() as by:
+        return await post(by, port, "https")
+
+
+async def tls_handshake_cut(transport: MakeTransport, tls: Tls, env: pytest.MonkeyPatch) -> Response:
+    async def cut(reader: Reader, writer: Writer) -> None:
+        await reader.read(1)
+        reset(writer)
+
+    async with tcp_server(cut) as port, transport() as by:
+        return await post(by, port, "https")
+
+
+async def tls_handshake_hangs(transport: MakeTransport, tls: Tls, env: pytest.MonkeyPatch) -> Response:
+    async with tcp_server(silent) as port, transport(connect_timeout=0.1) as by:
+        return await post(by, port, "https")
+
+
+async def proxy_unreachable(transport: MakeTransport, tls: Tls, env: pytest.MonkeyPatch) -> Response:
+    env.setenv("HTTPS_PROXY", f"http://127.0.0.1:{closed_port()}")
+    async with transport() as by:
+        return await post(by, 443, "https", "fcm.example")
+
+
+async def proxy_is_socks(transport: MakeTransport, tls: Tls, env: pytest.MonkeyPatch) -> Response:
+    env.setenv("ALL_PROXY", f"socks5://127.0.0.1:{closed_port()}")
+    async with transport() as by:
+        return await post(by, 443, "https", "fcm.example")
+
+
+def through_proxy_that(behaves: Callable[[Reader, Writer], Awaitable[None]]) -> Case:
+    async def case(transport: MakeTransport, tls: Tls, env: pytest.MonkeyPatch) -> Response:
+        async with tcp_server(behaves) as port, transport(connect_timeout=0.3) as by:
+            env.setenv("HTTPS_PROXY", f"http://user:secret@127.0.0.1:{port}")
+            return await post(by, 443, "https", "fcm.example")
+
+    return case
+
+
+async def tls_fails_behind_proxy(transport: MakeTransport, tls: Tls, env: pytest.MonkeyPatch) -> Response:
+    async with tunnelling_proxy() as proxy, tcp_server(silent, tls.server) as port, transport() as by:
+        env.setenv("HTTPS_PROXY", proxy.url)
+        return await post(by, port, "https", "localhost")
+
+
+def to_server_that(behaves: Callable[[Reader, Writer], Awaitable[None]]) -> Case:
+    async def case(transport: MakeTransport, tls: Tls, env: pytest.MonkeyPatch) -> Response:
+        async with tcp_server(behaves) as port, transport(connect_timeout=0.6, timeout=0.8) as by:
+            return await post(by, port)
+
+    return case
+
+
+def to_tls_server_that(behaves: Callable[[Reader, Writer], Awaitable[None]]) -> Case:
+    async def case(transport: MakeTransport, tls: Tls, env: pytest.MonkeyPatch) -> Response:
+        env.setenv("SSL_CERT_FILE", str(tls.ca_file))
+        async with tcp_server(behaves, tls.server) as port, transport(timeout=6.0) as by:
+            return await post(by, port, "https", "localhost")
+
+    return case
+
+
+async def silent(reader: Reader, writer: Writer) -> None:
+    await reader.read()
+
+
+async def keeps_silent(reader: Reader, writer: Writer) -> None:
+    await read_request(reader)
+    await reader.read()
+
+
+async def hangs_up(reader: Reader, writer: Writer) -> None:
+    await read_request(reader)
+
+
+async def resets(reader: Reader, writer: Writer) -> None:
+    await read_request(reader)
+    reset(writer)
+
+
+def says(data: bytes, *, then: Callable[[Reader, Writer], Awaitable[None]] | None = None) -> Any:
+    async def handle(reader: Reader, writer: Writer) -> None:
+        await read_request(reader)
+        writer.write(data)
+        await writer.drain()
+        if then is not None:
+            await then(reader, writer)
+
+    return handle
+
+
+async def second_on_same_connection(transport: MakeTransport, tls: Tls, env: pytest.MonkeyPatch) -> Response:
+    async def once(reader: Reader, writer: Writer) -> None:
+        await read_request(reader)
+        writer.write(answer())
+        await read_request(reader)
+        reset(writer)
+
+    async with tcp_server(once) as port, transport() as by:
+        await post(by, port)
+        return await post(by, port)
+
+
+HALF_ERROR = answer(404, b'{"error": {"code": 404}}')[:-10]
+
+CERTAIN: dict[str, tuple[Case, str]] = {
+    "no such name": (dns, "DNS"),
+    "connection refused": (refused, "CONNECT"),
+    "untrusted certificate": (untrusted_certificate, "TLS"),
+    "certificate of another host": (certificate_of_another_host, "TLS"),
+    "no TLS there": (no_tls_there, "TLS"),
+    "TLS handshake cut": (tls_handshake_cut, "CONNECT"),
+    "TLS handshake hangs": (tls_handshake_hangs, "CONNECT"),
+    "proxy unreachable": (proxy_unreachable, "PROXY"),
+    "proxy of a wrong kind": (proxy_is_socks, "PROXY"),
+    "proxy says 407": (through_proxy_that(says(answer(407))), "PROXY"),
+    "proxy says 502": (through_proxy_that(says(answer(502))), "PROXY"),
+    "proxy hangs up": (through_proxy_that(hangs_up), "PROXY"),
+    "proxy resets": (through_proxy_that(resets), "PROXY"),
+    "proxy speaks no HTTP": (through_proxy_that(says(b"220 smtp ready\r\n")), "PROXY"),
+    "proxy hangs": (through_proxy_that(silent), "CONNECT"),
+    "TLS failure behind proxy": (tls_fails_behind_proxy, "TLS"),
+}
+
+AMBIGUOUS: dict[str, tuple[Case, str]] = {
+    "no answer": (to_server_that(keeps_silent), "TIMEOUT"),
+    "half a head, then silence": (to_server_that(says(b"HTTP/1.1 200 OK\r\n", then=silent)), "TIMEOUT"),
+    "half an error body, then silence": (to_server_that(says(HALF_ERROR, then=silent)), "TIMEOUT"),
+    "hang-up before the answer": (to_server_that(hangs_up), "RESET"),
+    "reset before the answer": (to_server_that(resets), "RESET"),
+    "hang-up before the answer, over TLS": (to_tls_server_that(hangs_up), "RESET"),
+    "reset before the answer, over TLS": (to_tls_server_that(resets), "RESET"),
+    "reset of a kept connection": (second_on_same_connection, "RESET"),
+    "half a head": (to_server_that(says(b"HTTP/1.1 200 OK\r\nContent-")), "RESET"),
+    "half an error body": (to_server_that(says(HALF_ERROR)), "RESET"),
+    "half a chunked error body": (
+        to_server_that(says(b"HTTP/1.1 503 X\r\nTransfer-Encoding: chunked\r\n\r\n10\r\n{")),
+        "RESET",
+    ),
+    "error body that is not the gzip it claims": (
+        to_server_that(says(answer(503, b"no gzip", "Content-Encoding: gzip"))),
+        "RESET",
+    ),
+    "not HTTP": (to_server_that(says(b"220 smtp ready\r\n")), "PROTOCOL"),
+    "endless header": (
+        to_server_that(says(b"HTTP/1.1 200 OK\r\nX: " + b"x" * 600_000, then=silent)),
+        "PROTOCOL",
+    ),
+}
+
+
+@pytest.mark.parametrize("run", [asyncio.run, uvloop.run], ids=["asyncio", "uvloop"])
+@pytest.mark.parametrize(
+    ("case", "code", "ambiguous"),
+    [
+        pytest.param(case, code, ambiguous, id=name)
+        for table, ambiguous in ((CERTAIN, False), (AMBIGUOUS, True))
+        for name, (case, code) in table.items()
+    ],
+)
+def test_fault(
+    case: Case,
+    code: str,
+    ambiguous: bool,
+    run: Callable[[Coroutine[Any, Any, Response]], Response],
+    transport: MakeTransport,
+    tls: Tls,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with pytest.raises(SendFault) as raised:
+        run(case(transport, tls, monkeypatch))
+    assert (raised.value.code, raised.value.ambiguous) == (code, ambiguous)
+    assert "secret" not in str(raised.value)
+    assert "abc" not in str(raised.value)
+
+
+# --- at most once --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("end", [hangs_up, resets])
+async def test_request_on_a_dying_connection_is_not_sent_again(
+    transport: MakeTransport,
+    end: Callable[[Reader, Writer], Awaitable[None]],
+) -> None:
+    connections = 0
+    requests = 0
+
+    async def handle(reader: Reader, writer: Writer) -> None:
+        nonlocal connections, requests
+        connections += 1
+        while requests < 2:
+            await read_request(reader)
+            requests += 1
+            if requests < 2:
+                writer.write(answer())
+        if end is resets:
+            reset(writer)
+
+    async with tcp_server(handle) as port, transport() as by:
+        await post(by, port)
+        with pytest.raises(SendFault, match="RESET"):
+            await post(by, port)
+        assert (connections, requests) == (1, 2)
+
+
+async def test_connection_closed_while_idle_is_replaced(transport: MakeTransport) -> None:
+    closed = asyncio.Queue[None]()
+
+    async def once(reader: Reader, writer: Writer) -> None:
+        await read_request(reader)
+        writer.write(answer())
+        writer.write_eof()
+        assert await reader.read() == b""  # The client has seen our end and closed its own.
+        closed.put_nowait(None)
+
+    async with tcp_server(once) as port, transport() as by:
+        for _ in range(3):
+            assert (await post(by, port)).status == 200
+            await closed.get()
+
+
+async def test_redirect_is_an_answer_like_any_other(transport: MakeTransport) -> None:
+    async with tcp_server(says(answer(307, BODY, "Location: /elsewhere"))) as port, transport() as by:
+        assert (await post(by, port)).status == 307
+
+
+# --- answers -------------------------------------------------------------------------------------------
+
+
+async def test_answer_is_returned_as_it_came(transport: MakeTransport) -> None:
+    async with tcp_server(says(answer(429, b"{}", "Retry-After: 7"))) as port, transport() as by:
+        response = await post(by, port)
+    assert (response.status, response.headers["retry-after"], response.body) == (429, "7", b"{}")
+
+
+async def test_answer_in_pieces_is_put_together(transport: MakeTransport) -> None:
+    async def trickle(reader: Reader, writer: Writer) -> None:
+        await read_request(reader)
+        writer.write(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
+        for byte in BODY:
+            writer.write(b"1\r\n" + bytes([byte]) + b"\r\n")
+            await writer.drain()
+        writer.write(b"0\r\n\r\n")
+
+    async with tcp_server(trickle) as port, transport() as by:
+        assert (await post(by, port)).body == BODY
+
+
+async def test_compressed_answer_is_read(transport: MakeTransport) -> None:
+    packed = gzip.compress(BODY)
+    async with tcp_server(says(answer(200, packed, "Content-Encoding: gzip"))) as port, transport() as by:
+        assert (await post(by, port)).body == BODY
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        pytest.param(answer()[:-5], id="half a body"),
+        pytest.param(answer(200, gzip.compress(BODY)[:-5], "Content-Encoding: gzip"), id="unreadable body"),
+    ],
+)
+async def test_yes_is_a_yes_even_if_its_body_is_lost(transport: MakeTransport, data: bytes) -> None:
+    async with tcp_server(says(data)) as port, transport() as by:
+        assert (await post(by, port)).status == 200
+
+
+@pytest.mark.parametrize("compressed", [False, True], ids=["plain", "compressed"])
+async def test_huge_answer_is_cut(compressed: bool, transport: MakeTransport) -> None:
+    page = b"<" * (10 * ANSWER_LIMIT)
+    huge = answer(404, gzip.compress(page), "Content-Encoding: gzip") if compressed else answer(404, page)
+
+    async def handle(reader: Reader, writer: Writer) -> None:
+        while True:
+            await read_request(reader)
+            writer.write(huge)
+
+    async with tcp_server(handle) as port, transport() as by:
+        for _ in range(2):
+            assert (await post(by, port)).body == page[:ANSWER_LIMIT]
+
+
+async def test_what_is_not_read_of_an_answer_is_dropped_with_its_connection(transport: MakeTransport) -> None:
+    ended = asyncio.Event()
+
+    async def handle(reader: Reader, writer: Writer) -> None:
+        await read_request(reader)
+        writer.write(answer(404, b"<" * (100 * ANSWER_LIMIT)))
+        try:
+            await reader.read()
+        finally:
+            ended.set()
+
+    async with tcp_server(handle) as port, transport() as by:
+        await post(by, port)
+        await ended.wait()
+
+
+# --- connections ---------------------------------------------------------------------------------------
+
+
+async def test_connections_are_as_many_as_are_needed_and_kept(transport: MakeTransport) -> None:
+    connections = 0
+    held = 0
+    all_there = asyncio.Event()
+    all_there.set()
+
+    async def handle(reader: Reader, writer: Writer) -> None:
+        nonlocal connections, held
+        connections += 1
+        while True:
+            await read_request(reader)
+            if not all_there.is_set():
+                held += 1
+                if held == 150:
+                    all_there.set()
+                await all_there.wait()
+            writer.write(answer(200, BODY, "Set-Cookie: a=b; Path=/"))
+
+    async with tcp_server(handle) as port, transport() as by:
+        await asyncio.gather(*(post(by, port) for _ in range(150)))
+        all_there.clear()
+        responses = await asyncio.gather(*(post(by, port) for _ in range(150)))
+        assert {response.status for response in responses} == {200}
+        assert connections >= 150
+        before = connections
+        for _ in range(3):
+            await asyncio.gather(*(post(by, port) for _ in range(50)))
+        assert connections == before
+
+
+async def test_request_carries_what_it_was_given_and_little_else(transport: MakeTransport) -> None:
+    heads: list[bytes] = []
+
+    async def handle(reader: Reader, writer: Writer) -> None:
+        while True:
+            heads.append((await read_request(reader))[0])
+            writer.write(answer(200, BODY, "Set-Cookie: a=b; Path=/"))
+
+    async with tcp_server(handle) as port, transport() as by:
+        for _ in range(2):
+            await post(by, port, host="localhost")  # Cookies are not for bare addresses.
+    names = [{line.split(b":")[0] for line in head.split(b"\r\n")[1:-2]} - {b"Accept"} for head in heads]
+    own = {b"Accept-Encoding", b"Content-Length", b"Host", b"User-Agent"}
+    assert names == [own | {b"Authorization", b"Content-Type"}] * 2
+    assert all(b"User-Agent: push-listener\r\n" in head for head in heads)
+
+
+async def test_cancelled_request_ends_with_its_connection_at_the_latest_when_its_time_is_up(
+    transport: MakeTransport,
+) -> None:
+    reached = asyncio.Event()
+    ended = asyncio.Event()
+
+    async def handle(reader: Reader, writer: Writer) -> None:
+        await read_request(reader)
+        reached.set()
+        await reader.read()
+        ended.set()
+
+    async with tcp_server(handle) as port, transport(connect_timeout=0.2, timeout=0.3) as by:
+        task = asyncio.create_task(post(by, port))
+        await reached.wait()
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        await ended.wait()
+
+
+@pytest.mark.parametrize("status", [200, 404])
+async def test_answer_that_stalls_takes_its_connection_with_it(transport: MakeTransport, status: int) -> None:
+    ended = asyncio.Event()
+
+    async def handle(reader: Reader, writer: Writer) -> None:
+        await read_request(reader)
+        writer.write(answer(status)[:-5])
+        await reader.read()
+        ended.set()
+
+    async with tcp_server(handle) as port, transport(connect_timeout=0.2, timeout=0.3) as by:
+        result = await asyncio.gather(post(by, port), return_exceptions=True)
+        await ended.wait()
+    assert isinstance(result[0], Response if status == 200 else SendFault)
+
+
+async def test_connect_timeout_must_leave_time_for_the_answer(transport: MakeTransport) -> None:
+    with pytest.raises(ValueError, match="connect_timeout"):
+        async with transport(connect_timeout=15.0, timeout=15.0):
+            pass
+
+
+# --- the end -------------------------------------------------------------------------------------------
+
+
+async def test_requests_under_way_fail_when_it_is_closed(transport: MakeTransport) -> None:
+    reached = asyncio.Event()
+
+    async def handle(reader: Reader, writer: Writer) -> None:
+        await read_request(reader)
+        reached.set()
+        await reader.read()
+
+    async with tcp_server(handle) as port, transport() as by:
+        under_way = asyncio.create_task(post(by, port))
+        await reached.wait()
+        await by.close()
+        with pytest.raises(SendFault) as raised:
+            await under_way
+        assert (raised.value.code, raised.value.ambiguous) == ("RESET", True)
+        with pytest.raises(RuntimeError, match="closed"):
+            await post(by, port)
+
+
+async def test_idle_connections_end_when_it_is_closed(transport: MakeTransport) -> None:
+    ended = asyncio.Event()
+
+    async def handle(reader: Reader, writer: Writer) -> None:
+        await read_request(reader)
+        writer.write(answer())
+        await reader.read()
+        ended.set()
+
+    async with tcp_server(handle) as port, transport() as by:
+        await post(by, port)
+        await by.close()
+        await ended.wait()
+
+
+LEAVES = """
+import asyncio, sys
+from listener.fcm.{module} import {kind} as Transport
+
+async def main():
+    transport = Transport(connect_timeout=60, timeout=600)
+    posts = [
+        asyncio.create_task(transport.post(sys.argv[1], {{"Authorization": "Bearer abc"}}, b"{{}}"))
+        for _ in range(1000)
+    ]
+    await asyncio.to_thread(sys.stdin.readline)
+    for each in posts:
+        each.cancel()
+    await asyncio.wait(posts)
+    await transport.close()
+    print("closed")
+
+asyncio.run(main())
+print("left")
+"""
+
+
+@pytest.mark.parametrize("kind", [AsyncioTransport, ReqwestTransport, AiohttpTransport])
+async def test_process_with_a_thousand_requests_under_way_ends_at_once(
+    kind: type[AsyncioTransport] | type[ReqwestTransport] | type[AiohttpTransport],
+) -> None:
+    reached = asyncio.Event()
+
+    async def handle(reader: Reader, writer: Writer) -> None:
+        await read_request(reader)
+        reached.set()
+        await reader.read()
+
+    script = LEAVES.format(module=kind.__module__.rpartition(".")[2], kind=kind.__name__)
+    async with tcp_server(handle) as port:
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-c", script, f"http://127.0.0.1:{port}/"),
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+        )
+        await reached.wait()
+        said, complaints = await process.communicate(b"go\n")
+    assert (process.returncode, said, complaints) == (0, b"closed\nleft\n", b"")
+
+
+# --- proxies -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("run", [asyncio.run, uvloop.run], ids=["asyncio", "uvloop"])
+@pytest.mark.parametrize("variable", ["HTTPS_PROXY", "https_proxy", "ALL_PROXY"])
+def test_https_goes_through_the_proxy(
+    variable: str,
+    transport: MakeTransport,
+    run: Callable[[Coroutine[Any, Any, None]], None],
+    tls: Tls,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def main() -> None:
+        async with AsyncExitStack() as stack:
+            proxy = await stack.enter_async_context(tunnelling_proxy())
+            port = await stack.enter_async_context(tcp_server(says(answer(), then=silent), tls.server))
+            monkeypatch.setenv("SSL_CERT_FILE", str(tls.ca_file))
+            by = await stack.enter_async_context(transport())
+            monkeypatch.setenv(variable, f"user:secret@127.0.0.1:{proxy.port}")
+            assert (await post(by, port, "https", "localhost")).body == BODY
+            (head,) = proxy.heads
+            assert head.startswith(f"CONNECT localhost:{port} HTTP/1.1\r\n".encode())
+            assert b"proxy-authorization: basic dxnlcjpzzwnyzxq=\r\n" in head.lower()
+            assert b"Bearer" not in head
+
+    run(main())
+
+
+@pytest.mark.parametrize(
+    "proxy",
+    [
+        "http://user:S3cr3t/x@127.0.0.1:1",
+        "http://user:12/S3cr3t@127.0.0.1:1",
+        "http://user:S3cr3t?x@127.0.0.1:1",
+        "http://user:12#S3cr3t@127.0.0.1:1",
+        "user:S3cr3t/x@127.0.0.1:1",
+        "S3cr3t://user:S3cr3t@127.0.0.1:1",
+        "http://user:S3cr3t@127.0.0.1:S3cr3t",
+        "http://user:S3cr3t@S3cr3t.invalid:1",
+        "http://user:S3cr3t@127.0.0.1:1",
+    ],
+)
+async def test_no_fault_of_a_proxy_shows_a_part_of_its_url(
+    transport: MakeTransport, proxy: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HTTPS_PROXY", proxy)
+    async with transport() as by:
+        with pytest.raises(SendFault) as raised:
+            await post(by, 443, "https", "fcm.example")
+    assert raised.value.code in ("PROXY", "DNS")
+    assert "s3cr3t" not in str(raised.value).lower()
+
+
+async def test_http_goes_through_the_proxy(transport: MakeTransport, monkeypatch: pytest.MonkeyPatch) -> None:
+    heads: list[bytes] = []
+
+    async def forward(reader: Reader, writer: Writer) -> None:
+        while True:
+            heads.append((await read_request(reader))[0])
+            writer.write(answer())
+
+    async with tcp_server(forward) as port, transport() as by:
+        monkeypatch.setenv("HTTP_PROXY", f"http://127.0.0.1:{port}")
+        for _ in range(2):
+            await by.post("http://fcm.example/v1/x", HEADERS, b"{}")
+    assert [head.split(b"\r\n")[0] for head in heads] == [b"POST http://fcm.example/v1/x HTTP/1.1"] * 2
+
+
+@pytest.mark.parametrize("exempt", ["127.0.0.1", "localhost,127.0.0.1", "*"])
+async def test_no_proxy_is_honoured(
+    transport: MakeTransport, exempt: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HTTP_PROXY", f"http://127.0.0.1:{closed_port()}")
+    monkeypatch.setenv("NO_PROXY", exempt)
+    async with tcp_server(says(answer())) as port, transport() as by:
+        assert (await post(by, port)).status == 200

@@ -1,0 +1,878 @@
+"""Existing installations: adopted with all that is in them, worked with, and given back as they were.
+
+The shapes are in tests/support/shapes. The title of a row there says what has to become of it.
+"""
+
+from __future__ import annotations
+
+import re
+import threading
+from collections.abc import Iterator
+from contextlib import asynccontextmanager, contextmanager
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+from uuid import UUID, uuid4
+
+import psycopg
+import pytest
+from psycopg import sql
+from psycopg.rows import dict_row
+from psycopg_pool import AsyncConnectionPool
+
+from listener import client
+from listener.postgres import queue
+from listener.postgres.queue import LogLine, Queue, Settlement
+from listener.schema import migrate
+from listener.sending.retry import Decision, Status
+from tests.support.catalog import describe
+from tests.support.postgres import Database
+
+pytestmark = pytest.mark.oldest_and_newest_postgres
+
+SHAPES = Path(__file__).parents[2] / "support" / "shapes"
+DOCUMENTATION = Path(__file__).parents[3] / "docs" / "adoption.md"
+ADOPTED = {
+    "reference": ("reference",),
+    "reference with logs": ("reference", "logs"),
+    "own words": ("own_words",),
+    "no check": ("no_check",),
+    "nearly ours": ("nearly_ours",),
+    "narrow": ("narrow",),
+}
+TABLES = ("push_notifications", "push_delivery_logs", "push_devices", "telemetry_logs")
+
+ANN = UUID("a0000000-0000-4000-8000-00000000000a")
+OURS = {"pending", "processing", "sent", "delivered", "failed", "dead", "expired", "cancelled"}
+
+Rows = dict[str, dict[str, Any]]
+
+
+@contextmanager
+def connected(
+    dsn: str, role: str = "", user: UUID | None = None
+) -> Iterator[psycopg.Connection[dict[str, Any]]]:
+    """In autocommit; with a role, as PostgREST has it for a request of this user."""
+    with psycopg.connect(dsn, autocommit=True, row_factory=dict_row) as connection:
+        if role:
+            connection.execute(sql.SQL("set role {}").format(sql.Identifier(role)))
+        if user:
+            connection.execute(
+                "select set_config('request.jwt.claims', %s, false)", (f'{{"sub": "{user}"}}',)
+            )
+        yield connection
+
+
+def load(database: Database, *names: str) -> None:
+    with connected(database.dsn) as connection:
+        for name in names:
+            connection.execute((SHAPES / f"{name}.sql").read_bytes())
+
+
+def contents(dsn: str, columns: dict[str, list[str]] | None = None) -> dict[str, Rows]:
+    """The rows of every table by the text of their key; of the columns named, or of all."""
+    found: dict[str, Rows] = {}
+    with connected(dsn) as connection:
+        for table in TABLES if columns is None else columns:
+            if not connection.execute("select where to_regclass(%s) is not null", (table,)).fetchall():
+                continue
+            names = (
+                sql.SQL("*") if columns is None else sql.SQL(", ").join(map(sql.Identifier, columns[table]))
+            )
+            rows = connection.execute(sql.SQL("select {} from {}").format(names, sql.Identifier(table)))
+            found[table] = {str(row.get("id", row.get("token"))): row for row in rows}
+    return found
+
+
+def names_of(dsn: str) -> dict[str, list[str]]:
+    """The columns of each of the tables that are there."""
+    with connected(dsn) as connection:
+        rows = connection.execute(
+            "select table_name::text, array_agg(column_name::text order by ordinal_position) as names "
+            "from information_schema.columns where table_schema = 'public' and table_name = any (%s) group by 1",
+            (list(TABLES),),
+        )
+        return {row["table_name"]: row["names"] for row in rows}
+
+
+@asynccontextmanager
+async def worker(dsn: str):  # type: ignore[no-untyped-def]
+    async with AsyncConnectionPool(
+        dsn, min_size=1, max_size=2, open=False, kwargs={"autocommit": True}
+    ) as pool:
+        yield Queue(pool, worker_id=await queue.register(pool, "test"), lease=60.0)
+
+
+def changed(old: dict[str, Any], new: dict[str, Any]) -> set[str]:
+    return {name for name in old if old[name] != new[name]}
+
+
+# --- adopted, worked with, given back --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", ADOPTED)
+async def test_adopted_worked_with_and_given_back(blank_database: Database, shape: str) -> None:
+    load(blank_database, *ADOPTED[shape])
+    await adopt_work_and_give_back(blank_database.dsn)
+
+
+@pytest.mark.newest_postgres
+async def test_columns_of_the_application_may_have_any_name(
+    database: Database, blank_database: Database
+) -> None:
+    """Those too that the SQL gives to values of its own, but for arguments and variables: they begin with p_ and v_."""
+    sources = [step.up for step in migrate.load()]
+    sources += [text for text in vars(queue).values() if isinstance(text, str)]
+    names = {name for text in sources for name in re.findall(r"\b(?!p_|v_)[a-z]\w{0,62}\b", text)}
+    system = {"ctid", "xmin", "tableoid"}
+    ours = names_of(database.dsn)
+    load(blank_database, "reference", "logs")
+    with connected(blank_database.dsn) as connection:
+        for table, columns in names_of(blank_database.dsn).items():
+            free = sorted(names - {*columns, *ours[table]} - system)
+            added = sql.SQL(", ").join(sql.SQL("add {} text").format(sql.Identifier(name)) for name in free)
+            connection.execute(sql.SQL("alter table {} {}").format(sql.Identifier(table), added))
+    await adopt_work_and_give_back(blank_database.dsn)
+
+    migrate.apply(blank_database.dsn)
+    with connected(blank_database.dsn) as connection:
+        connection.execute("select enqueue_push(p_device_token => 't', p_title => 'new')")
+        pushes = connection.execute("select id from fetch_pending_pushes(1000)").fetchall()
+        assert pushes
+        for push in pushes:
+            connection.execute("select mark_push_sent(%s)", (push["id"],))
+        connection.execute("select * from get_push_delivery_stats()")
+
+
+@pytest.mark.newest_postgres
+async def test_a_large_backlog_adopted_worked_with_and_given_back(blank_database: Database) -> None:
+    load(blank_database, "backlog")
+    await adopt_work_and_give_back(blank_database.dsn)
+
+
+async def adopt_work_and_give_back(dsn: str) -> None:
+    catalog, columns, before = describe(dsn), names_of(dsn), contents(dsn)
+
+    migrate.apply(dsn)
+
+    # Row by row: what was over is as it was, what waited is sent or has expired.
+    after = contents(dsn, columns)
+    assert {table: rows.keys() for table, rows in after.items()} == {
+        table: rows.keys() for table, rows in before.items()
+    }
+    state = contents(dsn, {"push_notifications": ["id", "status", "next_attempt_at", "error_code"]})
+    touched = {"updated_at", "retry_count", "next_attempt_at"}
+    for key, old in before["push_notifications"].items():
+        new, now = after["push_notifications"][key], state["push_notifications"][key]
+        if old["title"] == "untouched":
+            assert not changed(old, new)
+        elif old["title"] == "sent":
+            assert changed(old, new) <= touched
+            assert now["next_attempt_at"] is not None
+        else:
+            assert changed(old, new) <= touched | {"status", "error_code"}
+            assert (now["status"], now["next_attempt_at"], now["error_code"]) == (
+                "expired",
+                None,
+                "STALE_AT_ADOPTION",
+            )
+    for table in set(before) - {"push_notifications"}:
+        assert after[table] == before[table]
+
+    # The queue hands out those that are to be sent, each once.
+    async with worker(dsn) as hands:
+        pushes = await hands.claim(1000)
+        assert await hands.claim(1000) == []
+        wanted = {key for key, row in before["push_notifications"].items() if row["title"] == "sent"}
+        assert {str(push.id) for push in pushes} == wanted
+
+        # New ones come in, by our own way, and one of each fate is written down.
+        with connected(dsn) as connection:
+            added = [
+                client.enqueue(connection, user_id=ANN, device_token="t", title="new", body="b", data={})
+                for _ in range(5)
+            ]
+            connection.execute(
+                "select enqueue_push(p_topic => 'news', p_title => 'new', p_priority => 'high')"
+            )
+        claimed = await hands.claim(1000)
+        assert {push.id for push in claimed} > set(added)
+        assert len(claimed) == 6
+        fates = (
+            Decision(Status.SENT, message_id="projects/p/messages/1"),
+            Decision(
+                Status.FAILED, 60.0, True, "UNAVAILABLE", "FCM cannot be reached, and that is a long story"
+            ),
+            Decision(Status.DEAD, None, True, "UNREGISTERED", "gone"),
+            Decision(Status.EXPIRED, None, False, "EXPIRED", "too late"),
+            Decision(Status.PENDING, 0.0),
+        )
+        logs = [LogLine("t" * 200, "sent", {}), LogLine(None, "failed", {}), LogLine("t", "unknown", {})]
+        settled = [
+            Settlement(push.id, push.attempt, fate, logs)
+            for push, fate in zip(claimed[1:], fates, strict=True)
+        ]
+        assert await hands.settle(settled) == 5  # and one stays in the hands of its worker
+        await hands.sign_off()
+    with connected(dsn) as connection:
+        connection.execute("select cancel_push(%s)", (added[-1],))
+        connection.execute("select record_delivery_receipt(%s, 't', 'opened')", (settled[0].push_id,))
+        connection.execute("select register_device('phone', 'ios', %s)", (ANN,))
+        answer = connection.execute(
+            """select flush_telemetry(array['{"type": "info", "message": "hello"}'::jsonb]) as it"""
+        ).fetchone()
+        assert answer is not None
+        assert answer["it"]["accepted"] == 1
+
+    # The way back: not at the cost of rows that the old shape cannot hold, unless that is said.
+    with pytest.raises(migrate.MigrationError, match="--discard-data"):
+        migrate.rollback(dsn, 0)
+    migrate.rollback(dsn, 0, discard_data=True)
+
+    assert describe(dsn) == catalog
+    assert describe(dsn, "push_listener") == []
+    back = contents(dsn)
+    for table, old_rows in before.items():
+        for key, old in old_rows.items():
+            difference = changed(old, back[table][key])
+            if table != "push_notifications" or old["title"] == "untouched":
+                assert not difference
+            else:  # what waited waits again
+                assert back[table][key]["status"] == "pending"
+                if old["title"] == "expired":
+                    assert difference <= touched | {"error_code", "status"}
+
+
+@pytest.mark.parametrize("shape", ADOPTED)
+def test_given_back_at_once_nothing_has_happened(blank_database: Database, shape: str) -> None:
+    """No option is needed, and even a step by step return leaves nothing out."""
+    dsn = blank_database.dsn
+    load(blank_database, *ADOPTED[shape])
+    catalog, before = describe(dsn), contents(dsn)
+    migrate.apply(dsn)
+    migrated = describe(dsn, "public", "push_listener")
+    for version in range(len(migrate.load()) - 1, 0, -1):
+        migrate.rollback(dsn, version)
+    migrate.apply(dsn)
+    assert describe(dsn, "public", "push_listener") == migrated
+    migrate.rollback(dsn, 0)
+    assert describe(dsn) == catalog
+    after = contents(dsn)
+    for key, row in before["push_notifications"].items():
+        allowed = {"updated_at", "retry_count", "next_attempt_at", "error_code"}
+        if row["status"] != "pending":
+            allowed.add("status")  # of an earlier version: it waited for its next try, and does so as pending
+        assert changed(row, after["push_notifications"][key]) <= (
+            set() if row["title"] == "untouched" else allowed
+        )
+
+
+def test_statuses_become_the_nearest_that_the_application_knows(blank_database: Database) -> None:
+    dsn = blank_database.dsn
+    load(blank_database, "reference")
+    migrate.apply(dsn)
+    with connected(dsn) as connection:
+        for status in sorted(OURS):
+            connection.execute(
+                "insert into push_notifications (title, body, status, next_attempt_at) values ('new', %s, %s, null)",
+                (status, status),
+            )
+    migrate.rollback(dsn, 0)
+    rows = [row for row in contents(dsn)["push_notifications"].values() if row["title"] == "new"]
+    assert {row["body"]: row["status"] for row in rows} == {
+        "pending": "pending",
+        "processing": "pending",
+        "sent": "sent",
+        "delivered": "sent",
+        "failed": "failed",
+        "dead": "failed",
+        "expired": "failed",
+        "cancelled": "failed",
+    }
+
+
+def test_without_a_check_only_what_is_under_way_is_put_back(blank_database: Database) -> None:
+    dsn = blank_database.dsn
+    load(blank_database, "no_check")
+    migrate.apply(dsn)
+    with connected(dsn) as connection:
+        connection.execute(
+            "insert into push_notifications (title, status, next_attempt_at, delivery_attempts, claimed_by) values "
+            "('dead', 'dead', null, 3, 7), ('held', 'processing', now(), 1, 7), ('retried', 'failed', now(), 1, 7)"
+        )
+    migrate.rollback(dsn, 0)
+    rows = {row["title"]: row["status"] for row in contents(dsn)["push_notifications"].values()}
+    assert (rows["dead"], rows["held"], rows["retried"]) == ("dead", "pending", "pending")
+    # The application's own worker had that one, and still has.
+    assert (
+        contents(dsn)["push_notifications"]["00000000-0000-4000-8000-000000000004"]["status"] == "processing"
+    )
+
+
+def test_rows_that_the_old_shape_cannot_hold_are_named_and_kept(blank_database: Database) -> None:
+    dsn = blank_database.dsn
+    load(blank_database, "own_words")
+    catalog = describe(dsn)
+    migrate.apply(dsn)
+    with connected(dsn) as connection:
+        connection.execute("select enqueue_push(p_topic => 'news', p_title => 'without a user')")
+    with pytest.raises(
+        migrate.MigrationError, match="1 rows without user_id, which the application requires"
+    ):
+        migrate.rollback(dsn, 0)
+    assert all(state.applied_at is not None for state in migrate.status(dsn))
+    migrate.rollback(dsn, 0, discard_data=True)
+    assert describe(dsn) == catalog
+    assert "without a user" not in {row["title"] for row in contents(dsn)["push_notifications"].values()}
+
+
+def test_log_rows_that_the_old_check_forbids_are_kept_beside_it(blank_database: Database) -> None:
+    dsn = blank_database.dsn
+    load(blank_database, "reference", "logs")
+    migrate.apply(dsn)
+    push = "00000000-0000-4000-8000-000000000001"
+    with connected(dsn) as connection:
+        connection.execute(
+            "insert into push_delivery_logs (push_id, device_token, status) values (%s, null, 'sent')",
+            (push,),
+        )
+    warnings: list[str] = []
+    migrate.rollback(dsn, 0, warn=warnings.append)
+    assert warnings == [
+        "known_status is back on push_delivery_logs for new rows only: it has rows that would break it"
+    ]
+    with connected(dsn) as connection:
+        kept = connection.execute(
+            "select device_token from push_delivery_logs where status = 'sent'"
+        ).fetchall()
+        assert kept == [{"device_token": ""}]
+        with pytest.raises(psycopg.errors.CheckViolation):
+            connection.execute(
+                "insert into push_delivery_logs (push_id, device_token, status) values (%s, 't', 'sent')",
+                (push,),
+            )
+
+
+# --- what the application does goes on working -----------------------------------------------------------
+
+
+def test_the_applications_own_statements_go_on_working(blank_database: Database) -> None:
+    dsn = blank_database.dsn
+    load(blank_database, "reference", "logs")
+    migrate.apply(dsn)
+
+    with connected(dsn, "authenticated", ANN) as connection:
+        connection.execute(
+            "insert into push_notifications (driver_id, user_id, title, body) values (%s, %s, 'mine', 'b')",
+            (ANN, ANN),
+        )
+        with pytest.raises(psycopg.errors.InsufficientPrivilege):
+            connection.execute(
+                "insert into push_notifications (driver_id, title, body) values (gen_random_uuid(), 'x', 'b')"
+            )
+        seen = connection.execute("select id, driver_id, status from push_notifications").fetchall()
+        assert {row["driver_id"] for row in seen} == {ANN}
+        assert connection.execute("select count(*) as n from push_delivery_logs").fetchone() == {"n": 1}
+        assert connection.execute("select fcm_token from profiles").fetchall() == [
+            {"fcm_token": "phone-of-a"}
+        ]
+
+    with connected(dsn) as connection:
+        connection.execute("insert into trips values (1, %s, %s)", (ANN, ANN))  # its trigger enqueues
+        one = connection.execute(
+            "select enqueue_push_notification(%s, %s, 'called', 'b') as id", (ANN, ANN)
+        ).fetchone()
+        assert one is not None
+        waiting = connection.execute(
+            "select title from push_notifications where next_attempt_at <= now() and body <> 'tried once' "
+            "and body <> 'waiting' order by title"
+        ).fetchall()
+        assert [row["title"] for row in waiting] == ["called", "mine", "trip"]
+
+    # Its own worker settles a row; the queue then has nothing to do with it.
+    with connected(dsn, "service_role") as connection:
+        connection.execute("select mark_push_sent(%s, 'sent')", (one["id"],))
+        row = connection.execute(
+            "select status, attempts, updated_at > created_at as touched from push_notifications where id = %s",
+            (one["id"],),
+        ).fetchone()
+        assert row == {"status": "sent", "attempts": 1, "touched": True}
+        taken = connection.execute("select id from fetch_pending_pushes(1000)").fetchall()
+        assert one["id"] not in {row["id"] for row in taken}
+        with pytest.raises(psycopg.errors.CheckViolation):
+            connection.execute(
+                "update push_notifications set status = 'nonsense' where id = %s", (one["id"],)
+            )
+
+
+def test_a_row_that_becomes_pending_again_is_looked_at_and_rings(blank_database: Database) -> None:
+    """The application says so in its own way, which knows nothing of next_attempt_at."""
+    dsn = blank_database.dsn
+    load(blank_database, "own_words")
+    migrate.apply(dsn)
+    with connected(dsn) as bell, connected(dsn) as connection:
+        bell.execute("listen push_listener")
+        connection.execute(
+            "update push_notifications set status = 'pending' where status in ('queued', 'read')"
+        )
+        rings = [ring.channel for ring in bell.notifies(timeout=10, stop_after=1)]
+        assert rings == ["push_listener"]
+        due = connection.execute(
+            "select count(*) as n from push_notifications where status = 'pending' and next_attempt_at <= now()"
+        ).fetchone()
+        assert due == {"n": 5}
+        # An insert rings too.
+        connection.execute(
+            "insert into push_notifications (user_id, title, status) values (%s, 'new', 'pending')", (ANN,)
+        )
+        assert [ring.channel for ring in bell.notifies(timeout=10, stop_after=1)] == ["push_listener"]
+
+
+@pytest.mark.parametrize("shape", ADOPTED)
+def test_the_index_of_the_queue_serves_every_shape(blank_database: Database, shape: str) -> None:
+    """A condition on a varchar reads otherwise than one on a text; index and queries have to agree."""
+    dsn = blank_database.dsn
+    load(blank_database, *ADOPTED[shape])
+    migrate.apply(dsn)
+    with connected(dsn) as connection:
+        connection.execute("set enable_seqscan = off; set enable_bitmapscan = off")
+        plan = connection.execute(
+            "explain select id from push_notifications "
+            "where (case priority::text when 'high' then 0 else 1 end) = 1 and next_attempt_at <= now() "
+            "and next_attempt_at is not null and status in ('pending', 'processing', 'failed') "
+            "order by next_attempt_at limit 10 for update skip locked"
+        ).fetchall()
+    assert any("Index Scan using push_notifications_due" in row["QUERY PLAN"] for row in plan), plan
+    assert not any("Sort" in row["QUERY PLAN"] for row in plan), plan
+
+
+async def test_counters_that_are_null_count_from_nothing(blank_database: Database) -> None:
+    dsn = blank_database.dsn
+    load(blank_database, "nearly_ours")
+    migrate.apply(dsn)
+    with connected(dsn) as connection:
+        connection.execute("update push_notifications set next_attempt_at = null")
+        connection.execute("alter table push_notifications alter column delivery_attempts drop not null")
+        connection.execute(
+            "insert into push_notifications (device_token, title, retry_count, delivery_attempts) "
+            "values ('t', 'null', null, null)"
+        )
+    async with worker(dsn) as hands:
+        (push,) = await hands.claim(10)
+        assert (push.attempt, push.retry_count) == (1, 0)
+        again = Decision(Status.FAILED, 0.0, True, "UNAVAILABLE", "busy")
+        assert await hands.settle([Settlement(push.id, push.attempt, again)]) == 1
+        (push,) = await hands.claim(10)
+        assert (push.attempt, push.retry_count) == (2, 1)
+
+
+async def test_tokens_in_profiles_as_the_documentation_has_it(blank_database: Database) -> None:
+    dsn = blank_database.dsn
+    load(blank_database, "reference")
+    migrate.apply(dsn)
+    examples = re.findall(r"```sql\n(.*?)```", DOCUMENTATION.read_text(), re.DOTALL)
+    assert len(examples) == 2
+    with connected(dsn) as connection:
+        connection.execute("update push_notifications set next_attempt_at = null")
+        for example in examples:
+            connection.execute(example.encode())
+        connection.execute(
+            "insert into push_notifications (driver_id, title, body) values (%s, 'for the driver', 'b')",
+            (ANN,),
+        )
+    with listening_role(blank_database) as role:
+        async with worker(blank_database.dsn_as(role)) as hands:
+            (push,) = await hands.claim(10)
+            assert push.recipients == [("phone-of-a", None)]
+            gone = Settlement(
+                push.id,
+                push.attempt,
+                Decision(Status.DEAD, None, True, "UNREGISTERED", "gone"),
+                [],
+                [("phone-of-a", "UNREGISTERED")],
+            )
+            assert await hands.settle([gone]) == 1
+    with connected(dsn) as connection:
+        assert connection.execute("select from profiles where fcm_token is not null").fetchall() == []
+
+
+@contextmanager
+def listening_role(database: Database) -> Iterator[str]:
+    """A role that may log in and do what push_listener may."""
+    name = f"listener_{uuid4().hex[:8]}"
+    role = sql.Identifier(name)
+    with connected(database.superuser_dsn) as connection:
+        connection.execute(sql.SQL("create role {} login in role push_listener").format(role))
+        try:
+            yield name
+        finally:
+            connection.execute(sql.SQL("drop role {}").format(role))
+
+
+# --- rows that waited ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("patience", "sent", "expired"),
+    [(timedelta(days=1), 2, 3), (timedelta(days=7), 3, 2), (timedelta(minutes=30), 1, 4), (None, 5, 0)],
+)
+def test_what_is_too_old_is_said(
+    blank_database: Database, patience: timedelta | None, sent: int, expired: int
+) -> None:
+    dsn = blank_database.dsn
+    load(blank_database, "reference")
+    catalog = describe(dsn, "public", "push_listener")
+    foretold = migrate.foresee(dsn, expire_older_than=patience)
+    assert len(foretold) == 2
+    assert "--share-new-columns" in foretold[0]
+    assert f"rows that wait: {sent} of them will be sent, and {expired} will expire" in foretold[1]
+    assert describe(dsn, "public", "push_listener") == catalog
+
+    warnings: list[str] = []
+    migrate.apply(dsn, expire_older_than=patience, warn=warnings.append)
+    assert warnings[:2] == foretold
+    with connected(dsn) as connection:
+        row = connection.execute(
+            "select count(*) filter (where status = 'expired') as expired, "
+            "count(*) filter (where status = 'pending' and next_attempt_at <= now()) as sent, count(*) as all "
+            "from push_notifications"
+        ).fetchone()
+        assert row == {"expired": expired, "sent": sent, "all": 8}
+    assert migrate.foresee(dsn) == []
+
+
+def test_old_rows_are_decided_in_batches(blank_database: Database) -> None:
+    """Each is locked only while its batch is written."""
+    load(blank_database, "backlog")
+    migrate.apply(blank_database.dsn)
+    with connected(blank_database.dsn) as connection:
+        row = connection.execute(
+            "select count(distinct xmin::text) as transactions, count(*) as rows "
+            "from push_notifications where error_code = 'STALE_AT_ADOPTION'"
+        ).fetchone()
+    assert row is not None
+    assert row["rows"] == 99_990
+    assert row["transactions"] > 10
+
+
+def test_a_queue_without_dates_is_not_poured_out(blank_database: Database) -> None:
+    dsn = blank_database.dsn
+    with connected(dsn) as connection:
+        connection.execute(
+            "create table push_notifications (id uuid primary key, status text);"
+            "insert into push_notifications select gen_random_uuid(), 'pending' from generate_series(1, 10)"
+        )
+    assert "10 will expire (older than 1 day: 0; of unknown age: 10;" in migrate.foresee(dsn)[-1]
+    migrate.apply(dsn)
+    with connected(dsn) as connection:
+        connection.execute("insert into push_notifications (device_token, title) values ('t', 'new')")
+        rows = connection.execute(
+            "select status, count(*) as n from push_notifications group by 1 order by 1"
+        ).fetchall()
+    assert rows == [{"status": "expired", "n": 10}, {"status": "pending", "n": 1}]
+
+
+def test_a_trigger_that_guards_the_status_is_named(blank_database: Database) -> None:
+    dsn = blank_database.dsn
+    with connected(dsn) as connection:
+        connection.execute(
+            "create table push_notifications (id uuid primary key default gen_random_uuid(), title text,"
+            " status text, created_at timestamptz);"
+            "insert into push_notifications (status, created_at) values ('pending', now() - interval '1 month');"
+            "create function guard() returns trigger language plpgsql as $$ begin"
+            "  if current_user <> 'service_role' then new.status := old.status; end if; return new; end $$;"
+            "create trigger guard before update on push_notifications for each row execute function guard()"
+        )
+    with pytest.raises(migrate.MigrationError, match="a trigger on push_notifications takes back"):
+        migrate.apply(dsn)
+    migrate.rollback(dsn, 0, discard_data=True)
+    with connected(dsn) as connection:
+        connection.execute("drop trigger guard on push_notifications")
+    migrate.apply(dsn)
+
+
+def test_a_trigger_that_gives_new_rows_a_status_of_its_own_is_named(blank_database: Database) -> None:
+    dsn = blank_database.dsn
+    migrate.apply(dsn)
+    with connected(dsn) as connection:
+        connection.execute(
+            "create function own() returns trigger language plpgsql as $$ begin"
+            "  new.status := 'cancelled'; return new; end $$;"
+            "create trigger own before insert on push_notifications for each row execute function own()"
+        )
+        with pytest.raises(psycopg.errors.ObjectNotInPrerequisiteState, match="would never be sent"):
+            connection.execute("select enqueue_push(p_device_token => 't', p_title => 'x')")
+    assert not contents(dsn)["push_notifications"]
+
+
+def test_rows_that_come_in_on_the_way_are_sent(blank_database: Database) -> None:
+    """Between the step that adds the columns and the one that decides about old rows, days later even."""
+    dsn = blank_database.dsn
+    load(blank_database, "reference")
+    migrate.apply(dsn, migrate.load()[:7])
+    with connected(dsn) as connection:
+        connection.execute("insert into push_notifications (title, body) values ('new', 'b')")
+        connection.execute("update push_listener.migrations set applied_at = now() - interval '3 days'")
+        connection.execute(
+            "update push_notifications set created_at = now() - interval '2 days', "
+            "next_attempt_at = now() - interval '2 days' where title = 'new'"
+        )
+    migrate.apply(dsn)
+    rows = contents(dsn)["push_notifications"].values()
+    assert [row["status"] for row in rows if row["title"] == "new"] == ["pending"]
+
+
+# --- what stands in the way ------------------------------------------------------------------------------
+
+
+def way_out(function: str) -> str:
+    """What is advised where the application has a function of push-listener's name."""
+    return (
+        f"drop function {function}; or, to keep it, first revoke execute on function {function} from public, "
+        f"and then alter function {function} rename to ..."
+    )
+
+
+REFUSED = {
+    "refused_types": [
+        "push_devices has no column token: add it, or rename the table",
+        "push_notifications.created_at is timestamp without time zone, and has to be timestamp with time zone: "
+        "set timezone = 'UTC', if that is what it holds, and alter table public.push_notifications "
+        "alter column created_at type timestamptz, which rewrites nothing then",
+        "push_notifications.data is text, and has to be jsonb or json: rename it, or the table",
+        "push_notifications.delivery_attempts is smallint, and has to be integer or bigint: alter table "
+        "public.push_notifications alter column delivery_attempts type integer, which rewrites the table",
+        "push_notifications.id has no primary key or unique constraint for it alone: alter table "
+        "public.push_notifications add unique (id)",
+        "push_notifications.id is bigint, and has to be uuid: rename it, or the table",
+        "push_notifications.retry_count is generated, and has to be written: alter table "
+        "public.push_notifications alter column retry_count drop expression",
+        "push_notifications.status is public.push_status, and has to be text or character varying: alter table "
+        "public.push_notifications alter column status drop default, alter column status type text using "
+        "status::text, alter column status set default 'pending'",
+    ],
+    "refused_relations": [
+        "push_delivery_logs is a partitioned table, and has to be an ordinary table: rename it",
+        "push_notifications is a view, and has to be an ordinary table: rename it",
+        "push_recipients exists, without the columns user_id uuid, token text and platform text that it has "
+        "to have: rename it, or give it those",
+        "telemetry_logs has rewrite rules, and push-listener cannot work with it so",
+        "telemetry_logs.id is NOT NULL without a default, and push-listener, which knows nothing of it, adds "
+        "rows: alter table public.telemetry_logs alter column id add generated by default as identity",
+    ],
+    "refused_names": [
+        "there is a function public.cancel_push(uuid), and push-listener's own has that name and those arguments: "
+        + way_out("public.cancel_push(uuid)"),
+        "there is a function public.fetch_pending_pushes(), and PostgREST could not tell a call of it from one of "
+        "push-listener's fetch_pending_pushes(p_limit): " + way_out("public.fetch_pending_pushes()"),
+        "there is a function public.mark_push_sent(uuid,text), and PostgREST could not tell a call of it from one "
+        "of push-listener's mark_push_sent(p_push_id): " + way_out("public.mark_push_sent(uuid,text)"),
+        "there is a table push_devices_live, named as an index that push-listener makes: rename it",
+        "there is a trigger push_listener_mine on push_notifications, named as push-listener names its own: "
+        "alter trigger push_listener_mine on public.push_notifications rename to ...",
+        "there is an index push_notifications_due, named as an index that push-listener makes: rename it",
+    ],
+    "refused_constraints": [
+        "push_delivery_logs.id is NOT NULL without a default, and push-listener, which knows nothing of it, "
+        "adds rows: alter table public.push_delivery_logs alter column id add generated by default as identity",
+        "push_delivery_logs.provider is NOT NULL without a default, and push-listener, which knows nothing of "
+        "it, adds rows: alter table public.push_delivery_logs alter column provider set default ..., "
+        "or drop not null",
+        "push_notifications.last_error is character varying(80), too short for what push-listener writes, and "
+        "cannot be widened while there is rule _RETURN on view public.errors: drop that, alter table "
+        "public.push_notifications alter column last_error type text, and create it again",
+        "push_notifications.status is character varying(7), too short for what push-listener writes, and "
+        "cannot be widened while there is policy own on table public.push_notifications, the constraint sent_or_not: "
+        "drop that, alter table public.push_notifications alter column status type text, and create it again",
+        "the unique index public.push_delivery_logs_push_id_device_token_key lets a push have only one row for each "
+        "push_id, device_token, and there is one for each attempt and each receipt: drop it",
+        "the unique index public.push_delivery_logs_push_id_key lets a push have only one row for each push_id, and "
+        "there is one for each attempt and each receipt: drop it",
+        "the constraint push_notifications_retry_count_check on push_notifications forbids what push-listener "
+        "writes (failed, dead): drop it, or let that through; it is CHECK ((retry_count <= 3))",
+        "the constraint sent_or_not on push_notifications forbids what push-listener writes (deliver): drop "
+        "it, or let that through; it is CHECK ((((status)::text = 'sent'::text) = (sent_at IS NOT NULL)))",
+        "push_notifications.idempotency_key has 1 values that stand in more than one row: leave each in one, "
+        "and set it to NULL in the others",
+    ],
+}
+
+
+@pytest.mark.parametrize("shape", REFUSED)
+def test_what_cannot_be_adopted_is_named_at_once_and_left_alone(blank_database: Database, shape: str) -> None:
+    dsn = blank_database.dsn
+    load(blank_database, shape)
+    before = describe(dsn, "public", "push_listener")
+    for attempt in (migrate.apply, migrate.foresee):
+        with pytest.raises(migrate.MigrationError) as refusal:
+            attempt(dsn)
+        first, *obstacles, last = str(refusal.value).splitlines()
+        assert first == "0001_preflight: this database cannot be adopted as it is"
+        assert [line.removeprefix("- ") for line in obstacles] == REFUSED[shape]
+        assert last == "Nothing has been changed. Mend what is named, then run this again."
+        assert describe(dsn, "public", "push_listener") == before
+
+
+def test_the_remedies_help(blank_database: Database) -> None:
+    """What the refusal of a table says is to be done, done, lets it be adopted."""
+    dsn = blank_database.dsn
+    with connected(dsn) as connection:
+        connection.execute(
+            "create type push_status as enum ('pending', 'sent');"
+            "create table push_notifications (id uuid default gen_random_uuid(), "
+            "status push_status not null default 'pending', created_at timestamp default now());"
+            "insert into push_notifications (status) values ('sent'), ('pending')"
+        )
+    with pytest.raises(migrate.MigrationError) as refusal:
+        migrate.apply(dsn)
+    with connected(dsn) as connection:
+        for line in str(refusal.value).splitlines()[1:-1]:
+            if zone := re.search(r"set timezone = 'UTC'", line):
+                connection.execute(zone[0].encode())
+            remedy = re.search(r"alter table .*?(?=, which|$)", line)
+            assert remedy is not None
+            connection.execute(remedy[0].encode())
+    migrate.apply(dsn)
+    assert {row["status"] for row in contents(dsn)["push_notifications"].values()} == {"sent", "pending"}
+
+
+def test_rows_without_a_status_are_nobodys_to_send(blank_database: Database) -> None:
+    dsn = blank_database.dsn
+    with connected(dsn) as connection:
+        connection.execute("create table push_notifications (id uuid primary key, title text)")
+        migrate.foresee(dsn)  # without a row there is nothing to doubt
+        connection.execute("insert into push_notifications values (gen_random_uuid(), 'which was it?')")
+    with pytest.raises(migrate.MigrationError, match="no column status that says which of them wait"):
+        migrate.apply(dsn)
+
+
+def test_tables_of_another_role_are_refused_by_its_name(blank_database: Database) -> None:
+    dsn, owner = blank_database.dsn, f"owner_{uuid4().hex[:8]}"
+    load(blank_database, "reference")
+    with connected(blank_database.superuser_dsn) as connection:
+        connection.execute(
+            sql.SQL("create role {0}; alter table push_notifications owner to {0}").format(
+                sql.Identifier(owner)
+            )
+        )
+    try:
+        with pytest.raises(
+            migrate.MigrationError,
+            match=f"push_notifications belongs to {owner}, of which postgres is not a member: run this as {owner}",
+        ):
+            migrate.apply(dsn)
+    finally:
+        with connected(blank_database.superuser_dsn) as connection:
+            connection.execute(
+                sql.SQL("alter table push_notifications owner to postgres; drop role {}").format(
+                    sql.Identifier(owner)
+                )
+            )
+
+
+def test_what_deserves_a_look_is_pointed_out(blank_database: Database) -> None:
+    with connected(blank_database.dsn) as connection:
+        connection.execute(
+            "create unlogged table push_notifications (id uuid primary key, tenant uuid not null, "
+            "title text not null, status text default 'draft');"
+            "insert into push_notifications values (gen_random_uuid(), gen_random_uuid(), 'x', 'processing')"
+        )
+    assert migrate.foresee(blank_database.dsn) == [
+        "row-level security is off on push_notifications: whoever has a grant on it reaches all of its rows",
+        "push_notifications is unlogged: after a crash of the database it is empty",
+        "push_notifications.status is 'draft'::text where nothing else is said: a row is sent once it is 'pending'",
+        "push_notifications.tenant is NOT NULL without a default: enqueue_push and push-listener send, which know "
+        "nothing of it, cannot add rows",
+        "push_notifications has rows in status 'processing', in the hands of the application: 1 of them, which are "
+        "left to it",
+    ]
+
+
+def test_a_status_without_a_default_is_pointed_out(blank_database: Database) -> None:
+    with connected(blank_database.dsn) as connection:
+        connection.execute(
+            "create table push_notifications (id uuid primary key, status text);"
+            "alter table push_notifications enable row level security"
+        )
+    assert migrate.foresee(blank_database.dsn) == [
+        "push_notifications.status has no default, and is given one: a row of which nothing else is said will be "
+        "'pending', and sent"
+    ]
+
+
+def test_webhooks_that_may_send_already_are_pointed_out(blank_database: Database) -> None:
+    load(blank_database, "reference")
+    with connected(blank_database.superuser_dsn) as connection:
+        connection.execute(
+            "create schema supabase_functions; create function supabase_functions.http_request() returns trigger "
+            "language plpgsql as 'begin return null; end'; create trigger send after insert on push_notifications "
+            "for each row execute function supabase_functions.http_request()"
+        )
+    assert migrate.foresee(blank_database.dsn)[1] == (
+        "the trigger send on push_notifications makes HTTP requests (supabase_functions.http_request()): if they "
+        "send pushes, drop it before push-listener runs, or each is sent twice"
+    )
+
+
+def test_preflight_knows_every_name_that_is_made(database: Database, blank_database: Database) -> None:
+    """The list of functions, their arguments and the indexes stands in 0001, before any of them is there."""
+    with connected(database.dsn) as connection:
+        functions = connection.execute(
+            "select proname, pg_get_function_arguments(oid) as arguments, pg_get_function_identity_arguments(oid) "
+            "as bare from pg_proc where pronamespace = 'public'::regnamespace "
+            "and proname <> 'push_disable_token' order by 1"
+        ).fetchall()
+        indexes = connection.execute(
+            "select indexrelid::regclass::text as name from pg_index join pg_class c on c.oid = indexrelid "
+            "where c.relnamespace = 'public'::regnamespace and not exists "
+            "(select from pg_constraint k where k.conindid = indexrelid) order by 1"
+        ).fetchall()
+    assert len(functions) >= 11
+    with connected(blank_database.dsn) as connection:
+        for function in functions:
+            name = sql.Identifier(function["proname"])
+            more = ", " if function["arguments"] else ""
+            for arguments in (function["bare"], f"{function['arguments']}{more}p_more text default null"):
+                connection.execute(
+                    sql.SQL("create function {}({}) returns integer language sql as 'select 1'").format(
+                        name,
+                        sql.SQL(arguments),
+                    )
+                )
+        for index in indexes:
+            connection.execute(sql.SQL("create table {} ()").format(sql.Identifier(index["name"])))
+    with pytest.raises(migrate.MigrationError) as refusal:
+        migrate.foresee(blank_database.dsn)
+    said = str(refusal.value)
+    for function in functions:
+        assert len(re.findall(rf"there is a function public\.{function['proname']}\(", said)) == 2, function
+    for index in indexes:
+        assert f"there is a table {index['name']}, named as an index" in said
+
+
+# --- beside an application at work -----------------------------------------------------------------------
+
+
+def test_whoever_reads_for_long_is_waited_for_without_anybody_waiting_for_us(
+    blank_database: Database,
+) -> None:
+    """ALTER TABLE has to wait for a reader; whoever comes after it must not have to wait for the ALTER TABLE."""
+    dsn = blank_database.dsn
+    load(blank_database, "reference")
+    with psycopg.connect(dsn) as reader, connected(dsn) as writer:
+        reader.execute("select count(*) from push_notifications")  # and its transaction stays open
+        thread = threading.Thread(target=migrate.apply, args=(dsn,))
+        thread.start()
+        seen_waiting = 0
+        while seen_waiting < 3:
+            row = writer.execute(
+                "select count(*) as n from pg_locks where relation = 'push_notifications'::regclass "
+                "and mode = 'AccessExclusiveLock' and not granted"
+            ).fetchone()
+            assert row is not None
+            seen_waiting += row["n"]
+            writer.execute("insert into push_notifications (title, body) values ('meanwhile', 'b')")
+            assert thread.is_alive()
+        reader.rollback()
+        thread.join()
+    assert all(state.applied_at is not None for state in migrate.status(dsn))

@@ -1,0 +1,599 @@
+"""SQL that runs with the rights of the listener, of the owner or of a definer never runs what others have created.
+
+In a session's pg_temp, or in public, an attacker has functions, operators, types and relations with the names of
+Postgres' own. They tell who runs them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, suppress
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, LiteralString
+from uuid import UUID, uuid4
+
+import psycopg
+import pytest
+from psycopg_pool import AsyncConnectionPool
+
+from listener import client
+from listener.emulator import Emulator
+from listener.postgres import queue
+from listener.postgres.queue import LIVENESS_CLASS, ROLLBACK_LOCK, LogLine, Queue, Settlement
+from listener.schema import export, migrate, retention, stats
+from listener.schema.migrate import Migration
+from listener.sending.retry import Decision, Status
+from tests.support import attacks
+from tests.support.access import (
+    APPLICATION,
+    CALLS,
+    OTHER,
+    OTHERS_PUSH,
+    OWNER,
+    PUSH,
+    WORKER,
+    Regime,
+    make_worker,
+    project,
+)
+from tests.support.attacks import INTERNAL_CALLS, Session
+from tests.support.postgres import Database, Server, Template
+from tests.support.service import rows_of, serving, settings_for
+
+pytestmark = pytest.mark.oldest_and_newest_postgres
+
+SHAPES = Path(__file__).parents[2] / "support" / "shapes"
+OURS = "('public'::regnamespace, 'push_listener'::regnamespace)"
+
+
+# --- the catalogue -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("application", ["", APPLICATION], ids=["fresh", "adopted"])
+def test_every_function_looks_names_up_in_pg_catalog_first(postgres: Server, application: str) -> None:
+    with project(postgres, Regime.NEW, application) as database:
+        assert _loose(database) == []
+        with psycopg.connect(database.dsn, autocommit=True) as owner:
+            owner.execute("alter function public.cancel_push(uuid) set search_path = ''")
+            owner.execute("alter function push_listener.columns(text) reset search_path")
+            owner.execute(
+                "alter function push_listener.guarded() set search_path = pg_catalog, public, pg_temp"
+            )
+        assert len(_loose(database)) == 3
+
+
+def _loose(database: Database) -> list[str]:
+    with psycopg.connect(database.dsn) as owner:
+        rows = owner.execute(
+            "select oid::regprocedure::text from pg_proc "  # a constant
+            f"where pronamespace in {OURS} and proname <> 'touch' "
+            "and array(select s from unnest(proconfig) s where s like 'search_path=%') "
+            "<> array['search_path=pg_catalog, pg_temp']"
+        ).fetchall()
+    return [name for (name,) in rows]
+
+
+# --- pg_temp: a session's own ------------------------------------------------------------------------------------
+
+LOGINS = {"listener": "push_listener", "user": "authenticated", "service": "service_role", "owner": None}
+"""Who attacks: a login with the rights of a role; and the owner, into whose session somebody has got things."""
+
+ALLOWED = {
+    "listener": {"push_disable_token"},
+    "user": {"record_delivery_receipt", "register_device", "unregister_device", "flush_telemetry"},
+    "service": {
+        "enqueue_push", "cancel_push", "requeue_pushes", "fetch_pending_pushes", "mark_push_sent", "mark_push_failed",
+        "record_delivery_receipt", "register_device", "unregister_device", "flush_telemetry", "get_push_delivery_stats",
+    },
+}  # fmt: skip
+"""What must have been called indeed, and not refused."""
+
+ALL_CALLS = {**CALLS, **INTERNAL_CALLS}
+
+# (trigger, who sets it off, how)
+TRIGGERS = [
+    ("push_listener_begin_as_new", "user",
+     f"insert into public.push_notifications (driver_id, title, body) values ('{OWNER}', 't', 'b')"),
+    ("push_listener_ring_insert", "owner",
+     "insert into public.push_notifications (title, body) values ('t', 'b')"),
+    ("push_listener_ring_update", "listener",
+     f"update public.push_notifications set status = 'pending', next_attempt_at = now() where id = '{PUSH}'"),
+    ("push_listener_look_again", "listener",
+     f"update public.push_notifications set status = 'pending' where id = '{PUSH}'"),
+    ("push_listener_count_changed", "listener",
+     f"update public.push_notifications set status = 'cancelled' where id = '{PUSH}'"),
+    ("push_listener_count_inserted", "owner",
+     "insert into public.push_notifications (title, body, status) values ('t', 'b', 'sent')"),
+    ("push_listener_count_receipts", "listener",
+     f"insert into public.push_delivery_logs (push_id, status) values ('{PUSH}', 'opened')"),
+]  # fmt: skip
+
+_FILL = f"""
+insert into public.push_notifications (id, user_id, driver_id, device_token, title, body, status, next_attempt_at)
+  values ('{PUSH}', '{OWNER}', '{OWNER}', 'token of {OWNER}', 't', 'b', 'sent', null),
+         ('{OTHERS_PUSH}', '{OTHER}', '{OTHER}', 'token of {OTHER}', 't', 'b', 'processing', now() + interval '1 day');
+insert into public.push_delivery_logs (push_id, device_token, status) values ('{PUSH}', 'token of {OWNER}', 'sent');
+insert into public.push_devices (token, user_id, platform) values ('token of {OWNER}', '{OWNER}', 'web');
+"""  # constants
+
+
+@pytest.fixture(scope="module")
+def sessions(postgres: Server) -> Iterator[dict[str, Session]]:
+    """Of each attacker a session with a full pg_temp, on one adopted database."""
+    with project(postgres, Regime.NEW, APPLICATION) as database, ExitStack() as stack:
+        with psycopg.connect(database.dsn, autocommit=True) as owner:
+            owner.execute(_FILL.encode())
+        opened = {}
+        with psycopg.connect(database.superuser_dsn, autocommit=True) as superuser:
+            for name, role in LOGINS.items():
+                if role:
+                    attacks.make_login(superuser, f"test_attacker_{name}", role)
+        for name, role in LOGINS.items():
+            dsn = database.dsn_as(f"test_attacker_{name}") if role else database.dsn
+            connection = stack.enter_context(psycopg.connect(dsn, autocommit=True))
+            opened[name] = Session(connection)
+            # What the test itself says means what it says; a definer has a path of its own.
+            connection.execute("set search_path = pg_catalog, pg_temp, public")
+            connection.execute(
+                "select set_config('request.jwt.claims', %s, false)", (f'{{"sub": "{OWNER}"}}',)
+            )
+        yield opened
+
+
+def attack(session: Session, statement: str, *before: str) -> bool:
+    """Whether it was allowed. Nothing of it stays."""
+    session.ran_as()
+    try:
+        with session.connection.transaction(force_rollback=True):
+            for step in before:
+                session.connection.execute(step.encode())
+            session.connection.execute(statement.encode())
+    except psycopg.errors.InsufficientPrivilege:
+        return False
+    return True
+
+
+@pytest.mark.parametrize("login", LOGINS)
+@pytest.mark.parametrize("function", ALL_CALLS)
+def test_no_function_runs_what_is_in_pg_temp(sessions: dict[str, Session], function: str, login: str) -> None:
+    allowed = attack(sessions[login], ALL_CALLS[function])
+    assert sessions[login].ran_as() == set()
+    if login == "owner" or function in ALLOWED[login]:
+        assert allowed
+
+
+@pytest.mark.parametrize(("trigger", "login", "statement"), TRIGGERS, ids=[name for name, *_ in TRIGGERS])
+def test_no_trigger_runs_what_is_in_pg_temp(
+    sessions: dict[str, Session], trigger: str, login: str, statement: str
+) -> None:
+    assert attack(sessions[login], statement)
+    assert sessions[login].ran_as() == set()
+
+
+def test_every_function_and_trigger_is_attacked(sessions: dict[str, Session]) -> None:
+    """A new one needs a call in tests/support (CALLS, INTERNAL_CALLS), or a statement above."""
+    owner = sessions["owner"].connection
+    functions = owner.execute(
+        "select case p.pronamespace when 'public'::regnamespace then '' else 'push_listener.' end || p.proname, "
+        "p.prorettype = 'trigger'::regtype from pg_proc p "
+        f"where p.pronamespace in {OURS} and p.proname <> 'touch'"
+    ).fetchall()
+    triggers = owner.execute(
+        "select tgname::text from pg_trigger where not tgisinternal and tgname like 'push\\_listener\\_%'"
+    ).fetchall()
+    assert {name for name, is_trigger in functions if not is_trigger} == ALL_CALLS.keys()
+    assert {name for (name,) in triggers} == {name for name, *_ in TRIGGERS}
+
+
+MUTANTS = [
+    ("listener", "push_listener.count_changed()", TRIGGERS[4][2]),
+    ("user", "public.register_device(text, text, uuid)", CALLS["register_device"]),
+    ("user", "public.unregister_device(text)", CALLS["unregister_device"]),
+    ("user", "public.flush_telemetry(jsonb[])", CALLS["flush_telemetry"]),
+]
+"""Reported as they were once: with a search_path that is empty."""
+
+
+@pytest.mark.parametrize(("login", "function", "statement"), MUTANTS, ids=[name for _, name, _ in MUTANTS])
+def test_with_an_empty_path_a_type_of_the_callers_runs_as_the_owner(
+    sessions: dict[str, Session], login: str, function: str, statement: str
+) -> None:
+    owner = sessions["owner"].connection
+    owner.execute(f"alter function {function} set search_path = ''".encode())
+    try:
+        attack(sessions[login], statement)
+        assert "postgres" in sessions[login].ran_as()
+    finally:
+        owner.execute(f"alter function {function} set search_path = pg_catalog, pg_temp".encode())
+
+
+def test_a_catalog_without_its_schema_is_the_callers(sessions: dict[str, Session]) -> None:
+    """As above, for relations."""
+    attack(
+        sessions["owner"],
+        "select public.evil_count()",
+        "create function public.evil_count() returns bigint language sql set search_path = '' "
+        "as 'select pg_catalog.count(*) from pg_roles'",
+    )
+    assert sessions["owner"].ran_as() == {"postgres"}
+
+
+# --- public: in everybody's path ---------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def hostile(postgres: Server) -> Iterator[Database]:
+    """Nothing is there yet but what the attacker has created in public. To be copied."""
+    with postgres.database(Template.SUPABASE) as database:
+        attacks.fill_public(database)
+        yield database
+
+
+ADOPTED = {
+    "other types": attacks.other_types(0),
+    "other types, wider": attacks.other_types(1),
+    "own words": (SHAPES / "own_words.sql").read_text(),
+    "narrow": (SHAPES / "narrow.sql").read_text() + "grant select, delete on public.phones to public;",
+    "fresh": "",
+}
+
+
+@pytest.fixture(params=ADOPTED)
+def adopted(request: pytest.FixtureRequest, postgres: Server, hostile: Database) -> Iterator[Database]:
+    """A copy, with a queue of an application's. What its own statements mean is not the question here."""
+    with attacks.copy_of(postgres, hostile) as database:
+        prepare(database, ADOPTED[request.param])
+        yield database
+
+
+def prepare(database: Database, application: str) -> None:
+    with psycopg.connect(database.dsn, autocommit=True) as owner:
+        owner.execute("set search_path = pg_catalog, pg_temp")
+        owner.execute(application.encode())
+
+
+async def test_the_service_runs_nothing_that_is_in_public(adopted: Database) -> None:
+    """All that the service and its commands do, in one life; as the role push_listener, and as the owner."""
+    migrate.foresee(adopted.dsn)
+    migrate.apply(adopted.dsn)
+    make_worker(adopted)
+    for dsn in (adopted.dsn_as(WORKER), adopted.dsn):
+        await live(adopted, dsn)
+    await clean_up(adopted.dsn)
+    migrate.status(adopted.dsn)
+    migrate.rollback(adopted.dsn, 0, discard_data=True)
+    migrate.apply(adopted.dsn)
+    assert attacks.victims(adopted) == ""
+
+
+def test_nor_do_the_files_for_the_supabase_cli(adopted: Database, tmp_path: Path) -> None:
+    export.emit(tmp_path)
+    with psycopg.connect(adopted.dsn, autocommit=True) as owner:
+        before = owner.execute("show search_path").fetchone()
+        for path in sorted((tmp_path / "migrations").iterdir()):
+            with owner.transaction():
+                owner.execute(path.read_bytes())
+                assert owner.execute("show search_path").fetchone() == before
+    assert attacks.victims(adopted) == ""
+
+
+async def live(database: Database, dsn: str) -> None:
+    """Pushes of every fate, sent by the service; and each statement of a worker, called by itself."""
+    user = uuid4()
+    with psycopg.connect(database.dsn, autocommit=True) as owner:
+        owner.execute("select public.register_device(%s, 'web', %s)", (f"phone-of-{user.hex}", user))
+        given: list[dict[str, Any]] = [
+            {},
+            {"device_token": "phone", "priority": "normal", "idempotency_key": user.hex},
+            {"device_token": "dead-phone"},
+            {"device_token": "slow", "channel": "general"},
+        ]
+        ids = [
+            client.enqueue(owner, user_id=user, title="t", body="b", data={"a": "b"}, **each)
+            for each in given
+        ]
+        client.enqueue(
+            owner, user_id=user, device_token="phone", title="t", body="b", data={}, idempotency_key=user.hex
+        )
+    async with (
+        Emulator(faults=["unavailable,token=slow,times=1"]) as emulator,
+        serving(settings_for(dsn, emulator)),
+    ):
+        for push_id in ids:
+            await asyncio.to_thread(wait_for, database.dsn, push_id)
+        async with rows_of(database.dsn) as rows:
+            # Those too that the application had.
+            await rows.until(lambda found: not [row for row in found.values() if waits(row)])
+    async with AsyncConnectionPool(
+        dsn, min_size=1, max_size=2, open=False, kwargs={"autocommit": True}
+    ) as pool:
+        hands = Queue(pool, worker_id=await queue.register(pool, "test"), lease=60.0)
+        await queue.schema_version(pool)
+        with psycopg.connect(database.dsn, autocommit=True) as owner:
+            for _ in range(4):
+                client.enqueue(owner, user_id=user, device_token="phone", title="t", body="b", data={})
+            client.enqueue(owner, user_id=user, title="t", body="b", data={})
+        first, *others = await hands.claim(3, 3, [uuid4()])
+        assert len(others) == 2
+        log = [LogLine("phone", "sent", {"attempt": 1}), LogLine(None, "failed", {"attempt": 1})]
+        done = [
+            Settlement(
+                first.id,
+                first.attempt,
+                Decision(Status.SENT, message_id="m"),
+                log,
+                [("phone", "UNREGISTERED")],
+            )
+        ]
+        assert await hands.settle(done) == 1
+        assert await hands.settle(done, again=True) == 0
+        failed = Decision(Status.FAILED, 0.0, True, "UNAVAILABLE", "away")
+        assert await hands.settle([Settlement(others[0].id, others[0].attempt, failed)]) == 1
+        assert await hands.locked([first.id]) == set()
+        assert await hands.release([]) == 1
+        async with pool.connection() as connection:
+            await connection.execute(queue._FIRST, {"avoided": [uuid4()]})
+        assert await hands.earliest([uuid4()]) is not None
+        # Another worker has claimed, and dies.
+        peer = Queue(pool, worker_id=await queue.register(pool, "peer"), lease=30.0)
+        assert len(await peer.claim(10)) == 4
+        with psycopg.connect(database.dsn, autocommit=True) as owner:
+            owner.execute("update push_listener.workers set guarded = true where id = %s", (peer.worker_id,))
+        assert (peer.worker_id, False) in await hands.peers()
+        assert await hands.peers_hold_rows()
+        assert await hands.rescue([peer.worker_id]) == ([peer.worker_id], 4)
+        assert await hands.lost_lately() >= 1
+        await hands.is_silenced()
+        await hands.writers()
+        await hands.depth()
+        await hands.lower(0.5, 60.0)
+        await hands.fleet()
+        left = await hands.claim(100)  # the push to a user, for the second time, reads its log
+        assert await hands.settle(
+            [Settlement(push.id, push.attempt, Decision(Status.DEAD, None, False, "X", "x")) for push in left]
+        ) == len(left)
+        await hands.sign_off()
+    stats.read(database.dsn, 7)
+
+
+def waits(row: Mapping[str, object]) -> bool:
+    return row["next_attempt_at"] is not None and row["status"] in ("pending", "processing", "failed")
+
+
+def wait_for(dsn: str, push_id: UUID) -> None:
+    with psycopg.connect(dsn, autocommit=True) as owner:
+        assert client.wait_for(owner, push_id, 20.0).status in ("sent", "dead")
+
+
+async def clean_up(dsn: str) -> None:
+    async with await retention.connect(dsn) as connection:
+        before = await retention.moment(connection, timedelta(seconds=-60))
+        assert (await retention.count(connection, before, dead=True, telemetry=True)).pushes > 0
+        await retention.count_pushes(connection, before, dead=True)
+        for steps in (
+            retention.pushes(connection, before, dead=True, batch=2),
+            retention.orphans(connection, before, batch=2, slices=[0, 5]),
+            retention.telemetry(connection, before),
+        ):
+            async for _ in steps:
+                pass
+
+
+# What the attack does to a statement that is not immune.
+NAIVE = {
+    "a function": ("_CLAIM", "pg_catalog.octet_length(p.title::text)", "octet_length(p.title)"),
+    "an operator, in a list": ("_CLAIM", "status::text in (", "status in ("),
+    "an operator of a row's": ("_SETTLE", "p.status::text = r.held", "p.status = 'processing'"),
+}
+
+
+@pytest.mark.parametrize("change", NAIVE)
+async def test_a_naive_statement_is_caught(
+    postgres: Server, hostile: Database, monkeypatch: pytest.MonkeyPatch, change: str
+) -> None:
+    name, immune, naive = NAIVE[change]
+    statement = getattr(queue, name)
+    assert immune in statement
+    monkeypatch.setattr(queue, name, statement.replace(immune, naive))
+    with attacks.copy_of(postgres, hostile) as database:
+        prepare(database, ADOPTED["other types"])
+        migrate.apply(database.dsn)
+        with psycopg.connect(database.dsn, autocommit=True) as owner:
+            client.enqueue(owner, device_token="phone", title="t", body="b")
+        async with AsyncConnectionPool(database.dsn, open=False, kwargs={"autocommit": True}) as pool:
+            hands = Queue(pool, worker_id=await queue.register(pool, "test"), lease=60.0)
+            for push in await hands.claim(1):
+                await hands.settle([Settlement(push.id, push.attempt, Decision(Status.SENT, message_id="m"))])
+        assert attacks.victims(database) != ""
+
+
+@pytest.mark.parametrize("step", ["0002_queue", "0008_indexes"])
+def test_a_step_with_the_sessions_own_path_is_caught(postgres: Server, hostile: Database, step: str) -> None:
+    def naive(migration: Migration) -> Migration:
+        up, down = (
+            re.sub(r"(?m)^begin$", "begin\n  set local search_path to default;", text)
+            for text in (migration.up, migration.down)
+        )
+        changed = f"{migration.version:04d}_{migration.name}" == step
+        return Migration(migration.version, migration.name, up, down) if changed else migration
+
+    with attacks.copy_of(postgres, hostile) as database:
+        prepare(database, ADOPTED["own words"])
+        steps = [naive(migration) for migration in migrate.load()]
+        with suppress(migrate.MigrationError):  # the attacker's code returns nothing of use
+            migrate.apply(database.dsn, steps)
+            migrate.rollback(database.dsn, 0, steps, discard_data=True)
+        assert attacks.victims(database) != ""
+
+
+# --- every statement, as Postgres takes it ----------------------------------------------------------------------
+
+VALUES: dict[str, object] = {
+    "most": 10, "normal": 10, "lease": 60.0, "worker": 1, "avoided": [OWNER], "held": [OWNER], "ids": [OWNER],
+    "attempts": [1], "statuses": ["sent"], "delays": [1.0], "tries": [True], "codes": ["c"], "reasons": ["r"],
+    "message_ids": ["m"], "log_ids": [OWNER], "log_tokens": ["t"], "log_statuses": ["sent"], "log_details": ["{}"],
+    "again": True, "tokens": ["t"], "class": LIVENESS_CLASS, "suspects": [1], "part": 0.5, "recovery": 60,
+    "before": "now",
+    "start": "-infinity", "limit": 10, "after": OWNER, "until": OWNER, "block": 0, "end": 500, "days": 7,
+    "age": timedelta(days=1), "key": retention.LOCK_KEY,
+    "name": "n", "rollback": ROLLBACK_LOCK, "id": 5,
+    "known_too": False, "system": "1", "database": 5, "address": "localhost", "batch": 10, "code": "C", "reason": "r",
+}  # fmt: skip
+"""What statements are given by name, as psycopg gets it."""
+
+IN_ORDER: dict[str, tuple[object, ...]] = {
+    "select pg_catalog.clock_timestamp()": (5.0,),
+    "select id as push_id": (OWNER,),
+    "select id from public.push_notifications where idempotency_key": ("key",),
+    "select pg_catalog.count(*)\n  from (\n    select from": (10,),
+    "insert into push_listener.served": ("1", 5, "localhost", "postgres"),
+    "select pid, pg_catalog.pg_terminate_backend": (LIVENESS_CLASS, 1),
+    "select pid, role, prepared": (1,),
+    "select started_at": (1,),
+    "update push_listener.workers": (1,),
+    "select pg_catalog.pg_notify": ("channel",),
+    "select pg_catalog.pg_advisory_unlock(%s, %s), ": (1, 0, "channel"),
+    "select pg_catalog.pg_advisory_unlock": (1, 0),
+    "select pg_catalog.pg_try_advisory_lock(%s": (LIVENESS_CLASS, 1),
+    "select pg_catalog.pg_terminate_backend": (LIVENESS_CLASS, 1),
+    "select exists (\n  select from pg_catalog.pg_locks": (LIVENESS_CLASS, 0),
+    "with asked": (LIVENESS_CLASS, 0, 3, 3, "channel", "1"),
+}
+"""And in order, by how the statement begins."""
+
+
+def statements() -> dict[str, Any]:
+    """All, with what they leave open filled in."""
+    found: dict[str, Any] = {}
+    for place, text in attacks.statements().items():
+        if "{old}" in text:
+            for group in (retention._OVER, retention._DEAD):
+                found[f"{place} {group[:24]}"] = text.replace("{old}", group)
+        elif "({})" in text:
+            found[place] = text.replace("({}) values ({})", "(title, data) values (%(codes)s, null)")
+        elif not text.startswith("status"):
+            found[place] = text
+    return found
+
+
+def values_of(statement: str) -> Any:
+    if "%(" in statement:
+        return VALUES
+    begins = (values for start, values in IN_ORDER.items() if statement.strip().startswith(start))
+    return next(begins) if "%s" in statement else None
+
+
+@pytest.fixture(scope="module", params=["other types", "other types, wider", "fresh"])
+def resolving(
+    request: pytest.FixtureRequest, postgres: Server, hostile: Database
+) -> Iterator[psycopg.Connection[Any]]:
+    with attacks.copy_of(postgres, hostile) as database:
+        prepare(database, ADOPTED[request.param])
+        migrate.apply(database.dsn)
+        with psycopg.connect(database.dsn, autocommit=True) as owner:
+            yield owner
+
+
+@pytest.mark.parametrize("place", statements())
+def test_every_statement_means_pg_catalogs_own(resolving: psycopg.Connection[Any], place: str) -> None:
+    statement = statements()[place]
+    assert attacks.resolved_to(resolving, statement, values_of(statement)) == []
+
+
+@pytest.mark.parametrize("place", attacks.statements())
+def test_every_statement_names_schemas(place: str) -> None:
+    assert attacks.looked_up(attacks.statements()[place]) == []
+
+
+@pytest.mark.parametrize(
+    ("statement", "found"),
+    [
+        ("select octet_length(title) from public.push_notifications", ["octet_length()"]),
+        ("select 1 from public.a join pg_locks l on true", ["pg_locks"]),
+        ("select a is distinct from b from public.t where now() > c", ["now()"]),
+        ("select * from unnest(a) u", ["unnest()"]),
+        ("select * from unnest(a, pg_catalog.f(b, c)) u(x, y)", []),
+        ("with x as materialized (select 1) select coalesce(a, 1) from x, (values (1)) as v(a)", []),
+    ],
+)
+def test_a_name_without_a_schema_is_found(statement: str, found: list[str]) -> None:
+    assert attacks.looked_up(statement) == found
+
+
+NAIVE_STATEMENTS: dict[LiteralString, tuple[object, ...]] = {
+    "select octet_length(title) from public.push_notifications": (),
+    "select 1 from public.push_notifications where status = 'sent'": (),
+    "select 1 from public.push_notifications where status in ('sent', 'dead')": (),
+    "select case priority when 'high' then 0 else 1 end from public.push_notifications": (),
+    "select details ->> '1' from public.push_delivery_logs": (),
+    "select 1 from public.push_notifications where device_token is not distinct from %s": ("t",),
+    "select 1 from pg_catalog.pg_locks where classid = %s": (LIVENESS_CLASS,),
+    "select 1 from pg_catalog.pg_locks where relation = 'public.push_notifications'::regclass": (),
+    "select part / %s from push_listener.rate": (60,),
+    "select day - %s from push_listener.daily_counts": (7,),
+}
+
+
+@pytest.mark.parametrize("statement", NAIVE_STATEMENTS)
+def test_a_naive_statement_means_the_attackers(
+    resolving: psycopg.Connection[Any], statement: LiteralString, request: pytest.FixtureRequest
+) -> None:
+    if "fresh" in request.node.callspec.id and re.search("title|status|priority|device_token", statement):
+        return  # there these are of type text, and an exact fit
+    assert attacks.resolved_to(resolving, statement, NAIVE_STATEMENTS[statement] or None) != []
+
+
+# --- the application's own triggers -----------------------------------------------------------------------------
+
+_UNQUALIFIED = """
+create table public.journal (what text, path text);
+create function public.note() returns trigger language plpgsql as $$
+begin
+  insert into journal values (tg_when || ' ' || tg_op, current_setting('search_path'));
+  return coalesce(new, old);
+end
+$$;
+grant insert on public.journal to push_listener, public;
+create trigger note_before before update or delete on public.push_notifications
+  for each row execute function public.note();
+create trigger note_after after update on public.push_notifications for each row execute function public.note();
+create constraint trigger note_deferred after update on public.push_notifications deferrable initially deferred
+  for each row execute function public.note();
+"""
+
+
+@pytest.mark.parametrize("as_worker", [True, False], ids=["as push_listener", "as the owner"])
+async def test_triggers_of_the_application_find_their_tables(
+    postgres: Server, as_worker: bool, tmp_path: Path
+) -> None:
+    """They name them without a schema, as triggers do; in the service, in a purge and in every step there and back."""
+    with postgres.database(Template.SUPABASE) as database:
+        with psycopg.connect(database.dsn, autocommit=True) as owner:
+            owner.execute((SHAPES / "reference.sql").read_bytes())
+            owner.execute(_UNQUALIFIED.replace("push_listener, ", "").encode())
+        migrate.apply(database.dsn)
+        make_worker(database)
+        dsn = database.dsn_as(WORKER) if as_worker else database.dsn
+        async with (
+            Emulator() as emulator,
+            rows_of(database.dsn) as rows,
+            serving(settings_for(dsn, emulator)),
+        ):
+            push = await rows.add(device_token="phone", title="t", body="b")
+            assert (await rows.one_over(push))["status"] == "sent"
+        await clean_up(database.dsn)
+        with psycopg.connect(database.dsn, autocommit=True) as owner:
+            owner.execute(
+                "insert into push_notifications (title, body, status, next_attempt_at) "
+                "select 't', 'b', s, null from unnest(array['dead', 'sent']) s"
+            )
+            owner.execute("insert into push_notifications (user_id, title, body) values (null, 't', 'b')")
+            owner.execute("truncate journal")
+        migrate.rollback(database.dsn, 0, discard_data=True)
+        with psycopg.connect(database.dsn) as owner:
+            journal = owner.execute("select what, path from public.journal").fetchall()
+        assert {what for what, _ in journal} >= {"BEFORE UPDATE", "AFTER UPDATE"}
+        assert {path for _, path in journal} == {'"$user", public, extensions'}

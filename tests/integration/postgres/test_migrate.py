@@ -1,0 +1,491 @@
+"""The runner of migrations, and the files for the Supabase CLI, which have to make the same database."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+import zipfile
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from uuid import uuid4
+
+import psycopg
+import pytest
+from psycopg import sql
+
+from listener.schema import export, migrate
+from listener.schema.migrate import Migration, MigrationError
+from tests.support.catalog import describe
+from tests.support.pgtap import prove
+from tests.support.postgres import Database, Template
+from tests.support.tools import tool
+
+PROJECT = Path(__file__).resolve().parents[3]
+SHAPES = Path(__file__).parents[2] / "support" / "shapes"
+
+
+def everything(database: Database) -> list[str]:
+    return describe(database.dsn, "public", "push_listener")
+
+
+def ledger(database: Database) -> list[tuple[object, ...]]:
+    with psycopg.connect(database.dsn) as connection:
+        return connection.execute(
+            "select version, name, checksum from push_listener.migrations order by 1"
+        ).fetchall()
+
+
+def before(database: Database) -> list[tuple[object, ...]]:
+    with psycopg.connect(database.dsn) as connection:
+        return connection.execute("select * from push_listener.before order by 1, 2, 3").fetchall()
+
+
+def steps(*ups: str) -> list[Migration]:
+    return [
+        Migration(n, f"step_{n}", up, f"drop table if exists public.made_{n}") for n, up in enumerate(ups, 1)
+    ]
+
+
+# --- the runner ------------------------------------------------------------------------------------------
+
+
+def test_it_is_applied_once(blank_database: Database) -> None:
+    reported: list[int] = []
+    done = migrate.apply(blank_database.dsn, report=lambda m: reported.append(m.version))
+    assert [m.version for m in done] == reported == [m.version for m in migrate.load()]
+    there = everything(blank_database)
+    assert migrate.apply(blank_database.dsn) == []
+    assert everything(blank_database) == there
+
+
+def test_there_and_back_leaves_nothing(blank_database: Database) -> None:
+    empty = everything(blank_database)
+    migrate.apply(blank_database.dsn)
+    undone = migrate.rollback(blank_database.dsn, 0)
+    assert [m.version for m in undone] == [m.version for m in reversed(migrate.load())]
+    assert everything(blank_database) == empty
+
+
+def test_each_step_back_and_forth_leads_to_the_same(blank_database: Database) -> None:
+    states = [everything(blank_database)]
+    for migration in migrate.load():
+        migrate.apply(blank_database.dsn, migrate.load()[: migration.version])
+        states.append(everything(blank_database))
+    for version in range(len(states) - 2, -1, -1):
+        migrate.rollback(blank_database.dsn, version)
+        assert everything(blank_database) == states[version], f"after the way back to {version}"
+
+
+def test_a_failing_step_leaves_nothing_of_itself(bare_database: Database) -> None:
+    known = steps(
+        "create table public.made_1 ()",
+        "create table public.made_2 (); select 1 / 0",
+        "create table public.made_3 ()",
+    )
+    with pytest.raises(MigrationError, match="0002_step_2: division by zero"):
+        migrate.apply(bare_database.dsn, known)
+    assert [state.applied_at is not None for state in migrate.status(bare_database.dsn, known)] == [
+        True,
+        False,
+        False,
+    ]
+    with psycopg.connect(bare_database.dsn) as connection:
+        made = connection.execute("select relname from pg_class where relname like 'made%'").fetchall()
+    assert made == [("made_1",)]
+
+
+def test_a_first_step_that_fails_leaves_no_ledger(bare_database: Database) -> None:
+    empty = everything(bare_database)
+    with pytest.raises(MigrationError, match="0001_step_1"):
+        migrate.apply(bare_database.dsn, steps("select 1 / 0"))
+    assert everything(bare_database) == empty
+
+
+def test_a_file_that_was_edited_after_it_was_applied_is_refused(bare_database: Database) -> None:
+    known = steps("create table public.made_1 ()", "create table public.made_2 ()")
+    migrate.apply(bare_database.dsn, known[:1])
+    edited = [replace(known[0], up=known[0].up + ";"), known[1]]
+    assert [state.changed for state in migrate.status(bare_database.dsn, edited)] == [True, False]
+    with pytest.raises(MigrationError, match="0001_step_1: the file is not the one that was applied"):
+        migrate.apply(bare_database.dsn, edited)
+
+
+def test_a_database_of_a_newer_version_is_refused(bare_database: Database) -> None:
+    known = steps("select 1", "select 2")
+    migrate.apply(bare_database.dsn, known)
+    with pytest.raises(MigrationError, match=r"holds migration 0002, which this version .* does not know"):
+        migrate.apply(bare_database.dsn, known[:1])
+
+
+def test_two_at_once_do_it_once(blank_database: Database) -> None:
+    done: list[list[Migration]] = []
+    threads = [
+        threading.Thread(target=lambda: done.append(migrate.apply(blank_database.dsn))) for _ in range(2)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(len(each) for each in done) == [0, len(migrate.load())]
+
+
+def test_what_an_interrupted_index_left_behind_is_replaced(blank_database: Database) -> None:
+    dsn = blank_database.dsn
+    migrate.apply(dsn, migrate.load()[:7])
+    with psycopg.connect(dsn, autocommit=True) as connection:
+        connection.execute(
+            "insert into push_notifications (device_token, idempotency_key) values ('t', 'k'), ('t', 'k')"
+        )
+        with pytest.raises(MigrationError, match="0008_indexes: could not create unique index") as refusal:
+            migrate.apply(dsn)
+        assert "(idempotency_key)=" not in str(refusal.value)  # the server's detail quotes the row
+        valid = (
+            "select indisvalid from pg_index where indexrelid = 'push_notifications_idempotency'::regclass"
+        )
+        assert connection.execute(valid).fetchone() == (False,)
+        connection.execute("update push_notifications set idempotency_key = null")
+        migrate.apply(dsn)
+        assert connection.execute(valid).fetchone() == (True,)
+
+
+def test_an_autovacuum_that_holds_the_table_is_waited_for_long_enough(bare_database: Database) -> None:
+    """It makes way only for one who has waited for deadlock_timeout: some tries have to be that patient."""
+    with psycopg.connect(bare_database.dsn) as connection:
+        row = connection.execute(
+            "select 1000 * extract(epoch from current_setting('deadlock_timeout')::interval)"
+        ).fetchone()
+    assert row is not None
+    assert max(migrate.LOCK_TIMEOUTS_MS) > row[0]
+    assert migrate.LOCK_TIMEOUTS_MS[0] < row[0]
+
+
+def test_a_table_that_is_never_free_is_named_as_the_reason(
+    blank_database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(migrate, "LOCK_TIMEOUTS_MS", (10, 10))
+    with psycopg.connect(blank_database.dsn, autocommit=True) as connection:
+        connection.execute((SHAPES / "reference.sql").read_bytes())
+        with connection.transaction():
+            connection.execute("select from push_notifications")
+            with pytest.raises(MigrationError, match="0002_queue: a table is in use by a transaction that"):
+                migrate.apply(blank_database.dsn)
+        migrate.apply(blank_database.dsn)
+
+
+def test_statements_are_told_apart() -> None:
+    script = """-- migrate: concurrently
+-- A comment; with a semicolon.
+
+create index one on t (a);  -- and one behind
+do $$ begin; -- not; here
+end $$;
+select 'a;b', $x$ ; $$ ; $x$;
+"""
+    assert migrate.statements(script) == [
+        "create index one on t (a)",
+        "do $$ begin; -- not; here\nend $$",
+        "select 'a;b', $x$ ; $$ ; $x$",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("names", "fault"),
+    [
+        (
+            ["0001_a.sql", "0001_a.down.sql", "0003_b.sql", "0003_b.down.sql"],
+            "without gaps; found \\[1, 3\\]",
+        ),
+        (["0001_a.sql"], "0001_a.sql has no way back"),
+        (["1_a.sql"], "1_a.sql is not named like"),
+    ],
+)
+def test_migrations_that_are_not_in_order_are_refused(tmp_path: Path, names: list[str], fault: str) -> None:
+    for name in names:
+        (tmp_path / name).write_text("select 1")
+    with pytest.raises(MigrationError, match=fault):
+        migrate.load(tmp_path)
+
+
+# --- who runs it -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def plain_owner(bare_database: Database) -> Iterator[Database]:
+    """A database whose owner may do nothing else: no superuser, no CREATEROLE, and no roles of Supabase's."""
+    name = f"owner_{uuid4().hex[:8]}"
+    role, place = sql.Identifier(name), sql.Identifier(bare_database.name)
+    with psycopg.connect(bare_database.superuser_dsn, autocommit=True) as connection:
+        connection.execute(sql.SQL("create role {} login").format(role))
+        connection.execute(sql.SQL("alter database {} owner to {}").format(place, role))
+        yield Database(bare_database.name, bare_database.server, name)
+        connection.execute(sql.SQL("alter database {} owner to current_user").format(place))
+        connection.execute(sql.SQL("drop owned by {0}; drop role {0}").format(role))
+
+
+def test_a_plain_owner_can_do_it(plain_owner: Database) -> None:
+    empty = everything(plain_owner)
+    migrate.apply(plain_owner.dsn)
+    with psycopg.connect(plain_owner.dsn) as connection:
+        connection.execute("select enqueue_push(p_device_token => 't', p_title => 'hello')")
+        owners = connection.execute(
+            "select distinct relowner::regrole::text from pg_class c join pg_namespace n on n.oid = relnamespace "
+            "where nspname in ('public', 'push_listener')"
+        ).fetchall()
+        assert owners == [(plain_owner.user,)]
+    migrate.rollback(plain_owner.dsn, 0, discard_data=True)
+    assert everything(plain_owner) == empty
+
+
+def test_a_plain_owner_can_adopt(plain_owner: Database) -> None:
+    with psycopg.connect(plain_owner.dsn, autocommit=True) as connection:
+        connection.execute(
+            "create table push_notifications (id uuid primary key default gen_random_uuid(), title text, "
+            "status varchar(6) default 'sent' check (status in ('queued', 'sent')))"
+        )
+    shape = everything(plain_owner)
+    migrate.apply(plain_owner.dsn)
+    migrate.rollback(plain_owner.dsn, 0)
+    assert everything(plain_owner) == shape
+
+
+def test_an_owner_who_does_not_see_all_rows_is_told(plain_owner: Database) -> None:
+    with psycopg.connect(plain_owner.dsn, autocommit=True) as connection:
+        connection.execute(
+            "create table push_notifications (id uuid primary key, status text);"
+            "alter table push_notifications enable row level security, force row level security"
+        )
+    with pytest.raises(MigrationError, match="forces row-level security on its owner, and owner_"):
+        migrate.apply(plain_owner.dsn)
+
+
+def test_who_may_not_create_is_told(plain_owner: Database) -> None:
+    other = f"{plain_owner.user}_guest"
+    with psycopg.connect(plain_owner.superuser_dsn, autocommit=True) as connection:
+        connection.execute(sql.SQL("create role {} login").format(sql.Identifier(other)))
+        try:
+            with pytest.raises(MigrationError, match="permission denied for database"):
+                migrate.apply(plain_owner.dsn_as(other))
+            connection.execute(
+                sql.SQL("grant create on database {} to {}").format(
+                    sql.Identifier(plain_owner.name), sql.Identifier(other)
+                )
+            )
+            with pytest.raises(MigrationError, match=f"{other} may not create anything in the schema public"):
+                migrate.apply(plain_owner.dsn_as(other))
+        finally:
+            connection.execute(sql.SQL("drop owned by {0}; drop role {0}").format(sql.Identifier(other)))
+
+
+# --- the command -----------------------------------------------------------------------------------------
+
+
+def command(database: Database | None, *arguments: object) -> subprocess.CompletedProcess[str]:
+    environment = {name: value for name, value in os.environ.items() if not name.endswith("DATABASE_URL")}
+    if database is not None:
+        environment["DATABASE_URL"] = database.dsn
+    return subprocess.run(
+        [sys.executable, "-m", "listener", "migrate", *map(str, arguments)],
+        env=environment,
+        cwd=PROJECT,
+        capture_output=True,
+        text=True,
+    )
+
+
+@pytest.mark.newest_postgres
+def test_the_command_says_what_becomes_of_rows_that_wait(blank_database: Database) -> None:
+    with psycopg.connect(blank_database.dsn, autocommit=True) as connection:
+        connection.execute((SHAPES / "reference.sql").read_bytes())
+        for arguments in (["--status"], ["--dry-run"], ["--dry-run", "--expire-older-than", "1d"]):
+            looked = command(blank_database, *arguments)
+            assert looked.returncode == 0
+            assert (
+                "note: push_notifications has rows that wait: 2 of them will be sent, and 3" in looked.stderr
+            )
+        assert (
+            "3 of them will be sent"
+            in command(blank_database, "--status", "--expire-older-than", "52w").stderr
+        )
+        done = command(blank_database, "--send-old")
+        assert done.returncode == 0
+        assert "note: push_notifications has rows that wait: 5 of them will be sent, and 0" in done.stderr
+        assert done.stdout.splitlines()[0] == "applied 0001_preflight"
+        expired = connection.execute("select from push_notifications where status = 'expired'").fetchall()
+        assert expired == []
+    again = command(blank_database)
+    assert (again.returncode, again.stdout) == (0, "nothing to do: the database is up to date\n")
+    assert command(blank_database, "--status").stderr == ""
+
+
+@pytest.mark.parametrize("arguments", [[], ["--dry-run"], ["--status"]], ids=str)
+def test_the_command_fails_where_the_database_cannot_be_adopted(
+    blank_database: Database, arguments: list[str]
+) -> None:
+    with psycopg.connect(blank_database.dsn, autocommit=True) as connection:
+        connection.execute((SHAPES / "refused_relations.sql").read_bytes())
+    refused = command(blank_database, *arguments)
+    assert refused.returncode == 1
+    assert "\n- push_notifications is a view, and has to be an ordinary table: rename it\n" in refused.stderr
+
+
+def test_the_command_writes_the_files_without_a_database(tmp_path: Path) -> None:
+    written = command(None, "--emit", tmp_path)
+    assert written.returncode == 0
+    count = sum(path.is_file() for path in tmp_path.rglob("*"))
+    assert written.stdout.splitlines()[-1] == f"{count} files written"
+    assert command(None, "--emit", tmp_path).stdout == "nothing to do: every file is there\n"
+    assert command(None, "--emit", tmp_path, "--status").returncode == 2
+    assert command(None, "--emit", tmp_path / "nowhere").returncode == 2
+
+
+# --- the files for the Supabase CLI ----------------------------------------------------------------------
+
+
+def psql(database: Database, *files: Path) -> None:
+    """As plainly as can be: each statement is a transaction of its own."""
+    for file in files:
+        done = subprocess.run(
+            [tool("psql"), "--no-psqlrc", "--quiet", "--set=ON_ERROR_STOP=1", f"--file={file}", database.dsn],
+            capture_output=True,
+            text=True,
+            env={**os.environ, "PGOPTIONS": ""},
+        )
+        if done.returncode:
+            raise RuntimeError(done.stderr)
+
+
+def pipelined(database: Database, *files: Path) -> None:
+    """As the CLI does: each file in one transaction."""
+    with psycopg.connect(database.dsn) as connection:
+        for file in files:
+            with connection.transaction():
+                connection.execute(file.read_bytes())
+
+
+@pytest.fixture
+def emitted(tmp_path: Path) -> list[Path]:
+    export.emit(tmp_path)
+    return sorted((tmp_path / "migrations").iterdir())
+
+
+@pytest.mark.parametrize("way", [psql, pipelined])
+@pytest.mark.parametrize("shapes", [(), ("reference", "logs"), ("own_words",), ("narrow",)], ids=str)
+def test_the_files_make_the_same_database(
+    blank_database: Database,
+    emitted: list[Path],
+    way: Callable[..., None],
+    shapes: tuple[str, ...],
+) -> None:
+    with (
+        blank_database.server.database(Template.SUPABASE) as other,
+        psycopg.connect(blank_database.dsn, autocommit=True) as one,
+        psycopg.connect(other.dsn, autocommit=True) as two,
+    ):
+        for shape in shapes:
+            one.execute((SHAPES / f"{shape}.sql").read_bytes())
+            two.execute((SHAPES / f"{shape}.sql").read_bytes())
+        migrate.apply(blank_database.dsn)
+        way(other, *emitted)
+        assert everything(other) == everything(blank_database)
+        assert ledger(other) == ledger(blank_database)
+        assert before(other) == before(blank_database)
+        if shapes:
+            rows = (
+                "select id, status, next_attempt_at is null, error_code from push_notifications order by id"
+            )
+            assert two.execute(rows).fetchall() == one.execute(rows).fetchall()
+        there = everything(other)
+        assert migrate.apply(other.dsn) == []
+        assert everything(other) == there
+
+
+def test_the_files_find_nothing_to_do_after_migrate(database: Database, emitted: list[Path]) -> None:
+    there, known = everything(database), ledger(database)
+    psql(database, *emitted)
+    assert everything(database) == there
+    assert ledger(database) == known
+
+
+def test_migrate_goes_on_where_the_files_have_come_to(blank_database: Database, emitted: list[Path]) -> None:
+    psql(blank_database, *emitted[:5])
+    assert [m.version for m in migrate.apply(blank_database.dsn)] == [m.version for m in migrate.load()[5:]]
+    psql(blank_database, *emitted)
+
+
+def test_a_file_that_fails_leaves_nothing_of_itself(blank_database: Database, emitted: list[Path]) -> None:
+    with psycopg.connect(blank_database.dsn, autocommit=True) as connection:
+        connection.execute((SHAPES / "refused_types.sql").read_bytes())
+    there = everything(blank_database)
+    with pytest.raises(RuntimeError, match=r"push_notifications\.id is bigint, and has to be uuid"):
+        psql(blank_database, *emitted)
+    assert everything(blank_database) == there
+
+
+def test_the_files_are_named_after_those_that_are_there_and_keep_their_names(tmp_path: Path) -> None:
+    folder = tmp_path / "migrations"
+    folder.mkdir()
+    (folder / "20290228235959_their_own.sql").write_text("select 1;")
+    (folder / "init.sql").write_text("select 1;")
+    written = export.emit(tmp_path)
+    names = sorted(path.name for path in written if path.parent == folder)
+    assert names[0] == "20290301000000_push_listener_preflight.sql"
+    assert names == [
+        f"202903010000{n:02}_push_listener_{migration.name}.sql" for n, migration in enumerate(migrate.load())
+    ]
+    tests = {path.name for path in (tmp_path / "tests" / "database").iterdir()}
+    assert tests == {f"push_listener_{path.name}" for path in (PROJECT / "db" / "tests").glob("*.test.sql")}
+    assert len(written) == len(names) + len(tests)
+
+    # Later, with a migration of the application's and a new one of ours: that alone is written, behind both.
+    (folder / "20300101000000_their_next.sql").write_text("select 1;")
+    (folder / names[-1]).unlink()
+    assert export.emit(tmp_path) == [folder / f"20300101000001_push_listener_{migrate.load()[-1].name}.sql"]
+    assert export.emit(tmp_path) == []
+
+
+def test_names_do_not_depend_on_when_and_where(tmp_path: Path) -> None:
+    one, two = tmp_path / "one", tmp_path / "two"
+    names = [sorted(path.relative_to(root) for path in export.emit(root)) for root in (one, two)]
+    assert names[0] == names[1]
+
+
+def test_a_file_with_other_content_is_not_overwritten(tmp_path: Path) -> None:
+    written = export.emit(tmp_path)
+    edited, missing = written[1], written[2]
+    edited.write_text("-- mine\n")
+    test = next(path for path in written if path.name.endswith(".test.sql"))
+    test.write_text("-- mine too\n")
+    missing.unlink()
+    with pytest.raises(MigrationError) as refusal:
+        export.emit(tmp_path)
+    assert f"\n  {edited}" in str(refusal.value)
+    assert f"\n  {test}" in str(refusal.value)
+    assert edited.read_text() == "-- mine\n"
+    assert not missing.exists()
+
+
+def test_the_emitted_tests_pass_where_the_files_were_applied(
+    blank_database: Database, emitted: list[Path], tmp_path: Path
+) -> None:
+    psql(blank_database, *emitted)
+    prove(blank_database, sorted((tmp_path / "tests" / "database").iterdir()))
+
+
+def test_the_package_holds_the_sql(tmp_path: Path) -> None:
+    subprocess.run(
+        [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", tmp_path],
+        cwd=PROJECT,
+        check=True,
+        capture_output=True,
+    )
+    (wheel,) = tmp_path.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        packed = {
+            Path(name).relative_to("listener")
+            for name in archive.namelist()
+            if name.startswith("listener/db/")
+        }
+    assert packed == {path.relative_to(PROJECT) for path in (PROJECT / "db").rglob("*.sql")}

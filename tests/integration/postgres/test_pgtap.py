@@ -1,0 +1,13 @@
+"""The pgTAP tests of db/tests."""
+
+from __future__ import annotations
+
+from listener.schema import migrate
+from tests.support.pgtap import prove
+from tests.support.postgres import Database
+
+
+def test_pgtap(database: Database) -> None:
+    files = sorted(migrate.sql_directory("tests").glob("*.test.sql"))
+    assert files
+    prove(database, files)

@@ -1,0 +1,349 @@
+"""What runs often reads what waits, and never the history, whatever Postgres knows of the tables' sizes.
+
+Each statement runs on a table with many finished rows and few waiting ones, and the rows read are counted: by
+Postgres, in whatever functions the statement may call, and node by node in the plan of the statement itself. Each
+is then run without the index it lives by, and has to be caught.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, LiteralString
+from uuid import uuid4
+
+import psycopg
+import pytest
+from psycopg import sql
+
+from listener.postgres import queue
+from listener.schema import migrate, retention, stats
+from tests.support.attacks import other_types
+from tests.support.postgres import Database, Server, Template
+
+Connection = psycopg.Connection[tuple[Any, ...]]
+
+HISTORY = 30_000
+WAITING = 200
+BATCH = 50
+ENOUGH = 3_000
+"""Rows of the queue and of its log that a statement may read: a tenth of the history, and far more than it needs."""
+
+_FINISHED = """
+insert into push_notifications (id, device_token, title, data, status, next_attempt_at, created_at, updated_at, sent_at)
+select md5('push' || n)::uuid, 'token-' || n, 'Your ride is here', jsonb_build_object('ride', n),
+       (array['sent', 'delivered', 'sent', 'dead', 'sent', 'expired', 'sent', 'cancelled'])[1 + n %% 8], null,
+       now() - age, now() - age, now() - age
+  from generate_series(1, %(history)s) n, make_interval(secs => 200.0 * n) age
+"""
+_LOGS = """
+insert into push_delivery_logs (push_id, device_token, status, created_at)
+select md5('push' || n)::uuid, 'token-' || n, 'sent', now() - make_interval(secs => 200.0 * n)
+  from generate_series(1, %(history)s) n
+"""
+_WAITING = """
+insert into push_notifications (device_token, title, priority)
+select 'token-' || n, 'Your ride is here', case when n %% 10 = 0 then 'high' else 'normal' end
+  from generate_series(1, %(waiting)s) n
+"""
+
+
+@pytest.fixture(
+    scope="module",
+    params=[
+        "analyzed",
+        "never analyzed",
+        "analyzed when it was empty",
+        "adopted with columns of other types, analyzed",
+    ],
+)
+def history(request: pytest.FixtureRequest, postgres: Server) -> Iterator[Database]:
+    is_adopted = request.param.startswith("adopted")
+    with postgres.database(Template.SUPABASE if is_adopted else Template.MIGRATED) as database:
+        if is_adopted:
+            with psycopg.connect(database.dsn, autocommit=True) as conn:
+                conn.execute(other_types(0).encode())
+            migrate.apply(database.dsn)
+        with psycopg.connect(database.dsn, autocommit=True) as conn:
+            for table in ("push_notifications", "push_delivery_logs"):
+                conn.execute(
+                    sql.SQL("alter table {} set (autovacuum_enabled = off)").format(sql.Identifier(table))
+                )
+            conn.execute("alter table push_notifications disable trigger push_listener_count_inserted")
+            sizes = {"history": HISTORY, "waiting": WAITING}
+            if request.param == "analyzed when it was empty":
+                conn.execute(_WAITING, sizes)
+                conn.execute("analyze push_notifications, push_delivery_logs, push_listener.daily_counts")
+            for statement in (_FINISHED, _LOGS, _WAITING):
+                conn.execute(statement, sizes)
+            conn.execute("alter table push_notifications enable trigger push_listener_count_inserted")
+            if request.param.endswith(", analyzed") or request.param == "analyzed":
+                conn.execute(
+                    "vacuum analyze push_notifications, push_delivery_logs, push_listener.daily_counts"
+                )
+        yield database
+
+
+@dataclass(frozen=True)
+class Case:
+    """A statement, what it works on, and the index without which it must be caught."""
+
+    name: str
+    statement: Any
+    needs: LiteralString
+    values: Any = None
+
+    def __str__(self) -> str:
+        return self.name
+
+
+def _by_index(conn: Connection) -> None:
+    """As the statement is run: see listener.queue.BY_INDEX."""
+    conn.execute(queue.BY_INDEX)
+
+
+def _claimed(conn: Connection, batch: int = BATCH) -> dict[str, object]:
+    """Rows in the hands of worker 1, and the values of a settlement of them, one log row each."""
+    rows = conn.execute(
+        "update push_notifications set status = 'processing', claimed_by = 1, delivery_attempts = 1, "
+        "next_attempt_at = now() + interval '1 min' where id in "
+        "(select id from push_notifications where status = 'pending' limit %s) returning id",
+        (batch,),
+    ).fetchall()
+    ids = [row[0] for row in rows]
+    return {
+        "worker": 1,
+        "again": True,
+        "ids": ids,
+        "attempts": [1] * batch,
+        "statuses": ["sent"] * batch,
+        "delays": [None] * batch,
+        "tries": [False] * batch,
+        "codes": [None] * batch,
+        "reasons": [None] * batch,
+        "message_ids": ["projects/p/messages/1"] * batch,
+        "log_ids": ids,
+        "log_tokens": ["a"] * batch,
+        "log_statuses": ["sent"] * batch,
+        "log_details": ["{}"] * batch,
+        "held": [],
+    }
+
+
+def _one_claimed(conn: Connection) -> dict[str, object]:
+    ids = _claimed(conn)["ids"]
+    assert isinstance(ids, list)
+    conn.execute("update push_notifications set claimed_by = null where id = any(%s)", (ids,))
+    return {"id": ids[0]}
+
+
+def _users_own(conn: Connection) -> dict[str, object]:
+    """A push that is being sent to the devices of a user, who asks."""
+    values = _one_claimed(conn)
+    user = uuid4()
+    conn.execute(
+        "update push_notifications set device_token = null, user_id = %s, updated_at = now() where id = %s",
+        (user, values["id"]),
+    )
+    conn.execute("insert into push_devices (token, user_id, platform) values ('a', %s, 'web')", (user,))
+    conn.execute("set local role authenticated")
+    conn.execute("select set_config('request.jwt.claims', %s, true)", (f'{{"sub": "{user}"}}',))
+    return values
+
+
+def _old(conn: Connection) -> dict[str, object]:
+    """All but 400 finished rows are younger than that."""
+    row = conn.execute(
+        "select (now() - make_interval(secs => %s))::text", (200 * (HISTORY - 400),)
+    ).fetchone()
+    assert row is not None
+    return {"before": row[0], "start": "-infinity", "limit": BATCH}
+
+
+def _gone(conn: Connection) -> dict[str, object]:
+    """Everything is old, and the pushes of the first log rows are gone."""
+    ids = conn.execute(
+        "select push_id from push_delivery_logs order by push_id limit %s", (BATCH // 2,)
+    ).fetchall()
+    conn.execute("delete from push_notifications where id = any(%s)", ([row[0] for row in ids],))
+    first, last = retention._edge(0), retention._edge(retention.SLICES)
+    return {"before": "infinity", "after": first, "until": last, "limit": BATCH}
+
+
+_DUE: LiteralString = "drop index push_notifications_due"
+_KEY: LiteralString = "alter table push_notifications drop constraint push_notifications_pkey cascade"
+_LOG: LiteralString = "drop index push_delivery_logs_push"
+_OVER: LiteralString = "drop index push_notifications_over"
+_GIVEN_UP: LiteralString = "drop index push_notifications_given_up"
+
+_CLAIM = {"most": BATCH, "normal": BATCH, "lease": 60.0, "worker": 1, "avoided": [uuid4()]}
+
+CASES = [
+    Case("claim", queue._CLAIM, _DUE, _CLAIM),
+    Case("claim, its update", queue._CLAIM, _KEY, _CLAIM),
+    Case("first", queue._FIRST, _DUE, {"avoided": [uuid4()]}),
+    Case("settle", queue._SETTLE, _KEY, _claimed),
+    Case("release", queue._RELEASE, _DUE, _claimed),
+    Case("earliest", queue._EARLIEST, _DUE, {"avoided": []}),
+    Case("sweep", queue._SWEEP, _DUE, {"avoided": [], "worker": 1}),
+    Case("depth", queue._DEPTH, _DUE, _by_index),
+    Case("stats", stats._WAITING, _DUE, _by_index),
+    Case("get_push_delivery_stats", "select * from get_push_delivery_stats(3650)", _DUE),
+    Case("fetch_pending_pushes", "select * from fetch_pending_pushes(50)", _DUE),
+    Case("mark_push_sent", "select mark_push_sent(%(id)s)", _KEY, _one_claimed),
+    Case("mark_push_failed", "select mark_push_failed(%(id)s, 'no')", _KEY, _one_claimed),
+    Case("receipt", "select record_delivery_receipt(%(id)s, 'a', 'delivered')", _LOG, _one_claimed),
+    Case("receipt of a user", "select record_delivery_receipt(%(id)s, 'a', 'delivered')", _LOG, _users_own),
+    Case("receipt, its push", "select record_delivery_receipt(%(id)s, 'a', 'delivered')", _KEY, _users_own),
+    Case(
+        "requeue",
+        "select requeue_pushes(p_error_code => 'NONE', p_since => now() - interval '1 day')",
+        _GIVEN_UP,
+    ),
+    Case("purge", sql.SQL(retention._PUSHES).format(old=sql.SQL(retention._OVER)), _OVER, _old),
+    Case("purge, its delete", sql.SQL(retention._PUSHES).format(old=sql.SQL(retention._OVER)), _KEY, _old),
+    Case("purge, its logs", sql.SQL(retention._PUSHES).format(old=sql.SQL(retention._OVER)), _LOG, _old),
+    Case(
+        "purge of the dead", sql.SQL(retention._PUSHES).format(old=sql.SQL(retention._DEAD)), _GIVEN_UP, _old
+    ),
+    Case("orphans", retention._ORPHANS, _LOG, _gone),
+    Case("orphans, the pushes", retention._ORPHANS, _KEY, _gone),
+]
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_the_history_is_not_read(history: Database, case: Case) -> None:
+    with _undone(history) as conn:
+        assert _excess(conn, case) == []
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_without_its_index_it_is_caught(history: Database, case: Case) -> None:
+    with _undone(history) as conn:
+        conn.execute(case.needs)
+        assert _excess(conn, case) != []
+
+
+@pytest.mark.parametrize("plan", ["force_generic_plan", "force_custom_plan"])
+@pytest.mark.parametrize(
+    "case", [case for case in CASES if case.values and not callable(case.values)], ids=str
+)
+def test_nor_with_a_plan_that_is_kept(history: Database, case: Case, plan: LiteralString) -> None:
+    with _undone(history) as conn:
+        conn.execute(sql.SQL("set local plan_cache_mode = {}").format(sql.Literal(plan)))
+        assert _excess(conn, case) == []
+
+
+def test_a_claim_looks_into_the_log_only_for_users_it_has_tried_before(history: Database) -> None:
+    searches = (
+        "select coalesce(sum(idx_scan), 0) from pg_stat_xact_user_tables where relname = 'push_delivery_logs'"
+    )
+    with _undone(history) as conn:
+        user = uuid4()
+        conn.execute("update push_notifications set user_id = %s where device_token = 'token-7'", (user,))
+        conn.execute(queue._CLAIM, _CLAIM)
+        assert conn.execute(searches).fetchone() == (0,)
+        conn.execute(
+            "update push_notifications set device_token = null, user_id = %s, delivery_attempts = 1, "
+            "next_attempt_at = now() where device_token = 'token-10' and status = 'processing'",
+            (user,),
+        )
+        conn.execute(queue._CLAIM, _CLAIM)
+        assert conn.execute(searches).fetchone() != (0,)
+
+
+@pytest.mark.parametrize("plan", ["force_generic_plan", "force_custom_plan"])
+def test_rows_and_results_are_not_compared_each_with_each(database: Database, plan: LiteralString) -> None:
+    """On a small table that was never analyzed, as in a new installation."""
+    with psycopg.connect(database.dsn) as conn:
+        conn.execute("alter table push_notifications set (autovacuum_enabled = off)")
+        conn.execute(_WAITING, {"waiting": 2 * HISTORY // 3})
+        conn.execute(
+            "update push_notifications set status = 'sent', next_attempt_at = null "
+            "where id in (select id from push_notifications limit %s)",
+            (HISTORY // 3,),
+        )
+        conn.commit()
+        conn.execute(sql.SQL("set plan_cache_mode = {}").format(sql.Literal(plan)))
+        claim = conn.execute(
+            _explained(queue._CLAIM), {**_CLAIM, "most": 500, "normal": 500}, prepare=True
+        ).fetchone()
+        settle = conn.execute(_explained(queue._SETTLE), _claimed(conn, 500), prepare=True).fetchone()
+    assert claim is not None
+    assert settle is not None
+    for row in (claim, settle):
+        compared = [
+            node.get("Rows Removed by Join Filter", 0) * node["Actual Loops"]
+            for node in _nodes(row[0][0]["Plan"])
+        ]
+        assert max(compared) <= ENOUGH  # 500 times 500 otherwise
+
+
+def test_new_rows_lie_side_by_side(database: Database) -> None:
+    """Their ids begin with the time."""
+    with psycopg.connect(database.dsn) as conn:
+        for _ in range(3):
+            conn.execute("insert into push_notifications (title) select 'x' from generate_series(1, 100)")
+        rows = conn.execute(
+            "select id, extract(epoch from clock_timestamp())::float8 from push_notifications"
+        ).fetchall()
+    assert len({push.hex[13:] for push, _ in rows}) == len(rows)
+    for push, now in rows:
+        assert push.version == 7
+        assert -1 < now - (push.int >> 80) / 1000 < 60
+
+
+@contextmanager
+def _undone(database: Database) -> Iterator[Connection]:
+    with psycopg.connect(database.dsn) as conn:
+        yield conn
+        conn.rollback()
+
+
+def _excess(conn: Connection, case: Case) -> list[str]:
+    """What of the queue and its log is read in excess."""
+    values = case.values(conn) if callable(case.values) else case.values
+    before = _read(conn)
+    row = conn.execute(_explained(case.statement), values, prepare=True).fetchone()
+    assert row is not None
+    found = [line for node in _nodes(row[0][0]["Plan"]) for line in _too_much(node)]
+    for table, (scans, rows) in _read(conn).items():
+        if rows - before[table][1] > ENOUGH:
+            found.append(
+                f"{rows - before[table][1]} rows of {table} are read, {scans} scans of it are sequential"
+            )
+    return found
+
+
+def _explained(statement: Any) -> sql.Composed:
+    composed = statement if isinstance(statement, sql.Composable) else sql.SQL(statement)
+    return sql.SQL("explain (analyze, buffers, format json) ") + composed
+
+
+def _read(conn: Connection) -> dict[str, tuple[int, int]]:
+    """Sequential scans of each table, and its rows read, by this transaction so far."""
+    rows = conn.execute(
+        "select relname, seq_scan, coalesce(seq_tup_read, 0) + coalesce(idx_tup_fetch, 0) "
+        "from pg_stat_xact_user_tables where schemaname = 'public'"
+    )
+    return {relname: (scans, read) for relname, scans, read in rows}
+
+
+def _nodes(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    yield plan
+    for below in plan.get("Plans", []):
+        yield from _nodes(below)
+
+
+def _too_much(node: dict[str, Any]) -> Iterator[str]:
+    name = f"{node['Node Type']} on {node.get('Relation Name') or node.get('Index Name')}"
+    if node["Node Type"] == "Seq Scan" and node["Relation Name"] in (
+        "push_notifications",
+        "push_delivery_logs",
+    ):
+        yield name
+    dropped = sum(rows for key, rows in node.items() if key.startswith("Rows Removed"))
+    rows = (node["Actual Rows"] + dropped) * node["Actual Loops"]
+    if rows > ENOUGH:
+        yield f"{name}: {rows} rows"

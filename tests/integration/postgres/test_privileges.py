@@ -1,0 +1,849 @@
+"""docs/privileges.md, cell by cell: what each role may do is tried, on every kind of database there is."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import psycopg
+import pytest
+from psycopg import sql
+from psycopg.rows import dict_row
+
+from listener.emulator import Emulator
+from listener.postgres import locks, queue
+from listener.schema import migrate, served
+from listener.wakeup import busy_polling, doorbell
+from tests.support.access import (
+    APPLICATION,
+    CALLS,
+    OTHER,
+    OTHERS_PUSH,
+    OWNER,
+    PUSH,
+    STRANGER,
+    WORKER,
+    Regime,
+    grants,
+    make_worker,
+    prepare,
+    project,
+)
+from tests.support.postgres import Database, Server, Template, programs
+from tests.support.service import rows_of, serving, settings_for
+
+DOCUMENT = Path(__file__).resolve().parents[3] / "docs" / "privileges.md"
+
+Connection = psycopg.Connection[Any]
+
+
+# --- the document ----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Line:
+    """One row of the table: a table, a part of one, a sequence, a function or the schema."""
+
+    name: str
+    part: str
+    """``rows``, ``columns of the application``, or empty."""
+    columns: tuple[str, ...]
+    cells: tuple[str, ...]
+
+    @property
+    def is_table(self) -> bool:
+        return bool(self.part or self.columns)
+
+    def allowed(self, actor: int, *, adopted: bool) -> dict[str, bool]:
+        """The operations in a cell for a table that was made or adopted, and whether they hold there only."""
+        found = {}
+        for part in self.cells[actor].split(";"):
+            shape, colon, listed = part.partition(":")
+            if colon and shape.strip() != ("adopted" if adopted else "fresh"):
+                continue
+            for word in re.findall(r"\w+", listed if colon else part):
+                assert word in {"select", "insert", "update", "delete", "usage", "execute"}, part
+                found[word] = bool(colon)
+        return found
+
+
+@dataclass(frozen=True)
+class Actor:
+    """A column of the table."""
+
+    title: str
+    role: str | None
+    """Taken after logging in as ``authenticator``; None: logs in as a member of push_listener."""
+    user: UUID | None = None
+
+
+ACTORS = (
+    Actor("anon", "anon"),
+    Actor("own", "authenticated", OWNER),
+    Actor("other's", "authenticated", STRANGER),
+    Actor("service_role", "service_role"),
+    Actor("push_listener", None),
+)
+
+
+@cache
+def document() -> tuple[Line, ...]:
+    """The table in docs/privileges.md."""
+    rows = [
+        [cell.strip() for cell in line.strip().strip("|").split("|")]
+        for line in DOCUMENT.read_text().splitlines()
+        if line.startswith("|")
+    ]
+    assert rows[0] == ["what", *(actor.title for actor in ACTORS)]
+    lines = []
+    for what, *cells in rows[2:]:
+        if what.startswith("**"):
+            continue
+        (name, *columns), part = re.findall(r"`([^`]+)`", what), what.rpartition("`, ")[2]
+        lines.append(Line(name, part if "`, " in what else "", tuple(columns), tuple(cells)))
+    return tuple(lines)
+
+
+# --- databases and their rows ----------------------------------------------------------------------------
+
+
+@dataclass
+class Installation:
+    """A migrated database, with one row of OWNER and one of OTHER in each table, and a way in for each role."""
+
+    database: Database
+    adopted: bool
+    connections: dict[bool, Connection] = field(default_factory=dict)
+    columns: dict[str, dict[str, str]] = field(default_factory=dict)
+    """Of each table: its columns and their types."""
+    before: dict[str, set[str]] = field(default_factory=dict)
+    """Of each adopted table: the columns that it had."""
+
+    def attempt(self, actor: Actor, statement: str) -> int | None:
+        """How many rows it returned or changed; None when it was refused. Nothing of it stays."""
+        connection = self.connections[actor.role is not None]
+        try:
+            with connection.transaction(force_rollback=True):
+                if actor.role is not None:
+                    connection.execute(sql.SQL("set local role {}").format(sql.Identifier(actor.role)))
+                if actor.user is not None:
+                    claims = f'{{"sub": "{actor.user}", "role": "{actor.role}"}}'
+                    connection.execute("select set_config('request.jwt.claims', %s, true)", (claims,))
+                cursor = connection.execute(statement.encode())
+                return cursor.rowcount
+        except psycopg.errors.InsufficientPrivilege:
+            return None
+
+
+@pytest.fixture(scope="module", params=["fresh", "adopted"])
+def shape(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture(scope="module", params=list(Regime))
+def installation(postgres: Server, request: pytest.FixtureRequest, shape: str) -> Iterator[Installation]:
+    with ExitStack() as stack:
+        application = APPLICATION if shape == "adopted" else ""
+        database = stack.enter_context(project(postgres, request.param, application))
+        make_worker(database)
+        found = Installation(database, adopted=bool(application))
+        for as_api, user in ((True, "authenticator"), (False, WORKER)):
+            found.connections[as_api] = stack.enter_context(
+                psycopg.connect(database.dsn_as(user), autocommit=True)
+            )
+        fill(found)
+        # So that there is a row in push_listener.lock_holders.
+        found.connections[True].execute("select pg_advisory_lock(%s, 1)", (queue.LIVENESS_CLASS,))
+        yield found
+
+
+def fill(installation: Installation) -> None:
+    with psycopg.connect(installation.database.dsn, autocommit=True, row_factory=dict_row) as owner:
+        for row in owner.execute(
+            "select a.attrelid::regclass::text as name, a.attname, a.attidentity, "
+            "format_type(a.atttypid, null) as type "
+            "from pg_attribute a join pg_class c on c.oid = a.attrelid and c.relkind in ('r', 'v') "
+            "where c.relnamespace in ('public'::regnamespace, 'push_listener'::regnamespace) "
+            "and a.attnum > 0 and not a.attisdropped"
+        ):
+            columns = installation.columns.setdefault(row["name"], {})
+            columns[row["attname"]] = "identity" if row["attidentity"] else row["type"]
+        for row in owner.execute("select relation, name from push_listener.before where kind = 'column'"):
+            installation.before.setdefault(row["relation"], set()).add(row["name"])
+        # In an adopted queue a user may delete a row that is finished; one that is being sent a worker may settle.
+        for user, push, status in ((OWNER, PUSH, "sent"), (OTHER, OTHERS_PUSH, "processing")):
+            values = {"u": user, "p": push, "t": f"token of {user}", "s": status}
+            owner.execute(
+                "insert into push_notifications (id, user_id, device_token, title, body, status, next_attempt_at) "
+                "values (%(p)s, %(u)s, %(t)s, 'title', 'body', %(s)s, "
+                "case %(s)s when 'processing' then now() + interval '1 day' end)",
+                values,
+            )
+            if installation.adopted:
+                owner.execute("update push_notifications set driver_id = user_id")
+            owner.execute(
+                "insert into push_delivery_logs (push_id, device_token, status) values (%(p)s, %(t)s, 'sent')",
+                values,
+            )
+            owner.execute(
+                "insert into push_devices (token, user_id, platform) values (%(t)s, %(u)s, 'web')", values
+            )
+            owner.execute(
+                "insert into telemetry_logs (type, message, user_id) values ('crash', 'x', %(u)s)", values
+            )
+            owner.execute("insert into push_listener.workers (name) values ('x')")
+            owner.execute("insert into push_listener.served values ('1', 5, %(u)s, 'postgres')", values)
+
+
+READ_ONLY = {"push_listener.ended", "push_listener.lock_holders"}
+"""Views that nobody can write to, whatever the privileges."""
+
+REQUIRED = {
+    "push_notifications": {"title": "'t'", "body": "'b'", "driver_id": f"'{OWNER}'"},
+    "push_delivery_logs": {"push_id": f"'{PUSH}'", "status": "'delivered'"},
+    "push_devices": {"token": "'new'", "user_id": f"'{OWNER}'"},
+    "telemetry_logs": {"type": "'t'", "message": "'m'", "user_id": f"'{OWNER}'"},
+    "push_listener.workers": {"name": "'n'"},
+    "push_listener.served": {
+        "system_identifier": "'2'",
+        "database_oid": "5",
+        "address": "'host x'",
+        "database_name": "'postgres'",
+    },
+}
+"""What a row needs for the table, or for a policy of the application, to be taken; as far as the table has it."""
+
+VALUES = {
+    "push_notifications.status": "'pending'",
+    "push_delivery_logs.status": "'delivered'",
+    "push_delivery_logs.push_id": f"'{PUSH}'",
+    "push_devices.platform": "'ios'",
+    "push_notifications.id": "gen_random_uuid()",
+    "push_devices.token": "md5(random()::text)",
+    "push_notifications.idempotency_key": "md5(random()::text)",
+    "telemetry_logs.id": "gen_random_uuid()",
+}
+BY_TYPE = {
+    "uuid": f"'{OWNER}'",
+    "text": "'text'",
+    "jsonb": "'{}'",
+    "timestamp with time zone": "now()",
+    "smallint": "1",
+    "integer": "1",
+    "numeric": "1",
+    "boolean": "true",
+    "date": "now()",
+    "double precision": "1",
+    "bigint": "(1e9 * random())::bigint",
+    "identity": "default",
+}
+
+
+def value(table: str, column: str, type_: str) -> str:
+    return BY_TYPE["identity"] if type_ == "identity" else VALUES.get(f"{table}.{column}", BY_TYPE[type_])
+
+
+def name_of(column: str) -> str:
+    return '"timestamp"' if column == "timestamp" else column
+
+
+def operations(
+    installation: Installation, line: Line, actor: Actor
+) -> dict[str, list[tuple[str, int | None]]]:
+    """Every way to use what a line is about: operation, its statements, and how many rows each has to reach."""
+    name = line.name
+    if name == "push_listener":
+        return {"usage": [("select 'push_listener.workers'::regclass", 1)]}
+    if name.endswith("_seq"):
+        return {
+            "usage": [(f"select nextval('{name}')", 1)],
+            "select": [(f"select last_value from {name}", 1)],
+            "update": [(f"select setval('{name}', 1000)", 1)],
+        }
+    if not line.is_table:
+        function, _, types = name.rstrip(")").partition("(")
+        arguments = ", ".join(f"null::{each}" for each in types.split(",") if each)
+        return {"execute": [(CALLS.get(function, f"select {function}({arguments})"), 1)]}
+    everybodys = 1 if actor.user else None if name.startswith("push_listener.") else 2
+    if line.part == "rows":
+        if name in READ_ONLY:
+            return {}
+        deleted: dict[str, list[tuple[str, int | None]]] = {"delete": [(f"delete from {name}", everybodys)]}
+        return (
+            deleted
+            if name == "push_recipients"
+            else {**deleted, "truncate": [(f"truncate {name} cascade", None)]}
+        )
+    columns = installation.columns[name]
+    theirs = line.columns or sorted(columns.keys() - listed(name))
+    required = {key: to for key, to in REQUIRED.get(name, {}).items() if key in columns}
+    if actor.role == "anon":
+        required.pop("user_id", None)
+    wanted: dict[str, list[tuple[str, int | None]]] = {"select": [], "insert": [], "update": []}
+    for column in theirs:
+        new = value(name, column, columns[column])
+        if actor.role == "anon" and column == "user_id":
+            new = "null"
+        row = {**required, column: required.get(column, new)}
+        wanted["select"].append((f"select {name_of(column)} from {name}", everybodys))
+        if name in READ_ONLY:
+            continue
+        wanted["insert"].append(
+            (f"insert into {name} ({', '.join(map(name_of, row))}) values ({', '.join(row.values())})", 1)
+        )
+        wanted["update"].append((f"update {name} set {name_of(column)} = {new}", everybodys))
+    return wanted
+
+
+def listed(table: str) -> set[str]:
+    return {column for line in document() if line.name == table for column in line.columns}
+
+
+# --- cell by cell ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "line", document(), ids=lambda line: ", ".join([line.name, *line.columns, line.part])[:60]
+)
+def test_every_cell_is_as_written(installation: Installation, line: Line) -> None:
+    if line.name == "telemetry_logs_id_seq" and installation.adopted:
+        return  # this application numbers telemetry by UUID
+    faults = []
+    for number, actor in enumerate(ACTORS):
+        allowed = line.allowed(number, adopted=installation.adopted)
+        assert allowed.keys() <= operations(installation, line, actor).keys()
+        for operation, statements in operations(installation, line, actor).items():
+            for place, (statement, reaches) in enumerate(statements):
+                expected = operation in allowed
+                if expected and line.columns and installation.adopted and allowed[operation]:
+                    # What an application may go on doing is bound to the columns that it had.
+                    expected = line.columns[place] in installation.before[line.name]
+                count = installation.attempt(actor, statement)
+                good = (count == reaches if reaches else bool(count)) if expected else not count
+                if not good:
+                    faults.append(
+                        f"{actor.title}, {'allowed' if expected else 'denied'}: {statement}: {count}"
+                    )
+    assert not faults
+
+
+def test_the_document_lists_all_there_is_and_nothing_else(database: Database) -> None:
+    with psycopg.connect(database.dsn) as connection:
+        relations = connection.execute(
+            "select c.oid::regclass::text, array(select a.attname::text from pg_attribute a where a.attrelid = c.oid "
+            "and a.attnum > 0 and not a.attisdropped and c.relkind <> 'S') from pg_class c "
+            "where c.relkind not in ('i', 'c', 't') "
+            "and c.relnamespace in ('public'::regnamespace, 'push_listener'::regnamespace)"
+        ).fetchall()
+        functions = connection.execute(
+            "select oid::regprocedure::text from pg_proc "
+            "where pronamespace in ('public'::regnamespace, 'push_listener'::regnamespace)"
+        ).fetchall()
+    there = {name: set(columns) for name, columns in relations}
+    assert {line.name for line in document()} == {*there, *(name for (name,) in functions), "push_listener"}
+    assert {name: listed(name) for name in there} == there
+    with_rows = {line.name for line in document() if line.part == "rows"}
+    assert with_rows == {name for name, columns in there.items() if columns}
+    twice = [(line.name, column) for line in document() for column in line.columns]
+    assert len(twice) == len(set(twice))
+
+
+# --- one result ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("application", ["", APPLICATION], ids=["fresh", "adopted"])
+def test_default_privileges_make_no_difference(postgres: Server, application: str) -> None:
+    found = []
+    for regime in Regime:
+        with project(postgres, regime, application) as database:
+            found.append(grants(database))
+    if application:  # what anon could read before, it reads
+        read_before = {grant for grant in found[0] if grant[3:5] == ("anon", "SELECT")}
+        assert {name for _, name, *_ in read_before} == {"push_notifications"}
+        found[0] -= read_before
+    assert found[0] == found[1]
+    strangers = {grant for grant in found[0] if grant[3] != "OWNER"}
+    assert {privilege for *_, privilege, _ in strangers} == {
+        "SELECT", "INSERT", "UPDATE", "DELETE", "USAGE", "EXECUTE",
+    }  # fmt: skip
+    assert {grantable for *_, grantable in strangers} == {"false"}
+    touched = {(kind, name) for kind, name, _, grantee, *_ in strangers if grantee in ("PUBLIC", "anon")}
+    assert touched == ({("column", "telemetry_logs")} if application else set())
+
+
+@pytest.fixture
+def plain_database(postgres: Server, bare_database: Database) -> Iterator[Database]:
+    """Owned by a role that may do nothing but own it. The roles are there, as other databases made them."""
+    with postgres.database(Template.MIGRATED):
+        pass
+    with psycopg.connect(bare_database.superuser_dsn, autocommit=True) as connection:
+        connection.execute("drop role if exists test_plain")
+        connection.execute("create role test_plain login")
+        connection.execute(f"alter database {bare_database.name} owner to test_plain".encode())
+        connection.execute((migrate.sql_directory("supabase") / "02_auth.sql").read_bytes())
+        connection.execute("grant usage on schema auth to test_plain")
+    yield Database(bare_database.name, postgres, "test_plain")
+    with psycopg.connect(bare_database.superuser_dsn, autocommit=True) as connection:
+        connection.execute(f"alter database {bare_database.name} owner to current_user".encode())
+        connection.execute("drop owned by test_plain cascade")
+        connection.execute("drop role test_plain")
+
+
+def test_a_plain_owner_gets_the_same(plain_database: Database, database: Database) -> None:
+    migrate.apply(plain_database.dsn)
+    assert grants(plain_database) == grants(database)
+
+
+def test_an_owner_who_may_not_ask_for_the_user_gets_all_but_users(
+    plain_database: Database, database: Database
+) -> None:
+    with psycopg.connect(plain_database.superuser_dsn, autocommit=True) as superuser:
+        superuser.execute("revoke usage on schema auth from test_plain")
+        migrate.apply(plain_database.dsn)
+        policies = superuser.execute("select distinct roles::text from pg_policies").fetchall()
+    assert sorted(policies) == [("{push_listener}",), ("{service_role}",)]
+    assert grants(plain_database) == grants(database)
+
+
+SHAPES = {
+    path.stem: path.read_text()
+    for path in sorted((Path(__file__).parents[2] / "support" / "shapes").glob("*.sql"))
+    if not path.stem.startswith("refused")
+}
+SHAPES["logs"] = SHAPES["reference"] + SHAPES["logs"]
+
+
+@pytest.mark.oldest_and_newest_postgres
+@pytest.mark.parametrize("regime", list(Regime))
+@pytest.mark.parametrize(
+    "application", ["", APPLICATION, *SHAPES.values()], ids=["fresh", "adopted", *SHAPES]
+)
+def test_the_way_back_restores_every_grant(postgres: Server, regime: Regime, application: str) -> None:
+    known = migrate.load()
+    with postgres.database(Template.SUPABASE) as database:
+        prepare(database, regime, application)
+        first = state(database)
+        migrate.apply(database.dsn, known[:10])
+        tenth = state(database)
+        migrate.apply(database.dsn, known)
+        last = state(database)
+        assert last != tenth
+        migrate.rollback(database.dsn, 10, known)
+        assert state(database) == tenth
+        migrate.apply(database.dsn, known)
+        assert state(database) == last
+        migrate.rollback(database.dsn, 0, known)
+        assert state(database) == first
+
+
+def state(database: Database) -> object:
+    """Grants, policies, triggers and row-level security, as they are."""
+    with psycopg.connect(database.superuser_dsn) as connection:
+        policies = connection.execute("select * from pg_policies order by tablename, policyname").fetchall()
+        others = connection.execute(
+            "select tgrelid::regclass::text || ' ' || tgname from pg_trigger where not tgisinternal union all "
+            "select oid::regclass::text || ' ' || relrowsecurity from pg_class "
+            "where relkind = 'r' and relnamespace = 'public'::regnamespace order by 1"
+        ).fetchall()
+    return grants(database), policies, others
+
+
+def test_to_secure_again_changes_nothing(postgres: Server) -> None:
+    with project(postgres, Regime.OLD, APPLICATION) as database:
+        before = state(database)
+        with psycopg.connect(database.dsn, autocommit=True) as owner:
+            owner.execute("set client_min_messages = error")
+            owner.execute("select push_listener.secure()")
+            assert state(database) == before
+            owner.execute("drop view push_recipients")
+            owner.execute(
+                "create view push_recipients with (security_invoker = true) as "
+                "select user_id, token, platform from push_devices where disabled_at is null"
+            )
+            assert state(database) != before, "the old regime has granted the new view to everybody"
+            owner.execute("select push_listener.secure()")
+            assert state(database) == before
+
+
+def another_server(like: Server) -> Server:
+    """Roles belong to a whole server: this one has none yet."""
+    bin_dir = programs(like.version)
+    assert bin_dir is not None
+    return Server(like.version, bin_dir)
+
+
+# --- roles that are missing ------------------------------------------------------------------------------
+
+
+@pytest.mark.newest_postgres
+async def test_without_any_role_of_supabase(postgres: Server, database: Database) -> None:
+    expected = grants(database)
+    with (
+        another_server(postgres) as plain,
+        plain.database(Template.BARE) as bare,
+        psycopg.connect(bare.superuser_dsn, autocommit=True) as superuser,
+    ):
+        superuser.execute("create role plain login")
+        superuser.execute(f"alter database {bare.name} owner to plain".encode())
+        mine = Database(bare.name, plain, "plain")
+        migrate.apply(mine.dsn)
+        async with (
+            Emulator() as emulator,
+            rows_of(mine.dsn) as rows,
+            serving(settings_for(mine.dsn, emulator)),
+        ):
+            assert (await rows.one_over(await rows.add(device_token="t", title="t")))["status"] == "sent"
+        superuser.execute("drop function test_tell cascade")
+
+        for path in sorted(migrate.sql_directory("supabase").glob("[0-9]*.sql")):
+            superuser.execute(path.read_bytes())
+        superuser.execute(f"alter database {bare.name} owner to plain".encode())
+        superuser.execute("grant usage on schema auth to plain")
+        superuser.execute("create role push_listener nologin")
+        with psycopg.connect(mine.dsn, autocommit=True) as owner:
+            owner.execute("select push_listener.secure()")
+            assert grants(mine) == expected
+            policies = owner.execute("select count(*) from pg_policies where 'authenticated' = any (roles)")
+            assert policies.fetchone() == (3,)
+
+
+def test_the_listeners_role_may_have_to_wait_for_an_administrator(postgres: Server) -> None:
+    """An owner that may not create roles is told what to do, and everything else is done."""
+    with (
+        another_server(postgres) as plain,
+        plain.database(Template.BARE) as bare,
+        psycopg.connect(bare.superuser_dsn, autocommit=True) as superuser,
+    ):
+        superuser.execute("create role plain login")
+        superuser.execute(f"alter database {bare.name} owner to plain".encode())
+        with psycopg.connect(plain.dsn(bare.name, "plain"), autocommit=True) as owner:
+            known = migrate.load()
+            migrate.apply(plain.dsn(bare.name, "plain"), known[:10])
+            told: list[str] = []
+            owner.add_notice_handler(lambda notice: told.append(str(notice.message_primary)))
+            owner.execute(known[10].up.encode())
+    assert any('"create role push_listener nologin"' in line for line in told)
+
+
+# --- users of a queue that was there before --------------------------------------------------------------
+
+
+@pytest.fixture(params=list(Regime))
+def adopted(postgres: Server, request: pytest.FixtureRequest) -> Iterator[Database]:
+    with project(postgres, request.param, APPLICATION) as database:
+        make_worker(database)
+        yield database
+
+
+@pytest.fixture
+def user(adopted: Database) -> Iterator[Connection]:
+    """The signed-in user OWNER."""
+    with psycopg.connect(
+        adopted.dsn_as("authenticator"), autocommit=True, row_factory=dict_row
+    ) as connection:
+        connection.execute("set role authenticated")
+        connection.execute("select set_config('request.jwt.claims', %s, false)", (f'{{"sub": "{OWNER}"}}',))
+        yield connection
+
+
+def test_a_row_of_a_user_begins_as_a_new_one(adopted: Database, user: Connection) -> None:
+    forged = user.execute(
+        "insert into push_notifications (driver_id, title, body, status, last_error, attempts) "
+        "values (%s, 't', 'b', 'sent', 'forged', 7) returning status, last_error, attempts",
+        (OWNER,),
+    ).fetchone()
+    assert forged == {"status": "pending", "last_error": None, "attempts": 7}
+    with psycopg.connect(adopted.dsn) as owner:
+        due = owner.execute("select next_attempt_at <= now(), retry_count from push_notifications").fetchone()
+        assert due == (True, 0)
+        # The application's own functions and its server are not users.
+        kept = owner.execute(
+            "insert into push_notifications (title, body, status) values ('t', 'b', 'sent') returning status"
+        ).fetchone()
+    assert kept == ("sent",)
+    # A role of the application's own that has the rights of authenticated is one. It is gone at the end.
+    with psycopg.connect(adopted.superuser_dsn) as administrator:
+        administrator.execute("create role courier nologin in role authenticated")
+        administrator.execute("set local role courier")
+        administrator.execute("select set_config('request.jwt.claims', %s, true)", (f'{{"sub": "{OWNER}"}}',))
+        forged_too = administrator.execute(
+            "insert into push_notifications (driver_id, title, body, status) values (%s, 't', 'b', 'sent') "
+            "returning status",
+            (OWNER,),
+        ).fetchone()
+        administrator.rollback()
+    assert forged_too == ("pending",)
+
+
+@pytest.mark.parametrize(
+    "change",
+    ["status = 'pending'", "next_attempt_at = now()", "title = 'other'", "user_id = null", "retry_count = 0"],
+)
+def test_a_user_cannot_send_a_row_again(user: Connection, change: str) -> None:
+    user.execute("insert into push_notifications (driver_id, title, body) values (%s, 't', 'b')", (OWNER,))
+    with pytest.raises(psycopg.errors.InsufficientPrivilege):
+        user.execute(f"update push_notifications set {change}".encode())
+    with pytest.raises(psycopg.errors.InsufficientPrivilege):
+        user.execute(
+            "insert into push_notifications (id, driver_id, title, body) "
+            "select id, driver_id, title, body from push_notifications "
+            "on conflict (id) do update set status = 'pending'"
+        )
+    assert user.execute("update push_notifications set attempts = 5").rowcount == 1
+
+
+def test_a_user_deletes_only_what_is_finished(adopted: Database, user: Connection) -> None:
+    user.execute("insert into push_notifications (driver_id, title, body) values (%s, 't', 'b')", (OWNER,))
+    assert user.execute("delete from push_notifications").rowcount == 0
+    with psycopg.connect(adopted.dsn, autocommit=True) as owner:
+        owner.execute("update push_notifications set status = 'sent', next_attempt_at = null")
+    assert user.execute("delete from push_notifications").rowcount == 1
+
+
+def test_a_user_keeps_no_more_than_it_had(postgres: Server) -> None:
+    """No policy for a command, or no grant of a column: nothing to keep."""
+    application = """
+        create table public.push_notifications (
+          id uuid primary key default gen_random_uuid(), user_id uuid, title text, body text, note text, cost numeric,
+          status text not null default 'pending', created_at timestamptz not null default now());
+        alter table public.push_notifications enable row level security;
+        create policy add on public.push_notifications for insert to authenticated
+          with check (user_id = (select auth.uid()));
+        create policy change on public.push_notifications for update to service_role using (true);
+        revoke all on public.push_notifications from authenticated;
+        grant insert (user_id, title, note), update (note), delete on public.push_notifications to authenticated;
+    """
+    found = []
+    for regime in Regime:
+        with project(postgres, regime, application) as database:
+            found.append(
+                {
+                    (part, privilege)
+                    for _, name, part, grantee, privilege, _ in grants(database)
+                    if (name, grantee) == ("push_notifications", "authenticated")
+                }
+            )
+            with psycopg.connect(database.dsn) as owner:
+                ours = owner.execute("select unnest(push_listener.columns('push_notifications'))").fetchall()
+    assert found[0] == found[1]
+    had = {"id", "user_id", "title", "body", "status", "created_at"}
+    assert found[0] == {
+        # No policy had let users read a row; ours lets them read what push-listener wrote into their own.
+        *((column, "SELECT") for (column,) in ours if column not in had),
+        *((column, "INSERT") for column in ("user_id", "title", "note")),
+    }
+
+
+def test_privileges_through_another_role_stop_the_migration(postgres: Server) -> None:
+    application = """
+        create table public.push_notifications (
+          id uuid primary key default gen_random_uuid(), status text not null default 'pending');
+        grant all on public.push_notifications to test_group;
+    """
+    with postgres.database(Template.SUPABASE) as database:
+        with psycopg.connect(database.superuser_dsn, autocommit=True) as superuser:
+            superuser.execute("drop role if exists test_group")
+            superuser.execute("create role test_group")
+            superuser.execute("grant test_group to authenticated")
+        try:
+            prepare(database, Regime.NEW, application)
+            with pytest.raises(migrate.MigrationError, match="authenticated may change the state of rows"):
+                migrate.apply(database.dsn)
+        finally:
+            with psycopg.connect(database.superuser_dsn, autocommit=True) as superuser:
+                superuser.execute("drop owned by test_group")
+                superuser.execute("drop role test_group")
+
+
+# --- the listener's own role -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("application", ["", APPLICATION], ids=["fresh", "adopted"])
+async def test_the_service_runs_with_the_listeners_role(postgres: Server, application: str) -> None:
+    """End to end, with several devices, a dead token and a retry; and the application's policies unread."""
+    with project(postgres, Regime.NEW, application) as database:
+        make_worker(database)
+        async with (
+            Emulator(faults=["unavailable,token=slow,times=2"]) as emulator,
+            rows_of(database.dsn) as rows,
+            serving(settings_for(database.dsn_as(WORKER), emulator, worker_name="of little power")),
+        ):
+            await rows.device("phone", OWNER)
+            await rows.device("tablet", OWNER, "ios")
+            await rows.device("dead-phone", OWNER)
+            await rows.device("dead-tablet", OTHER)
+            text = {"title": "t", "body": "b"}
+            both = await rows.add(user_id=OWNER, **text)
+            dead = await rows.add(user_id=OTHER, **text)
+            late = await rows.add(device_token="slow", **text)
+            over = await rows.over(both, dead, late)
+            assert [over[each]["status"] for each in (both, dead, late)] == ["sent", "dead", "sent"]
+            assert over[late]["retry_count"] == 2
+            logged = {(log["device_token"], log["status"]) for log in await rows.logs(both)}
+            assert logged == {("phone", "sent"), ("tablet", "sent"), ("dead-phone", "failed")}
+            disabled = await rows.query("select token from push_devices where disabled_at is not null")
+            assert {row["token"] for row in disabled} == {"dead-phone", "dead-tablet"}
+        with psycopg.connect(database.dsn) as owner:
+            worker = owner.execute(
+                "select name, stopped_at is not null from push_listener.workers"
+            ).fetchall()
+        assert worker == [("of little power", True)]
+
+
+async def test_tokens_kept_by_the_application(postgres: Server) -> None:
+    """As docs/privileges.md has it for a view of the application's; and what is lacking is told before."""
+    application = """
+        create table public.profiles (id uuid primary key, fcm_token text);
+        alter table public.profiles enable row level security;
+        create view public.push_recipients with (security_invoker = true) as
+          select id as user_id, fcm_token as token, null::text as platform
+            from public.profiles where fcm_token is not null;
+        create function public.push_disable_token(p_token text, p_reason text) returns void
+          language sql security definer set search_path = pg_catalog, pg_temp
+          as 'update public.profiles set fcm_token = null where fcm_token = p_token';
+        insert into public.profiles values ('00000000-0000-4000-8000-00000000000a', 'dead-phone'),
+          ('00000000-0000-4000-8000-00000000000b', 'phone');
+    """
+    told: list[str] = []
+    with project(postgres, Regime.OLD, application) as database:
+        make_worker(database)
+        with psycopg.connect(database.dsn, autocommit=True) as owner:
+            owner.add_notice_handler(lambda notice: told.append(str(notice.message_primary)))
+            owner.execute("select push_listener.secure()")
+            (told_to,) = (line for line in told if "profiles" in line)
+            for statement in (
+                told_to.split('"')[1],
+                "create policy push_listener_reads on profiles for select to push_listener "
+                "using (fcm_token is not null)",
+                "select push_listener.secure()",
+            ):
+                owner.execute(statement.encode())
+        assert len([line for line in told if "profiles" in line]) == 1
+        async with (
+            Emulator() as emulator,
+            rows_of(database.dsn) as rows,
+            serving(settings_for(database.dsn_as(WORKER), emulator)),
+        ):
+            dead, sent = await rows.add(user_id=OWNER, title="t"), await rows.add(user_id=OTHER, title="t")
+            over = await rows.over(dead, sent)
+            assert (over[dead]["status"], over[sent]["status"]) == ("dead", "sent")
+            left = await rows.query("select id from profiles where fcm_token is not null")
+            assert [row["id"] for row in left] == [OTHER]
+
+
+STATEMENTS = {
+    f"{module.__name__}.{name}": text
+    for module in (busy_polling, doorbell, locks, queue, served)
+    for name, text in vars(module).items()
+    if name.startswith("_")
+    and name.isupper()
+    and isinstance(text, str)
+    and re.match(r"\s*(select|with|insert|update) ", text)
+}
+
+
+@pytest.mark.newest_postgres
+@pytest.mark.parametrize("name", STATEMENTS)
+def test_the_listeners_role_suffices_for_every_statement(
+    postgres: Server, database: Database, name: str
+) -> None:
+    """Also for those that a good day never sees. To explain a statement asks for the privileges to run it."""
+    if postgres.version < 16:
+        pytest.skip("cannot explain a statement without its values")
+    make_worker(database)
+    numbers: dict[str, int] = {}
+
+    def number(found: re.Match[str]) -> str:
+        return f"${numbers.setdefault(found[1] or str(found.start()), len(numbers) + 1)}"
+
+    statement = re.sub(r"%(?:\((\w+)\))?[sbt]\b", number, STATEMENTS[name])
+    with psycopg.connect(database.dsn_as(WORKER), autocommit=True) as worker:
+        assert worker.execute(f"explain (generic_plan) {statement}".encode()).fetchall()
+    with psycopg.connect(database.dsn_as("authenticator"), autocommit=True) as nobody:
+        if "push_" in re.sub(r"'[^']*'::regclass", "", statement):  # a name alone is everybody's to know
+            with pytest.raises(psycopg.errors.InsufficientPrivilege):
+                nobody.execute(f"explain (generic_plan) {statement}".encode())
+
+
+def test_the_listeners_role_has_nothing_else(postgres: Server) -> None:
+    """Whatever it can reach in a database of an application, by grants of whatever kind."""
+    with project(postgres, Regime.OLD, APPLICATION) as database:
+        make_worker(database)
+        with psycopg.connect(database.dsn_as(WORKER), autocommit=True) as worker:
+            relations = worker.execute(
+                "select c.oid::regclass::text from pg_class c join pg_namespace n on n.oid = c.relnamespace "
+                "where n.nspname not in ('pg_catalog', 'information_schema', 'pg_toast') and "
+                "case when c.relkind = 'S' then has_sequence_privilege(c.oid, 'usage, select, update') "
+                "when c.relkind in ('r', 'v', 'm', 'f', 'p') then has_any_column_privilege("
+                "c.oid, 'select, insert, update, references') "
+                "or has_table_privilege(c.oid, 'delete, truncate, trigger') end"
+            ).fetchall()
+            definers = worker.execute(
+                "select oid::regprocedure::text from pg_proc "
+                "where prosecdef and has_function_privilege(oid, 'execute') and "
+                "has_schema_privilege(pronamespace, 'usage')"
+            ).fetchall()
+            for forbidden in ("create table public.mine ()", "create schema mine", "set role service_role"):
+                with pytest.raises(psycopg.errors.InsufficientPrivilege):
+                    worker.execute(forbidden.encode())
+    assert {name for (name,) in relations} == {
+        "push_notifications", "push_delivery_logs", "push_delivery_logs_id_seq", "push_devices", "push_recipients",
+        "push_listener.migrations", "push_listener.workers", "push_listener.lock_holders", "push_listener.rate",
+        "push_listener.served",
+    }  # fmt: skip
+    assert set(definers) == {("push_disable_token(text,text)",), ("push_listener.drift()",)}
+
+
+@pytest.mark.parametrize("application", ["", APPLICATION], ids=["fresh", "adopted"])
+def test_row_level_security_costs_the_listener_no_plan(postgres: Server, application: str) -> None:
+    """The claim of push_listener is planned as the owner's is: by the index of what is due, no policy asked."""
+    with project(postgres, Regime.NEW, application) as database:
+        make_worker(database)
+        plans = []
+        with psycopg.connect(database.dsn, autocommit=True) as owner:
+            owner.execute(
+                "insert into push_notifications (user_id, title, body, status, next_attempt_at) "
+                "select gen_random_uuid(), 't', 'b', case when n % 100 = 0 then 'pending' else 'sent' end, "
+                "case when n % 100 = 0 then now() end from generate_series(1, 20000) n"
+            )
+            owner.execute("vacuum analyze push_notifications")
+        for dsn in (database.dsn, database.dsn_as(WORKER)):
+            with psycopg.connect(dsn, autocommit=True, cursor_factory=psycopg.ClientCursor) as connection:
+                values = {"most": 100, "normal": 100, "lease": 60.0, "worker": 1, "avoided": []}
+                rows = connection.execute(f"explain (costs off) {queue._CLAIM}", values).fetchall()
+                plans.append([line for (line,) in rows])
+    assert plans[0] == plans[1]
+    assert sum("push_notifications_due" in line for line in plans[1]) >= 2
+    assert not any("Seq Scan on push_notifications" in line or "drivers" in line for line in plans[1])
+
+
+def test_users_do_not_read_logs_and_devices_from_end_to_end(database: Database) -> None:
+    with psycopg.connect(database.dsn, autocommit=True) as owner:
+        owner.execute(
+            "insert into push_notifications (user_id, title, status, next_attempt_at) "
+            "select gen_random_uuid(), 't', 'sent', null from generate_series(1, 5000)"
+        )
+        owner.execute(
+            "insert into push_delivery_logs (push_id, status) select id, 'sent' from push_notifications"
+        )
+        owner.execute(
+            "insert into push_devices (token, user_id) select id::text, user_id from push_notifications"
+        )
+        for table in ("push_notifications", "push_delivery_logs", "push_devices"):
+            owner.execute(f"vacuum analyze {table}".encode())
+    with psycopg.connect(database.dsn_as("authenticator"), autocommit=True) as user:
+        user.execute("set role authenticated")
+        user.execute("select set_config('request.jwt.claims', %s, false)", (f'{{"sub": "{OWNER}"}}',))
+        for table, index in (
+            ("push_delivery_logs", "push_delivery_logs_push"),
+            ("push_devices", "push_devices_live"),
+        ):
+            plan = [line for (line,) in user.execute(f"explain select * from {table}".encode())]
+            assert any(index in line for line in plan), plan
+            assert not any(f"Seq Scan on {table}" in line for line in plan), plan

@@ -1,0 +1,690 @@
+"""The queue: claims, leases, fences and settlements on a real Postgres."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from typing import Any
+from uuid import UUID, uuid4
+
+import psycopg
+import pytest
+from psycopg import sql
+from psycopg_pool import AsyncConnectionPool
+
+from listener.postgres import queue
+from listener.postgres.connect import Pool
+from listener.postgres.queue import LogLine, Queue, Settlement
+from listener.push import Push
+from listener.schema import migrate
+from listener.sending.retry import Decision, Status
+from tests.support.postgres import Database
+from tests.support.service import Rows, rows_of
+
+LEASE = 60.0
+
+
+@asynccontextmanager
+async def pool_of(dsn: str) -> AsyncIterator[Pool]:
+    async with AsyncConnectionPool(
+        dsn, min_size=1, max_size=4, open=False, kwargs={"autocommit": True}
+    ) as pool:
+        yield pool
+
+
+@pytest.fixture
+async def pool(database: Database) -> AsyncIterator[Pool]:
+    async with pool_of(database.dsn) as opened:
+        yield opened
+
+
+async def worker(pool: Pool, lease: float = LEASE) -> Queue:
+    return Queue(pool, worker_id=await queue.register(pool, "test"), lease=lease)
+
+
+def sent(push: Push, *tokens: str, message_id: str = "projects/p/messages/1") -> Settlement:
+    logs = [LogLine(token, "sent", {"attempt": push.attempt}) for token in tokens]
+    return Settlement(push.id, push.attempt, Decision(Status.SENT, message_id=message_id), logs)
+
+
+def again(push: Push, delay: float, *, uses_try: bool = True) -> Settlement:
+    status = Status.FAILED if uses_try else Status.PENDING
+    decision = Decision(status, delay, uses_try, "UNAVAILABLE", "in trouble")
+    return Settlement(push.id, push.attempt, decision, [LogLine("a", "failed", {"attempt": push.attempt})])
+
+
+async def due_at(rows: Rows, push_id: UUID, moment: str, **columns: str) -> None:
+    """Moves a row in time; ``moment`` is seconds from now, or 'infinity' and the like."""
+    when = sql.SQL("now() + make_interval(secs => {})").format(sql.Literal(float(moment)))
+    if "infinity" in moment:
+        when = sql.SQL("{}::timestamptz").format(sql.Literal(moment))
+    await rows.connection.execute(
+        sql.SQL("update push_notifications set next_attempt_at = {} where id = {}").format(
+            when, sql.Literal(push_id)
+        )
+    )
+    for name, value in columns.items():
+        await rows.connection.execute(
+            sql.SQL("update push_notifications set {} = {} where id = {}").format(
+                sql.Identifier(name), sql.Literal(value), sql.Literal(push_id)
+            )
+        )
+
+
+# --- claim ---------------------------------------------------------------------------------------------
+
+
+async def test_a_claim_brings_every_column_that_is_sent(pool: Pool, rows: Rows) -> None:
+    user = uuid4()
+    push_id = await rows.add(
+        device_token="t", user_id=user, title="T", body="B", data={"k": "v", "n": 1}, channel="c",
+        priority="high", image="https://i", options={"android": {"ttl": "5s"}}, collapse_key="ck",
+    )  # fmt: skip
+    await rows.query(
+        "update push_notifications set expires_at = now() + interval '100 s', "
+        "created_at = now() - interval '50 s', next_attempt_at = now() - interval '7 s'"
+    )
+    mine = await worker(pool)
+    (push,) = await mine.claim(10)
+    row = await rows.get(push_id)
+    assert push.expires_in is not None
+    assert 95.0 < push.expires_in <= 100.0
+    assert 7.0 <= push.waited < 12.0
+    assert push == Push(
+        id=push_id, attempt=1, retry_count=0, lost_claims=0, device_token="t", topic=None, condition=None, user_id=user,
+        recipients=[], accepted_before=0, title="T", body="B", data='{"k": "v", "n": 1}', channel="c",
+        priority="high", image="https://i", options='{"android": {"ttl": "5s"}}', collapse_key="ck",
+        expires_at=row["expires_at"].timestamp(), expires_in=push.expires_in, waited=push.waited,
+        oversized=None,
+    )  # fmt: skip
+    assert (row["status"], row["claimed_by"], row["delivery_attempts"]) == ("processing", mine.worker_id, 1)
+    assert LEASE - 5.0 < row["next_in"] <= LEASE
+    assert row["last_retry_at"] is None
+
+
+async def test_high_priority_first_then_by_due_time_up_to_the_limit(pool: Pool, rows: Rows) -> None:
+    names = {}
+    for name, priority, due in [
+        ("normal late", "normal", "-10"),
+        ("normal early", None, "-30"),
+        ("high late", "high", "-5"),
+        ("high early", "high", "-20"),
+        ("odd", "urgent!", "-25"),
+    ]:
+        push_id = await rows.add(device_token=name, title="t", priority=priority)
+        await due_at(rows, push_id, due)
+        names[push_id] = name
+    await rows.query("update push_notifications set created_at = now() - interval '1 hour'")
+    mine = await worker(pool)
+    first, rest = await mine.claim(3), await mine.claim(10)
+    assert [names[push.id] for push in first] == ["high early", "high late", "normal early"]
+    assert [names[push.id] for push in rest] == ["odd", "normal late"]
+    assert await mine.claim(10) == []
+
+
+async def test_the_wait_of_a_row_scheduled_in_the_past_counts_from_its_insertion(
+    pool: Pool, rows: Rows
+) -> None:
+    await rows.query(
+        "insert into push_notifications (device_token, title, next_attempt_at) values ('t', 't', '-infinity')"
+    )
+    (push,) = await (await worker(pool)).claim(1)
+    assert 0.0 <= push.waited < 10.0
+
+
+async def test_rows_of_the_future_are_left_alone(pool: Pool, rows: Rows) -> None:
+    push_id = await rows.add(device_token="t", title="t")
+    await due_at(rows, push_id, "30")
+    mine = await worker(pool)
+    assert await mine.claim(10) == []
+    row = await rows.get(push_id)
+    assert (row["status"], row["delivery_attempts"]) == ("pending", 0)
+    earliest = await mine.earliest()
+    assert earliest is not None
+    assert 25.0 < earliest <= 30.0
+
+
+@pytest.mark.parametrize("status", ["sent", "delivered", "dead", "expired", "cancelled"])
+async def test_what_is_over_is_never_claimed_whatever_its_time_says(
+    pool: Pool, rows: Rows, status: str
+) -> None:
+    await rows.add(device_token="t", title="t", status=status)
+    mine = await worker(pool)
+    assert await mine.claim(10) == []
+    assert await mine.earliest() is None
+    assert (await mine.depth()).due == 0
+
+
+async def test_a_row_without_a_time_is_never_claimed(pool: Pool, rows: Rows) -> None:
+    await rows.add(device_token="t", title="t", next_attempt_at=None)
+    mine = await worker(pool)
+    assert (await mine.claim(10), await mine.earliest()) == ([], None)
+
+
+async def test_claims_at_the_same_time_share_no_row_and_leave_none(
+    database: Database, pool: Pool, rows: Rows
+) -> None:
+    await rows.query(
+        "insert into push_notifications (device_token, title, priority) "
+        "select 't', 't', case when n % 3 = 0 then 'high' else 'normal' end from generate_series(1, 2000) n"
+    )
+    async with pool_of(database.dsn) as other_pool:
+        workers = [await worker(pool), await worker(other_pool)]
+
+        async def take_all(mine: Queue) -> list[UUID]:
+            taken: list[UUID] = []
+            while pushes := await mine.claim(37):
+                taken += [push.id for push in pushes]
+            return taken
+
+        shares = await asyncio.gather(*(take_all(mine) for mine in workers for _ in range(2)))
+    every = [push_id for share in shares for push_id in share]
+    assert len(every) == len(set(every)) == 2000
+    assert sum(bool(share) for share in shares) >= 2
+
+
+@pytest.mark.parametrize("priority", ["normal", "high"])
+async def test_a_row_that_another_transaction_holds_is_passed_over(
+    pool: Pool, rows: Rows, priority: str
+) -> None:
+    held = await rows.add(device_token="held", title="t", priority=priority)
+    free = await rows.add(device_token="free", title="t", priority=priority)
+    mine = await worker(pool)
+    async with rows.connection.transaction():
+        await rows.query("select from push_notifications where id = %(id)s for update", id=held)
+        async with asyncio.timeout(10):
+            assert [push.id for push in await mine.claim(10)] == [free]
+    assert [push.id for push in await mine.claim(10)] == [held]
+
+
+async def test_a_lease_that_has_ended_is_taken_over(pool: Pool, rows: Rows) -> None:
+    push_id = await rows.add(device_token="t", title="t")
+    first, second = await worker(pool), await worker(pool)
+    (lost,) = await first.claim(1)
+    assert await second.claim(1) == []
+    await due_at(rows, push_id, "-1")
+    (taken,) = await second.claim(1)
+    assert (taken.id, taken.attempt, taken.retry_count) == (push_id, 2, 0)
+    assert (await rows.get(push_id))["claimed_by"] == second.worker_id
+    assert await first.settle([sent(lost, "t")]) == 0
+
+
+@pytest.mark.parametrize("most", [1, 10])
+async def test_what_is_not_to_be_claimed_is_not_and_is_not_waited_for(
+    pool: Pool, rows: Rows, most: int
+) -> None:
+    ours, other = await rows.add(device_token="t", title="t"), await rows.add(device_token="t", title="t")
+    mine = await worker(pool)
+    await due_at(rows, ours, "-60")
+    await due_at(rows, other, "-30")
+    assert [push.id for push in await mine.claim(most, most, [ours])] == [other]
+    assert await mine.claim(most, most, [ours]) == []
+    earliest = await mine.earliest([ours])
+    assert earliest is not None
+    assert earliest > 0.0  # the lease of the other
+
+
+async def test_the_time_of_a_retry_is_kept(pool: Pool, rows: Rows) -> None:
+    push_id = await rows.add(device_token="t", title="t")
+    mine = await worker(pool)
+    (push,) = await mine.claim(1)
+    await mine.settle([again(push, 0.0)])
+    (push,) = await mine.claim(1)
+    row = await rows.get(push_id)
+    assert (push.retry_count, row["last_retry_at"]) == (1, row["updated_at"])
+
+
+# --- infinite times --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("forever", ["infinity", "-infinity"])
+async def test_a_push_with_an_infinite_expiry(pool: Pool, rows: Rows, forever: str) -> None:
+    push_id = await rows.add(device_token="t", title="t")
+    await due_at(rows, push_id, "-1", expires_at=forever)
+    mine = await worker(pool)
+    (push,) = await mine.claim(1)
+    if forever == "infinity":
+        assert (push.expires_at, push.expires_in) == (None, None)
+    else:
+        assert (push.expires_at, push.expires_in) == (-math.inf, -math.inf)
+
+
+async def test_infinite_times_of_the_queue(pool: Pool, rows: Rows) -> None:
+    never = await rows.add(device_token="never", title="t")
+    await due_at(rows, never, "infinity")
+    mine = await worker(pool)
+    assert await mine.claim(10) == []
+    assert await mine.earliest() == math.inf
+    depth = await mine.depth()
+    assert (depth.counts["pending"], depth.due, depth.oldest_due) == (1, 0, 0.0)
+
+    always = await rows.add(device_token="always", title="t", priority="high")
+    await due_at(rows, always, "-infinity")
+    assert await mine.earliest() == -math.inf
+    depth = await mine.depth()
+    assert (depth.counts["pending"], depth.due) == (2, 1)
+    assert 0.0 <= depth.oldest_due < 10.0
+    assert [push.id for push in await mine.claim(10)] == [always]
+
+
+# --- too large to be read --------------------------------------------------------------------------------
+
+
+TEXTS = [
+    "device_token", "topic", "condition", "title", "body", "channel", "priority", "image", "collapse_key"
+]  # fmt: skip
+JSONS = ["data", "options"]
+
+
+@pytest.mark.parametrize("column", TEXTS + JSONS)
+async def test_a_column_that_is_far_too_large_is_named_and_not_read(
+    pool: Pool, rows: Rows, column: str
+) -> None:
+    # Repetitive text is compressed to almost nothing; what counts is its length when read.
+    values: dict[str, object] = {"device_token": "t", "title": "T", "data": {"k": "v"}, "body": "B"}
+    values[column] = {"k": "x" * 400_000} if column in JSONS else "x" * 40_000
+    push_id = await rows.add(**values)
+    (push,) = await (await worker(pool)).claim(1)
+    assert (push.id, push.oversized) == (push_id, column)
+    assert {getattr(push, name) for name in TEXTS + JSONS} == {None}
+
+
+async def test_all_that_is_too_large_is_named(pool: Pool, rows: Rows) -> None:
+    await rows.add(device_token="t", title="x" * 32_769, data={"k": "x" * 400_000}, body="x" * 32_768)
+    (push,) = await (await worker(pool)).claim(1)
+    assert push.oversized == "title, data"
+
+
+async def test_what_just_fits_is_read(pool: Pool, rows: Rows) -> None:
+    await rows.add(device_token="t", title="x" * 32_768)
+    (push,) = await (await worker(pool)).claim(1)
+    assert (push.oversized, len(push.title or "")) == (None, 32_768)
+
+
+# --- to a user -------------------------------------------------------------------------------------------
+
+
+async def test_recipients_are_the_live_devices_of_the_user(pool: Pool, rows: Rows) -> None:
+    user = uuid4()
+    await rows.device("phone", user)
+    await rows.device("tablet", user, "ios")
+    await rows.device("old", user)
+    await rows.device("stranger", uuid4())
+    await rows.query("update push_devices set disabled_at = now() where token = 'old'")
+    await rows.add(user_id=user, title="t")
+    (push,) = await (await worker(pool)).claim(1)
+    assert sorted(push.recipients) == [("phone", "android"), ("tablet", "ios")]
+    assert push.accepted_before == 0
+
+
+@pytest.mark.parametrize("target", [{"device_token": "t"}, {"topic": "t"}, {"condition": "'t' in topics"}])
+async def test_a_user_beside_another_target_adds_no_devices(
+    pool: Pool, rows: Rows, target: dict[str, str]
+) -> None:
+    user = uuid4()
+    await rows.device("phone", user)
+    await rows.add(user_id=user, title="t", **target)
+    (push,) = await (await worker(pool)).claim(1)
+    assert push.recipients == []
+
+
+async def test_a_retry_goes_only_to_devices_that_neither_accepted_nor_died(pool: Pool, rows: Rows) -> None:
+    user = uuid4()
+    for token in ("accepted", "failed", "dead", "new"):
+        await rows.device(token, user)
+    await rows.add(user_id=user, title="t")
+    mine = await worker(pool)
+    (push,) = await mine.claim(1)
+    settlement = again(push, 0.0)
+    settlement.logs = [
+        LogLine("accepted", "sent", {"message_id": "1"}),
+        LogLine("failed", "failed", {"outcome": "retry"}),
+        LogLine("dead", "failed", {"outcome": "drop_target"}),
+    ]
+    assert await mine.settle([settlement]) == 1
+    (push,) = await mine.claim(1)
+    assert sorted(token for token, _ in push.recipients) == ["failed", "new"]
+    assert push.accepted_before == 1
+
+
+async def test_an_applications_own_tokens_are_used_through_the_view_and_the_function(
+    database: Database, pool: Pool, rows: Rows
+) -> None:
+    await rows.connection.execute(
+        """
+        create table profiles (id uuid primary key, fcm_token text);
+        create or replace view push_recipients with (security_invoker = true) as
+          select id as user_id, fcm_token as token, null::text as platform
+            from profiles where fcm_token is not null;
+        create or replace function push_disable_token(p_token text, p_reason text) returns void
+          language sql as $$ update profiles set fcm_token = null where fcm_token = p_token $$;
+        """
+    )
+    user = uuid4()
+    await rows.query("insert into profiles values (%(user)s, 'of-the-profile')", user=user)
+    await rows.device("of-push-devices", user)
+    await rows.add(user_id=user, title="t")
+    mine = await worker(pool)
+    (push,) = await mine.claim(1)
+    assert push.recipients == [("of-the-profile", None)]
+    settlement = Settlement(push.id, push.attempt, Decision(Status.DEAD, code="UNREGISTERED"))
+    settlement.dead_tokens = [("of-the-profile", "UNREGISTERED")]
+    await mine.settle([settlement])
+    assert await rows.query("select fcm_token from profiles") == [{"fcm_token": None}]
+
+
+# --- settle ----------------------------------------------------------------------------------------------
+
+
+async def test_a_settled_push_and_its_log(pool: Pool, rows: Rows) -> None:
+    push_id = await rows.add(device_token="t", title="t")
+    mine = await worker(pool)
+    (push,) = await mine.claim(1)
+    assert await mine.settle([sent(push, "t", message_id="projects/p/messages/7")]) == 1
+    row = await rows.get(push_id)
+    assert (row["status"], row["next_attempt_at"], row["fcm_message_id"]) == (
+        "sent",
+        None,
+        "projects/p/messages/7",
+    )
+    assert row["sent_at"] == row["updated_at"] > row["created_at"]
+    assert (row["retry_count"], row["error_code"], row["last_error"]) == (0, None, None)
+    assert await rows.logs(push_id) == [{"device_token": "t", "status": "sent", "details": {"attempt": 1}}]
+    assert await mine.claim(10) == []
+
+
+async def test_a_failed_push_comes_back_after_its_delay(pool: Pool, rows: Rows) -> None:
+    push_id = await rows.add(device_token="t", title="t")
+    mine = await worker(pool)
+    (push,) = await mine.claim(1)
+    await mine.settle([again(push, 30.0)])
+    row = await rows.get(push_id)
+    assert (row["status"], row["retry_count"]) == ("failed", 1)
+    assert (row["error_code"], row["last_error"]) == ("UNAVAILABLE", "in trouble")
+    assert 25.0 < row["next_in"] <= 30.0
+    assert await mine.claim(10) == []
+
+
+async def test_a_push_put_back_has_used_no_try(pool: Pool, rows: Rows) -> None:
+    push_id = await rows.add(device_token="t", title="t")
+    mine = await worker(pool)
+    (push,) = await mine.claim(1)
+    await mine.settle([again(push, 0.0, uses_try=False)])
+    row = await rows.get(push_id)
+    assert (row["status"], row["retry_count"], row["delivery_attempts"]) == ("pending", 0, 1)
+
+
+async def test_the_message_id_of_an_earlier_acceptance_is_kept(pool: Pool, rows: Rows) -> None:
+    push_id = await rows.add(device_token="t", title="t")
+    mine = await worker(pool)
+    (push,) = await mine.claim(1)
+    settlement = again(push, 0.0)
+    settlement.decision = Decision(Status.FAILED, 0.0, True, "X", "x", message_id="projects/p/messages/1")
+    await mine.settle([settlement])
+    (push,) = await mine.claim(1)
+    await mine.settle([Settlement(push.id, push.attempt, Decision(Status.SENT))])
+    assert (await rows.get(push_id))["fcm_message_id"] == "projects/p/messages/1"
+
+
+async def test_a_batch_gives_each_row_its_own(pool: Pool, rows: Rows) -> None:
+    ids = [await rows.add(device_token=str(n), title="t") for n in range(3)]
+    mine = await worker(pool)
+    pushes = {push.id: push for push in await mine.claim(3)}
+    a, b, c = (pushes[push_id] for push_id in ids)
+    dead = Settlement(c.id, c.attempt, Decision(Status.DEAD, code="TITLE_MISSING", reason="no title"))
+    assert await mine.settle([again(b, 30.0), dead, sent(a, "0", "0b")]) == 3
+    states = [(r["status"], r["error_code"]) for r in map((await rows.all()).get, ids) if r]
+    assert states == [("sent", None), ("failed", "UNAVAILABLE"), ("dead", "TITLE_MISSING")]
+    assert [len(await rows.logs(push_id)) for push_id in ids] == [2, 1, 0]
+
+
+async def test_a_row_claimed_by_another_since_is_not_touched(pool: Pool, rows: Rows) -> None:
+    push_id = await rows.add(device_token="t", title="t")
+    ours = await rows.add(device_token="u", title="t")
+    first, second = await worker(pool), await worker(pool)
+    lost = {push.id: push for push in await first.claim(2)}
+    await due_at(rows, push_id, "-1")
+    await second.claim(1)
+    before = await rows.get(push_id)
+    del before["next_in"]
+    # The others of the batch are written all the same.
+    assert await first.settle([sent(lost[push_id], "t"), sent(lost[ours], "u")]) == 1
+    after = await rows.get(push_id)
+    del after["next_in"]
+    assert after == before
+    assert (await rows.get(ours))["status"] == "sent"
+
+
+async def test_a_row_claimed_again_by_the_same_worker_is_another_attempt(pool: Pool, rows: Rows) -> None:
+    push_id = await rows.add(device_token="t", title="t")
+    mine = await worker(pool)
+    (lost,) = await mine.claim(1)
+    await due_at(rows, push_id, "-1")
+    (held,) = await mine.claim(1)
+    assert await mine.settle([sent(lost, "t")]) == 0
+    assert (await rows.get(push_id))["status"] == "processing"
+    assert await mine.settle([sent(held, "t")]) == 1
+
+
+async def test_a_row_whose_count_was_reset_is_still_not_ours_when_another_has_it(
+    pool: Pool, rows: Rows
+) -> None:
+    push_id = await rows.add(device_token="t", title="t")
+    first, second = await worker(pool), await worker(pool)
+    (lost,) = await first.claim(1)
+    await rows.query(
+        "update push_notifications set status = 'pending', delivery_attempts = 0, next_attempt_at = now()"
+    )
+    (held,) = await second.claim(1)
+    assert lost.attempt == held.attempt
+    assert await first.settle([sent(lost, "t")]) == 0
+    assert (await rows.get(push_id))["status"] == "processing"
+
+
+async def test_a_row_cancelled_while_it_was_sent_stays_cancelled(pool: Pool, rows: Rows) -> None:
+    push_id = await rows.add(device_token="t", title="t")
+    mine = await worker(pool)
+    (push,) = await mine.claim(1)
+    await rows.query("update push_notifications set status = 'cancelled', next_attempt_at = null")
+    assert await mine.settle([sent(push, "t")]) == 0
+    assert (await rows.get(push_id))["status"] == "cancelled"
+
+
+@pytest.mark.parametrize("delay", [None, 30.0])
+async def test_a_settle_that_is_repeated_changes_nothing_and_logs_nothing(
+    pool: Pool, rows: Rows, delay: float | None
+) -> None:
+    push_id = await rows.add(device_token="t", title="t")
+    mine = await worker(pool)
+    (push,) = await mine.claim(1)
+    settlement = sent(push, "t") if delay is None else again(push, delay)
+    await mine.settle([settlement])
+    before = await rows.get(push_id)
+    await mine.settle([settlement], again=True)
+    after = await rows.get(push_id)
+    assert before.pop("next_in") == after.pop("next_in") or delay is not None
+    assert after == before
+    assert len(await rows.logs(push_id)) == 1
+
+
+async def test_a_settle_that_is_repeated_after_another_claim_logs_nothing_twice(
+    pool: Pool, rows: Rows
+) -> None:
+    push_id = await rows.add(device_token="a", title="t")
+    mine, other = await worker(pool), await worker(pool)
+    (push,) = await mine.claim(1)
+    await mine.settle([again(push, 0.0)])
+    (taken,) = await other.claim(1)
+    assert await mine.settle([again(push, 0.0)], again=True) == 0
+    assert len(await rows.logs(push_id)) == 1
+    await other.settle([again(taken, 0.0)], again=True)
+    assert len(await rows.logs(push_id)) == 2
+
+
+async def test_a_settle_that_is_repeated_writes_what_the_first_did_not(pool: Pool, rows: Rows) -> None:
+    push_id = await rows.add(device_token="t", title="t")
+    mine = await worker(pool)
+    (push,) = await mine.claim(1)
+    assert await mine.settle([sent(push, "t")], again=True) == 1
+    assert (await rows.get(push_id))["status"] == "sent"
+    assert len(await rows.logs(push_id)) == 1
+
+
+async def test_a_receipt_that_came_before_the_answer_is_not_undone(pool: Pool, rows: Rows) -> None:
+    push_id = await rows.add(device_token="t", title="t")
+    mine = await worker(pool)
+    (push,) = await mine.claim(1)
+    await rows.query("update push_notifications set delivered_at = now()")
+    await mine.settle([sent(push, "t")])
+    assert (await rows.get(push_id))["status"] == "delivered"
+
+
+async def test_what_somebody_has_locked_is_not_waited_for(pool: Pool, rows: Rows) -> None:
+    held, free = await rows.add(device_token="t", title="t"), await rows.add(device_token="t", title="t")
+    mine = await worker(pool)
+    batch = [sent(push, "t") for push in await mine.claim(2)]
+    ids = [held, free, uuid4()]
+    async with rows.connection.transaction():
+        await rows.query("select from push_notifications where id = %(id)s for update", id=held)
+        with pytest.raises(psycopg.errors.LockNotAvailable):
+            await mine.settle(batch)
+        assert await mine.locked(ids) == {held}
+        assert await mine.settle([s for s in batch if s.push_id == free]) == 1
+    assert await mine.locked(ids) == set()
+    assert await mine.settle(batch, again=True) == 1
+    async with pool.connection() as conn:  # nothing stays
+        assert await (await conn.execute("show lock_timeout")).fetchone() == ("0",)
+
+
+async def test_dead_tokens_are_disabled_with_the_reason(pool: Pool, rows: Rows) -> None:
+    user = uuid4()
+    await rows.device("gone", user)
+    await rows.device("alive", user)
+    await rows.add(user_id=user, title="t")
+    mine = await worker(pool)
+    (push,) = await mine.claim(1)
+    settlement = sent(push, "alive")
+    settlement.dead_tokens = [("gone", "UNREGISTERED")]
+    assert await mine.settle([settlement]) == 1
+    devices = await rows.query(
+        "select token, disabled_reason, disabled_at is not null as off from push_devices order by token"
+    )
+    assert devices == [
+        {"token": "alive", "disabled_reason": None, "off": False},
+        {"token": "gone", "disabled_reason": "UNREGISTERED", "off": True},
+    ]
+
+
+async def test_a_token_that_cannot_be_disabled_keeps_no_result(pool: Pool, rows: Rows) -> None:
+    await rows.connection.execute(
+        "create or replace function push_disable_token(p_token text, p_reason text) returns void "
+        "language plpgsql as $$ begin update no_such_table set x = 1; end $$"
+    )
+    push_id = await rows.add(device_token="t", title="t")
+    mine = await worker(pool)
+    (push,) = await mine.claim(1)
+    settlement = Settlement(push.id, push.attempt, Decision(Status.DEAD, code="UNREGISTERED"))
+    settlement.dead_tokens = [("t", "UNREGISTERED")]
+    assert await mine.settle([settlement]) == 1
+    assert (await rows.get(push_id))["status"] == "dead"
+
+
+# --- depth, workers --------------------------------------------------------------------------------------
+
+
+async def test_depth_counts_what_waits_and_nothing_else(pool: Pool, rows: Rows) -> None:
+    mine = await worker(pool)
+    assert (await mine.depth()).counts == {"pending": 0, "processing": 0, "failed": 0}
+    for status, due in [("pending", "-40"), ("pending", "30"), ("failed", "-5"), ("sent", "-90")]:
+        push_id = await rows.add(device_token="t", title="t", status=status)
+        await due_at(rows, push_id, due)
+        await rows.query("update push_notifications set created_at = now() - interval '1 hour'")
+    depth = await mine.depth()
+    assert (depth.counts, depth.due) == ({"pending": 2, "processing": 0, "failed": 1}, 2)
+    assert 40.0 <= depth.oldest_due < 50.0
+    await mine.claim(1)
+    assert (await mine.depth()).counts == {"pending": 1, "processing": 1, "failed": 1}
+
+
+async def test_each_start_is_a_worker_of_its_own_that_signs_off(pool: Pool, rows: Rows) -> None:
+    first, second = await worker(pool), await worker(pool)
+    assert first.worker_id != second.worker_id
+    await first.sign_off()
+    signed_off = await rows.query(
+        "select id from push_listener.workers where name = 'test' and stopped_at is not null"
+    )
+    assert signed_off == [{"id": first.worker_id}]
+
+
+# --- a table that was there before -------------------------------------------------------------------------
+
+
+async def test_an_adopted_table(blank_database: Database) -> None:
+    with psycopg.connect(blank_database.dsn, autocommit=True) as conn:
+        conn.execute(
+            """
+            create table push_notifications (
+              id uuid primary key default gen_random_uuid(),
+              user_id uuid not null,
+              title varchar(200) not null,
+              body text not null default '',
+              data json,
+              priority varchar(10) not null default 'normal' check (priority in ('normal', 'high')),
+              status varchar(20) not null default 'pending' check (status in ('pending', 'sent', 'failed')),
+              retry_count smallint not null default 0,
+              created_at timestamptz not null default now()
+            )
+            """
+        )
+    await asyncio.to_thread(migrate.apply, blank_database.dsn)
+    async with pool_of(blank_database.dsn) as pool, rows_of(blank_database.dsn) as rows:
+        user = uuid4()
+        await rows.device("phone", user)
+        push_id = await rows.add(user_id=user, title="Hello", data={"k": "v"})
+        mine = await worker(pool)
+        (push,) = await mine.claim(5)
+        assert (push.title, push.body, push.data) == ("Hello", "", '{"k": "v"}')
+        assert push.recipients == [("phone", "android")]
+        assert await mine.settle([again(push, 0.0)]) == 1
+        (push,) = await mine.claim(5)
+        assert push.retry_count == 1
+        assert await mine.settle([sent(push, "phone")]) == 1
+        assert (await rows.get(push_id))["status"] == "sent"
+
+
+# --- what it costs -----------------------------------------------------------------------------------------
+
+
+def plan_nodes(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    yield plan
+    for child in plan.get("Plans", []):
+        yield from plan_nodes(child)
+
+
+@pytest.mark.parametrize("statement", ["_CLAIM", "_EARLIEST", "_DEPTH"])
+async def test_the_history_is_not_read(rows: Rows, statement: str) -> None:
+    """Each is answered from the index of waiting rows, whatever has piled up beside them."""
+    await rows.query(
+        "insert into push_notifications (device_token, title, status, next_attempt_at) "
+        "select 't', 't', 'sent', null from generate_series(1, 20000)"
+    )
+    await rows.query(
+        "insert into push_notifications (device_token, title, priority) "
+        "select 't', 't', case when n % 10 = 0 then 'high' else 'normal' end from generate_series(1, 200) n"
+    )
+    await rows.query("vacuum analyze push_notifications")
+    query = getattr(queue, statement)
+    values = {"most": 100, "normal": 100, "lease": 60.0, "worker": 1, "avoided": [uuid4()]}
+    async with rows.connection.transaction(force_rollback=True):
+        cursor = psycopg.AsyncClientCursor(rows.connection)
+        await cursor.execute("explain (analyze, format json) " + query, values)
+        found = await cursor.fetchone()
+    assert found is not None
+    nodes = list(plan_nodes(next(iter(found.values()))[0]["Plan"]))
+    read = [n for n in nodes if n.get("Relation Name") == "push_notifications" and "Scan" in n["Node Type"]]
+    indexes = {n["Index Name"] for n in nodes if "Index Name" in n}
+    assert "push_notifications_due" in indexes
+    assert not [n for n in read if n["Node Type"] == "Seq Scan"]
+    assert sum(n["Actual Rows"] * n["Actual Loops"] for n in read) <= 500

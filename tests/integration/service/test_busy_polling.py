@@ -1,0 +1,809 @@
+"""A listener that is awake: nobody rings, and nothing that was not rung for is left when it sleeps or dies.
+
+The sweep, which would find everything, comes in an hour.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import LiteralString
+
+import psycopg
+import pytest
+from psycopg import AsyncConnection
+
+from listener.emulator import Emulator
+from listener.metrics import Metrics
+from listener.postgres.queue import AWAKE, CHANNEL
+from listener.service import Service
+from listener.wakeup import busy_polling
+from listener.wakeup.doorbell import Doorbell
+from listener.wakeup.peers import PeerWatch
+from listener.wakeup.polling_policy import PollingPolicy, Want
+from tests.integration.service.test_doorbell import Rings, cut
+from tests.support.postgres import Database, Server
+from tests.support.service import (
+    PATIENCE,
+    connect,
+    environment,
+    python,
+    serving,
+    settings_for,
+    shown,
+    until,
+)
+
+Writer = AsyncConnection[tuple[object, ...]]
+
+HOLDER = """
+select pid from pg_locks
+  where locktype = 'advisory' and classid = %s and objid = %s and mode = 'ExclusiveLock' and granted
+    and database = (select oid from pg_database where datname = current_database())
+"""
+
+
+class Mood:
+    """In place of a pace: gets up, and stays up, when the test says so."""
+
+    def __init__(self) -> None:
+        self.gets_up = False
+        self.stays_up = False
+        self.tries = 0
+        self.blind = 0.0
+
+    def rang(self, now: float) -> None:
+        pass
+
+    def want(self, now: float) -> Want:
+        return Want.AWAKE if self.gets_up else Want.SLEEP
+
+    def tried(self, now: float) -> None:
+        self.tries += 1
+
+    def took(self, now: float) -> None:
+        pass
+
+    def looked(self, now: float, rows: int) -> bool:
+        return not self.stays_up
+
+    def let_go(self, now: float) -> None:
+        pass
+
+
+@pytest.fixture(autouse=True)
+def moods(monkeypatch: pytest.MonkeyPatch) -> list[Mood]:
+    """Those of the services in this process, in the order of their start."""
+    made: list[Mood] = []
+
+    def make() -> Mood:
+        made.append(Mood())
+        return made[-1]
+
+    monkeypatch.setattr(busy_polling, "PollingPolicy", make)
+    return made
+
+
+@pytest.fixture(autouse=True)
+def _no_watch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Watching its peers, a listener finds rows that are due as well, while it does that."""
+
+    async def run(self: PeerWatch) -> None:
+        pass
+
+    monkeypatch.setattr(PeerWatch, "run", run)
+
+
+@pytest.fixture
+async def emulator() -> AsyncIterator[Emulator]:
+    async with Emulator() as emulator:
+        yield emulator
+
+
+@asynccontextmanager
+async def writer(database: Database) -> AsyncIterator[Writer]:
+    """For transactions that are open for as long as the test wants."""
+    async with await AsyncConnection.connect(database.dsn) as conn:
+        yield conn
+
+
+async def insert(conn: Writer, *tokens: str) -> None:
+    for token in tokens:
+        await conn.execute("insert into push_notifications (device_token, title) values (%s, 't')", (token,))
+
+
+async def get_up(service: Service, mood: Mood) -> None:
+    mood.gets_up = mood.stays_up = True
+    assert service._awake is not None
+    service._awake.heard()
+    await shown(service.metrics, "push_awake", 1)
+    mood.gets_up = False
+
+
+async def lie_down(service: Service, mood: Mood) -> None:
+    mood.stays_up = False
+    await shown(service.metrics, "push_awake", 0)
+
+
+async def settled(service: Service) -> None:
+    """Returns once it is in no doubt any more."""
+    it = service._awake
+    assert it is not None
+    await until(lambda: it._settled == it._doubts)
+
+
+async def sent(emulator: Emulator, *tokens: str) -> None:
+    """Returns once these, and no others, have been sent, each once."""
+    await emulator.wait_accepted(len(tokens), timeout=PATIENCE)
+    assert sorted(str(each.target) for each in emulator.accepted) == sorted(tokens)
+
+
+@asynccontextmanager
+async def hearing(database: Database) -> AsyncIterator[Callable[[], Awaitable[list[str]]]]:
+    """A client that listens; what it is given returns what has come on the channel of the bell until now."""
+    async with await connect(database.dsn) as ear, await connect(database.dsn) as mouth:
+        await ear.execute(f"listen {CHANNEL}")
+        await ear.execute("listen fence")
+
+        async def heard() -> list[str]:
+            # Notifications come in the order of commits.
+            await mouth.execute("notify fence")
+            said = []
+            async for notify in ear.notifies(timeout=PATIENCE):
+                if notify.channel == "fence":
+                    break
+                said.append(notify.payload)
+            return said
+
+        yield heard
+
+
+# --- no bell ---------------------------------------------------------------------------------------------------
+
+
+async def test_no_insert_rings_while_a_listener_is_awake_and_each_does_before_and_after(
+    database: Database, emulator: Emulator, moods: list[Mood]
+) -> None:
+    async with (
+        serving(settings_for(database.dsn, emulator)) as service,
+        writer(database) as conn,
+        hearing(database) as heard,
+    ):
+        await conn.set_autocommit(True)
+        await insert(conn, "before")
+        assert await heard() == [""]
+        await get_up(service, moods[0])
+        assert await heard() == ["1"]  # it says so, with its number
+        await insert(conn, *(f"silent-{n}" for n in range(20)))
+        await sent(emulator, "before", *(f"silent-{n}" for n in range(20)))
+        assert await heard() == []
+        await lie_down(service, moods[0])
+        await settled(service)
+        await insert(conn, "after")
+        assert await heard() == [""]
+        await emulator.wait_accepted(22, timeout=PATIENCE)
+
+
+async def test_it_lets_go_when_it_is_stopped_and_says_so(
+    database: Database, emulator: Emulator, moods: list[Mood]
+) -> None:
+    async with hearing(database) as heard, writer(database) as conn:
+        emulator.latency = 0.5  # so that it does not end at once
+        async with serving(settings_for(database.dsn, emulator)) as service:
+            await get_up(service, moods[0])
+            assert await holder(database) is not None
+            await insert(conn, "last")
+            await conn.commit()
+            await emulator.wait_received(1, timeout=PATIENCE)
+            service.stop()
+            await shown(service.metrics, "push_awake", 0)
+            assert await holder(database) is None
+            assert await heard() == ["1", ""]
+
+
+async def test_only_one_is_awake_and_another_can_be_after_it(
+    database: Database, emulator: Emulator, moods: list[Mood]
+) -> None:
+    settings = settings_for(database.dsn, emulator)
+    async with serving(settings) as first, serving(settings) as second:
+        await get_up(first, moods[0])
+        moods[1].gets_up = moods[1].stays_up = True
+        assert second._awake is not None
+        second._awake.heard()
+        async with await AsyncConnection.connect(database.dsn, autocommit=True) as conn:
+            row = await (await conn.execute(busy_polling._TAKE, (*AWAKE, 0, 0, CHANNEL, "4711"))).fetchone()
+        assert row == (False, 0)
+        assert second.metrics.registry.get_sample_value("push_awake") == 0
+        await lie_down(first, moods[0])
+        # It may have tried before it heard that the first is awake, and tries again when the bell rings.
+        async with await connect(database.dsn) as bell:
+            await bell.execute("select pg_notify(%s, '')", (CHANNEL,))
+        await shown(second.metrics, "push_awake", 1)
+
+
+async def test_without_a_doorbell_nobody_is_awake(database: Database, emulator: Emulator) -> None:
+    async with serving(settings_for(database.dsn, emulator, doorbell="sweep")) as service:
+        assert service._awake is None
+
+
+async def test_one_that_cannot_claim_lets_go_after_a_while_and_until_then_another_looks(
+    database: Database, emulator: Emulator, moods: list[Mood]
+) -> None:
+    async with (
+        Emulator(latency=3600.0) as hanging,
+        serving(settings_for(database.dsn, hanging, max_in_flight="1", shutdown_grace="0.5")) as full,
+        writer(database) as conn,
+    ):
+        await conn.set_autocommit(True)
+        await insert(conn, "never")
+        await hanging.wait_received(1, timeout=PATIENCE)
+        async with serving(settings_for(database.dsn, emulator)) as free, hearing(database) as heard:
+            await settled(free)
+            await get_up(full, moods[0])
+            await shown(full.metrics, "push_awake", 0)
+            await insert(conn, "loud")
+            assert await heard() == ["1", ""]
+            await sent(emulator, "loud")
+
+            moods[0].blind = 3600.0
+            await get_up(full, moods[0])
+            await insert(conn, "silent")
+            await sent(emulator, "loud", "silent")
+            assert await heard() == ["1"]
+            assert full.metrics.registry.get_sample_value("push_awake") == 1
+
+
+# --- how it comes to be ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.newest_postgres
+async def test_many_inserts_wake_it_and_then_it_sleeps_again(
+    database: Database, emulator: Emulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(busy_polling, "PollingPolicy", PollingPolicy)
+    async with serving(settings_for(database.dsn, emulator)) as service, await connect(database.dsn) as conn:
+        count = 0
+        async with asyncio.timeout(PATIENCE):
+            while not service.metrics.registry.get_sample_value("push_awakenings_total"):
+                # Each a transaction of its own.
+                await conn.execute(
+                    """do $$ begin for n in 1..200 loop
+                      insert into push_notifications (device_token, title) values ('phone', 't'); commit;
+                    end loop; end $$"""
+                )
+                count += 200
+        await emulator.wait_accepted(count, timeout=PATIENCE)
+        await shown(service.metrics, "push_awake", 0)
+        await settled(service)
+        await conn.execute("insert into push_notifications (device_token, title) values ('last', 't')")
+        await emulator.wait_accepted(count + 1, timeout=PATIENCE)
+        assert len(emulator.accepted) == count + 1
+
+
+async def test_transactions_that_queue_to_ring_are_seen(database: Database, postgres: Server) -> None:
+    """The first commits for ever, waiting for a standby that is not there, and the others wait for it."""
+
+    async def ring() -> None:
+        async with await connect(database.dsn) as conn:
+            await conn.execute("insert into push_notifications (device_token, title) values ('t', 't')")
+
+    async def standby(name: str) -> None:
+        async with await connect(database.superuser_dsn) as conn:
+            await conn.execute("set synchronous_commit = local")
+            await conn.execute(f"alter system set synchronous_standby_names = '{name}'")
+            await conn.execute("select pg_reload_conf()")
+        await asyncio.to_thread(settings_are, postgres, "synchronous_standby_names", name)
+
+    async def taken(crowd: int) -> bool:
+        async with await AsyncConnection.connect(database.dsn) as conn:
+            values = (*AWAKE, crowd, crowd, CHANNEL, "1")
+            row = await (await conn.execute(busy_polling._TAKE, values)).fetchone()
+            await conn.rollback()
+            assert row is not None
+            return bool(row[0])
+
+    assert await taken(0)
+    assert not await taken(1)
+    await standby("nobody")
+    ringing = [asyncio.create_task(ring()) for _ in range(4)]
+    try:
+        async with asyncio.timeout(PATIENCE):
+            while not await taken(3):  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+        assert not await taken(4)
+    finally:
+        await standby("")
+        await asyncio.gather(*ringing)
+
+
+def settings_are(server: Server, name: str, value: str) -> None:
+    """Returns once new connections have the setting."""
+    while True:
+        with psycopg.connect(server.uri, autocommit=True) as conn:
+            row = conn.execute("select current_setting(%s)", (name,)).fetchone()
+            if row == (value,):
+                return
+
+
+# --- transactions that end when it is not awake any more ---------------------------------------------------------
+
+
+async def plainly(conn: Writer, token: str) -> None:
+    await insert(conn, token)
+
+
+async def in_a_savepoint(conn: Writer, token: str) -> None:
+    await conn.execute("savepoint s")
+    await insert(conn, token)
+    await conn.execute("release savepoint s")
+
+
+async def after_a_savepoint(conn: Writer, token: str) -> None:
+    await conn.execute("savepoint s")
+    await insert(conn, "never")
+    await conn.execute("rollback to savepoint s")
+    await insert(conn, token)
+
+
+async def before_a_savepoint(conn: Writer, token: str) -> None:
+    await insert(conn, token)
+    await conn.execute("savepoint s")
+    await insert(conn, "never")
+    await conn.execute("rollback to savepoint s")
+
+
+async def by_an_update(conn: Writer, token: str) -> None:
+    await conn.execute(
+        "update push_notifications set status = 'pending', next_attempt_at = now(), device_token = %s "
+        "where status = 'cancelled'",
+        (token,),
+    )
+
+
+async def by_a_copy(conn: Writer, token: str) -> None:
+    async with conn.cursor().copy("copy push_notifications (device_token, title) from stdin") as copy:
+        await copy.write_row((token, "t"))
+
+
+@pytest.mark.parametrize(
+    "write", [plainly, in_a_savepoint, after_a_savepoint, before_a_savepoint, by_an_update, by_a_copy]
+)
+async def test_what_is_committed_after_it_has_let_go_is_sent(
+    database: Database,
+    emulator: Emulator,
+    moods: list[Mood],
+    write: Callable[[Writer, str], Awaitable[None]],
+) -> None:
+    async with (
+        serving(settings_for(database.dsn, emulator)) as service,
+        writer(database) as conn,
+        hearing(database) as heard,
+    ):
+        await conn.execute(
+            "insert into push_notifications (device_token, title, status) values ('o', 't', 'cancelled')"
+        )
+        await conn.commit()
+        await get_up(service, moods[0])
+        assert await heard() == ["", "1"]
+        await write(conn, "late")
+        await lie_down(service, moods[0])
+        await shown(service.metrics, "push_unrung_transactions", 1)
+        await conn.commit()
+        await sent(emulator, "late")
+        await settled(service)
+        assert await heard() == []
+        await shown(service.metrics, "push_unrung_transactions", 0)
+
+
+async def test_several_are_sent_each_when_it_is_committed(
+    database: Database, emulator: Emulator, moods: list[Mood]
+) -> None:
+    async with (
+        serving(settings_for(database.dsn, emulator)) as service,
+        AsyncExitStack() as stack,
+    ):
+        conns = [await stack.enter_async_context(writer(database)) for _ in range(4)]
+        await get_up(service, moods[0])
+        for n, conn in enumerate(conns):
+            await insert(conn, f"phone-{n}")
+        await lie_down(service, moods[0])
+        await shown(service.metrics, "push_unrung_transactions", 4)
+        await conns[2].rollback()
+        await shown(service.metrics, "push_unrung_transactions", 3)
+        expected: list[str] = []
+        for n in (3, 0, 1):
+            await conns[n].commit()
+            expected.append(f"phone-{n}")
+            await sent(emulator, *expected)
+        await settled(service)
+
+
+async def test_a_row_that_is_rolled_back_to_a_savepoint_and_written_again_later_rings_then(
+    database: Database, emulator: Emulator, moods: list[Mood]
+) -> None:
+    async with (
+        serving(settings_for(database.dsn, emulator)) as service,
+        writer(database) as conn,
+        hearing(database) as heard,
+    ):
+        await get_up(service, moods[0])
+        await conn.execute("savepoint s")
+        await insert(conn, "never")
+        await conn.execute("rollback to savepoint s")
+        await lie_down(service, moods[0])
+        await settled(service)  # nobody holds anything in it any more
+        assert await heard() == ["1"]
+        await insert(conn, "again")
+        await conn.commit()
+        await sent(emulator, "again")
+        assert await heard() == [""]
+
+
+async def test_transactions_that_have_nothing_to_do_with_it_are_not_waited_for(
+    database: Database, emulator: Emulator, moods: list[Mood]
+) -> None:
+    async with serving(settings_for(database.dsn, emulator)) as service, writer(database) as conn:
+        await conn.execute("create table other (n integer)")
+        await conn.commit()
+        await conn.execute("insert into other values (1)")
+        await conn.execute("select * from push_notifications for update")
+        await get_up(service, moods[0])
+        await lie_down(service, moods[0])
+        await settled(service)
+
+
+async def test_it_can_be_awake_again_while_one_is_waited_for(
+    database: Database, emulator: Emulator, moods: list[Mood]
+) -> None:
+    async with (
+        serving(settings_for(database.dsn, emulator)) as service,
+        writer(database) as conn,
+        writer(database) as other,
+    ):
+        await get_up(service, moods[0])
+        await insert(conn, "first")
+        await lie_down(service, moods[0])
+        await shown(service.metrics, "push_unrung_transactions", 1)
+        await get_up(service, moods[0])
+        await insert(other, "second")
+        await lie_down(service, moods[0])
+        await shown(service.metrics, "push_unrung_transactions", 2)
+        await conn.commit()
+        await sent(emulator, "first")
+        await other.commit()
+        await sent(emulator, "first", "second")
+        await settled(service)
+
+
+async def test_a_prepared_transaction_is_waited_for_wherever_it_was_prepared(
+    database: Database, emulator: Emulator, moods: list[Mood]
+) -> None:
+    async with (
+        serving(settings_for(database.dsn, emulator)) as service,
+        await connect(database.dsn) as conn,
+    ):
+        await get_up(service, moods[0])
+        await conn.execute("begin")
+        await conn.execute("insert into push_notifications (device_token, title) values ('early', 't')")
+        await conn.execute("prepare transaction 'early'")
+        await conn.execute("begin")
+        await conn.execute("insert into push_notifications (device_token, title) values ('late', 't')")
+        await lie_down(service, moods[0])
+        await shown(service.metrics, "push_unrung_transactions", 2)
+        await conn.execute("prepare transaction 'late'")
+        await conn.execute("begin")  # another in the same session is not waited for
+        await conn.execute("delete from push_notifications where false")
+        await conn.execute("rollback")
+        await conn.execute("commit prepared 'late'")
+        await sent(emulator, "late")
+        await conn.execute("commit prepared 'early'")
+        await sent(emulator, "late", "early")
+        await settled(service)
+
+
+async def test_a_transaction_that_has_rung_cannot_be_prepared(database: Database) -> None:
+    """As Postgres has it: one that has notified cannot. docs/sql.md says so."""
+    async with await connect(database.dsn) as conn:
+        await conn.execute("begin")
+        await conn.execute("insert into push_notifications (device_token, title) values ('t', 't')")
+        with pytest.raises(psycopg.errors.FeatureNotSupported):
+            await conn.execute("prepare transaction 'x'")
+
+
+# --- whoever is awake freezes, dies, or loses its connection -------------------------------------------------------
+
+
+async def holder(database: Database) -> int | None:
+    """The backend that holds the lock."""
+    async with await connect(database.dsn) as conn:
+        row = await (await conn.execute(HOLDER, AWAKE)).fetchone()
+        return row["pid"] if row else None
+
+
+@asynccontextmanager
+async def somebody_awake(database: Database) -> AsyncIterator[Writer]:
+    """Holds the lock as a listener would, and does nothing."""
+    async with await AsyncConnection.connect(database.dsn, autocommit=True) as conn:
+        row = await (await conn.execute(busy_polling._TAKE, (*AWAKE, 0, 0, CHANNEL, "4711"))).fetchone()
+        assert row is not None
+        assert row[0]
+        yield conn
+
+
+@pytest.mark.parametrize("first", ["listener", "holder"])
+async def test_the_queue_is_looked_at_while_another_that_is_awake_does_nothing(
+    database: Database, emulator: Emulator, first: str
+) -> None:
+    async with AsyncExitStack() as stack:
+        conn = await stack.enter_async_context(writer(database))
+        heard = await stack.enter_async_context(hearing(database))
+        if first == "holder":
+            await stack.enter_async_context(somebody_awake(database))
+        service = await stack.enter_async_context(serving(settings_for(database.dsn, emulator)))
+        if first == "listener":
+            await settled(service)
+            await stack.enter_async_context(somebody_awake(database))
+        for n in range(3):
+            await insert(conn, f"phone-{n}")
+            await conn.commit()
+            await emulator.wait_accepted(n + 1, timeout=PATIENCE)
+        assert await heard() == ["4711"]
+
+
+async def test_what_was_written_while_another_was_awake_is_sent_when_that_is_gone(
+    database: Database, emulator: Emulator
+) -> None:
+    async with serving(settings_for(database.dsn, emulator)) as service, writer(database) as conn:
+        await settled(service)
+        async with somebody_awake(database):
+            await insert(conn, "late")
+        await shown(service.metrics, "push_unrung_transactions", 1)
+        await conn.commit()
+        await sent(emulator, "late")
+
+
+async def test_what_was_written_before_the_start_is_sent(database: Database, emulator: Emulator) -> None:
+    async with writer(database) as conn:
+        async with somebody_awake(database):
+            await insert(conn, "late")
+        async with serving(settings_for(database.dsn, emulator)) as service:
+            await shown(service.metrics, "push_unrung_transactions", 1)
+            await conn.commit()
+            await sent(emulator, "late")
+
+
+CUTS = ["before take", "after take", "before let go", "after let go"]
+
+
+@pytest.mark.parametrize("point", CUTS)
+async def test_its_connection_is_cut_at_each_step(
+    database: Database,
+    emulator: Emulator,
+    moods: list[Mood],
+    monkeypatch: pytest.MonkeyPatch,
+    point: str,
+) -> None:
+    ask = Doorbell.ask
+    reached = asyncio.Event()
+
+    async def asked(self: Doorbell, statement: LiteralString, *values: object) -> tuple[object, ...]:
+        what = {busy_polling._TAKE: "take", busy_polling._LET_GO: "let go"}.get(statement)  # None: it stops
+        for when in ("before", "after"):
+            if point == f"{when} {what}" and not reached.is_set():
+                reached.set()
+                await cut(database, "push-listener doorbell")
+            if when == "before":
+                row = await ask(self, statement, *values)
+        return row
+
+    async with serving(settings_for(database.dsn, emulator)) as service, writer(database) as conn:
+        await settled(service)
+        monkeypatch.setattr(Doorbell, "ask", asked)
+        moods[0].gets_up = moods[0].stays_up = True
+        assert service._awake is not None
+        service._awake.heard()
+        if point.endswith("let go"):
+            await shown(service.metrics, "push_awake", 1)
+            moods[0].gets_up = False
+            await insert(conn, "late")
+            moods[0].stays_up = False
+        async with asyncio.timeout(PATIENCE):
+            await reached.wait()
+        moods[0].gets_up = moods[0].stays_up = False
+        await until(lambda: service._doorbell is not None and service._doorbell.connected)
+        await insert(conn, "later")
+        await conn.commit()
+        expected = ["late", "later"] if point.endswith("let go") else ["later"]
+        await sent(emulator, *expected)
+        await settled(service)
+        assert await holder(database) is None
+
+
+async def test_a_statement_that_fails_after_taking_the_lock_takes_it_along(
+    database: Database, emulator: Emulator, moods: list[Mood], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with serving(settings_for(database.dsn, emulator)) as service, writer(database) as conn:
+        await settled(service)
+        monkeypatch.setattr(
+            busy_polling,
+            "_TAKE",
+            "select pg_advisory_lock(%s, %s), %s::text, %s::text, %s::text, %s::text, 1 / (random() * 0)",
+        )
+        moods[0].gets_up = True
+        assert service._awake is not None
+        service._awake.heard()
+        await until(lambda: moods[0].tries)
+        moods[0].gets_up = False
+        async with asyncio.timeout(PATIENCE):
+            while await holder(database) is not None:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+        await settled(service)
+        await insert(conn, "rings")
+        await conn.commit()
+        await sent(emulator, "rings")
+
+
+# A listener that gets up for a second when it hears the bell, and stops at one point, for the test to kill it there.
+STOPPING = """
+import os, signal, sys, time
+from listener.cli import main
+from listener.wakeup import busy_polling
+from listener.wakeup.doorbell import Doorbell
+from listener.wakeup.polling_policy import PollingPolicy, Want
+from listener.postgres.queue import Queue
+
+point = os.environ["STOP_AT"]
+got_up = False
+
+class Once:
+    rings = 0  # one as it begins to listen
+    tried_once = False
+    blind = 0.0
+    def rang(self, now): self.rings += 1
+    def want(self, now): return Want.AWAKE if self.rings > 1 and not self.tried_once else Want.SLEEP
+    def tried(self, now): self.tried_once = True
+    def took(self, now): self.until = now + 1.0
+    def looked(self, now, rows): return now > self.until
+    def let_go(self, now): pass
+
+def reach(here):
+    if got_up and here == point:
+        print("reached", flush=True)
+        os.kill(os.getpid(), signal.SIGSTOP)
+
+def stopping(name, call):
+    async def called(*args):
+        reach("before " + name)
+        answer = await call(*args)
+        reach("after " + name)
+        return answer
+    return called
+
+take, let_go = stopping("take", Doorbell.ask), stopping("let go", Doorbell.ask)
+
+async def ask(self, statement, *values):
+    global got_up
+    got_up = True
+    return await (take if statement == busy_polling._TAKE else let_go)(self, statement, *values)
+
+def wait_after(seconds, original=busy_polling._wait_after):
+    reach("wait")
+    return original(seconds)
+
+Doorbell.ask = ask
+Queue.is_silenced = stopping("silenced", Queue.is_silenced)
+Queue.writers = stopping("writers", Queue.writers)
+busy_polling.PollingPolicy = Once
+busy_polling._wait_after = wait_after
+main.main(["run"])
+"""
+
+POINTS = [
+    "before take",
+    "after take",
+    "before let go",
+    "after let go",
+    "before silenced",
+    "after silenced",
+    "before writers",
+    "after writers",
+    "wait",
+]
+
+
+@pytest.mark.newest_postgres
+@pytest.mark.parametrize("fate", ["killed", "killed, and another is started", "frozen"])
+@pytest.mark.parametrize("point", POINTS)
+async def test_it_is_killed_or_frozen_at_each_step(
+    database: Database, emulator: Emulator, point: str, fate: str
+) -> None:
+    async with AsyncExitStack() as stack:
+        conns = [await stack.enter_async_context(writer(database)) for _ in range(2)]
+        variables = {"stop_at": point, "sweep_interval": "3600"}
+        listener = await stack.enter_async_context(
+            python("-c", STOPPING, env=environment(database.dsn, emulator, **variables))
+        )
+        await listener.said("ready")
+        settings = settings_for(database.dsn, emulator)
+        if fate != "killed, and another is started":
+            await settled(await stack.enter_async_context(serving(settings)))
+        async with await connect(database.dsn) as bell:
+            await bell.execute("select pg_notify(%s, '')", (CHANNEL,))
+        expected = ["second"]
+        if point not in ("before take", "after take"):
+            async with asyncio.timeout(PATIENCE):
+                while await holder(database) is None:  # noqa: ASYNC110
+                    await asyncio.sleep(0.01)
+            await insert(conns[0], "first")  # nobody rings for it
+            expected = ["first", "second"]
+        await listener.printed("reached")
+        await insert(conns[1], "second")  # nor for this, if the lock is still taken
+        if fate != "frozen":
+            listener.signal(signal.SIGKILL)
+            await listener.ended()
+        if fate == "killed, and another is started":
+            await settled_but_for_writers(await stack.enter_async_context(serving(settings)))
+        for conn in conns:
+            await conn.commit()
+        await sent(emulator, *expected)
+
+
+async def settled_but_for_writers(service: Service) -> None:
+    await until(lambda: service.metrics.registry.get_sample_value("push_unrung_transactions"))
+
+
+# --- the connection that listens also answers ------------------------------------------------------------------------
+
+
+@pytest.mark.newest_postgres
+async def test_no_ring_is_lost_while_statements_are_asked(database: Database) -> None:
+    rings, count = Rings(), 1_000
+    bell = Doorbell(database.dsn, 1, rings, Metrics(), heartbeat=60.0)
+    running = asyncio.create_task(bell.run())
+    asking = True
+    asked = 0
+
+    async def ask() -> None:
+        nonlocal asked
+        while asking:
+            assert await bell.ask("select %s::integer", asked) == (asked,)
+            asked += 1
+            await asyncio.sleep(0.0005 * (asked % 3))
+
+    try:
+        await rings.more_than(0)
+        async with await connect(database.dsn) as conn:
+            questions = asyncio.create_task(ask())
+            await conn.execute(
+                f"""do $$ begin for n in 1..{count} loop
+                  perform pg_notify('{CHANNEL}', ''); commit; perform pg_sleep(0.001);
+                end loop; end $$"""
+            )
+            await rings.more_than(count)
+            asking = False
+            await questions
+        print(f"{asked} statements between {count} rings")
+        assert (rings.count, asked > 50) == (count + 1, True)
+    finally:
+        running.cancel()
+        await asyncio.wait({running})
+
+
+async def test_a_statement_that_fails_replaces_the_connection(database: Database) -> None:
+    rings = Rings()
+    bell = Doorbell(database.dsn, 1, rings, Metrics(), heartbeat=60.0)
+    running = asyncio.create_task(bell.run())
+    try:
+        with pytest.raises(psycopg.OperationalError):
+            await bell.ask("select 1")
+        await rings.more_than(0)
+        backend = await bell.ask("select pg_backend_pid()")
+        with pytest.raises(psycopg.errors.DivisionByZero):
+            await bell.ask("select 1 / 0")
+        await rings.more_than(1)
+        assert await bell.ask("select pg_backend_pid()") != backend
+    finally:
+        running.cancel()
+        await asyncio.wait({running})

@@ -1,0 +1,204 @@
+"""One user or one push that FCM refuses beside others that it accepts: it waits, and ends; the others do not wait.
+
+And when FCM refuses all of them: nothing is used up, no device is disabled, and it goes on by itself when mended.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from uuid import UUID, uuid4
+
+import pytest
+
+from listener.emulator import Emulator
+from listener.limits import health
+from listener.limits.health import Pause
+from listener.service import Service
+from tests.support.postgres import Database
+from tests.support.service import OVER, Row, Rows, get, serving, settings_for, until
+
+pytestmark = pytest.mark.newest_postgres
+
+FLOOR = 0.05
+
+
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first pause of a service that is started later lasts half a second."""
+    monkeypatch.setattr(health, "_REFUSED_FIRST_S", 0.5)
+
+
+def paused(service: Service) -> str | None:
+    assert service._dispatcher is not None
+    return service._dispatcher.paused
+
+
+async def user_with(rows: Rows, devices: int, prefix: str) -> UUID:
+    user = uuid4()
+    await rows.query(
+        "insert into push_devices (token, user_id, platform) "
+        "select %(prefix)s || '-' || n, %(user)s, 'android' from generate_series(1, %(devices)s) n",
+        prefix=prefix,
+        user=user,
+        devices=devices,
+    )
+    return user
+
+
+async def disabled(rows: Rows) -> int:
+    (found,) = await rows.query("select count(*) as n from push_devices where disabled_at is not null")
+    return int(found["n"])
+
+
+async def good_ones_until(rows: Rows, service: Service, push_id: UUID, good: Callable[[Row], bool]) -> Row:
+    """Sends pushes to other users one by one, and none of them waits, until the row is as it should be."""
+    for n in itertools.count():
+        sent = await rows.one_over(await rows.add(device_token=f"good-{n % 5}", title="t"))
+        assert (sent["status"], sent["retry_count"], sent["delivery_attempts"]) == ("sent", 0, 1)
+        assert paused(service) is None
+        if good(row := await rows.get(push_id)):
+            return row
+    raise AssertionError("unreachable")
+
+
+# --- one of many ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("living", [0, 1])
+async def test_a_user_with_a_hundred_dead_devices_stops_nobody_and_they_are_disabled(
+    rows: Rows, emulator: Emulator, service: Service, living: int
+) -> None:
+    user = await user_with(rows, 100, "dead")
+    if living:
+        await rows.device("alive", user)
+    assert (await rows.one_over(await rows.add(device_token="good", title="t")))["status"] == "sent"
+    push_id = await rows.add(user_id=user, title="t")
+    row = await good_ones_until(rows, service, push_id, lambda row: row["status"] in OVER)
+    assert (row["status"], row["error_code"], row["retry_count"]) == (
+        "sent" if living else "dead",
+        "UNREGISTERED",
+        0,
+    )
+    assert await disabled(rows) == 100
+    assert [record.target for record in emulator.accepted].count("alive") == living
+
+
+async def test_dead_devices_of_nearly_all_users_are_kept_and_their_pushes_end_while_some_are_accepted(
+    database: Database, rows: Rows, emulator: Emulator
+) -> None:
+    users = [await user_with(rows, 1, f"dead-{n}") for n in range(60)]
+    async with serving(settings_for(database.dsn, emulator, max_tries=2)) as service:
+        assert (await rows.one_over(await rows.add(device_token="good", title="t")))["status"] == "sent"
+        pushes = [await rows.add(user_id=user, title="t") for user in users]
+        found = await rows.over(*pushes)
+        assert paused(service) is None
+        assert (await rows.one_over(await rows.add(device_token="good", title="t")))["status"] == "sent"
+    believed = [row for row in found.values() if row["error_code"] == "UNREGISTERED"]
+    doubted = [row for row in found.values() if row["error_code"] == "TOKEN_LOSS"]
+    assert {row["status"] for row in found.values()} == {"dead"}
+    assert (len(believed), len(doubted)) == (18, 42)
+    assert {row["retry_count"] for row in doubted} == {2}
+    assert all("TOKEN_LOSS_GUARD=false" in row["last_error"] for row in doubted)
+    assert await disabled(rows) == 18
+
+
+async def test_a_push_that_is_always_refused_waits_longer_each_time_and_dies_and_the_others_go_out(
+    database: Database, rows: Rows, emulator: Emulator
+) -> None:
+    emulator.add_fault("permission_denied,token=poison")
+    async with serving(
+        settings_for(database.dsn, emulator, retry_floor=FLOOR, retry_cap=10, max_tries=4)
+    ) as service:
+        assert (await rows.one_over(await rows.add(device_token="good", title="t")))["status"] == "sent"
+        poison = await rows.add(device_token="poison", title="t")
+        row = await good_ones_until(rows, service, poison, lambda row: row["status"] in OVER)
+    assert (row["status"], row["error_code"], row["retry_count"]) == ("dead", "PERMISSION_DENIED", 4)
+    assert row["last_error"].startswith(
+        "given up after 4 tries: FCM refuses this push while it accepts others: this service account may not"
+    )
+    asked = [record.at for record in emulator.received if record.target == "poison"]
+    waits = [later - earlier for earlier, later in itertools.pairwise(asked)]
+    assert len(waits) >= 4
+    assert all(wait >= FLOOR * 2**n for n, wait in enumerate(waits, 1))
+
+
+async def test_a_push_that_is_refused_when_nothing_else_was_sent_lets_the_next_one_be_the_probe(
+    database: Database, rows: Rows, emulator: Emulator
+) -> None:
+    emulator.add_fault("permission_denied,token=poison")
+    async with serving(settings_for(database.dsn, emulator, max_tries=2)) as service:
+        poison = await rows.add(device_token="poison", title="t")
+        await until(lambda: paused(service))
+        first = await rows.add(device_token="good", title="t")
+        await rows.one_over(first)
+        # "poison" may come again as soon as sending has resumed.
+        assert [record.target for record in emulator.received][:2] == ["poison", "good"]
+        row = await good_ones_until(rows, service, poison, lambda row: row["status"] in OVER)
+    assert (row["status"], row["error_code"]) == ("dead", "PERMISSION_DENIED")
+
+
+async def test_an_iphone_that_is_always_refused_does_not_hold_back_the_others(
+    database: Database, rows: Rows, emulator: Emulator
+) -> None:
+    emulator.add_fault("third_party_auth,token_prefix=odd")
+    odd, user = uuid4(), uuid4()
+    await rows.device("odd", odd, "ios")
+    await rows.device("iphone", user, "ios")
+    async with serving(settings_for(database.dsn, emulator, max_tries=2)):
+        push_id = await rows.add(user_id=odd, title="t")
+        await rows.until(lambda found: found[push_id]["error_code"] is not None)
+        while (row := await rows.get(push_id))["status"] not in OVER:
+            sent = await rows.one_over(await rows.add(user_id=user, title="t"))
+            assert (sent["status"], sent["delivery_attempts"]) == ("sent", 1)
+    assert (row["status"], row["error_code"], row["retry_count"]) == ("dead", "THIRD_PARTY_AUTH_ERROR", 2)
+
+
+# --- all of them ---------------------------------------------------------------------------------------------
+
+
+async def test_a_wrong_project_costs_fewer_than_twenty_users_their_devices_and_no_push_a_try(
+    database: Database, rows: Rows, emulator: Emulator
+) -> None:
+    fault = emulator.add_fault("sender_id_mismatch")
+    users = [await user_with(rows, 3, f"phone-{n}") for n in range(40)]
+    async with serving(settings_for(database.dsn, emulator)) as service:
+        pushes = [await rows.add(user_id=user, title="t") for user in users]
+        await until(lambda: paused(service))
+        assert service.port is not None
+        status, text = await get(service.port, "/readyz")
+        assert (status, text) == (503, f"sending is paused: {Pause.TOKEN_LOSS}\n")
+        await rows.until(lambda found: sum(row["error_code"] == "TOKEN_LOSS" for row in found.values()) >= 3)
+        waiting = [row for row in (await rows.all(pushes)).values() if row["status"] not in OVER]
+        assert {row["retry_count"] for row in waiting} == {0}
+        assert await disabled(rows) <= 19 * 3
+        emulator.remove_fault(fault)
+        found = (await rows.over(*pushes)).values()
+    assert {row["retry_count"] for row in found} == {0}
+    assert sum(row["status"] == "dead" for row in found) <= 19
+    assert {row["status"] for row in found} <= {"dead", "sent"}
+    assert await disabled(rows) <= 19 * 3
+
+
+async def test_a_key_that_is_revoked_under_load_pauses_all_uses_no_try_and_resumes(
+    database: Database, rows: Rows, emulator: Emulator
+) -> None:
+    async with serving(settings_for(database.dsn, emulator, max_in_flight=20)) as service:
+        await rows.add_many(100, "before")
+        await rows.over()
+        fault = emulator.add_fault("permission_denied")
+        await rows.add_many(200, "after")
+        await until(lambda: paused(service))
+        claimed = service.metrics.registry.get_sample_value("push_claimed_total") or 0.0
+        await until(
+            lambda: (service.metrics.registry.get_sample_value("push_claimed_total") or 0.0) >= claimed + 2
+        )
+        refused = [record for record in emulator.received if not record.accepted]
+        assert len(refused) < 60  # what was in flight, and probes
+        waiting = [row for row in (await rows.all()).values() if row["status"] not in OVER]
+        assert len(waiting) == 200
+        assert {row["retry_count"] for row in waiting} == {0}
+        emulator.remove_fault(fault)
+        found = await rows.over()
+        assert paused(service) is None
+    assert {(row["status"], row["retry_count"]) for row in found.values()} == {("sent", 0)}

@@ -1,0 +1,465 @@
+"""Workers that die, freeze or go deaf: their rows go on in other hands, and nothing is settled by a ghost."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import time
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from uuid import UUID
+
+import psycopg
+import pytest
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
+
+from listener.emulator import Emulator
+from listener.metrics import Metrics
+from listener.postgres import queue
+from listener.postgres.connect import Connection
+from listener.postgres.queue import LIVENESS_CLASS, Queue, Settlement
+from listener.sending.retry import Decision, Status
+from listener.wakeup import doorbell, peers
+from listener.wakeup.doorbell import Doorbell
+from listener.wakeup.peers import PeerWatch
+from tests.chaos.proxy import tcp_link, to_unix
+from tests.integration.postgres.test_queue import pool_of
+from tests.support.postgres import Database
+from tests.support.service import (
+    PATIENCE,
+    Program,
+    Row,
+    Rows,
+    connect,
+    environment,
+    program,
+    rows_of,
+    serving,
+    settings_for,
+    until,
+)
+
+pytestmark = pytest.mark.newest_postgres
+
+PROMISED = 2.0
+"""Seconds after which the rows of a killed worker are in other hands; see docs/guarantees.md."""
+
+SLACK = 8.0
+"""Seconds that a busy machine may take beyond that."""
+
+
+@pytest.fixture(autouse=True)
+async def _settled(database: Database) -> None:
+    """Just after a server's start nobody is taken for dead: it may be a restart, and the others not back yet."""
+    async with await connect(database.superuser_dsn) as conn:
+        await conn.execute(
+            "select pg_sleep_until(pg_postmaster_start_time() + make_interval(secs => %s))",
+            (doorbell._STEADY_AFTER_S,),
+        )
+
+
+@asynccontextmanager
+async def worker(
+    database: Database, emulator: Emulator, name: str, **variables: str
+) -> AsyncIterator[Program]:
+    """A process of its own, ready. The sweep, which could find rows as well, comes in an hour."""
+    given = {"worker_name": name, "sweep_interval": "3600", **variables}
+    async with program("run", env=environment(database.dsn, emulator, **given)) as started:
+        await started.said("ready")
+        yield started
+
+
+async def kill(*victims: Program) -> float:
+    """SIGKILL; returns when (Unix time)."""
+    for victim in victims:
+        victim.signal(signal.SIGKILL)
+    when = time.time()
+    for victim in victims:
+        await victim.ended()
+    return when
+
+
+async def holders(rows: Rows) -> dict[str, int]:
+    """How many rows each worker holds, by its name."""
+    found = await rows.query(
+        "select w.name, count(*) from push_notifications p join push_listener.workers w on w.id = p.claimed_by "
+        "where p.status = 'processing' group by 1"
+    )
+    return {row["name"]: row["count"] for row in found}
+
+
+async def lock_holder(rows: Rows, worker_id: int) -> int | None:
+    """The backend that holds a worker's liveness lock."""
+    found = await rows.query(
+        "select pid from pg_locks where locktype = 'advisory' and classid = %(class)s and objid = %(id)s and granted "
+        "and database = (select oid from pg_database where datname = current_database())",
+        **{"class": LIVENESS_CLASS, "id": worker_id},
+    )
+    return found[0]["pid"] if found else None
+
+
+def report(what: str, found: dict[UUID, Row], since: float) -> None:
+    latest = max(row["sent_at"].timestamp() for row in found.values()) - since
+    print(f"{what}: all {len(found)} rows sent by others within {latest:.2f} s")
+    assert latest < PROMISED + SLACK
+
+
+def assert_rescued_once(found: dict[UUID, Row]) -> None:
+    assert {
+        (row["status"], row["retry_count"], row["lost_claims"], row["delivery_attempts"])
+        for row in found.values()
+    } == {("sent", 0, 1, 2)}
+
+
+# --- death -----------------------------------------------------------------------------------------------
+
+
+async def test_the_rows_of_a_killed_worker_go_out_through_another_within_seconds(
+    database: Database, rows: Rows, emulator: Emulator
+) -> None:
+    hang = emulator.add_fault("timeout")
+    async with worker(database, emulator, "victim") as victim:
+        await rows.add_many(50)
+        await emulator.wait_received(50)
+        async with worker(database, emulator, "heir") as heir:
+            emulator.remove_fault(hang)
+            since = await kill(victim)
+            found = await rows.over()
+            assert (await heir.said("workers have died; their rows are back in the queue"))["rows"] == 50
+    report("killed", found, since)
+    assert_rescued_once(found)
+    assert emulator.stats()["duplicates"] == 0
+
+
+async def test_two_that_die_at_once_leave_their_rows_to_the_third(
+    database: Database, rows: Rows, emulator: Emulator
+) -> None:
+    hang = emulator.add_fault("timeout")
+    async with AsyncExitStack() as stack:
+        first, second = [
+            await stack.enter_async_context(worker(database, emulator, name, max_in_flight="20"))
+            for name in ("first", "second")
+        ]
+        await rows.add_many(36)
+        await emulator.wait_received(36)
+        assert await holders(rows) == {
+            "first": 18,
+            "second": 18,
+        }  # of 20 places two are kept for high priority
+        await stack.enter_async_context(worker(database, emulator, "third"))
+        emulator.remove_fault(hang)
+        since = await kill(first, second)
+        found = await rows.over()
+    report("two killed", found, since)
+    assert_rescued_once(found)
+
+
+async def test_a_process_that_is_started_anew_finds_what_the_former_left(
+    database: Database, rows: Rows, emulator: Emulator
+) -> None:
+    """A single process, as on one dyno: nobody else is there to notice."""
+    hang = emulator.add_fault("timeout")
+    async with worker(database, emulator, "former") as former:
+        await rows.add_many(20)
+        await emulator.wait_received(20)
+        await kill(former)
+    emulator.remove_fault(hang)
+    since = time.time()
+    async with worker(database, emulator, "next"):
+        found = await rows.over()
+    report("started anew (start included)", found, since)
+    assert_rescued_once(found)
+
+
+async def test_what_could_not_be_written_at_the_end_is_taken_over_and_not_waited_for(
+    database: Database, emulator: Emulator
+) -> None:
+    emulator.latency = 0.5
+    async with worker(database, emulator, "former", shutdown_grace="2") as former:
+        async with rows_of(database.dsn) as rows:
+            await rows.add_many(20)
+            await emulator.wait_accepted(20)
+        await asyncio.to_thread(database.server.stop)
+        former.terminate()
+        assert await former.ended() == 0
+        await asyncio.to_thread(database.server.start)
+    async with worker(database, emulator, "next"), rows_of(database.dsn) as rows:
+        assert_rescued_once(await rows.over())
+
+
+# --- a row that a peer has put back for later, and the peer's end ---------------------------------------------
+
+
+class Peer:
+    """A worker of which the test is the hands and the life."""
+
+    def __init__(self, rows: Queue, life: psycopg.AsyncConnection[tuple[object, ...]]) -> None:
+        self.rows = rows
+        self.id = rows.worker_id
+        self._life = life
+
+    async def die(self) -> None:
+        await self._life.execute("select pg_advisory_unlock_all()")
+
+    async def take(self, rows: Rows) -> UUID:
+        """A row that has never been anybody else's."""
+        (found,) = await rows.query(
+            "insert into push_notifications "
+            "  (device_token, title, status, claimed_by, delivery_attempts, next_attempt_at) "
+            "values ('t', 't', 'processing', %(id)s, 1, now() + interval '60 s') returning id",
+            id=self.id,
+        )
+        return UUID(str(found["id"]))
+
+
+@asynccontextmanager
+async def peer(database: Database) -> AsyncIterator[Peer]:
+    async with (
+        pool_of(database.dsn) as pool,
+        await psycopg.AsyncConnection.connect(database.dsn, autocommit=True) as life,
+    ):
+        worker_id = await queue.register(pool, "peer")
+        await life.execute("select pg_advisory_lock(%s, %s)", (LIVENESS_CLASS, worker_id))
+        await life.execute("update push_listener.workers set guarded = true where id = %s", (worker_id,))
+        yield Peer(Queue(pool, worker_id=worker_id, lease=60.0), life)
+
+
+async def test_a_retry_that_another_worker_has_set_is_on_time_without_that_worker(
+    database: Database, rows: Rows, emulator: Emulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may freeze or die, holding nothing, before the time has come; and no bell rings for a retry."""
+    monkeypatch.setattr(peers, "_ATTENTIVE_S", 0.1)
+    async with peer(database) as other, serving(settings_for(database.dsn, emulator)):
+        push_id = await other.take(rows)
+        await rows.one_over(
+            await rows.add(device_token="other", title="t")
+        )  # looks: it will wait for a lease
+        later = Decision(Status.FAILED, delay=4.0, uses_try=True, code="UNAVAILABLE", reason="in trouble")
+        assert await other.rows.settle([Settlement(push_id, 1, later)]) == 1
+        due = time.time() + 4.0
+        row = await rows.one_over(push_id)
+    print(f"sent {row['sent_at'].timestamp() - due:.2f} s after it was due")
+    assert (row["status"], row["lost_claims"]) == ("sent", 0)
+    assert row["sent_at"].timestamp() - due < SLACK
+
+
+async def test_a_rescuer_that_dies_over_it_leaves_everything_to_the_next(
+    database: Database, rows: Rows, emulator: Emulator
+) -> None:
+    rescuer = await psycopg.AsyncConnection.connect(database.dsn)
+    async with peer(database) as dead, serving(settings_for(database.dsn, emulator)) as service:
+        push_id = await dead.take(rows)
+        await dead.die()
+        # Has put the row back, and is about to commit.
+        await rescuer.execute(queue._RESCUE, {"class": LIVENESS_CLASS, "suspects": [dead.id]})
+        watch = service._watch
+        assert watch is not None
+        await looks(watch, 4)
+        assert (await rows.get(push_id))["status"] == "processing"
+        async with await connect(database.superuser_dsn) as conn:
+            await conn.execute("select pg_terminate_backend(%s, 10000)", (rescuer.info.backend_pid,))
+        await rescuer.close()
+        row = await rows.one_over(push_id)
+    assert_rescued_once({push_id: row})
+
+
+async def looks(watch: PeerWatch, count: int) -> None:
+    """Returns when a watch has looked at its peers so many times more."""
+    peers, seen = watch._rows.peers, 0
+
+    async def counted() -> list[tuple[int, bool]]:
+        nonlocal seen
+        seen += 1
+        watch.stir()
+        return await peers()
+
+    watch._rows.peers = counted  # type: ignore[method-assign]
+    watch.stir()
+    await until(lambda: seen >= count)
+    watch._rows.peers = peers  # type: ignore[method-assign]
+
+
+# --- no death ----------------------------------------------------------------------------------------------
+
+
+async def test_a_worker_that_was_frozen_past_its_lease_settles_nothing_any_more(
+    database: Database, rows: Rows, emulator: Emulator
+) -> None:
+    hang = emulator.add_fault("timeout")
+    async with worker(database, emulator, "frozen", request_timeout="4", connect_timeout="2") as frozen:
+        await rows.add_many(20)
+        await emulator.wait_received(20)
+        frozen.signal(signal.SIGSTOP)
+        emulator.remove_fault(hang)
+        async with worker(database, emulator, "other"):
+            # As if it had been for a minute or two: the lease is over by the database's clock.
+            await rows.query("update push_notifications set next_attempt_at = now()")
+            await rows.add(device_token="bell", title="t")
+            found = await rows.over()
+            frozen.signal(signal.SIGCONT)
+            await frozen.said("rows had passed into other hands")
+            assert await rows.all() == {push_id: {**row, "next_in": None} for push_id, row in found.items()}
+            # And it is back at work.
+            await rows.one_over(await rows.add(device_token="last", title="t"))
+        frozen.terminate()
+        assert await frozen.ended() == 0
+    old = {push_id: row for push_id, row in found.items() if row["device_token"] != "bell"}
+    assert_rescued_once(old)
+    assert emulator.stats()["duplicates"] == 0
+    for push_id in old:
+        assert [log["status"] for log in await rows.logs(push_id)].count("sent") == 1
+
+
+async def test_a_living_worker_whose_listen_connection_is_cut_keeps_its_rows_its_id_and_its_lock(
+    database: Database, rows: Rows, emulator: Emulator
+) -> None:
+    emulator.latency = 3.0
+    async with worker(database, emulator, "deaf") as deaf:
+        await rows.add_many(20)
+        await emulator.wait_accepted(20)
+        async with worker(database, emulator, "other"):
+            worker_id = (await deaf.said("ready"))["worker"]
+            backend = (await deaf.said("doorbell connected"))["backend"]
+            assert await lock_holder(rows, worker_id) == backend
+            async with await connect(database.superuser_dsn) as conn:
+                await conn.execute("select pg_terminate_backend(%s, 10000)", (backend,))
+            await until(lambda: len(connections(deaf)) == 2)
+            assert await lock_holder(rows, worker_id) == connections(deaf)[1] != backend
+            found = await rows.over()
+    assert {
+        (row["status"], row["delivery_attempts"], row["lost_claims"], row["claimed_by"])
+        for row in found.values()
+    } == {("sent", 1, 0, worker_id)}
+    assert emulator.stats()["duplicates"] == 0
+
+
+def connections(running: Program) -> list[int]:
+    return [record["backend"] for record in running.records if record["event"] == "doorbell connected"]
+
+
+async def test_when_the_server_is_restarted_nobody_is_taken_for_dead(
+    database: Database, emulator: Emulator
+) -> None:
+    """Every worker is silent then, and the first to be back must not bury the others."""
+    emulator.latency = 4.0
+    settings = settings_for(database.dsn, emulator, max_in_flight=10)
+    async with serving(settings), serving(settings) as slow:
+        async with rows_of(database.dsn) as rows:
+            await rows.add_many(20)
+            await emulator.wait_accepted(20)
+        bell = slow._doorbell
+        assert bell is not None
+        connect_at_once = bell._connect
+
+        async def connect_late() -> Connection:
+            await asyncio.sleep(3.0)  # as long as it may wait between two tries
+            return await connect_at_once()
+
+        bell._connect = connect_late  # type: ignore[assignment]
+        await asyncio.to_thread(database.server.restart, "immediate")
+        async with rows_of(database.dsn) as rows:
+            found = await rows.over()
+    assert {(row["status"], row["delivery_attempts"], row["lost_claims"]) for row in found.values()} == {
+        ("sent", 1, 0)
+    }
+    assert emulator.stats()["duplicates"] == 0
+
+
+async def test_a_former_connection_that_holds_the_lock_in_silence_is_evicted(
+    database: Database, rows: Rows
+) -> None:
+    dial = to_unix(Path(str(conninfo_to_dict(database.dsn)["host"])) / ".s.PGSQL.5432")
+    async with tcp_link(dial) as (link, port), pool_of(database.dsn) as pool:
+        worker_id = await queue.register(pool, "test")
+        dsn = make_conninfo(database.dsn, host="127.0.0.1", port=port)
+        rings: list[int] = []
+        bell = Doorbell(dsn, worker_id, lambda: rings.append(1), Metrics(), heartbeat=1.0)
+        running = asyncio.create_task(bell.run())
+        try:
+            await until(lambda: rings)
+            former = await lock_holder(rows, worker_id)
+            assert former is not None
+            link.silence()
+            rings.clear()
+            await until(lambda: rings)
+            assert bell.connected
+            assert await lock_holder(rows, worker_id) not in (None, former)
+            (still,) = await rows.query(
+                "select count(*) from pg_stat_activity where pid = %(pid)s", pid=former
+            )
+            assert still["count"] == 0
+        finally:
+            running.cancel()
+            await asyncio.wait({running})
+
+
+async def test_who_cannot_be_seen_to_live_claims_nothing_and_still_settles(
+    database: Database, rows: Rows, emulator: Emulator
+) -> None:
+    """A stranger that it cannot evict has the lock: peers would take what it claims under its id."""
+    emulator.latency = 2.0
+    async with (
+        serving(settings_for(database.dsn, emulator)) as service,
+        await psycopg.AsyncConnection.connect(database.superuser_dsn, autocommit=True) as thief,
+    ):
+        dispatcher = service._dispatcher
+        assert dispatcher is not None
+        await rows.add_many(5)
+        await emulator.wait_accepted(5)
+        worker_id = dispatcher._queue.worker_id
+        stealing = asyncio.create_task(
+            thief.execute("select pg_advisory_lock(%s, %s)", (LIVENESS_CLASS, worker_id))
+        )
+        await waits_for_the_lock(rows)
+        async with await connect(database.superuser_dsn) as conn:
+            backend = await lock_holder(rows, worker_id)
+            await conn.execute("select pg_terminate_backend(%s, 10000)", (backend,))
+        await stealing
+        unheard = await rows.add(device_token="unheard", title="t")
+        found = await rows.over()
+        assert {row["delivery_attempts"] for row in found.values()} == {1}
+        claimed_by = {row["id"]: row["claimed_by"] for row in found.values()}
+        assert claimed_by.pop(unheard) != worker_id
+        assert set(claimed_by.values()) == {worker_id}
+        assert service._not_ready() == []
+
+
+async def waits_for_the_lock(rows: Rows) -> None:
+    async with asyncio.timeout(PATIENCE):
+        while True:
+            if await rows.query("select pid from pg_locks where locktype = 'advisory' and not granted"):
+                return
+            await asyncio.sleep(0.01)
+
+
+# --- nothing to do -----------------------------------------------------------------------------------------
+
+
+async def test_peers_that_have_nothing_to_do_ask_nothing(
+    database: Database, rows: Rows, emulator: Emulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(peers, "_ATTENTIVE_S", 0.1)
+    settings = settings_for(database.dsn, emulator)
+    async with serving(settings), serving(settings):
+        await rows.one_over(await rows.add(device_token="t", title="t"))
+        await asyncio.sleep(3.0)
+        first, before = await statements(database), await statements(database)
+        await asyncio.sleep(3.0)
+        asked = await statements(database) - before - (before - first)
+        assert asked <= 2  # the depth of each, at the most
+        # BusyPolling at once all the same.
+        await rows.one_over(await rows.add(device_token="t", title="t"))
+
+
+async def statements(database: Database) -> int:
+    """Transactions in the database so far, as the server counts them; the asking is some of them."""
+    async with await connect(database.superuser_dsn) as conn:
+        await conn.execute("select pg_stat_force_next_flush()")
+        row = await (
+            await conn.execute(
+                "select xact_commit + xact_rollback as n from pg_stat_database where datname = current_database()"
+            )
+        ).fetchone()
+        assert row is not None
+        return int(row["n"])

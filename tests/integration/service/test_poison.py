@@ -1,0 +1,323 @@
+"""Rows that can never be sent: each ends, says why, and keeps nobody from being sent."""
+
+from __future__ import annotations
+
+import asyncio
+from uuid import UUID, uuid4
+
+import pytest
+from psycopg.types.json import Jsonb
+
+from listener.emulator import Emulator
+from listener.postgres import queue
+from listener.postgres.queue import Queue
+from listener.service import Service
+from tests.integration.postgres.test_queue import pool_of
+from tests.support.postgres import Database
+from tests.support.service import Rows, serving, settings_for, until
+
+SECRET = "S3cr3t"
+"""In every value below that must not be repeated."""
+
+MB = 1 << 20
+
+BAD: dict[str, tuple[dict[str, object], str, str]] = {
+    # name: (columns, error_code, what the reason names)
+    "data an array": ({"data": [SECRET, 1]}, "INVALID_DATA", "data must be a JSON object"),
+    "data a string": ({"data": Jsonb(SECRET)}, "INVALID_DATA", "was it encoded twice?"),
+    "data a number": ({"data": Jsonb(12345678)}, "INVALID_DATA", "data must be a JSON object"),
+    "data null, nothing else": (
+        {"data": Jsonb(None), "title": None, "body": None},
+        "EMPTY_MESSAGE",
+        "title, body and data are all empty",
+    ),
+    "body of 5 KB": ({"body": SECRET + "x" * 5000}, "PAYLOAD_TOO_LARGE", "FCM takes 4096 to a device"),
+    "data of 5 KB": (
+        {"data": {"k": SECRET + "x" * 5000}},
+        "PAYLOAD_TOO_LARGE",
+        "FCM takes 4096 to a device",
+    ),
+    "topic with 3 KB": (
+        {"device_token": None, "topic": "news", "body": SECRET + "x" * 3000},
+        "PAYLOAD_TOO_LARGE",
+        "FCM takes 2048 to a topic",
+    ),
+    "token of 10 MB": ({"device_token": SECRET + "t" * 10 * MB}, "PAYLOAD_TOO_LARGE", "device_token"),
+    "data of 10 MB": ({"data": {"k": SECRET + "d" * 10 * MB}}, "PAYLOAD_TOO_LARGE", "data"),
+    "options of 10 MB": (
+        {"options": {"android": {"k": SECRET + "o" * 10 * MB}}},
+        "PAYLOAD_TOO_LARGE",
+        "options",
+    ),
+    "no title": ({"title": None, "body": SECRET}, "TITLE_MISSING", "title is null and body is not"),
+    "all null": (
+        {"title": None, "body": None, "data": None},
+        "EMPTY_MESSAGE",
+        "title, body and data are all empty: nothing to send",
+    ),
+    "no target": ({"device_token": None}, "NO_TARGET", "set device_token, topic, condition or user_id"),
+    "two targets": ({"topic": "news"}, "INVALID_TARGET", "more than one of device_token, topic and condition"),
+    "unknown priority": ({"priority": SECRET}, "INVALID_PRIORITY", "priority must be 'normal' or 'high'"),
+    "options a list": ({"options": [SECRET]}, "INVALID_OPTIONS", "options may have only android, apns"),
+    "options of nobody": (
+        {"options": {"blackberry": {"k": SECRET}}},
+        "INVALID_OPTIONS",
+        "options may have only android, apns",
+    ),
+    "a ttl that is none": ({"options": {"android": {"ttl": SECRET}}}, "INVALID_OPTIONS", "android.ttl"),
+    "options FCM refuses": (
+        {"options": {"android": {"notification": {"color": SECRET}}}},
+        "INVALID_ARGUMENT",
+        "FCM does not accept message.android.notification.color",
+    ),
+    "token with a space": ({"device_token": f"{SECRET} t"}, "INVALID_TOKEN", "device_token"),
+    "token with umlauts": ({"device_token": f"{SECRET}ü"}, "INVALID_TOKEN", "device_token"),
+    "token with a line break": ({"device_token": f"{SECRET}\n"}, "INVALID_TOKEN", "device_token"),
+    "empty token": ({"device_token": ""}, "INVALID_TOKEN", "device_token is empty"),
+    "topic with spaces": (
+        {"device_token": None, "topic": f"{SECRET} news"},
+        "INVALID_TOPIC",
+        "topic must be one or more of",
+    ),
+    "condition of nothing": (
+        {"device_token": None, "condition": " "},
+        "INVALID_CONDITION",
+        "condition must be an expression",
+    ),
+    "reserved data key": ({"data": {"google.x": SECRET}}, "INVALID_DATA", "FCM reserves the data key"),
+    "user without devices": ({"device_token": None, "user_id": uuid4()}, "NO_RECIPIENTS", "no live device"),
+}  # fmt: skip
+
+
+async def good(rows: Rows, name: str) -> UUID:
+    return await rows.add(device_token=f"{SECRET}-{name}", title="Hello", body="you", data={"k": "v"})
+
+
+async def bad(rows: Rows, columns: dict[str, object]) -> UUID:
+    return await rows.add(
+        **{
+            "device_token": f"{SECRET}-token",
+            "title": SECRET,
+            "body": SECRET,
+            "data": {"k": SECRET},
+            **columns,
+        }
+    )
+
+
+async def test_one_batch_of_all_of_them_between_good_ones(database: Database, rows: Rows) -> None:
+    neighbours, poison = [await good(rows, "first")], {}
+    for name, (columns, *_) in BAD.items():
+        poison[name] = await bad(rows, columns)
+        neighbours.append(await good(rows, f"after {name}".replace(" ", "-")))
+    expired = await bad(rows, {})
+    await rows.query(
+        "update push_notifications set expires_at = now() - interval '1 s' where id = %(id)s", id=expired
+    )
+    async with Emulator() as emulator, serving(settings_for(database.dsn, emulator)) as service:
+        found = await rows.over()
+    for push_id in neighbours:
+        assert (found[push_id]["status"], found[push_id]["last_error"]) == ("sent", None)
+    for name, push_id in poison.items():
+        row, (_, code, reason) = found[push_id], BAD[name]
+        assert (name, row["status"], row["error_code"]) == (name, "dead", code)
+        assert reason in row["last_error"], name
+        assert row["retry_count"] == 0
+    assert (found[expired]["status"], found[expired]["error_code"]) == ("expired", "EXPIRED")
+    assert "expires_at" in found[expired]["last_error"]
+    for push_id in (*poison.values(), expired):
+        assert SECRET not in found[push_id]["last_error"]
+    # All of it was one claim, and every row was claimed once.
+    assert {row["delivery_attempts"] for row in found.values()} == {1}
+    assert service.metrics.registry.get_sample_value("push_claimed_total") == len(found)
+    assert len(emulator.accepted) == len(neighbours)
+
+
+async def test_what_is_far_too_large_never_reaches_the_service(database: Database, rows: Rows) -> None:
+    for columns, *_ in BAD.values():
+        await bad(rows, columns)
+    async with pool_of(database.dsn) as pool:
+        pushes = await Queue(pool, worker_id=await queue.register(pool, "test"), lease=60.0).claim(100)
+    assert len(pushes) == len(BAD)
+    assert len([push for push in pushes if push.oversized]) == 3
+    assert sum(len(repr(push)) for push in pushes) < 100_000
+
+
+async def test_json_null_in_data_is_no_data(database: Database, rows: Rows) -> None:
+    push_id = await bad(rows, {"data": Jsonb(None)})
+    async with Emulator() as emulator, serving(settings_for(database.dsn, emulator)):
+        assert (await rows.one_over(push_id))["status"] == "sent"
+    message = emulator.accepted[0].message
+    assert message is not None
+    assert message["data"] == {"push_id": str(push_id)}
+
+
+@pytest.mark.parametrize("forever", ["infinity", "-infinity"])
+async def test_endless_expiry(database: Database, rows: Rows, forever: str) -> None:
+    first, push_id, last = await good(rows, "first"), await bad(rows, {}), await good(rows, "last")
+    await rows.query(
+        "update push_notifications set expires_at = %(forever)s::timestamptz where id = %(id)s",
+        forever=forever,
+        id=push_id,
+    )
+    async with Emulator() as emulator, serving(settings_for(database.dsn, emulator)):
+        found = await rows.over()
+    assert found[push_id]["status"] == ("sent" if forever == "infinity" else "expired")
+    assert {found[first]["status"], found[last]["status"]} == {"sent"}
+
+
+# --- triggers of the application's own ---------------------------------------------------------------------
+
+
+async def trigger(rows: Rows, condition: str, code: str = "") -> None:
+    """Has the application raise on an update of ``push_notifications`` that meets the condition."""
+    await rows.connection.execute(
+        f"""
+        create function no_thanks() returns trigger language plpgsql as $$
+          begin raise exception 'no thanks: %', new.title {code}; end $$;
+        create trigger no_thanks before update on push_notifications
+          for each row when ({condition}) execute function no_thanks();
+        """.encode()
+    )
+
+
+# Whatever an application may raise, or a fault in its function may.
+CODES = [
+    "",
+    *(
+        f"using errcode = '{code}'"
+        for code in ("23514", "22000", "PT403", "P0002", "55000", "42703", "XX001")
+    ),
+]
+
+
+@pytest.mark.parametrize("code", CODES)
+async def test_a_trigger_that_raises_on_settling_one_row(database: Database, rows: Rows, code: str) -> None:
+    await trigger(rows, "new.device_token = 'touchy' and new.status = 'sent'", code)
+    neighbours = [await good(rows, f"before-{n}") for n in range(5)]
+    touchy = await rows.add(device_token="touchy", title=SECRET)
+    neighbours += [await good(rows, f"after-{n}") for n in range(5)]
+    async with Emulator() as emulator, serving(settings_for(database.dsn, emulator)):
+        found = await rows.over()
+    assert {found[push_id]["status"] for push_id in neighbours} == {"sent"}
+    assert {len(await rows.logs(push_id)) for push_id in neighbours} == {1}
+    row = found[touchy]
+    assert (row["status"], row["error_code"]) == ("dead", "NOT_WRITTEN")
+    assert row["last_error"].startswith("the result (sent) could not be written: SQLSTATE ")
+    assert SECRET not in row["last_error"]
+
+
+async def test_a_trigger_that_lets_nothing_be_settled_keeps_no_other_row(
+    database: Database, rows: Rows
+) -> None:
+    await trigger(rows, "new.device_token = 'touchy' and new.status <> 'processing'")
+    touchy = await rows.add(device_token="touchy", title=SECRET)
+    neighbour = await good(rows, "neighbour")
+    async with Emulator() as emulator, serving(settings_for(database.dsn, emulator)):
+        assert (await rows.one_over(neighbour))["status"] == "sent"
+        assert (await rows.get(touchy))["status"] == "processing"
+        # Sent again at the end of each lease, for ever? No: this process leaves it alone for a while.
+        await rows.query("update push_notifications set next_attempt_at = now() where id = %(id)s", id=touchy)
+        await rows.one_over(await good(rows, "another"))
+    assert len(emulator.accepted) == 3
+    assert (await rows.get(touchy))["delivery_attempts"] == 1
+
+
+@pytest.mark.parametrize("code", CODES)
+async def test_a_trigger_that_lets_one_row_not_be_claimed_keeps_no_other_row(
+    database: Database, rows: Rows, code: str
+) -> None:
+    await trigger(rows, "new.device_token = 'touchy'", code)
+    first = await good(rows, "first")
+    touchy = await rows.add(device_token="touchy", title=SECRET)
+    last = await good(rows, "last")
+    async with Emulator() as emulator, serving(settings_for(database.dsn, emulator)):
+        await rows.over(first, last)
+        late = await good(rows, "late")
+        await rows.one_over(late)
+    assert (await rows.get(touchy))["status"] == "pending"
+
+
+@pytest.mark.parametrize("code", [*CODES, "using errcode = '57014'", "using errcode = '55P03'"])
+async def test_a_function_that_cannot_disable_a_token_keeps_no_other_row(
+    database: Database, rows: Rows, code: str
+) -> None:
+    await rows.connection.execute(
+        "create or replace function push_disable_token(p_token text, p_reason text) returns void "
+        f"language plpgsql as $$ begin raise exception 'not today: %', p_token {code}; end $$".encode()
+    )
+    ids = [
+        await good(rows, "one"),
+        await rows.add(device_token="dead-phone", title="t"),
+        await good(rows, "two"),
+    ]
+    async with Emulator() as emulator, serving(settings_for(database.dsn, emulator)):
+        found = await rows.over()
+        logs = await rows.logs(ids[1])
+    assert [found[push_id]["status"] for push_id in ids] == ["sent", "dead", "sent"]
+    # What FCM said is written down all the same; only the token is asked for again with the next push.
+    assert found[ids[1]]["error_code"] == "UNREGISTERED"
+    assert [log["details"]["code"] for log in logs] == ["UNREGISTERED"]
+
+
+async def test_what_was_undone_with_a_connection_that_died_over_a_token_is_written_again(
+    database: Database, rows: Rows
+) -> None:
+    await rows.connection.execute("create sequence deaths")
+    await rows.connection.execute("grant usage on sequence deaths to public")
+    await rows.connection.execute(
+        "create or replace function push_disable_token(p_token text, p_reason text) returns void language plpgsql as "
+        "$$ begin if nextval('deaths') = 1 then perform pg_terminate_backend(pg_backend_pid()); end if; end $$"
+    )
+    ids = [await rows.add(device_token="dead-phone", title="t"), await good(rows, "one")]
+    async with Emulator() as emulator, serving(settings_for(database.dsn, emulator)):
+        found = await rows.over()
+    assert [found[push_id]["status"] for push_id in ids] == ["dead", "sent"]
+    assert [found[push_id]["delivery_attempts"] for push_id in ids] == [1, 1]
+    assert [len(await rows.logs(push_id)) for push_id in ids] == [1, 1]
+
+
+# --- faults of no row ----------------------------------------------------------------------------------------
+
+
+async def failures(service: Service, statement: str) -> None:
+    """Returns when a statement has failed so often that it is seen not to be given up."""
+    labels = {"statement": statement}
+    read = service.metrics.registry.get_sample_value
+    await until(lambda: (read("push_database_errors_total", labels) or 0.0) >= 3.0)
+
+
+@pytest.mark.parametrize(
+    ("failing", "breaks", "mends"),
+    [
+        (
+            "settle",
+            "alter table push_notifications rename sent_at to gone",
+            "alter table push_notifications rename gone to sent_at",
+        ),
+        (
+            "claim",
+            "alter view push_recipients rename to gone",
+            "alter view gone rename to push_recipients",
+        ),
+    ],
+)
+async def test_where_nothing_can_be_written_or_claimed_it_is_no_rows_fault(
+    database: Database, rows: Rows, failing: str, breaks: str, mends: str
+) -> None:
+    async with Emulator() as emulator, serving(settings_for(database.dsn, emulator)) as service:
+        await rows.query(breaks)
+        ids = [await good(rows, f"phone-{n}") for n in range(5)]
+        await failures(service, failing)
+        await rows.query(mends)
+        found = await rows.over(*ids)
+    assert {row["status"] for row in found.values()} == {"sent"}
+    assert {len(await rows.logs(push_id)) for push_id in ids} == {1}
+    assert emulator.stats()["duplicates"] == 0
+
+
+async def test_the_process_does_not_grow_by_what_it_does_not_read(database: Database, rows: Rows) -> None:
+    await asyncio.gather(*(bad(rows, {"body": "x" * 10 * MB}) for _ in range(3)))
+    async with pool_of(database.dsn) as pool:
+        pushes = await Queue(pool, worker_id=await queue.register(pool, "test"), lease=60.0).claim(100)
+    assert [(push.oversized, push.body) for push in pushes] == [("body", None)] * 3

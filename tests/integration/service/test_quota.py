@@ -1,0 +1,402 @@
+"""The quota with real workers: shared, lowered for all and come back, and never in the way of high priority.
+
+Rates are counted at FCM, by the times at which requests came. A machine that is busy makes them smaller, never larger;
+so bounds from above are tight, and those from below are generous.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from uuid import uuid4
+
+import psycopg
+import pytest
+from psycopg import sql
+
+from listener.emulator import Emulator
+from listener.emulator.received import Received
+from listener.fcm.outcome import Limit
+from listener.limits import quota, shared_quota
+from listener.limits.quota import Quota
+from listener.limits.shared_quota import SharedQuota
+from listener.metrics import Metrics
+from listener.postgres.connect import Pool
+from listener.postgres.queue import AWAKE, LIVENESS_CLASS, Queue, QuotaState
+from listener.push import Push
+from listener.service import Service
+from tests.integration.postgres.test_queue import pool_of, worker
+from tests.support.postgres import Database
+from tests.support.pushes import push
+from tests.support.service import (
+    PATIENCE,
+    Program,
+    Rows,
+    environment,
+    program,
+    serving,
+    settings_for,
+    shown,
+    until,
+)
+
+pytestmark = pytest.mark.newest_postgres
+
+FCM = 600_000
+WHOLE = 90.0
+"""Requests a second of two workers that share 6,000 a minute."""
+
+
+@pytest.fixture
+async def pool(database: Database) -> AsyncIterator[Pool]:
+    async with pool_of(database.dsn) as opened:
+        yield opened
+
+
+def value(service: Service, name: str) -> float:
+    return service.metrics.registry.get_sample_value(name) or 0.0
+
+
+# --- what the database knows of the fleet ------------------------------------------------------------------------
+
+
+async def test_the_workers_that_hold_their_lock_are_counted(database: Database, pool: Pool) -> None:
+    first, second, third = [await worker(pool) for _ in range(3)]
+    assert (await first.fleet()).workers == 1
+    with psycopg.connect(database.dsn, autocommit=True) as life:
+        for each in (first, second):
+            life.execute("select pg_advisory_lock(%s, %s)", (LIVENESS_CLASS, each.worker_id))
+        assert [(await each.fleet()).workers for each in (first, second, third)] == [2, 2, 3]
+        # The lock of the one that is awake makes nobody count twice.
+        life.execute("select pg_advisory_lock(%s, %s)", AWAKE)
+        assert [(await each.fleet()).workers for each in (first, second, third)] == [2, 2, 3]
+        life.execute("select pg_advisory_unlock(%s, %s)", (LIVENESS_CLASS, second.worker_id))
+        assert (await first.fleet()).workers == 1
+
+
+async def test_the_rate_is_lowered_once_a_second_and_never_raised(pool: Pool, rows: Rows) -> None:
+    mine = await worker(pool)
+    await long_ago(rows)
+    assert (await mine.fleet()).part == 1.0
+    await mine.lower(0.5, 60.0)
+    await mine.lower(0.1, 60.0)
+    seen = await mine.fleet()
+    assert seen.part == 0.5
+    assert 0.0 <= seen.age < PATIENCE
+    # Half a minute later it has come back to three quarters.
+    await rows.query("update push_listener.rate set part = 0.25, lowered_at = now() - interval '30 seconds'")
+    await mine.lower(0.9, 60.0)
+    assert (await mine.fleet()).part == pytest.approx(0.75, abs=0.1)
+
+
+async def test_those_who_lower_at_the_same_moment_lower_once(pool: Pool, rows: Rows) -> None:
+    mine = await worker(pool)
+    await long_ago(rows)
+    await asyncio.gather(*(mine.lower(0.5 / n, 60.0) for n in range(1, 21)))
+    written = await rows.query("select xmin::text, part from push_listener.rate")
+    await mine.lower(0.001, 60.0)
+    assert await rows.query("select xmin::text, part from push_listener.rate") == written
+
+
+@pytest.mark.parametrize("moment", ["now() + interval '1 day'", "now() - interval '10 years'"])
+async def test_a_clock_that_was_put_right_keeps_nobody_slow(pool: Pool, rows: Rows, moment: str) -> None:
+    mine = await worker(pool)
+    await rows.connection.execute(
+        sql.SQL("update push_listener.rate set part = 0.01, lowered_at = {}").format(sql.SQL(moment))
+    )
+    seen = await mine.fleet()
+    bucket = Quota(FCM, 0.0, time.monotonic())
+    bucket.learn(seen.workers, quota.Fraction(seen.part, time.monotonic() - seen.age), time.monotonic())
+    assert bucket.part.at(time.monotonic()) == 1.0
+    await mine.lower(0.5, 60.0)
+    assert (await mine.fleet()).part == 0.5
+
+
+async def test_without_the_row_every_worker_goes_on_alone(pool: Pool, rows: Rows) -> None:
+    mine = await worker(pool)
+    await rows.query("delete from push_listener.rate")
+    await mine.lower(0.5, 60.0)
+    assert await mine.fleet() == QuotaState(1, 1.0, 0.0)
+
+
+async def long_ago(rows: Rows) -> None:
+    """Nothing was lowered lately: a database that was just made counts as lowered, to all of it, at that moment."""
+    await rows.query("update push_listener.rate set lowered_at = now() - interval '1 hour'")
+
+
+# --- what the workers tell one another ------------------------------------------------------------------------------
+
+
+class Counting(Queue):
+    """A queue that counts how often the fleet is asked for."""
+
+    asked = 0
+
+    async def fleet(self) -> QuotaState:
+        self.asked += 1
+        return await super().fleet()
+
+
+@asynccontextmanager
+async def sharing(pool: Pool, per_minute: int = FCM) -> AsyncIterator[tuple[SharedQuota, Quota, Counting]]:
+    queue = Counting(pool, worker_id=(await worker(pool)).worker_id, lease=60.0)
+    bucket = Quota(per_minute, 0.0, time.monotonic())
+    shared = SharedQuota(queue, bucket, Metrics())
+    running = asyncio.create_task(shared.run())
+    try:
+        yield shared, bucket, queue
+    finally:
+        running.cancel()
+        await asyncio.wait({running})
+
+
+PUSHES: list[Push] = [push() for _ in range(500)]
+
+
+async def test_what_one_is_told_all_know(pool: Pool, rows: Rows, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shared_quota, "_EVERY_S", 0.02)
+    await long_ago(rows)
+    async with sharing(pool) as (told, _, _), sharing(pool) as (hears, bucket, _):
+        hears.claimed(PUSHES, time.monotonic())
+        told.refused(Limit.PROJECT, time.monotonic())
+        async with asyncio.timeout(PATIENCE):
+            while bucket.part.at(time.monotonic()) == 1.0:
+                await asyncio.sleep(0.01)
+                hears.claimed(PUSHES, time.monotonic())
+    assert bucket.part.value == pytest.approx(0.5, abs=0.01)
+
+
+async def test_who_sends_next_to_nothing_asks_for_nothing(pool: Pool, rows: Rows) -> None:
+    await long_ago(rows)
+    async with sharing(pool) as (shared, _, queue):
+        shared.claimed([], time.monotonic())
+        shared.claimed(PUSHES[:50], time.monotonic())
+        for _ in range(100):
+            await asyncio.sleep(0)
+        assert queue.asked == 0
+        shared.claimed(PUSHES, time.monotonic())
+        shared.claimed(PUSHES, time.monotonic())
+        await until(lambda: queue.asked)
+        for _ in range(100):
+            await asyncio.sleep(0)
+            shared.claimed(PUSHES, time.monotonic())
+        assert queue.asked == 1
+
+
+async def test_a_database_that_is_away_keeps_nobody_from_lowering(
+    pool: Pool, rows: Rows, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shared_quota, "_EVERY_S", 0.02)
+    await rows.query("alter table push_listener.rate rename to gone")
+    async with sharing(pool) as (shared, bucket, queue):
+        shared.refused(Limit.PROJECT, time.monotonic())
+        assert bucket.part.value == 0.5
+        failed = {"statement": "rate"}
+        await shown(shared._metrics, "push_database_errors_total", 1.0, failed)
+        await rows.query("alter table push_listener.gone rename to rate")
+        shared.claimed(PUSHES, time.monotonic())
+        await until(lambda: queue.asked)
+        await shown(shared._metrics, "push_database_errors_total", 1.0, failed)
+    assert bucket.part.value == 0.5
+
+
+# --- real requests ---------------------------------------------------------------------------------------------------
+
+
+class Fcm:
+    """The emulator, and how fast requests come to it."""
+
+    def __init__(self, emulator: Emulator) -> None:
+        self.emulator = emulator
+        self._seen = 0
+
+    async def pass_by(self, count: int) -> list[Received]:
+        """The next so many requests from now on."""
+        self._seen = len(self.emulator.received)
+        return (await self.emulator.wait_received(self._seen + count, timeout=PATIENCE))[-count:]
+
+    async def rate(self, count: int) -> float:
+        """Requests a second, over the next so many."""
+        came = await self.pass_by(count)
+        return (count - 1) / (came[-1].at - came[0].at)
+
+
+@pytest.fixture
+async def fcm(emulator: Emulator) -> Fcm:
+    return Fcm(emulator)
+
+
+async def sent_by(rows: Rows) -> dict[str, list[float]]:
+    """When each worker's pushes were accepted, by its name."""
+    found = await rows.query(
+        "select w.name, extract(epoch from p.sent_at)::float8 as at from push_notifications p "
+        "join push_listener.workers w on w.id = p.claimed_by where p.status = 'sent'"
+    )
+    times: dict[str, list[float]] = {}
+    for row in found:
+        times.setdefault(row["name"], []).append(row["at"])
+    return times
+
+
+@asynccontextmanager
+async def process(
+    database: Database, emulator: Emulator, name: str, **variables: str
+) -> AsyncIterator[Program]:
+    given = {"worker_name": name, "fcm_ramp": "0", "sweep_interval": "3600", **variables}
+    async with program("run", env=environment(database.dsn, emulator, **given)) as started:
+        await started.said("ready")
+        yield started
+
+
+@pytest.mark.timeout(180)
+async def test_two_processes_share_one_quota_and_give_it_back(
+    database: Database, rows: Rows, emulator: Emulator, fcm: Fcm
+) -> None:
+    """6,000 a minute: about 90 a second, whoever sends them, and up to 300 at once from each when the second comes."""
+    async with AsyncExitStack() as stack:
+        await rows.add_many(8000, "normal")
+        await stack.enter_async_context(process(database, emulator, "first", fcm_quota="6000"))
+        await emulator.wait_received(800, timeout=PATIENCE)
+        alone = await fcm.rate(200)
+
+        second = await stack.enter_async_context(process(database, emulator, "second", fcm_quota="6000"))
+        began = time.monotonic()
+        (*_, last) = await fcm.pass_by(1200)
+        together = (1200 - 600) / (last.at - began)
+        shares = {
+            name: sum(at > time.time() - 5.0 for at in times) for name, times in (await sent_by(rows)).items()
+        }
+
+        second.terminate()
+        await second.ended()
+        again = max([await fcm.rate(150) for _ in range(3)])
+    print(
+        f"requests a second: {alone:.0f} alone; {together:.0f} together, {shares} of the last; {again:.0f} alone again"
+    )
+    assert together < 1.2 * WHOLE
+    assert min(shares.values()) > 0.3 * sum(shares.values())
+    assert again > 0.7 * WHOLE
+
+
+@pytest.mark.timeout(180)
+async def test_429_lowers_the_rate_of_two_workers_and_it_comes_back(
+    database: Database, rows: Rows, emulator: Emulator, fcm: Fcm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(quota, "RECOVERY_S", 12.0)
+    monkeypatch.setattr(shared_quota, "RECOVERY_S", 12.0)
+    settings = settings_for(database.dsn, emulator, fcm_quota=6000, fcm_ramp=0, max_tries=100)
+    async with serving(settings) as one, serving(settings) as other:
+        await rows.add_many(6000, "normal")
+        await emulator.wait_received(1200, timeout=PATIENCE)
+        before = await fcm.rate(200)
+
+        rule, began = emulator.add_fault("project_quota_exceeded,retry_after=1"), time.monotonic()
+        await until(lambda: all(value(each, "push_quota_rate") < 0.2 * WHOLE / 2 for each in (one, other)))
+        await fcm.pass_by(10)  # they may have been under way
+        lowered = await fcm.rate(10)
+        times = [value(each, "push_quota_lowered_total") for each in (one, other)]
+        (written,) = await rows.query("select part from push_listener.rate")
+        ended = time.monotonic()
+        emulator.remove_fault(rule)
+
+        (*_, last) = await fcm.pass_by(200)
+        rising = [await fcm.rate(100) for _ in range(6)]
+    print(
+        f"requests a second: {before:.0f}, lowered to {lowered:.0f} ({times} times in {ended - began:.0f} s, written: "
+        f"{written['part']:.2f}), 200 in {last.at - ended:.1f} s, {', '.join(format(each, '.0f') for each in rising)}"
+    )
+    assert lowered < 0.5 * WHOLE
+    assert written["part"] < 0.5
+    # For many answers, but not for each of them.
+    assert all(1 <= each <= 1 + ended - began for each in times)
+    assert 200 / (last.at - ended) < 0.8 * WHOLE
+    assert max(rising) > 0.7 * WHOLE
+
+
+async def test_a_worker_that_starts_while_the_rate_is_lowered_starts_lowered(
+    database: Database, rows: Rows, emulator: Emulator
+) -> None:
+    await rows.query("update push_listener.rate set part = 0.1, lowered_at = now()")
+    async with serving(settings_for(database.dsn, emulator, fcm_ramp=0)) as service:
+        assert value(service, "push_quota_rate") < 0.8 * FCM / 60
+
+
+async def test_429_for_one_topic_lowers_nothing(database: Database, rows: Rows, emulator: Emulator) -> None:
+    emulator.add_fault("topic_quota_exceeded,topic=news")
+    async with serving(settings_for(database.dsn, emulator)) as service:
+        topic = await rows.add(topic="news", title="t")
+        await rows.until(lambda found: found[topic]["error_code"] == "QUOTA_EXCEEDED")
+        assert value(service, "push_quota_lowered_total") == 0.0
+        emulator.add_fault("project_quota_exceeded,token=phone")
+        token = await rows.add(device_token="phone", title="t")
+        await rows.until(lambda found: found[token]["error_code"] == "RESOURCE_EXHAUSTED")
+        assert value(service, "push_quota_lowered_total") == 1.0
+
+
+async def test_it_is_told_once_that_the_rate_is_lowered_and_once_that_it_is_back(
+    database: Database, rows: Rows, emulator: Emulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(shared_quota.log, "warning", lambda event, **_: said.append(event), raising=False)
+    monkeypatch.setattr(shared_quota.log, "info", lambda event, **_: said.append(event), raising=False)
+    monkeypatch.setattr(quota, "RECOVERY_S", 1.5)
+    emulator.add_fault("quota_exceeded,times=20,retry_after=0")
+    async with serving(settings_for(database.dsn, emulator, max_tries=100)):
+        await rows.add_many(20, "normal")
+        await rows.over()
+        await until(lambda: len(said) == 2)
+    assert said == [
+        "FCM answers 429, too many requests: sending more slowly",
+        "sending at the whole rate again",
+    ]
+
+
+# --- high priority, and who waits --------------------------------------------------------------------------------
+
+
+async def test_high_priority_does_not_wait_for_what_others_have_used_up(
+    database: Database, rows: Rows, emulator: Emulator
+) -> None:
+    """600 a minute. A push to a hundred devices uses up what comes in ten seconds."""
+    user = uuid4()
+    for number in range(100):
+        await rows.device(f"device-{number}", user)
+    async with serving(settings_for(database.dsn, emulator, fcm_quota=600, fcm_ramp=0)) as service:
+        await rows.add_many(40, "normal")
+        await emulator.wait_accepted(40, timeout=PATIENCE)
+        await rows.add(user_id=user, title="t")
+        await emulator.wait_accepted(140, timeout=PATIENCE)
+        normal = await rows.add(device_token="normal", title="t")
+        high = [await rows.add(device_token=f"high-{n}", title="t", priority="high") for n in range(5)]
+        came = await emulator.wait_accepted(146, timeout=PATIENCE)
+        arrived = {record.push_id: record.at for record in came[140:]}
+        held = await rows.query("select count(*) as n from push_notifications where claimed_by is null")
+        looks = service._dispatcher.looks if service._dispatcher else 0
+    assert held[0]["n"] == 0
+    first = min(arrived.values())
+    assert [str(push_id) in arrived for push_id in (*high, normal)] == [True] * 6
+    waited = {push_id: at - first for push_id, at in arrived.items()}
+    print(
+        f"high: {max(waited[str(each)] for each in high):.3f} s, normal: {waited[str(normal)]:.1f} s, {looks} looks"
+    )
+    assert waited[str(normal)] > 3.0
+    assert max(waited[str(each)] for each in high) < waited[str(normal)] - 1.0
+
+
+async def test_who_waits_for_the_quota_holds_nothing_and_does_not_spin(
+    database: Database, rows: Rows, emulator: Emulator, fcm: Fcm
+) -> None:
+    async with serving(settings_for(database.dsn, emulator, fcm_quota=60, fcm_ramp=0)) as service:
+        await rows.add_many(30, "normal")
+        await emulator.wait_accepted(6, timeout=PATIENCE)
+        assert service._dispatcher is not None
+        looks, began = service._dispatcher.looks, time.monotonic()
+        await fcm.pass_by(1)
+        await rows.until(lambda found: all(row["status"] in ("sent", "pending") for row in found.values()))
+        looks = service._dispatcher.looks - looks
+        assert looks < 20 + 100 * (time.monotonic() - began)
+        assert value(service, "push_in_flight") <= 1
+        await fcm.pass_by(2)
+        assert value(service, "push_quota_waited_seconds_total") > 1.0

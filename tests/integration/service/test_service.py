@@ -1,0 +1,762 @@
+"""The whole way of a push: a row committed to Postgres, the service, FCM (the emulator), the row's end."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import time
+from collections.abc import AsyncIterator, Sequence
+from typing import Any
+from uuid import UUID, uuid4
+
+import psycopg
+import pytest
+from psycopg import sql
+
+from listener.emulator import Emulator
+from listener.emulator.received import Received
+from listener.fcm.auth import AccessTokens, load_credentials
+from listener.fcm.outcome import Outcome
+from listener.fcm.sender import Sender
+from listener.fcm.transports.http1 import AsyncioTransport
+from listener.limits import health
+from listener.limits.circuit_breaker import CircuitBreaker
+from listener.limits.health import FcmHealth
+from listener.limits.quota import Quota
+from listener.limits.shared_quota import SharedQuota
+from listener.limits.slow_start import SlowStart
+from listener.metrics import Metrics
+from listener.postgres.queue import Queue, Settlement, register
+from listener.push import Push
+from listener.schema import migrate
+from listener.sending.dispatcher import Dispatcher
+from listener.service import NotMigrated, Service, credentials_for
+from tests.integration.postgres.test_queue import pool_of
+from tests.support.postgres import Database
+from tests.support.servers import forget_proxies
+from tests.support.service import PATIENCE, Rows, get, rows_of, serving, settings_for, until
+
+pytestmark = pytest.mark.newest_postgres  # what depends on its version is in test_queue.py
+
+
+def of(push_id: UUID, emulator: Emulator) -> list[Received]:
+    return [record for record in emulator.received if record.push_id == str(push_id)]
+
+
+# --- one row ---------------------------------------------------------------------------------------------
+
+
+async def test_a_plain_insert_is_sent(
+    database: Database, rows: Rows, emulator: Emulator, service: Service
+) -> None:
+    with psycopg.connect(database.dsn, autocommit=True) as conn:
+        found = conn.execute(
+            "insert into push_notifications (device_token, title, body) values ('phone-1', 'Hello', 'you') "
+            "returning id"
+        ).fetchone()
+    assert found is not None
+    row = await rows.one_over(found[0])
+    (record,) = emulator.received
+    assert (row["status"], row["retry_count"], row["error_code"]) == ("sent", 0, None)
+    assert row["fcm_message_id"] == record.name
+    assert (record.kind, record.target, record.push_id) == ("token", "phone-1", str(row["id"]))
+    message = record.message
+    assert message is not None
+    assert message["notification"] == {"title": "Hello", "body": "you"}
+    assert message["android"]["notification"]["tag"] == str(row["id"])
+    (log,) = await rows.logs(row["id"])
+    assert (log["device_token"], log["status"]) == ("phone-1", "sent")
+    assert (log["details"]["attempt"], log["details"]["message_id"]) == (1, record.name)
+
+
+async def test_what_waited_before_the_start_is_sent(
+    database: Database, rows: Rows, emulator: Emulator
+) -> None:
+    push_id = await rows.add(device_token="t", title="t")
+    async with serving(settings_for(database.dsn, emulator)):
+        assert (await rows.one_over(push_id))["status"] == "sent"
+
+
+@pytest.mark.parametrize(
+    "target", [{"topic": "news"}, {"condition": "'news' in topics && 'sport' in topics"}], ids=lambda t: next(iter(t))
+)  # fmt: skip
+async def test_topic_and_condition(
+    rows: Rows, emulator: Emulator, service: Service, target: dict[str, str]
+) -> None:
+    row = await rows.one_over(await rows.add(title="t", **target))
+    (record,) = emulator.received
+    assert (row["status"], {record.kind: record.target}) == ("sent", target)
+    (log,) = await rows.logs(row["id"])
+    assert log["device_token"] is None
+    assert {name: log["details"][name] for name in target} == target
+
+
+async def test_a_scheduled_push_goes_out_when_its_time_has_come(
+    rows: Rows, emulator: Emulator, service: Service
+) -> None:
+    (times,) = await rows.query(
+        "insert into push_notifications (device_token, title, next_attempt_at) "
+        "values ('t', 't', clock_timestamp() + interval '1.5 s') "
+        "returning id, next_attempt_at as due, clock_timestamp() as added"
+    )
+    row = await rows.one_over(times["id"])
+    (record,) = emulator.received
+    # Postgres and the emulator share a clock; the sweep, which could have found it too, comes in an hour.
+    assert times["due"] <= row["sent_at"]
+    assert times["due"].timestamp() <= record.received_at
+
+
+@pytest.mark.parametrize("step", [-86_400.0, 86_400.0])
+async def test_a_clock_that_is_a_day_wrong_changes_nothing(
+    step: float, rows: Rows, emulator: Emulator, service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ours only: the database's clock is the one that counts, for schedules, leases, retries and expiry."""
+    real = time.time
+    monkeypatch.setattr(time, "time", lambda: real() + step)
+    emulator.add_fault("unavailable,token=retried,times=1")
+    (later,) = await rows.query(
+        "insert into push_notifications (device_token, title, next_attempt_at, expires_at) values "
+        "('t', 't', clock_timestamp() + interval '1 s', clock_timestamp() + interval '1 min') "
+        "returning id, next_attempt_at as due"
+    )
+    retried = await rows.add(device_token="retried", title="t")
+    found = await rows.over(later["id"], retried)
+    assert {row["status"] for row in found.values()} == {"sent"}
+    assert later["due"] <= found[later["id"]]["sent_at"]
+
+
+async def test_an_earlier_push_overtakes_a_scheduled_one(
+    rows: Rows, emulator: Emulator, service: Service
+) -> None:
+    (later,) = await rows.query(
+        "insert into push_notifications (device_token, title, next_attempt_at) "
+        "values ('later', 't', now() + interval '1 hour') returning id"
+    )
+    row = await rows.one_over(await rows.add(device_token="now", title="t"))
+    assert row["status"] == "sent"
+    assert (await rows.get(later["id"]))["status"] == "pending"
+
+
+async def test_unavailable_twice_then_accepted(rows: Rows, emulator: Emulator, service: Service) -> None:
+    emulator.add_fault("unavailable,times=2")
+    row = await rows.one_over(await rows.add(device_token="t", title="t"))
+    assert (row["status"], row["retry_count"], row["delivery_attempts"]) == ("sent", 2, 3)
+    assert [log["status"] for log in await rows.logs(row["id"])] == ["unknown", "unknown", "sent"]
+    assert [log["details"]["attempt"] for log in await rows.logs(row["id"])] == [1, 2, 3]
+    # The same ids each time, so that a copy replaces the first on the device.
+    assert len({record.body for record in emulator.received}) == 1
+
+
+async def test_a_push_that_alone_is_unavailable_for_good_is_dead_after_the_last_try(
+    database: Database, rows: Rows, emulator: Emulator
+) -> None:
+    emulator.add_fault("unavailable,token=t")
+    async with serving(settings_for(database.dsn, emulator, max_tries=3)):
+        row = await rows.one_over(await rows.add(device_token="t", title="t"))
+    assert (row["status"], row["retry_count"], row["error_code"]) == ("dead", 3, "UNAVAILABLE")
+    assert row["last_error"].startswith("given up after 3 tries: ")
+    # Nothing had told whether it is the push that fails or FCM: before it was given up, FCM was asked.
+    requests = emulator.received
+    assert [(r.push_id, r.outcome) for r in requests if r.validate_only] == [(None, "validated")]
+    assert len(requests) == 3 + 1
+
+
+async def test_no_push_is_given_up_while_fcm_is_away(
+    database: Database, rows: Rows, emulator: Emulator
+) -> None:
+    fault = emulator.add_fault("unavailable")
+    async with serving(settings_for(database.dsn, emulator, max_tries=3)):
+        ids = [await rows.add(device_token=f"t{n}", title="t") for n in range(2)]
+        await emulator.wait_received(12)
+        emulator.remove_fault(fault)
+        found = await rows.over()
+    assert {found[push_id]["status"] for push_id in ids} == {"sent"}
+    assert all(found[push_id]["retry_count"] <= 2 for push_id in ids)
+
+
+async def test_a_retry_after_past_the_expiry_expires_the_push(
+    rows: Rows, emulator: Emulator, service: Service
+) -> None:
+    emulator.add_fault("unavailable,retry_after=60")
+    (added,) = await rows.query(
+        "insert into push_notifications (device_token, title, expires_at) "
+        "values ('t', 't', now() + interval '30 s') returning id"
+    )
+    row = await rows.one_over(added["id"])
+    assert (row["status"], row["error_code"], len(emulator.received)) == ("expired", "UNAVAILABLE", 1)
+
+
+async def test_devices_whose_turn_comes_after_the_expiry_get_nothing(database: Database, rows: Rows) -> None:
+    user = uuid4()
+    for n in range(4):
+        await rows.device(f"phone-{n}", user)
+    # One request at a time, a second each: before the last the push has expired.
+    async with (
+        Emulator(latency=1.0) as emulator,
+        serving(settings_for(database.dsn, emulator, max_in_flight=1)),
+    ):
+        (added,) = await rows.query(
+            "insert into push_notifications (user_id, title, expires_at) "
+            "values (%(user)s, 't', now() + interval '1.5 s') returning id",
+            user=user,
+        )
+        row = await rows.one_over(added["id"])
+        assert row["status"] == "sent"
+        assert row["last_error"].startswith("expires before the next try")
+        assert 1 <= len(emulator.received) < 4
+
+
+async def test_a_dead_token_ends_the_push_and_disables_the_device(
+    rows: Rows, emulator: Emulator, service: Service
+) -> None:
+    await rows.device("dead-phone", uuid4())
+    row = await rows.one_over(await rows.add(device_token="dead-phone", title="t"))
+    assert (row["status"], row["error_code"], len(emulator.received)) == ("dead", "UNREGISTERED", 1)
+    assert await rows.query("select disabled_reason from push_devices where disabled_at is not null") == [
+        {"disabled_reason": "UNREGISTERED"}
+    ]
+
+
+async def test_a_row_put_back_by_hand_goes_out_at_once(
+    rows: Rows, emulator: Emulator, service: Service
+) -> None:
+    emulator.add_fault("invalid_argument,times=1")
+    row = await rows.one_over(await rows.add(device_token="t", title="t"))
+    assert row["status"] == "dead"
+    await rows.query("update push_notifications set status = 'pending', next_attempt_at = now()")
+    row = await rows.one_over(row["id"])
+    assert (row["status"], row["error_code"], row["last_error"]) == ("sent", None, None)
+
+
+# --- to a user -------------------------------------------------------------------------------------------
+
+
+async def test_a_retry_goes_only_to_the_device_that_failed(
+    rows: Rows, emulator: Emulator, service: Service
+) -> None:
+    user = uuid4()
+    await rows.device("phone", user)
+    await rows.device("tablet", user, "ios")
+    emulator.add_fault("unavailable,token=tablet,times=1")
+    row = await rows.one_over(await rows.add(user_id=user, title="t"))
+    assert (row["status"], row["retry_count"]) == ("sent", 1)
+    asked = [(record.target, record.accepted) for record in of(row["id"], emulator)]
+    assert sorted(asked[:2]) == [("phone", True), ("tablet", False)]
+    assert asked[2:] == [("tablet", True)]
+
+
+async def test_a_fault_of_ours_at_one_device_costs_no_other_its_answer(
+    rows: Rows, emulator: Emulator, service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    user = uuid4()
+    await rows.device("phone", user)
+    await rows.device("tablet", user, "ios")
+    send, failures = Sender.send, iter([RuntimeError("of ours")])
+
+    async def faulty(sender: Sender, body: bytes) -> Outcome:
+        if b"tablet" in body and (error := next(failures, None)):
+            raise error
+        return await send(sender, body)
+
+    monkeypatch.setattr(Sender, "send", faulty)
+    row = await rows.one_over(await rows.add(user_id=user, title="t"))
+    assert (row["status"], row["retry_count"]) == ("sent", 1)
+    logs = await rows.logs(row["id"])
+    assert sorted((log["device_token"], log["status"]) for log in logs) == [
+        ("phone", "sent"),
+        ("tablet", "failed"),
+        ("tablet", "sent"),
+    ]
+
+
+async def test_one_dead_device_of_two_is_disabled_and_the_push_is_sent(
+    rows: Rows, emulator: Emulator, service: Service
+) -> None:
+    user = uuid4()
+    await rows.device("phone", user)
+    await rows.device("dead-tablet", user, "ios")
+    row = await rows.one_over(await rows.add(user_id=user, title="t"))
+    assert (row["status"], row["error_code"], len(emulator.received)) == ("sent", "UNREGISTERED", 2)
+    assert await rows.query("select token from push_recipients") == [{"token": "phone"}]
+
+
+async def test_a_user_without_devices(rows: Rows, emulator: Emulator, service: Service) -> None:
+    row = await rows.one_over(await rows.add(user_id=uuid4(), title="t"))
+    assert (row["status"], row["error_code"]) == ("dead", "NO_RECIPIENTS")
+    assert (emulator.received, await rows.logs(row["id"])) == ([], [])
+
+
+# --- many rows -------------------------------------------------------------------------------------------
+
+
+async def test_many_at_once_are_each_sent_once_within_the_bound(
+    database: Database, rows: Rows, emulator: Emulator
+) -> None:
+    emulator.latency = 0.02
+    await rows.query(
+        "insert into push_notifications (device_token, title) "
+        "select 'phone-' || n, 't' from generate_series(1, 1000) n"
+    )
+    async with serving(settings_for(database.dsn, emulator, max_in_flight=100, claim_batch=40)):
+        found = await rows.over()
+    assert {row["status"] for row in found.values()} == {"sent"}
+    assert {row["delivery_attempts"] for row in found.values()} == {1}
+    stats = emulator.stats()
+    assert (stats["accepted"], stats["duplicates"]) == (1000, 0)
+    assert 40 <= stats["max_in_flight"] <= 100
+
+
+async def test_what_waits_to_be_written_keeps_nothing_from_being_sent_but_has_a_bound(
+    database: Database, rows: Rows, emulator: Emulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settle, writes = Queue.settle, asyncio.Event()
+
+    async def settle_later(self: Queue, batch: Sequence[Settlement], *, again: bool = False) -> int:
+        await writes.wait()
+        return await settle(self, batch, again=again)
+
+    monkeypatch.setattr(Queue, "settle", settle_later)
+    await rows.add_many(100)
+    async with serving(settings_for(database.dsn, emulator, max_in_flight=16)) as service:
+        await emulator.wait_accepted(30, timeout=PATIENCE)  # two of 16 are kept for high priority
+        await until(lambda: service._dispatcher is not None and not service._dispatcher._sending)
+        assert len(emulator.accepted) == 30
+        writes.set()
+        await emulator.wait_accepted(100, timeout=PATIENCE)
+
+
+@pytest.mark.parametrize("waiting", [0, 500])
+async def test_what_is_urgent_has_a_place_beside_what_hangs(
+    database: Database, rows: Rows, emulator: Emulator, waiting: int
+) -> None:
+    emulator.add_fault("timeout,token=hanging")
+    settings = settings_for(
+        database.dsn, emulator, max_in_flight=16, request_timeout=50, lease=200, shutdown_grace=0.5
+    )
+    async with serving(settings):
+        await rows.query(
+            "insert into push_notifications (device_token, title) "
+            "select 'hanging', 't' from generate_series(1, %(n)s)",
+            n=14 + waiting,
+        )
+        await emulator.wait_received(14)
+        for _ in range(5):
+            urgent = await rows.add(device_token="phone", title="t", priority="high")
+            assert (await rows.one_over(urgent))["status"] == "sent"
+    assert emulator.stats()["max_in_flight"] == 15
+
+
+async def test_what_is_urgent_does_not_wait_for_the_devices_of_others(
+    database: Database, rows: Rows, emulator: Emulator
+) -> None:
+    emulator.add_fault("timeout,token_prefix=hanging")
+    user = uuid4()
+    for n in range(40):
+        await rows.device(f"hanging-{n}", user)
+    settings = settings_for(
+        database.dsn, emulator, max_in_flight=16, request_timeout=50, lease=200, shutdown_grace=0.5
+    )
+    async with serving(settings):
+        await rows.add(user_id=user, title="t")
+        await emulator.wait_received(14)
+        urgent = await rows.add(device_token="phone", title="t", priority="high")
+        assert (await rows.one_over(urgent))["status"] == "sent"
+
+
+async def test_two_services_share_the_work_and_send_nothing_twice(
+    database: Database, rows: Rows, emulator: Emulator
+) -> None:
+    emulator.latency = 0.02
+    settings = settings_for(database.dsn, emulator, max_in_flight=50, claim_batch=20)
+    async with serving(settings), serving(settings):
+        await rows.query(
+            "insert into push_notifications (device_token, title) "
+            "select 'phone-' || n, 't' from generate_series(1, 500) n"
+        )
+        found = await rows.over()
+    assert {row["status"] for row in found.values()} == {"sent"}
+    assert (emulator.stats()["accepted"], emulator.stats()["duplicates"]) == (500, 0)
+    assert len({row["claimed_by"] for row in found.values()}) == 2
+
+
+async def test_requests_that_hang_do_not_keep_the_place_beside_them(
+    database: Database, rows: Rows, emulator: Emulator
+) -> None:
+    emulator.add_fault("timeout,token=hanging")
+    settings = settings_for(
+        database.dsn, emulator, max_in_flight=20, request_timeout=50, lease=200, shutdown_grace=0.5
+    )
+    async with serving(settings):
+        for _ in range(17):
+            await rows.add(device_token="hanging", title="t")
+        await emulator.wait_received(17)
+        for n in range(3):
+            assert (await rows.one_over(await rows.add(device_token=f"t{n}", title="t")))["status"] == "sent"
+
+
+# --- FCM refuses our configuration -----------------------------------------------------------------------
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pause is half a second, for a service that is started later."""
+    monkeypatch.setattr(health, "_REFUSED_FIRST_S", 0.5)
+
+
+async def test_a_pause_uses_no_tries_is_told_and_ends_by_a_probe(
+    impatient: None, rows: Rows, emulator: Emulator, service: Service
+) -> None:
+    assert service.port is not None
+    assert await get(service.port, "/readyz") == (200, "ok\n")
+    fault = emulator.add_fault("permission_denied")
+    first = await rows.add(device_token="first", title="t")
+    await rows.until(lambda found: found[first]["error_code"] is not None)
+    status, text = await get(service.port, "/readyz")
+    assert status == 503
+    assert text == f"sending is paused: {health.Pause.REFUSED}\n"
+    assert service.metrics.registry.get_sample_value("push_paused") == 1.0
+
+    others = [await rows.add(device_token=f"other-{n}", title="t") for n in range(20)]
+    await emulator.wait_received(2)  # a probe, refused as well
+    waiting = await rows.all()
+    assert {(row["status"], row["retry_count"]) for row in waiting.values()} <= {
+        ("pending", 0),
+        ("processing", 0),
+    }
+    emulator.remove_fault(fault)
+    found = await rows.over()
+    assert {(row["status"], row["retry_count"]) for row in found.values()} == {("sent", 0)}
+    assert set(found) == {first, *others}
+    assert await get(service.port, "/readyz") == (200, "ok\n")
+    assert service.metrics.registry.get_sample_value("push_paused") == 0.0
+    # One at a time until it is known that they are answered again.
+    refused = [record for record in emulator.received if not record.accepted]
+    assert len(refused) < 10
+    assert all(b.at - a.at > 0.4 for a, b in itertools.pairwise(refused))
+
+
+async def test_a_key_that_google_refuses_pauses_and_one_that_is_mended_resumes(
+    database: Database, rows: Rows, emulator: Emulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(health, "_REFUSED_FIRST_S", 0.5)
+    fault = emulator.add_fault("oauth_invalid_grant")
+    async with serving(settings_for(database.dsn, emulator)) as service:
+        push_id = await rows.add(device_token="t", title="t")
+        row = (await rows.until(lambda found: found[push_id]["error_code"] is not None))[push_id]
+        assert (row["status"], row["retry_count"], emulator.received) == ("pending", 0, [])
+        assert service.port is not None
+        assert (await get(service.port, "/readyz"))[0] == 503
+        emulator.remove_fault(fault)
+        assert (await rows.one_over(push_id))["status"] == "sent"
+
+
+# --- the dispatcher alone, where the moment matters ----------------------------------------------------------
+
+
+class Dispatching:
+    """A dispatcher on a real queue and a real sender."""
+
+    def __init__(self, queue: Queue, sender: Sender, settings: Any) -> None:
+        self.queue = queue
+        quota = SharedQuota(queue, Quota(settings.fcm_quota, 0.0, time.monotonic()), Metrics())
+        self.dispatcher = Dispatcher(
+            queue, sender, settings, Metrics(), FcmHealth(SlowStart(1000, 1.0, 0.0)), quota
+        )
+
+
+async def dispatching(
+    database: Database, emulator: Emulator, queue_class: type[Queue] = Queue
+) -> AsyncIterator[Dispatching]:
+    settings = settings_for(database.dsn, emulator)
+    credentials, project = load_credentials(emulator.service_account)
+    assert project is not None
+    tokens = AccessTokens(credentials)
+    transport = AsyncioTransport(connect_timeout=5, timeout=10)
+    sender = Sender(transport, tokens, endpoint=emulator.endpoint, project_id=project)
+    async with pool_of(database.dsn) as pool:
+        queue = queue_class(pool, worker_id=await register(pool, "test"), lease=60.0)
+        try:
+            yield Dispatching(queue, sender, settings)
+        finally:
+            await transport.close()
+            await tokens.close()
+
+
+class Held(Queue):
+    """A queue whose second claim has taken its rows, but does not hand them over before ``let_go``."""
+
+    def __init__(self, *arguments: Any, **named: Any) -> None:
+        super().__init__(*arguments, **named)
+        self.taken = asyncio.Event()
+        self.let_go = asyncio.Event()
+        self.claims = 0
+
+    async def claim(self, most: int, normal: int | None = None, but: Sequence[UUID] = ()) -> list[Push]:
+        pushes = await super().claim(most, normal, but)
+        self.claims += bool(pushes)
+        if pushes and self.claims == 2:
+            self.taken.set()
+            await self.let_go.wait()
+        return pushes
+
+
+@pytest.fixture
+async def held(
+    database: Database, emulator: Emulator, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[Dispatching]:
+    forget_proxies(monkeypatch)
+    async for each in dispatching(database, emulator, Held):
+        yield each
+
+
+@pytest.mark.parametrize("give_back", [False, True])
+async def test_rows_that_a_claim_brings_after_the_stop_are_not_left_behind(
+    rows: Rows, emulator: Emulator, held: Dispatching, give_back: bool
+) -> None:
+    queue, dispatcher = held.queue, held.dispatcher
+    assert isinstance(queue, Held)
+    first = await rows.add(device_token="first", title="t")
+    running = asyncio.create_task(dispatcher.run())
+    await rows.one_over(first)
+    second = await rows.add(device_token="second", title="t")
+    dispatcher.ring()
+    await queue.taken.wait()
+    dispatcher.stop()
+    if give_back:
+        dispatcher.give_back()
+    queue.let_go.set()
+    async with asyncio.timeout(20):
+        await running
+    row = await rows.get(second)
+    assert row["status"] == ("pending" if give_back else "sent")
+    assert len(emulator.received) == (1 if give_back else 2)
+
+
+async def test_nothing_in_flight_at_the_stop_and_rows_in_the_last_claim(
+    rows: Rows, emulator: Emulator, held: Dispatching
+) -> None:
+    """The first row ends between the stop and the answer of the last claim: that must not pass for the end."""
+    queue, dispatcher = held.queue, held.dispatcher
+    assert isinstance(queue, Held)
+    emulator.add_fault("slow,token=first,latency_ms=400")
+    await rows.add(device_token="first", title="t")
+    running = asyncio.create_task(dispatcher.run())
+    await emulator.wait_received(1)
+    second = await rows.add(device_token="second", title="t")
+    dispatcher.ring()
+    await queue.taken.wait()
+    dispatcher.stop()
+    await dispatcher._drained.wait()
+    emulator.add_fault("slow,token=second,latency_ms=400")
+    queue.let_go.set()
+    async with asyncio.timeout(20):
+        await running
+    assert (await rows.get(second))["status"] == "sent"
+
+
+class Deaf(Queue):
+    """A queue whose claims, while ``deaf``, take rows and say nothing of it: the connection broke in between."""
+
+    deaf = False
+
+    async def claim(self, most: int, normal: int | None = None, but: Sequence[UUID] = ()) -> list[Push]:
+        pushes = await super().claim(most, normal, but)
+        if self.deaf and pushes:
+            self.deaf = False
+            raise psycopg.OperationalError("the connection is lost")
+        return pushes
+
+
+@pytest.fixture
+async def deaf(
+    database: Database, emulator: Emulator, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[Dispatching]:
+    forget_proxies(monkeypatch)
+    async for each in dispatching(database, emulator, Deaf):
+        yield each
+
+
+async def test_rows_of_a_claim_whose_answer_was_lost_do_not_wait_for_their_lease(
+    rows: Rows, emulator: Emulator, deaf: Dispatching
+) -> None:
+    queue, dispatcher = deaf.queue, deaf.dispatcher
+    assert isinstance(queue, Deaf)
+    emulator.add_fault("slow,token=held,latency_ms=1000")
+    held = await rows.add(device_token="held", title="t")
+    running = asyncio.create_task(dispatcher.run())
+    await emulator.wait_received(1)
+    queue.deaf = True
+    lost = [await rows.add(device_token="lost", title="t", priority=each) for each in ("high", "normal")]
+    dispatcher.ring()
+    found = await rows.over(held, *lost)
+    dispatcher.stop()
+    await running
+    assert {row["status"] for row in found.values()} == {"sent"}
+    # What the worker knew that it had stayed with it.
+    assert (found[held]["delivery_attempts"], emulator.stats()["duplicates"]) == (1, 0)
+
+
+@pytest.mark.parametrize("isolation", ["repeatable read", "serializable"])
+async def test_a_stricter_isolation_of_the_database_does_not_reach_claims(
+    database: Database, rows: Rows, emulator: Emulator, isolation: str
+) -> None:
+    statement = sql.SQL("alter database {} set default_transaction_isolation to {}")
+    await rows.connection.execute(statement.format(sql.Identifier(database.name), sql.Literal(isolation)))
+    settings = settings_for(database.dsn, emulator, claim_batch=20)
+    async with serving(settings) as one, serving(settings) as other:
+        await rows.add_many(1000)
+        found = await rows.over()
+    assert {(row["status"], row["delivery_attempts"]) for row in found.values()} == {("sent", 1)}
+    for service in (one, other):
+        for failing in ("claim", "settle"):
+            labels = {"statement": failing}
+            assert not service.metrics.registry.get_sample_value("push_database_errors_total", labels)
+
+
+async def test_a_row_that_somebody_holds_is_not_asked_for_without_end(
+    database: Database, rows: Rows, emulator: Emulator, service: Service
+) -> None:
+    dispatcher = service._dispatcher
+    assert dispatcher is not None
+    insert = (
+        "insert into push_notifications (device_token, title, next_attempt_at) "
+        "values ('t', 't', now() + make_interval(secs => %(due)s)) returning id"
+    )
+    (held,) = await rows.query(insert, due=0.5)
+    async with rows_of(database.dsn) as others, others.connection.transaction():
+        await others.query("select from push_notifications where id = %(id)s for update", id=held["id"])
+        (later,) = await rows.query(insert, due=2.0)
+        looks = dispatcher.looks
+        assert (await rows.one_over(later["id"]))["status"] == "sent"
+        # A second and a half, in which thousands would fit.
+        assert dispatcher.looks - looks < 30
+    assert (await rows.one_over(held["id"]))["status"] == "sent"
+
+
+async def test_a_row_that_an_application_has_locked_keeps_no_other_from_being_written(
+    database: Database, rows: Rows, emulator: Emulator
+) -> None:
+    emulator.add_fault("slow,token_prefix=held,latency_ms=500")
+    async with serving(settings_for(database.dsn, emulator)) as service:
+        await rows.add_many(3, "held")
+        await emulator.wait_received(3)
+        held = list(await rows.all())
+        async with rows_of(database.dsn) as others, others.connection.transaction():
+            await others.query("select from push_notifications where id = any(%(ids)s) for update", ids=held)
+            await until(lambda: service._dispatcher is not None and not service._dispatcher._sending)
+            urgent = [await rows.add(device_token="u", title="t", priority="high") for _ in range(10)]
+            await rows.add_many(200)
+            usual = [push_id for push_id in await rows.all() if push_id not in held]
+            assert {row["status"] for row in (await rows.over(*urgent, *usual)).values()} == {"sent"}
+            assert {row["status"] for row in (await rows.all(held)).values()} == {"processing"}
+        found = await rows.over(*held)
+    assert {(row["status"], row["delivery_attempts"]) for row in found.values()} == {("sent", 1)}
+    assert {len(await rows.logs(push_id)) for push_id in held} == {1}
+
+
+async def test_a_trigger_that_waits_for_something_keeps_no_other_row_from_being_written(
+    database: Database, rows: Rows, emulator: Emulator
+) -> None:
+    await rows.connection.execute(
+        """
+        create table budget (spent integer);
+        insert into budget values (0);
+        create function spend() returns trigger language plpgsql as $$
+          begin update budget set spent = spent + 1; return new; end $$;
+        create trigger spend before update on push_notifications
+          for each row when (new.device_token = 'dear' and new.status = 'sent') execute function spend();
+        """
+    )
+    async with serving(settings_for(database.dsn, emulator)):
+        async with rows_of(database.dsn) as others, others.connection.transaction():
+            await others.query("select from budget for update")
+            dear = [await rows.add(device_token="dear", title="t") for _ in range(5)]
+            await rows.add_many(100)
+            others_ids = [push_id for push_id in await rows.all() if push_id not in dear]
+            assert {row["status"] for row in (await rows.over(*others_ids)).values()} == {"sent"}
+            assert {row["status"] for row in (await rows.all(dear)).values()} == {"processing"}
+        assert {row["status"] for row in (await rows.over(*dear)).values()} == {"sent"}
+    assert await rows.query("select spent from budget") == [{"spent": 5}]
+    assert {len(await rows.logs(push_id)) for push_id in dear} == {1}
+
+
+async def test_a_row_that_an_application_has_locked_does_not_keep_a_pause_from_ending(
+    database: Database, rows: Rows, emulator: Emulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(health, "_REFUSED_FIRST_S", 0.2)
+    emulator.add_fault("slow,token=held,latency_ms=500")
+    async with serving(settings_for(database.dsn, emulator)) as service:
+        held = await rows.add(device_token="held", title="t")
+        await emulator.wait_received(1)
+        async with rows_of(database.dsn) as others, others.connection.transaction():
+            await others.query("select from push_notifications where id = %(id)s for update", id=held)
+            await until(lambda: service._dispatcher is not None and service._dispatcher._settler.set_aside)
+            emulator.add_fault("permission_denied,times=4")
+            pushes = [await rows.add(device_token=f"t{n}", title="t") for n in range(3)]
+            await until(lambda: service._dispatcher is not None and service._dispatcher.paused)
+            assert {row["status"] for row in (await rows.over(*pushes)).values()} == {"sent"}
+            assert (await rows.get(held))["status"] == "processing"
+        assert (await rows.one_over(held))["status"] == "sent"
+
+
+async def test_a_probe_on_its_way_is_waited_for_and_not_watched(
+    database: Database, rows: Rows, emulator: Emulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(health, "_REFUSED_FIRST_S", 0.2)
+    asked = 0
+    limit = CircuitBreaker.limit
+
+    def counted(gate: CircuitBreaker, now: float, in_flight: int) -> int | None:
+        nonlocal asked
+        asked += 1
+        return limit(gate, now, in_flight)
+
+    monkeypatch.setattr(CircuitBreaker, "limit", counted)
+    emulator.add_fault("permission_denied,times=1")
+    emulator.add_fault("slow,latency_ms=500")
+    async with serving(settings_for(database.dsn, emulator)):
+        found = [await rows.add(device_token="t", title="t") for _ in range(3)]
+        await rows.over(*found)
+    assert asked < 60
+
+
+async def test_ready_means_that_the_queue_has_answered(
+    database: Database, emulator: Emulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forget_proxies(monkeypatch)
+    settings = settings_for(database.dsn, emulator)
+    service, ready, connected = (
+        Service(settings, *credentials_for(settings)),
+        asyncio.Event(),
+        asyncio.Event(),
+    )
+    monkeypatch.setattr(service.metrics.listening, "set", lambda up: connected.set() if up else None)
+    async with rows_of(database.dsn) as others:
+        async with others.connection.transaction():
+            await others.query("lock table push_notifications in exclusive mode")  # claims wait
+            running = asyncio.create_task(service.run(on_ready=ready.set))
+            await connected.wait()
+            assert service.port is not None
+            assert await get(service.port, "/readyz") == (503, "the database cannot be reached\n")
+            assert not ready.is_set()
+        async with asyncio.timeout(20):
+            await ready.wait()
+        assert await get(service.port, "/readyz") == (200, "ok\n")
+        service.stop()
+        await running
+
+
+# --- what cannot work ------------------------------------------------------------------------------------
+
+
+async def test_a_database_without_the_tables_is_told(blank_database: Database, emulator: Emulator) -> None:
+    with pytest.raises(NotMigrated, match="run push-listener migrate"):
+        async with serving(settings_for(blank_database.dsn, emulator)):
+            pass
+
+
+async def test_a_database_that_is_behind_is_told(database: Database, emulator: Emulator) -> None:
+    migrate.rollback(database.dsn, migrate.load()[-1].version - 1)
+    with pytest.raises(NotMigrated, match="run push-listener migrate"):
+        async with serving(settings_for(database.dsn, emulator)):
+            pass

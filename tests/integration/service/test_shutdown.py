@@ -1,0 +1,231 @@
+"""How the process ends: real signals to a real process, and what is then in the database."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+from uuid import uuid4
+
+import psycopg
+import pytest
+
+from listener.emulator import Emulator
+from listener.postgres.queue import Queue
+from listener.push import Push
+from tests.support.postgres import Database
+from tests.support.service import Program, Rows, environment, program, rows_of, serving, settings_for
+
+pytestmark = pytest.mark.newest_postgres
+
+SOON = 8.0
+"""Seconds; the grace period of these tests is longer."""
+
+
+@asynccontextmanager
+async def listener(database: Database, emulator: Emulator, **variables: str) -> AsyncIterator[Program]:
+    async with program("run", env=environment(database.dsn, emulator, **variables)) as started:
+        await started.said("ready")
+        yield started
+
+
+async def signed_off(rows: Rows) -> list[bool]:
+    found = await rows.query("select stopped_at is not null as off from push_listener.workers order by id")
+    return [row["off"] for row in found]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+async def test_idle_it_ends_at_once(database: Database, rows: Rows, number: signal.Signals) -> None:
+    async with Emulator() as emulator, listener(database, emulator, shutdown_grace="60") as running:
+        running.signal(number)
+        assert await running.ended(SOON) == 0
+        assert await signed_off(rows) == [True]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+async def test_what_is_in_flight_is_finished_and_written_down(
+    database: Database, rows: Rows, number: signal.Signals
+) -> None:
+    async with (
+        Emulator(latency=1.5) as emulator,
+        listener(database, emulator, shutdown_grace="60", max_in_flight="200") as running,
+    ):
+        await rows.add_many(300)
+        await emulator.wait_received(175)  # the other places are kept for high priority
+        running.signal(number)
+        assert await running.ended(20) == 0
+        found = await rows.all()
+        sent = {str(push_id) for push_id, row in found.items() if row["status"] == "sent"}
+        assert sent == {record.push_id for record in emulator.accepted}
+        assert len(sent) == 175
+        assert sum(row["status"] == "pending" for row in found.values()) == 125
+        assert await signed_off(rows) == [True]
+
+
+async def test_what_takes_longer_than_the_grace_period_goes_back_for_the_next_process(
+    database: Database, rows: Rows
+) -> None:
+    async with Emulator() as emulator:
+        slow = emulator.add_fault("slow,token_prefix=slow,latency_ms=60000")
+        # The rest of the grace, a fifth of it, is for writing results down.
+        async with listener(
+            database, emulator, shutdown_grace="5", max_in_flight="120", retry_floor="0.1"
+        ) as running:
+            await rows.add_many(100, "slow")
+            await emulator.wait_received(100)
+            await rows.add_many(50, "quick")
+            await emulator.wait_accepted(110)
+            running.signal(signal.SIGTERM)
+            assert await running.ended(SOON) == 0
+        found = await rows.all()
+        assert {row["status"] for row in found.values()} == {"sent", "pending"}
+        for row in found.values():
+            if row["device_token"].startswith("slow"):
+                # FCM may have it: that is said, and costs no try.
+                assert (row["status"], row["error_code"], row["retry_count"]) == ("pending", "ABANDONED", 0)
+                assert [log["status"] for log in await rows.logs(row["id"])] == ["unknown"]
+        emulator.remove_fault(slow)
+        async with listener(database, emulator):
+            assert {row["status"] for row in (await rows.over()).values()} == {"sent"}
+    assert await rows.query("select id from push_notifications where claimed_by is null") == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+async def test_a_second_signal_hurries(database: Database, rows: Rows, number: signal.Signals) -> None:
+    async with (
+        Emulator(faults=["slow,latency_ms=60000"]) as emulator,
+        listener(database, emulator, shutdown_grace="120", lease="200", request_timeout="70") as running,
+    ):
+        await rows.add_many(20)
+        await emulator.wait_received(20)
+        running.signal(number)
+        await running.said("stopping")
+        running.signal(number)
+        assert await running.ended(SOON) == 0
+        assert {row["status"] for row in (await rows.all()).values()} == {"pending"}
+
+
+async def test_rows_of_a_user_are_asked_for_again_only_where_there_was_no_answer(
+    database: Database, rows: Rows
+) -> None:
+    user = uuid4()
+    await rows.device("quick", user)
+    await rows.device("slow", user)
+    async with Emulator() as emulator:
+        slow = emulator.add_fault("unavailable,token=slow,latency_ms=60000")
+        async with listener(database, emulator, shutdown_grace="1", retry_floor="0.1") as running:
+            push_id = await rows.add(user_id=user, title="t")
+            await emulator.wait_received(2)
+            running.signal(signal.SIGTERM)
+            assert await running.ended(SOON) == 0
+        emulator.remove_fault(slow)
+        assert (await rows.get(push_id))["status"] == "pending"
+        async with listener(database, emulator):
+            assert (await rows.one_over(push_id))["status"] == "sent"
+        assert [record.target for record in emulator.received[2:]] == ["slow"]
+
+
+async def test_a_row_of_which_nothing_was_sent_goes_back_as_it_was(database: Database, rows: Rows) -> None:
+    user = uuid4()
+    await rows.device("slow-1", user)
+    await rows.device("slow-2", user)
+    async with Emulator(faults=["unavailable,latency_ms=60000"]) as emulator:
+        async with listener(database, emulator, shutdown_grace="1", max_in_flight="2") as running:
+            # One row is two requests, all that may be under way; the other row waits for its turn.
+            await rows.add(user_id=user, title="t")
+            await emulator.wait_received(2)
+            waits = await rows.add(device_token="waits", title="t")
+            await rows.until(lambda found: found[waits]["status"] == "processing")
+            running.signal(signal.SIGTERM)
+            assert await running.ended(SOON) == 0
+        assert {record.target for record in emulator.received} == {"slow-1", "slow-2"}
+    waited = await rows.get(waits)
+    assert (waited["status"], waited["error_code"], waited["delivery_attempts"]) == ("pending", None, 1)
+    assert waited["next_in"] <= 0.0
+    assert await rows.logs(waits) == []
+
+
+async def test_during_a_start_without_a_database(database: Database) -> None:
+    database.server.stop()
+    async with (
+        Emulator() as emulator,
+        program("run", env=environment(database.dsn, emulator, shutdown_grace="60")) as running,
+    ):
+        await running.said("database cannot be reached")
+        running.signal(signal.SIGTERM)
+        assert await running.ended(SOON) == 0
+
+
+async def test_while_the_database_is_away_it_keeps_to_the_grace_period(
+    database: Database, rows: Rows
+) -> None:
+    async with (
+        Emulator(latency=0.5) as emulator,
+        listener(database, emulator, shutdown_grace="2") as running,
+    ):
+        await rows.add_many(20)
+        await emulator.wait_accepted(20)
+        await asyncio.to_thread(database.server.stop)
+        running.signal(signal.SIGTERM)
+        assert await running.ended(SOON) == 0
+        said = await running.said(
+            "could not settle everything; another worker takes the rows over, at the latest when their lease ends"
+        )
+        assert said["level"] == "error"
+        assert "Traceback" not in running.output
+
+
+@pytest.mark.parametrize("away", [False, True])
+async def test_rows_of_a_last_claim_whose_answer_was_lost_do_not_wait_for_their_lease(
+    database: Database, rows: Rows, emulator: Emulator, away: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    claim = Queue.claim
+
+    async def fail(*_: object) -> Any:
+        raise psycopg.OperationalError("the connection is lost")
+
+    async with serving(settings_for(database.dsn, emulator)) as service:
+
+        async def claim_unheard(self: Queue, *arguments: Any) -> list[Push]:
+            pushes = await claim(self, *arguments)
+            if pushes:
+                service.stop()
+                await fail()
+            return pushes
+
+        monkeypatch.setattr(Queue, "claim", claim_unheard)
+        if away:
+            monkeypatch.setattr(Queue, "release", fail)
+        push_id = await rows.add(device_token="t", title="t")
+        await rows.until(lambda found: found[push_id]["delivery_attempts"] == 1)
+    # Where it could not put it back, it does not look as if it had.
+    assert await signed_off(rows) == [not away]
+    assert (await rows.get(push_id))["status"] == ("processing" if away else "pending")
+
+
+async def test_a_start_waits_for_the_database_and_then_works(database: Database) -> None:
+    database.server.stop()
+    async with (
+        Emulator() as emulator,
+        program("run", env=environment(database.dsn, emulator)) as running,
+    ):
+        await running.said("database cannot be reached")
+        await asyncio.to_thread(database.server.start)
+        await running.said("ready")
+        async with rows_of(database.dsn) as rows:
+            assert (await rows.one_over(await rows.add(device_token="t", title="t")))["status"] == "sent"
+
+
+async def test_a_database_without_the_tables_ends_it_with_a_hint(blank_database: Database) -> None:
+    async with (
+        Emulator() as emulator,
+        program("run", env=environment(blank_database.dsn, emulator)) as running,
+    ):
+        assert await running.ended() == 1
+        assert (
+            "Error: the database has not been migrated to this version: run push-listener migrate"
+            in running.err
+        )
+        assert "Traceback" not in running.output

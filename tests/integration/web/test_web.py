@@ -1,0 +1,280 @@
+"""/metrics, /healthz and /readyz of a running service."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import socket
+import subprocess
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from uuid import uuid4
+
+import pytest
+from prometheus_client import CollectorRegistry, Counter
+
+from listener.config import Settings, load
+from listener.emulator import Emulator
+from listener.metrics import Metrics
+from listener.web.server import Web
+from tests.support.postgres import Database
+from tests.support.service import (
+    PATIENCE,
+    Rows,
+    environment,
+    get,
+    program,
+    serving,
+    settings_for,
+    shown,
+)
+from tests.support.tools import tool
+
+TOKEN = "0123456789abcdef"
+
+
+def settings(**given: object) -> Settings:
+    """Of a service whose database nobody asks for."""
+    return load(
+        **{"database_url": "postgresql://nobody@127.0.0.1:1/none", "port": 0, "metrics_token": None, **given}
+    )
+
+
+@asynccontextmanager
+async def web(missing: list[str] | None = None, **given: object) -> AsyncIterator[int]:
+    registry = CollectorRegistry()
+    Counter("push_sends_total", "What it counts.", registry=registry).inc(3)
+    async with Web(settings(**given), registry, lambda: missing or []).serve() as port:
+        yield port
+
+
+# --- who gets /metrics -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
+async def test_on_loopback_metrics_are_open(host: str) -> None:
+    async with web(host=host) as port:
+        status, text = await get(port, "/metrics")
+    assert status == 200
+    assert "push_sends_total 3.0" in text
+
+
+@pytest.mark.parametrize("host", [None, "0.0.0.0"])
+async def test_where_others_can_come_metrics_are_closed_without_a_token(host: str | None) -> None:
+    async with web(host=host) as port:
+        for headers in ({}, {"Authorization": "Bearer "}, {"Authorization": f"Bearer {TOKEN}"}):
+            status, text = await get(port, "/metrics", **headers)
+            assert status == 403
+            assert text.startswith("closed: set METRICS_TOKEN")
+        assert (await get(port, "/healthz"))[0] == (await get(port, "/readyz"))[0] == 200
+
+
+@pytest.mark.parametrize("host", [None, "127.0.0.1"])
+async def test_with_a_token_metrics_are_for_those_who_have_it(host: str | None) -> None:
+    async with web(host=host, metrics_token=TOKEN) as port:
+        for given in (f"Bearer {TOKEN}", f"bearer {TOKEN}", f"Bearer  {TOKEN} "):
+            assert (await get(port, "/metrics", Authorization=given))[0] == 200
+        for given in ("", TOKEN, "Bearer", "Bearer x", f"Basic {TOKEN}", f"Bearer {TOKEN}x", "Bearer é"):
+            status, text = await get(port, "/metrics", Authorization=given)
+            assert (given, status, text) == (given, 401, "send METRICS_TOKEN as a bearer token\n")
+        assert (await get(port, "/metrics"))[0] == 401
+
+
+async def test_a_header_that_is_no_text_is_refused_like_any_other() -> None:
+    async with web(metrics_token=TOKEN) as port:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(
+            b"GET /metrics HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer \xff\xfe\r\nConnection: close\r\n\r\n"
+        )
+        answer = await reader.read()
+        writer.close()
+    assert answer.startswith(b"HTTP/1.1 401 ")
+
+
+async def test_the_format_is_the_one_that_is_asked_for() -> None:
+    async with web(host="127.0.0.1") as port:
+        _, plain = await get(port, "/metrics")
+        _, open_metrics = await get(port, "/metrics", Accept="application/openmetrics-text; version=1.0.0")
+    assert not plain.endswith("# EOF\n")
+    assert open_metrics.endswith("# EOF\n")
+
+
+# --- health ------------------------------------------------------------------------------------------------
+
+
+async def test_readiness_tells_what_is_missing_and_health_is_not_touched_by_it() -> None:
+    async with web(["the database cannot be reached", "not listening for new rows"]) as port:
+        assert await get(port, "/readyz") == (
+            503,
+            "the database cannot be reached\nnot listening for new rows\n",
+        )
+        assert await get(port, "/healthz") == (200, "ok\n")
+    async with web() as port:
+        assert await get(port, "/readyz") == (200, "ok\n")
+
+
+async def test_other_pages_are_not_there() -> None:
+    async with web() as port:
+        assert (await get(port, "/"))[0] == 200
+        for path in ("/metrics/", "/../etc/passwd", "/readyz/x", "/favicon.ico"):
+            assert (await get(port, path))[0] == 404
+
+
+@pytest.mark.newest_postgres
+async def test_a_process_without_a_database_lives_but_is_not_ready(database: Database) -> None:
+    database.server.stop()
+    async with (
+        Emulator() as emulator,
+        program("run", env=environment(database.dsn, emulator)) as running,
+    ):
+        port = await running.port()
+        assert await get(port, "/readyz") == (503, "the database has not been reached yet\n")
+        assert await get(port, "/healthz") == (200, "ok\n")
+        await asyncio.to_thread(database.server.start)
+        await running.said("ready")
+        assert await get(port, "/readyz") == (200, "ok\n")
+        await asyncio.to_thread(database.server.stop)
+        await running.said("doorbell lost")
+        status, text = await get(port, "/readyz")
+        assert status == 503
+        assert "not listening for new rows" in text
+        assert await get(port, "/healthz") == (200, "ok\n")
+
+
+@pytest.mark.newest_postgres
+async def test_a_port_that_is_taken_is_a_fault_of_the_configuration(database: Database) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        async with (
+            Emulator() as emulator,
+            program("run", env=environment(database.dsn, emulator, port=port)) as running,
+        ):
+            assert await running.ended() == 2
+    assert f"HOST, PORT: cannot listen on port {port}" in running.err
+    assert "Traceback" not in running.output
+
+
+# --- what the metrics say ------------------------------------------------------------------------------------
+
+
+def samples(text: str) -> dict[str, float]:
+    found = re.findall(r"^([a-z_]+(?:\{[^}]*\})?) (\S+)$", text, re.MULTILINE)
+    return {name: float(value) for name, value in found}
+
+
+@pytest.mark.newest_postgres
+async def test_metrics_after_known_traffic(database: Database, rows: Rows) -> None:
+    user = uuid4()
+    await rows.device("phone", user)
+    await rows.device("tablet", user, "ios")
+    await rows.query(
+        "insert into push_notifications (device_token, title, next_attempt_at) "
+        "select 'later', 't', now() + interval '1 hour' from generate_series(1, 4)"
+    )
+    async with (
+        Emulator(faults=["unavailable,token=busy,times=2"]) as emulator,
+        serving(settings_for(database.dsn, emulator, depth_interval=1)) as service,
+    ):
+        assert service.port is not None
+        for n in range(3):
+            await rows.add(device_token=f"t{n}", title="t")
+        await rows.add(user_id=user, title="t")
+        await rows.add(topic="news", title="t")
+        await rows.add(device_token="busy", title="t")
+        await rows.add(device_token="dead-phone", title="t")
+        await rows.add(device_token="t", title=None, body="b")
+        await rows.add(device_token=None, title="t")
+        (expired,) = await rows.query(
+            "insert into push_notifications (device_token, title, expires_at) "
+            "values ('t', 't', now() - interval '1 s') returning id"
+        )
+        ids = [push_id for push_id, row in (await rows.all()).items() if row["device_token"] != "later"]
+        await rows.over(*ids, expired["id"])
+        await shown(service.metrics, "push_in_flight", 0)
+        status, text = await get(service.port, "/metrics")
+    assert status == 200
+    found = samples(text)
+    del found["push_queue_age_seconds"]
+    times = {name for name in found if "_bucket" in name or name.endswith("_seconds_sum")}
+    counts = {name: value for name, value in found.items() if name not in times and value}
+    # Of 600,000 a minute a tenth, at the start, and a little for what has been sent.
+    assert 998 < counts.pop("push_quota_rate") < 1005
+    rings = counts.pop("push_doorbell_rings_total")
+    # One for each of the ten inserts; Postgres may make one of some.
+    assert 1 <= rings <= 10
+    assert counts.pop("push_in_flight", 0) == 0
+    for name in [each for each in counts if each.startswith("push_queue_")]:
+        del counts[name]
+    version = next(name for name in counts if name.startswith("push_build_info"))
+    del counts[version]
+    assert counts == {
+        'push_sends_total{code="OK",outcome="accepted"}': 7,
+        'push_sends_total{code="UNAVAILABLE",outcome="retry"}': 2,
+        'push_sends_total{code="UNREGISTERED",outcome="drop_target"}': 1,
+        'push_retries_total{code="UNAVAILABLE"}': 2,
+        'push_settled_total{status="sent"}': 6,
+        'push_settled_total{status="failed"}': 2,
+        'push_settled_total{status="dead"}': 3,
+        'push_settled_total{status="expired"}': 1,
+        'push_invalid_total{code="TITLE_MISSING"}': 1,
+        'push_invalid_total{code="NO_TARGET"}': 1,
+        "push_claimed_total": 12,
+        "push_insert_to_send_seconds_count": 7,
+        "push_fcm_request_seconds_count": 10,
+        "push_listening": 1,
+    }
+
+
+@pytest.mark.newest_postgres
+async def test_the_depth_of_the_queue(
+    database: Database, rows: Rows, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown, show = asyncio.Event(), Metrics.show_depth
+
+    def tell(metrics: Metrics, counts: dict[str, int], due: int, oldest_due: float) -> None:
+        show(metrics, counts, due, oldest_due)
+        shown.set()
+
+    monkeypatch.setattr(Metrics, "show_depth", tell)
+    await rows.query(
+        "insert into push_notifications (device_token, title, status, next_attempt_at) "
+        "select 'later', 't', case when n <= 4 then 'pending' else 'failed' end, now() + interval '1 hour' "
+        "from generate_series(1, 7) n"
+    )
+    async with (
+        Emulator() as emulator,
+        serving(settings_for(database.dsn, emulator)) as service,
+    ):
+        assert service.port is not None
+        async with asyncio.timeout(PATIENCE):
+            await shown.wait()
+        found = samples((await get(service.port, "/metrics"))[1])
+    assert {name: value for name, value in found.items() if name.startswith("push_queue_")} == {
+        'push_queue_depth{status="pending"}': 4,
+        'push_queue_depth{status="processing"}': 0,
+        'push_queue_depth{status="failed"}': 3,
+        "push_queue_due": 0,
+        "push_queue_oldest_due_seconds": 0,
+        "push_queue_age_seconds": found["push_queue_age_seconds"],
+    }
+    assert 0 <= found["push_queue_age_seconds"] < 20
+
+
+@pytest.mark.newest_postgres
+async def test_prometheus_finds_nothing_to_object_to(database: Database, rows: Rows) -> None:
+    promtool = tool("promtool")
+    async with (
+        Emulator() as emulator,
+        serving(settings_for(database.dsn, emulator)) as service,
+    ):
+        assert service.port is not None
+        for token in ("t", "dead-t", "bad token"):
+            await rows.add(device_token=token, title="t")
+        await rows.over()
+        _, text = await get(service.port, "/metrics")
+    done = await asyncio.to_thread(
+        subprocess.run, [promtool, "check", "metrics"], input=text.encode(), capture_output=True
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
