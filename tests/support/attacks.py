@@ -220,7 +220,8 @@ def statements() -> dict[str, str]:
     """Every statement in the modules of the service and its commands, by module and line."""
     found = {}
     for name in (
-        "awake", "client", "database", "doctor", "doorbell", "locks", "purge", "queue", "served", "stats",
+        "client", "postgres.connect", "postgres.locks", "postgres.queue", "schema.doctor", "schema.retention",
+        "schema.served", "schema.stats", "wakeup.busy_polling", "wakeup.doorbell",
     ):  # fmt: skip
         module = importlib.import_module(f"listener.{name}")
         tree = ast.parse(Path(str(module.__file__)).read_text())
@@ -240,7 +241,7 @@ def statements() -> dict[str, str]:
         ]
         for text, line in texts:
             if isinstance(text, str) and _SQL.match(text):
-                found[f"{name}:{line}"] = text
+                found[f"{name.rpartition('.')[2]}:{line}"] = text
     return found
 
 

@@ -163,7 +163,7 @@ def test_a_long_name_for_the_directory_of_temporary_files(
 @as_root
 def test_programs_under_a_closed_home_are_used_and_the_home_stays_closed(directory: Path) -> None:
     home = directory / "home"
-    package = packaged_binaries(18).parents[2]
+    package = packaged_binaries(18).parents[1]
     for each in (package, package.with_name(f"{package.name}.libs")):
         shutil.copytree(each, home / each.name, symlinks=True)
     home.chmod(0o700)
