@@ -190,7 +190,7 @@ def grants(database: Database, application: str = "") -> set[tuple[str, ...]]:
               select 'schema', nspname, '', nspowner, coalesce(nspacl, acldefault('n', nspowner))
                 from pg_namespace where nspname = 'push_listener'
             )
-            select o.disposition, o.name, o.part,
+            select o.kind, o.name, o.part,
                    case when a.grantee = o.owner then 'OWNER' when a.grantee = 0 then 'PUBLIC'
                         else a.grantee::regrole::text end,
                    a.privilege_type, a.is_grantable::text
