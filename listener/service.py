@@ -27,16 +27,17 @@ from listener.fcm.transports.base import Transport
 from listener.fcm.transports.http1 import AsyncioTransport
 from listener.limits.health import FcmHealth
 from listener.limits.quota import Quota
+from listener.limits.retry_policy import RetryPolicy
 from listener.limits.shared_quota import SharedQuota
 from listener.limits.slow_start import after_losses
 from listener.metrics import Metrics
-from listener.postgres import errors, queue
+from listener.postgres import errors, workers
 from listener.postgres.connect import STATEMENT_PATIENCE_S, Pool, is_transaction_pooler, make_pool
 from listener.postgres.locks import LockWatch
-from listener.postgres.queue import Queue, QuotaState, Sweep
+from listener.postgres.queue import Queue, Sweep
+from listener.postgres.workers import QuotaState
 from listener.schema import migrate, retention, served
 from listener.sending.dispatcher import Dispatcher
-from listener.sending.retry import Policy
 from listener.wakeup.busy_polling import BusyPolling
 from listener.wakeup.doorbell import Doorbell, IdentityLost
 from listener.wakeup.peers import PeerWatch
@@ -212,7 +213,7 @@ class Service:
                     log.warning("workers have died lately: starting gently", workers=lost)
                 health = FcmHealth(
                     after_losses(lost, self._settings.max_in_flight, time.monotonic()),
-                    policy=Policy(
+                    policy=RetryPolicy(
                         self._settings.retry_floor, self._settings.retry_cap, self._settings.max_tries
                     ),
                     token_loss_guard=self._settings.token_loss_guard,
@@ -410,21 +411,21 @@ class Service:
     async def _register(self, pool: Pool, *, unforeseen: bool) -> tuple[Queue, int, QuotaState]:
         """This worker's hands on the queue, how many workers have died lately, and what the others are like."""
         try:
-            if await queue.schema_version(pool) < self._schema_version:
+            if await workers.schema_version(pool) < self._schema_version:
                 raise NotMigrated
-            for finding in await queue.drift(pool):
+            for finding in await workers.drift(pool):
                 log.error(
                     "privileges have changed: run push-listener migrate, which sets them again",
                     finding=finding,
                 )
             await self._admit(pool)
             name = self._settings.worker_name or socket.gethostname()
-            worker = await queue.register(pool, name, unforeseen=unforeseen)
+            worker = await workers.register(pool, name, unforeseen=unforeseen)
             rows = Queue(pool, worker_id=worker, lease=self._settings.lease)
             return rows, await rows.lost_lately(), await rows.fleet()
-        except queue.RollingBack:
+        except workers.RollingBack:
             raise RollingBack from None
-        except queue.StrangersSchema as stranger:
+        except workers.StrangersSchema as stranger:
             raise ConfigError([str(stranger)]) from None
         except (
             psycopg.errors.UndefinedTable,

@@ -18,10 +18,10 @@ from uuid import UUID
 from listener.fcm.outcome import Disposition, Outcome
 from listener.limits.circuit_breaker import CircuitBreaker
 from listener.limits.refusals import Evidence, Refused, RefusedPushes, witness
+from listener.limits.retry_policy import RetryPolicy
 from listener.limits.slow_start import SlowStart, after_losses, after_pause
 from listener.limits.token_loss import TOKEN_LOSS, TokenLossBreaker
 from listener.push import Push, Target, TargetKind
-from listener.sending.retry import Policy
 
 _REFUSED_FIRST_S, _REFUSED_LONGEST_S = 30.0, 300.0
 _REFUSED_QUIET_S = 60.0
@@ -64,10 +64,10 @@ class FcmHealth:
     """
 
     def __init__(
-        self, ramp: SlowStart, *, policy: Policy | None = None, token_loss_guard: bool = True
+        self, ramp: SlowStart, *, policy: RetryPolicy | None = None, token_loss_guard: bool = True
     ) -> None:
         self._ramp = ramp
-        self._policy = policy or Policy()
+        self._policy = policy or RetryPolicy()
         self._guard = TokenLossBreaker() if token_loss_guard else None
         self._refused = CircuitBreaker(_REFUSED_FIRST_S, _REFUSED_LONGEST_S)
         self._refused_asked = -math.inf  # when the latest request was made whose refusal concerns everybody

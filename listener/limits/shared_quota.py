@@ -14,7 +14,8 @@ from listener.fcm.outcome import Limit
 from listener.limits.quota import RECOVERY_S, Fraction, Quota
 from listener.metrics import Metrics
 from listener.postgres.connect import STATEMENT_PATIENCE_S
-from listener.postgres.queue import Queue, QuotaState
+from listener.postgres.queue import Queue
+from listener.postgres.workers import QuotaState
 from listener.push import Push
 from listener.waiting import wait
 

@@ -20,10 +20,10 @@ from listener.fcm.outcome import Disposition, Limit, Outcome
 from listener.fcm.sender import Sender
 from listener.limits.claim_budget import kept_for_high
 from listener.limits.health import FcmHealth
+from listener.limits.retry_policy import RetryPolicy
 from listener.metrics import Metrics
-from listener.postgres.queue import LogLine, Settlement
-from listener.push import BadPush, Push, Target, TargetKind
-from listener.sending.retry import Decision, Policy, Status, decide
+from listener.push import BadPush, Decision, LogLine, Push, Settlement, Status, Target, TargetKind
+from listener.sending.retry import decide
 
 log = structlog.get_logger(__name__)
 
@@ -77,7 +77,7 @@ class Attempts:
         self._metrics = metrics
         self._sends = functools.cache(metrics.sends.labels)
         self._health = health
-        self._policy = Policy(settings.retry_floor, settings.retry_cap, settings.max_tries)
+        self._policy = RetryPolicy(settings.retry_floor, settings.retry_cap, settings.max_tries)
         self._rng = random.Random()  # noqa: S311  # jitter, not secrecy
         most = settings.max_in_flight
         self._requests = asyncio.Semaphore(most)

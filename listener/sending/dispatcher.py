@@ -23,8 +23,9 @@ from listener.limits.shared_quota import SharedQuota
 from listener.log import should_log
 from listener.metrics import Metrics
 from listener.postgres.connect import STATEMENT_PATIENCE_S
-from listener.postgres.queue import Queue, Settlement, Sweep, fault_name
-from listener.push import Push
+from listener.postgres.errors import fault_name
+from listener.postgres.queue import Queue, Sweep
+from listener.push import Push, Settlement
 from listener.sending.attempt import Attempts, untouched
 from listener.sending.settler import Settler
 from listener.waiting import wait

@@ -17,8 +17,9 @@ import tenacity
 from listener.log import should_log
 from listener.metrics import Metrics
 from listener.postgres.connect import STATEMENT_PATIENCE_S
-from listener.postgres.queue import ROW_FAULTS, Queue, Settlement, fault_name, is_transient
-from listener.sending.retry import Decision, Status
+from listener.postgres.errors import ROW_FAULTS, fault_name, is_transient
+from listener.postgres.queue import Queue
+from listener.push import Decision, Settlement, Status
 
 log = structlog.get_logger(__name__)
 

@@ -1,7 +1,7 @@
 """Being awake: while one listener looks at the queue all the time, inserts need not ring.
 
 Transactions that notify commit one after another, so a bell for each insert makes many inserts slow. A listener that
-hears the bell very often takes the lock AWAKE. While it is taken the triggers do not ring, and the listener looks at
+hears the bell very often takes the lock POLLING_LOCK. While it is taken the triggers do not ring, and the listener looks at
 the queue every few milliseconds. When little comes any more it lets the lock go, and sleeps.
 
 No wake-up is lost by that, because a listener that knows, or cannot exclude, that somebody was awake is in doubt, and
@@ -39,7 +39,8 @@ from psycopg_pool import PoolTimeout
 
 from listener.metrics import Metrics
 from listener.postgres.connect import STATEMENT_PATIENCE_S
-from listener.postgres.queue import AWAKE, CHANNEL, Queue
+from listener.postgres.locks import CHANNEL, POLLING_LOCK
+from listener.postgres.queue import Queue
 from listener.waiting import wait
 from listener.wakeup.doorbell import Doorbell
 from listener.wakeup.polling_policy import PollingPolicy, Want
@@ -162,7 +163,7 @@ class BusyPolling:
         self._rest.clear()
         crowd = 0 if want is Want.AWAKE else _CROWD
         # Had without our hearing of it, the lock goes with the connection, and that is a doubt like any other.
-        taken, _ = await self._doorbell.ask(_TAKE, *AWAKE, crowd, crowd, CHANNEL, str(self._worker))
+        taken, _ = await self._doorbell.ask(_TAKE, *POLLING_LOCK, crowd, crowd, CHANNEL, str(self._worker))
         if not taken:
             return
         self._doubts += 1
@@ -180,9 +181,9 @@ class BusyPolling:
             ):
                 pass
             if self._stopping:
-                await self._doorbell.ask(_LET_GO_AND_RING, *AWAKE, CHANNEL)
+                await self._doorbell.ask(_LET_GO_AND_RING, *POLLING_LOCK, CHANNEL)
             else:
-                await self._doorbell.ask(_LET_GO, *AWAKE)
+                await self._doorbell.ask(_LET_GO, *POLLING_LOCK)
         finally:
             self._is_awake = False
             self._metrics.awake.set(0)

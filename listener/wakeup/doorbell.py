@@ -23,7 +23,8 @@ from listener.log import should_log
 from listener.metrics import Metrics
 from listener.postgres import errors
 from listener.postgres.connect import Connection, with_keepalive
-from listener.postgres.queue import CHANNEL, LIVENESS_CLASS, fault_name
+from listener.postgres.errors import fault_name
+from listener.postgres.locks import CHANNEL, LIVENESS_CLASS
 
 log = structlog.get_logger(__name__)
 

@@ -34,7 +34,7 @@ from listener.limits.quota import Quota
 from listener.limits.shared_quota import SharedQuota
 from listener.limits.slow_start import after_losses
 from listener.metrics import Metrics
-from listener.postgres import queue
+from listener.postgres import queue, workers
 from listener.postgres.connect import make_pool
 from listener.sending.dispatcher import Dispatcher
 from tests.benchmarks import rig
@@ -142,7 +142,7 @@ async def _drain(dsn: str, settings: Settings, latency: float, rows: int, parts:
     health = FcmHealth(after_losses(0, settings.max_in_flight, time.monotonic()))
     async with make_pool(dsn, prepares=True) as pool:
         await tokens.get()
-        worker = queue.Queue(pool, worker_id=await queue.register(pool, "bench"), lease=settings.lease)
+        worker = queue.Queue(pool, worker_id=await workers.register(pool, "bench"), lease=settings.lease)
         # What FCM lets through is not what is measured.
         quota = SharedQuota(worker, Quota(1_000_000_000, 0.0, time.monotonic()), metrics)
         dispatcher = Dispatcher(worker, sender, settings, metrics, health, quota)

@@ -14,9 +14,8 @@ from listener.fcm.sender import Sender
 from listener.limits.health import FcmHealth
 from listener.limits.slow_start import after_losses
 from listener.metrics import Metrics
-from listener.push import Push, Target, TargetKind
+from listener.push import Push, Status, Target, TargetKind
 from listener.sending.attempt import Attempts
-from listener.sending.retry import Status
 from tests.support.pushes import push
 
 ACCEPTED = Outcome(Disposition.ACCEPTED, "OK", "accepted by FCM", 200, message_id="projects/p/messages/1")

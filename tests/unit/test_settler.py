@@ -11,8 +11,8 @@ import psycopg
 import pytest
 
 from listener.metrics import Metrics
-from listener.postgres.queue import Queue, Settlement
-from listener.sending.retry import Decision, Status
+from listener.postgres.queue import Queue
+from listener.push import Decision, Settlement, Status
 from listener.sending.settler import Settler
 
 

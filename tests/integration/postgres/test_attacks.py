@@ -21,11 +21,12 @@ from psycopg_pool import AsyncConnectionPool
 
 from listener import client
 from listener.emulator import Emulator
-from listener.postgres import queue
-from listener.postgres.queue import LIVENESS_CLASS, ROLLBACK_LOCK, LogLine, Queue, Settlement
+from listener.postgres import queue, workers
+from listener.postgres.locks import LIVENESS_CLASS, ROLLBACK_LOCK
+from listener.postgres.queue import Queue
+from listener.push import Decision, LogLine, Settlement, Status
 from listener.schema import export, migrate, retention, stats
 from listener.schema.migrate import Migration
-from listener.sending.retry import Decision, Status
 from tests.support import attacks
 from tests.support.access import (
     APPLICATION,
@@ -310,8 +311,8 @@ async def live(database: Database, dsn: str) -> None:
     async with AsyncConnectionPool(
         dsn, min_size=1, max_size=2, open=False, kwargs={"autocommit": True}
     ) as pool:
-        hands = Queue(pool, worker_id=await queue.register(pool, "test"), lease=60.0)
-        await queue.schema_version(pool)
+        hands = Queue(pool, worker_id=await workers.register(pool, "test"), lease=60.0)
+        await workers.schema_version(pool)
         with psycopg.connect(database.dsn, autocommit=True) as owner:
             for _ in range(4):
                 client.enqueue(owner, user_id=user, device_token="phone", title="t", body="b", data={})
@@ -338,7 +339,7 @@ async def live(database: Database, dsn: str) -> None:
             await connection.execute(queue._FIRST, {"avoided": [uuid4()]})
         assert await hands.earliest([uuid4()]) is not None
         # Another worker has claimed, and dies.
-        peer = Queue(pool, worker_id=await queue.register(pool, "peer"), lease=30.0)
+        peer = Queue(pool, worker_id=await workers.register(pool, "peer"), lease=30.0)
         assert len(await peer.claim(10)) == 4
         with psycopg.connect(database.dsn, autocommit=True) as owner:
             owner.execute("update push_listener.workers set guarded = true where id = %s", (peer.worker_id,))
@@ -404,7 +405,7 @@ async def test_a_naive_statement_is_caught(
         with psycopg.connect(database.dsn, autocommit=True) as owner:
             client.enqueue(owner, device_token="phone", title="t", body="b")
         async with AsyncConnectionPool(database.dsn, open=False, kwargs={"autocommit": True}) as pool:
-            hands = Queue(pool, worker_id=await queue.register(pool, "test"), lease=60.0)
+            hands = Queue(pool, worker_id=await workers.register(pool, "test"), lease=60.0)
             for push in await hands.claim(1):
                 await hands.settle([Settlement(push.id, push.attempt, Decision(Status.SENT, message_id="m"))])
         assert attacks.victims(database) != ""

@@ -16,9 +16,9 @@ from structlog.testing import capture_logs
 from listener.cli.main import main
 from listener.emulator import Emulator
 from listener.metrics import Metrics
-from listener.postgres import locks, queue
-from listener.postgres.locks import LockHolder
-from listener.postgres.queue import AWAKE, CHANNEL, LIVENESS_CLASS, Queue
+from listener.postgres import locks, queue, workers
+from listener.postgres.locks import CHANNEL, LIVENESS_CLASS, POLLING_LOCK, LockHolder
+from listener.postgres.queue import Queue
 from listener.schema import migrate, retention
 from listener.service import Service
 from listener.wakeup import doorbell
@@ -105,7 +105,7 @@ async def test_a_push_goes_out_while_a_stranger_silences_the_bell_and_the_strang
 ) -> None:
     async with session(stranger_dsn) as thief:
         pid = thief.info.backend_pid
-        take = ("select pg_advisory_lock(%s, %s)", AWAKE)
+        take = ("select pg_advisory_lock(%s, %s)", POLLING_LOCK)
         if when == "before the start":
             await thief.execute(*take)
         with capture_logs() as said:
@@ -137,7 +137,7 @@ async def test_a_lock_that_is_let_go_between_two_sweeps_delays_a_push_until_the_
 ) -> None:
     async with serving(settings_for(worker_dsn, emulator, sweep_interval=2)) as service:
         await in_no_doubt(service)
-        async with holding(stranger_dsn, *AWAKE):
+        async with holding(stranger_dsn, *POLLING_LOCK):
             push = await rows.add(device_token="unrung", title="t", priority="high")
         assert (await rows.one_over(push, patience=LONGEST_WAIT))["status"] == "sent"
 
@@ -148,11 +148,11 @@ async def test_behind_one_that_waits_for_the_lock_nobody_rings_either(
     """A session that holds it in shared mode keeps no insert from ringing; one that waits behind it does."""
     async with (
         serving(settings_for(worker_dsn, emulator, sweep_interval=1)) as service,
-        holding(stranger_dsn, *AWAKE, mode="_shared") as first,
+        holding(stranger_dsn, *POLLING_LOCK, mode="_shared") as first,
         session(stranger_dsn) as second,
     ):
         await in_no_doubt(service)
-        waiting = asyncio.create_task(second.execute("select pg_advisory_lock(%s, %s)", AWAKE))
+        waiting = asyncio.create_task(second.execute("select pg_advisory_lock(%s, %s)", POLLING_LOCK))
         await until_waiting(rows)
         for n in range(3):
             await high_priority(rows, f"phone-{n}")
@@ -172,7 +172,7 @@ async def test_a_prepared_transaction_is_a_stranger_too(
 ) -> None:
     async with session(stranger_dsn) as thief:
         await thief.execute("begin")
-        await thief.execute("select pg_advisory_xact_lock(%s, %s)", AWAKE)
+        await thief.execute("select pg_advisory_xact_lock(%s, %s)", POLLING_LOCK)
         await thief.execute("select pg_advisory_xact_lock(%s, 1)", (LIVENESS_CLASS,))
         await thief.execute("prepare transaction 'it''s mine'")
     try:
@@ -196,7 +196,7 @@ async def test_a_prepared_transaction_is_a_stranger_too(
 async def test_the_same_lock_in_another_database_is_another_lock(
     database: Database, blank_database: Database, stranger_dsn: str
 ) -> None:
-    async with holding(blank_database.dsn_as(STRANGER), *AWAKE):
+    async with holding(blank_database.dsn_as(STRANGER), *POLLING_LOCK):
         assert strangers(database) == []
 
 
@@ -208,13 +208,13 @@ async def test_an_awake_worker_is_no_stranger_nor_are_the_inserts_of_others(
         async with serving(settings) as first, serving(settings):
             bell = first._doorbell
             assert bell is not None
-            await bell.ask("select pg_advisory_lock(%s, %s), 1", *AWAKE)
+            await bell.ask("select pg_advisory_lock(%s, %s), 1", *POLLING_LOCK)
             assert strangers(database) == []
             await high_priority(rows, "phone")
             async with session(database.dsn) as owner:  # not a worker, but it may be one
                 await owner.execute("select pg_advisory_lock(%s, 4711)", (LIVENESS_CLASS,))
                 assert strangers(database) == []
-            await bell.ask("select pg_advisory_unlock(%s, %s)", *AWAKE)
+            await bell.ask("select pg_advisory_unlock(%s, %s)", *POLLING_LOCK)
     assert not [each for each in said if "stranger" in each["event"]]
 
 
@@ -340,7 +340,7 @@ async def test_the_rows_of_a_dead_worker_are_rescued_although_a_stranger_holds_i
     database: Database, rows: Rows, emulator: Emulator, worker_dsn: str, stranger_dsn: str
 ) -> None:
     async with pool_of(database.dsn) as pool:
-        dead, alive = [await queue.register(pool, name) for name in ("dead", "alive")]
+        dead, alive = [await workers.register(pool, name) for name in ("dead", "alive")]
         await rows.query("update push_listener.workers set guarded = true")
         for worker_id in (dead, alive):
             await rows.query(
@@ -349,7 +349,7 @@ async def test_the_rows_of_a_dead_worker_are_rescued_although_a_stranger_holds_i
                 "values ('t', 't', 'processing', %(id)s, 1, now() + interval '1 hour')",
                 id=worker_id,
             )
-        mine = Queue(pool, worker_id=await queue.register(pool, "mine"), lease=60.0)
+        mine = Queue(pool, worker_id=await workers.register(pool, "mine"), lease=60.0)
         async with holding(stranger_dsn, LIVENESS_CLASS, dead), holding(worker_dsn, LIVENESS_CLASS, alive):
             assert dict(await mine.peers()) == {dead: False, alive: True}
             assert await mine.rescue([dead, alive]) == ([dead], 1)
@@ -378,7 +378,7 @@ async def test_a_worker_that_comes_back_while_it_is_buried_waits_for_the_end_of_
 ) -> None:
     """Without the lock on its row it could have its liveness lock again, and claim, before its rows are taken."""
     async with pool_of(database.dsn) as pool:
-        worker_id = await queue.register(pool, "dead")
+        worker_id = await workers.register(pool, "dead")
         await rows.query("update push_listener.workers set guarded = true")
         async with (
             session(worker_dsn) as back,
@@ -410,9 +410,11 @@ async def test_the_locks_of_strangers_do_not_divide_the_quota(
     database: Database, worker_dsn: str, stranger_dsn: str
 ) -> None:
     async with pool_of(worker_dsn) as pool:
-        first, second = [Queue(pool, worker_id=await queue.register(pool, "w"), lease=60.0) for _ in range(2)]
+        first, second = [
+            Queue(pool, worker_id=await workers.register(pool, "w"), lease=60.0) for _ in range(2)
+        ]
         for _ in range(298):
-            await queue.register(pool, "dead")
+            await workers.register(pool, "dead")
         async with every_small_id_held(stranger_dsn):
             assert (await first.fleet()).workers == 1
         async with holding(worker_dsn, LIVENESS_CLASS, second.worker_id):
@@ -424,10 +426,10 @@ async def test_the_locks_of_strangers_do_not_divide_the_quota(
 
 async def test_an_unforeseen_id_is_large_and_never_the_same(database: Database, worker_dsn: str) -> None:
     async with pool_of(worker_dsn) as pool:
-        ids = {await queue.register(pool, "w", unforeseen=True) for _ in range(20)}
+        ids = {await workers.register(pool, "w", unforeseen=True) for _ in range(20)}
         assert len(ids) == 20
         assert all(1 << 30 <= each < 1 << 31 for each in ids)
-        assert await queue.register(pool, "w") == 1
+        assert await workers.register(pool, "w") == 1
 
 
 # --- floods of notifications ------------------------------------------------------------------------------------------

@@ -14,12 +14,11 @@ import pytest
 from psycopg import sql
 from psycopg_pool import AsyncConnectionPool
 
-from listener.postgres import queue
+from listener.postgres import queue, workers
 from listener.postgres.connect import Pool
-from listener.postgres.queue import LogLine, Queue, Settlement
-from listener.push import Push
+from listener.postgres.queue import Queue
+from listener.push import Decision, LogLine, Push, Settlement, Status
 from listener.schema import migrate
-from listener.sending.retry import Decision, Status
 from tests.support.postgres import Database
 from tests.support.service import Rows, rows_of
 
@@ -41,7 +40,7 @@ async def pool(database: Database) -> AsyncIterator[Pool]:
 
 
 async def worker(pool: Pool, lease: float = LEASE) -> Queue:
-    return Queue(pool, worker_id=await queue.register(pool, "test"), lease=lease)
+    return Queue(pool, worker_id=await workers.register(pool, "test"), lease=lease)
 
 
 def sent(push: Push, *tokens: str, message_id: str = "projects/p/messages/1") -> Settlement:

@@ -21,8 +21,9 @@ from listener.limits.quota import Quota
 from listener.limits.shared_quota import SharedQuota
 from listener.limits.slow_start import SlowStart
 from listener.metrics import Metrics
-from listener.postgres.queue import Queue, Settlement, register
-from listener.push import Target, TargetKind
+from listener.postgres.queue import Queue
+from listener.postgres.workers import register
+from listener.push import Settlement, Target, TargetKind
 from listener.sending import attempt
 from listener.sending.dispatcher import Dispatcher
 from listener.service import Service

@@ -17,7 +17,7 @@ from psycopg import AsyncConnection
 
 from listener.emulator import Emulator
 from listener.metrics import Metrics
-from listener.postgres.queue import AWAKE, CHANNEL
+from listener.postgres.locks import CHANNEL, POLLING_LOCK
 from listener.service import Service
 from listener.wakeup import busy_polling
 from listener.wakeup.doorbell import Doorbell
@@ -213,7 +213,9 @@ async def test_only_one_is_awake_and_another_can_be_after_it(
         assert second._awake is not None
         second._awake.heard()
         async with await AsyncConnection.connect(database.dsn, autocommit=True) as conn:
-            row = await (await conn.execute(busy_polling._TAKE, (*AWAKE, 0, 0, CHANNEL, "4711"))).fetchone()
+            row = await (
+                await conn.execute(busy_polling._TAKE, (*POLLING_LOCK, 0, 0, CHANNEL, "4711"))
+            ).fetchone()
         assert row == (False, 0)
         assert second.metrics.registry.get_sample_value("push_awake") == 0
         await lie_down(first, moods[0])
@@ -298,7 +300,7 @@ async def test_transactions_that_queue_to_ring_are_seen(database: Database, post
 
     async def taken(crowd: int) -> bool:
         async with await AsyncConnection.connect(database.dsn) as conn:
-            values = (*AWAKE, crowd, crowd, CHANNEL, "1")
+            values = (*POLLING_LOCK, crowd, crowd, CHANNEL, "1")
             row = await (await conn.execute(busy_polling._TAKE, values)).fetchone()
             await conn.rollback()
             assert row is not None
@@ -518,7 +520,7 @@ async def test_a_transaction_that_has_rung_cannot_be_prepared(database: Database
 async def holder(database: Database) -> int | None:
     """The backend that holds the lock."""
     async with await connect(database.dsn) as conn:
-        row = await (await conn.execute(HOLDER, AWAKE)).fetchone()
+        row = await (await conn.execute(HOLDER, POLLING_LOCK)).fetchone()
         return row["pid"] if row else None
 
 
@@ -526,7 +528,9 @@ async def holder(database: Database) -> int | None:
 async def somebody_awake(database: Database) -> AsyncIterator[Writer]:
     """Holds the lock as a listener would, and does nothing."""
     async with await AsyncConnection.connect(database.dsn, autocommit=True) as conn:
-        row = await (await conn.execute(busy_polling._TAKE, (*AWAKE, 0, 0, CHANNEL, "4711"))).fetchone()
+        row = await (
+            await conn.execute(busy_polling._TAKE, (*POLLING_LOCK, 0, 0, CHANNEL, "4711"))
+        ).fetchone()
         assert row is not None
         assert row[0]
         yield conn

@@ -15,7 +15,8 @@ from psycopg import sql
 from listener.demo.embedded import StopMode
 from listener.emulator import Emulator
 from listener.metrics import Metrics
-from listener.postgres.queue import CHANNEL, Settlement
+from listener.postgres.locks import CHANNEL
+from listener.push import Settlement
 from listener.sending.settler import Settler
 from listener.wakeup.doorbell import Doorbell
 from tests.support.postgres import Database

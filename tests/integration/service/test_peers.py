@@ -16,10 +16,11 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from listener.emulator import Emulator
 from listener.metrics import Metrics
-from listener.postgres import queue
+from listener.postgres import queue, workers
 from listener.postgres.connect import Connection
-from listener.postgres.queue import LIVENESS_CLASS, Queue, Settlement
-from listener.sending.retry import Decision, Status
+from listener.postgres.locks import LIVENESS_CLASS
+from listener.postgres.queue import Queue
+from listener.push import Decision, Settlement, Status
 from listener.wakeup import doorbell, peers
 from listener.wakeup.doorbell import Doorbell
 from listener.wakeup.peers import PeerWatch
@@ -219,7 +220,7 @@ async def peer(database: Database) -> AsyncIterator[Peer]:
         pool_of(database.dsn) as pool,
         await psycopg.AsyncConnection.connect(database.dsn, autocommit=True) as life,
     ):
-        worker_id = await queue.register(pool, "peer")
+        worker_id = await workers.register(pool, "peer")
         await life.execute("select pg_advisory_lock(%s, %s)", (LIVENESS_CLASS, worker_id))
         await life.execute("update push_listener.workers set guarded = true where id = %s", (worker_id,))
         yield Peer(Queue(pool, worker_id=worker_id, lease=60.0), life)
@@ -371,7 +372,7 @@ async def test_a_former_connection_that_holds_the_lock_in_silence_is_evicted(
 ) -> None:
     dial = to_unix(Path(str(conninfo_to_dict(database.dsn)["host"])) / ".s.PGSQL.5432")
     async with tcp_link(dial) as (link, port), pool_of(database.dsn) as pool:
-        worker_id = await queue.register(pool, "test")
+        worker_id = await workers.register(pool, "test")
         dsn = make_conninfo(database.dsn, host="127.0.0.1", port=port)
         rings: list[int] = []
         bell = Doorbell(dsn, worker_id, lambda: rings.append(1), Metrics(), heartbeat=1.0)

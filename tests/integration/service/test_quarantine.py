@@ -11,8 +11,8 @@ import psycopg
 import pytest
 
 from listener.emulator import Emulator
-from listener.postgres import queue
-from listener.postgres.queue import LIVENESS_CLASS
+from listener.postgres import workers
+from listener.postgres.locks import LIVENESS_CLASS
 from tests.integration.postgres.test_queue import pool_of
 from tests.support.postgres import Database
 from tests.support.service import (
@@ -113,7 +113,7 @@ async def test_those_who_live_become_gentle_too_before_they_take_over_what_other
         dispatcher = service._dispatcher
         assert dispatcher is not None
         assert dispatcher._health.limit(time.monotonic(), 0, 1000) == 1000
-        dead = [await queue.register(pool, "dead") for _ in range(3)]
+        dead = [await workers.register(pool, "dead") for _ in range(3)]
         await life.execute(
             "update push_listener.workers set guarded = true, lost = id <> %(last)s, "
             "stopped_at = case when id <> %(last)s then now() end where id = any(%(dead)s)",

@@ -24,7 +24,9 @@ from listener.limits.quota import Quota
 from listener.limits.shared_quota import SharedQuota
 from listener.metrics import Metrics
 from listener.postgres.connect import Pool
-from listener.postgres.queue import AWAKE, LIVENESS_CLASS, Queue, QuotaState
+from listener.postgres.locks import LIVENESS_CLASS, POLLING_LOCK
+from listener.postgres.queue import Queue
+from listener.postgres.workers import QuotaState
 from listener.push import Push
 from listener.service import Service
 from tests.integration.postgres.test_queue import pool_of, worker
@@ -70,7 +72,7 @@ async def test_the_workers_that_hold_their_lock_are_counted(database: Database, 
             life.execute("select pg_advisory_lock(%s, %s)", (LIVENESS_CLASS, each.worker_id))
         assert [(await each.fleet()).workers for each in (first, second, third)] == [2, 2, 3]
         # The lock of the one that is awake makes nobody count twice.
-        life.execute("select pg_advisory_lock(%s, %s)", AWAKE)
+        life.execute("select pg_advisory_lock(%s, %s)", POLLING_LOCK)
         assert [(await each.fleet()).workers for each in (first, second, third)] == [2, 2, 3]
         life.execute("select pg_advisory_unlock(%s, %s)", (LIVENESS_CLASS, second.worker_id))
         assert (await first.fleet()).workers == 1

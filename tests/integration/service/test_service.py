@@ -26,8 +26,9 @@ from listener.limits.quota import Quota
 from listener.limits.shared_quota import SharedQuota
 from listener.limits.slow_start import SlowStart
 from listener.metrics import Metrics
-from listener.postgres.queue import Queue, Settlement, register
-from listener.push import Push
+from listener.postgres.queue import Queue
+from listener.postgres.workers import register
+from listener.push import Push, Settlement
 from listener.schema import migrate
 from listener.sending.dispatcher import Dispatcher
 from listener.service import NotMigrated, Service, credentials_for

@@ -27,9 +27,10 @@ from hypothesis.stateful import (
 from psycopg.rows import dict_row
 
 from listener.postgres.connect import make_pool
-from listener.postgres.queue import LIVENESS_CLASS, LogLine, Queue, Settlement, register
-from listener.push import Push
-from listener.sending.retry import Decision, Status
+from listener.postgres.locks import LIVENESS_CLASS
+from listener.postgres.queue import Queue
+from listener.postgres.workers import register
+from listener.push import Decision, LogLine, Push, Settlement, Status
 from tests.support.postgres import Database
 
 pytestmark = pytest.mark.newest_postgres
