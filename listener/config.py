@@ -233,7 +233,7 @@ class Settings(BaseSettings):
         return _longest_send(self.request_timeout)
 
     @property
-    def longest_nap(self) -> float:
+    def longest_sleep(self) -> float:
         """Seconds between two looks at the queue at the most; without a doorbell they are all there is."""
         return min(self.sweep_interval, 5.0) if self.doorbell == "sweep" else self.sweep_interval
 

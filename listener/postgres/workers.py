@@ -174,13 +174,14 @@ class Workers:
 
     def __init__(self, pool: Pool, *, worker_id: int, lease: float) -> None:
         self._pool = pool
-        self._worker = worker_id
+        self.worker_id = worker_id
+        """The id of this worker: ``claimed_by`` in its rows."""
         self._lease = lease
 
     async def peers(self) -> list[tuple[int, bool]]:
         """The other workers that have not ended by their own will, and whether each is alive."""
         async with self._pool.connection() as conn:
-            cursor = await conn.execute(_PEERS, {"worker": self._worker})
+            cursor = await conn.execute(_PEERS, {"worker": self.worker_id})
             return [(int(str(peer)), bool(alive)) for peer, alive in await cursor.fetchall()]
 
     async def lost_lately(self) -> int:
@@ -192,7 +193,7 @@ class Workers:
     async def peers_hold_rows(self) -> bool:
         """Whether another worker has claimed rows (with a lease no longer than ours) and not settled them yet."""
         async with self._pool.connection() as conn:
-            cursor = await conn.execute(_PEERS_HOLD, {"lease": self._lease, "worker": self._worker})
+            cursor = await conn.execute(_PEERS_HOLD, {"lease": self._lease, "worker": self.worker_id})
             row = await cursor.fetchone()
         return bool(row and row[0])
 
@@ -217,7 +218,7 @@ class Workers:
     async def quota_state(self) -> QuotaState:
         """Who else lives, and how far the rate has been lowered."""
         async with self._pool.connection() as conn:
-            cursor = await conn.execute(_FLEET, {"worker": self._worker})
+            cursor = await conn.execute(_FLEET, {"worker": self.worker_id})
             part, age, others = await cursor.fetchone() or (None, None, 0)
         if part is None or float(str(age)) < 0.0:  # from before the clock was put back
             part, age = 1.0, 0.0
@@ -234,7 +235,7 @@ class Workers:
     async def sign_off(self) -> None:
         """Notes that this worker ended by its own will."""
         async with self._pool.connection() as conn:
-            await conn.execute(_SIGN_OFF, (self._worker,))
+            await conn.execute(_SIGN_OFF, (self.worker_id,))
 
 
 class StrangersSchema(Exception):

@@ -308,7 +308,7 @@ async def test_it_goes_on_under_another_id_when_a_stranger_takes_its_lock_while_
         assert new._queue.worker_id != worker_id
         push = await rows.add(device_token="last", title="t")
         assert (await rows.one_over(push))["claimed_by"] == new._queue.worker_id
-        assert service._not_ready() == []
+        assert service.obstacles() == []
     assert emulator.stats()["duplicates"] == 0
 
 

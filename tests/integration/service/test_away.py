@@ -81,7 +81,7 @@ async def test_no_push_is_used_up_by_an_outage_and_the_work_goes_on_by_itself(
     async with serving(settings) as service:
         async with down(emulator) if trouble == "down" else failing(emulator, trouble):
             await rows.add_many(300)
-            await until(lambda: service._dispatcher is not None and bool(service._dispatcher.paused))
+            await until(lambda: service.pause is not None)
             assert service.port is not None
             status, text = await get(service.port, "/readyz")
             kind = Pause.NO_ACCESS_TOKEN if trouble == "oauth_server_error" else Pause.AWAY
@@ -138,8 +138,8 @@ async def test_pushes_that_always_fail_do_not_keep_others_waiting(
         print(f"sent behind a hundred that fail: {time.monotonic() - began:.1f} s")
         bad = [row for row in (await rows.all()).values() if row["device_token"].startswith("bad")]
         assert {row["status"] for row in bad} <= {"pending", "failed", "processing"}
-        assert service._dispatcher is not None
-        assert service._dispatcher.paused is None
+        assert service.worker is not None
+        assert service.pause is None
         emulator.remove_fault(rule)
 
 
@@ -184,8 +184,8 @@ async def test_ios_waits_without_a_try_while_android_goes_on(
             ("pending", 0),
             ("processing", 0),
         }
-        assert service._dispatcher is not None
-        assert service._dispatcher.paused is None
+        assert service.worker is not None
+        assert service.pause is None
         emulator.remove_fault(rule)
         found = await rows.over(both, *ios)
     assert {(row["status"], row["retry_count"]) for row in found.values()} == {("sent", 0)}
@@ -268,7 +268,7 @@ async def test_what_has_been_sent_is_written_down_when_the_database_is_back(
         emulator.latency = 0.0
         found = await rows.over()
         print(f"{trouble}: {text.splitlines()}; all sent {time.monotonic() - ended:.1f} s after its end")
-        await until(lambda: service._not_ready() == [])
+        await until(lambda: service.obstacles() == [])
     assert {(row["status"], row["delivery_attempts"]) for row in found.values()} == {("sent", 1)}
     assert (emulator.stats()["accepted"], emulator.stats()["duplicates"]) == (200, 0)
 

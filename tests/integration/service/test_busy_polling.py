@@ -118,13 +118,13 @@ async def get_up(service: Service, mood: Mood) -> None:
     mood.gets_up = mood.stays_up = True
     assert service._awake is not None
     service._awake.heard()
-    await shown(service.metrics, "push_awake", 1)
+    await shown(service.metrics, "push_busy_polling", 1)
     mood.gets_up = False
 
 
 async def lie_down(service: Service, mood: Mood) -> None:
     mood.stays_up = False
-    await shown(service.metrics, "push_awake", 0)
+    await shown(service.metrics, "push_busy_polling", 0)
 
 
 async def settled(service: Service) -> None:
@@ -198,7 +198,7 @@ async def test_it_lets_go_when_it_is_stopped_and_says_so(
             await conn.commit()
             await emulator.wait_received(1, timeout=PATIENCE)
             service.stop()
-            await shown(service.metrics, "push_awake", 0)
+            await shown(service.metrics, "push_busy_polling", 0)
             assert await holder(database) is None
             assert await heard() == ["1", ""]
 
@@ -217,12 +217,12 @@ async def test_only_one_is_awake_and_another_can_be_after_it(
                 await conn.execute(busy_polling._TAKE, (*POLLING_LOCK, 0, 0, CHANNEL, "4711"))
             ).fetchone()
         assert row == (False, 0)
-        assert second.metrics.registry.get_sample_value("push_awake") == 0
+        assert second.metrics.registry.get_sample_value("push_busy_polling") == 0
         await lie_down(first, moods[0])
         # It may have tried before it heard that the first is awake, and tries again when the bell rings.
         async with await connect(database.dsn) as bell:
             await bell.execute("select pg_notify(%s, '')", (CHANNEL,))
-        await shown(second.metrics, "push_awake", 1)
+        await shown(second.metrics, "push_busy_polling", 1)
 
 
 async def test_without_a_doorbell_nobody_is_awake(database: Database, emulator: Emulator) -> None:
@@ -244,7 +244,7 @@ async def test_one_that_cannot_claim_lets_go_after_a_while_and_until_then_anothe
         async with serving(settings_for(database.dsn, emulator)) as free, hearing(database) as heard:
             await settled(free)
             await get_up(full, moods[0])
-            await shown(full.metrics, "push_awake", 0)
+            await shown(full.metrics, "push_busy_polling", 0)
             await insert(conn, "loud")
             assert await heard() == ["1", ""]
             await sent(emulator, "loud")
@@ -254,7 +254,7 @@ async def test_one_that_cannot_claim_lets_go_after_a_while_and_until_then_anothe
             await insert(conn, "silent")
             await sent(emulator, "loud", "silent")
             assert await heard() == ["1"]
-            assert full.metrics.registry.get_sample_value("push_awake") == 1
+            assert full.metrics.registry.get_sample_value("push_busy_polling") == 1
 
 
 # --- how it comes to be ------------------------------------------------------------------------------------------
@@ -268,7 +268,7 @@ async def test_many_inserts_wake_it_and_then_it_sleeps_again(
     async with serving(settings_for(database.dsn, emulator)) as service, await connect(database.dsn) as conn:
         count = 0
         async with asyncio.timeout(PATIENCE):
-            while not service.metrics.registry.get_sample_value("push_awakenings_total"):
+            while not service.metrics.registry.get_sample_value("push_busy_polling_started_total"):
                 # Each a transaction of its own.
                 await conn.execute(
                     """do $$ begin for n in 1..200 loop
@@ -277,7 +277,7 @@ async def test_many_inserts_wake_it_and_then_it_sleeps_again(
                 )
                 count += 200
         await emulator.wait_accepted(count, timeout=PATIENCE)
-        await shown(service.metrics, "push_awake", 0)
+        await shown(service.metrics, "push_busy_polling", 0)
         await settled(service)
         await conn.execute("insert into push_notifications (device_token, title) values ('last', 't')")
         await emulator.wait_accepted(count + 1, timeout=PATIENCE)
@@ -391,12 +391,12 @@ async def test_what_is_committed_after_it_has_let_go_is_sent(
         assert await heard() == ["", "1"]
         await write(conn, "late")
         await lie_down(service, moods[0])
-        await shown(service.metrics, "push_unrung_transactions", 1)
+        await shown(service.metrics, "push_unnotified_transactions", 1)
         await conn.commit()
         await sent(emulator, "late")
         await settled(service)
         assert await heard() == []
-        await shown(service.metrics, "push_unrung_transactions", 0)
+        await shown(service.metrics, "push_unnotified_transactions", 0)
 
 
 async def test_several_are_sent_each_when_it_is_committed(
@@ -411,9 +411,9 @@ async def test_several_are_sent_each_when_it_is_committed(
         for n, conn in enumerate(conns):
             await insert(conn, f"phone-{n}")
         await lie_down(service, moods[0])
-        await shown(service.metrics, "push_unrung_transactions", 4)
+        await shown(service.metrics, "push_unnotified_transactions", 4)
         await conns[2].rollback()
-        await shown(service.metrics, "push_unrung_transactions", 3)
+        await shown(service.metrics, "push_unnotified_transactions", 3)
         expected: list[str] = []
         for n in (3, 0, 1):
             await conns[n].commit()
@@ -467,11 +467,11 @@ async def test_it_can_be_awake_again_while_one_is_waited_for(
         await get_up(service, moods[0])
         await insert(conn, "first")
         await lie_down(service, moods[0])
-        await shown(service.metrics, "push_unrung_transactions", 1)
+        await shown(service.metrics, "push_unnotified_transactions", 1)
         await get_up(service, moods[0])
         await insert(other, "second")
         await lie_down(service, moods[0])
-        await shown(service.metrics, "push_unrung_transactions", 2)
+        await shown(service.metrics, "push_unnotified_transactions", 2)
         await conn.commit()
         await sent(emulator, "first")
         await other.commit()
@@ -493,7 +493,7 @@ async def test_a_prepared_transaction_is_waited_for_wherever_it_was_prepared(
         await conn.execute("begin")
         await conn.execute("insert into push_notifications (device_token, title) values ('late', 't')")
         await lie_down(service, moods[0])
-        await shown(service.metrics, "push_unrung_transactions", 2)
+        await shown(service.metrics, "push_unnotified_transactions", 2)
         await conn.execute("prepare transaction 'late'")
         await conn.execute("begin")  # another in the same session is not waited for
         await conn.execute("delete from push_notifications where false")
@@ -563,7 +563,7 @@ async def test_what_was_written_while_another_was_awake_is_sent_when_that_is_gon
         await settled(service)
         async with somebody_awake(database):
             await insert(conn, "late")
-        await shown(service.metrics, "push_unrung_transactions", 1)
+        await shown(service.metrics, "push_unnotified_transactions", 1)
         await conn.commit()
         await sent(emulator, "late")
 
@@ -573,7 +573,7 @@ async def test_what_was_written_before_the_start_is_sent(database: Database, emu
         async with somebody_awake(database):
             await insert(conn, "late")
         async with serving(settings_for(database.dsn, emulator)) as service:
-            await shown(service.metrics, "push_unrung_transactions", 1)
+            await shown(service.metrics, "push_unnotified_transactions", 1)
             await conn.commit()
             await sent(emulator, "late")
 
@@ -609,7 +609,7 @@ async def test_its_connection_is_cut_at_each_step(
         assert service._awake is not None
         service._awake.heard()
         if point.endswith("let go"):
-            await shown(service.metrics, "push_awake", 1)
+            await shown(service.metrics, "push_busy_polling", 1)
             moods[0].gets_up = False
             await insert(conn, "late")
             moods[0].stays_up = False
@@ -755,7 +755,7 @@ async def test_it_is_killed_or_frozen_at_each_step(
 
 
 async def settled_but_for_writers(service: Service) -> None:
-    await until(lambda: service.metrics.registry.get_sample_value("push_unrung_transactions"))
+    await until(lambda: service.metrics.registry.get_sample_value("push_unnotified_transactions"))
 
 
 # --- the connection that listens also answers ------------------------------------------------------------------------

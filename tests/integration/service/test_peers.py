@@ -404,7 +404,7 @@ async def test_who_cannot_be_seen_to_live_claims_nothing_and_still_settles(
         serving(settings_for(database.dsn, emulator)) as service,
         await psycopg.AsyncConnection.connect(database.superuser_dsn, autocommit=True) as thief,
     ):
-        dispatcher = service._dispatcher
+        dispatcher = service.worker.dispatcher
         assert dispatcher is not None
         await rows.add_many(5)
         await emulator.wait_accepted(5)
@@ -423,7 +423,7 @@ async def test_who_cannot_be_seen_to_live_claims_nothing_and_still_settles(
         claimed_by = {row["id"]: row["claimed_by"] for row in found.values()}
         assert claimed_by.pop(unheard) != worker_id
         assert set(claimed_by.values()) == {worker_id}
-        assert service._not_ready() == []
+        assert service.obstacles() == []
 
 
 async def waits_for_the_lock(rows: Rows) -> None:

@@ -110,7 +110,7 @@ async def test_those_who_live_become_gentle_too_before_they_take_over_what_other
         await psycopg.AsyncConnection.connect(database.dsn, autocommit=True) as life,
         serving(settings_for(database.dsn, emulator)) as service,
     ):
-        dispatcher = service._dispatcher
+        dispatcher = service.worker.dispatcher
         assert dispatcher is not None
         assert dispatcher._health.limit(time.monotonic(), 0, 1000) == 1000
         dead = [await workers.register(pool, "dead") for _ in range(3)]

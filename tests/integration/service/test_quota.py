@@ -298,7 +298,7 @@ async def test_429_lowers_the_rate_of_two_workers_and_it_comes_back(
         await until(lambda: all(value(each, "push_quota_rate") < 0.2 * WHOLE / 2 for each in (one, other)))
         await fcm.pass_by(10)  # they may have been under way
         lowered = await fcm.rate(10)
-        times = [value(each, "push_quota_lowered_total") for each in (one, other)]
+        times = [value(each, "push_quota_reduced_total") for each in (one, other)]
         (written,) = await rows.query("select part from push_listener.rate")
         ended = time.monotonic()
         emulator.remove_fault(rule)
@@ -330,11 +330,11 @@ async def test_429_for_one_topic_lowers_nothing(database: Database, rows: Rows, 
     async with serving(settings_for(database.dsn, emulator)) as service:
         topic = await rows.add(topic="news", title="t")
         await rows.until(lambda found: found[topic]["error_code"] == "QUOTA_EXCEEDED")
-        assert value(service, "push_quota_lowered_total") == 0.0
+        assert value(service, "push_quota_reduced_total") == 0.0
         emulator.add_fault("project_quota_exceeded,token=phone")
         token = await rows.add(device_token="phone", title="t")
         await rows.until(lambda found: found[token]["error_code"] == "RESOURCE_EXHAUSTED")
-        assert value(service, "push_quota_lowered_total") == 1.0
+        assert value(service, "push_quota_reduced_total") == 1.0
 
 
 async def test_it_is_told_once_that_the_rate_is_lowered_and_once_that_it_is_back(
@@ -375,7 +375,7 @@ async def test_high_priority_does_not_wait_for_what_others_have_used_up(
         came = await emulator.wait_accepted(146, timeout=PATIENCE)
         arrived = {record.push_id: record.at for record in came[140:]}
         held = await rows.query("select count(*) as n from push_notifications where claimed_by is null")
-        looks = service._dispatcher.looks if service._dispatcher else 0
+        looks = service.worker.dispatcher.looks if service.worker else 0
     assert held[0]["n"] == 0
     first = min(arrived.values())
     assert [str(push_id) in arrived for push_id in (*high, normal)] == [True] * 6
@@ -393,11 +393,11 @@ async def test_who_waits_for_the_quota_holds_nothing_and_does_not_spin(
     async with serving(settings_for(database.dsn, emulator, fcm_quota=60, fcm_ramp=0)) as service:
         await rows.add_many(30, "normal")
         await emulator.wait_accepted(6, timeout=PATIENCE)
-        assert service._dispatcher is not None
-        looks, began = service._dispatcher.looks, time.monotonic()
+        assert service.worker is not None
+        looks, began = service.worker.dispatcher.looks, time.monotonic()
         await fcm.pass_by(1)
         await rows.until(lambda found: all(row["status"] in ("sent", "pending") for row in found.values()))
-        looks = service._dispatcher.looks - looks
+        looks = service.worker.dispatcher.looks - looks
         assert looks < 20 + 100 * (time.monotonic() - began)
         assert value(service, "push_in_flight") <= 1
         await fcm.pass_by(2)

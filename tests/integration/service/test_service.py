@@ -320,7 +320,7 @@ async def test_what_waits_to_be_written_keeps_nothing_from_being_sent_but_has_a_
     await rows.add_many(100)
     async with serving(settings_for(database.dsn, emulator, max_in_flight=16)) as service:
         await emulator.wait_accepted(30, timeout=PATIENCE)  # two of 16 are kept for high priority
-        await until(lambda: service._dispatcher is not None and not service._dispatcher._sending)
+        await until(lambda: service.worker is not None and not service.worker.dispatcher._sending)
         assert len(emulator.accepted) == 30
         writes.set()
         await emulator.wait_accepted(100, timeout=PATIENCE)
@@ -617,7 +617,7 @@ async def test_a_stricter_isolation_of_the_database_does_not_reach_claims(
 async def test_a_row_that_somebody_holds_is_not_asked_for_without_end(
     database: Database, rows: Rows, emulator: Emulator, service: Service
 ) -> None:
-    dispatcher = service._dispatcher
+    dispatcher = service.worker.dispatcher
     assert dispatcher is not None
     insert = (
         "insert into push_notifications (device_token, title, next_attempt_at) "
@@ -644,7 +644,7 @@ async def test_a_row_that_an_application_has_locked_keeps_no_other_from_being_wr
         held = list(await rows.all())
         async with rows_of(database.dsn) as others, others.connection.transaction():
             await others.query("select from push_notifications where id = any(%(ids)s) for update", ids=held)
-            await until(lambda: service._dispatcher is not None and not service._dispatcher._sending)
+            await until(lambda: service.worker is not None and not service.worker.dispatcher._sending)
             urgent = [await rows.add(device_token="u", title="t", priority="high") for _ in range(10)]
             await rows.add_many(200)
             usual = [push_id for push_id in await rows.all() if push_id not in held]
@@ -691,10 +691,10 @@ async def test_a_row_that_an_application_has_locked_does_not_keep_a_pause_from_e
         await emulator.wait_received(1)
         async with rows_of(database.dsn) as others, others.connection.transaction():
             await others.query("select from push_notifications where id = %(id)s for update", id=held)
-            await until(lambda: service._dispatcher is not None and service._dispatcher._settler.set_aside)
+            await until(lambda: service.worker is not None and service.worker.settler.set_aside)
             emulator.add_fault("permission_denied,times=4")
             pushes = [await rows.add(device_token=f"t{n}", title="t") for n in range(3)]
-            await until(lambda: service._dispatcher is not None and service._dispatcher.paused)
+            await until(lambda: service.pause is not None)
             assert {row["status"] for row in (await rows.over(*pushes)).values()} == {"sent"}
             assert (await rows.get(held))["status"] == "processing"
         assert (await rows.one_over(held))["status"] == "sent"
