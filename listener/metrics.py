@@ -128,8 +128,8 @@ class Metrics:
         )
         self.lock_stranger = Gauge(
             "push_lock_stranger_pid",
-            "Process id of a foreign session that holds an advisory lock of push-listener, by lock and role (0: a prepared "
-            "transaction); absent while there is none.",
+            "Process id of a foreign session that holds an advisory lock of push-listener (0: a prepared transaction); "
+            "absent while there is none.",
             ["lock", "role"],
             registry=registry,
         )

@@ -16,6 +16,8 @@ _WAIT_FOR_BATCH_S = 0.05
 # polls they do not, so the worker looks for them now and then, ever less often while it finds none.
 _URGENT_LOOK_S, _URGENT_LOOK_AT_MOST_S = 0.02, 0.08
 
+_TIMER_S = 0.001  # the shortest wait of an event loop
+
 
 @dataclass(frozen=True, slots=True)
 class Load:
@@ -142,9 +144,14 @@ class Admission:
         """Seconds after which there may be a budget without anything being settled."""
         waits = (
             self._health.changes_in(now, load.held - load.set_aside),
-            None if self._below_min_batch_since is None else _WAIT_FOR_BATCH_S,
-            self._urgent_look_s if free.total else None,
+            _left(now, self._below_min_batch_since, _WAIT_FOR_BATCH_S),
+            _left(now, self._claimed_at, self._urgent_look_s) if free.total else None,
             self._quota.opens_in(now),
         )
         # 0: that limit allows a claim already, and another one does not.
         return min((wait for wait in waits if wait), default=None)
+
+
+def _left(now: float, since: float | None, seconds: float) -> float | None:
+    """Seconds until ``seconds`` have passed since a moment; None: there was no such moment."""
+    return None if since is None else max(_TIMER_S, seconds - (now - since))

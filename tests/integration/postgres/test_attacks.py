@@ -42,7 +42,7 @@ from tests.support.access import (
 )
 from tests.support.attacks import INTERNAL_CALLS, Session
 from tests.support.postgres import Database, Server, Template
-from tests.support.service import rows_of, serving, settings_for
+from tests.support.service import rows_of, serving, settings_for, workers_of
 
 pytestmark = pytest.mark.oldest_and_newest_postgres
 
@@ -343,20 +343,21 @@ async def live(database: Database, dsn: str) -> None:
         assert len(await peer.claim(10)) == 4
         with psycopg.connect(database.dsn, autocommit=True) as owner:
             owner.execute("update push_listener.workers set guarded = true where id = %s", (peer.worker_id,))
-        assert (peer.worker_id, False) in await hands.peers()
-        assert await hands.peers_hold_rows()
-        assert await hands.rescue([peer.worker_id]) == ([peer.worker_id], 4)
-        assert await hands.lost_lately() >= 1
-        await hands.is_silenced()
-        await hands.writers()
+        about = workers_of(hands)
+        assert (peer.worker_id, False) in await about.peers()
+        assert await about.peers_hold_rows()
+        assert await about.rescue([peer.worker_id]) == ([peer.worker_id], 4)
+        assert await about.lost_lately() >= 1
+        await about.is_polling_locked()
+        await about.open_writers()
         await hands.depth()
-        await hands.lower(0.5, 60.0)
-        await hands.fleet()
+        await about.reduce_quota(0.5, 60.0)
+        await about.quota_state()
         left = await hands.claim(100)  # the push to a user, for the second time, reads its log
         assert await hands.settle(
             [Settlement(push.id, push.attempt, Decision(Status.DEAD, None, False, "X", "x")) for push in left]
         ) == len(left)
-        await hands.sign_off()
+        await about.sign_off()
     stats.read(database.dsn, 7)
 
 

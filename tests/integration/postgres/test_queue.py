@@ -20,7 +20,7 @@ from listener.postgres.queue import Queue
 from listener.push import Decision, LogLine, Push, Settlement, Status
 from listener.schema import migrate
 from tests.support.postgres import Database
-from tests.support.service import Rows, rows_of
+from tests.support.service import Rows, rows_of, workers_of
 
 LEASE = 60.0
 
@@ -610,7 +610,7 @@ async def test_depth_counts_what_waits_and_nothing_else(pool: Pool, rows: Rows) 
 async def test_each_start_is_a_worker_of_its_own_that_signs_off(pool: Pool, rows: Rows) -> None:
     first, second = await worker(pool), await worker(pool)
     assert first.worker_id != second.worker_id
-    await first.sign_off()
+    await workers_of(first).sign_off()
     signed_off = await rows.query(
         "select id from push_listener.workers where name = 'test' and stopped_at is not null"
     )

@@ -12,9 +12,9 @@ import pytest
 from listener.emulator import Emulator
 from listener.postgres import locks, workers
 from listener.postgres.connect import make_pool
+from listener.registration import NotMigrated
 from listener.schema import migrate
 from listener.schema.migrate import MigrationError
-from listener.service import NotMigrated
 from tests.support.postgres import Database
 from tests.support.service import Rows, environment, program, run, serving, settings_for
 

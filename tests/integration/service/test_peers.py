@@ -8,6 +8,7 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
+from typing import Any
 from uuid import UUID
 
 import psycopg
@@ -16,13 +17,13 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from listener.emulator import Emulator
 from listener.metrics import Metrics
-from listener.postgres import queue, workers
+from listener.postgres import workers
 from listener.postgres.connect import Connection
 from listener.postgres.locks import LIVENESS_CLASS
 from listener.postgres.queue import Queue
 from listener.push import Decision, Settlement, Status
-from listener.wakeup import doorbell, peers
-from listener.wakeup.doorbell import Doorbell
+from listener.wakeup import doorbell
+from listener.wakeup.doorbell import Doorbell, Topic
 from listener.wakeup.peers import PeerWatch
 from tests.chaos.proxy import tcp_link, to_unix
 from tests.integration.postgres.test_queue import pool_of
@@ -33,12 +34,14 @@ from tests.support.service import (
     Row,
     Rows,
     connect,
+    dispatcher_of,
     environment,
     program,
     rows_of,
     serving,
     settings_for,
     until,
+    waker_of,
 )
 
 pytestmark = pytest.mark.newest_postgres
@@ -230,7 +233,7 @@ async def test_a_retry_that_another_worker_has_set_is_on_time_without_that_worke
     database: Database, rows: Rows, emulator: Emulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It may freeze or die, holding nothing, before the time has come; and no bell rings for a retry."""
-    monkeypatch.setattr(peers, "_ATTENTIVE_S", 0.1)
+    barely_attentive(monkeypatch)
     async with peer(database) as other, serving(settings_for(database.dsn, emulator)):
         push_id = await other.take(rows)
         await rows.one_over(
@@ -253,10 +256,8 @@ async def test_a_rescuer_that_dies_over_it_leaves_everything_to_the_next(
         push_id = await dead.take(rows)
         await dead.die()
         # Has put the row back, and is about to commit.
-        await rescuer.execute(queue._RESCUE, {"class": LIVENESS_CLASS, "suspects": [dead.id]})
-        watch = service._watch
-        assert watch is not None
-        await looks(watch, 4)
+        await rescuer.execute(workers._RESCUE, {"class": LIVENESS_CLASS, "suspects": [dead.id]})
+        await looks(waker_of(service).peers, 4)
         assert (await rows.get(push_id))["status"] == "processing"
         async with await connect(database.superuser_dsn) as conn:
             await conn.execute("select pg_terminate_backend(%s, 10000)", (rescuer.info.backend_pid,))
@@ -265,20 +266,30 @@ async def test_a_rescuer_that_dies_over_it_leaves_everything_to_the_next(
     assert_rescued_once({push_id: row})
 
 
+def barely_attentive(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lets the attention of every watch that is made from here on end soon after the last activity."""
+    make = PeerWatch.__init__
+
+    def made(self: PeerWatch, *arguments: Any, **named: Any) -> None:
+        make(self, *arguments, **named, attentive=0.1)
+
+    monkeypatch.setattr(PeerWatch, "__init__", made)
+
+
 async def looks(watch: PeerWatch, count: int) -> None:
     """Returns when a watch has looked at its peers so many times more."""
-    peers, seen = watch._rows.peers, 0
+    peers, seen = watch._workers.peers, 0
 
     async def counted() -> list[tuple[int, bool]]:
         nonlocal seen
         seen += 1
-        watch.stir()
+        watch.note_activity()
         return await peers()
 
-    watch._rows.peers = counted  # type: ignore[method-assign]
-    watch.stir()
+    watch._workers.peers = counted  # type: ignore[method-assign]
+    watch.note_activity()
     await until(lambda: seen >= count)
-    watch._rows.peers = peers  # type: ignore[method-assign]
+    watch._workers.peers = peers  # type: ignore[method-assign]
 
 
 # --- no death ----------------------------------------------------------------------------------------------
@@ -349,7 +360,7 @@ async def test_when_the_server_is_restarted_nobody_is_taken_for_dead(
         async with rows_of(database.dsn) as rows:
             await rows.add_many(20)
             await emulator.wait_accepted(20)
-        bell = slow._doorbell
+        bell = waker_of(slow).doorbell
         assert bell is not None
         connect_at_once = bell._connect
 
@@ -375,7 +386,8 @@ async def test_a_former_connection_that_holds_the_lock_in_silence_is_evicted(
         worker_id = await workers.register(pool, "test")
         dsn = make_conninfo(database.dsn, host="127.0.0.1", port=port)
         rings: list[int] = []
-        bell = Doorbell(dsn, worker_id, lambda: rings.append(1), Metrics(), heartbeat=1.0)
+        bell = Doorbell(dsn, worker_id, Metrics(), heartbeat=1.0)
+        bell.subscribe(Topic.NOTIFIED, lambda: rings.append(1))
         running = asyncio.create_task(bell.run())
         try:
             await until(lambda: rings)
@@ -404,8 +416,7 @@ async def test_who_cannot_be_seen_to_live_claims_nothing_and_still_settles(
         serving(settings_for(database.dsn, emulator)) as service,
         await psycopg.AsyncConnection.connect(database.superuser_dsn, autocommit=True) as thief,
     ):
-        dispatcher = service.worker.dispatcher
-        assert dispatcher is not None
+        dispatcher = dispatcher_of(service)
         await rows.add_many(5)
         await emulator.wait_accepted(5)
         worker_id = dispatcher._queue.worker_id
@@ -440,7 +451,7 @@ async def waits_for_the_lock(rows: Rows) -> None:
 async def test_peers_that_have_nothing_to_do_ask_nothing(
     database: Database, rows: Rows, emulator: Emulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(peers, "_ATTENTIVE_S", 0.1)
+    barely_attentive(monkeypatch)
     settings = settings_for(database.dsn, emulator)
     async with serving(settings), serving(settings):
         await rows.one_over(await rows.add(device_token="t", title="t"))
@@ -449,7 +460,7 @@ async def test_peers_that_have_nothing_to_do_ask_nothing(
         await asyncio.sleep(3.0)
         asked = await statements(database) - before - (before - first)
         assert asked <= 2  # the depth of each, at the most
-        # BusyPolling at once all the same.
+        # It is sent at once all the same.
         await rows.one_over(await rows.add(device_token="t", title="t"))
 
 

@@ -110,9 +110,9 @@ async def test_those_who_live_become_gentle_too_before_they_take_over_what_other
         await psycopg.AsyncConnection.connect(database.dsn, autocommit=True) as life,
         serving(settings_for(database.dsn, emulator)) as service,
     ):
-        dispatcher = service.worker.dispatcher
-        assert dispatcher is not None
-        assert dispatcher._health.limit(time.monotonic(), 0, 1000) == 1000
+        health = service._health
+        assert health is not None
+        assert health.limit(time.monotonic(), 0, 1000) == 1000
         dead = [await workers.register(pool, "dead") for _ in range(3)]
         await life.execute(
             "update push_listener.workers set guarded = true, lost = id <> %(last)s, "
@@ -131,4 +131,4 @@ async def test_those_who_live_become_gentle_too_before_they_take_over_what_other
         (row,) = (await rows.over()).values()
         assert (row["status"], row["lost_claims"]) == ("sent", 1)
         # Three have died: 15 at first, twice as many after five seconds.
-        assert dispatcher._health.limit(time.monotonic(), 0, 1000) <= 60
+        assert health.limit(time.monotonic(), 0, 1000) <= 60

@@ -392,8 +392,8 @@ async def test_readyz_tells_that_there_is_no_access_token_but_not_why(
     async with serving(settings_for(database.dsn, emulator)) as service:
         await rows.add(device_token="t", title="t")
         await paused(service)
-        assert service.worker is not None
-        assert SECRET in str(service.worker.dispatcher._health.reason)
+        assert service._health is not None
+        assert SECRET in str(service._health.reason)
         assert await readiness(service) == (503, f"sending is paused: {Pause.NO_ACCESS_TOKEN}\n")
 
 

@@ -21,21 +21,27 @@ from listener.fcm.sender import Sender
 from listener.fcm.transports.http1 import AsyncioTransport
 from listener.limits import health
 from listener.limits.circuit_breaker import CircuitBreaker
-from listener.limits.health import FcmHealth
-from listener.limits.quota import Quota
-from listener.limits.shared_quota import SharedQuota
-from listener.limits.slow_start import SlowStart
-from listener.metrics import Metrics
 from listener.postgres.queue import Queue
 from listener.postgres.workers import register
 from listener.push import Push, Settlement
+from listener.registration import NotMigrated
 from listener.schema import migrate
-from listener.sending.dispatcher import Dispatcher
-from listener.service import NotMigrated, Service, credentials_for
+from listener.service import Service, credentials_for
+from listener.wakeup.waker import SweepingWaker
 from tests.integration.postgres.test_queue import pool_of
 from tests.support.postgres import Database
 from tests.support.servers import forget_proxies
-from tests.support.service import PATIENCE, Rows, get, rows_of, serving, settings_for, until
+from tests.support.service import (
+    PATIENCE,
+    Rows,
+    dispatcher_of,
+    dispatcher_on,
+    get,
+    rows_of,
+    serving,
+    settings_for,
+    until,
+)
 
 pytestmark = pytest.mark.newest_postgres  # what depends on its version is in test_queue.py
 
@@ -459,10 +465,8 @@ class Dispatching:
 
     def __init__(self, queue: Queue, sender: Sender, settings: Any) -> None:
         self.queue = queue
-        quota = SharedQuota(queue, Quota(settings.fcm_quota, 0.0, time.monotonic()), Metrics())
-        self.dispatcher = Dispatcher(
-            queue, sender, settings, Metrics(), FcmHealth(SlowStart(1000, 1.0, 0.0)), quota
-        )
+        self.waker = SweepingWaker()
+        self.dispatcher, self.held = dispatcher_on(queue, sender, settings, self.waker)
 
 
 async def dispatching(
@@ -520,7 +524,7 @@ async def test_rows_that_a_claim_brings_after_the_stop_are_not_left_behind(
     running = asyncio.create_task(dispatcher.run())
     await rows.one_over(first)
     second = await rows.add(device_token="second", title="t")
-    dispatcher.ring()
+    held.waker.look.notify()
     await queue.taken.wait()
     dispatcher.stop()
     if give_back:
@@ -544,10 +548,10 @@ async def test_nothing_in_flight_at_the_stop_and_rows_in_the_last_claim(
     running = asyncio.create_task(dispatcher.run())
     await emulator.wait_received(1)
     second = await rows.add(device_token="second", title="t")
-    dispatcher.ring()
+    held.waker.look.notify()
     await queue.taken.wait()
     dispatcher.stop()
-    await dispatcher._drained.wait()
+    await held.held.wait_empty()
     emulator.add_fault("slow,token=second,latency_ms=400")
     queue.let_go.set()
     async with asyncio.timeout(20):
@@ -588,7 +592,7 @@ async def test_rows_of_a_claim_whose_answer_was_lost_do_not_wait_for_their_lease
     await emulator.wait_received(1)
     queue.deaf = True
     lost = [await rows.add(device_token="lost", title="t", priority=each) for each in ("high", "normal")]
-    dispatcher.ring()
+    deaf.waker.look.notify()
     found = await rows.over(held, *lost)
     dispatcher.stop()
     await running
@@ -617,8 +621,7 @@ async def test_a_stricter_isolation_of_the_database_does_not_reach_claims(
 async def test_a_row_that_somebody_holds_is_not_asked_for_without_end(
     database: Database, rows: Rows, emulator: Emulator, service: Service
 ) -> None:
-    dispatcher = service.worker.dispatcher
-    assert dispatcher is not None
+    dispatcher = dispatcher_of(service)
     insert = (
         "insert into push_notifications (device_token, title, next_attempt_at) "
         "values ('t', 't', now() + make_interval(secs => %(due)s)) returning id"
