@@ -19,12 +19,11 @@ from google.auth.credentials import Credentials
 from psycopg_pool import PoolTimeout
 
 from listener.config import ConfigError, Settings
-from listener.fcm.auth import AccessTokens, load_credentials
+from listener.fcm.auth import AccessTokens
+from listener.fcm.credentials import load_credentials
 from listener.fcm.fault import AuthFault
-from listener.fcm.sender import Sender
-from listener.fcm.transports.aiohttp import AiohttpTransport
-from listener.fcm.transports.base import Transport
-from listener.fcm.transports.http1 import AsyncioTransport
+from listener.fcm.sender import Sender, messages_url
+from listener.fcm.transports.choose import make_transport
 from listener.limits.health import FcmHealth
 from listener.limits.quota import Quota
 from listener.limits.shared_quota import SharedQuota
@@ -173,17 +172,16 @@ class Service:
             await pool.open()
             # At the end a database that is away must not take what is left of the grace period.
             stack.push_async_callback(pool.close, timeout=1.0)
-            transport = _transport(self._settings)
+            transport = make_transport(
+                self._settings.transport,
+                messages_url(str(self._settings.fcm_endpoint), self._project_id),
+                connect_timeout=self._settings.connect_timeout,
+                timeout=self._settings.request_timeout,
+            )
             stack.push_async_callback(transport.close)
             tokens = AccessTokens(self._credentials)
             stack.push_async_callback(tokens.close)
-            sender = Sender(
-                transport,
-                tokens,
-                endpoint=str(self._settings.fcm_endpoint),
-                project_id=self._project_id,
-                observe=lambda seconds, _: self.metrics.exchange.observe(seconds),
-            )
+            sender = Sender(transport, tokens, self.metrics.exchange.observe)
             warming = asyncio.create_task(_warm(tokens))
             try:
                 await self._work_under_ids(pool, sender, on_ready)
@@ -465,20 +463,6 @@ async def _sign_off(rows: Queue) -> None:
             await rows.sign_off()
     except (psycopg.Error, PoolTimeout, TimeoutError):
         log.warning("could not sign off")
-
-
-def _transport(settings: Settings) -> Transport:
-    connect_timeout, timeout = settings.connect_timeout, settings.request_timeout
-    match settings.transport:
-        case "asyncio":
-            return AsyncioTransport(connect_timeout=connect_timeout, timeout=timeout)
-        case "aiohttp":
-            return AiohttpTransport(connect_timeout=connect_timeout, timeout=timeout)
-        case "pyreqwest":
-            # Only where it is used: it takes 7 MB, and says how memory is to be had.
-            from listener.fcm.transports.reqwest import ReqwestTransport
-
-            return ReqwestTransport(connect_timeout=connect_timeout, timeout=timeout)
 
 
 async def _warm(tokens: AccessTokens) -> None:

@@ -13,7 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from listener.emulator import checks, schema
-from listener.fcm.message import MAX_TTL, payload_size, prepare, targets
+from listener.fcm.message import payload_size, prepare, targets
+from listener.fcm.options import MAX_TTL
 from listener.push import BadPush, Push, Target, TargetKind
 from tests.support.pushes import ID, TOKEN, push
 from tests.unit.strategies import JSON, SECRET, pushes, sendable_pushes

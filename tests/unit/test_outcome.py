@@ -15,7 +15,6 @@ from hypothesis import strategies as st
 
 from listener.fcm.fault import AuthFault, SendFault
 from listener.fcm.outcome import (
-    LONGEST_DELAY,
     Disposition,
     Limit,
     Outcome,
@@ -23,6 +22,7 @@ from listener.fcm.outcome import (
     from_auth_fault,
     from_send_fault,
 )
+from listener.fcm.retry_after import LONGEST_DELAY
 from tests.unit.strategies import JSON
 
 FCM_ERROR = "type.googleapis.com/google.firebase.fcm.v1.FcmError"
@@ -188,13 +188,13 @@ SEEN = [
 ]
 
 
-@pytest.mark.parametrize(("status", "name", "message", "details", "kind"), SEEN)
+@pytest.mark.parametrize(("status", "name", "message", "details", "disposition"), SEEN)
 def test_bodies_as_seen_in_any_order_of_details(
-    status: int, name: str, message: str, details: list[Detail], kind: Disposition
+    status: int, name: str, message: str, details: list[Detail], disposition: Disposition
 ) -> None:
     for order in permutations(details):
         result = outcome(status, error(status, name, message, *order))
-        assert result.disposition is kind
+        assert result.disposition is disposition
         assert result.http_status == status
         codes = [detail["errorCode"] for detail in details if "errorCode" in detail]
         assert result.code == (codes[0] if codes else name)
@@ -367,7 +367,7 @@ def test_odd_statuses_are_tried_again(status: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("status", "name", "details", "kind"),
+    ("status", "name", "details", "disposition"),
     [
         # errorCode before all
         (400, "INVALID_ARGUMENT", [fcm("UNREGISTERED")], Disposition.DROP_TARGET),
@@ -388,8 +388,8 @@ def test_odd_statuses_are_tried_again(status: int) -> None:
         (404, "UNREGISTERED", [], Disposition.PAUSE),
     ],
 )
-def test_precedence(status: int, name: str, details: list[Detail], kind: Disposition) -> None:
-    assert outcome(status, error(status, name, "", *details)).disposition is kind
+def test_precedence(status: int, name: str, details: list[Detail], disposition: Disposition) -> None:
+    assert outcome(status, error(status, name, "", *details)).disposition is disposition
 
 
 BY_HTTP_CLASS = [
@@ -408,13 +408,13 @@ BY_HTTP_CLASS = [
 @pytest.mark.parametrize(
     "code", ["SOME_FUTURE_ERROR", "UNSPECIFIED_ERROR", "unregistered", "", None, 5, ["UNREGISTERED"]]
 )
-@pytest.mark.parametrize(("status", "kind"), BY_HTTP_CLASS)
+@pytest.mark.parametrize(("status", "disposition"), BY_HTTP_CLASS)
 def test_an_unknown_error_code_goes_by_http_status_and_never_costs_a_token(
-    code: object, status: int, kind: Disposition
+    code: object, status: int, disposition: Disposition
 ) -> None:
     body = error(status, "INVALID_ARGUMENT", INVALID_TOKEN, fcm(code), bad_request("message.token"))
     result = outcome(status, body)
-    assert result.disposition is kind
+    assert result.disposition is disposition
     assert result.code == ("UNSPECIFIED_ERROR" if code == "UNSPECIFIED_ERROR" else f"HTTP_{status}")
 
 

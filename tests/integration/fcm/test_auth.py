@@ -20,7 +20,8 @@ from structlog.testing import capture_logs
 
 from listener.emulator import Emulator
 from listener.fcm import auth
-from listener.fcm.auth import SCOPE, AccessTokens, load_credentials
+from listener.fcm.auth import AccessTokens
+from listener.fcm.credentials import SCOPE, load_credentials
 from listener.fcm.fault import AuthFault
 from tests.support.servers import (
     answer,

@@ -19,10 +19,11 @@ import orjson
 import pytest
 
 from listener.emulator import Emulator
-from listener.fcm.auth import AccessTokens, load_credentials
+from listener.fcm.auth import AccessTokens
+from listener.fcm.credentials import load_credentials
 from listener.fcm.outcome import Disposition, Limit, Outcome
-from listener.fcm.sender import Sender
-from listener.fcm.transports.http1 import AsyncioTransport
+from listener.fcm.sender import Sender, messages_url
+from listener.fcm.transports.http1 import Http1Transport
 from tests.support.servers import answer, closed_port, forget_proxies, make_tls, read_request, tcp_server
 
 TOKEN = "fGk3vQ2xTd6:APA91bHun4MxP5egoKMwt2KZFBaFUH-1RYqx"
@@ -45,9 +46,13 @@ async def sending(
     """A sender; in a hurry, one whose timeouts are short enough to be waited for."""
     credentials, _ = load_credentials(key)
     tokens = AccessTokens(credentials, timeout=0.8 if hurry else 10.0)
-    transport = AsyncioTransport(connect_timeout=0.6 if hurry else 5.0, timeout=0.8 if hurry else 10.0)
+    transport = Http1Transport(
+        messages_url(endpoint, project_id),
+        connect_timeout=0.6 if hurry else 5.0,
+        timeout=0.8 if hurry else 10.0,
+    )
     try:
-        yield Sender(transport, tokens, endpoint=endpoint, project_id=project_id)
+        yield Sender(transport, tokens)
     finally:
         await transport.close()
         await tokens.close()
@@ -58,7 +63,7 @@ class Row:
     """A fault rule of the emulator's, and the outcome that it has to lead to."""
 
     fault: str | None
-    kind: Disposition
+    disposition: Disposition
     code: str
     uses_try: bool = True
     ambiguous: bool = False
@@ -92,8 +97,8 @@ def quota(fault: str, delay: float, limit: Limit = Limit.PROJECT, code: str = "Q
     return retry(fault, code, 429, delay, limit=limit)
 
 
-def no_token(fault: str, kind: Disposition, code: str, delay: float = 0.0) -> Row:
-    return Row(fault, kind, code, uses_try=False, delay=delay, requests=0)
+def no_token(fault: str, disposition: Disposition, code: str, delay: float = 0.0) -> Row:
+    return Row(fault, disposition, code, uses_try=False, delay=delay, requests=0)
 
 
 ROWS = {
@@ -162,7 +167,7 @@ ROWS = {
 
 
 def check_outcome(outcome: Outcome, row: Row) -> None:
-    assert (outcome.disposition, outcome.code, outcome.http_status) == (row.kind, row.code, row.status)
+    assert (outcome.disposition, outcome.code, outcome.http_status) == (row.disposition, row.code, row.status)
     assert (outcome.uses_try, outcome.ambiguous, outcome.limit) == (
         row.uses_try,
         row.ambiguous,
@@ -187,7 +192,7 @@ async def test_outcome(row: Row) -> None:
         assert len(emulator.received) == row.requests
         assert sum(emulator.stats()["token_answers"].values()) == row.grants
         (name,) = [record.name for record in emulator.accepted] or [None]
-        told = row.kind is Disposition.ACCEPTED and row.fault != "ok_without_body"
+        told = row.disposition is Disposition.ACCEPTED and row.fault != "ok_without_body"
         assert outcome.message_id == (name if told else None)
 
 
