@@ -519,14 +519,14 @@ async def test_request_has_the_given_headers_and_few_others(transport: MakeTrans
 
     async with tcp_server(handle) as port, transport(url(port, host="localhost")) as by:
         for _ in range(2):
-            await post(by)  # Cookies are not for bare addresses.
+            await post(by)  # Clients keep no cookies for bare addresses.
     names = [{line.split(b":")[0] for line in head.split(b"\r\n")[1:-2]} - {b"Accept"} for head in heads]
     own = {b"Accept-Encoding", b"Content-Length", b"Host", b"User-Agent"}
     assert names == [own | {b"Authorization", b"Content-Type"}] * 2
     assert all(b"User-Agent: push-listener\r\n" in head for head in heads)
 
 
-async def test_cancelled_request_ends_with_its_connection_before_its_timeout(
+async def test_cancelled_request_ends_with_its_connection_by_its_timeout(
     transport: MakeTransport,
 ) -> None:
     reached = asyncio.Event()
