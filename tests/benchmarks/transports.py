@@ -2,7 +2,7 @@
 
     python -m tests.benchmarks.transports --rows 20000 --runs 5
 
-Each run is a process of its own, so the handshakes are in its figures. Ratios are taken round by round.
+Each run starts a new process, so its figures include the handshakes. Ratios are taken round by round.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from tests.benchmarks.options import setting
 
 DEFAULT = "http1"
 FIGURES = {
-    "worker_cpu_ms": "CPU of the process for a push",
-    "seconds": "seconds from the first to the last push",
-    "peak_rss_mb": "peak memory of the process",
+    "worker_cpu_ms": "CPU-milliseconds for 1,000 pushes: process",
+    "seconds": "seconds, first to last request",
+    "peak_rss_mb": "peak memory of the process, MB",
 }
 
 
