@@ -15,12 +15,11 @@ import structlog
 from google.auth.credentials import Credentials
 
 from listener.config import ConfigError, Settings
-from listener.fcm.auth import AccessTokens, load_credentials
+from listener.fcm.auth import AccessTokens
+from listener.fcm.credentials import load_credentials
 from listener.fcm.fault import AuthFault
-from listener.fcm.sender import Sender
-from listener.fcm.transports.aiohttp import AiohttpTransport
-from listener.fcm.transports.base import Transport
-from listener.fcm.transports.http1 import AsyncioTransport
+from listener.fcm.sender import Sender, messages_url
+from listener.fcm.transports.choose import make_transport
 from listener.limits.health import FcmHealth, Pause
 from listener.limits.quota import Quota
 from listener.limits.retry_policy import RetryPolicy
@@ -126,17 +125,16 @@ class Service:
             await pool.open()
             # A database that is away must not take what is left of the grace period.
             stack.push_async_callback(pool.close, timeout=1.0)
-            transport = _transport(self._settings)
+            transport = make_transport(
+                self._settings.transport,
+                messages_url(str(self._settings.fcm_endpoint), self._project_id),
+                connect_timeout=self._settings.connect_timeout,
+                timeout=self._settings.request_timeout,
+            )
             stack.push_async_callback(transport.close)
             tokens = AccessTokens(self._credentials)
             stack.push_async_callback(tokens.close)
-            sender = Sender(
-                transport,
-                tokens,
-                endpoint=str(self._settings.fcm_endpoint),
-                project_id=self._project_id,
-                observe=lambda seconds, _: self.metrics.exchange.observe(seconds),
-            )
+            sender = Sender(transport, tokens, self.metrics.exchange.observe)
             warming = asyncio.create_task(_warm(tokens))
             try:
                 await self._run_workers(pool, sender)
@@ -200,20 +198,6 @@ def _health(settings: Settings, registered: Registered) -> FcmHealth:
         policy=RetryPolicy(settings.retry_floor, settings.retry_cap, settings.max_tries),
         token_loss_guard=settings.token_loss_guard,
     )
-
-
-def _transport(settings: Settings) -> Transport:
-    connect_timeout, timeout = settings.connect_timeout, settings.request_timeout
-    match settings.transport:
-        case "asyncio":
-            return AsyncioTransport(connect_timeout=connect_timeout, timeout=timeout)
-        case "aiohttp":
-            return AiohttpTransport(connect_timeout=connect_timeout, timeout=timeout)
-        case "pyreqwest":
-            # Only where it is used: it takes 7 MB, and says how memory is to be had.
-            from listener.fcm.transports.reqwest import ReqwestTransport
-
-            return ReqwestTransport(connect_timeout=connect_timeout, timeout=timeout)
 
 
 async def _warm(tokens: AccessTokens) -> None:

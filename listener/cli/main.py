@@ -30,7 +30,7 @@ from listener.demo import run as demonstration
 from listener.demo.embedded import EmbeddedPostgresError
 from listener.emulator.run import DEFAULT_PORT
 from listener.emulator.run import run as run_emulator
-from listener.fcm.auth import load_credentials
+from listener.fcm.credentials import load_credentials
 from listener.postgres import errors
 from listener.postgres.connect import with_keepalive
 from listener.registration import NotMigrated

@@ -69,7 +69,7 @@ class Timer:
         self.asked = asyncio.Event()
         """Set once as many requests as rows have come."""
 
-    async def post(self, url: str, headers: Mapping[str, str], body: bytes) -> Response:
+    async def post(self, headers: Mapping[str, str], body: bytes) -> Response:
         """See ``listener.fcm.transports.base.Transport``."""
         self._requests += 1
         if self._requests == self._rows:
@@ -141,13 +141,7 @@ async def _drain(dsn: str, settings: Settings, latency: float, rows: int, parts:
     """Sends all that waits; returns the CPU-seconds that it took."""
     metrics, timer = Metrics(), Timer(latency, rows)
     tokens = AccessTokens(_Credentials(token=None))  # type: ignore[no-untyped-call]
-    sender = Sender(
-        timer,
-        tokens,
-        endpoint="https://fcm.invalid",
-        project_id=rig.PROJECT,
-        observe=lambda seconds, _: metrics.exchange.observe(seconds),
-    )
+    sender = Sender(timer, tokens, metrics.exchange.observe)
     health = FcmHealth(after_losses(0, settings.max_in_flight, time.monotonic()))
     async with make_pool(dsn, prepares=True) as pool:
         await tokens.get()

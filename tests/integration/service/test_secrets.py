@@ -312,7 +312,7 @@ async def test_a_fault_that_no_command_expects_is_told_without_its_text(
 _LOST_FAULTS = """
 import asyncio, gc, logging, sys
 from listener import log
-from listener.cli import main
+from listener.cli import main as cli
 
 async def fails():
     raise RuntimeError("S3cr3t")
@@ -335,7 +335,7 @@ else:
     log.configure(sys.argv[1], "debug")
 logging.getLogger("psycopg").warning("S3cr3t")
 logging.getLogger("psycopg.pool").warning("S3cr3t")
-main._run(main())
+cli._run(main())
 """
 
 

@@ -15,10 +15,11 @@ from psycopg import sql
 
 from listener.emulator import Emulator
 from listener.emulator.received import Received
-from listener.fcm.auth import AccessTokens, load_credentials
+from listener.fcm.auth import AccessTokens
+from listener.fcm.credentials import load_credentials
 from listener.fcm.outcome import Outcome
-from listener.fcm.sender import Sender
-from listener.fcm.transports.http1 import AsyncioTransport
+from listener.fcm.sender import Sender, messages_url
+from listener.fcm.transports.http1 import Http1Transport
 from listener.limits import health
 from listener.limits.circuit_breaker import CircuitBreaker
 from listener.postgres.queue import Queue
@@ -476,8 +477,8 @@ async def dispatching(
     credentials, project = load_credentials(emulator.service_account)
     assert project is not None
     tokens = AccessTokens(credentials)
-    transport = AsyncioTransport(connect_timeout=5, timeout=10)
-    sender = Sender(transport, tokens, endpoint=emulator.endpoint, project_id=project)
+    transport = Http1Transport(messages_url(emulator.endpoint, project), connect_timeout=5, timeout=10)
+    sender = Sender(transport, tokens)
     async with pool_of(database.dsn) as pool:
         queue = queue_class(pool, worker_id=await register(pool, "test"), lease=60.0)
         try:
