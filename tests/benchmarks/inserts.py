@@ -117,7 +117,7 @@ def part(options: Options) -> list[Line]:
             None,
             {name: found["none"] for name, found in peers.items()},
         ),
-        line("awake", "trigger, listener awake", 0.95),
+        line("awake", "trigger, listener polling", 0.95),
         line("draining", "trigger, listener sending on the same cores"),
         line("asleep", "trigger, nobody listens"),
     ]

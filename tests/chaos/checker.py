@@ -15,7 +15,7 @@ from tests.chaos.world import MAX_TRIES, REQUEST_TIMEOUT, Listener
 from tests.chaos.writers import Ledger
 from tests.support.service import OVER
 
-_MOVES = {
+MOVES = {
     ("pending", "processing"),
     ("failed", "processing"),
     ("processing", "processing"),
@@ -25,6 +25,7 @@ _MOVES = {
     *((over, "pending") for over in ("dead", "expired", "failed", "cancelled")),
     ("sent", "delivered"),
 }
+"""From which status to which a row may go. docs/state_machine.md shows the same table."""
 _OWN_FAULTS = {"INTERNAL_ERROR", "NOT_WRITTEN", "INVALID_PUSH", "NOT_TRIED"}
 _CLOCK = 0.002
 """Seconds by which two readings of one clock may seem to disagree."""
@@ -107,7 +108,7 @@ def _history(evidence: Evidence, found: Findings) -> dict[UUID, list[Claim]]:
         mine = claims[push_id]
         if before is None:
             continue
-        if (before, after) not in _MOVES:
+        if (before, after) not in MOVES:
             found.wrong(f"{push_id} went from {before} to {after}")
         if before == "processing" and mine and mine[-1].fate == "held":
             mine[-1].ended = change["at"]
