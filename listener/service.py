@@ -35,7 +35,7 @@ from listener.postgres import errors, workers
 from listener.postgres.connect import STATEMENT_PATIENCE_S, Pool, is_transaction_pooler, make_pool
 from listener.postgres.locks import LockWatch
 from listener.postgres.queue import Queue, Sweep
-from listener.postgres.workers import QuotaState
+from listener.postgres.workers import QuotaState, Workers
 from listener.schema import migrate, retention, served
 from listener.sending.dispatcher import Dispatcher
 from listener.wakeup.busy_polling import BusyPolling
@@ -207,7 +207,7 @@ class Service:
             registered = await self._unless_stopped(self._register(pool, unforeseen=number > 0))
             if registered is None:
                 return
-            rows, lost, fleet = registered
+            rows, others, lost, fleet = registered
             if health is None:
                 if lost > 1:
                     log.warning("workers have died lately: starting gently", workers=lost)
@@ -218,11 +218,11 @@ class Service:
                     ),
                     token_loss_guard=self._settings.token_loss_guard,
                 )
-            shared = SharedQuota(rows, quota, self.metrics)
+            shared = SharedQuota(others, quota, self.metrics)
             shared.learn(fleet)
-            self._assemble(rows, sender, health, shared)
+            self._assemble(rows, others, sender, health, shared)
             began = time.monotonic()
-            await self._work(rows, shared, ready)
+            await self._work(rows, others, shared, ready)
             if self._stop.is_set():
                 log.info("stopped")
                 return
@@ -232,7 +232,9 @@ class Service:
                 pause = random.uniform(0.0, min(_LONGEST_PAUSE_S, 0.1 * 2.0 ** min(number, 10)))  # noqa: S311  # jitter
                 await self._unless_stopped(asyncio.sleep(pause))
 
-    def _assemble(self, rows: Queue, sender: Sender, health: FcmHealth, quota: SharedQuota) -> None:
+    def _assemble(
+        self, rows: Queue, others: Workers, sender: Sender, health: FcmHealth, quota: SharedQuota
+    ) -> None:
         if self._settings.doorbell == "sweep":
             self._dispatcher = Dispatcher(
                 rows, sender, self._settings, self.metrics, health, quota, on_sweep=self._swept
@@ -241,6 +243,7 @@ class Service:
         most = self._settings.max_in_flight
         watch = PeerWatch(
             rows,
+            others,
             self.metrics,
             is_steady=lambda: doorbell.steady,
             on_due=lambda: dispatcher.ring(),
@@ -263,7 +266,7 @@ class Service:
             on_lost=self._lose,
         )
         awake = BusyPolling(
-            rows, doorbell, self.metrics, worker_id=rows.worker_id, on_due=lambda: dispatcher.ring()
+            others, doorbell, self.metrics, worker_id=rows.worker_id, on_due=lambda: dispatcher.ring()
         )
         dispatcher = Dispatcher(
             rows,
@@ -293,7 +296,9 @@ class Service:
             self._lost = lost
             self._interrupted.set()
 
-    async def _work(self, rows: Queue, quota: SharedQuota, on_ready: Callable[[], None]) -> None:
+    async def _work(
+        self, rows: Queue, others: Workers, quota: SharedQuota, on_ready: Callable[[], None]
+    ) -> None:
         dispatcher, doorbell, watch, awake = self._dispatcher, self._doorbell, self._watch, self._awake
         assert dispatcher is not None
         async with asyncio.TaskGroup() as group:
@@ -321,7 +326,7 @@ class Service:
             else:
                 log.warning("registering anew", worker=rows.worker_id, reason=lost.reason, **lost.facts)
                 if lost.is_own:  # at once: its peers would take from it what it is still sending
-                    await _sign_off(rows)
+                    await _sign_off(others)
             if awake is not None:
                 awake.stop()
             await self._finish(working, dispatcher)
@@ -331,7 +336,7 @@ class Service:
                 task.cancel()
         # Otherwise peers, or the next start, take over the rows that are left.
         if lost is None and not working.cancelled() and working.result():
-            await _sign_off(rows)
+            await _sign_off(others)
 
     async def _finish(self, working: asyncio.Task[bool], dispatcher: Dispatcher) -> None:
         """Lets sends end by themselves for most of the grace period, then gives them back and settles."""
@@ -408,8 +413,8 @@ class Service:
         return pooled
 
     @_until_reached
-    async def _register(self, pool: Pool, *, unforeseen: bool) -> tuple[Queue, int, QuotaState]:
-        """This worker's hands on the queue, how many workers have died lately, and what the others are like."""
+    async def _register(self, pool: Pool, *, unforeseen: bool) -> tuple[Queue, Workers, int, QuotaState]:
+        """This worker's queue, the other workers, how many of them have died lately, and what they share."""
         try:
             if await workers.schema_version(pool) < self._schema_version:
                 raise NotMigrated
@@ -422,7 +427,8 @@ class Service:
             name = self._settings.worker_name or socket.gethostname()
             worker = await workers.register(pool, name, unforeseen=unforeseen)
             rows = Queue(pool, worker_id=worker, lease=self._settings.lease)
-            return rows, await rows.lost_lately(), await rows.fleet()
+            others = Workers(pool, worker_id=worker, lease=self._settings.lease)
+            return rows, others, await others.lost_lately(), await others.quota_state()
         except workers.RollingBack:
             raise RollingBack from None
         except workers.StrangersSchema as stranger:
@@ -460,10 +466,10 @@ async def _leads_to_pooler(dsn: str, *, setting: str) -> bool:
     return await is_transaction_pooler(dsn)
 
 
-async def _sign_off(rows: Queue) -> None:
+async def _sign_off(others: Workers) -> None:
     try:
         async with asyncio.timeout(2):
-            await rows.sign_off()
+            await others.sign_off()
     except (psycopg.Error, PoolTimeout, TimeoutError):
         log.warning("could not sign off")
 

@@ -14,8 +14,7 @@ from listener.fcm.outcome import Limit
 from listener.limits.quota import RECOVERY_S, Fraction, Quota
 from listener.metrics import Metrics
 from listener.postgres.connect import STATEMENT_PATIENCE_S
-from listener.postgres.queue import Queue
-from listener.postgres.workers import QuotaState
+from listener.postgres.workers import QuotaState, Workers
 from listener.push import Push
 from listener.waiting import wait
 
@@ -34,8 +33,8 @@ class SharedQuota:
     do the same.
     """
 
-    def __init__(self, rows: Queue, quota: Quota, metrics: Metrics) -> None:
-        self._rows = rows
+    def __init__(self, workers: Workers, quota: Quota, metrics: Metrics) -> None:
+        self._workers = workers
         self._quota = quota
         self._metrics = metrics
         self._used = asyncio.Event()
@@ -103,11 +102,11 @@ class SharedQuota:
         if self._untold:
             self._untold = False  # before the wait, in which it may be lowered again
             try:
-                await self._rows.lower(self._quota.part.at(time.monotonic()), RECOVERY_S)
+                await self._workers.reduce_quota(self._quota.part.at(time.monotonic()), RECOVERY_S)
             except BaseException:
                 self._untold = True
                 raise
-        self.learn(await self._rows.fleet())
+        self.learn(await self._workers.quota_state())
 
     def _tell(self) -> None:
         """Tells, once, when the rate is lowered and when it has come back."""

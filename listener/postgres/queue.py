@@ -16,8 +16,9 @@ from psycopg.rows import args_row
 
 from listener.log import should_log
 from listener.postgres.connect import Connection, Pool
+from listener.postgres.errors import ROW_FAULTS, fault_name, is_transient
 from listener.postgres.locks import STRANGERS, LockHolder
-from listener.push import Decision, Push
+from listener.push import Decision, Push, Settlement
 
 log = structlog.get_logger(__name__)
 

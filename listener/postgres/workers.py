@@ -177,6 +177,11 @@ class Workers:
         self._worker = worker_id
         self._lease = lease
 
+    @property
+    def worker_id(self) -> int:
+        """The id under which this worker is registered."""
+        return self._worker
+
     async def peers(self) -> list[tuple[int, bool]]:
         """The other workers that have not ended by their own will, and whether each is alive."""
         async with self._pool.connection() as conn:

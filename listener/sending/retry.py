@@ -6,6 +6,8 @@ import random
 from collections.abc import Sequence
 
 from listener.fcm.outcome import Disposition, Outcome
+from listener.limits.retry_policy import RetryPolicy
+from listener.push import Decision, Status
 
 _AGAIN = frozenset(
     {Disposition.RETRY, Disposition.PAUSE, Disposition.PAUSE_PLATFORM, Disposition.REFRESH_AUTH}

@@ -1,8 +1,8 @@
 """Being awake: while one listener looks at the queue all the time, inserts need not ring.
 
 Transactions that notify commit one after another, so a bell for each insert makes many inserts slow. A listener that
-hears the bell very often takes the lock POLLING_LOCK. While it is taken the triggers do not ring, and the listener looks at
-the queue every few milliseconds. When little comes any more it lets the lock go, and sleeps.
+hears the bell very often takes the lock POLLING_LOCK. While it is taken the triggers do not ring, and the listener
+looks at the queue every few milliseconds. When little comes any more it lets the lock go, and sleeps.
 
 No wake-up is lost by that, because a listener that knows, or cannot exclude, that somebody was awake is in doubt, and
 before it sleeps it settles that:
@@ -40,7 +40,7 @@ from psycopg_pool import PoolTimeout
 from listener.metrics import Metrics
 from listener.postgres.connect import STATEMENT_PATIENCE_S
 from listener.postgres.locks import CHANNEL, POLLING_LOCK
-from listener.postgres.queue import Queue
+from listener.postgres.workers import Workers
 from listener.waiting import wait
 from listener.wakeup.doorbell import Doorbell
 from listener.wakeup.polling_policy import PollingPolicy, Want
@@ -92,9 +92,15 @@ class BusyPolling:
     """
 
     def __init__(
-        self, rows: Queue, doorbell: Doorbell, metrics: Metrics, *, worker_id: int, on_due: Callable[[], None]
+        self,
+        workers: Workers,
+        doorbell: Doorbell,
+        metrics: Metrics,
+        *,
+        worker_id: int,
+        on_due: Callable[[], None],
     ) -> None:
-        self._rows = rows
+        self._workers = workers
         self._doorbell = doorbell
         self._metrics = metrics
         self._worker = worker_id
@@ -196,12 +202,12 @@ class BusyPolling:
         await asyncio.sleep(self._settle_at - time.monotonic())
         self._settle_at = time.monotonic() + _BETWEEN_SETTLEMENTS_S
         doubts = self._doubts
-        while not self._stopping and await self._answer(self._rows.is_silenced()):
+        while not self._stopping and await self._answer(self._workers.is_polling_locked()):
             self._on_due()
             found, self._found = self._found, 0
             await asyncio.sleep(_WATCH_CLOSELY_S if found else _WATCH_S)
             doubts = self._doubts
-        hidden = await self._answer(self._rows.writers())
+        hidden = await self._answer(self._workers.open_writers())
         began = time.monotonic()
         self._on_due()
         try:
@@ -209,7 +215,7 @@ class BusyPolling:
                 self._metrics.unrung.set(len(hidden))
                 if await wait(self._news, _wait_after(time.monotonic() - began)):
                     return
-                left = hidden & await self._answer(self._rows.writers())
+                left = hidden & await self._answer(self._workers.open_writers())
                 if left != hidden:
                     self._on_due()
                 hidden = left

@@ -19,6 +19,7 @@ from psycopg_pool import PoolTimeout
 from listener.metrics import Metrics
 from listener.postgres.connect import STATEMENT_PATIENCE_S
 from listener.postgres.queue import Queue
+from listener.postgres.workers import Workers
 from listener.waiting import wait
 
 log = structlog.get_logger(__name__)
@@ -42,6 +43,7 @@ class PeerWatch:
     def __init__(
         self,
         rows: Queue,
+        workers: Workers,
         metrics: Metrics,
         *,
         is_steady: Callable[[], bool],
@@ -50,6 +52,7 @@ class PeerWatch:
         on_losses: Callable[[int], None],
     ) -> None:
         self._rows = rows
+        self._workers = workers
         self._metrics = metrics
         self._is_steady = is_steady
         self._on_due = on_due
@@ -73,7 +76,7 @@ class PeerWatch:
                 self._stirred.clear()
                 try:
                     async with asyncio.timeout(STATEMENT_PATIENCE_S):
-                        peers = dict(await self._rows.peers())
+                        peers = dict(await self._workers.peers())
                         suspects = await self._look(peers, suspects)
                         if not suspects:
                             nap = await self._quiet_for(bool(peers))
@@ -90,8 +93,8 @@ class PeerWatch:
         """Puts back the rows of suspects who are silent still; returns who else is silent."""
         silent = {peer for peer, alive in peers.items() if not alive}
         if lost := silent & suspects:
-            self._on_losses(await self._rows.lost_lately() + len(lost))
-            dead, rescued = await self._rows.rescue(lost)
+            self._on_losses(await self._workers.lost_lately() + len(lost))
+            dead, rescued = await self._workers.rescue(lost)
             if dead:
                 self._metrics.rescued.inc(rescued)
                 log.warning(
@@ -104,7 +107,7 @@ class PeerWatch:
 
     async def _quiet_for(self, has_peers: bool) -> float | None:
         """Seconds for which no peer can hold a row unless the bell rings; 0: one may now. None: without end."""
-        if has_peers and (time.monotonic() < self._attentive_until or await self._rows.peers_hold_rows()):
+        if has_peers and (time.monotonic() < self._attentive_until or await self._workers.peers_hold_rows()):
             return 0.0
         earliest = await self._rows.earliest()
         if earliest is not None and earliest <= 0.0:

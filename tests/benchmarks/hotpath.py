@@ -144,7 +144,8 @@ async def _drain(dsn: str, settings: Settings, latency: float, rows: int, parts:
         await tokens.get()
         worker = queue.Queue(pool, worker_id=await workers.register(pool, "bench"), lease=settings.lease)
         # What FCM lets through is not what is measured.
-        quota = SharedQuota(worker, Quota(1_000_000_000, 0.0, time.monotonic()), metrics)
+        others = workers.Workers(pool, worker_id=worker.worker_id, lease=settings.lease)
+        quota = SharedQuota(others, Quota(1_000_000_000, 0.0, time.monotonic()), metrics)
         dispatcher = Dispatcher(worker, sender, settings, metrics, health, quota)
         gc.collect()
         gc.freeze()

@@ -24,6 +24,7 @@ from listener.emulator import Emulator
 from listener.postgres import queue, workers
 from listener.postgres.locks import LIVENESS_CLASS, ROLLBACK_LOCK
 from listener.postgres.queue import Queue
+from listener.postgres.workers import Workers
 from listener.push import Decision, LogLine, Settlement, Status
 from listener.schema import export, migrate, retention, stats
 from listener.schema.migrate import Migration
@@ -312,6 +313,7 @@ async def live(database: Database, dsn: str) -> None:
         dsn, min_size=1, max_size=2, open=False, kwargs={"autocommit": True}
     ) as pool:
         hands = Queue(pool, worker_id=await workers.register(pool, "test"), lease=60.0)
+        them = Workers(pool, worker_id=hands.worker_id, lease=60.0)
         await workers.schema_version(pool)
         with psycopg.connect(database.dsn, autocommit=True) as owner:
             for _ in range(4):
@@ -343,20 +345,20 @@ async def live(database: Database, dsn: str) -> None:
         assert len(await peer.claim(10)) == 4
         with psycopg.connect(database.dsn, autocommit=True) as owner:
             owner.execute("update push_listener.workers set guarded = true where id = %s", (peer.worker_id,))
-        assert (peer.worker_id, False) in await hands.peers()
-        assert await hands.peers_hold_rows()
-        assert await hands.rescue([peer.worker_id]) == ([peer.worker_id], 4)
-        assert await hands.lost_lately() >= 1
-        await hands.is_silenced()
-        await hands.writers()
+        assert (peer.worker_id, False) in await them.peers()
+        assert await them.peers_hold_rows()
+        assert await them.rescue([peer.worker_id]) == ([peer.worker_id], 4)
+        assert await them.lost_lately() >= 1
+        await them.is_polling_locked()
+        await them.open_writers()
         await hands.depth()
-        await hands.lower(0.5, 60.0)
-        await hands.fleet()
+        await them.reduce_quota(0.5, 60.0)
+        await them.quota_state()
         left = await hands.claim(100)  # the push to a user, for the second time, reads its log
         assert await hands.settle(
             [Settlement(push.id, push.attempt, Decision(Status.DEAD, None, False, "X", "x")) for push in left]
         ) == len(left)
-        await hands.sign_off()
+        await them.sign_off()
     stats.read(database.dsn, 7)
 
 

@@ -16,9 +16,9 @@ from structlog.testing import capture_logs
 from listener.cli.main import main
 from listener.emulator import Emulator
 from listener.metrics import Metrics
-from listener.postgres import locks, queue, workers
+from listener.postgres import locks, workers
 from listener.postgres.locks import CHANNEL, LIVENESS_CLASS, POLLING_LOCK, LockHolder
-from listener.postgres.queue import Queue
+from listener.postgres.workers import Workers
 from listener.schema import migrate, retention
 from listener.service import Service
 from listener.wakeup import doorbell
@@ -264,10 +264,10 @@ async def test_it_starts_although_every_small_id_is_held(
     assert (anew["worker"], anew["pid"], anew["role"]) == (1, pid, STRANGER)
     (ready,) = [each for each in said if each["event"] == "ready"]
     assert ready["worker"] >= 1 << 30
-    assert [each["stopped_at"] is not None for each in await workers(rows)] == [True, True]
+    assert [each["stopped_at"] is not None for each in await registered(rows)] == [True, True]
 
 
-async def workers(rows: Rows) -> list[dict[str, Any]]:
+async def registered(rows: Rows) -> list[dict[str, Any]]:
     return await rows.query("select * from push_listener.workers order by id")
 
 
@@ -331,7 +331,7 @@ async def test_it_registers_anew_when_its_row_has_vanished_and_when_it_is_anothe
         )
         await until(lambda: service._dispatcher is not second)
         await high_priority(rows, "phone")
-        (other, own) = sorted(await workers(rows), key=lambda row: row["id"] != second._queue.worker_id)
+        (other, own) = sorted(await registered(rows), key=lambda row: row["id"] != second._queue.worker_id)
         assert other["stopped_at"] is None
         assert own["stopped_at"] is None
 
@@ -349,7 +349,7 @@ async def test_the_rows_of_a_dead_worker_are_rescued_although_a_stranger_holds_i
                 "values ('t', 't', 'processing', %(id)s, 1, now() + interval '1 hour')",
                 id=worker_id,
             )
-        mine = Queue(pool, worker_id=await workers.register(pool, "mine"), lease=60.0)
+        mine = Workers(pool, worker_id=await workers.register(pool, "mine"), lease=60.0)
         async with holding(stranger_dsn, LIVENESS_CLASS, dead), holding(worker_dsn, LIVENESS_CLASS, alive):
             assert dict(await mine.peers()) == {dead: False, alive: True}
             assert await mine.rescue([dead, alive]) == ([dead], 1)
@@ -386,7 +386,7 @@ async def test_a_worker_that_comes_back_while_it_is_buried_waits_for_the_end_of_
             holding(stranger_dsn, LIVENESS_CLASS, worker_id) as thief,
         ):
             values = {"class": LIVENESS_CLASS, "suspects": [worker_id]}
-            assert await (await rescuer.execute(queue._RESCUE, values)).fetchone() == ([worker_id], 0)
+            assert await (await rescuer.execute(workers._RESCUE, values)).fetchone() == ([worker_id], 0)
             await thief.execute("select pg_advisory_unlock_all()")
             got = await (
                 await back.execute("select pg_try_advisory_lock(%s, %s)", (LIVENESS_CLASS, worker_id))
@@ -397,12 +397,12 @@ async def test_a_worker_that_comes_back_while_it_is_buried_waits_for_the_end_of_
             assert not returning.done()
             # A second rescue passes over a row that the first has locked.
             async with session(database.dsn) as other:
-                assert await (await other.execute(queue._RESCUE, values)).fetchone() == ([], 0)
+                assert await (await other.execute(workers._RESCUE, values)).fetchone() == ([], 0)
             await rescuer.commit()
             await returning
             async with session(database.dsn) as other:
-                assert await (await other.execute(queue._RESCUE, values)).fetchone() == ([], 0)
-        (row,) = await workers(rows)
+                assert await (await other.execute(workers._RESCUE, values)).fetchone() == ([], 0)
+        (row,) = await registered(rows)
         assert (row["stopped_at"], row["lost"]) == (None, False)
 
 
@@ -411,17 +411,17 @@ async def test_the_locks_of_strangers_do_not_divide_the_quota(
 ) -> None:
     async with pool_of(worker_dsn) as pool:
         first, second = [
-            Queue(pool, worker_id=await workers.register(pool, "w"), lease=60.0) for _ in range(2)
+            Workers(pool, worker_id=await workers.register(pool, "w"), lease=60.0) for _ in range(2)
         ]
         for _ in range(298):
             await workers.register(pool, "dead")
         async with every_small_id_held(stranger_dsn):
-            assert (await first.fleet()).workers == 1
+            assert (await first.quota_state()).workers == 1
         async with holding(worker_dsn, LIVENESS_CLASS, second.worker_id):
-            assert (await first.fleet()).workers == 2
+            assert (await first.quota_state()).workers == 2
             # Of a worker that has never been there.
             async with holding(worker_dsn, LIVENESS_CLASS, 100_000):
-                assert (await first.fleet()).workers == 2
+                assert (await first.quota_state()).workers == 2
 
 
 async def test_an_unforeseen_id_is_large_and_never_the_same(database: Database, worker_dsn: str) -> None:

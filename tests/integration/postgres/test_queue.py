@@ -17,6 +17,7 @@ from psycopg_pool import AsyncConnectionPool
 from listener.postgres import queue, workers
 from listener.postgres.connect import Pool
 from listener.postgres.queue import Queue
+from listener.postgres.workers import Workers
 from listener.push import Decision, LogLine, Push, Settlement, Status
 from listener.schema import migrate
 from tests.support.postgres import Database
@@ -610,7 +611,7 @@ async def test_depth_counts_what_waits_and_nothing_else(pool: Pool, rows: Rows) 
 async def test_each_start_is_a_worker_of_its_own_that_signs_off(pool: Pool, rows: Rows) -> None:
     first, second = await worker(pool), await worker(pool)
     assert first.worker_id != second.worker_id
-    await first.sign_off()
+    await Workers(pool, worker_id=first.worker_id, lease=LEASE).sign_off()
     signed_off = await rows.query(
         "select id from push_listener.workers where name = 'test' and stopped_at is not null"
     )

@@ -22,7 +22,7 @@ from listener.limits.shared_quota import SharedQuota
 from listener.limits.slow_start import SlowStart
 from listener.metrics import Metrics
 from listener.postgres.queue import Queue
-from listener.postgres.workers import register
+from listener.postgres.workers import Workers, register
 from listener.push import Settlement, Target, TargetKind
 from listener.sending import attempt
 from listener.sending.dispatcher import Dispatcher
@@ -322,7 +322,11 @@ async def test_a_probe_that_is_due_is_not_waited_for_hotly_while_nothing_may_be_
     async with pool_of(database.dsn) as pool:
         queue = Queue(pool, worker_id=await register(pool, "test"), lease=60.0)
         settings = settings_for(database.dsn, emulator)
-        quota = SharedQuota(queue, Quota(600_000, 0.0, time.monotonic()), Metrics())
+        quota = SharedQuota(
+            Workers(pool, worker_id=queue.worker_id, lease=60.0),
+            Quota(600_000, 0.0, time.monotonic()),
+            Metrics(),
+        )
         dispatcher = Dispatcher(queue, None, settings, Metrics(), seen, quota, may_claim=may_claim)  # type: ignore[arg-type]
         running = asyncio.create_task(dispatcher.run())
         for _ in range(1000):

@@ -656,7 +656,7 @@ from listener.cli import main
 from listener.wakeup import busy_polling
 from listener.wakeup.doorbell import Doorbell
 from listener.wakeup.polling_policy import PollingPolicy, Want
-from listener.postgres.queue import Queue
+from listener.postgres.workers import Workers
 
 point = os.environ["STOP_AT"]
 got_up = False
@@ -697,8 +697,8 @@ def wait_after(seconds, original=busy_polling._wait_after):
     return original(seconds)
 
 Doorbell.ask = ask
-Queue.is_silenced = stopping("silenced", Queue.is_silenced)
-Queue.writers = stopping("writers", Queue.writers)
+Workers.is_polling_locked = stopping("silenced", Workers.is_polling_locked)
+Workers.open_writers = stopping("writers", Workers.open_writers)
 busy_polling.PollingPolicy = Once
 busy_polling._wait_after = wait_after
 main.main(["run"])

@@ -16,7 +16,7 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from listener.emulator import Emulator
 from listener.metrics import Metrics
-from listener.postgres import queue, workers
+from listener.postgres import workers
 from listener.postgres.connect import Connection
 from listener.postgres.locks import LIVENESS_CLASS
 from listener.postgres.queue import Queue
@@ -253,7 +253,7 @@ async def test_a_rescuer_that_dies_over_it_leaves_everything_to_the_next(
         push_id = await dead.take(rows)
         await dead.die()
         # Has put the row back, and is about to commit.
-        await rescuer.execute(queue._RESCUE, {"class": LIVENESS_CLASS, "suspects": [dead.id]})
+        await rescuer.execute(workers._RESCUE, {"class": LIVENESS_CLASS, "suspects": [dead.id]})
         watch = service._watch
         assert watch is not None
         await looks(watch, 4)
@@ -267,7 +267,7 @@ async def test_a_rescuer_that_dies_over_it_leaves_everything_to_the_next(
 
 async def looks(watch: PeerWatch, count: int) -> None:
     """Returns when a watch has looked at its peers so many times more."""
-    peers, seen = watch._rows.peers, 0
+    peers, seen = watch._workers.peers, 0
 
     async def counted() -> list[tuple[int, bool]]:
         nonlocal seen
@@ -275,10 +275,10 @@ async def looks(watch: PeerWatch, count: int) -> None:
         watch.stir()
         return await peers()
 
-    watch._rows.peers = counted  # type: ignore[method-assign]
+    watch._workers.peers = counted  # type: ignore[method-assign]
     watch.stir()
     await until(lambda: seen >= count)
-    watch._rows.peers = peers  # type: ignore[method-assign]
+    watch._workers.peers = peers  # type: ignore[method-assign]
 
 
 # --- no death ----------------------------------------------------------------------------------------------

@@ -25,11 +25,10 @@ from listener.limits.shared_quota import SharedQuota
 from listener.metrics import Metrics
 from listener.postgres.connect import Pool
 from listener.postgres.locks import LIVENESS_CLASS, POLLING_LOCK
-from listener.postgres.queue import Queue
-from listener.postgres.workers import QuotaState
+from listener.postgres.workers import QuotaState, Workers, register
 from listener.push import Push
 from listener.service import Service
-from tests.integration.postgres.test_queue import pool_of, worker
+from tests.integration.postgres.test_queue import pool_of
 from tests.support.postgres import Database
 from tests.support.pushes import push
 from tests.support.service import (
@@ -57,6 +56,10 @@ async def pool(database: Database) -> AsyncIterator[Pool]:
         yield opened
 
 
+async def worker(pool: Pool) -> Workers:
+    return Workers(pool, worker_id=await register(pool, "test"), lease=60.0)
+
+
 def value(service: Service, name: str) -> float:
     return service.metrics.registry.get_sample_value(name) or 0.0
 
@@ -66,39 +69,39 @@ def value(service: Service, name: str) -> float:
 
 async def test_the_workers_that_hold_their_lock_are_counted(database: Database, pool: Pool) -> None:
     first, second, third = [await worker(pool) for _ in range(3)]
-    assert (await first.fleet()).workers == 1
+    assert (await first.quota_state()).workers == 1
     with psycopg.connect(database.dsn, autocommit=True) as life:
         for each in (first, second):
             life.execute("select pg_advisory_lock(%s, %s)", (LIVENESS_CLASS, each.worker_id))
-        assert [(await each.fleet()).workers for each in (first, second, third)] == [2, 2, 3]
+        assert [(await each.quota_state()).workers for each in (first, second, third)] == [2, 2, 3]
         # The lock of the one that is awake makes nobody count twice.
         life.execute("select pg_advisory_lock(%s, %s)", POLLING_LOCK)
-        assert [(await each.fleet()).workers for each in (first, second, third)] == [2, 2, 3]
+        assert [(await each.quota_state()).workers for each in (first, second, third)] == [2, 2, 3]
         life.execute("select pg_advisory_unlock(%s, %s)", (LIVENESS_CLASS, second.worker_id))
-        assert (await first.fleet()).workers == 1
+        assert (await first.quota_state()).workers == 1
 
 
 async def test_the_rate_is_lowered_once_a_second_and_never_raised(pool: Pool, rows: Rows) -> None:
     mine = await worker(pool)
     await long_ago(rows)
-    assert (await mine.fleet()).part == 1.0
-    await mine.lower(0.5, 60.0)
-    await mine.lower(0.1, 60.0)
-    seen = await mine.fleet()
+    assert (await mine.quota_state()).part == 1.0
+    await mine.reduce_quota(0.5, 60.0)
+    await mine.reduce_quota(0.1, 60.0)
+    seen = await mine.quota_state()
     assert seen.part == 0.5
     assert 0.0 <= seen.age < PATIENCE
     # Half a minute later it has come back to three quarters.
     await rows.query("update push_listener.rate set part = 0.25, lowered_at = now() - interval '30 seconds'")
-    await mine.lower(0.9, 60.0)
-    assert (await mine.fleet()).part == pytest.approx(0.75, abs=0.1)
+    await mine.reduce_quota(0.9, 60.0)
+    assert (await mine.quota_state()).part == pytest.approx(0.75, abs=0.1)
 
 
 async def test_those_who_lower_at_the_same_moment_lower_once(pool: Pool, rows: Rows) -> None:
     mine = await worker(pool)
     await long_ago(rows)
-    await asyncio.gather(*(mine.lower(0.5 / n, 60.0) for n in range(1, 21)))
+    await asyncio.gather(*(mine.reduce_quota(0.5 / n, 60.0) for n in range(1, 21)))
     written = await rows.query("select xmin::text, part from push_listener.rate")
-    await mine.lower(0.001, 60.0)
+    await mine.reduce_quota(0.001, 60.0)
     assert await rows.query("select xmin::text, part from push_listener.rate") == written
 
 
@@ -108,19 +111,19 @@ async def test_a_clock_that_was_put_right_keeps_nobody_slow(pool: Pool, rows: Ro
     await rows.connection.execute(
         sql.SQL("update push_listener.rate set part = 0.01, lowered_at = {}").format(sql.SQL(moment))
     )
-    seen = await mine.fleet()
+    seen = await mine.quota_state()
     bucket = Quota(FCM, 0.0, time.monotonic())
     bucket.learn(seen.workers, quota.Fraction(seen.part, time.monotonic() - seen.age), time.monotonic())
     assert bucket.part.at(time.monotonic()) == 1.0
-    await mine.lower(0.5, 60.0)
-    assert (await mine.fleet()).part == 0.5
+    await mine.reduce_quota(0.5, 60.0)
+    assert (await mine.quota_state()).part == 0.5
 
 
 async def test_without_the_row_every_worker_goes_on_alone(pool: Pool, rows: Rows) -> None:
     mine = await worker(pool)
     await rows.query("delete from push_listener.rate")
-    await mine.lower(0.5, 60.0)
-    assert await mine.fleet() == QuotaState(1, 1.0, 0.0)
+    await mine.reduce_quota(0.5, 60.0)
+    assert await mine.quota_state() == QuotaState(1, 1.0, 0.0)
 
 
 async def long_ago(rows: Rows) -> None:
@@ -131,24 +134,24 @@ async def long_ago(rows: Rows) -> None:
 # --- what the workers tell one another ------------------------------------------------------------------------------
 
 
-class Counting(Queue):
-    """A queue that counts how often the fleet is asked for."""
+class Counting(Workers):
+    """Counts how often it is asked for the shared quota."""
 
     asked = 0
 
-    async def fleet(self) -> QuotaState:
+    async def quota_state(self) -> QuotaState:
         self.asked += 1
-        return await super().fleet()
+        return await super().quota_state()
 
 
 @asynccontextmanager
 async def sharing(pool: Pool, per_minute: int = FCM) -> AsyncIterator[tuple[SharedQuota, Quota, Counting]]:
-    queue = Counting(pool, worker_id=(await worker(pool)).worker_id, lease=60.0)
+    workers = Counting(pool, worker_id=await register(pool, "test"), lease=60.0)
     bucket = Quota(per_minute, 0.0, time.monotonic())
-    shared = SharedQuota(queue, bucket, Metrics())
+    shared = SharedQuota(workers, bucket, Metrics())
     running = asyncio.create_task(shared.run())
     try:
-        yield shared, bucket, queue
+        yield shared, bucket, workers
     finally:
         running.cancel()
         await asyncio.wait({running})
@@ -172,19 +175,19 @@ async def test_what_one_is_told_all_know(pool: Pool, rows: Rows, monkeypatch: py
 
 async def test_who_sends_next_to_nothing_asks_for_nothing(pool: Pool, rows: Rows) -> None:
     await long_ago(rows)
-    async with sharing(pool) as (shared, _, queue):
+    async with sharing(pool) as (shared, _, workers):
         shared.claimed([], time.monotonic())
         shared.claimed(PUSHES[:50], time.monotonic())
         for _ in range(100):
             await asyncio.sleep(0)
-        assert queue.asked == 0
+        assert workers.asked == 0
         shared.claimed(PUSHES, time.monotonic())
         shared.claimed(PUSHES, time.monotonic())
-        await until(lambda: queue.asked)
+        await until(lambda: workers.asked)
         for _ in range(100):
             await asyncio.sleep(0)
             shared.claimed(PUSHES, time.monotonic())
-        assert queue.asked == 1
+        assert workers.asked == 1
 
 
 async def test_a_database_that_is_away_keeps_nobody_from_lowering(
@@ -192,14 +195,14 @@ async def test_a_database_that_is_away_keeps_nobody_from_lowering(
 ) -> None:
     monkeypatch.setattr(shared_quota, "_EVERY_S", 0.02)
     await rows.query("alter table push_listener.rate rename to gone")
-    async with sharing(pool) as (shared, bucket, queue):
+    async with sharing(pool) as (shared, bucket, workers):
         shared.refused(Limit.PROJECT, time.monotonic())
         assert bucket.part.value == 0.5
         failed = {"statement": "rate"}
         await shown(shared._metrics, "push_database_errors_total", 1.0, failed)
         await rows.query("alter table push_listener.gone rename to rate")
         shared.claimed(PUSHES, time.monotonic())
-        await until(lambda: queue.asked)
+        await until(lambda: workers.asked)
         await shown(shared._metrics, "push_database_errors_total", 1.0, failed)
     assert bucket.part.value == 0.5
 

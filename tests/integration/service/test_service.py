@@ -27,7 +27,7 @@ from listener.limits.shared_quota import SharedQuota
 from listener.limits.slow_start import SlowStart
 from listener.metrics import Metrics
 from listener.postgres.queue import Queue
-from listener.postgres.workers import register
+from listener.postgres.workers import Workers, register
 from listener.push import Push, Settlement
 from listener.schema import migrate
 from listener.sending.dispatcher import Dispatcher
@@ -459,7 +459,11 @@ class Dispatching:
 
     def __init__(self, queue: Queue, sender: Sender, settings: Any) -> None:
         self.queue = queue
-        quota = SharedQuota(queue, Quota(settings.fcm_quota, 0.0, time.monotonic()), Metrics())
+        quota = SharedQuota(
+            Workers(queue._pool, worker_id=queue.worker_id, lease=60.0),
+            Quota(settings.fcm_quota, 0.0, time.monotonic()),
+            Metrics(),
+        )
         self.dispatcher = Dispatcher(
             queue, sender, settings, Metrics(), FcmHealth(SlowStart(1000, 1.0, 0.0)), quota
         )

@@ -29,7 +29,7 @@ from psycopg.rows import dict_row
 from listener.postgres.connect import make_pool
 from listener.postgres.locks import LIVENESS_CLASS
 from listener.postgres.queue import Queue
-from listener.postgres.workers import register
+from listener.postgres.workers import Workers, register
 from listener.push import Decision, LogLine, Push, Settlement, Status
 from tests.support.postgres import Database
 
@@ -90,6 +90,7 @@ class Worker:
     """A worker that may be dead without knowing it."""
 
     queue: Queue
+    others: Workers
     id: int
     life: psycopg.Connection
     """Holds its liveness lock."""
@@ -139,7 +140,9 @@ class Rows(RuleBasedStateMachine):
         life = psycopg.connect(self.database.dsn, autocommit=True)
         life.execute("select pg_advisory_lock(%s, %s)", (LIVENESS_CLASS, worker))
         self.sql("update push_listener.workers set guarded = true where id = %(id)s", id=worker)
-        self.workers.append(Worker(Queue(self.pool, worker_id=worker, lease=LONG), worker, life))
+        hands = Queue(self.pool, worker_id=worker, lease=LONG)
+        others = Workers(self.pool, worker_id=worker, lease=LONG)
+        self.workers.append(Worker(hands, others, worker, life))
 
     def some(self, data: st.DataObject, rows: Sequence[UUID]) -> UUID:
         return data.draw(st.sampled_from(sorted(rows)))
@@ -347,9 +350,9 @@ class Rows(RuleBasedStateMachine):
             and any(row.worker == w.id and not w.alive and w is not saver for w in self.workers)
             and row.worker in self.unburied()
         ]
-        seen = dict(self.runner.run(saver.queue.peers()))
+        seen = dict(self.runner.run(saver.others.peers()))
         assert all(seen.get(w.id, w.alive) == w.alive for w in self.workers if w is not saver)
-        dead, count = self.runner.run(saver.queue.rescue(suspects))
+        dead, count = self.runner.run(saver.others.rescue(suspects))
         assert count == len(lost)
         assert set(dead) >= {row.worker for row in lost}
         for row in lost:
