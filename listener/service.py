@@ -59,7 +59,7 @@ _LONGEST_PAUSE_S = 30.0
 _CANNOT_LISTEN = (
     "LISTEN cannot work through this address: it is a pooler in transaction mode (on Supabase: port 6543). "
     "Set LISTEN_DATABASE_URL to the direct connection (db.<ref>.supabase.co, port 5432) or to the pooler in session "
-    "mode (port 5432); DATABASE_URL may stay as it is. Or set DOORBELL=sweep to look at the queue every few seconds "
+    "mode (port 5432); DATABASE_URL may stay as it is. Or set WAKEUP=sweep to look at the queue every few seconds "
     "instead: slower, and without the lock that lets others take over a dead worker's rows at once"
 )
 
@@ -213,9 +213,11 @@ class Service:
                 health = FcmHealth(
                     after_losses(lost, self._settings.max_in_flight, time.monotonic()),
                     policy=Policy(
-                        self._settings.retry_floor, self._settings.retry_cap, self._settings.max_tries
+                        self._settings.retry_min_delay,
+                        self._settings.retry_max_delay,
+                        self._settings.max_tries,
                     ),
-                    token_loss_guard=self._settings.token_loss_guard,
+                    token_loss_guard=self._settings.token_loss_breaker,
                 )
             shared = SharedQuota(rows, quota, self.metrics)
             shared.learn(fleet)
@@ -232,7 +234,7 @@ class Service:
                 await self._unless_stopped(asyncio.sleep(pause))
 
     def _assemble(self, rows: Queue, sender: Sender, health: FcmHealth, quota: SharedQuota) -> None:
-        if self._settings.doorbell == "sweep":
+        if self._settings.wakeup == "sweep":
             self._dispatcher = Dispatcher(
                 rows, sender, self._settings, self.metrics, health, quota, on_sweep=self._swept
             )
@@ -257,7 +259,7 @@ class Service:
             rows.worker_id,
             ring,
             self.metrics,
-            heartbeat=self._settings.heartbeat,
+            heartbeat=self._settings.listen_check_interval,
             on_doubt=lambda: awake.doubt(),
             on_lost=self._lose,
         )
@@ -392,13 +394,13 @@ class Service:
                     self.metrics.show_depth(depth.counts, depth.due, depth.oldest_due)
                     seen, read_at = looks, now
                     busy = depth.due > 0 or depth.counts["processing"] > 0
-            await asyncio.sleep(self._settings.depth_interval)
+            await asyncio.sleep(self._settings.queue_depth_interval)
 
     async def _is_pooled(self) -> bool:
         """Whether DATABASE_URL is a pooler in transaction mode. Raises ConfigError if LISTEN would go through one."""
         dsn, listen_dsn = self._settings.database_url.get_secret_value(), self._settings.listen_dsn
         pooled = await _leads_to_pooler(dsn, setting="DATABASE_URL")
-        if self._settings.doorbell == "listen" and (
+        if self._settings.wakeup == "listen" and (
             pooled if listen_dsn == dsn else await _leads_to_pooler(listen_dsn, setting="LISTEN_DATABASE_URL")
         ):
             raise ConfigError([_CANNOT_LISTEN])
@@ -468,7 +470,7 @@ async def _sign_off(rows: Queue) -> None:
 
 
 def _transport(settings: Settings) -> Transport:
-    connect_timeout, timeout = settings.connect_timeout, settings.request_timeout
+    connect_timeout, timeout = settings.fcm_connect_timeout, settings.fcm_request_timeout
     match settings.transport:
         case "asyncio":
             return AsyncioTransport(connect_timeout=connect_timeout, timeout=timeout)

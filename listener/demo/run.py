@@ -122,7 +122,7 @@ async def _listener(dsn: str, emulator: Emulator, port: int, log: Path) -> Async
         "PORT": str(port),
         "METRICS_TOKEN": "",
         # FCM asks for at least 10 s before a retry; here nobody wants to wait for that.
-        "RETRY_FLOOR": "1",
+        "RETRY_MIN_DELAY": "1",
     }
     with log.open("wb") as sink:
         process = await asyncio.create_subprocess_exec(

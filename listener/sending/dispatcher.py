@@ -229,7 +229,7 @@ class Dispatcher:
             if time.monotonic() < self._sweep_at - _TIMERS_EARLY_S:
                 return await self._queue.earliest(self._old())
             sweep = await self._queue.sweep(self._old())
-        self._sweep_at = time.monotonic() + self._settings.longest_nap * self._rng.uniform(0.9, 1.0)
+        self._sweep_at = time.monotonic() + self._settings.longest_poll_delay * self._rng.uniform(0.9, 1.0)
         self._on_sweep(sweep)
         return sweep.earliest
 

@@ -216,8 +216,8 @@ def settings_for(dsn: str, emulator: Emulator, **settings: object) -> Settings:
         "host": "127.0.0.1",
         "port": 0,
         "sweep_interval": 3600,
-        "retry_floor": 0.05,
-        "retry_cap": 0.1,
+        "retry_min_delay": 0.05,
+        "retry_max_delay": 0.1,
         **settings,
     }
     return config.load(**given)

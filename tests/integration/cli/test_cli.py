@@ -17,7 +17,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from listener import __version__, config
-from listener.cli.main import main
+from listener.cli.main import SUMMARIES, main
 from listener.emulator import Emulator
 from listener.schema import migrate
 from listener.service import Service
@@ -29,10 +29,10 @@ pytestmark = pytest.mark.newest_postgres
 AWAY = "postgresql://postgres:S3cr3t@127.0.0.1:1/db"
 
 
-async def invoke(dsn: str | None, *arguments: str) -> Result:
-    """Runs a command in a thread, with DATABASE_URL as given and nothing else set."""
-    names = {name for name, _, _ in config.describe()} & os.environ.keys()
-    env: dict[str, str | None] = dict.fromkeys(names)
+async def invoke(dsn: str | None, *arguments: str, **variables: str) -> Result:
+    """Runs a command in a thread, with DATABASE_URL and ``variables`` set, and no other variable of push-listener."""
+    names = {variable.name for variable in config.describe()} & os.environ.keys()
+    env: dict[str, str | None] = {**dict.fromkeys(names), **variables}
     if dsn is not None:
         env["DATABASE_URL"] = dsn
     return await asyncio.to_thread(CliRunner().invoke, main, list(arguments), env=env)
@@ -41,20 +41,28 @@ async def invoke(dsn: str | None, *arguments: str) -> Result:
 # --- usage ---------------------------------------------------------------------------------------------------
 
 
-def commands() -> list[str]:
-    return sorted(main.commands)
-
-
-@pytest.mark.parametrize("command", ["", *commands()])
-async def test_everything_has_help(command: str) -> None:
-    done = await invoke(None, *command.split(), "--help")
+@pytest.mark.parametrize("name", SUMMARIES)
+async def test_every_command_documents_itself_and_its_options(name: str) -> None:
+    done = await invoke(None, name, "--help")
     assert done.exit_code == 0
-    assert done.output.startswith(f"Usage: main {command}".rstrip())
-    found = main.commands[command] if command else main
-    assert found.help
-    options = [each for each in found.params if isinstance(each, click.Option)]
-    undocumented = {each.name for each in options if not each.help}
-    assert undocumented <= {"host", "port", "title", "body", "priority"}  # their names say it all
+    assert done.output.startswith(f"Usage: main {name} ")
+    command = main.get_command(click.Context(main), name)
+    assert command is not None
+    assert command.help
+    assert command.help.split("\n\n")[0] == SUMMARIES[name]
+    assert [each.name for each in command.params if isinstance(each, click.Option) and not each.help] == []
+
+
+async def test_help_lists_every_command() -> None:
+    done = await invoke(None, "--help")
+    assert done.exit_code == 0
+    for name, summary in SUMMARIES.items():
+        assert f"{name} {summary}" in words(done.output)
+
+
+def words(text: str) -> str:
+    """A text without its line breaks and indentation."""
+    return " ".join(text.split())
 
 
 async def test_version() -> None:
@@ -64,10 +72,10 @@ async def test_version() -> None:
 
 async def test_help_of_run_lists_every_variable() -> None:
     done = await invoke(None, "run", "--help")
-    for name, default, text in config.describe():
-        (line,) = [line for line in done.output.splitlines() if line.split()[:1] == [name]]
-        assert text in line
-        assert not default or f"[{default}]" in line
+    for variable in config.describe():
+        default = f" [{variable.default}]" if variable.default else ""
+        assert f" {variable.name} {variable.meaning}{default}" in words(done.output)
+        assert f"\n{variable.group}:\n" in done.output
 
 
 @pytest.mark.parametrize(
@@ -84,6 +92,8 @@ async def test_help_of_run_lists_every_variable() -> None:
         ["migrate", "--adopt-copy", "expire", "--status"],
         ["migrate", "--adopt-copy", "keep"],
         ["migrate", "--share-new-columns", "--status"],
+        ["migrate", "--discard-data", "--dry-run"],
+        ["migrate", "--json", "--dry-run"],
         ["send"],
         ["send", "--title", "t"],
         ["send", "--token", "t"],
@@ -134,6 +144,29 @@ async def test_a_database_without_the_tables(blank_database: Database, command: 
     )
 
 
+NEEDING_THE_DATABASE = [
+    ["migrate", "--status"],
+    ["doctor"],
+    ["send", "--token", "t", "--title", "x"],
+    ["stats"],
+    ["purge", "--older-than", "30d"],
+]
+
+
+@pytest.mark.parametrize("command", NEEDING_THE_DATABASE, ids=" ".join)
+async def test_wrong_settings_of_the_service_do_not_stop_a_command_that_works_on_the_database(
+    database: Database, command: list[str]
+) -> None:
+    wrong = {
+        "FCM_SERVICE_ACCOUNT_JSON": '{"type": "service_account", "private_key": "S3cr3t"}',
+        "GOOGLE_APPLICATION_CREDENTIALS": "/nowhere/key.json",
+        "PORT": "none",
+        "LEASE": "1",
+    }
+    done = await invoke(database.dsn, *command, **wrong)
+    assert done.exit_code == 0, done.output
+
+
 # --- run -----------------------------------------------------------------------------------------------------
 
 
@@ -151,8 +184,8 @@ async def test_run_tells_every_fault_of_its_configuration_at_once() -> None:
         "LOG_LEVEL": "S3cr3t",
         "MAX_IN_FLIGHT": "0",
         "LEASE": "10",
-        "RETRY_CAP": "1",
-        "CONNECT_TIMEOUT": "16",
+        "RETRY_MAX_DELAY": "1",
+        "FCM_CONNECT_TIMEOUT": "16",
     }
     code, out, err = await run("run", env=env)
     assert (code, out) == (2, "")
@@ -251,7 +284,7 @@ async def test_migrate_and_back(blank_database: Database) -> None:
 
     back = await invoke(dsn, "migrate", "--down", "0")
     assert back.exit_code == 0
-    assert back.stdout.splitlines()[-1] == f"{len(known)} migrations taken back"
+    assert back.stdout.splitlines()[-1] == f"{len(known)} migrations rolled back"
     with psycopg.connect(dsn) as conn:
         assert conn.execute("select to_regclass('push_notifications')").fetchone() == (None,)
 

@@ -224,7 +224,7 @@ async def test_only_one_is_awake_and_another_can_be_after_it(
 
 
 async def test_without_a_doorbell_nobody_is_awake(database: Database, emulator: Emulator) -> None:
-    async with serving(settings_for(database.dsn, emulator, doorbell="sweep")) as service:
+    async with serving(settings_for(database.dsn, emulator, wakeup="sweep")) as service:
         assert service._awake is None
 
 

@@ -54,7 +54,7 @@ async def test_the_whole_output_of_an_eventful_life(database: Database, log_form
             emulator,
             log_level="debug",
             log_format=log_format,
-            retry_floor="0.1",
+            retry_min_delay="0.1",
             metrics_token=f"{SECRET}-metrics",
             port="0",
         )
@@ -201,7 +201,7 @@ def address(template: str, database: Database) -> str:
 
 
 async def invoke(dsn: str, *arguments: str) -> Result:
-    names = {name for name, _, _ in config.describe()} & os.environ.keys()
+    names = {variable.name for variable in config.describe()} & os.environ.keys()
     env = {**dict.fromkeys(names), "DATABASE_URL": dsn}
     return await asyncio.to_thread(CliRunner().invoke, main, list(arguments), env=env)
 
@@ -343,7 +343,7 @@ main._run(main())
 async def test_what_nothing_handles_is_logged_without_its_text(log_format: str) -> None:
     async with python("-c", _LOST_FAULTS, log_format, env=dict(os.environ)) as running:
         assert await running.ended() == 0
-    assert running.err.count("a fault that nothing handles") == 2
+    assert running.err.count("unhandled exception") == 2
     for told in ("in a handler", "RuntimeError", "ZeroDivisionError"):
         assert told in running.err
     assert SECRET not in running.output

@@ -175,7 +175,7 @@ async def test_metrics_after_known_traffic(database: Database, rows: Rows) -> No
     )
     async with (
         Emulator(faults=["unavailable,token=busy,times=2"]) as emulator,
-        serving(settings_for(database.dsn, emulator, depth_interval=1)) as service,
+        serving(settings_for(database.dsn, emulator, queue_depth_interval=1)) as service,
     ):
         assert service.port is not None
         for n in range(3):
