@@ -21,7 +21,7 @@ log = structlog.get_logger(__name__)
 _CANNOT_LISTEN = (
     "LISTEN cannot work through this address: it is a pooler in transaction mode (on Supabase: port 6543). "
     "Set LISTEN_DATABASE_URL to the direct connection (db.<ref>.supabase.co, port 5432) or to the pooler in session "
-    "mode (port 5432); DATABASE_URL may stay as it is. Or set DOORBELL=sweep to look at the queue every few seconds "
+    "mode (port 5432); DATABASE_URL may stay as it is. Or set WAKEUP=sweep to look at the queue every few seconds "
     "instead: slower, and without the lock that lets others take over a dead worker's rows at once"
 )
 
@@ -83,7 +83,7 @@ class Registration:
         """
         dsn, listen_dsn = self._settings.database_url.get_secret_value(), self._settings.listen_dsn
         pooled = await _leads_to_pooler(dsn, setting="DATABASE_URL")
-        if self._settings.doorbell == "listen" and (
+        if self._settings.wakeup == "listen" and (
             pooled if listen_dsn == dsn else await _leads_to_pooler(listen_dsn, setting="LISTEN_DATABASE_URL")
         ):
             raise ConfigError([_CANNOT_LISTEN])

@@ -128,8 +128,8 @@ class Service:
             transport = make_transport(
                 self._settings.transport,
                 messages_url(str(self._settings.fcm_endpoint), self._project_id),
-                connect_timeout=self._settings.connect_timeout,
-                timeout=self._settings.request_timeout,
+                connect_timeout=self._settings.fcm_connect_timeout,
+                timeout=self._settings.fcm_request_timeout,
             )
             stack.push_async_callback(transport.close)
             tokens = AccessTokens(self._credentials)
@@ -195,8 +195,8 @@ def _health(settings: Settings, registered: Registered) -> FcmHealth:
         log.warning("workers have died lately: starting slowly", workers=registered.lost_lately)
     return FcmHealth(
         after_losses(registered.lost_lately, settings.max_in_flight, time.monotonic()),
-        policy=RetryPolicy(settings.retry_floor, settings.retry_cap, settings.max_tries),
-        token_loss_guard=settings.token_loss_guard,
+        policy=RetryPolicy(settings.retry_min_delay, settings.retry_max_delay, settings.max_tries),
+        token_loss_guard=settings.token_loss_breaker,
     )
 
 

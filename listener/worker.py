@@ -76,10 +76,12 @@ class Worker:
             Attempts(sender, settings, metrics, health, self._quota, PauseReport(health, look, metrics)),
             self.settler,
             held,
-            Sleeper(queue, self.waker, held, self.reach, lock_watch, sweep_interval=settings.longest_sleep),
+            Sleeper(
+                queue, self.waker, held, self.reach, lock_watch, sweep_interval=settings.longest_poll_delay
+            ),
             self.reach,
         )
-        self._depth = DepthWatch(queue, self.dispatcher, metrics, interval=settings.depth_interval)
+        self._depth = DepthWatch(queue, self.dispatcher, metrics, interval=settings.queue_depth_interval)
 
     @property
     def obstacles(self) -> list[str]:
@@ -163,7 +165,7 @@ class Worker:
 
 
 def _waker(settings: Settings, registered: Registered, health: FcmHealth, metrics: Metrics) -> Waker:
-    if settings.doorbell == "sweep":
+    if settings.wakeup == "sweep":
         return SweepingWaker()
     return ListeningWaker(
         settings.listen_dsn,
@@ -171,7 +173,7 @@ def _waker(settings: Settings, registered: Registered, health: FcmHealth, metric
         registered.workers,
         health,
         metrics,
-        heartbeat=settings.heartbeat,
+        heartbeat=settings.listen_check_interval,
         max_in_flight=settings.max_in_flight,
     )
 

@@ -52,7 +52,7 @@ class TokenLossBreaker:
         what = f"FCM calls the devices of {dead} of the last {voted} users dead ({outcome.code})"
         advice = (
             "Check that the app and FCM_PROJECT_ID belong to the same Firebase project. If the devices are really "
-            "dead, set TOKEN_LOSS_GUARD=false"
+            "dead, set TOKEN_LOSS_BREAKER=false"
         )
         if dead == voted:
             reason = f"{what}; more likely the project or the key is wrong. No token is disabled. {advice}"

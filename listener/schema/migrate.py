@@ -327,7 +327,7 @@ def _refuse_while_in_use(conn: Connection) -> None:
     if leased is not None and leased[0]:
         raise MigrationError(
             f"{leased[0]} pushes are in the hands of a worker, and may be on their way: it took them with "
-            "fetch_pending_pushes, or it sweeps (DOORBELL=sweep) and has not signed off. Stop it, and run this again "
+            "fetch_pending_pushes, or it sweeps (WAKEUP=sweep) and has not signed off. Stop it, and run this again "
             f"when the last lease has ended, at {leased[1]}"
         )
 

@@ -84,7 +84,7 @@ class Attempts:
         self._metrics = metrics
         self._sends = functools.cache(metrics.sends.labels)
         self._health = health
-        self._policy = RetryPolicy(settings.retry_floor, settings.retry_cap, settings.max_tries)
+        self._policy = RetryPolicy(settings.retry_min_delay, settings.retry_max_delay, settings.max_tries)
         self._rng = random.Random()  # noqa: S311  # jitter, not secrecy
         most = settings.max_in_flight
         self._requests = asyncio.Semaphore(most)

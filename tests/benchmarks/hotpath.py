@@ -162,7 +162,9 @@ async def _drain(dsn: str, settings: Settings, latency: float, rows: int, parts:
             Attempts(sender, settings, metrics, health, quota, PauseReport(health, waker.look, metrics)),
             Settler(worker, held, waker.look, metrics, batch=settings.settle_batch),
             held,
-            Sleeper(worker, waker, held, reach, LockWatch(metrics), sweep_interval=settings.longest_sleep),
+            Sleeper(
+                worker, waker, held, reach, LockWatch(metrics), sweep_interval=settings.longest_poll_delay
+            ),
             reach,
         )
         gc.collect()

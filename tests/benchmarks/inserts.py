@@ -35,7 +35,7 @@ ARMS = ("none", "asleep", "awake", "draining")
 _BACKLOG = 20_000
 _HANGING_MS = 3_600_000.0
 # Of the listener that has requests under way that will not be answered.
-_PATIENT = {"REQUEST_TIMEOUT": "900", "LEASE": "3600", "SHUTDOWN_GRACE": "1"}
+_PATIENT = {"FCM_REQUEST_TIMEOUT": "900", "LEASE": "3600", "SHUTDOWN_GRACE": "1"}
 
 
 @contextmanager

@@ -234,8 +234,8 @@ def settings_for(dsn: str, emulator: Emulator, **settings: object) -> Settings:
         "host": "127.0.0.1",
         "port": 0,
         "sweep_interval": 3600,
-        "retry_floor": 0.05,
-        "retry_cap": 0.1,
+        "retry_min_delay": 0.05,
+        "retry_max_delay": 0.1,
         **settings,
     }
     return config.load(**given)
@@ -439,7 +439,7 @@ def dispatcher_on(
         Attempts(sender, settings, metrics, health, quota, PauseReport(health, look, metrics)),
         Settler(queue, held, look, metrics, batch=settings.settle_batch),
         held,
-        Sleeper(queue, waker, held, reach, LockWatch(metrics), sweep_interval=settings.longest_sleep),
+        Sleeper(queue, waker, held, reach, LockWatch(metrics), sweep_interval=settings.longest_poll_delay),
         reach,
     )
     return dispatcher, held

@@ -42,27 +42,27 @@ async def down_once_sessions_are_gone(database: Database) -> None:
                 return
 
 
-@pytest.mark.parametrize("doorbell", ["listen", "sweep"])
+@pytest.mark.parametrize("wakeup", ["listen", "sweep"])
 async def test_it_is_refused_while_a_worker_lives(
-    database: Database, emulator: Emulator, doorbell: str
+    database: Database, emulator: Emulator, wakeup: str
 ) -> None:
-    async with serving(settings_for(database.dsn, emulator, doorbell=doorbell, worker_name="web.1")):
+    async with serving(settings_for(database.dsn, emulator, wakeup=wakeup, worker_name="web.1")):
         for to in (len(migrate.load()) - 1, 0):
             with pytest.raises(MigrationError) as refusal:
                 await down(database, to, discard_data=True)
             assert "push-listener is at work on this database: " in str(refusal.value)
             assert "Stop it" in str(refusal.value)
-            if doorbell == "listen":
+            if wakeup == "listen":
                 assert "worker 1, web.1 (pid " in str(refusal.value)
         assert applied(database) == len(migrate.load())
     assert await down(database) == len(migrate.load())
 
 
-@pytest.mark.parametrize("doorbell", ["listen", "sweep"])
+@pytest.mark.parametrize("wakeup", ["listen", "sweep"])
 async def test_a_worker_that_was_killed_is_not_in_the_way(
-    database: Database, emulator: Emulator, doorbell: str
+    database: Database, emulator: Emulator, wakeup: str
 ) -> None:
-    async with program("run", env=environment(database.dsn, emulator, doorbell=doorbell)) as running:
+    async with program("run", env=environment(database.dsn, emulator, wakeup=wakeup)) as running:
         await running.said("ready")
         running.signal(signal.SIGKILL)
         await running.ended()

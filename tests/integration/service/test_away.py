@@ -83,7 +83,12 @@ async def test_no_push_is_used_up_by_an_outage_and_the_work_goes_on_by_itself(
     monkeypatch.setattr(health, "_AWAY_FIRST_S", 0.5)
     monkeypatch.setattr(health, "_AWAY_LONGEST_S", 1.0)
     settings = settings_for(
-        database.dsn, emulator, request_timeout=0.5, connect_timeout=0.2, max_tries=2, max_in_flight=50
+        database.dsn,
+        emulator,
+        fcm_request_timeout=0.5,
+        fcm_connect_timeout=0.2,
+        max_tries=2,
+        max_in_flight=50,
     )
     async with serving(settings) as service:
         async with down(emulator) if trouble == "down" else failing(emulator, trouble):
@@ -123,7 +128,9 @@ async def test_the_last_try_of_many_pushes_is_decided_by_one_question(
     """Were they to ask one after the other, the last of them would outlive their leases."""
     asking_again_soon(monkeypatch)
     rule = emulator.add_fault("timeout")
-    settings = settings_for(database.dsn, emulator, request_timeout=0.5, connect_timeout=0.2, max_tries=1)
+    settings = settings_for(
+        database.dsn, emulator, fcm_request_timeout=0.5, fcm_connect_timeout=0.2, max_tries=1
+    )
     async with serving(settings):
         await rows.add_many(15)
         await rows.until(lambda found: all(row["error_code"] == "TIMEOUT" for row in found.values()))
@@ -138,7 +145,7 @@ async def test_pushes_that_always_fail_do_not_keep_others_waiting(
 ) -> None:
     """FCM answers 503 to these and nothing else: it looks away, while nobody sends anything better."""
     rule = emulator.add_fault("unavailable,token_prefix=bad")
-    settings = settings_for(database.dsn, emulator, retry_floor=1, retry_cap=10)
+    settings = settings_for(database.dsn, emulator, retry_min_delay=1, retry_max_delay=10)
     async with serving(settings) as service:
         await rows.add_many(100, "bad")
         await rows.until(lambda found: all(row["error_code"] == "UNAVAILABLE" for row in found.values()))

@@ -225,7 +225,7 @@ async def test_only_one_worker_polls_and_another_can_after_it(
 
 
 async def test_a_worker_without_a_doorbell_never_polls(database: Database, emulator: Emulator) -> None:
-    async with serving(settings_for(database.dsn, emulator, doorbell="sweep")) as service:
+    async with serving(settings_for(database.dsn, emulator, wakeup="sweep")) as service:
         assert isinstance(service.worker and service.worker.waker, SweepingWaker)
 
 

@@ -299,7 +299,9 @@ async def test_a_worker_that_was_frozen_past_its_lease_settles_nothing_any_more(
     database: Database, rows: Rows, emulator: Emulator
 ) -> None:
     hang = emulator.add_fault("timeout")
-    async with worker(database, emulator, "frozen", request_timeout="4", connect_timeout="2") as frozen:
+    async with worker(
+        database, emulator, "frozen", fcm_request_timeout="4", fcm_connect_timeout="2"
+    ) as frozen:
         await rows.add_many(20)
         await emulator.wait_received(20)
         frozen.signal(signal.SIGSTOP)

@@ -339,7 +339,7 @@ async def test_what_is_urgent_has_a_place_beside_what_hangs(
 ) -> None:
     emulator.add_fault("timeout,token=hanging")
     settings = settings_for(
-        database.dsn, emulator, max_in_flight=16, request_timeout=50, lease=200, shutdown_grace=0.5
+        database.dsn, emulator, max_in_flight=16, fcm_request_timeout=50, lease=200, shutdown_grace=0.5
     )
     async with serving(settings):
         await rows.query(
@@ -362,7 +362,7 @@ async def test_what_is_urgent_does_not_wait_for_the_devices_of_others(
     for n in range(40):
         await rows.device(f"hanging-{n}", user)
     settings = settings_for(
-        database.dsn, emulator, max_in_flight=16, request_timeout=50, lease=200, shutdown_grace=0.5
+        database.dsn, emulator, max_in_flight=16, fcm_request_timeout=50, lease=200, shutdown_grace=0.5
     )
     async with serving(settings):
         await rows.add(user_id=user, title="t")
@@ -392,7 +392,7 @@ async def test_requests_that_hang_do_not_keep_the_place_beside_them(
 ) -> None:
     emulator.add_fault("timeout,token=hanging")
     settings = settings_for(
-        database.dsn, emulator, max_in_flight=20, request_timeout=50, lease=200, shutdown_grace=0.5
+        database.dsn, emulator, max_in_flight=20, fcm_request_timeout=50, lease=200, shutdown_grace=0.5
     )
     async with serving(settings):
         for _ in range(17):
