@@ -21,7 +21,8 @@ from pydantic import (
 )
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from listener.fcm.auth import REFRESH_TIMEOUT, load_credentials
+from listener.fcm.auth import REFRESH_TIMEOUT
+from listener.fcm.transports.choose import TransportName, check_installed
 from listener.postgres import address
 
 
@@ -50,6 +51,8 @@ def _key(value: object) -> object:
         raise ValueError(f"is not JSON; put the whole content of the key file into it{hint}") from None
     if not isinstance(key, dict):
         raise ValueError("is JSON, but not an object")
+    from listener.fcm.credentials import load_credentials  # Slow to import, and no other setting needs it.
+
     load_credentials(key)  # raises ValueError, with a text that quotes nothing of the key
     return key
 
@@ -162,9 +165,9 @@ class Settings(BaseSettings):
     settle_batch: int = Field(500, ge=1, le=10_000, description="most rows settled in one statement")
     request_timeout: Seconds = Field(15.0, description="for one request to FCM (FCM asks for at least 10)")
     connect_timeout: Seconds = Field(10.0, description="for one connection to FCM")
-    transport: Annotated[Literal["asyncio", "pyreqwest", "aiohttp"], BeforeValidator(_lower)] = Field(
-        "asyncio",
-        description="how requests go out: asyncio, HTTP/1.1 at the least cost; pyreqwest, HTTP/2; or aiohttp",
+    transport: Annotated[TransportName, BeforeValidator(_lower), AfterValidator(check_installed)] = Field(
+        "http1",
+        description="http1, HTTP/1.1 at the least cost; http2, an extra to install; or aiohttp, HTTP/1.1",
     )
     lease: Seconds = Field(120.0, description="how long a claimed row belongs to this worker")
     max_tries: int = Field(5, ge=1, le=100, description="tries before a push is dead")
@@ -233,7 +236,7 @@ class Settings(BaseSettings):
         return _longest_send(self.request_timeout)
 
     @property
-    def longest_nap(self) -> float:
+    def longest_sleep(self) -> float:
         """Seconds between two looks at the queue at the most; without a doorbell they are all there is."""
         return min(self.sweep_interval, 5.0) if self.doorbell == "sweep" else self.sweep_interval
 

@@ -30,13 +30,14 @@ from listener.demo import run as demonstration
 from listener.demo.embedded import EmbeddedPostgresError
 from listener.emulator.run import DEFAULT_PORT
 from listener.emulator.run import run as run_emulator
-from listener.fcm.auth import load_credentials
+from listener.fcm.credentials import load_credentials
 from listener.postgres import errors
 from listener.postgres.connect import with_keepalive
+from listener.registration import NotMigrated
 from listener.schema import doctor, export, migrate, retention, served, stats
 from listener.schema.doctor import Level
 from listener.schema.exposure import Way
-from listener.service import NotMigrated, Service, credentials_for
+from listener.service import Service, credentials_for
 
 P = ParamSpec("P")
 _out = Console(highlight=False)

@@ -1,7 +1,7 @@
-"""Notices when FCM calls nearly every device dead: then the devices are not the cause. Pure.
+"""Keeps registration tokens while FCM calls nearly every device dead. Pure.
 
-A wrong project makes every registration token look dead, and a token table that was purged because of it cannot be
-brought back. Users are counted, not tokens: one user may register a hundred dead devices.
+A wrong project makes every registration token look dead, and purged tokens cannot be brought back. Users are counted,
+not tokens, because one user may register a hundred dead devices.
 """
 
 from __future__ import annotations

@@ -27,7 +27,8 @@ from psycopg.rows import args_row
 
 from listener.postgres import errors, locks
 from listener.postgres.connect import TransactionPooler, refuse_transaction_pooler
-from listener.postgres.queue import LIVENESS_CLASS, ROLLBACK_LOCK, STRANGERS_SCHEMA, StrangersSchema
+from listener.postgres.locks import LIVENESS_CLASS, ROLLBACK_LOCK
+from listener.postgres.workers import STRANGERS_SCHEMA, StrangersSchema
 from listener.schema import exposure
 from listener.schema.exposure import Way
 

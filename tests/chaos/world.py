@@ -18,7 +18,7 @@ import psycopg
 from psycopg import AsyncConnection
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
-from listener.postgres.queue import LIVENESS_CLASS
+from listener.postgres.locks import LIVENESS_CLASS
 from tests.chaos.fcm import Exchange, Fcm
 from tests.chaos.proxy import Link, tcp_link, to_tcp, to_unix, unix_link
 from tests.support.postgres import FAST, Database, Server, Template, programs

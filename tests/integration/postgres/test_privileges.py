@@ -159,7 +159,7 @@ def installation(postgres: Server, request: pytest.FixtureRequest, shape: str) -
             )
         fill(found)
         # So that there is a row in push_listener.lock_holders.
-        found.connections[True].execute("select pg_advisory_lock(%s, 1)", (queue.LIVENESS_CLASS,))
+        found.connections[True].execute("select pg_advisory_lock(%s, 1)", (locks.LIVENESS_CLASS,))
         yield found
 
 

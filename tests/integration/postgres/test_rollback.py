@@ -10,11 +10,11 @@ import psycopg
 import pytest
 
 from listener.emulator import Emulator
-from listener.postgres import queue
+from listener.postgres import locks, workers
 from listener.postgres.connect import make_pool
+from listener.registration import NotMigrated
 from listener.schema import migrate
 from listener.schema.migrate import MigrationError
-from listener.service import NotMigrated
 from tests.support.postgres import Database
 from tests.support.service import Rows, environment, program, run, serving, settings_for
 
@@ -126,18 +126,18 @@ async def test_no_worker_begins_while_it_is_at_work(database: Database, emulator
         def begin(_: migrate.Migration) -> None:
             if not begun:
                 begun.append(
-                    asyncio.run_coroutine_threadsafe(queue.register(pool, "late"), loop).exception(30)
+                    asyncio.run_coroutine_threadsafe(workers.register(pool, "late"), loop).exception(30)
                 )
 
         await pool.open()
         with psycopg.connect(database.dsn, autocommit=True) as other:
-            other.execute("select pg_advisory_lock(%s)", (queue.ROLLBACK_LOCK,))
+            other.execute("select pg_advisory_lock(%s)", (locks.ROLLBACK_LOCK,))
             with pytest.raises(NotMigrated, match="migrate --down is at work"):
                 async with serving(settings_for(database.dsn, emulator)):
                     pass
         # The pool's own session is that of a worker that has not begun yet: no worker has, so it is not counted.
         await asyncio.to_thread(migrate.rollback, database.dsn, 12, report=begin)
-        assert [type(each) for each in begun] == [queue.RollingBack]
+        assert [type(each) for each in begun] == [workers.RollingBack]
 
 
 async def test_every_loss_is_told_before_the_first_step(database: Database, rows: Rows) -> None:

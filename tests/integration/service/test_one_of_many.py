@@ -30,8 +30,8 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def paused(service: Service) -> str | None:
-    assert service._dispatcher is not None
-    return service._dispatcher.paused
+    assert service.worker is not None
+    return service.pause
 
 
 async def user_with(rows: Rows, devices: int, prefix: str) -> UUID:

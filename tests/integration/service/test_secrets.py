@@ -312,7 +312,7 @@ async def test_a_fault_that_no_command_expects_is_told_without_its_text(
 _LOST_FAULTS = """
 import asyncio, gc, logging, sys
 from listener import log
-from listener.cli import main
+from listener.cli import main as cli
 
 async def fails():
     raise RuntimeError("S3cr3t")
@@ -335,7 +335,7 @@ else:
     log.configure(sys.argv[1], "debug")
 logging.getLogger("psycopg").warning("S3cr3t")
 logging.getLogger("psycopg.pool").warning("S3cr3t")
-main._run(main())
+cli._run(main())
 """
 
 
@@ -366,7 +366,7 @@ async def readiness(service: Service) -> tuple[int, str]:
 
 
 async def paused(service: Service) -> None:
-    await until(lambda: service._dispatcher is not None and service._dispatcher.paused)
+    await until(lambda: service.pause is not None)
 
 
 async def test_readyz_tells_that_fcm_refuses_but_not_its_words(database: Database, rows: Rows) -> None:
@@ -392,8 +392,8 @@ async def test_readyz_tells_that_there_is_no_access_token_but_not_why(
     async with serving(settings_for(database.dsn, emulator)) as service:
         await rows.add(device_token="t", title="t")
         await paused(service)
-        assert service._dispatcher is not None
-        assert SECRET in str(service._dispatcher._health.reason)
+        assert service._health is not None
+        assert SECRET in str(service._health.reason)
         assert await readiness(service) == (503, f"sending is paused: {Pause.NO_ACCESS_TOKEN}\n")
 
 

@@ -201,7 +201,7 @@ async def test_metrics_after_known_traffic(database: Database, rows: Rows) -> No
     counts = {name: value for name, value in found.items() if name not in times and value}
     # Of 600,000 a minute a tenth, at the start, and a little for what has been sent.
     assert 998 < counts.pop("push_quota_rate") < 1005
-    rings = counts.pop("push_doorbell_rings_total")
+    rings = counts.pop("push_doorbell_notifications_total")
     # One for each of the ten inserts; Postgres may make one of some.
     assert 1 <= rings <= 10
     assert counts.pop("push_in_flight", 0) == 0
