@@ -22,6 +22,8 @@ from listener.wakeup.doorbell import Doorbell, Topic
 from tests.support.postgres import Database
 from tests.support.service import PATIENCE, connect, get, rows_of, serving, settings_for
 
+pytestmark = pytest.mark.oldest_and_newest_postgres
+
 
 class Rings:
     """Counts rings, and can be waited on."""

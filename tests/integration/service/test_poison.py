@@ -16,6 +16,8 @@ from tests.integration.postgres.test_queue import pool_of
 from tests.support.postgres import Database
 from tests.support.service import Rows, serving, settings_for, until
 
+pytestmark = pytest.mark.oldest_and_newest_postgres
+
 SECRET = "S3cr3t"
 """In every value below that must not be repeated."""
 
