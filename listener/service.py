@@ -204,7 +204,7 @@ class Service:
                 on_ready()
 
         for number in itertools.count():
-            registered = await self._unless_stopped(self._register(pool, unforeseen=number > 0))
+            registered = await self._unless_stopped(self._register(pool, random_id=number > 0))
             if registered is None:
                 return
             rows, others, lost, fleet = registered
@@ -285,7 +285,7 @@ class Service:
     def _swept(self, sweep: Sweep) -> None:
         """Acts on what a sweep has found."""
         self._locks.saw(sweep.strangers)
-        if sweep.silenced and self._awake is not None:
+        if sweep.polling_locked and self._awake is not None:
             self._awake.doubt()
         if not sweep.registered:
             self._lose(IdentityLost("its row in push_listener.workers is gone", is_own=False))
@@ -413,7 +413,7 @@ class Service:
         return pooled
 
     @_until_reached
-    async def _register(self, pool: Pool, *, unforeseen: bool) -> tuple[Queue, Workers, int, QuotaState]:
+    async def _register(self, pool: Pool, *, random_id: bool) -> tuple[Queue, Workers, int, QuotaState]:
         """This worker's queue, the other workers, how many of them have died lately, and what they share."""
         try:
             if await workers.schema_version(pool) < self._schema_version:
@@ -425,7 +425,7 @@ class Service:
                 )
             await self._admit(pool)
             name = self._settings.worker_name or socket.gethostname()
-            worker = await workers.register(pool, name, unforeseen=unforeseen)
+            worker = await workers.register(pool, name, random_id=random_id)
             rows = Queue(pool, worker_id=worker, lease=self._settings.lease)
             others = Workers(pool, worker_id=worker, lease=self._settings.lease)
             return rows, others, await others.lost_lately(), await others.quota_state()

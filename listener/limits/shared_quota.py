@@ -82,7 +82,7 @@ class SharedQuota:
     def learn(self, fleet: QuotaState) -> None:
         """What was read of the fleet just now."""
         now = time.monotonic()
-        self._quota.learn(fleet.workers, Fraction(fleet.part, now - fleet.age), now)
+        self._quota.learn(fleet.workers, Fraction(fleet.fraction, now - fleet.age), now)
 
     async def run(self) -> None:
         """Keeps up with the other workers until cancelled."""

@@ -12,7 +12,7 @@ import psycopg
 
 from listener.config import Settings
 from listener.postgres import errors, locks
-from listener.postgres.connect import TransactionPooler, refuse_transaction_pooler
+from listener.postgres.connect import is_transaction_pooler_blocking
 from listener.schema import exposure, migrate, served
 
 _CONNECT_TIMEOUT_S = 10
@@ -99,9 +99,7 @@ def _reach(settings: Settings) -> Generator[Finding, None, bool]:
             None if supported else "push-listener is tested on PostgreSQL 15 to 18",
         )
     if good:
-        try:
-            refuse_transaction_pooler(settings.listen_dsn)
-        except TransactionPooler:
+        if is_transaction_pooler_blocking(settings.listen_dsn):
             good = settings.doorbell == "sweep"
             yield Finding(
                 group,

@@ -76,7 +76,7 @@ class PeerWatch:
                 self._stirred.clear()
                 try:
                     async with asyncio.timeout(STATEMENT_PATIENCE_S):
-                        peers = dict(await self._workers.peers())
+                        peers = await self._workers.peers()
                         suspects = await self._look(peers, suspects)
                         if not suspects:
                             nap = await self._quiet_for(bool(peers))

@@ -351,7 +351,7 @@ async def test_the_rows_of_a_dead_worker_are_rescued_although_a_stranger_holds_i
             )
         mine = Workers(pool, worker_id=await workers.register(pool, "mine"), lease=60.0)
         async with holding(stranger_dsn, LIVENESS_CLASS, dead), holding(worker_dsn, LIVENESS_CLASS, alive):
-            assert dict(await mine.peers()) == {dead: False, alive: True}
+            assert await mine.peers() == {dead: False, alive: True}
             assert await mine.rescue([dead, alive]) == ([dead], 1)
             # Another that has come to the same at the same time finds it done.
             assert await mine.rescue([dead, alive]) == ([], 0)
@@ -424,9 +424,9 @@ async def test_the_locks_of_strangers_do_not_divide_the_quota(
                 assert (await first.quota_state()).workers == 2
 
 
-async def test_an_unforeseen_id_is_large_and_never_the_same(database: Database, worker_dsn: str) -> None:
+async def test_a_random_id_is_large_and_never_the_same(database: Database, worker_dsn: str) -> None:
     async with pool_of(worker_dsn) as pool:
-        ids = {await workers.register(pool, "w", unforeseen=True) for _ in range(20)}
+        ids = {await workers.register(pool, "w", random_id=True) for _ in range(20)}
         assert len(ids) == 20
         assert all(1 << 30 <= each < 1 << 31 for each in ids)
         assert await workers.register(pool, "w") == 1
