@@ -31,9 +31,9 @@ from listener.demo.embedded import EmbeddedPostgresError
 from listener.emulator.run import DEFAULT_PORT
 from listener.emulator.run import run as run_emulator
 from listener.fcm.auth import load_credentials
-from listener.postgres import errors
+from listener.postgres import errors, stats
 from listener.postgres.connect import with_keepalive
-from listener.schema import doctor, export, migrate, retention, served, stats
+from listener.schema import doctor, export, migrate, retention, served
 from listener.schema.doctor import Level
 from listener.schema.exposure import Way
 from listener.service import NotMigrated, Service, credentials_for

@@ -34,6 +34,9 @@ POLLING_LOCK = (1_886_745_449, 0)
 ROLLBACK_LOCK = 7_308_332_045_000_002
 """The advisory lock that ``migrate --down`` holds: no worker starts meanwhile."""
 
+PURGE_LOCK = 7_308_332_045_000_003
+"""The advisory lock that the purging worker holds, so that only one worker purges."""
+
 STRANGERS: LiteralString = """
 select lock, pg_catalog.min(key) as key, pid, role, prepared, pg_catalog.bool_or(exclusive) as exclusive,
        pg_catalog.count(*)::integer as locks

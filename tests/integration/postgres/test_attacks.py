@@ -21,12 +21,12 @@ from psycopg_pool import AsyncConnectionPool
 
 from listener import client
 from listener.emulator import Emulator
-from listener.postgres import queue, workers
-from listener.postgres.locks import LIVENESS_CLASS, ROLLBACK_LOCK
+from listener.postgres import queue, stats, workers
+from listener.postgres.locks import LIVENESS_CLASS, PURGE_LOCK, ROLLBACK_LOCK
 from listener.postgres.queue import Queue
 from listener.postgres.workers import Workers
 from listener.push import Decision, LogLine, Settlement, Status
-from listener.schema import export, migrate, retention, stats
+from listener.schema import export, migrate, retention
 from listener.schema.migrate import Migration
 from tests.support import attacks
 from tests.support.access import (
@@ -441,7 +441,7 @@ VALUES: dict[str, object] = {
     "is_retry": True, "tokens": ["t"], "class": LIVENESS_CLASS, "suspects": [1], "fraction": 0.5, "recovery": 60,
     "before": "now",
     "start": "-infinity", "limit": 10, "after": OWNER, "until": OWNER, "block": 0, "end": 500, "days": 7,
-    "age": timedelta(days=1), "key": retention.LOCK_KEY,
+    "age": timedelta(days=1), "key": PURGE_LOCK,
     "name": "n", "rollback": ROLLBACK_LOCK, "id": 5,
     "known_too": False, "system": "1", "database": 5, "address": "localhost", "batch": 10, "code": "C", "reason": "r",
 }  # fmt: skip

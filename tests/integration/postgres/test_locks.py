@@ -17,7 +17,8 @@ from listener.cli.main import main
 from listener.emulator import Emulator
 from listener.metrics import Metrics
 from listener.postgres import locks, workers
-from listener.postgres.locks import CHANNEL, LIVENESS_CLASS, POLLING_LOCK, LockHolder
+from listener.postgres.connect import fetch_value
+from listener.postgres.locks import CHANNEL, LIVENESS_CLASS, POLLING_LOCK, PURGE_LOCK, LockHolder
 from listener.postgres.workers import Workers
 from listener.schema import migrate, retention
 from listener.service import Service
@@ -512,13 +513,13 @@ async def test_a_stranger_keeps_nobody_from_purging_and_another_that_purges_does
 ) -> None:
     async def may(dsn: str) -> bool:
         async with await retention.connect(dsn) as conn:
-            return bool((await retention._row(conn, retention._MAY_PURGE, key=retention.LOCK_KEY))[0])
+            return bool(await fetch_value(conn, retention._MAY_PURGE, {"key": PURGE_LOCK}))
 
     assert await may(database.dsn)
     async with session(stranger_dsn) as thief:
-        await thief.execute("select pg_advisory_lock(%s)", (retention.LOCK_KEY,))
+        await thief.execute("select pg_advisory_lock(%s)", (PURGE_LOCK,))
         assert await may(database.dsn)
         assert [each.lock for each in strangers(database)] == ["purge"]
     async with session(database.dsn) as other:
-        await other.execute("select pg_advisory_lock(%s)", (retention.LOCK_KEY,))
+        await other.execute("select pg_advisory_lock(%s)", (PURGE_LOCK,))
         assert not await may(database.dsn)

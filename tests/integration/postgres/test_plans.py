@@ -18,7 +18,7 @@ import pytest
 from psycopg import sql
 
 from listener.postgres import queue
-from listener.schema import migrate, retention, stats
+from listener.schema import migrate, retention
 from tests.support.attacks import other_types
 from tests.support.postgres import Database, Server, Template
 
@@ -188,7 +188,6 @@ CASES = [
     Case("earliest", queue._EARLIEST, _DUE, {"excluded": []}),
     Case("sweep", queue._SWEEP, _DUE, {"excluded": [], "worker": 1}),
     Case("depth", queue.DEPTH, _DUE, _by_index),
-    Case("stats", stats._WAITING, _DUE, _by_index),
     Case("get_push_delivery_stats", "select * from get_push_delivery_stats(3650)", _DUE),
     Case("fetch_pending_pushes", "select * from fetch_pending_pushes(50)", _DUE),
     Case("mark_push_sent", "select mark_push_sent(%(id)s)", _KEY, _one_claimed),

@@ -16,7 +16,7 @@ from listener import config
 from listener.cli.main import main
 from listener.emulator import Emulator, answers
 from listener.limits.health import Pause
-from listener.schema import stats
+from listener.postgres import stats
 from listener.service import Service
 from tests.support.postgres import Database
 from tests.support.service import (
