@@ -26,7 +26,7 @@ from psycopg import sql
 from psycopg.rows import args_row
 
 from listener.postgres import errors, locks
-from listener.postgres.connect import TransactionPooler, refuse_transaction_pooler
+from listener.postgres.connect import is_transaction_pooler_blocking
 from listener.postgres.locks import LIVENESS_CLASS, ROLLBACK_LOCK
 from listener.postgres.workers import STRANGERS_SCHEMA, StrangersSchema
 from listener.schema import exposure
@@ -347,14 +347,12 @@ def _refuse_losses(conn: Connection, steps: list[Migration]) -> None:
 
 
 def _connect(dsn: str, warn: Callable[[str], None] = lambda _: None) -> Connection:
-    try:
-        refuse_transaction_pooler(dsn)
-    except TransactionPooler:
+    if is_transaction_pooler_blocking(dsn):
         raise MigrationError(
             "this address is a pooler in transaction mode (on Supabase: port 6543), through which no lock can be held "
             "over several steps; set LISTEN_DATABASE_URL to the direct connection or to the pooler in session mode "
             "(port 5432)"
-        ) from None
+        )
     conn = psycopg.connect(dsn, autocommit=True, application_name=APPLICATION_NAME, connect_timeout=15)
     conn.add_notice_handler(lambda notice: warn(notice.message_primary or ""))
     # Names without a schema are looked up in pg_catalog alone, so that nothing which others have created in public runs
