@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import psycopg
 import structlog
@@ -16,6 +17,7 @@ from listener.limits.quota import Quota
 from listener.limits.shared_quota import SharedQuota
 from listener.metrics import Metrics
 from listener.postgres.locks import LockWatch
+from listener.postgres.queue import Queue
 from listener.registration import Registered
 from listener.schema import retention
 from listener.sending.attempt import Attempts
@@ -34,6 +36,44 @@ log = structlog.get_logger(__name__)
 # The part of the shutdown grace that is kept for writing results after the requests have been abandoned.
 _KEPT_FOR_SETTLING = 0.2
 _SIGN_OFF_PATIENCE_S = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class Sending:
+    """A dispatcher, and those of its parts that others look at."""
+
+    dispatcher: Dispatcher
+    settler: Settler
+    held: HeldRows
+    reach: Reach
+
+
+def assemble(
+    settings: Settings,
+    queue: Queue,
+    waker: Waker,
+    sender: Sender,
+    health: FcmHealth,
+    quota: SharedQuota,
+    lock_watch: LockWatch,
+    metrics: Metrics,
+) -> Sending:
+    """Makes a dispatcher with its parts; nothing runs yet."""
+    look = waker.look
+    held, reach = HeldRows(metrics, lease=settings.lease), Reach(metrics)
+    settler = Settler(queue, held, look, metrics, batch=settings.settle_batch)
+    dispatcher = Dispatcher(
+        queue,
+        waker,
+        Admission(health, quota, max_in_flight=settings.max_in_flight, batch=settings.claim_batch),
+        quota,
+        Attempts(sender, settings, metrics, health, quota, PauseReport(health, look, metrics)),
+        settler,
+        held,
+        Sleeper(queue, waker, held, reach, lock_watch, sweep_interval=settings.longest_poll_delay),
+        reach,
+    )
+    return Sending(dispatcher, settler, held, reach)
 
 
 class Worker:
@@ -64,23 +104,8 @@ class Worker:
         self._quota = SharedQuota(workers, quota, metrics)
         self._quota.learn(registered.quota)
         self.waker = _waker(settings, registered, health, metrics)
-        look = self.waker.look
-        held = HeldRows(metrics, lease=settings.lease)
-        self.reach = Reach(metrics)
-        self.settler = Settler(queue, held, look, metrics, batch=settings.settle_batch)
-        self.dispatcher = Dispatcher(
-            queue,
-            self.waker,
-            Admission(health, self._quota, max_in_flight=settings.max_in_flight, batch=settings.claim_batch),
-            self._quota,
-            Attempts(sender, settings, metrics, health, self._quota, PauseReport(health, look, metrics)),
-            self.settler,
-            held,
-            Sleeper(
-                queue, self.waker, held, self.reach, lock_watch, sweep_interval=settings.longest_poll_delay
-            ),
-            self.reach,
-        )
+        sending = assemble(settings, queue, self.waker, sender, health, self._quota, lock_watch, metrics)
+        self.dispatcher, self.settler, self.reach = sending.dispatcher, sending.settler, sending.reach
         self._depth = DepthWatch(queue, self.dispatcher, metrics, interval=settings.queue_depth_interval)
 
     @property

@@ -122,11 +122,6 @@ class BusyPolling:
         self._stopped = asyncio.Event()
 
     @property
-    def is_polling(self) -> bool:
-        """Whether this worker holds the polling lock."""
-        return self._is_polling
-
-    @property
     def must_recheck(self) -> bool:
         """Whether a requested recheck is not done yet."""
         return self._rechecks_done < self._rechecks_requested

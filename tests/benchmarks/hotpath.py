@@ -29,7 +29,6 @@ from listener.config import Settings
 from listener.fcm.auth import AccessTokens
 from listener.fcm.sender import Sender
 from listener.fcm.transports.base import Response
-from listener.limits.admission import Admission
 from listener.limits.health import FcmHealth
 from listener.limits.quota import Quota
 from listener.limits.shared_quota import SharedQuota
@@ -38,14 +37,9 @@ from listener.metrics import Metrics
 from listener.postgres import queue, workers
 from listener.postgres.connect import make_pool
 from listener.postgres.locks import LockWatch
-from listener.sending.attempt import Attempts
 from listener.sending.dispatcher import Dispatcher
-from listener.sending.held import HeldRows
-from listener.sending.pause_report import PauseReport
-from listener.sending.reach import Reach
-from listener.sending.settler import Settler
-from listener.sending.sleeper import Sleeper
 from listener.wakeup.waker import SweepingWaker
+from listener.worker import assemble
 from tests.benchmarks import rig
 from tests.benchmarks.drain import LOAD
 
@@ -153,20 +147,9 @@ async def _drain(dsn: str, settings: Settings, latency: float, rows: int, parts:
             Quota(1_000_000_000, 0.0, time.monotonic()),
             metrics,
         )
-        waker, held, reach = SweepingWaker(), HeldRows(metrics, lease=settings.lease), Reach(metrics)
-        dispatcher = Dispatcher(
-            worker,
-            waker,
-            Admission(health, quota, max_in_flight=settings.max_in_flight, batch=settings.claim_batch),
-            quota,
-            Attempts(sender, settings, metrics, health, quota, PauseReport(health, waker.look, metrics)),
-            Settler(worker, held, waker.look, metrics, batch=settings.settle_batch),
-            held,
-            Sleeper(
-                worker, waker, held, reach, LockWatch(metrics), sweep_interval=settings.longest_poll_delay
-            ),
-            reach,
-        )
+        dispatcher = assemble(
+            settings, worker, SweepingWaker(), sender, health, quota, LockWatch(metrics), metrics
+        ).dispatcher
         gc.collect()
         gc.freeze()
         gc.set_threshold(10_000 + 200 * settings.max_in_flight)  # as push-listener run does it

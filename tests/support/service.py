@@ -28,7 +28,6 @@ from listener import config
 from listener.config import Settings
 from listener.emulator import Emulator
 from listener.fcm.sender import Sender
-from listener.limits.admission import Admission
 from listener.limits.health import FcmHealth
 from listener.limits.quota import Quota
 from listener.limits.shared_quota import SharedQuota
@@ -37,15 +36,11 @@ from listener.metrics import Metrics
 from listener.postgres.locks import LockWatch
 from listener.postgres.queue import Queue
 from listener.postgres.workers import Workers
-from listener.sending.attempt import Attempts
 from listener.sending.dispatcher import Dispatcher
 from listener.sending.held import HeldRows
-from listener.sending.pause_report import PauseReport
-from listener.sending.reach import Reach
-from listener.sending.settler import Settler
-from listener.sending.sleeper import Sleeper
 from listener.service import Service, credentials_for
 from listener.wakeup.waker import ListeningWaker, Waker
+from listener.worker import assemble
 from tests.support.servers import forget_proxies
 
 PROJECT = Path(__file__).resolve().parents[2]
@@ -425,24 +420,23 @@ def dispatcher_on(
     queue: Queue, sender: Sender, settings: Settings, waker: Waker, health: FcmHealth | None = None
 ) -> tuple[Dispatcher, HeldRows]:
     """A dispatcher without a service around it, and the rows that it holds."""
-    metrics, look = Metrics(), waker.look
+    metrics = Metrics()
     health = health or FcmHealth(SlowStart(1000, 1.0, 0.0))
     quota = SharedQuota(
         cast(Workers, None), Quota(settings.fcm_quota, 0.0, time.monotonic()), metrics
     )  # nobody runs it
-    held, reach = HeldRows(metrics, lease=settings.lease), Reach(metrics)
-    dispatcher = Dispatcher(
-        queue,
-        waker,
-        Admission(health, quota, max_in_flight=settings.max_in_flight, batch=settings.claim_batch),
-        quota,
-        Attempts(sender, settings, metrics, health, quota, PauseReport(health, look, metrics)),
-        Settler(queue, held, look, metrics, batch=settings.settle_batch),
-        held,
-        Sleeper(queue, waker, held, reach, LockWatch(metrics), sweep_interval=settings.longest_poll_delay),
-        reach,
-    )
-    return dispatcher, held
+    sending = assemble(settings, queue, waker, sender, health, quota, LockWatch(metrics), metrics)
+    return sending.dispatcher, sending.held
+
+
+def with_arguments(monkeypatch: pytest.MonkeyPatch, made: type, **arguments: Any) -> None:
+    """Gives these arguments to every object of a class that is made from here on."""
+    make = made.__init__  # type: ignore[misc]
+
+    def initialize(self: object, *given: Any, **named: Any) -> None:
+        make(self, *given, **named, **arguments)
+
+    monkeypatch.setattr(made, "__init__", initialize)
 
 
 def workers_of(queue: Queue) -> Workers:

@@ -37,6 +37,7 @@ from tests.support.service import (
     serving,
     settings_for,
     until,
+    with_arguments,
 )
 
 pytestmark = pytest.mark.newest_postgres
@@ -112,21 +113,11 @@ async def test_no_push_is_used_up_by_an_outage_and_the_work_goes_on_by_itself(
     assert sum(row["retry_count"] for row in found.values()) < 20
 
 
-def asking_again_soon(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Lets every service that starts from here on ask FCM again after a tenth of a second."""
-    make = Attempts.__init__
-
-    def made(self: Attempts, *arguments: Any, **named: Any) -> None:
-        make(self, *arguments, **named, ask_again=0.1)
-
-    monkeypatch.setattr(Attempts, "__init__", made)
-
-
 async def test_the_last_try_of_many_pushes_is_decided_by_one_question(
     database: Database, rows: Rows, emulator: Emulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Were they to ask one after the other, the last of them would outlive their leases."""
-    asking_again_soon(monkeypatch)
+    with_arguments(monkeypatch, Attempts, ask_again=0.1)
     rule = emulator.add_fault("timeout")
     settings = settings_for(
         database.dsn, emulator, fcm_request_timeout=0.5, fcm_connect_timeout=0.2, max_tries=1

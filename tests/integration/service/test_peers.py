@@ -8,7 +8,6 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
-from typing import Any
 from uuid import UUID
 
 import psycopg
@@ -42,6 +41,7 @@ from tests.support.service import (
     settings_for,
     until,
     waker_of,
+    with_arguments,
 )
 
 pytestmark = pytest.mark.newest_postgres
@@ -233,7 +233,7 @@ async def test_a_retry_that_another_worker_has_set_is_on_time_without_that_worke
     database: Database, rows: Rows, emulator: Emulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It may freeze or die, holding nothing, before the time has come; and no bell rings for a retry."""
-    barely_attentive(monkeypatch)
+    with_arguments(monkeypatch, PeerWatch, attentive=0.1)
     async with peer(database) as other, serving(settings_for(database.dsn, emulator)):
         push_id = await other.take(rows)
         await rows.one_over(
@@ -264,16 +264,6 @@ async def test_a_rescuer_that_dies_over_it_leaves_everything_to_the_next(
         await rescuer.close()
         row = await rows.one_over(push_id)
     assert_rescued_once({push_id: row})
-
-
-def barely_attentive(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Lets the attention of every watch that is made from here on end soon after the last activity."""
-    make = PeerWatch.__init__
-
-    def made(self: PeerWatch, *arguments: Any, **named: Any) -> None:
-        make(self, *arguments, **named, attentive=0.1)
-
-    monkeypatch.setattr(PeerWatch, "__init__", made)
 
 
 async def looks(watch: PeerWatch, count: int) -> None:
@@ -453,7 +443,7 @@ async def waits_for_the_lock(rows: Rows) -> None:
 async def test_peers_that_have_nothing_to_do_ask_nothing(
     database: Database, rows: Rows, emulator: Emulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    barely_attentive(monkeypatch)
+    with_arguments(monkeypatch, PeerWatch, attentive=0.1)
     settings = settings_for(database.dsn, emulator)
     async with serving(settings), serving(settings):
         await rows.one_over(await rows.add(device_token="t", title="t"))
