@@ -122,7 +122,7 @@ class Dispatcher:
             # What has just been claimed is on its way before the next look; a notification meanwhile spares the sleep.
             elif not (pushes and await self._waker.look.wait(_HEAD_START_S)):
                 await self._sleeper.sleep()
-        self._reach.answered()
+        self._reach.succeeded()
 
     async def _claim(self, claim: Claim) -> Sequence[Push]:
         self.looks += 1
@@ -132,6 +132,7 @@ class Dispatcher:
             if self._reach.is_recovering:
                 await self._release()
             pushes = await self._queue.claim(claim.budget.total, claim.budget.normal, self._held.old)
+        self._reach.answered()
         self._admission.claimed(claim.budget, len(pushes), began)
         self._quota.claimed(pushes, began)
         self._held.add(pushes, began)

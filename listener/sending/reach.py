@@ -22,7 +22,7 @@ class Reach:
         self._backoff = Backoff(0.5, 2.0)
         self._answered = asyncio.Event()
         self.is_up = False
-        """Whether the last look at the queue was answered."""
+        """Whether the last claim was answered, and no statement has failed since."""
 
     @property
     def is_recovering(self) -> bool:
@@ -39,9 +39,12 @@ class Reach:
         return seconds
 
     def answered(self) -> None:
-        """The queue has been looked at."""
+        """A claim was answered, so the database can be reached."""
         self.is_up = True
         self._answered.set()
+
+    def succeeded(self) -> None:
+        """A whole look was answered: the next failure is the first again."""
         self._backoff.succeeded()
 
     async def wait_answered(self) -> None:

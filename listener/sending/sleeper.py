@@ -60,7 +60,7 @@ class Sleeper:
         while True:
             self._look.prepare_to_sleep()
             earliest = await self.earliest()
-            self._reach.answered()
+            self._reach.succeeded()
             if earliest is not None and earliest <= 0.0:
                 # The row fell due after the claim, or another transaction has locked it, perhaps for long.
                 await self._look.wait(_wait_for_locked(self._passed_over))
