@@ -1,10 +1,10 @@
 # Everything that is done with this project from a checkout. `make` lists it.
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint chaos bench lock clean
+.PHONY: help setup demo check test coverage lint chaos bench lock clean
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-6s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' Makefile
 
 setup: .venv/installed ## a virtual environment in .venv with all that is needed (PYTHON=... chooses the Python)
 
@@ -14,15 +14,22 @@ setup: .venv/installed ## a virtual environment in .venv with all that is needed
 demo: .venv/installed ## a whole system on this machine, with a private Postgres and a pretended FCM (ARGS=--help)
 	@.venv/bin/push-listener demo $(ARGS)
 
+check: .venv/installed lint ## before each commit: lint, types, unit tests, and the queue and the web server on one Postgres
+	.venv/bin/python -m pytest -q -n 2 tests/unit tests/integration/postgres/test_queue.py tests/integration/web $(ARGS)
+
+coverage: .venv/installed ## which lines and branches of listener/ the tests run, on the newest Postgres (ARGS=... for pytest)
+	.venv/bin/python -m pytest -n 2 --cov=listener --cov-branch --cov-report=term:skip-covered $(ARGS)
+
 test: .venv/installed ## every test, on every supported Postgres (ARGS=... for pytest); installs what they need
 	@scripts/test-tools
 	@$(MAKE) --no-print-directory lint
 	.venv/bin/python -m pytest --postgres all -n 2 --dist loadfile $(ARGS)
 
-lint: .venv/installed ## ruff and mypy
+lint: .venv/installed ## ruff, mypy, and the import contracts
 	.venv/bin/python -m ruff check .
 	.venv/bin/python -m ruff format --check .
 	.venv/bin/python -m mypy
+	.venv/bin/lint-imports --no-cache
 
 chaos: .venv/installed ## every fault there is, on real processes, and every row checked (ARGS="--seconds 600 --seed 7")
 	.venv/bin/python -m tests.chaos $(ARGS)
@@ -34,5 +41,5 @@ lock: ## writes requirements.lock anew from pyproject.toml (ARGS=--upgrade for n
 	@scripts/lock $(ARGS)
 
 clean: ## removes all that the above have made
-	rm -rf .venv .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist
+	rm -rf .venv .cache .mypy_cache .ruff_cache .import_linter_cache .pytest_cache .hypothesis build dist
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,12 +1,17 @@
-"""Every setting, in one frozen object: read from the environment, checked at start, every fault at once."""
+"""Settings from the environment: parsed and checked at start, with every fault reported at once.
+
+``DatabaseSettings`` is what a command needs that only works on the database. ``Settings`` adds what the service needs.
+The fields are the one description of every variable: ``--help`` and the README show what ``describe`` reads from them.
+"""
 
 from __future__ import annotations
 
 import ipaddress
 import re
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 
 import orjson
 from pydantic import (
@@ -19,9 +24,11 @@ from pydantic import (
     ValidationInfo,
     field_validator,
 )
+from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from listener.fcm.auth import REFRESH_TIMEOUT, load_credentials
+from listener.fcm.auth import REFRESH_TIMEOUT
+from listener.fcm.transports.choose import TransportName, check_installed
 from listener.postgres import address
 
 
@@ -33,12 +40,14 @@ class ConfigError(Exception):
         self.faults = faults
 
 
-def _dsn(value: SecretStr) -> SecretStr:
+# Each validator's message continues a sentence that begins with the name of the variable, and quotes no value.
+
+
+def _unambiguous_dsn(value: SecretStr) -> SecretStr:
     return SecretStr(address.checked(value.get_secret_value()))
 
 
-def _key(value: object) -> object:
-    """The service-account key as a dict; the JSON text never reaches a message."""
+def _service_account_key(value: object) -> object:
     if not isinstance(value, str):
         return value
     if not value.strip():
@@ -47,34 +56,32 @@ def _key(value: object) -> object:
         key = orjson.loads(value)
     except orjson.JSONDecodeError:
         hint = "; it looks like a path: use GOOGLE_APPLICATION_CREDENTIALS" if "/" in value[:200] else ""
-        raise ValueError(f"is not JSON; put the whole content of the key file into it{hint}") from None
+        raise ValueError(f"is not JSON; set it to the whole content of the key file{hint}") from None
     if not isinstance(key, dict):
         raise ValueError("is JSON, but not an object")
+    from listener.fcm.credentials import load_credentials  # Slow to import, and no other setting needs it.
+
     load_credentials(key)  # raises ValueError, with a text that quotes nothing of the key
     return key
 
 
-def _readable(value: Path | None) -> Path | None:
+def _readable_file(value: Path | None) -> Path | None:
     if value is not None and not value.is_file():
-        raise ValueError("names a file that is not there (or not readable by this process)")
+        raise ValueError("names a file that does not exist or that this process cannot read")
     return value
 
 
-def _long_enough(value: SecretStr | None) -> SecretStr | None:
+def _hard_to_guess(value: SecretStr | None) -> SecretStr | None:
     if value is not None and len(value) < 8:
         raise ValueError("has fewer than 8 characters: it can be guessed")
     return value
-
-
-def _longest_send(request_timeout: float) -> float:
-    return 2 * (REFRESH_TIMEOUT + request_timeout)
 
 
 def _plain_endpoint(value: HttpUrl) -> HttpUrl:
     if value.username or value.password or "@" in (value.path or ""):
         raise ValueError("holds a user name or password: FCM takes access tokens only")
     if value.query is not None or value.fragment is not None:
-        raise ValueError("goes on with a ? or #: it is the part of the URL before /v1/projects")
+        raise ValueError("contains a ? or #: give only the part of the URL before /v1/projects")
     return value
 
 
@@ -90,161 +97,217 @@ _UNITS = {"h": timedelta(hours=1), "d": timedelta(days=1), "w": timedelta(weeks=
 
 
 def age(value: str) -> timedelta:
-    """Reads 12h, 30d or 8w. Raises ValueError, also for what is less than an hour or more than a century."""
+    """Parses an age such as 12h, 30d or 8w. Raises ValueError, also above a century."""
     match = re.fullmatch(r"([1-9][0-9]{0,5})([hdw])", value.strip().lower())
-    if match is None or (found := int(match[1]) * _UNITS[match[2]]) > timedelta(days=36_525):
+    if match is None or (parsed := int(match[1]) * _UNITS[match[2]]) > timedelta(days=36_525):
         raise ValueError("is not an age such as 12h, 30d or 8w")
-    return found
+    return parsed
 
 
 def _age(value: object) -> object:
     return age(value) if isinstance(value, str) else value
 
 
-Dsn = Annotated[SecretStr, AfterValidator(_dsn)]
+def _longest_send(request_timeout: float) -> float:
+
+    return 2 * (REFRESH_TIMEOUT + request_timeout)
+
+
+Dsn = Annotated[SecretStr, AfterValidator(_unambiguous_dsn)]
 Seconds = Annotated[float, Field(gt=0, le=86_400)]
 
 
-class Settings(BaseSettings):
-    """The environment of ``push-listener run``. Times in seconds."""
+def _group(title: str) -> Any:
+    """A ``pydantic.Field`` for the settings that --help and the README list under ``title``."""
+    return partial(Field, json_schema_extra={"group": title})
+
+
+_database = _group("Database")
+_fcm = _group("FCM")
+_sending = _group("Sending")
+_failures = _group("Failures and retries")
+_periodic = _group("Periodic work")
+_web = _group("Web server")
+_process = _group("Process")
+
+
+class DatabaseSettings(BaseSettings):
+    """Settings that tell how to reach and recognize the database; enough for migrate, stats, send, purge and doctor."""
 
     model_config = SettingsConfigDict(
         frozen=True, extra="ignore", hide_input_in_errors=True, env_ignore_empty=True
     )
 
-    database_url: Dsn = Field(description="Postgres to work on; a pooler is fine here")
-    listen_database_url: Dsn | None = Field(
-        None,
-        description="a direct or session-mode address for LISTEN, when DATABASE_URL is a transaction pooler",
+    database_url: Dsn = _database(description="address of the Postgres database; may be a pooler's")
+    listen_database_url: Dsn | None = _database(
+        default=None,
+        description="direct or session-mode address, for LISTEN and migrations; "
+        "needed if DATABASE_URL is a transaction pooler's; default: DATABASE_URL",
     )
-    fcm_project_id: Annotated[str | None, BeforeValidator(_blank_is_none)] = Field(
-        None, pattern=r"^[a-z][a-z0-9.:-]{4,}$", description="Firebase project; default: the key's"
+    wakeup: Literal["listen", "sweep"] = _database(
+        default="listen",
+        description="how the service learns of new rows; listen: NOTIFY wakes it; sweep: it polls every few seconds, "
+        "for when every address is a transaction pooler's",
     )
-    fcm_service_account_json: Annotated[dict[str, Any] | None, NoDecode, BeforeValidator(_key)] = Field(
-        None, repr=False, description="the service-account key itself, as JSON"
-    )
-    google_application_credentials: Annotated[Path | None, AfterValidator(_readable)] = Field(
-        None, description="path of a key, or anything else that google-auth understands"
-    )
-    fcm_endpoint: Annotated[HttpUrl, AfterValidator(_plain_endpoint)] = Field(
-        HttpUrl("https://fcm.googleapis.com"), description="where FCM HTTP v1 is"
-    )
-
-    fcm_quota: int = Field(
-        600_000, ge=60, le=1_000_000_000, description="messages a minute that FCM takes from the project"
-    )
-    fcm_ramp: Annotated[float, Field(ge=0, le=86_400)] = Field(
-        60.0, description="from nothing to the whole rate (FCM asks for 60); 0: at once"
+    installation: Annotated[str | None, BeforeValidator(_blank_is_none)] = _database(
+        default=None,
+        max_length=200,
+        description="name of this installation, such as production; the service then recognizes its database by this "
+        "name instead of by the address",
     )
 
-    host: str | None = Field(None, description="address the web server binds to; default: all of them")
-    port: int = Field(
-        8080, ge=0, le=65535, description="port of /metrics, /healthz and /readyz; 0: any free one"
+    @property
+    def listen_dsn(self) -> str:
+        """The address for LISTEN, migrations and all else that needs a session of its own."""
+        return (self.listen_database_url or self.database_url).get_secret_value()
+
+
+class Settings(DatabaseSettings):
+    """Every setting: the environment of ``push-listener run``. Times are in seconds."""
+
+    fcm_project_id: Annotated[str | None, BeforeValidator(_blank_is_none)] = _fcm(
+        default=None,
+        pattern=r"^[a-z][a-z0-9.:-]{4,}$",
+        description="Firebase project to send for; default: the project of the key",
     )
-    metrics_token: Annotated[SecretStr | None, AfterValidator(_long_enough)] = Field(
-        None,
-        description="bearer token for /metrics; without it /metrics is open on loopback only",
+    fcm_service_account_json: Annotated[
+        dict[str, Any] | None, NoDecode, BeforeValidator(_service_account_key)
+    ] = _fcm(default=None, repr=False, description="service-account key itself, as JSON")
+    google_application_credentials: Annotated[Path | None, AfterValidator(_readable_file)] = _fcm(
+        default=None, description="path of a key file, or of anything else that google-auth understands"
     )
-    log_format: Annotated[Literal["text", "json"], BeforeValidator(_lower)] = Field(
-        "text", description="text or json"
+    fcm_endpoint: Annotated[HttpUrl, AfterValidator(_plain_endpoint)] = _fcm(
+        default=HttpUrl("https://fcm.googleapis.com"), description="base URL of FCM HTTP v1"
     )
-    log_level: Annotated[Literal["debug", "info", "warning", "error"], BeforeValidator(_lower)] = Field(
-        "info", description="least level to log"
+    fcm_quota: int = _fcm(
+        default=600_000,
+        ge=60,
+        le=1_000_000_000,
+        description="messages a minute that FCM accepts for the project; all processes share it",
+    )
+    fcm_ramp: Annotated[float, Field(ge=0, le=86_400)] = _fcm(
+        default=60.0,
+        description="time in which the rate rises from nothing to the quota (FCM asks for 60); 0: no ramp",
+    )
+    fcm_request_timeout: Seconds = _fcm(
+        default=15.0, description="timeout of a request to FCM (FCM asks for at least 10)"
+    )
+    fcm_connect_timeout: Seconds = _fcm(
+        default=10.0, description="timeout of a connection to FCM, as a part of FCM_REQUEST_TIMEOUT"
+    )
+    transport: Annotated[TransportName, BeforeValidator(_lower), AfterValidator(check_installed)] = _fcm(
+        default="http1",
+        description="how requests go out: http1, HTTP/1.1 at the least cost; http2, an extra to install; "
+        "or aiohttp, HTTP/1.1",
     )
 
-    max_in_flight: int = Field(
-        1250,
+    max_in_flight: int = _sending(
+        default=1250,
         ge=1,
         le=100_000,
-        description="most requests to FCM under way at once, an eighth kept for high priority",
+        description="maximum of concurrent requests to FCM; an eighth of them is kept for high priority",
     )
-    claim_batch: int = Field(500, ge=1, le=10_000, description="most rows taken in one claim")
-    settle_batch: int = Field(500, ge=1, le=10_000, description="most rows settled in one statement")
-    request_timeout: Seconds = Field(15.0, description="for one request to FCM (FCM asks for at least 10)")
-    connect_timeout: Seconds = Field(10.0, description="for one connection to FCM")
-    transport: Annotated[Literal["asyncio", "pyreqwest", "aiohttp"], BeforeValidator(_lower)] = Field(
-        "asyncio",
-        description="how requests go out: asyncio, HTTP/1.1 at the least cost; pyreqwest, HTTP/2; or aiohttp",
-    )
-    lease: Seconds = Field(120.0, description="how long a claimed row belongs to this worker")
-    max_tries: int = Field(5, ge=1, le=100, description="tries before a push is dead")
-    retry_floor: Seconds = Field(10.0, description="least wait before a retry (FCM asks for at least 10)")
-    retry_cap: Seconds = Field(3600.0, description="longest wait before a retry, Retry-After excepted")
-    shutdown_grace: Seconds = Field(25.0, description="from SIGTERM to the end of the process")
-    doorbell: Literal["listen", "sweep"] = Field(
-        "listen",
-        description="listen for new rows; or, behind a transaction pooler, sweep: look every few seconds",
-    )
-    heartbeat: Seconds = Field(
-        60.0, ge=1, description="silence after which the LISTEN connection proves itself"
-    )
-    token_loss_guard: bool = Field(
-        True, description="keep tokens that FCM calls dead while it calls those of nearly all users dead"
-    )
-    sweep_interval: Seconds = Field(
-        14.0,
-        ge=1,
-        description="longest time without a look for due rows and for strangers' locks (DOORBELL=sweep: at most 5)",
-    )
-    depth_interval: Seconds = Field(
-        15.0, ge=1, description="between two counts of the queue while it is busy"
-    )
-    retention: Annotated[timedelta | None, BeforeValidator(_age)] = Field(
-        None,
-        description="age at which pushes that have ended are deleted, such as 30d or 12h; default: never",
-    )
-    worker_name: str | None = Field(
-        None, max_length=200, description="shown in push_listener.workers; default: host name"
-    )
-    installation: Annotated[str | None, BeforeValidator(_blank_is_none)] = Field(
-        None,
-        max_length=200,
-        description="name of this installation, by which it knows its database instead of by the address",
+    claim_batch: int = _sending(default=500, ge=1, le=10_000, description="maximum of rows claimed at once")
+    settle_batch: int = _sending(default=500, ge=1, le=10_000, description="maximum of rows settled at once")
+    lease: Seconds = _sending(
+        default=120.0,
+        description="time for which a claimed row belongs to its worker, unless the worker dies",
     )
 
-    @field_validator("connect_timeout")
+    max_tries: int = _failures(
+        default=5, ge=1, le=100, description="tries, the first one included, after which a push is dead"
+    )
+    retry_min_delay: Seconds = _failures(
+        default=10.0, description="minimum wait before a retry (FCM asks for at least 10)"
+    )
+    retry_max_delay: Seconds = _failures(
+        default=3600.0, description="maximum wait before a retry, unless FCM's Retry-After is longer"
+    )
+    token_loss_breaker: bool = _failures(
+        default=True,
+        description="whether tokens stay enabled while FCM calls those of nearly all users dead: then the project or "
+        "key is probably wrong",
+    )
+
+    sweep_interval: Seconds = _periodic(
+        default=14.0,
+        ge=1,
+        description="maximum time between two looks at the queue and at the locks, even if nothing wakes the service; "
+        "at most 5 with WAKEUP=sweep",
+    )
+    listen_check_interval: Seconds = _periodic(
+        default=60.0, ge=1, description="silence on the LISTEN connection after which it is checked"
+    )
+    queue_depth_interval: Seconds = _periodic(
+        default=15.0,
+        ge=1,
+        description="time between two counts of the queue for /metrics, while there is work",
+    )
+    retention: Annotated[timedelta | None, BeforeValidator(_age)] = _periodic(
+        default=None,
+        description="age at which finished pushes are deleted, such as 30d or 12h; default: never",
+    )
+
+    host: str | None = _web(default=None, description="address to bind to; default: every address")
+    port: int = _web(
+        default=8080, ge=0, le=65535, description="port of /metrics, /healthz and /readyz; 0: any free port"
+    )
+    metrics_token: Annotated[SecretStr | None, AfterValidator(_hard_to_guess)] = _web(
+        default=None,
+        description="bearer token for /metrics; without one, /metrics is open on loopback only",
+    )
+
+    worker_name: str | None = _process(
+        default=None, max_length=200, description="name in push_listener.workers; default: the host name"
+    )
+    shutdown_grace: Seconds = _process(
+        default=25.0, description="time from SIGTERM in which the process finishes its work and exits"
+    )
+    log_format: Annotated[Literal["text", "json"], BeforeValidator(_lower)] = _process(
+        default="text", description="text or json"
+    )
+    log_level: Annotated[Literal["debug", "info", "warning", "error"], BeforeValidator(_lower)] = _process(
+        default="info", description="lowest level that is logged: debug, info, warning or error"
+    )
+
+    @field_validator("fcm_connect_timeout")
     @classmethod
-    def _part_of_a_request(cls, seconds: float, info: ValidationInfo) -> float:
-        if seconds >= info.data.get("request_timeout", float("inf")):
-            raise ValueError("is not less than REQUEST_TIMEOUT, of which it is a part")
+    def _is_part_of_request_timeout(cls, seconds: float, info: ValidationInfo) -> float:
+        if seconds >= info.data.get("fcm_request_timeout", float("inf")):
+            raise ValueError("is not less than FCM_REQUEST_TIMEOUT, of which it is a part")
         return seconds
 
     @field_validator("lease")
     @classmethod
     def _outlives_a_send(cls, lease: float, info: ValidationInfo) -> float:
-        least = _longest_send(info.data.get("request_timeout", 0.0)) + 5.0
+        least = _longest_send(info.data.get("fcm_request_timeout", 0.0)) + 5.0
         if lease < least:
             raise ValueError(
-                f"is {lease:g}, but must be at least {least:g}, twice REQUEST_TIMEOUT and more: a row must not "
-                "be taken from a worker that is still sending it"
+                f"is {lease:g}, but must be at least {least:g}, twice FCM_REQUEST_TIMEOUT and more: otherwise another "
+                "worker takes the row while this one is still sending it"
             )
         return lease
 
-    @field_validator("retry_cap")
+    @field_validator("retry_max_delay")
     @classmethod
-    def _not_below_the_floor(cls, cap: float, info: ValidationInfo) -> float:
-        if cap < info.data.get("retry_floor", 0):
-            raise ValueError("is less than RETRY_FLOOR")
-        return cap
+    def _is_not_below_minimum(cls, delay: float, info: ValidationInfo) -> float:
+        if delay < info.data.get("retry_min_delay", 0):
+            raise ValueError("is less than RETRY_MIN_DELAY")
+        return delay
 
     @property
     def longest_send(self) -> float:
-        """Seconds that one send may take at the most: an access token that is refused, and another."""
-        return _longest_send(self.request_timeout)
+        """Maximum duration of a send in seconds: FCM refuses one access token, and the request is made with another."""
+        return _longest_send(self.fcm_request_timeout)
 
     @property
-    def longest_nap(self) -> float:
-        """Seconds between two looks at the queue at the most; without a doorbell they are all there is."""
-        return min(self.sweep_interval, 5.0) if self.doorbell == "sweep" else self.sweep_interval
-
-    @property
-    def listen_dsn(self) -> str:
-        """Where LISTEN and migrations go."""
-        return (self.listen_database_url or self.database_url).get_secret_value()
+    def longest_poll_delay(self) -> float:
+        """Maximum seconds between two looks at the queue; shorter where nothing but a sweep finds new rows."""
+        return min(self.sweep_interval, 5.0) if self.wakeup == "sweep" else self.sweep_interval
 
     @property
     def metrics_closed(self) -> bool:
-        """No token, and an address that others can reach: then nobody gets /metrics."""
+        """Whether /metrics is refused to everyone: it has no token, and other machines can reach the address."""
         if self.metrics_token is not None:
             return False
         if self.host == "localhost":
@@ -256,9 +319,21 @@ class Settings(BaseSettings):
 
 
 def load(**overrides: object) -> Settings:
-    """Settings from the environment. Raises ConfigError naming every fault, and no secret."""
+    """Every setting, from the environment. Raises ConfigError that names every fault and quotes no secret."""
+    return _load(Settings, overrides)
+
+
+def load_database(**overrides: object) -> DatabaseSettings:
+    """The settings of the database alone, whatever is wrong with the others. Raises ConfigError as ``load``."""
+    return _load(DatabaseSettings, overrides)
+
+
+S = TypeVar("S", bound=BaseSettings)
+
+
+def _load(kind: type[S], overrides: dict[str, object]) -> S:
     try:
-        return Settings(**overrides)  # type: ignore[arg-type]
+        return kind(**overrides)  # type: ignore[arg-type]
     except ValidationError as error:
         raise ConfigError(
             [_line(dict(fault)) for fault in error.errors(include_input=False, include_url=False)]
@@ -273,10 +348,37 @@ def _line(fault: dict[str, Any]) -> str:
     return f"{name} {text}" if text != fault["msg"] else f"{name}: {text}"
 
 
-def describe() -> list[tuple[str, str, str]]:
-    """Every variable, its default and what it means, for --help and the README."""
-    rows = []
-    for name, field in Settings.model_fields.items():
-        default = "required" if field.is_required() else "" if field.default is None else str(field.default)
-        rows.append((name.upper(), default, field.description or ""))
-    return rows
+class Variable(NamedTuple):
+    """One environment variable, as --help and the README show it."""
+
+    group: str
+    """What it is about; the variables of a group follow each other."""
+    name: str
+    default: str
+    """Empty if it has none, or if ``meaning`` tells it."""
+    meaning: str
+
+
+def describe() -> list[Variable]:
+    """Every environment variable, group by group."""
+    return [_variable(name, field) for name, field in Settings.model_fields.items()]
+
+
+def _variable(name: str, field: FieldInfo) -> Variable:
+    extra = field.json_schema_extra
+    assert isinstance(extra, dict)
+    return Variable(str(extra["group"]), name.upper(), _default(field), field.description or "")
+
+
+def _default(field: FieldInfo) -> str:
+    match field.default:
+        case _ if field.is_required():
+            return "required"
+        case None:
+            return ""
+        case bool(value):
+            return str(value).lower()
+        case float(value):
+            return f"{value:g}"
+        case value:
+            return str(value)

@@ -19,7 +19,7 @@ _EXCHANGE = (0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0
 
 
 class Durations(Collector):
-    """A histogram of seconds, for one event loop: without the library's locks, at a fifth of the cost."""
+    """A histogram of seconds for one event loop; without the library's locks it costs a fifth."""
 
     def __init__(
         self, name: str, about: str, *, buckets: Iterable[float], registry: CollectorRegistry
@@ -61,7 +61,7 @@ class Metrics:
         )
         self.retries = Counter(
             "push_retries_total",
-            "Pushes put back to be tried again, by the error code that caused it.",
+            "Pushes put back for another try, by the error code that caused it.",
             ["code"],
             registry=registry,
         )
@@ -73,13 +73,13 @@ class Metrics:
         )
         self.invalid = Counter(
             "push_invalid_total",
-            "Pushes that could not be sent as they are and never reached FCM, by what is wrong.",
+            "Pushes that cannot be sent as they are and never reached FCM, by error code.",
             ["code"],
             registry=registry,
         )
         self.fenced = Counter(
             "push_fenced_total",
-            "Pushes whose result was not written because the row had passed into other hands.",
+            "Pushes whose result was not written because another worker holds the row.",
             registry=registry,
         )
         self.rescued = Counter(
@@ -99,7 +99,7 @@ class Metrics:
         )
         self.insert_to_send = Durations(
             "push_insert_to_send_seconds",
-            "From the moment a push was due (inserted, or scheduled for) to its first request to FCM.",
+            "From the moment a push was due (its insert, or its scheduled time) to its first request to FCM.",
             buckets=_LATENCY,
             registry=registry,
         )
@@ -109,25 +109,27 @@ class Metrics:
             buckets=_EXCHANGE,
             registry=registry,
         )
-        self.rings = Counter("push_doorbell_rings_total", "Notifications received.", registry=registry)
+        self.notifications = Counter(
+            "push_doorbell_notifications_total", "Notifications received.", registry=registry
+        )
         self.listening = Gauge("push_listening", "1 while LISTEN is in force.", registry=registry)
-        self.awake = Gauge(
-            "push_awake",
-            "1 while this process looks at the queue all the time, so that no insert needs to notify.",
+        self.busy_polling = Gauge(
+            "push_busy_polling",
+            "1 while this process polls the queue, so that inserts need not notify.",
             registry=registry,
         )
-        self.awakenings = Counter(
-            "push_awakenings_total", "How often this process has begun to be awake.", registry=registry
+        self.busy_polling_started = Counter(
+            "push_busy_polling_started_total", "How often this process has begun to poll.", registry=registry
         )
-        self.unrung = Gauge(
-            "push_unrung_transactions",
-            "Open transactions that may hold pushes nobody will notify of; this process asks for their end.",
+        self.unnotified = Gauge(
+            "push_unnotified_transactions",
+            "Open transactions that inserted without notifying; the worker rechecks the queue until they end.",
             registry=registry,
         )
         self.lock_stranger = Gauge(
             "push_lock_stranger_pid",
-            "Process id of a session that holds an advisory lock of push-listener and is no part of it (0: a prepared "
-            "transaction), by lock and role; absent while there is none.",
+            "Process id of a foreign session that holds an advisory lock of push-listener (0: a prepared transaction); "
+            "absent while there is none.",
             ["lock", "role"],
             registry=registry,
         )
@@ -138,13 +140,13 @@ class Metrics:
         )
         self.quota_rate = Gauge(
             "push_quota_rate",
-            "Requests a second that this process may send to FCM now: its share of the quota, as far as the ramp and "
-            "what FCM has answered let it.",
+            "Requests a second that this process may send to FCM now: its share of the quota, bounded by the ramp and "
+            "by FCM's answers.",
             registry=registry,
         )
-        self.quota_lowered = Counter(
-            "push_quota_lowered_total",
-            "How often this process lowered the rate of all because FCM answered 429.",
+        self.quota_reduced = Counter(
+            "push_quota_reduced_total",
+            "How often this process reduced the rate of all workers because FCM answered 429.",
             registry=registry,
         )
         self.quota_waited = Counter(
@@ -162,18 +164,18 @@ class Metrics:
         # Read from the database, the same from every instance: aggregate with max by (...), never with sum.
         self.depth = Gauge(
             "push_queue_depth",
-            "Rows of push_notifications that wait, by status (the same from every instance).",
+            "Rows of push_notifications that wait, by status (every instance reports the same).",
             ["status"],
             registry=registry,
         )
         self.due = Gauge(
             "push_queue_due",
-            "Rows of push_notifications whose next_attempt_at has come (the same from every instance).",
+            "Rows of push_notifications whose next_attempt_at has come (every instance reports the same).",
             registry=registry,
         )
         self.oldest_due = Gauge(
             "push_queue_oldest_due_seconds",
-            "For how long the row that has waited longest has been due (the same from every instance).",
+            "Age of the oldest due row of push_notifications (every instance reports the same).",
             registry=registry,
         )
         self.depth_age = Gauge(

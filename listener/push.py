@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import NamedTuple
 from uuid import UUID
@@ -79,3 +79,47 @@ class BadPush(ValueError):
     def __init__(self, reason: str, *, code: str = "INVALID_PUSH") -> None:
         super().__init__(reason)
         self.code = code
+
+
+class Status(StrEnum):
+    """``push_notifications.status``, as far as the listener writes it."""
+
+    PENDING = "pending"
+    SENT = "sent"
+    FAILED = "failed"
+    DEAD = "dead"
+    EXPIRED = "expired"
+
+
+class Decision(NamedTuple):
+    """What to write to the row."""
+
+    status: Status
+    delay: float | None = None
+    """Seconds until the next look at the row; None: never again."""
+    uses_try: bool = False
+    code: str | None = None
+    reason: str | None = None
+    message_id: str | None = None
+
+
+@dataclass(slots=True)
+class LogLine:
+    """One row of ``push_delivery_logs``: one attempt at one target."""
+
+    token: str | None
+    status: str
+    details: dict[str, object]
+    """With ``attempt``, small, and without the character NUL, which Postgres cannot store."""
+
+
+@dataclass(slots=True)
+class Settlement:
+    """Everything that one attempt at one row leaves behind."""
+
+    push_id: UUID
+    attempt: int
+    decision: Decision
+    logs: list[LogLine] = field(default_factory=list)
+    dead_tokens: list[tuple[str, str]] = field(default_factory=list)
+    """(token, code) of registration tokens that FCM reported dead."""

@@ -10,10 +10,15 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 
+import hypothesis
 import pytest
 
 from tests.support import tools
 from tests.support.postgres import VERSIONS, Database, Server, Template, programs
+
+# One profile for all: on a busy machine an example may take any time.
+hypothesis.settings.register_profile("push-listener", deadline=None)
+hypothesis.settings.load_profile("push-listener")
 
 _CHOSEN = pytest.StashKey[list[int]]()
 _MISSING = pytest.StashKey[list[int]]()

@@ -1,1 +1,1 @@
-"""The command push-listener."""
+"""The command ``push-listener``: ``main`` and one module for each command, named after it."""

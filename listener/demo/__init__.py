@@ -1,1 +1,1 @@
-"""The demonstration, with a Postgres of its own."""
+"""The demo, with a Postgres of its own. ``push-listener run`` imports none of it."""

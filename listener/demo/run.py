@@ -1,7 +1,7 @@
-"""``push-listener demo``: the whole thing at work, with nothing but Python.
+"""``push-listener demo``: everything at work, with nothing but Python.
 
-A private Postgres, the FCM emulator, and the real service as a process of its own; then a handful of rows whose
-life is told as it happens.
+The demo starts a private Postgres, the FCM emulator, and the real service as a process of its own. It adds a few rows,
+prints each change of their status as it happens, and checks how each row ends.
 """
 
 from __future__ import annotations
@@ -34,29 +34,30 @@ from listener.emulator import Emulator
 from listener.schema import migrate
 
 _USER = UUID("00000000-0000-4000-8000-000000000001")
-_OVER = ("sent", "delivered", "dead", "expired", "cancelled")
-_PATIENCE_S = 60.0
-_LOOK_EVERY_S = 0.05
+_FINAL = ("sent", "delivered", "dead", "expired", "cancelled")
+_TIMEOUT_S = 60.0
+_POLL_INTERVAL_S = 0.05
 
 
 class DemoFailed(Exception):
-    """A part of the demo did not come up; the message says which and why."""
+    """A part of the demo did not start; the message says which and why."""
 
 
 @dataclass(slots=True)
 class _Row:
-    """One row of the demo, and how it has to end."""
+    """One row of the demo, and how it should end."""
 
     what: str
     values: dict[str, Any]
-    ends: str
-    code: str | None = None
+    final_status: str
+    error_code: str | None = None
     retries: int = 0
     requests: int = 1
+    """Requests to FCM, and rows in push_delivery_logs."""
     delay: float = 0.0
     send_at: datetime | None = None
     seen: list[tuple[str, int]] = field(default_factory=list)
-    """(status, retry_count) as they were seen to change."""
+    """Each (status, retry_count) that was seen, in order."""
 
 
 def _rows() -> list[_Row]:
@@ -66,23 +67,23 @@ def _rows() -> list[_Row]:
         _Row("to a user with two devices", {"user_id": _USER, **text}, "sent", requests=2),
         _Row("to a topic", {"topic": "news", "title": "Good morning"}, "sent"),
         _Row("scheduled 5 s ahead", {"device_token": "phone-2", **text}, "sent", delay=5.0),
-        _Row("to a dead token", {"device_token": "dead-phone", **text}, "dead", code="UNREGISTERED"),
+        _Row("to a dead token", {"device_token": "dead-phone", **text}, "dead", error_code="UNREGISTERED"),
         _Row("503 twice, then accepted", {"device_token": "phone-3", **text}, "sent", retries=2, requests=3),
         _Row(
             "without a title",
             {"device_token": "phone-4", "body": "Hello?"},
             "dead",
-            "TITLE_MISSING",
+            error_code="TITLE_MISSING",
             requests=0,
         ),
     ]
 
 
 async def run(console: Console, *, once: bool, port: int) -> list[str]:
-    """Runs the demo; returns what went otherwise than it should. Without ``once`` it then stays up until cancelled,
-    unless something did.
+    """Runs the demo; returns what did not go as expected, one line each.
 
-    Raises DemoFailed or EmbeddedPostgresError.
+    Without ``once``, and if all went as expected, the demo goes on until it is cancelled. Raises DemoFailed or
+    EmbeddedPostgresError.
     """
     async with AsyncExitStack() as stack:
         console.print("Starting a private Postgres ...")
@@ -91,26 +92,31 @@ async def run(console: Console, *, once: bool, port: int) -> list[str]:
         console.print(f"{len(done)} migrations applied.")
         emulator = await stack.enter_async_context(Emulator(faults=["unavailable,token=phone-3,times=2"]))
         log = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="push-listener-"))) / "listener.log"
-        web = await stack.enter_async_context(_listener(postgres.uri, emulator, _free(port), log))
-        console.print("The listener is up. Rows are committed to push_notifications, and become:\n")
+        web = await stack.enter_async_context(_service(postgres.uri, emulator, _free_port(port), log))
+        console.print(
+            "The listener is up. Rows are inserted into push_notifications; this becomes of them:\n"
+        )
 
         conn = stack.enter_context(psycopg.connect(postgres.uri, autocommit=True))
         _register_devices(conn)
         start = client.database_time(conn)
         rows = {_insert(conn, row): row for row in _rows()}
-        with contextlib.suppress(TimeoutError):  # what is not over by then is among the faults
-            await _tell(console, conn, rows, emulator, start)
-        faults = _faults(conn, rows, emulator)
-        _summarize(console, conn, rows, emulator)
-        if not once and not faults:
-            _tell_where(console, postgres.uri, web, emulator, log)
+        with contextlib.suppress(TimeoutError):  # the checks report a row that has not ended by then
+            await _print_changes(console, conn, rows, emulator, start)
+        surprises = _check(conn, rows, emulator)
+        _print_summary(console, conn, rows, emulator)
+        if not once and not surprises:
+            _print_places(console, postgres.uri, web, emulator, log)
             await _follow(console, conn, emulator)
-        return faults
+        return surprises
 
 
 @asynccontextmanager
-async def _listener(dsn: str, emulator: Emulator, port: int, log: Path) -> AsyncIterator[str]:
-    """``push-listener run`` as a process of its own, ready; ended with SIGTERM as a platform would."""
+async def _service(dsn: str, emulator: Emulator, port: int, log: Path) -> AsyncIterator[str]:
+    """Runs ``push-listener run`` as a process of its own, and yields the URL of its web server once it is ready.
+
+    At the end it gets SIGTERM, as a platform would send.
+    """
     environment = {
         **os.environ,
         "DATABASE_URL": dsn,
@@ -121,8 +127,8 @@ async def _listener(dsn: str, emulator: Emulator, port: int, log: Path) -> Async
         "HOST": "127.0.0.1",
         "PORT": str(port),
         "METRICS_TOKEN": "",
-        # FCM asks for at least 10 s before a retry; here nobody wants to wait for that.
-        "RETRY_FLOOR": "1",
+        # FCM asks for at least 10 s before a retry; the emulator does not.
+        "RETRY_MIN_DELAY": "1",
     }
     with log.open("wb") as sink:
         process = await asyncio.create_subprocess_exec(
@@ -141,7 +147,7 @@ async def _listener(dsn: str, emulator: Emulator, port: int, log: Path) -> Async
 async def _until_ready(process: asyncio.subprocess.Process, web: str, log: Path) -> None:
     ended = asyncio.create_task(process.wait())
     try:
-        async with aiohttp.ClientSession() as http, asyncio.timeout(_PATIENCE_S):
+        async with aiohttp.ClientSession() as http, asyncio.timeout(_TIMEOUT_S):
             while not ended.done():
                 try:
                     async with http.get(f"{web}/readyz") as answer:
@@ -149,18 +155,18 @@ async def _until_ready(process: asyncio.subprocess.Process, web: str, log: Path)
                             return
                 except aiohttp.ClientError:
                     pass
-                await asyncio.sleep(_LOOK_EVERY_S)
+                await asyncio.sleep(_POLL_INTERVAL_S)
     except TimeoutError:
         pass
     finally:
         ended.cancel()
-    said = await asyncio.to_thread(log.read_text)
-    raise DemoFailed(f"the listener did not come up:\n{said[-4000:]}")
+    text = await asyncio.to_thread(log.read_text)
+    raise DemoFailed(f"the listener did not start:\n{text[-4000:]}")
 
 
-def _free(port: int) -> int:
-    """The port if nobody has it, else any that is free."""
-    for candidate in (port, 0):
+def _free_port(preferred: int) -> int:
+    """The preferred port if it is free, else any free port."""
+    for candidate in (preferred, 0):
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
@@ -186,17 +192,17 @@ def _insert(conn: psycopg.Connection[Any], row: _Row) -> UUID:
     return client.enqueue(conn, **row.values, send_at=row.send_at)
 
 
-async def _tell(
+async def _print_changes(
     console: Console,
     conn: psycopg.Connection[Any],
     rows: dict[UUID, _Row],
     emulator: Emulator,
     start: datetime,
 ) -> None:
-    """Prints each change of each row, with the seconds since ``start``, until all are over."""
+    """Prints each change of each row, with the seconds since ``start``, until all rows have ended."""
     width = max(len(row.what) for row in rows.values())
-    async with asyncio.timeout(_PATIENCE_S):
-        while any(not row.seen or row.seen[-1][0] not in _OVER for row in rows.values()):
+    async with asyncio.timeout(_TIMEOUT_S):
+        while any(not row.seen or row.seen[-1][0] not in _FINAL for row in rows.values()):
             for record in _read(conn, list(rows)):
                 row = rows[record.id]
                 state = (record.status, record.retry_count)
@@ -204,9 +210,9 @@ async def _tell(
                     continue
                 row.seen.append(state)
                 after = (record.updated_at - start).total_seconds()
-                story = _story(record, emulator)
-                console.print(f"  {after:6.2f} s  {row.what:<{width}}  {story}", soft_wrap=True)
-            await asyncio.sleep(_LOOK_EVERY_S)
+                description = _describe(record, emulator)
+                console.print(f"  {after:6.2f} s  {row.what:<{width}}  {description}", soft_wrap=True)
+            await asyncio.sleep(_POLL_INTERVAL_S)
 
 
 def _read(conn: psycopg.Connection[Any], ids: list[UUID]) -> list[Any]:
@@ -221,7 +227,7 @@ def _read(conn: psycopg.Connection[Any], ids: list[UUID]) -> list[Any]:
         return cursor.fetchall()
 
 
-def _story(record: Any, emulator: Emulator) -> str:
+def _describe(record: Any, emulator: Emulator) -> str:
     match record.status:
         case "pending":
             return f"[dim]pending, due in {max(0.0, record.next_in):.1f} s[/]"
@@ -238,30 +244,30 @@ def _story(record: Any, emulator: Emulator) -> str:
             return f"[red]{record.status}[/]  {record.error_code}: {record.last_error}"
 
 
-def _faults(conn: psycopg.Connection[Any], rows: dict[UUID, _Row], emulator: Emulator) -> list[str]:
-    """What is otherwise than it should be, checked on both sides: in the database and at FCM."""
-    faults = []
+def _check(conn: psycopg.Connection[Any], rows: dict[UUID, _Row], emulator: Emulator) -> list[str]:
+    """What is not as expected, in the database and at FCM, one line each."""
+    surprises = []
     for record in _read(conn, list(rows)):
         row = rows[record.id]
         requests = [r for r in emulator.received if r.push_id == str(record.id)]
         logged = conn.execute(
             "select count(*) from push_delivery_logs where push_id = %s", (record.id,)
         ).fetchone()
-        found = (record.status, record.error_code, record.retry_count, len(requests), logged and logged[0])
-        wanted = (row.ends, row.code, row.retries, row.requests, row.requests)
-        if found != wanted:
-            faults.append(
-                f"{row.what}: (status, code, retries, requests, log rows) {found} instead of {wanted}"
+        actual = (record.status, record.error_code, record.retry_count, len(requests), logged and logged[0])
+        expected = (row.final_status, row.error_code, row.retries, row.requests, row.requests)
+        if actual != expected:
+            surprises.append(
+                f"{row.what}: (status, code, retries, requests, log rows) are {actual} instead of {expected}"
             )
         if row.send_at and requests and requests[0].received_at < row.send_at.timestamp():
-            faults.append(f"{row.what}: sent too early")
+            surprises.append(f"{row.what}: sent too early")
     disabled = conn.execute("select disabled_reason from push_devices where token = 'dead-phone'").fetchone()
     if disabled != ("UNREGISTERED",):
-        faults.append("the device with the dead token was not disabled")
-    return faults
+        surprises.append("the device with the dead token was not disabled")
+    return surprises
 
 
-def _summarize(
+def _print_summary(
     console: Console, conn: psycopg.Connection[Any], rows: dict[UUID, _Row], emulator: Emulator
 ) -> None:
     table = Table("push", "status", "requests to FCM", "log rows", title="\nWhat the database and FCM say")
@@ -275,33 +281,35 @@ def _summarize(
     console.print(table)
 
 
-def _tell_where(console: Console, dsn: str, web: str, emulator: Emulator, log: Path) -> None:
+def _print_places(console: Console, dsn: str, web: str, emulator: Emulator, log: Path) -> None:
     console.print(f"\n  metrics               {web}/metrics")
     console.print(f"  readiness             {web}/readyz")
     console.print(f"  what FCM received     {emulator.endpoint}/emulator/messages")
     console.print(f"  the listener's log    {log}")
-    console.print("\nAdd rows of your own, with either of these, and see them go out. Ctrl-C ends it all.\n")
+    console.print(
+        "\nAdd rows of your own with either of these commands, and watch them go out. Ctrl-C ends the demo.\n"
+    )
     row = "insert into push_notifications (device_token, title) values ('phone-1', 'Hello')"
     console.print(f"  psql '{dsn}' -c \"{row}\"", soft_wrap=True)
-    # Whatever the demo was called as: a path with a space in it, or python -m listener.
+    # Works however the demo was started: from a path with a space, or as python -m listener.
     send = f"{shlex.quote(sys.executable)} -m listener send --token phone-1 --title Hello --wait 5"
     console.print(f"  DATABASE_URL='{dsn}' {send}\n", soft_wrap=True)
 
 
 async def _follow(console: Console, conn: psycopg.Connection[Any], emulator: Emulator) -> None:
-    """Tells of every further row that ends, until cancelled."""
+    """Prints every further row that ends, until cancelled."""
     since: datetime = client.database_time(conn)
-    told: set[UUID] = set()
+    printed: set[UUID] = set()
     while True:
         ended = conn.execute(
             "select id, updated_at from push_notifications where updated_at >= %s and status = any(%s) "
             "order by updated_at limit 100",
-            (since, list(_OVER)),
+            (since, list(_FINAL)),
         ).fetchall()
-        fresh = [push_id for push_id, _ in ended if push_id not in told]
-        for record in _read(conn, fresh):
-            console.print(f"  {str(record.id)[:8]}  {_story(record, emulator)}", soft_wrap=True)
+        new = [push_id for push_id, _ in ended if push_id not in printed]
+        for record in _read(conn, new):
+            console.print(f"  {str(record.id)[:8]}  {_describe(record, emulator)}", soft_wrap=True)
         if ended:
             since = ended[-1][1]
-            told = {push_id for push_id, at in ended if at == since}
-        await asyncio.sleep(_LOOK_EVERY_S)
+            printed = {push_id for push_id, at in ended if at == since}
+        await asyncio.sleep(_POLL_INTERVAL_S)

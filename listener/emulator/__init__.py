@@ -1,7 +1,7 @@
 """A local FCM HTTP v1 and OAuth token server, with faults on demand.
 
-The other side of the contract: it knows nothing of ``listener.fcm``, so that a mistake made there is not
-made here as well.
+It is the other side of the contract and imports nothing of the service, so that it does not repeat a mistake of
+``listener.fcm``.
 """
 
 from listener.emulator.faults import FAULTS, Fault, parse_fault

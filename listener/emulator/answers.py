@@ -1,4 +1,4 @@
-"""The answers FCM HTTP v1 and Google's token endpoint give, byte for byte as far as they are known.
+"""The answers of FCM HTTP v1 and of Google's token endpoint, byte for byte as far as they are known.
 
 Pure: no I/O. Sources: Firebase, "FCM error codes" and the ``ErrorCode`` reference; Google Cloud,
 ``google.rpc`` error details; RFC 6749 section 5.2; and bodies quoted in public reports of the Firebase
@@ -117,7 +117,7 @@ def invalid(name: str, text: str, *more: Detail) -> Answer:
 
 
 def invalid_token() -> Answer:
-    """400: the registration token cannot be one."""
+    """400: this is no registration token."""
     return error(
         400,
         "INVALID_ARGUMENT",
@@ -156,7 +156,7 @@ def credentials_missing() -> Answer:
 
 
 def credentials_invalid(reason: str) -> Answer:
-    """401: an access token nobody issued, or an expired one (``reason`` ACCESS_TOKEN_EXPIRED)."""
+    """401: an access token that was never issued, or an expired one (``reason`` ACCESS_TOKEN_EXPIRED)."""
     return _unauthenticated(
         f"Request had invalid authentication credentials. {_EXPECTED}",
         reason,
@@ -181,7 +181,7 @@ def permission_denied(project: str) -> Answer:
 
 
 def unregistered() -> Answer:
-    """404: the app instance is gone."""
+    """404: the app instance no longer exists."""
     return error(404, "NOT_FOUND", "Requested entity was not found.", fcm_error("UNREGISTERED"))
 
 
@@ -221,7 +221,7 @@ def _quota(project: str, text: str) -> Answer:
 
 
 def _front_end_quota(project: str) -> Answer:
-    """429 of Google's front end, before the request comes to FCM."""
+    """429 of Google's front end, before the request reaches FCM."""
     text = (
         "Quota exceeded for quota metric 'Send requests' and limit 'Send requests per minute' of service "
         f"'fcm.googleapis.com' for consumer 'projects/{project}'."

@@ -1,9 +1,8 @@
-"""What FCM makes of a message that is well formed: whether it can be sent as it is. Pure: no I/O.
+"""FCM's own checks of a well-formed message. Like FCM, they report only the first violation. Pure: no I/O.
 
-Sources: the FCM v1 discovery document (descriptions of the fields); Firebase, "FCM error codes" and
-``ErrorCode``; Apple, "Sending notification requests to APNs"; RFC 8030. FCM reports the first thing it
-finds, and so does this. Texts not in :mod:`listener.emulator.answers` are inferred, save for the
-recipient, the topic and the data key.
+Sources: the FCM v1 discovery document (descriptions of the fields); Firebase, "FCM error codes" and ``ErrorCode``;
+Apple, "Sending notification requests to APNs"; RFC 8030. Texts that are not in :mod:`listener.emulator.answers` are
+inferred, except those for the recipient, the topic and the data key.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ MAX_PAYLOAD = 4096
 MAX_TOPIC_PAYLOAD = 2048
 MAX_CONDITION_TOPICS = 5
 MAX_CONDITION = 8192
-"""Characters; inferred, and enough for five of the longest topic names."""
+"""Characters; inferred: five of the longest topic names fit."""
 MAX_TOKEN = 4096
 MAX_COLLAPSE_ID = 64
 
@@ -45,7 +44,7 @@ def target_of(message: Mapping[str, Any]) -> tuple[str, str] | None:
 
 
 def check(message: Mapping[str, Any]) -> Answer | None:
-    """What FCM refuses a well-formed message with; None if it takes it."""
+    """FCM's refusal of a well-formed message; None if it accepts the message."""
     target = target_of(message)
     if target is None:
         return answers.invalid("message", "Recipient of the message is not set.")
@@ -158,10 +157,10 @@ def _web(text: str) -> Answer:
 
 
 def payload_size(message: Mapping[str, Any]) -> int:
-    """Bytes of payload, as an Android device gets it: keys and values of its data and its notification.
+    """Bytes of payload on an Android device: the keys and values of its data and its notification.
 
-    Firebase documents the limit ("this includes both the keys and the values") but no formula; that
-    the notification counts in the same way is inferred.
+    Firebase documents the limit ("this includes both the keys and the values") but no formula. That the notification
+    counts in the same way is inferred.
     """
     android = message.get("android") or message.get("android_v2", {})
     data = android.get("data") or message.get("data", {})

@@ -1,17 +1,13 @@
-"""The emulator's own HTTP API: what it received, and what is to go wrong. :class:`Emulator` over HTTP."""
+"""The emulator's own HTTP API: reads what it received, and sets which requests fail."""
 
 from __future__ import annotations
-
-from typing import TYPE_CHECKING
 
 import orjson
 from aiohttp import web
 
 from listener.emulator.faults import fault_from, parse_fault
 from listener.emulator.received import Received
-
-if TYPE_CHECKING:
-    from listener.emulator.server import Emulator
+from listener.emulator.state import State
 
 _FILTERS = ("token", "topic", "push_id", "outcome")
 
@@ -21,23 +17,23 @@ POST   /v1/projects/PROJECT/messages:send  the FCM HTTP v1 API
 POST   /token                              OAuth: JWT-bearer grant for the service account below
 GET    /emulator/service-account.json      the key to use in place of one from the Firebase console
 GET    /emulator/messages                  what was received; ?token= ?topic= ?push_id= ?outcome= ?limit=
-DELETE /emulator/messages                  forget it, and the counts
+DELETE /emulator/messages                  forget them, and the counts
 GET    /emulator/faults                    the rules in force
 POST   /emulator/faults                    add one: {{"fault": "unavailable", "token": "abc", "times": 2}}
-DELETE /emulator/faults                    drop all rules; /emulator/faults/ID drops one
+DELETE /emulator/faults                    remove all rules; /emulator/faults/ID removes one
 GET    /emulator/stats                     counts by answer, concurrency, connections
 
 A registration token that starts with "dead-" is answered UNREGISTERED.
 """
 
 
-async def serve(emulator: Emulator, request: web.BaseRequest, path: str) -> web.Response | None:
-    """Answers a request of the control API; None if it is not one. ``path`` is without the query."""
+async def serve(emulator: State, request: web.BaseRequest, path: str) -> web.Response | None:
+    """Answers a request to the control API; None if it is none. ``path`` is without the query."""
     match request.method, path:
         case "GET", "/":
             return web.Response(text=_INDEX.format(project=emulator.project_id))
         case "GET", "/emulator/service-account.json":
-            # A key fetched over a network must name a token server that can be reached over it.
+            # The token server in the key must be reachable over the network through which the client came.
             return _json(emulator.service_account_at(f"http://{request.host}"))
         case "GET", "/emulator/messages":
             return _messages(emulator, request)
@@ -61,7 +57,7 @@ async def serve(emulator: Emulator, request: web.BaseRequest, path: str) -> web.
     return None
 
 
-def _messages(emulator: Emulator, request: web.BaseRequest) -> web.Response:
+def _messages(emulator: State, request: web.BaseRequest) -> web.Response:
     query = dict(request.query)
     limit = query.pop("limit", None)
     if not set(query).issubset(_FILTERS) or not (limit is None or limit.isdecimal()):
@@ -87,7 +83,7 @@ def _matches(record: Received, query: dict[str, str]) -> bool:
     )
 
 
-async def _add_rule(emulator: Emulator, request: web.BaseRequest) -> web.Response:
+async def _add_rule(emulator: State, request: web.BaseRequest) -> web.Response:
     try:
         body = orjson.loads(await request.read())
         if isinstance(body, str):
@@ -95,7 +91,7 @@ async def _add_rule(emulator: Emulator, request: web.BaseRequest) -> web.Respons
         elif isinstance(body, dict):
             fault = fault_from(body)
         else:
-            raise ValueError("a rule is an object, or the text of one")
+            raise ValueError("a rule is an object, or its text as a string")
     except ValueError as error:
         return _json({"error": str(error)}, 400)
     added = emulator.add_fault(fault)

@@ -1,10 +1,10 @@
-"""Faults on demand: what may go wrong, for which requests, how often. Pure: no I/O."""
+"""Faults on demand: what fails, for which requests, how often. Pure: no I/O."""
 
 from __future__ import annotations
 
 import math
 import random
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from email.utils import parsedate_to_datetime
 from typing import Any
@@ -12,25 +12,25 @@ from typing import Any
 from listener.emulator import answers
 
 SILENT = frozenset({"reset", "reset_after_accept", "timeout", "timeout_after_accept"})
-"""Faults that never answer: the connection is reset, or held until the client gives up."""
+"""Faults without an answer: the connection is reset, or stays open until the client gives up."""
 
 ACCEPTING = frozenset({"ok_without_body", "reset_after_accept", "timeout_after_accept", "slow"})
-"""Faults after which the message counts as accepted: FCM took it, the client may not know."""
+"""Faults after which the message counts as accepted: FCM accepted it, and the client may not know."""
 
 SEND_FAULTS = frozenset(answers.ERRORS) | SILENT | ACCEPTING | {"unknown_code"}
 OAUTH_FAULTS = frozenset({"oauth_invalid_grant", "oauth_server_error", "oauth_timeout"})
 FAULTS = SEND_FAULTS | OAUTH_FAULTS
 
 SLOW_MS = 5000.0
-"""What ``slow`` waits if the rule gives no ``latency_ms``."""
+"""The latency of ``slow`` if the rule has no ``latency_ms``."""
 
 
 @dataclass(slots=True, frozen=True, kw_only=True)
 class Fault:
-    """A rule: which requests go wrong, and how. Raises ValueError if it makes no sense.
+    """A rule: which requests fail, and how. Raises ValueError if its parameters contradict each other.
 
-    A rule without ``token``, ``token_prefix``, ``topic`` and ``share`` befalls every request; with
-    several of them, those that meet all.
+    A rule without ``token``, ``token_prefix``, ``topic`` and ``share`` applies to every request; a rule with some of
+    them to the requests that match all of these.
     """
 
     fault: str
@@ -38,17 +38,17 @@ class Fault:
     token: str | None = None
     """Only messages to exactly this registration token (or installation id)."""
     token_prefix: str | None = None
-    """Only messages to registration tokens (or installation ids) that start so."""
+    """Only messages to registration tokens (or installation ids) with this prefix."""
     topic: str | None = None
     """Only messages to this topic."""
     share: float | None = None
-    """Only this share of the requests that match otherwise, drawn at random: 0 to 1."""
+    """Only this share of the requests that match, chosen at random: 0 to 1."""
     times: int | None = None
-    """How often it happens before the rule is spent; None: without end."""
+    """How many requests it applies to before it is spent; None: without limit."""
     retry_after: str | None = None
     """The ``Retry-After`` header of the answer: whole seconds or an HTTP date."""
     latency_ms: float | None = None
-    """Milliseconds before the answer, in place of the emulator's own latency."""
+    """Milliseconds before the answer, instead of the emulator's latency."""
     status: int | None = None
     """HTTP status of ``unknown_code`` (400 to 599, default 500)."""
 
@@ -100,8 +100,8 @@ _PARAMETERS = tuple(f.name for f in fields(Fault) if f.name != "fault")
 def parse_fault(text: str) -> Fault:
     """Reads a rule such as ``unavailable,token=abc,times=2,retry_after=1``.
 
-    The fault comes first, then ``name=value`` pairs, separated by commas. A token with a comma in it
-    cannot be written so; an HTTP date, which has one, can. Raises ValueError saying what is wrong.
+    The fault comes first, then ``name=value`` pairs, separated by commas. An HTTP date may contain a comma, a token may
+    not. Raises ValueError, which says what is wrong.
     """
     name, *parts = (part.strip() for part in text.split(","))
     values: dict[str, str] = {}
@@ -122,7 +122,7 @@ def parse_fault(text: str) -> Fault:
 
 
 def fault_from(values: Mapping[str, Any]) -> Fault:
-    """A rule from names and values as they come from JSON or text. Raises ValueError."""
+    """A rule from the names and values of JSON or text. Raises ValueError."""
     known: dict[str, Any] = {}
     for key, value in values.items():
         if key != "fault" and key not in _PARAMETERS:
@@ -163,11 +163,11 @@ class Rule:
 
     @property
     def spent(self) -> bool:
-        """True once it has happened ``times`` times."""
+        """True once it has applied to ``times`` requests."""
         return self.fault.times is not None and self.fired >= self.fault.times
 
     def as_dict(self) -> dict[str, Any]:
-        """For the control API: parameters that are set, and what became of the rule."""
+        """For the control API: the parameters that are set, and how often the rule has applied."""
         given = {f.name: getattr(self.fault, f.name) for f in fields(Fault)}
         return {
             "id": self.id,
@@ -186,30 +186,25 @@ class Rules:
     _last_id: int = 0
 
     def add(self, fault: Fault) -> Rule:
-        """Puts a rule behind those in force."""
+        """Appends a rule."""
         self._last_id += 1
         rule = Rule(self._last_id, fault)
         self.rules.append(rule)
         return rule
 
-    def extend(self, faults: Iterable[Fault]) -> None:
-        """Puts several rules behind those in force."""
-        for fault in faults:
-            self.add(fault)
-
     def remove(self, rule_id: int) -> bool:
-        """Drops one rule; False if there is none of that id."""
+        """Removes one rule; False if no rule has that id."""
         kept = [rule for rule in self.rules if rule.id != rule_id]
         found = len(kept) < len(self.rules)
         self.rules = kept
         return found
 
     def clear(self) -> None:
-        """Drops all rules."""
+        """Removes all rules."""
         self.rules = []
 
     def for_message(self, kind: str, value: str) -> Fault | None:
-        """The fault that befalls a message to this target, counted as having happened."""
+        """The fault that applies to a message to this target; counts the request."""
         for rule in self.rules:
             fault = rule.fault
             if fault.fault in OAUTH_FAULTS:
@@ -221,22 +216,22 @@ class Rules:
                 continue
             if fault.topic is not None and not (kind == "topic" and value == fault.topic):
                 continue
-            if self._happens(rule):
+            if self._applies(rule):
                 return fault
         return None
 
     def for_grant(self) -> Fault | None:
-        """The fault that befalls a request for an access token, counted as having happened."""
+        """The fault that applies to a request for an access token; counts the request."""
         for rule in self.rules:
-            if rule.fault.fault in OAUTH_FAULTS and self._happens(rule):
+            if rule.fault.fault in OAUTH_FAULTS and self._applies(rule):
                 return rule.fault
         return None
 
-    def _happens(self, rule: Rule) -> bool:
+    def _applies(self, rule: Rule) -> bool:
         if rule.spent:
             return False
         share = rule.fault.share
-        # The draw comes last, so that a seed gives the same faults whatever other rules there are.
+        # The draw comes last, so that a seed gives the same faults whatever the other rules are.
         if share is not None and self.chance.random() >= share:
             return False
         rule.fired += 1

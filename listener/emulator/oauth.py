@@ -1,5 +1,4 @@
-"""The token endpoint's side of OAuth: a service account of the emulator's own, the JWT-bearer grant, and
-the access tokens issued.
+"""The token endpoint's side of OAuth: the emulator's own service account, the JWT-bearer grant, the issued tokens.
 
 Sources: Google, "Using OAuth 2.0 for Server to Server Applications"; RFC 7523.
 """
@@ -31,8 +30,8 @@ SCOPES = frozenset(
 )
 GOOGLE_AUDIENCES = frozenset(
     {
-        # google-auth signs for the first of these whatever token_uri the key names; older libraries of
-        # Google's sign for the others.
+        # google-auth signs for the first of these whatever token_uri the key names; older Google libraries sign for
+        # the others.
         "https://oauth2.googleapis.com/token",
         "https://www.googleapis.com/oauth2/v4/token",
         "https://accounts.google.com/o/oauth2/token",
@@ -43,7 +42,7 @@ CLOCK_SKEW = 300.0
 """Seconds an assertion may be early or late."""
 
 REMEMBERED = 10_000
-"""Access tokens kept, so that an expired one is told from one nobody issued."""
+"""Access tokens kept, so that an expired one differs from one that was never issued."""
 
 _TIMEFRAME = (
     "Invalid JWT: Token must be a short-lived token (60 minutes) and in a reasonable timeframe. "
@@ -52,7 +51,7 @@ _TIMEFRAME = (
 
 
 class Refused(Exception):
-    """The assertion is no good; ``code`` and ``description`` are those of RFC 6749, section 5.2."""
+    """The assertion is not valid; ``code`` and ``description`` are those of RFC 6749, section 5.2."""
 
     def __init__(self, code: str, description: str) -> None:
         super().__init__(description)
@@ -61,7 +60,7 @@ class Refused(Exception):
 
 
 class ServiceAccount:
-    """A service account with a key pair made on the spot."""
+    """A service account with a new key pair."""
 
     def __init__(self, project_id: str) -> None:
         self._private_key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
@@ -93,7 +92,7 @@ class ServiceAccount:
         }
 
     def verify(self, assertion: str, own_audience: str, now: float) -> None:
-        """Checks a JWT made with the key: signature, iss, aud, times and scope. Raises Refused.
+        """Checks a JWT: signature, iss, aud, times and scope. Raises Refused.
 
         ``now`` is Unix time in seconds.
         """
@@ -147,7 +146,7 @@ def _in_timeframe(issued: object, expires: object, now: float) -> bool:
     )
 
 
-class AccessTokens:
+class IssuedTokens:
     """The access tokens issued and when each expires."""
 
     def __init__(self, lifetime: float, clock: Callable[[], float] = time.monotonic) -> None:
@@ -166,11 +165,11 @@ class AccessTokens:
         return answers.oauth_token(token, math.floor(self.lifetime))
 
     def expire_all(self) -> None:
-        """Makes every access token issued so far an expired one."""
+        """Expires every access token issued so far."""
         self._expires = OrderedDict.fromkeys(self._expires, -math.inf)
 
     def check(self, authorization: str | None) -> Answer | None:
-        """What FCM answers to a request with this ``Authorization`` header; None: it may pass."""
+        """What FCM answers to a request with this ``Authorization`` header; None if the token is valid."""
         scheme, _, token = (authorization or "").partition(" ")
         if scheme.lower() != "bearer" or not token:
             return answers.credentials_missing()
@@ -183,7 +182,7 @@ class AccessTokens:
 
 
 def grant(
-    form: Mapping[str, str], account: ServiceAccount, tokens: AccessTokens, own_audience: str, now: float
+    form: Mapping[str, str], account: ServiceAccount, tokens: IssuedTokens, own_audience: str, now: float
 ) -> Answer:
     """Answers one POST to the token endpoint. ``now`` is Unix time in seconds."""
     grant_type = form.get("grant_type")

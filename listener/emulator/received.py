@@ -1,4 +1,4 @@
-"""What the emulator received: a bounded, searchable record, and a way to wait for it to grow."""
+"""What the emulator received: a bounded record, and a way to wait for more."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ import orjson
 
 @dataclass(slots=True)
 class Received:
-    """One request to ``messages:send`` and what became of it."""
+    """One request to ``messages:send`` and its outcome."""
 
     number: int
     """Counts requests from 1 in order of arrival, across ``clear()``."""
     received_at: float
     """Unix time in seconds."""
     at: float
-    """Monotonic time in seconds (``time.monotonic``), for differences."""
+    """Seconds of ``time.monotonic``, to measure durations."""
     kind: str | None
     """``token``, ``fid``, ``topic`` or ``condition``; None if the request has no target."""
     target: str | None
@@ -34,19 +34,19 @@ class Received:
     error_code: str | None
     """``errorCode`` of FcmError, else ``error.status``; None without an error."""
     name: str | None
-    """The message's name, if it was accepted (whether or not the client was told)."""
+    """The message's name, if it was accepted, even if the client got no answer."""
     accepted: bool
-    """FCM took it: it would reach the device. False for ``validate_only``."""
+    """FCM accepted it and would deliver it. False for ``validate_only``."""
     fault: str | None
-    """The fault on demand that befell it."""
+    """The fault on demand that applied to it."""
     duplicate_of: int
-    """How often a message with this push id and target was accepted before, among those remembered."""
+    """How many of the remembered messages before it have the same push id and target and were accepted."""
 
     @property
     def message(self) -> dict[str, Any] | None:
-        """The message as it was sent, read anew each time; None if it was not readable."""
-        # Kept as bytes: a hundred thousand parsed messages are some millions of objects, which the
-        # garbage collector would go through again and again.
+        """The message as it was sent, parsed on each access; None if it is not readable."""
+        # Kept as bytes: a hundred thousand parsed messages are millions of objects, which every garbage collection
+        # would traverse.
         return orjson.loads(self.body)["message"] if self.body else None
 
     @property
@@ -118,7 +118,7 @@ class Journal:
         return iter(self._records)
 
     def add(self, record: Received) -> None:
-        """Appends a record, fills in its ``number`` and ``duplicate_of``, and wakes those who wait for it."""
+        """Appends a record, sets its ``number`` and ``duplicate_of``, and wakes the callers that wait for it."""
         self._count += 1
         record.number = self._count
         self.accepted += record.accepted
@@ -144,14 +144,14 @@ class Journal:
                 del self._accepted[same]
 
     def clear(self) -> None:
-        """Forgets everything, the counts included. Those who wait keep what they found."""
+        """Forgets everything, including the counts. Callers that wait keep what they have found."""
         self._records.clear()
         self._accepted.clear()
         self.answers.clear()
         self.forgotten = self.duplicates = self.accepted = 0
 
     async def wait_for(self, predicate: Predicate, count: int, timeout: float) -> list[Received]:  # noqa: ASYNC109
-        """The first ``count`` records that satisfy ``predicate``, those already here included.
+        """The first ``count`` records that satisfy ``predicate``, including those already here.
 
         Raises TimeoutError after ``timeout`` seconds.
         """

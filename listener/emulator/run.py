@@ -31,8 +31,8 @@ async def run(
     """Runs the emulator until cancelled.
 
     ``credentials`` names a file to write the service account's key to, readable by its owner only.
-    ``say`` is given the lines that tell where the emulator is and how to use it. Raises ValueError for a
-    bad rule or latency, OSError if the port or the file cannot be had.
+    ``say`` gets the lines that tell how to use the emulator. Raises ValueError for a bad rule or latency, OSError if
+    the port cannot be bound or the file cannot be written.
     """
     emulator = Emulator(
         project_id,
@@ -69,5 +69,5 @@ def _how_to_use(emulator: Emulator, credentials: Path | None) -> str:
 
 def _write_private(path: Path, content: bytes) -> None:
     with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
-        os.fchmod(file.fileno(), 0o600)  # a file that was there keeps its own mode otherwise
+        os.fchmod(file.fileno(), 0o600)  # A file that exists already keeps its mode otherwise.
         file.write(content)

@@ -1,29 +1,16 @@
-"""The FCM v1 message, and what Google's JSON front end makes of a request body. Pure: no I/O.
+"""The names and types of the FCM v1 message. Pure: no I/O.
 
-The front end knows only names and types, and reports all that is wrong at once. What the message says is
-for :mod:`listener.emulator.checks`.
-
-Sources: the FCM v1 discovery document (field names, types, enums) with the fields newer SDKs send; the
-protobuf JSON mapping (both spellings of a name, null is unset, durations); Firebase, "FCM error codes".
+Sources: the FCM v1 discovery document (field names, types, enums), with the fields that newer SDKs send.
 """
 
 from __future__ import annotations
 
-import math
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import datetime
-from typing import Any
-
-import orjson
-
-Violation = tuple[str | None, str]
 
 TARGETS = ("token", "fid", "topic", "condition")
 
 _FCM = "type.googleapis.com/google.firebase.fcm.v1."
-_DURATION = re.compile(r"(-?)(\d{1,12})(?:\.(\d{1,9}))?s")
 
 
 @dataclass(slots=True, frozen=True)
@@ -35,7 +22,7 @@ class Scalar:
 
 @dataclass(slots=True, frozen=True)
 class Enum:
-    """A protobuf enum. Names are taken in any case, numbers within range."""
+    """A protobuf enum. A value is a name, in upper or lower case, or the number of one."""
 
     label: str
     names: tuple[str, ...]
@@ -43,19 +30,22 @@ class Enum:
 
 @dataclass(slots=True, frozen=True)
 class Repeated:
-    """A list of ``of``."""
+    """A list of values of one type."""
 
     of: Scalar
 
 
 @dataclass(slots=True, frozen=True)
 class Message:
-    """A protobuf message; ``fields`` has each field under both of its names."""
+    """A protobuf message.
+
+    ``fields`` has each field under both of its spellings, ``collapse_key`` and ``collapseKey``, with its protobuf name.
+    """
 
     label: str
     fields: Mapping[str, tuple[str, Type]]
     oneof: tuple[str, tuple[str, ...]] | None = None
-    """A oneof's name and its fields."""
+    """The name of a oneof, and its fields."""
 
 
 Type = Scalar | Enum | Repeated | Message
@@ -79,8 +69,8 @@ def _message(
     name: str, fields: Mapping[str, Type], oneof: tuple[str, tuple[str, ...]] | None = None
 ) -> Message:
     both: dict[str, tuple[str, Type]] = {}
-    for field, kind in fields.items():
-        both[field] = both[_camel(field)] = (field, kind)
+    for field, field_type in fields.items():
+        both[field] = both[_camel(field)] = (field, field_type)
     return Message(_FCM + name, both, oneof)
 
 
@@ -128,7 +118,7 @@ _ANDROID_NOTIFICATION: dict[str, Type] = {
         {
             "color": Message(
                 "type.googleapis.com/google.type.Color",
-                {name: (name, kind) for name, kind in _COLOR_FIELDS.items()},
+                {name: (name, field_type) for name, field_type in _COLOR_FIELDS.items()},
             ),
             "light_on_duration": DURATION,
             "light_off_duration": DURATION,
@@ -161,7 +151,7 @@ _ANDROID = _message(
     },
 )
 
-# A preview of 2026. Its notification is AndroidNotification with an id.
+# A preview of 2026. Its notification is an AndroidNotification with an id.
 _ANDROID_V2 = _message(
     "AndroidConfigV2",
     {
@@ -215,147 +205,3 @@ MESSAGE = _message(
 )
 
 REQUEST = _message("SendMessageRequest", {"validate_only": BOOL, "message": MESSAGE})
-
-
-def normalise(body: object) -> tuple[dict[str, Any], list[Violation]]:
-    """The request under the names of the protobuf, without nulls, and what the front end objects to.
-
-    The request is of use only if there are no objections.
-    """
-    violations: list[Violation] = []
-    if not isinstance(body, dict):
-        text = 'Invalid JSON payload received. Unknown name "": Root element must be a message.'
-        return {}, [(None, text)]
-    return _read_message(REQUEST, body, "", violations), violations
-
-
-def _read_message(
-    kind: Message, value: dict[str, Any], path: str, violations: list[Violation]
-) -> dict[str, Any]:
-    read: dict[str, Any] = {}
-    for name, item in value.items():
-        found = kind.fields.get(name)
-        if found is None:
-            at = f" at '{path}'" if path else ""
-            text = f'Invalid JSON payload received. Unknown name "{name}"{at}: Cannot find field.'
-            violations.append((path or None, text))
-            continue
-        if item is None:
-            continue
-        field, of = found
-        if kind.oneof is not None and field in kind.oneof[1]:
-            for other in kind.oneof[1]:
-                if other in read:
-                    text = (
-                        f"Invalid value at '{path}' (oneof), oneof field '{kind.oneof[0]}' is already set. "
-                        f"Cannot set '{name}'"
-                    )
-                    violations.append((path, text))
-        read[field] = _read(of, item, f"{path}.{field}" if path else field, name, violations)
-    return read
-
-
-def _read(kind: Type, value: Any, path: str, name: str, violations: list[Violation]) -> Any:
-    if isinstance(kind, Scalar):
-        if kind is STRING_MAP:
-            return _read_map(value, path, violations)
-        wrong = _wrong_scalar(kind, value, name)
-    elif isinstance(kind, Enum):
-        wrong = _wrong_enum(kind, value)
-    elif isinstance(kind, Repeated):
-        if isinstance(value, list):
-            return [_read(kind.of, item, f"{path}[{i}]", name, violations) for i, item in enumerate(value)]
-        violations.append((path, f"Invalid value at '{path}' ({kind.of.label}), {_show(value)}"))
-        return value
-    elif isinstance(value, dict):
-        return _read_message(kind, value, path, violations)
-    else:
-        wrong = _show(value)
-    if wrong is not None:
-        if isinstance(value, list) and kind is not STRUCT:
-            parent = path.rpartition(".")[0]
-            text = (
-                f"Invalid JSON payload received. Unknown name \"{name}\" at '{parent}': "
-                "Proto field is not repeating, cannot start list."
-            )
-            violations.append((parent, text))
-        else:
-            violations.append((path, f"Invalid value at '{path}' ({kind.label}), {wrong}"))
-    return value
-
-
-def _read_map(value: Any, path: str, violations: list[Violation]) -> Any:
-    if not isinstance(value, dict):
-        violations.append((path, f"Invalid value at '{path}' (map), {_show(value)}"))
-        return value
-    for i, item in enumerate(value.values()):
-        if not isinstance(item, str):
-            at = f"{path}[{i}].value"
-            text = f"Invalid value at '{at}' ({STRING.label}), {_show(item)}"
-            violations.append((at, text))
-    return value
-
-
-def _show(value: Any) -> str:
-    if isinstance(value, dict):
-        return "Starting an object on a scalar field"
-    return orjson.dumps(value).decode()
-
-
-def _wrong_scalar(kind: Scalar, value: Any, name: str) -> str | None:
-    """What follows the comma in "Invalid value at 'x' (TYPE), ..."; None if the value is good."""
-    if kind is STRING:
-        good = isinstance(value, str)
-    elif kind is BOOL:
-        good = isinstance(value, bool)
-    elif kind is INT32:
-        good = _whole(value)
-    elif kind is FLOAT:
-        good = _number(value) is not None
-    elif kind is STRUCT:
-        good = isinstance(value, dict)
-    elif kind is DURATION:
-        return _wrong_duration(value, name)
-    else:
-        good = isinstance(value, str) and _is_timestamp(value)
-    return None if good else _show(value)
-
-
-def _number(value: Any) -> float | None:
-    if isinstance(value, bool) or not isinstance(value, int | float | str):
-        return None
-    try:
-        number = float(value)
-    except (ValueError, OverflowError):
-        return None
-    return number if math.isfinite(number) else None
-
-
-def _whole(value: Any) -> bool:
-    number = _number(value)
-    return number is not None and number.is_integer() and -(2**31) <= number < 2**31
-
-
-def _is_timestamp(text: str) -> bool:
-    try:
-        return datetime.fromisoformat(text).tzinfo is not None
-    except ValueError:
-        return False
-
-
-def _wrong_duration(value: Any, name: str) -> str | None:
-    if not isinstance(value, str):
-        return _show(value)
-    if not value.endswith("s"):
-        return f"Field '{name}', Illegal duration format; duration must end with 's'"
-    if _DURATION.fullmatch(value) is None:
-        return f"Field '{name}', Illegal duration format; \"{value[:-1]}\" is not a number"
-    return None
-
-
-def _wrong_enum(kind: Enum, value: Any) -> str | None:
-    if isinstance(value, str) and value.upper() in kind.names:
-        return None
-    if _whole(value) and 0 <= float(value) < len(kind.names):
-        return None
-    return _show(value)

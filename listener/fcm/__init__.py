@@ -1,1 +1,1 @@
-"""What this project knows of FCM HTTP v1. Nothing here knows of Postgres."""
+"""FCM HTTP v1: messages, access tokens, requests, and what the answers mean. Nothing here knows of Postgres."""

@@ -1,4 +1,4 @@
-"""Requests that brought no answer: what the HTTP rooms of ``listener.fcm`` raise."""
+"""What the HTTP modules of ``listener.fcm`` raise when a request brings no answer."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ class SendFault(Exception):
     """A request to FCM brought no HTTP answer.
 
     Args:
-        code: one of a fixed vocabulary, for ``error_code`` and metric labels. "DNS", "CONNECT", "TLS" and
-            "PROXY" before the request went out; "TIMEOUT", "RESET" and "PROTOCOL" after it did.
+        code: one of a bounded vocabulary, for ``error_code`` and metric labels: "DNS", "CONNECT", "TLS" and "PROXY"
+            before the request was written; "TIMEOUT", "RESET" and "PROTOCOL" after.
         reason: what happened, for a person; without token and payload.
         ambiguous: False if the message was certainly not sent; True if FCM may have accepted it.
     """
@@ -24,12 +24,12 @@ class SendFault(Exception):
 
 
 class AuthFault(Exception):
-    """No access token could be had, so nothing was sent.
+    """There is no access token, so nothing was sent.
 
     Args:
-        code: a short upper-case word of a fixed vocabulary, for ``error_code`` and metric labels.
+        code: one of a bounded vocabulary, "OAUTH_...", for ``error_code`` and metric labels.
         reason: what happened and what to do, for a person; without credentials.
-        permanent: True if trying again cannot help until the configuration is put right.
+        permanent: True if another try cannot help until a person corrects the configuration.
     """
 
     def __init__(self, code: str, reason: str, *, permanent: bool) -> None:
@@ -40,3 +40,8 @@ class AuthFault(Exception):
 
     def __str__(self) -> str:
         return f"{self.code}: {self.reason}"
+
+
+def refresh_timed_out() -> AuthFault:
+    """The fault of a refresh that took too long."""
+    return AuthFault("OAUTH_TIMEOUT", "the token endpoint did not answer in time", permanent=False)

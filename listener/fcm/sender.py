@@ -13,31 +13,31 @@ from listener.fcm.outcome import Disposition, Outcome, classify, from_auth_fault
 from listener.fcm.transports.base import Transport
 
 
-class Sender:
-    """Sends ready-made bodies to ``{endpoint}/v1/projects/{project_id}/messages:send``.
+def messages_url(endpoint: str, project_id: str) -> str:
+    """Where a Firebase project's messages go.
 
     Args:
-        transport: the way to FCM; closed by whoever made it, as is ``tokens``.
-        tokens: the access tokens.
         endpoint: FCM's base URL, "https://fcm.googleapis.com" or an emulator's.
         project_id: the Firebase project to send for.
-        observe: called after each HTTP exchange with FCM with its duration in seconds and the code of
-            its outcome ("OK", "UNREGISTERED", "TIMEOUT", ...). A refused access token makes one
-            ``send`` two exchanges; no access token, none.
+    """
+    return f"{endpoint.rstrip('/')}/v1/projects/{quote(project_id, safe=':')}/messages:send"
+
+
+class Sender:
+    """Sends request bodies to FCM.
+
+    Args:
+        transport: to ``messages_url``. Its maker closes it, and ``tokens`` too.
+        tokens: the access tokens.
+        observe: called with the seconds that each HTTP exchange took, answered or not. A refused access token makes
+            one ``send`` two exchanges; without an access token there is none.
     """
 
     def __init__(
-        self,
-        transport: Transport,
-        tokens: AccessTokens,
-        *,
-        endpoint: str,
-        project_id: str,
-        observe: Callable[[float, str], None] | None = None,
+        self, transport: Transport, tokens: AccessTokens, observe: Callable[[float], object] | None = None
     ) -> None:
         self._transport = transport
         self._tokens = tokens
-        self._url = f"{endpoint.rstrip('/')}/v1/projects/{quote(project_id, safe=':')}/messages:send"
         self._observe = observe
         self._headers: Mapping[str, str] = {}
         self._headers_token: str | None = None
@@ -45,15 +45,15 @@ class Sender:
     async def send(self, body: bytes) -> Outcome:
         """Make one attempt.
 
-        A refused access token is replaced and the request made once more, at once. If that is refused
-        as well, the token is not what is wrong: the outcome is to pause.
+        If FCM refuses the access token, the sender replaces it and makes the request once more, at once. If FCM
+        refuses that one too, the token is not the cause: the outcome is to pause.
 
         Args:
             body: the JSON of ``{"message": {...}}``, see ``listener.fcm.message``.
 
         Returns:
-            The outcome of the attempt, never ``Disposition.REFRESH_AUTH``. Faults are outcomes too: nothing is
-            raised but on cancellation.
+            The outcome of the attempt, never ``Disposition.REFRESH_AUTH``. Faults are outcomes too: only cancellation
+            raises.
         """
         try:
             token = await self._tokens.get()
@@ -71,17 +71,17 @@ class Sender:
     async def _exchange(self, token: str, body: bytes) -> Outcome:
         began = time.perf_counter()
         try:
-            answer = await self._transport.post(self._url, self._headers_with(token), body)
+            answer = await self._transport.post(self._headers_with(token), body)
         except SendFault as fault:
             outcome = from_send_fault(fault)
         else:
             outcome = classify(answer.status, answer.headers, answer.body, now=time.time())
         if self._observe is not None:
-            self._observe(time.perf_counter() - began, outcome.code)
+            self._observe(time.perf_counter() - began)
         return outcome
 
     def _headers_with(self, token: str) -> Mapping[str, str]:
-        """The request's headers, built once for each token."""
+        """The request's headers: one mapping for each token, so that the transport encodes them once."""
         if token != self._headers_token:
             headers = {"Authorization": f"Bearer {token}", "Content-Type": "application/json"}
             if self._tokens.quota_project_id is not None:

@@ -1,4 +1,4 @@
-"""How many rows to claim, and how many of them may be of normal priority. Pure."""
+"""How many rows one claim may bring, and how many of them may be of normal priority. Pure."""
 
 from __future__ import annotations
 
@@ -7,49 +7,52 @@ from dataclasses import dataclass
 
 from listener.push import Push
 
-_KEPT_FOR_HIGH = 8  # one part in so many
+_RESERVED_FOR_HIGH = 8  # one place in eight
 
 
 @dataclass(frozen=True, slots=True)
 class ClaimBudget:
-    """What one claim may bring: ``all`` rows, of which ``normal`` of normal priority.
+    """What one claim may bring."""
 
-    ``enough``: from how many of normal priority on a claim is worth its round trip.
-    """
-
-    all: int
+    total: int
+    """Rows of either priority."""
     normal: int
-    enough: int
+    """Of these, rows of normal priority."""
+    min_batch: int
+    """Rows of normal priority from which on a claim is worth its round trip."""
 
-    def within(self, all_: int, normal: int) -> ClaimBudget:
-        """What of it is left when no more may be claimed than so many, and of normal priority so many of them."""
-        return ClaimBudget(min(self.all, all_), min(self.normal, normal), min(self.enough, normal))
+    def limited_to(self, total: int, normal: int) -> ClaimBudget:
+        """The budget, cut down to what another limit allows."""
+        return ClaimBudget(min(self.total, total), min(self.normal, normal), min(self.min_batch, normal))
 
     @property
     def is_worth_a_claim(self) -> bool:
-        """Whether there is no reason to wait for more room."""
-        return 0 < self.enough <= self.normal
+        """Whether a claim is worth its round trip now."""
+        return 0 < self.min_batch <= self.normal
 
     def is_left_by(self, pushes: Sequence[Push]) -> bool:
-        """Whether a claim into this room brought all that was due, as far as it looked for both priorities."""
+        """Whether a claim with this budget brought every due row of the priorities that it looked for."""
         high = sum(push.priority == "high" for push in pushes)
-        return len(pushes) - high < min(self.normal, self.all - high)
+        return len(pushes) - high < min(self.normal, self.total - high)
 
 
-def kept_for_high(most: int) -> int:
-    """Of ``most`` places in flight, those that pushes of normal priority never take."""
-    return most // _KEPT_FOR_HIGH
+NOTHING = ClaimBudget(0, 0, 0)
 
 
-def worth_a_claim_at(most: int, batch: int) -> int:
-    """How many of ``most`` places may be taken for a claim of at most ``batch`` rows to be worth its round trip."""
-    # The batch may be more than there will ever be room for.
-    return max(0, most - kept_for_high(most) - (min(batch, most) + 1) // 2)
+def reserved_for_high(max_in_flight: int) -> int:
+    """Places in flight that pushes of normal priority never take."""
+    return max_in_flight // _RESERVED_FOR_HIGH
 
 
-def claim_budget(most: int, held: int, batch: int) -> ClaimBudget:
-    """ClaimBudget for a claim of at most ``batch`` rows, with ``held`` of ``most`` places taken."""
-    free = max(0, most - held)
-    open_to_all = most - kept_for_high(most)
-    enough = open_to_all - worth_a_claim_at(most, batch)
-    return ClaimBudget(min(free, batch), max(0, min(open_to_all - held, batch)), enough)
+def busiest_worth_a_claim(max_in_flight: int, batch: int) -> int:
+    """The most places that may be taken while a claim of at most ``batch`` rows is worth its round trip."""
+    # The batch may be larger than the number of places.
+    return max(0, max_in_flight - reserved_for_high(max_in_flight) - (min(batch, max_in_flight) + 1) // 2)
+
+
+def budget_for(max_in_flight: int, taken: int, batch: int) -> ClaimBudget:
+    """The budget of a claim of at most ``batch`` rows, with ``taken`` of ``max_in_flight`` places taken."""
+    free = max(0, max_in_flight - taken)
+    open_to_normal = max_in_flight - reserved_for_high(max_in_flight)
+    min_batch = open_to_normal - busiest_worth_a_claim(max_in_flight, batch)
+    return ClaimBudget(min(free, batch), max(0, min(open_to_normal - taken, batch)), min_batch)

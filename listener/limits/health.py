@@ -1,10 +1,13 @@
-"""What the answers say of FCM and of our configuration, and how much may be sent therefore. Pure.
+"""What FCM's answers say about FCM and about our configuration, and how much may be sent therefore. Pure.
 
-Three things are told apart. *Refused*: our key, project or permissions are wrong, so nothing is sent but a probe
-now and then; a push that FCM refuses while it accepts others waits alone. *Away*: FCM does not answer, or only with
-5xx, so pushes wait without being used up, and it is probed often; while it answers a question although pushes fail, it
-may be the pushes, and a few go on being tried, so that those which would be accepted need not wait behind them. *One
-platform refused*: the credentials for APNs or web push are wrong, and the others go on.
+It distinguishes three faults:
+
+- *Refused*: the key, the project or a permission is wrong. Nothing is sent but a probe now and then. A push that FCM
+  refuses while it accepts others waits alone.
+- *Away*: FCM does not answer, or only with 5xx. Pushes wait without using a try, and probes are frequent. If FCM
+  answers a question although pushes fail, the pushes may be the cause; a few go on being tried, so that good pushes do
+  not wait behind bad ones.
+- *One platform refused*: the credentials for APNs or web push are wrong, and the other platforms go on.
 """
 
 from __future__ import annotations
@@ -18,10 +21,10 @@ from uuid import UUID
 from listener.fcm.outcome import Disposition, Outcome
 from listener.limits.circuit_breaker import CircuitBreaker
 from listener.limits.refusals import Evidence, Refused, RefusedPushes, witness
+from listener.limits.retry_policy import RetryPolicy
 from listener.limits.slow_start import SlowStart, after_losses, after_pause
 from listener.limits.token_loss import TOKEN_LOSS, TokenLossBreaker
 from listener.push import Push, Target, TargetKind
-from listener.sending.retry import Policy
 
 _REFUSED_FIRST_S, _REFUSED_LONGEST_S = 30.0, 300.0
 _REFUSED_QUIET_S = 60.0
@@ -42,11 +45,11 @@ class _Platform:
     since: float = -math.inf
     until: float = 0.0
     length: float = 0.0
-    """Seconds for which it was held back the last time; 0: it was not, since it was last accepted."""
+    """Seconds for which the platform was held back the last time; 0: not since FCM last accepted a push for it."""
 
 
 class Pause(StrEnum):
-    """The kinds of pauses, as /readyz tells them, which anybody may read."""
+    """The kinds of pauses, in the words of /readyz, which anybody may read."""
 
     REFUSED = "FCM refuses our credentials, permissions or project; the log has its words"
     AWAY = "FCM does not answer"
@@ -58,16 +61,16 @@ class FcmHealth:
     """Learns from every answer. Times are monotonic seconds.
 
     Args:
-        ramp: how to begin.
+        slow_start: how to begin.
         policy: how long a push waits that is refused alone.
         token_loss_guard: whether to doubt FCM when it calls nearly every token dead.
     """
 
     def __init__(
-        self, ramp: SlowStart, *, policy: Policy | None = None, token_loss_guard: bool = True
+        self, slow_start: SlowStart, *, policy: RetryPolicy | None = None, token_loss_guard: bool = True
     ) -> None:
-        self._ramp = ramp
-        self._policy = policy or Policy()
+        self._slow_start = slow_start
+        self._policy = policy or RetryPolicy()
         self._guard = TokenLossBreaker() if token_loss_guard else None
         self._refused = CircuitBreaker(_REFUSED_FIRST_S, _REFUSED_LONGEST_S)
         self._refused_asked = -math.inf  # when the latest request was made whose refusal concerns everybody
@@ -75,7 +78,7 @@ class FcmHealth:
         self._evidence = Evidence(_REFUSED_QUIET_S)
         self._refused_pushes = RefusedPushes()
         self._away = CircuitBreaker(_AWAY_FIRST_S, _AWAY_LONGEST_S)
-        self._failures = 0  # in a row, without any answer that says something
+        self._failures = 0  # in a row; an answer that is no failure ends the row
         self._answered_at = -math.inf
         self._trusted_until = -math.inf
         self._platforms: dict[str, _Platform] = {}
@@ -87,18 +90,18 @@ class FcmHealth:
 
     @property
     def pause_kind(self) -> Pause | None:
-        """What kind of pause it is; None while sending is not paused. Says nothing that FCM has said."""
-        gate = self._refused if self._refused.reason else self._away
-        if gate.reason is None or gate.code is None:
+        """What kind of pause it is; None while sending is not paused. It quotes nothing from FCM."""
+        breaker = self._refused if self._refused.reason else self._away
+        if breaker.reason is None or breaker.code is None:
             return None
-        if gate.code.startswith("OAUTH_"):  # every fault of the access token
+        if breaker.code.startswith("OAUTH_"):  # every fault of the access token
             return Pause.NO_ACCESS_TOKEN
-        if gate is self._away:
+        if breaker is self._away:
             return Pause.AWAY
-        return Pause.TOKEN_LOSS if gate.code == TOKEN_LOSS else Pause.REFUSED
+        return Pause.TOKEN_LOSS if breaker.code == TOKEN_LOSS else Pause.REFUSED
 
     def judge(self, push: Push, target: Target, outcome: Outcome, asked: float, now: float) -> Outcome:
-        """Learns from the answer to a request made at ``asked``; returns what it means in the light of the others."""
+        """Learns from the answer to a request made at ``asked``; returns the outcome, in the light of other answers."""
         is_failure = _is_failure(outcome)
         who = witness(push, target)
         if self._guard is not None and target.kind is TargetKind.TOKEN:
@@ -114,8 +117,8 @@ class FcmHealth:
                 outcome = replace(outcome, uses_try=False)
         elif outcome.http_status is not None:
             if self.in_doubt:
-                self._begin_gently(now)
-            self._is_there(outcome, asked, now)
+                self._begin_slowly(now)
+            self._note_presence(outcome, asked, now)
             if self._away.reason is None:  # otherwise it had been asked before FCM went away
                 self._failures = 0
         match outcome.disposition:
@@ -126,7 +129,7 @@ class FcmHealth:
                 return self._refuse_platform(push, who, target.platform, outcome, asked, now)
             case Disposition.ACCEPTED:
                 self._accept(target.platform, asked)
-                # It may have been under way when everything was paused, and still shows that not all are refused.
+                # Even a request from before the breaker opened shows that not all are refused.
                 if asked > self._refused_asked:
                     self._resume(now)
         self._note(self._refused, outcome, asked, now)
@@ -141,7 +144,7 @@ class FcmHealth:
                 held.since, held.until, held.length = -math.inf, 0.0, 0.0
 
     def _refuse(self, push: Push, who: Hashable, outcome: Outcome, asked: float, now: float) -> Outcome:
-        """Pauses everything; or only the push, when FCM accepts others."""
+        """Pauses sending; or only this push, if FCM accepts others."""
         if outcome.http_status is None:  # there is no access token, so nothing can be sent
             return self._pause(push, outcome, asked, now)
         paused = self._refused.reason is not None
@@ -152,8 +155,8 @@ class FcmHealth:
             outcome = self._wait_alone(outcome, refused, self._evidence, self._policy.cap)
             return replace(outcome, uses_try=False) if paused else outcome
         if paused and push.id == self._paused_by:
-            # Its being refused again says nothing new. Only this push waits longer: another may be sent as a probe at
-            # once, so that a good push does not wait for five minutes because a bad one was alone all night.
+            # A second refusal of the same push says nothing new, so only this push waits longer. Another push may be
+            # the next probe at once: a good one must not wait for minutes because a bad one was alone all night.
             return replace(outcome, delay=_doubled(_REFUSED_FIRST_S, _REFUSED_LONGEST_S, refused.times))
         if paused or is_token_loss or self._evidence.refuse(who, asked):
             return self._pause(push, outcome, asked, now)
@@ -164,13 +167,13 @@ class FcmHealth:
         self._refused_asked = max(self._refused_asked, asked)
         self._note(self._refused, outcome, asked, now)
         # Another push that is due by then is the next probe, so that one bad push is not every probe.
-        return replace(outcome, delay=max(outcome.delay, self._refused.opens_in(now) or 0.0))
+        return replace(outcome, delay=max(outcome.delay, self._refused.probes_in(now) or 0.0))
 
     def _refuse_platform(
         self, push: Push, who: Hashable, platform: str | None, outcome: Outcome, asked: float, now: float
     ) -> Outcome:
-        """Holds back a platform; or only the push, when FCM accepts others for that platform."""
-        if platform is None:  # what FCM accepts may go to other platforms, so it says nothing of this push
+        """Holds back a platform; or only this push, if FCM accepts others for that platform."""
+        if platform is None:  # accepted pushes may go to other platforms, so they say nothing about this one
             times = self._refused_pushes.note(push, self._evidence, now).times
             return replace(outcome, delay=_doubled(_PLATFORM_FIRST_S, _PLATFORM_LONGEST_S, times))
         held = self._platforms.setdefault(platform, _Platform())
@@ -185,7 +188,7 @@ class FcmHealth:
         return replace(outcome, delay=held.length)
 
     def _wait_alone(self, outcome: Outcome, refused: Refused, evidence: Evidence, longest: float) -> Outcome:
-        """The push waits longer each time; it uses a try each time that others were accepted since the last time."""
+        """The push waits longer each time. It uses a try if FCM has accepted others since its last refusal."""
         reason = outcome.reason
         if evidence.accepted_since(refused.first):
             reason = f"FCM refuses this push while it accepts others: {reason}"
@@ -198,12 +201,12 @@ class FcmHealth:
         return 0.0 if held is None else max(0.0, held.until - now)
 
     def is_away(self, now: float) -> bool:
-        """Whether FCM has said nothing of use lately: then it is not a push's fault that it fails."""
+        """Whether FCM has given no useful answer lately. Then a failure is not the push's fault."""
         return self._away.reason is not None or now - self._answered_at > _AWAY_AFTER_S
 
     @property
     def fails(self) -> bool:
-        """Whether every push has failed lately, so that it is worth a question whether FCM is there."""
+        """Whether every push has failed lately, which makes it worth asking whether FCM is there."""
         return self._failures >= _AWAY_AFTER_FAILURES
 
     @property
@@ -212,57 +215,59 @@ class FcmHealth:
         return self.fails and self._away.reason is None
 
     def answered(self, outcome: Outcome, asked: float, now: float) -> None:
-        """Learns from the answer to a question, which concerned no push."""
+        """Learns from the answer to a question that is no push."""
         if outcome.http_status is not None and not _is_failure(outcome):
             self._trusted_until = now + _TRUSTED_S
-            self._is_there(outcome, asked, now)
+            self._note_presence(outcome, asked, now)
 
-    def _is_there(self, outcome: Outcome, asked: float, now: float) -> None:
+    def _note_presence(self, outcome: Outcome, asked: float, now: float) -> None:
         self._answered_at = now
         if self._away.reason is not None:
-            # A refusal as well says that FCM is there.
+            # A refusal, too, shows that FCM is there.
             self._note(self._away, replace(outcome, disposition=Disposition.ACCEPTED), asked, now)
 
-    def _note(self, gate: CircuitBreaker, outcome: Outcome, asked: float, now: float) -> None:
+    def _note(self, breaker: CircuitBreaker, outcome: Outcome, asked: float, now: float) -> None:
         paused = self.reason is not None
-        gate.note(outcome, asked, now)
+        breaker.note(outcome, asked, now)
         if paused and self.reason is None:
-            self._begin_gently(now)
+            self._begin_slowly(now)
 
     def _resume(self, now: float) -> None:
         if self._refused.reason is not None:
-            self._refused.open()
+            self._refused.close()
             if self.reason is None:
-                self._begin_gently(now)
+                self._begin_slowly(now)
 
-    def _begin_gently(self, now: float) -> None:
+    def _begin_slowly(self, now: float) -> None:
         gentle = after_pause(now)
-        if self._ramp.limit(now, gentle.first) == gentle.first:  # otherwise it is gentler still
-            self._ramp = gentle
+        if (
+            self._slow_start.limit(now, gentle.first) == gentle.first
+        ):  # otherwise the present one is slower still
+            self._slow_start = gentle
 
     def expect_losses(self, lost: int, most: int, now: float) -> None:
-        """``lost`` workers have died lately: what they died of may be claimed here next."""
+        """``lost`` workers have died lately, and this one may claim the cause of their deaths next."""
         gentle = after_losses(lost, most, now)
-        if gentle.limit(now, most) < self._ramp.limit(now, most):
-            self._ramp = gentle
+        if gentle.limit(now, most) < self._slow_start.limit(now, most):
+            self._slow_start = gentle
 
     def limit(self, now: float, in_flight: int, most: int) -> int:
         """How many pushes may be in flight, at most ``most``."""
-        for gate in (self._refused, self._away):
-            if (allowed := gate.limit(now, in_flight)) is not None:
+        for breaker in (self._refused, self._away):
+            if (allowed := breaker.limit(now, in_flight)) is not None:
                 return allowed
-        return self._ramp.limit(now, min(most, _IN_DOUBT) if self.fails else most)
+        return self._slow_start.limit(now, min(most, _IN_DOUBT) if self.fails else most)
 
     def changes_in(self, now: float, in_flight: int) -> float | None:
         """Seconds until ``limit`` may be larger by itself; None: not before a push in flight is settled."""
-        for gate in (self._refused, self._away):
-            if (wait := gate.opens_in(now)) is not None:
+        for breaker in (self._refused, self._away):
+            if (wait := breaker.probes_in(now)) is not None:
                 return None if in_flight else wait
-        return self._ramp.grows_in(now)
+        return self._slow_start.grows_in(now)
 
 
 def _is_failure(outcome: Outcome) -> bool:
-    """FCM, or what gives access to it, is silent or has trouble of its own; a used-up quota is an answer."""
+    """Whether FCM, or the token endpoint, is silent or has a fault of its own. A used-up quota is an answer."""
     return outcome.disposition is Disposition.RETRY and outcome.limit is None
 
 

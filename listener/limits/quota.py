@@ -1,15 +1,15 @@
 """How many requests FCM may be sent now. Pure; times are monotonic seconds and are passed in.
 
-FCM takes so many messages a minute from a project, and wants to see the rate grow over a minute. So there is a bucket:
-it fills at this worker's share of the quota, each request takes from it, and what it can hold is a small part of the
-share, so that who sends little never waits. What it fills at is bounded three times:
+FCM limits the messages of a project a minute, and asks senders to let the rate grow over a minute. This is a token
+bucket: it fills at this worker's share of the quota, and each request takes from it. The bucket holds a small part of
+the share, so that a worker that sends little never waits. Three things bound the rate at which it fills:
 
-- by the share: the quota, divided by the live workers;
-- by the ramp: what has been sent lately and, for a ramp of a minute, a tenth of the share more. Under full use that
+- the share: the quota, divided by the live workers;
+- the ramp: the rate of the last seconds and, for a ramp of a minute, a tenth of the share more. Under full use that
   grows in a straight line;
-- by what FCM has said: after 429 all workers send less, and within a minute come back to the whole quota.
+- the answers of FCM: after 429 all workers send less, and within a minute come back to the whole quota.
 
-A part of the bucket is kept for high priority, and is filled first.
+A part of the bucket is reserved for high priority, and fills first.
 """
 
 from __future__ import annotations
@@ -20,35 +20,35 @@ from dataclasses import dataclass
 from listener.fcm.outcome import Limit
 
 RECOVERY_S = 60.0
-"""From nothing back to the whole quota. As long as FCM's own window: what it refuses before, it refuses until then."""
+"""Seconds from nothing back to the whole quota: FCM's own window, until whose end it goes on refusing."""
 
-LEAST_PART = 0.01
-"""Of the quota, below which the rate is never lowered: without any request nobody would know when it is over."""
+LEAST_FRACTION = 0.01
+"""Of the quota. The rate never falls below it, because without any request nobody learns when FCM accepts again."""
 
-_LOWER_EVERY_S = 1.0
-_PROJECTS_PART = 0.5
-# Of the requests. Half of that a second is less than what comes back in it.
+_REDUCE_EVERY_S = 1.0
+_KEPT_OF_PROJECT = 0.5
+# Of the requests. Half of it, a second, is less than the recovery in that second.
 _HARDLY_REFUSED = 0.04
 
-# What "lately" is: how long a request counts among those that were sent, fading.
+# A request counts as sent lately for this long, fading.
 _MEMORY_S = 6.0
 
 _FEW = 500
 _FOR_HIGH = 0.2  # of the bucket
 _GRAIN_S = 0.05
-_SOONEST_S = 0.001  # what is lacking for rounding only is there by then
+_SOONEST_S = 0.001  # for what is lacking by rounding only
 _NOTEWORTHY = 0.01  # of the quota
 
 
 @dataclass(frozen=True, slots=True)
 class Fraction:
-    """How much of the quota the fleet may use: ``value`` at ``since``, and from there evenly back to all of it."""
+    """How much of the quota all workers together may use: ``value`` at ``since``, and from there evenly back to 1."""
 
     value: float = 1.0
     since: float = 0.0
 
     def at(self, now: float) -> float:
-        """The part at a time, at most 1."""
+        """The fraction at a time, at most 1."""
         return min(1.0, self.value + max(0.0, now - self.since) / RECOVERY_S)
 
     def whole_in(self, now: float) -> float:
@@ -68,56 +68,59 @@ class Quota:
         self._per_minute = per_minute
         self._ramp = ramp
         self._workers = 1
-        self._part = Fraction()
-        self._lowered_at = -math.inf  # here, or heard of here
+        self._fraction = Fraction()
+        self._reduced_at = -math.inf  # by this worker, or by another as far as it was read
         self._now = now
         self._used = 0.0  # requests a second, lately
-        self._refused = 0.0  # of these, with a 429 that does not tell whose quota it is
-        self._a_push = 1.0  # requests that it needs
+        self._refused = 0.0  # of these, answered with a 429 that does not say whose quota is used up
+        self._per_push = 1.0  # requests that one push needs
         _, self._normal, self._high = _bucket(per_minute)
 
-    def learn(self, workers: int, part: Fraction, now: float) -> None:
-        """What the fleet is like: how many live, and how far the rate was last lowered; the lesser part counts."""
+    def learn(self, workers: int, fraction: Fraction, now: float) -> None:
+        """Takes over how many workers live, and the fraction that they have agreed on; the lesser one counts."""
         self._advance(now)
         self._workers = max(1, workers)
-        if part.at(now) < self._part.at(now) - _NOTEWORTHY:
-            self._part, self._lowered_at = part, now
+        if fraction.at(now) < self._fraction.at(now) - _NOTEWORTHY:
+            self._fraction, self._reduced_at = fraction, now
 
     def refused(self, limit: Limit, asked: float, now: float) -> bool:
-        """Learns from a 429 to a request made at ``asked``; returns whether the rate is lower for it.
+        """Learns from a 429 to a request made at ``asked``; returns whether it reduces the rate.
 
-        The project's own quota halves the rate. Where FCM does not say whose quota it was, it counts by how many
-        such answers there are: one chatty device is no reason to keep everybody waiting.
+        A 429 for the project halves the rate. Where FCM does not say whose quota is used up, the share of such answers
+        decides: one device that gets too many messages must not slow down all others.
         """
         self._advance(now)
         if limit is Limit.UNKNOWN:
             self._refused += 1.0 / _MEMORY_S
-        if limit is Limit.TARGET or asked < self._lowered_at or now - self._lowered_at < _LOWER_EVERY_S:
+        if limit is Limit.TARGET or asked < self._reduced_at or now - self._reduced_at < _REDUCE_EVERY_S:
             return False
-        keep = _PROJECTS_PART
+        keep = _KEPT_OF_PROJECT
         if limit is Limit.UNKNOWN:
             share = min(1.0, self._refused / max(self._used, 1.0 / _MEMORY_S))
             if share < _HARDLY_REFUSED:
                 return False
             keep = 1.0 - share / 2.0
-        self._part, self._lowered_at = Fraction(max(LEAST_PART, self._part.at(now) * keep), now), now
+        self._fraction, self._reduced_at = (
+            Fraction(max(LEAST_FRACTION, self._fraction.at(now) * keep), now),
+            now,
+        )
         return True
 
     @property
-    def part(self) -> Fraction:
-        """How much of the quota the fleet may use, as far as this worker knows."""
-        return self._part
+    def fraction(self) -> Fraction:
+        """How much of the quota all workers together may use, as far as this worker knows."""
+        return self._fraction
 
     def rate(self, now: float) -> float:
-        """Requests a second that this worker may make now, and go on making."""
+        """Requests a second that this worker may make now and from now on."""
         self._advance(now)
         rate, _, _ = self._limits(now)
         return rate if self._ramp == 0.0 else min(rate, self._used + rate * _MEMORY_S / self._ramp)
 
     def matters(self, now: float) -> bool:
-        """Whether this worker sends so much that it should know how many others do."""
+        """Whether this worker sends enough that the number of workers matters."""
         self._advance(now)
-        return self._used * 60.0 >= _NOTEWORTHY * self._per_minute or self._part.at(now) < 1.0
+        return self._used * 60.0 >= _NOTEWORTHY * self._per_minute or self._fraction.at(now) < 1.0
 
     def room(self, now: float) -> tuple[int, int]:
         """How many pushes may be claimed now, and how many of these may have normal priority."""
@@ -128,9 +131,9 @@ class Quota:
         return max(normal, self._pushes(of_both) if of_both >= 1.0 else 0), normal
 
     def opens_in(self, now: float) -> float:
-        """Seconds after which to look again for room for normal priority; or for high, while there is none for either.
+        """Seconds until there is room for normal priority; or for high priority, while there is none for either.
 
-        As the rate is now, and at most a second: it may change meanwhile. 0: there is room.
+        At most a second, because the rate may change. 0: there is room.
         """
         rate = self.rate(now)
         _, size, size_high = self._limits(now)
@@ -142,12 +145,15 @@ class Quota:
         return 0.0 if lacking <= 0.0 else min(1.0, max(_SOONEST_S, lacking / rate))
 
     def spend(self, high: int, normal: int, pushes: int) -> None:
-        """So many requests will be made for so many pushes that were claimed. It may be more than there was room for:
-        a user may have many devices. Then the next ones of that lane wait for it."""
+        """Takes the requests of ``pushes`` claimed pushes out of the bucket.
+
+        They may be more than there was room for, because a user may have many devices. Then later pushes of the same
+        priority wait for it.
+        """
         self._used += (high + normal) / _MEMORY_S
         if pushes:
             each = (high + normal) / pushes
-            self._a_push = max(1.0, each, 0.9 * self._a_push + 0.1 * each)
+            self._per_push = max(1.0, each, 0.9 * self._per_push + 0.1 * each)
         self._normal -= normal
         kept = min(high, max(0.0, self._high))
         shared = min(high - kept, max(0.0, self._normal))
@@ -155,13 +161,13 @@ class Quota:
         self._high -= high - shared
 
     def _pushes(self, requests: float) -> int:
-        return max(1, int(requests / self._a_push))
+        return max(1, int(requests / self._per_push))
 
     def _limits(self, now: float) -> tuple[float, float, float]:
-        return _bucket(self._per_minute * self._part.at(now) / self._workers)
+        return _bucket(self._per_minute * self._fraction.at(now) / self._workers)
 
     def _advance(self, now: float) -> None:
-        """Fills the bucket with what has come since the last time."""
+        """Fills the bucket up to now."""
         seconds = max(0.0, now - self._now)
         filled = self._fills(seconds)
         self._now += seconds
@@ -174,7 +180,7 @@ class Quota:
         self._refused *= fade
 
     def _fills(self, seconds: float) -> float:
-        """What comes in so many seconds, if nothing is spent meanwhile."""
+        """What the bucket gains in ``seconds``, if nothing is spent meanwhile."""
         rate, _, _ = self._limits(self._now + seconds / 2.0)
         if self._ramp == 0.0:
             return rate * seconds
@@ -183,9 +189,9 @@ class Quota:
 
 
 def _bucket(share: float) -> tuple[float, float, float]:
-    """What a share of so many a minute means: requests a second, and what the bucket holds for each lane.
+    """For a share of requests a minute: requests a second, and what the bucket holds for normal and for high priority.
 
-    A full bucket and a minute's filling together are the share, so that no minute sees more.
+    A full bucket and one minute of filling together make up the share, so that no minute sees more.
     """
     size = max(2.0, min(share / 10.0, max(_FEW, share / 600.0)))
     high = max(1.0, _FOR_HIGH * size)
@@ -193,5 +199,5 @@ def _bucket(share: float) -> tuple[float, float, float]:
 
 
 def _grain(rate: float, size: float) -> float:
-    """Requests that are worth a claim: a claim is a round trip, however few rows it brings."""
+    """Requests from which on a claim is worth its round trip."""
     return max(1.0, min(size / 2.0, rate * _GRAIN_S))

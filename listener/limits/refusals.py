@@ -1,7 +1,7 @@
-"""Tells a refusal that concerns everybody from the trouble of one push. Pure; times are monotonic seconds.
+"""Distinguishes a refusal of everything from the refusal of one push. Pure; times are monotonic seconds.
 
-FCM may refuse one push for ever with an answer that sounds as if our configuration were wrong. While it accepts
-others, that push alone must wait, and in the end die.
+FCM may refuse one push for ever with an answer that sounds as if our configuration were wrong. While FCM accepts
+others, only that push waits, and dies in the end.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _REMEMBERED = 10_000
 
 
 def witness(push: Push, target: Target) -> Hashable:
-    """Whose answer it is: the user's where the push names one, else the target's, of which only a hash is kept."""
+    """Whom an answer counts for: the user if the push names one, else the target, of which only a hash is kept."""
     return push.user_id or hash((target.kind, target.value))
 
 

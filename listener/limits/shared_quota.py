@@ -1,4 +1,4 @@
-"""The quota, shared with the other workers: who they are and what FCM has told them is read while this one sends."""
+"""The quota that all workers share: while this worker sends it reads how many others do, and what FCM told them."""
 
 from __future__ import annotations
 
@@ -8,50 +8,51 @@ from collections.abc import Sequence
 
 import psycopg
 import structlog
-from psycopg_pool import PoolTimeout
 
 from listener.fcm.outcome import Limit
 from listener.limits.quota import RECOVERY_S, Fraction, Quota
 from listener.metrics import Metrics
 from listener.postgres.connect import STATEMENT_PATIENCE_S
-from listener.postgres.queue import Queue, QuotaState
+from listener.postgres.workers import QuotaState, Workers
 from listener.push import Push
 from listener.waiting import wait
 
 log = structlog.get_logger(__name__)
 
-_EVERY_S = 1.0
-
-# Less than this is not worth a word.
-_HARDLY_LOWERED = 0.95
+# A fraction above this is not worth a log line.
+_HARDLY_REDUCED = 0.95
 
 
 class SharedQuota:
-    """What this worker may claim of the fleet's quota.
+    """What this worker may claim of the quota that all workers share.
 
-    Nothing is asked of the database while this worker sends next to nothing: then it does not matter how many others
-    do the same.
+    The database is not asked while this worker sends next to nothing, because then the number of workers does not
+    matter.
+
+    Args:
+        interval: seconds between two looks at what the others do.
     """
 
-    def __init__(self, rows: Queue, quota: Quota, metrics: Metrics) -> None:
-        self._rows = rows
+    def __init__(self, workers: Workers, quota: Quota, metrics: Metrics, *, interval: float = 1.0) -> None:
+        self._workers = workers
+        self._interval = interval
         self._quota = quota
         self._metrics = metrics
         self._used = asyncio.Event()
-        self._lowered = asyncio.Event()
-        self._untold = False  # lowered here, and not written down for the others
-        self._told = False  # that it is lowered
-        self._shut_since: float | None = None
+        self._reduced = asyncio.Event()
+        self._unshared = False  # reduced here, and not yet written for the others
+        self._logged = False  # that it is reduced
+        self._closed_since: float | None = None
         metrics.quota_rate.set_function(lambda: quota.rate(time.monotonic()))
 
     def room(self, now: float) -> tuple[int, int]:
         """How many pushes may be claimed now, and how many of these may have normal priority."""
         both, normal = self._quota.room(now)
         if normal == 0:
-            self._shut_since = self._shut_since or now
-        elif self._shut_since is not None:
-            self._metrics.quota_waited.inc(now - self._shut_since)
-            self._shut_since = None
+            self._closed_since = self._closed_since or now
+        elif self._closed_since is not None:
+            self._metrics.quota_waited.inc(now - self._closed_since)
+            self._closed_since = None
         return both, normal
 
     def opens_in(self, now: float) -> float:
@@ -59,7 +60,7 @@ class SharedQuota:
         return self._quota.opens_in(now)
 
     def claimed(self, pushes: Sequence[Push], now: float) -> None:
-        """These will be sent: one request for each device."""
+        """These pushes will be sent, with one request for each device."""
         high = normal = 0
         for push in pushes:
             requests = len(push.recipients) or 1
@@ -74,48 +75,49 @@ class SharedQuota:
     def refused(self, limit: Limit, asked: float) -> None:
         """FCM answered 429 to a request made at ``asked``."""
         if self._quota.refused(limit, asked, time.monotonic()):
-            self._metrics.quota_lowered.inc()
-            self._untold = True
-            self._lowered.set()
+            self._metrics.quota_reduced.inc()
+            self._unshared = True
+            self._reduced.set()
             self._used.set()
 
-    def learn(self, fleet: QuotaState) -> None:
-        """What was read of the fleet just now."""
+    def learn(self, state: QuotaState) -> None:
+        """Takes over what was just read of the other workers."""
         now = time.monotonic()
-        self._quota.learn(fleet.workers, Fraction(fleet.part, now - fleet.age), now)
+        self._quota.learn(state.workers, Fraction(state.part, now - state.age), now)
 
     async def run(self) -> None:
         """Keeps up with the other workers until cancelled."""
         while True:
-            await wait(self._used, self._quota.part.whole_in(time.monotonic()) if self._told else None)
+            await wait(self._used, self._quota.fraction.whole_in(time.monotonic()) if self._logged else None)
             self._used.clear()
-            self._lowered.clear()
+            self._reduced.clear()
             try:
                 async with asyncio.timeout(STATEMENT_PATIENCE_S):
                     await self._exchange()
-            except (psycopg.Error, PoolTimeout, TimeoutError):
+            except (psycopg.Error, TimeoutError):
                 self._metrics.database_errors.labels("rate").inc()
-            self._tell()
-            await wait(self._lowered, _EVERY_S)
+            self._log_changes()
+            await wait(self._reduced, self._interval)
 
     async def _exchange(self) -> None:
-        if self._untold:
-            self._untold = False  # before the wait, in which it may be lowered again
+        if self._unshared:
+            self._unshared = False  # before the statement, during which it may be reduced again
             try:
-                await self._rows.lower(self._quota.part.at(time.monotonic()), RECOVERY_S)
+                await self._workers.reduce_quota(self._quota.fraction.at(time.monotonic()), RECOVERY_S)
             except BaseException:
-                self._untold = True
+                self._unshared = True
                 raise
-        self.learn(await self._rows.fleet())
+        self.learn(await self._workers.quota_state())
 
-    def _tell(self) -> None:
-        """Tells, once, when the rate is lowered and when it has come back."""
-        part = self._quota.part.at(time.monotonic())
-        if part < _HARDLY_LOWERED and not self._told:
+    def _log_changes(self) -> None:
+        """Logs, once, that the rate is reduced, and that it is whole again."""
+        fraction = self._quota.fraction.at(time.monotonic())
+        if fraction < _HARDLY_REDUCED and not self._logged:
             log.warning(
-                "FCM answers 429, too many requests: sending more slowly", percent_of_quota=round(100 * part)
+                "FCM answers 429, too many requests: sending more slowly",
+                percent_of_quota=round(100 * fraction),
             )
-            self._told = True
-        elif part == 1.0 and self._told:
+            self._logged = True
+        elif fraction == 1.0 and self._logged:
             log.info("sending at the whole rate again")
-            self._told = False
+            self._logged = False

@@ -1,4 +1,4 @@
-"""How fast to start again. Pure; times are monotonic seconds and are passed in."""
+"""How many pushes may be in flight after a start or a pause. Pure; times are monotonic seconds and are passed in."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ class SlowStart:
 def after_losses(lost: int, most: int, now: float) -> SlowStart:
     """How to start when ``lost`` workers have died lately.
 
-    One death is an accident. Each further one makes the start eight times narrower, so that a push that kills
-    its worker is soon alone in flight, and the pushes that merely died with it are not taken for it.
+    One death is an accident. Each further one divides the limit by eight. So a push that kills its worker is soon alone
+    in flight, and the pushes beside it are no longer blamed for the death.
     """
     return SlowStart(max(1, most >> 3 * min(max(0, lost - 1), 10)), 5.0, now)
 
 
 def after_pause(now: float) -> SlowStart:
-    """How to go on when a pause is over: a thousand pushes at once would be unkind to what has just recovered."""
+    """How to go on when a pause is over: a thousand pushes at once could bring down a fresh recovery."""
     return SlowStart(8, 1.0, now)

@@ -1,7 +1,7 @@
-"""Notices when FCM calls nearly every device dead: then the devices are not the cause. Pure.
+"""Keeps registration tokens while FCM calls nearly every device dead. Pure.
 
-A wrong project makes every registration token look dead, and a token table that was purged because of it cannot be
-brought back. Users are counted, not tokens: one user may register a hundred dead devices.
+A wrong project makes every registration token look dead, and purged tokens cannot be brought back. Users are counted,
+not tokens, because one user may register a hundred dead devices.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class TokenLossBreaker:
         what = f"FCM calls the devices of {dead} of the last {voted} users dead ({outcome.code})"
         advice = (
             "Check that the app and FCM_PROJECT_ID belong to the same Firebase project. If the devices are really "
-            "dead, set TOKEN_LOSS_GUARD=false"
+            "dead, set TOKEN_LOSS_BREAKER=false"
         )
         if dead == voted:
             reason = f"{what}; more likely the project or the key is wrong. No token is disabled. {advice}"

@@ -180,6 +180,15 @@ _BY_TEXT = tuple(
     )
 )
 
+ROW_FAULTS = (psycopg.Error, ValueError, TypeError)
+"""What one row may be to blame for, where it is not ``is_transient``: its values, which are ours to encode and
+Postgres' to store, or the application's own triggers on it, which raise what they like. Other rows must not suffer
+for it."""
+
+# Connections, transactions, resources, an operator, files; a lock not to be had; what goes wrong inside Postgres, or in
+# a pooler that finds no connection. But XX001 and XX002 are damaged data: those of one row, and they stay so.
+_PASSING = ("08", "25", "40", "53", "57", "58", "55P03", "55006", "XX000")
+
 _QUOTED = re.compile(r"\"[^\"]*\"|(?<!\w)'[^']*'(?!\w)")
 _SQLSTATE = re.compile(r"[0-9A-Z]{5}")
 
@@ -232,3 +241,19 @@ def explain_statement(error: psycopg.Error) -> str:
 
 def _sqlstate(error: psycopg.Error) -> str | None:
     return error.diag.sqlstate or error.sqlstate  # the latter knows no codes of an application's own
+
+
+def is_transient(error: BaseException) -> bool:
+    """Whether the same statement may succeed later; otherwise it will not, because of a row or of the statement."""
+    if not isinstance(error, psycopg.Error):
+        return isinstance(error, TimeoutError)
+    sqlstate = _sqlstate(error)
+    if sqlstate is None:
+        return isinstance(error, psycopg.OperationalError | psycopg.InterfaceError)
+    return sqlstate.startswith(_PASSING)
+
+
+def fault_name(error: BaseException | None) -> str:
+    """The kind of an error, without its text, which may quote values."""
+    sqlstate = _sqlstate(error) if isinstance(error, psycopg.Error) else None
+    return f"SQLSTATE {sqlstate}" if sqlstate else type(error).__name__

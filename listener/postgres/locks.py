@@ -22,6 +22,18 @@ from listener.metrics import Metrics
 
 log = structlog.get_logger(__name__)
 
+CHANNEL = "push_listener"
+"""The NOTIFY channel that the triggers of db/migrations ring."""
+
+LIVENESS_CLASS = 1_886_745_448
+"""First key of the advisory locks that workers hold while they live ("push"); the second is the worker's id."""
+
+POLLING_LOCK = (1_886_745_449, 0)
+"""The advisory lock that silences the bell: held, exclusively, by a worker that polls."""
+
+ROLLBACK_LOCK = 7_308_332_045_000_002
+"""The advisory lock that ``migrate --down`` holds: no worker begins meanwhile."""
+
 STRANGERS: LiteralString = """
 select lock, pg_catalog.min(key) as key, pid, role, prepared, pg_catalog.bool_or(exclusive) as exclusive,
        pg_catalog.count(*)::integer as locks

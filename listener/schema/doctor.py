@@ -10,7 +10,7 @@ from typing import LiteralString
 
 import psycopg
 
-from listener.config import Settings
+from listener.config import DatabaseSettings
 from listener.postgres import errors, locks
 from listener.postgres.connect import TransactionPooler, refuse_transaction_pooler
 from listener.schema import exposure, migrate, served
@@ -60,7 +60,7 @@ class Finding:
     remedy: str | None = None
 
 
-def examine(settings: Settings) -> Iterator[Finding]:
+def examine(settings: DatabaseSettings) -> Iterator[Finding]:
     """Everything that can be found out from the database, group by group; what cannot be reached ends it."""
     reached = yield from _reach(settings)
     if not reached:
@@ -77,7 +77,7 @@ def examine(settings: Settings) -> Iterator[Finding]:
         yield from _exposures(conn)
 
 
-def _reach(settings: Settings) -> Generator[Finding, None, bool]:
+def _reach(settings: DatabaseSettings) -> Generator[Finding, None, bool]:
     group = "connections"
     addresses = {"DATABASE_URL": settings.database_url.get_secret_value()}
     if settings.listen_database_url is not None:
@@ -102,7 +102,7 @@ def _reach(settings: Settings) -> Generator[Finding, None, bool]:
         try:
             refuse_transaction_pooler(settings.listen_dsn)
         except TransactionPooler:
-            good = settings.doorbell == "sweep"
+            good = settings.wakeup == "sweep"
             yield Finding(
                 group,
                 Level.LOOK if good else Level.WRONG,
@@ -165,7 +165,7 @@ def _strangers(conn: psycopg.Connection[tuple[object, ...]]) -> Iterator[Finding
         yield Finding(group, Level.GOOD, "no stranger holds one of push-listener")
 
 
-def _copy(settings: Settings) -> Iterator[Finding]:
+def _copy(settings: DatabaseSettings) -> Iterator[Finding]:
     group = "whether this is a copy"
     dsn = settings.database_url.get_secret_value()
 

@@ -9,33 +9,33 @@ import math
 import random
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import structlog
 
 from listener.config import Settings
 from listener.fcm.message import Prepared, prepare, targets
-from listener.fcm.outcome import Disposition, Limit, Outcome
+from listener.fcm.outcome import Disposition, Outcome
 from listener.fcm.sender import Sender
-from listener.limits.claim_budget import kept_for_high
+from listener.limits.claim_budget import reserved_for_high
 from listener.limits.health import FcmHealth
+from listener.limits.retry_policy import RetryPolicy
+from listener.limits.shared_quota import SharedQuota
 from listener.metrics import Metrics
-from listener.postgres.queue import LogLine, Settlement
-from listener.push import BadPush, Push, Target, TargetKind
-from listener.sending.retry import Decision, Policy, Status, decide
+from listener.push import BadPush, Decision, LogLine, Push, Settlement, Status, Target, TargetKind
+from listener.sending.pause_report import PauseReport
+from listener.sending.retry import decide
 
 log = structlog.get_logger(__name__)
 
-# A push that this many workers did not outlive is not given to another one.
+# A push during which this many workers have died is not sent again.
 _MOST_LOST_CLAIMS = 10
 
-# After this many claims of a push FCM's being away is no longer believed to be the reason.
+# After this many claims of one push, the absence of FCM no longer excuses its failures.
 _MOST_CLAIMS_IN_OUTAGE = 500
 
-_ASK_AGAIN_S = 5.0
-
-# What a settlement must be left of the lease.
+# The part of the lease that is kept for writing the result.
 _KEPT_OF_LEASE_S = 5.0
 
 _QUESTION = b'{"validate_only":true,"message":{"topic":"push-listener","data":{"question":"are you there"}}}'
@@ -45,22 +45,25 @@ _NOT_TRIED = Outcome(Disposition.RETRY, "NOT_TRIED", "not tried in this attempt"
 
 @dataclass(slots=True)
 class _Try:
-    """One target, as far as this attempt has got with it."""
+    """One target in this attempt."""
 
     target: Target
     is_first: bool
-    """Of all the requests that are ever made for its push."""
+    """Whether this is the first of all requests for its push."""
     started: float | None = None
     seconds: float = 0.0
     outcome: Outcome | None = None
     held_back: float = 0.0
-    """Seconds for which its platform is not to be sent to."""
+    """Seconds for which nothing is sent to its platform."""
 
 
 class Attempts:
     """Sends claimed rows, as far as the health of FCM allows it.
 
-    ``on_limit`` hears whose quota a request has found used up, and when (monotonic seconds) it was made.
+    Args:
+        quota: learns of each 429.
+        pauses: logs when sending is paused or goes on.
+        ask_again: seconds between two questions whether FCM is there.
     """
 
     def __init__(
@@ -69,27 +72,31 @@ class Attempts:
         settings: Settings,
         metrics: Metrics,
         health: FcmHealth,
+        quota: SharedQuota,
+        pauses: PauseReport,
         *,
-        on_limit: Callable[[Limit, float], None],
+        ask_again: float = 5.0,
     ) -> None:
         self._sender = sender
-        self._on_limit = on_limit
+        self._quota = quota
+        self._pauses = pauses
+        self._ask_again = ask_again
         self._metrics = metrics
         self._sends = functools.cache(metrics.sends.labels)
         self._health = health
-        self._policy = Policy(settings.retry_floor, settings.retry_cap, settings.max_tries)
+        self._policy = RetryPolicy(settings.retry_min_delay, settings.retry_max_delay, settings.max_tries)
         self._rng = random.Random()  # noqa: S311  # jitter, not secrecy
         most = settings.max_in_flight
         self._requests = asyncio.Semaphore(most)
-        self._requests_of_normal = asyncio.Semaphore(most - kept_for_high(most))
-        # What waits for its turn takes memory: of pushes with many devices, so many at a time do.
+        self._requests_of_normal = asyncio.Semaphore(most - reserved_for_high(most))
+        # A request that waits for its turn takes memory, so a push with many devices gets a bounded number of tasks.
         self._tasks_of_normal = asyncio.Semaphore(2 * most)
         self._question: asyncio.Task[None] | None = None
         self._asked_at = -math.inf
         self._abandoned = Outcome(
             Disposition.RETRY,
             "ABANDONED",
-            "given up at shutdown while the request was under way; it may have been delivered",
+            "abandoned at shutdown while the request was under way; it may have been delivered",
             delay=self._policy.floor,
             ambiguous=True,
             uses_try=False,
@@ -101,9 +108,8 @@ class Attempts:
     async def attempt(self, push: Push, claimed_at: float) -> Settlement:
         """Sends one row to all of its targets.
 
-        Cancelled, it settles at once with what is known by then: devices that have answered are not asked
-        again, and the row goes back into the queue for the others. ``claimed_at``: monotonic seconds,
-        taken before the claim.
+        When cancelled, it returns at once with the answers so far: those devices do not get the push again, and the row
+        goes back into the queue for the others. ``claimed_at``: monotonic seconds, taken before the claim.
         """
         if push.lost_claims >= _MOST_LOST_CLAIMS:
             return self._refused(push, claimed_at, _quarantine(push))
@@ -123,7 +129,7 @@ class Attempts:
             if len(tries) > 1:
                 await self._send_all(push, prepared, untried, claimed_at)
         except asyncio.CancelledError:
-            pass  # the settlement below is the answer to it
+            pass  # the settlement below says how far the attempt came
         for one in tries:
             if one.outcome is None and one.started is not None:
                 one.seconds = time.monotonic() - one.started
@@ -135,15 +141,15 @@ class Attempts:
             self._ask_fcm()
         elif push.retry_count + 1 >= self._policy.max_tries and any(_counts(outcome) for outcome in outcomes):
             with contextlib.suppress(asyncio.CancelledError):
-                await self._is_it_fcm(claimed_at + self._lease - _KEPT_OF_LEASE_S)
+                await self._check_presence(claimed_at + self._lease - _KEPT_OF_LEASE_S)
         return self._settle(push, claimed_at, outcomes, tries)
 
     def failed(self, push: Push, claimed_at: float, error: BaseException) -> Settlement:
-        """What to settle when an attempt raised: a fault of ours, which must neither lose the row nor loop on it."""
+        """What is settled after an exception. A fault of ours must neither lose the row nor repeat it for ever."""
         return self._settle(push, claimed_at, [self._fault_of_ours(push, error)], [])
 
     def _fault_of_ours(self, push: Push, error: BaseException) -> Outcome:
-        # The text of an exception may quote what it was given; where it was raised does not.
+        # The text of an exception may quote a payload; the place where it was raised does not.
         where = traceback.extract_tb(error.__traceback__)[-1]
         log.error(
             "attempt failed",
@@ -155,7 +161,7 @@ class Attempts:
         return Outcome(Disposition.RETRY, "INTERNAL_ERROR", reason, delay=self._policy.floor)
 
     async def _probe(self, push: Push, prepared: Prepared, tries: Iterator[_Try], claimed_at: float) -> None:
-        """One request, to the first device to which something may be sent."""
+        """Sends to the first device to which something may be sent now."""
         for one in tries:
             await self._send(push, prepared, one, claimed_at, is_probe=True)
             if one.started is not None:
@@ -201,22 +207,22 @@ class Attempts:
             try:
                 outcome = await self._sender.send(body)
             except Exception as error:
-                # What the other devices are answered must not be lost for it. And it says nothing of FCM.
+                # The answers to the other devices must not be lost for it; and it says nothing about FCM.
                 one.outcome = self._fault_of_ours(push, error)
                 answered = time.monotonic()
             else:
                 answered = time.monotonic()
                 if outcome.limit is not None:
-                    self._on_limit(outcome.limit, started)
+                    self._quota.refused(outcome.limit, started)
                 outcome = _without_token(outcome, one.target)
                 one.outcome = self._health.judge(push, one.target, outcome, started, answered)
             one.seconds = answered - started
 
-    async def _is_it_fcm(self, until: float) -> None:
-        """Before a push is given up: is it the push that fails, or FCM?
+    async def _check_presence(self, until: float) -> None:
+        """Finds out, before a push is given up, whether the push fails or FCM.
 
-        Where no answer to another push has told lately, a question does: one for all who wait, and none of them waits
-        for longer than ``until``.
+        If no answer to another push has shown that lately, a question to FCM does. All waiting pushes share one
+        question, and none of them waits for longer than ``until``.
         """
         now = time.monotonic()
         if self._health.is_away(now):
@@ -225,8 +231,8 @@ class Attempts:
                 await asyncio.wait({self._question}, timeout=max(0.0, until - now))
 
     def _ask_fcm(self) -> None:
-        """Sends FCM a message to validate only, unless that is being done or has just been."""
-        if self._question is None and time.monotonic() - self._asked_at >= _ASK_AGAIN_S:
+        """Sends FCM a message to validate only, unless such a question is under way or recent."""
+        if self._question is None and time.monotonic() - self._asked_at >= self._ask_again:
             self._question = asyncio.create_task(self._ask())
 
     async def _ask(self) -> None:
@@ -238,7 +244,7 @@ class Attempts:
             self._question, self._asked_at = None, time.monotonic()
 
     def _patient(self, push: Push, outcome: Outcome) -> Outcome:
-        """A failure that uses no try, with a wait that grows all the same: it may be the push; others want a turn."""
+        """A failure that uses no try waits longer each time all the same, so that other pushes get a turn."""
         if outcome.disposition is not Disposition.RETRY or outcome.uses_try:
             return outcome
         return replace(outcome, delay=max(outcome.delay, self._policy.longest(push.attempt)))
@@ -271,17 +277,18 @@ class Attempts:
                 settlement.dead_tokens.append((one.target.value, one.outcome.code))
         if decision.status is Status.DEAD:
             log.warning("push dead", push_id=str(push.id), code=decision.code)
+        self._pauses.tell()
         return settlement
 
 
-# The shortest registration token has 22 characters; a word that is shorter may stand in any text.
+# A word that is shorter may stand in any text. The shortest registration token has 22 characters.
 _SHORTEST_HIDDEN = 16
 
 
 def _without_token(outcome: Outcome, target: Target) -> Outcome:
-    """The outcome, with a reason that does not name the device.
+    """The outcome, with a reason that does not quote the registration token.
 
-    FCM's text may quote the token, and users read reasons: the device may be another user's by then.
+    FCM's text may quote it. Users read reasons, and by then the device may belong to another user.
     """
     if target.kind is not TargetKind.TOKEN or len(target.value) < _SHORTEST_HIDDEN:
         return outcome
@@ -296,7 +303,7 @@ def _counts(outcome: Outcome) -> bool:
 
 def _quarantine(push: Push) -> BadPush:
     return BadPush(
-        f"quarantined: {push.lost_claims} workers died, or lost their lease, while they held this push; look into "
+        f"quarantined: {push.lost_claims} workers died, or lost their lease, while they held this push; read "
         "their logs before you requeue it",
         code="QUARANTINED",
     )
@@ -310,7 +317,7 @@ def _not_tried(one: _Try) -> Outcome:
 
 
 def untouched(push: Push) -> Settlement:
-    """Gives a row back as it was: nothing has been sent for it."""
+    """Gives a row back as it was, because nothing has been sent for it."""
     return Settlement(push.id, push.attempt, Decision(Status.PENDING, delay=0.0))
 
 
@@ -322,7 +329,7 @@ def _life_left(push: Push, claimed_at: float) -> float | None:
 def _log_line(push: Push, one: _Try, outcome: Outcome) -> LogLine:
     details: dict[str, object] = {"attempt": push.attempt, "ms": round(one.seconds * 1000)}
     if outcome.disposition is Disposition.ACCEPTED:
-        status = "sent"  # which says what FCM answered
+        status = "sent"  # FCM has accepted it; a receipt may follow
         details["message_id"] = outcome.message_id
     else:
         status = "unknown" if outcome.ambiguous else "failed"

@@ -4,56 +4,17 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
-from enum import StrEnum
-from typing import NamedTuple
 
 from listener.fcm.outcome import Disposition, Outcome
-
-
-class Status(StrEnum):
-    """``push_notifications.status``, as far as the listener writes it."""
-
-    PENDING = "pending"
-    SENT = "sent"
-    FAILED = "failed"
-    DEAD = "dead"
-    EXPIRED = "expired"
-
-
-@dataclass(frozen=True, slots=True)
-class Policy:
-    """How long to wait, and when to give up. Times in seconds."""
-
-    floor: float = 10.0
-    """Least wait before a retry. Source: Firebase, "Scale with FCM": at least 10 s before any retry."""
-    cap: float = 3600.0
-    """Longest wait of our own choosing; a longer Retry-After is obeyed all the same."""
-    max_tries: int = 5
-
-    def longest(self, tries: int) -> float:
-        """The longest wait after ``tries`` failures: it doubles from twice the floor up to the cap."""
-        return min(self.cap, self.floor * 2.0 ** min(tries, 30))
-
-
-class Decision(NamedTuple):
-    """What to write to the row."""
-
-    status: Status
-    delay: float | None = None
-    """Seconds until the next look at the row; None: never again."""
-    uses_try: bool = False
-    code: str | None = None
-    reason: str | None = None
-    message_id: str | None = None
-
+from listener.limits.retry_policy import RetryPolicy
+from listener.push import Decision, Status
 
 _AGAIN = frozenset(
     {Disposition.RETRY, Disposition.PAUSE, Disposition.PAUSE_PLATFORM, Disposition.REFRESH_AUTH}
 )
 
 
-def backoff(tries: int, least: float, policy: Policy, rng: random.Random) -> float:
+def backoff(tries: int, least: float, policy: RetryPolicy, rng: random.Random) -> float:
     """Seconds to wait after the ``tries``-th try failed: exponential with full jitter, from a floor.
 
     The ceiling doubles from twice the floor up to the cap, and the wait is drawn evenly between floor and
@@ -72,7 +33,7 @@ def decide(
     accepted_before: int,
     retry_count: int,
     expires_in: float | None,
-    policy: Policy,
+    policy: RetryPolicy,
     rng: random.Random,
     fcm_away: bool = False,
 ) -> Decision:

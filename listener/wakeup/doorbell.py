@@ -1,8 +1,8 @@
-"""The doorbell: a LISTEN connection of its own, that wakes the dispatcher, proves itself, and heals itself.
+"""The doorbell: a LISTEN connection that proves itself, and heals itself.
 
-A ring carries nothing and may be lost: after every (re)connection the dispatcher is woken as if it had rung. The same
-connection holds the worker's liveness lock, so that peers notice at once when this process is gone, and while it is
-awake the lock that silences the bell (see awake.py), which thus lasts no longer than the other.
+A notification carries nothing and may be lost, so every (re)connection counts as one. The same connection holds the
+worker's liveness lock, so that peers notice at once when this process is gone, and the polling lock while the worker
+polls (see busy_polling.py), which therefore ends with the liveness lock.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import math
 import random
 import time
 from collections.abc import Callable
+from enum import Enum
 from typing import LiteralString
 
 import psycopg
@@ -23,20 +24,22 @@ from listener.log import should_log
 from listener.metrics import Metrics
 from listener.postgres import errors
 from listener.postgres.connect import Connection, with_keepalive
-from listener.postgres.queue import CHANNEL, LIVENESS_CLASS, fault_name
+from listener.postgres.errors import fault_name
+from listener.postgres.locks import CHANNEL, LIVENESS_CLASS
+from listener.wakeup.identity import IdentityLost
 
 log = structlog.get_logger(__name__)
 
 _PROOF_TIMEOUT_S = 5.0
 _LOCK_PATIENCE_S = 5.0
 
-# What cuts one worker's connection often cuts all of them, and by then every one of them is back.
+# By then every worker that was cut off with this one is back.
 _STEADY_AFTER_S = 5.0
 
-# A database that is read-only, as while it fails over, is away too; that is an InternalError.
+# A database that fails over is read-only for a while, and answers with an InternalError.
 _AWAY = (psycopg.OperationalError, psycopg.InternalError, TimeoutError)
 
-# The same on the server's side, where the lock is held: by default it takes two hours to notice that a host is gone.
+# The server holds the lock until it notices that this host is gone, which takes it two hours by default.
 _KEEPALIVE = """
 select pg_catalog.set_config('tcp_keepalives_idle', '5', false),
        pg_catalog.set_config('tcp_keepalives_interval', '2', false),
@@ -62,21 +65,6 @@ select extract(epoch from pg_catalog.clock_timestamp() - pg_catalog.pg_postmaste
 """
 
 
-class IdentityLost(Exception):
-    """This worker cannot go on under its id. ``facts`` say more, for the log.
-
-    Args:
-        reason: why.
-        is_own: whether the row in ``push_listener.workers`` is still this worker's.
-    """
-
-    def __init__(self, reason: str, *, is_own: bool, **facts: object) -> None:
-        super().__init__(reason)
-        self.reason = reason
-        self.is_own = is_own
-        self.facts = facts
-
-
 def _cannot_connect(state: tenacity.RetryCallState) -> None:
     if should_log(state.attempt_number):
         error = state.outcome.exception() if state.outcome else None
@@ -88,45 +76,45 @@ def _cannot_connect(state: tenacity.RetryCallState) -> None:
         )
 
 
+class Topic(Enum):
+    """What a doorbell tells its subscribers."""
+
+    NOTIFIED = "something may have been inserted"
+    RECHECK = "inserts may not have notified, because a peer polls, or may have polled unheard"
+
+
 class Doorbell:
-    """Listens on ``push_listener`` and calls ``on_ring`` at every ring and after every (re)connection.
+    """Listens on the channel ``push_listener`` and tells its subscribers.
 
     Args:
         dsn: a direct connection, or a pooler in session mode.
         worker_id: whose liveness lock to hold.
         heartbeat: seconds of silence after which the connection has to prove itself.
-        on_doubt: called when the bell may have been silenced: a peer has said so, or might have while this worker could
-            not hear it.
-        on_lost: called once, when somebody else has this worker's liveness lock or its row; ``run`` then returns.
     """
 
-    def __init__(
-        self,
-        dsn: str,
-        worker_id: int,
-        on_ring: Callable[[], None],
-        metrics: Metrics,
-        *,
-        heartbeat: float,
-        on_doubt: Callable[[], None] = lambda: None,
-        on_lost: Callable[[IdentityLost], None] = lambda lost: None,
-    ) -> None:
+    def __init__(self, dsn: str, worker_id: int, metrics: Metrics, *, heartbeat: float) -> None:
         self._dsn = with_keepalive(dsn)
         self._worker = worker_id
         self._own_channel = f"{CHANNEL}_{worker_id}"
-        self._on_ring = on_ring
-        self._on_doubt = on_doubt
-        self._on_lost = on_lost
+        self._subscribers: dict[Topic, list[Callable[[], None]]] = {topic: [] for topic in Topic}
         self._row: tuple[object, ...] | None = None  # when this worker was registered, as its row says
         self._metrics = metrics
         self._heartbeat = heartbeat
         self._healthy = asyncio.Event()
         self._proven = False
         self._conn: Connection | None = None
-        self._hearing: asyncio.Timeout | None = None
-        self._fault: BaseException | None = None  # it leaves the state of the connection unknown
+        self._receiving: asyncio.Timeout | None = None
+        self._fault: BaseException | None = None  # leaves the state of the connection unknown
         self._steady_from = math.inf
         self._rng = random.Random()  # noqa: S311  # jitter, not secrecy
+
+    def subscribe(self, topic: Topic, function: Callable[[], None]) -> None:
+        """Calls ``function`` whenever the topic has news, also after every (re)connection."""
+        self._subscribers[topic].append(function)
+
+    def _tell(self, topic: Topic) -> None:
+        for function in self._subscribers[topic]:
+            function()
 
     @property
     def connected(self) -> bool:
@@ -135,38 +123,42 @@ class Doorbell:
 
     @property
     def steady(self) -> bool:
-        """Whether that has been so for a while, if anything has ever cut it; or else the server has run for a while."""
+        """Whether the connection has stood for some seconds, or the server was up long before the first connection.
+
+        What cuts the connection of one worker often cuts those of all. So soon after a cut, the silence of a peer says
+        nothing.
+        """
         return self.connected and time.monotonic() >= self._steady_from
 
     async def wait_connected(self) -> None:
         """Returns once LISTEN and the liveness lock are in force."""
         await self._healthy.wait()
 
-    async def ask(self, statement: LiteralString, *values: object) -> tuple[object, ...]:
-        """The row that a statement returns, asked on the connection that listens.
+    async def fetchone(self, statement: LiteralString, *values: object) -> tuple[object, ...]:
+        """Runs a statement on the connection that listens; returns its row.
 
-        Raises psycopg.Error or TimeoutError, also when there is no connection. Whatever the statement may have done
-        to the session is then undone: the connection is replaced.
+        Raises psycopg.Error or TimeoutError, also when there is no connection. The connection is then replaced, which
+        undoes what the statement may have done to the session.
         """
         conn = self._conn
         if conn is None:
             raise psycopg.OperationalError("not listening")
-        self._stop_hearing()
+        self._stop_receiving()
         try:
             async with asyncio.timeout(_PROOF_TIMEOUT_S):
                 row = await (await conn.execute(statement, values)).fetchone()
         except BaseException as error:
             if self._conn is conn:
                 self._fault = error
-                self._stop_hearing()
+                self._stop_receiving()
             raise
         assert row is not None
         return row
 
-    async def run(self) -> None:
-        """Listens until cancelled; connects again, with jittered backoff, whenever the connection is lost.
+    async def run(self) -> IdentityLost:
+        """Listens until cancelled, or until another session has this worker's liveness lock or its row.
 
-        Returns when this worker cannot go on under its id.
+        Connects again, with jittered backoff, whenever the connection is lost.
         """
         while True:
             try:
@@ -175,8 +167,7 @@ class Doorbell:
             except _AWAY as error:
                 log.warning("doorbell lost", error=fault_name(error))
             except IdentityLost as lost:
-                self._on_lost(lost)
-                return
+                return lost
             finally:
                 self._conn = None
                 self._healthy.clear()
@@ -188,12 +179,12 @@ class Doorbell:
         self._metrics.listening.set(1)
         log.info("doorbell connected", backend=conn.info.backend_pid)
         self._conn, self._fault = conn, None
-        self._on_doubt()
-        self._on_ring()
+        self._tell(Topic.RECHECK)
+        self._tell(Topic.NOTIFIED)
         while True:
             proof_due = loop.time() + self._heartbeat * self._rng.uniform(0.9, 1.1)
             while loop.time() < proof_due:
-                await self._hear(conn, proof_due - loop.time())
+                await self._receive(conn, proof_due - loop.time())
                 self._raise_fault()
             await self._prove(conn)
             self._raise_fault()
@@ -202,32 +193,32 @@ class Doorbell:
         if self._fault is not None:
             raise psycopg.OperationalError("a statement failed") from self._fault
 
-    async def _hear(self, conn: Connection, seconds: float) -> None:
-        """Hears rings for so long, or until somebody asks for the connection.
+    async def _receive(self, conn: Connection, seconds: float) -> None:
+        """Receives notifications for ``seconds``, or until a statement is to run on the connection.
 
-        A ring is taken from the socket and told without a pause between, so none is lost where this is cut off.
+        Nothing is awaited between the socket and the subscribers, so a notification is never lost when this is cut off.
         """
         try:
-            async with asyncio.timeout(seconds) as self._hearing:
+            async with asyncio.timeout(seconds) as self._receiving:
                 async for notify in conn.notifies():
-                    self._heard(notify)
+                    self._received(notify)
         except TimeoutError:
             pass
         finally:
-            self._hearing = None
+            self._receiving = None
 
-    def _stop_hearing(self) -> None:
-        if self._hearing is not None and not self._hearing.expired():
-            self._hearing.reschedule(asyncio.get_running_loop().time())
+    def _stop_receiving(self) -> None:
+        if self._receiving is not None and not self._receiving.expired():
+            self._receiving.reschedule(asyncio.get_running_loop().time())
 
-    def _heard(self, notify: Notify) -> None:
+    def _received(self, notify: Notify) -> None:
         if notify.channel == self._own_channel:
             self._proven = True
         elif notify.payload != str(self._worker):
-            self._metrics.rings.inc()
-            if notify.payload:  # the worker that is awake now
-                self._on_doubt()
-            self._on_ring()
+            self._metrics.notifications.inc()
+            if notify.payload:  # the id of the worker that polls now
+                self._tell(Topic.RECHECK)
+            self._tell(Topic.NOTIFIED)
 
     async def _prove(self, conn: Connection) -> None:
         """A round trip through LISTEN. Raises TimeoutError when the connection says nothing any more."""
@@ -236,7 +227,7 @@ class Doorbell:
             await conn.execute("select pg_catalog.pg_notify(%s, '')", (self._own_channel,))
             while not self._proven:
                 async for notify in conn.notifies(timeout=_PROOF_TIMEOUT_S, stop_after=1):
-                    self._heard(notify)
+                    self._received(notify)
 
     @tenacity.retry(
         retry=tenacity.retry_if_exception_type(_AWAY),
@@ -255,14 +246,14 @@ class Doorbell:
                 await self._check_row(conn)  # before the lock, which another worker of the same id may hold
                 await self._take_lock(conn)
                 await conn.execute(_GUARDED, (self._worker,))
-                await self._settle_in(conn)
+                await self._note_steady(conn)
                 await self._prove(conn)
         except BaseException:
             await conn.close()
             raise
         return conn
 
-    async def _settle_in(self, conn: Connection) -> None:
+    async def _note_steady(self, conn: Connection) -> None:
         steady_in = _STEADY_AFTER_S
         if self._steady_from == math.inf:  # the first connection: has the server been away just before?
             row = await (await conn.execute(_SERVER_AGE)).fetchone()
@@ -278,9 +269,9 @@ class Doorbell:
             raise IdentityLost("its row in push_listener.workers is not its own any more", is_own=False)
 
     async def _take_lock(self, conn: Connection) -> None:
-        """The liveness lock; what still holds it is this worker's former connection, gone silent.
+        """Takes the liveness lock, evicting this worker's former connection, which may hold it still.
 
-        Raises IdentityLost if it is anybody else, who cannot be evicted.
+        Raises IdentityLost if another session holds it, and cannot be evicted.
         """
         key = (LIVENESS_CLASS, self._worker)
         try:
@@ -293,7 +284,7 @@ class Doorbell:
                 with attempt:
                     row = await (await conn.execute(_LOCK, key)).fetchone()
                     if not row or not row[0]:
-                        # Not at the first try: a peer may have been about to bury this worker.
+                        # Not at the first try: a peer that asks whether this worker is dead holds it for an instant.
                         if attempt.retry_state.attempt_number > 1 and not await self._evict(conn):
                             raise await self._taken(conn)
                         raise psycopg.errors.LockNotAvailable(
@@ -314,5 +305,5 @@ class Doorbell:
         holder = await (await conn.execute(_HOLDER, (self._worker,))).fetchone()
         pid, role, prepared = holder or (None, None, None)
         return IdentityLost(
-            "its liveness lock is held by somebody else", is_own=True, pid=pid, role=role, prepared=prepared
+            "another session holds its liveness lock", is_own=True, pid=pid, role=role, prepared=prepared
         )

@@ -1,8 +1,8 @@
 """Peers: notices that another worker has died, and puts its rows back into the queue at once.
 
-While no peer holds a row nothing is asked: there is nothing to take over. A peer can only claim what the bell has rung
-for, which this worker hears as well; what falls due at a time that was known when the last row was let go; or, while
-it is awake (see awake.py), what comes then, and then this worker looks at the queue now and then.
+While no peer holds a row nothing is asked, because there is nothing to take over. A peer can only claim rows of which
+this worker knows as well: a notification came to both; or the row falls due at a time that was known when the last row
+was settled; or this worker rechecks the queue, because the peer polls (see busy_polling.py).
 """
 
 from __future__ import annotations
@@ -10,110 +10,132 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from typing import Protocol
 
 import psycopg
 import structlog
-from psycopg_pool import PoolTimeout
 
 from listener.metrics import Metrics
 from listener.postgres.connect import STATEMENT_PATIENCE_S
 from listener.postgres.queue import Queue
+from listener.postgres.workers import Workers
 from listener.waiting import wait
+from listener.wakeup.busy_polling import BusyPolling
+from listener.wakeup.doorbell import Doorbell
+from listener.wakeup.look_signal import LookSignal
 
 log = structlog.get_logger(__name__)
 
 # Two looks must agree, so that a doorbell that is just being replaced is not taken for a death.
 _BETWEEN_LOOKS_S = (0.6, 0.8)
-_ATTENTIVE_S = 3.0
+
+
+class ExpectsLosses(Protocol):
+    """Whoever decides how carefully to send; see :class:`listener.limits.health.FcmHealth`."""
+
+    def expect_losses(self, lost: int, most: int, now: float) -> None:
+        """``lost`` workers have died lately, and the next may die of the same pushes."""
+        ...
 
 
 class PeerWatch:
-    """Looks after the rows of peers while there is anything going on.
+    """Takes over the rows of dead peers, while there is any activity.
 
     Args:
-        is_steady: whether this worker's own connection stands and has done so for a while. If not, a peer's silence may
-            have the same reason, and is not held against it.
-        on_due: called when there may be something to claim that no bell will ring for.
-        on_death: called when a worker is found to have died, before ``on_due``.
-        on_losses: called with the number of workers that have died lately, before the rows of the last are put back.
+        doorbell: this worker's own connection. Unless it is steady, the silence of a peer may have the same cause.
+        polling: rechecks the queue after a death.
+        look: is notified when there may be something to claim of which no notification comes.
+        health: learns how many workers have died, before the rows of the last are put back.
+        max_in_flight: pushes that this worker has in flight, at most.
+        attentive: seconds of attention after the last activity.
     """
 
     def __init__(
         self,
-        rows: Queue,
+        queue: Queue,
+        workers: Workers,
+        doorbell: Doorbell,
+        polling: BusyPolling,
+        look: LookSignal,
+        health: ExpectsLosses,
         metrics: Metrics,
         *,
-        is_steady: Callable[[], bool],
-        on_due: Callable[[], None],
-        on_death: Callable[[], None],
-        on_losses: Callable[[int], None],
+        max_in_flight: int,
+        attentive: float = 3.0,
     ) -> None:
-        self._rows = rows
+        self._queue = queue
+        self._workers = workers
+        self._doorbell = doorbell
+        self._polling = polling
+        self._look = look
+        self._health = health
         self._metrics = metrics
-        self._is_steady = is_steady
-        self._on_due = on_due
-        self._on_death = on_death
-        self._on_losses = on_losses
-        self._stirred = asyncio.Event()
+        self._max_in_flight = max_in_flight
+        self._attentive = attentive
+        self._activity = asyncio.Event()
         self._attentive_until = 0.0
         self._rng = random.Random()  # noqa: S311  # jitter, not secrecy
 
-    def stir(self) -> None:
-        """Something goes on: somebody may have claimed rows just now."""
-        self._attentive_until = time.monotonic() + _ATTENTIVE_S
-        self._stirred.set()
+    def note_activity(self) -> None:
+        """A worker may have claimed rows just now."""
+        self._attentive_until = time.monotonic() + self._attentive
+        self._activity.set()
 
     async def run(self) -> None:
         """Watches until cancelled; begins at once, for those who died before this worker began."""
         suspects: set[int] = set()
         while True:
-            nap: float | None = 0.0
-            if self._is_steady():
-                self._stirred.clear()
+            pause: float | None = 0.0
+            if self._doorbell.steady:
+                self._activity.clear()
                 try:
                     async with asyncio.timeout(STATEMENT_PATIENCE_S):
-                        peers = dict(await self._rows.peers())
-                        suspects = await self._look(peers, suspects)
+                        peers = dict(await self._workers.peers())
+                        suspects = await self._look_at(peers, suspects)
                         if not suspects:
-                            nap = await self._quiet_for(bool(peers))
-                except (psycopg.Error, PoolTimeout, TimeoutError):
+                            pause = await self._quiet_for(bool(peers))
+                except (psycopg.Error, TimeoutError):
                     self._metrics.database_errors.labels("peers").inc()
                     suspects = set()
             else:
                 suspects = set()
-            if nap != 0.0:
-                await self._sleep(nap)
+            if pause != 0.0:
+                await self._pause(pause)
             await asyncio.sleep(self._rng.uniform(*_BETWEEN_LOOKS_S))
 
-    async def _look(self, peers: Mapping[int, bool], suspects: set[int]) -> set[int]:
-        """Puts back the rows of suspects who are silent still; returns who else is silent."""
+    async def _look_at(self, peers: Mapping[int, bool], suspects: set[int]) -> set[int]:
+        """Puts back the rows of suspects who are still silent; returns the other silent peers."""
         silent = {peer for peer, alive in peers.items() if not alive}
         if lost := silent & suspects:
-            self._on_losses(await self._rows.lost_lately() + len(lost))
-            dead, rescued = await self._rows.rescue(lost)
+            dying = await self._workers.lost_lately() + len(lost)
+            self._health.expect_losses(dying, self._max_in_flight, time.monotonic())
+            dead, rescued = await self._workers.rescue(lost)
             if dead:
                 self._metrics.rescued.inc(rescued)
                 log.warning(
                     "workers have died; their rows are back in the queue", workers=sorted(dead), rows=rescued
                 )
-                self._on_death()
-                self._on_due()
+                self._polling.request_recheck()
+                self._look.notify()
             silent -= set(dead)
         return silent
 
     async def _quiet_for(self, has_peers: bool) -> float | None:
-        """Seconds for which no peer can hold a row unless the bell rings; 0: one may now. None: without end."""
-        if has_peers and (time.monotonic() < self._attentive_until or await self._rows.peers_hold_rows()):
+        """Seconds for which no peer can hold a row unless a notification comes; 0: a peer may hold one now.
+
+        None: without end.
+        """
+        if has_peers and (time.monotonic() < self._attentive_until or await self._workers.peers_hold_rows()):
             return 0.0
-        earliest = await self._rows.earliest()
+        earliest = await self._queue.earliest()
         if earliest is not None and earliest <= 0.0:
-            # The worker that knew of it may have died since, without holding anything.
-            self._on_due()
+            # The worker that knew of this row may have died since, without holding any.
+            self._look.notify()
             return 0.0
         return earliest
 
-    async def _sleep(self, seconds: float | None) -> None:
-        if not await wait(self._stirred, seconds):
-            self.stir()
-            self._on_due()
+    async def _pause(self, seconds: float | None) -> None:
+        if not await wait(self._activity, seconds):
+            self.note_activity()
+            self._look.notify()

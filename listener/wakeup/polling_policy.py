@@ -1,4 +1,4 @@
-"""When to be awake: how often the bell rings, and how much comes while it does not. Pure."""
+"""When to poll: how often the doorbell rings, and how many rows come while it does not. Pure."""
 
 from __future__ import annotations
 
@@ -6,102 +6,102 @@ import math
 from enum import Enum
 
 _MEMORY_S = 0.15
-_MOST = 800.0
+_HIGHEST_RATE = 800.0
 
-_LOUD = 600.0
-"""Rings a second that are reason enough to be awake."""
-_BUSY = 200.0
-"""Rows a second that are reason enough to stay so."""
+_START_AT = 600.0
+"""Notifications a second from which on a worker polls."""
+_STOP_BELOW = 200.0
+"""Rows a second below which it stops."""
 
-# On a slow disk the bell never rings so often, for transactions that ring commit one after another. Those that wait to
-# commit can be seen, but that must be asked.
-_NOTICEABLE = 40.0
+# On a slow disk notifications never come that often, because transactions that notify commit one after another. Their
+# crowd before the commit can be seen, but only by asking the database.
+_ASK_FOR_CROWD_AT = 40.0
 _BETWEEN_CROWDS_S = 1.0
 
 _BETWEEN_TRIES_S = 0.05
 
-_LEAST_LINGER_S = 0.05
-_MOST_LINGER_S = 3.2
+_SHORTEST_HOLD_S = 0.05
+_LONGEST_HOLD_S = 3.2
 _SOON_S = 1.0
-_LEAST_BLIND_S = 1.0
+_LEAST_UNOBSERVED_S = 1.0
 
 
 class Want(Enum):
     """What this worker wants."""
 
-    SLEEP = "to sleep until the bell rings"
-    AWAKE = "to be awake"
-    AWAKE_IF_CROWDED = "to be awake if transactions queue to ring"
+    SLEEP = "to sleep until it is notified"
+    POLL = "to poll"
+    POLL_IF_CROWDED = "to poll if transactions queue to notify"
 
 
 class Rate:
-    """Events a second, lately: what is older than some tenths of a second is forgotten."""
+    """Events a second of the last tenths of a second; older events fade."""
 
     def __init__(self) -> None:
         self._rate = 0.0
         self._at = 0.0
 
     def add(self, now: float, count: int = 1) -> None:
-        """So many have happened."""
-        self._rate = min(_MOST, self.at(now) + count / _MEMORY_S)
+        """``count`` events have happened."""
+        self._rate = min(_HIGHEST_RATE, self.at(now) + count / _MEMORY_S)
         self._at = now
 
     def at(self, now: float) -> float:
-        """How many a second; at most 800, so that the end of many is noticed as soon as the end of some."""
+        """Events a second; at most 800, so that the end of a flood is noticed as soon as the end of a trickle."""
         return self._rate * math.exp((self._at - now) / _MEMORY_S)
 
 
 class PollingPolicy:
-    """Decides when a worker is to be awake. Times are monotonic seconds."""
+    """Decides when a worker polls. Times are monotonic seconds."""
 
     def __init__(self) -> None:
-        self._rings = Rate()
+        self._notifications = Rate()
         self._rows = Rate()
         self._no_try_before = -math.inf
         self._no_crowd_before = -math.inf
-        self._let_go_at = -math.inf
-        self._linger = _LEAST_LINGER_S
+        self._stopped_at = -math.inf
+        self._hold = _SHORTEST_HOLD_S
         self._slow_since: float | None = None
 
-    def rang(self, now: float) -> None:
-        """The bell rang."""
-        self._rings.add(now)
+    def notified(self, now: float) -> None:
+        """A notification has come."""
+        self._notifications.add(now)
 
     def want(self, now: float) -> Want:
-        """What to do, asleep."""
-        rings = self._rings.at(now)
-        if now < self._no_try_before or rings < _NOTICEABLE:
+        """What a worker wants that does not poll."""
+        notifications = self._notifications.at(now)
+        if now < self._no_try_before or notifications < _ASK_FOR_CROWD_AT:
             return Want.SLEEP
-        if rings >= _LOUD:
-            return Want.AWAKE
-        return Want.AWAKE_IF_CROWDED if now >= self._no_crowd_before else Want.SLEEP
+        if notifications >= _START_AT:
+            return Want.POLL
+        return Want.POLL_IF_CROWDED if now >= self._no_crowd_before else Want.SLEEP
 
     def tried(self, now: float) -> None:
-        """The lock was asked for."""
+        """The worker has asked for the polling lock."""
         self._no_try_before = now + _BETWEEN_TRIES_S
         self._no_crowd_before = now + _BETWEEN_CROWDS_S
 
-    def took(self, now: float) -> None:
-        """The lock is had. Where it has just been let go, that was too early: this time it is kept for longer."""
-        soon = now - self._let_go_at < _SOON_S
-        self._linger = min(2 * self._linger, _MOST_LINGER_S) if soon else _LEAST_LINGER_S
-        self._rows.add(now, int(_MOST))
+    def started(self, now: float) -> None:
+        """The worker polls. If it has stopped just before, that was too early, and it holds the lock for longer."""
+        soon = now - self._stopped_at < _SOON_S
+        self._hold = min(2 * self._hold, _LONGEST_HOLD_S) if soon else _SHORTEST_HOLD_S
+        self._rows.add(now, int(_HIGHEST_RATE))
         self._slow_since = None
 
     def looked(self, now: float, rows: int) -> bool:
-        """A look at the queue has brought so many rows; whether it is time to sleep."""
+        """A poll has found ``rows``; returns whether to stop."""
         self._rows.add(now, rows)
-        if self._rows.at(now) >= _BUSY:
+        if self._rows.at(now) >= _STOP_BELOW:
             self._slow_since = None
         elif self._slow_since is None:
             self._slow_since = now
-        return self._slow_since is not None and now - self._slow_since >= self._linger
+        return self._slow_since is not None and now - self._slow_since >= self._hold
 
     @property
-    def blind(self) -> float:
-        """Seconds for which to keep the lock without knowing what comes; more if it had to be taken again soon."""
-        return max(_LEAST_BLIND_S, self._linger)
+    def longest_unobserved(self) -> float:
+        """Seconds for which a worker may hold the lock although it cannot look at the queue."""
+        return max(_LEAST_UNOBSERVED_S, self._hold)
 
-    def let_go(self, now: float) -> None:
-        """The lock was let go."""
-        self._let_go_at = now
+    def stopped(self, now: float) -> None:
+        """The worker polls no more."""
+        self._stopped_at = now

@@ -1,4 +1,4 @@
-"""/metrics, /healthz and /readyz."""
+"""The web server of a process: /metrics, /healthz and /readyz."""
 
 from __future__ import annotations
 
@@ -18,21 +18,24 @@ log = structlog.get_logger(__name__)
 
 
 class Web:
-    """The HTTP face of one process.
+    """Serves the metrics and the health of one process.
 
-    ``readiness`` returns what keeps this process from doing its work, in words; empty when nothing does.
+    Args:
+        settings: where to listen, and who may read /metrics.
+        registry: the metrics.
+        obstacles: returns what keeps this process from doing its work, one phrase each. Everyone can read them.
     """
 
     def __init__(
-        self, settings: Settings, registry: CollectorRegistry, readiness: Callable[[], list[str]]
+        self, settings: Settings, registry: CollectorRegistry, obstacles: Callable[[], list[str]]
     ) -> None:
         self._settings = settings
         self._registry = registry
-        self._readiness = readiness
+        self._obstacles = obstacles
 
     @asynccontextmanager
     async def serve(self) -> AsyncIterator[int]:
-        """Serves inside the block; yields the port. Raises OSError when the port cannot be had."""
+        """Serves while the block runs; yields the port. Raises OSError if it cannot listen there."""
         app = web.Application()
         app.add_routes(
             [
@@ -47,7 +50,9 @@ class Web:
         try:
             host, port = self._settings.host, self._settings.port
             site = (
-                web.SockSite(runner, _everywhere(port)) if host is None else web.TCPSite(runner, host, port)
+                web.SockSite(runner, _bind_every_address(port))
+                if host is None
+                else web.TCPSite(runner, host, port)
             )
             await site.start()
             port = int(runner.addresses[0][1])
@@ -64,21 +69,22 @@ class Web:
         return web.Response(text="push-listener\n\n/metrics\n/healthz\n/readyz\n")
 
     async def _healthz(self, request: web.Request) -> web.Response:
-        """The process lives: it can answer. Says nothing of the database, or a restart would be asked for in vain."""
+        """Answers as long as the process runs, even without a database: the platform would restart it in vain."""
         return web.Response(text="ok\n")
 
     async def _readyz(self, request: web.Request) -> web.Response:
-        missing = self._readiness()
-        return web.Response(status=503 if missing else 200, text="\n".join(missing or ["ok"]) + "\n")
+        obstacles = self._obstacles()
+        return web.Response(status=503 if obstacles else 200, text="\n".join(obstacles or ["ok"]) + "\n")
 
     async def _metrics(self, request: web.Request) -> web.Response:
-        refusal = self._refusal(request)
+        refusal = self._refuse(request)
         if refusal is not None:
             return refusal
         encode, content_type = choose_encoder(request.headers.get("Accept", ""))
         return web.Response(body=encode(self._registry), headers={"Content-Type": content_type})
 
-    def _refusal(self, request: web.Request) -> web.Response | None:
+    def _refuse(self, request: web.Request) -> web.Response | None:
+        """The answer to a request that may not read the metrics, or None if it may."""
         if self._settings.metrics_closed:
             return web.Response(
                 status=403,
@@ -96,12 +102,12 @@ class Web:
 
 
 def _bytes(text: str) -> bytes:
-    """As it came: what is no UTF-8 stands in headers and in the environment as lone surrogates."""
+    """The bytes that a header or an environment variable held; both decode invalid UTF-8 to lone surrogates."""
     return text.encode("utf-8", "surrogateescape")
 
 
-def _everywhere(port: int) -> socket.socket:
-    """A socket on every address of this machine: one for both families, so that port 0 is one port too."""
+def _bind_every_address(port: int) -> socket.socket:
+    """A socket on every IPv4 and IPv6 address: one for both, so that port 0 becomes one port and not two."""
     if socket.has_dualstack_ipv6():
         return socket.create_server(("::", port), family=socket.AF_INET6, dualstack_ipv6=True, backlog=128)
     return socket.create_server(("", port), backlog=128)

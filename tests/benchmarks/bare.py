@@ -12,7 +12,7 @@ import orjson
 import psycopg
 import uvloop
 
-from listener.fcm.transports.http1 import AsyncioTransport
+from listener.fcm.transports.http1 import Http1Transport
 
 _HEADERS = {"Authorization": "Bearer x"}
 
@@ -31,7 +31,7 @@ async def main(url: str) -> None:
         await psycopg.AsyncConnection.connect(os.environ["DATABASE_URL"], autocommit=True) as rings,
         await psycopg.AsyncConnection.connect(os.environ["DATABASE_URL"], autocommit=True) as rows,
     ):
-        http = AsyncioTransport()
+        http = Http1Transport(url)
         await rings.execute("listen push_listener")
         async for _ in rings.notifies():
             while row := await (await rows.execute(_CLAIM, prepare=True)).fetchone():
@@ -41,7 +41,7 @@ async def main(url: str) -> None:
                     "notification": {"title": title, "body": body},
                     "data": {**data, "push_id": push_id},
                 }
-                await http.post(url, _HEADERS, orjson.dumps({"message": message}))
+                await http.post(_HEADERS, orjson.dumps({"message": message}))
 
 
 if __name__ == "__main__":

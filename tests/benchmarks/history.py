@@ -29,11 +29,10 @@ from psycopg_pool import AsyncConnectionPool
 from rich.table import Table
 
 from listener.demo.embedded import EmbeddedPostgres
-from listener.postgres import queue
-from listener.postgres.queue import LogLine, Queue, Settlement
-from listener.push import Push
+from listener.postgres import workers
+from listener.postgres.queue import Queue
+from listener.push import Decision, LogLine, Push, Settlement, Status
 from listener.schema import retention
-from listener.sending.retry import Decision, Status
 from tests.benchmarks import rig
 from tests.benchmarks.options import Options
 from tests.benchmarks.report import Line, at_most
@@ -188,7 +187,7 @@ async def compare(dsns: list[str], rounds: int) -> list[dict[str, float]]:
     try:
         for pool in pools:
             await pool.open()
-            sides.append(Side(pool, Queue(pool, worker_id=await queue.register(pool, "bench"), lease=60.0)))
+            sides.append(Side(pool, Queue(pool, worker_id=await workers.register(pool, "bench"), lease=60.0)))
         for number in range(-10, rounds):
             for side in sides if number % 2 else reversed(sides):
                 await side.round(counts=number >= 0)

@@ -19,10 +19,10 @@ import click
 import psycopg
 from rich.table import Table
 
-from listener.postgres import queue
+from listener.postgres import workers
 from listener.postgres.connect import Pool, make_pool
-from listener.postgres.queue import LogLine, Queue, Settlement
-from listener.sending.retry import Decision, Status
+from listener.postgres.queue import Queue
+from listener.push import Decision, LogLine, Settlement, Status
 from tests.benchmarks import drain, rig
 
 _LEASE_S = 5.0
@@ -53,7 +53,7 @@ class Worker:
     @classmethod
     async def start(cls, stack: AsyncExitStack, dsn: str) -> Worker:
         pools = [await stack.enter_async_context(make_pool(dsn, prepares=True)) for _ in range(2)]
-        worker = await queue.register(pools[0], "bench")
+        worker = await workers.register(pools[0], "bench")
         claims, settles = (Queue(pool, worker_id=worker, lease=_LEASE_S) for pool in pools)
         return cls(claims, settles, *[await _backend(pool) for pool in pools])
 

@@ -29,14 +29,23 @@ from listener.config import Settings
 from listener.fcm.auth import AccessTokens
 from listener.fcm.sender import Sender
 from listener.fcm.transports.base import Response
+from listener.limits.admission import Admission
 from listener.limits.health import FcmHealth
 from listener.limits.quota import Quota
 from listener.limits.shared_quota import SharedQuota
 from listener.limits.slow_start import after_losses
 from listener.metrics import Metrics
-from listener.postgres import queue
+from listener.postgres import queue, workers
 from listener.postgres.connect import make_pool
+from listener.postgres.locks import LockWatch
+from listener.sending.attempt import Attempts
 from listener.sending.dispatcher import Dispatcher
+from listener.sending.held import HeldRows
+from listener.sending.pause_report import PauseReport
+from listener.sending.reach import Reach
+from listener.sending.settler import Settler
+from listener.sending.sleeper import Sleeper
+from listener.wakeup.waker import SweepingWaker
 from tests.benchmarks import rig
 from tests.benchmarks.drain import LOAD
 
@@ -60,7 +69,7 @@ class Timer:
         self.asked = asyncio.Event()
         """Set once as many requests as rows have come."""
 
-    async def post(self, url: str, headers: Mapping[str, str], body: bytes) -> Response:
+    async def post(self, headers: Mapping[str, str], body: bytes) -> Response:
         """See ``listener.fcm.transports.base.Transport``."""
         self._requests += 1
         if self._requests == self._rows:
@@ -132,20 +141,32 @@ async def _drain(dsn: str, settings: Settings, latency: float, rows: int, parts:
     """Sends all that waits; returns the CPU-seconds that it took."""
     metrics, timer = Metrics(), Timer(latency, rows)
     tokens = AccessTokens(_Credentials(token=None))  # type: ignore[no-untyped-call]
-    sender = Sender(
-        timer,
-        tokens,
-        endpoint="https://fcm.invalid",
-        project_id=rig.PROJECT,
-        observe=lambda seconds, _: metrics.exchange.observe(seconds),
-    )
+    sender = Sender(timer, tokens, metrics.exchange.observe)
     health = FcmHealth(after_losses(0, settings.max_in_flight, time.monotonic()))
     async with make_pool(dsn, prepares=True) as pool:
         await tokens.get()
-        worker = queue.Queue(pool, worker_id=await queue.register(pool, "bench"), lease=settings.lease)
-        # What FCM lets through is not what is measured.
-        quota = SharedQuota(worker, Quota(1_000_000_000, 0.0, time.monotonic()), metrics)
-        dispatcher = Dispatcher(worker, sender, settings, metrics, health, quota)
+        worker_id = await workers.register(pool, "bench")
+        worker = queue.Queue(pool, worker_id=worker_id, lease=settings.lease)
+        # The benchmark does not measure what FCM lets through.
+        quota = SharedQuota(
+            workers.Workers(pool, worker_id=worker_id, lease=settings.lease),
+            Quota(1_000_000_000, 0.0, time.monotonic()),
+            metrics,
+        )
+        waker, held, reach = SweepingWaker(), HeldRows(metrics, lease=settings.lease), Reach(metrics)
+        dispatcher = Dispatcher(
+            worker,
+            waker,
+            Admission(health, quota, max_in_flight=settings.max_in_flight, batch=settings.claim_batch),
+            quota,
+            Attempts(sender, settings, metrics, health, quota, PauseReport(health, waker.look, metrics)),
+            Settler(worker, held, waker.look, metrics, batch=settings.settle_batch),
+            held,
+            Sleeper(
+                worker, waker, held, reach, LockWatch(metrics), sweep_interval=settings.longest_poll_delay
+            ),
+            reach,
+        )
         gc.collect()
         gc.freeze()
         gc.set_threshold(10_000 + 200 * settings.max_in_flight)  # as push-listener run does it

@@ -35,7 +35,7 @@ ARMS = ("none", "asleep", "awake", "draining")
 _BACKLOG = 20_000
 _HANGING_MS = 3_600_000.0
 # Of the listener that has requests under way that will not be answered.
-_PATIENT = {"REQUEST_TIMEOUT": "900", "LEASE": "3600", "SHUTDOWN_GRACE": "1"}
+_PATIENT = {"FCM_REQUEST_TIMEOUT": "900", "LEASE": "3600", "SHUTDOWN_GRACE": "1"}
 
 
 @contextmanager
@@ -117,7 +117,7 @@ def part(options: Options) -> list[Line]:
             None,
             {name: found["none"] for name, found in peers.items()},
         ),
-        line("awake", "trigger, listener awake", 0.95),
+        line("awake", "trigger, listener polling", 0.95),
         line("draining", "trigger, listener sending on the same cores"),
         line("asleep", "trigger, nobody listens"),
     ]

@@ -16,7 +16,7 @@ import orjson
 import psycopg
 
 from listener.demo.embedded import EmbeddedPostgres
-from listener.postgres.queue import LIVENESS_CLASS
+from listener.postgres.locks import LIVENESS_CLASS
 from listener.schema import migrate
 from tests.benchmarks import rig
 from tests.benchmarks.rig import BenchmarkFailed, Sink

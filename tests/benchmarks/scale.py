@@ -24,7 +24,7 @@ import psycopg
 from rich.table import Table
 
 from listener.demo.embedded import EmbeddedPostgres
-from listener.postgres.queue import CHANNEL, LIVENESS_CLASS
+from listener.postgres.locks import CHANNEL, LIVENESS_CLASS
 from tests.benchmarks import drain, queues, rig
 from tests.benchmarks.options import Options, setting
 from tests.benchmarks.report import Line, ratios

@@ -28,7 +28,7 @@ _PATIENCE = 150.0
 _SETTLED_S = 6.0
 """Seconds that a worker has between its start and what is done to it."""
 _HANGING_MS = 3_600_000.0
-_PATIENT = {"REQUEST_TIMEOUT": "100", "LEASE": "300"}
+_PATIENT = {"FCM_REQUEST_TIMEOUT": "100", "LEASE": "300"}
 
 
 def killed(server: EmbeddedPostgres, name: str, settings: Mapping[str, str]) -> float | None:

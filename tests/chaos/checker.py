@@ -11,11 +11,11 @@ from uuid import UUID
 
 from tests.chaos.faults import Event
 from tests.chaos.fcm import Exchange
-from tests.chaos.world import MAX_TRIES, REQUEST_TIMEOUT, Listener
+from tests.chaos.world import FCM_REQUEST_TIMEOUT, MAX_TRIES, Listener
 from tests.chaos.writers import Ledger
 from tests.support.service import OVER
 
-_MOVES = {
+MOVES = {
     ("pending", "processing"),
     ("failed", "processing"),
     ("processing", "processing"),
@@ -25,6 +25,7 @@ _MOVES = {
     *((over, "pending") for over in ("dead", "expired", "failed", "cancelled")),
     ("sent", "delivered"),
 }
+"""From which status to which a row may go. docs/state_machine.md shows the same table."""
 _OWN_FAULTS = {"INTERNAL_ERROR", "NOT_WRITTEN", "INVALID_PUSH", "NOT_TRIED"}
 _CLOCK = 0.002
 """Seconds by which two readings of one clock may seem to disagree."""
@@ -107,7 +108,7 @@ def _history(evidence: Evidence, found: Findings) -> dict[UUID, list[Claim]]:
         mine = claims[push_id]
         if before is None:
             continue
-        if (before, after) not in _MOVES:
+        if (before, after) not in MOVES:
             found.wrong(f"{push_id} went from {before} to {after}")
         if before == "processing" and mine and mine[-1].fate == "held":
             mine[-1].ended = change["at"]
@@ -226,7 +227,11 @@ def _logs(
             found.wrong(f"{push_id}: claim {attempt} sent {len(made)} requests to one target")
         elif not written:
             name = names[claim.worker]
-            if claim.fate == "settled" or name not in dead or made[0].began > dead[name] + REQUEST_TIMEOUT:
+            if (
+                claim.fate == "settled"
+                or name not in dead
+                or made[0].began > dead[name] + FCM_REQUEST_TIMEOUT
+            ):
                 found.wrong(
                     f"{push_id}: the request of claim {attempt} ({claim.fate}, {name}) has no log row"
                 )
@@ -338,7 +343,7 @@ def _was_held_up(evidence: Evidence, process: Listener, when: float) -> bool:
             if event.victim is process and event.fault.startswith("network to FCM")
         ),
     ]
-    return any(began <= when <= ended + REQUEST_TIMEOUT for began, ended in stops)
+    return any(began <= when <= ended + FCM_REQUEST_TIMEOUT for began, ended in stops)
 
 
 def _was_cut_off(evidence: Evidence, exchange: Exchange) -> bool:
@@ -348,7 +353,7 @@ def _was_cut_off(evidence: Evidence, exchange: Exchange) -> bool:
         and event.victim is not None
         and event.victim.port == exchange.port
         and event.began <= (exchange.ended or 1e99)
-        and exchange.began <= event.ended + REQUEST_TIMEOUT
+        and exchange.began <= event.ended + FCM_REQUEST_TIMEOUT
         for event in evidence.events
     )
 

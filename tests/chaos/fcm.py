@@ -66,7 +66,7 @@ class Fcm(Emulator):
         if record.push_id is None or record.target is None:
             self.strangers += 1
             return record
-        message = sent.read
+        message = sent.message
         exchange = Exchange(
             port=_port.get(),
             push_id=UUID(record.push_id),

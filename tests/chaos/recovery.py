@@ -96,7 +96,7 @@ def _times(fault: str, bound: float, since: float, found: list[Exchange]) -> Rec
 async def killed(made: World, unique: str) -> Recovery:
     """SIGKILL of a worker that holds rows: until they are in another's hands."""
     slow = made.fcm.add_fault(f"slow,token_prefix={unique},latency_ms=60000")
-    settings = {"request_timeout": "100", "lease": "300"}
+    settings = {"fcm_request_timeout": "100", "lease": "300"}
     first = await _ready(made, **settings)
     arrivals = Arrivals(made)
     await insert(made, _HELD, unique)

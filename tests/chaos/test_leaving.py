@@ -15,7 +15,7 @@ GRACE = 3.0
 @pytest.mark.parametrize("busy", [False, True])
 async def test_it_leaves_in_time_although_the_network_to_the_database_is_a_black_hole(busy: bool) -> None:
     async with world(audited=False, latency=1.0) as made:
-        listener = await made.start(settings={"shutdown_grace": f"{GRACE:g}", "heartbeat": "1"})
+        listener = await made.start(settings={"shutdown_grace": f"{GRACE:g}", "listen_check_interval": "1"})
         await listener.program.said("ready")
         if busy:
             arrivals = Arrivals(made)

@@ -16,7 +16,7 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from psycopg import AsyncConnection, sql
 
-from listener.postgres.queue import CHANNEL
+from listener.postgres.locks import CHANNEL
 from tests.chaos.recovery import Arrivals
 from tests.chaos.world import Listener, World, world
 

@@ -18,13 +18,13 @@ import psycopg
 from psycopg import AsyncConnection
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
-from listener.postgres.queue import LIVENESS_CLASS
+from listener.postgres.locks import LIVENESS_CLASS
 from tests.chaos.fcm import Exchange, Fcm
 from tests.chaos.proxy import Link, tcp_link, to_tcp, to_unix, unix_link
 from tests.support.postgres import FAST, Database, Server, Template, programs
 from tests.support.service import Program, environment, program
 
-REQUEST_TIMEOUT = 2.0
+FCM_REQUEST_TIMEOUT = 2.0
 LEASE = 40.0
 """Seconds: about the least that the settings allow with this timeout."""
 MAX_TRIES = 5
@@ -157,17 +157,17 @@ class World:
             "fcm_service_account_json": orjson.dumps(self.fcm.service_account_at(origin)).decode(),
             "worker_name": name,
             "installation": "chaos",  # each listener has an address of its own
-            "request_timeout": str(REQUEST_TIMEOUT),
-            "connect_timeout": str(REQUEST_TIMEOUT / 2),
+            "fcm_request_timeout": str(FCM_REQUEST_TIMEOUT),
+            "fcm_connect_timeout": str(FCM_REQUEST_TIMEOUT / 2),
             "lease": str(LEASE),
             "max_tries": str(MAX_TRIES),
             "max_in_flight": str(MAX_IN_FLIGHT),
-            "retry_floor": "0.3",
-            "retry_cap": "2",
+            "retry_min_delay": "0.3",
+            "retry_max_delay": "2",
             # Low enough for 429 to slow the sending down, high enough for it to go on.
             "fcm_quota": "60000",
             "fcm_ramp": "10",
-            "heartbeat": "2",
+            "listen_check_interval": "2",
             "sweep_interval": "3600",
             "shutdown_grace": str(GRACE),
         }

@@ -220,8 +220,8 @@ def statements() -> dict[str, str]:
     """Every statement in the modules of the service and its commands, by module and line."""
     found = {}
     for name in (
-        "client", "postgres.connect", "postgres.locks", "postgres.queue", "schema.doctor", "schema.retention",
-        "schema.served", "schema.stats", "wakeup.busy_polling", "wakeup.doorbell",
+        "client", "postgres.connect", "postgres.locks", "postgres.queue", "postgres.workers",
+        "schema.doctor", "schema.retention", "schema.served", "schema.stats", "wakeup.busy_polling", "wakeup.doorbell",
     ):  # fmt: skip
         module = importlib.import_module(f"listener.{name}")
         tree = ast.parse(Path(str(module.__file__)).read_text())

@@ -6,11 +6,12 @@ import asyncio
 import os
 import signal
 import sys
+import time
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, LiteralString
+from typing import Any, LiteralString, cast
 from uuid import UUID
 
 import aiohttp
@@ -26,8 +27,25 @@ from psycopg.types.json import Jsonb
 from listener import config
 from listener.config import Settings
 from listener.emulator import Emulator
+from listener.fcm.sender import Sender
+from listener.limits.admission import Admission
+from listener.limits.health import FcmHealth
+from listener.limits.quota import Quota
+from listener.limits.shared_quota import SharedQuota
+from listener.limits.slow_start import SlowStart
 from listener.metrics import Metrics
+from listener.postgres.locks import LockWatch
+from listener.postgres.queue import Queue
+from listener.postgres.workers import Workers
+from listener.sending.attempt import Attempts
+from listener.sending.dispatcher import Dispatcher
+from listener.sending.held import HeldRows
+from listener.sending.pause_report import PauseReport
+from listener.sending.reach import Reach
+from listener.sending.settler import Settler
+from listener.sending.sleeper import Sleeper
 from listener.service import Service, credentials_for
+from listener.wakeup.waker import ListeningWaker, Waker
 from tests.support.servers import forget_proxies
 
 PROJECT = Path(__file__).resolve().parents[2]
@@ -216,8 +234,8 @@ def settings_for(dsn: str, emulator: Emulator, **settings: object) -> Settings:
         "host": "127.0.0.1",
         "port": 0,
         "sweep_interval": 3600,
-        "retry_floor": 0.05,
-        "retry_cap": 0.1,
+        "retry_min_delay": 0.05,
+        "retry_max_delay": 0.1,
         **settings,
     }
     return config.load(**given)
@@ -388,3 +406,45 @@ async def run(*arguments: str, env: Mapping[str, str]) -> tuple[int, str, str]:
     async with program(*arguments, env=env) as started:
         code = await started.ended()
         return code, started.out, started.err
+
+
+def dispatcher_of(service: Service) -> Dispatcher:
+    """The dispatcher of the worker that runs."""
+    assert service.worker is not None
+    return service.worker.dispatcher
+
+
+def waker_of(service: Service) -> ListeningWaker:
+    """What wakes the worker that runs, which listens."""
+    assert service.worker is not None
+    assert isinstance(service.worker.waker, ListeningWaker)
+    return service.worker.waker
+
+
+def dispatcher_on(
+    queue: Queue, sender: Sender, settings: Settings, waker: Waker, health: FcmHealth | None = None
+) -> tuple[Dispatcher, HeldRows]:
+    """A dispatcher without a service around it, and the rows that it holds."""
+    metrics, look = Metrics(), waker.look
+    health = health or FcmHealth(SlowStart(1000, 1.0, 0.0))
+    quota = SharedQuota(
+        cast(Workers, None), Quota(settings.fcm_quota, 0.0, time.monotonic()), metrics
+    )  # nobody runs it
+    held, reach = HeldRows(metrics, lease=settings.lease), Reach(metrics)
+    dispatcher = Dispatcher(
+        queue,
+        waker,
+        Admission(health, quota, max_in_flight=settings.max_in_flight, batch=settings.claim_batch),
+        quota,
+        Attempts(sender, settings, metrics, health, quota, PauseReport(health, look, metrics)),
+        Settler(queue, held, look, metrics, batch=settings.settle_batch),
+        held,
+        Sleeper(queue, waker, held, reach, LockWatch(metrics), sweep_interval=settings.longest_poll_delay),
+        reach,
+    )
+    return dispatcher, held
+
+
+def workers_of(queue: Queue) -> Workers:
+    """What the same worker asks about the others."""
+    return Workers(queue._pool, worker_id=queue.worker_id, lease=queue._lease)

@@ -12,11 +12,15 @@ from listener import config
 from listener.fcm.outcome import Disposition, Outcome
 from listener.fcm.sender import Sender
 from listener.limits.health import FcmHealth
+from listener.limits.quota import Quota
+from listener.limits.shared_quota import SharedQuota
 from listener.limits.slow_start import after_losses
 from listener.metrics import Metrics
-from listener.push import Push, Target, TargetKind
+from listener.postgres.workers import Workers
+from listener.push import Push, Status, Target, TargetKind
 from listener.sending.attempt import Attempts
-from listener.sending.retry import Status
+from listener.sending.pause_report import PauseReport
+from listener.wakeup.look_signal import LookSignal
 from tests.support.pushes import push
 
 ACCEPTED = Outcome(Disposition.ACCEPTED, "OK", "accepted by FCM", 200, message_id="projects/p/messages/1")
@@ -178,7 +182,11 @@ async def test_no_reason_names_the_device() -> None:
 def _attempts(sender: object, health: FcmHealth | None = None, **settings: str) -> Attempts:
     loaded = config.load(database_url="postgresql://nobody@localhost/none", **settings)
     health = health or FcmHealth(after_losses(0, loaded.max_in_flight, time.monotonic()))
-    return Attempts(cast(Sender, sender), loaded, Metrics(), health, on_limit=lambda *_: None)
+    metrics = Metrics()
+    quota = SharedQuota(cast(Workers, None), Quota(1_000_000, 0.0, time.monotonic()), metrics)
+    return Attempts(
+        cast(Sender, sender), loaded, metrics, health, quota, PauseReport(health, LookSignal(), metrics)
+    )
 
 
 def _push(*devices: str, priority: str | None = None) -> Push:

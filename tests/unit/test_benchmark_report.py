@@ -176,7 +176,7 @@ def test_a_run_that_fell_behind_is_a_goal_missed_beside_the_figures_of_the_other
 
 def test_neither_settings_nor_proxies_of_the_environment_reach_what_is_measured() -> None:
     environment = {
-        "DOORBELL": "sweep",
+        "WAKEUP": "sweep",
         "transport": "aiohttp",
         "HTTP_PROXY": "http://127.0.0.1:1",
         "no_proxy": "*",

@@ -1,4 +1,4 @@
-"""The gate that closes when FCM refuses our configuration."""
+"""The breaker that closes when FCM refuses our configuration."""
 
 from __future__ import annotations
 
@@ -24,66 +24,66 @@ ANSWERS = [
 
 
 def closed(at: float = 100.0) -> CircuitBreaker:
-    gate = CircuitBreaker()
-    assert gate.note(REFUSED, at, at)
-    return gate
+    breaker = CircuitBreaker()
+    assert breaker.note(REFUSED, at, at)
+    return breaker
 
 
 def test_open_at_first_and_no_answer_but_a_refusal_closes_it() -> None:
-    gate = CircuitBreaker()
+    breaker = CircuitBreaker()
     for outcome in [*ANSWERS, NO_ANSWER]:
-        assert not gate.note(outcome, 1.0, 2.0)
-    assert (gate.reason, gate.limit(3.0, 500), gate.opens_in(3.0)) == (None, None, None)
+        assert not breaker.note(outcome, 1.0, 2.0)
+    assert (breaker.reason, breaker.limit(3.0, 500), breaker.probes_in(3.0)) == (None, None, None)
 
 
 @pytest.mark.parametrize("refusal", [REFUSED, NO_TOKEN])
 def test_a_refusal_closes_it_for_half_a_minute(refusal: Outcome) -> None:
-    gate = CircuitBreaker()
-    assert gate.note(refusal, 99.0, 100.0)
-    assert gate.reason == refusal.reason
-    assert gate.opens_in(100.0) == 30.0
-    assert gate.limit(129.9, 0) == 0
-    assert (gate.limit(130.0, 0), gate.opens_in(140.0)) == (1, 0.0)
+    breaker = CircuitBreaker()
+    assert breaker.note(refusal, 99.0, 100.0)
+    assert breaker.reason == refusal.reason
+    assert breaker.probes_in(100.0) == 30.0
+    assert breaker.limit(129.9, 0) == 0
+    assert (breaker.limit(130.0, 0), breaker.probes_in(140.0)) == (1, 0.0)
 
 
 def test_one_probe_at_a_time() -> None:
-    gate = closed()
-    assert (gate.limit(131.0, 0), gate.limit(131.0, 1)) == (1, 0)
+    breaker = closed()
+    assert (breaker.limit(131.0, 0), breaker.limit(131.0, 1)) == (1, 0)
 
 
 def test_each_refused_probe_doubles_the_wait_up_to_five_minutes() -> None:
-    gate, now, waits = closed(), 100.0, []
+    breaker, now, waits = closed(), 100.0, []
     for _ in range(6):
-        wait = gate.opens_in(now)
+        wait = breaker.probes_in(now)
         assert wait is not None
         waits.append(wait)
         now += wait
-        assert gate.limit(now, 0) == 1
-        assert not gate.note(REFUSED, now, now + 1.0)
+        assert breaker.limit(now, 0) == 1
+        assert not breaker.note(REFUSED, now, now + 1.0)
         now += 1.0
     assert waits == [30.0, 60.0, 120.0, 240.0, 300.0, 300.0]
 
 
 def test_a_probe_without_an_answer_opens_nothing_and_is_not_repeated_at_once() -> None:
-    gate = closed()
-    assert not gate.note(NO_ANSWER, 130.0, 145.0)
-    assert gate.reason == REFUSED.reason
-    assert (gate.limit(145.0, 0), gate.opens_in(145.0)) == (0, 60.0)
+    breaker = closed()
+    assert not breaker.note(NO_ANSWER, 130.0, 145.0)
+    assert breaker.reason == REFUSED.reason
+    assert (breaker.limit(145.0, 0), breaker.probes_in(145.0)) == (0, 60.0)
 
 
 @pytest.mark.parametrize("answer", ANSWERS, ids=lambda each: str(each.disposition))
 def test_any_other_answer_of_fcm_to_a_probe_opens_it(answer: Outcome) -> None:
-    gate = closed()
-    assert gate.note(answer, 130.0, 131.0)
-    assert (gate.reason, gate.limit(131.0, 0), gate.opens_in(131.0)) == (None, None, None)
+    breaker = closed()
+    assert breaker.note(answer, 130.0, 131.0)
+    assert (breaker.reason, breaker.limit(131.0, 0), breaker.probes_in(131.0)) == (None, None, None)
 
 
 def test_after_an_opening_it_starts_again_with_half_a_minute() -> None:
-    gate = closed()
-    gate.note(REFUSED, 130.0, 131.0)
-    gate.note(ACCEPTED, 200.0, 201.0)
-    assert gate.note(REFUSED, 202.0, 203.0)
-    assert gate.opens_in(203.0) == 30.0
+    breaker = closed()
+    breaker.note(REFUSED, 130.0, 131.0)
+    breaker.note(ACCEPTED, 200.0, 201.0)
+    assert breaker.note(REFUSED, 202.0, 203.0)
+    assert breaker.probes_in(203.0) == 30.0
 
 
 @given(
@@ -93,15 +93,15 @@ def test_after_an_opening_it_starts_again_with_half_a_minute() -> None:
 def test_answers_to_what_was_asked_before_it_closed_change_nothing(
     stale: list[tuple[Outcome, float]], now: float
 ) -> None:
-    gate = closed(at=100.0)
+    breaker = closed(at=100.0)
     for outcome, asked in stale:
-        assert not gate.note(outcome, asked, now)
-    assert (gate.reason, gate.opens_in(now)) == (REFUSED.reason, max(0.0, 130.0 - now))
+        assert not breaker.note(outcome, asked, now)
+    assert (breaker.reason, breaker.probes_in(now)) == (REFUSED.reason, max(0.0, 130.0 - now))
 
 
 def test_the_other_devices_of_a_refused_probe_change_nothing() -> None:
-    gate = closed()
-    assert not gate.note(REFUSED, 130.0, 131.0)
+    breaker = closed()
+    assert not breaker.note(REFUSED, 130.0, 131.0)
     for answer in (REFUSED, ACCEPTED):
-        assert not gate.note(answer, 130.1, 132.0)
-    assert gate.opens_in(131.0) == 60.0
+        assert not breaker.note(answer, 130.1, 132.0)
+    assert breaker.probes_in(131.0) == 60.0

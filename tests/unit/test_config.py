@@ -1,8 +1,9 @@
-"""Settings: read from the environment, checked, every fault told at once, and no secret with it."""
+"""Settings are read from the environment and checked; every fault is reported at once, and no secret with it."""
 
 from __future__ import annotations
 
 import json
+from itertools import groupby
 from pathlib import Path
 
 import pytest
@@ -11,12 +12,12 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from listener.config import ConfigError, Settings, describe, load
+from listener.config import ConfigError, DatabaseSettings, Settings, describe, load, load_database
 from listener.fcm.auth import REFRESH_TIMEOUT
 
 SECRET = "S3cr3t"
 DSN = f"postgresql://user:{SECRET}@db.example.com:5432/postgres"
-NAMES = [name for name, _, _ in describe()]
+NAMES = [variable.name for variable in describe()]
 
 
 @pytest.fixture(autouse=True)
@@ -89,22 +90,29 @@ def test_everything_can_be_set(monkeypatch: pytest.MonkeyPatch, key: dict[str, s
         "max_in_flight": "10",
         "claim_batch": "20",
         "settle_batch": "30",
-        "request_timeout": "12.5",
-        "connect_timeout": "3",
+        "fcm_request_timeout": "12.5",
+        "fcm_connect_timeout": "3",
         "lease": "600",
         "max_tries": "7",
-        "retry_floor": "11",
-        "retry_cap": "12",
+        "retry_min_delay": "11",
+        "retry_max_delay": "12",
         "shutdown_grace": "13",
         "sweep_interval": "14",
-        "depth_interval": "15",
+        "queue_depth_interval": "15",
         "worker_name": "web.1",
         "installation": "production",
     }
     found = with_environment(monkeypatch, database_url=DSN, **given_values)
     assert found.fcm_service_account_json == key
     assert found.listen_dsn == "host=localhost dbname=x"
-    for name in ("fcm_ramp", "request_timeout", "lease", "retry_floor", "retry_cap", "sweep_interval"):
+    for name in (
+        "fcm_ramp",
+        "fcm_request_timeout",
+        "lease",
+        "retry_min_delay",
+        "retry_max_delay",
+        "sweep_interval",
+    ):
         assert getattr(found, name) == float(given_values[name])
     for name in ("fcm_quota", "port", "max_in_flight", "claim_batch", "settle_batch", "max_tries"):
         assert getattr(found, name) == int(given_values[name])
@@ -167,9 +175,9 @@ def test_metrics_are_closed_where_others_could_read_them(
 
 
 WRONG = {
-    "DOORBELL": ["ring"],
-    "HEARTBEAT": ["0"],
-    "TOKEN_LOSS_GUARD": ["perhaps"],
+    "WAKEUP": ["ring"],
+    "LISTEN_CHECK_INTERVAL": ["0"],
+    "TOKEN_LOSS_BREAKER": ["perhaps"],
     "DATABASE_URL": ["mysql://u:S3cr3t@h/d", "S3cr3t", "postgresql://h:S3cr3t/d", "postgresql://u:S3cr3t@h:54x/d", "postgresql://u:p@S3cr3t@h/d"],
     "LISTEN_DATABASE_URL": ["https://S3cr3t", "host=h port=S3cr3t"],
     "FCM_PROJECT_ID": ["S3cr3t", "x", "my project"],
@@ -188,16 +196,16 @@ WRONG = {
     "MAX_IN_FLIGHT": ["0", "S3cr3t", "100001", "1e9"],
     "CLAIM_BATCH": ["0", "10001"],
     "SETTLE_BATCH": ["0", "10001"],
-    "REQUEST_TIMEOUT": ["0", "-1", "nan", "inf", "S3cr3t", "86401"],
-    "CONNECT_TIMEOUT": ["0", "15", "16"],
+    "FCM_REQUEST_TIMEOUT": ["0", "-1", "nan", "inf", "S3cr3t", "86401"],
+    "FCM_CONNECT_TIMEOUT": ["0", "15", "16"],
     "TRANSPORT": ["carrier pigeon", "S3cr3t"],
     "LEASE": ["4", "64.9", "S3cr3t"],
     "MAX_TRIES": ["0", "101"],
-    "RETRY_FLOOR": ["0", "nan"],
-    "RETRY_CAP": ["0", "9.9"],
+    "RETRY_MIN_DELAY": ["0", "nan"],
+    "RETRY_MAX_DELAY": ["0", "9.9"],
     "SHUTDOWN_GRACE": ["0", "S3cr3t"],
     "SWEEP_INTERVAL": ["0.5"],
-    "DEPTH_INTERVAL": ["0.5"],
+    "QUEUE_DEPTH_INTERVAL": ["0.5"],
     "WORKER_NAME": ["x" * 201],
     "INSTALLATION": ["x" * 201],
     "RETENTION": ["S3cr3t", "30", "0d", "5m", "999999w"],
@@ -225,9 +233,9 @@ def test_the_variables_that_can_be_wrong_are_all_tried() -> None:
 
 def test_the_least_lease_is_told_and_is_enough() -> None:
     least = 2 * (REFRESH_TIMEOUT + 20.0) + 5.0
-    (line,) = faults(request_timeout="20", lease="60")
+    (line,) = faults(fcm_request_timeout="20", lease="60")
     assert f"must be at least {least:g}" in line
-    found = load(database_url=DSN, request_timeout=20, lease=least)
+    found = load(database_url=DSN, fcm_request_timeout=20, lease=least)
     assert found.longest_send < found.lease
 
 
@@ -279,10 +287,39 @@ def fault_of_load() -> ConfigError | None:
 
 
 def test_describe_lists_every_variable_with_its_default() -> None:
-    rows = {name: (default, text) for name, default, text in describe()}
+    rows = {variable.name: variable for variable in describe()}
     assert list(rows) == [name.upper() for name in Settings.model_fields]
-    assert rows["DATABASE_URL"][0] == "required"
-    assert rows["PORT"][0] == "8080"
-    assert rows["HOST"][0] == ""
-    assert rows["FCM_ENDPOINT"][0] == "https://fcm.googleapis.com/"
-    assert all(text for _, text in rows.values())
+    assert rows["DATABASE_URL"].default == "required"
+    assert rows["PORT"].default == "8080"
+    assert rows["LEASE"].default == "120"
+    assert rows["TOKEN_LOSS_BREAKER"].default == "true"
+    assert rows["HOST"].default == ""
+    assert rows["FCM_ENDPOINT"].default == "https://fcm.googleapis.com/"
+    assert all(variable.meaning for variable in rows.values())
+
+
+def test_the_variables_of_a_group_follow_each_other() -> None:
+    titles = [title for title, _ in groupby(variable.group for variable in describe())]
+    assert len(titles) == len(set(titles))
+
+
+# --- the database alone ------------------------------------------------------------------------------------------
+
+
+def test_the_settings_of_the_database_do_not_depend_on_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DATABASE_URL", DSN)
+    for name, values in WRONG.items():
+        if name.lower() not in DatabaseSettings.model_fields:
+            monkeypatch.setenv(name, values[0])
+    assert load_database().listen_dsn == DSN
+    with pytest.raises(ConfigError, match="FCM_SERVICE_ACCOUNT_JSON is not JSON"):
+        load()
+
+
+def test_every_fault_of_the_database_settings_is_told_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = [name.upper() for name in DatabaseSettings.model_fields]
+    for name in names:
+        monkeypatch.setenv(name, WRONG[name][0])
+    with pytest.raises(ConfigError) as caught:
+        load_database()
+    assert [fault.split()[0].rstrip(":") for fault in caught.value.faults] == names

@@ -12,8 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from listener.emulator import checks, schema
-from listener.fcm.message import MAX_TTL, payload_size, prepare, targets
+from listener.emulator import checks, front_end
+from listener.fcm.message import payload_size, prepare, targets
+from listener.fcm.options import MAX_TTL
 from listener.push import BadPush, Push, Target, TargetKind
 from tests.support.pushes import ID, TOKEN, push
 from tests.unit.strategies import JSON, SECRET, pushes, sendable_pushes
@@ -31,14 +32,14 @@ def sent(expires_in: float | None = None, **columns: Any) -> dict[str, Any]:
 
 
 def refused(**columns: Any) -> BadPush:
-    """The complaint about a push."""
+    """The fault that ``prepare`` finds in a push."""
     row = push(**columns)
     with pytest.raises(BadPush) as caught:
         prepare(row)
     return caught.value
 
 
-# --- the whole of it -----------------------------------------------------------------------------------
+# --- whole messages ------------------------------------------------------------------------------------
 
 
 def test_plain_notification() -> None:
@@ -136,7 +137,7 @@ def test_body_without_title_is_refused(data: dict[str, str] | None) -> None:
     assert "title is null" in str(bad)
 
 
-def test_empty_title_with_a_body_is_the_senders_wish() -> None:
+def test_an_empty_title_with_a_body_is_sent() -> None:
     assert sent(title="")["notification"] == {"title": "", "body": "Body"}
 
 
@@ -200,7 +201,7 @@ def test_data_that_is_no_object(text: str) -> None:
     assert refused(data=text).code == "INVALID_DATA"
 
 
-def test_data_encoded_twice_is_told_so() -> None:
+def test_data_encoded_twice_is_reported() -> None:
     assert "encoded twice" in str(refused(data=json.dumps('{"a": "b"}')))
 
 
@@ -249,7 +250,7 @@ BESIDES_TITLE = len("title" + "push_id" + "tag") + 2 * 36
     ],
 )
 def test_size_limit_to_the_byte(columns: dict[str, Any], limit: int) -> None:
-    # Two bytes a letter: bytes are counted, not characters.
+    # A letter of two bytes: the limit counts bytes, not characters.
     room = limit - BESIDES_TITLE
     title = "é" * (room // 2) + "x" * (room % 2)
     prepare(push(title=title, body=None, **columns))
@@ -285,7 +286,7 @@ _SETTINGS = st.dictionaries(
 def test_no_payload_is_larger_than_its_json(
     data: dict[str, str], common: dict[str, str], own_data: dict[str, str] | None, own: dict[str, Any] | None
 ) -> None:
-    """By which most pushes are told to be small enough."""
+    """So a short JSON proves that the payload is below the limit."""
     message = {"data": data, "notification": common}
     android = {"data": own_data, "notification": own}
     json_size = len(orjson.dumps(message)) + len(orjson.dumps(android))
@@ -318,7 +319,7 @@ def test_columns_that_were_too_large_to_read_are_named(make: Any) -> None:
         (float("nan"), str(MAX_TTL)),
     ],
 )
-def test_life_left_in_whole_seconds(left: float | None, seconds: str | None) -> None:
+def test_ttl_has_whole_seconds(left: float | None, seconds: str | None) -> None:
     message = sent(left)
     assert message["android"].get("ttl") == (seconds and f"{seconds}s")
     assert message["webpush"]["headers"].get("TTL") == seconds
@@ -362,7 +363,7 @@ def test_the_earlier_expiration_wins_on_ios(own: object, expires_at: float | Non
 
 
 @pytest.mark.parametrize("expires_at", [float("inf"), float("nan")])
-def test_no_expiration_at_the_end_of_time(expires_at: float) -> None:
+def test_an_infinite_expires_at_sets_no_expiration(expires_at: float) -> None:
     assert "apns-expiration" not in sent(expires_at=expires_at)["apns"]["headers"]
 
 
@@ -405,7 +406,7 @@ def test_collapse_key_goes_where_it_fits(key: str, collapse_id: str, topic: str)
     assert message["webpush"]["headers"]["Topic"] == topic
 
 
-def test_an_empty_collapse_key_is_none() -> None:
+def test_an_empty_collapse_key_counts_as_none() -> None:
     assert sent(collapse_key="") == sent()
 
 
@@ -466,7 +467,7 @@ def test_background_settings_survive_a_merge() -> None:
 
 
 @pytest.mark.parametrize("platform", ["android", "webpush"])
-def test_data_of_one_platform_gets_the_same_care(platform: str) -> None:
+def test_data_of_one_platform_keeps_the_same_rules(platform: str) -> None:
     options = {platform: {"data": {"n": 7, "push_id": "theirs"}}}
     assert sent(options=options)[platform]["data"] == {"n": "7", "push_id": PUSH_ID}
     assert refused(options={platform: {"data": {"from": "x"}}}).code == "INVALID_DATA"
@@ -494,7 +495,7 @@ def test_no_options(options: str | None) -> None:
         {"apns": []},
     ],
 )
-def test_options_outside_the_allowed(options: object) -> None:
+def test_options_that_are_not_allowed(options: object) -> None:
     bad = refused(options=options)
     assert bad.code == "INVALID_OPTIONS"
     if isinstance(options, dict):
@@ -573,7 +574,7 @@ def test_a_user_without_devices() -> None:
     assert where(user_id=ID) == []
 
 
-def test_devices_that_cannot_be_are_left_out_and_doubles_are_one() -> None:
+def test_invalid_tokens_are_omitted_and_duplicates_merged() -> None:
     recipients = [("", None), ("a b", "ios"), ("t1", "ios"), ("x" * 4097, None), ("t2", None), ("t1", "web")]
     assert where(user_id=ID, recipients=recipients) == [
         Target(TargetKind.TOKEN, "t1", "ios"),
@@ -599,7 +600,7 @@ def test_no_target() -> None:
 
 
 @pytest.mark.parametrize("token", ["", " ", "a b", "a\n", "a\x00", "é", "x" * 4097, "\ud800", "a\u2028"])
-def test_tokens_that_cannot_be(token: str) -> None:
+def test_invalid_tokens(token: str) -> None:
     bad = nowhere(device_token=token)
     assert bad.code == "INVALID_TOKEN"
     assert not token.strip() or token not in str(bad)
@@ -610,12 +611,12 @@ def test_the_longest_token() -> None:
 
 
 @pytest.mark.parametrize("topic", ["", " ", "a b", "a/b", "/topics/", "/topics//topics/a", "é", "a\n"])
-def test_topics_that_cannot_be(topic: str) -> None:
+def test_invalid_topics(topic: str) -> None:
     assert nowhere(topic=topic).code == "INVALID_TOPIC"
 
 
 @pytest.mark.parametrize("condition", ["", "  ", "'é' in topics", " || ".join(["'a' in topics"] * 6)])
-def test_conditions_that_cannot_be(condition: str) -> None:
+def test_invalid_conditions(condition: str) -> None:
     assert nowhere(condition=condition).code == "INVALID_CONDITION"
 
 
@@ -627,14 +628,14 @@ def test_five_topics_in_a_condition() -> None:
 
 
 @given(sendable_pushes())
-def test_a_sendable_row_makes_whole_messages(row: Push) -> None:
+def test_a_sendable_row_gives_complete_messages(row: Push) -> None:
     prepared = prepare(row)
     for place in targets(row):
         check_request(prepared.encode(place, row.expires_in), row, place)
 
 
 @given(pushes())
-def test_any_row_makes_whole_messages_or_a_safe_complaint(row: Push) -> None:
+def test_any_row_gives_complete_messages_or_a_safe_fault(row: Push) -> None:
     complaint = None
     try:
         prepared, places = prepare(row), targets(row)
@@ -669,11 +670,11 @@ def check_request(body: bytes, row: Push, place: Target) -> None:
 
 
 @given(sendable_pushes())
-def test_the_emulator_takes_what_is_made(row: Push) -> None:
+def test_the_emulator_accepts_every_message(row: Push) -> None:
     """Names, types and values are those of the FCM schema, as the emulator reads it."""
     row.options = None
     prepared = prepare(row)
     for place in targets(row):
-        request, objections = schema.normalise(json.loads(prepared.encode(place, row.expires_in)))
+        request, objections = front_end.normalise(json.loads(prepared.encode(place, row.expires_in)))
         assert objections == []
         assert checks.check(request["message"]) is None

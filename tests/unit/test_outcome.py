@@ -15,7 +15,6 @@ from hypothesis import strategies as st
 
 from listener.fcm.fault import AuthFault, SendFault
 from listener.fcm.outcome import (
-    LONGEST_DELAY,
     Disposition,
     Limit,
     Outcome,
@@ -23,6 +22,7 @@ from listener.fcm.outcome import (
     from_auth_fault,
     from_send_fault,
 )
+from listener.fcm.retry_after import LONGEST_DELAY
 from tests.unit.strategies import JSON
 
 FCM_ERROR = "type.googleapis.com/google.firebase.fcm.v1.FcmError"
@@ -67,7 +67,7 @@ def outcome(status: int, body: bytes = b"", **headers: str) -> Outcome:
     return classify(status, {name.replace("_", "-"): value for name, value in headers.items()}, body)
 
 
-# --- bodies as really seen -----------------------------------------------------------------------------
+# --- bodies of the real service ------------------------------------------------------------------------
 
 VALUE_400 = "Invalid value at 'message.data[0].value' (TYPE_STRING), 12"
 SIGN_IN = (
@@ -188,13 +188,13 @@ SEEN = [
 ]
 
 
-@pytest.mark.parametrize(("status", "name", "message", "details", "kind"), SEEN)
-def test_bodies_as_seen_in_any_order_of_details(
-    status: int, name: str, message: str, details: list[Detail], kind: Disposition
+@pytest.mark.parametrize(("status", "name", "message", "details", "disposition"), SEEN)
+def test_bodies_of_the_real_service_in_any_order_of_details(
+    status: int, name: str, message: str, details: list[Detail], disposition: Disposition
 ) -> None:
     for order in permutations(details):
         result = outcome(status, error(status, name, message, *order))
-        assert result.disposition is kind
+        assert result.disposition is disposition
         assert result.http_status == status
         codes = [detail["errorCode"] for detail in details if "errorCode" in detail]
         assert result.code == (codes[0] if codes else name)
@@ -280,7 +280,7 @@ RATE_LIMIT = {
             [quota_failure("Device message rate exceeded"), fcm("QUOTA_EXCEEDED")],
             Limit.TARGET,
         ),
-        # What the reference says of QUOTA_EXCEEDED in general.
+        # The reference's general text for QUOTA_EXCEEDED.
         ("Sending limit exceeded for the message target.", [fcm("QUOTA_EXCEEDED")], Limit.UNKNOWN),
         ("Resource has been exhausted (e.g. check quota).", [], Limit.UNKNOWN),
         ("topics-of-conversation", [quota_failure(5, ["project"]), quota_failure(None, None)], Limit.UNKNOWN),
@@ -304,7 +304,7 @@ def test_whose_quota_is_used_up(message: str, details: list[Detail], limit: Limi
         (599, b""),
     ],
 )
-def test_trouble_at_the_server_passes_and_may_hide_a_delivery(status: int, body: bytes) -> None:
+def test_a_server_error_is_retried_and_ambiguous(status: int, body: bytes) -> None:
     result = outcome(status, body)
     assert (result.disposition, result.delay) == (Disposition.RETRY, 0.0)
     assert result.ambiguous
@@ -314,7 +314,7 @@ def test_trouble_at_the_server_passes_and_may_hide_a_delivery(status: int, body:
     assert outcome(status, body, Retry_After="300").delay == 300.0
 
 
-def test_the_page_that_says_when_to_come_back() -> None:
+def test_the_html_page_that_names_a_delay() -> None:
     result = outcome(502, PAGE_502)
     assert (result.disposition, result.code, result.delay) == (Disposition.RETRY, "HTTP_502", 30.0)
     assert outcome(502, PAGE_502, Retry_After="120").delay == 120.0
@@ -335,7 +335,7 @@ def test_the_page_that_says_when_to_come_back() -> None:
         (451, b""),
     ],
 )
-def test_what_is_wrong_with_us_costs_no_push_anything(status: int, body: bytes) -> None:
+def test_a_wrong_configuration_pauses_and_uses_no_try(status: int, body: bytes) -> None:
     result = outcome(status, body, Location="https://elsewhere.example")
     assert result.disposition is Disposition.PAUSE
     assert not result.uses_try
@@ -343,7 +343,7 @@ def test_what_is_wrong_with_us_costs_no_push_anything(status: int, body: bytes) 
     assert "check FCM_" in result.reason
 
 
-def test_refused_credentials_use_no_attempt() -> None:
+def test_refused_credentials_use_no_try() -> None:
     assert not outcome(401).uses_try
     third_party = error(401, "UNAUTHENTICATED", "Auth error", fcm("THIRD_PARTY_AUTH_ERROR"))
     assert not outcome(401, third_party).uses_try
@@ -357,7 +357,7 @@ def test_a_request_too_large_for_a_front_end(status: int) -> None:
 
 
 @pytest.mark.parametrize("status", [408, 409, 425, 499, 100, 103, 0, -1, 600, 999, 10**9])
-def test_odd_statuses_are_tried_again(status: int) -> None:
+def test_unusual_statuses_are_retried(status: int) -> None:
     result = outcome(status)
     assert (result.disposition, result.delay) == (Disposition.RETRY, 0.0)
     assert result.ambiguous
@@ -367,7 +367,7 @@ def test_odd_statuses_are_tried_again(status: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("status", "name", "details", "kind"),
+    ("status", "name", "details", "disposition"),
     [
         # errorCode before all
         (400, "INVALID_ARGUMENT", [fcm("UNREGISTERED")], Disposition.DROP_TARGET),
@@ -388,8 +388,8 @@ def test_odd_statuses_are_tried_again(status: int) -> None:
         (404, "UNREGISTERED", [], Disposition.PAUSE),
     ],
 )
-def test_precedence(status: int, name: str, details: list[Detail], kind: Disposition) -> None:
-    assert outcome(status, error(status, name, "", *details)).disposition is kind
+def test_precedence(status: int, name: str, details: list[Detail], disposition: Disposition) -> None:
+    assert outcome(status, error(status, name, "", *details)).disposition is disposition
 
 
 BY_HTTP_CLASS = [
@@ -408,20 +408,20 @@ BY_HTTP_CLASS = [
 @pytest.mark.parametrize(
     "code", ["SOME_FUTURE_ERROR", "UNSPECIFIED_ERROR", "unregistered", "", None, 5, ["UNREGISTERED"]]
 )
-@pytest.mark.parametrize(("status", "kind"), BY_HTTP_CLASS)
-def test_an_unknown_error_code_goes_by_http_status_and_never_costs_a_token(
-    code: object, status: int, kind: Disposition
+@pytest.mark.parametrize(("status", "disposition"), BY_HTTP_CLASS)
+def test_with_an_unknown_error_code_the_http_status_decides_and_no_token_is_dropped(
+    code: object, status: int, disposition: Disposition
 ) -> None:
     body = error(status, "INVALID_ARGUMENT", INVALID_TOKEN, fcm(code), bad_request("message.token"))
     result = outcome(status, body)
-    assert result.disposition is kind
+    assert result.disposition is disposition
     assert result.code == ("UNSPECIFIED_ERROR" if code == "UNSPECIFIED_ERROR" else f"HTTP_{status}")
 
 
 @pytest.mark.parametrize(
     ("message", "details"),
     [
-        # a text that only quotes the words
+        # a text that only quotes the phrase
         (
             f"Invalid value at 'message.data[0].value' (TYPE_STRING), \"{INVALID_TOKEN}\"",
             [fcm("INVALID_ARGUMENT")],
@@ -429,14 +429,14 @@ def test_an_unknown_error_code_goes_by_http_status_and_never_costs_a_token(
         (f"Invalid data payload key: {INVALID_TOKEN}", [fcm("INVALID_ARGUMENT")]),
         # the text without FcmError
         (INVALID_TOKEN, []),
-        # the text, and a complaint of another field
+        # the text, and a violation on another field
         (INVALID_TOKEN, [fcm("INVALID_ARGUMENT"), bad_request("message.topic")]),
         # the token, and another field
         (INVALID_TOKEN, [fcm("INVALID_ARGUMENT"), bad_request("message.token", "message.android.ttl")]),
         ("", [fcm("INVALID_ARGUMENT"), bad_request("message.token_x")]),
     ],
 )
-def test_a_token_in_doubt_is_kept(message: str, details: list[Detail]) -> None:
+def test_a_token_is_kept_in_doubt(message: str, details: list[Detail]) -> None:
     assert (
         outcome(400, error(400, "INVALID_ARGUMENT", message, *details)).disposition
         is Disposition.DROP_MESSAGE
@@ -464,13 +464,13 @@ def test_a_400_names_the_field_and_not_the_value() -> None:
         ("Request contains an invalid argument.", "does not say why"),
     ],
 )
-def test_a_400_without_fields_is_explained_in_our_words(message: str, words: str) -> None:
+def test_a_400_without_fields_gets_our_own_text(message: str, words: str) -> None:
     reason = outcome(400, error(400, "INVALID_ARGUMENT", message)).reason
     assert words in reason
     assert message not in reason
 
 
-def test_a_value_that_quotes_a_known_phrase_explains_nothing() -> None:
+def test_a_known_phrase_inside_a_quoted_value_is_ignored() -> None:
     text = "Invalid value at 'message.notification.title' (TYPE_STRING), \"too big\""
     body = error(400, "INVALID_ARGUMENT", text, bad_request("message.notification.title"))
     assert outcome(400, body).reason == "FCM does not accept message.notification.title"
@@ -479,7 +479,7 @@ def test_a_value_that_quotes_a_known_phrase_explains_nothing() -> None:
 @pytest.mark.parametrize(
     "field", [TOKEN, f"message.{TOKEN}", "message.data[secret value]", "message.a\nb", "x" * 999]
 )
-def test_field_names_that_are_none_are_not_shown(field: str) -> None:
+def test_what_is_no_field_name_is_not_shown(field: str) -> None:
     reason = outcome(
         400, error(400, "INVALID_ARGUMENT", "", bad_request(field, "message.android.ttl"))
     ).reason
@@ -525,18 +525,18 @@ NOW = 1792567680.0  # DATE
         ({"Retry-After": "120.5"}, None, 120.5),
         ({"Retry-After": "0"}, None, 0.0),
         ({"Retry-After": "999999999999"}, None, LONGEST_DELAY),
-        # a date is counted from the answer's own Date, whatever our clock says
+        # a date counts from the answer's Date header, whatever our clock says
         ({"Retry-After": "Wed, 21 Oct 2026 07:30:00 GMT", "Date": DATE}, None, 120.0),
         ({"retry-after": "Wed, 21 Oct 2026 07:30:00 GMT", "date": DATE}, NOW + 1e6, 120.0),
         ({"Retry-After": "Wednesday, 21-Oct-26 07:30:00 GMT", "Date": DATE}, None, 120.0),
         ({"Retry-After": "Wed Oct 21 07:30:00 2026", "Date": DATE}, None, 120.0),
         ({"Retry-After": "Wed, 21 Oct 2026 07:20:00 GMT", "Date": DATE}, None, 0.0),
         ({"Retry-After": "Sat, 21 Oct 9996 07:20:00 GMT", "Date": DATE}, None, LONGEST_DELAY),
-        # without one, from the time given
+        # without that header, from the given time
         ({"Retry-After": "Wed, 21 Oct 2026 07:30:00 GMT"}, NOW, 120.0),
         ({"Retry-After": "Wed, 21 Oct 2026 07:30:00 GMT", "Date": "today"}, NOW, 120.0),
         ({"Retry-After": "Wed, 21 Oct 2026 07:30:00 GMT"}, None, 60.0),
-        # unreadable: as if it were not there
+        # unreadable: as if absent
         *(
             ({"Retry-After": value, "Date": DATE}, NOW, 60.0)
             for value in (
@@ -559,7 +559,7 @@ def test_retry_after(headers: dict[str, str], now: float | None, delay: float) -
     assert classify(429, headers, b"", now=now).delay == delay
 
 
-def test_a_date_without_a_zone_is_in_utc_wherever_we_are(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_date_without_a_zone_is_in_utc_whatever_the_local_zone(monkeypatch: pytest.MonkeyPatch) -> None:
     try:
         with monkeypatch.context() as patch:
             patch.setenv("TZ", "Asia/Tokyo")

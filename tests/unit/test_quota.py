@@ -12,7 +12,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from listener.fcm.outcome import Limit
-from listener.limits.quota import LEAST_PART, RECOVERY_S, Fraction, Quota
+from listener.limits.quota import LEAST_FRACTION, RECOVERY_S, Fraction, Quota
 
 FCM = 600_000.0
 START = 1000.0
@@ -226,11 +226,11 @@ def test_a_lowered_rate_comes_back_evenly_and_not_before_its_time(
     for _ in range(times):
         now += 1.0
         assert quota.refused(Limit.PROJECT, now, now)
-    lowest = quota.part.at(now)
-    assert max(LEAST_PART, 0.5**times) <= lowest <= max(LEAST_PART, 0.5**times) + 0.04 * (times > 1)
+    lowest = quota.fraction.at(now)
+    assert max(LEAST_FRACTION, 0.5**times) <= lowest <= max(LEAST_FRACTION, 0.5**times) + 0.04 * (times > 1)
     rates = [quota.rate(now + second / 2.0) for second in range(140)]
     assert all(later >= earlier for earlier, later in itertools.pairwise(rates))
-    back = quota.part.whole_in(now)
+    back = quota.fraction.whole_in(now)
     assert back == pytest.approx((1.0 - lowest) * RECOVERY_S)
     assert rates[math.ceil(2 * back) + 1 :] == [whole] * (140 - math.ceil(2 * back) - 1)
     if back > 1.0:
@@ -250,7 +250,7 @@ def test_many_refusals_at_once_lower_once() -> None:
 def test_what_one_device_or_topic_has_used_up_lowers_nothing() -> None:
     quota = Quota(FCM, 0.0, START)
     assert not any(quota.refused(Limit.TARGET, START + n, START + n) for n in range(1000))
-    assert quota.part.at(START + 1000) == 1.0
+    assert quota.fraction.at(START + 1000) == 1.0
 
 
 @pytest.mark.parametrize(("share", "least", "most"), [(0.01, 1.0, 1.0), (0.2, 0.1, 0.6), (1.0, 0.01, 0.05)])
@@ -266,7 +266,7 @@ def test_a_refusal_that_does_not_say_whose_quota_counts_by_how_many_there_are(
         while unpaid >= 1.0:
             unpaid -= 1.0
             quota.refused(Limit.UNKNOWN, now, now)
-    assert least <= quota.part.at(now) <= most
+    assert least <= quota.fraction.at(now) <= most
 
 
 def test_what_another_worker_was_told_counts_as_well() -> None:
@@ -276,7 +276,7 @@ def test_what_another_worker_was_told_counts_as_well() -> None:
     # A request from before that says nothing new.
     assert not quota.refused(Limit.PROJECT, START - 0.5, START + 2.0)
     quota.learn(2, Fraction(1.0, 0.0), START + 3.0)
-    assert quota.part.at(START + 3.0) == pytest.approx(0.4)
+    assert quota.fraction.at(START + 3.0) == pytest.approx(0.4)
 
 
 def test_a_worker_that_hears_the_same_again_and_again_goes_on_learning_from_its_own_answers() -> None:

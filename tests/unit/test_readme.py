@@ -1,27 +1,50 @@
-"""What the README says of the configuration and of the documents is so."""
+"""The README shows the settings and commands that there are, and every link in the documents leads somewhere."""
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
 
+import pytest
+
 from listener import config
-from listener.cli.main import main
+from listener.cli.main import SUMMARIES
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
+DOCUMENTS = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")]
 
 
-def test_the_configuration_table_is_that_of_the_settings() -> None:
-    rows = re.findall(r"^\| `([A-Z_]+)` \| (.*?) \| (.*?) \|$", README, re.MULTILINE)
-    assert rows == config.describe()
+def slug(heading: str) -> str:
+    """The name that GitHub gives a heading."""
+    return re.sub(r"[^a-z0-9 _-]", "", heading.lower()).replace(" ", "-")
 
 
-def test_every_document_that_is_linked_is_there_and_every_document_is_linked() -> None:
-    linked = set(re.findall(r"\]\((docs/[a-z_]+\.md)\)", README))
-    there = {f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md")}
-    assert linked == there
+def test_the_configuration_tables_are_those_of_the_settings() -> None:
+    documented = []
+    for line in README.splitlines():
+        if line.startswith("### "):
+            group = line.removeprefix("### ")
+        elif row := re.fullmatch(r"\| `([A-Z_]+)` \| (.*?) \| (.*?) \|", line):
+            documented.append((group, *row.groups()))
+    assert documented == config.describe()
 
 
-def test_every_command_is_named() -> None:
-    assert set(re.findall(r"^\| `push-listener ([a-z]+)` \|", README, re.MULTILINE)) == set(main.commands)
+def test_the_index_names_every_document() -> None:
+    named = re.findall(r"\]\(([a-z_]+\.md)\)", (ROOT / "docs/README.md").read_text())
+    there = {path.name for path in (ROOT / "docs").glob("[a-z]*.md")}
+    assert sorted(named) == sorted(there)
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_every_link_leads_somewhere(document: Path) -> None:
+    for target, heading in re.findall(r"\]\(([^):#]*)(?:#([a-z0-9_-]+))?\)", document.read_text()):
+        there = (document.parent / target).resolve() if target else document
+        assert there.exists(), target
+        if heading:
+            headings = re.findall(r"^#+ (.+)$", there.read_text(), re.MULTILINE)
+            assert heading in {slug(text) for text in headings}, f"{target}#{heading}"
+
+
+def test_every_command_is_listed() -> None:
+    assert set(re.findall(r"^\| `push-listener ([a-z]+)` \|", README, re.MULTILINE)) == set(SUMMARIES)

@@ -11,7 +11,9 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from listener.fcm.outcome import Disposition, Outcome
-from listener.sending.retry import Decision, Policy, Status, backoff, decide
+from listener.limits.retry_policy import RetryPolicy
+from listener.push import Decision, Status
+from listener.sending.retry import backoff, decide
 
 MESSAGE_ID = "projects/p/messages/1"
 
@@ -28,7 +30,7 @@ EACH_KIND = [ACCEPTED, RETRY, PAUSE, PAUSE_PLATFORM, REFRESH_AUTH, DROP_MESSAGE,
 AGAIN = {Disposition.RETRY, Disposition.PAUSE, Disposition.PAUSE_PLATFORM, Disposition.REFRESH_AUTH}
 
 policies = st.builds(
-    lambda floor, more, max_tries: Policy(floor, floor + more, max_tries),
+    lambda floor, more, max_tries: RetryPolicy(floor, floor + more, max_tries),
     st.floats(0.001, 1000.0),
     st.floats(0.0, 100_000.0),
     st.integers(1, 20),
@@ -49,14 +51,14 @@ def decided(
     accepted_before: int = 0,
     retry_count: int = 0,
     expires_in: float | None = None,
-    policy: Policy | None = None,
+    policy: RetryPolicy | None = None,
 ) -> Decision:
     return decide(
         given_outcomes,
         accepted_before=accepted_before,
         retry_count=retry_count,
         expires_in=expires_in,
-        policy=policy or Policy(),
+        policy=policy or RetryPolicy(),
         rng=random.Random(1),
     )
 
@@ -66,7 +68,7 @@ def decided(
 
 @given(st.integers(1, 10_000), st.just(0.0) | st.floats(0.0, 1e6), policies, rngs)
 def test_a_wait_is_never_shorter_than_the_floor_or_than_asked(
-    tries: int, least: float, policy: Policy, rng: random.Random
+    tries: int, least: float, policy: RetryPolicy, rng: random.Random
 ) -> None:
     wait = backoff(tries, least, policy, rng)
     assert wait >= policy.floor
@@ -75,14 +77,14 @@ def test_a_wait_is_never_shorter_than_the_floor_or_than_asked(
 
 @given(st.integers(1, 10_000), policies, rngs)
 def test_a_wait_of_our_own_is_never_longer_than_the_cap(
-    tries: int, policy: Policy, rng: random.Random
+    tries: int, policy: RetryPolicy, rng: random.Random
 ) -> None:
     assert backoff(tries, 0.0, policy, rng) <= policy.cap
 
 
 @given(st.integers(1, 40), st.floats(0.0, 1e6), policies, rngs)
 def test_what_is_asked_for_is_exceeded_by_no_more_than_the_floor(
-    tries: int, least: float, policy: Policy, rng: random.Random
+    tries: int, least: float, policy: RetryPolicy, rng: random.Random
 ) -> None:
     own = min(policy.cap, policy.floor * 2.0 ** min(tries, 30))
     assert backoff(tries, least, policy, rng) <= max(own, least + policy.floor)
@@ -91,7 +93,7 @@ def test_what_is_asked_for_is_exceeded_by_no_more_than_the_floor(
 @pytest.mark.parametrize(("tries", "ceiling"), [(1, 20.0), (2, 40.0), (3, 80.0), (8, 2560.0), (9, 3600.0)])
 def test_waits_are_spread_evenly_between_floor_and_a_ceiling_that_doubles(tries: int, ceiling: float) -> None:
     rng = random.Random(7)
-    waits = [backoff(tries, 0.0, Policy(), rng) for _ in range(4000)]
+    waits = [backoff(tries, 0.0, RetryPolicy(), rng) for _ in range(4000)]
     tenths = [0] * 10
     for wait in waits:
         tenths[min(9, int(10 * (wait - 10.0) / (ceiling - 10.0)))] += 1
@@ -101,7 +103,7 @@ def test_waits_are_spread_evenly_between_floor_and_a_ceiling_that_doubles(tries:
 
 def test_those_who_are_told_the_same_moment_do_not_all_come_at_it() -> None:
     rng = random.Random(7)
-    waits = sorted(backoff(1, 600.0, Policy(), rng) for _ in range(1000))
+    waits = sorted(backoff(1, 600.0, RetryPolicy(), rng) for _ in range(1000))
     assert waits[0] >= 600.0
     assert waits[-1] - waits[0] > 9.0
     assert len(set(waits)) == 1000
@@ -118,7 +120,7 @@ def test_whatever_the_outcomes(
     accepted_before: int,
     retry_count: int,
     expires_in: float | None,
-    policy: Policy,
+    policy: RetryPolicy,
     rng: random.Random,
 ) -> None:
     decision = decide(
@@ -161,7 +163,7 @@ def test_dead_after_the_last_try_and_not_before(max_tries: int, rng: random.Rand
             accepted_before=0,
             retry_count=tries,
             expires_in=None,
-            policy=Policy(max_tries=max_tries),
+            policy=RetryPolicy(max_tries=max_tries),
             rng=rng,
         )
         tries += decision.uses_try
@@ -182,7 +184,7 @@ def test_what_is_not_the_fault_of_the_push_uses_no_try_and_never_kills_it(outcom
 
 @given(st.floats(0.0, 1e6), st.floats(0.0, 1e6), policies, rngs)
 def test_a_retry_after_past_the_expiry_expires_it(
-    left: float, least: float, policy: Policy, rng: random.Random
+    left: float, least: float, policy: RetryPolicy, rng: random.Random
 ) -> None:
     assume(least >= left)
     decision = decide(

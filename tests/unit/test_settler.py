@@ -8,12 +8,14 @@ from typing import cast
 from uuid import UUID
 
 import psycopg
-import pytest
 
 from listener.metrics import Metrics
-from listener.postgres.queue import Queue, Settlement
-from listener.sending.retry import Decision, Status
+from listener.postgres.queue import Queue
+from listener.push import Decision, Settlement, Status
+from listener.sending.held import HeldRows
 from listener.sending.settler import Settler
+from listener.wakeup.look_signal import LookSignal
+from tests.support.pushes import push
 
 
 class _Held:
@@ -30,15 +32,8 @@ class _Held:
 
 
 async def test_while_one_batch_is_written_the_next_gathers_up_to_the_limit() -> None:
-    held, settled = _Held(), asyncio.Event()
-    left = set(range(1, 7))
-
-    def on_settled(batch: Sequence[Settlement]) -> None:
-        left.difference_update(one.push_id.int for one in batch)
-        if not left:
-            settled.set()
-
-    settler = Settler(cast(Queue, held), batch=3, metrics=Metrics(), on_settled=on_settled)
+    held, rows = _Held(), _rows(*range(1, 7))
+    settler = Settler(cast(Queue, held), rows, LookSignal(), Metrics(), batch=3)
     running = asyncio.create_task(settler.run())
     settler.put(_sent(1))
     await asyncio.sleep(0)  # the first is being written
@@ -47,33 +42,27 @@ async def test_while_one_batch_is_written_the_next_gathers_up_to_the_limit() -> 
     for _ in range(3):
         held.free.release()
     async with asyncio.timeout(10):
-        await settled.wait()
+        await rows.wait_empty()
     running.cancel()
     assert held.batches == [[1], [2, 3, 4], [5, 6]]
 
 
-async def test_results_that_come_one_by_one_but_often_are_written_together(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr("listener.sending.settler._BUSY_S", 60.0)
-    held, settled = _Held(), asyncio.Queue[int]()
-    settler = Settler(
-        cast(Queue, held),
-        batch=10,
-        metrics=Metrics(),
-        on_settled=lambda batch: settled.put_nowait(len(batch)),
-    )
+async def test_results_that_come_one_by_one_but_often_are_written_together() -> None:
+    held, rows = _Held(), _rows(1)
+    settler = Settler(cast(Queue, held), rows, LookSignal(), Metrics(), batch=10, gather_within=60.0)
     running = asyncio.create_task(settler.run())
     for _ in range(2):
         held.free.release()
     async with asyncio.timeout(10):
         settler.put(_sent(1))
-        assert await settled.get() == 1  # nobody else is near: at once
+        await rows.wait_empty()  # no other result is near: at once
+        rows.add([push(id=UUID(int=n)) for n in range(2, 5)], 0.0)
         for n in range(2, 5):
             settler.put(_sent(n))
             await asyncio.sleep(0)
-        assert await settled.get() == 3
+        await rows.wait_empty()
     running.cancel()
+    assert held.batches == [[1], [2, 3, 4]]
 
 
 class _Locked(_Held):
@@ -86,19 +75,18 @@ class _Locked(_Held):
         return set(ids)
 
 
-async def test_what_is_locked_keeps_nobody_from_hearing_that_the_database_is_back() -> None:
-    settled = asyncio.Queue[tuple[bool, int]]()
-    settler = Settler(
-        cast(Queue, _Locked()),
-        batch=10,
-        metrics=Metrics(),
-        on_settled=lambda batch: settled.put_nowait((settler.succeeds, len(batch))),
-    )
+async def test_a_locked_row_keeps_nobody_from_learning_that_the_database_is_back() -> None:
+    look = LookSignal()
+    settler = Settler(cast(Queue, _Locked()), _rows(1), look, Metrics(), batch=10)
     running = asyncio.create_task(settler.run())
     async with asyncio.timeout(10):
         settler.put(_sent(1))
-        assert await settled.get() == (False, 0)  # it is set aside
-        assert await settled.get() == (True, 0)
+        while not settler.set_aside:
+            await look.wait_for_capacity(None)
+            look.take()
+        while not settler.succeeds:
+            await look.wait_for_capacity(None)
+            look.take()
     running.cancel()
 
 
@@ -120,24 +108,21 @@ class _LockedFor(_Locked):
         return set(ids) if self.looks else set()
 
 
-async def test_what_is_locked_is_looked_at_until_it_is_free_whenever_its_time_comes(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr("listener.sending.settler._LOCKED_S", 0.0)
-    settled = asyncio.Queue[int]()
-    settler = Settler(
-        cast(Queue, _LockedFor(5)),
-        batch=10,
-        metrics=Metrics(),
-        on_settled=lambda batch: settled.put_nowait(len(batch)),
-    )
+async def test_a_locked_row_is_tried_until_it_is_free() -> None:
+    rows = _rows(1)
+    settler = Settler(cast(Queue, _LockedFor(5)), rows, LookSignal(), Metrics(), batch=10, locked_wait=0.0)
     running = asyncio.create_task(settler.run())
     async with asyncio.timeout(10):
         settler.put(_sent(1))
-        while await settled.get() == 0:
-            pass
+        await rows.wait_empty()
     assert settler.set_aside == 0
     running.cancel()
+
+
+def _rows(*numbers: int) -> HeldRows:
+    rows = HeldRows(Metrics(), lease=120.0)
+    rows.add([push(id=UUID(int=n)) for n in numbers], 0.0)
+    return rows
 
 
 def _sent(n: int) -> Settlement:

@@ -51,7 +51,7 @@ def test_when_all_are_dead_the_outcome_pauses_uses_no_try_and_says_what_to_do() 
     assert (last.disposition, last.uses_try, last.http_status) == (Disposition.PAUSE, False, 404)
     assert "the devices of 20 of the last 20 users dead (UNREGISTERED)" in last.reason
     assert "FCM_PROJECT_ID" in last.reason
-    assert "TOKEN_LOSS_GUARD=false" in last.reason
+    assert "TOKEN_LOSS_BREAKER=false" in last.reason
 
 
 def test_when_some_are_accepted_it_is_tried_again_uses_a_try_and_says_what_to_do() -> None:
@@ -64,7 +64,7 @@ def test_when_some_are_accepted_it_is_tried_again_uses_a_try_and_says_what_to_do
     )
     assert "the devices of 19 of the last 20 users dead (UNREGISTERED)" in last.reason
     assert "FCM_PROJECT_ID" in last.reason
-    assert "TOKEN_LOSS_GUARD=false" in last.reason
+    assert "TOKEN_LOSS_BREAKER=false" in last.reason
 
 
 def test_a_tenth_alive_is_enough_only_just_not() -> None:

@@ -1,1 +1,1 @@
-"""The ways in which requests reach FCM."""
+"""The ways in which requests reach FCM. ``choose`` picks one, ``base`` has the contract that all of them keep."""

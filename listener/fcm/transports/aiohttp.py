@@ -1,4 +1,4 @@
-"""FCM over aiohttp: HTTP/1.1."""
+"""HTTP/1.1 by aiohttp."""
 
 from __future__ import annotations
 
@@ -20,33 +20,37 @@ from listener.fcm.transports.base import (
     USER_AGENT,
     Response,
     check_timeouts,
-    proxy_for,
 )
+from listener.fcm.transports.proxy import proxy_for
 
 
 class AiohttpTransport:
     """A pool of keep-alive HTTP/1.1 connections, one for each request in flight. See ``Transport``.
 
-    Create it inside the running event loop. A request is never repeated here: aiohttp resends only
-    idempotent methods, and a POST is not one.
+    Create it inside the running event loop. It sends each request at most once: aiohttp resends only idempotent
+    methods, and POST is not one.
 
     Args:
+        url: where to.
         connect_timeout: seconds for DNS, TCP, proxy and TLS together.
         timeout: seconds for the whole request. Source: Firebase, "Scale FCM": at least 10 s.
     """
 
-    def __init__(self, *, connect_timeout: float = 10.0, timeout: float = 15.0) -> None:
+    def __init__(self, url: str, *, connect_timeout: float = 10.0, timeout: float = 15.0) -> None:
         check_timeouts(connect_timeout, timeout)
+        self._url = URL(url)
+        self._proxy: URL | None = None
+        self._knows_proxy = False
         self._timeout = timeout
         self._session = aiohttp.ClientSession(
             connector=_Connector(
                 limit=0,
                 keepalive_timeout=KEEPALIVE,
                 ttl_dns_cache=DNS_TTL,
-                # aiohttp's own is made when it is imported: SSL_CERT_FILE would count for nothing after that.
+                # aiohttp makes its own context at import: an SSL_CERT_FILE that is set later has no effect on it.
                 ssl=ssl.create_default_context(),
             ),
-            # From ceil_threshold on aiohttp rounds timeouts up to whole seconds, which may make two equal.
+            # aiohttp rounds timeouts above ceil_threshold up to whole seconds, which can make the two equal.
             timeout=aiohttp.ClientTimeout(
                 total=timeout, connect=connect_timeout, ceil_threshold=float("inf")
             ),
@@ -54,29 +58,26 @@ class AiohttpTransport:
             headers={"User-Agent": USER_AGENT, **ENCODING},
             skip_auto_headers=("Accept",),
         )
-        self._routes: dict[str, tuple[URL, URL | None]] = {}
 
-    async def post(self, url: str, headers: Mapping[str, str], body: bytes) -> Response:
+    async def post(self, headers: Mapping[str, str], body: bytes) -> Response:
         """See ``Transport.post``."""
-        route = self._routes.get(url)
-        if route is None:
-            proxy = proxy_for(url)  # aiohttp's own trust_env asks in a thread, for each request
-            route = self._routes[url] = URL(url), None if proxy is None else URL(proxy)
+        if not self._knows_proxy:
+            self._learn_proxy()
         try:
             answer = await self._session.post(
-                route[0], headers=headers, data=body, proxy=route[1], allow_redirects=False
+                self._url, headers=headers, data=body, proxy=self._proxy, allow_redirects=False
             )
         except (aiohttp.ClientError, OSError) as exc:
-            raise self._unknown(exc) from None
+            raise self._ambiguous(exc) from None
         try:
             content = await _read(answer.content)
         except (aiohttp.ClientError, OSError) as exc:
             if not 200 <= answer.status < 300:
                 # Half an error body would be misread: a dead token as a wrong project.
-                raise self._unknown(exc) from None
-            content = b""  # FCM has said yes; what is lost is only the message id.
+                raise self._ambiguous(exc) from None
+            content = b""  # FCM has accepted the message; only the message id is lost.
         finally:
-            # Read to its end, the answer has given its connection back by itself.
+            # An answer that was read to its end has released its connection already.
             if not answer.content.at_eof():
                 answer.close()
         return Response(answer.status, answer.headers, content)
@@ -85,11 +86,20 @@ class AiohttpTransport:
         """See ``Transport.close``."""
         await self._session.close()
 
-    def _unknown(self, exc: Exception) -> SendFault:
-        """The fault for a request that failed after it was given a connection.
+    def _learn_proxy(self) -> None:
+        """At the first request, which then has the fault of a proxy that cannot be used.
 
-        Also where nothing was written yet, as on a pooled connection found closed: aiohttp does not
-        tell that from a connection closed after the server had read it all.
+        aiohttp's own ``trust_env`` reads the environment in a thread, for each request.
+        """
+        proxy = proxy_for(str(self._url))
+        self._proxy = None if proxy is None else URL(proxy)
+        self._knows_proxy = True
+
+    def _ambiguous(self, exc: Exception) -> SendFault:
+        """The fault of a request that failed after it got a connection.
+
+        Perhaps nothing was written, as on a pooled connection that turned out to be closed: aiohttp does not
+        distinguish that from a connection that the server closed after it had read the whole request.
         """
         match exc:
             case TimeoutError():
@@ -106,11 +116,11 @@ class AiohttpTransport:
 
 
 class _Connector(aiohttp.TCPConnector):
-    """Tells what failed before there was a connection from what failed on one.
+    """Distinguishes what failed before there was a connection from what failed on one.
 
     The types of aiohttp's exceptions do not: a proxy that hangs up on CONNECT raises the same
-    ``ServerDisconnectedError`` as a server that hangs up on the request itself. As long as ``connect``
-    has not returned, not a byte of the request has been written.
+    ``ServerDisconnectedError`` as a server that hangs up on the request itself. Until ``connect`` has returned, no byte
+    of the request has been written.
     """
 
     async def connect(
@@ -126,7 +136,7 @@ class _Connector(aiohttp.TCPConnector):
 
 
 def _not_sent(exc: Exception, req: ClientRequest, timeout: aiohttp.ClientTimeout) -> SendFault:
-    """The fault for a request that never got a connection."""
+    """The fault of a request that never got a connection."""
     match exc:
         case TimeoutError():
             code, reason = "CONNECT", f"no connection to {req.host} within {timeout.connect:g} s"
@@ -150,7 +160,7 @@ def _not_sent(exc: Exception, req: ClientRequest, timeout: aiohttp.ClientTimeout
 
 
 async def _read(content: aiohttp.StreamReader) -> bytes:
-    """The body of an answer, as far as ``ANSWER_LIMIT``."""
+    """The body of an answer, at most ``ANSWER_LIMIT`` bytes of it."""
     body = await content.read(ANSWER_LIMIT)
     while len(body) < ANSWER_LIMIT and not content.at_eof():
         body += await content.read(ANSWER_LIMIT - len(body))

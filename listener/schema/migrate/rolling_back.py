@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
-from listener.postgres.queue import LIVENESS_CLASS, ROLLBACK_LOCK
+from listener.postgres.locks import LIVENESS_CLASS, ROLLBACK_LOCK
 from listener.schema.migrate import ledger
 from listener.schema.migrate.disk import Migration, MigrationError, load
 from listener.schema.migrate.ledger import Connection
@@ -111,7 +111,7 @@ def _refuse_while_in_use(conn: Connection) -> None:
     if leased is not None and leased[0]:
         raise MigrationError(
             f"{leased[0]} pushes are in the hands of a worker, and may be on their way: it took them with "
-            "fetch_pending_pushes, or it sweeps (DOORBELL=sweep) and has not signed off. Stop it, and run this again "
+            "fetch_pending_pushes, or it sweeps (WAKEUP=sweep) and has not signed off. Stop it, and run this again "
             f"when the last lease has ended, at {leased[1]}"
         )
 

@@ -18,7 +18,7 @@ from psycopg import sql
 
 from listener.postgres import errors, locks
 from listener.postgres.connect import TransactionPooler, refuse_transaction_pooler
-from listener.postgres.queue import STRANGERS_SCHEMA, StrangersSchema
+from listener.postgres.workers import STRANGERS_SCHEMA, StrangersSchema
 from listener.schema.migrate.disk import MigrationError, statements
 from listener.schema.migrate.ledger import Connection, Statement
 

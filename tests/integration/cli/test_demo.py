@@ -1,4 +1,4 @@
-"""The demo, as whoever tries it sees it."""
+"""``push-listener demo``, as a process of its own."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from tests.support.service import program, run
 ENVIRONMENT = {"PATH": os.environ.get("PATH", ""), "HOME": os.environ.get("HOME", "/"), "COLUMNS": "200"}
 
 
-async def test_once_it_shows_every_end_of_a_push_and_leaves() -> None:
+async def test_once_shows_every_kind_of_outcome_and_exits() -> None:
     code, out, err = await run("demo", "--once", "--port", "0", env=ENVIRONMENT)
     assert (code, err) == (0, "")
-    for told in (
+    for text in (
         "high priority, to one token",
         "to a user with two devices",
         "scheduled 5 s ahead",
@@ -24,11 +24,11 @@ async def test_once_it_shows_every_end_of_a_push_and_leaves() -> None:
         "TITLE_MISSING",
         "after 2 retries",
     ):
-        assert told in out
+        assert text in out
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT])
-async def test_without_once_it_stays_until_it_is_ended(number: signal.Signals) -> None:
+async def test_without_once_the_demo_runs_until_it_is_interrupted(number: signal.Signals) -> None:
     async with program("demo", "--port", "0", env={**ENVIRONMENT, "PYTHONUNBUFFERED": "1"}) as running:
         await running.printed("send --token")
         (command,) = [line for line in running.out.splitlines() if "send --token" in line]
@@ -39,7 +39,7 @@ async def test_without_once_it_stays_until_it_is_ended(number: signal.Signals) -
     assert "Traceback" not in running.output
 
 
-async def test_once_and_interrupted_it_is_no_success() -> None:
+async def test_an_interrupted_demo_with_once_fails() -> None:
     env = {**ENVIRONMENT, "PYTHONUNBUFFERED": "1"}
     async with program("demo", "--once", "--port", "0", env=env) as running:
         await running.printed("The listener is up")

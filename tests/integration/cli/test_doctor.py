@@ -1,4 +1,4 @@
-"""What doctor finds, on databases in which one thing is wrong."""
+"""``push-listener doctor``, on databases in which one thing is wrong."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ pytestmark = pytest.mark.newest_postgres
 
 
 def examine(database: Database, **settings: object) -> list[Finding]:
-    return list(doctor.examine(config.load(database_url=database.dsn, **settings)))
+    return list(doctor.examine(config.load_database(database_url=database.dsn, **settings)))
 
 
 def found(findings: list[Finding], level: Level) -> list[str]:
     return [f"{finding.group}: {finding.text}" for finding in findings if finding.level is level]
 
 
-def test_a_new_installation_is_in_order(database: Database) -> None:
+def test_a_new_installation_has_nothing_wrong(database: Database) -> None:
     findings = examine(database)
     assert found(findings, Level.WRONG) == []
     assert {finding.group for finding in findings} >= {
@@ -39,25 +39,25 @@ def test_a_new_installation_is_in_order(database: Database) -> None:
     }
 
 
-def test_what_is_not_migrated(blank_database: Database) -> None:
+def test_missing_migrations(blank_database: Database) -> None:
     (line,) = found(examine(blank_database), Level.WRONG)
     assert line.startswith("migrations: ")
     assert "are not applied" in line
 
 
-def test_privileges_that_have_changed(database: Database) -> None:
+def test_changed_privileges(database: Database) -> None:
     with psycopg.connect(database.dsn, autocommit=True) as owner:
         owner.execute("grant execute on function cancel_push to anon")
     wrong = [finding for finding in examine(database) if finding.level is Level.WRONG]
     assert [finding.text for finding in wrong] == ["anon may execute on public.cancel_push(uuid)"]
     assert wrong[0].remedy == "run push-listener migrate: it sets them again"
-    # The listener's own login sees it as well.
+    # The listener's own login sees this too.
     make_worker(database)
-    findings = doctor.examine(config.load(database_url=database.dsn_as(WORKER)))
+    findings = doctor.examine(config.load_database(database_url=database.dsn_as(WORKER)))
     assert "anon may execute on public.cancel_push(uuid)" in [finding.text for finding in findings]
 
 
-def test_a_function_that_lets_anybody_push(database: Database) -> None:
+def test_a_function_that_lets_everybody_push(database: Database) -> None:
     with psycopg.connect(database.dsn, autocommit=True) as owner:
         owner.execute(
             "create function shout(p text) returns void language sql security definer as "
@@ -67,7 +67,7 @@ def test_a_function_that_lets_anybody_push(database: Database) -> None:
     assert "everybody may cause a push" in line
 
 
-def test_a_stranger_on_a_lock(database: Database) -> None:
+def test_a_stranger_that_holds_a_lock(database: Database) -> None:
     with psycopg.connect(database.superuser_dsn, autocommit=True) as superuser:
         superuser.execute("create role test_stranger_on_lock login")
     try:
@@ -82,7 +82,7 @@ def test_a_stranger_on_a_lock(database: Database) -> None:
             superuser.execute("drop role test_stranger_on_lock")
 
 
-def test_a_copy_with_rows_that_wait(database: Database) -> None:
+def test_a_copy_with_waiting_rows(database: Database) -> None:
     with psycopg.connect(database.dsn, autocommit=True) as owner:
         owner.execute("insert into push_listener.served values ('1', 5, 'elsewhere', 'postgres')")
         assert found(examine(database), Level.WRONG) == []
@@ -94,7 +94,7 @@ def test_a_copy_with_rows_that_wait(database: Database) -> None:
 
 @pytest.fixture
 def two(postgres: Server) -> Iterator[tuple[Database, Database]]:
-    """Two databases of one server, and a login for the listener of the first."""
+    """Two databases of one server, and a login for the listener of the first one."""
     with ExitStack() as stack:
         databases = [stack.enter_context(postgres.database(Template.MIGRATED)) for _ in range(2)]
         superuser = stack.enter_context(psycopg.connect(databases[0].superuser_dsn, autocommit=True))
@@ -104,7 +104,7 @@ def two(postgres: Server) -> Iterator[tuple[Database, Database]]:
         superuser.execute("drop role test_of_one")
 
 
-def test_one_role_for_the_whole_server_is_said(two: tuple[Database, Database]) -> None:
+def test_logins_that_can_connect_to_other_databases(two: tuple[Database, Database]) -> None:
     one, other = two
     with psycopg.connect(other.dsn, autocommit=True) as owner:
         owner.execute("insert into push_notifications (topic, title) values ('news', 't')")
@@ -114,7 +114,7 @@ def test_one_role_for_the_whole_server_is_said(two: tuple[Database, Database]) -
     assert "test_of_one" in line
     assert other.name in line
 
-    # What it advises helps.
+    # The remedy helps.
     with psycopg.connect(other.superuser_dsn, autocommit=True) as superuser:
         superuser.execute(f"revoke connect on database {other.name} from public".encode())
     with pytest.raises(psycopg.OperationalError, match="permission denied"):
@@ -135,11 +135,11 @@ def test_the_command(database: Database) -> None:
         owner.execute("grant execute on all functions in schema public to anon")
     bad = call(database.dsn)
     assert bad.exit_code == 1
-    # In one line, however long.
+    # Long lines are not wrapped.
     assert any(
         "enqueue_push(uuid,text," in line and "with time zone)" in line for line in bad.output.splitlines()
     )
-    assert bad.output.count("run push-listener migrate") == 1  # for all that it mends
+    assert bad.output.count("run push-listener migrate") == 1  # once for everything that it repairs
     rows = orjson.loads(call(database.dsn, "--json").stdout)
     assert {row["level"] for row in rows} >= {"good", "wrong"}
 

@@ -1,4 +1,4 @@
-"""The private Postgres: there when asked for, and gone without a trace whatever happens."""
+"""The private Postgres serves what it was asked for, and leaves nothing behind, however its program ends."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ with EmbeddedPostgres() as server:
 
 @pytest.fixture(autouse=True)
 def _in_memory(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Files in memory are made faster, and so are clusters."""
+    """Puts temporary files in memory, where a server is created faster."""
     tmp_path_factory.getbasetemp()  # stays where it is
     if MEMORY:
         monkeypatch.setattr(tempfile, "tempdir", str(MEMORY))
@@ -42,14 +42,14 @@ def _in_memory(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Mon
 
 @pytest.fixture
 def directory() -> Iterator[Path]:
-    """A directory that the user nobody can get at, as he cannot at pytest's own."""
+    """A directory that the user nobody can reach; pytest's own is closed to other users."""
     with tempfile.TemporaryDirectory(prefix="push-listener-test-") as name:
         Path(name).chmod(0o755)
         yield Path(name)
 
 
 @pytest.mark.parametrize("version", [16, 18])
-def test_it_serves_the_version_asked_for_with_the_settings_asked_for(version: int) -> None:
+def test_the_server_has_the_given_version_and_settings(version: int) -> None:
     settings = {"work_mem": "5MB", "log_line_prefix": "it's %m "}
     with EmbeddedPostgres(version=version, settings=settings) as server:
         with psycopg.connect(server.uri) as connection:
@@ -63,7 +63,7 @@ def test_it_serves_the_version_asked_for_with_the_settings_asked_for(version: in
     assert not directory.exists()
 
 
-def test_a_database_of_any_name_is_reached_by_its_dsn() -> None:
+def test_a_dsn_reaches_a_database_of_any_name() -> None:
     with EmbeddedPostgres() as server:
         dsn = server.create_database("a name/with ? % 'all'")
         with psycopg.connect(dsn) as connection:
@@ -71,7 +71,7 @@ def test_a_database_of_any_name_is_reached_by_its_dsn() -> None:
     assert row == ("a name/with ? % 'all'",)
 
 
-def test_two_at_once_are_strangers() -> None:
+def test_two_servers_share_nothing() -> None:
     with EmbeddedPostgres() as one, EmbeddedPostgres(superuser="other") as other:
         one.create_database("mine")
         with psycopg.connect(other.uri) as connection:
@@ -80,7 +80,7 @@ def test_two_at_once_are_strangers() -> None:
 
 
 @pytest.mark.parametrize("mode", ["smart", "fast", "immediate"])
-def test_what_was_committed_is_there_after_a_restart(mode: StopMode) -> None:
+def test_committed_data_survive_a_restart(mode: StopMode) -> None:
     with EmbeddedPostgres() as server:
         with psycopg.connect(server.uri) as connection:
             connection.execute("create table kept as select 1 as kept")
@@ -91,7 +91,7 @@ def test_what_was_committed_is_there_after_a_restart(mode: StopMode) -> None:
             assert connection.execute("select kept from kept").fetchone() == (1,)
 
 
-def test_stopped_it_refuses_and_started_again_it_serves() -> None:
+def test_a_stopped_server_can_be_started_again() -> None:
     with EmbeddedPostgres() as server:
         server.stop()
         assert not server.running
@@ -127,7 +127,7 @@ def test_a_given_directory_keeps_its_data_and_takes_new_settings(directory: Path
     assert not (data_dir / "postmaster.pid").exists()
 
 
-def test_a_setting_that_postgres_refuses_is_said_in_its_own_words() -> None:
+def test_an_unknown_setting_is_reported_in_the_words_of_postgres() -> None:
     with (
         pytest.raises(EmbeddedPostgresError, match="no_such_setting"),
         EmbeddedPostgres(settings={"no_such_setting": "1"}),
@@ -135,7 +135,7 @@ def test_a_setting_that_postgres_refuses_is_said_in_its_own_words() -> None:
         pass
 
 
-def test_a_version_that_there_is_not() -> None:
+def test_a_version_that_is_not_packaged() -> None:
     with pytest.raises(EmbeddedPostgresError, match=r"no Postgres 9 .* only 16, 18"):
         packaged_binaries(9)
 
@@ -150,9 +150,7 @@ def test_without_the_package_the_error_says_what_to_install(monkeypatch: pytest.
         pass
 
 
-def test_a_long_name_for_the_directory_of_temporary_files(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_temporary_directory_with_a_long_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     long = tmp_path / ("long" * 40)
     long.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(long))
@@ -183,7 +181,7 @@ def test_data_under_a_closed_home_are_refused_with_the_reason(directory: Path) -
 @pytest.mark.parametrize(
     "ending", ["pass", "raise RuntimeError", "sys.exit(3)", "os._exit(0)", "os.kill(os.getpid(), 9)"]
 )
-def test_nothing_stays_however_the_program_ends(ending: str) -> None:
+def test_nothing_remains_however_the_program_ends(ending: str) -> None:
     with _program(ending) as program:
         pid, directory = _announced(program)
         assert directory.is_dir()
@@ -192,7 +190,7 @@ def test_nothing_stays_however_the_program_ends(ending: str) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGKILL])
-def test_nothing_stays_whatever_signal_ends_the_program(number: signal.Signals) -> None:
+def test_nothing_remains_whatever_signal_ends_the_program(number: signal.Signals) -> None:
     with _program("pass") as program:
         pid, directory = _announced(program)
         os.killpg(program.pid, number)  # as a terminal does
@@ -200,7 +198,7 @@ def test_nothing_stays_whatever_signal_ends_the_program(number: signal.Signals) 
     _eventually(lambda: not _exists(pid) and not directory.exists())
 
 
-def test_it_is_quiet() -> None:
+def test_it_prints_nothing() -> None:
     with _program("pass") as program:
         _announced(program)
         out, err = program.communicate("\n")
@@ -226,13 +224,13 @@ def _announced(program: subprocess.Popen[str]) -> tuple[int, Path]:
 
 def _exists(pid: int) -> bool:
     try:
-        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE  # ended; its new parent may take its time
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE  # ended, but not reaped yet
     except psutil.NoSuchProcess:
         return False
 
 
 def _eventually(condition: Callable[[], bool]) -> None:
-    """Waits for what another process does and nobody reports."""
+    """Waits for a change in another process that gives no notice of it."""
     deadline = time.monotonic() + 20
     while not condition():
         assert time.monotonic() < deadline

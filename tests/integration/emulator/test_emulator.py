@@ -1,4 +1,4 @@
-"""The emulator, over real HTTP: what it refuses, what it accepts, its faults, and real SDKs against it."""
+"""The emulator over real HTTP: what it refuses, what it accepts, its faults, and real SDKs as its clients."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ from hypothesis import strategies as st
 from requests.adapters import HTTPAdapter
 from urllib3.util.retry import Retry
 
-from listener.emulator import FAULTS, Emulator, Fault, checks, parse_fault, run, schema
+from listener.emulator import FAULTS, Emulator, Fault, checks, front_end, parse_fault, run, schema
 
 SCOPE = "https://www.googleapis.com/auth/firebase.messaging"
 FCM_ERROR = "type.googleapis.com/google.firebase.fcm.v1.FcmError"
 BAD_REQUEST = "type.googleapis.com/google.rpc.BadRequest"
 ERROR_INFO = "type.googleapis.com/google.rpc.ErrorInfo"
-# google-auth says that it is typed, but these are not.
+# google-auth claims to be typed, but these are not.
 RSASigner: Any = crypt.RSASigner
 jwt_encode: Any = jwt.encode
 Credentials: Any = service_account.Credentials
@@ -46,7 +46,7 @@ GRANT = "urn:ietf:params:oauth:grant-type:jwt-bearer"
 
 
 class Reply:
-    """An answer, read to its end."""
+    """A complete answer."""
 
     def __init__(self, status: int, headers: Any, body: bytes) -> None:
         self.status = status
@@ -81,7 +81,7 @@ class Reply:
 
 
 class Client:
-    """Speaks to an emulator as a sender does."""
+    """Makes the requests of a sender."""
 
     def __init__(self, emulator: Emulator, session: aiohttp.ClientSession) -> None:
         self.emulator = emulator
@@ -124,7 +124,7 @@ async def client(emulator: Emulator) -> AsyncIterator[Client]:
 
 
 def assertion(emulator: Emulator, *, key: str | None = None, **changes: Any) -> str:
-    """A JWT such as google-auth makes, with claims changed (None: left out)."""
+    """A JWT as google-auth makes it, with some claims changed (None: omitted)."""
     account = emulator.service_account
     now = int(time.time())
     claims = {
@@ -144,20 +144,20 @@ def assertion(emulator: Emulator, *, key: str | None = None, **changes: Any) -> 
 # --- access tokens -------------------------------------------------------------------------------------
 
 
-async def test_grant_gives_a_token_that_opens_the_door(client: Client) -> None:
+async def test_grant_gives_a_token_that_fcm_accepts(client: Client) -> None:
     reply = await client.grant(assertion(client.emulator))
     assert (reply.status, reply.json["token_type"], reply.json["expires_in"]) == (200, "Bearer", 3600)
     assert (await client.post({"message": {"token": "a"}}, token=reply.json["access_token"])).status == 200
 
 
 @pytest.mark.parametrize("audience", ["own", "https://www.googleapis.com/oauth2/v4/token"])
-async def test_grant_takes_every_audience_a_google_library_signs_for(client: Client, audience: str) -> None:
+async def test_grant_accepts_every_audience_of_a_google_library(client: Client, audience: str) -> None:
     own = client.emulator.service_account["token_uri"]
     reply = await client.grant(assertion(client.emulator, aud=own if audience == "own" else audience))
     assert reply.status == 200
 
 
-async def test_grant_takes_the_wider_scope_among_others(client: Client) -> None:
+async def test_grant_accepts_the_wider_scope_among_others(client: Client) -> None:
     scope = "openid https://www.googleapis.com/auth/cloud-platform"
     assert (await client.grant(assertion(client.emulator, scope=scope))).status == 200
 
@@ -254,7 +254,7 @@ async def test_send_without_credentials(client: Client) -> None:
     assert client.emulator.accepted == []
 
 
-async def test_send_with_an_access_token_nobody_issued(client: Client) -> None:
+async def test_send_with_an_access_token_that_was_never_issued(client: Client) -> None:
     reply = await client.post({"message": {"token": "a"}}, token="ya29.invented")
     assert (reply.status, reply.error["status"]) == (401, "UNAUTHENTICATED")
     assert reply.details[ERROR_INFO]["reason"] == "ACCESS_TOKEN_TYPE_UNSUPPORTED"
@@ -269,7 +269,7 @@ async def test_send_with_an_expired_access_token(client: Client) -> None:
     assert (await client.send(token="a")).status == 200
 
 
-async def test_access_tokens_live_as_long_as_asked() -> None:
+async def test_access_tokens_live_for_the_given_time() -> None:
     async with Emulator(token_lifetime=0) as emulator, aiohttp.ClientSession() as session:
         client = Client(emulator, session)
         reply = await client.grant(assertion(emulator))
@@ -382,7 +382,7 @@ async def test_a_message_with_every_field(client: Client) -> None:
         {"token": "x" * 4096},
     ],
 )
-async def test_messages_fcm_takes(client: Client, message: dict[str, Any]) -> None:
+async def test_messages_that_fcm_accepts(client: Client, message: dict[str, Any]) -> None:
     reply = await client.send(**message)
     assert reply.status == 200, reply.body
 
@@ -553,7 +553,7 @@ async def test_the_front_end_refuses_wrong_names_and_types(
     assert (record.outcome, record.error_code) == ("refused", "INVALID_ARGUMENT")
 
 
-async def test_the_front_end_reports_everything_at_once(client: Client) -> None:
+async def test_the_front_end_reports_all_violations_at_once(client: Client) -> None:
     reply = await client.post({"mesage": {}, "message": {"token": 1, "x": 2}})
     assert len(reply.details[BAD_REQUEST]["fieldViolations"]) == 3
     assert reply.error["message"].count("\n") == 2
@@ -606,9 +606,7 @@ async def test_the_front_end_reports_everything_at_once(client: Client) -> None:
         ),
     ],
 )
-async def test_fcm_refuses_what_a_message_cannot_say(
-    client: Client, message: dict[str, Any], field: str
-) -> None:
+async def test_fcm_refuses_invalid_values(client: Client, message: dict[str, Any], field: str) -> None:
     reply = await client.send(**message)
     assert (reply.status, reply.error["status"]) == (400, "INVALID_ARGUMENT")
     assert reply.fcm_code == "INVALID_ARGUMENT"
@@ -616,7 +614,7 @@ async def test_fcm_refuses_what_a_message_cannot_say(
     assert client.emulator.accepted == []
 
 
-async def test_the_texts_seen_with_the_real_service(client: Client) -> None:
+async def test_the_texts_of_the_real_service(client: Client) -> None:
     texts: dict[str, dict[str, Any]] = {
         "Recipient of the message is not set.": {},
         "Topic name contains invalid characters.": {"topic": "a b"},
@@ -658,7 +656,7 @@ async def test_the_payload_limit_counts_keys_and_values(
         reply = await client.send(**target, **message)
         assert (reply.status, reply.fcm_code, reply.violations) == (400, "INVALID_ARGUMENT", [])
         assert "too big" in reply.error["message"] or "too large" in reply.error["message"]
-    # What Android is sent instead does not count twice.
+    # Android data replaces the common data and does not count twice.
     small = {"data": {"key": "v" * limit}, "android": {"data": {"key": "v"}}}
     assert (await client.send(**target, **small)).status == 200
 
@@ -701,7 +699,7 @@ async def test_an_oversized_request(client: Client) -> None:
 
 
 def _anything() -> st.SearchStrategy[Any]:
-    """JSON, with the names and some of the values that FCM knows mixed in."""
+    """JSON with names and some values of FCM mixed in."""
     words = {
         "push_id",
         "from",
@@ -735,7 +733,7 @@ def _names(kind: schema.Message) -> set[str]:
 
 
 def _of_type(kind: schema.Type) -> st.SearchStrategy[Any]:
-    """Values the front end lets pass, for FCM itself to judge."""
+    """Values that pass the front end, so that FCM itself checks them."""
     if isinstance(kind, schema.Message):
         fields = {name: _of_type(of) for name, (field, of) in kind.fields.items() if name == field}
         for one_of in kind.oneof[1] if kind.oneof else ():
@@ -760,7 +758,7 @@ def _of_type(kind: schema.Type) -> st.SearchStrategy[Any]:
 
 
 def _as_parsed(value: Any) -> Any:
-    """What the server's parser makes of it: integers beyond 64 bits become floats."""
+    """The value as the server's parser reads it: integers beyond 64 bits become floats."""
     return orjson.loads(json.dumps(value))
 
 
@@ -771,17 +769,17 @@ def _as_parsed(value: Any) -> Any:
         {"message": st.dictionaries(st.sampled_from(sorted(schema.MESSAGE.fields)), _anything(), max_size=4)}
     )
 )
-def test_no_json_is_too_strange(body: Any) -> None:
-    read, violations = schema.normalise(_as_parsed(body))
+def test_any_json_can_be_read(body: Any) -> None:
+    read, violations = front_end.normalise(_as_parsed(body))
     if not violations:
         checks.check(read.get("message", {}))
 
 
 @settings(max_examples=300, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 @given(_of_type(schema.REQUEST), st.sampled_from(["token", "fid", "topic"]))
-def test_what_has_the_right_types_is_judged_by_what_it_says(body: dict[str, Any], kind: str) -> None:
+def test_a_message_of_the_right_types_passes_the_front_end(body: dict[str, Any], kind: str) -> None:
     message = {**body.get("message", {}), kind: "a"}
-    read, violations = schema.normalise(_as_parsed({"message": message}))
+    read, violations = front_end.normalise(_as_parsed({"message": message}))
     assert violations == []
     answer = checks.check(read["message"])
     assert answer is None or (answer.status, answer.code) == (400, "INVALID_ARGUMENT")
@@ -833,7 +831,7 @@ async def test_faults_that_answer_in_json(client: Client, fault: str) -> None:
 
 
 async def test_the_bodies_of_faults(client: Client) -> None:
-    """Bodies as seen with the real service."""
+    """Bodies of the real service."""
 
     async def body(fault: str) -> Reply:
         client.emulator.add_fault(fault, times=1)
@@ -907,7 +905,7 @@ async def test_timeout_never_answers_and_ends_with_the_client(client: Client, ac
     [record] = await client.emulator.wait_received()
     assert (record.status, record.accepted) == (None, accepted)
     assert client.emulator.stats()["in_flight"] == 1
-    # The connection that hangs does not hold up another.
+    # The hanging connection does not delay another.
     assert (await client.send(token="b")).status == 200
     assert not hanging.done()
     hanging.cancel()
@@ -971,7 +969,7 @@ async def test_a_spent_rule_gives_way_to_the_next(client: Client) -> None:
     assert [(await client.send(token="a")).status for _ in range(5)] == [503, 503, 500, 200, 200]
 
 
-async def test_a_rule_is_spent_only_on_messages_fcm_would_take(client: Client) -> None:
+async def test_a_rule_applies_only_to_messages_that_fcm_would_accept(client: Client) -> None:
     client.emulator.add_fault("unavailable", times=1)
     assert (await client.send(token="a", x=1)).status == 400
     assert (await client.post({"message": {"token": "a"}}, token="wrong")).status == 401
@@ -983,7 +981,7 @@ async def test_a_rule_comes_before_a_dead_token(client: Client) -> None:
     assert [(await client.send(token="dead-1")).status for _ in range(2)] == [503, 404]
 
 
-async def test_share_is_drawn_from_the_seed() -> None:
+async def test_share_depends_on_the_seed() -> None:
     async def statuses(seed: int) -> list[int]:
         emulator = Emulator(seed=seed, faults=["unavailable,share=0.3"])
         async with emulator, aiohttp.ClientSession() as session:
@@ -1013,7 +1011,7 @@ async def test_oauth_faults(client: Client) -> None:
     assert (reply.status, reply.json["error"]) == (500, "internal_failure")
     reply = await client.grant(assertion(client.emulator))
     assert reply.status == 200
-    # The fixture's own grant is counted too; sending was never touched.
+    # The fixture's own grant counts too; no send failed.
     answers = client.emulator.stats()["token_answers"]
     assert answers == {"200": 2, "400 invalid_grant": 1, "500 internal_failure": 1}
     assert (await client.send(token="a")).status == 200
@@ -1156,7 +1154,7 @@ async def test_the_record_is_bounded() -> None:
             await client.send(token=token, data={"push_id": "1"})
         assert [record.target for record in emulator.received] == ["c", "d", "a"]
         assert emulator.forgotten == 2
-        # What is forgotten is no longer known as a duplicate.
+        # A forgotten message is no duplicate any more.
         assert emulator.received[-1].duplicate_of == 0
         assert emulator.stats()["accepted"] == emulator.stats()["received"] == 5
 
@@ -1194,7 +1192,7 @@ async def test_index(client: Client) -> None:
         assert path in reply.body.decode()
 
 
-async def test_the_key_over_http_names_the_address_it_was_asked_at(client: Client) -> None:
+async def test_the_key_over_http_names_the_address_of_the_request(client: Client) -> None:
     reply = await client.request("GET", "/emulator/service-account.json", headers={"Host": "emulator:9"})
     assert reply.json == {**client.emulator.service_account, "token_uri": "http://emulator:9/token"}
 
@@ -1202,7 +1200,7 @@ async def test_the_key_over_http_names_the_address_it_was_asked_at(client: Clien
 # --- the Python API ------------------------------------------------------------------------------------
 
 
-async def test_wait_for_counts_what_is_there_and_what_comes(client: Client) -> None:
+async def test_wait_for_counts_earlier_and_later_records(client: Client) -> None:
     await client.send(token="a")
     await client.send(token="dead-1")
     waiting = asyncio.create_task(client.emulator.wait_accepted(3))
@@ -1314,7 +1312,7 @@ async def test_google_auth_sees_a_refusal(emulator: Emulator, credentials: Any) 
         await asyncio.to_thread(credentials.refresh, Request())
 
 
-async def test_google_auth_takes_an_outage_for_what_it_is(emulator: Emulator, credentials: Any) -> None:
+async def test_google_auth_tries_again_after_an_outage(emulator: Emulator, credentials: Any) -> None:
     emulator.add_fault("oauth_server_error", times=1)
     await asyncio.to_thread(credentials.refresh, Request())
     assert credentials.valid
@@ -1331,7 +1329,7 @@ def firebase(emulator: Emulator, monkeypatch: pytest.MonkeyPatch) -> Iterator[fi
     )
     certificate = firebase_admin.credentials.Certificate(emulator.service_account)
     app = firebase_admin.initialize_app(certificate, name=emulator.endpoint)
-    # Retried as always, but without the seconds in between.
+    # Retries as always, but without the pauses.
     session = messaging._get_messaging_service(app)._client.session
     retry = Retry(connect=1, read=1, status=4, status_forcelist=[500, 503], raise_on_status=False)
     retry.allowed_methods = None
@@ -1398,7 +1396,7 @@ async def test_firebase_send_each(emulator: Emulator, firebase: firebase_admin.A
         ("unregistered", messaging.UnregisteredError, 1),
         ("sender_id_mismatch", messaging.SenderIdMismatchError, 1),
         ("quota_exceeded", messaging.QuotaExceededError, 1),
-        # google-auth takes every 401 for an expired token: two new tokens and three sends before it gives up.
+        # To google-auth every 401 is an expired token: it gives up after two new tokens and three sends.
         ("third_party_auth", messaging.ThirdPartyAuthError, 3),
         ("unavailable", exceptions.UnavailableError, 5),
         ("internal", exceptions.InternalError, 5),

@@ -1,4 +1,4 @@
-"""Credentials and access tokens, against token endpoints that behave, and some that do not."""
+"""Credentials and access tokens, against token endpoints that behave and some that misbehave."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ from structlog.testing import capture_logs
 
 from listener.emulator import Emulator
 from listener.fcm import auth
-from listener.fcm.auth import SCOPE, AccessTokens, load_credentials
+from listener.fcm.auth import AccessTokens
+from listener.fcm.credentials import SCOPE, load_credentials
 from listener.fcm.fault import AuthFault
 from tests.support.servers import (
     answer,
@@ -58,7 +59,7 @@ def own_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for name in ("GOOGLE_APPLICATION_CREDENTIALS", "GOOGLE_CLOUD_PROJECT", "GOOGLE_CLOUD_QUOTA_PROJECT"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("CLOUDSDK_CONFIG", str(tmp_path / "no-gcloud-here"))
-    # No machine's real metadata server is to be asked.
+    # Keeps tests away from the real metadata server of this machine.
     monkeypatch.setattr("google.auth.compute_engine._metadata._NO_GCE_CHECK", True)
 
 
@@ -78,7 +79,7 @@ def test_key_need_not_name_a_project() -> None:
     assert load_credentials(key)[1] is None
 
 
-def test_line_breaks_escaped_twice_are_mended() -> None:
+def test_line_breaks_escaped_twice_are_restored() -> None:
     load_credentials(make_key(private_key=PEM.replace("\n", "\\n")))
 
 
@@ -239,7 +240,7 @@ async def test_metadata_server(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class TokenEndpoint:
-    """An OAuth token endpoint that answers each request with what the test has put in its queue.
+    """An OAuth token endpoint that answers each request with the next item of a queue.
 
     It runs in the event loop of the test: a refresh that blocked the loop would never end.
     """
@@ -320,7 +321,7 @@ async def test_all_callers_share_one_refresh() -> None:
         assert endpoint.count == 1
 
 
-async def test_cancelled_caller_takes_nothing_from_the_others() -> None:
+async def test_cancelled_caller_does_not_cancel_the_refresh() -> None:
     async with endpoint_and_tokens() as (endpoint, tokens):
         first, second = asyncio.create_task(tokens.get()), asyncio.create_task(tokens.get())
         await endpoint.asked.get()
@@ -333,12 +334,12 @@ async def test_cancelled_caller_takes_nothing_from_the_others() -> None:
 
 
 @pytest.mark.usefixtures("early_refresh")
-async def test_refresh_starts_ahead_and_disturbs_nobody() -> None:
+async def test_refresh_starts_before_expiry_and_delays_no_caller() -> None:
     async with endpoint_and_tokens() as (endpoint, tokens):
         endpoint.will_give("t1", expires_in=2)
         assert await tokens.get() == "t1"
         assert await endpoint.asked.get() == 1
-        assert await endpoint.asked.get() == 2  # By itself: nobody has asked for a token.
+        assert await endpoint.asked.get() == 2  # The timer started it: there was no caller.
         assert await tokens.get() == "t1"
         endpoint.will_give("t2")
         tokens.reject("t1")
@@ -351,7 +352,7 @@ async def test_callers_wait_once_the_token_has_expired() -> None:
     async with endpoint_and_tokens() as (endpoint, tokens):
         endpoint.will_give("t1", expires_in=1)
         await tokens.get()
-        while True:  # The second request is not answered: the first token runs out.
+        while True:  # The second request gets no answer, so the first token expires.
             caller = asyncio.create_task(tokens.get())
             await asyncio.wait([caller], timeout=0.05)
             if not caller.done():
@@ -457,13 +458,13 @@ async def test_fault_of_the_token_endpoint(reply: bytes, code: str, permanent: b
         with pytest.raises(AuthFault) as raised:
             await tokens.get()
         assert (raised.value.code, raised.value.permanent) == (code, permanent)
-        assert endpoint.count == 1  # google-auth does not try again on its own account.
+        assert endpoint.count == 1  # google-auth does not try again by itself.
         results = await asyncio.gather(*(tokens.get() for _ in range(100)), return_exceptions=True)
         assert {str(result) for result in results} == {str(raised.value)}
-        assert endpoint.count == 1  # Nor do we, before the back-off is over.
+        assert endpoint.count == 1  # Nor does AccessTokens, until the backoff is over.
 
 
-async def test_token_endpoint_out_of_reach() -> None:
+async def test_unreachable_token_endpoint() -> None:
     credentials, _ = load_credentials(make_key(f"http://127.0.0.1:{closed_port()}/token"))
     async with kept(AccessTokens(credentials)) as tokens:
         with pytest.raises(AuthFault, match=r"OAUTH_CONNECT.*refused") as raised:
@@ -494,7 +495,7 @@ async def test_no_fault_of_a_proxy_shows_a_part_of_its_url(
     assert "s3cr3t" not in str(raised.value).lower()
 
 
-async def test_a_token_in_the_words_of_the_token_endpoint_is_hidden() -> None:
+async def test_a_token_in_a_text_of_the_token_endpoint_is_hidden() -> None:
     token = f"ya29.{'Ab1' * 20}"
     body = {"error": "invalid_grant", "error_description": f"no good: {token}"}
     async with endpoint_and_tokens() as (endpoint, tokens):
@@ -517,7 +518,7 @@ async def silence(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) ->
 
 
 @pytest.mark.parametrize("behaves", [silence, trickle])
-async def test_token_endpoint_that_hangs_does_not_hang_us(behaves: Callable[..., Any]) -> None:
+async def test_a_hanging_token_endpoint_is_a_timeout(behaves: Callable[..., Any]) -> None:
     async with tcp_server(behaves) as port:
         credentials, _ = load_credentials(make_key(f"http://127.0.0.1:{port}/token"))
         async with kept(AccessTokens(credentials, timeout=0.2)) as tokens:
@@ -526,7 +527,7 @@ async def test_token_endpoint_that_hangs_does_not_hang_us(behaves: Callable[...,
     assert {(type(result), str(result)[:13]) for result in results} == {(AuthFault, "OAUTH_TIMEOUT")}
 
 
-async def test_next_caller_after_the_back_off_tries_again() -> None:
+async def test_next_caller_after_the_backoff_refreshes() -> None:
     async with endpoint_and_tokens(backoff=0) as (endpoint, tokens):
         for count in (1, 2, 3):
             endpoint.will(answer(503, b""))
@@ -538,7 +539,7 @@ async def test_next_caller_after_the_back_off_tries_again() -> None:
 
 
 @pytest.mark.usefixtures("early_refresh")
-async def test_failed_refresh_disturbs_nobody_who_has_a_token_and_is_tried_again() -> None:
+async def test_failed_refresh_is_repeated_while_callers_get_the_old_token() -> None:
     async with endpoint_and_tokens(backoff=0.01) as (endpoint, tokens):
         endpoint.will_give("t1", expires_in=4)
         assert await tokens.get() == "t1"
@@ -554,11 +555,11 @@ async def test_failed_refresh_disturbs_nobody_who_has_a_token_and_is_tried_again
         assert endpoint.count == 3
 
 
-async def test_back_off_grows_and_has_a_limit() -> None:
+async def test_backoff_grows_up_to_a_limit() -> None:
     async with endpoint_and_tokens() as (endpoint, tokens):
         with capture_logs() as logs:
             for _ in range(40):
-                tokens._retry_at = 0.0  # As if it were over.
+                tokens._retry_at = 0.0  # Ends the backoff.
                 endpoint.will(answer(503, b""))
                 with pytest.raises(AuthFault):
                     await tokens.get()

@@ -1,4 +1,4 @@
-"""The transport of our own: what its pool of connections must not do. The contract of all: ``test_transport``."""
+"""HTTP/1.1: what its connections must not do. The contract of all transports: ``test_transport``."""
 
 from __future__ import annotations
 
@@ -6,13 +6,14 @@ import asyncio
 import errno
 import time
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 import aiohappyeyeballs
 import pytest
 
 from listener.fcm.fault import SendFault
-from listener.fcm.transports.http1 import AsyncioTransport
+from listener.fcm.transports.http1 import Http1Transport
 from tests.support.servers import answer, forget_proxies, read_request, tcp_server
 
 HEADERS = {"Authorization": "Bearer abc"}
@@ -26,18 +27,20 @@ def no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
     forget_proxies(monkeypatch)
 
 
-@pytest.fixture
-async def transport() -> AsyncIterator[AsyncioTransport]:
-    made = AsyncioTransport(connect_timeout=5.0, timeout=10.0)
-    yield made
-    await made.close()
+@asynccontextmanager
+async def opened(port: int) -> AsyncIterator[Http1Transport]:
+    transport = Http1Transport(f"http://127.0.0.1:{port}/send", connect_timeout=5.0, timeout=10.0)
+    try:
+        yield transport
+    finally:
+        await transport.close()
 
 
-def post(by: AsyncioTransport, port: int) -> asyncio.Task[Any]:
-    return asyncio.create_task(by.post(f"http://127.0.0.1:{port}/send", HEADERS, b"{}"))
+def post(transport: Http1Transport) -> asyncio.Task[Any]:
+    return asyncio.create_task(transport.post(HEADERS, b"{}"))
 
 
-async def test_a_server_that_closes_at_once_is_not_stormed(transport: AsyncioTransport) -> None:
+async def test_a_server_that_closes_at_once_gets_few_connections() -> None:
     accepted = 0
 
     async def closes(reader: Reader, writer: Writer) -> None:
@@ -50,9 +53,9 @@ async def test_a_server_that_closes_at_once_is_not_stormed(transport: AsyncioTra
             time.sleep(0.01)  # noqa: ASYNC251
             await asyncio.sleep(0)
 
-    async with tcp_server(closes) as port, asyncio.timeout(20):
-        other = asyncio.create_task(busy())  # so that connections are closed before their turn comes
-        faults = await asyncio.gather(*(post(transport, port) for _ in range(5)), return_exceptions=True)
+    async with tcp_server(closes) as port, opened(port) as transport, asyncio.timeout(20):
+        other = asyncio.create_task(busy())  # Connections are closed before their turn comes.
+        faults = await asyncio.gather(*(post(transport) for _ in range(5)), return_exceptions=True)
         other.cancel()
         assert all(isinstance(fault, SendFault) for fault in faults), faults
         assert accepted <= 5 * 3 + 5
@@ -60,28 +63,25 @@ async def test_a_server_that_closes_at_once_is_not_stormed(transport: AsyncioTra
 
 async def test_closing_makes_no_new_connections() -> None:
     accepted = 0
-    transport = AsyncioTransport(connect_timeout=5.0, timeout=10.0)
 
     async def holds(reader: Reader, writer: Writer) -> None:
         nonlocal accepted
         accepted += 1
         await reader.read()
 
-    async with tcp_server(holds) as port:
-        under_way = [post(transport, port) for _ in range(60)]
+    async with tcp_server(holds) as port, opened(port) as transport:
+        in_flight = [post(transport) for _ in range(60)]
         await asyncio.sleep(0)
         await transport.close()
         before = accepted
-        faults = await asyncio.gather(*under_way, return_exceptions=True)
+        faults = await asyncio.gather(*in_flight, return_exceptions=True)
         assert all(isinstance(fault, SendFault) for fault in faults), faults
-        # Whoever was connected is gone as well: the server could not end otherwise.
     assert accepted <= before + 32
-    pools = [route.pool for route in transport._routes.values() if route is not None]
-    assert [(len(pool._all), len(pool._opening), len(pool._idle)) for pool in pools] == [(0, 0, 0)]
+    pool = transport._pool
+    assert (len(pool._all), len(pool._opening), len(pool._idle)) == (0, 0, 0)
 
 
-async def test_half_an_answer_is_not_taken_for_a_whole_one_when_it_is_closed() -> None:
-    transport = AsyncioTransport(connect_timeout=5.0, timeout=10.0)
+async def test_half_an_answer_is_not_complete_when_the_transport_is_closed() -> None:
     said = asyncio.Event()
 
     async def half(reader: Reader, writer: Writer) -> None:
@@ -91,40 +91,37 @@ async def test_half_an_answer_is_not_taken_for_a_whole_one_when_it_is_closed() -
         said.set()
         await reader.read()
 
-    async with tcp_server(half) as port:
-        under_way = post(transport, port)
+    async with tcp_server(half) as port, opened(port) as transport:
+        in_flight = post(transport)
         await said.wait()
-        (pool,) = [route.pool for route in transport._routes.values() if route is not None]
-        while not any(connection._status for connection in pool._all):  # noqa: ASYNC110
+        while not any(connection._status for connection in transport._pool._all):  # noqa: ASYNC110
             await asyncio.sleep(0)
         await transport.close()
         with pytest.raises(SendFault) as raised:
-            await under_way
+            await in_flight
     assert (raised.value.code, raised.value.ambiguous) == ("RESET", True)
 
 
-async def test_without_a_file_to_spare_the_connections_there_are_must_do(
-    transport: AsyncioTransport, monkeypatch: pytest.MonkeyPatch
+async def test_at_the_limit_of_open_files_requests_share_the_connections_there_are(
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     async def slow(reader: Reader, writer: Writer) -> None:
         while await read_request(reader):
             await asyncio.sleep(0.05)
             writer.write(answer())
 
-    async with tcp_server(slow) as port:
-        await post(transport, port)
+    async with tcp_server(slow) as port, opened(port) as transport:
+        await post(transport)
 
         async def no_more(*_: object, **__: object) -> None:
             raise OSError(errno.EMFILE, "Too many open files")
 
         monkeypatch.setattr(aiohappyeyeballs, "start_connection", no_more)
-        answers = await asyncio.gather(*(post(transport, port) for _ in range(10)))
+        answers = await asyncio.gather(*(post(transport) for _ in range(10)))
     assert {each.status for each in answers} == {200}
 
 
-async def test_the_resolver_is_asked_once_for_many(
-    transport: AsyncioTransport, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_many_connections_need_one_request_to_the_resolver(monkeypatch: pytest.MonkeyPatch) -> None:
     loop = asyncio.get_running_loop()
     getaddrinfo, asked = loop.getaddrinfo, 0
 
@@ -140,18 +137,18 @@ async def test_the_resolver_is_asked_once_for_many(
             await asyncio.sleep(0.01)
             writer.write(answer())
 
-    async with tcp_server(answers) as port:
-        await asyncio.gather(*(post(transport, port) for _ in range(40)))
+    async with tcp_server(answers) as port, opened(port) as transport:
+        await asyncio.gather(*(post(transport) for _ in range(40)))
     assert asked == 1
 
 
-async def test_an_upgrade_that_nobody_asked_for_is_no_answer(transport: AsyncioTransport) -> None:
+async def test_an_upgrade_without_a_request_for_it_is_no_answer() -> None:
     async def upgrades(reader: Reader, writer: Writer) -> None:
         await read_request(reader)
         writer.write(b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: h2c\r\nConnection: Upgrade\r\n\r\n")
         await reader.read()
 
-    async with tcp_server(upgrades) as port:
+    async with tcp_server(upgrades) as port, opened(port) as transport:
         with pytest.raises(SendFault) as raised:
-            await post(transport, port)
+            await post(transport)
     assert (raised.value.code, raised.value.ambiguous) == ("PROTOCOL", True)

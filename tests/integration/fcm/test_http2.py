@@ -12,10 +12,10 @@ import pytest
 from h2.errors import ErrorCodes
 
 from listener.fcm.fault import SendFault
-from listener.fcm.transports import lanes, reqwest
+from listener.fcm.transports import http2, http2_pool
 from listener.fcm.transports.base import Response
-from listener.fcm.transports.lanes import OPENING, ROOM
-from listener.fcm.transports.reqwest import ReqwestTransport
+from listener.fcm.transports.http2 import Http2Transport
+from listener.fcm.transports.http2_pool import OPENING_LIMIT, STREAMS
 from tests.support.http2 import Http2
 from tests.support.servers import BODY, Tls, forget_proxies, make_tls, reset, tcp_server
 
@@ -32,8 +32,8 @@ def tls(tmp_path_factory: pytest.TempPathFactory) -> Tls:
 
 @pytest.fixture
 def patience(monkeypatch: pytest.MonkeyPatch) -> None:
-    """However slow the machine, the first requests are waited for."""
-    monkeypatch.setattr(lanes, "HEAD_START", 60.0)
+    """However slow the machine is, a new connection gets one request until that is answered."""
+    monkeypatch.setattr(http2_pool, "ASSUMED_OPEN_AFTER", 60.0)
 
 
 @pytest.fixture(autouse=True)
@@ -43,14 +43,14 @@ def environment(tls: Tls, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class Client:
-    """A transport and where it sends to."""
+    """A transport to a local port."""
 
-    def __init__(self, transport: ReqwestTransport, port: int) -> None:
-        self._transport = transport
-        self._url = f"https://localhost:{port}/v1/projects/p/messages:send"
+    def __init__(self, port: int) -> None:
+        url = f"https://localhost:{port}/v1/projects/p/messages:send"
+        self.transport = Http2Transport(url, connect_timeout=5.0, timeout=10.0)
 
     async def post(self) -> Response:
-        return await self._transport.post(self._url, HEADERS, b'{"message":{}}')
+        return await self.transport.post(HEADERS, b'{"message":{}}')
 
     async def fault(self) -> tuple[str, bool]:
         """The code of the fault that a request ends with, and whether it may have been carried out."""
@@ -62,14 +62,14 @@ class Client:
 @asynccontextmanager
 async def served_by(handle: Callable[[Reader, Writer], Awaitable[None]], tls: Tls) -> AsyncIterator[Client]:
     async with tcp_server(handle, tls.server) as port:
-        transport = ReqwestTransport(connect_timeout=5.0, timeout=10.0)
+        client = Client(port)
         try:
-            yield Client(transport, port)
+            yield client
         finally:
-            await transport.close()
+            await client.transport.close()
 
 
-# --- sent again: only what was certainly not carried out ------------------------------------------------
+# --- sent again: only requests that were certainly not carried out ------------------------------------------------
 
 
 async def test_request_that_was_refused_is_sent_again(tls: Tls) -> None:
@@ -101,7 +101,7 @@ async def test_request_that_is_refused_for_ever_is_a_fault(tls: Tls) -> None:
         assert await client.fault() == ("RESET", True)
 
 
-async def test_request_that_came_too_late_for_a_connection_is_sent_over_another(tls: Tls) -> None:
+async def test_request_that_a_closing_connection_did_not_take_is_sent_over_another(tls: Tls) -> None:
     connections = 0
 
     async def handle(reader: Reader, writer: Writer) -> None:
@@ -187,7 +187,7 @@ async def test_request_that_may_have_been_carried_out_is_not_sent_again(
     assert requests == 1
 
 
-async def test_yes_is_a_yes_even_if_its_body_breaks_off(tls: Tls) -> None:
+async def test_acceptance_counts_even_if_its_body_breaks_off(tls: Tls) -> None:
     handle = after_request(lambda connection, stream, writer: connection.answer(stream, whole=False))
     async with served_by(handle, tls) as client:
         assert (await client.post()).status == 200
@@ -197,8 +197,8 @@ async def test_yes_is_a_yes_even_if_its_body_breaks_off(tls: Tls) -> None:
 
 
 @pytest.mark.usefixtures("patience")
-async def test_requests_in_flight_share_connections_and_none_waits_for_another(tls: Tls) -> None:
-    in_flight = 5 * ROOM
+async def test_requests_in_flight_share_connections_without_waiting(tls: Tls) -> None:
+    in_flight = 5 * STREAMS
     held: Counter[Http2] = Counter()
     most: Counter[Http2] = Counter()
     all_there = asyncio.Event()
@@ -224,12 +224,12 @@ async def test_requests_in_flight_share_connections_and_none_waits_for_another(t
         all_there.clear()
         responses = await asyncio.gather(*(client.post() for _ in range(in_flight)))
         assert {response.status for response in responses} == {200}
-    assert max(most.values()) <= ROOM
-    assert len(most) <= OPENING
+    assert max(most.values()) <= STREAMS
+    assert len(most) <= OPENING_LIMIT
 
 
 @pytest.mark.usefixtures("patience")
-async def test_burst_into_the_cold_opens_few_connections(tls: Tls) -> None:
+async def test_burst_from_cold_opens_few_connections(tls: Tls) -> None:
     connections = 0
 
     async def handle(reader: Reader, writer: Writer) -> None:
@@ -240,8 +240,8 @@ async def test_burst_into_the_cold_opens_few_connections(tls: Tls) -> None:
             connection.answer(await connection.request())
 
     async with served_by(handle, tls) as client:
-        await asyncio.gather(*(client.post() for _ in range(5 * ROOM)))
-    assert connections <= OPENING
+        await asyncio.gather(*(client.post() for _ in range(5 * STREAMS)))
+    assert connections <= OPENING_LIMIT
 
 
 @pytest.mark.usefixtures("patience")
@@ -255,20 +255,19 @@ async def test_burst_after_an_outage_opens_few_connections(tls: Tls) -> None:
         while True:
             connection.answer(await connection.request())
 
-    transport = ReqwestTransport(connect_timeout=5.0, timeout=10.0)
     async with tcp_server(handle, tls.server) as port:
-        client = Client(transport, port)
+        client = Client(port)
         await client.post()
     while await client.fault() != ("CONNECT", False):
         pass
     connections = 0
     async with tcp_server(handle, tls.server, port=port):
-        await asyncio.gather(*(client.post() for _ in range(5 * ROOM)))
-    assert connections <= OPENING
-    await transport.close()
+        await asyncio.gather(*(client.post() for _ in range(5 * STREAMS)))
+    assert connections <= OPENING_LIMIT
+    await client.transport.close()
 
 
-async def test_requests_that_hang_do_not_keep_the_others(tls: Tls) -> None:
+async def test_requests_that_hang_do_not_delay_others(tls: Tls) -> None:
     hanging = 0
 
     async def handle(reader: Reader, writer: Writer) -> None:
@@ -276,13 +275,13 @@ async def test_requests_that_hang_do_not_keep_the_others(tls: Tls) -> None:
         connection = Http2(reader, writer)
         while True:
             stream = await connection.request()
-            if hanging < OPENING:
+            if hanging < OPENING_LIMIT:
                 hanging += 1
             else:
                 connection.answer(stream)
 
     async with served_by(handle, tls) as client:
-        hang = [asyncio.create_task(client.post()) for _ in range(OPENING)]
+        hang = [asyncio.create_task(client.post()) for _ in range(OPENING_LIMIT)]
         await asyncio.sleep(0)
         assert (await client.post()).status == 200
         for task in hang:
@@ -291,7 +290,7 @@ async def test_requests_that_hang_do_not_keep_the_others(tls: Tls) -> None:
 
 
 async def test_dead_connection_is_found_and_replaced(tls: Tls, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reqwest, "PING", timedelta(seconds=0.1))
+    monkeypatch.setattr(http2, "PING", timedelta(seconds=0.1))
     connections = 0
 
     async def handle(reader: Reader, writer: Writer) -> None:

@@ -19,10 +19,11 @@ import orjson
 import pytest
 
 from listener.emulator import Emulator
-from listener.fcm.auth import AccessTokens, load_credentials
+from listener.fcm.auth import AccessTokens
+from listener.fcm.credentials import load_credentials
 from listener.fcm.outcome import Disposition, Limit, Outcome
-from listener.fcm.sender import Sender
-from listener.fcm.transports.http1 import AsyncioTransport
+from listener.fcm.sender import Sender, messages_url
+from listener.fcm.transports.choose import make_transport
 from tests.support.servers import answer, closed_port, forget_proxies, make_tls, read_request, tcp_server
 
 TOKEN = "fGk3vQ2xTd6:APA91bHun4MxP5egoKMwt2KZFBaFUH-1RYqx"
@@ -42,12 +43,17 @@ def body(token: str = TOKEN) -> bytes:
 async def sending(
     endpoint: str, key: dict[str, str], *, project_id: str = "demo-project", hurry: bool = False
 ) -> AsyncIterator[Sender]:
-    """A sender; in a hurry, one whose timeouts are short enough to be waited for."""
+    """A sender; ``hurry``: its timeouts are so short that a test can wait for them."""
     credentials, _ = load_credentials(key)
     tokens = AccessTokens(credentials, timeout=0.8 if hurry else 10.0)
-    transport = AsyncioTransport(connect_timeout=0.6 if hurry else 5.0, timeout=0.8 if hurry else 10.0)
+    transport = make_transport(
+        "http1",
+        messages_url(endpoint, project_id),
+        connect_timeout=0.6 if hurry else 5.0,
+        timeout=0.8 if hurry else 10.0,
+    )
     try:
-        yield Sender(transport, tokens, endpoint=endpoint, project_id=project_id)
+        yield Sender(transport, tokens)
     finally:
         await transport.close()
         await tokens.close()
@@ -55,10 +61,10 @@ async def sending(
 
 @dataclass(frozen=True)
 class Row:
-    """A fault rule of the emulator's, and the outcome that it has to lead to."""
+    """A fault rule of the emulator, and the expected outcome."""
 
     fault: str | None
-    kind: Disposition
+    disposition: Disposition
     code: str
     uses_try: bool = True
     ambiguous: bool = False
@@ -66,9 +72,9 @@ class Row:
     limit: Limit | None = None
     status: int | None = None
     requests: int = 1
-    """How many requests FCM is to see."""
+    """How many requests FCM receives."""
     grants: int = 1
-    """How many access tokens are to be asked for."""
+    """How many access tokens are requested."""
     token: str = TOKEN
 
 
@@ -92,8 +98,8 @@ def quota(fault: str, delay: float, limit: Limit = Limit.PROJECT, code: str = "Q
     return retry(fault, code, 429, delay, limit=limit)
 
 
-def no_token(fault: str, kind: Disposition, code: str, delay: float = 0.0) -> Row:
-    return Row(fault, kind, code, uses_try=False, delay=delay, requests=0)
+def no_token(fault: str, disposition: Disposition, code: str, delay: float = 0.0) -> Row:
+    return Row(fault, disposition, code, uses_try=False, delay=delay, requests=0)
 
 
 ROWS = {
@@ -110,10 +116,10 @@ ROWS = {
     "401 APNs or web push": Row(
         "third_party_auth", Disposition.PAUSE_PLATFORM, "THIRD_PARTY_AUTH_ERROR", uses_try=False, status=401
     ),
-    "401 expired, then well": Row(
+    "401 expired, then accepted": Row(
         "token_expired,times=1", Disposition.ACCEPTED, "OK", status=200, requests=2, grants=2
     ),
-    "401 unauthenticated, then well": Row(
+    "401 unauthenticated, then accepted": Row(
         "unauthenticated,times=1", Disposition.ACCEPTED, "OK", status=200, requests=2, grants=2
     ),
     "401 expired twice": pause("token_expired", "UNAUTHENTICATED", 401, requests=2, grants=2),
@@ -122,7 +128,7 @@ ROWS = {
     "403 sender id": Row("sender_id_mismatch", Disposition.DROP_TARGET, "SENDER_ID_MISMATCH", status=403),
     "403 permission": pause("permission_denied", "PERMISSION_DENIED", 403),
     "404 unregistered": Row("unregistered", Disposition.DROP_TARGET, "UNREGISTERED", status=404),
-    "404 unregistered, as a device leaves": Row(
+    "404 unregistered, a dead- token": Row(
         None, Disposition.DROP_TARGET, "UNREGISTERED", status=404, token="dead-" + TOKEN
     ),
     "404 page": pause("not_found_html", "HTTP_404", 404),
@@ -162,14 +168,13 @@ ROWS = {
 
 
 def check_outcome(outcome: Outcome, row: Row) -> None:
-    assert (outcome.disposition, outcome.code, outcome.http_status) == (row.kind, row.code, row.status)
+    assert (outcome.disposition, outcome.code, outcome.http_status) == (row.disposition, row.code, row.status)
     assert (outcome.uses_try, outcome.ambiguous, outcome.limit) == (
         row.uses_try,
         row.ambiguous,
         row.limit,
     )
-    # Not less than it has to be, and not much more: a date has whole seconds. (That no retry comes sooner than
-    # 10 s is the retry policy's.)
+    # A date has whole seconds, so the delay may be up to a second longer. (The minimum of 10 s is the retry policy's.)
     assert row.delay <= outcome.delay <= row.delay + 1
     for secret in (TOKEN, "APA91b", "814233", "ya29"):
         assert secret not in outcome.reason
@@ -187,12 +192,12 @@ async def test_outcome(row: Row) -> None:
         assert len(emulator.received) == row.requests
         assert sum(emulator.stats()["token_answers"].values()) == row.grants
         (name,) = [record.name for record in emulator.accepted] or [None]
-        told = row.kind is Disposition.ACCEPTED and row.fault != "ok_without_body"
+        told = row.disposition is Disposition.ACCEPTED and row.fault != "ok_without_body"
         assert outcome.message_id == (name if told else None)
 
 
 @pytest.mark.parametrize(("fault", "status"), [("quota_exceeded", 429), ("unavailable", 503)])
-async def test_outcome_of_a_date_to_come_back_at(fault: str, status: int) -> None:
+async def test_outcome_of_a_retry_after_date(fault: str, status: int) -> None:
     async with Emulator() as emulator, sending(emulator.endpoint, emulator.service_account) as sender:
         emulator.add_fault(fault, retry_after=formatdate(time() + 3600, usegmt=True))
         outcome = await sender.send(body())
@@ -200,7 +205,7 @@ async def test_outcome_of_a_date_to_come_back_at(fault: str, status: int) -> Non
     assert 3590 <= outcome.delay <= 3601
 
 
-# --- what the emulator cannot say -----------------------------------------------------------------------
+# --- answers that the emulator does not give -------------------------------------------------------------
 
 FCM_ERROR = "type.googleapis.com/google.firebase.fcm.v1.FcmError"
 
@@ -277,7 +282,7 @@ async def test_outcome_of_the_wrong_endpoint() -> None:
         )
 
 
-async def test_outcome_of_a_key_that_is_not_the_accounts() -> None:
+async def test_outcome_of_a_key_of_another_account() -> None:
     async with Emulator() as emulator, Emulator() as other:
         key = emulator.service_account | {"private_key": other.service_account["private_key"]}
         async with sending(emulator.endpoint, key) as sender:
@@ -306,7 +311,7 @@ async def test_outcome_of_a_refused_connection() -> None:
     check_outcome(await outcome_at(f"http://127.0.0.1:{closed_port()}"), not_sent("CONNECT"))
 
 
-async def test_outcome_of_a_certificate_that_nobody_vouches_for(tmp_path: Path) -> None:
+async def test_outcome_of_an_untrusted_certificate(tmp_path: Path) -> None:
     async def handle(reader: Any, writer: Any) -> None:
         await reader.read()
 

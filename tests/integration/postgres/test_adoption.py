@@ -21,10 +21,10 @@ from psycopg.rows import dict_row
 from psycopg_pool import AsyncConnectionPool
 
 from listener import client
-from listener.postgres import queue
-from listener.postgres.queue import LogLine, Queue, Settlement
+from listener.postgres import queue, workers
+from listener.postgres.queue import Queue
+from listener.push import Decision, LogLine, Settlement, Status
 from listener.schema import migrate
-from listener.sending.retry import Decision, Status
 from tests.support.catalog import describe
 from tests.support.postgres import Database
 
@@ -100,7 +100,7 @@ async def worker(dsn: str):  # type: ignore[no-untyped-def]
     async with AsyncConnectionPool(
         dsn, min_size=1, max_size=2, open=False, kwargs={"autocommit": True}
     ) as pool:
-        yield Queue(pool, worker_id=await queue.register(pool, "test"), lease=60.0)
+        yield Queue(pool, worker_id=await workers.register(pool, "test"), lease=60.0)
 
 
 def changed(old: dict[str, Any], new: dict[str, Any]) -> set[str]:

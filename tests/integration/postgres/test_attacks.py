@@ -21,11 +21,12 @@ from psycopg_pool import AsyncConnectionPool
 
 from listener import client
 from listener.emulator import Emulator
-from listener.postgres import queue
-from listener.postgres.queue import LIVENESS_CLASS, ROLLBACK_LOCK, LogLine, Queue, Settlement
+from listener.postgres import queue, workers
+from listener.postgres.locks import LIVENESS_CLASS, ROLLBACK_LOCK
+from listener.postgres.queue import Queue
+from listener.push import Decision, LogLine, Settlement, Status
 from listener.schema import export, migrate, retention, stats
 from listener.schema.migrate import Migration
-from listener.sending.retry import Decision, Status
 from tests.support import attacks
 from tests.support.access import (
     APPLICATION,
@@ -41,7 +42,7 @@ from tests.support.access import (
 )
 from tests.support.attacks import INTERNAL_CALLS, Session
 from tests.support.postgres import Database, Server, Template
-from tests.support.service import rows_of, serving, settings_for
+from tests.support.service import rows_of, serving, settings_for, workers_of
 
 pytestmark = pytest.mark.oldest_and_newest_postgres
 
@@ -310,8 +311,8 @@ async def live(database: Database, dsn: str) -> None:
     async with AsyncConnectionPool(
         dsn, min_size=1, max_size=2, open=False, kwargs={"autocommit": True}
     ) as pool:
-        hands = Queue(pool, worker_id=await queue.register(pool, "test"), lease=60.0)
-        await queue.schema_version(pool)
+        hands = Queue(pool, worker_id=await workers.register(pool, "test"), lease=60.0)
+        await workers.schema_version(pool)
         with psycopg.connect(database.dsn, autocommit=True) as owner:
             for _ in range(4):
                 client.enqueue(owner, user_id=user, device_token="phone", title="t", body="b", data={})
@@ -338,24 +339,25 @@ async def live(database: Database, dsn: str) -> None:
             await connection.execute(queue._FIRST, {"avoided": [uuid4()]})
         assert await hands.earliest([uuid4()]) is not None
         # Another worker has claimed, and dies.
-        peer = Queue(pool, worker_id=await queue.register(pool, "peer"), lease=30.0)
+        peer = Queue(pool, worker_id=await workers.register(pool, "peer"), lease=30.0)
         assert len(await peer.claim(10)) == 4
         with psycopg.connect(database.dsn, autocommit=True) as owner:
             owner.execute("update push_listener.workers set guarded = true where id = %s", (peer.worker_id,))
-        assert (peer.worker_id, False) in await hands.peers()
-        assert await hands.peers_hold_rows()
-        assert await hands.rescue([peer.worker_id]) == ([peer.worker_id], 4)
-        assert await hands.lost_lately() >= 1
-        await hands.is_silenced()
-        await hands.writers()
+        about = workers_of(hands)
+        assert (peer.worker_id, False) in await about.peers()
+        assert await about.peers_hold_rows()
+        assert await about.rescue([peer.worker_id]) == ([peer.worker_id], 4)
+        assert await about.lost_lately() >= 1
+        await about.is_polling_locked()
+        await about.open_writers()
         await hands.depth()
-        await hands.lower(0.5, 60.0)
-        await hands.fleet()
+        await about.reduce_quota(0.5, 60.0)
+        await about.quota_state()
         left = await hands.claim(100)  # the push to a user, for the second time, reads its log
         assert await hands.settle(
             [Settlement(push.id, push.attempt, Decision(Status.DEAD, None, False, "X", "x")) for push in left]
         ) == len(left)
-        await hands.sign_off()
+        await about.sign_off()
     stats.read(database.dsn, 7)
 
 
@@ -404,7 +406,7 @@ async def test_a_naive_statement_is_caught(
         with psycopg.connect(database.dsn, autocommit=True) as owner:
             client.enqueue(owner, device_token="phone", title="t", body="b")
         async with AsyncConnectionPool(database.dsn, open=False, kwargs={"autocommit": True}) as pool:
-            hands = Queue(pool, worker_id=await queue.register(pool, "test"), lease=60.0)
+            hands = Queue(pool, worker_id=await workers.register(pool, "test"), lease=60.0)
             for push in await hands.claim(1):
                 await hands.settle([Settlement(push.id, push.attempt, Decision(Status.SENT, message_id="m"))])
         assert attacks.victims(database) != ""

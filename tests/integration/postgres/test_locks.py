@@ -16,9 +16,9 @@ from structlog.testing import capture_logs
 from listener.cli.main import main
 from listener.emulator import Emulator
 from listener.metrics import Metrics
-from listener.postgres import locks, queue
-from listener.postgres.locks import LockHolder
-from listener.postgres.queue import AWAKE, CHANNEL, LIVENESS_CLASS, Queue
+from listener.postgres import locks, workers
+from listener.postgres.locks import CHANNEL, LIVENESS_CLASS, POLLING_LOCK, LockHolder
+from listener.postgres.workers import Workers
 from listener.schema import migrate, retention
 from listener.service import Service
 from listener.wakeup import doorbell
@@ -29,9 +29,11 @@ from tests.support.postgres import Database
 from tests.support.service import (
     PATIENCE,
     Rows,
+    dispatcher_of,
     serving,
     settings_for,
     until,
+    waker_of,
 )
 
 pytestmark = pytest.mark.oldest_and_newest_postgres
@@ -92,8 +94,8 @@ async def high_priority(rows: Rows, token: str) -> None:
     assert (await rows.one_over(push, patience=LONGEST_WAIT))["status"] == "sent"
 
 
-async def in_no_doubt(service: Service) -> None:
-    await until(lambda: service._awake is not None and service._awake._settled == service._awake._doubts)
+async def rechecked(service: Service) -> None:
+    await until(lambda: not waker_of(service).polling.must_recheck)
 
 
 # --- the lock that silences the bell --------------------------------------------------------------------------------
@@ -105,13 +107,13 @@ async def test_a_push_goes_out_while_a_stranger_silences_the_bell_and_the_strang
 ) -> None:
     async with session(stranger_dsn) as thief:
         pid = thief.info.backend_pid
-        take = ("select pg_advisory_lock(%s, %s)", AWAKE)
+        take = ("select pg_advisory_lock(%s, %s)", POLLING_LOCK)
         if when == "before the start":
             await thief.execute(*take)
         with capture_logs() as said:
             async with serving(settings_for(worker_dsn, emulator, sweep_interval=1)) as service:
                 if when == "while it idles":
-                    await in_no_doubt(service)
+                    await rechecked(service)
                     await thief.execute(*take)
                 for n in range(3):
                     await high_priority(rows, f"phone-{n}")
@@ -122,7 +124,7 @@ async def test_a_push_goes_out_while_a_stranger_silences_the_bell_and_the_strang
                 await thief.execute("select pg_advisory_unlock_all()")
                 await until(lambda: not shown_strangers(service))
                 assert strangers(database) == []
-                await in_no_doubt(service)
+                await rechecked(service)
                 await high_priority(rows, "last")
     told = [each for each in said if each["event"] == "a stranger holds a lock of push-listener"]
     assert told
@@ -136,8 +138,8 @@ async def test_a_lock_that_is_let_go_between_two_sweeps_delays_a_push_until_the_
     rows: Rows, emulator: Emulator, worker_dsn: str, stranger_dsn: str
 ) -> None:
     async with serving(settings_for(worker_dsn, emulator, sweep_interval=2)) as service:
-        await in_no_doubt(service)
-        async with holding(stranger_dsn, *AWAKE):
+        await rechecked(service)
+        async with holding(stranger_dsn, *POLLING_LOCK):
             push = await rows.add(device_token="unrung", title="t", priority="high")
         assert (await rows.one_over(push, patience=LONGEST_WAIT))["status"] == "sent"
 
@@ -148,11 +150,11 @@ async def test_behind_one_that_waits_for_the_lock_nobody_rings_either(
     """A session that holds it in shared mode keeps no insert from ringing; one that waits behind it does."""
     async with (
         serving(settings_for(worker_dsn, emulator, sweep_interval=1)) as service,
-        holding(stranger_dsn, *AWAKE, mode="_shared") as first,
+        holding(stranger_dsn, *POLLING_LOCK, mode="_shared") as first,
         session(stranger_dsn) as second,
     ):
-        await in_no_doubt(service)
-        waiting = asyncio.create_task(second.execute("select pg_advisory_lock(%s, %s)", AWAKE))
+        await rechecked(service)
+        waiting = asyncio.create_task(second.execute("select pg_advisory_lock(%s, %s)", POLLING_LOCK))
         await until_waiting(rows)
         for n in range(3):
             await high_priority(rows, f"phone-{n}")
@@ -172,7 +174,7 @@ async def test_a_prepared_transaction_is_a_stranger_too(
 ) -> None:
     async with session(stranger_dsn) as thief:
         await thief.execute("begin")
-        await thief.execute("select pg_advisory_xact_lock(%s, %s)", AWAKE)
+        await thief.execute("select pg_advisory_xact_lock(%s, %s)", POLLING_LOCK)
         await thief.execute("select pg_advisory_xact_lock(%s, 1)", (LIVENESS_CLASS,))
         await thief.execute("prepare transaction 'it''s mine'")
     try:
@@ -196,7 +198,7 @@ async def test_a_prepared_transaction_is_a_stranger_too(
 async def test_the_same_lock_in_another_database_is_another_lock(
     database: Database, blank_database: Database, stranger_dsn: str
 ) -> None:
-    async with holding(blank_database.dsn_as(STRANGER), *AWAKE):
+    async with holding(blank_database.dsn_as(STRANGER), *POLLING_LOCK):
         assert strangers(database) == []
 
 
@@ -206,15 +208,14 @@ async def test_an_awake_worker_is_no_stranger_nor_are_the_inserts_of_others(
     settings = settings_for(worker_dsn, emulator, sweep_interval=1)
     with capture_logs() as said:
         async with serving(settings) as first, serving(settings):
-            bell = first._doorbell
-            assert bell is not None
-            await bell.ask("select pg_advisory_lock(%s, %s), 1", *AWAKE)
+            bell = waker_of(first).doorbell
+            await bell.fetchone("select pg_advisory_lock(%s, %s), 1", *POLLING_LOCK)
             assert strangers(database) == []
             await high_priority(rows, "phone")
             async with session(database.dsn) as owner:  # not a worker, but it may be one
                 await owner.execute("select pg_advisory_lock(%s, 4711)", (LIVENESS_CLASS,))
                 assert strangers(database) == []
-            await bell.ask("select pg_advisory_unlock(%s, %s)", *AWAKE)
+            await bell.fetchone("select pg_advisory_unlock(%s, %s)", *POLLING_LOCK)
     assert not [each for each in said if "stranger" in each["event"]]
 
 
@@ -264,10 +265,10 @@ async def test_it_starts_although_every_small_id_is_held(
     assert (anew["worker"], anew["pid"], anew["role"]) == (1, pid, STRANGER)
     (ready,) = [each for each in said if each["event"] == "ready"]
     assert ready["worker"] >= 1 << 30
-    assert [each["stopped_at"] is not None for each in await workers(rows)] == [True, True]
+    assert [each["stopped_at"] is not None for each in await known_workers(rows)] == [True, True]
 
 
-async def workers(rows: Rows) -> list[dict[str, Any]]:
+async def known_workers(rows: Rows) -> list[dict[str, Any]]:
     return await rows.query("select * from push_listener.workers order by id")
 
 
@@ -278,9 +279,7 @@ async def test_it_goes_on_under_another_id_when_a_stranger_takes_its_lock_while_
     emulator.latency = 3.0
     settings = settings_for(worker_dsn, emulator)
     async with serving(settings) as service, session(stranger_dsn) as thief:
-        dispatcher = service._dispatcher
-        assert dispatcher is not None
-        worker_id = dispatcher._queue.worker_id
+        worker_id = dispatcher_of(service)._queue.worker_id
         async with serving(settings):
             pass  # it has run, and its row is that of a worker that has ended
         await rows.add_many(5)
@@ -302,13 +301,12 @@ async def test_it_goes_on_under_another_id_when_a_stranger_takes_its_lock_while_
                 (row["status"], row["delivery_attempts"], row["claimed_by"]) for row in found.values()
             } == {("sent", 1, worker_id)}
         emulator.latency = 0.0
-        await until(lambda: service._doorbell is not None and service._doorbell.connected)
-        new = service._dispatcher
-        assert new is not None
+        await until(lambda: waker_of(service).doorbell.connected)
+        new = dispatcher_of(service)
         assert new._queue.worker_id != worker_id
         push = await rows.add(device_token="last", title="t")
         assert (await rows.one_over(push))["claimed_by"] == new._queue.worker_id
-        assert service._not_ready() == []
+        assert service.obstacles() == []
     assert emulator.stats()["duplicates"] == 0
 
 
@@ -316,12 +314,10 @@ async def test_it_registers_anew_when_its_row_has_vanished_and_when_it_is_anothe
     database: Database, rows: Rows, emulator: Emulator
 ) -> None:
     async with serving(settings_for(database.dsn, emulator, sweep_interval=1)) as service:
-        first = service._dispatcher
-        assert first is not None
+        first = dispatcher_of(service)
         await rows.query("delete from push_listener.workers")
-        await until(lambda: service._dispatcher is not first)
-        second = service._dispatcher
-        assert second is not None
+        await until(lambda: dispatcher_of(service) is not first)
+        second = dispatcher_of(service)
         await high_priority(rows, "phone")
         # As if the tables had been made anew, and another worker had been given the same id.
         await rows.query("update push_listener.workers set started_at = now() + interval '1 s'")
@@ -329,9 +325,9 @@ async def test_it_registers_anew_when_its_row_has_vanished_and_when_it_is_anothe
             "select pg_terminate_backend(pid, 10000) from pg_locks where classid = %(class)s and objid = %(id)s",
             **{"class": LIVENESS_CLASS, "id": second._queue.worker_id},
         )
-        await until(lambda: service._dispatcher is not second)
+        await until(lambda: dispatcher_of(service) is not second)
         await high_priority(rows, "phone")
-        (other, own) = sorted(await workers(rows), key=lambda row: row["id"] != second._queue.worker_id)
+        (other, own) = sorted(await known_workers(rows), key=lambda row: row["id"] != second._queue.worker_id)
         assert other["stopped_at"] is None
         assert own["stopped_at"] is None
 
@@ -340,7 +336,7 @@ async def test_the_rows_of_a_dead_worker_are_rescued_although_a_stranger_holds_i
     database: Database, rows: Rows, emulator: Emulator, worker_dsn: str, stranger_dsn: str
 ) -> None:
     async with pool_of(database.dsn) as pool:
-        dead, alive = [await queue.register(pool, name) for name in ("dead", "alive")]
+        dead, alive = [await workers.register(pool, name) for name in ("dead", "alive")]
         await rows.query("update push_listener.workers set guarded = true")
         for worker_id in (dead, alive):
             await rows.query(
@@ -349,7 +345,7 @@ async def test_the_rows_of_a_dead_worker_are_rescued_although_a_stranger_holds_i
                 "values ('t', 't', 'processing', %(id)s, 1, now() + interval '1 hour')",
                 id=worker_id,
             )
-        mine = Queue(pool, worker_id=await queue.register(pool, "mine"), lease=60.0)
+        mine = Workers(pool, worker_id=await workers.register(pool, "mine"), lease=60.0)
         async with holding(stranger_dsn, LIVENESS_CLASS, dead), holding(worker_dsn, LIVENESS_CLASS, alive):
             assert dict(await mine.peers()) == {dead: False, alive: True}
             assert await mine.rescue([dead, alive]) == ([dead], 1)
@@ -378,7 +374,7 @@ async def test_a_worker_that_comes_back_while_it_is_buried_waits_for_the_end_of_
 ) -> None:
     """Without the lock on its row it could have its liveness lock again, and claim, before its rows are taken."""
     async with pool_of(database.dsn) as pool:
-        worker_id = await queue.register(pool, "dead")
+        worker_id = await workers.register(pool, "dead")
         await rows.query("update push_listener.workers set guarded = true")
         async with (
             session(worker_dsn) as back,
@@ -386,7 +382,7 @@ async def test_a_worker_that_comes_back_while_it_is_buried_waits_for_the_end_of_
             holding(stranger_dsn, LIVENESS_CLASS, worker_id) as thief,
         ):
             values = {"class": LIVENESS_CLASS, "suspects": [worker_id]}
-            assert await (await rescuer.execute(queue._RESCUE, values)).fetchone() == ([worker_id], 0)
+            assert await (await rescuer.execute(workers._RESCUE, values)).fetchone() == ([worker_id], 0)
             await thief.execute("select pg_advisory_unlock_all()")
             got = await (
                 await back.execute("select pg_try_advisory_lock(%s, %s)", (LIVENESS_CLASS, worker_id))
@@ -397,12 +393,12 @@ async def test_a_worker_that_comes_back_while_it_is_buried_waits_for_the_end_of_
             assert not returning.done()
             # A second rescue passes over a row that the first has locked.
             async with session(database.dsn) as other:
-                assert await (await other.execute(queue._RESCUE, values)).fetchone() == ([], 0)
+                assert await (await other.execute(workers._RESCUE, values)).fetchone() == ([], 0)
             await rescuer.commit()
             await returning
             async with session(database.dsn) as other:
-                assert await (await other.execute(queue._RESCUE, values)).fetchone() == ([], 0)
-        (row,) = await workers(rows)
+                assert await (await other.execute(workers._RESCUE, values)).fetchone() == ([], 0)
+        (row,) = await known_workers(rows)
         assert (row["stopped_at"], row["lost"]) == (None, False)
 
 
@@ -410,24 +406,26 @@ async def test_the_locks_of_strangers_do_not_divide_the_quota(
     database: Database, worker_dsn: str, stranger_dsn: str
 ) -> None:
     async with pool_of(worker_dsn) as pool:
-        first, second = [Queue(pool, worker_id=await queue.register(pool, "w"), lease=60.0) for _ in range(2)]
+        first, second = [
+            Workers(pool, worker_id=await workers.register(pool, "w"), lease=60.0) for _ in range(2)
+        ]
         for _ in range(298):
-            await queue.register(pool, "dead")
+            await workers.register(pool, "dead")
         async with every_small_id_held(stranger_dsn):
-            assert (await first.fleet()).workers == 1
+            assert (await first.quota_state()).workers == 1
         async with holding(worker_dsn, LIVENESS_CLASS, second.worker_id):
-            assert (await first.fleet()).workers == 2
+            assert (await first.quota_state()).workers == 2
             # Of a worker that has never been there.
             async with holding(worker_dsn, LIVENESS_CLASS, 100_000):
-                assert (await first.fleet()).workers == 2
+                assert (await first.quota_state()).workers == 2
 
 
 async def test_an_unforeseen_id_is_large_and_never_the_same(database: Database, worker_dsn: str) -> None:
     async with pool_of(worker_dsn) as pool:
-        ids = {await queue.register(pool, "w", unforeseen=True) for _ in range(20)}
+        ids = {await workers.register(pool, "w", unforeseen=True) for _ in range(20)}
         assert len(ids) == 20
         assert all(1 << 30 <= each < 1 << 31 for each in ids)
-        assert await queue.register(pool, "w") == 1
+        assert await workers.register(pool, "w") == 1
 
 
 # --- floods of notifications ------------------------------------------------------------------------------------------
@@ -436,31 +434,29 @@ async def test_an_unforeseen_id_is_large_and_never_the_same(database: Database, 
 async def test_a_flood_of_notifications_is_answered_with_few_statements(
     rows: Rows, emulator: Emulator, worker_dsn: str, stranger_dsn: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    settled = 0
-    settle = BusyPolling._settle
+    rechecks = 0
+    recheck = BusyPolling._recheck
 
     async def counted(self: BusyPolling) -> None:
-        nonlocal settled
-        settled += 1
-        await settle(self)
+        nonlocal rechecks
+        rechecks += 1
+        await recheck(self)
 
     async with serving(settings_for(worker_dsn, emulator)) as service, session(stranger_dsn) as flooder:
-        dispatcher, awake = service._dispatcher, service._awake
-        assert dispatcher is not None
-        assert awake is not None
-        await in_no_doubt(service)
-        monkeypatch.setattr(BusyPolling, "_settle", counted)
-        doubts = awake._doubts
+        polling = waker_of(service).polling
+        await rechecked(service)
+        monkeypatch.setattr(BusyPolling, "_recheck", counted)
+        requested = polling._rechecks_requested
         for number in range(30):
             await flooder.execute(
                 f"do $$ begin for n in 1..100 loop perform pg_notify('{CHANNEL}', 'x' || {number} || n); "
                 f"perform pg_notify('{CHANNEL}_1', 'x' || n); commit; end loop; end $$"
             )
-        await until(lambda: awake._doubts >= doubts + 3000)
+        await until(lambda: polling._rechecks_requested >= requested + 3000)
         await high_priority(rows, "phone")
-        await in_no_doubt(service)
-        print(f"3000 doubts, {settled} times settled")
-        assert settled < 1000
+        await rechecked(service)
+        print(f"3000 requests, {rechecks} rechecks")
+        assert rechecks < 1000
 
 
 # --- siblings -----------------------------------------------------------------------------------------------------

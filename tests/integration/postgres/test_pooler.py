@@ -103,7 +103,7 @@ async def work_through(env: dict[str, str], rows: Rows, emulator: Emulator) -> s
                 "select 'phone-' || %(wave)s || '-' || n, 't' from generate_series(1, 10) n",
                 wave=str(wave),
             )
-            if "DOORBELL" not in env:
+            if "WAKEUP" not in env:
                 await rows.over()
         found = await rows.over()
         _, metrics = await get(await running.port(), "/metrics")
@@ -125,7 +125,7 @@ async def test_alone_it_is_refused_with_a_word_on_what_to_do(transaction: str, e
     assert code == 2
     assert "it is a pooler in transaction mode (on Supabase: port 6543)" in said
     assert "Set LISTEN_DATABASE_URL" in said
-    assert "DOORBELL=sweep" in said
+    assert "WAKEUP=sweep" in said
     assert "Traceback" not in said
 
 
@@ -147,7 +147,7 @@ async def test_with_a_direct_address_to_listen_at_everything_works(
 async def test_with_sweeps_it_works_without_any_other_address(
     transaction: str, rows: Rows, emulator: Emulator
 ) -> None:
-    env = environment(transaction, emulator, doorbell="sweep", sweep_interval="1")
+    env = environment(transaction, emulator, wakeup="sweep", sweep_interval="1")
     await work_through(env, rows, emulator)
 
 

@@ -38,6 +38,8 @@ from tests.support.access import (
 from tests.support.postgres import Database, Server, Template, programs
 from tests.support.service import rows_of, serving, settings_for
 
+pytestmark = pytest.mark.oldest_and_newest_postgres
+
 DOCUMENT = Path(__file__).resolve().parents[3] / "docs" / "privileges.md"
 
 Connection = psycopg.Connection[Any]
@@ -159,7 +161,7 @@ def installation(postgres: Server, request: pytest.FixtureRequest, shape: str) -
             )
         fill(found)
         # So that there is a row in push_listener.lock_holders.
-        found.connections[True].execute("select pg_advisory_lock(%s, 1)", (queue.LIVENESS_CLASS,))
+        found.connections[True].execute("select pg_advisory_lock(%s, 1)", (locks.LIVENESS_CLASS,))
         yield found
 
 

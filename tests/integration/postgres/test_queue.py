@@ -14,14 +14,13 @@ import pytest
 from psycopg import sql
 from psycopg_pool import AsyncConnectionPool
 
-from listener.postgres import queue
+from listener.postgres import queue, workers
 from listener.postgres.connect import Pool
-from listener.postgres.queue import LogLine, Queue, Settlement
-from listener.push import Push
+from listener.postgres.queue import Queue
+from listener.push import Decision, LogLine, Push, Settlement, Status
 from listener.schema import migrate
-from listener.sending.retry import Decision, Status
 from tests.support.postgres import Database
-from tests.support.service import Rows, rows_of
+from tests.support.service import Rows, rows_of, workers_of
 
 LEASE = 60.0
 
@@ -41,7 +40,7 @@ async def pool(database: Database) -> AsyncIterator[Pool]:
 
 
 async def worker(pool: Pool, lease: float = LEASE) -> Queue:
-    return Queue(pool, worker_id=await queue.register(pool, "test"), lease=lease)
+    return Queue(pool, worker_id=await workers.register(pool, "test"), lease=lease)
 
 
 def sent(push: Push, *tokens: str, message_id: str = "projects/p/messages/1") -> Settlement:
@@ -611,7 +610,7 @@ async def test_depth_counts_what_waits_and_nothing_else(pool: Pool, rows: Rows) 
 async def test_each_start_is_a_worker_of_its_own_that_signs_off(pool: Pool, rows: Rows) -> None:
     first, second = await worker(pool), await worker(pool)
     assert first.worker_id != second.worker_id
-    await first.sign_off()
+    await workers_of(first).sign_off()
     signed_off = await rows.query(
         "select id from push_listener.workers where name = 'test' and stopped_at is not null"
     )

@@ -10,11 +10,11 @@ import psycopg
 import pytest
 
 from listener.emulator import Emulator
-from listener.postgres import queue
+from listener.postgres import locks, workers
 from listener.postgres.connect import make_pool
+from listener.registration import NotMigrated
 from listener.schema import migrate
 from listener.schema.migrate import MigrationError
-from listener.service import NotMigrated
 from tests.support.postgres import Database
 from tests.support.service import Rows, environment, program, run, serving, settings_for
 
@@ -42,27 +42,27 @@ async def down_once_sessions_are_gone(database: Database) -> None:
                 return
 
 
-@pytest.mark.parametrize("doorbell", ["listen", "sweep"])
+@pytest.mark.parametrize("wakeup", ["listen", "sweep"])
 async def test_it_is_refused_while_a_worker_lives(
-    database: Database, emulator: Emulator, doorbell: str
+    database: Database, emulator: Emulator, wakeup: str
 ) -> None:
-    async with serving(settings_for(database.dsn, emulator, doorbell=doorbell, worker_name="web.1")):
+    async with serving(settings_for(database.dsn, emulator, wakeup=wakeup, worker_name="web.1")):
         for to in (len(migrate.load()) - 1, 0):
             with pytest.raises(MigrationError) as refusal:
                 await down(database, to, discard_data=True)
             assert "push-listener is at work on this database: " in str(refusal.value)
             assert "Stop it" in str(refusal.value)
-            if doorbell == "listen":
+            if wakeup == "listen":
                 assert "worker 1, web.1 (pid " in str(refusal.value)
         assert applied(database) == len(migrate.load())
     assert await down(database) == len(migrate.load())
 
 
-@pytest.mark.parametrize("doorbell", ["listen", "sweep"])
+@pytest.mark.parametrize("wakeup", ["listen", "sweep"])
 async def test_a_worker_that_was_killed_is_not_in_the_way(
-    database: Database, emulator: Emulator, doorbell: str
+    database: Database, emulator: Emulator, wakeup: str
 ) -> None:
-    async with program("run", env=environment(database.dsn, emulator, doorbell=doorbell)) as running:
+    async with program("run", env=environment(database.dsn, emulator, wakeup=wakeup)) as running:
         await running.said("ready")
         running.signal(signal.SIGKILL)
         await running.ended()
@@ -126,18 +126,18 @@ async def test_no_worker_begins_while_it_is_at_work(database: Database, emulator
         def begin(_: migrate.Migration) -> None:
             if not begun:
                 begun.append(
-                    asyncio.run_coroutine_threadsafe(queue.register(pool, "late"), loop).exception(30)
+                    asyncio.run_coroutine_threadsafe(workers.register(pool, "late"), loop).exception(30)
                 )
 
         await pool.open()
         with psycopg.connect(database.dsn, autocommit=True) as other:
-            other.execute("select pg_advisory_lock(%s)", (queue.ROLLBACK_LOCK,))
+            other.execute("select pg_advisory_lock(%s)", (locks.ROLLBACK_LOCK,))
             with pytest.raises(NotMigrated, match="migrate --down is at work"):
                 async with serving(settings_for(database.dsn, emulator)):
                     pass
         # The pool's own session is that of a worker that has not begun yet: no worker has, so it is not counted.
         await asyncio.to_thread(migrate.rollback, database.dsn, 12, report=begin)
-        assert [type(each) for each in begun] == [queue.RollingBack]
+        assert [type(each) for each in begun] == [workers.RollingBack]
 
 
 async def test_every_loss_is_told_before_the_first_step(database: Database, rows: Rows) -> None:

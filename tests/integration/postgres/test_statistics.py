@@ -18,12 +18,13 @@ from psycopg import sql
 from psycopg.rows import dict_row
 from psycopg_pool import AsyncConnectionPool
 
-from listener.postgres import queue
-from listener.postgres.queue import LogLine, Queue, Settlement
-from listener.push import Push
+from listener.postgres import workers
+from listener.postgres.queue import Queue
+from listener.push import Decision, LogLine, Push, Settlement, Status
 from listener.schema import migrate
-from listener.sending.retry import Decision, Status
 from tests.support.postgres import Database
+
+pytestmark = pytest.mark.oldest_and_newest_postgres
 
 Connection = psycopg.Connection[dict[str, Any]]
 Counts = dict[tuple[date, str], Counter[str]]
@@ -211,7 +212,7 @@ def test_endless_times_spoil_no_sum(conn: Connection, moment: str) -> None:
 
 
 async def _worker(database: Database, pool: AsyncConnectionPool[Any]) -> Queue:
-    return Queue(pool, worker_id=await queue.register(pool, "test"), lease=60.0)
+    return Queue(pool, worker_id=await workers.register(pool, "test"), lease=60.0)
 
 
 def _settled(push: Push, status: Status, code: str | None = None, delay: float | None = None) -> Settlement:

@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, cast
 from uuid import uuid4
 
 import psycopg
@@ -15,21 +15,29 @@ from psycopg import sql
 
 from listener.emulator import Emulator
 from listener.fcm.outcome import Disposition, Outcome
+from listener.fcm.sender import Sender
 from listener.limits import health
 from listener.limits.health import FcmHealth, Pause
-from listener.limits.quota import Quota
-from listener.limits.shared_quota import SharedQuota
 from listener.limits.slow_start import SlowStart
-from listener.metrics import Metrics
-from listener.postgres.queue import Queue, Settlement, register
-from listener.push import Target, TargetKind
-from listener.sending import attempt
-from listener.sending.dispatcher import Dispatcher
+from listener.postgres.queue import Queue
+from listener.postgres.workers import register
+from listener.push import Settlement, Target, TargetKind
+from listener.sending.attempt import Attempts
 from listener.service import Service
+from listener.wakeup.waker import SweepingWaker
 from tests.integration.postgres.test_queue import pool_of
 from tests.support.postgres import Database
 from tests.support.pushes import push
-from tests.support.service import Rows, connect, get, rows_of, serving, settings_for, until
+from tests.support.service import (
+    Rows,
+    connect,
+    dispatcher_on,
+    get,
+    rows_of,
+    serving,
+    settings_for,
+    until,
+)
 
 pytestmark = pytest.mark.newest_postgres
 
@@ -75,12 +83,17 @@ async def test_no_push_is_used_up_by_an_outage_and_the_work_goes_on_by_itself(
     monkeypatch.setattr(health, "_AWAY_FIRST_S", 0.5)
     monkeypatch.setattr(health, "_AWAY_LONGEST_S", 1.0)
     settings = settings_for(
-        database.dsn, emulator, request_timeout=0.5, connect_timeout=0.2, max_tries=2, max_in_flight=50
+        database.dsn,
+        emulator,
+        fcm_request_timeout=0.5,
+        fcm_connect_timeout=0.2,
+        max_tries=2,
+        max_in_flight=50,
     )
     async with serving(settings) as service:
         async with down(emulator) if trouble == "down" else failing(emulator, trouble):
             await rows.add_many(300)
-            await until(lambda: service._dispatcher is not None and bool(service._dispatcher.paused))
+            await until(lambda: service.pause is not None)
             assert service.port is not None
             status, text = await get(service.port, "/readyz")
             kind = Pause.NO_ACCESS_TOKEN if trouble == "oauth_server_error" else Pause.AWAY
@@ -99,13 +112,25 @@ async def test_no_push_is_used_up_by_an_outage_and_the_work_goes_on_by_itself(
     assert sum(row["retry_count"] for row in found.values()) < 20
 
 
+def asking_again_soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lets every service that starts from here on ask FCM again after a tenth of a second."""
+    make = Attempts.__init__
+
+    def made(self: Attempts, *arguments: Any, **named: Any) -> None:
+        make(self, *arguments, **named, ask_again=0.1)
+
+    monkeypatch.setattr(Attempts, "__init__", made)
+
+
 async def test_the_last_try_of_many_pushes_is_decided_by_one_question(
     database: Database, rows: Rows, emulator: Emulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Were they to ask one after the other, the last of them would outlive their leases."""
-    monkeypatch.setattr(attempt, "_ASK_AGAIN_S", 0.1)
+    asking_again_soon(monkeypatch)
     rule = emulator.add_fault("timeout")
-    settings = settings_for(database.dsn, emulator, request_timeout=0.5, connect_timeout=0.2, max_tries=1)
+    settings = settings_for(
+        database.dsn, emulator, fcm_request_timeout=0.5, fcm_connect_timeout=0.2, max_tries=1
+    )
     async with serving(settings):
         await rows.add_many(15)
         await rows.until(lambda found: all(row["error_code"] == "TIMEOUT" for row in found.values()))
@@ -120,7 +145,7 @@ async def test_pushes_that_always_fail_do_not_keep_others_waiting(
 ) -> None:
     """FCM answers 503 to these and nothing else: it looks away, while nobody sends anything better."""
     rule = emulator.add_fault("unavailable,token_prefix=bad")
-    settings = settings_for(database.dsn, emulator, retry_floor=1, retry_cap=10)
+    settings = settings_for(database.dsn, emulator, retry_min_delay=1, retry_max_delay=10)
     async with serving(settings) as service:
         await rows.add_many(100, "bad")
         await rows.until(lambda found: all(row["error_code"] == "UNAVAILABLE" for row in found.values()))
@@ -137,8 +162,8 @@ async def test_pushes_that_always_fail_do_not_keep_others_waiting(
         print(f"sent behind a hundred that fail: {time.monotonic() - began:.1f} s")
         bad = [row for row in (await rows.all()).values() if row["device_token"].startswith("bad")]
         assert {row["status"] for row in bad} <= {"pending", "failed", "processing"}
-        assert service._dispatcher is not None
-        assert service._dispatcher.paused is None
+        assert service.worker is not None
+        assert service.pause is None
         emulator.remove_fault(rule)
 
 
@@ -183,8 +208,8 @@ async def test_ios_waits_without_a_try_while_android_goes_on(
             ("pending", 0),
             ("processing", 0),
         }
-        assert service._dispatcher is not None
-        assert service._dispatcher.paused is None
+        assert service.worker is not None
+        assert service.pause is None
         emulator.remove_fault(rule)
         found = await rows.over(both, *ios)
     assert {(row["status"], row["retry_count"]) for row in found.values()} == {("sent", 0)}
@@ -267,7 +292,7 @@ async def test_what_has_been_sent_is_written_down_when_the_database_is_back(
         emulator.latency = 0.0
         found = await rows.over()
         print(f"{trouble}: {text.splitlines()}; all sent {time.monotonic() - ended:.1f} s after its end")
-        await until(lambda: service._not_ready() == [])
+        await until(lambda: service.obstacles() == [])
     assert {(row["status"], row["delivery_attempts"]) for row in found.values()} == {("sent", 1)}
     assert (emulator.stats()["accepted"], emulator.stats()["duplicates"]) == (200, 0)
 
@@ -311,21 +336,22 @@ async def test_a_probe_that_is_due_is_not_waited_for_hotly_while_nothing_may_be_
     refused = Outcome(Disposition.PAUSE, "PERMISSION_DENIED", "may not send", 403, uses_try=False)
     long_ago = time.monotonic() - 1000.0
     seen.judge(push(), Target(TargetKind.TOKEN, "t"), refused, long_ago, long_ago)
-    asked = 0
 
-    def may_claim() -> bool:
-        nonlocal asked
-        asked += 1
-        return False
+    class Blocked(SweepingWaker):
+        asked = 0
+
+        def may_claim(self) -> bool:
+            self.asked += 1
+            return False
 
     async with pool_of(database.dsn) as pool:
         queue = Queue(pool, worker_id=await register(pool, "test"), lease=60.0)
         settings = settings_for(database.dsn, emulator)
-        quota = SharedQuota(queue, Quota(600_000, 0.0, time.monotonic()), Metrics())
-        dispatcher = Dispatcher(queue, None, settings, Metrics(), seen, quota, may_claim=may_claim)  # type: ignore[arg-type]
+        waker = Blocked()
+        dispatcher, _ = dispatcher_on(queue, cast(Sender, None), settings, waker, seen)
         running = asyncio.create_task(dispatcher.run())
         for _ in range(1000):
             await asyncio.sleep(0)
         dispatcher.stop()
         await running
-    assert asked < 10
+    assert waker.asked < 10

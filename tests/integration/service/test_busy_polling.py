@@ -17,12 +17,13 @@ from psycopg import AsyncConnection
 
 from listener.emulator import Emulator
 from listener.metrics import Metrics
-from listener.postgres.queue import AWAKE, CHANNEL
+from listener.postgres.locks import CHANNEL, POLLING_LOCK
 from listener.service import Service
 from listener.wakeup import busy_polling
-from listener.wakeup.doorbell import Doorbell
+from listener.wakeup.doorbell import Doorbell, Topic
 from listener.wakeup.peers import PeerWatch
 from listener.wakeup.polling_policy import PollingPolicy, Want
+from listener.wakeup.waker import SweepingWaker
 from tests.integration.service.test_doorbell import Rings, cut
 from tests.support.postgres import Database, Server
 from tests.support.service import (
@@ -34,7 +35,10 @@ from tests.support.service import (
     settings_for,
     shown,
     until,
+    waker_of,
 )
+
+pytestmark = pytest.mark.oldest_and_newest_postgres
 
 Writer = AsyncConnection[tuple[object, ...]]
 
@@ -45,41 +49,41 @@ select pid from pg_locks
 """
 
 
-class Mood:
-    """In place of a pace: gets up, and stays up, when the test says so."""
+class ScriptedPolicy:
+    """In place of a polling policy: starts, and goes on, when the test says so."""
 
     def __init__(self) -> None:
-        self.gets_up = False
-        self.stays_up = False
+        self.starts = False
+        self.goes_on = False
         self.tries = 0
-        self.blind = 0.0
+        self.longest_unobserved = 0.0
 
-    def rang(self, now: float) -> None:
+    def notified(self, now: float) -> None:
         pass
 
     def want(self, now: float) -> Want:
-        return Want.AWAKE if self.gets_up else Want.SLEEP
+        return Want.POLL if self.starts else Want.SLEEP
 
     def tried(self, now: float) -> None:
         self.tries += 1
 
-    def took(self, now: float) -> None:
+    def started(self, now: float) -> None:
         pass
 
     def looked(self, now: float, rows: int) -> bool:
-        return not self.stays_up
+        return not self.goes_on
 
-    def let_go(self, now: float) -> None:
+    def stopped(self, now: float) -> None:
         pass
 
 
 @pytest.fixture(autouse=True)
-def moods(monkeypatch: pytest.MonkeyPatch) -> list[Mood]:
+def policies(monkeypatch: pytest.MonkeyPatch) -> list[ScriptedPolicy]:
     """Those of the services in this process, in the order of their start."""
-    made: list[Mood] = []
+    made: list[ScriptedPolicy] = []
 
-    def make() -> Mood:
-        made.append(Mood())
+    def make() -> ScriptedPolicy:
+        made.append(ScriptedPolicy())
         return made[-1]
 
     monkeypatch.setattr(busy_polling, "PollingPolicy", make)
@@ -114,24 +118,22 @@ async def insert(conn: Writer, *tokens: str) -> None:
         await conn.execute("insert into push_notifications (device_token, title) values (%s, 't')", (token,))
 
 
-async def get_up(service: Service, mood: Mood) -> None:
-    mood.gets_up = mood.stays_up = True
-    assert service._awake is not None
-    service._awake.heard()
-    await shown(service.metrics, "push_awake", 1)
-    mood.gets_up = False
+async def start_polling(service: Service, policy: ScriptedPolicy) -> None:
+    policy.starts = policy.goes_on = True
+    waker_of(service).polling.notified()
+    await shown(service.metrics, "push_busy_polling", 1)
+    policy.starts = False
 
 
-async def lie_down(service: Service, mood: Mood) -> None:
-    mood.stays_up = False
-    await shown(service.metrics, "push_awake", 0)
+async def stop_polling(service: Service, policy: ScriptedPolicy) -> None:
+    policy.goes_on = False
+    await shown(service.metrics, "push_busy_polling", 0)
 
 
 async def settled(service: Service) -> None:
-    """Returns once it is in no doubt any more."""
-    it = service._awake
-    assert it is not None
-    await until(lambda: it._settled == it._doubts)
+    """Returns once every recheck is done."""
+    polling = waker_of(service).polling
+    await until(lambda: not polling.must_recheck)
 
 
 async def sent(emulator: Emulator, *tokens: str) -> None:
@@ -164,7 +166,7 @@ async def hearing(database: Database) -> AsyncIterator[Callable[[], Awaitable[li
 
 
 async def test_no_insert_rings_while_a_listener_is_awake_and_each_does_before_and_after(
-    database: Database, emulator: Emulator, moods: list[Mood]
+    database: Database, emulator: Emulator, policies: list[ScriptedPolicy]
 ) -> None:
     async with (
         serving(settings_for(database.dsn, emulator)) as service,
@@ -174,12 +176,12 @@ async def test_no_insert_rings_while_a_listener_is_awake_and_each_does_before_an
         await conn.set_autocommit(True)
         await insert(conn, "before")
         assert await heard() == [""]
-        await get_up(service, moods[0])
+        await start_polling(service, policies[0])
         assert await heard() == ["1"]  # it says so, with its number
         await insert(conn, *(f"silent-{n}" for n in range(20)))
         await sent(emulator, "before", *(f"silent-{n}" for n in range(20)))
         assert await heard() == []
-        await lie_down(service, moods[0])
+        await stop_polling(service, policies[0])
         await settled(service)
         await insert(conn, "after")
         assert await heard() == [""]
@@ -187,49 +189,50 @@ async def test_no_insert_rings_while_a_listener_is_awake_and_each_does_before_an
 
 
 async def test_it_lets_go_when_it_is_stopped_and_says_so(
-    database: Database, emulator: Emulator, moods: list[Mood]
+    database: Database, emulator: Emulator, policies: list[ScriptedPolicy]
 ) -> None:
     async with hearing(database) as heard, writer(database) as conn:
         emulator.latency = 0.5  # so that it does not end at once
         async with serving(settings_for(database.dsn, emulator)) as service:
-            await get_up(service, moods[0])
+            await start_polling(service, policies[0])
             assert await holder(database) is not None
             await insert(conn, "last")
             await conn.commit()
             await emulator.wait_received(1, timeout=PATIENCE)
             service.stop()
-            await shown(service.metrics, "push_awake", 0)
+            await shown(service.metrics, "push_busy_polling", 0)
             assert await holder(database) is None
             assert await heard() == ["1", ""]
 
 
-async def test_only_one_is_awake_and_another_can_be_after_it(
-    database: Database, emulator: Emulator, moods: list[Mood]
+async def test_only_one_worker_polls_and_another_can_after_it(
+    database: Database, emulator: Emulator, policies: list[ScriptedPolicy]
 ) -> None:
     settings = settings_for(database.dsn, emulator)
     async with serving(settings) as first, serving(settings) as second:
-        await get_up(first, moods[0])
-        moods[1].gets_up = moods[1].stays_up = True
-        assert second._awake is not None
-        second._awake.heard()
+        await start_polling(first, policies[0])
+        policies[1].starts = policies[1].goes_on = True
+        waker_of(second).polling.notified()
         async with await AsyncConnection.connect(database.dsn, autocommit=True) as conn:
-            row = await (await conn.execute(busy_polling._TAKE, (*AWAKE, 0, 0, CHANNEL, "4711"))).fetchone()
+            row = await (
+                await conn.execute(busy_polling._START, (*POLLING_LOCK, 0, 0, CHANNEL, "4711"))
+            ).fetchone()
         assert row == (False, 0)
-        assert second.metrics.registry.get_sample_value("push_awake") == 0
-        await lie_down(first, moods[0])
+        assert second.metrics.registry.get_sample_value("push_busy_polling") == 0
+        await stop_polling(first, policies[0])
         # It may have tried before it heard that the first is awake, and tries again when the bell rings.
         async with await connect(database.dsn) as bell:
             await bell.execute("select pg_notify(%s, '')", (CHANNEL,))
-        await shown(second.metrics, "push_awake", 1)
+        await shown(second.metrics, "push_busy_polling", 1)
 
 
-async def test_without_a_doorbell_nobody_is_awake(database: Database, emulator: Emulator) -> None:
-    async with serving(settings_for(database.dsn, emulator, doorbell="sweep")) as service:
-        assert service._awake is None
+async def test_a_worker_without_a_doorbell_never_polls(database: Database, emulator: Emulator) -> None:
+    async with serving(settings_for(database.dsn, emulator, wakeup="sweep")) as service:
+        assert isinstance(service.worker and service.worker.waker, SweepingWaker)
 
 
 async def test_one_that_cannot_claim_lets_go_after_a_while_and_until_then_another_looks(
-    database: Database, emulator: Emulator, moods: list[Mood]
+    database: Database, emulator: Emulator, policies: list[ScriptedPolicy]
 ) -> None:
     async with (
         Emulator(latency=3600.0) as hanging,
@@ -241,18 +244,18 @@ async def test_one_that_cannot_claim_lets_go_after_a_while_and_until_then_anothe
         await hanging.wait_received(1, timeout=PATIENCE)
         async with serving(settings_for(database.dsn, emulator)) as free, hearing(database) as heard:
             await settled(free)
-            await get_up(full, moods[0])
-            await shown(full.metrics, "push_awake", 0)
+            await start_polling(full, policies[0])
+            await shown(full.metrics, "push_busy_polling", 0)
             await insert(conn, "loud")
             assert await heard() == ["1", ""]
             await sent(emulator, "loud")
 
-            moods[0].blind = 3600.0
-            await get_up(full, moods[0])
+            policies[0].longest_unobserved = 3600.0
+            await start_polling(full, policies[0])
             await insert(conn, "silent")
             await sent(emulator, "loud", "silent")
             assert await heard() == ["1"]
-            assert full.metrics.registry.get_sample_value("push_awake") == 1
+            assert full.metrics.registry.get_sample_value("push_busy_polling") == 1
 
 
 # --- how it comes to be ------------------------------------------------------------------------------------------
@@ -266,7 +269,7 @@ async def test_many_inserts_wake_it_and_then_it_sleeps_again(
     async with serving(settings_for(database.dsn, emulator)) as service, await connect(database.dsn) as conn:
         count = 0
         async with asyncio.timeout(PATIENCE):
-            while not service.metrics.registry.get_sample_value("push_awakenings_total"):
+            while not service.metrics.registry.get_sample_value("push_busy_polling_started_total"):
                 # Each a transaction of its own.
                 await conn.execute(
                     """do $$ begin for n in 1..200 loop
@@ -275,7 +278,7 @@ async def test_many_inserts_wake_it_and_then_it_sleeps_again(
                 )
                 count += 200
         await emulator.wait_accepted(count, timeout=PATIENCE)
-        await shown(service.metrics, "push_awake", 0)
+        await shown(service.metrics, "push_busy_polling", 0)
         await settled(service)
         await conn.execute("insert into push_notifications (device_token, title) values ('last', 't')")
         await emulator.wait_accepted(count + 1, timeout=PATIENCE)
@@ -298,8 +301,8 @@ async def test_transactions_that_queue_to_ring_are_seen(database: Database, post
 
     async def taken(crowd: int) -> bool:
         async with await AsyncConnection.connect(database.dsn) as conn:
-            values = (*AWAKE, crowd, crowd, CHANNEL, "1")
-            row = await (await conn.execute(busy_polling._TAKE, values)).fetchone()
+            values = (*POLLING_LOCK, crowd, crowd, CHANNEL, "1")
+            row = await (await conn.execute(busy_polling._START, values)).fetchone()
             await conn.rollback()
             assert row is not None
             return bool(row[0])
@@ -373,7 +376,7 @@ async def by_a_copy(conn: Writer, token: str) -> None:
 async def test_what_is_committed_after_it_has_let_go_is_sent(
     database: Database,
     emulator: Emulator,
-    moods: list[Mood],
+    policies: list[ScriptedPolicy],
     write: Callable[[Writer, str], Awaitable[None]],
 ) -> None:
     async with (
@@ -385,33 +388,33 @@ async def test_what_is_committed_after_it_has_let_go_is_sent(
             "insert into push_notifications (device_token, title, status) values ('o', 't', 'cancelled')"
         )
         await conn.commit()
-        await get_up(service, moods[0])
+        await start_polling(service, policies[0])
         assert await heard() == ["", "1"]
         await write(conn, "late")
-        await lie_down(service, moods[0])
-        await shown(service.metrics, "push_unrung_transactions", 1)
+        await stop_polling(service, policies[0])
+        await shown(service.metrics, "push_unnotified_transactions", 1)
         await conn.commit()
         await sent(emulator, "late")
         await settled(service)
         assert await heard() == []
-        await shown(service.metrics, "push_unrung_transactions", 0)
+        await shown(service.metrics, "push_unnotified_transactions", 0)
 
 
 async def test_several_are_sent_each_when_it_is_committed(
-    database: Database, emulator: Emulator, moods: list[Mood]
+    database: Database, emulator: Emulator, policies: list[ScriptedPolicy]
 ) -> None:
     async with (
         serving(settings_for(database.dsn, emulator)) as service,
         AsyncExitStack() as stack,
     ):
         conns = [await stack.enter_async_context(writer(database)) for _ in range(4)]
-        await get_up(service, moods[0])
+        await start_polling(service, policies[0])
         for n, conn in enumerate(conns):
             await insert(conn, f"phone-{n}")
-        await lie_down(service, moods[0])
-        await shown(service.metrics, "push_unrung_transactions", 4)
+        await stop_polling(service, policies[0])
+        await shown(service.metrics, "push_unnotified_transactions", 4)
         await conns[2].rollback()
-        await shown(service.metrics, "push_unrung_transactions", 3)
+        await shown(service.metrics, "push_unnotified_transactions", 3)
         expected: list[str] = []
         for n in (3, 0, 1):
             await conns[n].commit()
@@ -421,18 +424,18 @@ async def test_several_are_sent_each_when_it_is_committed(
 
 
 async def test_a_row_that_is_rolled_back_to_a_savepoint_and_written_again_later_rings_then(
-    database: Database, emulator: Emulator, moods: list[Mood]
+    database: Database, emulator: Emulator, policies: list[ScriptedPolicy]
 ) -> None:
     async with (
         serving(settings_for(database.dsn, emulator)) as service,
         writer(database) as conn,
         hearing(database) as heard,
     ):
-        await get_up(service, moods[0])
+        await start_polling(service, policies[0])
         await conn.execute("savepoint s")
         await insert(conn, "never")
         await conn.execute("rollback to savepoint s")
-        await lie_down(service, moods[0])
+        await stop_polling(service, policies[0])
         await settled(service)  # nobody holds anything in it any more
         assert await heard() == ["1"]
         await insert(conn, "again")
@@ -442,34 +445,34 @@ async def test_a_row_that_is_rolled_back_to_a_savepoint_and_written_again_later_
 
 
 async def test_transactions_that_have_nothing_to_do_with_it_are_not_waited_for(
-    database: Database, emulator: Emulator, moods: list[Mood]
+    database: Database, emulator: Emulator, policies: list[ScriptedPolicy]
 ) -> None:
     async with serving(settings_for(database.dsn, emulator)) as service, writer(database) as conn:
         await conn.execute("create table other (n integer)")
         await conn.commit()
         await conn.execute("insert into other values (1)")
         await conn.execute("select * from push_notifications for update")
-        await get_up(service, moods[0])
-        await lie_down(service, moods[0])
+        await start_polling(service, policies[0])
+        await stop_polling(service, policies[0])
         await settled(service)
 
 
 async def test_it_can_be_awake_again_while_one_is_waited_for(
-    database: Database, emulator: Emulator, moods: list[Mood]
+    database: Database, emulator: Emulator, policies: list[ScriptedPolicy]
 ) -> None:
     async with (
         serving(settings_for(database.dsn, emulator)) as service,
         writer(database) as conn,
         writer(database) as other,
     ):
-        await get_up(service, moods[0])
+        await start_polling(service, policies[0])
         await insert(conn, "first")
-        await lie_down(service, moods[0])
-        await shown(service.metrics, "push_unrung_transactions", 1)
-        await get_up(service, moods[0])
+        await stop_polling(service, policies[0])
+        await shown(service.metrics, "push_unnotified_transactions", 1)
+        await start_polling(service, policies[0])
         await insert(other, "second")
-        await lie_down(service, moods[0])
-        await shown(service.metrics, "push_unrung_transactions", 2)
+        await stop_polling(service, policies[0])
+        await shown(service.metrics, "push_unnotified_transactions", 2)
         await conn.commit()
         await sent(emulator, "first")
         await other.commit()
@@ -478,20 +481,20 @@ async def test_it_can_be_awake_again_while_one_is_waited_for(
 
 
 async def test_a_prepared_transaction_is_waited_for_wherever_it_was_prepared(
-    database: Database, emulator: Emulator, moods: list[Mood]
+    database: Database, emulator: Emulator, policies: list[ScriptedPolicy]
 ) -> None:
     async with (
         serving(settings_for(database.dsn, emulator)) as service,
         await connect(database.dsn) as conn,
     ):
-        await get_up(service, moods[0])
+        await start_polling(service, policies[0])
         await conn.execute("begin")
         await conn.execute("insert into push_notifications (device_token, title) values ('early', 't')")
         await conn.execute("prepare transaction 'early'")
         await conn.execute("begin")
         await conn.execute("insert into push_notifications (device_token, title) values ('late', 't')")
-        await lie_down(service, moods[0])
-        await shown(service.metrics, "push_unrung_transactions", 2)
+        await stop_polling(service, policies[0])
+        await shown(service.metrics, "push_unnotified_transactions", 2)
         await conn.execute("prepare transaction 'late'")
         await conn.execute("begin")  # another in the same session is not waited for
         await conn.execute("delete from push_notifications where false")
@@ -518,7 +521,7 @@ async def test_a_transaction_that_has_rung_cannot_be_prepared(database: Database
 async def holder(database: Database) -> int | None:
     """The backend that holds the lock."""
     async with await connect(database.dsn) as conn:
-        row = await (await conn.execute(HOLDER, AWAKE)).fetchone()
+        row = await (await conn.execute(HOLDER, POLLING_LOCK)).fetchone()
         return row["pid"] if row else None
 
 
@@ -526,7 +529,9 @@ async def holder(database: Database) -> int | None:
 async def somebody_awake(database: Database) -> AsyncIterator[Writer]:
     """Holds the lock as a listener would, and does nothing."""
     async with await AsyncConnection.connect(database.dsn, autocommit=True) as conn:
-        row = await (await conn.execute(busy_polling._TAKE, (*AWAKE, 0, 0, CHANNEL, "4711"))).fetchone()
+        row = await (
+            await conn.execute(busy_polling._START, (*POLLING_LOCK, 0, 0, CHANNEL, "4711"))
+        ).fetchone()
         assert row is not None
         assert row[0]
         yield conn
@@ -559,7 +564,7 @@ async def test_what_was_written_while_another_was_awake_is_sent_when_that_is_gon
         await settled(service)
         async with somebody_awake(database):
             await insert(conn, "late")
-        await shown(service.metrics, "push_unrung_transactions", 1)
+        await shown(service.metrics, "push_unnotified_transactions", 1)
         await conn.commit()
         await sent(emulator, "late")
 
@@ -569,7 +574,7 @@ async def test_what_was_written_before_the_start_is_sent(database: Database, emu
         async with somebody_awake(database):
             await insert(conn, "late")
         async with serving(settings_for(database.dsn, emulator)) as service:
-            await shown(service.metrics, "push_unrung_transactions", 1)
+            await shown(service.metrics, "push_unnotified_transactions", 1)
             await conn.commit()
             await sent(emulator, "late")
 
@@ -581,15 +586,15 @@ CUTS = ["before take", "after take", "before let go", "after let go"]
 async def test_its_connection_is_cut_at_each_step(
     database: Database,
     emulator: Emulator,
-    moods: list[Mood],
+    policies: list[ScriptedPolicy],
     monkeypatch: pytest.MonkeyPatch,
     point: str,
 ) -> None:
-    ask = Doorbell.ask
+    ask = Doorbell.fetchone
     reached = asyncio.Event()
 
     async def asked(self: Doorbell, statement: LiteralString, *values: object) -> tuple[object, ...]:
-        what = {busy_polling._TAKE: "take", busy_polling._LET_GO: "let go"}.get(statement)  # None: it stops
+        what = {busy_polling._START: "take", busy_polling._STOP: "let go"}.get(statement)  # None: it stops
         for when in ("before", "after"):
             if point == f"{when} {what}" and not reached.is_set():
                 reached.set()
@@ -600,19 +605,18 @@ async def test_its_connection_is_cut_at_each_step(
 
     async with serving(settings_for(database.dsn, emulator)) as service, writer(database) as conn:
         await settled(service)
-        monkeypatch.setattr(Doorbell, "ask", asked)
-        moods[0].gets_up = moods[0].stays_up = True
-        assert service._awake is not None
-        service._awake.heard()
+        monkeypatch.setattr(Doorbell, "fetchone", asked)
+        policies[0].starts = policies[0].goes_on = True
+        waker_of(service).polling.notified()
         if point.endswith("let go"):
-            await shown(service.metrics, "push_awake", 1)
-            moods[0].gets_up = False
+            await shown(service.metrics, "push_busy_polling", 1)
+            policies[0].starts = False
             await insert(conn, "late")
-            moods[0].stays_up = False
+            policies[0].goes_on = False
         async with asyncio.timeout(PATIENCE):
             await reached.wait()
-        moods[0].gets_up = moods[0].stays_up = False
-        await until(lambda: service._doorbell is not None and service._doorbell.connected)
+        policies[0].starts = policies[0].goes_on = False
+        await until(lambda: waker_of(service).doorbell.connected)
         await insert(conn, "later")
         await conn.commit()
         expected = ["late", "later"] if point.endswith("let go") else ["later"]
@@ -622,20 +626,19 @@ async def test_its_connection_is_cut_at_each_step(
 
 
 async def test_a_statement_that_fails_after_taking_the_lock_takes_it_along(
-    database: Database, emulator: Emulator, moods: list[Mood], monkeypatch: pytest.MonkeyPatch
+    database: Database, emulator: Emulator, policies: list[ScriptedPolicy], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with serving(settings_for(database.dsn, emulator)) as service, writer(database) as conn:
         await settled(service)
         monkeypatch.setattr(
             busy_polling,
-            "_TAKE",
+            "_START",
             "select pg_advisory_lock(%s, %s), %s::text, %s::text, %s::text, %s::text, 1 / (random() * 0)",
         )
-        moods[0].gets_up = True
-        assert service._awake is not None
-        service._awake.heard()
-        await until(lambda: moods[0].tries)
-        moods[0].gets_up = False
+        policies[0].starts = True
+        waker_of(service).polling.notified()
+        await until(lambda: policies[0].tries)
+        policies[0].starts = False
         async with asyncio.timeout(PATIENCE):
             while await holder(database) is not None:  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
@@ -651,8 +654,8 @@ import os, signal, sys, time
 from listener.cli import main
 from listener.wakeup import busy_polling
 from listener.wakeup.doorbell import Doorbell
-from listener.wakeup.polling_policy import PollingPolicy, Want
-from listener.postgres.queue import Queue
+from listener.wakeup.polling_policy import Want
+from listener.postgres.workers import Workers
 
 point = os.environ["STOP_AT"]
 got_up = False
@@ -660,13 +663,13 @@ got_up = False
 class Once:
     rings = 0  # one as it begins to listen
     tried_once = False
-    blind = 0.0
-    def rang(self, now): self.rings += 1
-    def want(self, now): return Want.AWAKE if self.rings > 1 and not self.tried_once else Want.SLEEP
+    longest_unobserved = 0.0
+    def notified(self, now): self.rings += 1
+    def want(self, now): return Want.POLL if self.rings > 1 and not self.tried_once else Want.SLEEP
     def tried(self, now): self.tried_once = True
-    def took(self, now): self.until = now + 1.0
+    def started(self, now): self.until = now + 1.0
     def looked(self, now, rows): return now > self.until
-    def let_go(self, now): pass
+    def stopped(self, now): pass
 
 def reach(here):
     if got_up and here == point:
@@ -681,20 +684,20 @@ def stopping(name, call):
         return answer
     return called
 
-take, let_go = stopping("take", Doorbell.ask), stopping("let go", Doorbell.ask)
+take, let_go = stopping("take", Doorbell.fetchone), stopping("let go", Doorbell.fetchone)
 
 async def ask(self, statement, *values):
     global got_up
     got_up = True
-    return await (take if statement == busy_polling._TAKE else let_go)(self, statement, *values)
+    return await (take if statement == busy_polling._START else let_go)(self, statement, *values)
 
 def wait_after(seconds, original=busy_polling._wait_after):
     reach("wait")
     return original(seconds)
 
-Doorbell.ask = ask
-Queue.is_silenced = stopping("silenced", Queue.is_silenced)
-Queue.writers = stopping("writers", Queue.writers)
+Doorbell.fetchone = ask
+Workers.is_polling_locked = stopping("silenced", Workers.is_polling_locked)
+Workers.open_writers = stopping("writers", Workers.open_writers)
 busy_polling.PollingPolicy = Once
 busy_polling._wait_after = wait_after
 main.main(["run"])
@@ -751,7 +754,7 @@ async def test_it_is_killed_or_frozen_at_each_step(
 
 
 async def settled_but_for_writers(service: Service) -> None:
-    await until(lambda: service.metrics.registry.get_sample_value("push_unrung_transactions"))
+    await until(lambda: service.metrics.registry.get_sample_value("push_unnotified_transactions"))
 
 
 # --- the connection that listens also answers ------------------------------------------------------------------------
@@ -760,7 +763,8 @@ async def settled_but_for_writers(service: Service) -> None:
 @pytest.mark.newest_postgres
 async def test_no_ring_is_lost_while_statements_are_asked(database: Database) -> None:
     rings, count = Rings(), 1_000
-    bell = Doorbell(database.dsn, 1, rings, Metrics(), heartbeat=60.0)
+    bell = Doorbell(database.dsn, 1, Metrics(), heartbeat=60.0)
+    bell.subscribe(Topic.NOTIFIED, rings)
     running = asyncio.create_task(bell.run())
     asking = True
     asked = 0
@@ -768,7 +772,7 @@ async def test_no_ring_is_lost_while_statements_are_asked(database: Database) ->
     async def ask() -> None:
         nonlocal asked
         while asking:
-            assert await bell.ask("select %s::integer", asked) == (asked,)
+            assert await bell.fetchone("select %s::integer", asked) == (asked,)
             asked += 1
             await asyncio.sleep(0.0005 * (asked % 3))
 
@@ -793,17 +797,18 @@ async def test_no_ring_is_lost_while_statements_are_asked(database: Database) ->
 
 async def test_a_statement_that_fails_replaces_the_connection(database: Database) -> None:
     rings = Rings()
-    bell = Doorbell(database.dsn, 1, rings, Metrics(), heartbeat=60.0)
+    bell = Doorbell(database.dsn, 1, Metrics(), heartbeat=60.0)
+    bell.subscribe(Topic.NOTIFIED, rings)
     running = asyncio.create_task(bell.run())
     try:
         with pytest.raises(psycopg.OperationalError):
-            await bell.ask("select 1")
+            await bell.fetchone("select 1")
         await rings.more_than(0)
-        backend = await bell.ask("select pg_backend_pid()")
+        backend = await bell.fetchone("select pg_backend_pid()")
         with pytest.raises(psycopg.errors.DivisionByZero):
-            await bell.ask("select 1 / 0")
+            await bell.fetchone("select 1 / 0")
         await rings.more_than(1)
-        assert await bell.ask("select pg_backend_pid()") != backend
+        assert await bell.fetchone("select pg_backend_pid()") != backend
     finally:
         running.cancel()
         await asyncio.wait({running})

@@ -15,11 +15,14 @@ from psycopg import sql
 from listener.demo.embedded import StopMode
 from listener.emulator import Emulator
 from listener.metrics import Metrics
-from listener.postgres.queue import CHANNEL, Settlement
+from listener.postgres.locks import CHANNEL
+from listener.push import Settlement
 from listener.sending.settler import Settler
-from listener.wakeup.doorbell import Doorbell
+from listener.wakeup.doorbell import Doorbell, Topic
 from tests.support.postgres import Database
 from tests.support.service import PATIENCE, connect, get, rows_of, serving, settings_for
+
+pytestmark = pytest.mark.oldest_and_newest_postgres
 
 
 class Rings:
@@ -43,7 +46,8 @@ class Rings:
 @asynccontextmanager
 async def listening(dsn: str) -> AsyncIterator[tuple[Doorbell, Rings]]:
     rings = Rings()
-    doorbell = Doorbell(dsn, 1, rings, Metrics(), heartbeat=60.0)
+    doorbell = Doorbell(dsn, 1, Metrics(), heartbeat=60.0)
+    doorbell.subscribe(Topic.NOTIFIED, rings)
     running = asyncio.create_task(doorbell.run())
     try:
         async with asyncio.timeout(PATIENCE):
@@ -130,7 +134,8 @@ async def test_it_comes_back_and_rings_after_its_backend_was_terminated(database
 async def test_it_waits_for_a_server_that_is_not_there_yet(database: Database) -> None:
     database.server.stop()
     rings = Rings()
-    doorbell = Doorbell(database.dsn, 1, rings, Metrics(), heartbeat=60.0)
+    doorbell = Doorbell(database.dsn, 1, Metrics(), heartbeat=60.0)
+    doorbell.subscribe(Topic.NOTIFIED, rings)
     running = asyncio.create_task(doorbell.run())
     try:
         await asyncio.sleep(0)

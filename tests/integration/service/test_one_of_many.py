@@ -30,8 +30,8 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def paused(service: Service) -> str | None:
-    assert service._dispatcher is not None
-    return service._dispatcher.paused
+    assert service.worker is not None
+    return service.pause
 
 
 async def user_with(rows: Rows, devices: int, prefix: str) -> UUID:
@@ -99,7 +99,7 @@ async def test_dead_devices_of_nearly_all_users_are_kept_and_their_pushes_end_wh
     assert {row["status"] for row in found.values()} == {"dead"}
     assert (len(believed), len(doubted)) == (18, 42)
     assert {row["retry_count"] for row in doubted} == {2}
-    assert all("TOKEN_LOSS_GUARD=false" in row["last_error"] for row in doubted)
+    assert all("TOKEN_LOSS_BREAKER=false" in row["last_error"] for row in doubted)
     assert await disabled(rows) == 18
 
 
@@ -108,7 +108,7 @@ async def test_a_push_that_is_always_refused_waits_longer_each_time_and_dies_and
 ) -> None:
     emulator.add_fault("permission_denied,token=poison")
     async with serving(
-        settings_for(database.dsn, emulator, retry_floor=FLOOR, retry_cap=10, max_tries=4)
+        settings_for(database.dsn, emulator, retry_min_delay=FLOOR, retry_max_delay=10, max_tries=4)
     ) as service:
         assert (await rows.one_over(await rows.add(device_token="good", title="t")))["status"] == "sent"
         poison = await rows.add(device_token="poison", title="t")

@@ -8,6 +8,7 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
+from typing import Any
 from uuid import UUID
 
 import psycopg
@@ -16,12 +17,13 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from listener.emulator import Emulator
 from listener.metrics import Metrics
-from listener.postgres import queue
+from listener.postgres import workers
 from listener.postgres.connect import Connection
-from listener.postgres.queue import LIVENESS_CLASS, Queue, Settlement
-from listener.sending.retry import Decision, Status
-from listener.wakeup import doorbell, peers
-from listener.wakeup.doorbell import Doorbell
+from listener.postgres.locks import LIVENESS_CLASS
+from listener.postgres.queue import Queue
+from listener.push import Decision, Settlement, Status
+from listener.wakeup import doorbell
+from listener.wakeup.doorbell import Doorbell, Topic
 from listener.wakeup.peers import PeerWatch
 from tests.chaos.proxy import tcp_link, to_unix
 from tests.integration.postgres.test_queue import pool_of
@@ -32,12 +34,14 @@ from tests.support.service import (
     Row,
     Rows,
     connect,
+    dispatcher_of,
     environment,
     program,
     rows_of,
     serving,
     settings_for,
     until,
+    waker_of,
 )
 
 pytestmark = pytest.mark.newest_postgres
@@ -219,7 +223,7 @@ async def peer(database: Database) -> AsyncIterator[Peer]:
         pool_of(database.dsn) as pool,
         await psycopg.AsyncConnection.connect(database.dsn, autocommit=True) as life,
     ):
-        worker_id = await queue.register(pool, "peer")
+        worker_id = await workers.register(pool, "peer")
         await life.execute("select pg_advisory_lock(%s, %s)", (LIVENESS_CLASS, worker_id))
         await life.execute("update push_listener.workers set guarded = true where id = %s", (worker_id,))
         yield Peer(Queue(pool, worker_id=worker_id, lease=60.0), life)
@@ -229,7 +233,7 @@ async def test_a_retry_that_another_worker_has_set_is_on_time_without_that_worke
     database: Database, rows: Rows, emulator: Emulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It may freeze or die, holding nothing, before the time has come; and no bell rings for a retry."""
-    monkeypatch.setattr(peers, "_ATTENTIVE_S", 0.1)
+    barely_attentive(monkeypatch)
     async with peer(database) as other, serving(settings_for(database.dsn, emulator)):
         push_id = await other.take(rows)
         await rows.one_over(
@@ -252,10 +256,8 @@ async def test_a_rescuer_that_dies_over_it_leaves_everything_to_the_next(
         push_id = await dead.take(rows)
         await dead.die()
         # Has put the row back, and is about to commit.
-        await rescuer.execute(queue._RESCUE, {"class": LIVENESS_CLASS, "suspects": [dead.id]})
-        watch = service._watch
-        assert watch is not None
-        await looks(watch, 4)
+        await rescuer.execute(workers._RESCUE, {"class": LIVENESS_CLASS, "suspects": [dead.id]})
+        await looks(waker_of(service).peers, 4)
         assert (await rows.get(push_id))["status"] == "processing"
         async with await connect(database.superuser_dsn) as conn:
             await conn.execute("select pg_terminate_backend(%s, 10000)", (rescuer.info.backend_pid,))
@@ -264,20 +266,30 @@ async def test_a_rescuer_that_dies_over_it_leaves_everything_to_the_next(
     assert_rescued_once({push_id: row})
 
 
+def barely_attentive(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lets the attention of every watch that is made from here on end soon after the last activity."""
+    make = PeerWatch.__init__
+
+    def made(self: PeerWatch, *arguments: Any, **named: Any) -> None:
+        make(self, *arguments, **named, attentive=0.1)
+
+    monkeypatch.setattr(PeerWatch, "__init__", made)
+
+
 async def looks(watch: PeerWatch, count: int) -> None:
     """Returns when a watch has looked at its peers so many times more."""
-    peers, seen = watch._rows.peers, 0
+    peers, seen = watch._workers.peers, 0
 
     async def counted() -> list[tuple[int, bool]]:
         nonlocal seen
         seen += 1
-        watch.stir()
+        watch.note_activity()
         return await peers()
 
-    watch._rows.peers = counted  # type: ignore[method-assign]
-    watch.stir()
+    watch._workers.peers = counted  # type: ignore[method-assign]
+    watch.note_activity()
     await until(lambda: seen >= count)
-    watch._rows.peers = peers  # type: ignore[method-assign]
+    watch._workers.peers = peers  # type: ignore[method-assign]
 
 
 # --- no death ----------------------------------------------------------------------------------------------
@@ -287,7 +299,9 @@ async def test_a_worker_that_was_frozen_past_its_lease_settles_nothing_any_more(
     database: Database, rows: Rows, emulator: Emulator
 ) -> None:
     hang = emulator.add_fault("timeout")
-    async with worker(database, emulator, "frozen", request_timeout="4", connect_timeout="2") as frozen:
+    async with worker(
+        database, emulator, "frozen", fcm_request_timeout="4", fcm_connect_timeout="2"
+    ) as frozen:
         await rows.add_many(20)
         await emulator.wait_received(20)
         frozen.signal(signal.SIGSTOP)
@@ -298,7 +312,7 @@ async def test_a_worker_that_was_frozen_past_its_lease_settles_nothing_any_more(
             await rows.add(device_token="bell", title="t")
             found = await rows.over()
             frozen.signal(signal.SIGCONT)
-            await frozen.said("rows had passed into other hands")
+            await frozen.said("another worker holds rows of this one: their results are not written")
             assert await rows.all() == {push_id: {**row, "next_in": None} for push_id, row in found.items()}
             # And it is back at work.
             await rows.one_over(await rows.add(device_token="last", title="t"))
@@ -348,7 +362,7 @@ async def test_when_the_server_is_restarted_nobody_is_taken_for_dead(
         async with rows_of(database.dsn) as rows:
             await rows.add_many(20)
             await emulator.wait_accepted(20)
-        bell = slow._doorbell
+        bell = waker_of(slow).doorbell
         assert bell is not None
         connect_at_once = bell._connect
 
@@ -371,10 +385,11 @@ async def test_a_former_connection_that_holds_the_lock_in_silence_is_evicted(
 ) -> None:
     dial = to_unix(Path(str(conninfo_to_dict(database.dsn)["host"])) / ".s.PGSQL.5432")
     async with tcp_link(dial) as (link, port), pool_of(database.dsn) as pool:
-        worker_id = await queue.register(pool, "test")
+        worker_id = await workers.register(pool, "test")
         dsn = make_conninfo(database.dsn, host="127.0.0.1", port=port)
         rings: list[int] = []
-        bell = Doorbell(dsn, worker_id, lambda: rings.append(1), Metrics(), heartbeat=1.0)
+        bell = Doorbell(dsn, worker_id, Metrics(), heartbeat=1.0)
+        bell.subscribe(Topic.NOTIFIED, lambda: rings.append(1))
         running = asyncio.create_task(bell.run())
         try:
             await until(lambda: rings)
@@ -403,8 +418,7 @@ async def test_who_cannot_be_seen_to_live_claims_nothing_and_still_settles(
         serving(settings_for(database.dsn, emulator)) as service,
         await psycopg.AsyncConnection.connect(database.superuser_dsn, autocommit=True) as thief,
     ):
-        dispatcher = service._dispatcher
-        assert dispatcher is not None
+        dispatcher = dispatcher_of(service)
         await rows.add_many(5)
         await emulator.wait_accepted(5)
         worker_id = dispatcher._queue.worker_id
@@ -422,7 +436,7 @@ async def test_who_cannot_be_seen_to_live_claims_nothing_and_still_settles(
         claimed_by = {row["id"]: row["claimed_by"] for row in found.values()}
         assert claimed_by.pop(unheard) != worker_id
         assert set(claimed_by.values()) == {worker_id}
-        assert service._not_ready() == []
+        assert service.obstacles() == []
 
 
 async def waits_for_the_lock(rows: Rows) -> None:
@@ -439,7 +453,7 @@ async def waits_for_the_lock(rows: Rows) -> None:
 async def test_peers_that_have_nothing_to_do_ask_nothing(
     database: Database, rows: Rows, emulator: Emulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(peers, "_ATTENTIVE_S", 0.1)
+    barely_attentive(monkeypatch)
     settings = settings_for(database.dsn, emulator)
     async with serving(settings), serving(settings):
         await rows.one_over(await rows.add(device_token="t", title="t"))
@@ -448,7 +462,7 @@ async def test_peers_that_have_nothing_to_do_ask_nothing(
         await asyncio.sleep(3.0)
         asked = await statements(database) - before - (before - first)
         assert asked <= 2  # the depth of each, at the most
-        # BusyPolling at once all the same.
+        # It is sent at once all the same.
         await rows.one_over(await rows.add(device_token="t", title="t"))
 
 

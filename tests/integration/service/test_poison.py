@@ -9,12 +9,14 @@ import pytest
 from psycopg.types.json import Jsonb
 
 from listener.emulator import Emulator
-from listener.postgres import queue
+from listener.postgres import workers
 from listener.postgres.queue import Queue
 from listener.service import Service
 from tests.integration.postgres.test_queue import pool_of
 from tests.support.postgres import Database
 from tests.support.service import Rows, serving, settings_for, until
+
+pytestmark = pytest.mark.oldest_and_newest_postgres
 
 SECRET = "S3cr3t"
 """In every value below that must not be repeated."""
@@ -137,7 +139,7 @@ async def test_what_is_far_too_large_never_reaches_the_service(database: Databas
     for columns, *_ in BAD.values():
         await bad(rows, columns)
     async with pool_of(database.dsn) as pool:
-        pushes = await Queue(pool, worker_id=await queue.register(pool, "test"), lease=60.0).claim(100)
+        pushes = await Queue(pool, worker_id=await workers.register(pool, "test"), lease=60.0).claim(100)
     assert len(pushes) == len(BAD)
     assert len([push for push in pushes if push.oversized]) == 3
     assert sum(len(repr(push)) for push in pushes) < 100_000
@@ -319,5 +321,5 @@ async def test_where_nothing_can_be_written_or_claimed_it_is_no_rows_fault(
 async def test_the_process_does_not_grow_by_what_it_does_not_read(database: Database, rows: Rows) -> None:
     await asyncio.gather(*(bad(rows, {"body": "x" * 10 * MB}) for _ in range(3)))
     async with pool_of(database.dsn) as pool:
-        pushes = await Queue(pool, worker_id=await queue.register(pool, "test"), lease=60.0).claim(100)
+        pushes = await Queue(pool, worker_id=await workers.register(pool, "test"), lease=60.0).claim(100)
     assert [(push.oversized, push.body) for push in pushes] == [("body", None)] * 3

@@ -11,8 +11,8 @@ import psycopg
 import pytest
 
 from listener.emulator import Emulator
-from listener.postgres import queue
-from listener.postgres.queue import LIVENESS_CLASS
+from listener.postgres import workers
+from listener.postgres.locks import LIVENESS_CLASS
 from tests.integration.postgres.test_queue import pool_of
 from tests.support.postgres import Database
 from tests.support.service import (
@@ -110,10 +110,10 @@ async def test_those_who_live_become_gentle_too_before_they_take_over_what_other
         await psycopg.AsyncConnection.connect(database.dsn, autocommit=True) as life,
         serving(settings_for(database.dsn, emulator)) as service,
     ):
-        dispatcher = service._dispatcher
-        assert dispatcher is not None
-        assert dispatcher._health.limit(time.monotonic(), 0, 1000) == 1000
-        dead = [await queue.register(pool, "dead") for _ in range(3)]
+        health = service._health
+        assert health is not None
+        assert health.limit(time.monotonic(), 0, 1000) == 1000
+        dead = [await workers.register(pool, "dead") for _ in range(3)]
         await life.execute(
             "update push_listener.workers set guarded = true, lost = id <> %(last)s, "
             "stopped_at = case when id <> %(last)s then now() end where id = any(%(dead)s)",
@@ -131,4 +131,4 @@ async def test_those_who_live_become_gentle_too_before_they_take_over_what_other
         (row,) = (await rows.over()).values()
         assert (row["status"], row["lost_claims"]) == ("sent", 1)
         # Three have died: 15 at first, twice as many after five seconds.
-        assert dispatcher._health.limit(time.monotonic(), 0, 1000) <= 60
+        assert health.limit(time.monotonic(), 0, 1000) <= 60

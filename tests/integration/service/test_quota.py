@@ -24,10 +24,11 @@ from listener.limits.quota import Quota
 from listener.limits.shared_quota import SharedQuota
 from listener.metrics import Metrics
 from listener.postgres.connect import Pool
-from listener.postgres.queue import AWAKE, LIVENESS_CLASS, Queue, QuotaState
+from listener.postgres.locks import LIVENESS_CLASS, POLLING_LOCK
+from listener.postgres.workers import QuotaState, Workers, register
 from listener.push import Push
 from listener.service import Service
-from tests.integration.postgres.test_queue import pool_of, worker
+from tests.integration.postgres.test_queue import pool_of
 from tests.support.postgres import Database
 from tests.support.pushes import push
 from tests.support.service import (
@@ -63,62 +64,64 @@ def value(service: Service, name: str) -> float:
 
 
 async def test_the_workers_that_hold_their_lock_are_counted(database: Database, pool: Pool) -> None:
-    first, second, third = [await worker(pool) for _ in range(3)]
-    assert (await first.fleet()).workers == 1
+    first, second, third = [
+        Workers(pool, worker_id=await register(pool, "test"), lease=60.0) for _ in range(3)
+    ]
+    assert (await first.quota_state()).workers == 1
     with psycopg.connect(database.dsn, autocommit=True) as life:
         for each in (first, second):
             life.execute("select pg_advisory_lock(%s, %s)", (LIVENESS_CLASS, each.worker_id))
-        assert [(await each.fleet()).workers for each in (first, second, third)] == [2, 2, 3]
+        assert [(await each.quota_state()).workers for each in (first, second, third)] == [2, 2, 3]
         # The lock of the one that is awake makes nobody count twice.
-        life.execute("select pg_advisory_lock(%s, %s)", AWAKE)
-        assert [(await each.fleet()).workers for each in (first, second, third)] == [2, 2, 3]
+        life.execute("select pg_advisory_lock(%s, %s)", POLLING_LOCK)
+        assert [(await each.quota_state()).workers for each in (first, second, third)] == [2, 2, 3]
         life.execute("select pg_advisory_unlock(%s, %s)", (LIVENESS_CLASS, second.worker_id))
-        assert (await first.fleet()).workers == 1
+        assert (await first.quota_state()).workers == 1
 
 
 async def test_the_rate_is_lowered_once_a_second_and_never_raised(pool: Pool, rows: Rows) -> None:
-    mine = await worker(pool)
+    mine = Workers(pool, worker_id=await register(pool, "test"), lease=60.0)
     await long_ago(rows)
-    assert (await mine.fleet()).part == 1.0
-    await mine.lower(0.5, 60.0)
-    await mine.lower(0.1, 60.0)
-    seen = await mine.fleet()
+    assert (await mine.quota_state()).part == 1.0
+    await mine.reduce_quota(0.5, 60.0)
+    await mine.reduce_quota(0.1, 60.0)
+    seen = await mine.quota_state()
     assert seen.part == 0.5
     assert 0.0 <= seen.age < PATIENCE
     # Half a minute later it has come back to three quarters.
     await rows.query("update push_listener.rate set part = 0.25, lowered_at = now() - interval '30 seconds'")
-    await mine.lower(0.9, 60.0)
-    assert (await mine.fleet()).part == pytest.approx(0.75, abs=0.1)
+    await mine.reduce_quota(0.9, 60.0)
+    assert (await mine.quota_state()).part == pytest.approx(0.75, abs=0.1)
 
 
 async def test_those_who_lower_at_the_same_moment_lower_once(pool: Pool, rows: Rows) -> None:
-    mine = await worker(pool)
+    mine = Workers(pool, worker_id=await register(pool, "test"), lease=60.0)
     await long_ago(rows)
-    await asyncio.gather(*(mine.lower(0.5 / n, 60.0) for n in range(1, 21)))
+    await asyncio.gather(*(mine.reduce_quota(0.5 / n, 60.0) for n in range(1, 21)))
     written = await rows.query("select xmin::text, part from push_listener.rate")
-    await mine.lower(0.001, 60.0)
+    await mine.reduce_quota(0.001, 60.0)
     assert await rows.query("select xmin::text, part from push_listener.rate") == written
 
 
 @pytest.mark.parametrize("moment", ["now() + interval '1 day'", "now() - interval '10 years'"])
 async def test_a_clock_that_was_put_right_keeps_nobody_slow(pool: Pool, rows: Rows, moment: str) -> None:
-    mine = await worker(pool)
+    mine = Workers(pool, worker_id=await register(pool, "test"), lease=60.0)
     await rows.connection.execute(
         sql.SQL("update push_listener.rate set part = 0.01, lowered_at = {}").format(sql.SQL(moment))
     )
-    seen = await mine.fleet()
+    seen = await mine.quota_state()
     bucket = Quota(FCM, 0.0, time.monotonic())
     bucket.learn(seen.workers, quota.Fraction(seen.part, time.monotonic() - seen.age), time.monotonic())
-    assert bucket.part.at(time.monotonic()) == 1.0
-    await mine.lower(0.5, 60.0)
-    assert (await mine.fleet()).part == 0.5
+    assert bucket.fraction.at(time.monotonic()) == 1.0
+    await mine.reduce_quota(0.5, 60.0)
+    assert (await mine.quota_state()).part == 0.5
 
 
 async def test_without_the_row_every_worker_goes_on_alone(pool: Pool, rows: Rows) -> None:
-    mine = await worker(pool)
+    mine = Workers(pool, worker_id=await register(pool, "test"), lease=60.0)
     await rows.query("delete from push_listener.rate")
-    await mine.lower(0.5, 60.0)
-    assert await mine.fleet() == QuotaState(1, 1.0, 0.0)
+    await mine.reduce_quota(0.5, 60.0)
+    assert await mine.quota_state() == QuotaState(1, 1.0, 0.0)
 
 
 async def long_ago(rows: Rows) -> None:
@@ -129,21 +132,23 @@ async def long_ago(rows: Rows) -> None:
 # --- what the workers tell one another ------------------------------------------------------------------------------
 
 
-class Counting(Queue):
-    """A queue that counts how often the fleet is asked for."""
+class Counting(Workers):
+    """Counts how often the shared quota is asked for."""
 
     asked = 0
 
-    async def fleet(self) -> QuotaState:
+    async def quota_state(self) -> QuotaState:
         self.asked += 1
-        return await super().fleet()
+        return await super().quota_state()
 
 
 @asynccontextmanager
-async def sharing(pool: Pool, per_minute: int = FCM) -> AsyncIterator[tuple[SharedQuota, Quota, Counting]]:
-    queue = Counting(pool, worker_id=(await worker(pool)).worker_id, lease=60.0)
+async def sharing(
+    pool: Pool, per_minute: int = FCM, interval: float = 0.02
+) -> AsyncIterator[tuple[SharedQuota, Quota, Counting]]:
+    queue = Counting(pool, worker_id=await register(pool, "test"), lease=60.0)
     bucket = Quota(per_minute, 0.0, time.monotonic())
-    shared = SharedQuota(queue, bucket, Metrics())
+    shared = SharedQuota(queue, bucket, Metrics(), interval=interval)
     running = asyncio.create_task(shared.run())
     try:
         yield shared, bucket, queue
@@ -156,21 +161,20 @@ PUSHES: list[Push] = [push() for _ in range(500)]
 
 
 async def test_what_one_is_told_all_know(pool: Pool, rows: Rows, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shared_quota, "_EVERY_S", 0.02)
     await long_ago(rows)
     async with sharing(pool) as (told, _, _), sharing(pool) as (hears, bucket, _):
         hears.claimed(PUSHES, time.monotonic())
         told.refused(Limit.PROJECT, time.monotonic())
         async with asyncio.timeout(PATIENCE):
-            while bucket.part.at(time.monotonic()) == 1.0:
+            while bucket.fraction.at(time.monotonic()) == 1.0:
                 await asyncio.sleep(0.01)
                 hears.claimed(PUSHES, time.monotonic())
-    assert bucket.part.value == pytest.approx(0.5, abs=0.01)
+    assert bucket.fraction.value == pytest.approx(0.5, abs=0.01)
 
 
 async def test_who_sends_next_to_nothing_asks_for_nothing(pool: Pool, rows: Rows) -> None:
     await long_ago(rows)
-    async with sharing(pool) as (shared, _, queue):
+    async with sharing(pool, interval=1.0) as (shared, _, queue):
         shared.claimed([], time.monotonic())
         shared.claimed(PUSHES[:50], time.monotonic())
         for _ in range(100):
@@ -188,18 +192,17 @@ async def test_who_sends_next_to_nothing_asks_for_nothing(pool: Pool, rows: Rows
 async def test_a_database_that_is_away_keeps_nobody_from_lowering(
     pool: Pool, rows: Rows, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(shared_quota, "_EVERY_S", 0.02)
     await rows.query("alter table push_listener.rate rename to gone")
     async with sharing(pool) as (shared, bucket, queue):
         shared.refused(Limit.PROJECT, time.monotonic())
-        assert bucket.part.value == 0.5
+        assert bucket.fraction.value == 0.5
         failed = {"statement": "rate"}
         await shown(shared._metrics, "push_database_errors_total", 1.0, failed)
         await rows.query("alter table push_listener.gone rename to rate")
         shared.claimed(PUSHES, time.monotonic())
         await until(lambda: queue.asked)
         await shown(shared._metrics, "push_database_errors_total", 1.0, failed)
-    assert bucket.part.value == 0.5
+    assert bucket.fraction.value == 0.5
 
 
 # --- real requests ---------------------------------------------------------------------------------------------------
@@ -296,7 +299,7 @@ async def test_429_lowers_the_rate_of_two_workers_and_it_comes_back(
         await until(lambda: all(value(each, "push_quota_rate") < 0.2 * WHOLE / 2 for each in (one, other)))
         await fcm.pass_by(10)  # they may have been under way
         lowered = await fcm.rate(10)
-        times = [value(each, "push_quota_lowered_total") for each in (one, other)]
+        times = [value(each, "push_quota_reduced_total") for each in (one, other)]
         (written,) = await rows.query("select part from push_listener.rate")
         ended = time.monotonic()
         emulator.remove_fault(rule)
@@ -328,11 +331,11 @@ async def test_429_for_one_topic_lowers_nothing(database: Database, rows: Rows, 
     async with serving(settings_for(database.dsn, emulator)) as service:
         topic = await rows.add(topic="news", title="t")
         await rows.until(lambda found: found[topic]["error_code"] == "QUOTA_EXCEEDED")
-        assert value(service, "push_quota_lowered_total") == 0.0
+        assert value(service, "push_quota_reduced_total") == 0.0
         emulator.add_fault("project_quota_exceeded,token=phone")
         token = await rows.add(device_token="phone", title="t")
         await rows.until(lambda found: found[token]["error_code"] == "RESOURCE_EXHAUSTED")
-        assert value(service, "push_quota_lowered_total") == 1.0
+        assert value(service, "push_quota_reduced_total") == 1.0
 
 
 async def test_it_is_told_once_that_the_rate_is_lowered_and_once_that_it_is_back(
@@ -373,7 +376,7 @@ async def test_high_priority_does_not_wait_for_what_others_have_used_up(
         came = await emulator.wait_accepted(146, timeout=PATIENCE)
         arrived = {record.push_id: record.at for record in came[140:]}
         held = await rows.query("select count(*) as n from push_notifications where claimed_by is null")
-        looks = service._dispatcher.looks if service._dispatcher else 0
+        looks = service.worker.dispatcher.looks if service.worker else 0
     assert held[0]["n"] == 0
     first = min(arrived.values())
     assert [str(push_id) in arrived for push_id in (*high, normal)] == [True] * 6
@@ -391,11 +394,11 @@ async def test_who_waits_for_the_quota_holds_nothing_and_does_not_spin(
     async with serving(settings_for(database.dsn, emulator, fcm_quota=60, fcm_ramp=0)) as service:
         await rows.add_many(30, "normal")
         await emulator.wait_accepted(6, timeout=PATIENCE)
-        assert service._dispatcher is not None
-        looks, began = service._dispatcher.looks, time.monotonic()
+        assert service.worker is not None
+        looks, began = service.worker.dispatcher.looks, time.monotonic()
         await fcm.pass_by(1)
         await rows.until(lambda found: all(row["status"] in ("sent", "pending") for row in found.values()))
-        looks = service._dispatcher.looks - looks
+        looks = service.worker.dispatcher.looks - looks
         assert looks < 20 + 100 * (time.monotonic() - began)
         assert value(service, "push_in_flight") <= 1
         await fcm.pass_by(2)

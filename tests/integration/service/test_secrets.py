@@ -9,15 +9,13 @@ from uuid import uuid4
 
 import psycopg
 import pytest
-from click.testing import CliRunner, Result
 from psycopg import sql
 
-from listener import config
-from listener.cli.main import main
 from listener.emulator import Emulator, answers
 from listener.limits.health import Pause
 from listener.schema import stats
 from listener.service import Service
+from tests.support.cli import invoke
 from tests.support.postgres import Database
 from tests.support.service import (
     Rows,
@@ -54,7 +52,7 @@ async def test_the_whole_output_of_an_eventful_life(database: Database, log_form
             emulator,
             log_level="debug",
             log_format=log_format,
-            retry_floor="0.1",
+            retry_min_delay="0.1",
             metrics_token=f"{SECRET}-metrics",
             port="0",
         )
@@ -200,12 +198,6 @@ def address(template: str, database: Database) -> str:
     return template.format(socket=parse_qs(urlsplit(database.dsn).query)["host"][0])
 
 
-async def invoke(dsn: str, *arguments: str) -> Result:
-    names = {name for name, _, _ in config.describe()} & os.environ.keys()
-    env = {**dict.fromkeys(names), "DATABASE_URL": dsn}
-    return await asyncio.to_thread(CliRunner().invoke, main, list(arguments), env=env)
-
-
 def shows_nothing(output: str) -> bool:
     return not any(part in output.lower() for part in PARTS)
 
@@ -311,8 +303,7 @@ async def test_a_fault_that_no_command_expects_is_told_without_its_text(
 
 _LOST_FAULTS = """
 import asyncio, gc, logging, sys
-from listener import log
-from listener.cli import main
+from listener import log, process
 
 async def fails():
     raise RuntimeError("S3cr3t")
@@ -335,7 +326,7 @@ else:
     log.configure(sys.argv[1], "debug")
 logging.getLogger("psycopg").warning("S3cr3t")
 logging.getLogger("psycopg.pool").warning("S3cr3t")
-main._run(main())
+process.run(main())
 """
 
 
@@ -343,7 +334,7 @@ main._run(main())
 async def test_what_nothing_handles_is_logged_without_its_text(log_format: str) -> None:
     async with python("-c", _LOST_FAULTS, log_format, env=dict(os.environ)) as running:
         assert await running.ended() == 0
-    assert running.err.count("a fault that nothing handles") == 2
+    assert running.err.count("unhandled exception") == 2
     for told in ("in a handler", "RuntimeError", "ZeroDivisionError"):
         assert told in running.err
     assert SECRET not in running.output
@@ -351,7 +342,7 @@ async def test_what_nothing_handles_is_logged_without_its_text(log_format: str) 
 
 async def test_drivers_are_silent_where_no_log_is_configured() -> None:
     async with python(
-        "-c", _LOST_FAULTS.replace("cli._run", "id"), "silent", env=dict(os.environ)
+        "-c", _LOST_FAULTS.replace("process.run", "id"), "silent", env=dict(os.environ)
     ) as running:
         await running.ended()
     assert SECRET not in running.output
@@ -366,7 +357,7 @@ async def readiness(service: Service) -> tuple[int, str]:
 
 
 async def paused(service: Service) -> None:
-    await until(lambda: service._dispatcher is not None and service._dispatcher.paused)
+    await until(lambda: service.pause is not None)
 
 
 async def test_readyz_tells_that_fcm_refuses_but_not_its_words(database: Database, rows: Rows) -> None:
@@ -392,8 +383,8 @@ async def test_readyz_tells_that_there_is_no_access_token_but_not_why(
     async with serving(settings_for(database.dsn, emulator)) as service:
         await rows.add(device_token="t", title="t")
         await paused(service)
-        assert service._dispatcher is not None
-        assert SECRET in str(service._dispatcher._health.reason)
+        assert service._health is not None
+        assert SECRET in str(service._health.reason)
         assert await readiness(service) == (503, f"sending is paused: {Pause.NO_ACCESS_TOKEN}\n")
 
 

@@ -15,26 +15,34 @@ from psycopg import sql
 
 from listener.emulator import Emulator
 from listener.emulator.received import Received
-from listener.fcm.auth import AccessTokens, load_credentials
+from listener.fcm.auth import AccessTokens
+from listener.fcm.credentials import load_credentials
 from listener.fcm.outcome import Outcome
-from listener.fcm.sender import Sender
-from listener.fcm.transports.http1 import AsyncioTransport
+from listener.fcm.sender import Sender, messages_url
+from listener.fcm.transports.http1 import Http1Transport
 from listener.limits import health
 from listener.limits.circuit_breaker import CircuitBreaker
-from listener.limits.health import FcmHealth
-from listener.limits.quota import Quota
-from listener.limits.shared_quota import SharedQuota
-from listener.limits.slow_start import SlowStart
-from listener.metrics import Metrics
-from listener.postgres.queue import Queue, Settlement, register
-from listener.push import Push
+from listener.postgres.queue import Queue
+from listener.postgres.workers import register
+from listener.push import Push, Settlement
+from listener.registration import NotMigrated
 from listener.schema import migrate
-from listener.sending.dispatcher import Dispatcher
-from listener.service import NotMigrated, Service, credentials_for
+from listener.service import Service, credentials_for
+from listener.wakeup.waker import SweepingWaker
 from tests.integration.postgres.test_queue import pool_of
 from tests.support.postgres import Database
 from tests.support.servers import forget_proxies
-from tests.support.service import PATIENCE, Rows, get, rows_of, serving, settings_for, until
+from tests.support.service import (
+    PATIENCE,
+    Rows,
+    dispatcher_of,
+    dispatcher_on,
+    get,
+    rows_of,
+    serving,
+    settings_for,
+    until,
+)
 
 pytestmark = pytest.mark.newest_postgres  # what depends on its version is in test_queue.py
 
@@ -319,7 +327,7 @@ async def test_what_waits_to_be_written_keeps_nothing_from_being_sent_but_has_a_
     await rows.add_many(100)
     async with serving(settings_for(database.dsn, emulator, max_in_flight=16)) as service:
         await emulator.wait_accepted(30, timeout=PATIENCE)  # two of 16 are kept for high priority
-        await until(lambda: service._dispatcher is not None and not service._dispatcher._sending)
+        await until(lambda: service.worker is not None and not service.worker.dispatcher._sending)
         assert len(emulator.accepted) == 30
         writes.set()
         await emulator.wait_accepted(100, timeout=PATIENCE)
@@ -331,7 +339,7 @@ async def test_what_is_urgent_has_a_place_beside_what_hangs(
 ) -> None:
     emulator.add_fault("timeout,token=hanging")
     settings = settings_for(
-        database.dsn, emulator, max_in_flight=16, request_timeout=50, lease=200, shutdown_grace=0.5
+        database.dsn, emulator, max_in_flight=16, fcm_request_timeout=50, lease=200, shutdown_grace=0.5
     )
     async with serving(settings):
         await rows.query(
@@ -354,7 +362,7 @@ async def test_what_is_urgent_does_not_wait_for_the_devices_of_others(
     for n in range(40):
         await rows.device(f"hanging-{n}", user)
     settings = settings_for(
-        database.dsn, emulator, max_in_flight=16, request_timeout=50, lease=200, shutdown_grace=0.5
+        database.dsn, emulator, max_in_flight=16, fcm_request_timeout=50, lease=200, shutdown_grace=0.5
     )
     async with serving(settings):
         await rows.add(user_id=user, title="t")
@@ -384,7 +392,7 @@ async def test_requests_that_hang_do_not_keep_the_place_beside_them(
 ) -> None:
     emulator.add_fault("timeout,token=hanging")
     settings = settings_for(
-        database.dsn, emulator, max_in_flight=20, request_timeout=50, lease=200, shutdown_grace=0.5
+        database.dsn, emulator, max_in_flight=20, fcm_request_timeout=50, lease=200, shutdown_grace=0.5
     )
     async with serving(settings):
         for _ in range(17):
@@ -458,10 +466,8 @@ class Dispatching:
 
     def __init__(self, queue: Queue, sender: Sender, settings: Any) -> None:
         self.queue = queue
-        quota = SharedQuota(queue, Quota(settings.fcm_quota, 0.0, time.monotonic()), Metrics())
-        self.dispatcher = Dispatcher(
-            queue, sender, settings, Metrics(), FcmHealth(SlowStart(1000, 1.0, 0.0)), quota
-        )
+        self.waker = SweepingWaker()
+        self.dispatcher, self.held = dispatcher_on(queue, sender, settings, self.waker)
 
 
 async def dispatching(
@@ -471,8 +477,8 @@ async def dispatching(
     credentials, project = load_credentials(emulator.service_account)
     assert project is not None
     tokens = AccessTokens(credentials)
-    transport = AsyncioTransport(connect_timeout=5, timeout=10)
-    sender = Sender(transport, tokens, endpoint=emulator.endpoint, project_id=project)
+    transport = Http1Transport(messages_url(emulator.endpoint, project), connect_timeout=5, timeout=10)
+    sender = Sender(transport, tokens)
     async with pool_of(database.dsn) as pool:
         queue = queue_class(pool, worker_id=await register(pool, "test"), lease=60.0)
         try:
@@ -519,7 +525,7 @@ async def test_rows_that_a_claim_brings_after_the_stop_are_not_left_behind(
     running = asyncio.create_task(dispatcher.run())
     await rows.one_over(first)
     second = await rows.add(device_token="second", title="t")
-    dispatcher.ring()
+    held.waker.look.notify()
     await queue.taken.wait()
     dispatcher.stop()
     if give_back:
@@ -543,10 +549,10 @@ async def test_nothing_in_flight_at_the_stop_and_rows_in_the_last_claim(
     running = asyncio.create_task(dispatcher.run())
     await emulator.wait_received(1)
     second = await rows.add(device_token="second", title="t")
-    dispatcher.ring()
+    held.waker.look.notify()
     await queue.taken.wait()
     dispatcher.stop()
-    await dispatcher._drained.wait()
+    await held.held.wait_empty()
     emulator.add_fault("slow,token=second,latency_ms=400")
     queue.let_go.set()
     async with asyncio.timeout(20):
@@ -587,7 +593,7 @@ async def test_rows_of_a_claim_whose_answer_was_lost_do_not_wait_for_their_lease
     await emulator.wait_received(1)
     queue.deaf = True
     lost = [await rows.add(device_token="lost", title="t", priority=each) for each in ("high", "normal")]
-    dispatcher.ring()
+    deaf.waker.look.notify()
     found = await rows.over(held, *lost)
     dispatcher.stop()
     await running
@@ -616,8 +622,7 @@ async def test_a_stricter_isolation_of_the_database_does_not_reach_claims(
 async def test_a_row_that_somebody_holds_is_not_asked_for_without_end(
     database: Database, rows: Rows, emulator: Emulator, service: Service
 ) -> None:
-    dispatcher = service._dispatcher
-    assert dispatcher is not None
+    dispatcher = dispatcher_of(service)
     insert = (
         "insert into push_notifications (device_token, title, next_attempt_at) "
         "values ('t', 't', now() + make_interval(secs => %(due)s)) returning id"
@@ -643,7 +648,7 @@ async def test_a_row_that_an_application_has_locked_keeps_no_other_from_being_wr
         held = list(await rows.all())
         async with rows_of(database.dsn) as others, others.connection.transaction():
             await others.query("select from push_notifications where id = any(%(ids)s) for update", ids=held)
-            await until(lambda: service._dispatcher is not None and not service._dispatcher._sending)
+            await until(lambda: service.worker is not None and not service.worker.dispatcher._sending)
             urgent = [await rows.add(device_token="u", title="t", priority="high") for _ in range(10)]
             await rows.add_many(200)
             usual = [push_id for push_id in await rows.all() if push_id not in held]
@@ -690,10 +695,10 @@ async def test_a_row_that_an_application_has_locked_does_not_keep_a_pause_from_e
         await emulator.wait_received(1)
         async with rows_of(database.dsn) as others, others.connection.transaction():
             await others.query("select from push_notifications where id = %(id)s for update", id=held)
-            await until(lambda: service._dispatcher is not None and service._dispatcher._settler.set_aside)
+            await until(lambda: service.worker is not None and service.worker.settler.set_aside)
             emulator.add_fault("permission_denied,times=4")
             pushes = [await rows.add(device_token=f"t{n}", title="t") for n in range(3)]
-            await until(lambda: service._dispatcher is not None and service._dispatcher.paused)
+            await until(lambda: service.pause is not None)
             assert {row["status"] for row in (await rows.over(*pushes)).values()} == {"sent"}
             assert (await rows.get(held))["status"] == "processing"
         assert (await rows.one_over(held))["status"] == "sent"

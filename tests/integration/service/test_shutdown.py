@@ -71,7 +71,7 @@ async def test_what_takes_longer_than_the_grace_period_goes_back_for_the_next_pr
         slow = emulator.add_fault("slow,token_prefix=slow,latency_ms=60000")
         # The rest of the grace, a fifth of it, is for writing results down.
         async with listener(
-            database, emulator, shutdown_grace="5", max_in_flight="120", retry_floor="0.1"
+            database, emulator, shutdown_grace="5", max_in_flight="120", retry_min_delay="0.1"
         ) as running:
             await rows.add_many(100, "slow")
             await emulator.wait_received(100)
@@ -96,7 +96,7 @@ async def test_what_takes_longer_than_the_grace_period_goes_back_for_the_next_pr
 async def test_a_second_signal_hurries(database: Database, rows: Rows, number: signal.Signals) -> None:
     async with (
         Emulator(faults=["slow,latency_ms=60000"]) as emulator,
-        listener(database, emulator, shutdown_grace="120", lease="200", request_timeout="70") as running,
+        listener(database, emulator, shutdown_grace="120", lease="200", fcm_request_timeout="70") as running,
     ):
         await rows.add_many(20)
         await emulator.wait_received(20)
@@ -115,7 +115,7 @@ async def test_rows_of_a_user_are_asked_for_again_only_where_there_was_no_answer
     await rows.device("slow", user)
     async with Emulator() as emulator:
         slow = emulator.add_fault("unavailable,token=slow,latency_ms=60000")
-        async with listener(database, emulator, shutdown_grace="1", retry_floor="0.1") as running:
+        async with listener(database, emulator, shutdown_grace="1", retry_min_delay="0.1") as running:
             push_id = await rows.add(user_id=user, title="t")
             await emulator.wait_received(2)
             running.signal(signal.SIGTERM)

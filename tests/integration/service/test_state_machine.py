@@ -27,10 +27,12 @@ from hypothesis.stateful import (
 from psycopg.rows import dict_row
 
 from listener.postgres.connect import make_pool
-from listener.postgres.queue import LIVENESS_CLASS, LogLine, Queue, Settlement, register
-from listener.push import Push
-from listener.sending.retry import Decision, Status
+from listener.postgres.locks import LIVENESS_CLASS
+from listener.postgres.queue import Queue
+from listener.postgres.workers import register
+from listener.push import Decision, LogLine, Push, Settlement, Status
 from tests.support.postgres import Database
+from tests.support.service import workers_of
 
 pytestmark = pytest.mark.newest_postgres
 
@@ -346,9 +348,9 @@ class Rows(RuleBasedStateMachine):
             and any(row.worker == w.id and not w.alive and w is not saver for w in self.workers)
             and row.worker in self.unburied()
         ]
-        seen = dict(self.runner.run(saver.queue.peers()))
+        seen = dict(self.runner.run(workers_of(saver.queue).peers()))
         assert all(seen.get(w.id, w.alive) == w.alive for w in self.workers if w is not saver)
-        dead, count = self.runner.run(saver.queue.rescue(suspects))
+        dead, count = self.runner.run(workers_of(saver.queue).rescue(suspects))
         assert count == len(lost)
         assert set(dead) >= {row.worker for row in lost}
         for row in lost:

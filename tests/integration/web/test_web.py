@@ -34,25 +34,25 @@ TOKEN = "0123456789abcdef"
 
 
 def settings(**given: object) -> Settings:
-    """Of a service whose database nobody asks for."""
+    """Settings of a service that never connects to its database."""
     return load(
         **{"database_url": "postgresql://nobody@127.0.0.1:1/none", "port": 0, "metrics_token": None, **given}
     )
 
 
 @asynccontextmanager
-async def web(missing: list[str] | None = None, **given: object) -> AsyncIterator[int]:
+async def web(obstacles: list[str] | None = None, **given: object) -> AsyncIterator[int]:
     registry = CollectorRegistry()
     Counter("push_sends_total", "What it counts.", registry=registry).inc(3)
-    async with Web(settings(**given), registry, lambda: missing or []).serve() as port:
+    async with Web(settings(**given), registry, lambda: obstacles or []).serve() as port:
         yield port
 
 
-# --- who gets /metrics -------------------------------------------------------------------------------------
+# --- who may read /metrics -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
-async def test_on_loopback_metrics_are_open(host: str) -> None:
+async def test_metrics_are_open_on_loopback(host: str) -> None:
     async with web(host=host) as port:
         status, text = await get(port, "/metrics")
     assert status == 200
@@ -60,7 +60,7 @@ async def test_on_loopback_metrics_are_open(host: str) -> None:
 
 
 @pytest.mark.parametrize("host", [None, "0.0.0.0"])
-async def test_where_others_can_come_metrics_are_closed_without_a_token(host: str | None) -> None:
+async def test_metrics_without_a_token_are_closed_where_other_machines_can_connect(host: str | None) -> None:
     async with web(host=host) as port:
         for headers in ({}, {"Authorization": "Bearer "}, {"Authorization": f"Bearer {TOKEN}"}):
             status, text = await get(port, "/metrics", **headers)
@@ -70,7 +70,7 @@ async def test_where_others_can_come_metrics_are_closed_without_a_token(host: st
 
 
 @pytest.mark.parametrize("host", [None, "127.0.0.1"])
-async def test_with_a_token_metrics_are_for_those_who_have_it(host: str | None) -> None:
+async def test_metrics_with_a_token_are_open_to_those_who_send_it(host: str | None) -> None:
     async with web(host=host, metrics_token=TOKEN) as port:
         for given in (f"Bearer {TOKEN}", f"bearer {TOKEN}", f"Bearer  {TOKEN} "):
             assert (await get(port, "/metrics", Authorization=given))[0] == 200
@@ -80,7 +80,7 @@ async def test_with_a_token_metrics_are_for_those_who_have_it(host: str | None) 
         assert (await get(port, "/metrics"))[0] == 401
 
 
-async def test_a_header_that_is_no_text_is_refused_like_any_other() -> None:
+async def test_a_header_that_is_not_utf_8_is_refused() -> None:
     async with web(metrics_token=TOKEN) as port:
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         writer.write(
@@ -91,7 +91,7 @@ async def test_a_header_that_is_no_text_is_refused_like_any_other() -> None:
     assert answer.startswith(b"HTTP/1.1 401 ")
 
 
-async def test_the_format_is_the_one_that_is_asked_for() -> None:
+async def test_the_client_chooses_the_format() -> None:
     async with web(host="127.0.0.1") as port:
         _, plain = await get(port, "/metrics")
         _, open_metrics = await get(port, "/metrics", Accept="application/openmetrics-text; version=1.0.0")
@@ -102,7 +102,7 @@ async def test_the_format_is_the_one_that_is_asked_for() -> None:
 # --- health ------------------------------------------------------------------------------------------------
 
 
-async def test_readiness_tells_what_is_missing_and_health_is_not_touched_by_it() -> None:
+async def test_readiness_names_the_obstacles_and_health_ignores_them() -> None:
     async with web(["the database cannot be reached", "not listening for new rows"]) as port:
         assert await get(port, "/readyz") == (
             503,
@@ -113,7 +113,7 @@ async def test_readiness_tells_what_is_missing_and_health_is_not_touched_by_it()
         assert await get(port, "/readyz") == (200, "ok\n")
 
 
-async def test_other_pages_are_not_there() -> None:
+async def test_other_paths_are_not_found() -> None:
     async with web() as port:
         assert (await get(port, "/"))[0] == 200
         for path in ("/metrics/", "/../etc/passwd", "/readyz/x", "/favicon.ico"):
@@ -121,7 +121,7 @@ async def test_other_pages_are_not_there() -> None:
 
 
 @pytest.mark.newest_postgres
-async def test_a_process_without_a_database_lives_but_is_not_ready(database: Database) -> None:
+async def test_a_process_without_a_database_is_healthy_but_not_ready(database: Database) -> None:
     database.server.stop()
     async with (
         Emulator() as emulator,
@@ -142,7 +142,7 @@ async def test_a_process_without_a_database_lives_but_is_not_ready(database: Dat
 
 
 @pytest.mark.newest_postgres
-async def test_a_port_that_is_taken_is_a_fault_of_the_configuration(database: Database) -> None:
+async def test_a_port_in_use_is_a_fault_of_the_configuration(database: Database) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -156,7 +156,7 @@ async def test_a_port_that_is_taken_is_a_fault_of_the_configuration(database: Da
     assert "Traceback" not in running.output
 
 
-# --- what the metrics say ------------------------------------------------------------------------------------
+# --- the metrics --------------------------------------------------------------------------------------------
 
 
 def samples(text: str) -> dict[str, float]:
@@ -175,7 +175,7 @@ async def test_metrics_after_known_traffic(database: Database, rows: Rows) -> No
     )
     async with (
         Emulator(faults=["unavailable,token=busy,times=2"]) as emulator,
-        serving(settings_for(database.dsn, emulator, depth_interval=1)) as service,
+        serving(settings_for(database.dsn, emulator, queue_depth_interval=1)) as service,
     ):
         assert service.port is not None
         for n in range(3):
@@ -199,9 +199,9 @@ async def test_metrics_after_known_traffic(database: Database, rows: Rows) -> No
     del found["push_queue_age_seconds"]
     times = {name for name in found if "_bucket" in name or name.endswith("_seconds_sum")}
     counts = {name: value for name, value in found.items() if name not in times and value}
-    # Of 600,000 a minute a tenth, at the start, and a little for what has been sent.
+    # The quota begins at a tenth of 600,000 a minute and has risen a little with the sends.
     assert 998 < counts.pop("push_quota_rate") < 1005
-    rings = counts.pop("push_doorbell_rings_total")
+    rings = counts.pop("push_doorbell_notifications_total")
     # One for each of the ten inserts; Postgres may make one of some.
     assert 1 <= rings <= 10
     assert counts.pop("push_in_flight", 0) == 0
@@ -228,16 +228,16 @@ async def test_metrics_after_known_traffic(database: Database, rows: Rows) -> No
 
 
 @pytest.mark.newest_postgres
-async def test_the_depth_of_the_queue(
+async def test_the_metrics_show_the_depth_of_the_queue(
     database: Database, rows: Rows, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shown, show = asyncio.Event(), Metrics.show_depth
 
-    def tell(metrics: Metrics, counts: dict[str, int], due: int, oldest_due: float) -> None:
+    def show_and_signal(metrics: Metrics, counts: dict[str, int], due: int, oldest_due: float) -> None:
         show(metrics, counts, due, oldest_due)
         shown.set()
 
-    monkeypatch.setattr(Metrics, "show_depth", tell)
+    monkeypatch.setattr(Metrics, "show_depth", show_and_signal)
     await rows.query(
         "insert into push_notifications (device_token, title, status, next_attempt_at) "
         "select 'later', 't', case when n <= 4 then 'pending' else 'failed' end, now() + interval '1 hour' "
@@ -263,7 +263,7 @@ async def test_the_depth_of_the_queue(
 
 
 @pytest.mark.newest_postgres
-async def test_prometheus_finds_nothing_to_object_to(database: Database, rows: Rows) -> None:
+async def test_promtool_accepts_the_metrics(database: Database, rows: Rows) -> None:
     promtool = tool("promtool")
     async with (
         Emulator() as emulator,

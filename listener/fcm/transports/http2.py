@@ -1,14 +1,13 @@
-"""FCM over pyreqwest: HTTP/2 where the server has it, else HTTP/1.1."""
+"""HTTP/2 where the server has it, else HTTP/1.1: by pyreqwest."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
 from datetime import timedelta
 from urllib.parse import urlsplit
 
-# Read when pyreqwest is loaded. Huge pages would cost 20 MB with a thousand requests in flight, and gain nothing.
+# pyreqwest reads it when it is loaded. Huge pages would cost 20 MB with a thousand requests in flight and gain nothing.
 os.environ.setdefault("MIMALLOC_ALLOW_THP", "0")
 
 from pyreqwest import runtime
@@ -31,67 +30,62 @@ from listener.fcm.transports.base import (
     USER_AGENT,
     Response,
     check_timeouts,
-    proxy_for,
 )
-from listener.fcm.transports.lanes import Lanes
+from listener.fcm.transports.http2_pool import Http2Pool
+from listener.fcm.transports.proxy import proxy_for
 
 PING = timedelta(seconds=5)
-"""Silence on an HTTP/2 connection that owes answers, after which it has to prove itself; and the time it has for
-that. Otherwise one that is dead would be used until TCP gives up, a quarter of an hour later."""
+"""Silence after which an HTTP/2 connection with requests in flight is sent a PING, and the time it has to answer.
+Without it a dead connection would be used until TCP gives up, a quarter of an hour later."""
 
-# The library works in threads of its own, the same for the whole process: one, and some for names to be resolved.
-_WORKING = 1
-_RESOLVING = 4
+# The library works in threads of its own, the same for the whole process: one for requests, others to resolve names.
+_REQUEST_THREADS = 1
+_RESOLVER_THREADS = 4
 
-# What is read of a body before the answer is handed over: as much as has come with its head. If more were, and that
-# broke off, the status would be lost with it.
+# Bytes of the body that the library reads before it returns the answer. If it read more and the connection broke off,
+# the status would be lost with the body.
 _FIRST_BYTE = 1
 
 
-@dataclass(slots=True, frozen=True)
-class _Route:
-    url: Url
-    host: str
-    proxied: bool
-    lanes: Lanes[Client]
-
-
-class ReqwestTransport:
+class Http2Transport:
     """Clients that each keep one HTTP/2 connection, or as many of HTTP/1.1 as they need. See ``Transport``.
 
-    Create it inside the running event loop. The library sends a request again by itself only where it certainly was
-    not carried out: the connection had closed before it was written, or HTTP/2 says so (REFUSED_STREAM, or GOAWAY
-    naming an earlier one). A cancelled request is abandoned: in the background it goes on until its answer or its
-    timeout.
+    Create it inside the running event loop. The library sends a request again only if the server certainly did not
+    carry it out: the connection had closed before the request was written, or HTTP/2 says so (REFUSED_STREAM, or a
+    GOAWAY that names an earlier request). A cancelled request goes on in the background until its answer or timeout.
 
     Args:
+        url: where to.
         connect_timeout: seconds for DNS, TCP, proxy and TLS together.
         timeout: seconds for the whole request. Source: Firebase, "Scale FCM": at least 10 s.
     """
 
-    def __init__(self, *, connect_timeout: float = 10.0, timeout: float = 15.0) -> None:
+    def __init__(self, url: str, *, connect_timeout: float = 10.0, timeout: float = 15.0) -> None:
         check_timeouts(connect_timeout, timeout)
+        self._url = Url(url)
+        self._host = urlsplit(url).hostname or ""
         self._connect_timeout = connect_timeout
         self._timeout = timeout
-        self._routes: dict[str, _Route] = {}
+        self._proxy: str | None = None
+        self._pool: Http2Pool[Client] | None = None
         self._headers: Mapping[str, str] | None = None
         self._header_map = HeaderMap()
         self._closed = False
-        runtime.runtime_worker_threads(_WORKING)
-        runtime.runtime_max_blocking_threads(_RESOLVING)
+        runtime.runtime_worker_threads(_REQUEST_THREADS)
+        runtime.runtime_max_blocking_threads(_RESOLVER_THREADS)
 
-    async def post(self, url: str, headers: Mapping[str, str], body: bytes) -> Response:
+    async def post(self, headers: Mapping[str, str], body: bytes) -> Response:
         """See ``Transport.post``."""
-        route = self._routes.get(url) or self._route_to(url)
+        pool = self._pool or self._open()
         if headers is not self._headers:
             self._header_map, self._headers = HeaderMap({**ENCODING, **headers}), headers
-        lane = route.lanes.take() or await route.lanes.wait()
-        connected: bool | None = None
+        connection = pool.take() or await pool.acquire()
+        is_open: bool | None = None
         try:
-            # As text: to let go of bytes the library needs the interpreter's lock.
-            request = lane.client.post(route.url).headers(self._header_map).body_text(body.decode())
+            # As text: to release bytes the library would need the interpreter's lock.
+            request = connection.client.post(self._url).headers(self._header_map).body_text(body.decode())
             async with request.streamed_read_buffer_limit(_FIRST_BYTE).build_streamed() as answer:
-                connected = True
+                is_open = True
                 status = answer.status
                 try:
                     content = await answer.body_reader.read(ANSWER_LIMIT)
@@ -99,34 +93,32 @@ class ReqwestTransport:
                     if not 200 <= status < 300:
                         # Half an error body would be misread: a dead token as a wrong project.
                         raise
-                    content = None  # FCM has said yes; what is lost is only the message id.
+                    content = None  # FCM has accepted the message; only the message id is lost.
                 return Response(status, answer.headers, b"" if content is None else content.to_bytes())
         except PyreqwestError as exc:
-            fault = self._fault(exc, route)
+            fault = self._fault(exc)
             if not fault.ambiguous:
-                connected = False
+                is_open = False
             raise fault from None
         finally:
-            route.lanes.done(lane, connected=connected)
+            pool.release(connection, is_open=is_open)
 
     async def close(self) -> None:
         """See ``Transport.close``."""
         self._closed = True
-        for route in self._routes.values():
-            for client in route.lanes.clients:
-                await client.close()
-        self._routes.clear()
+        pool, self._pool = self._pool, None
+        for client in pool.clients if pool else ():
+            await client.close()
 
-    def _route_to(self, url: str) -> _Route:
+    def _open(self) -> Http2Pool[Client]:
+        """Made at the first request, which then has the fault of a proxy that cannot be used."""
         if self._closed:
-            raise RuntimeError("ReqwestTransport is closed")
-        proxy = proxy_for(url)
-        lanes = Lanes(lambda: self._client(proxy), keep=KEEPALIVE)
-        route = _Route(Url(url), urlsplit(url).hostname or "", proxy is not None, lanes)
-        self._routes[url] = route
-        return route
+            raise RuntimeError("the transport is closed")
+        self._proxy = proxy_for(str(self._url))
+        self._pool = Http2Pool(self._client, keepalive=KEEPALIVE)
+        return self._pool
 
-    def _client(self, proxy: str | None) -> Client:
+    def _client(self) -> Client:
         builder = (
             ClientBuilder()
             .runtime_multithreaded(True)
@@ -140,17 +132,17 @@ class ReqwestTransport:
             .user_agent(USER_AGENT)
             .no_proxy()
         )
-        if proxy is not None:
-            builder = builder.proxy(ProxyBuilder.all(proxy))
+        if self._proxy is not None:
+            builder = builder.proxy(ProxyBuilder.all(self._proxy))
         return builder.build()
 
-    def _fault(self, exc: PyreqwestError, route: _Route) -> SendFault:
-        """What an exception means. Its type does not tell whether there was a connection; its causes do."""
+    def _fault(self, exc: PyreqwestError) -> SendFault:
+        """The fault that an exception stands for. Its causes, not its type, tell whether there was a connection."""
         causes = _causes(exc)
         if "client error (Connect)" in causes:
-            return self._not_sent(causes, route)
+            return self._not_sent(causes)
         match exc:
-            case RequestTimeoutError() if not _NOT_OURS & set(causes):
+            case RequestTimeoutError() if not _OTHER_TIMEOUTS & set(causes):
                 return SendFault("TIMEOUT", f"no answer within {self._timeout:g} s", ambiguous=True)
             case BodyDecodeError():
                 return SendFault("RESET", "the answer's body cannot be read", ambiguous=True)
@@ -160,29 +152,29 @@ class ReqwestTransport:
                 why = causes[-1] if causes else type(exc).__name__
                 return SendFault("RESET", f"the connection was lost ({why})", ambiguous=True)
 
-    def _not_sent(self, causes: list[str], route: _Route) -> SendFault:
-        """The fault for a request that never got a connection."""
+    def _not_sent(self, causes: list[str]) -> SendFault:
+        """The fault of a request that never got a connection."""
         why = causes[-1]
         if why == "operation timed out":
-            code, reason = "CONNECT", f"no connection to {route.host} within {self._connect_timeout:g} s"
-        elif route.proxied and any(
+            code, reason = "CONNECT", f"no connection to {self._host} within {self._connect_timeout:g} s"
+        elif self._proxy is not None and any(
             cause.startswith(("tunnel error", "tcp connect error")) for cause in causes
         ):
             code, reason = "PROXY", f"no way through the proxy: {why}"
         elif "dns error" in causes:
-            code, reason = "DNS", f"cannot resolve {route.host}: {why}"
+            code, reason = "DNS", f"cannot resolve {self._host}: {why}"
         elif "(os error " in why or why == "tls handshake eof":
-            code, reason = "CONNECT", f"no connection to {route.host}: {why}"
+            code, reason = "CONNECT", f"no connection to {self._host}: {why}"
         else:
-            code, reason = "TLS", f"no TLS with {route.host}: {why}"
+            code, reason = "TLS", f"no TLS with {self._host}: {why}"
         return SendFault(code, reason, ambiguous=False)
 
 
-_NOT_OURS = {"client error (SendRequest)", "keep-alive timed out"}
-"""A timeout with one of these is TCP's or the ping's, not that of the whole request."""
+_OTHER_TIMEOUTS = {"client error (SendRequest)", "keep-alive timed out"}
+"""With one of these causes a timeout is that of TCP or of the PING, not that of the whole request."""
 
 
 def _causes(exc: PyreqwestError) -> list[str]:
-    """What led to an exception, the first cause last; without the line at the top, which quotes the URL."""
+    """The causes of an exception, the root cause last; without the first line, which quotes the URL."""
     causes = exc.details["causes"] if isinstance(exc, DetailedPyreqwestError) else None
     return [cause["message"] for cause in causes or ()][1:]

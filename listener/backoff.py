@@ -1,0 +1,32 @@
+"""How long to wait after failures in a row."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import tenacity
+
+
+class Backoff:
+    """Exponential backoff with full jitter, as tenacity has it, for loops that no decorator fits.
+
+    Args:
+        first: seconds, at most, after the first failure.
+        longest: seconds, at most, after any failure.
+    """
+
+    def __init__(self, first: float, longest: float) -> None:
+        self._wait = tenacity.wait_random_exponential(multiplier=first, max=longest)
+        self._state = tenacity.RetryCallState(cast(Any, None), None, (), {})
+        self.failures = 0
+        """Failures in a row."""
+
+    def failed(self) -> float:
+        """Notes a failure; returns the seconds to wait."""
+        self.failures += 1
+        self._state.attempt_number = self.failures
+        return self._wait(self._state)
+
+    def succeeded(self) -> None:
+        """Notes a success: the next failure is the first again."""
+        self.failures = 0

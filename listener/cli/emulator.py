@@ -1,0 +1,69 @@
+"""``push-listener emulator``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from listener import process
+from listener.cli.shared import Failed
+from listener.emulator.run import DEFAULT_PORT, run
+
+
+@click.command()
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to bind to.")
+@click.option(
+    "--port",
+    default=DEFAULT_PORT,
+    show_default=True,
+    type=click.IntRange(0, 65535),
+    help="Port to listen on; 0: any free port.",
+)
+@click.option(
+    "--project", default="demo-project", show_default=True, help="Firebase project that it stands in for."
+)
+@click.option(
+    "--latency-ms",
+    default=0.0,
+    show_default=True,
+    type=click.FloatRange(0),
+    help="Delay before each answer, in milliseconds.",
+)
+@click.option(
+    "--fault",
+    "faults",
+    multiple=True,
+    metavar="RULE",
+    help="Fault to answer with, such as unavailable,share=0.1,retry_after=1. Can be given several times.",
+)
+@click.option(
+    "--credentials",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="File to write a service-account key for this emulator to.",
+)
+def command(
+    host: str, port: int, project: str, latency_ms: float, faults: tuple[str, ...], credentials: Path | None
+) -> None:
+    """Run a local FCM with faults on demand.
+
+    It answers FCM HTTP v1 and OAuth requests as Google's servers do, and keeps what it received for you to read.
+    """
+    try:
+        process.run(
+            run(
+                host=host,
+                port=port,
+                project_id=project,
+                latency_ms=latency_ms,
+                faults=faults,
+                credentials=credentials,
+                say=click.echo,
+            )
+        )
+    except ValueError as error:
+        raise click.UsageError(str(error)) from None
+    except OSError as error:
+        raise Failed(str(error)) from None
+    except KeyboardInterrupt:
+        pass

@@ -1,0 +1,146 @@
+"""The sender's own settings for each platform, from the column ``options``, laid over ours. Pure."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Any, Final
+
+from listener.fcm.data import as_texts, exact_json, refuse_reserved
+from listener.push import BadPush
+
+MAX_TTL: Final = 28 * 86400
+"""Seconds. Source: REST reference, AndroidConfig.ttl, "4 weeks"."""
+
+_ANALYTICS_LABEL = re.compile(r"[a-zA-Z0-9_.~%-]{1,50}")
+_ALLOWED = "options may have only android, apns, webpush and fcm_options, each an object"
+
+# FCM accepts either spelling of a field, but not both at once: the fields that we may set are merged under one.
+_SPELLING = {
+    "collapseKey": "collapse_key",
+    "channelId": "channel_id",
+    "fcmOptions": "fcm_options",
+    "analyticsLabel": "analytics_label",
+}
+# The case of a header name does not matter, so they are merged under our spelling.
+_HEADERS = {"ttl": "TTL", "urgency": "Urgency", "topic": "Topic"}
+
+_ANDROID_TTL = re.compile(r"(\d{1,12}(?:\.\d{1,9})?)s", re.ASCII)
+_WEB_TTL = re.compile(r"(\d{1,12})", re.ASCII)
+_EPOCH = re.compile(r"\d{1,12}", re.ASCII)
+
+
+@dataclass(slots=True, frozen=True)
+class Ttl:
+    """A time to live that the sender set in ``options``."""
+
+    seconds: float
+    text: bytes
+    """The seconds as the sender wrote them."""
+
+
+def _bad_options(reason: str) -> BadPush:
+    return BadPush(reason, code="INVALID_OPTIONS")
+
+
+def merge_options(
+    message: dict[str, Any], android: dict[str, Any], webpush: dict[str, Any], text: str, push_id: str
+) -> None:
+    """Lays the sender's ``options`` over what we set, in place.
+
+    Args:
+        message: the message, with ``data`` and ``apns``.
+        android: its AndroidConfig.
+        webpush: its WebpushConfig.
+        text: the column, as JSON.
+        push_id: goes into each platform's own data, which replaces the common data there.
+
+    Raises:
+        BadPush: the options cannot be sent.
+    """
+    options = exact_json(text, "options")
+    if options is None:
+        return
+    if not isinstance(options, dict):
+        raise _bad_options(_ALLOWED)
+    ours = {"android": android, "apns": message["apns"], "webpush": webpush, "fcm_options": {}}
+    expiration = message["apns"]["headers"].get("apns-expiration")
+    for name, theirs in options.items():
+        if name not in ours or not isinstance(theirs, dict):
+            raise _bad_options(_ALLOWED)
+        _merge(ours[name], _normal(theirs, name, push_id), f"options.{name}")
+    _keep_earlier(message["apns"]["headers"], expiration)
+    if ours["fcm_options"]:
+        message["fcm_options"] = ours["fcm_options"]
+    for config in (message, android, message["apns"], webpush):
+        _check_label(config.get("fcm_options"))
+
+
+def _normal(theirs: dict[str, Any], name: str, push_id: str) -> dict[str, Any]:
+    """The sender's settings of one platform, in our spelling."""
+    theirs = {_SPELLING.get(key, key): value for key, value in theirs.items()}
+    for key in ("notification", "fcm_options"):
+        if isinstance(inner := theirs.get(key), dict):
+            theirs[key] = {_SPELLING.get(each, each): value for each, value in inner.items()}
+    if isinstance(headers := theirs.get("headers"), dict):
+        theirs["headers"] = {_header(key): value for key, value in as_texts(headers, "options").items()}
+    # The data of a platform replaces the common data there, so the same rules hold.
+    if name in ("android", "webpush") and isinstance(data := theirs.get("data"), dict):
+        refuse_reserved(data)
+        theirs["data"] = {**as_texts(data, "options"), "push_id": push_id}
+    return theirs
+
+
+def _header(name: str) -> str:
+    lower = name.lower()
+    return _HEADERS.get(lower) or (lower if lower.startswith("apns-") else name)
+
+
+def _merge(ours: dict[str, Any], theirs: dict[str, Any], path: str) -> None:
+    for key, value in theirs.items():
+        mine = ours.get(key)
+        if not isinstance(mine, dict):
+            ours[key] = value
+        elif isinstance(value, dict):
+            _merge(mine, value, f"{path}.{key}")
+        else:
+            raise _bad_options(f"{path}.{key} must be an object")
+
+
+def _keep_earlier(headers: dict[str, Any], expiration: str | None) -> None:
+    """Keeps the earlier of our ``apns-expiration`` and the sender's."""
+    theirs = headers.get("apns-expiration")
+    if theirs is None or theirs == expiration:
+        return
+    if not _EPOCH.fullmatch(theirs):
+        raise _bad_options("options.apns.headers.apns-expiration must be seconds since 1970, or 0")
+    if expiration is not None and int(expiration) < int(theirs):
+        headers["apns-expiration"] = expiration
+
+
+def _check_label(fcm_options: object) -> None:
+    label = fcm_options.get("analytics_label") if isinstance(fcm_options, dict) else None
+    if label is not None and not (isinstance(label, str) and _ANALYTICS_LABEL.fullmatch(label)):
+        raise _bad_options("analytics_label must be 1 to 50 of the characters a-z A-Z 0-9 - _ . ~ %")
+
+
+def android_ttl(android: dict[str, Any]) -> Ttl | None:
+    """Takes the sender's ``android.ttl`` out of the message. Raises BadPush."""
+    return _ttl(android.pop("ttl", None), _ANDROID_TTL, 'options.android.ttl must be like "3600s"')
+
+
+def web_ttl(webpush: dict[str, Any]) -> Ttl | None:
+    """Takes the sender's web ``TTL`` out of the message. Raises BadPush."""
+    return _ttl(
+        webpush["headers"].pop("TTL", None), _WEB_TTL, 'options.webpush.headers.TTL must be like "3600"'
+    )
+
+
+def _ttl(value: object, pattern: re.Pattern[str], complaint: str) -> Ttl | None:
+    if value is None:
+        return None
+    found = pattern.fullmatch(value) if isinstance(value, str) else None
+    if found is None:
+        raise _bad_options(complaint)
+    seconds = float(found[1])
+    return Ttl(seconds, found[1].encode()) if seconds <= MAX_TTL else Ttl(MAX_TTL, b"%d" % MAX_TTL)

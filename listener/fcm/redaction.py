@@ -1,0 +1,31 @@
+"""Texts of others, made safe to show and to keep: one line, bounded, without tokens and keys. Pure."""
+
+from __future__ import annotations
+
+import re
+
+_TEXT_LIMIT = 300
+_LONG_WORD = re.compile(r"[A-Za-z0-9_-]{20,}")
+
+
+def without_tokens(text: str) -> str:
+    """A text as one line, with every word replaced that looks like a token or a key."""
+    line = " ".join("".join(c if c.isprintable() else " " for c in text).split())
+    return _LONG_WORD.sub(_hide_token, line)
+
+
+def quoted(text: str) -> str:
+    """FCM's text, to be appended to a reason; empty if there is none."""
+    line = without_tokens(text)
+    if len(line) > _TEXT_LIMIT:
+        line = line[: _TEXT_LIMIT - 3] + "..."
+    return f'; FCM says: "{line}"' if line else ""
+
+
+def _hide_token(match: re.Match[str]) -> str:
+    """Tokens mix upper and lower case, or are long and hexadecimal; names of projects do neither."""
+    word = match.group()
+    is_mixed = word != word.lower() and word != word.upper()
+    if is_mixed or (len(word) >= 32 and any(c.isdigit() for c in word)):
+        return "[hidden]"
+    return word

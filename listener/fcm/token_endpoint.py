@@ -1,0 +1,170 @@
+"""One refresh of an access token: google-auth asks the token endpoint, and each failure becomes an ``AuthFault``."""
+
+from __future__ import annotations
+
+import ssl
+import time
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+import requests
+import urllib3
+from google.auth import exceptions
+from google.auth.credentials import Credentials
+from google.auth.transport import Response as AuthResponse
+from google.auth.transport.requests import Request as RequestsRequest
+
+from listener.fcm.fault import AuthFault, refresh_timed_out
+from listener.fcm.redaction import without_tokens
+
+UNKNOWN_LIFE = 3600.0
+"""Seconds that a token is assumed to live if its answer does not say. Source: Google, access tokens."""
+
+DOUBTFUL_LIFE = 60.0
+"""Seconds that a token is used whose date of expiry is in the past when it arrives."""
+
+OAUTH_ERRORS = frozenset(
+    {
+        "invalid_request",
+        "invalid_client",
+        "invalid_grant",
+        "unauthorized_client",
+        "unsupported_grant_type",
+        "invalid_scope",
+        "access_denied",
+    }
+)
+"""Source: RFC 6749, 4.1.2.1 and 5.2. Only these become codes, so that the codes are bounded."""
+
+
+class _Unavailable(exceptions.TransportError):
+    """The token endpoint answered that it cannot serve the request now."""
+
+
+class _Request(RequestsRequest):
+    """google-auth's HTTP client, which honours HTTPS_PROXY, with a deadline for all its exchanges."""
+
+    def __init__(self, session: requests.Session, deadline: float) -> None:
+        super().__init__(session)
+        self._deadline = deadline
+        self.status: int | None = None
+        """The HTTP status of the last exchange; None if there was no answer, or one that says to try again."""
+
+    def __call__(
+        self,
+        url: str,
+        method: str = "GET",
+        body: bytes | None = None,
+        headers: Mapping[str, str] | None = None,
+        timeout: float | None = None,
+        **kwargs: Any,
+    ) -> AuthResponse:
+        self.status = None
+        left = self._deadline - time.monotonic()
+        if left <= 0:
+            raise exceptions.TransportError from requests.Timeout()
+        answer: AuthResponse = super().__call__(  # type: ignore[no-untyped-call]
+            url, method, body, headers, min(timeout or left, left), **kwargs
+        )
+        if answer.status >= 500 or answer.status in (408, 429):
+            # For some of these google-auth would sleep and try again. The backoff of AccessTokens covers all of them.
+            raise _Unavailable(f"the token endpoint answered {answer.status}")  # type: ignore[no-untyped-call]
+        self.status = answer.status
+        return answer
+
+
+def fetch_token(credentials: Credentials, timeout: float) -> tuple[str, float]:
+    """A new access token and the seconds that it lives. Blocks.
+
+    Args:
+        credentials: what ``load_credentials`` gives.
+        timeout: seconds for all exchanges together. Resolving a name may take longer.
+
+    Raises:
+        AuthFault: there is no new token.
+    """
+    with requests.Session() as session:
+        request = _Request(session, time.monotonic() + timeout)
+        try:
+            credentials.refresh(request)  # type: ignore[no-untyped-call]
+            return _token(credentials)
+        except Exception as exc:  # Odd answers make google-auth raise KeyError, TypeError and the like.
+            raise _fault(exc, request.status) from None
+
+
+def _token(credentials: Credentials) -> tuple[str, float]:
+    token, expiry = credentials.token, credentials.expiry
+    if not isinstance(token, str) or not token:
+        raise TypeError("no access token")
+    if expiry is None:
+        return token, UNKNOWN_LIFE
+    life = (expiry - datetime.now(UTC).replace(tzinfo=None)).total_seconds()
+    # Some credentials give a date, which is past for a clock that is wrong: FCM decides whether the token is valid.
+    return token, life if life > 0 else DOUBTFUL_LIFE
+
+
+def _fault(exc: Exception, status: int | None) -> AuthFault:
+    """The fault of a failed refresh. ``status``: that of its last HTTP exchange, see ``_Request``."""
+    if status is not None:
+        if 400 <= status < 500:
+            return _refused(exc, status)
+        return AuthFault(
+            "OAUTH_PROTOCOL",
+            f"unreadable answer from the token endpoint ({type(exc).__name__})",
+            permanent=False,
+        )
+    unreachable: str | None = None
+    cause: BaseException | None = exc
+    while cause is not None:
+        match cause:
+            case _Unavailable():
+                return AuthFault("OAUTH_UNAVAILABLE", str(cause), permanent=False)
+            case requests.Timeout():
+                return refresh_timed_out()
+            case requests.ConnectionError():
+                unreachable = _unreachable(getattr(cause.args[0], "reason", cause) if cause.args else cause)
+            case requests.RequestException() | exceptions.TransportError():
+                unreachable = type(cause).__name__
+        cause = cause.__cause__
+    if unreachable is not None:
+        text = f"no answer from the token endpoint: {unreachable}"
+        return AuthFault("OAUTH_CONNECT", text, permanent=False)
+    # No request was made: a file of the credentials is missing, for instance.
+    text = without_tokens(str(exc))[:200] if isinstance(exc, exceptions.RefreshError) else type(exc).__name__
+    return AuthFault("OAUTH_CREDENTIALS", f"the credentials cannot be used: {text}", permanent=True)
+
+
+def _unreachable(reason: object) -> str:
+    """Why urllib3 got no connection, in our words.
+
+    Its own would show a part of a proxy's password as the name of the host, if the password has a delimiter in it.
+    """
+    match reason:
+        case urllib3.exceptions.ProxyError():
+            return "cannot connect through the proxy that HTTPS_PROXY, HTTP_PROXY or ALL_PROXY names"
+        case urllib3.exceptions.NewConnectionError() if isinstance(why := reason.__cause__, OSError):
+            return why.strerror or type(why).__name__
+        case urllib3.exceptions.SSLError() if reason.args and isinstance(
+            why := reason.args[0], ssl.SSLCertVerificationError
+        ):
+            return f"its certificate is not valid ({why.verify_message.partition(',')[0]})"
+        case urllib3.exceptions.SSLError():
+            return "no TLS with it"
+        case _:
+            return type(reason).__name__
+
+
+def _refused(exc: Exception, status: int) -> AuthFault:
+    """The token endpoint refuses the credentials. Source: RFC 6749, 5.2."""
+    details = exc.args[1] if len(exc.args) > 1 else None
+    error = details.get("error") if isinstance(details, Mapping) else None
+    description = details.get("error_description") if isinstance(details, Mapping) else None
+    if not isinstance(error, str) or error not in OAUTH_ERRORS:
+        return AuthFault("OAUTH_REFUSED", f"the token endpoint answered {status}", permanent=True)
+    reason = f"the token endpoint refused the credentials: {error}"
+    if isinstance(description, str):
+        reason += f" ({without_tokens(description)[:200]})"
+    if error == "invalid_grant":
+        reason += "; has the key been revoked, or is this machine's clock wrong?"
+    return AuthFault(f"OAUTH_{error.upper()}", reason, permanent=True)

@@ -1,0 +1,59 @@
+"""The rows that this worker has claimed and not settled yet."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import time
+from collections.abc import Iterable, Sequence
+from uuid import UUID
+
+from listener.metrics import Metrics
+from listener.push import Push, Settlement
+
+
+class HeldRows:
+    """What bounds this worker's memory. ``lease``: seconds for which a claimed row belongs to it."""
+
+    def __init__(self, metrics: Metrics, *, lease: float) -> None:
+        self._metrics = metrics
+        self._lease = lease
+        self._claimed_at: dict[tuple[UUID, int], float] = {}  # by id and attempt, the oldest first
+        self._empty = asyncio.Event()
+        self._empty.set()
+
+    def __len__(self) -> int:
+        return len(self._claimed_at)
+
+    @property
+    def ids(self) -> list[UUID]:
+        """Of all rows."""
+        return [push_id for push_id, _ in self._claimed_at]
+
+    @property
+    def old(self) -> list[UUID]:
+        """Rows whose lease may have ended, or soon ends: this worker must not claim them again and send them anew."""
+        before = time.monotonic() - self._lease / 2
+        rows = itertools.takewhile(lambda row: row[1] < before, self._claimed_at.items())
+        return [push_id for (push_id, _), _ in rows]
+
+    def add(self, pushes: Sequence[Push], claimed_at: float) -> None:
+        """A claim that began at ``claimed_at`` (monotonic seconds) has brought these."""
+        for push in pushes:
+            self._claimed_at[push.id, push.attempt] = claimed_at
+        if pushes:
+            self._empty.clear()
+        self._metrics.claimed.inc(len(pushes))
+        self._metrics.in_flight.set(len(self))
+
+    def remove(self, settlements: Iterable[Settlement]) -> None:
+        """These are settled."""
+        for settlement in settlements:
+            self._claimed_at.pop((settlement.push_id, settlement.attempt), None)
+        self._metrics.in_flight.set(len(self))
+        if not self._claimed_at:
+            self._empty.set()
+
+    async def wait_empty(self) -> None:
+        """Returns once every row is settled."""
+        await self._empty.wait()

@@ -1,0 +1,49 @@
+"""Whether the database answers the dispatcher."""
+
+from __future__ import annotations
+
+import asyncio
+
+import structlog
+
+from listener.backoff import Backoff
+from listener.log import should_log
+from listener.metrics import Metrics
+from listener.postgres.errors import fault_name
+
+log = structlog.get_logger(__name__)
+
+
+class Reach:
+    """Counts looks at the queue that fail in a row, and says how long to wait after each."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        self._metrics = metrics
+        self._backoff = Backoff(0.5, 2.0)
+        self._answered = asyncio.Event()
+        self.is_up = False
+        """Whether the last look at the queue was answered."""
+
+    @property
+    def is_recovering(self) -> bool:
+        """Whether a look has failed since the last one that was answered whole: a claim may have been lost."""
+        return self._backoff.failures > 0
+
+    def failed(self, error: Exception) -> float:
+        """Notes a failed look; returns the seconds to wait."""
+        self.is_up = False
+        seconds = self._backoff.failed()
+        self._metrics.database_errors.labels("claim").inc()
+        if should_log(self._backoff.failures):
+            log.warning("cannot claim", error=fault_name(error), tries=self._backoff.failures)
+        return seconds
+
+    def answered(self) -> None:
+        """The queue has been looked at."""
+        self.is_up = True
+        self._answered.set()
+        self._backoff.succeeded()
+
+    async def wait_answered(self) -> None:
+        """Returns once the queue has been looked at for the first time."""
+        await self._answered.wait()

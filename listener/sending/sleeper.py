@@ -1,0 +1,90 @@
+"""Sleep between two looks at the queue: until the doorbell rings or a row is due."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import random
+import time
+
+from listener.postgres.connect import STATEMENT_PATIENCE_S
+from listener.postgres.locks import LockWatch
+from listener.postgres.queue import Queue
+from listener.sending.held import HeldRows
+from listener.sending.reach import Reach
+from listener.wakeup.waker import Waker
+
+# uvloop counts in whole milliseconds, and its timers fire up to one too early.
+_TIMERS_EARLY_S = 0.01
+
+_LOCKED_FIRST_S, _LOCKED_AT_MOST_S = 0.01, 0.5
+
+
+class Sleeper:
+    """Asks when the next row is due, and now and then sweeps: it asks without a reason, and for what went wrong.
+
+    Args:
+        waker: wakes the sleeper, and learns what a sweep has found.
+        held: rows that this worker holds; they count as due for no one here.
+        lock_watch: learns who holds locks of push-listener without being part of it.
+        sweep_interval: seconds between two sweeps, at most.
+    """
+
+    def __init__(
+        self,
+        queue: Queue,
+        waker: Waker,
+        held: HeldRows,
+        reach: Reach,
+        lock_watch: LockWatch,
+        *,
+        sweep_interval: float,
+    ) -> None:
+        self._queue = queue
+        self._waker = waker
+        self._look = waker.look
+        self._held = held
+        self._reach = reach
+        self._lock_watch = lock_watch
+        self._sweep_interval = sweep_interval
+        self._sweep_at = -math.inf
+        self._passed_over = 0  # looks in a row that brought nothing although a row was due
+        self._rng = random.Random()  # noqa: S311  # jitter, not secrecy
+
+    def found(self) -> None:
+        """A claim has brought rows."""
+        self._passed_over = 0
+
+    async def sleep(self) -> None:
+        """Returns when the queue is to be looked at. Raises psycopg.Error or TimeoutError."""
+        while True:
+            self._look.prepare_to_sleep()
+            earliest = await self.earliest()
+            self._reach.answered()
+            if earliest is not None and earliest <= 0.0:
+                # The row fell due after the claim, or another transaction has locked it, perhaps for long.
+                await self._look.wait(_wait_for_locked(self._passed_over))
+                self._passed_over += 1
+                return
+            self._passed_over = 0
+            seconds = max(0.0, self._sweep_at - time.monotonic())
+            if earliest is not None:
+                seconds = min(seconds, earliest)
+            if await self._look.sleep(seconds):
+                return
+
+    async def earliest(self) -> float | None:
+        """Seconds until the first row is due; None: none waits. When a sweep is due, the same statement sweeps."""
+        async with asyncio.timeout(STATEMENT_PATIENCE_S):
+            if time.monotonic() < self._sweep_at - _TIMERS_EARLY_S:
+                return await self._queue.earliest(self._held.old)
+            sweep = await self._queue.sweep(self._held.old)
+        self._sweep_at = time.monotonic() + self._sweep_interval * self._rng.uniform(0.9, 1.0)
+        self._lock_watch.saw(sweep.strangers)
+        self._waker.swept(sweep)
+        return sweep.earliest
+
+
+def _wait_for_locked(looks: int) -> float:
+    """Seconds until the next look, after so many looks in a row that found a due row locked."""
+    return 0.0 if looks == 0 else min(_LOCKED_AT_MOST_S, _LOCKED_FIRST_S * 2.0 ** min(looks - 1, 10))

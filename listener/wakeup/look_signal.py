@@ -1,0 +1,71 @@
+"""What wakes the dispatcher."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+
+from listener.waiting import wait
+
+_NOT_ASLEEP = -math.inf
+
+
+class LookSignal:
+    """Asks the dispatcher to look at the queue, for one of three reasons.
+
+    The wakers report inserts, which always wake it. Whoever settles reports free capacity and rows that are due again,
+    which wake it only if it waits for that.
+    """
+
+    def __init__(self) -> None:
+        self._event = asyncio.Event()
+        self._notified = False
+        self._waits_for_capacity = False
+        self._asleep_until = _NOT_ASLEEP
+
+    def notify(self) -> None:
+        """There may be something to claim. May be called at any time, and for nothing."""
+        self._notified = True
+        self._event.set()
+
+    def capacity(self) -> None:
+        """More may be claimed than before."""
+        if self._waits_for_capacity:
+            self._event.set()
+
+    def due_in(self, seconds: float) -> None:
+        """A row of this worker is due again in ``seconds``."""
+        if time.monotonic() + seconds < self._asleep_until:
+            self._event.set()
+
+    def stop(self) -> None:
+        """The dispatcher looks once more whether it is to stop."""
+        self._event.set()
+
+    def take(self) -> bool:
+        """Forgets the reasons so far, because a look follows; returns whether one of them was ``notify``."""
+        self._event.clear()
+        notified, self._notified = self._notified, False
+        return notified
+
+    def prepare_to_sleep(self) -> None:
+        """From here on every row that is due again wakes the dispatcher: the look that follows may not have seen it."""
+        self._asleep_until = math.inf
+
+    async def sleep(self, seconds: float) -> bool:
+        """Waits for ``seconds``, for a notification, or for a row that is due earlier; returns whether one came."""
+        self._asleep_until = time.monotonic() + seconds
+        woken = await wait(self._event, seconds)
+        self._asleep_until = _NOT_ASLEEP
+        return woken
+
+    async def wait_for_capacity(self, seconds: float | None) -> None:
+        """Waits for capacity or a notification, at most for ``seconds``."""
+        self._waits_for_capacity = True
+        await wait(self._event, seconds)
+        self._waits_for_capacity = False
+
+    async def wait(self, seconds: float) -> bool:
+        """Waits for a notification, at most for ``seconds``; returns whether it came."""
+        return await wait(self._event, seconds)

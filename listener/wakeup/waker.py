@@ -1,0 +1,172 @@
+"""When a worker looks at the queue: on a notification and while it polls, or every few seconds."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Protocol
+
+from listener.metrics import Metrics
+from listener.postgres.queue import Queue, Sweep
+from listener.postgres.workers import Workers
+from listener.wakeup.busy_polling import BusyPolling
+from listener.wakeup.doorbell import Doorbell, Topic
+from listener.wakeup.identity import ROW_IS_GONE, IdentityLost
+from listener.wakeup.look_signal import LookSignal
+from listener.wakeup.peers import ExpectsLosses, PeerWatch
+
+_TELL_PEERS_S = 1.0
+
+
+class Waker(Protocol):
+    """Wakes the dispatcher."""
+
+    @property
+    def look(self) -> LookSignal:
+        """Set when the queue is to be looked at."""
+        ...
+
+    def may_claim(self) -> bool:
+        """Whether peers can see that this worker lives. If not, they would take over what it claims."""
+        ...
+
+    def note_look(self) -> None:
+        """The worker looks at the queue now."""
+        ...
+
+    def poll_delay(self, found: int) -> float | None:
+        """Learns what a look at both priorities has found; returns the seconds until the next poll.
+
+        None: sleep until a notification comes or a row is due.
+        """
+        ...
+
+    def swept(self, sweep: Sweep) -> None:
+        """Learns what a sweep has found."""
+        ...
+
+    def stop(self) -> None:
+        """The worker looks at the queue no more, and lets its peers know."""
+        ...
+
+    async def finish(self) -> None:
+        """Returns once the peers know, or after a second."""
+        ...
+
+    async def run(self) -> IdentityLost:
+        """Works until cancelled, or until the worker cannot go on under its id."""
+        ...
+
+
+class ListeningWaker:
+    """Listens, polls while much is inserted, and watches its peers.
+
+    Args:
+        dsn: a direct connection, or a pooler in session mode.
+        health: learns how many workers have died.
+        heartbeat: seconds of silence after which the LISTEN connection has to prove itself.
+        max_in_flight: pushes that this worker has in flight, at most.
+    """
+
+    def __init__(
+        self,
+        dsn: str,
+        queue: Queue,
+        workers: Workers,
+        health: ExpectsLosses,
+        metrics: Metrics,
+        *,
+        heartbeat: float,
+        max_in_flight: int,
+    ) -> None:
+        self.look = LookSignal()
+        self.doorbell = Doorbell(dsn, workers.worker_id, metrics, heartbeat=heartbeat)
+        self.polling = BusyPolling(workers, self.doorbell, self.look, metrics)
+        self.peers = PeerWatch(
+            queue,
+            workers,
+            self.doorbell,
+            self.polling,
+            self.look,
+            health,
+            metrics,
+            max_in_flight=max_in_flight,
+        )
+        self.doorbell.subscribe(Topic.NOTIFIED, self.polling.notified)
+        self.doorbell.subscribe(Topic.NOTIFIED, self.look.notify)
+        self.doorbell.subscribe(Topic.NOTIFIED, self.peers.note_activity)
+        self.doorbell.subscribe(Topic.RECHECK, self.polling.request_recheck)
+        self._row_lost = asyncio.Event()
+
+    def may_claim(self) -> bool:
+        """See :class:`Waker`."""
+        return self.doorbell.connected
+
+    def note_look(self) -> None:
+        """See :class:`Waker`."""
+        self.peers.note_activity()
+
+    def poll_delay(self, found: int) -> float | None:
+        """See :class:`Waker`."""
+        return self.polling.poll_delay(found)
+
+    def swept(self, sweep: Sweep) -> None:
+        """See :class:`Waker`."""
+        if sweep.silenced:
+            self.polling.request_recheck()
+        if not sweep.registered:
+            self._row_lost.set()
+
+    def stop(self) -> None:
+        """See :class:`Waker`."""
+        self.polling.stop()
+
+    async def finish(self) -> None:
+        """See :class:`Waker`."""
+        await self.polling.wait_stopped(_TELL_PEERS_S)
+
+    async def run(self) -> IdentityLost:
+        """See :class:`Waker`."""
+        async with asyncio.TaskGroup() as group:
+            background = [group.create_task(part.run()) for part in (self.polling, self.peers)]
+            listening = group.create_task(self.doorbell.run())
+            row_lost = group.create_task(self._row_lost.wait())
+            await asyncio.wait({listening, row_lost}, return_when=asyncio.FIRST_COMPLETED)
+            lost = listening.result() if listening.done() else IdentityLost(ROW_IS_GONE, is_own=False)
+            for task in (*background, listening, row_lost):
+                task.cancel()
+        return lost
+
+
+class SweepingWaker:
+    """Without a connection that listens, as behind a pooler in transaction mode: the dispatcher's sweeps are all."""
+
+    def __init__(self) -> None:
+        self.look = LookSignal()
+        self._row_lost = asyncio.Event()
+
+    def may_claim(self) -> bool:
+        """See :class:`Waker`."""
+        return True
+
+    def note_look(self) -> None:
+        """See :class:`Waker`."""
+
+    def poll_delay(self, found: int) -> float | None:
+        """See :class:`Waker`."""
+        return None
+
+    def swept(self, sweep: Sweep) -> None:
+        """See :class:`Waker`."""
+        if not sweep.registered:
+            self._row_lost.set()
+
+    def stop(self) -> None:
+        """See :class:`Waker`."""
+
+    async def finish(self) -> None:
+        """See :class:`Waker`."""
+
+    async def run(self) -> IdentityLost:
+        """See :class:`Waker`."""
+        await self._row_lost.wait()
+        return IdentityLost(ROW_IS_GONE, is_own=False)

@@ -1,0 +1,182 @@
+"""One worker: its parts, and its life under one id."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+import psycopg
+import structlog
+
+from listener.config import Settings
+from listener.fcm.sender import Sender
+from listener.limits.admission import Admission
+from listener.limits.health import FcmHealth
+from listener.limits.quota import Quota
+from listener.limits.shared_quota import SharedQuota
+from listener.metrics import Metrics
+from listener.postgres.locks import LockWatch
+from listener.registration import Registered
+from listener.schema import retention
+from listener.sending.attempt import Attempts
+from listener.sending.depth import DepthWatch
+from listener.sending.dispatcher import Dispatcher
+from listener.sending.held import HeldRows
+from listener.sending.pause_report import PauseReport
+from listener.sending.reach import Reach
+from listener.sending.settler import Settler
+from listener.sending.sleeper import Sleeper
+from listener.wakeup.identity import IdentityLost
+from listener.wakeup.waker import ListeningWaker, SweepingWaker, Waker
+
+log = structlog.get_logger(__name__)
+
+# The part of the shutdown grace that is kept for writing results after the requests have been abandoned.
+_KEPT_FOR_SETTLING = 0.2
+_SIGN_OFF_PATIENCE_S = 2.0
+
+
+class Worker:
+    """Claims, sends and settles under the id with which it is registered.
+
+    Args:
+        registered: the worker's id, and how it reaches the database.
+        sender: sends to FCM.
+        health: what FCM's answers have said so far.
+        quota: what has been sent of it so far.
+        lock_watch: learns who holds locks of push-listener without being part of it.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        registered: Registered,
+        sender: Sender,
+        health: FcmHealth,
+        quota: Quota,
+        lock_watch: LockWatch,
+        metrics: Metrics,
+    ) -> None:
+        queue, workers = registered.queue, registered.workers
+        self._settings = settings
+        self._workers = workers
+        self._metrics = metrics
+        self._quota = SharedQuota(workers, quota, metrics)
+        self._quota.learn(registered.quota)
+        self.waker = _waker(settings, registered, health, metrics)
+        look = self.waker.look
+        held = HeldRows(metrics, lease=settings.lease)
+        self.reach = Reach(metrics)
+        self.settler = Settler(queue, held, look, metrics, batch=settings.settle_batch)
+        self.dispatcher = Dispatcher(
+            queue,
+            self.waker,
+            Admission(health, self._quota, max_in_flight=settings.max_in_flight, batch=settings.claim_batch),
+            self._quota,
+            Attempts(sender, settings, metrics, health, self._quota, PauseReport(health, look, metrics)),
+            self.settler,
+            held,
+            Sleeper(
+                queue, self.waker, held, self.reach, lock_watch, sweep_interval=settings.longest_poll_delay
+            ),
+            self.reach,
+        )
+        self._depth = DepthWatch(queue, self.dispatcher, metrics, interval=settings.queue_depth_interval)
+
+    @property
+    def obstacles(self) -> list[str]:
+        """What keeps this worker from its work, in fixed words: anybody may read them."""
+        found = []
+        if not (self.reach.is_up and self.settler.succeeds):
+            found.append("the database cannot be reached")
+        if not self.waker.may_claim():
+            found.append("not listening for new rows")
+        return found
+
+    async def run(self, stop: asyncio.Event, hurry: asyncio.Event, on_ready: Callable[[], None]) -> bool:
+        """Works until ``stop``, and then for the grace period at most; ``hurry`` shortens that.
+
+        Returns whether it was stopped; False: it cannot go on under its id. ``on_ready`` is called once rows are
+        claimed.
+        """
+        async with asyncio.TaskGroup() as group:
+            waking = group.create_task(self.waker.run())
+            background = [group.create_task(part.run()) for part in (self._depth, self._quota)]
+            if self._settings.retention is not None:
+                keeping = retention.keep(self._settings.listen_dsn, self._settings.retention, self._metrics)
+                background.append(group.create_task(keeping))
+            working = group.create_task(self.dispatcher.run())
+            stopping = group.create_task(stop.wait())
+            starting = group.create_task(self.reach.wait_answered())
+            await _first(starting, waking, stopping)
+            if not (waking.done() or stopping.done()):
+                log.info(
+                    "ready",
+                    worker=self._workers.worker_id,
+                    in_flight_at_most=self._settings.max_in_flight,
+                )
+                on_ready()
+            await _first(waking, stopping)
+            self.dispatcher.stop()
+            lost = None if stopping.done() else waking.result()
+            if lost is None:
+                log.info("stopping", grace_s=self._settings.shutdown_grace)
+            else:
+                await self._leave_id(lost)
+            self.waker.stop()
+            await self._finish(working, hurry)
+            await self.waker.finish()
+            for task in (*background, waking, stopping, starting):
+                task.cancel()
+        # Otherwise peers, or the next start, take over the rows that are left.
+        if lost is None and not working.cancelled() and working.result():
+            await self._sign_off()
+        return lost is None
+
+    async def _leave_id(self, lost: IdentityLost) -> None:
+        log.warning("registering anew", worker=self._workers.worker_id, reason=lost.reason, **lost.facts)
+        if lost.is_own:  # at once, or its peers would take over what it is still sending
+            await self._sign_off()
+
+    async def _finish(self, working: asyncio.Task[bool], hurry: asyncio.Event) -> None:
+        """Lets requests end by themselves for most of the grace period, then gives their rows back and settles."""
+        grace = self._settings.shutdown_grace
+        hurrying = asyncio.create_task(hurry.wait())
+        await _first(working, hurrying, within=grace * (1 - _KEPT_FOR_SETTLING))
+        hurrying.cancel()
+        if working.done():
+            return
+        log.warning("giving back what is in flight")
+        self.dispatcher.give_back()
+        await _first(working, within=grace * _KEPT_FOR_SETTLING)
+        if not working.done():
+            log.error(
+                "could not settle everything; another worker takes the rows over, at the latest when their lease ends",
+                lease_s=self._settings.lease,
+            )
+            working.cancel()
+
+    async def _sign_off(self) -> None:
+        try:
+            async with asyncio.timeout(_SIGN_OFF_PATIENCE_S):
+                await self._workers.sign_off()
+        except (psycopg.Error, TimeoutError):
+            log.warning("could not sign off")
+
+
+def _waker(settings: Settings, registered: Registered, health: FcmHealth, metrics: Metrics) -> Waker:
+    if settings.wakeup == "sweep":
+        return SweepingWaker()
+    return ListeningWaker(
+        settings.listen_dsn,
+        registered.queue,
+        registered.workers,
+        health,
+        metrics,
+        heartbeat=settings.listen_check_interval,
+        max_in_flight=settings.max_in_flight,
+    )
+
+
+async def _first(*tasks: asyncio.Task[object], within: float | None = None) -> None:
+    await asyncio.wait(tasks, timeout=within, return_when=asyncio.FIRST_COMPLETED)
