@@ -54,8 +54,8 @@ select l.pid, pg_catalog.pg_get_userbyid(a.usesysid)::text
     and l.database = (select oid from pg_catalog.pg_database where datname = pg_catalog.current_database())
 """
 
-# The trigger of every insert holds the lock "awake" for an instant, in shared mode. Only a session that is seen with it
-# in so many looks in a row is a stranger.
+# The trigger of every insert holds the lock "polling" for a moment, in shared mode. Only a session that holds it in
+# this many looks in a row is a stranger.
 _LOOKS = 3
 _BETWEEN_LOOKS_S = 0.1
 
@@ -63,7 +63,7 @@ _MOST_TOLD = 10
 """Warnings at once. A stranger may open many sessions."""
 
 _EFFECTS = {
-    "awake": "inserts do not ring, and workers look at the queue instead",
+    "polling": "inserts do not ring, and workers look at the queue instead",
     "liveness": "a worker with that id could not start, or could not come back; it takes another id",
     "purge": "it looks as if another process purged; it is not waited for",
     "migrate": "push-listener migrate cannot start",
@@ -76,7 +76,7 @@ class LockHolder:
     """A session or prepared transaction that holds, or waits for, a lock that is not its own."""
 
     lock: str
-    """``awake``, ``liveness``, ``purge``, ``migrate`` or ``rollback``."""
+    """``polling``, ``liveness``, ``purge``, ``migrate`` or ``rollback``."""
     key: int
     """For ``liveness`` the id of the worker whose lock it is, the lowest if it holds several."""
     pid: int | None
@@ -106,7 +106,7 @@ class LockHolder:
     @property
     def is_momentary(self) -> bool:
         """Whether it may be the trigger of an insert, which lets go at once."""
-        return self.lock == "awake" and not self.exclusive
+        return self.lock == "polling" and not self.exclusive
 
     def __str__(self) -> str:
         holder = f"prepared transaction {self.prepared!r}" if self.pid is None else f"session {self.pid}"

@@ -243,12 +243,12 @@ select extract(epoch from least(
 _SWEEP: LiteralString = (
     """
 with holders as materialized (
-  select * from push_listener.lock_holders where lock in ('awake', 'liveness')
+  select * from push_listener.lock_holders where lock in ('polling', 'liveness')
 )
 select
   exists (
     select from holders a
-      where a.lock = 'awake' and a.exclusive and not exists (  -- this worker itself
+      where a.lock = 'polling' and a.exclusive and not exists (  -- this worker itself
         select from holders l
           where l.lock = 'liveness' and l.key = %(worker)s and l.granted and l.is_ours and l.pid = a.pid)),
   exists (select from push_listener.workers where id = %(worker)s),

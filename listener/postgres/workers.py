@@ -90,25 +90,25 @@ select pg_catalog.count(*) from push_listener.workers where lost and stopped_at 
 
 # How much of FCM's quota all may use, for how many seconds that has been so, and how many other workers live.
 _FLEET = """
-select r.part, extract(epoch from pg_catalog.clock_timestamp() - r.lowered_at)::float8, (
+select r.fraction, extract(epoch from pg_catalog.clock_timestamp() - r.reduced_at)::float8, (
     select pg_catalog.count(distinct w.id)
       from push_listener.lock_holders h
       join push_listener.workers w on w.id = h.key and w.stopped_at is null
       where h.lock = 'liveness' and w.id <> %(worker)s and h.granted and h.is_ours)
   from (select 1) one
-  left join push_listener.rate r on true
+  left join push_listener.shared_quota r on true
 """
 
 # At most once a second for all workers together, and never to more than the part that has come back by now. A time in
 # the future is from before the clock was put back, and is ignored.
 _LOWER = """
-update push_listener.rate
-  set part = case when lowered_at > pg_catalog.clock_timestamp() then %(part)s::float8
+update push_listener.shared_quota
+  set fraction = case when reduced_at > pg_catalog.clock_timestamp() then %(part)s::float8
                   else least(%(part)s::float8,
-                             part + extract(epoch from pg_catalog.clock_timestamp() - lowered_at)::float8
+                             fraction + extract(epoch from pg_catalog.clock_timestamp() - reduced_at)::float8
                                     / %(recovery)s::float8) end,
-      lowered_at = pg_catalog.clock_timestamp()
-  where lowered_at not between pg_catalog.clock_timestamp() - interval '1 second'
+      reduced_at = pg_catalog.clock_timestamp()
+  where reduced_at not between pg_catalog.clock_timestamp() - interval '1 second'
                            and pg_catalog.clock_timestamp()
 """
 

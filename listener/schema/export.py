@@ -99,7 +99,7 @@ class _File:
     """What a file of that name must hold, once its functions are replaced by the lines that include them."""
 
 
-def emit(project: Path) -> list[Path]:
+def emit(project: Path, migrations: list[Migration] | None = None) -> list[Path]:
     """Writes what is missing into ``project``, the folder `supabase` of an application; returns the new files.
 
     Migrations are named so that they come after those that are there, whose tables they may adopt, and keep
@@ -108,11 +108,11 @@ def emit(project: Path) -> list[Path]:
 
     Raises MigrationError, having written nothing, when a file that is there has other content, and OSError.
     """
-    migrations = load()
+    known = load() if migrations is None else migrations
     folder = project / "migrations"
     names = _Names(folder)
     files = [
-        *(_migration(migration, names) for migration in migrations),
+        *(_migration(migration, names) for migration in known),
         *_tests(project / "tests" / "database"),
     ]
     missing = [file for file in files if not file.path.exists()]
@@ -129,7 +129,7 @@ def emit(project: Path) -> list[Path]:
     emitted |= _emitted(file.text for file in missing)
     changed = [
         function
-        for function in functions_of(migrations)
+        for function in functions_of(known)
         if emitted[function.name][1] != function.checksum and emitted[function.name][0] <= function.revision
     ]
     if changed:

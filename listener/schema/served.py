@@ -56,9 +56,9 @@ select pg_catalog.count(*)
 """
 
 # Processes that expire rows at the same time take turns, batch by batch: otherwise they lock the same rows in different
-# orders. They lock the one row of push_listener.rate, which only workers and the owner may; any login may hold an
-# advisory lock.
-_TURN = "select from push_listener.rate for no key update"
+# orders. They lock the one row of push_listener.shared_quota, because only workers and the owner may lock it; any login
+# may hold an advisory lock.
+_TURN = "select from push_listener.shared_quota for no key update"
 
 # Locked rows are waited for, not skipped: the caller serves the database once this finds nothing.
 _EXPIRE = """

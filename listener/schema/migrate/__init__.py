@@ -16,7 +16,7 @@ from listener.schema.migrate.disk import (
     sql_directory,
     statements,
 )
-from listener.schema.migrate.ledger import LEDGER, FunctionState, State
+from listener.schema.migrate.ledger import LEDGER, FunctionState, Standing, State
 from listener.schema.migrate.privileges import DRIFT
 from listener.schema.migrate.rolling_back import refuse_while_in_use, rollback
 from listener.schema.migrate.session import APPLICATION_NAME, LOCK_KEY
@@ -30,6 +30,7 @@ __all__ = [
     "FunctionState",
     "Migration",
     "MigrationError",
+    "Standing",
     "State",
     "apply",
     "drift",
