@@ -234,6 +234,11 @@ NEXT_REVISION = ("-- revision 1\n", "-- revision 2\n")
 OTHER_TEXT = ("must not be null", "must be given")
 
 
+def with_old_text(lines: list[str]) -> list[str]:
+    old, new = OTHER_TEXT
+    return [line.replace(new, old) for line in lines]
+
+
 @pytest.fixture
 def newer(tmp_path: Path) -> list[Migration]:
     """All migrations of a version in which cancel_push has another text."""
@@ -265,8 +270,7 @@ def test_a_changed_function_is_replaced_and_nothing_else_changes(
     assert replaced == ["public.cancel_push"]
     assert standing(database, newer) == {}
     assert refusal_of_cancel_push(database) == "p_push_id must be given"
-    with_old_text = [line.replace(*reversed(OTHER_TEXT)) for line in everything(database)]
-    assert with_old_text == there  # owner, grants, settings and comment among them
+    assert with_old_text(everything(database)) == there  # owner, grants, settings and comment among them
     assert migrate.apply(database.dsn, newer, replaced=lambda function: replaced.append(function.name)) == []
     assert replaced == ["public.cancel_push"]
 
@@ -332,7 +336,7 @@ def test_a_function_of_another_is_not_taken_for_ours(blank_database: Database) -
         connection.execute(
             "create function public.cancel_push(p_push_id uuid) returns boolean language sql return true"
         )
-    with pytest.raises(MigrationError, match="0015_enqueue_api: .*already exists"):
+    with pytest.raises(MigrationError, match=r"0015_enqueue_api: .*already exists"):
         migrate.apply(blank_database.superuser_dsn)
 
 
@@ -356,10 +360,10 @@ def test_each_function_has_a_migration_and_each_include_a_function(tmp_path: Pat
     functions_with(tmp_path, "public.cancel_push")
     path = tmp_path / "functions" / "public" / "cancel_push.sql"
     path.rename(path.with_name("cancel.sql"))
-    with pytest.raises(MigrationError, match="functions/public/cancel_push.sql is missing"):
+    with pytest.raises(MigrationError, match=r"functions/public/cancel_push\.sql is missing"):
         migrate.load(tmp_path / "migrations")
     path.write_text(path.with_name("cancel.sql").read_text())
-    with pytest.raises(MigrationError, match="no migration includes functions/public/cancel.sql"):
+    with pytest.raises(MigrationError, match=r"no migration includes functions/public/cancel\.sql"):
         migrate.load(tmp_path / "migrations")
 
 
@@ -645,7 +649,7 @@ def test_a_function_that_has_changed_is_emitted_once_more(
     psql(blank_database, replacing)
     assert standing(blank_database, newer) == {}
     assert refusal_of_cancel_push(blank_database) == "p_push_id must be given"
-    assert [line.replace(*reversed(OTHER_TEXT)) for line in everything(blank_database)] == there
+    assert with_old_text(everything(blank_database)) == there
 
     assert export.emit(tmp_path) == []  # an older version neither takes it back nor complains
     functions = replacing.read_text()
