@@ -20,7 +20,7 @@ from listener.postgres import locks, workers
 from listener.postgres.locks import CHANNEL, LIVENESS_CLASS, POLLING_LOCK, LockHolder
 from listener.postgres.workers import Workers
 from listener.schema import migrate, retention
-from listener.schema.migrate import session
+from listener.schema.migrate import session as migrating
 from listener.service import Service
 from listener.wakeup import doorbell
 from listener.wakeup.busy_polling import BusyPolling
@@ -466,8 +466,8 @@ async def test_a_flood_of_notifications_is_answered_with_few_statements(
 async def test_migrate_names_who_keeps_it_waiting_early_and_at_the_end(
     database: Database, stranger_dsn: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(session, "_TURN_NOTE_S", 0.3)
-    monkeypatch.setattr(session, "_TURN_WAIT_S", 1.0)
+    monkeypatch.setattr(migrating, "_TURN_NOTE_S", 0.3)
+    monkeypatch.setattr(migrating, "_TURN_WAIT_S", 1.0)
     noted: list[str] = []
     async with session(stranger_dsn) as thief:
         await thief.execute("select pg_advisory_lock(%s)", (migrate.LOCK_KEY,))
@@ -486,8 +486,8 @@ async def test_migrate_names_who_keeps_it_waiting_early_and_at_the_end(
 async def test_migrate_says_so_on_a_database_without_any_table(
     blank_database: Database, stranger_dsn: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(session, "_TURN_NOTE_S", 0.2)
-    monkeypatch.setattr(session, "_TURN_WAIT_S", 0.4)
+    monkeypatch.setattr(migrating, "_TURN_NOTE_S", 0.2)
+    monkeypatch.setattr(migrating, "_TURN_WAIT_S", 0.4)
     monkeypatch.setenv("DATABASE_URL", blank_database.dsn)
     async with session(blank_database.dsn_as(STRANGER)) as thief:
         await thief.execute("begin")
