@@ -107,7 +107,7 @@ class Registration:
                 )
             await self._admit(pool)
             name = self._settings.worker_name or socket.gethostname()
-            worker_id = await workers.register(pool, name, unforeseen=again)
+            worker_id = await workers.register(pool, name, random_id=again)
             queue = Queue(pool, worker_id=worker_id, lease=self._settings.lease)
             known = Workers(pool, worker_id=worker_id, lease=self._settings.lease)
             return Registered(queue, known, await known.lost_lately(), await known.quota_state())

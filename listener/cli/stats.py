@@ -7,7 +7,7 @@ from rich.table import Table
 
 from listener import config
 from listener.cli.shared import console, print_json
-from listener.schema import stats
+from listener.postgres import stats
 
 
 @click.command()

@@ -83,7 +83,7 @@ class SharedQuota:
     def learn(self, state: QuotaState) -> None:
         """Takes over what was just read of the other workers."""
         now = time.monotonic()
-        self._quota.learn(state.workers, Fraction(state.part, now - state.age), now)
+        self._quota.learn(state.workers, Fraction(state.fraction, now - state.age), now)
 
     async def run(self) -> None:
         """Keeps up with the other workers until cancelled."""

@@ -1,8 +1,8 @@
-"""Whether a Postgres address says beyond doubt what its parts are. Pure.
+"""Refuses a Postgres address whose parts are ambiguous. Pure.
 
-libpq takes what is before the first @ for user name and password, as long as no / comes earlier. A password with a
-delimiter in it is therefore cut in two, and the rest of it becomes a host name, a port or a database: every message
-that names the host shows it. No message here quotes anything of the address.
+libpq takes the text before the first @ as user name and password, unless a / comes before it. So a delimiter cuts a
+password in two, and its rest becomes a host name, a port or a database: every message that names the host would show
+it. No message of this module quotes a part of the address.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _PORT = re.compile(r"[0-9]{1,5}")
 
 
 def checked(address: str) -> str:
-    """The address, a URL without the white space around it. Raises ValueError that names every fault."""
+    """Returns the address; a URL loses the white space around it. Raises ValueError, which names every fault."""
     url = address.strip()
     scheme = next((each for each in _SCHEMES if url.startswith(each)), None)
     if scheme is not None:
@@ -43,14 +43,14 @@ def checked(address: str) -> str:
 
 
 def _ambiguities(rest: str) -> list[str]:
-    """What libpq, or a reader, may take for something else; ``rest``: of a URL, what follows the scheme.
+    """The faults because of which libpq, or a reader, may misread a URL; ``rest`` is the part after the scheme.
 
-    Without any of these there is at most one @, and neither / nor ? before it, so user name and password are exactly
-    what stands before it.
+    A URL without these faults has at most one @, and neither / nor ? before it. So user name and password are exactly
+    the text before the @.
     """
     faults = []
     before, _, _ = rest.rpartition("@")
-    if "?" in before:  # either a password goes on there, or the parameters have begun
+    if "?" in before:  # the ? is either part of a password, or begins the parameters
         faults.append(
             "has a ? before an @: write ? as %3F, / as %2F and @ as %40 in a user name or password, and @ as %40 in "
             "a parameter"
@@ -84,7 +84,7 @@ def _faults_of_places(hosts: list[str], ports: list[str]) -> list[str]:
 
 
 def _can_be_host(host: str) -> bool:
-    """Of a list of hosts, one; empty: the default. libpq knows a socket by / or @ at its start."""
+    """Takes one host of the list. An empty host is the default; libpq recognises a socket by a / or @ at its start."""
     if host.startswith(("/", "@")) or not host or _HOST_NAME.fullmatch(host):
         return True
     try:

@@ -1,7 +1,7 @@
-"""What a failure of the database means and what to do, in words of our own. Pure.
+"""Explains a failure of the database and says what to do about it. Pure.
 
-libpq and the server quote host, port, user and database in their texts, and any of these may be a part of a password
-whose delimiters were not encoded. So nothing of their texts is shown: they only select a sentence.
+libpq and the server quote host, port, user and database in their messages, and each of these may be a part of a
+password whose delimiters were not encoded. So their messages are never shown: they only select a sentence of our own.
 """
 
 from __future__ import annotations
@@ -74,8 +74,8 @@ _BY_SQLSTATE = {
     "57P05": "the server has ended the connection, which was idle for too long",
 }
 
-# Of a failed connection psycopg has no SQLSTATE, only text. What the server says comes before what the network says:
-# where an address leads to several servers, the one that answers is the one to mend. Sources: fe-connect.c,
+# psycopg has no SQLSTATE for a failed connection, only a text. Messages of the server come before those of the network:
+# if an address names several servers, the server that answers is the one to repair. Sources: fe-connect.c,
 # fe-secure-openssl.c, auth.c, postinit.c of PostgreSQL; PgBouncer; Supavisor.
 _BY_TEXT = tuple(
     (re.compile(pattern, re.IGNORECASE | re.DOTALL), reason)
@@ -181,21 +181,22 @@ _BY_TEXT = tuple(
 )
 
 ROW_FAULTS = (psycopg.Error, ValueError, TypeError)
-"""What one row may be to blame for, where it is not ``is_transient``: its values, which are ours to encode and
-Postgres' to store, or the application's own triggers on it, which raise what they like. Other rows must not suffer
-for it."""
+"""Errors that a single row may cause, unless they are transient: psycopg cannot encode one of its values, Postgres
+cannot store one, or a trigger of the application raises an error. Such a row must not block others."""
 
-# Connections, transactions, resources, an operator, files; a lock not to be had; what goes wrong inside Postgres, or in
-# a pooler that finds no connection. But XX001 and XX002 are damaged data: those of one row, and they stay so.
-_PASSING = ("08", "25", "40", "53", "57", "58", "55P03", "55006", "XX000")
+# Connections, transactions, resources, an operator's action, files; a lock that is not available; an internal error of
+# Postgres, or of a pooler without a connection. XX001 and XX002 are not among them: the data of one row are damaged,
+# and remain so.
+_TRANSIENT = ("08", "25", "40", "53", "57", "58", "55P03", "55006", "XX000")
 
 _QUOTED = re.compile(r"\"[^\"]*\"|(?<!\w)'[^']*'(?!\w)")
 _SQLSTATE = re.compile(r"[0-9A-Z]{5}")
 
-# Texts of these classes of SQLSTATE name the user, the host or the database: none is shown.
+# Messages of these SQLSTATE classes name the user, the host or the database, and are never shown.
 _CONNECTION_CLASSES = ("08", "28", "3D", "53", "57")
 
-# What may be said of a missing privilege: its object is one of a schema. A database or a role is a part of the address.
+# A message about a missing privilege is shown only if its object belongs to a schema: the name of a database or a role
+# is a part of the address.
 _DENIED = re.compile(
     r"(?:permission denied for|must be owner of) "
     r"(?:schema|table|relation|view|sequence|index|function|procedure|type) \w+|"
@@ -204,9 +205,9 @@ _DENIED = re.compile(
 
 
 def explain(error: BaseException | None) -> str:
-    """Why a connection, or a statement on one, has failed, and what to do: for the log and for people.
+    """Says why a connection or a statement failed and what to do about it, for the log and for people.
 
-    Quotes nothing that can be a part of the address, and no value of any row.
+    Quotes no part of the address and no value of a row.
     """
     if isinstance(error, PoolTimeout):
         return "no connection came free in time: the server is away or overloaded, or refuses connections"
@@ -240,20 +241,20 @@ def explain_statement(error: psycopg.Error) -> str:
 
 
 def _sqlstate(error: psycopg.Error) -> str | None:
-    return error.diag.sqlstate or error.sqlstate  # the latter knows no codes of an application's own
+    return error.diag.sqlstate or error.sqlstate  # the latter lacks codes that an application defines
 
 
 def is_transient(error: BaseException) -> bool:
-    """Whether the same statement may succeed later; otherwise it will not, because of a row or of the statement."""
+    """Whether the same statement may succeed later. If not, the cause is in a row or in the statement."""
     if not isinstance(error, psycopg.Error):
         return isinstance(error, TimeoutError)
     sqlstate = _sqlstate(error)
     if sqlstate is None:
         return isinstance(error, psycopg.OperationalError | psycopg.InterfaceError)
-    return sqlstate.startswith(_PASSING)
+    return sqlstate.startswith(_TRANSIENT)
 
 
 def fault_name(error: BaseException | None) -> str:
-    """The kind of an error, without its text, which may quote values."""
+    """Names an error without its message, which may quote values."""
     sqlstate = _sqlstate(error) if isinstance(error, psycopg.Error) else None
     return f"SQLSTATE {sqlstate}" if sqlstate else type(error).__name__

@@ -1,7 +1,7 @@
-"""Strangers: sessions that hold an advisory lock of push-listener and are no part of it.
+"""The advisory locks of push-listener, and the strangers that hold one: sessions that do not belong to push-listener.
 
-Postgres lets every login take every advisory lock, so this cannot be prevented. push-listener goes on without the lock
-and says who holds it. The view ``push_listener.lock_holders`` decides who is a stranger.
+Postgres lets every login take every advisory lock, so this cannot be prevented. push-listener works without the lock
+and names its holder. The view ``push_listener.lock_holders`` decides which session is a stranger.
 """
 
 from __future__ import annotations
@@ -23,16 +23,19 @@ from listener.metrics import Metrics
 log = structlog.get_logger(__name__)
 
 CHANNEL = "push_listener"
-"""The NOTIFY channel that the triggers of db/migrations ring."""
+"""The NOTIFY channel on which the triggers of db/migrations notify."""
 
 LIVENESS_CLASS = 1_886_745_448
-"""First key of the advisory locks that workers hold while they live ("push"); the second is the worker's id."""
+"""First key of the liveness locks ("push"): each worker holds one while it is alive. The second key is its id."""
 
 POLLING_LOCK = (1_886_745_449, 0)
-"""The advisory lock that silences the bell: held, exclusively, by a worker that polls."""
+"""The advisory lock that a worker holds, exclusively, while it is busy polling: the triggers then do not notify."""
 
 ROLLBACK_LOCK = 7_308_332_045_000_002
-"""The advisory lock that ``migrate --down`` holds: no worker begins meanwhile."""
+"""The advisory lock that ``migrate --down`` holds: no worker starts meanwhile."""
+
+PURGE_LOCK = 7_308_332_045_000_003
+"""The advisory lock that the purging worker holds, so that only one worker purges."""
 
 STRANGERS: LiteralString = """
 select lock, pg_catalog.min(key) as key, pid, role, prepared, pg_catalog.bool_or(exclusive) as exclusive,
@@ -42,9 +45,10 @@ select lock, pg_catalog.min(key) as key, pid, role, prepared, pg_catalog.bool_or
   group by lock, pid, role, prepared
   order by lock, exclusive, pid desc, prepared
 """
-"""One row for each stranger and kind of lock; the columns are the fields of LockHolder."""
+"""One row for each stranger and kind of lock. The columns are the fields of LockHolder."""
 
-# Works on any database, migrated or not. A prepared transaction has neither pid nor role here.
+# Does not read the view lock_holders, because the database may not be migrated yet. A prepared transaction has neither
+# pid nor role here.
 _HOLDER = """
 select l.pid, pg_catalog.pg_get_userbyid(a.usesysid)::text
   from pg_catalog.pg_locks l
@@ -54,18 +58,18 @@ select l.pid, pg_catalog.pg_get_userbyid(a.usesysid)::text
     and l.database = (select oid from pg_catalog.pg_database where datname = pg_catalog.current_database())
 """
 
-# The trigger of every insert holds the lock "polling" for a moment, in shared mode. Only a session that holds it in
-# this many looks in a row is a stranger.
+# The trigger of every insert holds the polling lock for an instant, in shared mode. A session with the lock in shared
+# mode is a stranger only if it holds the lock in this number of consecutive looks.
 _LOOKS = 3
 _BETWEEN_LOOKS_S = 0.1
 
-_MOST_TOLD = 10
-"""Warnings at once. A stranger may open many sessions."""
+_MOST_WARNINGS = 10
+"""At once: a stranger may open many sessions."""
 
 _EFFECTS = {
-    "polling": "inserts do not ring, and workers look at the queue instead",
-    "liveness": "a worker with that id could not start, or could not come back; it takes another id",
-    "purge": "it looks as if another process purged; it is not waited for",
+    "polling": "inserts do not notify, and workers poll the queue instead",
+    "liveness": "a worker with that id could not start or reconnect; it takes another id",
+    "purge": "another process seems to purge; nothing waits for it",
     "migrate": "push-listener migrate cannot start",
     "rollback": "push-listener migrate --down cannot start",
 }
@@ -73,24 +77,24 @@ _EFFECTS = {
 
 @dataclass(frozen=True, slots=True)
 class LockHolder:
-    """A session or prepared transaction that holds, or waits for, a lock that is not its own."""
+    """A stranger: a session or prepared transaction that holds a lock of push-listener, or waits for one."""
 
     lock: str
     """``polling``, ``liveness``, ``purge``, ``migrate`` or ``rollback``."""
     key: int
-    """For ``liveness`` the id of the worker whose lock it is, the lowest if it holds several."""
+    """For ``liveness`` the id of the worker whose lock it is; the lowest id if the stranger holds several locks."""
     pid: int | None
-    """None: a prepared transaction."""
+    """None for a prepared transaction."""
     role: str
     prepared: str | None
     """The name of a prepared transaction."""
     exclusive: bool
     locks: int
-    """How many locks of that kind it holds."""
+    """The number of locks of that kind."""
 
     @property
     def effect(self) -> str:
-        """What goes wrong because of it."""
+        """What the stranger causes."""
         return _EFFECTS.get(self.lock, "")
 
     @property
@@ -105,7 +109,7 @@ class LockHolder:
 
     @property
     def is_momentary(self) -> bool:
-        """Whether it may be the trigger of an insert, which lets go at once."""
+        """Whether it may be the trigger of an insert, which releases the lock at once."""
         return self.lock == "polling" and not self.exclusive
 
     def __str__(self) -> str:
@@ -116,7 +120,7 @@ class LockHolder:
 
 
 def strangers(conn: psycopg.Connection[Any]) -> list[LockHolder]:
-    """Who holds locks of push-listener without being part of it. Raises psycopg.Error."""
+    """The strangers that hold locks of push-listener. Raises psycopg.Error."""
     found = _read(conn)
     for _ in range(_LOOKS - 1):
         if any(holder.is_momentary for holder in found):
@@ -127,7 +131,7 @@ def strangers(conn: psycopg.Connection[Any]) -> list[LockHolder]:
 
 
 def holder_of(conn: psycopg.Connection[Any], key: int) -> tuple[int | None, str | None] | None:
-    """Pid and role of a session that holds an advisory lock with one key of 64 bits; None: it is free."""
+    """Pid and role of a session that holds the advisory lock with this key of 64 bits; None if no session does."""
     row = conn.cursor(row_factory=tuple_row).execute(_HOLDER, {"key": key}).fetchone()
     return None if row is None else (row[0], row[1])
 
@@ -137,33 +141,34 @@ def _read(conn: psycopg.Connection[Any]) -> list[LockHolder]:
 
 
 class LockWatch:
-    """Says in the log and in the metrics who is a stranger, as long as it is so."""
+    """Names the strangers in the log and in the metrics for as long as they hold locks."""
 
     def __init__(self, metrics: Metrics) -> None:
         self._metrics = metrics
+        # Key: see _identity.
         self._looks: Counter[tuple[str, int | None, str | None]] = Counter()
-        self._told: dict[tuple[str, int | None, str | None], LockHolder] = {}
+        self._reported: dict[tuple[str, int | None, str | None], LockHolder] = {}
 
     def saw(self, found: Collection[LockHolder]) -> None:
-        """All strangers that there are now."""
+        """Takes the strangers that a sweep has found, all of them."""
         looks = Counter({_identity(each): self._looks[_identity(each)] + 1 for each in found})
         present = [each for each in found if not each.is_momentary or looks[_identity(each)] >= _LOOKS]
         self._looks = looks
         self._metrics.lock_stranger.clear()
         for holder in present:
             self._metrics.lock_stranger.labels(holder.lock, holder.role).set(holder.pid or 0)
-        told = {_identity(each): each for each in present}
+        reported = {_identity(each): each for each in present}
         self._warn(present)
-        for identity, gone in self._told.items():
-            if identity not in told:
+        for identity, gone in self._reported.items():
+            if identity not in reported:
                 log.info("a stranger no longer holds a lock", lock=gone.lock, pid=gone.pid, role=gone.role)
-        self._told = told
+        self._reported = reported
 
     def _warn(self, present: Sequence[LockHolder]) -> None:
-        new = [each for each in present if _identity(each) not in self._told]
-        again = [each for each in present if _identity(each) in self._told]
-        due = new + [each for each in again if should_log(self._looks[_identity(each)])]
-        for holder in due[:_MOST_TOLD]:
+        new = [each for each in present if _identity(each) not in self._reported]
+        known = [each for each in present if _identity(each) in self._reported]
+        due = new + [each for each in known if should_log(self._looks[_identity(each)])]
+        for holder in due[:_MOST_WARNINGS]:
             log.warning(
                 "a stranger holds a lock of push-listener",
                 lock=holder.lock,
@@ -175,8 +180,8 @@ class LockWatch:
                 effect=holder.effect,
                 remedy=holder.remedy,
             )
-        if len(due) > _MOST_TOLD:
-            log.warning("more strangers hold locks of push-listener", count=len(due) - _MOST_TOLD)
+        if len(due) > _MOST_WARNINGS:
+            log.warning("more strangers hold locks of push-listener", count=len(due) - _MOST_WARNINGS)
 
 
 def _identity(holder: LockHolder) -> tuple[str, int | None, str | None]:

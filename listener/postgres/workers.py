@@ -1,16 +1,27 @@
-"""The workers of one database: who lives, whose rows come back, and what they share of FCM's quota."""
+"""The workers of one database: which are alive, whose rows are rescued, and the quota of FCM that they share."""
 
 from __future__ import annotations
 
 import secrets
 from collections.abc import Collection
 from dataclasses import dataclass
-from typing import LiteralString, cast
+from typing import LiteralString
 
-from listener.postgres.connect import Pool
-from listener.postgres.locks import LIVENESS_CLASS, POLLING_LOCK, ROLLBACK_LOCK
+from psycopg.rows import class_row, scalar_row
 
-# Workers whose liveness lock can mean something, and whether a worker holds it: any login may take such a lock.
+from listener.postgres.connect import Pool, fetch_value
+from listener.postgres.locks import LIVENESS_CLASS, ROLLBACK_LOCK
+from listener.postgres.statements import load
+
+_PEERS_HOLD_ROWS = load(__file__, "peers_hold_rows")
+_RESCUE = load(__file__, "rescue")
+_QUOTA_STATE = load(__file__, "quota_state")
+_REDUCE_QUOTA = load(__file__, "reduce_quota")
+STRANGERS_SCHEMA = load(__file__, "strangers_schema")
+"""Returns the owner of the schema push_listener if nothing in that schema may be read, else no row."""
+
+# Only a worker that is "guarded" has held its liveness lock. Any login may take such a lock, so the holder counts only
+# if it is one of ours.
 _PEERS = """
 select w.id, exists (
     select from push_listener.lock_holders h
@@ -19,65 +30,14 @@ select w.id, exists (
   where w.stopped_at is null and w.guarded and w.id <> %(worker)s
 """
 
-# Leased rows are due later, so the index leads past all that is due already, however much that is; and the lease is
-# longer than the wait before most retries, so it is read from its far end.
-_PEERS_HOLD = """
-select exists (
-  (select from public.push_notifications
-     where (case priority::text when 'high' then 0 else 1 end) = 0 and next_attempt_at > pg_catalog.now()
-       and next_attempt_at <= pg_catalog.now() + pg_catalog.make_interval(secs => %(lease)s)
-       and status::text = 'processing' and claimed_by <> %(worker)s
-     order by next_attempt_at desc limit 1)
-  union all
-  (select from public.push_notifications
-     where (case priority::text when 'high' then 0 else 1 end) = 1 and next_attempt_at > pg_catalog.now()
-       and next_attempt_at <= pg_catalog.now() + pg_catalog.make_interval(secs => %(lease)s)
-       and status::text = 'processing' and claimed_by <> %(worker)s
-     order by next_attempt_at desc limit 1))
+# A session that waits for the lock counts as well: its wait keeps the triggers from taking the lock in shared mode.
+_POLLING_LOCKED = """
+select exists (select from push_listener.lock_holders where lock = 'polling' and exclusive)
 """
 
-# A worker is dead if its liveness lock is free (this transaction then holds the lock until its end), or if only
-# strangers hold the lock, for which a rescue must not wait. Its row in "workers" is locked before that is asked: no
-# other rescue works on it meanwhile, and a worker that comes back writes to that row before it claims anything.
-_RESCUE = """
-with suspects as materialized (
-  select w.id
-    from push_listener.workers w
-    where w.id = any(%(suspects)s::integer[]) and w.guarded and w.stopped_at is null
-    for update skip locked
-), dead as materialized (
-  select s.id
-    from suspects s
-    where case when pg_catalog.pg_try_advisory_xact_lock(%(class)s, s.id) then true
-               else not push_listener.is_alive(s.id) end
-), buried as (
-  update push_listener.workers w set stopped_at = pg_catalog.now(), lost = true from dead where w.id = dead.id
-), rescued as (
-  -- To the front of the queue: what a worker may have died of is soon tried again, with little beside it.
-  update public.push_notifications p
-    set status = 'pending', next_attempt_at = least(p.created_at, pg_catalog.now()),
-        lost_claims = coalesce(p.lost_claims, 0) + 1, updated_at = pg_catalog.now()
-    from dead
-    where p.claimed_by = dead.id and p.status::text = 'processing'
-      -- As above; where the lease has ended they can be claimed already.
-      and (case p.priority::text when 'high' then 0 else 1 end) in (0, 1) and p.next_attempt_at > pg_catalog.now()
-    returning p.id
-)
-select coalesce((select pg_catalog.array_agg(id) from dead), '{}'), (select pg_catalog.count(*) from rescued)
-"""
-
-# Whether any session, a worker's or not, holds the lock or waits for it: a wait, too, keeps inserts from taking it in
-# shared mode.
-_SILENCED = """
-select exists (
-  select from pg_catalog.pg_locks
-    where locktype = 'advisory' and (classid, objid, objsubid) = (%s::oid, %s::oid, 2)
-      and mode = 'ExclusiveLock'
-      and database = (select oid from pg_catalog.pg_database where datname = pg_catalog.current_database()))
-"""
-
-# Who has written a row holds this lock until after that row can be seen, or never will be; a prepared transaction too.
-_WRITERS = """
+# A transaction that has written a row holds this lock until the row can be seen, or never will be; so does a prepared
+# transaction.
+_OPEN_WRITERS = """
 select distinct virtualtransaction
   from pg_catalog.pg_locks
   where locktype = 'relation' and relation = 'public.push_notifications'::regclass::oid and mode = 'RowExclusiveLock'
@@ -88,53 +48,10 @@ _LOST_LATELY = """
 select pg_catalog.count(*) from push_listener.workers where lost and stopped_at > pg_catalog.now() - interval '1 hour'
 """
 
-# How much of FCM's quota all may use, for how many seconds that has been so, and how many other workers live.
-_FLEET = """
-select r.fraction, extract(epoch from pg_catalog.clock_timestamp() - r.reduced_at)::float8, (
-    select pg_catalog.count(distinct w.id)
-      from push_listener.lock_holders h
-      join push_listener.workers w on w.id = h.key and w.stopped_at is null
-      where h.lock = 'liveness' and w.id <> %(worker)s and h.granted and h.is_ours)
-  from (select 1) one
-  left join push_listener.shared_quota r on true
-"""
-
-# At most once a second for all workers together, and never to more than the part that has come back by now. A time in
-# the future is from before the clock was put back, and is ignored.
-_LOWER = """
-update push_listener.shared_quota
-  set fraction = case when reduced_at > pg_catalog.clock_timestamp() then %(part)s::float8
-                  else least(%(part)s::float8,
-                             fraction + extract(epoch from pg_catalog.clock_timestamp() - reduced_at)::float8
-                                    / %(recovery)s::float8) end,
-      reduced_at = pg_catalog.clock_timestamp()
-  where reduced_at not between pg_catalog.clock_timestamp() - interval '1 second'
-                           and pg_catalog.clock_timestamp()
-"""
-
 _SCHEMA_VERSION = "select coalesce(pg_catalog.max(version), 0) from push_listener.migrations"
 _DRIFT = "select finding from push_listener.drift() order by finding limit 20"
 
-# Any role that may create schemas could make one of this name first, with a view as its table of migrations, and
-# what is in it would run with the rights of the session that reads it. So nothing in it is read before its owner is
-# known to be one who could do as much without it: a superuser, the owner of the database, or a role that has the rights
-# of this session; and, for a listener with rights of its own, the owner of the queue.
-STRANGERS_SCHEMA: LiteralString = """
-select o.rolname::text
-  from pg_catalog.pg_namespace n
-  join pg_catalog.pg_roles o on o.oid = n.nspowner
-  join pg_catalog.pg_roles me on me.rolname = current_user
-  join pg_catalog.pg_database d on d.datname = pg_catalog.current_database()
-  where n.nspname = 'push_listener'
-    and not (o.rolsuper or o.oid = d.datdba or pg_catalog.pg_has_role(o.oid, me.oid, 'usage'))
-    and not (not me.rolsuper
-             and coalesce(pg_catalog.pg_has_role(pg_catalog.to_regrole('push_listener'), 'usage'), false)
-             and exists (select from pg_catalog.pg_class q
-                           where q.oid = pg_catalog.to_regclass('public.push_notifications')::oid
-                             and q.relowner = o.oid))
-"""
-
-# The way back holds the lock. A stranger that holds it keeps no worker from beginning.
+# A rollback holds the lock. A stranger that holds the lock keeps no worker from starting.
 _MAY_BEGIN: LiteralString = """
 select case when pg_catalog.pg_try_advisory_xact_lock_shared(%(rollback)s::bigint) then true
             else not exists (select from push_listener.lock_holders where lock = 'rollback' and granted and is_ours) end
@@ -148,28 +65,36 @@ _REGISTER_AS: LiteralString = (
 )
 _SIGN_OFF = "update push_listener.workers set stopped_at = pg_catalog.now() where id = %s"
 
-
-_LEAST_UNFORESEEN = 1 << 30
+_LEAST_RANDOM_ID = 1 << 30
 _TRIES_OF_AN_ID = 3
 
 
 @dataclass(frozen=True, slots=True)
 class QuotaState:
-    """All live workers."""
+    """The quota that all live workers share."""
 
     workers: int
-    """How many there are, this one included."""
-    part: float
-    """Of FCM's quota, which all together might use when it was last lowered."""
+    """The number of live workers, this one included."""
+    fraction: float
+    """The fraction of FCM's quota that all workers together could use when it was last reduced."""
     age: float
-    """Seconds since then."""
+    """Seconds since it was last reduced."""
+
+
+@dataclass(frozen=True, slots=True)
+class _QuotaRow:
+    """A row of _QUOTA_STATE."""
+
+    fraction: float | None
+    age: float | None
+    others: int
 
 
 class Workers:
-    """What one worker asks about the others.
+    """The other workers, as one worker sees them.
 
-    Every method raises ``psycopg.Error`` (``OperationalError`` when the database is away) or
-    ``psycopg_pool.PoolTimeout``; none retries by itself.
+    Every method raises ``psycopg.Error``: ``OperationalError`` when the database cannot be reached or no connection
+    becomes free in time. None retries by itself.
     """
 
     def __init__(self, pool: Pool, *, worker_id: int, lease: float) -> None:
@@ -178,62 +103,68 @@ class Workers:
         """The id of this worker: ``claimed_by`` in its rows."""
         self._lease = lease
 
-    async def peers(self) -> list[tuple[int, bool]]:
-        """The other workers that have not ended by their own will, and whether each is alive."""
+    async def peers(self) -> dict[int, bool]:
+        """The other workers that have not signed off, and whether each is alive."""
         async with self._pool.connection() as conn:
-            cursor = await conn.execute(_PEERS, {"worker": self.worker_id})
-            return [(int(str(peer)), bool(alive)) for peer, alive in await cursor.fetchall()]
+            return dict(await (await conn.execute(_PEERS, {"worker": self.worker_id})).fetchall())
 
     async def lost_lately(self) -> int:
-        """How many workers have died in the last hour."""
+        """The number of workers that have died in the last hour."""
         async with self._pool.connection() as conn:
-            row = await (await conn.execute(_LOST_LATELY)).fetchone()
-        return int(str(row[0])) if row else 0
+            return int(await fetch_value(conn, _LOST_LATELY))
 
     async def peers_hold_rows(self) -> bool:
-        """Whether another worker has claimed rows (with a lease no longer than ours) and not settled them yet."""
+        """Whether another worker has claimed rows, with a lease no longer than this worker's, and not settled them."""
+        values = {"lease": self._lease, "worker": self.worker_id}
         async with self._pool.connection() as conn:
-            cursor = await conn.execute(_PEERS_HOLD, {"lease": self._lease, "worker": self.worker_id})
-            row = await cursor.fetchone()
-        return bool(row and row[0])
+            return bool(await fetch_value(conn, _PEERS_HOLD_ROWS, values))
 
     async def is_polling_locked(self) -> bool:
-        """Whether a listener is awake, or a stranger has its lock, so that inserts do not ring."""
+        """Whether any session, a worker's or a stranger's, has the polling lock, so that inserts do not notify."""
         async with self._pool.connection() as conn:
-            row = await (await conn.execute(_SILENCED, POLLING_LOCK)).fetchone()
-        return bool(row and row[0])
+            return bool(await fetch_value(conn, _POLLING_LOCKED))
 
     async def open_writers(self) -> set[str]:
-        """The transactions that may have rows in the queue which nobody else can see yet."""
+        """The open transactions that may have written rows to the queue, which no other transaction can see yet."""
         async with self._pool.connection() as conn:
-            return {str(writer) for (writer,) in await (await conn.execute(_WRITERS)).fetchall()}
+            cursor = conn.cursor(row_factory=scalar_row)
+            await cursor.execute(_OPEN_WRITERS)
+            return set(await cursor.fetchall())
 
     async def rescue(self, suspects: Collection[int]) -> tuple[list[int], int]:
-        """Puts the rows of those who are dead indeed back into the queue, no try used; returns who, and how many."""
+        """Puts the rows of dead workers back into the queue, without using a try.
+
+        Returns the ids of the ``suspects`` that are dead, and the number of rows.
+        """
         async with self._pool.connection() as conn:
             cursor = await conn.execute(_RESCUE, {"class": LIVENESS_CLASS, "suspects": list(suspects)})
             dead, rows = await cursor.fetchone() or ([], 0)
-        return list(cast(list[int], dead)), int(str(rows))
+        return dead, rows
 
     async def quota_state(self) -> QuotaState:
-        """Who else lives, and how far the rate has been lowered."""
+        """The number of live workers and how far the quota is reduced."""
         async with self._pool.connection() as conn:
-            cursor = await conn.execute(_FLEET, {"worker": self.worker_id})
-            part, age, others = await cursor.fetchone() or (None, None, 0)
-        if part is None or float(str(age)) < 0.0:  # from before the clock was put back
-            part, age = 1.0, 0.0
-        return QuotaState(1 + int(str(others)), float(str(part)), float(str(age)))
+            cursor = conn.cursor(row_factory=class_row(_QuotaRow))
+            await cursor.execute(_QUOTA_STATE, {"worker": self.worker_id})
+            row = await cursor.fetchone()
+        assert row is not None
+        fraction, age = row.fraction, row.age
+        if fraction is None or age is None or age < 0.0:  # negative: from before the clock was set back
+            fraction, age = 1.0, 0.0
+        return QuotaState(1 + row.others, fraction, age)
 
-    async def reduce_quota(self, part: float, recovery: float) -> None:
-        """Lowers the rate for all workers to a part of the quota, which comes back at one part in ``recovery`` seconds.
+    async def reduce_quota(self, fraction: float, recovery: float) -> None:
+        """Reduces the quota of all workers, unless one of them has just done so.
 
-        Not if that has just been done.
+        Args:
+            fraction: of FCM's quota.
+            recovery: the seconds in which the quota recovers from 0 to all of it.
         """
         async with self._pool.connection() as conn:
-            await conn.execute(_LOWER, {"part": part, "recovery": recovery})
+            await conn.execute(_REDUCE_QUOTA, {"fraction": fraction, "recovery": recovery})
 
     async def sign_off(self) -> None:
-        """Notes that this worker ended by its own will."""
+        """Records that this worker stopped in an orderly way."""
         async with self._pool.connection() as conn:
             await conn.execute(_SIGN_OFF, (self.worker_id,))
 
@@ -252,41 +183,45 @@ class StrangersSchema(Exception):
 async def schema_version(pool: Pool) -> int:
     """The newest migration that was applied.
 
-    Raises psycopg.errors.UndefinedTable when none was, or StrangersSchema.
+    Raises psycopg.errors.UndefinedTable when none was applied, or StrangersSchema.
     """
     async with pool.connection() as conn:
-        stranger = await (await conn.execute(STRANGERS_SCHEMA)).fetchone()
+        stranger = await fetch_value(conn, STRANGERS_SCHEMA)
         if stranger is not None:
-            raise StrangersSchema(str(stranger[0]))
-        row = await (await conn.execute(_SCHEMA_VERSION)).fetchone()
-    return int(str(row[0])) if row else 0
+            raise StrangersSchema(stranger)
+        return int(await fetch_value(conn, _SCHEMA_VERSION))
 
 
 async def drift(pool: Pool) -> list[str]:
-    """What differs from the privileges and policies that migrate sets, in words; the first twenty findings."""
+    """The differences from the privileges and policies that migrate sets, in words; at most twenty."""
     async with pool.connection() as conn:
-        rows = await (await conn.execute(_DRIFT)).fetchall()
-    return [str(finding) for (finding,) in rows]
+        cursor = conn.cursor(row_factory=scalar_row)
+        await cursor.execute(_DRIFT)
+        return await cursor.fetchall()
 
 
 class RollingBack(Exception):
-    """``push-listener migrate --down`` is at work, and no worker may begin."""
+    """``push-listener migrate --down`` is running, and no worker may start."""
 
 
-async def register(pool: Pool, name: str, *, unforeseen: bool = False) -> int:
-    """Makes this process known in ``push_listener.workers``; returns its id, for ``claimed_by``.
+async def register(pool: Pool, name: str, *, random_id: bool = False) -> int:
+    """Adds this process to ``push_listener.workers``; returns its id, for ``claimed_by``. Raises RollingBack.
 
-    ``unforeseen``: not the next id, whose liveness lock a stranger may hold already, but a random one. There are a
-    billion of them, and Postgres has memory for some ten thousand locks. Raises RollingBack.
+    Args:
+        pool: leads to the database of the queue.
+        name: for people.
+        random_id: takes a random id instead of the next one, whose liveness lock a stranger may hold already. There are
+            a billion random ids, and Postgres has memory for some ten thousand locks.
     """
     values: dict[str, object] = {"name": name, "rollback": ROLLBACK_LOCK}
     async with pool.connection() as conn:
-        for _ in range(_TRIES_OF_AN_ID if unforeseen else 0):
-            values["id"] = _LEAST_UNFORESEEN + secrets.randbelow(_LEAST_UNFORESEEN)
-            row = await (await conn.execute(_REGISTER_AS, values)).fetchone()
-            if row is not None:
-                return int(str(row[0]))
-        row = await (await conn.execute(_REGISTER, values)).fetchone()
-    if row is None:
+        worker_id: int | None
+        for _ in range(_TRIES_OF_AN_ID if random_id else 0):
+            values["id"] = _LEAST_RANDOM_ID + secrets.randbelow(_LEAST_RANDOM_ID)
+            worker_id = await fetch_value(conn, _REGISTER_AS, values)
+            if worker_id is not None:
+                return worker_id
+        worker_id = await fetch_value(conn, _REGISTER, values)
+    if worker_id is None:
         raise RollingBack
-    return int(str(row[0]))
+    return worker_id

@@ -1,4 +1,4 @@
-"""Looks an installation over and says what is wrong with it, and what to do. It changes nothing."""
+"""Examines an installation: says what is wrong with it and what to do about it. Changes nothing."""
 
 from __future__ import annotations
 
@@ -6,19 +6,20 @@ import asyncio
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import LiteralString
+from typing import Any, LiteralString
 
 import psycopg
+from psycopg.rows import scalar_row
 
 from listener.config import DatabaseSettings
 from listener.postgres import errors, locks
-from listener.postgres.connect import TransactionPooler, refuse_transaction_pooler
+from listener.postgres.connect import is_transaction_pooler_blocking
 from listener.schema import exposure, migrate, served
 from listener.schema.migrate import Standing
 
 _CONNECT_TIMEOUT_S = 10
 
-# Roles belong to the whole server, and by default every role may connect to every database of it.
+# Roles belong to the whole server, and by default every role may connect to each of its databases.
 _ELSEWHERE: LiteralString = """
 select d.datname::text
   from pg_catalog.pg_database d
@@ -49,17 +50,17 @@ _FUNCTIONS = {
 
 
 class Level(StrEnum):
-    """How a finding is meant."""
+    """How serious a finding is."""
 
     GOOD = "good"
     LOOK = "look"
-    """It may be meant so; a person should know."""
+    """It may be intended; a person should check."""
     WRONG = "wrong"
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing that was looked at."""
+    """The result of one check."""
 
     group: str
     level: Level
@@ -68,7 +69,7 @@ class Finding:
 
 
 def examine(settings: DatabaseSettings) -> Iterator[Finding]:
-    """Everything that can be found out from the database, group by group; what cannot be reached ends it."""
+    """Yields everything that the database shows, group by group. Ends when a connection fails."""
     reached = yield from _reach(settings)
     if not reached:
         return
@@ -106,9 +107,7 @@ def _reach(settings: DatabaseSettings) -> Generator[Finding, None, bool]:
             None if supported else "push-listener is tested on PostgreSQL 15 to 18",
         )
     if good:
-        try:
-            refuse_transaction_pooler(settings.listen_dsn)
-        except TransactionPooler:
+        if is_transaction_pooler_blocking(settings.listen_dsn):
             good = settings.wakeup == "sweep"
             yield Finding(
                 group,
@@ -146,10 +145,10 @@ def _migrations(dsn: str) -> Generator[Finding, None, bool]:
     return not missing
 
 
-def _privileges(conn: psycopg.Connection[tuple[object, ...]]) -> Iterator[Finding]:
+def _privileges(conn: psycopg.Connection[Any]) -> Iterator[Finding]:
     group = "privileges"
     try:
-        found = [str(finding) for (finding,) in conn.execute(migrate.DRIFT).fetchall()]
+        found = _values(conn, migrate.DRIFT)
     except psycopg.errors.InsufficientPrivilege:
         yield Finding(
             group, Level.LOOK, "this role may not compare them", "run doctor as the owner of the tables"
@@ -161,7 +160,7 @@ def _privileges(conn: psycopg.Connection[tuple[object, ...]]) -> Iterator[Findin
         yield Finding(group, Level.GOOD, "they are as push-listener sets them")
 
 
-def _strangers(conn: psycopg.Connection[tuple[object, ...]]) -> Iterator[Finding]:
+def _strangers(conn: psycopg.Connection[Any]) -> Iterator[Finding]:
     group = "advisory locks"
     try:
         found = locks.strangers(conn)
@@ -173,7 +172,7 @@ def _strangers(conn: psycopg.Connection[tuple[object, ...]]) -> Iterator[Finding
     for holder in found:
         yield Finding(group, Level.WRONG, str(holder), holder.remedy)
     if not found:
-        yield Finding(group, Level.GOOD, "no stranger holds one of push-listener")
+        yield Finding(group, Level.GOOD, "no stranger holds a lock of push-listener")
 
 
 def _copy(settings: DatabaseSettings) -> Iterator[Finding]:
@@ -193,7 +192,7 @@ def _copy(settings: DatabaseSettings) -> Iterator[Finding]:
         yield Finding(group, Level.GOOD, "push-listener run may start: it is no copy, or nothing waits in it")
 
 
-def _exposures(conn: psycopg.Connection[tuple[object, ...]]) -> Iterator[Finding]:
+def _exposures(conn: psycopg.Connection[Any]) -> Iterator[Finding]:
     group = "who can cause, change or read a push"
     ways = exposure.find(conn)
     meant = sorted({role for way in ways if way.expected for role in way.roles})
@@ -203,12 +202,11 @@ def _exposures(conn: psycopg.Connection[tuple[object, ...]]) -> Iterator[Finding
             yield Finding(group, Level.LOOK, str(way), way.remedy)
 
 
-def _other_databases(conn: psycopg.Connection[tuple[object, ...]]) -> Iterator[Finding]:
+def _other_databases(conn: psycopg.Connection[Any]) -> Iterator[Finding]:
     group = "other databases of this server"
-    if conn.execute("select pg_catalog.to_regrole('push_listener')").fetchone() == (None,):
+    if _values(conn, "select pg_catalog.to_regrole('push_listener')") == [None]:
         return
-    logins = [str(name) for (name,) in conn.execute(_LOGINS).fetchall()]
-    databases = [str(name) for (name,) in conn.execute(_ELSEWHERE).fetchall()]
+    logins, databases = _values(conn, _LOGINS), _values(conn, _ELSEWHERE)
     if not databases:
         yield Finding(group, Level.GOOD, "no login of the role push_listener may connect to another database")
         return
@@ -220,3 +218,8 @@ def _other_databases(conn: psycopg.Connection[tuple[object, ...]]) -> Iterator[F
         "push-listener is installed there as well, these logins read and settle its pushes too",
         "revoke connect on database ... from public, and grant connect to the roles that need it",
     )
+
+
+def _values(conn: psycopg.Connection[Any], statement: LiteralString) -> list[Any]:
+    """The first column."""
+    return conn.cursor(row_factory=scalar_row).execute(statement).fetchall()

@@ -1,7 +1,7 @@
-"""Retention: deletes what ended long ago, in short transactions beside whatever else goes on.
+"""Retention: deletes pushes that ended long ago, in short transactions that do not disturb other work.
 
-Only rows in a status that nothing leaves by itself are deleted, and rows that somebody holds are passed over. What
-statistics count is kept elsewhere, and stays.
+Only rows in a final status are deleted, and rows that another transaction has locked are skipped. Statistics do not
+change: their counts are kept in another table.
 """
 
 from __future__ import annotations
@@ -19,71 +19,34 @@ import psycopg
 import structlog
 from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
+from psycopg.rows import namedtuple_row
 
 from listener.metrics import Metrics
 from listener.postgres import errors
+from listener.postgres.connect import Connection, fetch_value
+from listener.postgres.locks import PURGE_LOCK
+from listener.postgres.statements import load
 
 log = structlog.get_logger(__name__)
 _rng = random.Random()  # noqa: S311  # jitter, not secrecy
 
-Connection = psycopg.AsyncConnection[tuple[Any, ...]]
+# Why names have their schema, and columns a cast: see listener/postgres/statements.py.
 
-LOCK_KEY = 7_308_332_045_000_003
-"""Advisory lock of the one worker that purges."""
-
-# Why names have their schema, and columns a cast: see listener/postgres/queue.py.
-
-# A stranger that holds the lock keeps nobody from it: two that purge at once do no harm.
+# A stranger that holds the lock prevents no purge. Two workers that purge at the same time do no harm.
 _MAY_PURGE: LiteralString = """
 select case when pg_catalog.pg_try_advisory_lock(%(key)s::bigint) then true
             else not exists (select from push_listener.lock_holders where lock = 'purge' and granted and is_ours) end
 """
 
-# Each condition stands here as in the index that finds the rows (push_notifications_over, ..._given_up): otherwise
-# Postgres would read the whole history. next_attempt_at: where an application ended the row, it may have been left.
+# Each condition must be written exactly as in its index (push_notifications_over, push_notifications_given_up);
+# otherwise Postgres reads the whole history. next_attempt_at may be set in a row that the application ended.
 _OVER = """status::text in ('sent', 'delivered', 'expired', 'cancelled') and updated_at < %(before)s
       and (next_attempt_at is null or next_attempt_at < %(before)s)"""
 _DEAD = """status::text in ('dead', 'failed') and updated_at < %(before)s
       and (next_attempt_at is null or (status::text = 'dead' and next_attempt_at < %(before)s))"""
 
-# Ids are compared with an array, so that rows are found one by one through their index, whatever Postgres believes
-# of the size of the table.
-_PUSHES: LiteralString = """
-with old as materialized (
-  select id, updated_at
-    from public.push_notifications
-    where {old} and updated_at >= %(start)s
-    order by updated_at
-    limit %(limit)s
-    for update skip locked
-), gone as (
-  delete from public.push_notifications where id = any (array(select id from old)) returning id
-), logs as (
-  delete from public.push_delivery_logs where push_id = any (array(select id from gone)) returning 1
-)
-select (select pg_catalog.count(*) from gone), (select pg_catalog.count(*) from logs),
-       (select pg_catalog.max(updated_at)::text from old)
-"""
-
-# Log rows of pushes that are not there any more. The subselect keeps Postgres from reading all pushes to join them.
-_ORPHANS: LiteralString = """
-with page as materialized (
-  select push_id
-    from public.push_delivery_logs
-    where push_id > %(after)s and push_id <= %(until)s
-    order by push_id
-    limit %(limit)s
-), orphans as materialized (
-  select l.push_id
-    from (select distinct push_id from page) l
-    where (select p.id from public.push_notifications p where p.id = l.push_id) is null
-), gone as (
-  delete from public.push_delivery_logs
-    where push_id = any (array(select push_id from orphans)) and created_at < %(before)s
-    returning 1
-)
-select (select pg_catalog.count(*) from gone), (select push_id from page order by push_id desc limit 1)
-"""
+_PUSHES = load(__file__, "purge_pushes")
+_ORPHANS = load(__file__, "purge_orphans")
 
 _TELEMETRY = """
 delete from public.telemetry_logs
@@ -111,19 +74,21 @@ select pg_catalog.count(*) from public.push_delivery_logs l
 """
 _COUNT_TELEMETRY = "select pg_catalog.count(*) from public.telemetry_logs where processed_at < %(before)s"
 
+_CUTOFF = "select (pg_catalog.now() - %(age)s)::text"
+
 INTERVAL = 3600.0
-"""Seconds, about, from one purge by the service to the next."""
+"""The seconds between two purges by the service, about."""
 
 SLICES = 24
-"""The log is looked over for rows without a push in so many parts, by push id."""
+"""The number of parts, by push id, in which the log is searched for rows without a push."""
 
-# A peer that is gone without a word is noticed by the kernel, and the lock goes with the connection.
+# The kernel notices that the other side has vanished and closes the connection, which releases the lock.
 _KEEPALIVE = "keepalives=1 keepalives_idle=60 keepalives_interval=10 keepalives_count=3 connect_timeout=10"
 
 
 @dataclass(frozen=True, slots=True)
 class Purged:
-    """Rows deleted, or found to be deleted."""
+    """The numbers of rows that were deleted, or that would be."""
 
     pushes: int = 0
     logs: int = 0
@@ -139,11 +104,11 @@ class Step:
 
     gone: Purged
     share: float
-    """How much of the work is done with it, from 0 to 1."""
+    """The part of the work that is done after it, from 0 to 1."""
 
 
 async def connect(dsn: str) -> Connection:
-    """A connection that purges. Raises psycopg.OperationalError."""
+    """Opens a connection for a purge. Raises psycopg.OperationalError."""
     return await psycopg.AsyncConnection.connect(
         make_conninfo(_KEEPALIVE, **conninfo_to_dict(dsn)),
         autocommit=True,
@@ -153,69 +118,71 @@ async def connect(dsn: str) -> Connection:
 
 
 async def moment(conn: Connection, age: timedelta) -> str:
-    """The moment so long ago, by the database's clock and as it writes it: what has not changed since is old."""
-    return str((await _row(conn, "select (pg_catalog.now() - %(age)s)::text", age=age))[0])
+    """The time ``age`` ago, by the database's clock and in its notation. A row that has not changed since is old."""
+    return str(await fetch_value(conn, _CUTOFF, {"age": age}))
 
 
 async def count(conn: Connection, before: str, *, dead: bool, telemetry: bool) -> Purged:
-    """What a purge would delete. Reads the logs, and may take its time. Raises psycopg.Error."""
+    """Counts what a purge would delete. Reads the log, which may take long. Raises psycopg.Error."""
     found = Purged()
     for old in _groups(dead):
-        pushes = await _row(conn, sql.SQL(_COUNT_PUSHES).format(old=old), before=before)
-        logs = await _row(conn, sql.SQL(_COUNT_LOGS).format(old=old), before=before)
-        found += Purged(pushes=pushes[0], logs=logs[0])
-    found += Purged(logs=(await _row(conn, _COUNT_ORPHANS, before=before))[0])
+        pushes = await fetch_value(conn, sql.SQL(_COUNT_PUSHES).format(old=old), {"before": before})
+        logs = await fetch_value(conn, sql.SQL(_COUNT_LOGS).format(old=old), {"before": before})
+        found += Purged(pushes, logs)
+    found += Purged(logs=await fetch_value(conn, _COUNT_ORPHANS, {"before": before}))
     if telemetry:
-        found += Purged(telemetry=(await _row(conn, _COUNT_TELEMETRY, before=before))[0])
+        found += Purged(telemetry=await fetch_value(conn, _COUNT_TELEMETRY, {"before": before}))
     return found
 
 
 async def count_pushes(conn: Connection, before: str, *, dead: bool) -> int:
-    """How many pushes a purge would delete. Reads their index only. Raises psycopg.Error."""
-    return sum(
-        [
-            (await _row(conn, sql.SQL(_COUNT_PUSHES).format(old=old), before=before))[0]
-            for old in _groups(dead)
-        ]
-    )
+    """Counts the pushes that a purge would delete. Reads only their index. Raises psycopg.Error."""
+    statements = [sql.SQL(_COUNT_PUSHES).format(old=old) for old in _groups(dead)]
+    return sum([await fetch_value(conn, statement, {"before": before}) for statement in statements])
 
 
 async def pushes(
     conn: Connection, before: str, *, dead: bool, batch: int, expected: int = 0
 ) -> AsyncIterator[Step]:
-    """Deletes pushes that ended before then, with their log rows, the oldest first.
+    """Deletes pushes that ended before a time, with their log rows, the oldest first.
 
-    ``expected`` is how many there are, if a share is to be told. Raises psycopg.errors.ForeignKeyViolation when a
-    table of the application refers to one of them, or another psycopg.Error; what was told of stays deleted.
+    Raises psycopg.errors.ForeignKeyViolation when a table of the application refers to one of the pushes, or another
+    psycopg.Error. The steps before the error remain done.
+
+    Args:
+        conn: in autocommit.
+        before: see ``moment``.
+        dead: whether dead pushes are deleted too.
+        batch: pushes in one transaction.
+        expected: the number of pushes, for the share that each step reports.
     """
     done = 0
     for old in _groups(dead):
         statement = sql.SQL(_PUSHES).format(old=old)
         start: str | None = "-infinity"
         while start is not None:
-            gone, logs, start = await _row(conn, statement, before=before, start=start, limit=batch)
-            done += gone
-            yield Step(Purged(pushes=gone, logs=logs), min(done / max(expected, 1), 1.0))
+            gone = await _row(conn, statement, before=before, start=start, limit=batch)
+            start = gone.newest
+            done += gone.pushes
+            yield Step(Purged(gone.pushes, gone.logs), min(done / max(expected, 1), 1.0))
 
 
 async def orphans(
     conn: Connection, before: str, *, batch: int, slices: Sequence[int] = range(SLICES)
 ) -> AsyncIterator[Step]:
-    """Deletes log rows older than that whose push is not there any more.
-
-    Rows that name no push at all are left alone. Raises psycopg.Error.
-    """
+    """Deletes old log rows whose push no longer exists. Rows that name no push remain. Raises psycopg.Error."""
     for done, number in enumerate(slices):
         after: UUID | None = _edge(number)
         until = _edge(number + 1)
         while after is not None:
-            gone, after = await _row(conn, _ORPHANS, before=before, after=after, until=until, limit=batch)
-            yield Step(Purged(logs=gone), (done + (after is None)) / len(slices))
+            page = await _row(conn, _ORPHANS, before=before, after=after, until=until, limit=batch)
+            after = page.last
+            yield Step(Purged(logs=page.logs), (done + (after is None)) / len(slices))
 
 
 async def telemetry(conn: Connection, before: str) -> AsyncIterator[Step]:
-    """Deletes rows of ``telemetry_logs`` that were processed before then. Raises psycopg.Error."""
-    (blocks,) = await _row(conn, _TELEMETRY_BLOCKS)
+    """Deletes rows of ``telemetry_logs`` that were processed before a time. Raises psycopg.Error."""
+    blocks = await fetch_value(conn, _TELEMETRY_BLOCKS)
     for block in range(0, blocks, _BLOCKS):
         end = block + _BLOCKS
         cursor = await conn.execute(_TELEMETRY, {"block": block, "end": end, "before": before})
@@ -223,7 +190,7 @@ async def telemetry(conn: Connection, before: str) -> AsyncIterator[Step]:
 
 
 async def gently(steps: AsyncIterator[Step], rest: float) -> AsyncIterator[Step]:
-    """The same, resting after each for ``rest`` times as long as it took."""
+    """Yields the same steps and pauses after each, for ``rest`` times the duration of the step."""
     started = time.monotonic()
     async for step in steps:
         yield step
@@ -232,17 +199,17 @@ async def gently(steps: AsyncIterator[Step], rest: float) -> AsyncIterator[Step]
 
 
 async def keep(dsn: str, age: timedelta, metrics: Metrics) -> None:
-    """Purges about once an ``INTERVAL`` until cancelled, if this process is the one that does.
+    """Purges about once an ``INTERVAL`` until cancelled, in one process at a time.
 
-    That is the one whose connection holds the lock, or each of them while a stranger holds it; the others ask for it as
-    often. Raises nothing: pushes must not suffer from whatever goes wrong here.
+    That is the process whose connection holds the lock; the others try to take the lock as often. While a stranger
+    holds the lock, each process purges. Raises nothing, so that no failure here affects pushes.
     """
     wait = _rng.uniform(0.1, 0.5)
     while True:
         await asyncio.sleep(wait * INTERVAL)
         try:
             async with await connect(dsn) as conn:
-                while (await _row(conn, _MAY_PURGE, key=LOCK_KEY))[0]:
+                while await fetch_value(conn, _MAY_PURGE, {"key": PURGE_LOCK}):
                     await _once(conn, age, metrics)
                     await asyncio.sleep(_rng.uniform(0.8, 1.2) * INTERVAL)
         except Exception as error:
@@ -258,17 +225,17 @@ async def keep(dsn: str, age: timedelta, metrics: Metrics) -> None:
 
 async def _once(conn: Connection, age: timedelta, metrics: Metrics) -> None:
     before = await moment(conn, age)
-    gone, loose = Purged(), Purged()
+    gone, orphaned = Purged(), Purged()
     async for step in gently(pushes(conn, before, dead=False, batch=1000), rest=4.0):
         metrics.purged.labels("push_notifications").inc(step.gone.pushes)
         metrics.purged.labels("push_delivery_logs").inc(step.gone.logs)
         gone += step.gone
-    part = [datetime.now(UTC).hour * SLICES // 24]  # so that a day sees the whole log
+    part = [datetime.now(UTC).hour * SLICES // 24]  # so that the whole log is searched in a day
     async for step in gently(orphans(conn, before, batch=1000, slices=part), rest=4.0):
         metrics.purged.labels("push_delivery_logs").inc(step.gone.logs)
-        loose += step.gone
-    if gone.pushes or loose.logs:
-        log.info("purged", pushes=gone.pushes, logs=gone.logs, logs_without_push=loose.logs)
+        orphaned += step.gone
+    if gone.pushes or orphaned.logs:
+        log.info("purged", pushes=gone.pushes, logs=gone.logs, logs_without_push=orphaned.logs)
 
 
 def _groups(dead: bool) -> list[sql.SQL]:
@@ -276,13 +243,12 @@ def _groups(dead: bool) -> list[sql.SQL]:
 
 
 def _edge(number: int) -> UUID:
-    """Where a slice of all ids begins (exclusive)."""
+    """The id at which a slice of all ids begins (exclusive)."""
     return UUID(int=min(number * (1 << 128) // SLICES, (1 << 128) - 1))
 
 
-async def _row(
-    conn: Connection, statement: sql.Composed | LiteralString, **values: object
-) -> tuple[Any, ...]:
-    row = await (await conn.execute(statement, values)).fetchone()
-    assert row is not None
-    return row
+async def _row(conn: Connection, statement: sql.Composed | LiteralString, **values: object) -> Any:
+    """The only row, as a named tuple."""
+    cursor = conn.cursor(row_factory=namedtuple_row)
+    await cursor.execute(statement, values)
+    return await cursor.fetchone()

@@ -217,7 +217,7 @@ class Settler:
     async def _try(self, batch: list[Settlement], again: bool) -> int:
         async with asyncio.timeout(STATEMENT_PATIENCE_S):
             try:
-                return await self._queue.settle(batch, again=again)
+                return await self._queue.settle(batch, is_retry=again)
             except ROW_FAULTS as error:
                 if is_transient(error):
                     raise

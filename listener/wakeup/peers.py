@@ -91,7 +91,7 @@ class PeerWatch:
                 self._activity.clear()
                 try:
                     async with asyncio.timeout(STATEMENT_PATIENCE_S):
-                        peers = dict(await self._workers.peers())
+                        peers = await self._workers.peers()
                         suspects = await self._look_at(peers, suspects)
                         if not suspects:
                             pause = await self._quiet_for(bool(peers))

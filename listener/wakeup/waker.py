@@ -111,7 +111,7 @@ class ListeningWaker:
 
     def swept(self, sweep: Sweep) -> None:
         """See :class:`Waker`."""
-        if sweep.silenced:
+        if sweep.polling_locked:
             self.polling.request_recheck()
         if not sweep.registered:
             self._row_lost.set()

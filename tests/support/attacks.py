@@ -233,16 +233,16 @@ def statements() -> dict[str, str]:
     """Every statement in the modules of the service and its commands, by module and line."""
     found = {}
     for name in (
-        "client", "postgres.connect", "postgres.locks", "postgres.queue", "postgres.workers",
-        "schema.doctor", "schema.retention", "schema.served", "schema.stats", "wakeup.busy_polling", "wakeup.doorbell",
+        "client", "postgres.connect", "postgres.locks", "postgres.queue", "postgres.stats", "postgres.workers",
+        "schema.doctor", "schema.retention", "schema.served", "wakeup.busy_polling", "wakeup.doorbell",
     ):  # fmt: skip
         module = importlib.import_module(f"listener.{name}")
         tree = ast.parse(Path(str(module.__file__)).read_text())
-        # What is put together of parts is read as a whole, from the name that it has in the module.
+        # A statement from a file, or one that is composed of parts, is read as a whole, by its name in the module.
         composed = {
             node.target if isinstance(node, ast.AnnAssign) else node.targets[0]: node.value
             for node in tree.body
-            if isinstance(node, ast.Assign | ast.AnnAssign) and isinstance(node.value, ast.BinOp)
+            if isinstance(node, ast.Assign | ast.AnnAssign) and isinstance(node.value, ast.BinOp | ast.Call)
         }
         messages = [node for node in ast.walk(tree) if isinstance(node, ast.JoinedStr)]
         parts = {id(part) for whole in (*composed.values(), *messages) for part in ast.walk(whole)}

@@ -25,7 +25,7 @@ class _Held:
         self.batches: list[list[int]] = []
         self.free = asyncio.Semaphore(0)
 
-    async def settle(self, batch: Sequence[Settlement], *, again: bool = False) -> int:
+    async def settle(self, batch: Sequence[Settlement], *, is_retry: bool = False) -> int:
         await self.free.acquire()
         self.batches.append([one.push_id.int for one in batch])
         return len(batch)
@@ -68,8 +68,8 @@ async def test_results_that_come_one_by_one_but_often_are_written_together() -> 
 class _Locked(_Held):
     """A queue that cannot be reached the first time, and in which every row is locked from then on."""
 
-    async def settle(self, batch: Sequence[Settlement], *, again: bool = False) -> int:
-        raise psycopg.errors.LockNotAvailable if again else psycopg.OperationalError
+    async def settle(self, batch: Sequence[Settlement], *, is_retry: bool = False) -> int:
+        raise psycopg.errors.LockNotAvailable if is_retry else psycopg.OperationalError
 
     async def locked(self, ids: Sequence[UUID]) -> set[UUID]:
         return set(ids)
@@ -97,10 +97,10 @@ class _LockedFor(_Locked):
         super().__init__()
         self.looks = looks
 
-    async def settle(self, batch: Sequence[Settlement], *, again: bool = False) -> int:
+    async def settle(self, batch: Sequence[Settlement], *, is_retry: bool = False) -> int:
         if self.looks:
             raise psycopg.errors.LockNotAvailable
-        assert again, "it may have been written before"
+        assert is_retry, "it may have been written before"
         return len(batch)
 
     async def locked(self, ids: Sequence[UUID]) -> set[UUID]:

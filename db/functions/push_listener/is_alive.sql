@@ -1,5 +1,5 @@
 -- revision 1
--- The rescue (listener/postgres/queue.py) calls this for each row after it has locked the row of that worker. A
+-- The rescue (listener/postgres/sql/rescue.sql) calls this for each row after it has locked the row of that worker. A
 -- volatile function that is not inlined reads the locks anew at each call; a join might have read them earlier.
 create or replace function push_listener.is_alive(worker integer) returns boolean
   language sql volatile set search_path = pg_catalog, pg_temp

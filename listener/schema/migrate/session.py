@@ -17,7 +17,7 @@ import tenacity
 from psycopg import sql
 
 from listener.postgres import errors, locks
-from listener.postgres.connect import TransactionPooler, refuse_transaction_pooler
+from listener.postgres.connect import is_transaction_pooler_blocking
 from listener.postgres.workers import STRANGERS_SCHEMA, StrangersSchema
 from listener.schema.migrate.disk import MigrationError, statements
 from listener.schema.migrate.ledger import Connection, Statement
@@ -43,14 +43,12 @@ _QUOTES_ROWS = ("22", "23")
 
 def connect(dsn: str, warn: Callable[[str], None] = lambda _: None) -> Connection:
     """A session in autocommit. Raises MigrationError behind a transaction pooler, and if a stranger owns our schema."""
-    try:
-        refuse_transaction_pooler(dsn)
-    except TransactionPooler:
+    if is_transaction_pooler_blocking(dsn):
         raise MigrationError(
             "this address is a pooler in transaction mode (on Supabase: port 6543), through which no lock can be held "
             "over several steps; set LISTEN_DATABASE_URL to the direct connection or to the pooler in session mode "
             "(port 5432)"
-        ) from None
+        )
     conn = psycopg.connect(dsn, autocommit=True, application_name=APPLICATION_NAME, connect_timeout=15)
     conn.add_notice_handler(lambda notice: warn(notice.message_primary or ""))
     # Names without a schema are looked up in pg_catalog only, so that nothing that others have created in public runs

@@ -17,7 +17,8 @@ from listener.cli.main import main
 from listener.emulator import Emulator
 from listener.metrics import Metrics
 from listener.postgres import locks, workers
-from listener.postgres.locks import CHANNEL, LIVENESS_CLASS, POLLING_LOCK, LockHolder
+from listener.postgres.connect import fetch_value
+from listener.postgres.locks import CHANNEL, LIVENESS_CLASS, POLLING_LOCK, PURGE_LOCK, LockHolder
 from listener.postgres.workers import Workers
 from listener.schema import migrate, retention
 from listener.schema.migrate import session as migrating
@@ -348,7 +349,7 @@ async def test_the_rows_of_a_dead_worker_are_rescued_although_a_stranger_holds_i
             )
         mine = Workers(pool, worker_id=await workers.register(pool, "mine"), lease=60.0)
         async with holding(stranger_dsn, LIVENESS_CLASS, dead), holding(worker_dsn, LIVENESS_CLASS, alive):
-            assert dict(await mine.peers()) == {dead: False, alive: True}
+            assert await mine.peers() == {dead: False, alive: True}
             assert await mine.rescue([dead, alive]) == ([dead], 1)
             # Another that has come to the same at the same time finds it done.
             assert await mine.rescue([dead, alive]) == ([], 0)
@@ -421,9 +422,9 @@ async def test_the_locks_of_strangers_do_not_divide_the_quota(
                 assert (await first.quota_state()).workers == 2
 
 
-async def test_an_unforeseen_id_is_large_and_never_the_same(database: Database, worker_dsn: str) -> None:
+async def test_a_random_id_is_large_and_never_the_same(database: Database, worker_dsn: str) -> None:
     async with pool_of(worker_dsn) as pool:
-        ids = {await workers.register(pool, "w", unforeseen=True) for _ in range(20)}
+        ids = {await workers.register(pool, "w", random_id=True) for _ in range(20)}
         assert len(ids) == 20
         assert all(1 << 30 <= each < 1 << 31 for each in ids)
         assert await workers.register(pool, "w") == 1
@@ -507,13 +508,13 @@ async def test_a_stranger_keeps_nobody_from_purging_and_another_that_purges_does
 ) -> None:
     async def may(dsn: str) -> bool:
         async with await retention.connect(dsn) as conn:
-            return bool((await retention._row(conn, retention._MAY_PURGE, key=retention.LOCK_KEY))[0])
+            return bool(await fetch_value(conn, retention._MAY_PURGE, {"key": PURGE_LOCK}))
 
     assert await may(database.dsn)
     async with session(stranger_dsn) as thief:
-        await thief.execute("select pg_advisory_lock(%s)", (retention.LOCK_KEY,))
+        await thief.execute("select pg_advisory_lock(%s)", (PURGE_LOCK,))
         assert await may(database.dsn)
         assert [each.lock for each in strangers(database)] == ["purge"]
     async with session(database.dsn) as other:
-        await other.execute("select pg_advisory_lock(%s)", (retention.LOCK_KEY,))
+        await other.execute("select pg_advisory_lock(%s)", (PURGE_LOCK,))
         assert not await may(database.dsn)

@@ -703,9 +703,8 @@ def test_the_package_holds_the_sql(tmp_path: Path) -> None:
     )
     (wheel,) = tmp_path.glob("*.whl")
     with zipfile.ZipFile(wheel) as archive:
-        packed = {
-            Path(name).relative_to("listener")
-            for name in archive.namelist()
-            if name.startswith("listener/db/")
-        }
-    assert packed == {path.relative_to(PROJECT) for path in (PROJECT / "db").rglob("*.sql")}
+        packed = {Path(name) for name in archive.namelist() if name.endswith(".sql")}
+    listed = [
+        path.relative_to(PROJECT) for room in ("db", "listener") for path in (PROJECT / room).rglob("*.sql")
+    ]
+    assert packed == {path if path.parts[0] == "listener" else "listener" / path for path in listed}

@@ -18,7 +18,7 @@ import pytest
 from psycopg import sql
 
 from listener.postgres import queue
-from listener.schema import migrate, retention, stats
+from listener.schema import migrate, retention
 from tests.support.attacks import other_types
 from tests.support.postgres import Database, Server, Template
 
@@ -101,7 +101,7 @@ class Case:
 
 
 def _by_index(conn: Connection) -> None:
-    """As the statement is run: see listener.queue.BY_INDEX."""
+    """As the statement is run: see listener.postgres.queue.BY_INDEX."""
     conn.execute(queue.BY_INDEX)
 
 
@@ -116,7 +116,7 @@ def _claimed(conn: Connection, batch: int = BATCH) -> dict[str, object]:
     ids = [row[0] for row in rows]
     return {
         "worker": 1,
-        "again": True,
+        "is_retry": True,
         "ids": ids,
         "attempts": [1] * batch,
         "statuses": ["sent"] * batch,
@@ -179,18 +179,17 @@ _LOG: LiteralString = "drop index push_delivery_logs_push"
 _OVER: LiteralString = "drop index push_notifications_over"
 _GIVEN_UP: LiteralString = "drop index push_notifications_given_up"
 
-_CLAIM = {"most": BATCH, "normal": BATCH, "lease": 60.0, "worker": 1, "avoided": [uuid4()]}
+_CLAIM = {"limit": BATCH, "normal_limit": BATCH, "lease": 60.0, "worker": 1, "excluded": [uuid4()]}
 
 CASES = [
     Case("claim", queue._CLAIM, _DUE, _CLAIM),
     Case("claim, its update", queue._CLAIM, _KEY, _CLAIM),
-    Case("first", queue._FIRST, _DUE, {"avoided": [uuid4()]}),
+    Case("first", queue._FIRST, _DUE, {"excluded": [uuid4()]}),
     Case("settle", queue._SETTLE, _KEY, _claimed),
     Case("release", queue._RELEASE, _DUE, _claimed),
-    Case("earliest", queue._EARLIEST, _DUE, {"avoided": []}),
-    Case("sweep", queue._SWEEP, _DUE, {"avoided": [], "worker": 1}),
-    Case("depth", queue._DEPTH, _DUE, _by_index),
-    Case("stats", stats._WAITING, _DUE, _by_index),
+    Case("earliest", queue._EARLIEST, _DUE, {"excluded": []}),
+    Case("sweep", queue._SWEEP, _DUE, {"excluded": [], "worker": 1}),
+    Case("depth", queue.DEPTH, _DUE, _by_index),
     Case("get_push_delivery_stats", "select * from get_push_delivery_stats(3650)", _DUE),
     Case("fetch_pending_pushes", "select * from fetch_pending_pushes(50)", _DUE),
     Case("mark_push_sent", "select mark_push_sent(%(id)s)", _KEY, _one_claimed),
@@ -269,7 +268,7 @@ def test_rows_and_results_are_not_compared_each_with_each(database: Database, pl
         conn.commit()
         conn.execute(sql.SQL("set plan_cache_mode = {}").format(sql.Literal(plan)))
         claim = conn.execute(
-            _explained(queue._CLAIM), {**_CLAIM, "most": 500, "normal": 500}, prepare=True
+            _explained(queue._CLAIM), {**_CLAIM, "limit": 500, "normal_limit": 500}, prepare=True
         ).fetchone()
         settle = conn.execute(_explained(queue._SETTLE), _claimed(conn, 500), prepare=True).fetchone()
     assert claim is not None

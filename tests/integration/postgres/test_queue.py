@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import math
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
@@ -101,6 +102,14 @@ async def test_a_claim_brings_every_column_that_is_sent(pool: Pool, rows: Rows) 
     assert (row["status"], row["claimed_by"], row["delivery_attempts"]) == ("processing", mine.worker_id, 1)
     assert LEASE - 5.0 < row["next_in"] <= LEASE
     assert row["last_retry_at"] is None
+
+
+async def test_the_columns_of_a_claim_are_the_fields_of_a_push_in_their_order(database: Database) -> None:
+    values = {"limit": 0, "normal_limit": 0, "lease": LEASE, "worker": 1, "excluded": []}
+    with psycopg.connect(database.dsn) as conn:
+        columns = conn.execute(queue._CLAIM, values).description
+    assert columns is not None
+    assert [column.name for column in columns] == [field.name for field in dataclasses.fields(Push)]
 
 
 async def test_high_priority_first_then_by_due_time_up_to_the_limit(pool: Pool, rows: Rows) -> None:
@@ -501,7 +510,7 @@ async def test_a_settle_that_is_repeated_changes_nothing_and_logs_nothing(
     settlement = sent(push, "t") if delay is None else again(push, delay)
     await mine.settle([settlement])
     before = await rows.get(push_id)
-    await mine.settle([settlement], again=True)
+    await mine.settle([settlement], is_retry=True)
     after = await rows.get(push_id)
     assert before.pop("next_in") == after.pop("next_in") or delay is not None
     assert after == before
@@ -516,9 +525,9 @@ async def test_a_settle_that_is_repeated_after_another_claim_logs_nothing_twice(
     (push,) = await mine.claim(1)
     await mine.settle([again(push, 0.0)])
     (taken,) = await other.claim(1)
-    assert await mine.settle([again(push, 0.0)], again=True) == 0
+    assert await mine.settle([again(push, 0.0)], is_retry=True) == 0
     assert len(await rows.logs(push_id)) == 1
-    await other.settle([again(taken, 0.0)], again=True)
+    await other.settle([again(taken, 0.0)], is_retry=True)
     assert len(await rows.logs(push_id)) == 2
 
 
@@ -526,7 +535,7 @@ async def test_a_settle_that_is_repeated_writes_what_the_first_did_not(pool: Poo
     push_id = await rows.add(device_token="t", title="t")
     mine = await worker(pool)
     (push,) = await mine.claim(1)
-    assert await mine.settle([sent(push, "t")], again=True) == 1
+    assert await mine.settle([sent(push, "t")], is_retry=True) == 1
     assert (await rows.get(push_id))["status"] == "sent"
     assert len(await rows.logs(push_id)) == 1
 
@@ -552,7 +561,7 @@ async def test_what_somebody_has_locked_is_not_waited_for(pool: Pool, rows: Rows
         assert await mine.locked(ids) == {held}
         assert await mine.settle([s for s in batch if s.push_id == free]) == 1
     assert await mine.locked(ids) == set()
-    assert await mine.settle(batch, again=True) == 1
+    assert await mine.settle(batch, is_retry=True) == 1
     async with pool.connection() as conn:  # nothing stays
         assert await (await conn.execute("show lock_timeout")).fetchone() == ("0",)
 
@@ -662,7 +671,7 @@ def plan_nodes(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
         yield from plan_nodes(child)
 
 
-@pytest.mark.parametrize("statement", ["_CLAIM", "_EARLIEST", "_DEPTH"])
+@pytest.mark.parametrize("statement", ["_CLAIM", "_EARLIEST", "DEPTH"])
 async def test_the_history_is_not_read(rows: Rows, statement: str) -> None:
     """Each is answered from the index of waiting rows, whatever has piled up beside them."""
     await rows.query(
@@ -675,7 +684,7 @@ async def test_the_history_is_not_read(rows: Rows, statement: str) -> None:
     )
     await rows.query("vacuum analyze push_notifications")
     query = getattr(queue, statement)
-    values = {"most": 100, "normal": 100, "lease": 60.0, "worker": 1, "avoided": [uuid4()]}
+    values = {"limit": 100, "normal_limit": 100, "lease": 60.0, "worker": 1, "excluded": [uuid4()]}
     async with rows.connection.transaction(force_rollback=True):
         cursor = psycopg.AsyncClientCursor(rows.connection)
         await cursor.execute("explain (analyze, format json) " + query, values)

@@ -18,6 +18,7 @@ from listener.cli.main import main
 from listener.config import ConfigError
 from listener.emulator import Emulator
 from listener.metrics import Metrics
+from listener.postgres.locks import PURGE_LOCK
 from listener.schema import retention
 from listener.schema.retention import Purged
 from tests.support.postgres import Database
@@ -278,7 +279,7 @@ async def test_the_service_purges_when_told_to(rows: Rows, database: Database) -
 async def test_one_process_at_a_time_purges(rows: Rows, database: Database) -> None:
     age = timedelta(days=30)
     async with await retention.connect(database.dsn) as elected:
-        await elected.execute("select pg_advisory_lock(%s)", (retention.LOCK_KEY,))
+        await elected.execute("select pg_advisory_lock(%s)", (PURGE_LOCK,))
         first, metrics = await ended(rows, "sent"), Metrics()
         other = asyncio.create_task(retention.keep(database.dsn, age, metrics))
         # It has asked at least twice, in vain: each time on a connection of its own.

@@ -248,7 +248,7 @@ async def test_a_push_is_counted_when_it_ends_and_once(
     (again,) = await worker.claim(10)
     done = _settled(again, Status.SENT)
     await worker.settle([done])
-    await worker.settle([done], again=True)  # the answer to the first was lost, say
+    await worker.settle([done], is_retry=True)  # the answer to the first was lost, say
 
     assert {k: today(conn)[k] for k in ("sent", "retries", "accepted_timed")} == {
         "sent": 2,

@@ -301,7 +301,7 @@ async def test_what_has_been_sent_is_written_down_when_the_database_is_back(
 async def settling_fails() -> AsyncIterator[None]:
     """What becomes of rows cannot be written down; all else works."""
 
-    async def settle(self: Queue, batch: Sequence[Settlement], *, again: bool = False) -> int:
+    async def settle(self: Queue, batch: Sequence[Settlement], *, is_retry: bool = False) -> int:
         raise psycopg.OperationalError("away")
 
     with pytest.MonkeyPatch.context() as patch:

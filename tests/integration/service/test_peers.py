@@ -280,7 +280,7 @@ async def looks(watch: PeerWatch, count: int) -> None:
     """Returns when a watch has looked at its peers so many times more."""
     peers, seen = watch._workers.peers, 0
 
-    async def counted() -> list[tuple[int, bool]]:
+    async def counted() -> dict[int, bool]:
         nonlocal seen
         seen += 1
         watch.note_activity()

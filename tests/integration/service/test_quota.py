@@ -82,18 +82,18 @@ async def test_the_workers_that_hold_their_lock_are_counted(database: Database, 
 async def test_the_rate_is_lowered_once_a_second_and_never_raised(pool: Pool, rows: Rows) -> None:
     mine = Workers(pool, worker_id=await register(pool, "test"), lease=60.0)
     await long_ago(rows)
-    assert (await mine.quota_state()).part == 1.0
+    assert (await mine.quota_state()).fraction == 1.0
     await mine.reduce_quota(0.5, 60.0)
     await mine.reduce_quota(0.1, 60.0)
     seen = await mine.quota_state()
-    assert seen.part == 0.5
+    assert seen.fraction == 0.5
     assert 0.0 <= seen.age < PATIENCE
     # Half a minute later it has come back to three quarters.
     await rows.query(
         "update push_listener.shared_quota set fraction = 0.25, reduced_at = now() - interval '30 seconds'"
     )
     await mine.reduce_quota(0.9, 60.0)
-    assert (await mine.quota_state()).part == pytest.approx(0.75, abs=0.1)
+    assert (await mine.quota_state()).fraction == pytest.approx(0.75, abs=0.1)
 
 
 async def test_those_who_lower_at_the_same_moment_lower_once(pool: Pool, rows: Rows) -> None:
@@ -115,10 +115,10 @@ async def test_a_clock_that_was_put_right_keeps_nobody_slow(pool: Pool, rows: Ro
     )
     seen = await mine.quota_state()
     bucket = Quota(FCM, 0.0, time.monotonic())
-    bucket.learn(seen.workers, quota.Fraction(seen.part, time.monotonic() - seen.age), time.monotonic())
+    bucket.learn(seen.workers, quota.Fraction(seen.fraction, time.monotonic() - seen.age), time.monotonic())
     assert bucket.fraction.at(time.monotonic()) == 1.0
     await mine.reduce_quota(0.5, 60.0)
-    assert (await mine.quota_state()).part == 0.5
+    assert (await mine.quota_state()).fraction == 0.5
 
 
 async def test_without_the_row_every_worker_goes_on_alone(pool: Pool, rows: Rows) -> None:

@@ -13,7 +13,7 @@ from psycopg import sql
 
 from listener.emulator import Emulator, answers
 from listener.limits.health import Pause
-from listener.schema import stats
+from listener.postgres import stats
 from listener.service import Service
 from tests.support.cli import invoke
 from tests.support.postgres import Database

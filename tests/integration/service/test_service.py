@@ -319,9 +319,9 @@ async def test_what_waits_to_be_written_keeps_nothing_from_being_sent_but_has_a_
 ) -> None:
     settle, writes = Queue.settle, asyncio.Event()
 
-    async def settle_later(self: Queue, batch: Sequence[Settlement], *, again: bool = False) -> int:
+    async def settle_later(self: Queue, batch: Sequence[Settlement], *, is_retry: bool = False) -> int:
         await writes.wait()
-        return await settle(self, batch, again=again)
+        return await settle(self, batch, is_retry=is_retry)
 
     monkeypatch.setattr(Queue, "settle", settle_later)
     await rows.add_many(100)
@@ -497,8 +497,10 @@ class Held(Queue):
         self.let_go = asyncio.Event()
         self.claims = 0
 
-    async def claim(self, most: int, normal: int | None = None, but: Sequence[UUID] = ()) -> list[Push]:
-        pushes = await super().claim(most, normal, but)
+    async def claim(
+        self, limit: int, normal_limit: int | None = None, excluded: Sequence[UUID] = ()
+    ) -> list[Push]:
+        pushes = await super().claim(limit, normal_limit, excluded)
         self.claims += bool(pushes)
         if pushes and self.claims == 2:
             self.taken.set()
@@ -565,8 +567,10 @@ class Deaf(Queue):
 
     deaf = False
 
-    async def claim(self, most: int, normal: int | None = None, but: Sequence[UUID] = ()) -> list[Push]:
-        pushes = await super().claim(most, normal, but)
+    async def claim(
+        self, limit: int, normal_limit: int | None = None, excluded: Sequence[UUID] = ()
+    ) -> list[Push]:
+        pushes = await super().claim(limit, normal_limit, excluded)
         if self.deaf and pushes:
             self.deaf = False
             raise psycopg.OperationalError("the connection is lost")

@@ -293,7 +293,7 @@ class Rows(RuleBasedStateMachine):
     def settle_again(self, data: st.DataObject) -> None:
         """The answer to a settle was lost: it is done once more, however much has happened since."""
         worker, settlement = data.draw(st.sampled_from(self.settled))
-        assert self.runner.run(worker.queue.settle([settlement], again=True)) == 0
+        assert self.runner.run(worker.queue.settle([settlement], is_retry=True)) == 0
 
     def settles(self, worker: Worker, settlement: Settlement) -> bool:
         row, decision = self.rows[settlement.push_id], settlement.decision
@@ -348,7 +348,7 @@ class Rows(RuleBasedStateMachine):
             and any(row.worker == w.id and not w.alive and w is not saver for w in self.workers)
             and row.worker in self.unburied()
         ]
-        seen = dict(self.runner.run(workers_of(saver.queue).peers()))
+        seen = self.runner.run(workers_of(saver.queue).peers())
         assert all(seen.get(w.id, w.alive) == w.alive for w in self.workers if w is not saver)
         dead, count = self.runner.run(workers_of(saver.queue).rescue(suspects))
         assert count == len(lost)

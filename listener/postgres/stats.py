@@ -1,4 +1,4 @@
-"""What ``push-listener stats`` tells: the queue now, and what became of pushes lately. Neither reads the history."""
+"""What waits in the queue now, and how pushes ended in the last days. Neither reads the history."""
 
 from __future__ import annotations
 
@@ -6,21 +6,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import psycopg
-from psycopg.rows import dict_row
+from psycopg.rows import class_row, dict_row
 
-from listener.postgres.queue import BY_INDEX
+from listener.postgres.queue import BY_INDEX, DEPTH, Depth, StatusDepth
 
-# Why names have their schema, and columns a cast: see listener/postgres/queue.py.
-_WAITING = """
-select status, pg_catalog.count(*) as pushes,
-    extract(epoch from pg_catalog.now())::float8
-      - extract(epoch from pg_catalog.min(greatest(next_attempt_at, created_at))
-                           filter (where next_attempt_at <= pg_catalog.now()))::float8 as oldest_due
-  from public.push_notifications
-  where next_attempt_at is not null and status::text in ('pending', 'processing', 'failed')
-  group by status
-"""
-
+# Why names have their schema, and columns a cast: see statements.py.
 _ENDED = """
 select error_code, pg_catalog.sum(sent)::bigint as sent,
     pg_catalog.sum(delivered)::bigint as delivered,
@@ -43,7 +33,7 @@ select error_code, pg_catalog.sum(sent)::bigint as sent,
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """How many pushes ended dead or expired with an error code, or without ('')."""
+    """The number of pushes that ended dead or expired with an error code, or without one ('')."""
 
     status: str
     error_code: str
@@ -52,15 +42,15 @@ class Failure:
 
 @dataclass(frozen=True, slots=True)
 class Stats:
-    """The queue now, and the last days in UTC, today included, as ``push_listener.daily_counts`` defines it."""
+    """The queue now, and the last days in UTC, today included. ``push_listener.daily_counts`` defines what counts."""
 
     waiting: dict[str, int]
-    """Pushes by status."""
+    """Pushes by status; every status in which a push waits is there."""
     oldest_due: float
-    """Seconds for which the push that has waited longest has been due; 0 when none is."""
+    """Seconds for which the push that has waited longest has been due; 0 when none is due."""
     days: int
     sent: int
-    """Accepted by FCM; the delivered ones are among them."""
+    """Accepted by FCM, delivered or not."""
     delivered: int
     dead: int
     expired: int
@@ -73,16 +63,16 @@ class Stats:
     delivered_after: float | None
     """Mean seconds from insert to the first receipt; None when none came."""
     failures: list[Failure]
-    """The most frequent first."""
+    """The most frequent code first."""
 
 
 def read(dsn: str, days: int) -> Stats:
-    """Reads them. Raises psycopg.Error."""
+    """Reads the statistics of the last ``days``. Raises psycopg.Error."""
     with psycopg.connect(
         dsn, connect_timeout=10, application_name="push-listener stats", row_factory=dict_row
     ) as conn:
         conn.execute(BY_INDEX)
-        waiting = conn.execute(_WAITING).fetchall()
+        depth = Depth.of(conn.cursor(row_factory=class_row(StatusDepth)).execute(DEPTH))
         ended = conn.execute(_ENDED, {"days": days}).fetchall()
 
     def total(name: str) -> int:
@@ -93,8 +83,8 @@ def read(dsn: str, days: int) -> Stats:
         return total(f"{name}_seconds") / timed if timed else None
 
     return Stats(
-        waiting={row["status"]: row["pushes"] for row in waiting},
-        oldest_due=max((row["oldest_due"] or 0.0 for row in waiting), default=0.0),
+        waiting={status: pushes for status, pushes in depth.counts.items() if pushes},
+        oldest_due=depth.oldest_due,
         days=days,
         sent=total("sent"),
         delivered=total("delivered"),

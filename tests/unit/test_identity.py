@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from psycopg.conninfo import make_conninfo
 
-from listener.schema.served import Identity, address_of, differences
+from listener.schema.identity import Identity, address_of, differences
 
 REF = "abcdefghijklmnopqrst"
 POOLER = "aws-0-eu-central-1.pooler.supabase.com"

@@ -1,0 +1,102 @@
+-- Claims due rows under a lease and returns all that is needed to send them: high priority first, then by due time.
+--
+-- The columns of the result are the fields of Push, in the same order. A row that is too large to send is returned
+-- without its texts, and oversized names the columns that are too large.
+with high as materialized (
+  select id, next_attempt_at as due_at, 0 as lane
+    from public.push_notifications
+    where (case priority::text when 'high' then 0 else 1 end) = 0 and next_attempt_at <= pg_catalog.now()
+      and next_attempt_at is not null and status::text in ('pending', 'processing', 'failed')
+      and id <> all(%(excluded)s::uuid[])
+    order by next_attempt_at
+    limit %(limit)s
+    for update skip locked
+), normal as materialized (
+  select id, next_attempt_at as due_at, 1 as lane
+    from public.push_notifications
+    where (case priority::text when 'high' then 0 else 1 end) = 1 and next_attempt_at <= pg_catalog.now()
+      and next_attempt_at is not null and status::text in ('pending', 'processing', 'failed')
+      and id <> all(%(excluded)s::uuid[])
+    order by next_attempt_at
+    limit least(%(normal_limit)s::bigint, %(limit)s::bigint - (select pg_catalog.count(*) from high))
+    for update skip locked
+), due as (
+  select * from high union all select * from normal
+), claimed as (
+  update public.push_notifications p
+    set status = 'processing',
+        next_attempt_at = pg_catalog.now() + pg_catalog.make_interval(secs => %(lease)s),
+        claimed_by = %(worker)s,
+        -- In an adopted table the two counters may be NULL.
+        delivery_attempts = coalesce(p.delivery_attempts, 0) + 1,
+        -- A row that is due and still processing has lost its worker, or its lease has ended.
+        lost_claims = coalesce(p.lost_claims, 0) + (p.status::text = 'processing')::integer,
+        last_retry_at = case when p.retry_count > 0 then pg_catalog.now() else p.last_retry_at end,
+        updated_at = pg_catalog.now()
+    from due
+    where p.id = due.id
+    returning p.id, p.delivery_attempts, coalesce(p.retry_count, 0) as retry_count, p.lost_claims,
+      p.device_token, p.topic, p.condition, p.user_id,
+      p.title, p.body, p.data, p.channel, p.priority, p.image, p.options, p.collapse_key, p.expires_at,
+      greatest(due.due_at, p.created_at) as due_at, due.lane,
+      -- octet_length() of a text does not fetch the text. A jsonb must be fetched and converted, so this is done only
+      -- where its stored size allows that the text is too long.
+      pg_catalog.array_remove(array[
+        case when pg_catalog.octet_length(p.device_token::text) > 32768 then 'device_token' end,
+        case when pg_catalog.octet_length(p.topic::text) > 32768 then 'topic' end,
+        case when pg_catalog.octet_length(p.condition::text) > 32768 then 'condition' end,
+        case when pg_catalog.octet_length(p.title::text) > 32768 then 'title' end,
+        case when pg_catalog.octet_length(p.body::text) > 32768 then 'body' end,
+        case when pg_catalog.octet_length(p.channel::text) > 32768 then 'channel' end,
+        case when pg_catalog.octet_length(p.priority::text) > 32768 then 'priority' end,
+        case when pg_catalog.octet_length(p.image::text) > 32768 then 'image' end,
+        case when pg_catalog.octet_length(p.collapse_key::text) > 32768 then 'collapse_key' end,
+        case when pg_catalog.pg_column_size(p.data) > 1000 and pg_catalog.octet_length(p.data::text) > 32768
+             then 'data' end,
+        case when pg_catalog.pg_column_size(p.options) > 1000 and pg_catalog.octet_length(p.options::text) > 32768
+             then 'options' end
+      ], null) as oversized
+)
+select c.id, c.delivery_attempts as attempt, c.retry_count, c.lost_claims,
+    case when o.fits then c.device_token end as device_token,
+    case when o.fits then c.topic end as topic,
+    case when o.fits then c.condition end as condition,
+    c.user_id,
+    r.recipients,
+    coalesce(a.accepted_before, 0) as accepted_before,
+    case when o.fits then c.title end as title,
+    case when o.fits then c.body end as body,
+    case when o.fits then c.data::text end as data,
+    case when o.fits then c.channel end as channel,
+    case when o.fits then c.priority end as priority,
+    case when o.fits then c.image end as image,
+    case when o.fits then c.options::text end as options,
+    case when o.fits then c.collapse_key end as collapse_key,
+    nullif(extract(epoch from c.expires_at)::float8, 'infinity') as expires_at,
+    nullif(extract(epoch from c.expires_at)::float8, 'infinity')
+      - extract(epoch from pg_catalog.now())::float8 as expires_in,
+    extract(epoch from pg_catalog.now())::float8 - extract(epoch from c.due_at)::float8 as waited,
+    case when not o.fits then pg_catalog.array_to_string(c.oversized, ', ') end as oversized
+  from claimed c
+  cross join lateral (
+    select pg_catalog.cardinality(c.oversized) = 0 as fits,
+           c.device_token is null and c.topic is null and c.condition is null
+             and c.user_id is not null as to_user
+  ) o
+  left join lateral (
+    -- A device that accepted this push in an earlier attempt, or that FCM reported dead, does not get it again.
+    select pg_catalog.json_agg(pg_catalog.json_build_array(r.token, r.platform))::text as recipients
+      from public.push_recipients r
+      where o.to_user and r.user_id = c.user_id
+        and (c.delivery_attempts = 1 or not exists (
+          select from public.push_delivery_logs l
+            where l.push_id = c.id and l.device_token::text = r.token::text
+              and (l.status::text = 'sent' or l.details ->> 'outcome'::text = 'drop_target')))
+  ) r on o.to_user
+  left join lateral (
+    -- The condition is inside, because a join condition would be evaluated after the log has been read.
+    select pg_catalog.count(*)::integer as accepted_before
+      from public.push_delivery_logs l
+      where o.to_user and c.delivery_attempts > 1 and l.push_id = c.id and l.status::text = 'sent'
+  ) a on true
+  order by c.lane, c.due_at

@@ -1,0 +1,13 @@
+-- Seconds until the first waiting row is due. One search for each lane, because the index begins with the lane.
+select extract(epoch from least(
+    (select next_attempt_at from public.push_notifications
+       where (case priority::text when 'high' then 0 else 1 end) = 0
+         and next_attempt_at is not null and status::text in ('pending', 'processing', 'failed')
+         and id <> all(%(excluded)s::uuid[])
+       order by next_attempt_at limit 1),
+    (select next_attempt_at from public.push_notifications
+       where (case priority::text when 'high' then 0 else 1 end) = 1
+         and next_attempt_at is not null and status::text in ('pending', 'processing', 'failed')
+         and id <> all(%(excluded)s::uuid[])
+       order by next_attempt_at limit 1)
+  ))::float8 - extract(epoch from pg_catalog.clock_timestamp())::float8

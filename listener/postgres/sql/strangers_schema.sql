@@ -1,0 +1,18 @@
+-- The owner of the schema push_listener, if nothing in the schema may be read.
+--
+-- Any role that may create schemas can create one of this name first, with a view as its table of migrations. Reading
+-- the view would run its code with the rights of this session. So the owner must be a role that could do as much
+-- without the schema: a superuser, the owner of the database, or a role that has the rights of this session; for a
+-- listener with a role of its own also the owner of the queue.
+select o.rolname::text
+  from pg_catalog.pg_namespace n
+  join pg_catalog.pg_roles o on o.oid = n.nspowner
+  join pg_catalog.pg_roles me on me.rolname = current_user
+  join pg_catalog.pg_database d on d.datname = pg_catalog.current_database()
+  where n.nspname = 'push_listener'
+    and not (o.rolsuper or o.oid = d.datdba or pg_catalog.pg_has_role(o.oid, me.oid, 'usage'))
+    and not (not me.rolsuper
+             and coalesce(pg_catalog.pg_has_role(pg_catalog.to_regrole('push_listener'), 'usage'), false)
+             and exists (select from pg_catalog.pg_class q
+                           where q.oid = pg_catalog.to_regclass('public.push_notifications')::oid
+                             and q.relowner = o.oid))

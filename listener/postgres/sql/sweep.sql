@@ -1,0 +1,17 @@
+-- What a worker checks when it has not been notified for a while. The columns are the fields of Sweep.
+--
+-- The polling lock does not count where this worker holds it itself: the session that holds it then also holds this
+-- worker's liveness lock.
+with holders as materialized (
+  select * from push_listener.lock_holders where lock in ('polling', 'liveness')
+)
+select
+  ({earliest}) as earliest,
+  exists (
+    select from holders a
+      where a.lock = 'polling' and a.exclusive and not exists (
+        select from holders l
+          where l.lock = 'liveness' and l.key = %(worker)s and l.granted and l.is_ours and l.pid = a.pid)
+  ) as polling_locked,
+  exists (select from push_listener.workers where id = %(worker)s) as registered,
+  (select coalesce(pg_catalog.json_agg(s), '[]')::text from ({strangers}) s) as strangers

@@ -1,0 +1,19 @@
+-- Lets one batch of waiting rows expire in a copy of a database.
+--
+-- The statement waits for locked rows and does not skip them: when it finds no row, the caller serves the database.
+with waiting as materialized (
+  select id
+    from public.push_notifications
+    where next_attempt_at is not null and status::text in ('pending', 'processing', 'failed')
+      and (%(known_too)s or not exists (
+        select from push_listener.served
+          where (system_identifier, database_oid, address) = (%(system)s, %(database)s, %(address)s)))
+    order by (case priority::text when 'high' then 0 else 1 end), next_attempt_at
+    limit %(batch)s
+    for update
+)
+update public.push_notifications p
+  set status = 'expired', next_attempt_at = null, error_code = %(code)s, last_error = %(reason)s,
+      updated_at = pg_catalog.now()
+  from waiting
+  where p.id = waiting.id

@@ -1,0 +1,35 @@
+"""The statements in .sql files: how they are read, and that the tests of statements read all of them."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+import listener
+from listener.postgres.statements import load
+from tests.support import attacks
+
+PACKAGE = Path(listener.__file__).parent
+FILES = sorted(PACKAGE.glob("*/sql/*.sql"))
+
+
+def test_comments_are_left_out_and_parts_are_inserted(tmp_path: Path) -> None:
+    (tmp_path / "sql").mkdir()
+    (tmp_path / "sql" / "look.sql").write_text("-- Why.\nselect 1\n  -- How.\n  from ({part}) s\n")
+    assert load(str(tmp_path / "module.py"), "look", part="select 2") == "select 1\n  from (select 2) s"
+
+
+def test_what_looks_like_a_part_is_left_alone_where_none_is_given(tmp_path: Path) -> None:
+    (tmp_path / "sql").mkdir()
+    (tmp_path / "sql" / "look.sql").write_text("select '{}'\n")
+    assert load(str(tmp_path / "module.py"), "look") == "select '{}'"
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+def test_every_file_is_among_the_statements_that_are_attacked(file: Path) -> None:
+    pieces = [
+        piece.strip() for piece in re.split(r"\{\w+\}", load(str(file.parents[1] / "module.py"), file.stem))
+    ]
+    assert any(all(piece in statement for piece in pieces) for statement in attacks.statements().values())
