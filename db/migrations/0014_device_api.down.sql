@@ -7,7 +7,6 @@ drop function push_listener.store_telemetry(jsonb[], uuid, uuid);
 drop function push_listener.telemetry_problem(jsonb, uuid);
 drop function push_listener.to_time(text);
 drop function public.record_delivery_receipt(uuid, text, text, jsonb);
-drop function push_listener.refuse_receipt(uuid, boolean, boolean);
 drop function push_listener.receipt_facts(uuid, text, text);
 drop function push_listener.receipt_problem(uuid, text, text, jsonb);
 drop function push_listener.json_problem(jsonb, integer);

@@ -5,7 +5,6 @@
 -- Receipts
 \ir ../functions/push_listener/receipt_problem.sql
 \ir ../functions/push_listener/receipt_facts.sql
-\ir ../functions/push_listener/refuse_receipt.sql
 \ir ../functions/public/record_delivery_receipt.sql
 
 -- Telemetry

@@ -75,7 +75,6 @@ INTERNAL_CALLS = {
     "push_listener.caller": "select push_listener.caller()",
     "push_listener.caller_id": "select push_listener.caller_id()",
     "push_listener.caller_is_service": "select push_listener.caller_is_service()",
-    "push_listener.api": "select * from push_listener.api()",
     "push_listener.can_tell_users": "select push_listener.can_tell_users()",
     "push_listener.columns": "select push_listener.columns('push_devices')",
     "push_listener.forget_telemetry_use": "select push_listener.forget_telemetry_use()",

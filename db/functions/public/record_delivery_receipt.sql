@@ -17,7 +17,7 @@ begin
 
   select f.* into v_push from push_listener.receipt_facts(p_push_id, p_device_token, p_status) f;
   if not found then
-    perform push_listener.refuse_receipt(p_push_id, v_service, null);
+    v_allowed := false;
   elsif v_service then
     v_allowed := v_push.tried;
   elsif v_push.user_id = v_user then
@@ -37,18 +37,28 @@ begin
       and (exists (select from public.push_devices d where d.token = p_device_token and d.user_id = v_user)
            or exists (select from public.push_recipients r where r.token = p_device_token and r.user_id = v_user));
   end if;
-  if v_allowed is not true then
-    perform push_listener.refuse_receipt(p_push_id, v_service, v_push.tried);
-  end if;
-  if v_push.noted then
+  if v_allowed and v_push.noted then
     return false;
   end if;
-
   -- Receipts of one push wait for each other, so that no two of them insert the same row.
-  perform from public.push_notifications p where p.id = p_push_id for no key update;
-  if not found then
-    perform push_listener.refuse_receipt(p_push_id, v_service, null);
+  if v_allowed then
+    perform from public.push_notifications p where p.id = p_push_id for no key update;
+    v_allowed := found;
   end if;
+  if v_allowed is not true then
+    if not v_service then
+      -- The same error for a push that does not exist, for a push of another user and for a push that was not sent to this
+      -- device, so that users learn nothing about pushes of others.
+      raise exception using errcode = 'insufficient_privilege', message = 'this is no push of yours to this device';
+    elsif v_push.tried is false then
+      raise exception using
+        errcode = 'object_not_in_prerequisite_state',
+        message = pg_catalog.format('push %s has not been sent to any device, so no device can have received it', p_push_id),
+        hint = 'Report it when it has been sent.';
+    end if;
+    raise exception using errcode = 'PT404', message = pg_catalog.format('there is no push %s', p_push_id);
+  end if;
+
   if exists (
     select from public.push_delivery_logs l
       where l.push_id = p_push_id and l.device_token = p_device_token and l.status = p_status
