@@ -19,7 +19,7 @@ _REMEMBERED = 10_000
 
 
 def witness(push: Push, target: Target) -> Hashable:
-    """Whom an answer counts for: the user if the push names one, else the target, of which only a hash is kept."""
+    """Names what an answer counts for: the user of the push, or else its target, of which only a hash is kept."""
     return push.user_id or hash((target.kind, target.value))
 
 

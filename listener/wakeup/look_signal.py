@@ -14,7 +14,7 @@ _NOT_ASLEEP = -math.inf
 class LookSignal:
     """Asks the dispatcher to look at the queue, for one of three reasons.
 
-    The wakers report inserts, which always wake it. Whoever settles reports free capacity and rows that are due again,
+    The wakers report inserts, which always wake it. The settler reports free capacity and rows that are due again,
     which wake it only if it waits for that.
     """
 

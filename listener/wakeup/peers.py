@@ -32,7 +32,7 @@ _BETWEEN_LOOKS_S = (0.6, 0.8)
 
 
 class ExpectsLosses(Protocol):
-    """Whoever decides how carefully to send; see :class:`listener.limits.health.FcmHealth`."""
+    """Decides how carefully to send; see :class:`listener.limits.health.FcmHealth`."""
 
     def expect_losses(self, lost: int, most: int, now: float) -> None:
         """``lost`` workers have died lately, and the next may die of the same pushes."""

@@ -88,7 +88,7 @@ def test_a_claim_stays_within_every_limit(load: Load, health: Health, quota: Quo
 def test_a_wait_never_misses_the_moment_from_which_time_alone_allows_a_claim(
     load: Load, health: Health, quota: Quota, now: float
 ) -> None:
-    """Whoever follows the waits claims in the end; or is told to wait for an event, and no later time would do."""
+    """A worker that follows the waits claims in the end, or waits for an event because no later time would do."""
     decides = admission(health, quota)
     for _ in range(200):
         decision = decides.decide(now, load)

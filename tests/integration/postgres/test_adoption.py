@@ -27,6 +27,7 @@ from listener.push import Decision, LogLine, Settlement, Status
 from listener.schema import migrate
 from tests.support.catalog import describe
 from tests.support.postgres import Database
+from tests.support.service import workers_of
 
 pytestmark = pytest.mark.oldest_and_newest_postgres
 
@@ -213,7 +214,7 @@ async def adopt_work_and_give_back(dsn: str) -> None:
             for push, fate in zip(claimed[1:], fates, strict=True)
         ]
         assert await hands.settle(settled) == 5  # and one stays in the hands of its worker
-        await hands.sign_off()
+        await workers_of(hands).sign_off()
     with connected(dsn) as connection:
         connection.execute("select cancel_push(%s)", (added[-1],))
         connection.execute("select record_delivery_receipt(%s, 't', 'opened')", (settled[0].push_id,))

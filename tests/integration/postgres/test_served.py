@@ -207,7 +207,7 @@ async def test_left_to_expire_it_starts_and_sends_what_is_new(copy: Database, em
     execute(copy.dsn, "insert into push_notifications (device_token, title) values ('new', 't')")
     async with program("run", "--adopt-copy", "expire", env=env) as running:
         await running.said(
-            "--adopt-copy has nothing to do: take it away, or it decides about the next copy unasked"
+            "--adopt-copy has nothing to do: remove it, or it decides about the next copy unasked"
         )
         await running.said("ready")
         running.terminate()
