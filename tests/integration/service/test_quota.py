@@ -202,7 +202,7 @@ async def test_a_database_that_is_away_keeps_nobody_from_lowering(
         assert bucket.fraction.value == 0.5
         failed = {"statement": "rate"}
         await shown(shared._metrics, "push_database_errors_total", 1.0, failed)
-        await rows.query("alter table push_listener.gone rename to rate")
+        await rows.query("alter table push_listener.gone rename to shared_quota")
         shared.claimed(PUSHES, time.monotonic())
         await until(lambda: queue.asked)
         await shown(shared._metrics, "push_database_errors_total", 1.0, failed)
