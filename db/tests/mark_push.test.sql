@@ -25,7 +25,7 @@ select is(public.mark_push_failed('00000000-0000-0000-0000-000000000005', repeat
 select is(public.mark_push_failed('00000000-0000-0000-0000-000000000009', ''), 'failed', 'failed for the fourth time');
 
 select throws_ok($$select public.mark_push_sent('00000000-0000-0000-0000-000000000006')$$, '55000',
-  'push 00000000-0000-0000-0000-000000000006 is in the hands of push-listener worker 7, and only that worker may settle it',
+  'push 00000000-0000-0000-0000-000000000006 is claimed by push-listener worker 7, and only that worker may settle it',
   'what a listener holds is not for others to settle');
 select throws_ok($$select public.mark_push_failed('00000000-0000-0000-0000-000000000006', 'x')$$, '55000', null, 'neither way');
 select throws_ok($$select public.mark_push_sent('00000000-0000-0000-0000-000000000007')$$, '55000',

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 from typing import get_args
@@ -17,7 +18,7 @@ from listener.config import DatabaseSettings
 from listener.postgres.connect import with_keepalive
 from listener.schema import export, migrate, served
 from listener.schema.exposure import Way
-from listener.schema.migrate import Migration, State
+from listener.schema.migrate import Function, FunctionState, Migration, Standing, State
 
 _APPLY = "apply"
 _MODES = {"status": "--status", "dry_run": "--dry-run", "down": "--down", "emit": "--emit"}
@@ -143,21 +144,35 @@ def _emit(folder: Path) -> None:
 
 def _show_status(dsn: str, expire_older_than: timedelta | None, *, as_json: bool) -> None:
     """Prints the migrations, their effects, changed privileges, and who can cause, change or read a push."""
-    states = migrate.status(dsn)
+    states, functions = migrate.status(dsn), migrate.function_status(dsn)
     if as_json:
         print_json(
-            [
-                {
-                    "version": state.migration.version,
-                    "name": state.migration.name,
-                    "applied_at": state.applied_at,
-                    "changed": state.changed,
-                }
-                for state in states
-            ]
+            {
+                "migrations": [
+                    {
+                        "version": state.migration.version,
+                        "name": state.migration.name,
+                        "applied_at": state.applied_at,
+                        "changed": state.changed,
+                    }
+                    for state in states
+                ],
+                "functions": [
+                    {
+                        "name": each.function.name,
+                        "revision": each.function.revision,
+                        "applied_revision": each.applied_revision,
+                        "applied_at": each.applied_at,
+                        "standing": each.standing,
+                    }
+                    for each in functions
+                ],
+            }
         )
         return
     console().print(_migrations(states))
+    for line in _differences(functions):
+        note(line)
     _note_effects(dsn, expire_older_than)
     for line in migrate.drift(dsn):
         note(f"privileges have changed: {line}. push-listener migrate sets them again")
@@ -174,6 +189,18 @@ def _migrations(states: list[State]) -> Table:
             "file has changed" if state.changed else "",
         )
     return table
+
+
+def _differences(functions: list[FunctionState]) -> Iterator[str]:
+    """The functions that are not as in the files of this version, one line each."""
+    for each in functions:
+        if each.standing is Standing.CHANGED:
+            yield f"{_function(each.function)} has changed. push-listener migrate replaces it"
+        elif each.standing is Standing.NEWER:
+            yield (
+                f"the database has revision {each.applied_revision} of {each.function.name}, from a newer "
+                f"push-listener. This one has revision {each.function.revision}, and leaves it as it is"
+            )
 
 
 def _show_exposures(ways: list[Way]) -> None:
@@ -197,6 +224,9 @@ def _show_sql(dsn: str, expire_older_than: timedelta | None) -> None:
     for state in migrate.status(dsn):
         if state.applied_at is None:
             click.echo(f"-- {_title(state.migration)}\n{state.migration.up}")
+    for each in migrate.function_status(dsn):
+        if each.standing is Standing.CHANGED:
+            click.echo(each.function.region())
     _note_effects(dsn, expire_older_than)
 
 
@@ -219,6 +249,7 @@ def _roll_back(dsn: str, version: int, *, discard_data: bool) -> None:
 
 def _apply(dsn: str, expire_older_than: timedelta | None, *, share_new_columns: bool) -> None:
     repairs: list[str] = []
+    replaced: list[Function] = []
 
     def warn(line: str) -> None:
         repairs.append(line)
@@ -229,10 +260,15 @@ def _apply(dsn: str, expire_older_than: timedelta | None, *, share_new_columns: 
         expire_older_than=expire_older_than,
         share_new_columns=share_new_columns,
         report=lambda migration: click.echo(f"applied {_title(migration)}"),
+        replaced=replaced.append,
         warn=warn,
     )
+    for function in replaced:
+        click.echo(f"replaced {_function(function)}")
     if applied:
         click.echo(f"{len(applied)} migrations applied")
+    elif replaced:
+        click.echo(f"{len(replaced)} functions replaced")
     elif repairs:
         click.echo("no migration to apply; what the notes above name has been repaired")
     else:
@@ -244,6 +280,10 @@ def _apply(dsn: str, expire_older_than: timedelta | None, *, share_new_columns: 
 
 def _title(migration: Migration) -> str:
     return f"{migration.version:04d}_{migration.name}"
+
+
+def _function(function: Function) -> str:
+    return f"{function.name} (revision {function.revision})"
 
 
 def _adopt(settings: DatabaseSettings, adoption: served.Adoption) -> None:

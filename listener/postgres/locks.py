@@ -67,7 +67,7 @@ _MOST_WARNINGS = 10
 """At once: a stranger may open many sessions."""
 
 _EFFECTS = {
-    "awake": "inserts do not notify, and workers poll the queue instead",
+    "polling": "inserts do not notify, and workers poll the queue instead",
     "liveness": "a worker with that id could not start or reconnect; it takes another id",
     "purge": "another process seems to purge; nothing waits for it",
     "migrate": "push-listener migrate cannot start",
@@ -80,7 +80,7 @@ class LockHolder:
     """A stranger: a session or prepared transaction that holds a lock of push-listener, or waits for one."""
 
     lock: str
-    """``awake``, ``liveness``, ``purge``, ``migrate`` or ``rollback``."""
+    """``polling``, ``liveness``, ``purge``, ``migrate`` or ``rollback``."""
     key: int
     """For ``liveness`` the id of the worker whose lock it is; the lowest id if the stranger holds several locks."""
     pid: int | None
@@ -110,7 +110,7 @@ class LockHolder:
     @property
     def is_momentary(self) -> bool:
         """Whether it may be the trigger of an insert, which releases the lock at once."""
-        return self.lock == "awake" and not self.exclusive
+        return self.lock == "polling" and not self.exclusive
 
     def __str__(self) -> str:
         holder = f"prepared transaction {self.prepared!r}" if self.pid is None else f"session {self.pid}"

@@ -32,7 +32,7 @@ select w.id, exists (
 
 # A session that waits for the lock counts as well: its wait keeps the triggers from taking the lock in shared mode.
 _POLLING_LOCKED = """
-select exists (select from push_listener.lock_holders where lock = 'awake' and exclusive)
+select exists (select from push_listener.lock_holders where lock = 'polling' and exclusive)
 """
 
 # A transaction that has written a row holds this lock until the row can be seen, or never will be; so does a prepared

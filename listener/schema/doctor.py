@@ -15,6 +15,7 @@ from listener.config import DatabaseSettings
 from listener.postgres import errors, locks
 from listener.postgres.connect import is_transaction_pooler_blocking
 from listener.schema import exposure, migrate, served
+from listener.schema.migrate import Standing
 
 _CONNECT_TIMEOUT_S = 10
 
@@ -40,6 +41,12 @@ select r.rolname::text
                     where c.oid = pg_catalog.to_regclass('public.push_notifications')::oid)
   order by r.rolname
 """
+
+_FUNCTIONS = {
+    Standing.CHANGED: "run push-listener migrate: it replaces them",
+    Standing.NEWER: "a newer push-listener has replaced them: use that version here too",
+}
+"""What to do about functions in the database that are not those of this version."""
 
 
 class Level(StrEnum):
@@ -121,6 +128,7 @@ def _migrations(dsn: str) -> Generator[Finding, None, bool]:
     except migrate.MigrationError as error:
         yield Finding(group, Level.WRONG, str(error))
         return False
+    functions = migrate.function_status(dsn)
     missing = sum(state.applied_at is None for state in states)
     changed = [state.migration.name for state in states if state.changed]
     if missing:
@@ -129,6 +137,9 @@ def _migrations(dsn: str) -> Generator[Finding, None, bool]:
         )
     if changed:
         yield Finding(group, Level.WRONG, f"applied from other files: {', '.join(changed)}")
+    for standing, remedy in _FUNCTIONS.items():
+        if names := [each.function.name for each in functions if each.standing is standing]:
+            yield Finding(group, Level.LOOK, f"functions that are {standing}: {', '.join(names)}", remedy)
     if not missing and not changed:
         yield Finding(group, Level.GOOD, f"all {len(states)} are applied")
     return not missing

@@ -2,32 +2,60 @@
 
 An emitted migration does nothing where `push-listener migrate` has been at work already, and the other way
 round: both keep the same ledger.
+
+A file that has been emitted does not change. It holds the functions as they were then. When a function has changed
+since, another file replaces it, named after its content.
 """
 
 from __future__ import annotations
 
+import hashlib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
 
-from listener.schema.migrate import LEDGER, Migration, MigrationError, load, sql_directory
+from listener.schema.migrate import (
+    LEDGER,
+    Function,
+    Migration,
+    MigrationError,
+    functions_of,
+    load,
+    sql_directory,
+)
 
 _STAMP = "%Y%m%d%H%M%S"
 _EARLIEST = datetime(2026, 1, 1)  # a name, not a time
 _STAMPED = re.compile(r"(\d{14})_.*\.sql")
 
+# The functions in an emitted file, and what it writes about them into the ledger.
+_REGION = re.compile(r"^-- function (\w+)\.(\w+)\n.*?^-- end of function \1\.\2$", re.MULTILINE | re.DOTALL)
+_RECORDED = re.compile(r"\('(\w+\.\w+)', (\d+), '([0-9a-f]{64})'\)")
+
 # One statement, so that it is all or nothing, whoever runs it and however.
-_FILE = """\
--- push-listener, {version:04d}_{name}. Written by `push-listener migrate --emit`, not to be edited.
--- It does nothing where `push-listener migrate` has been at work. That is the better way for large tables: here,
--- writers wait while an index is built.
+_FRAME = """\
+-- push-listener, {title}. Written by `push-listener migrate --emit`, not to be edited.
+{remark}\
 do $push_listener$
 declare
   path constant text := pg_catalog.current_setting('search_path');
 begin
-  -- As `push-listener migrate` has it: nothing that somebody has created in another schema is taken for Postgres' own.
+  -- As in `push-listener migrate`: names without a schema mean those of Postgres, and none that others have created.
   set local search_path = pg_catalog, pg_temp;
+{body}\
+  perform pg_catalog.set_config('search_path', path, true);
+end
+$push_listener$;
+
+notify pgrst, 'reload schema';
+"""
+_MIGRATION_REMARK = """\
+-- It does nothing where `push-listener migrate` has been at work. That is the better way for large tables: here,
+-- writers wait while an index is built.
+"""
+_MIGRATION = """\
 {ledger}\
   if not exists (select from push_listener.migrations where version = {version}) then
     perform set_config('lock_timeout', '2s', true), set_config('client_min_messages', 'warning', true);
@@ -35,69 +63,175 @@ begin
 {up}$push_listener_{version:04d}$;
     insert into push_listener.migrations (version, name, checksum)
       values ({version}, '{name}', '{checksum}');
+{functions}\
   end if;
-  perform pg_catalog.set_config('search_path', path, true);
-end
-$push_listener$;
-
-notify pgrst, 'reload schema';
+"""
+_RECORD_FUNCTIONS = """\
+    insert into push_listener.functions (name, revision, checksum) values
+      {rows}
+      on conflict (name) do update
+        set revision = excluded.revision, checksum = excluded.checksum, applied_at = now();
+"""
+_FUNCTIONS_REMARK = """\
+-- It replaces functions that have changed, but none that a newer push-listener has replaced already.
+"""
+_REPLACE = """\
+  if exists (
+    select from push_listener.functions
+      where name = '{name}' and revision <= {revision} and checksum <> '{checksum}'
+  ) then
+    execute $push_listener_function$
+{region}
+$push_listener_function$;
+    insert into push_listener.functions (name, revision, checksum) values
+      {row}
+      on conflict (name) do update
+        set revision = excluded.revision, checksum = excluded.checksum, applied_at = now();
+  end if;
 """
 
 
-def emit(project: Path) -> list[Path]:
+@dataclass(frozen=True, slots=True)
+class _File:
+    path: Path
+    text: str
+    source: str
+    """What a file of that name must hold, once its functions are replaced by the lines that include them."""
+
+
+def emit(project: Path, migrations: list[Migration] | None = None) -> list[Path]:
     """Writes what is missing into ``project``, the folder `supabase` of an application; returns the new files.
 
     Migrations are named so that they come after those that are there, whose tables they may adopt, and keep
-    their names when this is repeated. Raises MigrationError, having written nothing, when a file that is
-    there has other content, and OSError.
+    their names when this is repeated. Functions that have changed since they were emitted come last, in one file. A
+    function that a newer push-listener has emitted in a higher revision is left out.
+
+    Raises MigrationError, having written nothing, when a file that is there has other content, and OSError.
     """
-    missing: dict[Path, str] = {}
-    others: list[Path] = []
-    for path, text, essence in [
-        *_migrations(project / "migrations"),
+    known = load() if migrations is None else migrations
+    folder = project / "migrations"
+    names = _Names(folder)
+    files = [
+        *(_migration(migration, names) for migration in known),
         *_tests(project / "tests" / "database"),
-    ]:
-        if not path.exists():
-            missing[path] = text
-        elif essence not in path.read_text():
-            others.append(path)
+    ]
+    missing = [file for file in files if not file.path.exists()]
+    others = [
+        file.path for file in files if file.path.exists() and not _holds(file.path.read_text(), file.source)
+    ]
+    others += [path for path in names.of_functions() if not _is_intact(path.read_text())]
     if others:
         raise MigrationError(
             "nothing has been written: these files are there, with other content than push-listener's; move them away"
             + "".join(f"\n  {path}" for path in others)
         )
-    for path, text in missing.items():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text)
-    return list(missing)
+    emitted = _emitted(path.read_text() for path in names.of_push_listener())
+    emitted |= _emitted(file.text for file in missing)
+    changed = [
+        function
+        for function in functions_of(known)
+        if emitted[function.name][1] != function.checksum and emitted[function.name][0] <= function.revision
+    ]
+    if changed:
+        missing.append(_functions(changed, names))
+    for file in missing:
+        file.path.parent.mkdir(parents=True, exist_ok=True)
+        file.path.write_text(file.text)
+    return [file.path for file in missing]
 
 
-def _migrations(folder: Path) -> Iterator[tuple[Path, str, str]]:
-    """Path, text, and what of the text must stand in a file of that name."""
-    there = sorted(path.name for path in folder.glob("*.sql"))
-    stamps = [datetime.strptime(m[1], _STAMP) for name in there if (m := _STAMPED.fullmatch(name))]
-    last = max([_EARLIEST, *stamps])
-    for migration in load():
-        ending = f"_push_listener_{migration.name}.sql"
-        name = next((name for name in there if name.endswith(ending)), None)
-        if name is None:
-            last += timedelta(seconds=1)
-            name = last.strftime(_STAMP) + ending
-        yield folder / name, _file(migration), migration.up
+class _Names:
+    """The names in a folder of migrations, and those of the files to come."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._there = sorted(path.name for path in folder.glob("*.sql"))
+        stamps = [datetime.strptime(m[1], _STAMP) for name in self._there if (m := _STAMPED.fullmatch(name))]
+        self._last = max([_EARLIEST, *stamps])
+
+    def path(self, name: str) -> Path:
+        """Where a file of this name is, or will be: after every other."""
+        ending = f"_push_listener_{name}.sql"
+        found = next((each for each in self._there if each.endswith(ending)), None)
+        if found is None:
+            self._last += timedelta(seconds=1)
+            found = self._last.strftime(_STAMP) + ending
+        return self._folder / found
+
+    def of_push_listener(self) -> list[Path]:
+        """The files that have been emitted, in the order in which they are applied."""
+        return [self._folder / name for name in self._there if "_push_listener_" in name]
+
+    def of_functions(self) -> list[Path]:
+        """Those of them that replace functions."""
+        return [path for path in self.of_push_listener() if "_push_listener_functions_" in path.name]
 
 
-def _file(migration: Migration) -> str:
+def _migration(migration: Migration, names: _Names) -> _File:
     ledger = LEDGER.strip().splitlines() if migration.version == 1 else ()
-    return _FILE.format(
+    rows = ",\n      ".join(map(_row, migration.functions))
+    body = _MIGRATION.format(
         version=migration.version,
         name=migration.name,
         checksum=migration.checksum,
         ledger="".join(f"  {line}\n" for line in ledger),
         up=migration.up,
+        functions=_RECORD_FUNCTIONS.format(rows=rows) if rows else "",
+    )
+    text = _FRAME.format(title=migration, remark=_MIGRATION_REMARK, body=body)
+    return _File(names.path(migration.name), text, migration.source)
+
+
+def _functions(changed: list[Function], names: _Names) -> _File:
+    body = "".join(
+        _REPLACE.format(
+            name=function.name,
+            revision=function.revision,
+            checksum=function.checksum,
+            region=function.region(),
+            row=_row(function),
+        )
+        for function in changed
+    )
+    content = hashlib.sha256(body.encode()).hexdigest()[:8]
+    text = _FRAME.format(title=", ".join(f.name for f in changed), remark=_FUNCTIONS_REMARK, body=body)
+    return _File(names.path(f"functions_{content}"), text, text)
+
+
+def _row(function: Function) -> str:
+    return f"('{function.name}', {function.revision}, '{function.checksum}')"
+
+
+def _tests(folder: Path) -> Iterator[_File]:
+    for path in sorted(sql_directory("tests").glob("*.test.sql")):
+        text = path.read_text()
+        yield _File(folder / f"push_listener_{path.name}", text, text)
+
+
+def _holds(text: str, source: str) -> bool:
+    """Whether an emitted file is of this migration, whatever its functions were then, and nobody has edited them."""
+    return source in text or (
+        source in _REGION.sub(r"\\ir ../functions/\1/\2.sql", text) and _is_intact(text)
     )
 
 
-def _tests(folder: Path) -> Iterator[tuple[Path, str, str]]:
-    for path in sorted(sql_directory("tests").glob("*.test.sql")):
-        text = path.read_text()
-        yield folder / f"push_listener_{path.name}", text, text
+def _is_intact(text: str) -> bool:
+    """Whether the functions in an emitted file are those of which it records the checksums."""
+    recorded = {name: checksum for name, _, checksum in _RECORDED.findall(text)}
+    for region in _REGION.finditer(text):
+        lines = region[0].split("\n")[1:-1]
+        source = "\n".join(lines) + "\n"
+        as_file = source.replace("create function ", "create or replace function ", 1)
+        checksums = {hashlib.sha256(each.encode()).hexdigest() for each in (source, as_file)}
+        if recorded.get(f"{region[1]}.{region[2]}") not in checksums:
+            return False
+    return True
+
+
+def _emitted(texts: Iterable[str]) -> dict[str, tuple[int, str]]:
+    """Revision and checksum of each function, as the last of these files has it."""
+    return {
+        name: (int(revision), checksum)
+        for text in texts
+        for name, revision, checksum in _RECORDED.findall(text)
+    }

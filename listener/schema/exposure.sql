@@ -108,20 +108,9 @@ with recursive queue as (
     group by r.oid, r.shown, r.name, r.prosecdef, r.proowner, r.pronamespace, r.is_trigger, r.is_procedure, r.source,
              r.plain, r.pattern, t.of_table, t.about
 ), ours_functions as (
+  -- They find out by themselves who calls, whatever has been granted.
   select p.oid from pg_catalog.pg_proc p
-    where pg_catalog.to_regclass('push_listener.before') is not null
-      and p.oid = any (array[
-        pg_catalog.to_regprocedure('public.record_delivery_receipt(uuid, text, text, jsonb)'),
-        pg_catalog.to_regprocedure('public.register_device(text, text, uuid)'),
-        pg_catalog.to_regprocedure('public.unregister_device(text)'),
-        pg_catalog.to_regprocedure('public.flush_telemetry(jsonb[])'),
-        pg_catalog.to_regprocedure('public.push_disable_token(text, text)'),
-        -- These refuse users by themselves, whatever is granted.
-        pg_catalog.to_regprocedure('public.fetch_pending_pushes(integer)'),
-        pg_catalog.to_regprocedure('public.mark_push_sent(uuid)'),
-        pg_catalog.to_regprocedure('public.mark_push_failed(uuid, text)'),
-        pg_catalog.to_regprocedure('public.requeue_pushes(uuid[], text, timestamptz, integer)'),
-        pg_catalog.to_regprocedure('public.get_push_delivery_stats(integer)')]::oid[])
+    where p.oid = any (array(select pg_catalog.to_regprocedure(f.name) from pg_catalog.unnest(%(ours)s::text[]) f(name)))
 ), ways as (
   -- A privilege on a table, with row-level security off, bypassed, or opened by a policy.
   select case when t.name = 'push_notifications' and p.privilege = 'insert' then 'cause'
@@ -129,7 +118,7 @@ with recursive queue as (
          t.about, r.name as role, r.is_service, p.privilege, t.shown as object,
          case when p.privilege in ('truncate', 'trigger') then 'no row-level security' when not t.relrowsecurity then 'row-level security off'
               when r.rolbypassrls then 'the role bypasses row-level security'
-              else pg_catalog.format('policy "%s"', pol.polname) end as by,
+              else pg_catalog.format('policy "%%s"', pol.polname) end as by,
          pol.polname is not null and pg_catalog.starts_with(pol.polname, 'push_listener_') as is_ours,
          case when pol.polname is not null then coalesce(
            pg_catalog.pg_get_expr(coalesce(pol.polwithcheck, pol.polqual), pol.polrelid), 'true') end as condition,
@@ -190,7 +179,7 @@ with recursive queue as (
   -- A trigger of another table that runs such a function, for a role that may write to that table.
   select case when f.inserts and f.of_table = 'push_notifications' then 'cause' when f.inserts or f.changes then 'change' else 'read' end,
          f.about, r.name, r.is_service, p.privilege, c.oid::regclass::text,
-         pg_catalog.format('trigger "%s"', g.tgname), false, null, null
+         pg_catalog.format('trigger "%%s"', g.tgname), false, null, null
     from effects f
     join pg_catalog.pg_trigger g on g.tgfoid = f.oid and not g.tgisinternal and g.tgenabled <> 'D'
     join pg_catalog.pg_class c on c.oid = g.tgrelid
@@ -204,7 +193,7 @@ with recursive queue as (
   -- the rights of the owner.
   select case when f.inserts and f.of_table = 'push_notifications' then 'cause' else 'change' end,
          f.about, r.name, r.is_service, 'execute', o.oid::regprocedure::text,
-         pg_catalog.format('trigger "%s"', g.tgname), false, null, null
+         pg_catalog.format('trigger "%%s"', g.tgname), false, null, null
     from (values ('push_devices', 'public.register_device(text, text, uuid)', 4 | 8 | 16),
                  ('push_delivery_logs', 'public.record_delivery_receipt(uuid, text, text, jsonb)', 4),
                  ('telemetry_logs', 'public.flush_telemetry(jsonb[])', 4)) w(relation, function, bits)

@@ -51,9 +51,9 @@ select pg_catalog.count(*)
 """
 
 # Processes that expire rows at the same time take turns, batch by batch; otherwise they would lock the same rows in
-# different orders. The lock is the only row of push_listener.rate, which only workers and the owner can lock. Any login
-# could hold an advisory lock.
-_TURN = "select from push_listener.rate for no key update"
+# different orders. The lock is the only row of push_listener.shared_quota, which only workers and the owner can lock.
+# Any login could hold an advisory lock.
+_TURN = "select from push_listener.shared_quota for no key update"
 
 _EXPIRE = load(__file__, "expire_waiting")
 

@@ -126,7 +126,7 @@ CALLS = {
     "get_push_delivery_stats": "select get_push_delivery_stats(7)",
     "push_is_service": "select push_is_service('anon')",
     "push_listener.drift": "select 1 where (select count(*) from push_listener.drift()) >= 0",
-    "push_listener.allow": "select push_listener.allow('now()', 'anon')",
+    "push_listener.api": "select 1 where (select count(*) from push_listener.api()) > 0",
     "push_listener.is_alive": "select push_listener.is_alive(1)",
     "push_listener.settled_before": f"select push_listener.settled_before('{PUSH}', 'sent')",
     "push_disable_token": f"select push_disable_token('token of {OWNER}', 'UNREGISTERED')",

@@ -72,11 +72,9 @@ INTERNAL_CALLS = {
         ' p_words => \'{"platform": ["web", "watch"]}\', p_lengths => \'{"token": 9999}\')'
     ),
     "push_listener.adopted": "select push_listener.adopted('push_devices')",
-    "push_listener.allow": "select push_listener.allow('public.cancel_push(uuid)', 'service_role')",
     "push_listener.caller": "select push_listener.caller()",
     "push_listener.caller_id": "select push_listener.caller_id()",
     "push_listener.caller_is_service": "select push_listener.caller_is_service()",
-    "push_listener.api": "select * from push_listener.api()",
     "push_listener.can_tell_users": "select push_listener.can_tell_users()",
     "push_listener.columns": "select push_listener.columns('push_devices')",
     "push_listener.forget_telemetry_use": "select push_listener.forget_telemetry_use()",
@@ -86,7 +84,19 @@ INTERNAL_CALLS = {
     "push_listener.kept": "select * from push_listener.kept()",
     "push_listener.losses": "select push_listener.losses('push_devices')",
     "push_listener.lost_counts": "select push_listener.lost_counts()",
+    "push_listener.mark_policies": "select push_listener.mark_policies()",
     "push_listener.meant": "select * from push_listener.meant()",
+    "push_listener.policy_changes": "select * from push_listener.policy_changes()",
+    "push_listener.privilege_changes": "select * from push_listener.privilege_changes()",
+    "push_listener.privilege_warnings": "select * from push_listener.privilege_warnings()",
+    "push_listener.receipt_facts": (
+        "select * from push_listener.receipt_facts('00000000-0000-4000-8000-00000000000a', 'token', 'opened')"
+    ),
+    "push_listener.receipt_problem": (
+        """select push_listener.receipt_problem(null, 'token', 'opened', '{"a": 1}')"""
+    ),
+    "push_listener.restore_checks": "select push_listener.restore_checks('push_devices', false)",
+    "push_listener.restore_not_null": "select push_listener.restore_not_null('push_devices', false)",
     "push_listener.policies": "select * from push_listener.policies()",
     "push_listener.policy_mark": (
         "select push_listener.policy_mark('public.push_devices', 'push_listener_own', 'using (true)')"
@@ -100,9 +110,9 @@ INTERNAL_CALLS = {
     ),
     "push_listener.trusts": "select push_listener.trusts('auth.uid()')",
     "push_listener.user_inserts": "select push_listener.user_inserts()",
-    "push_listener.give_back": "select push_listener.give_back('telemetry_logs', '{batch_id,processed_at}')",
+    "push_listener.restore_table": "select push_listener.restore_table('telemetry_logs')",
     "push_listener.guarded": "select * from push_listener.guarded()",
-    "push_listener.secure": "select push_listener.secure()",
+    "push_listener.apply_privileges": "select push_listener.apply_privileges()",
     "push_listener.store_telemetry": (
         """select push_listener.store_telemetry('{"{\\"type\\": \\"a\\", \\"message\\": \\"b\\"}"}', null, null)"""
     ),
@@ -110,7 +120,9 @@ INTERNAL_CALLS = {
         """select push_listener.telemetry_problem('{"type": "a", "message": "b", "timestamp": "2026-01-01T00:00"}', """
         "'00000000-0000-4000-8000-00000000000a')"
     ),
-    "push_listener.tune": "select push_listener.tune('push_devices', '{\"fillfactor\": \"70\"}')",
+    "push_listener.set_storage_defaults": (
+        "select push_listener.set_storage_defaults('push_devices', '{\"fillfactor\": \"70\"}')"
+    ),
     "push_listener.to_time": "select push_listener.to_time('2026-01-01T00:00:00Z')",
 }
 """A call, with arguments that make it do its work, of each function that no role but the owner may call."""
@@ -211,7 +223,7 @@ grant select on public.evil_names to public;
 
 def called_functions() -> list[str]:
     """Every name that our SQL might call as a function of Postgres'."""
-    texts = [path.read_text() for path in migrate.sql_directory("migrations").glob("*.sql")]
+    texts = [text for migration in migrate.load() for text in (migration.up, migration.down)]
     texts += statements().values()
     return sorted({name for text in texts for name in re.findall(r"\b([a-z_0-9]+)\(", text)})
 

@@ -3,13 +3,13 @@
 -- The polling lock does not count where this worker holds it itself: the session that holds it then also holds this
 -- worker's liveness lock.
 with holders as materialized (
-  select * from push_listener.lock_holders where lock in ('awake', 'liveness')
+  select * from push_listener.lock_holders where lock in ('polling', 'liveness')
 )
 select
   ({earliest}) as earliest,
   exists (
     select from holders a
-      where a.lock = 'awake' and a.exclusive and not exists (
+      where a.lock = 'polling' and a.exclusive and not exists (
         select from holders l
           where l.lock = 'liveness' and l.key = %(worker)s and l.granted and l.is_ours and l.pid = a.pid)
   ) as polling_locked,

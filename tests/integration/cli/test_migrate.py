@@ -18,7 +18,7 @@ async def test_migrate_and_roll_back(blank_database: Database) -> None:
     dsn, known = blank_database.dsn, migrate.load()
 
     before = await invoke(dsn, "migrate", "--status", "--json")
-    assert [each["applied_at"] for each in orjson.loads(before.stdout)] == [None] * len(known)
+    assert [each["applied_at"] for each in orjson.loads(before.stdout)["migrations"]] == [None] * len(known)
 
     planned = await invoke(dsn, "migrate", "--dry-run")
     assert planned.exit_code == 0
@@ -36,7 +36,8 @@ async def test_migrate_and_roll_back(blank_database: Database) -> None:
     assert (again.exit_code, again.stdout) == (0, "nothing to do: the database is up to date\n")
     assert (await invoke(dsn, "migrate", "--dry-run")).stdout == ""
     after = orjson.loads((await invoke(dsn, "migrate", "--status", "--json")).stdout)
-    assert all(each["applied_at"] and not each["changed"] for each in after)
+    assert all(each["applied_at"] and not each["changed"] for each in after["migrations"])
+    assert {each["standing"] for each in after["functions"]} == {"current"}
     table = await invoke(dsn, "migrate", "--status")
     assert table.exit_code == 0
     assert all(m.name in table.stdout for m in known)
@@ -57,3 +58,32 @@ async def test_a_rollback_keeps_rows_unless_told_to_discard_them(database: Datab
     assert "push_notifications" in done.stderr
     assert len(await rows.all()) == 1
     assert (await invoke(database.dsn, "migrate", "--down", "0", "--discard-data")).exit_code == 0
+
+
+async def test_functions_that_differ_are_shown_and_replaced(database: Database) -> None:
+    dsn = database.dsn
+    with psycopg.connect(dsn, autocommit=True) as conn:
+        conn.execute(
+            "update push_listener.functions set checksum = 'another', revision = case name "
+            "when 'public.cancel_push' then 1 else 1000 end "
+            "where name in ('public.cancel_push', 'public.enqueue_push')"
+        )
+    shown = orjson.loads((await invoke(dsn, "migrate", "--status", "--json")).stdout)["functions"]
+    assert {each["name"]: each["standing"] for each in shown if each["standing"] != "current"} == {
+        "public.cancel_push": "changed",
+        "public.enqueue_push": "newer",
+    }
+    status = await invoke(dsn, "migrate", "--status")
+    assert (
+        "note: public.cancel_push (revision 1) has changed. push-listener migrate replaces it"
+        in status.stderr
+    )
+    assert "note: the database has revision 1000 of public.enqueue_push, from a newer" in status.stderr
+
+    planned = (await invoke(dsn, "migrate", "--dry-run")).stdout
+    assert planned.startswith("-- function public.cancel_push\n-- revision 1\n")
+    assert planned.endswith("-- end of function public.cancel_push\n")
+
+    done = await invoke(dsn, "migrate")
+    assert done.stdout.splitlines() == ["replaced public.cancel_push (revision 1)", "1 functions replaced"]
+    assert "public.enqueue_push in the database has revision 1000" in done.stderr

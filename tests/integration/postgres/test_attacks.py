@@ -102,7 +102,7 @@ TRIGGERS = [
      "insert into public.push_notifications (title, body) values ('t', 'b')"),
     ("push_listener_ring_update", "listener",
      f"update public.push_notifications set status = 'pending', next_attempt_at = now() where id = '{PUSH}'"),
-    ("push_listener_look_again", "listener",
+    ("push_listener_make_due", "listener",
      f"update public.push_notifications set status = 'pending' where id = '{PUSH}'"),
     ("push_listener_count_changed", "listener",
      f"update public.push_notifications set status = 'cancelled' where id = '{PUSH}'"),
@@ -412,7 +412,7 @@ async def test_a_naive_statement_is_caught(
         assert attacks.victims(database) != ""
 
 
-@pytest.mark.parametrize("step", ["0002_queue", "0008_indexes"])
+@pytest.mark.parametrize("step", ["0003_queue", "0011_backlog"])
 def test_a_step_with_the_sessions_own_path_is_caught(postgres: Server, hostile: Database, step: str) -> None:
     def naive(migration: Migration) -> Migration:
         up, down = (
@@ -533,7 +533,7 @@ NAIVE_STATEMENTS: dict[LiteralString, tuple[object, ...]] = {
     "select 1 from public.push_notifications where device_token is not distinct from %s": ("t",),
     "select 1 from pg_catalog.pg_locks where classid = %s": (LIVENESS_CLASS,),
     "select 1 from pg_catalog.pg_locks where relation = 'public.push_notifications'::regclass": (),
-    "select part / %s from push_listener.rate": (60,),
+    "select fraction / %s from push_listener.shared_quota": (60,),
     "select day - %s from push_listener.daily_counts": (7,),
 }
 

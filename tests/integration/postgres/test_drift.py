@@ -327,7 +327,7 @@ def test_privileges_are_set_by_several_at_once(postgres: Server) -> None:
 
         def secure(_: int) -> None:
             with psycopg.connect(database.dsn, autocommit=True) as each:
-                each.execute("select push_listener.secure()")
+                each.execute("select push_listener.apply_privileges()")
 
         with ThreadPoolExecutor(4) as pool:
             list(pool.map(secure, range(4)))

@@ -21,6 +21,7 @@ from listener.postgres.connect import fetch_value
 from listener.postgres.locks import CHANNEL, LIVENESS_CLASS, POLLING_LOCK, PURGE_LOCK, LockHolder
 from listener.postgres.workers import Workers
 from listener.schema import migrate, retention
+from listener.schema.migrate import session as migrating
 from listener.service import Service
 from listener.wakeup import doorbell
 from listener.wakeup.busy_polling import BusyPolling
@@ -118,9 +119,9 @@ async def test_a_push_goes_out_while_a_stranger_silences_the_bell_and_the_strang
                     await thief.execute(*take)
                 for n in range(3):
                     await high_priority(rows, f"phone-{n}")
-                await until(lambda: shown_strangers(service) == {("awake", STRANGER, pid)})
+                await until(lambda: shown_strangers(service) == {("polling", STRANGER, pid)})
                 assert [(each.lock, each.pid, each.role) for each in strangers(database)] == [
-                    ("awake", pid, STRANGER)
+                    ("polling", pid, STRANGER)
                 ]
                 await thief.execute("select pg_advisory_unlock_all()")
                 await until(lambda: not shown_strangers(service))
@@ -130,7 +131,7 @@ async def test_a_push_goes_out_while_a_stranger_silences_the_bell_and_the_strang
     told = [each for each in said if each["event"] == "a stranger holds a lock of push-listener"]
     assert told
     assert len(told) < 6  # ever more should_log
-    assert {(each["lock"], each["pid"], each["role"]) for each in told} == {("awake", pid, STRANGER)}
+    assert {(each["lock"], each["pid"], each["role"]) for each in told} == {("polling", pid, STRANGER)}
     assert f"pg_terminate_backend({pid})" in told[0]["remedy"]
     assert [each["pid"] for each in said if each["event"] == "a stranger no longer holds a lock"] == [pid]
 
@@ -159,7 +160,7 @@ async def test_behind_one_that_waits_for_the_lock_nobody_rings_either(
         await until_waiting(rows)
         for n in range(3):
             await high_priority(rows, f"phone-{n}")
-        await until(lambda: ("awake", STRANGER, second.info.backend_pid) in shown_strangers(service))
+        await until(lambda: ("polling", STRANGER, second.info.backend_pid) in shown_strangers(service))
         await first.close()
         await waiting
 
@@ -182,13 +183,13 @@ async def test_a_prepared_transaction_is_a_stranger_too(
         with capture_logs() as said:
             async with serving(settings_for(worker_dsn, emulator, sweep_interval=1)) as service:
                 await high_priority(rows, "phone")
-                expected = {("awake", STRANGER, 0.0), ("liveness", STRANGER, 0.0)}
+                expected = {("polling", STRANGER, 0.0), ("liveness", STRANGER, 0.0)}
                 await until(lambda: shown_strangers(service) == expected)
-        (told, *_) = [each for each in said if each.get("lock") == "awake"]
+        (told, *_) = [each for each in said if each.get("lock") == "polling"]
         assert (told["pid"], told["role"], told["prepared"]) == (None, STRANGER, "it's mine")
         assert "rollback prepared 'it''s mine'" in told["remedy"]
         assert {(each.lock, each.pid, each.prepared) for each in strangers(database)} == {
-            ("awake", None, "it's mine"),
+            ("polling", None, "it's mine"),
             ("liveness", None, "it's mine"),
         }
     finally:
@@ -222,12 +223,12 @@ async def test_an_awake_worker_is_no_stranger_nor_are_the_inserts_of_others(
 
 def test_one_that_holds_it_in_shared_mode_is_named_only_if_it_goes_on() -> None:
     """The trigger of each insert does the same for an instant."""
-    found = LockHolder("awake", 0, 4711, STRANGER, None, exclusive=False, locks=1)
+    found = LockHolder("polling", 0, 4711, STRANGER, None, exclusive=False, locks=1)
     watch = locks.LockWatch(metrics := Metrics())
     seen = []
     for present in ([found], [found], [], [found], [found], [found], []):
         watch.saw(present)
-        labels = {"lock": "awake", "role": STRANGER}
+        labels = {"lock": "polling", "role": STRANGER}
         seen.append(metrics.registry.get_sample_value("push_lock_stranger_pid", labels))
     assert seen == [None, None, None, None, None, 4711.0, None]
 
@@ -466,8 +467,8 @@ async def test_a_flood_of_notifications_is_answered_with_few_statements(
 async def test_migrate_names_who_keeps_it_waiting_early_and_at_the_end(
     database: Database, stranger_dsn: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(migrate, "_TURN_NOTE_S", 0.3)
-    monkeypatch.setattr(migrate, "_TURN_WAIT_S", 1.0)
+    monkeypatch.setattr(migrating, "_TURN_NOTE_S", 0.3)
+    monkeypatch.setattr(migrating, "_TURN_WAIT_S", 1.0)
     noted: list[str] = []
     async with session(stranger_dsn) as thief:
         await thief.execute("select pg_advisory_lock(%s)", (migrate.LOCK_KEY,))
@@ -486,8 +487,8 @@ async def test_migrate_names_who_keeps_it_waiting_early_and_at_the_end(
 async def test_migrate_says_so_on_a_database_without_any_table(
     blank_database: Database, stranger_dsn: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(migrate, "_TURN_NOTE_S", 0.2)
-    monkeypatch.setattr(migrate, "_TURN_WAIT_S", 0.4)
+    monkeypatch.setattr(migrating, "_TURN_NOTE_S", 0.2)
+    monkeypatch.setattr(migrating, "_TURN_WAIT_S", 0.4)
     monkeypatch.setenv("DATABASE_URL", blank_database.dsn)
     async with session(blank_database.dsn_as(STRANGER)) as thief:
         await thief.execute("begin")

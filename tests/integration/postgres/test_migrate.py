@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+import shutil
 import subprocess
 import sys
 import threading
@@ -17,7 +19,7 @@ import pytest
 from psycopg import sql
 
 from listener.schema import export, migrate
-from listener.schema.migrate import Migration, MigrationError
+from listener.schema.migrate import Migration, MigrationError, Standing, session
 from tests.support.catalog import describe
 from tests.support.pgtap import prove
 from tests.support.postgres import Database, Template
@@ -33,14 +35,19 @@ def everything(database: Database) -> list[str]:
 
 def ledger(database: Database) -> list[tuple[object, ...]]:
     with psycopg.connect(database.dsn) as connection:
-        return connection.execute(
-            "select version, name, checksum from push_listener.migrations order by 1"
-        ).fetchall()
+        return (
+            connection.execute(
+                "select version, name, checksum from push_listener.migrations order by 1"
+            ).fetchall()
+            + connection.execute(
+                "select name, revision, checksum from push_listener.functions order by 1"
+            ).fetchall()
+        )
 
 
 def before(database: Database) -> list[tuple[object, ...]]:
     with psycopg.connect(database.dsn) as connection:
-        return connection.execute("select * from push_listener.before order by 1, 2, 3").fetchall()
+        return connection.execute("select * from push_listener.adoption_record order by 1, 2, 3").fetchall()
 
 
 def steps(*ups: str) -> list[Migration]:
@@ -107,7 +114,7 @@ def test_a_first_step_that_fails_leaves_no_ledger(bare_database: Database) -> No
 def test_a_file_that_was_edited_after_it_was_applied_is_refused(bare_database: Database) -> None:
     known = steps("create table public.made_1 ()", "create table public.made_2 ()")
     migrate.apply(bare_database.dsn, known[:1])
-    edited = [replace(known[0], up=known[0].up + ";"), known[1]]
+    edited = [replace(known[0], source=known[0].source + ";"), known[1]]
     assert [state.changed for state in migrate.status(bare_database.dsn, edited)] == [True, False]
     with pytest.raises(MigrationError, match="0001_step_1: the file is not the one that was applied"):
         migrate.apply(bare_database.dsn, edited)
@@ -134,12 +141,12 @@ def test_two_at_once_do_it_once(blank_database: Database) -> None:
 
 def test_what_an_interrupted_index_left_behind_is_replaced(blank_database: Database) -> None:
     dsn = blank_database.dsn
-    migrate.apply(dsn, migrate.load()[:7])
+    migrate.apply(dsn, migrate.load()[:11])
     with psycopg.connect(dsn, autocommit=True) as connection:
         connection.execute(
             "insert into push_notifications (device_token, idempotency_key) values ('t', 'k'), ('t', 'k')"
         )
-        with pytest.raises(MigrationError, match="0008_indexes: could not create unique index") as refusal:
+        with pytest.raises(MigrationError, match="0012_indexes: could not create unique index") as refusal:
             migrate.apply(dsn)
         assert "(idempotency_key)=" not in str(refusal.value)  # the server's detail quotes the row
         valid = (
@@ -158,19 +165,19 @@ def test_an_autovacuum_that_holds_the_table_is_waited_for_long_enough(bare_datab
             "select 1000 * extract(epoch from current_setting('deadlock_timeout')::interval)"
         ).fetchone()
     assert row is not None
-    assert max(migrate.LOCK_TIMEOUTS_MS) > row[0]
-    assert migrate.LOCK_TIMEOUTS_MS[0] < row[0]
+    assert max(session.LOCK_TIMEOUTS_MS) > row[0]
+    assert session.LOCK_TIMEOUTS_MS[0] < row[0]
 
 
 def test_a_table_that_is_never_free_is_named_as_the_reason(
     blank_database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(migrate, "LOCK_TIMEOUTS_MS", (10, 10))
+    monkeypatch.setattr(session, "LOCK_TIMEOUTS_MS", (10, 10))
     with psycopg.connect(blank_database.dsn, autocommit=True) as connection:
         connection.execute((SHAPES / "reference.sql").read_bytes())
         with connection.transaction():
             connection.execute("select from push_notifications")
-            with pytest.raises(MigrationError, match="0002_queue: a table is in use by a transaction that"):
+            with pytest.raises(MigrationError, match="0003_queue: a table is in use by a transaction that"):
                 migrate.apply(blank_database.dsn)
         migrate.apply(blank_database.dsn)
 
@@ -207,6 +214,170 @@ def test_migrations_that_are_not_in_order_are_refused(tmp_path: Path, names: lis
         (tmp_path / name).write_text("select 1")
     with pytest.raises(MigrationError, match=fault):
         migrate.load(tmp_path)
+
+
+# --- functions -------------------------------------------------------------------------------------------
+
+
+def functions_with(folder: Path, name: str, *edits: tuple[str, str]) -> list[Migration]:
+    """All migrations, with changes in the text of one function."""
+    shutil.copytree(PROJECT / "db", folder, dirs_exist_ok=True)
+    schema, _, function = name.partition(".")
+    path = folder / "functions" / schema / f"{function}.sql"
+    for old, new in edits:
+        assert old in path.read_text()
+        path.write_text(path.read_text().replace(old, new))
+    return migrate.load(folder / "migrations")
+
+
+NEXT_REVISION = ("-- revision 1\n", "-- revision 2\n")
+OTHER_TEXT = ("must not be null", "must be given")
+
+
+def with_old_text(lines: list[str]) -> list[str]:
+    old, new = OTHER_TEXT
+    return [line.replace(new, old) for line in lines]
+
+
+@pytest.fixture
+def newer(tmp_path: Path) -> list[Migration]:
+    """All migrations of a version in which cancel_push has another text."""
+    return functions_with(tmp_path / "newer", "public.cancel_push", NEXT_REVISION, OTHER_TEXT)
+
+
+def standing(database: Database, known: list[Migration] | None = None) -> dict[str, Standing]:
+    """The functions that are not as in their files."""
+    states = migrate.function_status(database.dsn, known)
+    return {each.function.name: each.standing for each in states if each.standing is not Standing.CURRENT}
+
+
+def refusal_of_cancel_push(database: Database) -> str:
+    with psycopg.connect(database.dsn) as connection, pytest.raises(psycopg.Error) as refusal:
+        connection.execute("select cancel_push(null)")
+    return str(refusal.value.diag.message_primary)
+
+
+def test_a_changed_function_is_replaced_and_nothing_else_changes(
+    database: Database, newer: list[Migration]
+) -> None:
+    with psycopg.connect(database.dsn, autocommit=True) as connection:
+        connection.execute("grant execute on function cancel_push(uuid) to authenticator")
+    there = everything(database)
+    assert standing(database) == {}
+    assert standing(database, newer) == {"public.cancel_push": Standing.CHANGED}
+    replaced: list[str] = []
+    assert migrate.apply(database.dsn, newer, replaced=lambda function: replaced.append(function.name)) == []
+    assert replaced == ["public.cancel_push"]
+    assert standing(database, newer) == {}
+    assert refusal_of_cancel_push(database) == "p_push_id must be given"
+    assert with_old_text(everything(database)) == there  # owner, grants, settings and comment among them
+    assert migrate.apply(database.dsn, newer, replaced=lambda function: replaced.append(function.name)) == []
+    assert replaced == ["public.cancel_push"]
+
+
+def test_a_change_without_a_higher_revision_is_applied_too(database: Database, tmp_path: Path) -> None:
+    edited = functions_with(tmp_path, "public.cancel_push", OTHER_TEXT)
+    migrate.apply(database.dsn, edited)
+    assert refusal_of_cancel_push(database) == "p_push_id must be given"
+
+
+def test_an_older_version_leaves_a_newer_function_as_it_is(
+    database: Database, newer: list[Migration]
+) -> None:
+    migrate.apply(database.dsn, newer)
+    assert standing(database) == {"public.cancel_push": Standing.NEWER}
+    told: list[str] = []
+    assert migrate.apply(database.dsn, warn=told.append) == []
+    assert told == [
+        "the function public.cancel_push in the database has revision 2, and this version of push-listener has "
+        "revision 1: it is left as it is"
+    ]
+    assert refusal_of_cancel_push(database) == "p_push_id must be given"
+
+
+def test_after_the_way_back_an_older_version_applies_its_own(
+    database: Database, newer: list[Migration]
+) -> None:
+    there = everything(database)
+    migrate.apply(database.dsn, newer)
+    migrate.rollback(database.dsn, newer[-2].version, newer)
+    migrate.apply(database.dsn)
+    assert standing(database) == {}
+    assert everything(database) == there
+    assert {each.applied_revision for each in migrate.function_status(database.dsn)} == {1}
+
+
+def test_a_new_database_gets_the_present_functions_at_once(
+    database: Database, blank_database: Database, newer: list[Migration]
+) -> None:
+    migrate.apply(blank_database.dsn, newer)
+    migrate.apply(database.dsn, newer)
+    assert everything(blank_database) == everything(database)
+    assert ledger(blank_database) == ledger(database)
+
+
+def test_functions_that_fail_leave_nothing_of_themselves(database: Database, tmp_path: Path) -> None:
+    functions_with(tmp_path, "public.fetch_pending_pushes", ("must be from 1 to 1000", "is out of range"))
+    path = tmp_path / "functions" / "public" / "mark_push_sent.sql"
+    path.write_text(path.read_text().replace("returns text", "returns uuid"))
+    known, there = migrate.load(tmp_path / "migrations"), everything(database)
+    with pytest.raises(MigrationError, match="functions: cannot change return type of existing function"):
+        migrate.apply(database.dsn, known)
+    assert everything(database) == there
+    assert set(standing(database, known)) == {"public.mark_push_sent", "public.fetch_pending_pushes"}
+
+
+def test_a_function_of_another_is_not_taken_for_ours(blank_database: Database) -> None:
+    """To replace it would leave it to its owner, who could then put anything in it."""
+    known = migrate.load()
+    step = next(migration for migration in known if "public.cancel_push" in migration.creates)
+    migrate.apply(blank_database.dsn, known[: step.version - 1])
+    with psycopg.connect(blank_database.superuser_dsn, autocommit=True) as connection:
+        connection.execute(
+            "create function public.cancel_push(p_push_id uuid) returns boolean language sql return true"
+        )
+    with pytest.raises(MigrationError, match=r"0015_enqueue_api: .*already exists"):
+        migrate.apply(blank_database.superuser_dsn)
+
+
+@pytest.mark.parametrize(
+    ("edit", "fault"),
+    [
+        (("-- revision 1\n", ""), "cancel_push.sql must begin with a line like -- revision 1"),
+        (("or replace ", ""), "cancel_push.sql must begin with a line like -- revision 1"),
+        (
+            ("public.cancel_push(p_push_id", "public.cancel(p_push_id"),
+            "and create or replace function public.c",
+        ),
+    ],
+)
+def test_a_function_in_another_form_is_refused(tmp_path: Path, edit: tuple[str, str], fault: str) -> None:
+    with pytest.raises(MigrationError, match=fault):
+        functions_with(tmp_path, "public.cancel_push", edit)
+
+
+def test_each_function_has_a_migration_and_each_include_a_function(tmp_path: Path) -> None:
+    functions_with(tmp_path, "public.cancel_push")
+    path = tmp_path / "functions" / "public" / "cancel_push.sql"
+    path.rename(path.with_name("cancel.sql"))
+    with pytest.raises(MigrationError, match=r"functions/public/cancel_push\.sql is missing"):
+        migrate.load(tmp_path / "migrations")
+    path.write_text(path.with_name("cancel.sql").read_text())
+    with pytest.raises(MigrationError, match=r"no migration includes functions/public/cancel\.sql"):
+        migrate.load(tmp_path / "migrations")
+
+
+def test_the_way_back_of_a_migration_drops_what_it_creates() -> None:
+    for migration in migrate.load():
+        for name in migration.creates:
+            assert f"drop function {name}(" in migration.down, f"{migration} creates {name}"
+
+
+def test_no_function_is_overloaded() -> None:
+    for migration in migrate.load():
+        made = re.findall(r"^create function (\w+\.\w+)\(", migration.up, re.MULTILINE)
+        assert sorted(set(made)) == sorted(made)
+        assert migration.creates <= set(made)
 
 
 # --- who runs it -----------------------------------------------------------------------------------------
@@ -465,6 +636,55 @@ def test_a_file_with_other_content_is_not_overwritten(tmp_path: Path) -> None:
     assert f"\n  {test}" in str(refusal.value)
     assert edited.read_text() == "-- mine\n"
     assert not missing.exists()
+
+
+def test_a_function_that_has_changed_is_emitted_once_more(
+    blank_database: Database, tmp_path: Path, newer: list[Migration]
+) -> None:
+    psql(blank_database, *sorted(path for path in export.emit(tmp_path) if path.parent.name == "migrations"))
+    (replacing,) = export.emit(tmp_path, newer)
+    assert re.fullmatch(r"202601010000\d\d_push_listener_functions_[0-9a-f]{8}\.sql", replacing.name)
+    assert export.emit(tmp_path, newer) == []
+    there = everything(blank_database)
+    psql(blank_database, replacing)
+    assert standing(blank_database, newer) == {}
+    assert refusal_of_cancel_push(blank_database) == "p_push_id must be given"
+    assert with_old_text(everything(blank_database)) == there
+
+    assert export.emit(tmp_path) == []  # an older version neither takes it back nor complains
+    functions = replacing.read_text()
+    replacing.write_text(functions.replace("must be given", "must be something"))
+    with pytest.raises(MigrationError, match=re.escape(str(replacing))):
+        export.emit(tmp_path, newer)
+
+
+def test_a_new_project_has_no_file_for_functions(tmp_path: Path, newer: list[Migration]) -> None:
+    assert not any("functions_" in path.name for path in export.emit(tmp_path, newer))
+    assert export.emit(tmp_path, newer) == []
+
+
+def test_an_emitted_function_does_not_replace_a_newer_one(
+    database: Database, tmp_path: Path, newer: list[Migration]
+) -> None:
+    export.emit(tmp_path)
+    (replacing,) = export.emit(tmp_path, newer)
+    newest = functions_with(
+        tmp_path / "newest",
+        "public.cancel_push",
+        ("-- revision 1\n", "-- revision 3\n"),
+        ("must not be null", "is missing"),
+    )
+    migrate.apply(database.dsn, newest)
+    psql(database, replacing)
+    assert refusal_of_cancel_push(database) == "p_push_id is missing"
+
+
+def test_a_function_that_was_edited_in_an_emitted_file_is_noticed(tmp_path: Path) -> None:
+    written = export.emit(tmp_path)
+    edited = next(path for path in written if path.name.endswith("_enqueue_api.sql"))
+    edited.write_text(edited.read_text().replace("p_push_id must not be null", "no"))
+    with pytest.raises(MigrationError, match=re.escape(str(edited))):
+        export.emit(tmp_path)
 
 
 def test_the_emitted_tests_pass_where_the_files_were_applied(

@@ -176,7 +176,9 @@ def fill(installation: Installation) -> None:
         ):
             columns = installation.columns.setdefault(row["name"], {})
             columns[row["attname"]] = "identity" if row["attidentity"] else row["type"]
-        for row in owner.execute("select relation, name from push_listener.before where kind = 'column'"):
+        for row in owner.execute(
+            "select relation, name from push_listener.adoption_record where kind = 'column'"
+        ):
             installation.before.setdefault(row["relation"], set()).add(row["name"])
         # In an adopted queue a user may delete a row that is finished; one that is being sent a worker may settle.
         for user, push, status in ((OWNER, PUSH, "sent"), (OTHER, OTHERS_PUSH, "processing")):
@@ -428,16 +430,18 @@ SHAPES["logs"] = SHAPES["reference"] + SHAPES["logs"]
 )
 def test_the_way_back_restores_every_grant(postgres: Server, regime: Regime, application: str) -> None:
     known = migrate.load()
+    before = known[-2]
+    assert known[-1].name == "privileges"
     with postgres.database(Template.SUPABASE) as database:
         prepare(database, regime, application)
         first = state(database)
-        migrate.apply(database.dsn, known[:10])
-        tenth = state(database)
+        migrate.apply(database.dsn, known[: before.version])
+        unprivileged = state(database)
         migrate.apply(database.dsn, known)
         last = state(database)
-        assert last != tenth
-        migrate.rollback(database.dsn, 10, known)
-        assert state(database) == tenth
+        assert last != unprivileged
+        migrate.rollback(database.dsn, before.version, known)
+        assert state(database) == unprivileged
         migrate.apply(database.dsn, known)
         assert state(database) == last
         migrate.rollback(database.dsn, 0, known)
@@ -461,7 +465,7 @@ def test_to_secure_again_changes_nothing(postgres: Server) -> None:
         before = state(database)
         with psycopg.connect(database.dsn, autocommit=True) as owner:
             owner.execute("set client_min_messages = error")
-            owner.execute("select push_listener.secure()")
+            owner.execute("select push_listener.apply_privileges()")
             assert state(database) == before
             owner.execute("drop view push_recipients")
             owner.execute(
@@ -469,7 +473,7 @@ def test_to_secure_again_changes_nothing(postgres: Server) -> None:
                 "select user_id, token, platform from push_devices where disabled_at is null"
             )
             assert state(database) != before, "the old regime has granted the new view to everybody"
-            owner.execute("select push_listener.secure()")
+            owner.execute("select push_listener.apply_privileges()")
             assert state(database) == before
 
 
@@ -509,7 +513,7 @@ async def test_without_any_role_of_supabase(postgres: Server, database: Database
         superuser.execute("grant usage on schema auth to plain")
         superuser.execute("create role push_listener nologin")
         with psycopg.connect(mine.dsn, autocommit=True) as owner:
-            owner.execute("select push_listener.secure()")
+            owner.execute("select push_listener.apply_privileges()")
             assert grants(mine) == expected
             policies = owner.execute("select count(*) from pg_policies where 'authenticated' = any (roles)")
             assert policies.fetchone() == (3,)
@@ -525,11 +529,11 @@ def test_the_listeners_role_may_have_to_wait_for_an_administrator(postgres: Serv
         superuser.execute("create role plain login")
         superuser.execute(f"alter database {bare.name} owner to plain".encode())
         with psycopg.connect(plain.dsn(bare.name, "plain"), autocommit=True) as owner:
-            known = migrate.load()
-            migrate.apply(plain.dsn(bare.name, "plain"), known[:10])
+            *others, privileges = migrate.load()
+            migrate.apply(plain.dsn(bare.name, "plain"), others)
             told: list[str] = []
             owner.add_notice_handler(lambda notice: told.append(str(notice.message_primary)))
-            owner.execute(known[10].up.encode())
+            owner.execute(privileges.up.encode())
     assert any('"create role push_listener nologin"' in line for line in told)
 
 
@@ -717,13 +721,13 @@ async def test_tokens_kept_by_the_application(postgres: Server) -> None:
         make_worker(database)
         with psycopg.connect(database.dsn, autocommit=True) as owner:
             owner.add_notice_handler(lambda notice: told.append(str(notice.message_primary)))
-            owner.execute("select push_listener.secure()")
+            owner.execute("select push_listener.apply_privileges()")
             (told_to,) = (line for line in told if "profiles" in line)
             for statement in (
                 told_to.split('"')[1],
                 "create policy push_listener_reads on profiles for select to push_listener "
                 "using (fcm_token is not null)",
-                "select push_listener.secure()",
+                "select push_listener.apply_privileges()",
             ):
                 owner.execute(statement.encode())
         assert len([line for line in told if "profiles" in line]) == 1
@@ -796,8 +800,8 @@ def test_the_listeners_role_has_nothing_else(postgres: Server) -> None:
                     worker.execute(forbidden.encode())
     assert {name for (name,) in relations} == {
         "push_notifications", "push_delivery_logs", "push_delivery_logs_id_seq", "push_devices", "push_recipients",
-        "push_listener.migrations", "push_listener.workers", "push_listener.lock_holders", "push_listener.rate",
-        "push_listener.served",
+        "push_listener.migrations", "push_listener.workers", "push_listener.lock_holders", "push_listener.shared_quota",
+        "push_listener.served", "push_listener.functions",
     }  # fmt: skip
     assert set(definers) == {("push_disable_token(text,text)",), ("push_listener.drift()",)}
 

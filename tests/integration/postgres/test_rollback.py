@@ -105,15 +105,15 @@ async def test_rows_that_are_fetched_on_the_way_stop_it_and_it_goes_on_later(
     await rows.add(device_token="t", title="t")
 
     def fetch(migration: migrate.Migration) -> None:
-        if migration.version == 10:
+        if migration.name == "statistics":
             with psycopg.connect(database.dsn, autocommit=True) as connection:
                 assert connection.execute("select id from fetch_pending_pushes(1)").fetchall()
 
     with pytest.raises(MigrationError, match="1 pushes are in the hands of a worker"):
         await asyncio.to_thread(migrate.rollback, database.dsn, 0, discard_data=True, report=fetch)
-    assert applied(database) == 9
+    assert applied(database) == 15
     await rows.query("update push_notifications set next_attempt_at = now()")
-    assert await down(database, discard_data=True) == 9
+    assert await down(database, discard_data=True) == 15
 
 
 async def test_no_worker_begins_while_it_is_at_work(database: Database, emulator: Emulator) -> None:
@@ -136,7 +136,7 @@ async def test_no_worker_begins_while_it_is_at_work(database: Database, emulator
                 async with serving(settings_for(database.dsn, emulator)):
                     pass
         # The pool's own session is that of a worker that has not begun yet: no worker has, so it is not counted.
-        await asyncio.to_thread(migrate.rollback, database.dsn, 12, report=begin)
+        await asyncio.to_thread(migrate.rollback, database.dsn, 16, report=begin)
         assert [type(each) for each in begun] == [workers.RollingBack]
 
 
@@ -156,13 +156,13 @@ async def test_every_loss_is_told_before_the_first_step(database: Database, rows
         await down(database)
     assert str(refusal.value).splitlines() == [
         "the way back would lose what cannot be had again, and nothing has been changed:",
-        "- telemetry_logs was made by push-listener and holds rows",
+        "- telemetry_logs was created by push-listener and holds rows",
         "- the statistics count 2 pushes and 2 receipts that have been deleted, by a purge perhaps",
         "Complete or save it, then roll back with --discard-data, which deletes it.",
     ]
     assert applied(database) == len(migrate.load())
-    assert await down(database, 10) == len(migrate.load()) - 10  # nothing is lost so far
-    assert await down(database, discard_data=True) == 10
+    assert await down(database, 16) == len(migrate.load()) - 16  # nothing is lost so far
+    assert await down(database, discard_data=True) == 16
 
 
 @pytest.mark.newest_postgres

@@ -298,7 +298,7 @@ def test_nobody_gets_at_what_the_functions_are_made_of(database: Database, calle
         "push_listener.caller_id()",
         "push_listener.settled_before(gen_random_uuid(), 'sent')",
         "push_listener.store_telemetry('{}', gen_random_uuid(), gen_random_uuid())",
-        "push_listener.allow('public.cancel_push(uuid)', 'anon')",
+        "push_listener.adopted('push_devices')",
     ):
         with request(database, caller) as connection, pytest.raises(psycopg.errors.InsufficientPrivilege):
             connection.execute(f"select {call}".encode())

@@ -89,7 +89,9 @@ async def test_the_rate_is_lowered_once_a_second_and_never_raised(pool: Pool, ro
     assert seen.fraction == 0.5
     assert 0.0 <= seen.age < PATIENCE
     # Half a minute later it has come back to three quarters.
-    await rows.query("update push_listener.rate set part = 0.25, lowered_at = now() - interval '30 seconds'")
+    await rows.query(
+        "update push_listener.shared_quota set fraction = 0.25, reduced_at = now() - interval '30 seconds'"
+    )
     await mine.reduce_quota(0.9, 60.0)
     assert (await mine.quota_state()).fraction == pytest.approx(0.75, abs=0.1)
 
@@ -98,16 +100,18 @@ async def test_those_who_lower_at_the_same_moment_lower_once(pool: Pool, rows: R
     mine = Workers(pool, worker_id=await register(pool, "test"), lease=60.0)
     await long_ago(rows)
     await asyncio.gather(*(mine.reduce_quota(0.5 / n, 60.0) for n in range(1, 21)))
-    written = await rows.query("select xmin::text, part from push_listener.rate")
+    written = await rows.query("select xmin::text, fraction from push_listener.shared_quota")
     await mine.reduce_quota(0.001, 60.0)
-    assert await rows.query("select xmin::text, part from push_listener.rate") == written
+    assert await rows.query("select xmin::text, fraction from push_listener.shared_quota") == written
 
 
 @pytest.mark.parametrize("moment", ["now() + interval '1 day'", "now() - interval '10 years'"])
 async def test_a_clock_that_was_put_right_keeps_nobody_slow(pool: Pool, rows: Rows, moment: str) -> None:
     mine = Workers(pool, worker_id=await register(pool, "test"), lease=60.0)
     await rows.connection.execute(
-        sql.SQL("update push_listener.rate set part = 0.01, lowered_at = {}").format(sql.SQL(moment))
+        sql.SQL("update push_listener.shared_quota set fraction = 0.01, reduced_at = {}").format(
+            sql.SQL(moment)
+        )
     )
     seen = await mine.quota_state()
     bucket = Quota(FCM, 0.0, time.monotonic())
@@ -119,14 +123,14 @@ async def test_a_clock_that_was_put_right_keeps_nobody_slow(pool: Pool, rows: Ro
 
 async def test_without_the_row_every_worker_goes_on_alone(pool: Pool, rows: Rows) -> None:
     mine = Workers(pool, worker_id=await register(pool, "test"), lease=60.0)
-    await rows.query("delete from push_listener.rate")
+    await rows.query("delete from push_listener.shared_quota")
     await mine.reduce_quota(0.5, 60.0)
     assert await mine.quota_state() == QuotaState(1, 1.0, 0.0)
 
 
 async def long_ago(rows: Rows) -> None:
     """Nothing was lowered lately: a database that was just made counts as lowered, to all of it, at that moment."""
-    await rows.query("update push_listener.rate set lowered_at = now() - interval '1 hour'")
+    await rows.query("update push_listener.shared_quota set reduced_at = now() - interval '1 hour'")
 
 
 # --- what the workers tell one another ------------------------------------------------------------------------------
@@ -192,13 +196,13 @@ async def test_who_sends_next_to_nothing_asks_for_nothing(pool: Pool, rows: Rows
 async def test_a_database_that_is_away_keeps_nobody_from_lowering(
     pool: Pool, rows: Rows, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    await rows.query("alter table push_listener.rate rename to gone")
+    await rows.query("alter table push_listener.shared_quota rename to gone")
     async with sharing(pool) as (shared, bucket, queue):
         shared.refused(Limit.PROJECT, time.monotonic())
         assert bucket.fraction.value == 0.5
         failed = {"statement": "rate"}
         await shown(shared._metrics, "push_database_errors_total", 1.0, failed)
-        await rows.query("alter table push_listener.gone rename to rate")
+        await rows.query("alter table push_listener.gone rename to shared_quota")
         shared.claimed(PUSHES, time.monotonic())
         await until(lambda: queue.asked)
         await shown(shared._metrics, "push_database_errors_total", 1.0, failed)
@@ -300,7 +304,7 @@ async def test_429_lowers_the_rate_of_two_workers_and_it_comes_back(
         await fcm.pass_by(10)  # they may have been under way
         lowered = await fcm.rate(10)
         times = [value(each, "push_quota_reduced_total") for each in (one, other)]
-        (written,) = await rows.query("select part from push_listener.rate")
+        (written,) = await rows.query("select fraction from push_listener.shared_quota")
         ended = time.monotonic()
         emulator.remove_fault(rule)
 
@@ -308,10 +312,11 @@ async def test_429_lowers_the_rate_of_two_workers_and_it_comes_back(
         rising = [await fcm.rate(100) for _ in range(6)]
     print(
         f"requests a second: {before:.0f}, lowered to {lowered:.0f} ({times} times in {ended - began:.0f} s, written: "
-        f"{written['part']:.2f}), 200 in {last.at - ended:.1f} s, {', '.join(format(each, '.0f') for each in rising)}"
+        f"{written['fraction']:.2f}), "
+        f"200 in {last.at - ended:.1f} s, {', '.join(format(each, '.0f') for each in rising)}"
     )
     assert lowered < 0.5 * WHOLE
-    assert written["part"] < 0.5
+    assert written["fraction"] < 0.5
     # For many answers, but not for each of them.
     assert all(1 <= each <= 1 + ended - began for each in times)
     assert 200 / (last.at - ended) < 0.8 * WHOLE
@@ -321,7 +326,7 @@ async def test_429_lowers_the_rate_of_two_workers_and_it_comes_back(
 async def test_a_worker_that_starts_while_the_rate_is_lowered_starts_lowered(
     database: Database, rows: Rows, emulator: Emulator
 ) -> None:
-    await rows.query("update push_listener.rate set part = 0.1, lowered_at = now()")
+    await rows.query("update push_listener.shared_quota set fraction = 0.1, reduced_at = now()")
     async with serving(settings_for(database.dsn, emulator, fcm_ramp=0)) as service:
         assert value(service, "push_quota_rate") < 0.8 * FCM / 60
 

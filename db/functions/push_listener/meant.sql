@@ -1,0 +1,78 @@
+-- revision 1
+create or replace function push_listener.meant()
+  returns table (kind text, object text, part text, role text, privilege text)
+  language sql stable set search_path = pg_catalog, pg_temp
+as $$
+  with meant(kind, name, role, privileges, columns) as (
+    values
+      ('table', 'public.push_notifications', 'service_role', '{select,insert,update,delete}'::text[], '{""}'::text[]),
+      ('table', 'public.push_devices', 'service_role', '{select,insert,update,delete}', '{""}'),
+      ('table', 'public.push_delivery_logs', 'service_role', '{select,insert,update,delete}', '{""}'),
+      ('table', 'public.telemetry_logs', 'service_role', '{select,insert,update,delete}', '{""}'),
+      ('table', 'public.push_recipients', 'service_role', '{select}', '{""}'),
+
+      ('table', 'public.push_notifications', 'push_listener', '{select}', push_listener.columns('push_notifications')),
+      ('table', 'public.push_notifications', 'push_listener', '{update}',
+       '{status,next_attempt_at,retry_count,last_retry_at,delivery_attempts,last_error,error_code,fcm_message_id,
+         claimed_by,lost_claims,sent_at,updated_at}'),
+      ('table', 'public.push_delivery_logs', 'push_listener', '{select,insert}', '{push_id,device_token,status,details}'),
+      ('table', 'public.push_recipients', 'push_listener', '{select}', '{""}'),
+      ('table', 'public.push_devices', 'push_listener', '{select}', '{token,user_id,platform,disabled_at}'),
+      ('schema', 'push_listener', 'push_listener', '{usage}', '{""}'),
+      ('function', 'push_listener.drift()', 'push_listener', '{execute}', '{""}'),
+      ('function', 'push_listener.api()', 'push_listener', '{execute}', '{""}'),
+      ('table', 'push_listener.migrations', 'push_listener', '{select}', '{""}'),
+      ('table', 'push_listener.functions', 'push_listener', '{select}', '{""}'),
+      ('table', 'push_listener.workers', 'push_listener', '{select}', '{""}'),
+      ('table', 'push_listener.workers', 'push_listener', '{insert}', '{id,name}'),
+      ('table', 'push_listener.workers', 'push_listener', '{update}', '{stopped_at,guarded,lost}'),
+      ('table', 'push_listener.lock_holders', 'push_listener', '{select}', '{""}'),
+      ('function', 'push_listener.is_alive(integer)', 'push_listener', '{execute}', '{""}'),
+      ('table', 'push_listener.shared_quota', 'push_listener', '{select}', '{""}'),
+      ('table', 'push_listener.shared_quota', 'push_listener', '{update}', '{fraction,reduced_at}'),
+      ('table', 'push_listener.served', 'push_listener', '{select}', '{""}'),
+      ('table', 'push_listener.served', 'push_listener', '{insert}',
+       '{system_identifier,database_oid,address,database_name}')
+    union all
+    select 'function', a.function, r.role, '{execute}', '{""}'
+      from push_listener.api() a, pg_catalog.unnest(a.roles) r(role)
+    union all
+    -- Users see their own pushes, the logs of these, and their devices.
+    select 'table', 'public.' || t.relation, 'authenticated', '{select}',
+           case when not push_listener.adopted(t.relation) then '{""}'
+                else array(
+                  select c from pg_catalog.unnest(push_listener.columns(t.relation)) c
+                    where not exists (select from push_listener.adoption_record b
+                                        where b.kind = 'column' and b.relation = t.relation and b.name = c)) end
+      from (values ('push_notifications'), ('push_delivery_logs'), ('push_devices')) t(relation)
+      where not push_listener.adopted(t.relation) or push_listener.shows_own_rows(t.relation)
+    union all
+    -- An adopted table may number its rows with a sequence, which needs a privilege of its own.
+    select distinct 'sequence', s.oid::regclass::text, r.rolname, '{usage}'::text[], '{""}'::text[]
+      from push_listener.guarded() t
+      join pg_catalog.pg_attrdef def on def.adrelid = t.relation
+      join pg_catalog.pg_depend d on d.classid = 'pg_catalog.pg_attrdef'::regclass and d.objid = def.oid
+                                     and d.refclassid = 'pg_catalog.pg_class'::regclass
+      join pg_catalog.pg_class s on s.oid = d.refobjid and s.relkind = 'S'
+      join pg_catalog.pg_roles r on r.rolname = 'service_role'
+        or r.rolname = 'push_listener' and t.relation = 'public.push_delivery_logs'::regclass
+        or exists (
+          select from push_listener.kept() k
+            where k.privilege = 'insert' and k.role = r.rolname
+              and t.relation = pg_catalog.format('public.%I', k.relation)::regclass)
+  )
+  select m.kind,
+         case m.kind when 'function' then pg_catalog.to_regprocedure(m.name)::text
+                     when 'schema' then m.name
+                     else pg_catalog.to_regclass(m.name)::text end,
+         c.part, m.role, p.privilege
+    from meant m, pg_catalog.unnest(m.privileges) p(privilege), pg_catalog.unnest(m.columns) c(part)
+    where exists (select from pg_catalog.pg_roles r where r.rolname = m.role)
+      -- A later migration creates the object, or "migrate --down" has dropped it.
+      and case m.kind when 'function' then pg_catalog.to_regprocedure(m.name) is not null
+                      when 'schema' then true
+                      else pg_catalog.to_regclass(m.name) is not null end
+$$;
+revoke all on function push_listener.meant from public;
+comment on function push_listener.meant is
+  'The privileges that roles other than the owner should have on objects of push-listener.';

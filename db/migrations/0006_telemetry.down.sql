@@ -1,0 +1,7 @@
+-- migrate: loses select * from push_listener.losses('telemetry_logs')
+drop table push_listener.telemetry_use;
+do $$
+begin
+  perform push_listener.restore_table('telemetry_logs');
+end
+$$;

@@ -1,0 +1,1 @@
+drop table push_listener.shared_quota;

@@ -1,0 +1,44 @@
+-- The doorbell: a notification without content, which says that there is something to look at. The rows are the
+-- truth; a notification that is lost costs time and nothing else.
+--
+-- Transactions that notify commit one after another, in the whole cluster, so a notification for each insert would
+-- make concurrent inserts slow. While a listener polls the queue busily, it holds the advisory lock (1886745449, 0),
+-- and no trigger notifies. The listener still finds rows that a transaction inserted while the lock was held and
+-- commits after its release: see listener/wakeup/busy_polling.py.
+
+\ir ../functions/push_listener/ring.sql
+
+-- The condition of the trigger asks whether a listener is busy polling, because a function that is not called costs
+-- an insert nothing. It is one expression, so that nothing can fail or be cancelled between taking and releasing the
+-- lock. The lock must not be held until the end of the transaction: then no listener could begin to poll while such a
+-- transaction is open.
+create trigger push_listener_ring_insert
+  after insert on public.push_notifications
+  for each statement
+  when (case when pg_catalog.pg_try_advisory_lock_shared(1886745449, 0)
+             then pg_catalog.pg_advisory_unlock_shared(1886745449, 0) else false end)
+  execute function push_listener.ring();
+
+-- For an operator or the application that puts a row back by hand, update ... set status = 'pending', next_attempt_at
+-- = now(), or makes a try sooner. For a claim the condition is false before it reaches the lock, and for a settled
+-- row too, unless the worker gives the push back to be sent at once.
+create trigger push_listener_ring_update
+  after update of status, next_attempt_at on public.push_notifications
+  for each row
+  when (case when not (new.status = 'pending'
+                       and (old.status <> 'pending' or old.next_attempt_at is distinct from new.next_attempt_at)
+                       and (old.status <> 'processing' or new.next_attempt_at <= pg_catalog.clock_timestamp())
+                       or new.status = 'failed' and old.status = 'failed'
+                          and new.next_attempt_at < old.next_attempt_at)
+                  or new.next_attempt_at is null then false
+             when pg_catalog.pg_try_advisory_lock_shared(1886745449, 0)
+             then pg_catalog.pg_advisory_unlock_shared(1886745449, 0) else false end)
+  execute function push_listener.ring();
+
+\ir ../functions/push_listener/make_due_when_pending.sql
+
+create trigger push_listener_make_due
+  after update of status on public.push_notifications
+  for each row
+  when (new.status = 'pending' and new.next_attempt_at is null and old.status <> 'pending')
+  execute function push_listener.make_due_when_pending();

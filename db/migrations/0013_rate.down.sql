@@ -1,1 +1,0 @@
-drop table push_listener.rate;

@@ -1,0 +1,10 @@
+drop function public.mark_push_failed(uuid, text);
+drop function public.mark_push_sent(uuid);
+drop function public.fetch_pending_pushes(integer);
+drop function push_listener.settled_before(uuid, text[]);
+drop function push_listener.caller_id();
+drop function push_listener.trusts(regprocedure);
+drop function push_listener.refuse_users();
+drop function push_listener.caller_is_service();
+drop function push_listener.caller();
+drop function public.push_is_service(name);

@@ -1,0 +1,12 @@
+drop function public.unregister_device(text);
+drop function public.register_device(text, text, uuid);
+drop function public.flush_telemetry(jsonb[]);
+drop function push_listener.telemetry_wait(uuid, integer, bigint);
+drop function push_listener.forget_telemetry_use();
+drop function push_listener.store_telemetry(jsonb[], uuid, uuid);
+drop function push_listener.telemetry_problem(jsonb, uuid);
+drop function push_listener.to_time(text);
+drop function public.record_delivery_receipt(uuid, text, text, jsonb);
+drop function push_listener.receipt_facts(uuid, text, text);
+drop function push_listener.receipt_problem(uuid, text, text, jsonb);
+drop function push_listener.json_problem(jsonb, integer);

@@ -1,0 +1,47 @@
+"""Applies db/migrations and db/functions to a database, takes them back, and says what it would do.
+
+A migration is a numbered SQL file with its way back, applied once. A function is a file that ``create or replace``
+applies again whenever it has changed. Both are recorded in the schema ``push_listener``: see ``disk`` and ``ledger``.
+"""
+
+from __future__ import annotations
+
+from listener.schema.migrate.applying import apply, drift, exposures, foresee, function_status, status
+from listener.schema.migrate.disk import (
+    Function,
+    Migration,
+    MigrationError,
+    functions_of,
+    load,
+    sql_directory,
+    statements,
+)
+from listener.schema.migrate.ledger import LEDGER, FunctionState, Standing, State
+from listener.schema.migrate.privileges import DRIFT
+from listener.schema.migrate.rolling_back import refuse_while_in_use, rollback
+from listener.schema.migrate.session import APPLICATION_NAME, LOCK_KEY
+
+__all__ = [
+    "APPLICATION_NAME",
+    "DRIFT",
+    "LEDGER",
+    "LOCK_KEY",
+    "Function",
+    "FunctionState",
+    "Migration",
+    "MigrationError",
+    "Standing",
+    "State",
+    "apply",
+    "drift",
+    "exposures",
+    "foresee",
+    "function_status",
+    "functions_of",
+    "load",
+    "refuse_while_in_use",
+    "rollback",
+    "sql_directory",
+    "statements",
+    "status",
+]

@@ -1,0 +1,143 @@
+"""Applies what is missing or has changed, and says before what that would be."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import timedelta
+
+from listener.schema import exposure
+from listener.schema.exposure import Way
+from listener.schema.migrate import ledger, privileges
+from listener.schema.migrate.disk import Function, Migration, load
+from listener.schema.migrate.ledger import LEDGER, Connection, FunctionState, Standing, State
+from listener.schema.migrate.session import connect, named, run, set_parameters, turn
+
+_UNITS = ((86400, "day"), (3600, "hour"), (60, "minute"), (1, "second"))
+
+_LAST_THAT_WARNS = "adoption"
+"""The first migrations, up to this one, look at the database and warn. They change no table of the application."""
+
+
+def status(dsn: str, migrations: list[Migration] | None = None) -> list[State]:
+    """Which migrations have been applied to the database, and which have not; changes nothing."""
+    with connect(dsn) as conn:
+        return ledger.migration_states(conn, load() if migrations is None else migrations)
+
+
+def function_status(dsn: str, migrations: list[Migration] | None = None) -> list[FunctionState]:
+    """Which functions are as in their files, and which are not; changes nothing."""
+    with connect(dsn) as conn:
+        return ledger.function_states(conn, load() if migrations is None else migrations)
+
+
+def foresee(dsn: str, *, expire_older_than: timedelta | None = timedelta(days=1)) -> list[str]:
+    """What ``apply`` would warn of at its start: what becomes of waiting rows, and what deserves a look.
+
+    Changes nothing. Empty once the tables have been adopted. Raises MigrationError, as ``apply`` would, when the
+    database cannot be adopted.
+    """
+    warnings: list[str] = []
+    known = load()
+    last = next(migration.version for migration in known if migration.name == _LAST_THAT_WARNS)
+    with connect(dsn, warnings.append) as conn:
+        set_parameters(conn, expire_older_than=_interval(expire_older_than))
+        with conn.transaction(force_rollback=True):
+            for state in ledger.migration_states(conn, known)[:last]:
+                if state.applied_at is None:
+                    with named(state.migration):
+                        conn.execute(_script(state.migration).encode())
+    return warnings
+
+
+def apply(
+    dsn: str,
+    migrations: list[Migration] | None = None,
+    *,
+    expire_older_than: timedelta | None = timedelta(days=1),
+    share_new_columns: bool = False,
+    report: Callable[[Migration], None] = lambda _: None,
+    replaced: Callable[[Function], None] = lambda _: None,
+    warn: Callable[[str], None] = lambda _: None,
+) -> list[Migration]:
+    """Applies what is missing, calling ``report`` after each; returns what was applied.
+
+    Then replaces the functions that have changed, calling ``replaced`` for each, and sets the privileges again that
+    have changed. ``warn`` is told which, and which functions a newer push-listener has applied: these stay as they are.
+
+    ``expire_older_than`` is for a queue that is adopted: rows that have been waiting for longer expire
+    instead of being sent; None: all are sent. ``share_new_columns``: users who could read every column of an
+    adopted table read those that push-listener adds, too. ``warn`` also gets what the database says on the way.
+
+    Raises MigrationError when the file of an applied migration has changed, when the database holds a migration that
+    this version does not know, when the database cannot be adopted, or when a step fails: the steps before
+    it stay applied, the failing one leaves nothing behind.
+    """
+    known = load() if migrations is None else migrations
+    done = []
+    with connect(dsn, warn) as conn, turn(conn, warn):
+        set_parameters(conn, in_batches="on", expire_older_than=_interval(expire_older_than))
+        states = ledger.migration_states(conn, known)
+        ledger.refuse_changed(states)
+        for state in states:
+            if state.applied_at is None:
+                run(conn, state.migration, _script(state.migration), ledger.record(state.migration))
+                report(state.migration)
+                done.append(state.migration)
+        changed = _replace_functions(conn, known, warn)
+        for function in changed:
+            replaced(function)
+        if share_new_columns:
+            conn.execute("select push_listener.share_new_columns()")
+        for finding in privileges.apply_privileges(conn):
+            warn(f"privileges had changed, and are set again: {finding}")
+        if done or changed:
+            # PostgREST caches the schema. Source: PostgREST, Schema Cache.
+            conn.execute("notify pgrst, 'reload schema'")
+    return done
+
+
+def _script(migration: Migration) -> str:
+    return LEDGER + migration.up if migration.version == 1 else migration.up
+
+
+def _replace_functions(
+    conn: Connection, known: list[Migration], warn: Callable[[str], None]
+) -> list[Function]:
+    """Replaces those that have changed, all in one transaction, and returns them."""
+    states = ledger.function_states(conn, known)
+    for state in states:
+        if state.standing is Standing.NEWER:
+            warn(
+                f"the function {state.function.name} in the database has revision {state.applied_revision}, and this "
+                f"version of push-listener has revision {state.function.revision}: it is left as it is"
+            )
+    changed = [state.function for state in states if state.standing is Standing.CHANGED]
+    if changed:
+        script = "\n".join(function.region() for function in changed)
+        run(conn, "functions", script, map(ledger.record_function, changed))
+    with conn.transaction():
+        for state in states:
+            if state.standing is Standing.CURRENT and state.applied_revision != state.function.revision:
+                conn.execute(*ledger.record_function(state.function))
+    return changed
+
+
+def drift(dsn: str) -> list[str]:
+    """What differs from the privileges, policies and settings that ``apply`` sets; changes nothing."""
+    with connect(dsn) as conn:
+        return privileges.find_drift(conn)
+
+
+def exposures(dsn: str) -> list[Way]:
+    """Who can cause, change or read a push in this database; changes nothing."""
+    with connect(dsn) as conn:
+        return exposure.find(conn)
+
+
+def _interval(age: timedelta | None) -> str:
+    """As push_listener.expire_older_than takes it, and a person reads it."""
+    if age is None:
+        return "never"
+    seconds = round(age.total_seconds())
+    size, unit = next((n, u) for n, u in _UNITS if seconds % n == 0)
+    return f"{seconds // size} {unit}{'' if seconds == size else 's'}"

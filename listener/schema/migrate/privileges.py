@@ -1,0 +1,31 @@
+"""Whether the privileges, policies and settings of a database are as push-listener sets them."""
+
+from __future__ import annotations
+
+import psycopg
+
+from listener.schema.migrate.disk import MigrationError
+from listener.schema.migrate.ledger import Connection
+
+DRIFT = "select finding from push_listener.drift() order by finding"
+"""What differs from the privileges, policies and settings that are meant, in words. Needs the step "privileges"."""
+
+
+def find_drift(conn: Connection) -> list[str]:
+    """What differs, in words; nothing before the migration "privileges"."""
+    there = conn.execute("select to_regprocedure('push_listener.drift()') is not null").fetchone()
+    if there is None or not there[0]:
+        return []
+    return [str(finding) for (finding,) in conn.execute(DRIFT).fetchall()]
+
+
+def apply_privileges(conn: Connection) -> list[str]:
+    """Sets them again, and returns what differed. Raises MigrationError when some cannot be set."""
+    found = find_drift(conn)
+    if found:
+        try:
+            conn.execute("select push_listener.apply_privileges()")
+        except psycopg.Error as error:
+            said = [str(error.diag.message_primary or error), error.diag.message_hint or ""]
+            raise MigrationError("\n".join(filter(None, said))) from error
+    return found

@@ -1,0 +1,130 @@
+"""Takes migrations back, the newest first.
+
+A way back that begins with ``-- migrate: loses QUERY`` drops what cannot be restored: the query returns in words what
+would be lost. Every such query is run before the first step.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+
+from listener.postgres.locks import LIVENESS_CLASS, ROLLBACK_LOCK
+from listener.schema.migrate import ledger
+from listener.schema.migrate.disk import Migration, MigrationError, load
+from listener.schema.migrate.ledger import Connection
+from listener.schema.migrate.session import APPLICATION_NAME, connect, named, run, set_parameters, turn
+
+_LOSES = re.compile(r"-- migrate: loses (\S.*)")
+
+# Which sessions work on the queue. A worker that listens holds its liveness lock. A worker that sweeps has only its
+# sessions; behind a pooler they may outlive it, and do not count when every worker has signed off.
+_IN_USE = """
+select w.id, coalesce(w.name, s.application_name), s.pid
+  from pg_catalog.pg_stat_activity s
+  left join (
+    pg_catalog.pg_locks l
+    join push_listener.workers w on w.id = l.objid::bigint and w.stopped_at is null
+  ) on l.pid = s.pid and l.locktype = 'advisory' and l.classid = %(liveness)s and l.objsubid = 2 and l.granted
+  where s.datname = pg_catalog.current_database() and s.pid <> pg_catalog.pg_backend_pid()
+    and (w.id is not null
+         or s.application_name = 'push-listener' and exists (
+              select from push_listener.workers where stopped_at is null or lost)
+         or s.application_name like 'push-listener %%' and s.application_name <> %(migrate)s)
+  order by w.id, s.pid
+"""
+
+# Rows claimed by workers without a liveness lock: those that call fetch_pending_pushes, and those that sweep and have
+# not signed off.
+_LEASED = """
+select count(*), max(p.next_attempt_at)::text
+  from public.push_notifications p
+  where p.status = 'processing' and p.next_attempt_at > now() and p.next_attempt_at < 'infinity'
+    and (p.claimed_by is null and p.delivery_attempts > 0
+         or exists (
+              select from push_listener.workers w
+                where w.id = p.claimed_by and w.stopped_at is null and not w.guarded))
+"""
+
+
+def rollback(
+    dsn: str,
+    to: int,
+    migrations: list[Migration] | None = None,
+    *,
+    discard_data: bool = False,
+    report: Callable[[Migration], None] = lambda _: None,
+    warn: Callable[[str], None] = lambda _: None,
+) -> list[Migration]:
+    """Takes back every applied migration above version ``to`` (0: all), newest first; returns them.
+
+    An adopted table gets its old shape back. Only with ``discard_data``, a table that push-listener created is dropped
+    though it holds rows, and rows that an adopted table could not hold before are deleted. The functions that remain
+    keep the text of this version; the next ``apply``, of whichever version, replaces those that differ from its own.
+
+    Raises MigrationError, before anything is changed, when data would be lost and when workers live; and between two
+    steps when fetch_pending_pushes has handed out rows meanwhile: then it can be run again.
+    """
+    known = load() if migrations is None else migrations
+    undone: list[Migration] = []
+    # A worker that starts takes the second lock for a moment: from here on it is either seen below, or cannot start.
+    with connect(dsn, warn) as conn, turn(conn, warn), turn(conn, warn, ROLLBACK_LOCK):
+        set_parameters(conn, discard_data="on" if discard_data else "off")
+        applied = [s.migration for s in ledger.migration_states(conn, known) if s.applied_at is not None]
+        steps = [migration for migration in reversed(applied) if migration.version > to]
+        if not discard_data:
+            _refuse_losses(conn, steps)
+        for migration in steps:
+            _refuse_while_in_use(conn)
+            run(conn, migration, migration.down, ledger.forget(migration))
+            report(migration)
+            undone.append(migration)
+        if undone:
+            conn.execute("notify pgrst, 'reload schema'")
+    return undone
+
+
+def refuse_while_in_use(dsn: str) -> None:
+    """Raises MigrationError when a worker lives, or has rows in hand that it may be sending."""
+    with connect(dsn) as conn:
+        _refuse_while_in_use(conn)
+
+
+def _refuse_while_in_use(conn: Connection) -> None:
+    there = conn.execute(
+        "select to_regclass('push_listener.workers') is not null "
+        "and to_regclass('public.push_notifications') is not null"
+    ).fetchone()
+    if there is None or not there[0]:
+        return
+    users = conn.execute(_IN_USE, {"liveness": LIVENESS_CLASS, "migrate": APPLICATION_NAME}).fetchall()
+    if users:
+        named = "; ".join(
+            f"{name} (pid {pid})" if worker is None else f"worker {worker}, {name} (pid {pid})"
+            for worker, name, pid in users
+        )
+        raise MigrationError(
+            f"push-listener is at work on this database: {named}. Stop it wherever it runs, then run this again. "
+            "If none runs any more, a pooler keeps the session: select pg_terminate_backend(pid) ends it"
+        )
+    leased = conn.execute(_LEASED).fetchone()
+    if leased is not None and leased[0]:
+        raise MigrationError(
+            f"{leased[0]} pushes are in the hands of a worker, and may be on their way: it took them with "
+            "fetch_pending_pushes, or it sweeps (WAKEUP=sweep) and has not signed off. Stop it, and run this again "
+            f"when the last lease has ended, at {leased[1]}"
+        )
+
+
+def _refuse_losses(conn: Connection, steps: list[Migration]) -> None:
+    losses: list[str] = []
+    for migration in steps:
+        if match := _LOSES.match(migration.down):
+            with named(migration):
+                losses += [str(row[0]) for row in conn.execute(match[1].encode())]
+    if losses:
+        raise MigrationError(
+            "the way back would lose what cannot be had again, and nothing has been changed:"
+            + "".join(f"\n- {loss}" for loss in reversed(losses))
+            + "\nComplete or save it, then roll back with --discard-data, which deletes it."
+        )

@@ -1,0 +1,196 @@
+"""A session that migrates: how it connects, takes its turn, and runs a script.
+
+One process migrates at a time (an advisory lock); the others wait and then find nothing to do.
+
+A script that begins with ``-- migrate: concurrently`` is run statement by statement, its indexes built concurrently.
+Every other script is one transaction. It is short: it gives up its wait for a lock soon, and tries again.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+
+import psycopg
+import tenacity
+from psycopg import sql
+
+from listener.postgres import errors, locks
+from listener.postgres.connect import is_transaction_pooler_blocking
+from listener.postgres.workers import STRANGERS_SCHEMA, StrangersSchema
+from listener.schema.migrate.disk import MigrationError, statements
+from listener.schema.migrate.ledger import Connection, Statement
+
+LOCK_KEY = 7_308_332_045_000_001
+"""Advisory lock held while migrating. Any login may take it."""
+
+APPLICATION_NAME = "push-listener migrate"
+
+_TURN_WAIT_S = 600.0
+_TURN_NOTE_S = 5.0
+_CONCURRENTLY = "-- migrate: concurrently"
+_INDEX = re.compile(r"(create index|create unique index|drop index) if (?:not )?exists (\S+)")
+
+LOCK_TIMEOUTS_MS = (100,) * 10 + (1500, 100, 100) * 10
+"""How long each try waits for a lock on a table, in ms. A
+session that waits blocks every session that comes later, so most waits are short. Some are longer: an autovacuum gives
+way only to a session that has waited for deadlock_timeout, by default 1 s. Source: PostgreSQL, "Routine Vacuuming"."""
+
+# The details of these errors quote rows, which may hold a device token.
+_QUOTES_ROWS = ("22", "23")
+
+
+def connect(dsn: str, warn: Callable[[str], None] = lambda _: None) -> Connection:
+    """A session in autocommit. Raises MigrationError behind a transaction pooler, and if a stranger owns our schema."""
+    if is_transaction_pooler_blocking(dsn):
+        raise MigrationError(
+            "this address is a pooler in transaction mode (on Supabase: port 6543), through which no lock can be held "
+            "over several steps; set LISTEN_DATABASE_URL to the direct connection or to the pooler in session mode "
+            "(port 5432)"
+        )
+    conn = psycopg.connect(dsn, autocommit=True, application_name=APPLICATION_NAME, connect_timeout=15)
+    conn.add_notice_handler(lambda notice: warn(notice.message_primary or ""))
+    # Names without a schema are looked up in pg_catalog only, so that nothing that others have created in public runs
+    # here. pg_temp is named because types are looked up there first otherwise. Triggers of the application need the
+    # search_path of its own sessions: statements that change its rows set it.
+    conn.execute("set search_path = pg_catalog, pg_temp")
+    stranger = conn.execute(STRANGERS_SCHEMA).fetchone()
+    if stranger is not None:
+        conn.close()
+        raise MigrationError(str(StrangersSchema(str(stranger[0]))))
+    conn.execute("set client_min_messages = warning")
+    conn.execute(
+        "set statement_timeout = 0"
+    )  # building an index of a large table takes long, and blocks nobody
+    return conn
+
+
+def set_parameters(conn: Connection, **settings: str) -> None:
+    """Sets parameters that the scripts read, ``push_listener.NAME``."""
+    for name, value in settings.items():
+        conn.execute("select set_config(%s, %s, false)", (f"push_listener.{name}", value))
+
+
+@contextmanager
+def turn(conn: Connection, warn: Callable[[str], None], key: int = LOCK_KEY) -> Iterator[None]:
+    """Holds an advisory lock. Raises MigrationError when another session does not release it for ten minutes."""
+    # A session that waits inside pg_advisory_lock() holds a snapshot, and CREATE INDEX CONCURRENTLY in the session
+    # that has the lock would wait for that snapshot: a deadlock. So the lock is tried again and again.
+    if not _lock_within(conn, key, _TURN_NOTE_S):
+        warn(f"waiting for a lock: {_holder(conn, key)}")
+        if not _lock_within(conn, key, _TURN_WAIT_S - _TURN_NOTE_S):
+            raise MigrationError(f"no lock after {_TURN_WAIT_S:.0f} s: {_holder(conn, key)}")
+    try:
+        yield
+    finally:
+        if not conn.closed:
+            conn.execute("select pg_advisory_unlock(%s)", (key,))
+
+
+def _lock_within(conn: Connection, key: int, seconds: float) -> bool:
+    acquire = tenacity.Retrying(
+        retry=tenacity.retry_if_result(lambda got: not got),
+        wait=tenacity.wait_random(0.2, 0.5),
+        stop=tenacity.stop_after_delay(seconds),
+    )
+    try:
+        return bool(acquire(_try_lock, conn, key))
+    except tenacity.RetryError:
+        return False
+
+
+def _holder(conn: Connection, key: int) -> str:
+    """Which session keeps this process from migrating, and what to do."""
+    holder = locks.holder_of(conn, key)
+    if holder is None:
+        return "it has just become free; run this again"
+    pid, role = holder
+    if pid is None:
+        return (
+            "a prepared transaction holds it, which is no migration; find it in pg_prepared_xacts and end it with "
+            "rollback prepared"
+        )
+    return (
+        f"process {pid} of role {role} holds it. If that is another push-listener migrate, it is released when that is "
+        f"done. If not, let a superuser or a role with pg_signal_backend run select pg_terminate_backend({pid})"
+    )
+
+
+def _try_lock(conn: Connection, key: int) -> bool:
+    row = conn.execute("select pg_try_advisory_lock(%s)", (key,)).fetchone()
+    return row is not None and bool(row[0])
+
+
+def run(conn: Connection, label: object, script: str, ledger: Iterable[Statement]) -> None:
+    """Runs a script and what records it. Raises MigrationError, which names ``label``."""
+    with named(label):
+        if script.startswith(_CONCURRENTLY):
+            for statement in statements(script):
+                _alone(conn, statement)
+            with conn.transaction():
+                _execute(conn, ledger)
+        else:
+            _in_transaction(conn, script, list(ledger))
+
+
+def _execute(conn: Connection, ledger: Iterable[Statement]) -> None:
+    for statement, values in ledger:
+        conn.execute(statement.encode(), values or None)
+
+
+@contextmanager
+def named(label: object) -> Iterator[None]:
+    """Makes an error of the database a MigrationError that names ``label``."""
+    try:
+        yield
+    except psycopg.errors.LockNotAvailable:
+        raise MigrationError(
+            f"{label}: a table is in use by a transaction that does not end. "
+            "This step has changed nothing. Wait for it or end it (pg_stat_activity tells whose it is), and run "
+            "this again."
+        ) from None
+    except psycopg.Error as error:
+        said = [f"{label}: {errors.explain_statement(error)}"]
+        if not (error.sqlstate or "").startswith(_QUOTES_ROWS):
+            said += filter(None, (error.diag.message_detail, error.diag.message_hint))
+        raise MigrationError("\n".join(said)) from error
+
+
+def _in_transaction(conn: Connection, script: str, ledger: list[Statement]) -> None:
+    timeouts = iter(LOCK_TIMEOUTS_MS)
+    tries = tenacity.Retrying(
+        retry=tenacity.retry_if_exception_type(psycopg.errors.LockNotAvailable),
+        wait=tenacity.wait_random_exponential(multiplier=0.2, max=5),
+        stop=tenacity.stop_after_attempt(len(LOCK_TIMEOUTS_MS)),
+        reraise=True,
+    )
+    for attempt in tries:
+        with attempt, conn.transaction():
+            conn.execute(f"set local lock_timeout = {next(timeouts)}".encode())
+            conn.execute(script.encode())
+            _execute(conn, ledger)
+
+
+@tenacity.retry(
+    retry=tenacity.retry_if_exception_type(psycopg.errors.DeadlockDetected),
+    stop=tenacity.stop_after_attempt(10),
+    reraise=True,
+)
+def _alone(conn: Connection, statement: str) -> None:
+    """Runs one statement outside a transaction, one about an index concurrently."""
+    match = _INDEX.match(statement)
+    if match is None:
+        conn.execute(statement.encode())
+        return
+    verb, index = match.groups()
+    if verb != "drop index":
+        # An interrupted concurrent build leaves an invalid index, which "if not exists" takes for done.
+        invalid = conn.execute(
+            "select from pg_index i join pg_class c on c.oid = i.indexrelid "
+            "where c.relname = %s and c.relnamespace = 'public'::regnamespace and not i.indisvalid",
+            (index,),
+        ).fetchone()
+        if invalid is not None:
+            conn.execute(sql.SQL("drop index concurrently {}").format(sql.Identifier("public", index)))
+    conn.execute(statement.replace(verb, verb + " concurrently", 1).encode())
