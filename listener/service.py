@@ -36,6 +36,7 @@ log = structlog.get_logger(__name__)
 
 T = TypeVar("T")
 
+# After the grace period the worker may sign off for one second, and the pool may close for another.
 _OVERDUE_AFTER_S = 3.0
 
 # A worker that has to register again and again waits in between.
@@ -195,7 +196,7 @@ def _health(settings: Settings, registered: Registered) -> FcmHealth:
         log.warning("workers have died lately: starting slowly", workers=registered.lost_lately)
     return FcmHealth(
         after_losses(registered.lost_lately, settings.max_in_flight, time.monotonic()),
-        policy=RetryPolicy(settings.retry_min_delay, settings.retry_max_delay, settings.max_tries),
+        policy=RetryPolicy.of(settings),
         token_loss_guard=settings.token_loss_breaker,
     )
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 
 
-async def wait(event: asyncio.Event, seconds: float | None) -> bool:
-    """Waits for the event, at most so long; returns whether it came."""
+async def is_set_within(event: asyncio.Event, seconds: float | None) -> bool:
+    """Waits for the event, at most for ``seconds`` (None: without end); returns whether it is set."""
     try:
         async with asyncio.timeout(seconds):
             await event.wait()

@@ -35,7 +35,7 @@ log = structlog.get_logger(__name__)
 
 # The part of the shutdown grace that is kept for writing results after the requests have been abandoned.
 _KEPT_FOR_SETTLING = 0.2
-_SIGN_OFF_PATIENCE_S = 2.0
+_SIGN_OFF_PATIENCE_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +84,7 @@ class Worker:
         sender: sends to FCM.
         health: what FCM's answers have said so far.
         quota: what has been sent of it so far.
-        lock_watch: learns who holds locks of push-listener without being part of it.
+        lock_watch: is told which sessions hold locks of push-listener and are none of its workers.
     """
 
     def __init__(

@@ -2,7 +2,7 @@
 -- does not change them.
 --
 -- Every number is a sum over rows: each row that has ended counts once, under what it is now, on the day it ended.
--- Triggers keep the sums: they add what a changed row has become and subtract what it was, whoever changes it. So a
+-- Triggers keep the sums: they add what a changed row has become and subtract what it was, for every writer. So a
 -- change made twice counts once, and a requeued push is not counted until it ends again. Only deleting subtracts
 -- nothing: purged pushes stay counted.
 

@@ -42,7 +42,7 @@ class Disposition(StrEnum):
     PAUSE_PLATFORM = "pause_platform"
     """FCM's credentials for APNs or web push are wrong: stop sending to that platform."""
     EXPIRED = "expired"
-    """The push is past its expiry. No answer says so: see the retry policy."""
+    """The push is past its expiry. No answer of FCM has this disposition; the dispatcher finds it out by the clock."""
 
 
 class Limit(StrEnum):

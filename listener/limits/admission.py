@@ -48,7 +48,7 @@ class Wait:
     """After which the answer may be another; None: only something that happens changes it."""
 
 
-class Health(Protocol):
+class SendLimit(Protocol):
     """How much FCM may be sent, as far as its answers tell; see :class:`listener.limits.health.FcmHealth`."""
 
     def limit(self, now: float, in_flight: int, most: int) -> int:
@@ -60,7 +60,7 @@ class Health(Protocol):
         ...
 
 
-class Quota(Protocol):
+class QuotaLimit(Protocol):
     """How much FCM's quota allows; see :class:`listener.limits.quota.Quota`."""
 
     def room(self, now: float) -> tuple[int, int]:
@@ -82,7 +82,7 @@ class Admission:
         batch: rows that one claim may bring.
     """
 
-    def __init__(self, health: Health, quota: Quota, *, max_in_flight: int, batch: int) -> None:
+    def __init__(self, health: SendLimit, quota: QuotaLimit, *, max_in_flight: int, batch: int) -> None:
         self._health = health
         self._quota = quota
         self._max_in_flight = max_in_flight
@@ -109,7 +109,7 @@ class Admission:
             budget = ClaimBudget(free.total, 0, 0)
         else:
             budget = NOTHING
-        return Claim(budget) if budget.total else Wait(self._wait(now, load, free))
+        return Claim(budget) if budget.total else Wait(self._seconds_until_budget(now, load, free))
 
     def claimed(self, budget: ClaimBudget, found: int, now: float) -> None:
         """A claim with this budget, begun at ``now``, has brought ``found`` rows."""
@@ -140,7 +140,7 @@ class Admission:
         since = self._below_min_batch_since
         return since is not None and now - since >= _WAIT_FOR_BATCH_S
 
-    def _wait(self, now: float, load: Load, free: ClaimBudget) -> float | None:
+    def _seconds_until_budget(self, now: float, load: Load, free: ClaimBudget) -> float | None:
         """Seconds after which there may be a budget without anything being settled."""
         waits = (
             self._health.changes_in(now, load.held - load.set_aside),

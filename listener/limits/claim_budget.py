@@ -30,8 +30,11 @@ class ClaimBudget:
         """Whether a claim is worth its round trip now."""
         return 0 < self.min_batch <= self.normal
 
-    def is_left_by(self, pushes: Sequence[Push]) -> bool:
-        """Whether a claim with this budget brought every due row of the priorities that it looked for."""
+    def exhausts_queue(self, pushes: Sequence[Push]) -> bool:
+        """Whether a claim with this budget, which has brought ``pushes``, has left no due row behind.
+
+        A claim for high priority only (``normal`` is 0) never says so: it has not looked for normal priority.
+        """
         high = sum(push.priority == "high" for push in pushes)
         return len(pushes) - high < min(self.normal, self.total - high)
 

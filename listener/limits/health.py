@@ -119,7 +119,7 @@ class FcmHealth:
             if self.in_doubt:
                 self._begin_slowly(now)
             self._note_presence(outcome, asked, now)
-            if self._away.reason is None:  # otherwise it had been asked before FCM went away
+            if self._away.reason is None:  # otherwise the request was made before FCM went away
                 self._failures = 0
         match outcome.disposition:
             case Disposition.PAUSE:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from listener.config import Settings
+
 
 @dataclass(frozen=True, slots=True)
 class RetryPolicy:
@@ -14,6 +16,11 @@ class RetryPolicy:
     cap: float = 3600.0
     """Longest wait of our own choosing; a longer Retry-After is obeyed all the same."""
     max_tries: int = 5
+
+    @classmethod
+    def of(cls, settings: Settings) -> RetryPolicy:
+        """The policy that the settings ask for."""
+        return cls(settings.retry_min_delay, settings.retry_max_delay, settings.max_tries)
 
     def longest(self, tries: int) -> float:
         """The longest wait after ``tries`` failures: it doubles from twice the floor up to the cap."""

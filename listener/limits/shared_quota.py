@@ -15,7 +15,7 @@ from listener.metrics import Metrics
 from listener.postgres.connect import STATEMENT_PATIENCE_S
 from listener.postgres.workers import QuotaState, Workers
 from listener.push import Push
-from listener.waiting import wait
+from listener.waiting import is_set_within
 
 log = structlog.get_logger(__name__)
 
@@ -88,7 +88,9 @@ class SharedQuota:
     async def run(self) -> None:
         """Keeps up with the other workers until cancelled."""
         while True:
-            await wait(self._used, self._quota.fraction.whole_in(time.monotonic()) if self._logged else None)
+            await is_set_within(
+                self._used, self._quota.fraction.whole_in(time.monotonic()) if self._logged else None
+            )
             self._used.clear()
             self._reduced.clear()
             try:
@@ -97,7 +99,7 @@ class SharedQuota:
             except (psycopg.Error, TimeoutError):
                 self._metrics.database_errors.labels("rate").inc()
             self._log_changes()
-            await wait(self._reduced, self._interval)
+            await is_set_within(self._reduced, self._interval)
 
     async def _exchange(self) -> None:
         if self._unshared:

@@ -34,7 +34,7 @@ _STAMPED = re.compile(r"(\d{14})_.*\.sql")
 _REGION = re.compile(r"^-- function (\w+)\.(\w+)\n.*?^-- end of function \1\.\2$", re.MULTILINE | re.DOTALL)
 _RECORDED = re.compile(r"\('(\w+\.\w+)', (\d+), '([0-9a-f]{64})'\)")
 
-# One statement, so that it is all or nothing, whoever runs it and however.
+# One statement, so that all of it is applied or none, however it is run.
 _FRAME = """\
 -- push-listener, {title}. Written by `push-listener migrate --emit`, not to be edited.
 {remark}\

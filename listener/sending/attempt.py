@@ -44,7 +44,7 @@ _NOT_TRIED = Outcome(Disposition.RETRY, "NOT_TRIED", "not tried in this attempt"
 
 
 @dataclass(slots=True)
-class _Try:
+class _Request:
     """One target in this attempt."""
 
     target: Target
@@ -84,11 +84,11 @@ class Attempts:
         self._metrics = metrics
         self._sends = functools.cache(metrics.sends.labels)
         self._health = health
-        self._policy = RetryPolicy(settings.retry_min_delay, settings.retry_max_delay, settings.max_tries)
+        self._policy = RetryPolicy.of(settings)
         self._rng = random.Random()  # noqa: S311  # jitter, not secrecy
         most = settings.max_in_flight
-        self._requests = asyncio.Semaphore(most)
-        self._requests_of_normal = asyncio.Semaphore(most - reserved_for_high(most))
+        self._places = asyncio.Semaphore(most)
+        self._places_of_normal = asyncio.Semaphore(most - reserved_for_high(most))
         # A request that waits for its turn takes memory, so a push with many devices gets a bounded number of tasks.
         self._tasks_of_normal = asyncio.Semaphore(2 * most)
         self._question: asyncio.Task[None] | None = None
@@ -119,33 +119,35 @@ class Attempts:
             return self._settle(push, claimed_at, [expired], [])
         try:
             prepared = prepare(push)
-            tries = [_Try(target, push.attempt == 1 and n == 0) for n, target in enumerate(targets(push))]
+            requests = [
+                _Request(target, push.attempt == 1 and n == 0) for n, target in enumerate(targets(push))
+            ]
         except BadPush as bad:
             return self._refused(push, claimed_at, bad)
         try:
-            untried = iter(tries)
-            if len(tries) == 1 or self._health.reason is not None:
-                await self._probe(push, prepared, untried, claimed_at)
-            if len(tries) > 1:
-                await self._send_all(push, prepared, untried, claimed_at)
+            unsent = iter(requests)
+            if len(requests) == 1 or self._health.reason is not None:
+                await self._send_first(push, prepared, unsent, claimed_at)
+            if len(requests) > 1:
+                await self._send_all(push, prepared, unsent, claimed_at)
         except asyncio.CancelledError:
             pass  # the settlement below says how far the attempt came
-        for one in tries:
+        for one in requests:
             if one.outcome is None and one.started is not None:
                 one.seconds = time.monotonic() - one.started
                 one.outcome = self._abandoned
-        if tries and not any(one.started is not None or one.held_back for one in tries):
+        if requests and not any(one.started is not None or one.held_back for one in requests):
             return untouched(push)
-        outcomes = [one.outcome or _not_tried(one) for one in tries]
+        outcomes = [one.outcome or _not_tried(one) for one in requests]
         if self._health.fails:
             self._ask_fcm()
         elif push.retry_count + 1 >= self._policy.max_tries and any(_counts(outcome) for outcome in outcomes):
             with contextlib.suppress(asyncio.CancelledError):
                 await self._check_presence(claimed_at + self._lease - _KEPT_OF_LEASE_S)
-        return self._settle(push, claimed_at, outcomes, tries)
+        return self._settle(push, claimed_at, outcomes, requests)
 
     def failed(self, push: Push, claimed_at: float, error: BaseException) -> Settlement:
-        """What is settled after an exception. A fault of ours must neither lose the row nor repeat it for ever."""
+        """The settlement after an exception: a fault of this service neither loses the row nor repeats it for ever."""
         return self._settle(push, claimed_at, [self._fault_of_ours(push, error)], [])
 
     def _fault_of_ours(self, push: Push, error: BaseException) -> Outcome:
@@ -160,18 +162,20 @@ class Attempts:
         reason = f"push-listener could not handle this push ({type(error).__name__})"
         return Outcome(Disposition.RETRY, "INTERNAL_ERROR", reason, delay=self._policy.floor)
 
-    async def _probe(self, push: Push, prepared: Prepared, tries: Iterator[_Try], claimed_at: float) -> None:
-        """Sends to the first device to which something may be sent now."""
-        for one in tries:
-            await self._send(push, prepared, one, claimed_at, is_probe=True)
+    async def _send_first(
+        self, push: Push, prepared: Prepared, requests: Iterator[_Request], claimed_at: float
+    ) -> None:
+        """Sends to the first device whose platform is not paused: the only request while everything is paused."""
+        for one in requests:
+            await self._send(push, prepared, one, claimed_at, while_paused=True)
             if one.started is not None:
                 return
 
     async def _send_all(
-        self, push: Push, prepared: Prepared, tries: Iterator[_Try], claimed_at: float
+        self, push: Push, prepared: Prepared, requests: Iterator[_Request], claimed_at: float
     ) -> None:
         async with asyncio.TaskGroup() as group:
-            for one in tries:
+            for one in requests:
                 if push.priority == "high":
                     group.create_task(self._send(push, prepared, one, claimed_at))
                     continue
@@ -180,19 +184,19 @@ class Attempts:
                 task.add_done_callback(lambda _: self._tasks_of_normal.release())
 
     async def _send(
-        self, push: Push, prepared: Prepared, one: _Try, claimed_at: float, *, is_probe: bool = False
+        self, push: Push, prepared: Prepared, one: _Request, claimed_at: float, *, while_paused: bool = False
     ) -> None:
         if push.priority == "high":
-            await self._send_in_turn(push, prepared, one, claimed_at, is_probe)
+            await self._send_in_turn(push, prepared, one, claimed_at, while_paused)
         else:
-            async with self._requests_of_normal:  # one push may have a thousand devices
-                await self._send_in_turn(push, prepared, one, claimed_at, is_probe)
+            async with self._places_of_normal:  # one push may have a thousand devices
+                await self._send_in_turn(push, prepared, one, claimed_at, while_paused)
 
     async def _send_in_turn(
-        self, push: Push, prepared: Prepared, one: _Try, claimed_at: float, is_probe: bool
+        self, push: Push, prepared: Prepared, one: _Request, claimed_at: float, while_paused: bool
     ) -> None:
-        async with self._requests:
-            if self._health.reason is not None and not is_probe:
+        async with self._places:
+            if self._health.reason is not None and not while_paused:
                 return  # while everything is paused, a push with many devices is one request
             started = time.monotonic()
             held = started - claimed_at
@@ -254,7 +258,7 @@ class Attempts:
         return self._settle(push, claimed_at, [Outcome(Disposition.DROP_MESSAGE, bad.code, str(bad))], [])
 
     def _settle(
-        self, push: Push, claimed_at: float, outcomes: list[Outcome], tries: list[_Try]
+        self, push: Push, claimed_at: float, outcomes: list[Outcome], requests: list[_Request]
     ) -> Settlement:
         if self._health.in_doubt:
             outcomes = [self._patient(push, outcome) for outcome in outcomes]
@@ -268,7 +272,7 @@ class Attempts:
             fcm_away=push.attempt < _MOST_CLAIMS_IN_OUTAGE and self._health.is_away(time.monotonic()),
         )
         settlement = Settlement(push.id, push.attempt, decision)
-        for one in tries:
+        for one in requests:
             if one.outcome is None:
                 continue
             settlement.logs.append(_log_line(push, one, one.outcome))
@@ -309,7 +313,7 @@ def _quarantine(push: Push) -> BadPush:
     )
 
 
-def _not_tried(one: _Try) -> Outcome:
+def _not_tried(one: _Request) -> Outcome:
     if not one.held_back:
         return _NOT_TRIED
     reason = f"waits, because the credentials for platform {one.target.platform} are refused"
@@ -326,7 +330,7 @@ def _life_left(push: Push, claimed_at: float) -> float | None:
     return None if push.expires_in is None else push.expires_in - (time.monotonic() - claimed_at)
 
 
-def _log_line(push: Push, one: _Try, outcome: Outcome) -> LogLine:
+def _log_line(push: Push, one: _Request, outcome: Outcome) -> LogLine:
     details: dict[str, object] = {"attempt": push.attempt, "ms": round(one.seconds * 1000)}
     if outcome.disposition is Disposition.ACCEPTED:
         status = "sent"  # FCM has accepted it; a receipt may follow

@@ -20,7 +20,7 @@ from listener.sending.held import HeldRows
 from listener.sending.reach import Reach
 from listener.sending.settler import Settler
 from listener.sending.sleeper import Sleeper
-from listener.waiting import wait
+from listener.waiting import is_set_within
 from listener.wakeup.waker import Waker
 
 log = structlog.get_logger(__name__)
@@ -104,7 +104,7 @@ class Dispatcher:
                     try:
                         await self._look_at_queue(claim)
                     except (psycopg.Error, TimeoutError) as error:
-                        await wait(self._stop, self._reach.failed(error))
+                        await is_set_within(self._stop, self._reach.failed(error))
 
     def _admit(self) -> Claim | Wait:
         if not self._waker.may_claim():
@@ -116,11 +116,15 @@ class Dispatcher:
         """Claims, and then waits for as long as there is nothing more to claim."""
         pushes = await self._claim(claim)
         poll_delay = self._waker.poll_delay(len(pushes)) if claim.budget.normal else None
-        if claim.budget.is_left_by(pushes):
-            if poll_delay is not None:
-                await self._waker.look.wait(poll_delay)
-            # What has just been claimed is on its way before the next look; a notification meanwhile spares the sleep.
-            elif not (pushes and await self._waker.look.wait(_HEAD_START_S)):
+        if not claim.budget.exhausts_queue(pushes):
+            pass  # more rows are due: look again at once
+        elif poll_delay is not None:
+            await self._waker.look.wait(poll_delay)
+        else:
+            # The requests for the claimed rows get a head start on the next statement, and a notification that comes
+            # meanwhile makes that statement unnecessary.
+            is_notified = bool(pushes) and await self._waker.look.wait(_HEAD_START_S)
+            if not is_notified:
                 await self._sleeper.sleep()
         self._reach.succeeded()
 

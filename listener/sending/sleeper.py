@@ -1,4 +1,4 @@
-"""Sleep between two looks at the queue: until the doorbell rings or a row is due."""
+"""Sleep between two looks at the queue, until a notification comes or a row is due."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ class Sleeper:
 
     Args:
         waker: wakes the sleeper, and learns what a sweep has found.
-        held: rows that this worker holds; they count as due for no one here.
-        lock_watch: learns who holds locks of push-listener without being part of it.
+        held: the rows that this worker holds; it does not wake up for them.
+        lock_watch: is told which sessions hold locks of push-listener and are none of its workers.
         sweep_interval: seconds between two sweeps, at most.
     """
 

@@ -4,8 +4,8 @@ Postgres commits transactions that notify one after another, so a notification f
 A worker that is notified very often takes the polling lock. While the lock is taken the triggers do not notify, and the
 worker polls the queue every few milliseconds. When few rows come it releases the lock, and sleeps.
 
-No insert is missed by that, because a worker that knows of another poller, or cannot exclude one, rechecks the queue
-before it sleeps:
+No insert is missed by that, because a worker that knows of another poller, or cannot exclude one, rechecks the queue.
+The recheck runs beside the dispatcher and wakes it each time that the queue is to be looked at:
 
 1. While any session holds the lock, the worker looks at the queue four times a second, and more often as long as that
    finds rows: the holder may be frozen, or unable to claim.
@@ -41,7 +41,7 @@ from listener.metrics import Metrics
 from listener.postgres.connect import STATEMENT_PATIENCE_S
 from listener.postgres.locks import CHANNEL, POLLING_LOCK
 from listener.postgres.workers import Workers
-from listener.waiting import wait
+from listener.waiting import is_set_within
 from listener.wakeup.doorbell import Doorbell
 from listener.wakeup.look_signal import LookSignal
 from listener.wakeup.polling_policy import PollingPolicy, Want
@@ -62,14 +62,15 @@ _BETWEEN_RECHECKS_S = 0.05
 
 _CROWD = 3
 
-# While a transaction is open, the worker asks again after a quarter of the time that it has waited: so a row waits for
-# at most a quarter of its transaction's length longer than it must.
+# While a transaction is open, the worker asks again after a quarter of the time that it has waited. So a row is sent
+# late by at most a quarter of the length of its transaction.
 _PART_OF_WAIT = 0.25
 _SHORTEST_WAIT_S = 0.002
 _LONGEST_WAIT_S = 30.0
 
-# It never waits for the lock: an insert that notifies holds it for an instant only. If it is to be taken for a crowd
-# only, enough transactions must wait to commit a notification: they queue for a lock on "database 0".
+# Takes the polling lock, or returns at once: an insert that notifies holds the lock only for an instant. With a crowd
+# above 0 it takes the lock only if that number of transactions waits to commit a notification. Such transactions queue
+# for a lock on "database 0".
 _START = """
 with asked as materialized (
   select pg_catalog.pg_try_advisory_lock(%s, %s) as got
@@ -111,9 +112,9 @@ class BusyPolling:
         self._is_polling = False
         self._looked_at = -math.inf
         self._found = 0
-        self._no_reason = asyncio.Event()  # no reason any more to poll
-        self._news = asyncio.Event()  # something may have to be done
-        # The worker may sleep when every requested recheck is done.
+        self._stop_polling = asyncio.Event()  # set when this worker has no reason to poll any more
+        self._news = asyncio.Event()  # set when this worker may have to poll, to recheck or to stop
+        # A recheck is due while fewer are done than were requested: a request may come while one runs.
         self._rechecks_requested = 0
         self._rechecks_done = 0
         self._recheck_at = -math.inf
@@ -139,7 +140,7 @@ class BusyPolling:
         That worker may be this one, on a connection that is gone.
         """
         self._rechecks_requested += 1
-        self._no_reason.set()
+        self._stop_polling.set()
         self._news.set()
 
     def poll_delay(self, found: int) -> float | None:
@@ -151,18 +152,18 @@ class BusyPolling:
         if not self._is_polling:
             return None
         if self._policy.looked(self._looked_at, found):
-            self._no_reason.set()
+            self._stop_polling.set()
         return min(_POLL_DELAY_S + found * _POLL_DELAY_PER_ROW_S, _LONGEST_POLL_DELAY_S)
 
     def stop(self) -> None:
         """This worker looks at the queue no more, and the others learn of it at once."""
         self._stopping = True
-        self._no_reason.set()
+        self._stop_polling.set()
         self._news.set()
 
     async def wait_stopped(self, seconds: float) -> None:
         """Returns when what ``stop`` asks for is done, or after ``seconds``."""
-        await wait(self._stopped, seconds)
+        await is_set_within(self._stopped, seconds)
 
     async def run(self) -> None:
         """Works until cancelled, or until what ``stop`` asks for is done."""
@@ -189,7 +190,7 @@ class BusyPolling:
         if want is Want.SLEEP or self._stopping:
             return
         self._policy.tried(time.monotonic())
-        self._no_reason.clear()
+        self._stop_polling.clear()
         crowd = 0 if want is Want.POLL else _CROWD
         # If the lock is taken and the answer is lost, the lock ends with the connection; the next one rechecks.
         taken, _ = await self._doorbell.fetchone(
@@ -221,7 +222,7 @@ class BusyPolling:
         while, so that the other workers are notified.
         """
         unobserved_until = time.monotonic() + self._policy.longest_unobserved
-        while not await wait(self._no_reason, _UNOBSERVED_AFTER_S):
+        while not await is_set_within(self._stop_polling, _UNOBSERVED_AFTER_S):
             if not self._observes_queue and time.monotonic() >= unobserved_until:
                 return
 
@@ -243,7 +244,7 @@ class BusyPolling:
         try:
             while open_writers:
                 self._metrics.unnotified.set(len(open_writers))
-                if await wait(self._news, _wait_after(time.monotonic() - began)):
+                if await is_set_within(self._news, _wait_after(time.monotonic() - began)):
                     return
                 left = open_writers & await self._answer(self._workers.open_writers())
                 if left != open_writers:

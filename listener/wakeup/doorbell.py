@@ -33,7 +33,7 @@ log = structlog.get_logger(__name__)
 _PROOF_TIMEOUT_S = 5.0
 _LOCK_PATIENCE_S = 5.0
 
-# By then every worker that was cut off with this one is back.
+# By then every worker whose connection was cut at the same time is connected again.
 _STEADY_AFTER_S = 5.0
 
 # A database that fails over is read-only for a while, and answers with an InternalError.
@@ -104,7 +104,9 @@ class Doorbell:
         self._proven = False
         self._conn: Connection | None = None
         self._receiving: asyncio.Timeout | None = None
-        self._fault: BaseException | None = None  # leaves the state of the connection unknown
+        self._fault: BaseException | None = (
+            None  # of a statement; the state of the connection is unknown since
+        )
         self._steady_from = math.inf
         self._rng = random.Random()  # noqa: S311  # jitter, not secrecy
 
@@ -196,7 +198,7 @@ class Doorbell:
     async def _receive(self, conn: Connection, seconds: float) -> None:
         """Receives notifications for ``seconds``, or until a statement is to run on the connection.
 
-        Nothing is awaited between the socket and the subscribers, so a notification is never lost when this is cut off.
+        Nothing is awaited between the socket and the subscribers, so the timeout loses no notification.
         """
         try:
             async with asyncio.timeout(seconds) as self._receiving:

@@ -6,7 +6,7 @@ import asyncio
 import math
 import time
 
-from listener.waiting import wait
+from listener.waiting import is_set_within
 
 _NOT_ASLEEP = -math.inf
 
@@ -40,32 +40,35 @@ class LookSignal:
             self._event.set()
 
     def stop(self) -> None:
-        """The dispatcher looks once more whether it is to stop."""
+        """Wakes the dispatcher, so that it notices that it is to stop."""
         self._event.set()
 
     def take(self) -> bool:
-        """Forgets the reasons so far, because a look follows; returns whether one of them was ``notify``."""
+        """Clears the signal before a look at the queue; returns whether ``notify`` was called since the last look."""
         self._event.clear()
         notified, self._notified = self._notified, False
         return notified
 
     def prepare_to_sleep(self) -> None:
-        """From here on every row that is due again wakes the dispatcher: the look that follows may not have seen it."""
+        """Makes every row that becomes due again wake the dispatcher, until ``sleep`` knows how long it sleeps.
+
+        The statement that follows may begin before such a row is settled, and so miss it.
+        """
         self._asleep_until = math.inf
 
     async def sleep(self, seconds: float) -> bool:
         """Waits for ``seconds``, for a notification, or for a row that is due earlier; returns whether one came."""
         self._asleep_until = time.monotonic() + seconds
-        woken = await wait(self._event, seconds)
+        woken = await is_set_within(self._event, seconds)
         self._asleep_until = _NOT_ASLEEP
         return woken
 
     async def wait_for_capacity(self, seconds: float | None) -> None:
         """Waits for capacity or a notification, at most for ``seconds``."""
         self._waits_for_capacity = True
-        await wait(self._event, seconds)
+        await is_set_within(self._event, seconds)
         self._waits_for_capacity = False
 
     async def wait(self, seconds: float) -> bool:
         """Waits for a notification, at most for ``seconds``; returns whether it came."""
-        return await wait(self._event, seconds)
+        return await is_set_within(self._event, seconds)

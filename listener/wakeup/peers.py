@@ -20,7 +20,7 @@ from listener.metrics import Metrics
 from listener.postgres.connect import STATEMENT_PATIENCE_S
 from listener.postgres.queue import Queue
 from listener.postgres.workers import Workers
-from listener.waiting import wait
+from listener.waiting import is_set_within
 from listener.wakeup.busy_polling import BusyPolling
 from listener.wakeup.doorbell import Doorbell
 from listener.wakeup.look_signal import LookSignal
@@ -130,12 +130,12 @@ class PeerWatch:
             return 0.0
         earliest = await self._queue.earliest()
         if earliest is not None and earliest <= 0.0:
-            # The worker that knew of this row may have died since, without holding any.
+            # The worker that was notified of this row may have died before it claimed the row.
             self._look.notify()
             return 0.0
         return earliest
 
     async def _pause(self, seconds: float | None) -> None:
-        if not await wait(self._activity, seconds):
+        if not await is_set_within(self._activity, seconds):
             self.note_activity()
             self._look.notify()

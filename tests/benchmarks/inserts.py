@@ -7,7 +7,7 @@ of one Postgres are written to in turn:
 
 - ``none``: the trigger that notifies is switched off, of push-listener's every trigger; nobody listens
 - ``asleep``: triggers; nobody listens
-- ``awake``: triggers, and a listener that has a backlog, but cannot send it: FCM does not answer. What is lost here is
+- ``polling``: triggers, and a listener that has a backlog, but cannot send it: FCM does not answer. What is lost here is
   lost to triggers and notifications
 - ``draining``: triggers, and a listener that sends what is inserted, FCM answering after 50 ms. It, the stand-in for
   FCM and Postgres share the cores with the inserts
@@ -31,7 +31,7 @@ from tests.benchmarks.queues import Installed
 from tests.benchmarks.report import Line, at_least, ratios
 
 CLIENTS = 32
-ARMS = ("none", "asleep", "awake", "draining")
+ARMS = ("none", "asleep", "polling", "draining")
 _BACKLOG = 20_000
 _HANGING_MS = 3_600_000.0
 # Of the listener that has requests under way that will not be answered.
@@ -48,7 +48,7 @@ def _arm(
         with queue.connect() as conn:
             if arm == "none":
                 conn.execute(queue.silence.encode())
-        if arm == "awake":
+        if arm == "polling":
             rig.pgbench(queue.dsn, queue.insert(), clients=8, each=_BACKLOG // 8, durable=False)
             sink = stack.enter_context(rig.sink(_HANGING_MS))
             worker = stack.enter_context(queue.worker(sink, {**settings, **_PATIENT}))
@@ -117,7 +117,7 @@ def part(options: Options) -> list[Line]:
             None,
             {name: found["none"] for name, found in peers.items()},
         ),
-        line("awake", "trigger, listener polling", 0.95),
+        line("polling", "trigger, listener polling", 0.95),
         line("draining", "trigger, listener sending on the same cores"),
         line("asleep", "trigger, nobody listens"),
     ]

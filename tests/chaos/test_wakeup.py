@@ -1,6 +1,6 @@
 """However inserts, commits, rollbacks, sleeps and deaths interleave: no committed row waits for the sweep.
 
-The sweep comes once an hour here, so a wake-up that is lost shows. Now and then so much comes that a listener is awake,
+The sweep comes once an hour here, so a wake-up that is lost shows. Now and then so much comes that a listener polls,
 and nobody rings: what is inserted meanwhile may be committed when it sleeps again, or is dead.
 """
 
@@ -60,7 +60,7 @@ class Play:
         self.arrivals = Arrivals(made)
         self.listeners: list[Listener] = []
         self.writers: list[AsyncConnection[tuple[object, ...]]] = []
-        self.awakenings = 0
+        self.polls_begun = 0
 
     async def open(self, stack: AsyncExitStack) -> None:
         for _ in range(WRITERS):
@@ -120,7 +120,7 @@ class Play:
         await self.arrivals.until(len(crowds), lambda exchange: exchange.push_id in crowds)
         assert max(waits.values(), default=0.0) < BOUND
         async for notify in self.ear.notifies(timeout=0.05):
-            self.awakenings += bool(notify.payload)  # who is awake says so
+            self.polls_begun += bool(notify.payload)  # a worker that begins to poll says so
 
 
 @pytest.mark.timeout(400)
@@ -148,7 +148,7 @@ def test_no_committed_row_waits_for_the_sweep() -> None:
                 runner.run(play.script(steps))
 
             all_arrive()
-            print(f"awake {play.awakenings} times")
-            assert play.awakenings
+            print(f"polled {play.polls_begun} times")
+            assert play.polls_begun
         finally:
             runner.run(stack.aclose())

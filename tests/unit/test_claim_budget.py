@@ -57,17 +57,17 @@ def test_that_is_known_beforehand(most: int, batch: int) -> None:
 
 
 def test_a_claim_that_is_not_filled_has_brought_totalthat_was_due() -> None:
-    assert ClaimBudget(10, 8, 5).is_left_by(pushes(0, 7))
-    assert ClaimBudget(10, 8, 5).is_left_by(pushes(3, 6))
-    assert ClaimBudget(10, 8, 5).is_left_by([])
-    assert not ClaimBudget(10, 8, 5).is_left_by(pushes(0, 8))
-    assert not ClaimBudget(10, 8, 5).is_left_by(pushes(3, 7))
-    assert not ClaimBudget(10, 8, 5).is_left_by(pushes(10, 0))
+    assert ClaimBudget(10, 8, 5).exhausts_queue(pushes(0, 7))
+    assert ClaimBudget(10, 8, 5).exhausts_queue(pushes(3, 6))
+    assert ClaimBudget(10, 8, 5).exhausts_queue([])
+    assert not ClaimBudget(10, 8, 5).exhausts_queue(pushes(0, 8))
+    assert not ClaimBudget(10, 8, 5).exhausts_queue(pushes(3, 7))
+    assert not ClaimBudget(10, 8, 5).exhausts_queue(pushes(10, 0))
 
 
 def test_a_claim_of_urgent_pushes_alone_says_nothing_of_the_others() -> None:
-    assert not ClaimBudget(10, 0, 5).is_left_by([])
-    assert not ClaimBudget(10, 0, 5).is_left_by(pushes(3, 0))
+    assert not ClaimBudget(10, 0, 5).exhausts_queue([])
+    assert not ClaimBudget(10, 0, 5).exhausts_queue(pushes(3, 0))
 
 
 @given(st.integers(1, 20_000), st.integers(0, 20_000), batches, st.integers(0, 2_000), st.integers(0, 2_000))

@@ -1,5 +1,5 @@
 -- revision 1
--- The user for whom a request is made. auth.uid() is looked up at each call, because a plain Postgres has no schema
+-- The user who makes the request. auth.uid() is looked up at each call, because a plain Postgres has no schema
 -- auth, or gets one later.
 create or replace function push_listener.caller_id() returns uuid
   language plpgsql stable set search_path = pg_catalog, pg_temp

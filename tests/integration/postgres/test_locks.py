@@ -204,7 +204,7 @@ async def test_the_same_lock_in_another_database_is_another_lock(
         assert strangers(database) == []
 
 
-async def test_an_awake_worker_is_no_stranger_nor_are_the_inserts_of_others(
+async def test_a_polling_worker_is_no_stranger_nor_are_the_inserts_of_others(
     database: Database, rows: Rows, emulator: Emulator, worker_dsn: str
 ) -> None:
     settings = settings_for(worker_dsn, emulator, sweep_interval=1)

@@ -1,4 +1,4 @@
-"""A listener that is awake: nobody rings, and nothing that was not rung for is left when it sleeps or dies.
+"""Busy polling: inserts do not notify meanwhile, and no row is left behind when the poller stops or dies.
 
 The sweep, which would find everything, comes in an hour.
 """
@@ -165,7 +165,7 @@ async def hearing(database: Database) -> AsyncIterator[Callable[[], Awaitable[li
 # --- no bell ---------------------------------------------------------------------------------------------------
 
 
-async def test_no_insert_rings_while_a_listener_is_awake_and_each_does_before_and_after(
+async def test_no_insert_notifies_while_a_worker_polls_and_each_does_before_and_after(
     database: Database, emulator: Emulator, policies: list[ScriptedPolicy]
 ) -> None:
     async with (
@@ -220,7 +220,7 @@ async def test_only_one_worker_polls_and_another_can_after_it(
         assert row == (False, 0)
         assert second.metrics.registry.get_sample_value("push_busy_polling") == 0
         await stop_polling(first, policies[0])
-        # It may have tried before it heard that the first is awake, and tries again when the bell rings.
+        # It may have tried before it learned that the first one polls, and tries again when it is notified.
         async with await connect(database.dsn) as bell:
             await bell.execute("select pg_notify(%s, '')", (CHANNEL,))
         await shown(second.metrics, "push_busy_polling", 1)
@@ -330,7 +330,7 @@ def settings_are(server: Server, name: str, value: str) -> None:
                 return
 
 
-# --- transactions that end when it is not awake any more ---------------------------------------------------------
+# --- transactions that end when it does not poll any more ---------------------------------------------------------
 
 
 async def plainly(conn: Writer, token: str) -> None:
@@ -457,7 +457,7 @@ async def test_transactions_that_have_nothing_to_do_with_it_are_not_waited_for(
         await settled(service)
 
 
-async def test_it_can_be_awake_again_while_one_is_waited_for(
+async def test_it_can_poll_again_while_it_waits_for_a_transaction(
     database: Database, emulator: Emulator, policies: list[ScriptedPolicy]
 ) -> None:
     async with (
@@ -515,7 +515,7 @@ async def test_a_transaction_that_has_rung_cannot_be_prepared(database: Database
             await conn.execute("prepare transaction 'x'")
 
 
-# --- whoever is awake freezes, dies, or loses its connection -------------------------------------------------------
+# --- the poller freezes, dies, or loses its connection -------------------------------------------------------
 
 
 async def holder(database: Database) -> int | None:
@@ -526,7 +526,7 @@ async def holder(database: Database) -> int | None:
 
 
 @asynccontextmanager
-async def somebody_awake(database: Database) -> AsyncIterator[Writer]:
+async def stranger_with_polling_lock(database: Database) -> AsyncIterator[Writer]:
     """Holds the lock as a listener would, and does nothing."""
     async with await AsyncConnection.connect(database.dsn, autocommit=True) as conn:
         row = await (
@@ -538,18 +538,18 @@ async def somebody_awake(database: Database) -> AsyncIterator[Writer]:
 
 
 @pytest.mark.parametrize("first", ["listener", "holder"])
-async def test_the_queue_is_looked_at_while_another_that_is_awake_does_nothing(
+async def test_the_queue_is_looked_at_while_another_poller_does_nothing(
     database: Database, emulator: Emulator, first: str
 ) -> None:
     async with AsyncExitStack() as stack:
         conn = await stack.enter_async_context(writer(database))
         heard = await stack.enter_async_context(hearing(database))
         if first == "holder":
-            await stack.enter_async_context(somebody_awake(database))
+            await stack.enter_async_context(stranger_with_polling_lock(database))
         service = await stack.enter_async_context(serving(settings_for(database.dsn, emulator)))
         if first == "listener":
             await settled(service)
-            await stack.enter_async_context(somebody_awake(database))
+            await stack.enter_async_context(stranger_with_polling_lock(database))
         for n in range(3):
             await insert(conn, f"phone-{n}")
             await conn.commit()
@@ -557,12 +557,12 @@ async def test_the_queue_is_looked_at_while_another_that_is_awake_does_nothing(
         assert await heard() == ["4711"]
 
 
-async def test_what_was_written_while_another_was_awake_is_sent_when_that_is_gone(
+async def test_what_was_written_while_another_polled_is_sent_when_that_is_gone(
     database: Database, emulator: Emulator
 ) -> None:
     async with serving(settings_for(database.dsn, emulator)) as service, writer(database) as conn:
         await settled(service)
-        async with somebody_awake(database):
+        async with stranger_with_polling_lock(database):
             await insert(conn, "late")
         await shown(service.metrics, "push_unnotified_transactions", 1)
         await conn.commit()
@@ -571,7 +571,7 @@ async def test_what_was_written_while_another_was_awake_is_sent_when_that_is_gon
 
 async def test_what_was_written_before_the_start_is_sent(database: Database, emulator: Emulator) -> None:
     async with writer(database) as conn:
-        async with somebody_awake(database):
+        async with stranger_with_polling_lock(database):
             await insert(conn, "late")
         async with serving(settings_for(database.dsn, emulator)) as service:
             await shown(service.metrics, "push_unnotified_transactions", 1)
@@ -696,7 +696,7 @@ def wait_after(seconds, original=busy_polling._wait_after):
     return original(seconds)
 
 Doorbell.fetchone = ask
-Workers.is_polling_locked = stopping("silenced", Workers.is_polling_locked)
+Workers.is_polling_locked = stopping("polling locked", Workers.is_polling_locked)
 Workers.open_writers = stopping("writers", Workers.open_writers)
 busy_polling.PollingPolicy = Once
 busy_polling._wait_after = wait_after
@@ -708,8 +708,8 @@ POINTS = [
     "after take",
     "before let go",
     "after let go",
-    "before silenced",
-    "after silenced",
+    "before polling locked",
+    "after polling locked",
     "before writers",
     "after writers",
     "wait",

@@ -72,7 +72,7 @@ async def test_the_workers_that_hold_their_lock_are_counted(database: Database, 
         for each in (first, second):
             life.execute("select pg_advisory_lock(%s, %s)", (LIVENESS_CLASS, each.worker_id))
         assert [(await each.quota_state()).workers for each in (first, second, third)] == [2, 2, 3]
-        # The lock of the one that is awake makes nobody count twice.
+        # The polling lock of one of them makes nobody count twice.
         life.execute("select pg_advisory_lock(%s, %s)", POLLING_LOCK)
         assert [(await each.quota_state()).workers for each in (first, second, third)] == [2, 2, 3]
         life.execute("select pg_advisory_unlock(%s, %s)", (LIVENESS_CLASS, second.worker_id))
