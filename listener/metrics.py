@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import time
 from bisect import bisect_left
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import accumulate
+from types import MappingProxyType
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Info, disable_created_metrics
 from prometheus_client.core import HistogramMetricFamily
@@ -79,7 +80,21 @@ class Metrics:
         )
         self.fenced = Counter(
             "push_fenced_total",
-            "Pushes whose result was not written because another worker holds the row.",
+            "Pushes whose result was not written because the row was not this worker's any more: another worker has "
+            "taken it, or the application has changed or deleted it.",
+            ["fate"],
+            registry=registry,
+        )
+        self.log_lines_lost = Counter(
+            "push_log_rows_lost_total",
+            "Rows for push_delivery_logs that the table did not take, and that this process does not keep any longer.",
+            registry=registry,
+        )
+        self.unwritable = Gauge(
+            "push_unwritable_rows",
+            "Pushes that are passed over because a trigger, an index or a constraint of the application refuses what "
+            "push-listener writes, by what was to be written and the SQLSTATE (or IGNORED, CHANGED).",
+            ["statement", "code"],
             registry=registry,
         )
         self.rescued = Counter(
@@ -184,10 +199,19 @@ class Metrics:
         self._depth_read = time.monotonic()
         self.depth_age.set_function(lambda: time.monotonic() - self._depth_read)
 
-    def show_depth(self, counts: dict[str, int], due: int, oldest_due: float) -> None:
-        """Shows what was just read from the database."""
+    def show_depth(
+        self,
+        counts: dict[str, int],
+        due: int,
+        oldest_due: float,
+        unwritable: Mapping[tuple[str, str], int] = MappingProxyType({}),
+    ) -> None:
+        """Shows what was just read from the database. ``unwritable``: rows by statement and code."""
         for status, count in counts.items():
             self.depth.labels(status).set(count)
         self.due.set(due)
         self.oldest_due.set(oldest_due)
+        self.unwritable.clear()
+        for labels, rows in unwritable.items():
+            self.unwritable.labels(*labels).set(rows)
         self._depth_read = time.monotonic()

@@ -26,8 +26,10 @@ from listener.sending.dispatcher import Dispatcher
 from listener.sending.held import HeldRows
 from listener.sending.pause_report import PauseReport
 from listener.sending.reach import Reach
+from listener.sending.result_writer import ResultWriter
 from listener.sending.settler import Settler
 from listener.sending.sleeper import Sleeper
+from listener.sending.unwritten import Unwritten
 from listener.wakeup.identity import IdentityLost
 from listener.wakeup.waker import ListeningWaker, SweepingWaker, Waker
 
@@ -61,7 +63,8 @@ def assemble(
     """Makes a dispatcher with its parts; nothing runs yet."""
     look = waker.look
     held, reach = HeldRows(metrics, lease=settings.lease), Reach(metrics)
-    settler = Settler(queue, held, look, metrics, batch=settings.settle_batch)
+    writer = ResultWriter(queue, held, look, metrics, batch=settings.settle_batch)
+    settler = Settler(queue, writer, Unwritten(queue, writer, metrics), look)
     dispatcher = Dispatcher(
         queue,
         waker,

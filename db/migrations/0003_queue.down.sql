@@ -40,3 +40,6 @@ begin
   perform push_listener.restore_table('push_notifications');
 end
 $$;
+
+drop function push_listener.unclaimable(integer, uuid[], integer, double precision);
+drop table push_listener.unwritable_rows;

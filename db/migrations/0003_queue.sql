@@ -83,6 +83,23 @@ begin
 end
 $$;
 
+-- Rows that the database does not let push-listener write: a trigger of the application raises an error, ignores the
+-- write or changes it, or an index or a constraint refuses it. No worker claims such a row before "until".
+create table push_listener.unwritable_rows (
+  push_id uuid primary key,
+  statement text not null check (statement in ('claim', 'settle')),
+  code text not null,
+  times integer not null default 1,
+  noted_at timestamptz not null default now(),
+  until timestamptz not null
+);
+comment on column push_listener.unwritable_rows.statement is
+  'What could not be written: "claim": nothing has been sent, and the claim is tried again at "until"; "settle": the push may have been sent, and is not sent again unless requeue_pushes names it.';
+comment on column push_listener.unwritable_rows.code is
+  'The SQLSTATE of the error, or IGNORED or CHANGED: a trigger of the application ignored or changed what was written.';
+
+\ir ../functions/push_listener/unclaimable.sql
+
 -- Columns of the application keep the application's comments.
 do $$
 declare

@@ -5,9 +5,11 @@ The statements are in the folder sql; what they have in common is explained in s
 
 from __future__ import annotations
 
+import asyncio
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Any, LiteralString, NamedTuple
 from uuid import UUID
 
@@ -18,15 +20,22 @@ from psycopg.pq import TransactionStatus
 from psycopg.rows import args_row, class_row, kwargs_row, scalar_row
 
 from listener.log import should_log
+from listener.postgres.batch_limit import BatchLimit
 from listener.postgres.connect import Connection, Pool, fetch_value
 from listener.postgres.errors import ROW_FAULTS, fault_name, is_transient
 from listener.postgres.locks import STRANGERS, LockHolder
+from listener.postgres.put_back import put_back
 from listener.postgres.statements import load
-from listener.push import Decision, Push, Settlement
+from listener.postgres.unwritable import CHANGED, IGNORED, Pause, UnwritableRows, code_of
+from listener.push import Decision, LogLine, Push, Settlement
 
 log = structlog.get_logger(__name__)
 
 _CLAIM = load(__file__, "claim")
+_UNCLAIMABLE = """
+select push_id, code
+  from push_listener.unclaimable(%(worker)s::integer, %(excluded)s::uuid[], %(limit)s::integer, %(seconds)s::float8)
+"""
 _FIRST = load(__file__, "claim_first")
 _SETTLE = load(__file__, "settle")
 _RELEASE = load(__file__, "release")
@@ -44,6 +53,11 @@ with free as materialized (
 select id from public.push_notifications where id = any(%(ids)s::uuid[]) and id not in (select id from free)
 """
 
+_LOG = load(__file__, "log")
+_FATES = load(__file__, "fates")
+_STILL_CLAIMED = load(__file__, "still_claimed")
+_WAITING_AGAIN = load(__file__, "waiting_again")
+
 _DISABLE = """
 select public.push_disable_token(token, code)
   from unnest(%(tokens)s::text[], %(codes)s::text[]) as d(token, code)
@@ -53,7 +67,27 @@ BY_INDEX: LiteralString = "set local enable_seqscan = off"
 """Makes the next statement of the transaction read the index of waiting rows. The statistics of the table may be from a
 time when most rows waited, and then Postgres would read the whole table."""
 
-_AVOIDED_S = 600.0
+_NO_LIMIT = 1 << 20
+
+# For how long to look for rows that cannot be claimed before the others are claimed, and for how many.
+_UNCLAIMABLE_S = 0.5
+_UNCLAIMABLE_AT_ONCE = 2000
+_LOCK_NOT_AVAILABLE = "55P03"
+
+
+class Fate(StrEnum):
+    """What has become of a row that was to be settled."""
+
+    WRITTEN = "written"
+    """The row holds the result, from this call or an earlier one."""
+    TAKEN = "taken"
+    """Another worker has claimed the row since."""
+    CHANGED = "changed"
+    """The application has given the row another status since."""
+    DELETED = "deleted"
+    """The row is gone."""
+    REFUSED = "refused"
+    """The row is still claimed: a trigger of the application has ignored or changed the result."""
 
 
 class StatusDepth(NamedTuple):
@@ -99,6 +133,8 @@ class Sweep:
     """Whether another session holds the polling lock or waits for it, so that inserts do not notify."""
     registered: bool
     """Whether this worker's row is still in ``push_listener.workers``."""
+    has_foreign_triggers: bool
+    """Whether the application has triggers that may change a row after this service has written it."""
     strangers: Sequence[LockHolder]
     """The strangers that hold locks of push-listener."""
 
@@ -114,7 +150,11 @@ class Queue:
         self._pool = pool
         self._worker = worker_id
         self._lease = lease
-        self._avoided: dict[UUID, float] = {}  # until when, in monotonic seconds
+        self.unwritable = UnwritableRows(pool)
+        """The rows that no worker can write."""
+        self._batch_limit = BatchLimit(_NO_LIMIT)
+        # Until the first sweep has looked, the application may have any trigger.
+        self._verifies = True
         self._disable_failures = 0  # in a row
 
     @property
@@ -127,34 +167,41 @@ class Queue:
     ) -> list[Push]:
         """Claims due rows under a lease: high priority first, then by due time.
 
-        If a row cannot be claimed, fewer rows are returned, or none. The method finds that row and avoids it from then
-        on.
+        Rows that cannot be claimed are passed over, and noted for all workers. Fewer rows are returned then, or none.
 
         Args:
             limit: at most this number of rows.
             normal_limit: at most this number of rows of normal priority; None: ``limit``.
             excluded: rows that are not claimed.
         """
-        normal_limit = limit if normal_limit is None else normal_limit
+        limit = min(limit, self._batch_limit.rows(time.monotonic()))
+        normal_limit = limit if normal_limit is None else min(limit, normal_limit)
         try:
             async with self._pool.connection() as conn:
-                return await self._take(conn, limit, normal_limit, excluded)
-        except ROW_FAULTS as error:
-            if is_transient(error):
+                claimed = await self._take(conn, limit, normal_limit, excluded)
+        except (psycopg.errors.QueryCanceled, asyncio.CancelledError) as error:
+            self._batch_limit.timed_out(limit, time.monotonic())
+            if isinstance(error, asyncio.CancelledError):
                 raise
             if limit > 1:
+                return await self.claim(limit // 2, normal_limit, excluded)
+            claimed = await self._claim_first(excluded)
+        except ROW_FAULTS as error:
+            if is_transient(error) and not isinstance(error, psycopg.errors.LockNotAvailable):
+                raise
+            if await self._pass_over(excluded):
+                return await self.claim(limit, normal_limit, excluded)
+            if limit > 1:
                 return await self.claim(limit // 2, (normal_limit + 1) // 2, excluded)
-            return await self._take_first(excluded)
-
-    def avoid(self, push_id: UUID) -> None:
-        """Excludes a row from claims for ten minutes: it cannot be claimed or settled, and must not block others."""
-        self._avoided[push_id] = time.monotonic() + _AVOIDED_S
+            claimed = await self._claim_first(excluded)
+        return await self._verified(claimed)
 
     async def _take(
         self, conn: Connection, limit: int, normal_limit: int, excluded: Sequence[UUID]
-    ) -> list[Push]:
+    ) -> list[Push | UUID]:
+        """Claims rows; in place of each that a trigger has not let be claimed it returns the id."""
         # By position: a mapping by name (class_row) doubles the CPU time that 500 rows take here.
-        cursor = conn.cursor(binary=True, row_factory=args_row(_push))
+        cursor = conn.cursor(binary=True, row_factory=args_row(_claimed))
         await cursor.execute(
             _CLAIM,
             {
@@ -162,34 +209,72 @@ class Queue:
                 "normal_limit": normal_limit,
                 "lease": self._lease,
                 "worker": self._worker,
-                "excluded": self._all_excluded(excluded),
+                "excluded": list(excluded),
             },
         )
         return await cursor.fetchall()
 
-    async def _take_first(self, excluded: Sequence[UUID]) -> list[Push]:
+    async def _pass_over(self, excluded: Sequence[UUID]) -> bool:
+        """Notes due rows that cannot be claimed; returns whether there were any."""
+        values = {
+            "worker": self._worker,
+            "excluded": list(excluded),
+            "limit": _UNCLAIMABLE_AT_ONCE,
+            "seconds": _UNCLAIMABLE_S,
+        }
+        async with self._pool.connection() as conn:
+            found: dict[UUID, str] = dict(await (await conn.execute(_UNCLAIMABLE, values)).fetchall())
+        locked = {push_id: code for push_id, code in found.items() if code == _LOCK_NOT_AVAILABLE}
+        await self.unwritable.note(locked, Pause.SHORT)
+        refused = {push_id: code for push_id, code in found.items() if push_id not in locked}
+        await self.unwritable.note(refused, Pause.LONG)
+        return bool(found)
+
+    async def _claim_first(self, excluded: Sequence[UUID]) -> list[Push | UUID]:
+        """Claims one row, or notes it if that fails."""
         push_id: UUID | None = None
         try:
             async with self._pool.connection() as conn, conn.transaction():
-                push_id = await fetch_value(conn, _FIRST, {"excluded": self._all_excluded(excluded)})
+                push_id = await fetch_value(conn, _FIRST, {"excluded": list(excluded)})
                 return await self._take(conn, 1, 1, excluded)
         except ROW_FAULTS as error:
-            if push_id is None or is_transient(error):
+            is_slow = isinstance(error, psycopg.errors.QueryCanceled)
+            if push_id is None or (is_transient(error) and not is_slow):
                 raise
             async with self._pool.connection() as conn:
                 await self._take(conn, 0, 0, excluded)  # raises if the fault is not in the row
-            log.error("row cannot be claimed", push_id=str(push_id), error=fault_name(error))
-            self.avoid(push_id)
+            await self.unwritable.note({push_id: code_of(error)}, Pause.SHORT if is_slow else Pause.LONG)
             return []
 
-    def _all_excluded(self, excluded: Sequence[UUID]) -> list[UUID]:
-        if self._avoided:
-            now = time.monotonic()
-            self._avoided = {push_id: until for push_id, until in self._avoided.items() if until > now}
-        return [*self._avoided, *excluded]
+    async def _verified(self, claimed: list[Push | UUID]) -> list[Push]:
+        """The rows that hold what the claim has written; the others are noted and not sent."""
+        pushes = [each for each in claimed if isinstance(each, Push)]
+        if len(pushes) < len(claimed):
+            await self.unwritable.note(
+                {each: IGNORED for each in claimed if isinstance(each, UUID)}, Pause.LONG
+            )
+        if not (self._verifies and pushes):
+            return pushes
+        async with self._pool.connection() as conn:
+            held = await self._among(conn, _STILL_CLAIMED, [(push.id, push.attempt) for push in pushes])
+        await self.unwritable.note({push.id: CHANGED for push in pushes if push.id not in held}, Pause.LONG)
+        return [push for push in pushes if push.id in held]
 
-    async def settle(self, batch: Sequence[Settlement], *, is_retry: bool = False) -> int:
-        """Writes rows, log rows and dead tokens in one transaction; returns how many rows this worker still held.
+    async def _among(
+        self, conn: Connection, statement: LiteralString, rows: list[tuple[UUID, int]]
+    ) -> set[UUID]:
+        """The ids that a statement returns of rows of this worker, which are given by id and attempt."""
+        values = {
+            "worker": self._worker,
+            "ids": [push_id for push_id, _ in rows],
+            "attempts": [attempt for _, attempt in rows],
+        }
+        cursor = conn.cursor(row_factory=scalar_row)
+        await cursor.execute(statement, values)
+        return set(await cursor.fetchall())
+
+    async def settle(self, batch: Sequence[Settlement], *, is_retry: bool = False) -> list[Fate]:
+        """Writes rows, log rows and dead tokens in one transaction; returns what has become of each row.
 
         Raises psycopg.errors.LockNotAvailable when another transaction holds the lock of a row for more than a moment.
 
@@ -202,7 +287,6 @@ class Queue:
             if batch
             else [[]] * len(Decision._fields)
         )
-        logs = [(s, line) for s in batch for line in s.logs]
         dead = [pair for s in batch for pair in s.dead_tokens]
         values = {
             "worker": self._worker,
@@ -215,18 +299,44 @@ class Queue:
             "codes": codes,
             "reasons": reasons,
             "message_ids": message_ids,
-            "log_ids": [s.push_id for s, _ in logs],
-            "log_tokens": [line.token for _, line in logs],
-            "log_statuses": [line.status for _, line in logs],
-            "log_details": [orjson.dumps(line.details).decode() for _, line in logs],
+            **_log_values([(s.push_id, line) for s in batch for line in s.logs]),
         }
         async with self._pool.connection() as conn:
-            if not dead:
-                return int(await fetch_value(conn, _SETTLE, values))
-            async with conn.transaction():
-                settled = int(await fetch_value(conn, _SETTLE, values))
-                await self._disable(conn, dead)
-            return settled
+            if not (dead or self._verifies):
+                written, changed = await _settle(conn, values)
+            else:
+                async with conn.transaction():
+                    written, changed = await _settle(conn, values)
+                    if dead:
+                        await self._disable(conn, dead)
+                    await self._note_reopened(conn, batch, written)
+        return await self._fates(batch, values, set(written), set(changed))
+
+    async def _fates(
+        self, batch: Sequence[Settlement], values: Mapping[str, object], written: set[int], changed: set[int]
+    ) -> list[Fate]:
+        if len(written) == len(batch):
+            return [Fate.WRITTEN] * len(batch)
+        async with self._pool.connection() as conn:
+            cursor = await conn.execute(_FATES, values)
+            found = {position: Fate(fate) for position, fate in await cursor.fetchall()}
+        found |= dict.fromkeys(written, Fate.WRITTEN) | dict.fromkeys(changed, Fate.REFUSED)
+        return [found[position] for position in range(1, len(batch) + 1)]
+
+    async def _note_reopened(
+        self, conn: Connection, batch: Sequence[Settlement], written: Sequence[int]
+    ) -> None:
+        """Keeps rows from being sent again that a trigger has put back into the queue after they were settled."""
+        results = [batch[position - 1] for position in written]
+        over = [(each.push_id, each.attempt) for each in results if each.decision.delay is None]
+        if over and self._verifies:
+            reopened = await self._among(conn, _WAITING_AGAIN, over)
+            await self.unwritable.note(dict.fromkeys(reopened, CHANGED), Pause.ENDLESS, conn)
+
+    async def log(self, lines: Sequence[tuple[UUID, LogLine]]) -> None:
+        """Writes log rows that a settle could not write. Rows that are there already are not written again."""
+        async with self._pool.connection() as conn:
+            await conn.execute(_LOG, _log_values(lines))
 
     async def locked(self, ids: Sequence[UUID]) -> set[UUID]:
         """The rows among these that another transaction has locked."""
@@ -256,9 +366,10 @@ class Queue:
 
     async def release(self, held: Sequence[UUID]) -> int:
         """Puts back the rows that this worker has claimed without knowing: all but ``held``. Returns their number."""
-        async with self._pool.connection() as conn:
-            cursor = await conn.execute(_RELEASE, {"worker": self._worker, "held": list(held)})
-        return cursor.rowcount
+        async with self._pool.connection() as conn, conn.transaction():
+            cursor = conn.cursor(row_factory=scalar_row)
+            await cursor.execute(_RELEASE, {"worker": self._worker, "held": list(held)})
+            return await put_back(conn, await cursor.fetchall(), are_lost=False)
 
     async def earliest(self, excluded: Sequence[UUID] = ()) -> float | None:
         """Seconds, by the database's clock, until the first row that is not ``excluded`` is due.
@@ -266,18 +377,17 @@ class Queue:
         Negative: it is due. None: no row waits.
         """
         async with self._pool.connection() as conn:
-            value: float | None = await fetch_value(
-                conn, _EARLIEST, {"excluded": self._all_excluded(excluded)}
-            )
+            value: float | None = await fetch_value(conn, _EARLIEST, {"excluded": list(excluded)})
         return value
 
     async def sweep(self, excluded: Sequence[UUID] = ()) -> Sweep:
         """Returns what ``earliest`` returns, and what may keep notifications from this worker."""
         async with self._pool.connection() as conn:
             cursor = conn.cursor(row_factory=kwargs_row(_sweep))
-            await cursor.execute(_SWEEP, {"worker": self._worker, "excluded": self._all_excluded(excluded)})
+            await cursor.execute(_SWEEP, {"worker": self._worker, "excluded": list(excluded)})
             sweep = await cursor.fetchone()
         assert sweep is not None
+        self._verifies = sweep.has_foreign_triggers
         return sweep
 
     async def depth(self) -> Depth:
@@ -289,8 +399,28 @@ class Queue:
             return Depth.of(await cursor.fetchall())
 
 
-def _push(*columns: Any) -> Push:
-    """A row of _CLAIM, whose columns are the fields of Push in their order."""
+async def _settle(conn: Connection, values: Mapping[str, object]) -> tuple[list[int], list[int]]:
+    """The positions of the results that were written, and of those that a trigger has changed."""
+    row = await (await conn.execute(_SETTLE, values)).fetchone()
+    assert row is not None
+    written, changed = row
+    return written, changed
+
+
+def _log_values(lines: Sequence[tuple[UUID, LogLine]]) -> dict[str, object]:
+    return {
+        "log_ids": [push_id for push_id, _ in lines],
+        "log_tokens": [line.token for _, line in lines],
+        "log_statuses": [line.status for _, line in lines],
+        "log_details": [orjson.dumps(line.details).decode() for _, line in lines],
+    }
+
+
+def _claimed(is_written: bool, *columns: Any) -> Push | UUID:
+    """A row of _CLAIM: its columns are the fields of Push in their order, and the first is the id."""
+    if not is_written:
+        push_id: UUID = columns[0]
+        return push_id
     push = Push(*columns)
     found = orjson.loads(columns[8]) if columns[8] else []
     push.recipients = [(token, platform) for token, platform in found]

@@ -11,6 +11,7 @@ from psycopg.rows import class_row, scalar_row
 
 from listener.postgres.connect import Pool, fetch_value
 from listener.postgres.locks import LIVENESS_CLASS, ROLLBACK_LOCK
+from listener.postgres.put_back import put_back
 from listener.postgres.statements import load
 
 _PEERS_HOLD_ROWS = load(__file__, "peers_hold_rows")
@@ -134,12 +135,13 @@ class Workers:
     async def rescue(self, suspects: Collection[int]) -> tuple[list[int], int]:
         """Puts the rows of dead workers back into the queue, without using a try.
 
-        Returns the ids of the ``suspects`` that are dead, and the number of rows.
+        Returns the ids of the ``suspects`` that are dead, and the number of rows. A dead worker is not among them while
+        another transaction has locked one of its rows.
         """
-        async with self._pool.connection() as conn:
+        async with self._pool.connection() as conn, conn.transaction():
             cursor = await conn.execute(_RESCUE, {"class": LIVENESS_CLASS, "suspects": list(suspects)})
-            dead, rows = await cursor.fetchone() or ([], 0)
-        return dead, rows
+            dead, rows = await cursor.fetchone() or ([], [])
+            return dead, await put_back(conn, rows, are_lost=True)
 
     async def quota_state(self) -> QuotaState:
         """The number of live workers and how far the quota is reduced."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 
 import psycopg
@@ -13,6 +14,7 @@ from listener.postgres.queue import Queue
 from listener.sending.dispatcher import Dispatcher
 
 _IDLE_INTERVAL_S = 300.0
+_TIDY_INTERVAL_S = 600.0
 
 
 class DepthWatch:
@@ -27,6 +29,7 @@ class DepthWatch:
         self._dispatcher = dispatcher
         self._metrics = metrics
         self._interval = interval
+        self._tidied_at = -math.inf
 
     async def run(self) -> None:
         """Works until cancelled."""
@@ -37,10 +40,19 @@ class DepthWatch:
                 try:
                     async with asyncio.timeout(STATEMENT_PATIENCE_S):
                         depth = await self._queue.depth()
+                        unwritable = await self._unwritable()
                 except (psycopg.Error, TimeoutError):
                     self._metrics.database_errors.labels("depth").inc()
                 else:
-                    self._metrics.show_depth(depth.counts, depth.due, depth.oldest_due)
+                    self._metrics.show_depth(depth.counts, depth.due, depth.oldest_due, unwritable)
                     seen, read_at = looks, now
                     busy = depth.due > 0 or depth.counts["processing"] > 0
             await asyncio.sleep(self._interval)
+
+    async def _unwritable(self) -> dict[tuple[str, str], int]:
+        """Counts rows that cannot be written; now and then deletes what is noted of others."""
+        counts = await self._queue.unwritable.counts()
+        if counts and time.monotonic() - self._tidied_at >= _TIDY_INTERVAL_S:
+            self._tidied_at = time.monotonic()
+            await self._queue.unwritable.tidy()
+        return counts

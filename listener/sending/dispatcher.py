@@ -89,8 +89,10 @@ class Dispatcher:
         async with asyncio.TaskGroup() as group:
             settling = group.create_task(self._settler.run())
             await self._dispatch()
+            self._settler.stop_keeping()
             await self._held.wait_empty()
             settling.cancel()
+        await self._settler.finish()
         return not self._reach.is_recovering or await self._release_at_the_end()
 
     async def _dispatch(self) -> None:

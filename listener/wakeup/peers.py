@@ -73,6 +73,8 @@ class PeerWatch:
         self._metrics = metrics
         self._max_in_flight = max_in_flight
         self._attentive = attentive
+        # Workers whose death has been noticed, but of whose rows some are locked by other transactions.
+        self._known_dead: set[int] = set()
         self._activity = asyncio.Event()
         self._attentive_until = 0.0
         self._rng = random.Random()  # noqa: S311  # jitter, not secrecy
@@ -108,13 +110,15 @@ class PeerWatch:
         """Puts back the rows of suspects who are still silent; returns the other silent peers."""
         silent = {peer for peer, alive in peers.items() if not alive}
         if lost := silent & suspects:
-            dying = await self._workers.lost_lately() + len(lost)
-            self._health.expect_losses(dying, self._max_in_flight, time.monotonic())
+            if not lost <= self._known_dead:
+                dying = await self._workers.lost_lately() + len(lost)
+                self._health.expect_losses(dying, self._max_in_flight, time.monotonic())
+            self._known_dead = lost
             dead, rescued = await self._workers.rescue(lost)
-            if dead:
+            if dead or rescued:
                 self._metrics.rescued.inc(rescued)
                 log.warning(
-                    "workers have died; their rows are back in the queue", workers=sorted(dead), rows=rescued
+                    "workers have died; their rows are back in the queue", workers=sorted(lost), rows=rescued
                 )
                 self._polling.request_recheck()
                 self._look.notify()

@@ -7,8 +7,8 @@ of one Postgres are written to in turn:
 
 - ``none``: the trigger that notifies is switched off, of push-listener's every trigger; nobody listens
 - ``asleep``: triggers; nobody listens
-- ``polling``: triggers, and a listener that has a backlog, but cannot send it: FCM does not answer. What is lost here is lost
-  to triggers and notifications
+- ``polling``: triggers, and a listener that has a backlog, but cannot send it: FCM does not answer. What is lost is
+  lost to triggers and notifications
 - ``draining``: triggers, and a listener that sends what is inserted, FCM answering after 50 ms. It, the stand-in for
   FCM and Postgres share the cores with the inserts
 

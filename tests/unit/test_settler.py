@@ -10,10 +10,12 @@ from uuid import UUID
 import psycopg
 
 from listener.metrics import Metrics
-from listener.postgres.queue import Queue
+from listener.postgres.queue import Fate, Queue
 from listener.push import Decision, Settlement, Status
 from listener.sending.held import HeldRows
+from listener.sending.result_writer import ResultWriter
 from listener.sending.settler import Settler
+from listener.sending.unwritten import Unwritten
 from listener.wakeup.look_signal import LookSignal
 from tests.support.pushes import push
 
@@ -25,15 +27,15 @@ class _Held:
         self.batches: list[list[int]] = []
         self.free = asyncio.Semaphore(0)
 
-    async def settle(self, batch: Sequence[Settlement], *, is_retry: bool = False) -> int:
+    async def settle(self, batch: Sequence[Settlement], *, is_retry: bool = False) -> list[Fate]:
         await self.free.acquire()
         self.batches.append([one.push_id.int for one in batch])
-        return len(batch)
+        return [Fate.WRITTEN] * len(batch)
 
 
 async def test_while_one_batch_is_written_the_next_gathers_up_to_the_limit() -> None:
     held, rows = _Held(), _rows(*range(1, 7))
-    settler = Settler(cast(Queue, held), rows, LookSignal(), Metrics(), batch=3)
+    settler = _settler(held, rows, LookSignal(), batch=3)
     running = asyncio.create_task(settler.run())
     settler.put(_sent(1))
     await asyncio.sleep(0)  # the first is being written
@@ -49,7 +51,7 @@ async def test_while_one_batch_is_written_the_next_gathers_up_to_the_limit() -> 
 
 async def test_results_that_come_one_by_one_but_often_are_written_together() -> None:
     held, rows = _Held(), _rows(1)
-    settler = Settler(cast(Queue, held), rows, LookSignal(), Metrics(), batch=10, gather_within=60.0)
+    settler = _settler(held, rows, LookSignal(), batch=10, gather_within=60.0)
     running = asyncio.create_task(settler.run())
     for _ in range(2):
         held.free.release()
@@ -68,7 +70,7 @@ async def test_results_that_come_one_by_one_but_often_are_written_together() -> 
 class _Locked(_Held):
     """A queue that cannot be reached the first time, and in which every row is locked from then on."""
 
-    async def settle(self, batch: Sequence[Settlement], *, is_retry: bool = False) -> int:
+    async def settle(self, batch: Sequence[Settlement], *, is_retry: bool = False) -> list[Fate]:
         raise psycopg.errors.LockNotAvailable if is_retry else psycopg.OperationalError
 
     async def locked(self, ids: Sequence[UUID]) -> set[UUID]:
@@ -77,7 +79,7 @@ class _Locked(_Held):
 
 async def test_a_locked_row_keeps_nobody_from_learning_that_the_database_is_back() -> None:
     look = LookSignal()
-    settler = Settler(cast(Queue, _Locked()), _rows(1), look, Metrics(), batch=10)
+    settler = _settler(_Locked(), _rows(1), look, batch=10)
     running = asyncio.create_task(settler.run())
     async with asyncio.timeout(10):
         settler.put(_sent(1))
@@ -97,11 +99,11 @@ class _LockedFor(_Locked):
         super().__init__()
         self.looks = looks
 
-    async def settle(self, batch: Sequence[Settlement], *, is_retry: bool = False) -> int:
+    async def settle(self, batch: Sequence[Settlement], *, is_retry: bool = False) -> list[Fate]:
         if self.looks:
             raise psycopg.errors.LockNotAvailable
         assert is_retry, "it may have been written before"
-        return len(batch)
+        return [Fate.WRITTEN] * len(batch)
 
     async def locked(self, ids: Sequence[UUID]) -> set[UUID]:
         self.looks -= 1
@@ -110,13 +112,19 @@ class _LockedFor(_Locked):
 
 async def test_a_locked_row_is_tried_until_it_is_free() -> None:
     rows = _rows(1)
-    settler = Settler(cast(Queue, _LockedFor(5)), rows, LookSignal(), Metrics(), batch=10, locked_wait=0.0)
+    settler = _settler(_LockedFor(5), rows, LookSignal(), batch=10, locked_wait=0.0)
     running = asyncio.create_task(settler.run())
     async with asyncio.timeout(10):
         settler.put(_sent(1))
         await rows.wait_empty()
     assert settler.set_aside == 0
     running.cancel()
+
+
+def _settler(queue: _Held, rows: HeldRows, look: LookSignal, *, batch: int, **timing: float) -> Settler:
+    metrics, answering = Metrics(), cast(Queue, queue)
+    writer = ResultWriter(answering, rows, look, metrics, batch=batch)
+    return Settler(answering, writer, Unwritten(answering, writer, metrics), look, **timing)
 
 
 def _rows(*numbers: int) -> HeldRows:

@@ -34,7 +34,7 @@ begin
       join public.push_notifications p on p.id = h.id
       where h.expires_at <= now()
         and p.expires_at <= now() and p.next_attempt_at <= now() and p.status in ('pending', 'processing', 'failed')
-      for update of p skip locked
+      for no key update of p skip locked
   )
   update public.push_notifications p
     set status = 'expired',
@@ -52,18 +52,20 @@ begin
       where (case priority::text when 'high' then 0 else 1 end) = 0 and next_attempt_at <= now()
         and next_attempt_at is not null and status in ('pending', 'processing', 'failed')
         and topic is null and condition is null and (expires_at is null or expires_at > now())
+        and id not in (select u.push_id from push_listener.unwritable_rows u where u.until > now())
       order by next_attempt_at
       limit p_limit
-      for update skip locked
+      for no key update skip locked
   ), normal as materialized (
     select id, next_attempt_at as due_at, 1 as lane
       from public.push_notifications
       where (case priority::text when 'high' then 0 else 1 end) = 1 and next_attempt_at <= now()
         and next_attempt_at is not null and status in ('pending', 'processing', 'failed')
         and topic is null and condition is null and (expires_at is null or expires_at > now())
+        and id not in (select u.push_id from push_listener.unwritable_rows u where u.until > now())
       order by next_attempt_at
       limit greatest(p_limit - (select count(*) from high), 0)
-      for update skip locked
+      for no key update skip locked
   ), due as (
     select * from high union all select * from normal
   ), claimed as (

@@ -23,14 +23,18 @@ begin
   with chosen as materialized (
     select p.id
       from public.push_notifications p
-      where p.status in ('dead', 'expired', 'failed', 'cancelled')
+      where (p.status in ('dead', 'expired', 'failed', 'cancelled')
+             -- A push whose result could not be written: only a person who names it takes the risk of a second push.
+             or p.id = any (p_ids) and p.id in (select u.push_id from push_listener.unwritable_rows u))
         and (p_ids is null or p.id = any (p_ids))
         and (p_error_code is null or p.error_code = p_error_code)
         and (p_since is null or p.updated_at >= p_since)
         and (p.expires_at is null or p.expires_at > now())
       order by p.updated_at
       limit p_limit
-      for update skip locked
+      for no key update skip locked
+  ), writable as (
+    delete from push_listener.unwritable_rows u using chosen c where u.push_id = c.id
   )
   update public.push_notifications p
     set status = 'pending', next_attempt_at = now(), retry_count = 0, lost_claims = 0, updated_at = now()
@@ -42,4 +46,4 @@ end
 $$;
 revoke all on function public.requeue_pushes(uuid[], text, timestamptz, integer) from public;
 comment on function public.requeue_pushes(uuid[], text, timestamptz, integer) is
-  'Puts pushes that are dead, expired, failed or cancelled back in the queue, with all tries again, those longest in that state first. Returns how many. Pushes past their expires_at are left out.';
+  'Puts pushes that are dead, expired, failed or cancelled back in the queue, with all tries again, those longest in that state first. Returns how many. Pushes past their expires_at are left out. A push whose result could not be written (push_listener.unwritable_rows) is put back only if p_ids names it: it may have been sent.';

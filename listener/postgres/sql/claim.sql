@@ -1,25 +1,35 @@
 -- Claims due rows under a lease and returns all that is needed to send them: high priority first, then by due time.
 --
--- The columns of the result are the fields of Push, in the same order. A row that is too large to send is returned
--- without its texts, and oversized names the columns that are too large.
+-- The first column tells whether the row holds what the claim has written. If not, a trigger of the application has
+-- ignored or changed the claim, and the row must not be sent. The other columns are the fields of Push, in the same
+-- order. A row that is too large to send is returned without its texts, and oversized names the columns that are too
+-- large.
+--
+-- lock_timeout is set inside the statement because a transaction pooler loses SET: a trigger of the application may wait
+-- for a lock. A LIMIT is evaluated before the first row is read.
+--
+-- "not in" with a subquery is a hashed subplan. Postgres would turn "not exists" into a join, which loses the order of
+-- the index, and then it would read and sort all due rows.
 with high as materialized (
-  select id, next_attempt_at as due_at, 0 as lane
+  select id, next_attempt_at as due_at, 0 as lane, coalesce(delivery_attempts, 0) + 1 as attempt
     from public.push_notifications
     where (case priority::text when 'high' then 0 else 1 end) = 0 and next_attempt_at <= pg_catalog.now()
       and next_attempt_at is not null and status::text in ('pending', 'processing', 'failed')
       and id <> all(%(excluded)s::uuid[])
+      and id not in (select u.push_id from push_listener.unwritable_rows u where u.until > pg_catalog.now())
     order by next_attempt_at
-    limit %(limit)s
-    for update skip locked
+    limit case when pg_catalog.set_config('lock_timeout', '200ms', true) is not null then %(limit)s::bigint end
+    for no key update skip locked
 ), normal as materialized (
-  select id, next_attempt_at as due_at, 1 as lane
+  select id, next_attempt_at as due_at, 1 as lane, coalesce(delivery_attempts, 0) + 1 as attempt
     from public.push_notifications
     where (case priority::text when 'high' then 0 else 1 end) = 1 and next_attempt_at <= pg_catalog.now()
       and next_attempt_at is not null and status::text in ('pending', 'processing', 'failed')
       and id <> all(%(excluded)s::uuid[])
+      and id not in (select u.push_id from push_listener.unwritable_rows u where u.until > pg_catalog.now())
     order by next_attempt_at
     limit least(%(normal_limit)s::bigint, %(limit)s::bigint - (select pg_catalog.count(*) from high))
-    for update skip locked
+    for no key update skip locked
 ), due as (
   select * from high union all select * from normal
 ), claimed as (
@@ -27,18 +37,20 @@ with high as materialized (
     set status = 'processing',
         next_attempt_at = pg_catalog.now() + pg_catalog.make_interval(secs => %(lease)s),
         claimed_by = %(worker)s,
-        -- In an adopted table the two counters may be NULL.
-        delivery_attempts = coalesce(p.delivery_attempts, 0) + 1,
+        -- In an adopted table the counters may be NULL.
+        delivery_attempts = due.attempt,
         -- A row that is due and still processing has lost its worker, or its lease has ended.
         lost_claims = coalesce(p.lost_claims, 0) + (p.status::text = 'processing')::integer,
         last_retry_at = case when p.retry_count > 0 then pg_catalog.now() else p.last_retry_at end,
         updated_at = pg_catalog.now()
     from due
     where p.id = due.id
-    returning p.id, p.delivery_attempts, coalesce(p.retry_count, 0) as retry_count, p.lost_claims,
+    returning p.status::text = 'processing' and p.claimed_by = %(worker)s and p.delivery_attempts = due.attempt
+        and p.next_attempt_at > pg_catalog.now() as is_written,
+      p.id, p.delivery_attempts, coalesce(p.retry_count, 0) as retry_count, p.lost_claims,
       p.device_token, p.topic, p.condition, p.user_id,
       p.title, p.body, p.data, p.channel, p.priority, p.image, p.options, p.collapse_key, p.expires_at,
-      greatest(due.due_at, p.created_at) as due_at, due.lane,
+      greatest(due.due_at, p.created_at) as due_at,
       -- octet_length() of a text does not fetch the text. A jsonb must be fetched and converted, so this is done only
       -- where its stored size allows that the text is too long.
       pg_catalog.array_remove(array[
@@ -57,7 +69,8 @@ with high as materialized (
              then 'options' end
       ], null) as oversized
 )
-select c.id, c.delivery_attempts as attempt, c.retry_count, c.lost_claims,
+select coalesce(c.is_written, false) as is_written,
+    due.id, c.delivery_attempts as attempt, c.retry_count, c.lost_claims,
     case when o.fits then c.device_token end as device_token,
     case when o.fits then c.topic end as topic,
     case when o.fits then c.condition end as condition,
@@ -77,7 +90,8 @@ select c.id, c.delivery_attempts as attempt, c.retry_count, c.lost_claims,
       - extract(epoch from pg_catalog.now())::float8 as expires_in,
     extract(epoch from pg_catalog.now())::float8 - extract(epoch from c.due_at)::float8 as waited,
     case when not o.fits then pg_catalog.array_to_string(c.oversized, ', ') end as oversized
-  from claimed c
+  from due
+  left join claimed c on c.id = due.id
   cross join lateral (
     select pg_catalog.cardinality(c.oversized) = 0 as fits,
            c.device_token is null and c.topic is null and c.condition is null
@@ -99,4 +113,4 @@ select c.id, c.delivery_attempts as attempt, c.retry_count, c.lost_claims,
       from public.push_delivery_logs l
       where o.to_user and c.delivery_attempts > 1 and l.push_id = c.id and l.status::text = 'sent'
   ) a on true
-  order by c.lane, c.due_at
+  order by due.lane, due.due_at

@@ -1,9 +1,14 @@
 -- What waits in the queue, by status. A row that was scheduled for a time before its insertion waits since its insertion.
+-- A row that cannot be written does not count as due.
 select status, pg_catalog.count(*) as pushes,
-    pg_catalog.count(*) filter (where next_attempt_at <= pg_catalog.now()) as due,
+    pg_catalog.count(*) filter (where is_due) as due,
     extract(epoch from pg_catalog.now())::float8
       - extract(epoch from pg_catalog.min(greatest(next_attempt_at, created_at))
-                           filter (where next_attempt_at <= pg_catalog.now()))::float8 as oldest_due
-  from public.push_notifications
-  where next_attempt_at is not null and status::text in ('pending', 'processing', 'failed')
+                           filter (where is_due))::float8 as oldest_due
+  from (
+    select status, next_attempt_at, created_at, next_attempt_at <= pg_catalog.now() and id not in (
+        select u.push_id from push_listener.unwritable_rows u where u.until > pg_catalog.now()) as is_due
+      from public.push_notifications
+      where next_attempt_at is not null and status::text in ('pending', 'processing', 'failed')
+  ) waiting
   group by status

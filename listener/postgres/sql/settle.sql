@@ -1,7 +1,12 @@
--- Writes the results of a batch and its log rows; returns the number of rows that were written.
+-- Writes the results of a batch and its log rows; returns the positions in the batch of those that were
+-- written, and of those that were written otherwise.
 --
--- The fence: a row is written only while this worker holds it, for the attempt that the worker made. If a settle whose
--- answer was lost is repeated, the row is settled already, and no second log row is written either.
+-- The fence: a row is written only while this worker holds it, for the attempt that the worker made. A row that another
+-- worker has claimed since gets its log rows all the same, because the requests were made. If a settle whose answer was
+-- lost is repeated, the row is settled already, and no second log row is written.
+--
+-- A trigger of the application may change the update, so the row that was returned is compared with the result. If the
+-- result was final, the row is noted at once, so that no worker sends it again.
 --
 -- Arrays are sent in binary (%b), which costs psycopg a tenth of writing and escaping them as text.
 --
@@ -15,7 +20,7 @@ with result as materialized (
     from (select pg_catalog.set_config('lock_timeout', '200ms', true)) as patience,
       unnest(%(ids)b::uuid[], %(attempts)b::integer[], %(statuses)b::text[], %(delays)b::float8[],
              %(tries)b::boolean[], %(codes)b::text[], %(reasons)b::text[], %(message_ids)b::text[])
-        as r(id, attempt, status, delay, uses_try, code, reason, message_id)
+        with ordinality as r(id, attempt, status, delay, uses_try, code, reason, message_id, position)
 ), settled as (
   update public.push_notifications p
     -- A receipt may arrive before the result is written.
@@ -30,16 +35,29 @@ with result as materialized (
         updated_at = pg_catalog.now()
     from result r
     where p.id = r.id and p.claimed_by = r.worker and p.delivery_attempts = r.attempt and p.status::text = r.held
-    returning p.id
+    returning p.id, r.position, r.delay is null as is_final,
+      p.status::text = r.status or r.status = 'sent' and p.status::text = 'delivered'
+        or r.delay is not null and p.status::text in ('pending', 'failed') as is_written
+), noted as (
+  insert into push_listener.unwritable_rows as u (push_id, statement, code, until)
+  select id, 'settle', 'CHANGED', 'infinity'::timestamptz
+    from settled
+    where is_final and not is_written
+  on conflict (push_id) do update
+    set statement = excluded.statement, code = excluded.code, times = u.times + 1, noted_at = pg_catalog.now(),
+        until = excluded.until
 ), logged as (
   insert into public.push_delivery_logs (push_id, device_token, status, details)
   select l.push_id, l.token, l.status, l.details::jsonb
     from unnest(%(log_ids)b::uuid[], %(log_tokens)b::text[], %(log_statuses)b::text[], %(log_details)b::text[])
       as l(push_id, token, status, details)
-    -- Each log row is looked up by itself, because another worker may have claimed some of the pushes since.
-    where not %(is_retry)s or not exists (
-      select from public.push_delivery_logs o
-        where o.push_id = l.push_id and o.device_token::text is not distinct from l.token
-          and o.details ->> 'attempt'::text = l.details::jsonb ->> 'attempt'::text)
+    -- A hashed subplan reads the log rows of a push once, however many devices the push has.
+    where not %(is_retry)s
+      or (l.push_id, coalesce(l.token, ''), coalesce(l.details::jsonb ->> 'attempt'::text, '')) not in (
+        select o.push_id, coalesce(o.device_token::text, ''), coalesce(o.details ->> 'attempt'::text, '')
+          from public.push_delivery_logs o
+          where o.push_id = any(%(log_ids)b::uuid[]))
 )
-select pg_catalog.count(*) from settled
+select coalesce(pg_catalog.array_agg(position) filter (where is_written), '{}') as written,
+    coalesce(pg_catalog.array_agg(position) filter (where not is_written), '{}') as changed
+  from settled

@@ -22,7 +22,7 @@ from psycopg_pool import AsyncConnectionPool
 
 from listener import client
 from listener.postgres import queue, workers
-from listener.postgres.queue import Queue
+from listener.postgres.queue import Fate, Queue
 from listener.push import Decision, LogLine, Settlement, Status
 from listener.schema import migrate
 from tests.support.catalog import describe
@@ -213,7 +213,7 @@ async def adopt_work_and_give_back(dsn: str) -> None:
             Settlement(push.id, push.attempt, fate, logs)
             for push, fate in zip(claimed[1:], fates, strict=True)
         ]
-        assert await hands.settle(settled) == 5  # and one stays in the hands of its worker
+        assert await hands.settle(settled) == [Fate.WRITTEN] * 5  # and one stays in the hands of its worker
         await workers_of(hands).sign_off()
     with connected(dsn) as connection:
         connection.execute("select cancel_push(%s)", (added[-1],))
@@ -462,7 +462,7 @@ async def test_counters_that_are_null_count_from_nothing(blank_database: Databas
         (push,) = await hands.claim(10)
         assert (push.attempt, push.retry_count) == (1, 0)
         again = Decision(Status.FAILED, 0.0, True, "UNAVAILABLE", "busy")
-        assert await hands.settle([Settlement(push.id, push.attempt, again)]) == 1
+        assert await hands.settle([Settlement(push.id, push.attempt, again)]) == [Fate.WRITTEN]
         (push,) = await hands.claim(10)
         assert (push.attempt, push.retry_count) == (2, 1)
 
@@ -492,7 +492,7 @@ async def test_tokens_in_profiles_as_the_documentation_has_it(blank_database: Da
                 [],
                 [("phone-of-a", "UNREGISTERED")],
             )
-            assert await hands.settle([gone]) == 1
+            assert await hands.settle([gone]) == [Fate.WRITTEN]
     with connected(dsn) as connection:
         assert connection.execute("select from profiles where fcm_token is not null").fetchall() == []
 

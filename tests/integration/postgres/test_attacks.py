@@ -23,7 +23,8 @@ from listener import client
 from listener.emulator import Emulator
 from listener.postgres import queue, stats, workers
 from listener.postgres.locks import LIVENESS_CLASS, PURGE_LOCK, ROLLBACK_LOCK
-from listener.postgres.queue import Queue
+from listener.postgres.queue import Fate, Queue
+from listener.postgres.unwritable import Pause
 from listener.push import Decision, LogLine, Settlement, Status
 from listener.schema import export, migrate, retention
 from listener.schema.migrate import Migration
@@ -329,11 +330,17 @@ async def live(database: Database, dsn: str) -> None:
                 [("phone", "UNREGISTERED")],
             )
         ]
-        assert await hands.settle(done) == 1
-        assert await hands.settle(done, is_retry=True) == 0
+        assert await hands.settle(done) == [Fate.WRITTEN]
+        assert await hands.settle(done, is_retry=True) == [Fate.WRITTEN]
         failed = Decision(Status.FAILED, 0.0, True, "UNAVAILABLE", "away")
-        assert await hands.settle([Settlement(others[0].id, others[0].attempt, failed)]) == 1
+        assert await hands.settle([Settlement(others[0].id, others[0].attempt, failed)]) == [Fate.WRITTEN]
         assert await hands.locked([first.id]) == set()
+        await hands.log([(first.id, line) for line in log])
+        await hands._pass_over([uuid4()])
+        await hands.unwritable.note({others[1].id: "P0001"}, Pause.LONG)
+        await hands.unwritable.counts()
+        await hands.unwritable.forget([others[1].id])
+        await hands.unwritable.tidy()
         assert await hands.release([]) == 1
         async with pool.connection() as connection:
             await connection.execute(queue._FIRST, {"excluded": [uuid4()]})
@@ -356,7 +363,7 @@ async def live(database: Database, dsn: str) -> None:
         left = await hands.claim(100)  # the push to a user, for the second time, reads its log
         assert await hands.settle(
             [Settlement(push.id, push.attempt, Decision(Status.DEAD, None, False, "X", "x")) for push in left]
-        ) == len(left)
+        ) == [Fate.WRITTEN] * len(left)
         await about.sign_off()
     stats.read(database.dsn, 7)
 

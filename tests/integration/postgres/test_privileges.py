@@ -202,6 +202,10 @@ def fill(installation: Installation) -> None:
                 "insert into telemetry_logs (type, message, user_id) values ('crash', 'x', %(u)s)", values
             )
             owner.execute("insert into push_listener.workers (name) values ('x')")
+            owner.execute(
+                "insert into push_listener.unwritable_rows (push_id, statement, code, until) "
+                "values (gen_random_uuid(), 'claim', 'P0001', now())"
+            )
             owner.execute("insert into push_listener.served values ('1', 5, %(u)s, 'postgres')", values)
 
 
@@ -214,6 +218,12 @@ REQUIRED = {
     "push_devices": {"token": "'new'", "user_id": f"'{OWNER}'"},
     "telemetry_logs": {"type": "'t'", "message": "'m'", "user_id": f"'{OWNER}'"},
     "push_listener.workers": {"name": "'n'"},
+    "push_listener.unwritable_rows": {
+        "push_id": "gen_random_uuid()",
+        "statement": "'claim'",
+        "code": "'P0001'",
+        "until": "'infinity'",
+    },
     "push_listener.served": {
         "system_identifier": "'2'",
         "database_oid": "5",
@@ -228,6 +238,7 @@ VALUES = {
     "push_delivery_logs.status": "'delivered'",
     "push_delivery_logs.push_id": f"'{PUSH}'",
     "push_devices.platform": "'ios'",
+    "push_listener.unwritable_rows.statement": "'settle'",
     "push_notifications.id": "gen_random_uuid()",
     "push_devices.token": "md5(random()::text)",
     "push_notifications.idempotency_key": "md5(random()::text)",
@@ -801,7 +812,7 @@ def test_the_listeners_role_has_nothing_else(postgres: Server) -> None:
     assert {name for (name,) in relations} == {
         "push_notifications", "push_delivery_logs", "push_delivery_logs_id_seq", "push_devices", "push_recipients",
         "push_listener.migrations", "push_listener.workers", "push_listener.lock_holders", "push_listener.shared_quota",
-        "push_listener.served", "push_listener.functions",
+        "push_listener.served", "push_listener.functions", "push_listener.unwritable_rows",
     }  # fmt: skip
     assert set(definers) == {("push_disable_token(text,text)",), ("push_listener.drift()",)}
 

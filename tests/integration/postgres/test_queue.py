@@ -17,7 +17,7 @@ from psycopg_pool import AsyncConnectionPool
 
 from listener.postgres import queue, workers
 from listener.postgres.connect import Pool
-from listener.postgres.queue import Queue
+from listener.postgres.queue import Fate, Queue
 from listener.push import Decision, LogLine, Push, Settlement, Status
 from listener.schema import migrate
 from tests.support.postgres import Database
@@ -109,7 +109,7 @@ async def test_the_columns_of_a_claim_are_the_fields_of_a_push_in_their_order(da
     with psycopg.connect(database.dsn) as conn:
         columns = conn.execute(queue._CLAIM, values).description
     assert columns is not None
-    assert [column.name for column in columns] == [field.name for field in dataclasses.fields(Push)]
+    assert [column.name for column in columns[1:]] == [field.name for field in dataclasses.fields(Push)]
 
 
 async def test_high_priority_first_then_by_due_time_up_to_the_limit(pool: Pool, rows: Rows) -> None:
@@ -216,7 +216,7 @@ async def test_a_lease_that_has_ended_is_taken_over(pool: Pool, rows: Rows) -> N
     (taken,) = await second.claim(1)
     assert (taken.id, taken.attempt, taken.retry_count) == (push_id, 2, 0)
     assert (await rows.get(push_id))["claimed_by"] == second.worker_id
-    assert await first.settle([sent(lost, "t")]) == 0
+    assert await first.settle([sent(lost, "t")]) == [Fate.TAKEN]
 
 
 @pytest.mark.parametrize("most", [1, 10])
@@ -351,7 +351,7 @@ async def test_a_retry_goes_only_to_devices_that_neither_accepted_nor_died(pool:
         LogLine("failed", "failed", {"outcome": "retry"}),
         LogLine("dead", "failed", {"outcome": "drop_target"}),
     ]
-    assert await mine.settle([settlement]) == 1
+    assert await mine.settle([settlement]) == [Fate.WRITTEN]
     (push,) = await mine.claim(1)
     assert sorted(token for token, _ in push.recipients) == ["failed", "new"]
     assert push.accepted_before == 1
@@ -390,7 +390,7 @@ async def test_a_settled_push_and_its_log(pool: Pool, rows: Rows) -> None:
     push_id = await rows.add(device_token="t", title="t")
     mine = await worker(pool)
     (push,) = await mine.claim(1)
-    assert await mine.settle([sent(push, "t", message_id="projects/p/messages/7")]) == 1
+    assert await mine.settle([sent(push, "t", message_id="projects/p/messages/7")]) == [Fate.WRITTEN]
     row = await rows.get(push_id)
     assert (row["status"], row["next_attempt_at"], row["fcm_message_id"]) == (
         "sent",
@@ -442,7 +442,7 @@ async def test_a_batch_gives_each_row_its_own(pool: Pool, rows: Rows) -> None:
     pushes = {push.id: push for push in await mine.claim(3)}
     a, b, c = (pushes[push_id] for push_id in ids)
     dead = Settlement(c.id, c.attempt, Decision(Status.DEAD, code="TITLE_MISSING", reason="no title"))
-    assert await mine.settle([again(b, 30.0), dead, sent(a, "0", "0b")]) == 3
+    assert await mine.settle([again(b, 30.0), dead, sent(a, "0", "0b")]) == [Fate.WRITTEN] * 3
     states = [(r["status"], r["error_code"]) for r in map((await rows.all()).get, ids) if r]
     assert states == [("sent", None), ("failed", "UNAVAILABLE"), ("dead", "TITLE_MISSING")]
     assert [len(await rows.logs(push_id)) for push_id in ids] == [2, 1, 0]
@@ -458,7 +458,7 @@ async def test_a_row_claimed_by_another_since_is_not_touched(pool: Pool, rows: R
     before = await rows.get(push_id)
     del before["next_in"]
     # The others of the batch are written all the same.
-    assert await first.settle([sent(lost[push_id], "t"), sent(lost[ours], "u")]) == 1
+    assert await first.settle([sent(lost[push_id], "t"), sent(lost[ours], "u")]) == [Fate.TAKEN, Fate.WRITTEN]
     after = await rows.get(push_id)
     del after["next_in"]
     assert after == before
@@ -471,9 +471,9 @@ async def test_a_row_claimed_again_by_the_same_worker_is_another_attempt(pool: P
     (lost,) = await mine.claim(1)
     await due_at(rows, push_id, "-1")
     (held,) = await mine.claim(1)
-    assert await mine.settle([sent(lost, "t")]) == 0
+    assert await mine.settle([sent(lost, "t")]) == [Fate.TAKEN]
     assert (await rows.get(push_id))["status"] == "processing"
-    assert await mine.settle([sent(held, "t")]) == 1
+    assert await mine.settle([sent(held, "t")]) == [Fate.WRITTEN]
 
 
 async def test_a_row_whose_count_was_reset_is_still_not_ours_when_another_has_it(
@@ -487,7 +487,7 @@ async def test_a_row_whose_count_was_reset_is_still_not_ours_when_another_has_it
     )
     (held,) = await second.claim(1)
     assert lost.attempt == held.attempt
-    assert await first.settle([sent(lost, "t")]) == 0
+    assert await first.settle([sent(lost, "t")]) == [Fate.TAKEN]
     assert (await rows.get(push_id))["status"] == "processing"
 
 
@@ -496,7 +496,7 @@ async def test_a_row_cancelled_while_it_was_sent_stays_cancelled(pool: Pool, row
     mine = await worker(pool)
     (push,) = await mine.claim(1)
     await rows.query("update push_notifications set status = 'cancelled', next_attempt_at = null")
-    assert await mine.settle([sent(push, "t")]) == 0
+    assert await mine.settle([sent(push, "t")]) == [Fate.CHANGED]
     assert (await rows.get(push_id))["status"] == "cancelled"
 
 
@@ -525,7 +525,7 @@ async def test_a_settle_that_is_repeated_after_another_claim_logs_nothing_twice(
     (push,) = await mine.claim(1)
     await mine.settle([again(push, 0.0)])
     (taken,) = await other.claim(1)
-    assert await mine.settle([again(push, 0.0)], is_retry=True) == 0
+    assert await mine.settle([again(push, 0.0)], is_retry=True) == [Fate.WRITTEN]
     assert len(await rows.logs(push_id)) == 1
     await other.settle([again(taken, 0.0)], is_retry=True)
     assert len(await rows.logs(push_id)) == 2
@@ -535,7 +535,7 @@ async def test_a_settle_that_is_repeated_writes_what_the_first_did_not(pool: Poo
     push_id = await rows.add(device_token="t", title="t")
     mine = await worker(pool)
     (push,) = await mine.claim(1)
-    assert await mine.settle([sent(push, "t")], is_retry=True) == 1
+    assert await mine.settle([sent(push, "t")], is_retry=True) == [Fate.WRITTEN]
     assert (await rows.get(push_id))["status"] == "sent"
     assert len(await rows.logs(push_id)) == 1
 
@@ -559,9 +559,9 @@ async def test_what_somebody_has_locked_is_not_waited_for(pool: Pool, rows: Rows
         with pytest.raises(psycopg.errors.LockNotAvailable):
             await mine.settle(batch)
         assert await mine.locked(ids) == {held}
-        assert await mine.settle([s for s in batch if s.push_id == free]) == 1
+        assert await mine.settle([s for s in batch if s.push_id == free]) == [Fate.WRITTEN]
     assert await mine.locked(ids) == set()
-    assert await mine.settle(batch, is_retry=True) == 1
+    assert await mine.settle(batch, is_retry=True) == [Fate.WRITTEN] * 2
     async with pool.connection() as conn:  # nothing stays
         assert await (await conn.execute("show lock_timeout")).fetchone() == ("0",)
 
@@ -575,7 +575,7 @@ async def test_dead_tokens_are_disabled_with_the_reason(pool: Pool, rows: Rows) 
     (push,) = await mine.claim(1)
     settlement = sent(push, "alive")
     settlement.dead_tokens = [("gone", "UNREGISTERED")]
-    assert await mine.settle([settlement]) == 1
+    assert await mine.settle([settlement]) == [Fate.WRITTEN]
     devices = await rows.query(
         "select token, disabled_reason, disabled_at is not null as off from push_devices order by token"
     )
@@ -595,7 +595,7 @@ async def test_a_token_that_cannot_be_disabled_keeps_no_result(pool: Pool, rows:
     (push,) = await mine.claim(1)
     settlement = Settlement(push.id, push.attempt, Decision(Status.DEAD, code="UNREGISTERED"))
     settlement.dead_tokens = [("t", "UNREGISTERED")]
-    assert await mine.settle([settlement]) == 1
+    assert await mine.settle([settlement]) == [Fate.WRITTEN]
     assert (await rows.get(push_id))["status"] == "dead"
 
 
@@ -655,10 +655,10 @@ async def test_an_adopted_table(blank_database: Database) -> None:
         (push,) = await mine.claim(5)
         assert (push.title, push.body, push.data) == ("Hello", "", '{"k": "v"}')
         assert push.recipients == [("phone", "android")]
-        assert await mine.settle([again(push, 0.0)]) == 1
+        assert await mine.settle([again(push, 0.0)]) == [Fate.WRITTEN]
         (push,) = await mine.claim(5)
         assert push.retry_count == 1
-        assert await mine.settle([sent(push, "phone")]) == 1
+        assert await mine.settle([sent(push, "phone")]) == [Fate.WRITTEN]
         assert (await rows.get(push_id))["status"] == "sent"
 
 

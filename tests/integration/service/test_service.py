@@ -22,7 +22,7 @@ from listener.fcm.sender import Sender, messages_url
 from listener.fcm.transports.http1 import Http1Transport
 from listener.limits import health
 from listener.limits.circuit_breaker import CircuitBreaker
-from listener.postgres.queue import Queue
+from listener.postgres.queue import Fate, Queue
 from listener.postgres.workers import register
 from listener.push import Push, Settlement
 from listener.registration import NotMigrated
@@ -319,7 +319,7 @@ async def test_what_waits_to_be_written_keeps_nothing_from_being_sent_but_has_a_
 ) -> None:
     settle, writes = Queue.settle, asyncio.Event()
 
-    async def settle_later(self: Queue, batch: Sequence[Settlement], *, is_retry: bool = False) -> int:
+    async def settle_later(self: Queue, batch: Sequence[Settlement], *, is_retry: bool = False) -> list[Fate]:
         await writes.wait()
         return await settle(self, batch, is_retry=is_retry)
 

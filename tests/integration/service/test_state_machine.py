@@ -28,7 +28,7 @@ from psycopg.rows import dict_row
 
 from listener.postgres.connect import make_pool
 from listener.postgres.locks import LIVENESS_CLASS
-from listener.postgres.queue import Queue
+from listener.postgres.queue import Fate, Queue
 from listener.postgres.workers import register
 from listener.push import Decision, LogLine, Push, Settlement, Status
 from tests.support.postgres import Database
@@ -284,8 +284,9 @@ class Rows(RuleBasedStateMachine):
             lines = [] if log is None else [LogLine(token, log, {"attempt": push.attempt})]
             batch.append(Settlement(push.id, push.attempt, decision, lines))
         worker.hands = [push for place, push in enumerate(worker.hands) if place not in places]
-        held = self.runner.run(worker.queue.settle(batch))
-        assert held == sum([self.settles(worker, each) for each in batch])
+        fates = self.runner.run(worker.queue.settle(batch))
+        assert [fate is Fate.WRITTEN for fate in fates] == [self.settles(worker, each) for each in batch]
+        assert Fate.REFUSED not in fates
         self.settled += [(worker, each) for each in batch]
 
     @precondition(lambda self: self.settled)
@@ -293,7 +294,7 @@ class Rows(RuleBasedStateMachine):
     def settle_again(self, data: st.DataObject) -> None:
         """The answer to a settle was lost: it is done once more, however much has happened since."""
         worker, settlement = data.draw(st.sampled_from(self.settled))
-        assert self.runner.run(worker.queue.settle([settlement], is_retry=True)) == 0
+        assert self.runner.run(worker.queue.settle([settlement], is_retry=True)) != [Fate.REFUSED]
 
     def settles(self, worker: Worker, settlement: Settlement) -> bool:
         row, decision = self.rows[settlement.push_id], settlement.decision

@@ -1,0 +1,16 @@
+-- Tells what has become of rows whose results a settle has not written.
+--
+-- If a settle whose answer was lost is repeated, the row may hold the result already; and if another worker has claimed
+-- the row since, a log row of this attempt tells.
+select r.position, case
+    when p.id is null then 'deleted'
+    when p.claimed_by = %(worker)s and p.delivery_attempts = r.attempt then case
+      when p.status::text = r.status or r.status = 'sent' and p.status::text = 'delivered' then 'written'
+      when p.status::text = 'processing' then 'refused'
+      else 'changed' end
+    when %(is_retry)s and exists (
+      select from public.push_delivery_logs o
+        where o.push_id = r.id and o.details ->> 'attempt'::text = r.attempt::text) then 'written'
+    else 'taken' end as fate
+  from unnest(%(ids)s::uuid[], %(attempts)s::integer[], %(statuses)s::text[]) with ordinality as r(id, attempt, status, position)
+  left join public.push_notifications p on p.id = r.id

@@ -1,0 +1,121 @@
+"""Rows that the database does not let this service write, in a table that all workers read before they claim."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import nullcontext
+from enum import StrEnum
+from uuid import UUID
+
+import psycopg
+import structlog
+
+from listener.log import should_log
+from listener.postgres.connect import Connection, Pool
+from listener.postgres.errors import fault_name
+from listener.postgres.statements import load
+
+log = structlog.get_logger(__name__)
+
+_NOTE = load(__file__, "note_unwritable")
+_FORGET = "delete from push_listener.unwritable_rows where push_id = any(%s::uuid[])"
+# An application may raise any code, and a metric must not have any number of labels.
+_COUNTS = """
+select statement, code, pg_catalog.count(*)
+  from push_listener.unwritable_rows
+  where until > pg_catalog.now()
+  group by statement, code order by pg_catalog.count(*) desc limit 20
+"""
+_TIDY = """
+delete from push_listener.unwritable_rows u
+  where u.until < pg_catalog.now() - interval '1 day'
+    or not exists (select from public.push_notifications p where p.id = u.push_id)
+"""
+
+IGNORED = "IGNORED"
+"""A trigger of the application has ignored the write."""
+CHANGED = "CHANGED"
+"""A trigger of the application has changed what was written."""
+
+
+class Pause(StrEnum):
+    """For how long a row is not claimed."""
+
+    SHORT = "short"
+    """From a second on: the row, or what its trigger writes, is locked."""
+    LONG = "long"
+    """From a minute on: the row cannot be claimed as it is."""
+    ENDLESS = "endless"
+    """The push may have been sent, and its result cannot be written."""
+
+
+# The first pause, and the longest, in seconds.
+_SECONDS: dict[Pause, tuple[float | None, float]] = {
+    Pause.SHORT: (1.0, 30.0),
+    Pause.LONG: (60.0, 86400.0),
+    Pause.ENDLESS: (None, 0.0),
+}
+
+
+class UnwritableRows:
+    """The table ``push_listener.unwritable_rows``.
+
+    Every method raises ``psycopg.Error``, like those of Queue.
+    """
+
+    def __init__(self, pool: Pool) -> None:
+        self._pool = pool
+        self._noted = 0
+
+    async def note(self, codes: Mapping[UUID, str], pause: Pause, within: Connection | None = None) -> None:
+        """Keeps all workers from claiming these rows for a while.
+
+        Args:
+            codes: why each could not be written.
+            pause: for how long.
+            within: a connection whose transaction this is a part of; None: it is a transaction of its own.
+        """
+        if not codes:
+            return
+        statement = "settle" if pause is Pause.ENDLESS else "claim"
+        first, longest = _SECONDS[pause]
+        values = {
+            "ids": list(codes),
+            "codes": list(codes.values()),
+            "statement": statement,
+            "pause": first,
+            "longest": longest,
+        }
+        async with nullcontext(within) if within else self._pool.connection() as conn:
+            await conn.execute(_NOTE, values)
+        self._noted += 1
+        if should_log(self._noted):
+            log.error(
+                "rows cannot be written, because a trigger, an index or a constraint refuses it: they are passed over",
+                statement=statement,
+                rows=len(codes),
+                codes=sorted(set(codes.values())),
+                example=str(next(iter(codes))),
+            )
+
+    async def counts(self) -> dict[tuple[str, str], int]:
+        """How many rows are passed over now, by statement and code; the most frequent ones."""
+        async with self._pool.connection() as conn:
+            rows = await (await conn.execute(_COUNTS)).fetchall()
+        return {(statement, code): count for statement, code, count in rows}
+
+    async def forget(self, ids: list[UUID]) -> None:
+        """These rows have been written after all."""
+        async with self._pool.connection() as conn:
+            await conn.execute(_FORGET, (ids,))
+
+    async def tidy(self) -> None:
+        """Deletes what is of no use any more."""
+        async with self._pool.connection() as conn:
+            await conn.execute(_TIDY)
+
+
+def code_of(error: BaseException) -> str:
+    """The code for an error that a row has caused."""
+    sqlstate = error.diag.sqlstate or error.sqlstate if isinstance(error, psycopg.Error) else None
+    return sqlstate or fault_name(error)

@@ -1,0 +1,150 @@
+"""Writes one batch of results, again and again while the database is in trouble, and counts what was written."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import Sequence
+
+import psycopg
+import structlog
+import tenacity
+
+from listener.log import should_log
+from listener.metrics import Metrics
+from listener.postgres.batch_limit import BatchLimit
+from listener.postgres.connect import STATEMENT_PATIENCE_S
+from listener.postgres.errors import ROW_FAULTS, fault_name, is_transient
+from listener.postgres.queue import Fate, Queue
+from listener.push import Settlement, Status
+from listener.sending.held import HeldRows
+from listener.wakeup.look_signal import LookSignal
+
+log = structlog.get_logger(__name__)
+
+TOO_SLOW = (psycopg.errors.QueryCanceled, TimeoutError)
+"""A statement took longer than statement_timeout, or than this service waits."""
+
+
+class _FaultOfAll(Exception):
+    """A table or a privilege is missing, so no result can be written. All results wait until it is back."""
+
+
+class ResultWriter:
+    """Persists settlements.
+
+    Args:
+        held: forgets each row whose result is written.
+        look: learns of free capacity, and of rows that are due again.
+        batch: results in one statement, at most.
+    """
+
+    def __init__(
+        self, queue: Queue, held: HeldRows, look: LookSignal, metrics: Metrics, *, batch: int
+    ) -> None:
+        self._queue = queue
+        self._held = held
+        self._look = look
+        self._metrics = metrics
+        self._batch_limit = BatchLimit(batch)
+        self._written_at: dict[Status, float] = {}
+        self.succeeds = True
+        """False from the first failed settle until every waiting batch is written; nothing is claimed meanwhile."""
+
+    @property
+    def batch(self) -> int:
+        """The most results that one statement may have now."""
+        return self._batch_limit.rows(time.monotonic())
+
+    def has_written(self, status: Status, since: float) -> bool:
+        """Whether a row has been given this status after ``since`` (monotonic seconds)."""
+        return self._written_at.get(status, since) > since
+
+    async def persist(self, batch: Sequence[Settlement], *, again: bool) -> list[Fate]:
+        """Writes the batch; returns what has become of each row.
+
+        Tries until the database answers. Raises one of ROW_FAULTS, or LockNotAvailable, when a row cannot be written;
+        and one of TOO_SLOW when the statement takes too long and has more than one row.
+
+        Args:
+            batch: results of different rows.
+            again: an earlier try may have been committed, and its answer lost.
+        """
+        try:
+            return await self._try(batch, again)
+        except (psycopg.Error, TimeoutError, _FaultOfAll) as error:
+            if not _is_transient(error):
+                raise
+            self._note_failure(error, 1)
+            if len(batch) > 1 and isinstance(error, TOO_SLOW):
+                self._batch_limit.timed_out(len(batch), time.monotonic())
+                raise
+        # Not for the first try: tenacity creates garbage for each call that only the cyclic collector frees.
+        attempts = tenacity.AsyncRetrying(
+            retry=tenacity.retry_if_exception(_is_transient),
+            wait=tenacity.wait_random_exponential(multiplier=0.1, max=2),
+            before_sleep=lambda state: self._note_failure(
+                state.outcome.exception() if state.outcome else None, state.attempt_number + 1
+            ),
+        )
+        async for attempt in attempts:
+            with attempt:
+                return await self._try(batch, again=True)
+        raise AssertionError("unreachable")
+
+    async def _try(self, batch: Sequence[Settlement], again: bool) -> list[Fate]:
+        async with asyncio.timeout(STATEMENT_PATIENCE_S):
+            try:
+                return await self._queue.settle(batch, is_retry=again)
+            except ROW_FAULTS as error:
+                if is_transient(error):
+                    raise
+                try:
+                    await self._queue.settle([])
+                except psycopg.Error as of_all:
+                    raise _FaultOfAll from of_all
+                raise
+
+    def _note_failure(self, error: BaseException | None, times: int) -> None:
+        if isinstance(error, _FaultOfAll):
+            error = error.__cause__
+        self.succeeds = False
+        self._metrics.database_errors.labels("settle").inc()
+        if should_log(times):
+            log.warning("cannot settle, will go on trying", error=fault_name(error), tries=times)
+
+    def record(self, batch: Sequence[Settlement], fates: Sequence[Fate]) -> None:
+        """Counts the rows, and releases those that are over for this worker: all but the refused ones."""
+        over = [pair for pair in zip(batch, fates, strict=True) if pair[1] is not Fate.REFUSED]
+        written = [settlement.decision for settlement, fate in over if fate is Fate.WRITTEN]
+        now = time.monotonic()
+        for status, rows in Counter(decision.status for decision in written).items():
+            self._metrics.settled.labels(status).inc(rows)
+            self._written_at[status] = now
+        again = Counter(d.code or "" for d in written if d.uses_try and d.delay is not None)
+        for code, rows in again.items():
+            self._metrics.retries.labels(code).inc(rows)
+        if fenced := Counter(fate for _, fate in over if fate is not Fate.WRITTEN):
+            for fate, rows in fenced.items():
+                self._metrics.fenced.labels(fate).inc(rows)
+            log.warning(
+                "rows are not this worker's any more: their results are not written",
+                **{fate.value: rows for fate, rows in fenced.items()},
+            )
+        self._held.remove(settlement for settlement, _ in over)
+        self._look.capacity()
+        delays = [decision.delay for decision in written if decision.delay is not None]
+        if delays:
+            self._look.due_in(min(delays))
+
+    def release(self, settlement: Settlement) -> None:
+        """Releases a row whose result cannot be written."""
+        self._held.remove([settlement])
+        self._look.capacity()
+
+
+def _is_transient(error: BaseException) -> bool:
+    if isinstance(error, psycopg.errors.LockNotAvailable):
+        return False  # maybe not of all rows
+    return is_transient(error) or isinstance(error, _FaultOfAll)

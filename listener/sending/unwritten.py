@@ -1,0 +1,246 @@
+"""Results that the database refuses to write as they are: as much as can be written is written, the status first.
+
+A trigger, an index or a constraint of the application may refuse a row or its log rows. The order is:
+
+1. the true status, without its log rows; these follow as soon as the table of logs takes them;
+2. in place of ``pending``, which a unique index may refuse: ``failed``, which waits as well;
+3. if no device has accepted the push: ``dead`` with the code NOT_WRITTEN. The reason names the result.
+4. If a device has accepted the push, the row is noted as unwritable, so that no worker sends it again, and its result
+   is tried again and again. Once another row has been given the same status, the fault is in this row, and it is
+   ``dead``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from itertools import islice
+from uuid import UUID
+
+import psycopg
+import structlog
+
+from listener.backoff import Backoff
+from listener.log import should_log
+from listener.metrics import Metrics
+from listener.postgres.connect import STATEMENT_PATIENCE_S
+from listener.postgres.errors import ROW_FAULTS, is_transient
+from listener.postgres.queue import Fate, Queue
+from listener.postgres.unwritable import IGNORED, Pause, code_of
+from listener.push import Decision, LogLine, Settlement, Status
+from listener.sending.result_writer import ResultWriter
+
+log = structlog.get_logger(__name__)
+
+_MOST_LOG_LINES = 20_000
+_LOG_LINES_AT_ONCE = 500
+_KEPT_AT_ONCE = 20
+
+
+@dataclass(slots=True)
+class _Kept:
+    """A result of a push that was accepted, which cannot be written yet."""
+
+    settlement: Settlement
+    code: str
+    since: float = field(default_factory=time.monotonic)
+
+
+class Unwritten:
+    """Writes what can be written of refused results, and keeps the rest.
+
+    Args:
+        queue: takes log lines, and notes rows that no worker must claim.
+        writer: writes results, and counts them.
+    """
+
+    def __init__(self, queue: Queue, writer: ResultWriter, metrics: Metrics) -> None:
+        self._queue = queue
+        self._writer = writer
+        self._metrics = metrics
+        self._kept: deque[_Kept] = deque()
+        self._log_lines: deque[tuple[UUID, LogLine]] = deque()
+        self._backoff = Backoff(1.0, 30.0)
+        self._try_at = 0.0
+        self._log_failures = 0
+        self._keeps = True
+
+    @property
+    def kept(self) -> int:
+        """How many rows this worker holds although their requests are over."""
+        return len(self._kept)
+
+    @property
+    def waits(self) -> float | None:
+        """Seconds until ``try_again`` is to be called; None: there is nothing to try."""
+        if not (self._kept or self._log_lines):
+            return None
+        return max(0.0, self._try_at - time.monotonic())
+
+    async def write(self, settlement: Settlement, code: str) -> None:
+        """Writes as much of the result as possible. ``code``: why the database has refused it.
+
+        Raises psycopg.errors.LockNotAvailable when the row is locked.
+        """
+        for variant in variants(settlement, code):
+            refused = await self._refusal(variant)
+            if refused is None:
+                if settlement.logs and not variant.logs and variant.decision == settlement.decision:
+                    self._put_log_lines(settlement)
+                return
+            code = refused
+        if settlement.logs:
+            await self._note(settlement, code)
+        if is_accepted(settlement) and self._keeps:
+            self._kept.append(_Kept(settlement, code))
+            self._wait()
+        else:
+            self._give_up(settlement, code)
+
+    async def _refusal(self, settlement: Settlement) -> str | None:
+        """Writes one result; returns the code of the fault if the database refuses it."""
+        try:
+            fates = await self._writer.persist([settlement], again=True)
+        except psycopg.errors.LockNotAvailable:
+            raise
+        except ROW_FAULTS as error:
+            return code_of(error)
+        self._writer.record([settlement], fates)
+        return IGNORED if fates == [Fate.REFUSED] else None
+
+    async def _note(self, settlement: Settlement, code: str) -> None:
+        try:
+            async with asyncio.timeout(STATEMENT_PATIENCE_S):
+                await self._queue.unwritable.note({settlement.push_id: code}, Pause.ENDLESS)
+        except (psycopg.Error, TimeoutError):
+            self._metrics.database_errors.labels("settle").inc()
+
+    def _give_up(self, settlement: Settlement, code: str) -> None:
+        log.error(
+            "row cannot be settled; it stays as it is, and is not sent again",
+            push_id=str(settlement.push_id),
+            result=settlement.decision.status,
+            code=code,
+        )
+        self._writer.release(settlement)
+
+    def _wait(self) -> None:
+        if self._try_at <= time.monotonic():
+            self._try_at = time.monotonic() + self._backoff.failed()
+
+    async def try_again(self) -> None:
+        """Tries to write what is kept."""
+        before = self.kept + len(self._log_lines)
+        await self._write_log_lines()
+        for _ in range(min(_KEPT_AT_ONCE, len(self._kept))):
+            kept = self._kept.popleft()
+            try:
+                if not await self._is_written(kept):
+                    self._kept.append(kept)
+            except psycopg.errors.LockNotAvailable:
+                self._kept.append(kept)
+        if self.kept + len(self._log_lines) < before:
+            self._backoff.succeeded()
+        self._try_at = time.monotonic() + self._backoff.failed()
+
+    async def _is_written(self, kept: _Kept) -> bool:
+        settlement = kept.settlement
+        tries = [settlement, *variants(settlement, kept.code)]
+        if self._writer.has_written(settlement.decision.status, kept.since):
+            tries.append(as_dead(settlement, kept.code))
+        for variant in tries:
+            refused = await self._refusal(variant)
+            if refused is None:
+                if settlement.logs and not variant.logs:
+                    self._put_log_lines(settlement)
+                await self._queue.unwritable.forget([settlement.push_id])
+                return True
+        return False
+
+    def stop_keeping(self) -> None:
+        """The worker ends: it releases the rows that it keeps. They stay noted as unwritable."""
+        self._keeps = False
+        while self._kept:
+            kept = self._kept.popleft()
+            self._give_up(kept.settlement, kept.code)
+
+    def _put_log_lines(self, settlement: Settlement) -> None:
+        room = _MOST_LOG_LINES - len(self._log_lines)
+        self._log_lines.extend((settlement.push_id, line) for line in settlement.logs[:room])
+        if (lost := len(settlement.logs) - room) > 0:
+            self._metrics.log_lines_lost.inc(lost)
+        self._wait()
+
+    async def _write_log_lines(self) -> None:
+        """Writes log lines of rows whose status is written already, until some cannot be written."""
+        while self._log_lines:
+            lines = list(islice(self._log_lines, _LOG_LINES_AT_ONCE))
+            try:
+                async with asyncio.timeout(STATEMENT_PATIENCE_S):
+                    await self._queue.log(lines)
+            except (*ROW_FAULTS, TimeoutError) as error:
+                self._log_failures += 1
+                if should_log(self._log_failures):
+                    log.error(
+                        "rows of push_delivery_logs cannot be written; they wait",
+                        rows=len(self._log_lines),
+                        code=code_of(error),
+                    )
+                if not is_transient(error):
+                    await self._write_one_log_line()
+                return
+            for _ in lines:
+                self._log_lines.popleft()
+            self._log_failures = 0
+
+    async def _write_one_log_line(self) -> None:
+        """Moves the first line to the end unless it can be written: perhaps only that one cannot."""
+        line = self._log_lines.popleft()
+        try:
+            async with asyncio.timeout(STATEMENT_PATIENCE_S):
+                await self._queue.log([line])
+        except (*ROW_FAULTS, TimeoutError):
+            self._log_lines.append(line)
+
+    async def finish(self) -> None:
+        """Tries for the last time to write log lines, and counts those that are lost."""
+        await self._write_log_lines()
+        if self._log_lines:
+            log.error("rows of push_delivery_logs are lost", rows=len(self._log_lines))
+            self._metrics.log_lines_lost.inc(len(self._log_lines))
+            self._log_lines.clear()
+
+
+def is_accepted(settlement: Settlement) -> bool:
+    """Whether FCM has accepted the push for a device in this attempt."""
+    return any(line.status == "sent" for line in settlement.logs)
+
+
+def variants(settlement: Settlement, code: str) -> Iterator[Settlement]:
+    """What to write in place of a result that the database has refused, the best first."""
+    decision = settlement.decision
+    accepted = is_accepted(settlement)
+    # The next attempt reads in the logs which devices have accepted the push.
+    can_lack_logs = not (accepted and decision.delay is not None)
+    if settlement.logs and can_lack_logs:
+        yield replace(settlement, logs=[])
+    if decision.status is Status.PENDING:
+        failed = decision._replace(status=Status.FAILED)
+        yield replace(settlement, decision=failed)
+        if settlement.logs and can_lack_logs:
+            yield replace(settlement, decision=failed, logs=[])
+    if not accepted:
+        yield as_dead(settlement, code)
+
+
+def as_dead(settlement: Settlement, code: str) -> Settlement:
+    """The row is given up because its result cannot be written."""
+    reason = f"the result ({settlement.decision.status}) could not be written: {_words(code)}"
+    return replace(settlement, decision=Decision(Status.DEAD, code="NOT_WRITTEN", reason=reason), logs=[])
+
+
+def _words(code: str) -> str:
+    return "a trigger of the application ignores it" if code == IGNORED else f"SQLSTATE {code}"

@@ -1,0 +1,365 @@
+"""Triggers, indexes, constraints and locks of the application that refuse what the service writes, or make it slow.
+
+At most one request is made for such a row, its neighbours go on at once, and all workers know of it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from uuid import UUID, uuid4
+
+import psycopg
+import pytest
+
+from listener.emulator import Emulator
+from listener.service import Service
+from tests.support.postgres import Database
+from tests.support.service import Rows, connect, serving, settings_for, until
+
+pytestmark = pytest.mark.oldest_and_newest_postgres
+
+
+async def trigger(rows: Rows, when: str, condition: str, body: str) -> None:
+    """Creates a row trigger of the application, e.g. ``before update``."""
+    await rows.connection.execute(
+        f"""
+        create or replace function meddle() returns trigger language plpgsql as $$ begin {body} end $$;
+        create or replace trigger meddle {when} on push_notifications
+          for each row when ({condition}) execute function meddle();
+        """.encode()
+    )
+
+
+async def unwritable(rows: Rows) -> dict[UUID, tuple[str, str]]:
+    """The rows that are noted, with what could not be written and why."""
+    found = await rows.query("select push_id, statement, code from push_listener.unwritable_rows")
+    return {row["push_id"]: (row["statement"], row["code"]) for row in found}
+
+
+async def until_noted(rows: Rows, *ids: UUID) -> None:
+    async with asyncio.timeout(30):
+        while not set(ids) <= set(await unwritable(rows)):  # noqa: ASYNC110  # a table cannot notify
+            await asyncio.sleep(0.02)
+
+
+async def end_lease(rows: Rows, push_id: UUID) -> None:
+    """Makes the row due, past every trigger."""
+    await rows.query("alter table push_notifications disable trigger user")
+    await rows.query(
+        "update push_notifications set next_attempt_at = now() - interval '1 s' where id = %(id)s", id=push_id
+    )
+    await rows.query("alter table push_notifications enable trigger user")
+
+
+def tokens(emulator: Emulator) -> list[str]:
+    """The registration tokens for which FCM has accepted a push, in order."""
+    return [str(one.message["token"]) for one in emulator.accepted if one.message]
+
+
+def obstacles(service: Service) -> list[str]:
+    return service.obstacles()
+
+
+TOUCHY = "new.device_token = 'touchy'"
+
+# What a trigger makes of a claim: (when, condition, body), and the code that is noted.
+CLAIMS = {
+    "returns the old row": ("before update", TOUCHY, "return old;", "IGNORED"),
+    "ignores it": ("before update", TOUCHY, "return null;", "IGNORED"),
+    "keeps the status": ("before update", TOUCHY, "new.status := old.status; return new;", "IGNORED"),
+    "renames the status": (
+        "before update",
+        f"{TOUCHY} and new.status = 'processing'",
+        "new.status := 'cancelled'; return new;",
+        "IGNORED",
+    ),
+    "counts otherwise": (
+        "before update",
+        TOUCHY,
+        "new.delivery_attempts := old.delivery_attempts; return new;",
+        "IGNORED",
+    ),
+    "undoes it afterwards": (
+        "after update",
+        f"{TOUCHY} and new.status = 'processing'",
+        "update push_notifications set status = 'pending', next_attempt_at = now() where id = new.id; return null;",
+        "CHANGED",
+    ),
+    "raises an error": ("before update", TOUCHY, "raise exception 'no';", "P0001"),
+    "raises an error afterwards": (
+        "after update",
+        TOUCHY,
+        "raise 'no' using errcode = 'PT403'; return null;",
+        "PT403",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", CLAIMS)
+async def test_what_cannot_be_claimed_is_not_sent_and_keeps_no_other(
+    database: Database, rows: Rows, kind: str
+) -> None:
+    when, condition, body, code = CLAIMS[kind]
+    await trigger(rows, when, condition, body)
+    touchy = [await rows.add(device_token="touchy", title="t") for _ in range(3)]
+    neighbour = await rows.add(device_token="neighbour", title="t")
+    async with Emulator() as emulator, serving(settings_for(database.dsn, emulator)) as service:
+        assert (await rows.one_over(neighbour))["status"] == "sent"
+        await until_noted(rows, *touchy)
+        assert obstacles(service) == []
+    assert set((await unwritable(rows)).values()) == {("claim", code)}
+    # Another worker knows of them as well, and so does this one after a restart.
+    async with Emulator() as other, serving(settings_for(database.dsn, other)):
+        late = await rows.add(device_token="late", title="t")
+        assert (await rows.one_over(late))["status"] == "sent"
+    assert {*tokens(emulator), *tokens(other)} == {"neighbour", "late"}
+
+
+@pytest.mark.parametrize(
+    "body", ["raise exception 'no';", "return null;", "return old;"], ids=["raised", "ignored", "kept"]
+)
+async def test_many_that_cannot_be_claimed_in_front_of_a_fresh_one(
+    database: Database, rows: Rows, body: str
+) -> None:
+    await trigger(rows, "before update", "new.device_token like 'touchy%'", body)
+    await rows.add_many(700, "touchy")
+    fresh = await rows.add(device_token="fresh", title="t")
+    async with Emulator() as emulator, serving(settings_for(database.dsn, emulator)) as service:
+        assert (await rows.one_over(fresh))["status"] == "sent"
+        looks = service.worker.dispatcher.looks if service.worker else 0
+        assert looks < 100
+    assert tokens(emulator) == ["fresh"]
+
+
+# What a trigger makes of the result "sent".
+RESULTS = {
+    "ignores it": ("before update", "return null;"),
+    "keeps the old row": ("before update", "return old;"),
+    "keeps the status": ("before update", "new.status := old.status; return new;"),
+    "makes it pending again": ("before update", "new.status := 'pending'; return new;"),
+    "makes it pending afterwards": (
+        "after update",
+        "update push_notifications set status = 'pending', next_attempt_at = now() where id = new.id; return null;",
+    ),
+    "raises an error": ("before update", "raise exception 'no';"),
+}
+
+
+@pytest.mark.parametrize("kind", RESULTS)
+async def test_a_push_whose_result_cannot_be_written_is_sent_once(
+    database: Database, rows: Rows, kind: str
+) -> None:
+    when, body = RESULTS[kind]
+    await trigger(rows, when, f"{TOUCHY} and new.status not in ('pending', 'processing')", body)
+    touchy = await rows.add(device_token="touchy", title="t")
+    async with Emulator() as emulator:
+        async with serving(settings_for(database.dsn, emulator)) as service:
+            await until_noted(rows, touchy)
+            await rows.one_over(await rows.add(device_token="neighbour", title="t"))
+            await end_lease(rows, touchy)
+            await rows.one_over(await rows.add(device_token="another", title="t"))
+            assert obstacles(service) == []
+        async with serving(settings_for(database.dsn, emulator)):
+            await rows.one_over(await rows.add(device_token="late", title="t"))
+        sent_to = tokens(emulator)
+    assert sent_to == ["touchy", "neighbour", "another", "late"]
+    assert (await unwritable(rows))[touchy][0] == "settle"
+    assert (await rows.get(touchy))["status"] in ("pending", "processing")
+
+
+async def test_a_row_whose_result_cannot_be_written_is_sent_again_when_it_is_requeued(
+    database: Database, rows: Rows
+) -> None:
+    await trigger(
+        rows, "before update", f"{TOUCHY} and new.status not in ('pending', 'processing')", "return null;"
+    )
+    touchy = await rows.add(device_token="touchy", title="t")
+    async with Emulator() as emulator, serving(settings_for(database.dsn, emulator)):
+        await until_noted(rows, touchy)
+        await rows.query("drop trigger meddle on push_notifications")
+        assert await rows.query("select requeue_pushes(p_since := '2000-01-01') as n") == [{"n": 0}]
+        assert await rows.query("select requeue_pushes(array[%(id)s::uuid]) as n", id=touchy) == [{"n": 1}]
+        assert (await rows.one_over(touchy))["status"] == "sent"
+    assert len(emulator.accepted) == 2
+    assert await unwritable(rows) == {}
+
+
+# --- results that need a row to show that they cannot be written ---------------------------------------------
+
+
+async def test_the_status_is_written_although_the_log_table_takes_no_row_and_the_rows_follow(
+    database: Database, rows: Rows
+) -> None:
+    await rows.query("alter table push_delivery_logs add column region text not null")
+    async with Emulator() as emulator, serving(settings_for(database.dsn, emulator)) as service:
+        ids = [await rows.add(device_token=f"phone-{n}", title="t") for n in range(60)]
+        gone = await rows.add(device_token="dead-phone", title="t")
+        found = await rows.over()
+        assert {found[push_id]["status"] for push_id in ids} == {"sent"}
+        assert (found[gone]["status"], found[gone]["error_code"]) == ("dead", "UNREGISTERED")
+        assert obstacles(service) == []
+        await rows.query("alter table push_delivery_logs alter column region drop not null")
+
+        async def logged() -> int:
+            return int((await rows.query("select count(*) as n from push_delivery_logs"))[0]["n"])
+
+        async with asyncio.timeout(60):
+            while await logged() < 61:  # noqa: ASYNC110
+                await asyncio.sleep(0.1)
+        assert await logged() == 61
+        assert service.metrics.registry.get_sample_value("push_log_rows_lost_total") == 0
+    assert emulator.stats()["duplicates"] == 0
+
+
+async def test_results_that_no_row_takes_are_kept_and_written_when_the_table_is_mended(
+    database: Database, rows: Rows
+) -> None:
+    await rows.query("alter table push_notifications add constraint no_sent check (status <> 'sent')")
+    async with Emulator() as emulator, serving(settings_for(database.dsn, emulator)):
+        ids = [await rows.add(device_token=f"phone-{n}", title="t") for n in range(5)]
+        await until_noted(rows, *ids)
+        for push_id in ids:
+            await end_lease(rows, push_id)
+        await rows.query("alter table push_notifications drop constraint no_sent")
+        found = await rows.over()
+        assert {row["status"] for row in found.values()} == {"sent"}
+        assert {len(await rows.logs(push_id)) for push_id in ids} == {1}
+    assert len(emulator.accepted) == 5
+    assert await unwritable(rows) == {}
+
+
+async def test_a_device_that_accepted_gets_no_second_push_although_the_log_cannot_be_written(
+    database: Database, rows: Rows
+) -> None:
+    user = uuid4()
+    await rows.device("phone-1", user)
+    await rows.device("flaky-phone", user)
+    await rows.query("alter table push_delivery_logs add column region text not null")
+    push_id = await rows.add(user_id=user, title="t")
+    async with Emulator() as emulator, serving(settings_for(database.dsn, emulator, retry_min_delay=0.1)):
+        await emulator.wait_accepted(1, timeout=30)
+        await rows.until(lambda found: found[push_id]["status"] != "pending")
+        await rows.query("alter table push_delivery_logs alter column region drop not null")
+        await rows.one_over(push_id)
+    assert tokens(emulator).count("phone-1") == 1
+
+
+# --- a unique index ----------------------------------------------------------------------------------------------
+
+
+ONE_WAITS = "create unique index one_waits on push_notifications (user_id) where status = 'pending'"
+
+
+async def test_a_unique_index_on_pending_rows_stops_no_takeover(database: Database, rows: Rows) -> None:
+    await rows.query(ONE_WAITS)
+    user = uuid4()
+    await rows.query(
+        "insert into push_listener.workers (name, guarded) values ('dead', true)",
+    )
+    theirs = [
+        await rows.add(device_token="a", title="t", user_id=user, status="processing", claimed_by=1),
+        await rows.add(device_token="b", title="t", status="processing", claimed_by=1),
+    ]
+    await rows.query(
+        "update push_notifications set claimed_by = w.id, delivery_attempts = 1, "
+        "next_attempt_at = now() + interval '1 h' from push_listener.workers w"
+    )
+    blocking = await rows.add(
+        device_token="later", title="t", user_id=user, next_attempt_at="2100-01-01T00:00:00Z"
+    )
+    async with Emulator() as emulator, serving(settings_for(database.dsn, emulator)):
+        found = await rows.over(*theirs)
+    assert {row["status"] for row in found.values()} == {"sent"}
+    assert {row["lost_claims"] for row in found.values()} == {1}
+    assert (await rows.get(blocking))["status"] == "pending"
+
+
+async def test_a_unique_index_on_pending_rows_makes_no_row_dead_that_is_given_back(
+    database: Database, rows: Rows
+) -> None:
+    await rows.query(ONE_WAITS)
+    user = uuid4()
+    async with Emulator() as emulator:
+        emulator.latency = 60.0
+        async with serving(settings_for(database.dsn, emulator, shutdown_grace=20.0)) as service:
+            first = await rows.add(device_token="phone", title="t", user_id=user)
+            await rows.until(lambda found: found[first]["status"] == "processing")
+            second = await rows.add(
+                device_token="phone", title="t", user_id=user, next_attempt_at="2100-01-01T00:00:00Z"
+            )
+            await until(lambda: emulator.stats()["max_in_flight"] > 0)
+            service.stop()
+            service.stop()
+            found = await rows.until(lambda found: found[first]["status"] != "processing")
+    assert (found[first]["status"], found[second]["status"]) == ("failed", "pending")
+    assert found[first]["next_attempt_at"] is not None
+
+
+# --- slow triggers and locks -------------------------------------------------------------------------------------
+
+
+async def test_a_trigger_that_makes_a_claim_longer_than_statement_timeout(
+    database: Database, rows: Rows
+) -> None:
+    await rows.add_many(120)
+    await trigger(rows, "before update", "true", "perform pg_sleep(0.01); return new;")
+    dsn = psycopg.conninfo.make_conninfo(database.dsn, options="-c statement_timeout=400ms")
+    async with Emulator() as emulator, serving(settings_for(dsn, emulator)):
+        found = await rows.over(patience=90)
+    assert {row["status"] for row in found.values()} == {"sent"}
+    assert emulator.stats()["duplicates"] == 0
+
+
+async def test_a_lock_that_a_trigger_needs_keeps_only_the_rows_that_need_it(
+    database: Database, rows: Rows
+) -> None:
+    await rows.query("create table counters (name text primary key, n integer not null)")
+    await rows.query("insert into counters values ('touchy', 0)")
+    await rows.query("grant all on counters to public")
+    await trigger(
+        rows, "before update", TOUCHY, "update counters set n = n + 1 where name = 'touchy'; return new;"
+    )
+    touchy = await rows.add(device_token="touchy", title="t")
+    async with await connect(database.dsn) as locking, Emulator() as emulator:
+        async with locking.transaction():
+            await locking.execute("select from counters for update")
+            async with serving(settings_for(database.dsn, emulator)):
+                fresh = [
+                    await rows.add(device_token=f"fresh-{n}", title="t", priority="high") for n in range(20)
+                ]
+                found = await rows.over(*fresh)
+                assert {row["status"] for row in found.values()} == {"sent"}
+                assert (await rows.get(touchy))["status"] == "pending"
+        async with serving(settings_for(database.dsn, emulator)):
+            assert (await rows.one_over(touchy))["status"] == "sent"
+
+
+async def test_a_foreign_key_lock_of_the_application_keeps_no_push(database: Database, rows: Rows) -> None:
+    await rows.query(
+        "create table replies (push_id uuid references push_notifications (id))",
+    )
+    push_id = await rows.add(device_token="phone", title="t")
+    async with await connect(database.dsn) as replying, replying.transaction():
+        await replying.execute("insert into replies values (%s)", (push_id,))
+        async with Emulator() as emulator, serving(settings_for(database.dsn, emulator)):
+            assert (await rows.one_over(push_id))["status"] == "sent"
+
+
+async def test_a_locked_row_of_a_dead_worker_keeps_no_other_from_being_rescued(
+    database: Database, rows: Rows
+) -> None:
+    await rows.query("insert into push_listener.workers (name, guarded) values ('dead', true)")
+    locked, free = [
+        await rows.add(device_token=token, title="t", status="processing", claimed_by=1)
+        for token in ("locked", "free")
+    ]
+    await rows.query(
+        "update push_notifications set claimed_by = w.id, delivery_attempts = 1, "
+        "next_attempt_at = now() + interval '1 h' from push_listener.workers w"
+    )
+    async with Emulator() as emulator, serving(settings_for(database.dsn, emulator)):
+        async with await connect(database.dsn) as locking, locking.transaction():
+            await locking.execute("select from push_notifications where id = %s for update", (locked,))
+            assert (await rows.one_over(free))["status"] == "sent"
+            assert (await rows.get(locked))["status"] == "processing"
+        assert (await rows.one_over(locked))["status"] == "sent"
