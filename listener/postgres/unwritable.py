@@ -42,17 +42,17 @@ class Pause(StrEnum):
     """For how long a row is not claimed."""
 
     SHORT = "short"
-    """From a second on: the row, or what its trigger writes, is locked."""
+    """From a second to ten: the row, or what its trigger writes, is locked or slow."""
     LONG = "long"
-    """From a minute on: the row cannot be claimed as it is."""
+    """From ten seconds to a day: the row cannot be claimed as it is."""
     ENDLESS = "endless"
     """The push may have been sent, and its result cannot be written."""
 
 
 # The first pause, and the longest, in seconds.
 _SECONDS: dict[Pause, tuple[float | None, float]] = {
-    Pause.SHORT: (1.0, 30.0),
-    Pause.LONG: (60.0, 86400.0),
+    Pause.SHORT: (1.0, 10.0),
+    Pause.LONG: (10.0, 86400.0),
     Pause.ENDLESS: (None, 0.0),
 }
 

@@ -163,6 +163,42 @@ async def _table_locked(stage: Stage, step: Step) -> None:
         await asyncio.sleep(step.seconds)
 
 
+async def _rows_locked(stage: Stage, step: Step) -> None:
+    """The application locks some rows of the queue, as a transaction does that hangs."""
+    async with stage.database, await stage.world.admin() as conn, conn.transaction():
+        await conn.execute(
+            "select from push_notifications where status in ('pending', 'processing') order by random() limit %s "
+            "for update skip locked",
+            (1 + int(step.degree * 30),),
+        )
+        await asyncio.sleep(step.seconds)
+
+
+def _trigger(body: str, condition: str = "true") -> Act:
+    """The application has a trigger for a while; ``condition`` is about ``new`` and ``old``."""
+
+    async def act(stage: Stage, step: Step) -> None:
+        async with stage.database:
+            async with await stage.world.admin() as conn, conn.transaction():
+                await conn.execute(
+                    f"""
+                    create or replace function public.chaos_meddles() returns trigger language plpgsql as
+                      $$ begin {body} end $$;
+                    create trigger chaos_meddles before update on push_notifications
+                      for each row when ({condition}) execute function public.chaos_meddles();
+                    """.encode()
+                )
+            await asyncio.sleep(step.seconds)
+            async with await stage.world.admin() as conn:
+                await conn.execute("drop trigger chaos_meddles on push_notifications")
+
+    return act
+
+
+# Some of the rows, chosen by their ids.
+_SOME_CLAIMS = "new.status = 'processing' and hashtext(new.id::text) % 3 = 0"
+
+
 # --- the network -----------------------------------------------------------------------------------------
 
 
@@ -256,6 +292,11 @@ ACTS: dict[str, tuple[Act, tuple[float, float]]] = {
     "database read-only": (_read_only, (1.0, 3.0)),
     "statement timeouts": (_statement_timeout, (1.0, 3.0)),
     "table locked": (_table_locked, (0.5, 2.0)),
+    "rows locked": (_rows_locked, (1.0, 5.0)),
+    "trigger refuses claims": (_trigger("raise exception 'no';", _SOME_CLAIMS), (1.0, 3.0)),
+    "trigger ignores claims": (_trigger("return null;", _SOME_CLAIMS), (1.0, 3.0)),
+    "trigger undoes claims": (_trigger("return old;", _SOME_CLAIMS), (1.0, 3.0)),
+    "trigger is slow": (_trigger("perform pg_sleep(0.005); return new;"), (1.0, 3.0)),
     **{
         f"network to {which}: {name}": (_on_network(which, trouble), (2.0, 6.0))
         for which in ("Postgres", "FCM")
