@@ -71,11 +71,13 @@ def measure(
     arms: Sequence[str] = ARMS,
     *,
     latency_ms: float = 50.0,
+    flush_ms: float = 0.0,
 ) -> dict[str, list[float]]:
-    """Inserts a second for each of the arms, so many times in turn."""
+    """Inserts a second for each of the arms, so many times in turn; ``flush_ms``: see ``main``."""
     found: dict[str, list[float]] = {arm: [] for arm in arms}
     with ExitStack() as stack:
-        server = stack.enter_context(rig.postgres())
+        slow_disk = {"commit_delay": str(round(1000 * flush_ms)), "commit_siblings": "0"} if flush_ms else {}
+        server = stack.enter_context(rig.postgres(**slow_disk))
         made = {arm: stack.enter_context(_arm(server, name, arm, settings, latency_ms)) for arm in arms}
         for number in range(rounds):
             for arm in arms if number % 2 else reversed(arms):
@@ -127,14 +129,15 @@ def part(options: Options) -> list[Line]:
 @click.option("--queue", default=queues.LISTENER, type=click.Choice([queues.LISTENER, *queues.PEERS]))
 @click.option("--seconds", default=4, show_default=True, type=click.IntRange(1))
 @click.option("--rounds", default=6, show_default=True, type=click.IntRange(1))
-def main(queue: str, seconds: int, rounds: int) -> None:
+@click.option("--arm", "arms", multiple=True, default=ARMS, type=click.Choice(ARMS))
+@click.option("--flush-ms", default=0.0, help="Lets each flush of the WAL take longer, as a slow disk does.")
+def main(queue: str, seconds: int, rounds: int, arms: tuple[str, ...], flush_ms: float) -> None:
     """Inserts a second with and without the queue."""
-    found = measure(queue, seconds, rounds, {})
+    found = measure(queue, seconds, rounds, {}, arms, flush_ms=flush_ms)
     table = Table("inserts/s", "median", "to none", title=f"{queue}: {rig.machine()}")
     for arm, rates in found.items():
-        table.add_row(
-            arm, f"{statistics.median(rates):,.0f}", f"{statistics.median(ratios(rates, found['none'])):.2f}"
-        )
+        ratio = f"{statistics.median(ratios(rates, found['none'])):.2f}" if "none" in found else ""
+        table.add_row(arm, f"{statistics.median(rates):,.0f}", ratio)
     rig.console.print(table)
 
 
