@@ -15,7 +15,7 @@ _STOP_BELOW = 200.0
 
 # On a slow disk notifications never come that often, because transactions that notify commit one after another. Their
 # crowd before the commit can be seen, but only by asking the database. With a flush of 10 ms and 32 clients, an
-# application inserts 1,500 rows a second with this question, and 75 without it (tests/benchmarks/inserts.py --flush-ms).
+# application inserts 1,500 rows a second with this question, and 75 without it (tests.benchmarks.inserts --flush-ms).
 _ASK_FOR_CROWD_AT = 40.0
 _BETWEEN_CROWDS_S = 1.0
 
