@@ -6,14 +6,12 @@ import asyncio
 import dataclasses
 import math
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
 from typing import Any
 from uuid import UUID, uuid4
 
 import psycopg
 import pytest
 from psycopg import sql
-from psycopg_pool import AsyncConnectionPool
 
 from listener.postgres import queue, workers
 from listener.postgres.connect import Pool
@@ -21,17 +19,9 @@ from listener.postgres.queue import Queue
 from listener.push import Decision, LogLine, Push, Settlement, Status
 from listener.schema import migrate
 from tests.support.postgres import Database
-from tests.support.service import Rows, rows_of, workers_of
+from tests.support.service import Rows, pool_of, rows_of, workers_of
 
 LEASE = 60.0
-
-
-@asynccontextmanager
-async def pool_of(dsn: str) -> AsyncIterator[Pool]:
-    async with AsyncConnectionPool(
-        dsn, min_size=1, max_size=4, open=False, kwargs={"autocommit": True}
-    ) as pool:
-        yield pool
 
 
 @pytest.fixture

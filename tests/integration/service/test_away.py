@@ -25,7 +25,6 @@ from listener.push import Settlement, Target, TargetKind
 from listener.sending.attempt import Attempts
 from listener.service import Service
 from listener.wakeup.waker import SweepingWaker
-from tests.integration.postgres.test_queue import pool_of
 from tests.support.postgres import Database
 from tests.support.pushes import push
 from tests.support.service import (
@@ -33,6 +32,7 @@ from tests.support.service import (
     connect,
     dispatcher_on,
     get,
+    pool_of,
     rows_of,
     serving,
     settings_for,

@@ -25,7 +25,6 @@ from listener.wakeup import doorbell
 from listener.wakeup.doorbell import Doorbell, Topic
 from listener.wakeup.peers import PeerWatch
 from tests.chaos.proxy import tcp_link, to_unix
-from tests.integration.postgres.test_queue import pool_of
 from tests.support.postgres import Database
 from tests.support.service import (
     PATIENCE,
@@ -35,6 +34,7 @@ from tests.support.service import (
     connect,
     dispatcher_of,
     environment,
+    pool_of,
     program,
     rows_of,
     serving,

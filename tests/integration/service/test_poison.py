@@ -12,9 +12,8 @@ from listener.emulator import Emulator
 from listener.postgres import workers
 from listener.postgres.queue import Queue
 from listener.service import Service
-from tests.integration.postgres.test_queue import pool_of
 from tests.support.postgres import Database
-from tests.support.service import Rows, serving, settings_for, until
+from tests.support.service import Rows, pool_of, serving, settings_for, until
 
 pytestmark = pytest.mark.oldest_and_newest_postgres
 

@@ -28,7 +28,6 @@ from listener.postgres.locks import LIVENESS_CLASS, POLLING_LOCK
 from listener.postgres.workers import QuotaState, Workers, register
 from listener.push import Push
 from listener.service import Service
-from tests.integration.postgres.test_queue import pool_of
 from tests.support.postgres import Database
 from tests.support.pushes import push
 from tests.support.service import (
@@ -36,6 +35,7 @@ from tests.support.service import (
     Program,
     Rows,
     environment,
+    pool_of,
     program,
     serving,
     settings_for,
