@@ -38,8 +38,6 @@ from tests.support.service import (
     waker_of,
 )
 
-pytestmark = pytest.mark.oldest_and_newest_postgres
-
 Writer = AsyncConnection[tuple[object, ...]]
 
 HOLDER = """

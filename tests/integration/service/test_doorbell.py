@@ -23,8 +23,6 @@ from tests.support.doorbell import Rings, cut
 from tests.support.postgres import Database
 from tests.support.service import PATIENCE, connect, get, rows_of, serving, settings_for
 
-pytestmark = pytest.mark.oldest_and_newest_postgres
-
 
 @asynccontextmanager
 async def listening(dsn: str) -> AsyncIterator[tuple[Doorbell, Rings]]:
