@@ -1,6 +1,7 @@
 # Everything that is done with this project from a checkout. `make` lists it.
 
 .DEFAULT_GOAL := help
+POSTGRES ?= all
 .PHONY: help setup demo check test coverage lint chaos bench lock clean
 
 help: ## this list
@@ -20,10 +21,10 @@ check: .venv/installed lint ## before each commit: lint, types, unit tests, and 
 coverage: .venv/installed ## which lines and branches of listener/ the tests run, on the newest Postgres (ARGS=... for pytest)
 	.venv/bin/python -m pytest -n 2 --cov=listener --cov-branch --cov-report=term:skip-covered $(ARGS)
 
-test: .venv/installed ## every test, on every supported Postgres (ARGS=... for pytest); installs what they need
+test: .venv/installed ## every test, on PostgreSQL 15 to 18 (POSTGRES=16: on this one; ARGS=... for pytest); installs what they need
 	@scripts/test-tools
 	@$(MAKE) --no-print-directory lint
-	.venv/bin/python -m pytest --postgres all -n 2 --dist loadfile $(ARGS)
+	.venv/bin/python -m pytest --postgres $(POSTGRES) -n 2 --dist worksteal $(ARGS)
 
 lint: .venv/installed ## ruff, mypy, and the import contracts
 	.venv/bin/python -m ruff check .

@@ -1,14 +1,16 @@
 """Fixtures that give a test a real Postgres, and the option that says which.
 
 ``--postgres 16,18`` or ``TEST_POSTGRES`` name the major versions, ``all`` means every one that the project is
-tested on. A test that uses a database runs once on each, unless marked ``newest_postgres`` or
-``oldest_and_newest_postgres``.
+tested on. A test that uses a database runs on the oldest and the newest of them, unless marked ``every_postgres`` or
+``newest_postgres``.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from functools import cache
 
 import hypothesis
 import pytest
@@ -36,11 +38,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line(
         "markers",
-        "newest_postgres: run on the newest chosen server only; for slow tests of what is ours alone",
+        "every_postgres: run on every chosen version; for SQL that one version may take differently",
     )
     config.addinivalue_line(
-        "markers",
-        "oldest_and_newest_postgres: run on these two; for slow tests of what changes in one direction only",
+        "markers", "newest_postgres: run on the newest chosen version only; for what does not depend on it"
     )
     asked = ",".join(config.getoption("--postgres") or []) or os.environ.get("TEST_POSTGRES", "")
     words = {word.strip() for word in asked.split(",") if word.strip()}
@@ -76,24 +77,41 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "postgres" in metafunc.fixturenames:
-        versions = metafunc.config.stash[_CHOSEN]
-        if metafunc.definition.get_closest_marker("newest_postgres"):
-            versions = versions[-1:]
-        elif metafunc.definition.get_closest_marker("oldest_and_newest_postgres"):
-            versions = sorted({*versions[:1], *versions[-1:]})
+        chosen = metafunc.config.stash[_CHOSEN]
+        versions = {
+            "every_postgres": chosen,
+            "newest_postgres": chosen[-1:],
+            None: sorted({*chosen[:1], *chosen[-1:]}),
+        }[_which(metafunc.definition)]
         metafunc.parametrize(
             "postgres", versions, indirect=True, scope="session", ids=[f"pg{each}" for each in versions]
         )
 
 
+def _which(test: pytest.Item) -> str | None:
+    """The marker that says which versions; that of a test outweighs that of its module."""
+    names = (mark.name for mark in test.iter_markers())
+    return next((name for name in names if name in ("every_postgres", "newest_postgres")), None)
+
+
 @pytest.fixture(scope="session")
-def postgres(request: pytest.FixtureRequest) -> Iterator[Server]:
-    """A running server with a database of its own for each test, and roles that they share."""
-    version: int = request.param
-    bin_dir = programs(version)
-    assert bin_dir is not None
-    with Server(version, bin_dir) as server:
+def postgres_servers() -> Iterator[Callable[[int], Server]]:
+    """One server for each major version, started when the first test asks for it."""
+    with ExitStack() as stack:
+
+        @cache
+        def server(version: int) -> Server:
+            bin_dir = programs(version)
+            assert bin_dir is not None
+            return stack.enter_context(Server(version, bin_dir))
+
         yield server
+
+
+@pytest.fixture(scope="session")
+def postgres(request: pytest.FixtureRequest, postgres_servers: Callable[[int], Server]) -> Server:
+    """A running server with a database of its own for each test, and roles that they share."""
+    return postgres_servers(request.param)
 
 
 @pytest.fixture

@@ -291,7 +291,7 @@ def copy_of(server: Server, database: Database) -> Iterator[Database]:
     name = f"test_{uuid4().hex[:12]}"
     with psycopg.connect(server.uri, autocommit=True) as superuser:
         superuser.execute(
-            sql.SQL("create database {} template {} owner postgres").format(
+            sql.SQL("create database {} template {} owner postgres strategy file_copy").format(
                 sql.Identifier(name), sql.Identifier(database.name)
             )
         )

@@ -30,7 +30,7 @@ FAST: Mapping[str, str] = {
     "max_prepared_transactions": "5",
 }
 
-# A database is 300 files. To copy one takes 8 ms in memory, and up to 280 ms on ext4, which spends 1 ms on
+# A database is 300 files. To copy one takes 50 ms in memory, and up to 280 ms on ext4, which spends 1 ms on
 # each new file where many have just been deleted.
 _SHM = Path("/dev/shm")
 MEMORY = _SHM if _SHM.is_dir() and shutil.disk_usage(_SHM).free > 2 << 30 else None
@@ -125,6 +125,9 @@ class Server(EmbeddedPostgres):
                     connection.execute(path.read_bytes())
         else:
             migrate.apply(self.dsn(template, "postgres"))
+        # A backend writes what it has read of the catalog to a file, which spares the first one in each copy 10 ms.
+        with psycopg.connect(self.dsn(template)):
+            pass
         # Nobody may connect any more, autovacuum included: a template in use cannot be copied.
         self._run(
             sql.SQL("alter database {} is_template true allow_connections false").format(
@@ -136,7 +139,8 @@ class Server(EmbeddedPostgres):
     def _copy(self, template: str, name: str) -> None:
         owner = self.superuser if template == Template.BARE else "postgres"
         self._run(
-            sql.SQL("create database {} template {} owner {}").format(
+            # As files, and not through the write-ahead log: that takes half the time here.
+            sql.SQL("create database {} template {} owner {} strategy file_copy").format(
                 sql.Identifier(name), sql.Identifier(template), sql.Identifier(owner)
             )
         )

@@ -23,6 +23,7 @@ from psycopg.abc import Buffer
 from psycopg.rows import DictRow, dict_row
 from psycopg.types.datetime import TimestamptzLoader
 from psycopg.types.json import Jsonb
+from psycopg_pool import AsyncConnectionPool
 
 from listener import config
 from listener.config import Settings
@@ -33,6 +34,7 @@ from listener.limits.quota import Quota
 from listener.limits.shared_quota import SharedQuota
 from listener.limits.slow_start import SlowStart
 from listener.metrics import Metrics
+from listener.postgres.connect import Pool
 from listener.postgres.locks import LockWatch
 from listener.postgres.queue import Queue
 from listener.postgres.workers import Workers
@@ -437,6 +439,15 @@ def with_arguments(monkeypatch: pytest.MonkeyPatch, made: type, **arguments: Any
         make(self, *given, **named, **arguments)
 
     monkeypatch.setattr(made, "__init__", initialize)
+
+
+@asynccontextmanager
+async def pool_of(dsn: str) -> AsyncIterator[Pool]:
+    """A pool as the service has it, of a few connections."""
+    async with AsyncConnectionPool(
+        dsn, min_size=1, max_size=4, open=False, kwargs={"autocommit": True}
+    ) as pool:
+        yield pool
 
 
 def workers_of(queue: Queue) -> Workers:

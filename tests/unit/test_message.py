@@ -17,7 +17,7 @@ from listener.fcm.message import payload_size, prepare, targets
 from listener.fcm.options import MAX_TTL
 from listener.push import BadPush, Push, Target, TargetKind
 from tests.support.pushes import ID, TOKEN, push
-from tests.unit.strategies import JSON, SECRET, pushes, sendable_pushes
+from tests.support.strategies import JSON, SECRET, pushes, sendable_pushes
 
 PUSH_ID = "0f8fad5b-d9cb-469f-a165-70867728950e"
 HEX_ID = "0f8fad5bd9cb469fa16570867728950e"

@@ -23,7 +23,7 @@ from listener.fcm.outcome import (
     from_send_fault,
 )
 from listener.fcm.retry_after import LONGEST_DELAY
-from tests.unit.strategies import JSON
+from tests.support.strategies import JSON
 
 FCM_ERROR = "type.googleapis.com/google.firebase.fcm.v1.FcmError"
 BAD_REQUEST = "type.googleapis.com/google.rpc.BadRequest"

@@ -13,7 +13,7 @@ from listener.emulator import Emulator
 from listener.service import Service
 from tests.support.cli import invoke
 from tests.support.postgres import Database
-from tests.support.service import Rows, run
+from tests.support.service import PATIENCE, Rows, run
 
 pytestmark = pytest.mark.newest_postgres
 
@@ -39,7 +39,7 @@ async def test_send_and_wait(database: Database, rows: Rows, emulator: Emulator,
     assert message["data"]["k"] == "1"
     assert message["android"]["priority"] == "HIGH"
     assert message["android"]["notification"]["channel_id"] == "c"
-    assert 50 <= int(message["android"]["ttl"].removesuffix("s")) <= 60
+    assert 60 - PATIENCE <= int(message["android"]["ttl"].removesuffix("s")) <= 60
 
 
 async def test_send_to_a_dead_token(database: Database, service: Service) -> None:

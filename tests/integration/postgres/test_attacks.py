@@ -45,8 +45,6 @@ from tests.support.attacks import INTERNAL_CALLS, Session
 from tests.support.postgres import Database, Server, Template
 from tests.support.service import rows_of, serving, settings_for, workers_of
 
-pytestmark = pytest.mark.oldest_and_newest_postgres
-
 SHAPES = Path(__file__).parents[2] / "support" / "shapes"
 OURS = "('public'::regnamespace, 'push_listener'::regnamespace)"
 

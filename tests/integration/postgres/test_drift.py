@@ -19,8 +19,6 @@ from tests.support.access import APPLICATION, WORKER, Regime, grants, make_worke
 from tests.support.postgres import Database, Server, Template, programs
 from tests.support.service import serving, settings_for
 
-pytestmark = pytest.mark.oldest_and_newest_postgres
-
 USER = UUID("00000000-0000-4000-8000-00000000000a")
 
 # What tutorials say, and what somebody does in a hurry.
@@ -190,7 +188,6 @@ async def test_run_says_that_privileges_have_changed(database: Database) -> None
         assert said[0].startswith("anon may execute on public.enqueue_push(")
 
 
-@pytest.mark.oldest_and_newest_postgres
 def test_a_restore_into_an_old_project_is_mended(postgres: Server) -> None:
     """A dump restores what is granted, and leaves what the project's default privileges grant beside it."""
     tools = programs(postgres.version)

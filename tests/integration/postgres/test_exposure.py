@@ -293,7 +293,6 @@ def test_a_trigger_that_our_functions_fire_for_users_is_told(
         assert (way.effect, way.roles, way.by) == ("cause", ["authenticated"], 'trigger "welcome"')
 
 
-@pytest.mark.oldest_and_newest_postgres
 @pytest.mark.parametrize("role", ["authenticated", "test_stepping"])
 def test_a_user_who_is_a_service_and_a_role_that_may_become_one_are_told(postgres: Server, role: str) -> None:
     with (

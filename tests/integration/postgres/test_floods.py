@@ -16,8 +16,6 @@ from hypothesis import strategies as st
 from tests.support.postgres import Database
 from tests.support.rpc import Caller, Connection, Second, post, request, rpc
 
-pytestmark = pytest.mark.oldest_and_newest_postgres
-
 ANN = "a0000000-0000-4000-8000-00000000000a"
 BOB = "b0000000-0000-4000-8000-00000000000b"
 AS_ANN = Caller("authenticated", ANN)

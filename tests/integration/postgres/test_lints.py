@@ -11,8 +11,6 @@ import pytest
 from tests.support.access import APPLICATION, Regime, project
 from tests.support.postgres import Database, Server
 
-pytestmark = pytest.mark.oldest_and_newest_postgres
-
 # Each returns the object and what is wrong with it. Names are qualified: the search path is empty.
 LINTS = {
     "0001 unindexed foreign key": """

@@ -25,20 +25,18 @@ from listener.schema.migrate import session as migrating
 from listener.service import Service
 from listener.wakeup import doorbell
 from listener.wakeup.busy_polling import BusyPolling
-from tests.integration.postgres.test_queue import pool_of
 from tests.support.access import WORKER, make_worker
 from tests.support.postgres import Database
 from tests.support.service import (
     PATIENCE,
     Rows,
     dispatcher_of,
+    pool_of,
     serving,
     settings_for,
     until,
     waker_of,
 )
-
-pytestmark = pytest.mark.oldest_and_newest_postgres
 
 STRANGER = "test_lock_stranger"
 """Logs in, and may do nothing else."""

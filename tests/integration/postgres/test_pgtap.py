@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import pytest
+
 from listener.schema import migrate
 from tests.support.pgtap import prove
 from tests.support.postgres import Database
+
+pytestmark = pytest.mark.every_postgres
 
 
 def test_pgtap(database: Database) -> None:

@@ -3,82 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import tempfile
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from pathlib import Path
 
 import psycopg
 import pytest
-from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
-from listener.demo.embedded import _unprivileged
 from listener.emulator import Emulator
 from listener.postgres.connect import is_transaction_pooler, is_transaction_pooler_blocking
 from listener.schema import migrate
+from tests.support.pooler import pooler
 from tests.support.postgres import Database
-from tests.support.servers import closed_port
-from tests.support.service import PATIENCE, Rows, environment, get, program, run
-from tests.support.tools import tool
+from tests.support.service import Rows, environment, get, program, run
 
 pytestmark = pytest.mark.newest_postgres
-
-_SETTINGS = """
-[databases]
-* = host={host} port=5432
-
-[pgbouncer]
-listen_addr = 127.0.0.1
-listen_port = {port}
-unix_socket_dir =
-auth_type = trust
-auth_file = {users}
-pool_mode = {mode}
-default_pool_size = {size}
-max_client_conn = 200
-"""
-
-
-@asynccontextmanager
-async def pooler(database: Database, mode: str, size: int = 20) -> AsyncIterator[str]:
-    """A PgBouncer before the server; yields the address of the database through it. Its port tells nothing."""
-    pgbouncer = tool("pgbouncer")
-    port = closed_port()
-    run_as = _unprivileged()
-    with tempfile.TemporaryDirectory(prefix="push-listener-") as name:
-        directory = Path(name)
-        users, settings = directory / "users", directory / "pgbouncer.ini"
-        users.write_text('"postgres" ""\n')
-        host = conninfo_to_dict(database.dsn)["host"]
-        settings.write_text(_SETTINGS.format(host=host, port=port, users=users, mode=mode, size=size))
-        for path in (directory, users, settings):
-            if run_as:  # it refuses to run as root, as Postgres does
-                os.chown(path, run_as["user"], run_as["group"])
-        process = await asyncio.create_subprocess_exec(
-            pgbouncer,
-            settings,
-            stdout=asyncio.subprocess.DEVNULL,
-            stderr=asyncio.subprocess.DEVNULL,
-            **run_as,
-        )
-        dsn = make_conninfo(database.dsn, host="127.0.0.1", port=port)
-        try:
-            await served(dsn)
-            yield dsn
-        finally:
-            process.kill()
-            await process.wait()
-
-
-async def served(dsn: str) -> None:
-    async with asyncio.timeout(PATIENCE):
-        while True:
-            try:
-                async with await psycopg.AsyncConnection.connect(dsn, prepare_threshold=None):
-                    return
-            except psycopg.OperationalError:
-                await asyncio.sleep(0.05)
 
 
 @pytest.fixture

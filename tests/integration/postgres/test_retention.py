@@ -24,8 +24,6 @@ from listener.schema.retention import Purged
 from tests.support.postgres import Database
 from tests.support.service import PATIENCE, Rows, serving, settings_for, shown
 
-pytestmark = pytest.mark.oldest_and_newest_postgres
-
 OLD = "now() - interval '31 days'"
 YOUNG = "now() - interval '29 days'"
 

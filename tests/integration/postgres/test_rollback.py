@@ -18,7 +18,7 @@ from listener.schema.migrate import MigrationError
 from tests.support.postgres import Database
 from tests.support.service import Rows, environment, program, run, serving, settings_for
 
-pytestmark = pytest.mark.oldest_and_newest_postgres
+pytestmark = pytest.mark.every_postgres
 
 
 def applied(database: Database) -> int:

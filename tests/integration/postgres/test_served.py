@@ -21,11 +21,9 @@ from listener.demo.embedded import EmbeddedPostgres, _unprivileged
 from listener.emulator import Emulator
 from listener.schema import served
 from listener.schema.served import Admission, IsCopy
-from tests.integration.postgres.test_pooler import pooler
+from tests.support.pooler import pooler
 from tests.support.postgres import FAST, SUPERUSER, Database, Server, Template, programs
 from tests.support.service import environment, program, run, serving, settings_for
-
-pytestmark = pytest.mark.oldest_and_newest_postgres
 
 WAITING = """
 insert into push_notifications (device_token, title, status, next_attempt_at, claimed_by, priority) values
@@ -131,7 +129,6 @@ async def test_a_role_that_can_do_nothing_but_its_work_is_refused_as_well(
         execute(copy.superuser_dsn, f"drop role {role}")
 
 
-@pytest.mark.oldest_and_newest_postgres
 async def test_a_physical_copy_of_the_server_is_refused(postgres: Server, tmp_path: Path) -> None:
     version, bin_dir = postgres.version, programs(postgres.version)
     assert bin_dir is not None

@@ -24,8 +24,6 @@ from listener.push import Decision, LogLine, Push, Settlement, Status
 from listener.schema import migrate
 from tests.support.postgres import Database
 
-pytestmark = pytest.mark.oldest_and_newest_postgres
-
 Connection = psycopg.Connection[dict[str, Any]]
 Counts = dict[tuple[date, str], Counter[str]]
 """By day and error code."""

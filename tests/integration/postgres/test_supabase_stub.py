@@ -11,8 +11,6 @@ import pytest
 from listener.schema import migrate
 from tests.support.postgres import Database
 
-pytestmark = pytest.mark.oldest_and_newest_postgres
-
 USER = UUID("6f1a2a5e-3a51-4f0c-9a4f-0d8f6c2b7a11")
 OTHER = UUID("00000000-0000-4000-8000-000000000001")
 

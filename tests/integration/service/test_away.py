@@ -25,7 +25,6 @@ from listener.push import Settlement, Target, TargetKind
 from listener.sending.attempt import Attempts
 from listener.service import Service
 from listener.wakeup.waker import SweepingWaker
-from tests.integration.postgres.test_queue import pool_of
 from tests.support.postgres import Database
 from tests.support.pushes import push
 from tests.support.service import (
@@ -33,6 +32,7 @@ from tests.support.service import (
     connect,
     dispatcher_on,
     get,
+    pool_of,
     rows_of,
     serving,
     settings_for,
@@ -266,7 +266,6 @@ async def test_what_has_been_sent_is_written_down_when_the_database_is_back(
     async with serving(settings_for(database.dsn, emulator, max_in_flight=20)) as service:
         await rows.add_many(200)
         await emulator.wait_accepted(20)
-        began = time.monotonic()
         async with TROUBLES[trouble](database):
             await until(lambda: count_of(service, "push_database_errors_total", statement="settle") >= 3)
             assert service.port is not None
@@ -278,7 +277,7 @@ async def test_what_has_been_sent_is_written_down_when_the_database_is_back(
                 count_of(service, "push_database_errors_total", statement=each)
                 for each in ("claim", "settle", "peers", "depth")
             )
-            assert errors < 20 + 20 * (time.monotonic() - began)
+            assert errors < 100  # without a pause there would be thousands
         ended = time.monotonic()
         emulator.latency = 0.0
         found = await rows.over()

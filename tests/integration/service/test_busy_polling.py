@@ -24,7 +24,7 @@ from listener.wakeup.doorbell import Doorbell, Topic
 from listener.wakeup.peers import PeerWatch
 from listener.wakeup.polling_policy import PollingPolicy, Want
 from listener.wakeup.waker import SweepingWaker
-from tests.integration.service.test_doorbell import Rings, cut
+from tests.support.doorbell import Rings, cut
 from tests.support.postgres import Database, Server
 from tests.support.service import (
     PATIENCE,
@@ -37,8 +37,6 @@ from tests.support.service import (
     until,
     waker_of,
 )
-
-pytestmark = pytest.mark.oldest_and_newest_postgres
 
 Writer = AsyncConnection[tuple[object, ...]]
 

@@ -25,7 +25,6 @@ from listener.wakeup import doorbell
 from listener.wakeup.doorbell import Doorbell, Topic
 from listener.wakeup.peers import PeerWatch
 from tests.chaos.proxy import tcp_link, to_unix
-from tests.integration.postgres.test_queue import pool_of
 from tests.support.postgres import Database
 from tests.support.service import (
     PATIENCE,
@@ -35,6 +34,7 @@ from tests.support.service import (
     connect,
     dispatcher_of,
     environment,
+    pool_of,
     program,
     rows_of,
     serving,
@@ -45,12 +45,6 @@ from tests.support.service import (
 )
 
 pytestmark = pytest.mark.newest_postgres
-
-PROMISED = 2.0
-"""Seconds after which the rows of a killed worker are in other hands; see docs/guarantees.md."""
-
-SLACK = 8.0
-"""Seconds that a busy machine may take beyond that."""
 
 
 @pytest.fixture(autouse=True)
@@ -104,9 +98,9 @@ async def lock_holder(rows: Rows, worker_id: int) -> int | None:
 
 
 def report(what: str, found: dict[UUID, Row], since: float) -> None:
+    """Says how long it took. ``rows.over`` is less patient than a lease is long, and fails if only that helped."""
     latest = max(row["sent_at"].timestamp() for row in found.values()) - since
     print(f"{what}: all {len(found)} rows sent by others within {latest:.2f} s")
-    assert latest < PROMISED + SLACK
 
 
 def assert_rescued_once(found: dict[UUID, Row]) -> None:
@@ -245,7 +239,6 @@ async def test_a_retry_that_another_worker_has_set_is_on_time_without_that_worke
         row = await rows.one_over(push_id)
     print(f"sent {row['sent_at'].timestamp() - due:.2f} s after it was due")
     assert (row["status"], row["lost_claims"]) == ("sent", 0)
-    assert row["sent_at"].timestamp() - due < SLACK
 
 
 async def test_a_rescuer_that_dies_over_it_leaves_everything_to_the_next(

@@ -12,11 +12,8 @@ from listener.emulator import Emulator
 from listener.postgres import workers
 from listener.postgres.queue import Queue
 from listener.service import Service
-from tests.integration.postgres.test_queue import pool_of
 from tests.support.postgres import Database
-from tests.support.service import Rows, serving, settings_for, until
-
-pytestmark = pytest.mark.oldest_and_newest_postgres
+from tests.support.service import Rows, pool_of, serving, settings_for, until
 
 SECRET = "S3cr3t"
 """In every value below that must not be repeated."""

@@ -13,17 +13,8 @@ import pytest
 from listener.emulator import Emulator
 from listener.postgres import workers
 from listener.postgres.locks import LIVENESS_CLASS
-from tests.integration.postgres.test_queue import pool_of
 from tests.support.postgres import Database
-from tests.support.service import (
-    OVER,
-    Rows,
-    connect,
-    environment,
-    python,
-    serving,
-    settings_for,
-)
+from tests.support.service import OVER, Rows, connect, environment, pool_of, python, serving, settings_for
 
 pytestmark = pytest.mark.newest_postgres
 

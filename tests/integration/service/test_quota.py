@@ -1,13 +1,14 @@
 """The quota with real workers: shared, lowered for all and come back, and never in the way of high priority.
 
-Rates are counted at FCM, by the times at which requests came. A machine that is busy makes them smaller, never larger;
-so bounds from above are tight, and those from below are generous.
+Rates are counted at FCM, by the times at which requests came. A busy machine makes them smaller, never larger, so no
+rate has a bound from below.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from uuid import uuid4
@@ -28,7 +29,6 @@ from listener.postgres.locks import LIVENESS_CLASS, POLLING_LOCK
 from listener.postgres.workers import QuotaState, Workers, register
 from listener.push import Push
 from listener.service import Service
-from tests.integration.postgres.test_queue import pool_of
 from tests.support.postgres import Database
 from tests.support.pushes import push
 from tests.support.service import (
@@ -36,6 +36,8 @@ from tests.support.service import (
     Program,
     Rows,
     environment,
+    get,
+    pool_of,
     program,
     serving,
     settings_for,
@@ -235,16 +237,21 @@ async def fcm(emulator: Emulator) -> Fcm:
     return Fcm(emulator)
 
 
-async def sent_by(rows: Rows) -> dict[str, list[float]]:
-    """When each worker's pushes were accepted, by its name."""
+async def sent_by(rows: Rows, last: int) -> Counter[str]:
+    """How many of the last so many pushes each worker has sent, by its name."""
     found = await rows.query(
-        "select w.name, extract(epoch from p.sent_at)::float8 as at from push_notifications p "
-        "join push_listener.workers w on w.id = p.claimed_by where p.status = 'sent'"
+        "select w.name from push_notifications p join push_listener.workers w on w.id = p.claimed_by "
+        "where p.status = 'sent' order by p.sent_at desc limit %(last)s",
+        last=last,
     )
-    times: dict[str, list[float]] = {}
-    for row in found:
-        times.setdefault(row["name"], []).append(row["at"])
-    return times
+    return Counter(row["name"] for row in found)
+
+
+async def rate_of(worker: Program) -> float:
+    """Requests a second that a process allows itself, as it says."""
+    _, text = await get(await worker.port(), "/metrics")
+    (line,) = [each for each in text.splitlines() if each.startswith("push_quota_rate ")]
+    return float(line.split()[1])
 
 
 @asynccontextmanager
@@ -264,27 +271,24 @@ async def test_two_processes_share_one_quota_and_give_it_back(
     """6,000 a minute: about 90 a second, whoever sends them, and up to 300 at once from each when the second comes."""
     async with AsyncExitStack() as stack:
         await rows.add_many(8000, "normal")
-        await stack.enter_async_context(process(database, emulator, "first", fcm_quota="6000"))
+        first = await stack.enter_async_context(process(database, emulator, "first", fcm_quota="6000"))
         await emulator.wait_received(800, timeout=PATIENCE)
-        alone = await fcm.rate(200)
+        alone, allowed = await fcm.rate(200), await rate_of(first)
 
         second = await stack.enter_async_context(process(database, emulator, "second", fcm_quota="6000"))
         began = time.monotonic()
         (*_, last) = await fcm.pass_by(1200)
         together = (1200 - 600) / (last.at - began)
-        shares = {
-            name: sum(at > time.time() - 5.0 for at in times) for name, times in (await sent_by(rows)).items()
-        }
+        shares = await sent_by(rows, 450)
 
         second.terminate()
         await second.ended()
-        again = max([await fcm.rate(150) for _ in range(3)])
-    print(
-        f"requests a second: {alone:.0f} alone; {together:.0f} together, {shares} of the last; {again:.0f} alone again"
-    )
+        async with asyncio.timeout(PATIENCE):
+            while await rate_of(first) < 0.9 * allowed:
+                await fcm.pass_by(10)
+    print(f"requests a second: {alone:.0f} alone; {together:.0f} together, {shares} of the last")
     assert together < 1.2 * WHOLE
-    assert min(shares.values()) > 0.3 * sum(shares.values())
-    assert again > 0.7 * WHOLE
+    assert min(shares["first"], shares["second"]) > 0.3 * shares.total()
 
 
 @pytest.mark.timeout(180)
@@ -309,18 +313,18 @@ async def test_429_lowers_the_rate_of_two_workers_and_it_comes_back(
         emulator.remove_fault(rule)
 
         (*_, last) = await fcm.pass_by(200)
-        rising = [await fcm.rate(100) for _ in range(6)]
+        await until(lambda: sum(value(each, "push_quota_rate") for each in (one, other)) > 0.9 * WHOLE)
+        await fcm.pass_by(100)
     print(
         f"requests a second: {before:.0f}, lowered to {lowered:.0f} ({times} times in {ended - began:.0f} s, written: "
         f"{written['fraction']:.2f}), "
-        f"200 in {last.at - ended:.1f} s, {', '.join(format(each, '.0f') for each in rising)}"
+        f"200 in {last.at - ended:.1f} s"
     )
     assert lowered < 0.5 * WHOLE
     assert written["fraction"] < 0.5
     # For many answers, but not for each of them.
     assert all(1 <= each <= 1 + ended - began for each in times)
     assert 200 / (last.at - ended) < 0.8 * WHOLE
-    assert max(rising) > 0.7 * WHOLE
 
 
 async def test_a_worker_that_starts_while_the_rate_is_lowered_starts_lowered(
@@ -390,7 +394,7 @@ async def test_high_priority_does_not_wait_for_what_others_have_used_up(
         f"high: {max(waited[str(each)] for each in high):.3f} s, normal: {waited[str(normal)]:.1f} s, {looks} looks"
     )
     assert waited[str(normal)] > 3.0
-    assert max(waited[str(each)] for each in high) < waited[str(normal)] - 1.0
+    assert max(arrived[str(each)] for each in high) < arrived[str(normal)]
 
 
 async def test_who_waits_for_the_quota_holds_nothing_and_does_not_spin(
@@ -400,11 +404,11 @@ async def test_who_waits_for_the_quota_holds_nothing_and_does_not_spin(
         await rows.add_many(30, "normal")
         await emulator.wait_accepted(6, timeout=PATIENCE)
         assert service.worker is not None
-        looks, began = service.worker.dispatcher.looks, time.monotonic()
+        looks = service.worker.dispatcher.looks
         await fcm.pass_by(1)
         await rows.until(lambda found: all(row["status"] in ("sent", "pending") for row in found.values()))
         looks = service.worker.dispatcher.looks - looks
-        assert looks < 20 + 100 * (time.monotonic() - began)
+        assert looks < 100  # for one push; without a pause there would be thousands
         assert value(service, "push_in_flight") <= 1
         await fcm.pass_by(2)
         assert value(service, "push_quota_waited_seconds_total") > 1.0

@@ -29,7 +29,6 @@ from listener.registration import NotMigrated
 from listener.schema import migrate
 from listener.service import Service, credentials_for
 from listener.wakeup.waker import SweepingWaker
-from tests.integration.postgres.test_queue import pool_of
 from tests.support.postgres import Database
 from tests.support.servers import forget_proxies
 from tests.support.service import (
@@ -38,6 +37,7 @@ from tests.support.service import (
     dispatcher_of,
     dispatcher_on,
     get,
+    pool_of,
     rows_of,
     serving,
     settings_for,

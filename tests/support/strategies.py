@@ -1,4 +1,4 @@
-"""Hypothesis strategies shared by the unit tests."""
+"""Hypothesis strategies that several tests draw from."""
 
 from __future__ import annotations
 
