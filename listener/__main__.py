@@ -1,5 +1,44 @@
-"""``python -m listener``: the same as ``push-listener``."""
+"""The way in: ``python -m listener``, the same as ``push-listener``."""
 
-from listener.cli.main import main
+from __future__ import annotations
 
-main(prog_name="push-listener")
+import os
+import sys
+
+from listener import interrupts
+
+
+def main() -> None:
+    """Runs the command that the arguments name; does not return."""
+    interrupts.end_at_once()
+    _open_standard_streams()
+    from listener.cli.main import main as command
+
+    try:
+        command(prog_name="push-listener")
+    except KeyboardInterrupt:
+        sys.exit(interrupts.EXIT_CODE)
+    finally:
+        interrupts.end_at_once()
+
+
+def _open_standard_streams() -> None:
+    """Opens those of standard input, output and error that the process was started without, as /dev/null.
+
+    Otherwise the next file that is opened gets the number of one: a connection to Postgres would get the log, and
+    libuv aborts the process when it closes such a file.
+    """
+    for fd, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
+        try:
+            os.fstat(fd)
+        except OSError:
+            opened = os.open(os.devnull, os.O_RDWR)
+            if opened != fd:
+                os.dup2(opened, fd)
+                os.close(opened)
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(fd, mode, closefd=False))  # noqa: SIM115  # for the life of the process
+
+
+if __name__ == "__main__":
+    main()

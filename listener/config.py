@@ -6,6 +6,7 @@ The fields are the one description of every variable: ``--help`` and the README 
 
 from __future__ import annotations
 
+import errno
 import ipaddress
 import re
 from datetime import timedelta
@@ -13,7 +14,6 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 
-import orjson
 from pydantic import (
     AfterValidator,
     BeforeValidator,
@@ -23,10 +23,12 @@ from pydantic import (
     ValidationError,
     ValidationInfo,
     field_validator,
+    model_validator,
 )
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from listener.fcm import key_text
 from listener.fcm.auth import REFRESH_TIMEOUT
 from listener.fcm.transports.choose import TransportName, check_installed
 from listener.postgres import address
@@ -52,23 +54,58 @@ def _service_account_key(value: object) -> object:
         return value
     if not value.strip():
         return None
-    try:
-        key = orjson.loads(value)
-    except orjson.JSONDecodeError:
-        hint = "; it looks like a path: use GOOGLE_APPLICATION_CREDENTIALS" if "/" in value[:200] else ""
-        raise ValueError(f"is not JSON; set it to the whole content of the key file{hint}") from None
-    if not isinstance(key, dict):
-        raise ValueError("is JSON, but not an object")
+    key = key_text.parse(
+        value
+    )  # raises ValueError, as the next does, with a text that quotes nothing of the key
     from listener.fcm.credentials import load_credentials  # Slow to import, and no other setting needs it.
 
-    load_credentials(key)  # raises ValueError, with a text that quotes nothing of the key
+    load_credentials(key)
     return key
 
 
+_WHY_UNREADABLE = {
+    errno.ENOENT: "names a file that does not exist",
+    errno.EACCES: "names a file that this process may not read",
+    errno.EISDIR: "names a directory",
+    errno.ENAMETOOLONG: "is too long to be the path of a file",
+}
+
+_BEGINNINGS_OF_KEYS = ("{", "-----BEGIN", "eyJ", "ewog", "ewoJ", "ew0K")  # the last four are { in base64
+
+
 def _readable_file(value: Path | None) -> Path | None:
-    if value is not None and not value.is_file():
-        raise ValueError("names a file that does not exist or that this process cannot read")
-    return value
+    try:
+        if value is not None:
+            value.open("rb").close()
+        return value
+    except OSError as error:
+        why = _WHY_UNREADABLE.get(error.errno or 0, "names a file that cannot be read")
+    except ValueError:  # a zero byte
+        why = "is not the path of a file"
+    text = str(value).strip("\ufeff \t\n")
+    if text.strip("'\"").startswith(_BEGINNINGS_OF_KEYS):
+        why = "holds a key, but must be the path of a file: set FCM_SERVICE_ACCOUNT_JSON to the key"
+    elif text[:1] in ("'", '"'):
+        why = "is in quotes, which Docker and some .env readers leave in place: remove them"
+    raise ValueError(why)
+
+
+_PROJECT = re.compile(r"[a-z][a-z0-9.:-]{4,}|[1-9][0-9]{4,}")
+
+
+def _project_id(value: object) -> object:
+    """Takes the number of a project, too: FCM does. Source: FCM HTTP v1, projects.messages.send, "parent"."""
+    if not isinstance(value, str):
+        return value
+    project = value.strip().removeprefix("projects/")
+    if not project:
+        return None
+    if not _PROJECT.fullmatch(project):
+        raise ValueError(
+            "is not the id of a project, such as my-app-1a2b3, nor its number (Firebase console, Project settings, "
+            "General)"
+        )
+    return project
 
 
 def _hard_to_guess(value: SecretStr | None) -> SecretStr | None:
@@ -87,6 +124,12 @@ def _plain_endpoint(value: HttpUrl) -> HttpUrl:
 
 def _blank_is_none(value: object) -> object:
     return None if isinstance(value, str) and not value.strip() else value
+
+
+def _unquoted(value: object) -> object:
+    if isinstance(value, str) and len(value) > 1 and value[0] == value[-1] and value[0] in "\"'":
+        return value[1:-1].strip()
+    return value
 
 
 def _lower(value: object) -> object:
@@ -131,6 +174,10 @@ _web = _group("Web server")
 _process = _group("Process")
 
 
+_AS_THEY_ARE = {"metrics_token", "google_application_credentials"}
+"""A token may have quotes. google-auth reads the path of the key file itself."""
+
+
 class DatabaseSettings(BaseSettings):
     """Settings that tell how to reach and recognize the database; enough for migrate, stats, send, purge and doctor."""
 
@@ -156,6 +203,15 @@ class DatabaseSettings(BaseSettings):
         "name instead of by the address",
     )
 
+    @model_validator(mode="before")
+    @classmethod
+    def _without_quotes(cls, values: dict[str, Any]) -> dict[str, Any]:
+        """Docker's --env-file and some .env readers leave quotes in place, and no value needs any."""
+        unquoted = {
+            name: value if name in _AS_THEY_ARE else _unquoted(value) for name, value in values.items()
+        }
+        return {name: value for name, value in unquoted.items() if value != "" or values[name] == ""}
+
     @property
     def listen_dsn(self) -> str:
         """The address for LISTEN, migrations and all else that needs a session of its own."""
@@ -165,9 +221,8 @@ class DatabaseSettings(BaseSettings):
 class Settings(DatabaseSettings):
     """Every setting: the environment of ``push-listener run``. Times are in seconds."""
 
-    fcm_project_id: Annotated[str | None, BeforeValidator(_blank_is_none)] = _fcm(
+    fcm_project_id: Annotated[str | None, BeforeValidator(_project_id)] = _fcm(
         default=None,
-        pattern=r"^[a-z][a-z0-9.:-]{4,}$",
         description="Firebase project to send for; default: the project of the key",
     )
     fcm_service_account_json: Annotated[

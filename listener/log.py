@@ -3,21 +3,40 @@
 from __future__ import annotations
 
 import asyncio
+import atexit
+import io
 import logging
 import sys
+import threading
+import time
 import traceback
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal, cast
+
+from listener.log_output import LogOutput
+from listener.log_repeats import WINDOW_S, Repeats
 
 if TYPE_CHECKING:
     from structlog.typing import Processor
+
+_STDERR = 2
+
+_DRAIN_S = 1.0
+"""Seconds that the process waits at its end for a reader of standard error that does not read."""
+
+_Kind = tuple[str, int, str, str, str]
+"""Records that are alike: logger, level, event, and the name and value of the field that tells them apart."""
+
+_sink: _Sink | None = None
 
 
 def configure(fmt: Literal["text", "json"], level: str) -> None:
     """Sends every record to standard error, as coloured text (on a terminal) or as one JSON object a line.
 
+    From then on nothing that this process writes to ``sys.stderr`` can block it, and what waits is written at its end.
     ``level`` is for this package's own records; other packages log warnings and errors.
     """
+    global _sink
     import structlog  # slow to import, and only `push-listener run` sets up logging
 
     add_metadata: list[Processor] = [
@@ -50,13 +69,97 @@ def configure(fmt: Literal["text", "json"], level: str) -> None:
             render,
         ],
     )
-    handler = logging.StreamHandler(sys.stderr)
+    if _sink is None:
+        _sink = _Sink()
+        atexit.register(flush)
+    sys.stderr = _sink.stream
+    handler = logging.StreamHandler(_sink.stream)
     handler.setFormatter(formatter)
+    handler.addFilter(_sink)
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(logging.WARNING)
     logging.getLogger("listener").setLevel(level.upper())
     silence_drivers()
+
+
+class _Sink(logging.Filter):
+    """Where the log goes: records that are alike are summed up, and the rest is written without blocking."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.output = LogOutput(_STDERR, _tell_dropped)
+        self.stream = io.TextIOWrapper(
+            cast(BinaryIO, self.output),  # it needs no buffer
+            encoding="utf-8",
+            errors="backslashreplace",
+            line_buffering=True,
+            write_through=True,
+        )
+        self._repeats: Repeats[_Kind] = Repeats()
+        self._lock = threading.RLock()
+        self._timer: threading.Timer | None = None
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Whether to write a record."""
+        kind = _kind(record)
+        if kind is None:
+            return True
+        now = time.monotonic()
+        with self._lock:
+            ended = self._repeats.take() if self._repeats.ended(now) else []
+            is_written = self._repeats.admit(kind, now)
+            if not is_written and self._timer is None:
+                self._timer = threading.Timer(self._repeats.left(now), self.sum_up)
+                self._timer.daemon = True
+                self._timer.start()
+        _tell_left_out(ended)
+        return is_written
+
+    def sum_up(self) -> None:
+        """Logs how many records of each kind were left out lately."""
+        with self._lock:
+            if self._timer is not None:
+                self._timer.cancel()
+                self._timer = None
+            ended = self._repeats.take()
+        _tell_left_out(ended)
+
+
+def _kind(record: logging.LogRecord) -> _Kind | None:
+    """What a record has in common with others; None: it is never left out."""
+    if not isinstance(record.msg, dict):
+        return record.name, record.levelno, str(record.msg), "", ""
+    if "left_out" in record.msg or record.levelno < logging.INFO:
+        return None
+    field = next((name for name in ("code", "error") if name in record.msg), "")
+    return record.name, record.levelno, str(record.msg["event"]), field, str(record.msg.get(field, ""))
+
+
+def _tell_left_out(kinds: list[tuple[_Kind, int]]) -> None:
+    import structlog
+
+    for (name, level, event, field, value), count in kinds:
+        told = {field: value} if field else {}
+        structlog.get_logger(name).log(level, event, **told, left_out=count, within_s=round(WINDOW_S))
+
+
+def _tell_dropped(lines: int) -> None:
+    import structlog
+
+    structlog.get_logger(__name__).warning("log lines dropped: standard error was not read", lines=lines)
+
+
+def lines_dropped() -> int:
+    """Lines of the log that were dropped because nobody read standard error, or because it could not be written."""
+    return 0 if _sink is None else _sink.output.dropped
+
+
+def flush() -> None:
+    """Writes what waits, as far as standard error is read. It waits a second at most."""
+    if _sink is not None:
+        _sink.sum_up()
+        _sink.output.drain(_DRAIN_S)
 
 
 def silence_drivers() -> None:

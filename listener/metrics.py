@@ -9,11 +9,11 @@ from itertools import accumulate
 from types import MappingProxyType
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Info, disable_created_metrics
-from prometheus_client.core import HistogramMetricFamily
+from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily
 from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
 
-from listener import __version__
+from listener import __version__, log
 
 _LATENCY = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
 _EXCHANGE = (0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 15.0)
@@ -44,6 +44,17 @@ class Durations(Collector):
         """What Prometheus gets."""
         up_to = zip(map(floatToGoString, self._bounds), accumulate(self._counts), strict=True)
         yield HistogramMetricFamily(self._name, self._about, [*up_to], self._sum)
+
+
+class _DroppedLines(Collector):
+    """What the log counts by itself, because it does so for the whole process and in a thread."""
+
+    def collect(self) -> Iterator[CounterMetricFamily]:
+        yield CounterMetricFamily(
+            "push_log_lines_dropped",
+            "Lines of the log that were dropped because nobody read standard error.",
+            value=log.lines_dropped(),
+        )
 
 
 class Metrics:
@@ -175,6 +186,8 @@ class Metrics:
             ["statement"],
             registry=registry,
         )
+
+        registry.register(_DroppedLines())
 
         # Read from the database, the same from every instance: aggregate with max by (...), never with sum.
         self.depth = Gauge(

@@ -68,4 +68,5 @@ def exit_now() -> None:
     For a shutdown that takes too long: the platform would kill the process next, and other workers take over its rows
     either way.
     """
+    log.flush()
     os._exit(0)

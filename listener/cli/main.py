@@ -1,4 +1,4 @@
-"""The group of all commands. Exit codes: 0 done, 1 failed, 2 wrong usage or configuration."""
+"""The group of all commands. Exit codes: 0 done, 1 failed, 2 wrong usage or configuration, 130 ended by Ctrl-C."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from listener import __version__
+from listener import __version__, interrupts
 
 SUMMARIES = {
     "run": "Run the service until SIGTERM or SIGINT.",
@@ -35,6 +35,7 @@ class Commands(click.Group):
         if cmd_name not in SUMMARIES:
             return None
         command: click.Command = import_module(f"listener.cli.{cmd_name}").command
+        interrupts.raise_again()
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -43,6 +44,12 @@ class Commands(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         """Reports every failure in plain words instead of a traceback."""
+        try:
+            return self._invoke(ctx)
+        except KeyboardInterrupt:
+            raise click.exceptions.Exit(interrupts.EXIT_CODE) from None
+
+    def _invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
         except (click.ClickException, click.exceptions.Exit, click.Abort):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,6 +12,7 @@ from google.auth import exceptions
 from google.auth.credentials import Credentials
 from google.oauth2 import service_account
 
+from listener.fcm import key_text
 from listener.fcm.redaction import without_tokens
 
 SCOPE = "https://www.googleapis.com/auth/firebase.messaging"
@@ -31,11 +31,16 @@ def load_credentials(service_account_info: Mapping[str, Any] | None) -> tuple[Cr
 
     Raises:
         ValueError: the key, or what was found, cannot be used. The message says what is wrong and quotes nothing of
-            it.
+            it; it continues a sentence about the key that was passed, or names the key file.
     """
-    key = _key_file() if service_account_info is None else service_account_info
-    if key is not None:
-        return _from_key(key)
+    if service_account_info is not None:
+        return _from_key(service_account_info)
+    try:
+        key = _key_file()
+        if key is not None:
+            return _from_key(key)
+    except ValueError as error:
+        raise ValueError(f"the key file {error}") from None
     try:
         credentials, project_id = google.auth.default(scopes=[SCOPE])
     except Exception as exc:  # Each fault of a configuration raises its own type.
@@ -49,37 +54,47 @@ def load_credentials(service_account_info: Mapping[str, Any] | None) -> tuple[Cr
 
 
 def _key_file() -> Mapping[str, Any] | None:
-    """The service-account key that GOOGLE_APPLICATION_CREDENTIALS points at, if it is one.
+    """The service-account key that GOOGLE_APPLICATION_CREDENTIALS points at; None if google-auth has to read it.
 
-    google-auth would read it too, but it checks less, and some of its errors quote the key.
+    google-auth would read keys too, but it checks less, and some of its errors quote the key. Raises ValueError if
+    nobody can use the file.
     """
     try:
-        info = json.loads(Path(os.environ["GOOGLE_APPLICATION_CREDENTIALS"]).read_bytes())
+        content = Path(os.environ["GOOGLE_APPLICATION_CREDENTIALS"]).read_bytes()
     except (KeyError, OSError, ValueError):
         return None
-    return info if isinstance(info, dict) and info.get("type") == "service_account" else None
+    try:
+        info = key_text.parse(key_text.decode(content))
+    except UnicodeDecodeError:
+        raise ValueError("is no text: is it the right file?") from None
+    if info.get("type") == "service_account":
+        return info
+    # google-auth knows the other types.
+    if "type" not in info and (kind := key_text.kind_of(info)):
+        raise ValueError(kind)
+    return None
 
 
 def _from_key(info: Mapping[str, Any]) -> tuple[Credentials, str | None]:
+    if kind := key_text.kind_of(info):
+        raise ValueError(kind)
     needed = ("client_email", "private_key", "token_uri")
     missing = [name for name in needed if not (isinstance(info.get(name), str) and info[name].strip())]
     if missing:
         raise ValueError(
-            f"not a service-account key: {', '.join(missing)} missing or empty "
-            "(Firebase console, Project settings, Service accounts, Generate new private key)"
+            f"is no service-account key: {', '.join(missing)} missing or empty ({key_text.WHERE_TO_GET})"
         )
     if info.get("type") != "service_account":
         raise ValueError(
-            'not a service-account key: type is not "service_account" '
+            'is no service-account key: type is not "service_account" '
             "(point GOOGLE_APPLICATION_CREDENTIALS at a file for other kinds of credentials)"
         )
     if not info["token_uri"].startswith(("https://", "http://")):
-        raise ValueError("service-account key: token_uri is not an http(s) URL")
-    # A shell or a .env file often leaves the line breaks escaped twice. PEM itself has no backslashes.
-    pem = info["private_key"].replace("\\n", "\n")
+        raise ValueError("is a service-account key, but token_uri is not an http(s) URL")
+    pem = key_text.pem(info["private_key"])
     if "-----BEGIN" not in pem:
         raise ValueError(
-            "service-account key: private_key is not PEM (it must begin with -----BEGIN PRIVATE KEY-----)"
+            "is a service-account key, but private_key is not PEM (it must begin with -----BEGIN PRIVATE KEY-----)"
         )
     try:
         credentials = service_account.Credentials.from_service_account_info(  # type: ignore[no-untyped-call]
@@ -87,5 +102,5 @@ def _from_key(info: Mapping[str, Any]) -> tuple[Credentials, str | None]:
         )
         credentials.sign_bytes(b"probe")  # Only this shows that a key is not RSA.
     except Exception:
-        raise ValueError("service-account key: private_key is damaged or not an RSA key") from None
+        raise ValueError("is a service-account key, but private_key is damaged or not an RSA key") from None
     return credentials.with_quota_project_from_environment(), info.get("project_id") or None

@@ -13,26 +13,56 @@ import re
 from psycopg.conninfo import conninfo_to_dict
 
 _SCHEMES = ("postgresql://", "postgres://")
+_WITH_DRIVER = re.compile(r"(postgres|postgresql)\+[a-z0-9_]{1,20}://")  # as SQLAlchemy writes it
+_OF_OTHERS = {
+    "jdbc:": "is an address for JDBC: write postgresql://user:password@host:port/database",
+    "prisma": "is the address of a proxy of Prisma: set it to that of the database itself",
+    "https://": "is the address of an API: set it to the connection string (on Supabase: Connect)",
+    "http://": "is the address of an API: set it to the connection string (on Supabase: Connect)",
+}
+_PLACEHOLDER = re.compile(r"[\[<{](your[-_ ]?)?(db[-_ ]?)?password[\]>}]", re.IGNORECASE)
+
+_MEANT_FOR_OTHERS = frozenset(
+    {
+        # Prisma
+        "pgbouncer", "connection_limit", "pool_timeout", "socket_timeout", "statement_cache_size",
+        # node-postgres and Vercel
+        "uselibpqcompat", "supa", "idle_timeout",
+        # asyncpg and SQLAlchemy
+        "prepared_statement_cache_size", "pool_size", "max_overflow", "pool_recycle", "pool_pre_ping",
+        # JDBC, Rails
+        "pool", "preparethreshold", "preparedstatementcachequeries", "prepared_statements", "statement_limit",
+    }
+)  # fmt: skip
+"""Parameters that tell other clients how to pool and to prepare statements. They say nothing about the database."""
 _BROKEN_ESCAPE = re.compile(r"%(?![0-9A-Fa-f]{2})")
 _HOST_NAME = re.compile(r"[A-Za-z0-9_.-]+")
 _PORT = re.compile(r"[0-9]{1,5}")
 
 
 def checked(address: str) -> str:
-    """Returns the address; a URL loses the white space around it. Raises ValueError, which names every fault."""
-    url = address.strip()
+    """Returns the address as libpq takes it. Raises ValueError, which names every fault.
+
+    A URL loses the white space around it, the driver in its scheme (postgresql+psycopg://), and parameters that only
+    other clients understand.
+    """
+    url = _WITH_DRIVER.sub(r"\1://", address.strip(), count=1)
+    for beginning, fault in _OF_OTHERS.items():
+        if url.startswith(beginning):
+            raise ValueError(fault)
     scheme = next((each for each in _SCHEMES if url.startswith(each)), None)
     if scheme is not None:
         address = url
         if faults := _ambiguities(url.removeprefix(scheme)):
             raise ValueError("; ".join(faults))
+        address = _without_foreign_parameters(url)
     try:
         parts = conninfo_to_dict(address)
     except Exception:
         # The parser's own message quotes the address, password and all.
         raise ValueError(
             "is not a Postgres address (postgresql://user:password@host:port/database), or has a parameter that "
-            "libpq does not know"
+            "libpq does not know: remove what stands behind the ?"
         ) from None
     if not parts:
         raise ValueError("is empty")
@@ -42,6 +72,27 @@ def checked(address: str) -> str:
     return address
 
 
+def _without_foreign_parameters(url: str) -> str:
+    """A URL without the parameters that only other clients understand. Raises ValueError for one that it cannot follow.
+
+    The names of others are not shown: what stands behind the ? may belong to a password.
+    """
+    before, mark, query = url.partition("?")
+    kept = []
+    for parameter in query.split("&") if mark else []:
+        name, _, _ = parameter.partition("=")
+        if name.lower() in _MEANT_FOR_OTHERS or parameter in ("", "schema=public"):
+            continue
+        if name == "schema":
+            raise ValueError(
+                "has a parameter schema, as Prisma writes it: remove it, because push-listener's tables are in public"
+            )
+        if parameter == "sslmode=no-verify":
+            raise ValueError("has sslmode=no-verify, which libpq does not know: write sslmode=require")
+        kept.append(parameter)
+    return before + ("?" + "&".join(kept) if kept else "")
+
+
 def _ambiguities(rest: str) -> list[str]:
     """The faults because of which libpq, or a reader, may misread a URL; ``rest`` is the part after the scheme.
 
@@ -49,6 +100,8 @@ def _ambiguities(rest: str) -> list[str]:
     the text before the @.
     """
     faults = []
+    if _PLACEHOLDER.search(rest):
+        faults.append("still has a placeholder where the password belongs")
     before, _, _ = rest.rpartition("@")
     if "?" in before:  # the ? is either part of a password, or begins the parameters
         faults.append(

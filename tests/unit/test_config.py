@@ -180,9 +180,12 @@ WRONG = {
     "TOKEN_LOSS_BREAKER": ["perhaps"],
     "DATABASE_URL": ["mysql://u:S3cr3t@h/d", "S3cr3t", "postgresql://h:S3cr3t/d", "postgresql://u:S3cr3t@h:54x/d", "postgresql://u:p@S3cr3t@h/d"],
     "LISTEN_DATABASE_URL": ["https://S3cr3t", "host=h port=S3cr3t"],
-    "FCM_PROJECT_ID": ["S3cr3t", "x", "my project"],
+    "FCM_PROJECT_ID": ["S3cr3t", "x", "my project", "0123456789", "https://S3cr3t"],
     "FCM_SERVICE_ACCOUNT_JSON": ["S3cr3t", "/etc/S3cr3t.json", '["S3cr3t"]', '{"type": "S3cr3t"}', "{'a': 'S3cr3t'}"],
-    "GOOGLE_APPLICATION_CREDENTIALS": ["/nowhere/S3cr3t.json", "/"],
+    "GOOGLE_APPLICATION_CREDENTIALS": [
+        "/nowhere/S3cr3t.json", "/", "'/nowhere/S3cr3t.json'", '{"private_key": "S3cr3t"}', "'{\"k\": \"S3cr3t\"}'",
+        "S3cr3t" * 1000, "eyJwcml2YXRlX2tleSI6ICJTM2NyM3QifQ==", "-----BEGIN PRIVATE KEY-----\nS3cr3t",
+    ],
     "FCM_ENDPOINT": [
         "S3cr3t", "ftp://S3cr3t", "https://", "https://u:S3cr3t@h", "https://S3cr3t@h", "https://h?k=S3cr3t", "https://h/#S3cr3t",
         "https://u:12/S3cr3t@h",
@@ -281,6 +284,52 @@ def fault_of_load() -> ConfigError | None:
     except ConfigError as error:
         return error
     return None
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ("/nowhere/key.json", "names a file that does not exist"),
+        ("/", "names a directory"),
+        (
+            "'/nowhere/key.json'",
+            "is in quotes, which Docker and some .env readers leave in place: remove them",
+        ),
+        ("{}", "holds a key, but must be the path of a file: set FCM_SERVICE_ACCOUNT_JSON to the key"),
+        ("x" * 5000, "is too long to be the path of a file"),
+    ],
+)
+def test_a_key_file_that_cannot_be_read(value: str, message: str) -> None:
+    assert faults(google_application_credentials=value) == [f"GOOGLE_APPLICATION_CREDENTIALS {message}"]
+
+
+def test_quotes_around_a_value_are_not_part_of_it(
+    monkeypatch: pytest.MonkeyPatch, key: dict[str, str]
+) -> None:
+    found = with_environment(
+        monkeypatch,
+        database_url=f'"{DSN}"',
+        fcm_service_account_json=f"'{json.dumps(key)}'",
+        fcm_project_id='"my-project"',
+        port="'9000'",
+        log_level='"DEBUG"',
+        listen_database_url="''",
+        metrics_token='"long-enough"',
+    )
+    assert found.database_url.get_secret_value() == found.listen_dsn == DSN
+    assert found.fcm_service_account_json == key
+    assert (found.fcm_project_id, found.port, found.log_level) == ("my-project", 9000, "debug")
+    assert found.metrics_token is not None
+    assert found.metrics_token.get_secret_value() == '"long-enough"'
+
+
+@pytest.mark.parametrize("project", ["123456789012", "my-project", "example.com:api", " my-project "])
+def test_a_project_is_named_by_its_id_or_its_number(project: str) -> None:
+    assert load(database_url=DSN, fcm_project_id=project).fcm_project_id == project.strip()
+
+
+def test_a_project_with_its_prefix() -> None:
+    assert load(database_url=DSN, fcm_project_id="projects/my-project").fcm_project_id == "my-project"
 
 
 # --- what is said of them ----------------------------------------------------------------------------------------

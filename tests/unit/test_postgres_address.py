@@ -27,10 +27,18 @@ PORT = "has a port that is no number from 1 to 65535"
 PORTS = "has more or fewer ports than hosts"
 UNREADABLE = (
     "is not a Postgres address (postgresql://user:password@host:port/database), or has a parameter that libpq does "
-    "not know"
+    "not know: remove what stands behind the ?"
 )
+PLACEHOLDER = "still has a placeholder where the password belongs"
 EMPTY = "is empty"
-WORDING = (AT, SLASH, QUESTION, PERCENT, SPACE, HOST, PORT, PORTS, UNREADABLE, EMPTY)
+NO_VERIFY = "has sslmode=no-verify, which libpq does not know: write sslmode=require"
+SCHEMA = (
+    "has a parameter schema, as Prisma writes it: remove it, because push-listener's tables are in public"
+)
+JDBC = "is an address for JDBC: write postgresql://user:password@host:port/database"
+PRISMA = "is the address of a proxy of Prisma: set it to that of the database itself"
+API = "is the address of an API: set it to the connection string (on Supabase: Connect)"
+WORDING = (AT, SLASH, QUESTION, PERCENT, SPACE, HOST, PORT, PORTS, UNREADABLE, PLACEHOLDER, EMPTY)
 
 
 def faults_of(address: str) -> list[str]:
@@ -75,13 +83,20 @@ def faults_of(address: str) -> list[str]:
         ("host=a,b,c port=1,2", [PORTS]),
         ("postgresql://u:p@h#x:y/db", [HOST, PORT]),
         ("postgresql://u:p@[::1/db", [UNREADABLE]),
-        ("postgresql://u:p@h/db?pgbouncer=true", [UNREADABLE]),
+        ("postgresql://u:p@h/db?S3cr3t=1", [UNREADABLE]),
+        ("postgresql://u:p@h/db?sslmode=no-verify", [NO_VERIFY]),
+        ("postgresql://u:p@h/db?schema=app", [SCHEMA]),
+        ("postgresql://postgres:[YOUR-PASSWORD]@db.x.supabase.co:5432/postgres", [PLACEHOLDER]),
+        ("postgresql://postgres:<password>@db.x.supabase.co:5432/postgres", [PLACEHOLDER]),
+        ("jdbc:postgresql://h/db?user=u&password=p", [JDBC]),
+        ("prisma+postgres://accelerate.prisma-data.net/?api_key=S3cr3t", [PRISMA]),
+        ("https://x.supabase.co", [API]),
         ("postgresql://u:%00@h/db", [UNREADABLE]),
         ("mysql://u:p@h/db", [UNREADABLE]),
         ("postgresql://", [EMPTY]),
     ],
 )
-def test_what_can_be_read_in_two_ways_is_refused(address: str, faults: list[str]) -> None:
+def test_what_can_be_read_in_two_ways_or_in_none_is_refused(address: str, faults: list[str]) -> None:
     assert faults_of(address) == faults
 
 
@@ -109,6 +124,14 @@ def test_what_can_be_read_in_two_ways_is_refused(address: str, faults: list[str]
         ("host='/var/my run' dbname=db", {"host": "/var/my run"}),
         ("service=mine", {"service": "mine"}),
         ("postgresql://u:p@h/db?options=-c%20search_path%3Dx", {"options": "-c search_path=x"}),
+        ("postgresql://u:p@h/db?ssl=true", {"sslmode": "require"}),
+        ("postgresql+psycopg://u:p@h/db", {"host": "h", "dbname": "db", "password": "p"}),
+        ("postgres+asyncpg://u:p@h/db?prepared_statement_cache_size=0", {"host": "h", "dbname": "db"}),
+        ("postgresql://u:p@h/db?pgbouncer=true", {"dbname": "db"}),
+        ("postgresql://u:p@h/db?pgbouncer=true&connection_limit=1&schema=public", {"dbname": "db"}),
+        ("postgresql://u:p@h/db?sslmode=require&supa=base-pooler.x", {"sslmode": "require"}),
+        ("postgresql://u:p@h/db?pgbouncer=true&sslmode=require", {"sslmode": "require"}),
+        ("postgresql://u:p@h/db?", {"dbname": "db"}),
     ],
 )
 def test_what_says_what_it_is_stays_allowed(address: str, parts: dict[str, str]) -> None:

@@ -21,6 +21,7 @@ from listener.fcm.transports.base import (
     Response,
     check_timeouts,
 )
+from listener.fcm.transports.frames import clear_frames
 from listener.fcm.transports.proxy import proxy_for
 
 
@@ -68,11 +69,14 @@ class AiohttpTransport:
                 self._url, headers=headers, data=body, proxy=self._proxy, allow_redirects=False
             )
         except (aiohttp.ClientError, OSError) as exc:
+            clear_frames(exc)
             raise self._ambiguous(exc) from None
+        status, answer_headers = answer.status, answer.headers
         try:
             content = await _read(answer.content)
         except (aiohttp.ClientError, OSError) as exc:
-            if not 200 <= answer.status < 300:
+            clear_frames(exc)
+            if not 200 <= status < 300:
                 # Half an error body would be misread: a dead token as a wrong project.
                 raise self._ambiguous(exc) from None
             content = b""  # FCM has accepted the message; only the message id is lost.
@@ -80,7 +84,8 @@ class AiohttpTransport:
             # An answer that was read to its end has released its connection already.
             if not answer.content.at_eof():
                 answer.close()
-        return Response(answer.status, answer.headers, content)
+            del answer  # It keeps its fault, which refers to this frame.
+        return Response(status, answer_headers, content)
 
     async def close(self) -> None:
         """See ``Transport.close``."""
@@ -132,6 +137,7 @@ class _Connector(aiohttp.TCPConnector):
         try:
             return await super().connect(req, traces, timeout)
         except (aiohttp.ClientError, OSError) as exc:
+            clear_frames(exc)
             raise _not_sent(exc, req, timeout) from None
 
 

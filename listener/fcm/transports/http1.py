@@ -58,6 +58,9 @@ class Http1Transport:
         except asyncio.CancelledError:
             connection.abandon(answer)
             raise
+        finally:
+            # A fault refers to this frame, and the answer to the fault: a circle, that would keep the connection.
+            del answer, connection
 
     async def close(self) -> None:
         """See ``Transport.close``."""

@@ -26,9 +26,13 @@ class Http1Connection(asyncio.Protocol):
     """One connection, and the request that is in flight on it.
 
     asyncio calls it with what the server sends, and httptools with what that means.
+
+    The parser and the transport refer to the connection, so it lets go of both when it ends. The collector would hardly
+    find them: it runs rarely here (see ``process.tune_garbage_collector``), and a TLS connection takes 50 KB.
     """
 
     __slots__ = (
+        "__weakref__",
         "_answer",
         "_body",
         "_deadline",
@@ -47,6 +51,8 @@ class Http1Connection(asyncio.Protocol):
         self._loop = loop
         self._answer: asyncio.Future[Response] | None = None
         self._deadline = 0.0
+        self._transport: asyncio.Transport | None = None
+        self._parser: httptools.HttpResponseParser | None = None
         self._is_closed = False
         self.idle_since = loop.time()
         self._forget_answer()
@@ -61,7 +67,7 @@ class Http1Connection(asyncio.Protocol):
     @property
     def is_usable(self) -> bool:
         """Whether a request may be written, as far as this side knows."""
-        return not (self._is_closed or self._transport.is_closing())
+        return not (self._is_closed or self._transport is None or self._transport.is_closing())
 
     def send(self, head: bytes, body: bytes, deadline: float) -> asyncio.Future[Response]:
         """Writes a request.
@@ -74,6 +80,7 @@ class Http1Connection(asyncio.Protocol):
         Returns:
             The answer, or a SendFault.
         """
+        assert self._transport is not None
         self._answer = answer = self._loop.create_future()
         self._deadline = deadline
         self._forget_answer()
@@ -83,20 +90,25 @@ class Http1Connection(asyncio.Protocol):
     def abandon(self, answer: asyncio.Future[Response]) -> None:
         """The caller of ``send`` no longer waits for this answer."""
         if self._answer is answer:
-            self._transport.abort()
+            self._cut()
 
     def expire(self, now: float) -> None:
         """Ends the request if its time is up, or the connection if it has been idle for long."""
         if self._answer is None:
-            if now - self.idle_since >= KEEPALIVE:
+            if now - self.idle_since >= KEEPALIVE and self._transport is not None:
                 self._transport.close()
         elif now >= self._deadline:
             self._fail("TIMEOUT", f"no answer within {self._owner.request_timeout:g} s")
 
     def abort(self) -> None:
         """Ends the connection and the request on it."""
+        self._is_closed = True  # also if it is not open yet
         self._fail("RESET", "the connections are being closed")
-        self._transport.abort()
+        self._cut()
+
+    def _cut(self) -> None:
+        if self._transport is not None:
+            self._transport.abort()
 
     # --- called by asyncio -----------------------------------------------------------------------------
 
@@ -104,12 +116,17 @@ class Http1Connection(asyncio.Protocol):
         self._transport = cast(
             asyncio.Transport, transport
         )  # uvloop's class derives from nothing of asyncio's.
+        if self._is_closed:  # Nobody waits for it any more.
+            self._cut()
+            return
         self._parser = httptools.HttpResponseParser(self)
         self._owner.add(self)
 
     def data_received(self, data: bytes) -> None:
         if self._answer is None:
-            self._transport.abort()  # Without a request nobody can tell what the next answer would belong to.
+            self._cut()  # Without a request nobody can tell what the next answer would belong to.
+            return
+        if self._parser is None:
             return
         if self._status is None:
             self._head = self._head + data if self._head else data
@@ -131,14 +148,16 @@ class Http1Connection(asyncio.Protocol):
         else:
             how = "closed" if exc is None else "lost"
             self._fail("RESET", f"the connection was {how} before the end of the answer")
+        self._parser = self._transport = None
 
     # --- called by httptools ---------------------------------------------------------------------------
 
     def on_message_begin(self) -> None:
         if self._answer is None:
-            self._transport.abort()  # A second answer to one request.
+            self._cut()  # A second answer to one request.
 
     def on_headers_complete(self) -> None:
+        assert self._parser is not None
         self._status = self._parser.get_status_code()
 
     def on_body(self, body: bytes) -> None:
@@ -147,6 +166,7 @@ class Http1Connection(asyncio.Protocol):
             self._finish(keep=False)
 
     def on_message_complete(self) -> None:
+        assert self._parser is not None
         if self._status is not None and 100 <= self._status < 200:
             self._status = None  # The answer itself comes after a 1xx.
         else:
@@ -179,7 +199,7 @@ class Http1Connection(asyncio.Protocol):
         if keep and self.is_usable:
             self._owner.release(self)
         else:
-            self._transport.abort()
+            self._cut()
 
     def _fail(self, code: str, reason: str) -> None:
         """There is no answer, or only a part of one."""
@@ -193,4 +213,4 @@ class Http1Connection(asyncio.Protocol):
         answer, self._answer = self._answer, None
         if not answer.done():
             answer.set_exception(SendFault(code, reason, ambiguous=True))
-        self._transport.abort()
+        self._cut()

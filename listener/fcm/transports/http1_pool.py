@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import math
 import socket
@@ -15,6 +16,7 @@ from aiohappyeyeballs import AddrInfoType
 
 from listener.fcm.fault import SendFault
 from listener.fcm.transports.base import DNS_TTL
+from listener.fcm.transports.frames import clear_frames
 from listener.fcm.transports.http1_connection import Http1Connection
 
 _TRIES = 3
@@ -25,6 +27,10 @@ _OPENING_LIMIT = 32
 
 _OUT_OF_FILES_PAUSE_S = 1.0
 """Seconds before another connection is opened after the process has reached its limit of open files."""
+
+_CLOSING_S = 1.0
+"""Seconds, at most, to wait at the end until the connections are closed. They are cut, so the network has no say in it,
+but the event loop may forget to say so."""
 
 _HAPPY_EYEBALLS_S = 0.25
 """Seconds before the next address is tried as well. Source: RFC 8305, section 5."""
@@ -114,6 +120,8 @@ class Http1Pool:
             if isinstance(error, TimeoutError):
                 raise self._fault(error) from None
             raise
+        finally:
+            del waiter  # It refers to its fault, which refers to this frame.
 
     # --- for a connection ------------------------------------------------------------------------------
 
@@ -165,6 +173,7 @@ class Http1Pool:
                 connection = await self._connect()
         except Exception as error:
             self._addresses_until = -math.inf
+            clear_frames(error)
             if self._all and isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
                 # The requests that wait share the connections that there are.
                 self._no_opening_before = self._now() + _OUT_OF_FILES_PAUSE_S
@@ -178,9 +187,16 @@ class Http1Pool:
             await self._resolve(), happy_eyeballs_delay=_HAPPY_EYEBALLS_S, interleave=1
         )
         host = None if self._tls is None else self._host
-        _, connection = await self._loop.create_connection(
-            lambda: Http1Connection(self, self._loop), sock=sock, ssl=self._tls, server_hostname=host
-        )
+        connection = Http1Connection(self, self._loop)
+        try:
+            await self._loop.create_connection(
+                lambda: connection, sock=sock, ssl=self._tls, server_hostname=host
+            )
+        except BaseException:
+            # uvloop may still finish the handshake, and then never says that the connection is lost.
+            self.discard(connection)
+            connection.abort()
+            raise
         return connection
 
     async def _resolve(self) -> Sequence[AddrInfoType]:
@@ -242,6 +258,8 @@ class Http1Pool:
         for connection in list(self._all):
             connection.abort()
         if self._all:
-            await self._all_closed.wait()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_CLOSING_S):
+                    await self._all_closed.wait()
         if self._timer is not None:
             self._timer.cancel()

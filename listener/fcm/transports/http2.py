@@ -81,6 +81,7 @@ class Http2Transport:
             self._header_map, self._headers = HeaderMap({**ENCODING, **headers}), headers
         connection = pool.take() or await pool.acquire()
         is_open: bool | None = None
+        fault: SendFault | None = None
         try:
             # As text: to release bytes the library would need the interpreter's lock.
             request = connection.client.post(self._url).headers(self._header_map).body_text(body.decode())
@@ -102,6 +103,7 @@ class Http2Transport:
             raise fault from None
         finally:
             pool.release(connection, is_open=is_open)
+            del fault  # It refers to this frame.
 
     async def close(self) -> None:
         """See ``Transport.close``."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
 import time
 import traceback
@@ -79,8 +80,36 @@ def test_key_need_not_name_a_project() -> None:
     assert load_credentials(key)[1] is None
 
 
-def test_line_breaks_escaped_twice_are_restored() -> None:
-    load_credentials(make_key(private_key=PEM.replace("\n", "\\n")))
+ODD_PEMS = {
+    "escaped twice": PEM.replace("\n", "\\n"),
+    "escaped thrice": PEM.replace("\n", "\\\\n"),
+    "Windows, escaped": PEM.replace("\n", "\\r\\n"),
+    "Windows": PEM.replace("\n", "\r\n"),
+    "spaces": PEM.replace("\n", " "),
+    "no line breaks": PEM.replace("\n", ""),
+    "in quotes": f'"{PEM}"',
+    "indented": PEM.replace("\n", "\n  "),
+}
+
+
+@pytest.mark.parametrize("odd", ODD_PEMS.values(), ids=ODD_PEMS.keys())
+def test_line_breaks_of_the_private_key_are_restored(odd: str) -> None:
+    load_credentials(make_key(private_key=odd))
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_a_key_file_that_windows_has_written(
+    encoding: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "key.json").write_bytes(json.dumps(make_key(), indent=2).encode(encoding))
+    monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(tmp_path / "key.json"))
+    assert load_credentials(None)[1] == "p1"
+
+
+def test_a_key_file_in_base64(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "key.b64").write_bytes(base64.encodebytes(json.dumps(make_key()).encode()))
+    monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(tmp_path / "key.b64"))
+    assert load_credentials(None)[1] == "p1"
 
 
 def pem_of(key: Any, encryption: serialization.KeySerializationEncryption | None = None) -> str:
@@ -148,8 +177,11 @@ def test_bad_key_file_is_named_and_not_quoted(
     ("text", "message"),
     [
         (None, "was not found"),
-        ("{", "not a valid json file"),
-        ("[1]", "no usable credentials"),
+        ("{", "the key file is not JSON: its end is missing"),
+        ("[1]", "the key file is JSON, but not an object"),
+        ("\x00\x01", "the key file is not JSON"),
+        ('{"web": {"client_id": "S3cr3t"}}', "the key file is the key of an OAuth client"),
+        ('{"project_info": {}}', "the key file is the configuration of an app"),
         ('{"type": "other"}', "not have a valid type"),
         ('{"type": "external_account"}', "no usable credentials"),
     ],

@@ -152,3 +152,35 @@ async def test_an_upgrade_without_a_request_for_it_is_no_answer() -> None:
         with pytest.raises(SendFault) as raised:
             await post(transport)
     assert (raised.value.code, raised.value.ambiguous) == ("PROTOCOL", True)
+
+
+async def test_a_connection_that_is_never_said_to_be_lost_is_forgotten(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """uvloop can finish a handshake in the same turn in which the time for it ends."""
+
+    class Forgetful(asyncio.Transport):
+        aborted = False
+
+        def abort(self) -> None:
+            self.aborted = True
+
+        def is_closing(self) -> bool:
+            return self.aborted
+
+    made = Forgetful()
+
+    async def create_connection(factory: Any, **_: Any) -> Any:
+        factory().connection_made(made)
+        raise TimeoutError
+
+    async def idle(reader: Reader, writer: Writer) -> None:
+        await reader.read()
+
+    async with tcp_server(idle) as port, asyncio.timeout(20):
+        monkeypatch.setattr(asyncio.get_running_loop(), "create_connection", create_connection)
+        async with opened(port) as transport:
+            with pytest.raises(SendFault, match="CONNECT"):
+                await post(transport)
+            assert made.aborted
+            assert not transport._pool._all
