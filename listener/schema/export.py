@@ -155,8 +155,10 @@ def _is_supabase_folder(folder: Path) -> bool:
 
 def _otherwise(folder: Path) -> str:
     """Why nothing is written into this folder, and which one is meant instead."""
-    text = f"nothing has been written: {folder} is not the folder supabase of a project (it has neither config.toml nor "
-    text += "migrations/<timestamp>_<name>.sql, and is not empty)"
+    text = (
+        f"nothing has been written: {folder} is not the folder supabase of a project (it has neither config.toml "
+        "nor migrations/<timestamp>_<name>.sql, and is not empty)"
+    )
     for meant in (folder / "supabase", folder.resolve().parent):
         if meant.is_dir() and any(meant.iterdir()) and _is_supabase_folder(meant):
             return f"{text}. Did you mean {meant}?"

@@ -240,9 +240,9 @@ def with_old_text(lines: list[str]) -> list[str]:
 
 
 @pytest.fixture
-def newer(tmp_path: Path) -> list[Migration]:
+def newer(tmp_path_factory: pytest.TempPathFactory) -> list[Migration]:
     """All migrations of a version in which cancel_push has another text."""
-    return functions_with(tmp_path / "newer", "public.cancel_push", NEXT_REVISION, OTHER_TEXT)
+    return functions_with(tmp_path_factory.mktemp("newer"), "public.cancel_push", NEXT_REVISION, OTHER_TEXT)
 
 
 def standing(database: Database, known: list[Migration] | None = None) -> dict[str, Standing]:
