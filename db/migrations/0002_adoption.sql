@@ -54,6 +54,8 @@ insert into push_listener.adoption_record (kind, relation)
 \ir ../functions/push_listener/adopted.sql
 \ir ../functions/push_listener/adopt.sql
 \ir ../functions/push_listener/set_storage_defaults.sql
+\ir ../functions/push_listener/is_as_left.sql
+\ir ../functions/push_listener/keeps.sql
 \ir ../functions/push_listener/losses.sql
 \ir ../functions/push_listener/restore_not_null.sql
 \ir ../functions/push_listener/restore_checks.sql

@@ -9,6 +9,8 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
+import psycopg
+
 from listener.postgres.locks import LIVENESS_CLASS, ROLLBACK_LOCK
 from listener.schema.migrate import ledger
 from listener.schema.migrate.disk import Migration, MigrationError, load
@@ -80,12 +82,14 @@ def rollback(
     migrations: list[Migration] | None = None,
     *,
     discard_data: bool = False,
+    keep_tables: bool = False,
     report: Callable[[Migration], None] = lambda _: None,
     warn: Callable[[str], None] = lambda _: None,
 ) -> list[Migration]:
     """Takes back every applied migration above version ``to`` (0: all), newest first; returns them.
 
-    An adopted table gets its old shape back. Only with ``discard_data``, a table that push-listener created is dropped
+    An adopted table gets its old shape back. With ``keep_tables``, a table that push-listener created stays as it is:
+    the next ``apply`` adopts it. Only with ``discard_data``, a table that push-listener created is dropped
     though it holds rows, and rows that an adopted table could not hold before are deleted. The functions that remain
     keep the text of this version; the next ``apply``, of whichever version, replaces those that differ from its own.
 
@@ -95,7 +99,11 @@ def rollback(
     known = load() if migrations is None else migrations
     # A worker that starts takes the second lock for a moment: from here on it is either seen below, or cannot start.
     with connect(dsn, warn) as conn, turn(conn, warn), turn(conn, warn, ROLLBACK_LOCK):
-        set_parameters(conn, discard_data="on" if discard_data else "off")
+        set_parameters(
+            conn,
+            discard_data="on" if discard_data else "off",
+            keep_tables="on" if keep_tables else "off",
+        )
         applied = [s.migration for s in ledger.migration_states(conn, known) if s.applied_at is not None]
         steps = [migration for migration in reversed(applied) if migration.version > to]
 
@@ -145,7 +153,11 @@ def _refuse_while_in_use(conn: Connection) -> None:
             f"push-listener is at work on this database: {named}. Stop it wherever it runs, then run this again. "
             "If none runs any more, a pooler keeps the session: select pg_terminate_backend(pid) ends it"
         )
-    leased = conn.execute(_LEASED).fetchone()
+    try:
+        with conn.transaction():
+            leased = conn.execute(_LEASED).fetchone()
+    except psycopg.errors.UndefinedColumn:
+        return  # the application has made the table anew, and nobody has claimed anything in it
     if leased is not None and leased[0]:
         raise MigrationError(
             f"{leased[0]} pushes are in the hands of a worker, and may be on their way: it took them with "

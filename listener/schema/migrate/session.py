@@ -127,7 +127,7 @@ def run(conn: Connection, label: object, script: str, ledger: Iterable[Statement
     with named(label):
         if script.startswith(_CONCURRENTLY):
             for statement in statements(script):
-                _alone(conn, statement)
+                alone(conn, statement)
             with conn.transaction():
                 execute(conn, ledger)
         else:
@@ -197,7 +197,7 @@ def in_transaction(conn: Connection, work: Callable[[], None]) -> None:
     stop=tenacity.stop_after_attempt(10),
     reraise=True,
 )
-def _alone(conn: Connection, statement: str) -> None:
+def alone(conn: Connection, statement: str) -> None:
     """Runs one statement outside a transaction, one about an index concurrently."""
     match = _INDEX.match(statement)
     if match is None:
