@@ -11,10 +11,16 @@ from uuid import UUID
 
 import psycopg
 from psycopg import sql
-from psycopg.rows import class_row, tuple_row
+from psycopg.rows import class_row, scalar_row, tuple_row
 from psycopg.types.json import Jsonb
 
 _TIME = "select pg_catalog.clock_timestamp() + pg_catalog.make_interval(secs => %s)"
+
+_REQUIRED = """
+select attname::text
+  from pg_catalog.pg_attribute
+  where attrelid = 'public.push_notifications'::regclass and attname::text in ('title', 'body') and attnotnull
+"""
 
 
 def enqueue(
@@ -60,6 +66,10 @@ def enqueue(
         "status": "pending",  # in an adopted table the default may be another
     }
     values = {name: value for name, value in given.items() if value is not None}
+    if title is None or body is None:
+        # An adopted table may require them: an empty text shows nothing.
+        with conn.cursor(row_factory=scalar_row) as cursor:
+            values |= {name: "" for name in cursor.execute(_REQUIRED) if name not in values}
     insert = sql.SQL(
         "insert into public.push_notifications ({}) values ({}) "
         "on conflict (idempotency_key) where idempotency_key is not null do nothing returning id"

@@ -15,6 +15,7 @@ from listener.postgres.connect import Pool, is_transaction_pooler
 from listener.postgres.queue import Queue
 from listener.postgres.workers import QuotaState, Workers
 from listener.schema import migrate, served
+from listener.schema.migrate import structure
 
 log = structlog.get_logger(__name__)
 
@@ -45,6 +46,19 @@ class NotMigrated(Exception):
         return "the database has not been migrated to this version: run push-listener migrate"
 
 
+class Damaged(NotMigrated):
+    """Somebody has dropped tables or columns that the migrations have made."""
+
+    def __init__(self, found: list[structure.Damage]) -> None:
+        super().__init__()
+        self._found = found
+
+    def __str__(self) -> str:
+        listed = "; ".join(structure.lines(self._found))
+        remedy = structure.remedy(self._found)
+        return f"what push-listener has made in the database is no longer there: {listed}. Remedy: {remedy}"
+
+
 class RollingBack(NotMigrated):
     """``migrate --down`` drops the tables at this moment."""
 
@@ -62,6 +76,8 @@ class Registered:
     """How many workers have died in the last hour."""
     quota: QuotaState
     """What the workers have agreed on about FCM's quota."""
+    damaged: list[str]
+    """The kinds of database objects of push-listener that somebody has dropped, disabled or replaced."""
 
 
 class Registration:
@@ -74,7 +90,7 @@ class Registration:
     def __init__(self, settings: Settings, adoption: served.Adoption | None) -> None:
         self._settings = settings
         self._adoption = adoption
-        self._schema_version = migrate.load()[-1].version
+        self._migrations = migrate.load()
 
     async def is_pooled(self) -> bool:
         """Whether DATABASE_URL is a pooler in transaction mode.
@@ -98,8 +114,9 @@ class Registration:
         Raises NotMigrated; or ConfigError, when another role owns the schema, or pushes wait in a copy.
         """
         try:
-            if await workers.schema_version(pool) < self._schema_version:
+            if await workers.schema_version(pool) < self._migrations[-1].version:
                 raise NotMigrated
+            damaged = await self._find_damage(pool)
             for finding in await workers.drift(pool):
                 log.error(
                     "privileges have changed: run push-listener migrate, which sets them again",
@@ -110,7 +127,7 @@ class Registration:
             worker_id = await workers.register(pool, name, random_id=again)
             queue = Queue(pool, worker_id=worker_id, lease=self._settings.lease)
             known = Workers(pool, worker_id=worker_id, lease=self._settings.lease)
-            return Registered(queue, known, await known.lost_lately(), await known.quota_state())
+            return Registered(queue, known, await known.lost_lately(), await known.quota_state(), damaged)
         except workers.RollingBack:
             raise RollingBack from None
         except workers.StrangersSchema as stranger:
@@ -121,6 +138,17 @@ class Registration:
             psycopg.errors.UndefinedFunction,
         ):
             raise NotMigrated from None
+
+    async def _find_damage(self, pool: Pool) -> list[str]:
+        """Logs what somebody has dropped or changed; returns its kinds. Raises Damaged when nothing can work."""
+        found = structure.find(await workers.rows(pool, structure.FACTS), self._migrations)
+        if any(damage.kind in structure.NEEDED for damage in found):
+            raise Damaged(found)
+        for line in structure.lines(found):
+            log.error(
+                "the database has been changed: run push-listener migrate, which mends it", finding=line
+            )
+        return structure.kinds(found)
 
     async def _admit(self, pool: Pool) -> None:
         """Makes sure that this is the database that was served before. Raises ConfigError if it is a copy."""

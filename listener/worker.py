@@ -103,6 +103,7 @@ class Worker:
         queue, workers = registered.queue, registered.workers
         self._settings = settings
         self._workers = workers
+        self._damaged = registered.damaged
         self._metrics = metrics
         self._quota = SharedQuota(workers, quota, metrics)
         self._quota.learn(registered.quota)
@@ -116,9 +117,10 @@ class Worker:
         """What keeps this worker from its work, in fixed words: anybody may read them."""
         found = []
         if not (self.reach.is_up and self.settler.succeeds):
-            found.append("the database cannot be reached")
+            found.append(self.reach.obstacle or "the database cannot be reached")
         if not self.waker.may_claim():
             found.append("not listening for new rows")
+        found += [f"{kind} of push-listener are missing or changed in the database" for kind in self._damaged]
         return found
 
     async def run(self, stop: asyncio.Event, hurry: asyncio.Event, on_ready: Callable[[], None]) -> bool:

@@ -1,1 +1,1 @@
-drop function push_listener.columns(text);
+drop function if exists push_listener.columns(text);

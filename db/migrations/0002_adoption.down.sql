@@ -1,8 +1,10 @@
-drop function push_listener.restore_table(text);
-drop function push_listener.restore_checks(text, boolean);
-drop function push_listener.restore_not_null(text, boolean);
-drop function push_listener.losses(text);
-drop function push_listener.set_storage_defaults(text, jsonb);
-drop function push_listener.adopt(text, text[], text[], jsonb, jsonb, jsonb);
-drop function push_listener.adopted(text);
-drop table push_listener.adoption_record;
+drop function if exists push_listener.restore_table(text);
+drop function if exists push_listener.restore_checks(text, boolean);
+drop function if exists push_listener.restore_not_null(text, boolean);
+drop function if exists push_listener.losses(text);
+drop function if exists push_listener.keeps(text);
+drop function if exists push_listener.is_as_left(text);
+drop function if exists push_listener.set_storage_defaults(text, jsonb);
+drop function if exists push_listener.adopt(text, text[], text[], jsonb, jsonb, jsonb);
+drop function if exists push_listener.adopted(text);
+drop table if exists push_listener.adoption_record;

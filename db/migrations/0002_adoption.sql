@@ -54,6 +54,8 @@ insert into push_listener.adoption_record (kind, relation)
 \ir ../functions/push_listener/adopted.sql
 \ir ../functions/push_listener/adopt.sql
 \ir ../functions/push_listener/set_storage_defaults.sql
+\ir ../functions/push_listener/is_as_left.sql
+\ir ../functions/push_listener/keeps.sql
 \ir ../functions/push_listener/losses.sql
 \ir ../functions/push_listener/restore_not_null.sql
 \ir ../functions/push_listener/restore_checks.sql
@@ -123,13 +125,16 @@ insert into push_listener.adoption_record (kind, relation, definition)
 select e.kind, 'push_notifications', e.definition
   from (
     select coalesce(min(name) filter (where name in ('created_at', 'updated_at')), 'null::timestamptz') as written_at,
-           bool_or(name = 'next_attempt_at') as is_scheduled
+           bool_or(name = 'next_attempt_at') as is_scheduled,
+           bool_or(name = 'delivery_attempts') as is_counted
       from push_listener.adoption_record
       where kind = 'column' and relation = 'push_notifications'
   ) c
   cross join lateral (values
     ('waits', 'status = ''pending'''
-       || case when is_scheduled then ' or (status in (''processing'', ''failed'') and next_attempt_at is not null)' else '' end),
+       || case when is_scheduled and is_counted then
+            ' or (status in (''processing'', ''failed'') and next_attempt_at is not null and delivery_attempts > 0)'
+          else '' end),
     ('due', case when is_scheduled then format('coalesce(next_attempt_at, %s)', written_at) else written_at end)
   ) as e(kind, definition)
   where push_listener.adopted('push_notifications');

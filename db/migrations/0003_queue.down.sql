@@ -4,7 +4,7 @@ do $$
 declare
   old record;
 begin
-  if push_listener.adopted('push_notifications') then
+  if push_listener.adopted('push_notifications') and push_listener.is_as_left('push_notifications') then
     -- Pushes that are not finished go back to 'pending', where the application looks for them, and so do the rows
     -- that were too old to be sent. Triggers of the application run with the search_path of its own sessions; the
     -- statements themselves are parsed with the search_path of this one.

@@ -50,7 +50,7 @@ begin
     p_nullable => '{device_token,next_attempt_at,last_retry_at,last_error,error_code,fcm_message_id,claimed_by,sent_at,delivered_at}',
     p_optional => '{user_id,topic,condition,data,channel,priority,image,options,expires_at,collapse_key,idempotency_key}',
     p_defaults => '{"id": "gen_random_uuid()", "status": "''pending''", "next_attempt_at": "now()", "created_at": "now()",
-                    "retry_count": "0", "delivery_attempts": "0", "lost_claims": "0"}',
+                    "updated_at": "now()", "retry_count": "0", "delivery_attempts": "0", "lost_claims": "0"}',
     p_words => '{"status": ["pending", "processing", "sent", "delivered", "failed", "dead", "expired", "cancelled"],
                  "priority": ["normal", "high"]}',
     p_lengths => '{"status": 10, "last_error": null, "error_code": null, "fcm_message_id": null}');

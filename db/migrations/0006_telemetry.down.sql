@@ -1,5 +1,5 @@
 -- migrate: loses select * from push_listener.losses('telemetry_logs')
-drop table push_listener.telemetry_use;
+drop table if exists push_listener.telemetry_use;
 do $$
 begin
   perform push_listener.restore_table('telemetry_logs');

@@ -1,3 +1,3 @@
-drop function push_listener.is_alive(integer);
-drop view push_listener.lock_holders;
-drop table push_listener.workers;
+drop function if exists push_listener.is_alive(integer);
+drop view if exists push_listener.lock_holders;
+drop table if exists push_listener.workers;

@@ -1,1 +1,1 @@
-drop table push_listener.shared_quota;
+drop table if exists push_listener.shared_quota;

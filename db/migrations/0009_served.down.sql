@@ -1,1 +1,1 @@
-drop table push_listener.served;
+drop table if exists push_listener.served;

@@ -1,5 +1,7 @@
-drop trigger push_listener_make_due on public.push_notifications;
-drop trigger push_listener_ring_update on public.push_notifications;
-drop trigger push_listener_ring_insert on public.push_notifications;
-drop function push_listener.make_due_when_pending();
-drop function push_listener.ring();
+drop trigger if exists push_listener_fill_nulls on public.push_notifications;
+drop trigger if exists push_listener_set_due on public.push_notifications;
+drop trigger if exists push_listener_ring_update on public.push_notifications;
+drop trigger if exists push_listener_ring_insert on public.push_notifications;
+drop function if exists push_listener.set_due();
+drop function if exists push_listener.fill_nulls();
+drop function if exists push_listener.ring();

@@ -35,10 +35,27 @@ create trigger push_listener_ring_update
              then pg_catalog.pg_advisory_unlock_shared(1886745449, 0) else false end)
   execute function push_listener.ring();
 
-\ir ../functions/push_listener/make_due_when_pending.sql
+-- What other writers leave out, or set to NULL. The first trigger sees what an insert says, before constraints do. The
+-- second one also sees what triggers of the application have made of it. Neither function is called for a plain insert,
+-- a claim or a settle.
 
-create trigger push_listener_make_due
-  after update of status on public.push_notifications
+\ir ../functions/push_listener/fill_nulls.sql
+
+create trigger push_listener_fill_nulls
+  before insert on public.push_notifications
   for each row
-  when (new.status = 'pending' and new.next_attempt_at is null and old.status <> 'pending')
-  execute function push_listener.make_due_when_pending();
+  when (pg_catalog.num_nulls(new.id, new.status, new.next_attempt_at, new.priority, new.retry_count,
+                             new.delivery_attempts, new.lost_claims, new.created_at, new.updated_at) > 0
+        or new.status in ('processing', 'failed'))
+  execute function push_listener.fill_nulls();
+
+\ir ../functions/push_listener/set_due.sql
+
+create trigger push_listener_set_due
+  after insert or update of status, next_attempt_at on public.push_notifications
+  for each row
+  when (case when new.status = 'pending' then new.next_attempt_at is null
+             when new.status in ('processing', 'failed')
+             then new.next_attempt_at is not null and new.claimed_by is null and coalesce(new.delivery_attempts, 0) = 0
+             else false end)
+  execute function push_listener.set_due();

@@ -1,13 +1,13 @@
 -- migrate: loses select * from push_listener.lost_counts()
-drop function public.get_push_delivery_stats(integer);
-drop trigger push_listener_count_receipts on public.push_delivery_logs;
-drop function push_listener.count_receipts();
-drop trigger push_listener_count_inserted on public.push_notifications;
-drop function push_listener.count_inserted();
-drop trigger push_listener_count_changed on public.push_notifications;
-drop function push_listener.count_changed();
-drop function push_listener.lost_counts();
-drop view push_listener.ended;
-drop function push_listener.add_counts(push_listener.daily_counts);
-drop table push_listener.daily_counts;
+drop function if exists public.get_push_delivery_stats(integer);
+drop trigger if exists push_listener_count_receipts on public.push_delivery_logs;
+drop function if exists push_listener.count_receipts();
+drop trigger if exists push_listener_count_inserted on public.push_notifications;
+drop function if exists push_listener.count_inserted();
+drop trigger if exists push_listener_count_changed on public.push_notifications;
+drop function if exists push_listener.count_changed();
+drop function if exists push_listener.lost_counts();
+drop view if exists push_listener.ended;
+drop function if exists push_listener.add_counts(push_listener.daily_counts);
+drop table if exists push_listener.daily_counts;
 delete from push_listener.adoption_record where kind = 'counted';

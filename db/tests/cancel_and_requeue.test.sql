@@ -12,6 +12,8 @@ insert into public.push_notifications (id, device_token, title, status, next_att
   ('00000000-0000-0000-0000-000000000007', 't', 'dead otherwise', 'dead', null, 'INTERNAL', 5, null, now() - interval '3 h'),
   ('00000000-0000-0000-0000-000000000008', 't', 'expired at adoption', 'expired', null, 'STALE_AT_ADOPTION', 0, null, now()),
   ('00000000-0000-0000-0000-000000000009', 't', 'expired', 'expired', null, 'STALE_AT_ADOPTION', 0, now() - interval '1 s', now());
+update public.push_notifications set delivery_attempts = 1, next_attempt_at = now() + interval '1 h'
+  where status in ('failed', 'processing'); -- as if they had been claimed
 
 set local role service_role;
 select is(public.cancel_push('00000000-0000-0000-0000-000000000001'), true, 'a push that waits can be cancelled');

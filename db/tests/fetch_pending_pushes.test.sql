@@ -6,7 +6,7 @@ insert into public.push_notifications (id, user_id, device_token, topic, conditi
                                        next_attempt_at, expires_at, retry_count, claimed_by) values
   ('00000000-0000-0000-0000-000000000001', null, 'token-1', null, null, 'first', 'body', '{"a": 1}', 'normal', 'pending', now() - interval '3 s', null, 0, null),
   ('00000000-0000-0000-0000-000000000002', null, 'token-2', null, null, 'high', null, null, 'high', 'pending', now() - interval '1 s', now() + interval '1 h', 0, null),
-  ('00000000-0000-0000-0000-000000000003', 'a0000000-0000-0000-0000-000000000001', null, null, null, 'a user', null, null, 'normal', 'failed', now() - interval '2 s', null, 2, null),
+  ('00000000-0000-0000-0000-000000000003', 'a0000000-0000-0000-0000-000000000001', null, null, null, 'a user', null, null, 'normal', 'failed', now() - interval '2 s', null, 2, 7),
   ('00000000-0000-0000-0000-000000000004', null, 'token-4', null, null, 'lease over', null, null, 'normal', 'processing', now() - interval '1 s', null, 0, 7),
   ('00000000-0000-0000-0000-000000000005', null, 'token-5', null, null, 'held', null, null, 'normal', 'processing', now() + interval '20 s', null, 0, 7),
   ('00000000-0000-0000-0000-000000000006', null, 'token-6', null, null, 'scheduled', null, null, 'normal', 'pending', now() + interval '1 h', null, 0, null),

@@ -13,6 +13,7 @@ values
   ('00000000-0000-0000-0000-000000000007', 'token-7', 'waits', now(), 'pending', null, 0, null, null),
   ('00000000-0000-0000-0000-000000000008', 'token-8', 'cancelled', null, 'cancelled', null, 0, null, null),
   ('00000000-0000-0000-0000-000000000009', 'token-9', 'fails too', now(), 'processing', null, 3, now() + interval '1 day', null);
+update public.push_notifications set delivery_attempts = 1, next_attempt_at = now() where status = 'processing'; -- claimed
 
 set local role service_role;
 select is(public.mark_push_sent('00000000-0000-0000-0000-000000000001'), 'sent', 'sent');
@@ -65,7 +66,7 @@ select results_eq(
   $$select l.device_token, l.status, l.details ->> 'attempt', l.details ->> 'code'
       from public.push_delivery_logs l join public.push_notifications p on p.id = l.push_id
       where p.title = 'sent'$$,
-  $$values ('token-1', 'sent', '0', null::text)$$, 'one log row for sent, however often it was said');
+  $$values ('token-1', 'sent', '1', null::text)$$, 'one log row for sent, however often it was said');
 select results_eq(
   $$select l.device_token, l.status, l.details ->> 'reason', l.details ->> 'code'
       from public.push_delivery_logs l join public.push_notifications p on p.id = l.push_id

@@ -18,7 +18,7 @@ from listener.config import DatabaseSettings
 from listener.postgres.connect import with_keepalive
 from listener.schema import export, migrate, served
 from listener.schema.exposure import Way
-from listener.schema.migrate import Function, FunctionState, Migration, Standing, State
+from listener.schema.migrate import Function, FunctionState, Migration, Standing, State, structure
 
 _APPLY = "apply"
 _MODES = {"status": "--status", "dry_run": "--dry-run", "down": "--down", "emit": "--emit"}
@@ -26,6 +26,7 @@ _MODES = {"status": "--status", "dry_run": "--dry-run", "down": "--down", "emit"
 _HAS_EFFECT_IN = {
     "as_json": {"status"},
     "discard_data": {"down"},
+    "keep_tables": {"down"},
     "share_new_columns": {_APPLY},
     "adoption": {_APPLY},
 }
@@ -69,6 +70,11 @@ _HAS_EFFECT_IN = {
     "table could not hold before.",
 )
 @click.option(
+    "--keep-tables",
+    is_flag=True,
+    help="With --down: leave the tables that push-listener created, with their rows. A later migrate adopts them.",
+)
+@click.option(
     "--adopt-copy",
     "adoption",
     type=click.Choice(get_args(served.Adoption)),
@@ -87,6 +93,7 @@ def command(
     share_new_columns: bool,
     send_old: bool,
     discard_data: bool,
+    keep_tables: bool,
     adoption: served.Adoption | None,
     as_json: bool,
 ) -> None:
@@ -108,7 +115,7 @@ def command(
     elif dry_run:
         _show_sql(dsn, expire)
     elif down is not None:
-        _roll_back(dsn, down, discard_data=discard_data)
+        _roll_back(dsn, down, discard_data=discard_data, keep_tables=keep_tables)
     else:
         _apply(dsn, expire, share_new_columns=share_new_columns)
         if adoption is not None:
@@ -174,6 +181,11 @@ def _show_status(dsn: str, expire_older_than: timedelta | None, *, as_json: bool
     for line in _differences(functions):
         note(line)
     _note_effects(dsn, expire_older_than)
+    damaged = migrate.damages(dsn)
+    for line in structure.lines(damaged):
+        note(f"{line}. Remedy: {structure.remedy(damaged)}")
+    if any(damage.kind in structure.NEEDED for damage in damaged):
+        return  # what follows needs the tables
     for line in migrate.drift(dsn):
         note(f"privileges have changed: {line}. push-listener migrate sets them again")
     _show_exposures(migrate.exposures(dsn))
@@ -236,11 +248,12 @@ def _note_effects(dsn: str, expire_older_than: timedelta | None) -> None:
         note(line)
 
 
-def _roll_back(dsn: str, version: int, *, discard_data: bool) -> None:
+def _roll_back(dsn: str, version: int, *, discard_data: bool, keep_tables: bool) -> None:
     undone = migrate.rollback(
         dsn,
         version,
         discard_data=discard_data,
+        keep_tables=keep_tables,
         report=lambda migration: click.echo(f"rolled back {_title(migration)}"),
         warn=note,
     )

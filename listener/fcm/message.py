@@ -48,7 +48,7 @@ def targets(push: Push) -> list[Target]:
     get the push, and has a token only once.
 
     Raises:
-        BadPush: the row names no target, more than one, or an impossible one.
+        BadPush: the row names no target, more than one, or an impossible one, or no token of the user can be one.
     """
     _refuse_oversized(push)
     token, topic, condition = push.device_token, push.topic, push.condition
@@ -60,8 +60,8 @@ def targets(push: Push) -> list[Target]:
     if token is not None:
         if not _TOKEN.fullmatch(token):
             raise BadPush(
-                f"device_token is empty, longer than {TOKEN_LIMIT} characters, or has characters that no "
-                "registration token has: store it as the app got it",
+                f"device_token is empty, longer than {TOKEN_LIMIT} characters, or has blanks or other "
+                "characters that no registration token has: store it as the app got it",
                 code="INVALID_TOKEN",
             )
         return [Target(TargetKind.TOKEN, token)]
@@ -92,6 +92,12 @@ def targets(push: Push) -> list[Target]:
     for device, platform in push.recipients:
         if _TOKEN.fullmatch(device):
             devices.setdefault(device, platform)
+    if push.recipients and not devices and not push.accepted_before:
+        raise BadPush(
+            f"no token of the user in push_recipients can be a registration token ({len(push.recipients)} there): each "
+            "is empty, too long, or has blanks or other characters that no token has: store them as the app got them",
+            code="INVALID_TOKEN",
+        )
     return [Target(TargetKind.TOKEN, device, platform) for device, platform in devices.items()]
 
 

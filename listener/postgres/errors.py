@@ -189,6 +189,14 @@ cannot store one, or a trigger of the application raises an error. Such a row mu
 # and remain so.
 _TRANSIENT = ("08", "25", "40", "53", "57", "58", "55P03", "55006", "XX000")
 
+_LACKING = {
+    "3F000": "the schema of push-listener is missing in the database",
+    "42P01": "tables of push-listener are missing in the database",
+    "42703": "columns of push-listener are missing in the database",
+    "42883": "functions of push-listener are missing in the database",
+    "42501": "the user of the address lacks a privilege in the database",
+}
+
 _QUOTED = re.compile(r"\"[^\"]*\"|(?<!\w)'[^']*'(?!\w)")
 _SQLSTATE = re.compile(r"[0-9A-Z]{5}")
 
@@ -252,6 +260,12 @@ def is_transient(error: BaseException) -> bool:
     if sqlstate is None:
         return isinstance(error, psycopg.OperationalError | psycopg.InterfaceError)
     return sqlstate.startswith(_TRANSIENT)
+
+
+def lacking(error: BaseException) -> str | None:
+    """What the database lacks that the statement needs, in fixed words; None if the error has another cause."""
+    sqlstate = _sqlstate(error) if isinstance(error, psycopg.Error) else None
+    return _LACKING.get(sqlstate or "")
 
 
 def fault_name(error: BaseException | None) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Collection
 from dataclasses import dataclass
-from typing import LiteralString
+from typing import Any, LiteralString
 
 from psycopg.rows import class_row, scalar_row
 
@@ -200,6 +200,12 @@ async def drift(pool: Pool) -> list[str]:
         cursor = conn.cursor(row_factory=scalar_row)
         await cursor.execute(_DRIFT)
         return await cursor.fetchall()
+
+
+async def rows(pool: Pool, statement: LiteralString) -> list[tuple[Any, ...]]:
+    """What a statement returns."""
+    async with pool.connection() as conn:
+        return await (await conn.execute(statement)).fetchall()
 
 
 class RollingBack(Exception):

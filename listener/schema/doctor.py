@@ -15,7 +15,7 @@ from listener.config import DatabaseSettings
 from listener.postgres import errors, locks
 from listener.postgres.connect import is_transaction_pooler_blocking
 from listener.schema import exposure, migrate, served
-from listener.schema.migrate import Standing
+from listener.schema.migrate import Standing, structure
 
 _CONNECT_TIMEOUT_S = 10
 
@@ -140,9 +140,12 @@ def _migrations(dsn: str) -> Generator[Finding, None, bool]:
     for standing, remedy in _FUNCTIONS.items():
         if names := [each.function.name for each in functions if each.standing is standing]:
             yield Finding(group, Level.LOOK, f"functions that are {standing}: {', '.join(names)}", remedy)
-    if not missing and not changed:
-        yield Finding(group, Level.GOOD, f"all {len(states)} are applied")
-    return not missing
+    damaged = migrate.damages(dsn)
+    for line in structure.lines(damaged):
+        yield Finding(group, Level.WRONG, line, structure.remedy(damaged))
+    if not missing and not changed and not damaged:
+        yield Finding(group, Level.GOOD, f"all {len(states)} are applied, and what they made is there")
+    return not missing and not any(damage.kind in structure.NEEDED for damage in damaged)
 
 
 def _privileges(conn: psycopg.Connection[Any]) -> Iterator[Finding]:

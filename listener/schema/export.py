@@ -106,9 +106,12 @@ def emit(project: Path, migrations: list[Migration] | None = None) -> list[Path]
     their names when this is repeated. Functions that have changed since they were emitted come last, in one file. A
     function that a newer push-listener has emitted in a higher revision is left out.
 
-    Raises MigrationError, having written nothing, when a file that is there has other content, and OSError.
+    Raises MigrationError, having written nothing, when a file that is there has other content, and when the folder is
+    that of something else; and OSError.
     """
     known = load() if migrations is None else migrations
+    if not _is_supabase_folder(project):
+        raise MigrationError(_otherwise(project))
     folder = project / "migrations"
     names = _Names(folder)
     files = [
@@ -138,6 +141,28 @@ def emit(project: Path, migrations: list[Migration] | None = None) -> list[Path]
         file.path.parent.mkdir(parents=True, exist_ok=True)
         file.path.write_text(file.text)
     return [file.path for file in missing]
+
+
+def _is_supabase_folder(folder: Path) -> bool:
+    """Whether files for the Supabase CLI belong there: it is new or empty, or holds what only that folder holds."""
+    return (
+        not folder.exists()
+        or not any(folder.iterdir())
+        or (folder / "config.toml").is_file()
+        or any(_STAMPED.fullmatch(path.name) for path in (folder / "migrations").glob("*.sql"))
+    )
+
+
+def _otherwise(folder: Path) -> str:
+    """Why nothing is written into this folder, and which one is meant instead."""
+    text = (
+        f"nothing has been written: {folder} is not the folder supabase of a project (it has neither config.toml "
+        "nor migrations/<timestamp>_<name>.sql, and is not empty)"
+    )
+    for meant in (folder / "supabase", folder.resolve().parent):
+        if meant.is_dir() and any(meant.iterdir()) and _is_supabase_folder(meant):
+            return f"{text}. Did you mean {meant}?"
+    return f"{text}. Name that folder, or an empty one"
 
 
 class _Names:

@@ -9,7 +9,7 @@ import structlog
 from listener.backoff import Backoff
 from listener.log import should_log
 from listener.metrics import Metrics
-from listener.postgres.errors import fault_name
+from listener.postgres.errors import fault_name, lacking
 
 log = structlog.get_logger(__name__)
 
@@ -21,6 +21,8 @@ class Reach:
         self._metrics = metrics
         self._backoff = Backoff(0.5, 2.0)
         self._answered = asyncio.Event()
+        self.obstacle: str | None = None
+        """What the database lacks, in fixed words, if the last look failed because of that."""
         self.is_up = False
         """Whether the last claim was answered, and no statement has failed since."""
 
@@ -32,6 +34,7 @@ class Reach:
     def failed(self, error: Exception) -> float:
         """Notes a failed look; returns the seconds to wait."""
         self.is_up = False
+        self.obstacle = lacking(error)
         seconds = self._backoff.failed()
         self._metrics.database_errors.labels("claim").inc()
         if should_log(self._backoff.failures):
@@ -41,6 +44,7 @@ class Reach:
     def answered(self) -> None:
         """A claim was answered, so the database can be reached."""
         self.is_up = True
+        self.obstacle = None
         self._answered.set()
 
     def succeeded(self) -> None:

@@ -81,6 +81,8 @@ INTERNAL_CALLS = {
     "push_listener.grant_kept": "select push_listener.grant_kept()",
     "push_listener.granted": "select * from push_listener.granted()",
     "push_listener.json_problem": 'select push_listener.json_problem(\'{"a": [1e3, "b"]}\', 100)',
+    "push_listener.is_as_left": "select push_listener.is_as_left('push_devices')",
+    "push_listener.keeps": "select push_listener.keeps('push_devices')",
     "push_listener.kept": "select * from push_listener.kept()",
     "push_listener.losses": "select push_listener.losses('push_devices')",
     "push_listener.lost_counts": "select push_listener.lost_counts()",
@@ -233,8 +235,8 @@ def statements() -> dict[str, str]:
     found = {}
     for name in (
         "client", "postgres.connect", "postgres.locks", "postgres.put_back", "postgres.queue", "postgres.stats",
-        "postgres.unwritable", "postgres.workers",
-        "schema.doctor", "schema.retention", "schema.served", "wakeup.busy_polling", "wakeup.doorbell",
+        "postgres.unwritable", "postgres.workers", "schema.doctor", "schema.migrate.structure", "schema.retention",
+        "schema.served", "wakeup.busy_polling", "wakeup.doorbell",
     ):  # fmt: skip
         module = importlib.import_module(f"listener.{name}")
         tree = ast.parse(Path(str(module.__file__)).read_text())

@@ -47,7 +47,7 @@ as $$
              push_listener.user_inserts() as condition
         from (values ('push_listener_begin_as_new')) meant(name)
         left join pg_catalog.pg_trigger g
-          on g.tgname = meant.name and g.tgrelid = 'public.push_notifications'::regclass
+          on g.tgname = meant.name and g.tgrelid = pg_catalog.to_regclass('public.push_notifications')
     ) t
     where t.there <> (t.condition is not null) or t.there and t.mark is distinct from t.condition
   union all

@@ -6,15 +6,15 @@ as $$
   select c.oid::regclass::text, case c.relkind when 'S' then 'sequence' else 'table' end, c.oid, c.relowner,
          coalesce(c.relacl, pg_catalog.acldefault(case c.relkind when 'S' then 's' else 'r' end::"char", c.relowner))
     from pg_catalog.pg_class c
-    where c.oid in ('public.push_notifications'::regclass, 'public.push_delivery_logs'::regclass,
-                    'public.push_devices'::regclass, 'public.telemetry_logs'::regclass,
-                    'public.push_recipients'::regclass)
+    where c.oid in (pg_catalog.to_regclass('public.push_notifications'), pg_catalog.to_regclass('public.push_delivery_logs'),
+                    pg_catalog.to_regclass('public.push_devices'), pg_catalog.to_regclass('public.telemetry_logs'),
+                    pg_catalog.to_regclass('public.push_recipients'))
        or c.relkind = 'S' and exists (
             select from pg_catalog.pg_depend d
               where d.classid = 'pg_catalog.pg_class'::regclass and d.objid = c.oid and d.deptype in ('a', 'i')
                 and d.refclassid = 'pg_catalog.pg_class'::regclass
-                and d.refobjid in ('public.push_notifications'::regclass, 'public.push_delivery_logs'::regclass,
-                                   'public.push_devices'::regclass, 'public.telemetry_logs'::regclass))
+                and d.refobjid in (pg_catalog.to_regclass('public.push_notifications'), pg_catalog.to_regclass('public.push_delivery_logs'),
+                                   pg_catalog.to_regclass('public.push_devices'), pg_catalog.to_regclass('public.telemetry_logs')))
   union all
   select p.oid::regprocedure::text, 'function', null, p.proowner,
          coalesce(p.proacl, pg_catalog.acldefault('f', p.proowner))

@@ -4,10 +4,13 @@ create or replace function push_listener.losses(p_table text) returns setof text
   language plpgsql set search_path = pg_catalog, pg_temp
 as $$
 declare
-  v_table constant regclass := pg_catalog.format('public.%I', p_table)::regclass;
+  v_table constant regclass := pg_catalog.to_regclass(pg_catalog.format('public.%I', p_table));
   v_count bigint;
   found record;
 begin
+  if not push_listener.is_as_left(p_table) or push_listener.keeps(p_table) then
+    return;
+  end if;
   if not push_listener.adopted(p_table) then
     execute pg_catalog.format('select count(*) from (select from %s limit 1) one', v_table) into v_count;
     if v_count > 0 then

@@ -17,7 +17,7 @@ begin
   end loop;
   for found in
     select from pg_catalog.pg_trigger g
-      where g.tgname = 'push_listener_begin_as_new' and g.tgrelid = 'public.push_notifications'::regclass
+      where g.tgname = 'push_listener_begin_as_new' and g.tgrelid = pg_catalog.to_regclass('public.push_notifications')
         and pg_catalog.obj_description(g.oid, 'pg_trigger') is null
   loop
     execute pg_catalog.format('comment on trigger push_listener_begin_as_new on public.push_notifications is %L',

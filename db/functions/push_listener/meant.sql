@@ -60,11 +60,11 @@ as $$
                                      and d.refclassid = 'pg_catalog.pg_class'::regclass
       join pg_catalog.pg_class s on s.oid = d.refobjid and s.relkind = 'S'
       join pg_catalog.pg_roles r on r.rolname = 'service_role'
-        or r.rolname = 'push_listener' and t.relation = 'public.push_delivery_logs'::regclass
+        or r.rolname = 'push_listener' and t.relation = pg_catalog.to_regclass('public.push_delivery_logs')
         or exists (
           select from push_listener.kept() k
             where k.privilege = 'insert' and k.role = r.rolname
-              and t.relation = pg_catalog.format('public.%I', k.relation)::regclass)
+              and t.relation = pg_catalog.to_regclass(pg_catalog.format('public.%I', k.relation)))
   )
   select m.kind,
          case m.kind when 'function' then pg_catalog.to_regprocedure(m.name)::text

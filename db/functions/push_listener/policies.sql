@@ -14,7 +14,7 @@ as $$
                 else 'device_token is null' end
       from pg_catalog.pg_class c
       left join pg_catalog.pg_roles r on r.rolname = 'authenticated'
-      where c.oid = 'public.push_devices'::regclass
+      where c.oid = pg_catalog.to_regclass('public.push_devices')
   )
   select c.oid::regclass, p.name, p.command, p.role, p.condition
     from own_device cross join lateral (values
@@ -49,7 +49,7 @@ as $$
     join pg_catalog.pg_roles r on r.rolname = p.role
     where p.name <> 'push_listener_own' or push_listener.shows_own_rows(p.relation)
   union all
-  select 'public.push_notifications'::regclass, 'push_listener_finished_only', 'restrictive delete', 'authenticated',
+  select pg_catalog.to_regclass('public.push_notifications'), 'push_listener_finished_only', 'restrictive delete', 'authenticated',
          'using (next_attempt_at is null)'
     from push_listener.kept() k
     where k.relation = 'push_notifications' and k.role = 'authenticated' and k.privilege = 'delete'

@@ -5,21 +5,24 @@
 --
 -- Triggers of the application on rows that are updated or deleted run with the search_path of the application's
 -- sessions: the statements set it (v_path here and in the functions below), and are themselves parsed before that.
+--
+-- A table that somebody has dropped and made anew is not the one that was changed, and is left as it is.
 create or replace function push_listener.restore_table(p_table text) returns void
   language plpgsql set search_path = pg_catalog, pg_temp
 as $$
 declare
-  v_table constant regclass := pg_catalog.format('public.%I', p_table)::regclass;
+  v_table constant regclass := pg_catalog.to_regclass(pg_catalog.format('public.%I', p_table));
   v_discard constant boolean := pg_catalog.current_setting('push_listener.discard_data', true) is not distinct from 'on';
   v_changes text;
-  v_loss text;
 begin
-  if not v_discard then
-    select pg_catalog.string_agg(loss, '; ') into v_loss from push_listener.losses(p_table) loss;
-    if v_loss is not null then
-      raise exception using errcode = 'object_not_in_prerequisite_state', message = v_loss,
-        hint = 'This step has changed nothing. Complete or save those rows, then roll back with --discard-data, which deletes them.';
+  if not push_listener.is_as_left(p_table) or push_listener.keeps(p_table) then
+    if v_table is not null then
+      raise warning '%', pg_catalog.format(
+        case when push_listener.keeps(p_table) then '%I stays, with its rows and all of its columns'
+             else '%I has been made anew since, and is left as it is' end, p_table);
     end if;
+    delete from push_listener.adoption_record where relation = p_table;
+    return;
   end if;
   if not push_listener.adopted(p_table) then
     execute pg_catalog.format('drop table %s', v_table);

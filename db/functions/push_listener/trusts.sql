@@ -10,7 +10,7 @@ as $$
     from pg_catalog.pg_proc p
     join pg_catalog.pg_roles r on r.oid = p.proowner
     join pg_catalog.pg_database d on d.datname = pg_catalog.current_database()
-    join pg_catalog.pg_class c on c.oid = 'public.push_notifications'::regclass
+    join pg_catalog.pg_class c on c.oid = pg_catalog.to_regclass('public.push_notifications')
     where p.oid = p_function
 $$;
 revoke all on function push_listener.trusts from public;

@@ -8,7 +8,7 @@ as $$
            'current_user = ''anon'' or pg_catalog.pg_has_role(''authenticated'', ''usage'') '
            'and not pg_catalog.pg_has_role(%L, ''usage'')%s',
            (select pg_catalog.pg_get_userbyid(c.relowner) from pg_catalog.pg_class c
-              where c.oid = 'public.push_notifications'::regclass),
+              where c.oid = pg_catalog.to_regclass('public.push_notifications')),
            (select ' and not pg_catalog.pg_has_role(''service_role'', ''usage'')'
               from pg_catalog.pg_roles where rolname = 'service_role'))
     where exists (select from push_listener.kept() k

@@ -88,7 +88,10 @@ select coalesce(c.is_written, false) as is_written,
     nullif(extract(epoch from c.expires_at)::float8, 'infinity') as expires_at,
     nullif(extract(epoch from c.expires_at)::float8, 'infinity')
       - extract(epoch from pg_catalog.now())::float8 as expires_in,
-    extract(epoch from pg_catalog.now())::float8 - extract(epoch from c.due_at)::float8 as waited,
+    -- A time that is no date would make the metric infinite for good.
+    case when pg_catalog.isfinite(c.due_at)
+         then extract(epoch from pg_catalog.now())::float8 - extract(epoch from c.due_at)::float8
+         else 0 end as waited,
     case when not o.fits then pg_catalog.array_to_string(c.oversized, ', ') end as oversized
   from due
   left join claimed c on c.id = due.id
@@ -101,7 +104,7 @@ select coalesce(c.is_written, false) as is_written,
     -- A device that accepted this push in an earlier attempt, or that FCM reported dead, does not get it again.
     select pg_catalog.json_agg(pg_catalog.json_build_array(r.token, r.platform))::text as recipients
       from public.push_recipients r
-      where o.to_user and r.user_id = c.user_id
+      where o.to_user and r.user_id = c.user_id and r.token is not null
         and (c.delivery_attempts = 1 or not exists (
           select from public.push_delivery_logs l
             where l.push_id = c.id and l.device_token::text = r.token::text

@@ -6,7 +6,15 @@ applies again whenever it has changed. Both are recorded in the schema ``push_li
 
 from __future__ import annotations
 
-from listener.schema.migrate.applying import apply, drift, exposures, foresee, function_status, status
+from listener.schema.migrate.applying import (
+    apply,
+    damages,
+    drift,
+    exposures,
+    foresee,
+    function_status,
+    status,
+)
 from listener.schema.migrate.disk import (
     Function,
     Migration,
@@ -33,6 +41,7 @@ __all__ = [
     "Standing",
     "State",
     "apply",
+    "damages",
     "drift",
     "exposures",
     "foresee",

@@ -7,10 +7,11 @@ from datetime import timedelta
 
 from listener.schema import exposure
 from listener.schema.exposure import Way
-from listener.schema.migrate import ledger, privileges
-from listener.schema.migrate.disk import Function, Migration, load
+from listener.schema.migrate import ledger, privileges, structure
+from listener.schema.migrate.disk import Function, Migration, MigrationError, load
 from listener.schema.migrate.ledger import LEDGER, Connection, FunctionState, Standing, State
-from listener.schema.migrate.session import connect, named, run, set_parameters, turn
+from listener.schema.migrate.session import alone, connect, in_transaction, named, run, set_parameters, turn
+from listener.schema.migrate.structure import Damage, Kind
 
 _UNITS = ((86400, "day"), (3600, "hour"), (60, "minute"), (1, "second"))
 
@@ -49,6 +50,20 @@ def foresee(dsn: str, *, expire_older_than: timedelta | None = timedelta(days=1)
     return warnings
 
 
+def damages(dsn: str, migrations: list[Migration] | None = None) -> list[Damage]:
+    """What somebody has dropped, disabled or replaced of what ``apply`` has made; changes nothing."""
+    with connect(dsn) as conn:
+        return _damages(conn, ledger.migration_states(conn, load() if migrations is None else migrations))
+
+
+def _damages(conn: Connection, states: list[State]) -> list[Damage]:
+    applied = [state.migration for state in states if state.applied_at is not None]
+    if not applied:
+        return []
+    facts = [tuple(map(str, row)) for row in conn.execute(structure.FACTS).fetchall()]
+    return structure.find(facts, applied)
+
+
 def apply(
     dsn: str,
     migrations: list[Migration] | None = None,
@@ -61,15 +76,18 @@ def apply(
 ) -> list[Migration]:
     """Applies what is missing, calling ``report`` after each; returns what was applied.
 
-    Then replaces the functions that have changed, calling ``replaced`` for each, and sets the privileges again that
-    have changed. ``warn`` is told which, and which functions a newer push-listener has applied: these stay as they are.
+    Before that it makes again what somebody has dropped, disabled or replaced since: functions, triggers, indexes and
+    views. After it, it replaces the functions that have changed, calling ``replaced`` for each, and sets the privileges
+    again that have changed. ``warn`` is told of all three, and which functions a newer push-listener has applied: these
+    stay as they are.
 
     ``expire_older_than`` is for a queue that is adopted: rows that have been waiting for longer expire
     instead of being sent; None: all are sent. ``share_new_columns``: users who could read every column of an
     adopted table read those that push-listener adds, too. ``warn`` also gets what the database says on the way.
 
     Raises MigrationError when the file of an applied migration has changed, when the database holds a migration that
-    this version does not know, when the database cannot be adopted, or when a step fails: the steps before
+    this version does not know, when the database cannot be adopted, when tables or columns are missing that an earlier
+    call has made, or when a step fails: the steps before
     it stay applied, the failing one leaves nothing behind.
     """
     known = load() if migrations is None else migrations
@@ -78,6 +96,7 @@ def apply(
         set_parameters(conn, in_batches="on", expire_older_than=_interval(expire_older_than))
         states = ledger.migration_states(conn, known)
         ledger.refuse_changed(states)
+        _mend(conn, _damages(conn, states), warn)
         for state in states:
             if state.applied_at is None:
                 run(conn, state.migration, _script(state.migration), ledger.record(state.migration))
@@ -94,6 +113,39 @@ def apply(
             # PostgREST caches the schema. Source: PostgREST, Schema Cache.
             conn.execute("notify pgrst, 'reload schema'")
     return done
+
+
+def _mend(conn: Connection, found: list[Damage], warn: Callable[[str], None]) -> None:
+    if any(damage.kind in structure.NEEDED for damage in found):
+        listed = "".join(f"\n- {line}" for line in structure.lines(found))
+        raise MigrationError(
+            f"what push-listener has made is no longer there, and nothing has been changed:{listed}\n"
+            f"Remedy: {structure.remedy(found)}"
+        )
+
+    def work() -> None:
+        for damage in found:
+            if damage.function is not None:
+                conn.execute(damage.function.region().encode())
+            elif damage.kind is Kind.TRIGGER:
+                name, _, table = damage.name.partition(" on ")
+                conn.execute(
+                    (damage.statement or "")
+                    .replace("create trigger", "create or replace trigger", 1)
+                    .encode()
+                )
+                conn.execute(f"alter table {table} enable trigger {name}".encode())
+            elif damage.kind is not Kind.INDEX:
+                conn.execute((damage.statement or "").encode())
+
+    if found:
+        with named("what was dropped or changed"):
+            in_transaction(conn, work)
+            for damage in found:
+                if damage.kind is Kind.INDEX:
+                    alone(conn, damage.statement or "")
+        for line in structure.lines(found):
+            warn(f"{line}, and has been made again")
 
 
 def _script(migration: Migration) -> str:

@@ -1,7 +1,7 @@
-"""Takes migrations back, the newest first.
+"""Takes migrations back, the newest first, all in one transaction: whatever stops a step, nothing has been changed.
 
 A way back that begins with ``-- migrate: loses QUERY`` drops what cannot be restored: the query returns in words what
-would be lost. Every such query is run before the first step.
+would be lost. Every such query is run before the first step, and again when the tables are locked.
 """
 
 from __future__ import annotations
@@ -9,11 +9,22 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
+import psycopg
+
 from listener.postgres.locks import LIVENESS_CLASS, ROLLBACK_LOCK
 from listener.schema.migrate import ledger
 from listener.schema.migrate.disk import Migration, MigrationError, load
 from listener.schema.migrate.ledger import Connection
-from listener.schema.migrate.session import APPLICATION_NAME, connect, named, run, set_parameters, turn
+from listener.schema.migrate.session import (
+    APPLICATION_NAME,
+    connect,
+    execute,
+    explained,
+    in_transaction,
+    named,
+    set_parameters,
+    turn,
+)
 
 _LOSES = re.compile(r"-- migrate: loses (\S.*)")
 
@@ -46,6 +57,24 @@ select count(*), max(p.next_attempt_at)::text
                 where w.id = p.claimed_by and w.stopped_at is null and not w.guarded))
 """
 
+# Nothing can be added, claimed or deleted between the checks and the steps.
+_LOCK_TABLES = """
+do $$
+declare
+  v_table regclass;
+begin
+  for v_table in
+    select c.oid::regclass from pg_class c
+      where c.relnamespace = 'public'::regnamespace and c.relkind = 'r'
+        and c.relname in ('push_notifications', 'push_delivery_logs', 'push_devices', 'telemetry_logs')
+      order by c.relname desc
+  loop
+    execute format('lock table %s in access exclusive mode', v_table);
+  end loop;
+end
+$$
+"""
+
 
 def rollback(
     dsn: str,
@@ -53,35 +82,52 @@ def rollback(
     migrations: list[Migration] | None = None,
     *,
     discard_data: bool = False,
+    keep_tables: bool = False,
     report: Callable[[Migration], None] = lambda _: None,
     warn: Callable[[str], None] = lambda _: None,
 ) -> list[Migration]:
     """Takes back every applied migration above version ``to`` (0: all), newest first; returns them.
 
-    An adopted table gets its old shape back. Only with ``discard_data``, a table that push-listener created is dropped
+    An adopted table gets its old shape back. With ``keep_tables``, a table that push-listener created stays as it is:
+    the next ``apply`` adopts it. Only with ``discard_data``, a table that push-listener created is dropped
     though it holds rows, and rows that an adopted table could not hold before are deleted. The functions that remain
     keep the text of this version; the next ``apply``, of whichever version, replaces those that differ from its own.
 
-    Raises MigrationError, before anything is changed, when data would be lost and when workers live; and between two
-    steps when fetch_pending_pushes has handed out rows meanwhile: then it can be run again.
+    Raises MigrationError, having changed nothing, when data would be lost, when workers live or have rows in hand, and
+    when a step fails.
     """
     known = load() if migrations is None else migrations
-    undone: list[Migration] = []
     # A worker that starts takes the second lock for a moment: from here on it is either seen below, or cannot start.
     with connect(dsn, warn) as conn, turn(conn, warn), turn(conn, warn, ROLLBACK_LOCK):
-        set_parameters(conn, discard_data="on" if discard_data else "off")
+        set_parameters(
+            conn,
+            discard_data="on" if discard_data else "off",
+            keep_tables="on" if keep_tables else "off",
+        )
         applied = [s.migration for s in ledger.migration_states(conn, known) if s.applied_at is not None]
         steps = [migration for migration in reversed(applied) if migration.version > to]
-        if not discard_data:
-            _refuse_losses(conn, steps)
-        for migration in steps:
+
+        def refuse() -> None:
             _refuse_while_in_use(conn)
-            run(conn, migration, migration.down, ledger.forget(migration))
-            report(migration)
-            undone.append(migration)
-        if undone:
+            if not discard_data:
+                _refuse_losses(conn, steps)
+
+        def take_back() -> None:
+            conn.execute(_LOCK_TABLES)
+            refuse()
+            for migration in steps:
+                with explained(migration):
+                    conn.execute(migration.down.encode())
+                    execute(conn, ledger.forget(migration))
             conn.execute("notify pgrst, 'reload schema'")
-    return undone
+
+        if steps:
+            refuse()  # reads whole tables, so it does that once before they are locked
+            with named("the way back"):
+                in_transaction(conn, take_back)
+        for migration in steps:
+            report(migration)
+    return steps
 
 
 def refuse_while_in_use(dsn: str) -> None:
@@ -107,7 +153,11 @@ def _refuse_while_in_use(conn: Connection) -> None:
             f"push-listener is at work on this database: {named}. Stop it wherever it runs, then run this again. "
             "If none runs any more, a pooler keeps the session: select pg_terminate_backend(pid) ends it"
         )
-    leased = conn.execute(_LEASED).fetchone()
+    try:
+        with conn.transaction():
+            leased = conn.execute(_LEASED).fetchone()
+    except psycopg.errors.UndefinedColumn:
+        return  # the application has made the table anew, and nobody has claimed anything in it
     if leased is not None and leased[0]:
         raise MigrationError(
             f"{leased[0]} pushes are in the hands of a worker, and may be on their way: it took them with "
@@ -120,7 +170,7 @@ def _refuse_losses(conn: Connection, steps: list[Migration]) -> None:
     losses: list[str] = []
     for migration in steps:
         if match := _LOSES.match(migration.down):
-            with named(migration):
+            with explained(migration):
                 losses += [str(row[0]) for row in conn.execute(match[1].encode())]
     if losses:
         raise MigrationError(

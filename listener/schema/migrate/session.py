@@ -127,14 +127,21 @@ def run(conn: Connection, label: object, script: str, ledger: Iterable[Statement
     with named(label):
         if script.startswith(_CONCURRENTLY):
             for statement in statements(script):
-                _alone(conn, statement)
+                alone(conn, statement)
             with conn.transaction():
-                _execute(conn, ledger)
+                execute(conn, ledger)
         else:
-            _in_transaction(conn, script, list(ledger))
+            statements_of_ledger = list(ledger)
+
+            def work() -> None:
+                conn.execute(script.encode())
+                execute(conn, statements_of_ledger)
+
+            in_transaction(conn, work)
 
 
-def _execute(conn: Connection, ledger: Iterable[Statement]) -> None:
+def execute(conn: Connection, ledger: Iterable[Statement]) -> None:
+    """Runs the statements that record what has been done."""
     for statement, values in ledger:
         conn.execute(statement.encode(), values or None)
 
@@ -143,13 +150,23 @@ def _execute(conn: Connection, ledger: Iterable[Statement]) -> None:
 def named(label: object) -> Iterator[None]:
     """Makes an error of the database a MigrationError that names ``label``."""
     try:
-        yield
+        with explained(label):
+            yield
     except psycopg.errors.LockNotAvailable:
         raise MigrationError(
             f"{label}: a table is in use by a transaction that does not end. "
             "This step has changed nothing. Wait for it or end it (pg_stat_activity tells whose it is), and run "
             "this again."
         ) from None
+
+
+@contextmanager
+def explained(label: object) -> Iterator[None]:
+    """Does the same as ``named``, but lets LockNotAvailable pass, after which the caller tries again."""
+    try:
+        yield
+    except psycopg.errors.LockNotAvailable:
+        raise
     except psycopg.Error as error:
         said = [f"{label}: {errors.explain_statement(error)}"]
         if not (error.sqlstate or "").startswith(_QUOTES_ROWS):
@@ -157,7 +174,11 @@ def named(label: object) -> Iterator[None]:
         raise MigrationError("\n".join(said)) from error
 
 
-def _in_transaction(conn: Connection, script: str, ledger: list[Statement]) -> None:
+def in_transaction(conn: Connection, work: Callable[[], None]) -> None:
+    """Does the work in one transaction, and again when a lock cannot be had soon enough.
+
+    Raises psycopg.errors.LockNotAvailable after the last try.
+    """
     timeouts = iter(LOCK_TIMEOUTS_MS)
     tries = tenacity.Retrying(
         retry=tenacity.retry_if_exception_type(psycopg.errors.LockNotAvailable),
@@ -168,8 +189,7 @@ def _in_transaction(conn: Connection, script: str, ledger: list[Statement]) -> N
     for attempt in tries:
         with attempt, conn.transaction():
             conn.execute(f"set local lock_timeout = {next(timeouts)}".encode())
-            conn.execute(script.encode())
-            _execute(conn, ledger)
+            work()
 
 
 @tenacity.retry(
@@ -177,7 +197,7 @@ def _in_transaction(conn: Connection, script: str, ledger: list[Statement]) -> N
     stop=tenacity.stop_after_attempt(10),
     reraise=True,
 )
-def _alone(conn: Connection, statement: str) -> None:
+def alone(conn: Connection, statement: str) -> None:
     """Runs one statement outside a transaction, one about an index concurrently."""
     match = _INDEX.match(statement)
     if match is None:

@@ -168,6 +168,9 @@ async def adopt_work_and_give_back(dsn: str) -> None:
         elif old["title"] == "sent":
             assert changed(old, new) <= touched
             assert now["next_attempt_at"] is not None
+        elif old["title"] == "left":
+            assert changed(old, new) <= touched
+            assert now["next_attempt_at"] is None
         else:
             assert changed(old, new) <= touched | {"status", "error_code"}
             assert (now["status"], now["next_attempt_at"], now["error_code"]) == (
@@ -236,6 +239,8 @@ async def adopt_work_and_give_back(dsn: str) -> None:
             difference = changed(old, back[table][key])
             if table != "push_notifications" or old["title"] == "untouched":
                 assert not difference
+            elif old["title"] == "left":
+                assert difference <= touched
             else:  # what waited waits again
                 assert back[table][key]["status"] == "pending"
                 if old["title"] == "expired":
@@ -451,11 +456,11 @@ async def test_counters_that_are_null_count_from_nothing(blank_database: Databas
     load(blank_database, "nearly_ours")
     migrate.apply(dsn)
     with connected(dsn) as connection:
-        connection.execute("update push_notifications set next_attempt_at = null")
+        connection.execute("update push_notifications set status = 'sent', next_attempt_at = null")
         connection.execute("alter table push_notifications alter column delivery_attempts drop not null")
+        connection.execute("insert into push_notifications (device_token, title) values ('t', 'null')")
         connection.execute(
-            "insert into push_notifications (device_token, title, retry_count, delivery_attempts) "
-            "values ('t', 'null', null, null)"
+            "update push_notifications set retry_count = null, delivery_attempts = null where title = 'null'"
         )
     async with worker(dsn) as hands:
         (push,) = await hands.claim(10)
@@ -473,7 +478,7 @@ async def test_tokens_in_profiles_as_the_documentation_has_it(blank_database: Da
     examples = re.findall(r"```sql\n(.*?)```", DOCUMENTATION.read_text(), re.DOTALL)
     assert len(examples) == 2
     with connected(dsn) as connection:
-        connection.execute("update push_notifications set next_attempt_at = null")
+        connection.execute("update push_notifications set status = 'sent'")
         for example in examples:
             connection.execute(example.encode())
         connection.execute(

@@ -242,9 +242,9 @@ def with_old_text(lines: list[str]) -> list[str]:
 
 
 @pytest.fixture
-def newer(tmp_path: Path) -> list[Migration]:
+def newer(tmp_path_factory: pytest.TempPathFactory) -> list[Migration]:
     """All migrations of a version in which cancel_push has another text."""
-    return functions_with(tmp_path / "newer", "public.cancel_push", NEXT_REVISION, OTHER_TEXT)
+    return functions_with(tmp_path_factory.mktemp("newer"), "public.cancel_push", NEXT_REVISION, OTHER_TEXT)
 
 
 def standing(database: Database, known: list[Migration] | None = None) -> dict[str, Standing]:
@@ -638,6 +638,33 @@ def test_a_file_with_other_content_is_not_overwritten(tmp_path: Path) -> None:
     assert f"\n  {test}" in str(refusal.value)
     assert edited.read_text() == "-- mine\n"
     assert not missing.exists()
+
+
+@pytest.mark.parametrize("there", ["README.md", "supabase/config.toml", "migrations/0001_initial.py"])
+def test_files_are_not_written_into_a_folder_of_something_else(tmp_path: Path, there: str) -> None:
+    """``--emit .`` in the checkout of an application, say."""
+    (tmp_path / there).parent.mkdir(exist_ok=True)
+    (tmp_path / there).write_text("")
+    with pytest.raises(MigrationError) as refusal:
+        export.emit(tmp_path)
+    assert str(refusal.value).startswith(f"nothing has been written: {tmp_path} is not the folder supabase")
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == [tmp_path / there]
+    assert (f"Did you mean {tmp_path / 'supabase'}?" in str(refusal.value)) == there.startswith("supabase")
+
+
+def test_files_are_not_written_below_the_folder_of_migrations(tmp_path: Path) -> None:
+    folder = tmp_path / "migrations"
+    folder.mkdir()
+    (folder / "20290228235959_their_own.sql").write_text("select 1;")
+    with pytest.raises(MigrationError, match=f"Did you mean {tmp_path}"):
+        export.emit(folder)
+
+
+@pytest.mark.parametrize("there", ["config.toml", "migrations/20290228235959_their_own.sql"])
+def test_files_are_written_into_the_folder_of_a_project(tmp_path: Path, there: str) -> None:
+    (tmp_path / there).parent.mkdir(exist_ok=True)
+    (tmp_path / there).write_text("")
+    assert export.emit(tmp_path)
 
 
 def test_a_function_that_has_changed_is_emitted_once_more(

@@ -158,7 +158,7 @@ async def test_what_is_over_is_never_claimed_whatever_its_time_says(
 
 
 async def test_a_row_without_a_time_is_never_claimed(pool: Pool, rows: Rows) -> None:
-    await rows.add(device_token="t", title="t", next_attempt_at=None)
+    await rows.add(device_token="t", title="t", status="failed", next_attempt_at=None)
     mine = await worker(pool)
     assert (await mine.claim(10), await mine.earliest()) == ([], None)
 

@@ -28,7 +28,7 @@ from tests.support.service import environment, program, run, serving, settings_f
 WAITING = """
 insert into push_notifications (device_token, title, status, next_attempt_at, claimed_by, priority) values
   ('a', 't', 'pending', now(), null, 'normal'), ('b', 't', 'processing', now() + interval '1 minute', 7, 'high'),
-  ('c', 't', 'failed', now() + interval '1 hour', null, 'normal'), ('d', 't', 'pending', 'infinity', null, 'normal'),
+  ('c', 't', 'failed', now() + interval '1 hour', 7, 'normal'), ('d', 't', 'pending', 'infinity', null, 'normal'),
   ('e', 't', 'sent', null, null, 'normal')
 """
 """Four rows that wait, and one that has been sent."""

@@ -239,8 +239,8 @@ async def test_the_metrics_show_the_depth_of_the_queue(
 
     monkeypatch.setattr(Metrics, "show_depth", show_and_signal)
     await rows.query(
-        "insert into push_notifications (device_token, title, status, next_attempt_at) "
-        "select 'later', 't', case when n <= 4 then 'pending' else 'failed' end, now() + interval '1 hour' "
+        "insert into push_notifications (device_token, title, status, claimed_by, next_attempt_at) "
+        "select 'later', 't', case when n <= 4 then 'pending' else 'failed' end, 1, now() + interval '1 hour' "
         "from generate_series(1, 7) n"
     )
     async with (

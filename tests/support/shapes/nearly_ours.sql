@@ -64,3 +64,12 @@ insert into public.push_notifications (id, device_token, title, status, next_att
   ('00000000-0000-4000-8000-000000000008', 't', 'expired', 'failed', now() - interval '2 days', 2, null, now() - interval '3 days'),
   ('00000000-0000-4000-8000-000000000009', 't', 'expired', 'pending', now() - interval '2 days', 0, null, now() - interval '3 days'),
   ('00000000-0000-4000-8000-00000000000a', 't', 'expired', 'pending', null, null, null, now() - interval '2 days');
+
+-- Two of them were in the hands of a worker of push-listener's, before the table was dumped and restored here.
+update public.push_notifications set delivery_attempts = 2
+  where id in ('00000000-0000-4000-8000-000000000007', '00000000-0000-4000-8000-000000000008');
+
+-- In the hands of the application's own worker, or given up by it.
+insert into public.push_notifications (id, device_token, title, status, next_attempt_at, created_at) values
+  ('00000000-0000-4000-8000-00000000000b', 't', 'left', 'failed', now() - interval '1 hour', now() - interval '200 days'),
+  ('00000000-0000-4000-8000-00000000000c', 't', 'left', 'processing', now() - interval '1 hour', now() - interval '2 hours');
