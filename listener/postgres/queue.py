@@ -22,7 +22,7 @@ from listener.postgres.connect import Connection, Pool, fetch_value
 from listener.postgres.errors import ROW_FAULTS, fault_name, is_transient
 from listener.postgres.locks import STRANGERS, LockHolder
 from listener.postgres.statements import load
-from listener.push import Decision, Push, Settlement
+from listener.push import EXPIRED_REASON, Decision, Push, Settlement
 
 log = structlog.get_logger(__name__)
 
@@ -30,6 +30,7 @@ _CLAIM = load(__file__, "claim")
 _FIRST = load(__file__, "claim_first")
 _SETTLE = load(__file__, "settle")
 _RELEASE = load(__file__, "release")
+_EXPIRE = load(__file__, "expire")
 _EARLIEST = load(__file__, "earliest")
 _SWEEP = load(__file__, "sweep", earliest=_EARLIEST, strangers=STRANGERS)
 DEPTH = load(__file__, "depth")
@@ -259,6 +260,17 @@ class Queue:
         async with self._pool.connection() as conn:
             cursor = await conn.execute(_RELEASE, {"worker": self._worker, "held": list(held)})
         return cursor.rowcount
+
+    async def expire(self, rows: int, excluded: Sequence[UUID] = ()) -> int:
+        """Expires pushes past ``expires_at`` among the first due rows of each lane; returns their number.
+
+        Args:
+            rows: at most this number of rows of each lane is read.
+            excluded: rows that are left alone.
+        """
+        values = {"rows": rows, "excluded": self._all_excluded(excluded), "reason": EXPIRED_REASON}
+        async with self._pool.connection() as conn:
+            return int(await fetch_value(conn, _EXPIRE, values))
 
     async def earliest(self, excluded: Sequence[UUID] = ()) -> float | None:
         """Seconds, by the database's clock, until the first row that is not ``excluded`` is due.

@@ -23,7 +23,17 @@ from listener.limits.health import FcmHealth
 from listener.limits.retry_policy import RetryPolicy
 from listener.limits.shared_quota import SharedQuota
 from listener.metrics import Metrics
-from listener.push import BadPush, Decision, LogLine, Push, Settlement, Status, Target, TargetKind
+from listener.push import (
+    EXPIRED_REASON,
+    BadPush,
+    Decision,
+    LogLine,
+    Push,
+    Settlement,
+    Status,
+    Target,
+    TargetKind,
+)
 from listener.sending.pause_report import PauseReport
 from listener.sending.retry import decide
 
@@ -40,6 +50,7 @@ _KEPT_OF_LEASE_S = 5.0
 
 _QUESTION = b'{"validate_only":true,"message":{"topic":"push-listener","data":{"question":"are you there"}}}'
 
+_EXPIRED = Outcome(Disposition.EXPIRED, "EXPIRED", EXPIRED_REASON)
 _NOT_TRIED = Outcome(Disposition.RETRY, "NOT_TRIED", "not tried in this attempt", uses_try=False)
 
 
@@ -115,8 +126,7 @@ class Attempts:
             return self._refused(push, claimed_at, _quarantine(push))
         left = _life_left(push, claimed_at)
         if left is not None and left <= 0:
-            expired = Outcome(Disposition.EXPIRED, "EXPIRED", "expires_at had passed before it could be sent")
-            return self._settle(push, claimed_at, [expired], [])
+            return self._settle(push, claimed_at, [_EXPIRED], [])
         try:
             prepared = prepare(push)
             requests = [
@@ -271,7 +281,8 @@ class Attempts:
             rng=self._rng,
             fcm_away=push.attempt < _MOST_CLAIMS_IN_OUTAGE and self._health.is_away(time.monotonic()),
         )
-        settlement = Settlement(push.id, push.attempt, decision)
+        made = sum(one.started is not None for one in requests)
+        settlement = Settlement(push.id, push.attempt, decision, requests=made)
         for one in requests:
             if one.outcome is None:
                 continue
