@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from uuid import uuid4
 
 import pytest
 
 from listener.emulator import Emulator
+from listener.fcm.auth import AccessTokens
 from tests.support.postgres import Database
 from tests.support.service import PATIENCE, Rows, serving, settings_for, shown
 
@@ -140,3 +142,36 @@ async def test_a_trigger_that_keeps_them_from_expiring_in_bulk_delays_nobody_els
     by_token = {row["device_token"]: row["status"] for row in found.values()}
     refused = {token for token, status in by_token.items() if status != "expired"}
     assert refused <= {"fresh", "late-7"}
+
+
+async def test_nothing_is_begun_after_the_expiry_however_long_an_access_token_takes(
+    database: Database, rows: Rows, emulator: Emulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One push expires meanwhile, and another one has less time to live when it is sent."""
+    get, waits, comes = AccessTokens.get, asyncio.Semaphore(0), asyncio.Event()
+
+    async def slowly(tokens: AccessTokens) -> str:
+        waits.release()
+        await comes.wait()
+        return await get(tokens)
+
+    monkeypatch.setattr(AccessTokens, "get", slowly)
+    async with serving(settings_for(database.dsn, emulator)) as service:
+        await waits.acquire()  # the token that is got at the start
+        await rows.query(
+            "insert into push_notifications (device_token, title, expires_at) values "
+            "('late', 't', now() + interval '2 s'), ('long', 't', now() + interval '1 h')"
+        )
+        await waits.acquire()
+        await waits.acquire()
+        await rows.query("select pg_sleep(2.1)")
+        comes.set()
+        found = {row["device_token"]: row for row in (await rows.over()).values()}
+        begun = service.metrics.insert_to_send._sum
+    assert (found["late"]["status"], found["late"]["error_code"]) == ("expired", "EXPIRED")
+    (record,) = emulator.received
+    assert record.push_id == str(found["long"]["id"])
+    assert record.message is not None
+    assert 3500 < int(record.message["android"]["ttl"][:-1]) < 3599
+    assert await rows.logs(found["late"]["id"]) == []
+    assert begun > 2.0
