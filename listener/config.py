@@ -152,7 +152,7 @@ def _age(value: object) -> object:
 
 
 def _longest_send(request_timeout: float) -> float:
-
+    """Maximum duration of a send in seconds: FCM refuses one access token, and the request is made with another."""
     return 2 * (REFRESH_TIMEOUT + request_timeout)
 
 
@@ -349,11 +349,6 @@ class Settings(DatabaseSettings):
         if delay < info.data.get("retry_min_delay", 0):
             raise ValueError("is less than RETRY_MIN_DELAY")
         return delay
-
-    @property
-    def longest_send(self) -> float:
-        """Maximum duration of a send in seconds: FCM refuses one access token, and the request is made with another."""
-        return _longest_send(self.fcm_request_timeout)
 
     @property
     def longest_poll_delay(self) -> float:

@@ -91,6 +91,9 @@ class Status(StrEnum):
     EXPIRED = "expired"
 
 
+EXPIRED_REASON = "expires_at had passed before it could be sent"
+
+
 class Decision(NamedTuple):
     """What to write to the row."""
 
@@ -123,3 +126,5 @@ class Settlement:
     logs: list[LogLine] = field(default_factory=list)
     dead_tokens: list[tuple[str, str]] = field(default_factory=list)
     """(token, code) of registration tokens that FCM reported dead."""
+    requests: int = 0
+    """Requests that were begun."""

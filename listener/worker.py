@@ -23,6 +23,7 @@ from listener.schema import retention
 from listener.sending.attempt import Attempts
 from listener.sending.depth import DepthWatch
 from listener.sending.dispatcher import Dispatcher
+from listener.sending.expiry import Expiry
 from listener.sending.held import HeldRows
 from listener.sending.pause_report import PauseReport
 from listener.sending.reach import Reach
@@ -70,6 +71,7 @@ def assemble(
         waker,
         Admission(health, quota, max_in_flight=settings.max_in_flight, batch=settings.claim_batch),
         quota,
+        Expiry(queue, held, metrics),
         Attempts(sender, settings, metrics, health, quota, PauseReport(health, look, metrics)),
         settler,
         held,

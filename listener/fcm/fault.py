@@ -23,6 +23,10 @@ class SendFault(Exception):
         return f"{self.code}: {self.reason}"
 
 
+class TooLate(Exception):
+    """The message must not be sent any more: raised by the function that makes its body, when it could be written."""
+
+
 class AuthFault(Exception):
     """There is no access token, so nothing was sent.
 

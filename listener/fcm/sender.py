@@ -10,7 +10,7 @@ from urllib.parse import quote
 from listener.fcm.auth import AccessTokens
 from listener.fcm.fault import AuthFault, SendFault
 from listener.fcm.outcome import Disposition, Outcome, classify, from_auth_fault, from_send_fault
-from listener.fcm.transports.base import Transport
+from listener.fcm.transports.base import Outgoing, Transport
 
 
 def messages_url(endpoint: str, project_id: str) -> str:
@@ -42,36 +42,39 @@ class Sender:
         self._headers: Mapping[str, str] = {}
         self._headers_token: str | None = None
 
-    async def send(self, body: bytes) -> Outcome:
+    async def send(self, outgoing: Outgoing) -> Outcome:
         """Make one attempt.
 
         If FCM refuses the access token, the sender replaces it and makes the request once more, at once. If FCM
         refuses that one too, the token is not the cause: the outcome is to pause.
 
         Args:
-            body: the JSON of ``{"message": {...}}``, see ``listener.fcm.message``.
+            outgoing: its function makes the JSON of ``{"message": {...}}``, see ``listener.fcm.message``. It is called
+                for each request, when an access token and a connection are at hand.
 
         Returns:
-            The outcome of the attempt, never ``Disposition.REFRESH_AUTH``. Faults are outcomes too: only cancellation
-            raises.
+            The outcome of the attempt, never ``Disposition.REFRESH_AUTH``. Faults are outcomes too.
+
+        Raises:
+            TooLate: that function has raised it.
         """
         try:
             token = await self._tokens.get()
-            outcome = await self._exchange(token, body)
+            outcome = await self._exchange(token, outgoing)
             if outcome.disposition is not Disposition.REFRESH_AUTH:
                 return outcome
             self._tokens.reject(token)
-            outcome = await self._exchange(await self._tokens.get(), body)
+            outcome = await self._exchange(await self._tokens.get(), outgoing)
         except AuthFault as fault:
             return from_auth_fault(fault)
         if outcome.disposition is Disposition.REFRESH_AUTH:
             return replace(outcome, disposition=Disposition.PAUSE)
         return outcome
 
-    async def _exchange(self, token: str, body: bytes) -> Outcome:
+    async def _exchange(self, token: str, outgoing: Outgoing) -> Outcome:
         began = time.perf_counter()
         try:
-            answer = await self._transport.post(self._headers_with(token), body)
+            answer = await self._transport.post(self._headers_with(token), outgoing)
         except SendFault as fault:
             outcome = from_send_fault(fault)
         else:

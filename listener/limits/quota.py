@@ -160,6 +160,15 @@ class Quota:
         self._normal -= shared
         self._high -= high - shared
 
+    def give_back(self, high: int, normal: int, now: float) -> None:
+        """Puts requests that were taken and not made back into the bucket."""
+        self._advance(now)
+        _, size, size_high = self._limits(now)
+        self._used = max(0.0, self._used - (high + normal) / _MEMORY_S)
+        to_high = min(high, size_high - self._high)
+        self._high += to_high
+        self._normal = min(size, self._normal + normal + high - to_high)
+
     def _pushes(self, requests: float) -> int:
         return max(1, int(requests / self._per_push))
 

@@ -60,17 +60,24 @@ class SharedQuota:
         return self._quota.opens_in(now)
 
     def claimed(self, pushes: Sequence[Push], now: float) -> None:
-        """These pushes will be sent, with one request for each device."""
-        high = normal = 0
+        """These pushes will be sent, with one request for each device, unless they have expired."""
+        high = normal = live = 0
         for push in pushes:
-            requests = len(push.recipients) or 1
+            requests = _cost(push)
+            live += requests > 0
             if push.priority == "high":
                 high += requests
             else:
                 normal += requests
-        self._quota.spend(high, normal, len(pushes))
+        self._quota.spend(high, normal, live)
         if self._quota.matters(now):
             self._used.set()
+
+    def sent(self, push: Push, requests: int) -> None:
+        """An attempt at a claimed push has ended after this number of requests; the quota gets back what is left."""
+        if unused := max(0, _cost(push) - requests):
+            is_high = push.priority == "high"
+            self._quota.give_back(unused if is_high else 0, 0 if is_high else unused, time.monotonic())
 
     def refused(self, limit: Limit, asked: float) -> None:
         """FCM answered 429 to a request made at ``asked``."""
@@ -123,3 +130,13 @@ class SharedQuota:
         elif fraction == 1.0 and self._logged:
             log.info("sending at the whole rate again")
             self._logged = False
+
+
+def _cost(push: Push) -> int:
+    """Requests that a claimed push is going to make: one for each device; none if it has expired."""
+    return 0 if is_late(push) else len(push.recipients) or 1
+
+
+def is_late(push: Push) -> bool:
+    """Whether the push had expired when it was claimed."""
+    return push.expires_in is not None and push.expires_in <= 0

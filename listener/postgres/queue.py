@@ -27,7 +27,7 @@ from listener.postgres.locks import STRANGERS, LockHolder
 from listener.postgres.put_back import put_back
 from listener.postgres.statements import load
 from listener.postgres.unwritable import CHANGED, IGNORED, Pause, UnwritableRows, code_of
-from listener.push import Decision, LogLine, Push, Settlement
+from listener.push import EXPIRED_REASON, Decision, LogLine, Push, Settlement
 
 log = structlog.get_logger(__name__)
 
@@ -39,6 +39,7 @@ select push_id, code
 _FIRST = load(__file__, "claim_first")
 _SETTLE = load(__file__, "settle")
 _RELEASE = load(__file__, "release")
+_EXPIRE = load(__file__, "expire")
 _EARLIEST = load(__file__, "earliest")
 _SWEEP = load(__file__, "sweep", earliest=_EARLIEST, strangers=STRANGERS)
 DEPTH = load(__file__, "depth")
@@ -370,6 +371,17 @@ class Queue:
             cursor = conn.cursor(row_factory=scalar_row)
             await cursor.execute(_RELEASE, {"worker": self._worker, "held": list(held)})
             return await put_back(conn, await cursor.fetchall(), are_lost=False)
+
+    async def expire(self, rows: int, excluded: Sequence[UUID] = ()) -> int:
+        """Expires pushes past ``expires_at`` among the first due rows of each lane; returns their number.
+
+        Args:
+            rows: at most this number of rows of each lane is read.
+            excluded: rows that are left alone.
+        """
+        values = {"rows": rows, "excluded": list(excluded), "reason": EXPIRED_REASON}
+        async with self._pool.connection() as conn:
+            return int(await fetch_value(conn, _EXPIRE, values))
 
     async def earliest(self, excluded: Sequence[UUID] = ()) -> float | None:
         """Seconds, by the database's clock, until the first row that is not ``excluded`` is due.

@@ -15,15 +15,27 @@ from dataclasses import dataclass, replace
 import structlog
 
 from listener.config import Settings
+from listener.fcm.fault import TooLate
 from listener.fcm.message import Prepared, prepare, targets
 from listener.fcm.outcome import Disposition, Outcome
 from listener.fcm.sender import Sender
+from listener.fcm.transports.base import Outgoing
 from listener.limits.claim_budget import reserved_for_high
 from listener.limits.health import FcmHealth
 from listener.limits.retry_policy import RetryPolicy
 from listener.limits.shared_quota import SharedQuota
 from listener.metrics import Metrics
-from listener.push import BadPush, Decision, LogLine, Push, Settlement, Status, Target, TargetKind
+from listener.push import (
+    EXPIRED_REASON,
+    BadPush,
+    Decision,
+    LogLine,
+    Push,
+    Settlement,
+    Status,
+    Target,
+    TargetKind,
+)
 from listener.sending.pause_report import PauseReport
 from listener.sending.retry import decide
 
@@ -38,8 +50,11 @@ _MOST_CLAIMS_IN_OUTAGE = 500
 # The part of the lease that is kept for writing the result.
 _KEPT_OF_LEASE_S = 5.0
 
-_QUESTION = b'{"validate_only":true,"message":{"topic":"push-listener","data":{"question":"are you there"}}}'
+_QUESTION = Outgoing(
+    lambda: b'{"validate_only":true,"message":{"topic":"push-listener","data":{"question":"are you there"}}}'
+)
 
+_EXPIRED = Outcome(Disposition.EXPIRED, "EXPIRED", EXPIRED_REASON)
 _NOT_TRIED = Outcome(Disposition.RETRY, "NOT_TRIED", "not tried in this attempt", uses_try=False)
 
 
@@ -51,6 +66,7 @@ class _Request:
     is_first: bool
     """Whether this is the first of all requests for its push."""
     started: float | None = None
+    """When its latest request was written; None: none was."""
     seconds: float = 0.0
     outcome: Outcome | None = None
     held_back: float = 0.0
@@ -102,8 +118,8 @@ class Attempts:
             uses_try=False,
         )
         self._lease = settings.lease
-        # A request that is started later than this after the claim might outlive the lease.
-        self._latest_start = settings.lease - settings.longest_send
+        # A request that is written later than this after the claim might outlive the lease.
+        self._latest_start = settings.lease - settings.fcm_request_timeout - _KEPT_OF_LEASE_S
 
     async def attempt(self, push: Push, claimed_at: float) -> Settlement:
         """Sends one row to all of its targets.
@@ -113,10 +129,8 @@ class Attempts:
         """
         if push.lost_claims >= _MOST_LOST_CLAIMS:
             return self._refused(push, claimed_at, _quarantine(push))
-        left = _life_left(push, claimed_at)
-        if left is not None and left <= 0:
-            expired = Outcome(Disposition.EXPIRED, "EXPIRED", "expires_at had passed before it could be sent")
-            return self._settle(push, claimed_at, [expired], [])
+        if _is_over(push, claimed_at):
+            return self._settle(push, claimed_at, [_EXPIRED], [])
         try:
             prepared = prepare(push)
             requests = [
@@ -136,9 +150,10 @@ class Attempts:
             if one.outcome is None and one.started is not None:
                 one.seconds = time.monotonic() - one.started
                 one.outcome = self._abandoned
-        if requests and not any(one.started is not None or one.held_back for one in requests):
+        is_over = _is_over(push, claimed_at)
+        if requests and not is_over and not any(one.outcome or one.held_back for one in requests):
             return untouched(push)
-        outcomes = [one.outcome or _not_tried(one) for one in requests]
+        outcomes = [one.outcome or (_EXPIRED if is_over else _not_tried(one)) for one in requests]
         if self._health.fails:
             self._ask_fcm()
         elif push.retry_count + 1 >= self._policy.max_tries and any(_counts(outcome) for outcome in outcomes):
@@ -198,29 +213,45 @@ class Attempts:
         async with self._places:
             if self._health.reason is not None and not while_paused:
                 return  # while everything is paused, a push with many devices is one request
-            started = time.monotonic()
-            held = started - claimed_at
-            one.held_back = self._health.platform_wait(one.target.platform, started)
-            left = _life_left(push, claimed_at)
-            if held > self._latest_start or one.held_back or (left is not None and left <= 0):
+            began = time.monotonic()
+            one.held_back = self._health.platform_wait(one.target.platform, began)
+            if one.held_back:
                 return
-            body = prepared.encode(one.target, left)
-            if one.is_first:
-                self._metrics.insert_to_send.observe(max(0.0, push.waited + held))
-            one.started = started
             try:
-                outcome = await self._sender.send(body)
+                self._check_time(push, claimed_at, began)
+                body = functools.partial(self._body, push, prepared, one, claimed_at)
+                outcome = await self._sender.send(Outgoing(body, push.expires_in is not None))
+            except TooLate:
+                if one.started is not None:  # after FCM has refused an access token
+                    one.outcome = _EXPIRED if _is_over(push, claimed_at) else _NOT_TRIED
+                return
             except Exception as error:
                 # The answers to the other devices must not be lost for it; and it says nothing about FCM.
                 one.outcome = self._fault_of_ours(push, error)
                 answered = time.monotonic()
             else:
                 answered = time.monotonic()
+                asked = began if one.started is None else one.started
                 if outcome.limit is not None:
-                    self._quota.refused(outcome.limit, started)
+                    self._quota.refused(outcome.limit, asked)
                 outcome = _without_token(outcome, one.target)
-                one.outcome = self._health.judge(push, one.target, outcome, started, answered)
-            one.seconds = answered - started
+                one.outcome = self._health.judge(push, one.target, outcome, asked, answered)
+            one.seconds = answered - began
+
+    def _body(self, push: Push, prepared: Prepared, one: _Request, claimed_at: float) -> bytes:
+        """The body of a request that is written now."""
+        now = time.monotonic()
+        self._check_time(push, claimed_at, now)
+        body = prepared.encode(one.target, _life_left(push, claimed_at, now))
+        if one.is_first and one.started is None:
+            self._metrics.insert_to_send.observe(max(0.0, push.waited + now - claimed_at))
+        one.started = now
+        return body
+
+    def _check_time(self, push: Push, claimed_at: float, now: float) -> None:
+        """Raises TooLate if the push has expired, or if a request that is written now might outlive the lease."""
+        if now - claimed_at > self._latest_start or _is_over(push, claimed_at, now):
+            raise TooLate
 
     async def _check_presence(self, until: float) -> None:
         """Finds out, before a push is given up, whether the push fails or FCM.
@@ -271,7 +302,8 @@ class Attempts:
             rng=self._rng,
             fcm_away=push.attempt < _MOST_CLAIMS_IN_OUTAGE and self._health.is_away(time.monotonic()),
         )
-        settlement = Settlement(push.id, push.attempt, decision)
+        made = sum(one.started is not None for one in requests)
+        settlement = Settlement(push.id, push.attempt, decision, requests=made)
         for one in requests:
             if one.outcome is None:
                 continue
@@ -325,9 +357,16 @@ def untouched(push: Push) -> Settlement:
     return Settlement(push.id, push.attempt, Decision(Status.PENDING, delay=0.0))
 
 
-def _life_left(push: Push, claimed_at: float) -> float | None:
+def _life_left(push: Push, claimed_at: float, now: float | None = None) -> float | None:
     """Seconds until the push expires, counted from what the database said at the claim."""
-    return None if push.expires_in is None else push.expires_in - (time.monotonic() - claimed_at)
+    if push.expires_in is None:
+        return None
+    return push.expires_in - ((time.monotonic() if now is None else now) - claimed_at)
+
+
+def _is_over(push: Push, claimed_at: float, now: float | None = None) -> bool:
+    left = _life_left(push, claimed_at, now)
+    return left is not None and left <= 0
 
 
 def _log_line(push: Push, one: _Request, outcome: Outcome) -> LogLine:

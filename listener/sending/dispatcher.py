@@ -16,6 +16,7 @@ from listener.postgres.connect import STATEMENT_PATIENCE_S
 from listener.postgres.queue import Queue
 from listener.push import Push, Settlement
 from listener.sending.attempt import Attempts, untouched
+from listener.sending.expiry import Expiry
 from listener.sending.held import HeldRows
 from listener.sending.reach import Reach
 from listener.sending.settler import Settler
@@ -35,7 +36,8 @@ class Dispatcher:
     Args:
         waker: whether to claim at all, and when to look at the queue.
         admission: how much to claim.
-        quota: learns what has been claimed.
+        quota: learns what has been claimed, and what of it made no request.
+        expiry: learns what has been claimed, and expires what stands before it.
         attempts: sends what has been claimed.
         settler: writes what became of it.
         held: what has been claimed and not settled.
@@ -49,6 +51,7 @@ class Dispatcher:
         waker: Waker,
         admission: Admission,
         quota: SharedQuota,
+        expiry: Expiry,
         attempts: Attempts,
         settler: Settler,
         held: HeldRows,
@@ -59,6 +62,7 @@ class Dispatcher:
         self._waker = waker
         self._admission = admission
         self._quota = quota
+        self._expiry = expiry
         self._attempts = attempts
         self._settler = settler
         self._held = held
@@ -116,6 +120,7 @@ class Dispatcher:
 
     async def _look_at_queue(self, claim: Claim) -> None:
         """Claims, and then waits for as long as there is nothing more to claim."""
+        await self._expiry.run()
         pushes = await self._claim(claim)
         poll_delay = self._waker.poll_delay(len(pushes)) if claim.budget.normal else None
         if not claim.budget.exhausts_queue(pushes):
@@ -141,6 +146,7 @@ class Dispatcher:
         self._reach.answered()
         self._admission.claimed(claim.budget, len(pushes), began)
         self._quota.claimed(pushes, began)
+        self._expiry.met(pushes)
         self._held.add(pushes, began)
         for push in pushes:
             self._start(push, began)
@@ -163,6 +169,7 @@ class Dispatcher:
             settlement = self._attempts.failed(push, claimed_at, error)
         else:
             settlement = task.result()
+        self._quota.sent(push, settlement.requests)
         self._settler.put(settlement)
         if len(self._sending) == self._admission.busiest_worth_a_claim:
             self._waker.look.capacity()

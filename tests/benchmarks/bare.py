@@ -5,6 +5,7 @@ No lease, no retry, no limit, no record of the answer. Takes DATABASE_URL, and t
 
 from __future__ import annotations
 
+import functools
 import os
 import sys
 
@@ -12,6 +13,7 @@ import orjson
 import psycopg
 import uvloop
 
+from listener.fcm.transports.base import Outgoing
 from listener.fcm.transports.http1 import Http1Transport
 
 _HEADERS = {"Authorization": "Bearer x"}
@@ -41,7 +43,8 @@ async def main(url: str) -> None:
                     "notification": {"title": title, "body": body},
                     "data": {**data, "push_id": push_id},
                 }
-                await http.post(_HEADERS, orjson.dumps({"message": message}))
+                body = functools.partial(orjson.dumps, {"message": message})
+                await http.post(_HEADERS, Outgoing(body))
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ from listener import config, log
 from listener.config import Settings
 from listener.fcm.auth import AccessTokens
 from listener.fcm.sender import Sender
-from listener.fcm.transports.base import Response
+from listener.fcm.transports.base import Outgoing, Response
 from listener.limits.health import FcmHealth
 from listener.limits.quota import Quota
 from listener.limits.shared_quota import SharedQuota
@@ -63,8 +63,9 @@ class Timer:
         self.asked = asyncio.Event()
         """Set once as many requests as rows have come."""
 
-    async def post(self, headers: Mapping[str, str], body: bytes) -> Response:
+    async def post(self, headers: Mapping[str, str], outgoing: Outgoing) -> Response:
         """See ``listener.fcm.transports.base.Transport``."""
+        outgoing.make_body()
         self._requests += 1
         if self._requests == self._rows:
             self.asked.set()

@@ -20,8 +20,7 @@ MOVES = {
     ("failed", "processing"),
     ("processing", "processing"),
     *(("processing", end) for end in ("pending", "sent", "delivered", "failed", "dead", "expired")),
-    ("pending", "cancelled"),
-    ("failed", "cancelled"),
+    *((waiting, over) for waiting in ("pending", "failed") for over in ("cancelled", "expired")),
     *((over, "pending") for over in ("dead", "expired", "failed", "cancelled")),
     ("sent", "delivered"),
 }

@@ -11,6 +11,7 @@ from uuid import UUID, uuid4
 from listener import config
 from listener.fcm.outcome import Disposition, Outcome
 from listener.fcm.sender import Sender
+from listener.fcm.transports.base import Outgoing
 from listener.limits.health import FcmHealth
 from listener.limits.quota import Quota
 from listener.limits.shared_quota import SharedQuota
@@ -31,8 +32,8 @@ NO_APNS = Outcome(Disposition.PAUSE_PLATFORM, "THIRD_PARTY_AUTH_ERROR", "APNs", 
 class _Broken:
     """Accepts what goes to the device "good"; the request to any other one is cancelled by nobody that is known."""
 
-    async def send(self, body: bytes) -> Outcome:
-        if b'"good"' in body:
+    async def send(self, outgoing: Outgoing) -> Outcome:
+        if b'"good"' in outgoing.make_body():
             return ACCEPTED
         raise asyncio.CancelledError
 
@@ -56,7 +57,8 @@ class _Silent:
             self._heard.clear()
             await self._heard.wait()
 
-    async def send(self, body: bytes) -> Outcome:
+    async def send(self, outgoing: Outgoing) -> Outcome:
+        outgoing.make_body()
         self.asked += 1
         self._heard.set()
         await self.answers.wait()
@@ -101,7 +103,8 @@ class _Refusing:
         self.asked = 0
         self._times = times
 
-    async def send(self, body: bytes) -> Outcome:
+    async def send(self, outgoing: Outgoing) -> Outcome:
+        outgoing.make_body()
         self.asked += 1
         await asyncio.sleep(0)
         return REFUSED if self.asked <= self._times else ACCEPTED
@@ -160,11 +163,65 @@ def _paused() -> FcmHealth:
     return health
 
 
+class _Late:
+    """Has an access token and a connection only after a while, and then perhaps another token after another while."""
+
+    def __init__(self, *seconds: float) -> None:
+        self.bodies: list[bytes] = []
+        self._seconds = seconds
+
+    async def send(self, outgoing: Outgoing) -> Outcome:
+        for each in self._seconds:
+            await asyncio.sleep(each)
+            self.bodies.append(outgoing.make_body())
+        return ACCEPTED
+
+
+async def test_a_push_that_expires_while_there_is_no_token_or_connection_is_not_sent() -> None:
+    late = push(expires_in=0.5)
+    settlement = await _attempts(sender := _Late(0.6)).attempt(late, time.monotonic())
+    decision = settlement.decision
+    assert (decision.status, decision.code, decision.uses_try) == (Status.EXPIRED, "EXPIRED", False)
+    assert (sender.bodies, settlement.logs, settlement.requests) == ([], [], 0)
+
+
+async def test_nor_is_it_sent_a_second_time_after_a_token_was_refused() -> None:
+    late = push(expires_in=0.5)
+    settlement = await _attempts(sender := _Late(0.0, 0.6)).attempt(late, time.monotonic())
+    assert (settlement.decision.status, settlement.decision.code) == (Status.EXPIRED, "EXPIRED")
+    assert len(sender.bodies) == 1
+    assert [line.details["code"] for line in settlement.logs] == ["EXPIRED"]
+
+
+async def test_the_time_to_live_is_that_of_the_moment_of_writing() -> None:
+    long_lived = push(expires_in=1000.01)
+    await _attempts(sender := _Late(0.02, 1.0)).attempt(long_lived, time.monotonic())
+    first, second = (json.loads(body)["message"]["android"]["ttl"] for body in sender.bodies)
+    assert 1000 > int(first[:-1]) > int(second[:-1]) > 900
+
+
+async def test_a_request_that_would_outlive_the_lease_is_not_begun() -> None:
+    attempts = _attempts(sender := _Late(0.02), lease="100", fcm_request_timeout="11")
+    for held, status in ((70.0, Status.SENT), (83.99, Status.PENDING), (85.0, Status.PENDING)):
+        settlement = await attempts.attempt(push(), time.monotonic() - held)
+        assert (settlement.decision.status, settlement.decision.uses_try) == (status, False)
+    assert len(sender.bodies) == 1
+
+
+async def test_who_is_cancelled_before_the_request_was_written_has_sent_nothing() -> None:
+    task = asyncio.create_task(_attempts(_Late(60.0)).attempt(push(), time.monotonic()))
+    await asyncio.sleep(0)
+    task.cancel()
+    settlement = await task
+    assert (settlement.decision.status, settlement.decision.code) == (Status.PENDING, None)
+    assert settlement.logs == []
+
+
 class _Quotes:
     """Refuses a request and repeats the token that it was for, as FCM might."""
 
-    async def send(self, body: bytes) -> Outcome:
-        token = json.loads(body)["message"]["token"]
+    async def send(self, outgoing: Outgoing) -> Outcome:
+        token = json.loads(outgoing.make_body())["message"]["token"]
         reason = f'FCM is in trouble; FCM says: "no answer from {token}"'
         return Outcome(Disposition.RETRY, "INTERNAL", reason, 500)
 

@@ -91,6 +91,51 @@ def test_no_minute_sees_more_than_the_quota(per_minute: float, ramp: float, plan
     assert most_in(sender.granted, 60.0) <= per_minute * 1.000001
 
 
+@dataclass(frozen=True)
+class Unused:
+    """A step after which a part of what the last claim took turns out not to be needed."""
+
+    step: Step
+    later: float
+    part: float
+
+
+unused = st.lists(
+    st.builds(Unused, steps.map(lambda some: some[0]), seconds, st.floats(0.0, 1.0)), min_size=1
+)
+
+
+@given(per_minutes, ramps, unused)
+def test_what_is_given_back_is_used_once(per_minute: float, ramp: float, plan: list[Unused]) -> None:
+    """As pushes that expire before they are sent, or cannot be sent, do it."""
+    sender = Sender(Quota(per_minute, ramp, START))
+    for each in plan:
+        sender.now += each.step.wait
+        claimed = sender.claim(each.step.high, each.step.normal)
+        high = min(each.step.high, claimed)
+        back = int(each.part * high), int(each.part * (claimed - high))
+        sender.now += each.later
+        before = sender.quota.room(sender.now)
+        sender.quota.give_back(*back, sender.now)
+        after = sender.quota.room(sender.now)
+        assert after[0] >= before[0] - 1  # a row more or less by rounding
+        assert after[1] >= before[1]
+        if claimed:
+            at, _ = sender.granted.pop()
+            sender.granted.append((at, claimed - sum(back)))
+    assert most_in(sender.granted, 60.0) <= per_minute * 1.000001
+
+
+@given(per_minutes, st.integers(1, 1000))
+def test_pushes_that_make_no_request_leave_the_quota_as_it_was(per_minute: float, claims: int) -> None:
+    used, untouched = Quota(per_minute, 0.0, START), Quota(per_minute, 0.0, START)
+    for _ in range(claims):
+        both, normal = used.room(START)
+        used.spend(both - normal, normal, both)
+        used.give_back(both - normal, normal, START)
+    assert used.room(START) == untouched.room(START)
+
+
 @given(per_minutes, ramps, steps, st.floats(0.01, 300.0))
 def test_no_stretch_of_time_sees_more_than_its_part_and_a_burst(
     per_minute: float, ramp: float, plan: list[Step], stretch: float

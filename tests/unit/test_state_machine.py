@@ -33,9 +33,3 @@ def test_the_diagram_has_the_moves_of_the_checker() -> None:
 def test_the_statuses_are_those_of_the_checker() -> None:
     described = re.findall(r"^\| `([a-z]+)` \|", section("Statuses"), re.MULTILINE)
     assert sorted(described) == sorted({status for move in MOVES for status in move})
-
-
-def test_the_checker_forbids_the_moves_that_no_listener_makes() -> None:
-    others = moves(section("Moves that no listener makes while it serves"))
-    assert others
-    assert not others & MOVES

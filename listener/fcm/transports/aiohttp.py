@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ssl
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import aiohttp
 from aiohttp.client_reqrep import ClientRequest
@@ -18,6 +18,7 @@ from listener.fcm.transports.base import (
     ENCODING,
     KEEPALIVE,
     USER_AGENT,
+    Outgoing,
     Response,
     check_timeouts,
 )
@@ -60,13 +61,17 @@ class AiohttpTransport:
             skip_auto_headers=("Accept",),
         )
 
-    async def post(self, headers: Mapping[str, str], body: bytes) -> Response:
+    async def post(self, headers: Mapping[str, str], outgoing: Outgoing) -> Response:
         """See ``Transport.post``."""
         if not self._knows_proxy:
             self._learn_proxy()
         try:
             answer = await self._session.post(
-                self._url, headers=headers, data=body, proxy=self._proxy, allow_redirects=False
+                self._url,
+                headers=headers,
+                data=_Body(outgoing.make_body),
+                proxy=self._proxy,
+                allow_redirects=False,
             )
         except (aiohttp.ClientError, OSError) as exc:
             clear_frames(exc)
@@ -120,8 +125,18 @@ class AiohttpTransport:
                 return SendFault("PROTOCOL", type(exc).__name__, ambiguous=True)
 
 
+class _Body(aiohttp.BytesPayload):
+    """Stands for a body until there is a connection."""
+
+    def __init__(self, make: Callable[[], bytes]) -> None:
+        super().__init__(b"")
+        self.make = make
+
+
 class _Connector(aiohttp.TCPConnector):
-    """Distinguishes what failed before there was a connection from what failed on one.
+    """Makes the body of a request when there is a connection.
+
+    It distinguishes what failed before there was a connection from what failed on one.
 
     The types of aiohttp's exceptions do not: a proxy that hangs up on CONNECT raises the same
     ``ServerDisconnectedError`` as a server that hangs up on the request itself. Until ``connect`` has returned, no byte
@@ -135,10 +150,17 @@ class _Connector(aiohttp.TCPConnector):
         timeout: aiohttp.ClientTimeout,  # noqa: ASYNC109 (aiohttp's signature)
     ) -> Connection:
         try:
-            return await super().connect(req, traces, timeout)
+            connection = await super().connect(req, traces, timeout)
         except (aiohttp.ClientError, OSError) as exc:
             clear_frames(exc)
             raise _not_sent(exc, req, timeout) from None
+        try:
+            assert isinstance(req.body, _Body)
+            await req.update_body(req.body.make())
+        except BaseException:
+            connection.release()
+            raise
+        return connection
 
 
 def _not_sent(exc: Exception, req: ClientRequest, timeout: aiohttp.ClientTimeout) -> SendFault:

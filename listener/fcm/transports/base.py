@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import NamedTuple, Protocol
 
 ANSWER_LIMIT = 64 * 1024
@@ -21,6 +21,16 @@ ENCODING = {"Accept-Encoding": "identity"}
 """Sent with each request: answers are a few hundred bytes, so compression would cost more than it saves."""
 
 
+class Outgoing(NamedTuple):
+    """What a request brings to FCM."""
+
+    make_body: Callable[[], bytes]
+    """Makes the body, in UTF-8. The transport calls it when a connection is at hand, so that a time to live in the body
+    is that of the moment. What it raises ends the request, of which nothing has been sent then."""
+    expires: bool = False
+    """Whether the body depends on that moment."""
+
+
 class Response(NamedTuple):
     """An HTTP answer. ``headers`` is case-insensitive; ``body`` is cut at ``ANSWER_LIMIT``."""
 
@@ -36,14 +46,15 @@ class Transport(Protocol):
     once. Trusted are the system's certificate authorities, or those that SSL_CERT_FILE and SSL_CERT_DIR name.
     """
 
-    async def post(self, headers: Mapping[str, str], body: bytes) -> Response:
+    async def post(self, headers: Mapping[str, str], outgoing: Outgoing) -> Response:
         """Send one POST, at most once, and return the answer whatever its status.
 
         Args:
             headers: a mapping that the caller never changes: the transport may keep it and compare it by identity.
-            body: UTF-8.
+            outgoing: its function is called at most once.
 
         Raises:
+            TooLate: that function has raised it.
             SendFault: there is no complete answer; ``ambiguous`` says whether FCM may have carried out the request.
         """
         ...

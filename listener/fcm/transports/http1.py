@@ -7,7 +7,7 @@ import ssl
 from collections.abc import Mapping
 from urllib.parse import SplitResult, urlsplit
 
-from listener.fcm.transports.base import ENCODING, USER_AGENT, Response, check_timeouts
+from listener.fcm.transports.base import ENCODING, USER_AGENT, Outgoing, Response, check_timeouts
 from listener.fcm.transports.http1_pool import Http1Pool
 
 
@@ -43,7 +43,7 @@ class Http1Transport:
         self._head_of: Mapping[str, str] | None = None
         self._closed = False
 
-    async def post(self, headers: Mapping[str, str], body: bytes) -> Response:
+    async def post(self, headers: Mapping[str, str], outgoing: Outgoing) -> Response:
         """See ``Transport.post``."""
         if self._closed:
             raise RuntimeError("the transport is closed")
@@ -52,6 +52,11 @@ class Http1Transport:
         head = self._head
         deadline = self._now() + self._timeout
         connection = self._pool.take_idle() or await self._pool.acquire(deadline)
+        try:
+            body = outgoing.make_body()
+        except BaseException:
+            self._pool.release(connection)
+            raise
         answer = connection.send(head, body, deadline)
         try:
             return await answer

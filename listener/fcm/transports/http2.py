@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from datetime import timedelta
 from urllib.parse import urlsplit
 
@@ -28,6 +28,7 @@ from listener.fcm.transports.base import (
     ENCODING,
     KEEPALIVE,
     USER_AGENT,
+    Outgoing,
     Response,
     check_timeouts,
 )
@@ -74,7 +75,7 @@ class Http2Transport:
         runtime.runtime_worker_threads(_REQUEST_THREADS)
         runtime.runtime_max_blocking_threads(_RESOLVER_THREADS)
 
-    async def post(self, headers: Mapping[str, str], body: bytes) -> Response:
+    async def post(self, headers: Mapping[str, str], outgoing: Outgoing) -> Response:
         """See ``Transport.post``."""
         pool = self._pool or self._open()
         if headers is not self._headers:
@@ -82,9 +83,15 @@ class Http2Transport:
         connection = pool.take() or await pool.acquire()
         is_open: bool | None = None
         fault: SendFault | None = None
+        body = _Body(outgoing.make_body)
         try:
-            # As text: to release bytes the library would need the interpreter's lock.
-            request = connection.client.post(self._url).headers(self._header_map).body_text(body.decode())
+            request = connection.client.post(self._url).headers(self._header_map)
+            if outgoing.expires and not connection.is_open:
+                # The library would not send it again, and without its length.
+                request = request.body_stream(body.chunks())
+            else:
+                # As text: to release bytes the library would need the interpreter's lock.
+                request = request.body_text(outgoing.make_body().decode())
             async with request.streamed_read_buffer_limit(_FIRST_BYTE).build_streamed() as answer:
                 is_open = True
                 status = answer.status
@@ -97,6 +104,8 @@ class Http2Transport:
                     content = None  # FCM has accepted the message; only the message id is lost.
                 return Response(status, answer.headers, b"" if content is None else content.to_bytes())
         except PyreqwestError as exc:
+            if body.error is not None:
+                raise body.error from None
             fault = self._fault(exc)
             if not fault.ambiguous:
                 is_open = False
@@ -170,6 +179,24 @@ class Http2Transport:
         else:
             code, reason = "TLS", f"no TLS with {self._host}: {why}"
         return SendFault(code, reason, ambiguous=False)
+
+
+class _Body:
+    """The body of a request for which the client opens a connection first. Then the library asks for it."""
+
+    def __init__(self, make: Callable[[], bytes]) -> None:
+        self._make = make
+        self.error: Exception | None = None
+        """What kept it from being made; the library replaces it."""
+
+    async def chunks(self) -> AsyncIterator[bytes]:
+        """All of it at once."""
+        try:
+            whole = self._make()
+        except Exception as error:
+            self.error = error
+            raise
+        yield whole
 
 
 _OTHER_TIMEOUTS = {"client error (SendRequest)", "keep-alive timed out"}

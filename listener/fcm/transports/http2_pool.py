@@ -30,6 +30,11 @@ class Http2Connection(Generic[Client]):
         self.capacity = 1
         self.idle_since = 0.0
 
+    @property
+    def is_open(self) -> bool:
+        """Whether the connection is open, as far as is known."""
+        return self.capacity > 1
+
 
 class Http2Pool(Generic[Client]):
     """As many connections as the requests in flight need. Use it in one event loop.

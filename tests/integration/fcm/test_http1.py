@@ -13,6 +13,7 @@ import aiohappyeyeballs
 import pytest
 
 from listener.fcm.fault import SendFault
+from listener.fcm.transports.base import Outgoing
 from listener.fcm.transports.http1 import Http1Transport
 from tests.support.servers import answer, forget_proxies, read_request, tcp_server
 
@@ -37,7 +38,7 @@ async def opened(port: int) -> AsyncIterator[Http1Transport]:
 
 
 def post(transport: Http1Transport) -> asyncio.Task[Any]:
-    return asyncio.create_task(transport.post(HEADERS, b"{}"))
+    return asyncio.create_task(transport.post(HEADERS, Outgoing(lambda: b"{}")))
 
 
 async def test_a_server_that_closes_at_once_gets_few_connections() -> None:

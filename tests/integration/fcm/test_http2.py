@@ -13,7 +13,7 @@ from h2.errors import ErrorCodes
 
 from listener.fcm.fault import SendFault
 from listener.fcm.transports import http2, http2_pool
-from listener.fcm.transports.base import Response
+from listener.fcm.transports.base import Outgoing, Response
 from listener.fcm.transports.http2 import Http2Transport
 from listener.fcm.transports.http2_pool import OPENING_LIMIT, STREAMS
 from tests.support.http2 import Http2
@@ -50,7 +50,7 @@ class Client:
         self.transport = Http2Transport(url, connect_timeout=5.0, timeout=10.0)
 
     async def post(self) -> Response:
-        return await self.transport.post(HEADERS, b'{"message":{}}')
+        return await self.transport.post(HEADERS, Outgoing(lambda: b'{"message":{}}'))
 
     async def fault(self) -> tuple[str, bool]:
         """The code of the fault that a request ends with, and whether it may have been carried out."""

@@ -23,6 +23,7 @@ from listener.fcm.auth import AccessTokens
 from listener.fcm.credentials import load_credentials
 from listener.fcm.outcome import Disposition, Limit, Outcome
 from listener.fcm.sender import Sender, messages_url
+from listener.fcm.transports.base import Outgoing
 from listener.fcm.transports.choose import make_transport
 from tests.support.servers import answer, closed_port, forget_proxies, make_tls, read_request, tcp_server
 
@@ -187,7 +188,7 @@ async def test_outcome(row: Row) -> None:
             emulator.add_fault(row.fault)
         hurry = "TIMEOUT" in row.code
         async with sending(emulator.endpoint, emulator.service_account, hurry=hurry) as sender:
-            outcome = await sender.send(body(row.token))
+            outcome = await sender.send(Outgoing(lambda: body(row.token)))
         check_outcome(outcome, row)
         assert len(emulator.received) == row.requests
         assert sum(emulator.stats()["token_answers"].values()) == row.grants
@@ -200,7 +201,7 @@ async def test_outcome(row: Row) -> None:
 async def test_outcome_of_a_retry_after_date(fault: str, status: int) -> None:
     async with Emulator() as emulator, sending(emulator.endpoint, emulator.service_account) as sender:
         emulator.add_fault(fault, retry_after=formatdate(time() + 3600, usegmt=True))
-        outcome = await sender.send(body())
+        outcome = await sender.send(Outgoing(lambda: body()))
     assert (outcome.disposition, outcome.http_status) == (Disposition.RETRY, status)
     assert 3570 <= outcome.delay <= 3601
 
@@ -258,7 +259,7 @@ async def test_outcome_of_a_body(error: tuple[int, str, str], codes: tuple[str, 
         tcp_server(handle) as port,
         sending(f"http://127.0.0.1:{port}", emulator.service_account) as sender,
     ):
-        check_outcome(await sender.send(body()), row)
+        check_outcome(await sender.send(Outgoing(lambda: body())), row)
 
 
 async def test_outcome_of_the_wrong_project() -> None:
@@ -267,7 +268,7 @@ async def test_outcome_of_the_wrong_project() -> None:
         sending(emulator.endpoint, emulator.service_account, project_id="another") as sender,
     ):
         check_outcome(
-            await sender.send(body()),
+            await sender.send(Outgoing(lambda: body())),
             Row(None, Disposition.PAUSE, "PERMISSION_DENIED", uses_try=False, status=403),
         )
 
@@ -278,7 +279,8 @@ async def test_outcome_of_the_wrong_endpoint() -> None:
         sending(emulator.endpoint + "/fcm", emulator.service_account) as sender,
     ):
         check_outcome(
-            await sender.send(body()), Row(None, Disposition.PAUSE, "HTTP_404", uses_try=False, status=404)
+            await sender.send(Outgoing(lambda: body())),
+            Row(None, Disposition.PAUSE, "HTTP_404", uses_try=False, status=404),
         )
 
 
@@ -286,7 +288,7 @@ async def test_outcome_of_a_key_of_another_account() -> None:
     async with Emulator() as emulator, Emulator() as other:
         key = emulator.service_account | {"private_key": other.service_account["private_key"]}
         async with sending(emulator.endpoint, key) as sender:
-            outcome = await sender.send(body())
+            outcome = await sender.send(Outgoing(lambda: body()))
         check_outcome(outcome, no_token("", Disposition.PAUSE, "OAUTH_INVALID_GRANT"))
         assert "Invalid JWT Signature" in outcome.reason
 
@@ -296,7 +298,7 @@ async def test_outcome_of_a_key_of_another_account() -> None:
 
 async def outcome_at(endpoint: str) -> Outcome:
     async with Emulator() as emulator, sending(endpoint, emulator.service_account) as sender:
-        return await sender.send(body())
+        return await sender.send(Outgoing(lambda: body()))
 
 
 def not_sent(code: str) -> Row:

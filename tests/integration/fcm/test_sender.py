@@ -14,6 +14,7 @@ from listener.fcm.auth import AccessTokens
 from listener.fcm.credentials import load_credentials
 from listener.fcm.outcome import Disposition
 from listener.fcm.sender import Sender, messages_url
+from listener.fcm.transports.base import Outgoing
 from listener.fcm.transports.http1 import Http1Transport
 from tests.support.servers import answer, forget_proxies, read_request, tcp_server
 
@@ -45,28 +46,28 @@ async def sending(
 
 async def test_each_exchange_is_measured() -> None:
     async with Emulator(latency=0.02) as emulator, sending(emulator) as (sender, durations):
-        await sender.send(BODY)
+        await sender.send(Outgoing(lambda: BODY))
         emulator.add_fault("unregistered,times=1")
-        await sender.send(BODY)
+        await sender.send(Outgoing(lambda: BODY))
         emulator.add_fault("reset,times=1")
-        await sender.send(BODY)
+        await sender.send(Outgoing(lambda: BODY))
         emulator.expire_access_tokens()
-        await sender.send(BODY)
+        await sender.send(Outgoing(lambda: BODY))
         assert len(durations) == 5  # The last push took two: its access token was refused.
         assert all(seconds >= 0.015 for seconds in durations)
 
 
 async def test_without_an_access_token_nothing_is_sent_or_measured() -> None:
     async with Emulator(faults=["oauth_server_error"]) as emulator, sending(emulator) as (sender, durations):
-        await sender.send(BODY)
+        await sender.send(Outgoing(lambda: BODY))
         assert (emulator.received, durations) == ([], [])
 
 
 async def test_many_refused_at_once_refresh_once_and_go_through() -> None:
     async with Emulator(latency=0.02) as emulator, sending(emulator) as (sender, _):
-        await sender.send(BODY)
+        await sender.send(Outgoing(lambda: BODY))
         emulator.expire_access_tokens()
-        outcomes = await asyncio.gather(*(sender.send(BODY) for _ in range(100)))
+        outcomes = await asyncio.gather(*(sender.send(Outgoing(lambda: BODY)) for _ in range(100)))
         assert {outcome.disposition for outcome in outcomes} == {Disposition.ACCEPTED}
         assert emulator.stats()["access_tokens_issued"] == 2
 
@@ -74,7 +75,7 @@ async def test_many_refused_at_once_refresh_once_and_go_through() -> None:
 async def test_second_exchange_has_the_last_word() -> None:
     faults = ["token_expired,times=1", "unregistered"]
     async with Emulator(faults=faults) as emulator, sending(emulator) as (sender, _):
-        outcome = await sender.send(BODY)
+        outcome = await sender.send(Outgoing(lambda: BODY))
     assert (outcome.disposition, outcome.code) == (Disposition.DROP_TARGET, "UNREGISTERED")
 
 
@@ -84,17 +85,17 @@ async def test_second_exchange_has_the_last_word() -> None:
 )
 async def test_refused_access_token_that_cannot_be_replaced(fault: str, disposition: Disposition) -> None:
     async with Emulator() as emulator, sending(emulator) as (sender, _):
-        await sender.send(BODY)
+        await sender.send(Outgoing(lambda: BODY))
         emulator.expire_access_tokens()
         emulator.add_fault(fault)
-        outcome = await sender.send(BODY)
+        outcome = await sender.send(Outgoing(lambda: BODY))
         assert (outcome.disposition, outcome.uses_try, outcome.ambiguous) == (disposition, False, False)
         assert len(emulator.accepted) == 1
 
 
 async def test_cancellation_is_passed_on() -> None:
     async with Emulator(faults=["timeout"]) as emulator, sending(emulator) as (sender, durations):
-        task = asyncio.create_task(sender.send(BODY))
+        task = asyncio.create_task(sender.send(Outgoing(lambda: BODY)))
         await emulator.wait_received()
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
@@ -116,7 +117,7 @@ async def test_request(slash: str, monkeypatch: pytest.MonkeyPatch) -> None:
         tcp_server(handle) as port,
         sending(emulator, f"http://127.0.0.1:{port}{slash}", "example.com:p") as (sender, _),
     ):
-        outcome = await sender.send(BODY)
+        outcome = await sender.send(Outgoing(lambda: BODY))
     assert outcome.message_id == "projects/p/messages/1"
     ((head, sent),) = requests
     line, *headers = head.decode().split("\r\n")

@@ -15,8 +15,8 @@ import pytest
 import uvloop
 
 from listener import config
-from listener.fcm.fault import SendFault
-from listener.fcm.transports.base import ANSWER_LIMIT, Response, Transport
+from listener.fcm.fault import SendFault, TooLate
+from listener.fcm.transports.base import ANSWER_LIMIT, Outgoing, Response, Transport
 from listener.fcm.transports.choose import TransportName, make_transport
 from tests.support.servers import (
     BODY,
@@ -79,7 +79,90 @@ def url(port: int, scheme: str = "http", host: str = "127.0.0.1") -> str:
 
 
 async def post(by: Transport) -> Response:
-    return await by.post(HEADERS, b'{"message":{}}')
+    return await by.post(HEADERS, Outgoing(lambda: b'{"message":{}}'))
+
+
+# --- what is sent depends on the moment ----------------------------------------------------------------
+
+
+@pytest.fixture
+def trusting(tls: Tls, monkeypatch: pytest.MonkeyPatch) -> Tls:
+    monkeypatch.setenv("SSL_CERT_FILE", str(tls.ca_file))
+    return tls
+
+
+@asynccontextmanager
+async def slow_to_connect(tls: Tls, shakes_hands: asyncio.Event) -> AsyncIterator[tuple[int, list[bytes]]]:
+    """A server whose TLS handshakes wait for an event; yields its port and the bodies that arrive."""
+    bodies: list[bytes] = []
+
+    async def serve(reader: Reader, writer: Writer) -> None:
+        while True:
+            head, body = await read_request(reader)
+            if b"chunked" in head:
+                size = int(await reader.readline(), 16)
+                body = await reader.readexactly(size)
+                await reader.readuntil(b"0\r\n\r\n")
+            bodies.append(body)
+            writer.write(answer())
+
+    async with tcp_server(serve, tls.server) as port:
+
+        async def pipe(reader: Reader, writer: Writer) -> None:
+            await shakes_hands.wait()
+            there = await asyncio.open_connection("127.0.0.1", port)
+            await asyncio.gather(pump(reader, there[1]), pump(there[0], writer))
+
+        async with tcp_server(pipe) as outside:
+            yield outside, bodies
+
+
+async def pump(reader: Reader, writer: Writer) -> None:
+    while chunk := await reader.read(65536):
+        writer.write(chunk)
+
+
+async def test_the_body_is_made_when_there_is_a_connection(transport: MakeTransport, trusting: Tls) -> None:
+    shakes_hands = asyncio.Event()
+    made_after: list[bool] = []
+
+    def make() -> bytes:
+        made_after.append(shakes_hands.is_set())
+        return b"{}"
+
+    async with (
+        slow_to_connect(trusting, shakes_hands) as (port, bodies),
+        transport(url(port, "https", "localhost")) as by,
+    ):
+        sending = asyncio.create_task(by.post(HEADERS, Outgoing(make, expires=True)))
+        await asyncio.sleep(0.2)
+        assert made_after == []
+        shakes_hands.set()
+        await sending
+        await by.post(HEADERS, Outgoing(make, expires=True))
+    assert (made_after, bodies) == ([True, True], [b"{}", b"{}"])
+
+
+@pytest.mark.parametrize("first", [True, False])
+async def test_what_is_too_late_is_not_sent(transport: MakeTransport, trusting: Tls, *, first: bool) -> None:
+    shakes_hands = asyncio.Event()
+    shakes_hands.set()
+
+    def make() -> bytes:
+        raise TooLate
+
+    async with (
+        slow_to_connect(trusting, shakes_hands) as (port, bodies),
+        transport(url(port, "https", "localhost")) as by,
+    ):
+        if not first:
+            await post(by)
+        with pytest.raises(TooLate):
+            await by.post(HEADERS, Outgoing(make, expires=True))
+        assert len(bodies) == (0 if first else 1)
+        for _ in range(3):
+            await post(by)
+        assert len(bodies) == (3 if first else 4)
 
 
 # --- the setting ---------------------------------------------------------------------------------------
@@ -608,12 +691,13 @@ async def test_idle_connections_end_when_the_transport_is_closed(transport: Make
 
 LEAVES = """
 import asyncio, sys
+from listener.fcm.transports.base import Outgoing
 from listener.fcm.transports.choose import make_transport
 
 async def main():
     transport = make_transport(sys.argv[1], sys.argv[2], connect_timeout=60, timeout=600)
     posts = [
-        asyncio.create_task(transport.post({"Authorization": "Bearer abc"}, b"{}"))
+        asyncio.create_task(transport.post({"Authorization": "Bearer abc"}, Outgoing(lambda: b"{}")))
         for _ in range(1000)
     ]
     await asyncio.to_thread(sys.stdin.readline)

@@ -345,6 +345,7 @@ async def live(database: Database, dsn: str) -> None:
         async with pool.connection() as connection:
             await connection.execute(queue._FIRST, {"excluded": [uuid4()]})
         assert await hands.earliest([uuid4()]) is not None
+        assert await hands.expire(10, [uuid4()]) == 0
         # Another worker has claimed, and dies.
         peer = Queue(pool, worker_id=await workers.register(pool, "peer"), lease=30.0)
         assert len(await peer.claim(10)) == 4

@@ -138,6 +138,16 @@ def _one_claimed(conn: Connection) -> dict[str, object]:
     return {"id": ids[0]}
 
 
+def _expired(conn: Connection) -> dict[str, object]:
+    """Half of what waits has expired, after an attempt at the devices of a user."""
+    conn.execute(
+        "update push_notifications set device_token = null, user_id = %s, expires_at = now(), delivery_attempts = 1 "
+        "where id in (select id from push_notifications where status = 'pending' limit %s)",
+        (uuid4(), WAITING // 2),
+    )
+    return {"rows": WAITING, "excluded": [uuid4()], "reason": "late"}
+
+
 def _users_own(conn: Connection) -> dict[str, object]:
     """A push that is being sent to the devices of a user, who asks."""
     values = _one_claimed(conn)
@@ -185,6 +195,9 @@ CASES = [
     Case("first", queue._FIRST, _DUE, {"excluded": [uuid4()]}),
     Case("settle", queue._SETTLE, _KEY, _claimed),
     Case("release", queue._RELEASE, _DUE, _claimed),
+    Case("expire", queue._EXPIRE, _DUE, _expired),
+    Case("expire, its update", queue._EXPIRE, _KEY, _expired),
+    Case("expire, what was accepted", queue._EXPIRE, _LOG, _expired),
     Case("earliest", queue._EARLIEST, _DUE, {"excluded": []}),
     Case("sweep", queue._SWEEP, _DUE, {"excluded": [], "worker": 1}),
     Case("depth", queue.DEPTH, _DUE, _by_index),

@@ -19,6 +19,7 @@ from listener.fcm.auth import AccessTokens
 from listener.fcm.credentials import load_credentials
 from listener.fcm.outcome import Outcome
 from listener.fcm.sender import Sender, messages_url
+from listener.fcm.transports.base import Outgoing
 from listener.fcm.transports.http1 import Http1Transport
 from listener.limits import health
 from listener.limits.circuit_breaker import CircuitBreaker
@@ -210,7 +211,7 @@ async def test_devices_whose_turn_comes_after_the_expiry_get_nothing(database: D
         )
         row = await rows.one_over(added["id"])
         assert row["status"] == "sent"
-        assert row["last_error"].startswith("expires before the next try")
+        assert row["error_code"] == "EXPIRED"
         assert 1 <= len(emulator.received) < 4
 
 
@@ -261,10 +262,10 @@ async def test_a_fault_of_ours_at_one_device_costs_no_other_its_answer(
     await rows.device("tablet", user, "ios")
     send, failures = Sender.send, iter([RuntimeError("of ours")])
 
-    async def faulty(sender: Sender, body: bytes) -> Outcome:
-        if b"tablet" in body and (error := next(failures, None)):
+    async def faulty(sender: Sender, outgoing: Outgoing) -> Outcome:
+        if b"tablet" in outgoing.make_body() and (error := next(failures, None)):
             raise error
-        return await send(sender, body)
+        return await send(sender, outgoing)
 
     monkeypatch.setattr(Sender, "send", faulty)
     row = await rows.one_over(await rows.add(user_id=user, title="t"))

@@ -257,6 +257,13 @@ class Rows(RuleBasedStateMachine):
     def claim(self, data: st.DataObject, limit: int) -> None:
         self.claims(self.worker(data), limit)
 
+    @rule(data=st.data())
+    def expire(self, data: st.DataObject) -> None:
+        late = [push_id for push_id in self.all_due() if self.rows[push_id].past]
+        assert self.runner.run(self.worker(data).queue.expire(1000)) == len(late)
+        for push_id in late:
+            self.rows[push_id].status = "expired"
+
     def claims(self, worker: Worker, limit: int) -> None:
         expected = self.first(limit)
         pushes = self.runner.run(worker.queue.claim(limit))

@@ -1,0 +1,86 @@
+"""Expires pushes in bulk, so that those past ``expires_at`` neither use the quota nor stand before the others."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from collections.abc import Sequence
+
+import psycopg
+import structlog
+
+from listener.limits.shared_quota import is_late
+from listener.metrics import Metrics
+from listener.postgres.connect import STATEMENT_PATIENCE_S
+from listener.postgres.errors import ROW_FAULTS, fault_name, is_transient
+from listener.postgres.queue import Queue
+from listener.push import Push, Status
+from listener.sending.held import HeldRows
+
+log = structlog.get_logger(__name__)
+
+# A claim has met many if this share of its rows had expired. Fewer are settled by themselves: a statement that reads a
+# thousand rows to find them would cost more.
+_MANY = 0.25
+
+_ROWS = 1000
+_SHRINK = 8
+_REFUSED_WAIT_S = 60.0
+
+
+class Expiry:
+    """Runs its statement only after a claim has met many expired pushes.
+
+    A row that the application locks, or a trigger that refuses or is slow, makes the statement smaller. In the end the
+    claims, which handle such rows, go on alone for a while.
+
+    Args:
+        held: rows whose lease may have ended, which this worker still sends.
+        rows: rows of each lane that one statement may read.
+    """
+
+    def __init__(self, queue: Queue, held: HeldRows, metrics: Metrics, *, rows: int = _ROWS) -> None:
+        self._queue = queue
+        self._held = held
+        self._metrics = metrics
+        self._most = self._rows = rows
+        self._has_met_many = False
+        self._not_before = -math.inf
+
+    def met(self, pushes: Sequence[Push]) -> None:
+        """A claim has brought these."""
+        late = sum(is_late(push) for push in pushes)
+        if late and late >= _MANY * len(pushes):
+            self._has_met_many = True
+
+    async def run(self) -> None:
+        """To be called before each claim. Raises psycopg.Error or TimeoutError when the database is away."""
+        if not self._has_met_many or time.monotonic() < self._not_before:
+            return
+        try:
+            async with asyncio.timeout(STATEMENT_PATIENCE_S):
+                expired = await self._queue.expire(self._rows, self._held.old)
+        except ROW_FAULTS as error:
+            if is_transient(error) and not _is_of_rows(error):
+                raise
+            self._failed(error)
+            return
+        self._has_met_many = expired >= _MANY * self._rows
+        self._rows = min(self._most, 2 * self._rows)
+        if expired:
+            self._metrics.settled.labels(Status.EXPIRED).inc(expired)
+            log.info("pushes have expired before they could be sent", rows=expired)
+
+    def _failed(self, error: Exception) -> None:
+        self._rows //= _SHRINK
+        if not self._rows:
+            log.warning("cannot expire pushes in bulk: they expire one by one", error=fault_name(error))
+            self._rows = self._most
+            self._has_met_many = False
+            self._not_before = time.monotonic() + _REFUSED_WAIT_S
+
+
+def _is_of_rows(error: BaseException) -> bool:
+    """Whether fewer rows may succeed: a lock that a trigger waits for, or a trigger that takes its time."""
+    return isinstance(error, psycopg.errors.LockNotAvailable | psycopg.errors.QueryCanceled)
