@@ -11,7 +11,7 @@ import tenacity
 
 from listener.config import ConfigError, Settings
 from listener.postgres import errors, workers
-from listener.postgres.connect import Pool, is_transaction_pooler
+from listener.postgres.connect import Address, Pool, is_transaction_pooler
 from listener.postgres.queue import Queue
 from listener.postgres.workers import QuotaState, Workers
 from listener.schema import migrate, served
@@ -58,6 +58,7 @@ class Registered:
 
     queue: Queue
     workers: Workers
+    listen_address: Address
     lost_lately: int
     """How many workers have died in the last hour."""
     quota: QuotaState
@@ -74,6 +75,11 @@ class Registration:
     def __init__(self, settings: Settings, adoption: served.Adoption | None) -> None:
         self._settings = settings
         self._adoption = adoption
+        self.address = Address(settings.database_url.get_secret_value())
+        """DATABASE_URL."""
+        is_same = settings.listen_dsn == settings.database_url.get_secret_value()
+        self.listen_address = self.address if is_same else Address(settings.listen_dsn)
+        """LISTEN_DATABASE_URL, or else DATABASE_URL."""
         self._schema_version = migrate.load()[-1].version
 
     async def is_pooled(self) -> bool:
@@ -81,10 +87,11 @@ class Registration:
 
         Waits until the database can be reached. Raises ConfigError if LISTEN would go through such a pooler.
         """
-        dsn, listen_dsn = self._settings.database_url.get_secret_value(), self._settings.listen_dsn
-        pooled = await _leads_to_pooler(dsn, setting="DATABASE_URL")
+        pooled = await _leads_to_pooler(self.address, setting="DATABASE_URL")
         if self._settings.wakeup == "listen" and (
-            pooled if listen_dsn == dsn else await _leads_to_pooler(listen_dsn, setting="LISTEN_DATABASE_URL")
+            pooled
+            if self.listen_address is self.address
+            else await _leads_to_pooler(self.listen_address, setting="LISTEN_DATABASE_URL")
         ):
             raise ConfigError([_CANNOT_LISTEN])
         if pooled:
@@ -97,6 +104,7 @@ class Registration:
 
         Raises NotMigrated; or ConfigError, when another role owns the schema, or pushes wait in a copy.
         """
+        await self.address.until_worth_a_try()
         try:
             if await workers.schema_version(pool) < self._schema_version:
                 raise NotMigrated
@@ -110,7 +118,9 @@ class Registration:
             worker_id = await workers.register(pool, name, random_id=again)
             queue = Queue(pool, worker_id=worker_id, lease=self._settings.lease)
             known = Workers(pool, worker_id=worker_id, lease=self._settings.lease)
-            return Registered(queue, known, await known.lost_lately(), await known.quota_state())
+            return Registered(
+                queue, known, self.listen_address, await known.lost_lately(), await known.quota_state()
+            )
         except workers.RollingBack:
             raise RollingBack from None
         except workers.StrangersSchema as stranger:
@@ -143,6 +153,7 @@ class Registration:
 
 
 @_until_reached
-async def _leads_to_pooler(dsn: str, *, setting: str) -> bool:
+async def _leads_to_pooler(address: Address, *, setting: str) -> bool:
     """See ``is_transaction_pooler``; ``setting`` names the address in the log, which cannot show it."""
-    return await is_transaction_pooler(dsn)
+    await address.until_worth_a_try()
+    return await is_transaction_pooler(address)

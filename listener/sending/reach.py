@@ -9,7 +9,7 @@ import structlog
 from listener.backoff import Backoff
 from listener.log import should_log
 from listener.metrics import Metrics
-from listener.postgres.errors import fault_name
+from listener.postgres.errors import Condition, condition, explain, fault_name
 
 log = structlog.get_logger(__name__)
 
@@ -23,6 +23,8 @@ class Reach:
         self._answered = asyncio.Event()
         self.is_up = False
         """Whether the last claim was answered, and no statement has failed since."""
+        self.condition = Condition.AWAY
+        """What the last look failed for."""
 
     @property
     def is_recovering(self) -> bool:
@@ -31,11 +33,13 @@ class Reach:
 
     def failed(self, error: Exception) -> float:
         """Notes a failed look; returns the seconds to wait."""
-        self.is_up = False
+        self.is_up, self.condition = False, condition(error)
         seconds = self._backoff.failed()
         self._metrics.database_errors.labels("claim").inc()
         if should_log(self._backoff.failures):
-            log.warning("cannot claim", error=fault_name(error), tries=self._backoff.failures)
+            log.warning(
+                "cannot claim", error=fault_name(error), reason=explain(error), tries=self._backoff.failures
+            )
         return seconds
 
     def answered(self) -> None:

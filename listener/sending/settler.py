@@ -16,7 +16,7 @@ import tenacity
 from listener.log import should_log
 from listener.metrics import Metrics
 from listener.postgres.connect import STATEMENT_PATIENCE_S
-from listener.postgres.errors import ROW_FAULTS, fault_name, is_transient
+from listener.postgres.errors import ROW_FAULTS, Condition, condition, explain, fault_name, is_transient
 from listener.postgres.queue import Queue
 from listener.push import Decision, Settlement, Status
 from listener.sending.held import HeldRows
@@ -73,6 +73,8 @@ class Settler:
         self._try_until = math.inf
         self.succeeds = True
         """False from the first failed settle until every waiting batch is written; nothing is claimed meanwhile."""
+        self.condition = Condition.AWAY
+        """What the last settle failed for."""
 
     @property
     def set_aside(self) -> int:
@@ -230,10 +232,15 @@ class Settler:
     def _note_failure(self, error: BaseException | None, times: int) -> None:
         if isinstance(error, _FaultOfAll):
             error = error.__cause__
-        self.succeeds = False
+        self.succeeds, self.condition = False, condition(error)
         self._metrics.database_errors.labels("settle").inc()
         if should_log(times):
-            log.warning("cannot settle, will go on trying", error=fault_name(error), tries=times)
+            log.warning(
+                "cannot settle, will go on trying",
+                error=fault_name(error),
+                reason=explain(error),
+                tries=times,
+            )
 
     def _finish(self, batch: list[Settlement], still_held: int) -> None:
         decisions = [settlement.decision for settlement in batch]

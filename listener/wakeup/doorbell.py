@@ -23,8 +23,8 @@ from psycopg import AsyncConnection, Notify, sql
 from listener.log import should_log
 from listener.metrics import Metrics
 from listener.postgres import errors
-from listener.postgres.connect import Connection, with_keepalive
-from listener.postgres.errors import fault_name
+from listener.postgres.connect import Address, Connection
+from listener.postgres.errors import Condition, fault_name
 from listener.postgres.locks import CHANNEL, LIVENESS_CLASS
 from listener.wakeup.identity import IdentityLost
 
@@ -65,17 +65,6 @@ select extract(epoch from pg_catalog.clock_timestamp() - pg_catalog.pg_postmaste
 """
 
 
-def _cannot_connect(state: tenacity.RetryCallState) -> None:
-    if should_log(state.attempt_number):
-        error = state.outcome.exception() if state.outcome else None
-        log.warning(
-            "doorbell cannot connect",
-            error=fault_name(error),
-            reason=errors.explain(error),
-            tries=state.attempt_number,
-        )
-
-
 class Topic(Enum):
     """What a doorbell tells its subscribers."""
 
@@ -87,13 +76,13 @@ class Doorbell:
     """Listens on the channel ``push_listener`` and tells its subscribers.
 
     Args:
-        dsn: a direct connection, or a pooler in session mode.
+        address: leads to the server itself, or to a pooler in session mode.
         worker_id: whose liveness lock to hold.
         heartbeat: seconds of silence after which the connection has to prove itself.
     """
 
-    def __init__(self, dsn: str, worker_id: int, metrics: Metrics, *, heartbeat: float) -> None:
-        self._dsn = with_keepalive(dsn)
+    def __init__(self, address: Address, worker_id: int, metrics: Metrics, *, heartbeat: float) -> None:
+        self._address = address
         self._worker = worker_id
         self._own_channel = f"{CHANNEL}_{worker_id}"
         self._subscribers: dict[Topic, list[Callable[[], None]]] = {topic: [] for topic in Topic}
@@ -107,6 +96,8 @@ class Doorbell:
         self._fault: BaseException | None = (
             None  # of a statement; the state of the connection is unknown since
         )
+        self.condition: Condition | None = None
+        """What the last try to connect failed for, while there is no connection."""
         self._steady_from = math.inf
         self._rng = random.Random()  # noqa: S311  # jitter, not secrecy
 
@@ -178,6 +169,7 @@ class Doorbell:
     async def _listen(self, conn: Connection) -> None:
         loop = asyncio.get_running_loop()
         self._healthy.set()
+        self.condition = None
         self._metrics.listening.set(1)
         log.info("doorbell connected", backend=conn.info.backend_pid)
         self._conn, self._fault = conn, None
@@ -234,12 +226,14 @@ class Doorbell:
     @tenacity.retry(
         retry=tenacity.retry_if_exception_type(_AWAY),
         wait=tenacity.wait_random_exponential(multiplier=0.25, max=3),
-        before_sleep=_cannot_connect,
+        before_sleep=lambda state: state.args[0]._cannot_connect(state),
     )
     async def _connect(self) -> Connection:
-        conn = await AsyncConnection.connect(
-            self._dsn, autocommit=True, application_name="push-listener doorbell"
-        )
+        await self._address.until_worth_a_try()
+        with self._address.login():
+            conn = await AsyncConnection.connect(
+                self._address.dsn, autocommit=True, application_name="push-listener doorbell"
+            )
         try:
             async with asyncio.timeout(_PROOF_TIMEOUT_S + _LOCK_PATIENCE_S):
                 for channel in (CHANNEL, self._own_channel):
@@ -254,6 +248,17 @@ class Doorbell:
             await conn.close()
             raise
         return conn
+
+    def _cannot_connect(self, state: tenacity.RetryCallState) -> None:
+        error = state.outcome.exception() if state.outcome else None
+        self.condition = errors.condition(error)
+        if should_log(state.attempt_number):
+            log.warning(
+                "doorbell cannot connect",
+                error=fault_name(error),
+                reason=errors.explain(error),
+                tries=state.attempt_number,
+            )
 
     async def _note_steady(self, conn: Connection) -> None:
         steady_in = _STEADY_AFTER_S

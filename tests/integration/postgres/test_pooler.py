@@ -15,7 +15,7 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from listener.demo.embedded import _unprivileged
 from listener.emulator import Emulator
-from listener.postgres.connect import is_transaction_pooler, is_transaction_pooler_blocking
+from listener.postgres.connect import Address, is_transaction_pooler, is_transaction_pooler_blocking
 from listener.schema import migrate
 from tests.support.postgres import Database
 from tests.support.servers import closed_port
@@ -219,10 +219,10 @@ async def busy(dsn: str, clients: int = 8) -> AsyncIterator[None]:
 @pytest.mark.parametrize("size", [2, 5, 20])
 async def test_transaction_mode_is_found_out_however_busy_it_is(database: Database, size: int) -> None:
     async with pooler(database, "transaction", size) as dsn:
-        assert await is_transaction_pooler(dsn)
+        assert await is_transaction_pooler(Address(dsn))
         async with busy(dsn):
             for _ in range(10):
-                assert await is_transaction_pooler(dsn)
+                assert await is_transaction_pooler(Address(dsn))
                 assert await asyncio.to_thread(is_transaction_pooler_blocking, dsn)
 
 
@@ -232,7 +232,7 @@ async def test_neither_a_direct_connection_nor_session_mode_is_taken_for_it(
     for dsn in (database.dsn, session):
         async with busy(dsn):
             for _ in range(5):
-                assert not await is_transaction_pooler(dsn)
+                assert not await is_transaction_pooler(Address(dsn))
                 assert not is_transaction_pooler_blocking(dsn)  # in a thread with a running event loop
 
 
@@ -242,4 +242,4 @@ async def test_a_pooler_without_a_second_connection_is_not_waited_for_without_en
     monkeypatch.setattr("listener.postgres.connect._PROBE_PATIENCE_S", 0.5)
     async with pooler(database, "session", 1) as dsn:
         with pytest.raises(psycopg.OperationalError):
-            await is_transaction_pooler(dsn)
+            await is_transaction_pooler(Address(dsn))

@@ -13,10 +13,9 @@ from uuid import UUID, uuid4
 import psycopg
 import pytest
 from psycopg import sql
-from psycopg_pool import AsyncConnectionPool
 
 from listener.postgres import queue, workers
-from listener.postgres.connect import Pool
+from listener.postgres.connect import Address, Pool, ServicePool
 from listener.postgres.queue import Queue
 from listener.push import Decision, LogLine, Push, Settlement, Status
 from listener.schema import migrate
@@ -28,9 +27,7 @@ LEASE = 60.0
 
 @asynccontextmanager
 async def pool_of(dsn: str) -> AsyncIterator[Pool]:
-    async with AsyncConnectionPool(
-        dsn, min_size=1, max_size=4, open=False, kwargs={"autocommit": True}
-    ) as pool:
+    async with ServicePool(Address(dsn), prepares=True) as pool:
         yield pool
 
 
