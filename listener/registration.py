@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 from dataclasses import dataclass
+from uuid import uuid4
 
 import psycopg
 import structlog
@@ -115,9 +116,12 @@ class Registration:
                 )
             await self._admit(pool)
             name = self._settings.worker_name or socket.gethostname()
-            worker_id = await workers.register(pool, name, random_id=again)
-            queue = Queue(pool, worker_id=worker_id, lease=self._settings.lease)
-            known = Workers(pool, worker_id=worker_id, lease=self._settings.lease)
+            # Without a liveness lock nothing tells that a small id is already used, after the database lost its row.
+            random_id = again or self._settings.wakeup == "sweep"
+            incarnation, lease = uuid4(), self._settings.lease
+            worker_id = await workers.register(pool, name, random_id=random_id, incarnation=incarnation)
+            queue = Queue(pool, worker_id=worker_id, lease=lease, incarnation=incarnation)
+            known = Workers(pool, worker_id=worker_id, lease=lease, incarnation=incarnation)
             return Registered(
                 queue, known, self.listen_address, await known.lost_lately(), await known.quota_state()
             )

@@ -110,9 +110,10 @@ class Queue:
     becomes free in time. None retries by itself.
     """
 
-    def __init__(self, pool: Pool, *, worker_id: int, lease: float) -> None:
+    def __init__(self, pool: Pool, *, worker_id: int, lease: float, incarnation: UUID | None = None) -> None:
         self._pool = pool
         self._worker = worker_id
+        self._incarnation = incarnation
         self._lease = lease
         self._avoided: dict[UUID, float] = {}  # until when, in monotonic seconds
         self._disable_failures = 0  # in a row
@@ -275,7 +276,14 @@ class Queue:
         """Returns what ``earliest`` returns, and what may keep notifications from this worker."""
         async with self._pool.connection() as conn:
             cursor = conn.cursor(row_factory=kwargs_row(_sweep))
-            await cursor.execute(_SWEEP, {"worker": self._worker, "excluded": self._all_excluded(excluded)})
+            await cursor.execute(
+                _SWEEP,
+                {
+                    "worker": self._worker,
+                    "incarnation": self._incarnation,
+                    "excluded": self._all_excluded(excluded),
+                },
+            )
             sweep = await cursor.fetchone()
         assert sweep is not None
         return sweep

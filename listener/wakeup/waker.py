@@ -86,7 +86,9 @@ class ListeningWaker:
         max_in_flight: int,
     ) -> None:
         self.look = LookSignal()
-        self.doorbell = Doorbell(address, workers.worker_id, metrics, heartbeat=heartbeat)
+        self.doorbell = Doorbell(
+            address, workers.worker_id, metrics, heartbeat=heartbeat, incarnation=workers.incarnation
+        )
         self.polling = BusyPolling(workers, self.doorbell, self.look, metrics)
         self.peers = PeerWatch(
             queue,

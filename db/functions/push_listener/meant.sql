@@ -24,7 +24,7 @@ as $$
       ('table', 'push_listener.migrations', 'push_listener', '{select}', '{""}'),
       ('table', 'push_listener.functions', 'push_listener', '{select}', '{""}'),
       ('table', 'push_listener.workers', 'push_listener', '{select}', '{""}'),
-      ('table', 'push_listener.workers', 'push_listener', '{insert}', '{id,name}'),
+      ('table', 'push_listener.workers', 'push_listener', '{insert}', '{id,name,incarnation}'),
       ('table', 'push_listener.workers', 'push_listener', '{update}', '{stopped_at,guarded,lost}'),
       ('table', 'push_listener.lock_holders', 'push_listener', '{select}', '{""}'),
       ('function', 'push_listener.is_alive(integer)', 'push_listener', '{execute}', '{""}'),

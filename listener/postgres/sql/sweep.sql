@@ -13,5 +13,6 @@ select
         select from holders l
           where l.lock = 'liveness' and l.key = %(worker)s and l.granted and l.is_ours and l.pid = a.pid)
   ) as polling_locked,
-  exists (select from push_listener.workers where id = %(worker)s) as registered,
+  exists (select from push_listener.workers where id = %(worker)s and incarnation = %(incarnation)s::uuid)
+    as registered,
   (select coalesce(pg_catalog.json_agg(s), '[]')::text from ({strangers}) s) as strangers

@@ -15,7 +15,13 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from listener.demo.embedded import _unprivileged
 from listener.emulator import Emulator
-from listener.postgres.connect import Address, is_transaction_pooler, is_transaction_pooler_blocking
+from listener.postgres.connect import (
+    Address,
+    ServicePool,
+    fetch_value,
+    is_transaction_pooler,
+    is_transaction_pooler_blocking,
+)
 from listener.schema import migrate
 from tests.support.postgres import Database
 from tests.support.servers import closed_port
@@ -243,3 +249,28 @@ async def test_a_pooler_without_a_second_connection_is_not_waited_for_without_en
     async with pooler(database, "session", 1) as dsn:
         with pytest.raises(psycopg.OperationalError):
             await is_transaction_pooler(Address(dsn))
+
+
+# --- what it says of its server ------------------------------------------------------------------------------------
+
+
+async def test_what_it_says_of_its_server_is_from_long_ago(database: Database) -> None:
+    """Therefore an address with one host does not ask for a server that can be written to."""
+
+    async def set_read_only(value: str) -> None:
+        async with await psycopg.AsyncConnection.connect(
+            database.superuser_dsn, autocommit=True, options="-c default_transaction_read_only=off"
+        ) as conn:
+            await conn.execute(f"alter system set default_transaction_read_only = {value}".encode())
+            await conn.execute("select pg_reload_conf()")
+
+    await set_read_only("on")
+    try:
+        async with pooler(database, "transaction") as dsn:
+            await set_read_only("off")
+            with pytest.raises(psycopg.OperationalError, match="session is read-only"):
+                await psycopg.AsyncConnection.connect(dsn, target_session_attrs="read-write")
+            async with ServicePool(Address(dsn), prepares=False) as pool, pool.connection() as conn:
+                assert await fetch_value(conn, "show transaction_read_only") == "off"
+    finally:
+        await set_read_only("off")

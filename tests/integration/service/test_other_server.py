@@ -8,11 +8,19 @@ from pathlib import Path
 
 import pytest
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
+from structlog.testing import capture_logs
 
 from listener.emulator import Emulator
 from tests.chaos.proxy import Link, tcp_link, to_unix
 from tests.support.postgres import Database, standby_of
-from tests.support.service import rows_of, serving, settings_for, until
+from tests.support.service import (
+    Rows,
+    dispatcher_of,
+    rows_of,
+    serving,
+    settings_for,
+    until,
+)
 
 pytestmark = pytest.mark.newest_postgres
 
@@ -50,3 +58,84 @@ async def test_an_address_that_led_to_a_standby_for_a_while_is_served_again(
             link.lead_to(to_unix(socket_of(database.dsn)))  # and every connection to the standby stays
             assert (await rows.one_over(push))["status"] == "sent"
             await until(lambda: service.obstacles() == [])
+
+
+async def test_of_several_hosts_the_one_that_can_be_written_to_is_used(
+    database: Database, emulator: Emulator
+) -> None:
+    with standby_of(database.server) as standby:
+        hosts = [str(socket_of(dsn).parent) for dsn in (standby.uri, database.dsn)]
+        dsn = make_conninfo(database.dsn, host=",".join(hosts), port="5432,5432")
+        async with rows_of(database.dsn) as rows, serving(settings_for(dsn, emulator)):  # restarted
+            assert (await rows.one_over(await rows.add(device_token="t", title="t")))["status"] == "sent"
+
+
+# --- a session that serves no more ---------------------------------------------------------------------------
+
+
+async def test_the_role_may_be_dropped_and_made_anew(database: Database, emulator: Emulator) -> None:
+    """The sessions of the role that was dropped have no privilege any more, although its name has."""
+    name = "test_made_anew"
+
+    async def make() -> None:
+        await rows.query(f"create role {name} login in role push_listener")
+
+    async with rows_of(database.superuser_dsn) as rows:
+        await make()
+        async with serving(settings_for(database.dsn_as(name), emulator)) as service:
+            await rows.one_over(await rows.add(device_token="before", title="t"))
+            await rows.query(f"drop role {name}")
+            push = await rows.add(device_token="meanwhile", title="t")
+            await until(service.obstacles)
+            await make()
+            assert (await rows.one_over(push))["status"] == "sent"
+            await until(lambda: service.obstacles() == [])
+        await rows.query(f"drop role {name}")
+
+
+# --- a database that has forgotten a worker --------------------------------------------------------------------
+
+
+async def test_a_worker_that_gets_the_id_of_one_that_lives_takes_another(
+    database: Database, rows: Rows, emulator: Emulator
+) -> None:
+    """As after a failover to a server that lagged behind, or a restored backup."""
+    emulator.latency = 8.0
+    settings = settings_for(database.dsn, emulator, sweep_interval=2)
+    with capture_logs() as said:
+        async with serving(settings) as first:
+            await rows.add_many(5)
+            await emulator.wait_received(5)
+            await rows.query("truncate push_listener.workers restart identity")
+            async with serving(settings) as second:
+                await rows.add_many(5, "more")
+                found = await rows.over()
+                emulator.latency = 0.0
+                for service in (first, second):
+                    await until(lambda service=service: service.obstacles() == [])  # type: ignore[misc]
+                assert (await rows.one_over(await rows.add(device_token="last", title="t")))[
+                    "status"
+                ] == "sent"
+                ids = {dispatcher_of(service)._queue.worker_id for service in (first, second)}
+    known = await rows.query("select id from push_listener.workers where guarded")
+    assert ids <= {row["id"] for row in known}
+    assert len(ids) == 2
+    assert {(row["status"], row["delivery_attempts"], row["lost_claims"]) for row in found.values()} == {
+        ("sent", 1, 0)
+    }
+    assert emulator.stats()["duplicates"] == 0
+    events = [each["event"] for each in said]
+    assert events.count("doorbell lost") == 0
+    assert events.count("registering anew") == 2
+    assert "workers have died; their rows are back in the queue" not in events
+
+
+async def test_two_workers_that_sweep_never_share_an_id(
+    database: Database, rows: Rows, emulator: Emulator
+) -> None:
+    """No lock tells that the id is taken, and each would give back what the other has claimed."""
+    settings = settings_for(database.dsn, emulator, wakeup="sweep", sweep_interval=2)
+    async with serving(settings) as first:
+        await rows.query("truncate push_listener.workers restart identity")
+        async with serving(settings) as second:
+            assert dispatcher_of(first)._queue.worker_id != dispatcher_of(second)._queue.worker_id
