@@ -12,7 +12,7 @@ import tenacity
 
 from listener.config import ConfigError, Settings
 from listener.postgres import errors, workers
-from listener.postgres.connect import Address, Pool, is_transaction_pooler
+from listener.postgres.connect import Address, ServicePool, is_transaction_pooler
 from listener.postgres.queue import Queue
 from listener.postgres.workers import QuotaState, Workers
 from listener.schema import migrate, served
@@ -59,6 +59,7 @@ class Registered:
 
     queue: Queue
     workers: Workers
+    pool: ServicePool
     listen_address: Address
     lost_lately: int
     """How many workers have died in the last hour."""
@@ -83,6 +84,12 @@ class Registration:
         """LISTEN_DATABASE_URL, or else DATABASE_URL."""
         self._schema_version = migrate.load()[-1].version
 
+    @property
+    def conditions(self) -> list[str]:
+        """What keeps this process from connecting, in fixed words."""
+        found = {address.condition: None for address in (self.address, self.listen_address)}
+        return [str(condition) for condition in found if condition is not None]
+
     async def is_pooled(self) -> bool:
         """Whether DATABASE_URL is a pooler in transaction mode.
 
@@ -100,7 +107,7 @@ class Registration:
         return pooled
 
     @_until_reached
-    async def register(self, pool: Pool, *, again: bool) -> Registered:
+    async def register(self, pool: ServicePool, *, again: bool) -> Registered:
         """Checks the database and registers a worker; ``again``: after the first one has lost its id.
 
         Raises NotMigrated; or ConfigError, when another role owns the schema, or pushes wait in a copy.
@@ -123,7 +130,7 @@ class Registration:
             queue = Queue(pool, worker_id=worker_id, lease=lease, incarnation=incarnation)
             known = Workers(pool, worker_id=worker_id, lease=lease, incarnation=incarnation)
             return Registered(
-                queue, known, self.listen_address, await known.lost_lately(), await known.quota_state()
+                queue, known, pool, self.listen_address, await known.lost_lately(), await known.quota_state()
             )
         except workers.RollingBack:
             raise RollingBack from None
@@ -136,7 +143,7 @@ class Registration:
         ):
             raise NotMigrated from None
 
-    async def _admit(self, pool: Pool) -> None:
+    async def _admit(self, pool: ServicePool) -> None:
         """Makes sure that this is the database that was served before. Raises ConfigError if it is a copy."""
         dsn, installation = self._settings.database_url.get_secret_value(), self._settings.installation
         async with pool.connection() as conn:

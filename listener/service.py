@@ -182,7 +182,7 @@ class Service:
     def obstacles(self) -> list[str]:
         """What keeps this process from its work, in fixed words: anybody may read them."""
         if self.worker is None:
-            return ["the database has not been reached yet"]
+            return ["the database has not been reached yet", *self._registration.conditions]
         found = self.worker.obstacles
         if self._stop.is_set():
             found.insert(0, "stopping")

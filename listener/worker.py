@@ -198,6 +198,7 @@ def _waker(settings: Settings, registered: Registered, health: FcmHealth, metric
         return SweepingWaker()
     return ListeningWaker(
         registered.listen_address,
+        registered.pool,
         registered.queue,
         registered.workers,
         health,

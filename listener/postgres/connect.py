@@ -78,11 +78,9 @@ class Address:
 
         The error says what the last try was refused for.
         """
-        now = time.monotonic()
-        if now < self._try_at:
-            raise psycopg.OperationalError(self._refusal)
+        self.raise_if_too_early()
         if self._refusal:
-            self._try_at = now + _LOGIN_PATIENCE_S  # one try at a time
+            self._try_at = time.monotonic() + _LOGIN_PATIENCE_S  # one try at a time
         try:
             yield
         except (psycopg.Error, TimeoutError) as error:
@@ -99,6 +97,11 @@ class Address:
         else:
             self.condition = None
             self._allow()
+
+    def raise_if_too_early(self) -> None:
+        """Raises psycopg.OperationalError if a login is not to be tried now."""
+        if time.monotonic() < self._try_at:
+            raise psycopg.OperationalError(self._refusal)
 
     async def until_worth_a_try(self) -> None:
         """Returns when a login may be tried."""
@@ -161,6 +164,8 @@ class ServicePool(Pool):
     @asynccontextmanager
     async def connection(self, timeout: float | None = None) -> AsyncIterator[Connection]:  # noqa: ASYNC109
         """A connection for one caller at a time. Raises psycopg.OperationalError when there is none in time."""
+        if not self._living_count:
+            self._address.raise_if_too_early()
         try:
             async with super().connection(timeout) as conn:
                 try:
@@ -184,7 +189,7 @@ class ServicePool(Pool):
     @contextmanager
     def opening(self) -> Iterator[None]:
         """One more connection is opened within this. Raises psycopg.OperationalError if the pool is not to grow."""
-        others = self._opening + sum(not conn.closed for conn in self._living)
+        others = self._opening + self._living_count
         if others and (self._is_small or time.monotonic() < self._grow_at):
             raise psycopg.OperationalError("no more connections allowed")
         self._opening += 1
@@ -207,6 +212,10 @@ class ServicePool(Pool):
         if self._prepares:
             async with asyncio.timeout(_CONFIGURE_PATIENCE_S):
                 await conn.execute(_READ_COMMITTED)
+
+    @property
+    def _living_count(self) -> int:
+        return sum(not conn.closed for conn in self._living)
 
     async def _replace(self, conn: Connection, error: psycopg.Error) -> None:
         """Closes a connection; and all others, unless each of them would meet the same error."""

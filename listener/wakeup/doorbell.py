@@ -27,7 +27,7 @@ from psycopg.rows import class_row
 from listener.log import should_log
 from listener.metrics import Metrics
 from listener.postgres import errors
-from listener.postgres.connect import Address, Connection, fetch_value
+from listener.postgres.connect import Address, Connection, ServicePool, fetch_value
 from listener.postgres.errors import Condition, fault_name
 from listener.postgres.locks import CHANNEL, LIVENESS_CLASS
 from listener.wakeup.identity import IdentityLost
@@ -76,6 +76,11 @@ select extract(epoch from pg_catalog.clock_timestamp() - pg_catalog.pg_postmaste
 """
 
 
+async def _cannot_connect(state: tenacity.RetryCallState) -> None:
+    bell: Doorbell = state.args[0]
+    await bell.cannot_connect(state.outcome.exception() if state.outcome else None, state.attempt_number)
+
+
 class Topic(Enum):
     """What a doorbell tells its subscribers."""
 
@@ -91,6 +96,7 @@ class Doorbell:
         worker_id: whose liveness lock to hold.
         heartbeat: seconds of silence after which the connection has to prove itself.
         incarnation: of the worker, as its row in ``push_listener.workers`` says; None if it has no row.
+        pool: leaves a connection to the doorbell where there are few: without the doorbell nothing may be claimed.
     """
 
     def __init__(
@@ -101,12 +107,14 @@ class Doorbell:
         *,
         heartbeat: float,
         incarnation: UUID | None = None,
+        pool: ServicePool | None = None,
     ) -> None:
         self._address = address
         self._worker = worker_id
         self._key = {"worker": worker_id, "incarnation": incarnation}
         self._own_channel = f"{CHANNEL}_{worker_id}"
         self._subscribers: dict[Topic, list[Callable[[], None]]] = {topic: [] for topic in Topic}
+        self._pool = pool
         # The backends that have served this doorbell: process id, and when it started. One of them may live on.
         self._former: deque[tuple[int, str]] = deque(maxlen=16)
         self._metrics = metrics
@@ -192,6 +200,8 @@ class Doorbell:
         loop = asyncio.get_running_loop()
         self._healthy.set()
         self.condition = None
+        if self._pool is not None:
+            self._pool.grow()
         self._metrics.listening.set(1)
         log.info("doorbell connected", backend=conn.info.backend_pid)
         self._conn, self._fault = conn, None
@@ -248,7 +258,7 @@ class Doorbell:
     @tenacity.retry(
         retry=tenacity.retry_if_exception_type(_AWAY),
         wait=tenacity.wait_random_exponential(multiplier=0.25, max=3),
-        before_sleep=lambda state: state.args[0]._cannot_connect(state),
+        before_sleep=_cannot_connect,
     )
     async def _connect(self) -> Connection:
         await self._address.until_worth_a_try()
@@ -271,16 +281,19 @@ class Doorbell:
             raise
         return conn
 
-    def _cannot_connect(self, state: tenacity.RetryCallState) -> None:
-        error = state.outcome.exception() if state.outcome else None
+    async def cannot_connect(self, error: BaseException | None, tries: int) -> None:
+        """Called after each failed try to connect."""
         self.condition = errors.condition(error)
-        if should_log(state.attempt_number):
+        if should_log(tries):
             log.warning(
                 "doorbell cannot connect",
                 error=fault_name(error),
                 reason=errors.explain(error),
-                tries=state.attempt_number,
+                tries=tries,
             )
+        # A pooler in session mode does not refuse a client for which it has no connection: it lets it wait.
+        if self._pool is not None and self.condition in (Condition.FULL, Condition.NO_ANSWER):
+            await self._pool.shrink()
 
     async def _note_steady(self, conn: Connection) -> None:
         steady_in = _STEADY_AFTER_S

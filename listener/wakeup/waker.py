@@ -6,7 +6,7 @@ import asyncio
 from typing import Protocol
 
 from listener.metrics import Metrics
-from listener.postgres.connect import Address
+from listener.postgres.connect import Address, ServicePool
 from listener.postgres.errors import Condition
 from listener.postgres.queue import Queue, Sweep
 from listener.postgres.workers import Workers
@@ -69,6 +69,7 @@ class ListeningWaker:
 
     Args:
         address: leads to the server itself, or to a pooler in session mode.
+        pool: leaves a connection to the doorbell where there are few.
         health: learns how many workers have died.
         heartbeat: seconds of silence after which the LISTEN connection has to prove itself.
         max_in_flight: pushes that this worker has in flight, at most.
@@ -77,6 +78,7 @@ class ListeningWaker:
     def __init__(
         self,
         address: Address,
+        pool: ServicePool,
         queue: Queue,
         workers: Workers,
         health: ExpectsLosses,
@@ -87,7 +89,12 @@ class ListeningWaker:
     ) -> None:
         self.look = LookSignal()
         self.doorbell = Doorbell(
-            address, workers.worker_id, metrics, heartbeat=heartbeat, incarnation=workers.incarnation
+            address,
+            workers.worker_id,
+            metrics,
+            heartbeat=heartbeat,
+            incarnation=workers.incarnation,
+            pool=pool,
         )
         self.polling = BusyPolling(workers, self.doorbell, self.look, metrics)
         self.peers = PeerWatch(

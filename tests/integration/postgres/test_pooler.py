@@ -178,6 +178,23 @@ async def test_in_session_mode_everything_works(session: str, rows: Rows, emulat
     await work_through(environment(session, emulator, sweep_interval="3600"), rows, emulator)
 
 
+@pytest.mark.parametrize("size", [2, 3])
+async def test_with_few_connections_behind_it_the_doorbell_has_one(
+    database: Database, rows: Rows, emulator: Emulator, size: int
+) -> None:
+    """It refuses no client for which it has none, but lets it wait."""
+    async with (
+        pooler(database, "session", size) as dsn,
+        program("run", env=environment(dsn, emulator)) as running,
+    ):
+        await running.said("ready")
+        for wave in range(5):
+            await rows.add_many(100, f"phone-{wave}")
+            await rows.over()
+        running.terminate()
+        assert await running.ended() == 0
+
+
 async def test_in_session_mode_migrations_work(blank_database: Database) -> None:
     async with pooler(blank_database, "session") as dsn:
         assert await asyncio.to_thread(migrate.apply, dsn)
