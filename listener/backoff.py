@@ -13,10 +13,11 @@ class Backoff:
     Args:
         first: seconds, at most, after the first failure.
         longest: seconds, at most, after any failure.
+        least: seconds, at least, after any failure.
     """
 
-    def __init__(self, first: float, longest: float) -> None:
-        self._wait = tenacity.wait_random_exponential(multiplier=first, max=longest)
+    def __init__(self, first: float, longest: float, least: float = 0.0) -> None:
+        self._wait = tenacity.wait_random_exponential(multiplier=first, max=longest, min=least)
         self._state = tenacity.RetryCallState(cast(Any, None), None, (), {})
         self.failures = 0
         """Failures in a row."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 from dataclasses import dataclass
+from uuid import uuid4
 
 import psycopg
 import structlog
@@ -11,7 +12,7 @@ import tenacity
 
 from listener.config import ConfigError, Settings
 from listener.postgres import errors, workers
-from listener.postgres.connect import Pool, is_transaction_pooler
+from listener.postgres.connect import Address, ServicePool, is_transaction_pooler
 from listener.postgres.queue import Queue
 from listener.postgres.workers import QuotaState, Workers
 from listener.schema import migrate, served
@@ -72,6 +73,8 @@ class Registered:
 
     queue: Queue
     workers: Workers
+    pool: ServicePool
+    listen_address: Address
     lost_lately: int
     """How many workers have died in the last hour."""
     quota: QuotaState
@@ -90,17 +93,29 @@ class Registration:
     def __init__(self, settings: Settings, adoption: served.Adoption | None) -> None:
         self._settings = settings
         self._adoption = adoption
+        self.address = Address(settings.database_url.get_secret_value())
+        """DATABASE_URL."""
+        is_same = settings.listen_dsn == settings.database_url.get_secret_value()
+        self.listen_address = self.address if is_same else Address(settings.listen_dsn)
+        """LISTEN_DATABASE_URL, or else DATABASE_URL."""
         self._migrations = migrate.load()
+
+    @property
+    def conditions(self) -> list[str]:
+        """What keeps this process from connecting, in fixed words."""
+        found = {address.condition: None for address in (self.address, self.listen_address)}
+        return [str(condition) for condition in found if condition is not None]
 
     async def is_pooled(self) -> bool:
         """Whether DATABASE_URL is a pooler in transaction mode.
 
         Waits until the database can be reached. Raises ConfigError if LISTEN would go through such a pooler.
         """
-        dsn, listen_dsn = self._settings.database_url.get_secret_value(), self._settings.listen_dsn
-        pooled = await _leads_to_pooler(dsn, setting="DATABASE_URL")
+        pooled = await _leads_to_pooler(self.address, setting="DATABASE_URL")
         if self._settings.wakeup == "listen" and (
-            pooled if listen_dsn == dsn else await _leads_to_pooler(listen_dsn, setting="LISTEN_DATABASE_URL")
+            pooled
+            if self.listen_address is self.address
+            else await _leads_to_pooler(self.listen_address, setting="LISTEN_DATABASE_URL")
         ):
             raise ConfigError([_CANNOT_LISTEN])
         if pooled:
@@ -108,11 +123,12 @@ class Registration:
         return pooled
 
     @_until_reached
-    async def register(self, pool: Pool, *, again: bool) -> Registered:
+    async def register(self, pool: ServicePool, *, again: bool) -> Registered:
         """Checks the database and registers a worker; ``again``: after the first one has lost its id.
 
         Raises NotMigrated; or ConfigError, when another role owns the schema, or pushes wait in a copy.
         """
+        await self.address.until_worth_a_try()
         try:
             if await workers.schema_version(pool) < self._migrations[-1].version:
                 raise NotMigrated
@@ -124,10 +140,14 @@ class Registration:
                 )
             await self._admit(pool)
             name = self._settings.worker_name or socket.gethostname()
-            worker_id = await workers.register(pool, name, random_id=again)
-            queue = Queue(pool, worker_id=worker_id, lease=self._settings.lease)
-            known = Workers(pool, worker_id=worker_id, lease=self._settings.lease)
-            return Registered(queue, known, await known.lost_lately(), await known.quota_state(), damaged)
+            # Without a liveness lock nothing tells that a small id is already used, after the database lost its row.
+            random_id = again or self._settings.wakeup == "sweep"
+            incarnation, lease = uuid4(), self._settings.lease
+            worker_id = await workers.register(pool, name, random_id=random_id, incarnation=incarnation)
+            queue = Queue(pool, worker_id=worker_id, lease=lease, incarnation=incarnation)
+            known = Workers(pool, worker_id=worker_id, lease=lease, incarnation=incarnation)
+            lost_lately, quota_state = await known.lost_lately(), await known.quota_state()
+            return Registered(queue, known, pool, self.listen_address, lost_lately, quota_state, damaged)
         except workers.RollingBack:
             raise RollingBack from None
         except workers.StrangersSchema as stranger:
@@ -139,7 +159,7 @@ class Registration:
         ):
             raise NotMigrated from None
 
-    async def _find_damage(self, pool: Pool) -> list[str]:
+    async def _find_damage(self, pool: ServicePool) -> list[str]:
         """Logs what somebody has dropped or changed; returns its kinds. Raises Damaged when nothing can work."""
         found = structure.find(await workers.rows(pool, structure.FACTS), self._migrations)
         if any(damage.kind in structure.NEEDED for damage in found):
@@ -150,7 +170,7 @@ class Registration:
             )
         return structure.kinds(found)
 
-    async def _admit(self, pool: Pool) -> None:
+    async def _admit(self, pool: ServicePool) -> None:
         """Makes sure that this is the database that was served before. Raises ConfigError if it is a copy."""
         dsn, installation = self._settings.database_url.get_secret_value(), self._settings.installation
         async with pool.connection() as conn:
@@ -171,6 +191,7 @@ class Registration:
 
 
 @_until_reached
-async def _leads_to_pooler(dsn: str, *, setting: str) -> bool:
+async def _leads_to_pooler(address: Address, *, setting: str) -> bool:
     """See ``is_transaction_pooler``; ``setting`` names the address in the log, which cannot show it."""
-    return await is_transaction_pooler(dsn)
+    await address.until_worth_a_try()
+    return await is_transaction_pooler(address)

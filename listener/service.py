@@ -25,7 +25,7 @@ from listener.limits.quota import Quota
 from listener.limits.retry_policy import RetryPolicy
 from listener.limits.slow_start import after_losses
 from listener.metrics import Metrics
-from listener.postgres.connect import Pool, make_pool
+from listener.postgres.connect import ServicePool
 from listener.postgres.locks import LockWatch
 from listener.registration import Registered, Registration
 from listener.schema import served
@@ -122,7 +122,7 @@ class Service:
             pooled = await self._unless_stopped(self._registration.is_pooled())
             if pooled is None:
                 return
-            pool = make_pool(self._settings.database_url.get_secret_value(), prepares=not pooled)
+            pool = ServicePool(self._registration.address, prepares=not pooled)
             await pool.open()
             # A database that is away must not take what is left of the grace period.
             stack.push_async_callback(pool.close, timeout=1.0)
@@ -142,7 +142,7 @@ class Service:
             finally:
                 warming.cancel()
 
-    async def _run_workers(self, pool: Pool, sender: Sender) -> None:
+    async def _run_workers(self, pool: ServicePool, sender: Sender) -> None:
         """Runs one worker until stopped; and another one whenever it cannot go on under its id."""
         quota = Quota(self._settings.fcm_quota, self._settings.fcm_ramp, time.monotonic())
         for number in itertools.count():
@@ -182,7 +182,7 @@ class Service:
     def obstacles(self) -> list[str]:
         """What keeps this process from its work, in fixed words: anybody may read them."""
         if self.worker is None:
-            return ["the database has not been reached yet"]
+            return ["the database has not been reached yet", *self._registration.conditions]
         found = self.worker.obstacles
         if self._stop.is_set():
             found.insert(0, "stopping")

@@ -118,10 +118,14 @@ class Worker:
     def obstacles(self) -> list[str]:
         """What keeps this worker from its work, in fixed words: anybody may read them."""
         found = []
-        if not (self.reach.is_up and self.settler.succeeds):
-            found.append(self.reach.obstacle or "the database cannot be reached")
+        if not self.reach.is_up:
+            found.append(str(self.reach.condition))
+        elif not self.settler.succeeds:
+            found.append(str(self.settler.condition))
         if not self.waker.may_claim():
             found.append("not listening for new rows")
+            if self.waker.condition is not None and self.waker.condition not in found:
+                found.append(str(self.waker.condition))
         found += [f"{kind} of push-listener are missing or changed in the database" for kind in self._damaged]
         return found
 
@@ -200,7 +204,8 @@ def _waker(settings: Settings, registered: Registered, health: FcmHealth, metric
     if settings.wakeup == "sweep":
         return SweepingWaker()
     return ListeningWaker(
-        settings.listen_dsn,
+        registered.listen_address,
+        registered.pool,
         registered.queue,
         registered.workers,
         health,

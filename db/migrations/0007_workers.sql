@@ -5,11 +5,14 @@
 create table push_listener.workers (
   id integer generated always as identity primary key,
   name text not null,
+  incarnation uuid not null default gen_random_uuid(),
   started_at timestamptz not null default now(),
   stopped_at timestamptz,
   guarded boolean not null default false,
   lost boolean not null default false
 );
+comment on column push_listener.workers.incarnation is
+  'Chosen at random by the worker: a database that has been restored, or has lost rows, may give an id a second time.';
 comment on column push_listener.workers.guarded is
   'The worker has held its liveness lock, so a missing lock means that it has died.';
 comment on column push_listener.workers.lost is

@@ -15,7 +15,7 @@ from rich.table import Table
 from listener import config, process
 from listener.cli.shared import age, console, note, print_json
 from listener.config import DatabaseSettings
-from listener.postgres.connect import with_keepalive
+from listener.postgres.connect import with_defaults
 from listener.schema import export, migrate, served
 from listener.schema.exposure import Way
 from listener.schema.migrate import Function, FunctionState, Migration, Standing, State, structure
@@ -306,7 +306,7 @@ def _adopt(settings: DatabaseSettings, adoption: served.Adoption) -> None:
 
     async def adopt() -> int:
         conn = await psycopg.AsyncConnection.connect(
-            with_keepalive(settings.listen_dsn), autocommit=True, application_name=migrate.APPLICATION_NAME
+            with_defaults(settings.listen_dsn), autocommit=True, application_name=migrate.APPLICATION_NAME
         )
         async with conn:
             dsn = settings.database_url.get_secret_value()

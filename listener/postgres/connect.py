@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 import asyncio
+import math
+import os
 import random
+import time
+from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AsyncExitStack
-from typing import Any
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from typing import Any, Self
+from weakref import WeakSet
 
+import psycopg
 from psycopg import AsyncConnection
 from psycopg.abc import Params, QueryNoTemplate
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg.errors import ConnectionTimeout
 from psycopg.rows import scalar_row
-from psycopg_pool import AsyncConnectionPool
+from psycopg_pool import AsyncConnectionPool, PoolTimeout
+
+from listener.backoff import Backoff
+from listener.postgres.errors import Condition, condition, spoils_session
 
 Connection = AsyncConnection[tuple[Any, ...]]
 Pool = AsyncConnectionPool[Connection]
@@ -29,48 +38,206 @@ STATEMENT_PATIENCE_S = 30.0
 """For a statement without an answer: a network may swallow every packet and still acknowledge it."""
 
 _CONFIGURE_PATIENCE_S = 5.0
+_LOGIN_PATIENCE_S = 15.0
+
+# A pool that got no further connection makes do with those it has.
+_BETWEEN_TRIES_TO_GROW_S = (10.0, 20.0)
 
 _PROBES = 24
 _PROBE_PATIENCE_S = 15.0
 # Random, so that the probes do not keep step with other clients and meet the same free backend each time.
 _BETWEEN_PROBES_S = 0.01
 
+# Overrides a stricter default of the role or the database, under which concurrent claims would fail.
+_READ_COMMITTED = "set default_transaction_isolation to 'read committed'"
+
 _BACKEND = "select pg_catalog.pg_backend_pid()"
 
 
-def with_keepalive(dsn: str) -> str:
-    """The address, with settings that notice a dead network. A setting in the address itself takes precedence."""
-    return make_conninfo(_KEEPALIVE, **conninfo_to_dict(dsn))
+class Address:
+    """Where Postgres is, and what keeps it from letting this process in.
 
-
-def make_pool(dsn: str, *, prepares: bool) -> Pool:
-    """The connections for all statements but LISTEN. Autocommit: every statement is a transaction of its own.
+    All connections to the address are made within ``login``. While the server refuses the login for a reason that does
+    not pass by itself, such as a wrong password, it is asked seldom: a platform may ban a machine that goes on trying.
 
     Args:
         dsn: the address.
+    """
+
+    def __init__(self, dsn: str) -> None:
+        self.dsn = with_defaults(dsn)
+        self.condition: Condition | None = None
+        """What the last login failed for; None after one that succeeded."""
+        self._refusal = ""
+        self._backoff = Backoff(8.0, 60.0, least=4.0)
+        self._try_at = -math.inf
+
+    @contextmanager
+    def login(self) -> Iterator[None]:
+        """Connections are made within this. Raises psycopg.OperationalError without a try if it is too early for one.
+
+        The error says what the last try was refused for.
+        """
+        self.raise_if_too_early()
+        if self._refusal:
+            self._try_at = time.monotonic() + _LOGIN_PATIENCE_S  # one try at a time
+        try:
+            yield
+        except (psycopg.Error, TimeoutError) as error:
+            self.condition = condition(error)
+            if self.condition.is_lasting:
+                self._refusal = str(error)
+                self._try_at = time.monotonic() + self._backoff.failed()
+            else:
+                self._allow()
+            raise
+        except BaseException:
+            self._try_at = -math.inf
+            raise
+        else:
+            self.condition = None
+            self._allow()
+
+    def raise_if_too_early(self) -> None:
+        """Raises psycopg.OperationalError if a login is not to be tried now."""
+        if time.monotonic() < self._try_at:
+            raise psycopg.OperationalError(self._refusal)
+
+    async def until_worth_a_try(self) -> None:
+        """Returns when a login may be tried."""
+        await asyncio.sleep(self._try_at - time.monotonic())
+
+    def _allow(self) -> None:
+        self._refusal, self._try_at = "", -math.inf
+        self._backoff.succeeded()
+
+
+def with_defaults(dsn: str) -> str:
+    """The address, with settings that notice a dead network. A setting in the address itself takes precedence.
+
+    Of several hosts one may be a standby, so the address leads to the first server that can be written to. For a single
+    host that is not asked for: PgBouncer goes on telling its clients what the server was when it first connected to it.
+    """
+    given = conninfo_to_dict(dsn)
+    if "," in str(given.get("host") or given.get("hostaddr") or os.environ.get("PGHOST", "")):
+        given = {"target_session_attrs": os.environ.get("PGTARGETSESSIONATTRS", "read-write"), **given}
+    return make_conninfo(_KEEPALIVE, **given)
+
+
+class ServicePool(Pool):
+    """The connections for all statements but LISTEN. Autocommit: every statement is a transaction of its own.
+
+    It holds one connection, and up to four while statements run at the same time. A connection is replaced when an
+    error says that its session cannot serve any more, or that its server is no primary.
+
+    Args:
+        address: where to connect.
         prepares: whether prepared statements may be used. A transaction pooler loses them, and settings too.
     """
-    return AsyncConnectionPool(
-        with_keepalive(dsn),
-        min_size=1,
-        max_size=4,
-        open=False,
-        # Both bounds are short because the callers retry by themselves, and the pool would back off for minutes.
-        timeout=5.0,
-        reconnect_timeout=5.0,
-        kwargs={
-            "autocommit": True,
-            "application_name": "push-listener",
-            "prepare_threshold": 5 if prepares else None,
-        },
-        configure=_read_committed if prepares else None,
-    )
+
+    def __init__(self, address: Address, *, prepares: bool) -> None:
+        self._address = address
+        self._prepares = prepares
+        self._living: WeakSet[Connection] = WeakSet()
+        self._is_small = False
+        self._opening = 0
+        self._grow_at = -math.inf
+        self._fault: Exception | None = None
+        super().__init__(
+            address.dsn,
+            connection_class=_Pooled,
+            min_size=1,
+            max_size=4,
+            open=False,
+            # Both bounds are short because the callers retry by themselves, and the pool would back off for minutes.
+            timeout=5.0,
+            reconnect_timeout=5.0,
+            max_idle=60.0,  # what this pool does not need, another process may
+            kwargs={
+                "pool": self,
+                "autocommit": True,
+                "application_name": "push-listener",
+                "prepare_threshold": 5 if prepares else None,
+            },
+        )
+
+    @asynccontextmanager
+    async def connection(self, timeout: float | None = None) -> AsyncIterator[Connection]:  # noqa: ASYNC109
+        """A connection for one caller at a time. Raises psycopg.OperationalError when there is none in time."""
+        if not self._living_count:
+            self._address.raise_if_too_early()
+        try:
+            async with super().connection(timeout) as conn:
+                try:
+                    yield conn
+                except psycopg.Error as error:
+                    if spoils_session(error):
+                        await self._replace(conn, error)
+                    raise
+        except PoolTimeout as error:
+            raise error from self._fault
+
+    async def shrink(self) -> None:
+        """Leaves a connection to somebody else: closes all but one, and opens no more until ``grow``."""
+        self._is_small = True
+        await self.drain()
+
+    def grow(self) -> None:
+        """Ends what ``shrink`` began."""
+        self._is_small = False
+
+    @contextmanager
+    def opening(self) -> Iterator[None]:
+        """One more connection is opened within this. Raises psycopg.OperationalError if the pool is not to grow."""
+        others = self._opening + self._living_count
+        if others and (self._is_small or time.monotonic() < self._grow_at):
+            raise psycopg.OperationalError("no more connections allowed")
+        self._opening += 1
+        try:
+            with self._address.login():
+                yield
+        except (psycopg.Error, TimeoutError) as error:
+            self._fault = error
+            if others and condition(error) in (Condition.FULL, Condition.NO_ANSWER):
+                pause = random.uniform(*_BETWEEN_TRIES_TO_GROW_S)  # noqa: S311  # jitter
+                self._grow_at = time.monotonic() + pause
+            raise
+        finally:
+            self._opening -= 1
+        self._fault = None
+
+    async def prepare(self, conn: Connection) -> None:
+        """Makes a new connection ready. Raises psycopg.Error or TimeoutError."""
+        self._living.add(conn)
+        if self._prepares:
+            async with asyncio.timeout(_CONFIGURE_PATIENCE_S):
+                await conn.execute(_READ_COMMITTED)
+
+    @property
+    def _living_count(self) -> int:
+        return sum(not conn.closed for conn in self._living)
+
+    async def _replace(self, conn: Connection, error: psycopg.Error) -> None:
+        """Closes a connection; and all others, unless each of them would meet the same error."""
+        await conn.close()
+        if condition(error) is not Condition.PRIVILEGE:
+            await self.drain()
 
 
-async def _read_committed(conn: Connection) -> None:
-    """Overrides a stricter default of the role or the database, under which concurrent claims would fail."""
-    async with asyncio.timeout(_CONFIGURE_PATIENCE_S):
-        await conn.execute("set default_transaction_isolation to 'read committed'")
+class _Pooled(AsyncConnection[tuple[Any, ...]]):
+    """A connection of a pool."""
+
+    @classmethod
+    async def connect(cls, conninfo: str = "", *, pool: ServicePool, **kwargs: Any) -> Self:  # type: ignore[override]
+        """What the pool calls."""
+        with pool.opening():
+            conn = await super().connect(conninfo, **kwargs)
+            try:
+                await pool.prepare(conn)
+            except BaseException:
+                await conn.close()
+                raise
+        return conn
 
 
 async def fetch_value(
@@ -82,8 +249,8 @@ async def fetch_value(
     return await cursor.fetchone()
 
 
-async def is_transaction_pooler(dsn: str) -> bool:
-    """Whether the address leads to a pooler in transaction mode, of any make.
+async def is_transaction_pooler(address: Address) -> bool:
+    """Whether an address leads to a pooler in transaction mode, of any make.
 
     It does if one backend serves two connections, or two backends serve one connection. An idle pooler shows this at
     once. In a busy one, probes at random moments leave hardly a chance of missing it.
@@ -93,14 +260,13 @@ async def is_transaction_pooler(dsn: str) -> bool:
     backends: set[tuple[str, int]] = set()
     try:
         async with asyncio.timeout(_PROBE_PATIENCE_S), AsyncExitStack() as stack:
-            first, second = [
-                await stack.enter_async_context(
-                    await AsyncConnection.connect(
-                        with_keepalive(dsn), autocommit=True, prepare_threshold=None
+            with address.login():
+                first, second = [
+                    await stack.enter_async_context(
+                        await AsyncConnection.connect(address.dsn, autocommit=True, prepare_threshold=None)
                     )
-                )
-                for _ in range(2)
-            ]
+                    for _ in range(2)
+                ]
             for _ in range(_PROBES):
                 backends.add(("first", await fetch_value(first, _BACKEND)))
                 async with (
@@ -119,7 +285,7 @@ async def is_transaction_pooler(dsn: str) -> bool:
 def is_transaction_pooler_blocking(dsn: str) -> bool:
     """Does the same as ``is_transaction_pooler``, for callers that block; an event loop may run in their thread."""
     with ThreadPoolExecutor(max_workers=1) as thread:
-        return thread.submit(asyncio.run, is_transaction_pooler(dsn)).result()
+        return thread.submit(asyncio.run, is_transaction_pooler(Address(dsn))).result()
 
 
 def _are_shared(backends: set[tuple[str, int]]) -> bool:

@@ -7,9 +7,34 @@ password whose delimiters were not encoded. So their messages are never shown: t
 from __future__ import annotations
 
 import re
+from enum import StrEnum
 
 import psycopg
 from psycopg_pool import PoolTimeout
+
+
+class Condition(StrEnum):
+    """What keeps the database from serving push-listener, in fixed words that anybody may read."""
+
+    LOGIN = "the database refuses the user name or the password"
+    NO_DATABASE = "the database does not exist"
+    NO_CONNECT = "the user may not connect to the database"
+    PRIVILEGE = "the database user lacks a privilege"
+    READ_ONLY = "the database is read-only"
+    FULL = "the database has no connection left"
+    STARTING = "the database is starting up, shutting down or recovering"
+    NO_ANSWER = "the database does not answer in time"
+    NO_SCHEMA = "the schema of push-listener is missing in the database"
+    NO_TABLE = "tables of push-listener are missing in the database"
+    NO_COLUMN = "columns of push-listener are missing in the database"
+    NO_FUNCTION = "functions of push-listener are missing in the database"
+    AWAY = "the database cannot be reached"
+
+    @property
+    def is_lasting(self) -> bool:
+        """Whether a person must do something before a login can succeed, so that frequent tries are of no use."""
+        return self in (Condition.LOGIN, Condition.NO_DATABASE, Condition.NO_CONNECT)
+
 
 _WITHHELD = (
     "the connection failed; the reason is withheld because it may quote the address: "
@@ -32,6 +57,7 @@ _ENDED = "the server has ended the connection: it is being restarted, or somebod
 _READ_ONLY = (
     "the server is read-only: it is a standby or is failing over; the address must lead to the primary server"
 )
+_NOT_AS_ASKED = "no server of the address is what its target_session_attrs asks for"
 _NO_SSL_RULE = (
     "the server has no rule (pg_hba.conf) for this user, database and machine, or takes it over TLS only: add "
     "sslmode=require to the address"
@@ -107,7 +133,7 @@ _BY_TEXT = tuple(
         ),
         (
             r"session is (not )?read-only|server is (not )?in hot standby mode",
-            "no server of the address is what its target_session_attrs asks for",
+            _NOT_AS_ASKED,
         ),
         (
             r"root certificate file|root\.crt|certificate authority file|sslrootcert",
@@ -184,18 +210,35 @@ ROW_FAULTS = (psycopg.Error, ValueError, TypeError)
 """Errors that a single row may cause, unless they are transient: psycopg cannot encode one of its values, Postgres
 cannot store one, or a trigger of the application raises an error. Such a row must not block others."""
 
-# Connections, transactions, resources, an operator's action, files; a lock that is not available; an internal error of
-# Postgres, or of a pooler without a connection. XX001 and XX002 are not among them: the data of one row are damaged,
-# and remain so.
-_TRANSIENT = ("08", "25", "40", "53", "57", "58", "55P03", "55006", "XX000")
+# Connections, transactions, resources, an operator's action, files; a prepared statement that a pooler has lost or
+# kept; a lock that is not available; an internal error of Postgres, or of a pooler without a connection. XX001 and
+# XX002 are not among them: the data of one row are damaged, and remain so.
+_TRANSIENT = ("08", "25", "26000", "40", "42P05", "53", "57", "58", "55P03", "55006", "XX000")
 
-_LACKING = {
-    "3F000": "the schema of push-listener is missing in the database",
-    "42P01": "tables of push-listener are missing in the database",
-    "42703": "columns of push-listener are missing in the database",
-    "42883": "functions of push-listener are missing in the database",
-    "42501": "the user of the address lacks a privilege in the database",
+_CONDITIONS_BY_SQLSTATE = {
+    "3F000": Condition.NO_SCHEMA,
+    "42P01": Condition.NO_TABLE,
+    "42703": Condition.NO_COLUMN,
+    "42883": Condition.NO_FUNCTION,
+    "42501": Condition.PRIVILEGE,
 }
+_CONDITIONS = {
+    _REFUSED_LOGIN: Condition.LOGIN,
+    _NO_SSL_RULE: Condition.LOGIN,
+    _NO_DATABASE: Condition.NO_DATABASE,
+    _NO_CONNECT: Condition.NO_CONNECT,
+    _LACKS_PRIVILEGE: Condition.PRIVILEGE,
+    _READ_ONLY: Condition.READ_ONLY,
+    _NOT_AS_ASKED: Condition.READ_ONLY,
+    _TOO_MANY: Condition.FULL,
+    _STARTING: Condition.STARTING,
+    _TIMEOUT: Condition.NO_ANSWER,
+}
+
+# A connection is replaced after these: the server behind it has become read-only, is shutting down or is out of memory
+# for this session, or the pooler has given the session to another client. 42501: a role that was dropped and made anew
+# keeps its name, and its sessions have no privilege any more. Another connection of the same address may be better.
+_SPOILING = ("08", "25", "26000", "42501", "42P05", "53200", "57P", "58", "XX000")
 
 _QUOTED = re.compile(r"\"[^\"]*\"|(?<!\w)'[^']*'(?!\w)")
 _SQLSTATE = re.compile(r"[0-9A-Z]{5}")
@@ -218,6 +261,8 @@ def explain(error: BaseException | None) -> str:
     Quotes no part of the address and no value of a row.
     """
     if isinstance(error, PoolTimeout):
+        if error.__cause__ is not None:  # the failure of the pool's last try to connect
+            return explain(error.__cause__)
         return "no connection came free in time: the server is away or overloaded, or refuses connections"
     if isinstance(error, TimeoutError):
         return _TIMEOUT
@@ -235,6 +280,31 @@ def explain(error: BaseException | None) -> str:
     if sqlstate in _BY_SQLSTATE:
         return _BY_SQLSTATE[sqlstate]
     return f"the server answered with SQLSTATE {sqlstate}" if _SQLSTATE.fullmatch(sqlstate) else _WITHHELD
+
+
+def condition(error: BaseException | None) -> Condition:
+    """The kind of a failure of a connection or a statement."""
+    if isinstance(error, PoolTimeout):
+        return condition(error.__cause__)
+    if isinstance(error, psycopg.Error) and (found := _CONDITIONS_BY_SQLSTATE.get(_sqlstate(error) or "")):
+        return found
+    return _CONDITIONS.get(explain(error), Condition.AWAY) if error is not None else Condition.AWAY
+
+
+def spoils_session(error: BaseException) -> bool:
+    """Whether the connection on which a statement failed is to be replaced."""
+    if not isinstance(error, psycopg.Error):
+        return False
+    return (_sqlstate(error) or "").startswith(_SPOILING) or _is_stale_plan(error)
+
+
+def _is_stale_plan(error: psycopg.Error) -> bool:
+    """Whether a prepared statement returns other columns than before, because a table was altered.
+
+    The server repeats that for as long as the session lasts. The message is translated; the name of the function is
+    not. Source: plancache.c of PostgreSQL.
+    """
+    return _sqlstate(error) == "0A000" and error.diag.source_function == "RevalidateCachedQuery"
 
 
 def explain_statement(error: psycopg.Error) -> str:
@@ -259,13 +329,7 @@ def is_transient(error: BaseException) -> bool:
     sqlstate = _sqlstate(error)
     if sqlstate is None:
         return isinstance(error, psycopg.OperationalError | psycopg.InterfaceError)
-    return sqlstate.startswith(_TRANSIENT)
-
-
-def lacking(error: BaseException) -> str | None:
-    """What the database lacks that the statement needs, in fixed words; None if the error has another cause."""
-    sqlstate = _sqlstate(error) if isinstance(error, psycopg.Error) else None
-    return _LACKING.get(sqlstate or "")
+    return sqlstate.startswith(_TRANSIENT) or _is_stale_plan(error)
 
 
 def fault_name(error: BaseException | None) -> str:

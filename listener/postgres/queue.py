@@ -147,9 +147,10 @@ class Queue:
     becomes free in time. None retries by itself.
     """
 
-    def __init__(self, pool: Pool, *, worker_id: int, lease: float) -> None:
+    def __init__(self, pool: Pool, *, worker_id: int, lease: float, incarnation: UUID | None = None) -> None:
         self._pool = pool
         self._worker = worker_id
+        self._incarnation = incarnation
         self._lease = lease
         self.unwritable = UnwritableRows(pool)
         """The rows that no worker can write."""
@@ -396,7 +397,14 @@ class Queue:
         """Returns what ``earliest`` returns, and what may keep notifications from this worker."""
         async with self._pool.connection() as conn:
             cursor = conn.cursor(row_factory=kwargs_row(_sweep))
-            await cursor.execute(_SWEEP, {"worker": self._worker, "excluded": list(excluded)})
+            await cursor.execute(
+                _SWEEP,
+                {
+                    "worker": self._worker,
+                    "incarnation": self._incarnation,
+                    "excluded": list(excluded),
+                },
+            )
             sweep = await cursor.fetchone()
         assert sweep is not None
         self._verifies = sweep.has_foreign_triggers

@@ -6,6 +6,7 @@ import secrets
 from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any, LiteralString
+from uuid import UUID, uuid4
 
 from psycopg.rows import class_row, scalar_row
 
@@ -58,13 +59,20 @@ select case when pg_catalog.pg_try_advisory_xact_lock_shared(%(rollback)s::bigin
             else not exists (select from push_listener.lock_holders where lock = 'rollback' and granted and is_ours) end
 """
 _REGISTER: LiteralString = (
-    "insert into push_listener.workers (name) select %(name)s::text where (" + _MAY_BEGIN + ") returning id"
+    "insert into push_listener.workers (name, incarnation) select %(name)s::text, %(incarnation)s::uuid where ("
+    + _MAY_BEGIN
+    + ") returning id"
 )
 _REGISTER_AS: LiteralString = (
-    "insert into push_listener.workers (id, name) overriding system value "
-    "select %(id)s::integer, %(name)s::text where (" + _MAY_BEGIN + ") on conflict do nothing returning id"
+    "insert into push_listener.workers (id, name, incarnation) overriding system value "
+    "select %(id)s::integer, %(name)s::text, %(incarnation)s::uuid where ("
+    + _MAY_BEGIN
+    + ") on conflict do nothing returning id"
 )
-_SIGN_OFF = "update push_listener.workers set stopped_at = pg_catalog.now() where id = %s"
+_SIGN_OFF = """
+update push_listener.workers set stopped_at = pg_catalog.now()
+  where id = %(worker)s and incarnation = %(incarnation)s::uuid
+"""
 
 _LEAST_RANDOM_ID = 1 << 30
 _TRIES_OF_AN_ID = 3
@@ -98,10 +106,12 @@ class Workers:
     becomes free in time. None retries by itself.
     """
 
-    def __init__(self, pool: Pool, *, worker_id: int, lease: float) -> None:
+    def __init__(self, pool: Pool, *, worker_id: int, lease: float, incarnation: UUID | None = None) -> None:
         self._pool = pool
         self.worker_id = worker_id
         """The id of this worker: ``claimed_by`` in its rows."""
+        self.incarnation = incarnation
+        """What tells its row in ``push_listener.workers`` from that of another worker with the same id."""
         self._lease = lease
 
     async def peers(self) -> dict[int, bool]:
@@ -168,7 +178,7 @@ class Workers:
     async def sign_off(self) -> None:
         """Records that this worker stopped in an orderly way."""
         async with self._pool.connection() as conn:
-            await conn.execute(_SIGN_OFF, (self.worker_id,))
+            await conn.execute(_SIGN_OFF, {"worker": self.worker_id, "incarnation": self.incarnation})
 
 
 class StrangersSchema(Exception):
@@ -212,7 +222,7 @@ class RollingBack(Exception):
     """``push-listener migrate --down`` is running, and no worker may start."""
 
 
-async def register(pool: Pool, name: str, *, random_id: bool = False) -> int:
+async def register(pool: Pool, name: str, *, random_id: bool = False, incarnation: UUID | None = None) -> int:
     """Adds this process to ``push_listener.workers``; returns its id, for ``claimed_by``. Raises RollingBack.
 
     Args:
@@ -220,8 +230,13 @@ async def register(pool: Pool, name: str, *, random_id: bool = False) -> int:
         name: for people.
         random_id: takes a random id instead of the next one, whose liveness lock a stranger may hold already. There are
             a billion random ids, and Postgres has memory for some ten thousand locks.
+        incarnation: by which the worker knows its row again.
     """
-    values: dict[str, object] = {"name": name, "rollback": ROLLBACK_LOCK}
+    values: dict[str, object] = {
+        "name": name,
+        "incarnation": incarnation or uuid4(),
+        "rollback": ROLLBACK_LOCK,
+    }
     async with pool.connection() as conn:
         worker_id: int | None
         for _ in range(_TRIES_OF_AN_ID if random_id else 0):

@@ -9,7 +9,7 @@ import structlog
 from listener.backoff import Backoff
 from listener.log import should_log
 from listener.metrics import Metrics
-from listener.postgres.errors import fault_name, lacking
+from listener.postgres.errors import Condition, condition, explain, fault_name
 
 log = structlog.get_logger(__name__)
 
@@ -21,10 +21,10 @@ class Reach:
         self._metrics = metrics
         self._backoff = Backoff(0.5, 2.0)
         self._answered = asyncio.Event()
-        self.obstacle: str | None = None
-        """What the database lacks, in fixed words, if the last look failed because of that."""
         self.is_up = False
         """Whether the last claim was answered, and no statement has failed since."""
+        self.condition = Condition.AWAY
+        """What the last look failed for."""
 
     @property
     def is_recovering(self) -> bool:
@@ -33,18 +33,18 @@ class Reach:
 
     def failed(self, error: Exception) -> float:
         """Notes a failed look; returns the seconds to wait."""
-        self.is_up = False
-        self.obstacle = lacking(error)
+        self.is_up, self.condition = False, condition(error)
         seconds = self._backoff.failed()
         self._metrics.database_errors.labels("claim").inc()
         if should_log(self._backoff.failures):
-            log.warning("cannot claim", error=fault_name(error), tries=self._backoff.failures)
+            log.warning(
+                "cannot claim", error=fault_name(error), reason=explain(error), tries=self._backoff.failures
+            )
         return seconds
 
     def answered(self) -> None:
         """A claim was answered, so the database can be reached."""
         self.is_up = True
-        self.obstacle = None
         self._answered.set()
 
     def succeeded(self) -> None:

@@ -15,7 +15,7 @@ from listener.log import should_log
 from listener.metrics import Metrics
 from listener.postgres.batch_limit import BatchLimit
 from listener.postgres.connect import STATEMENT_PATIENCE_S
-from listener.postgres.errors import ROW_FAULTS, fault_name, is_transient
+from listener.postgres.errors import ROW_FAULTS, Condition, condition, explain, fault_name, is_transient
 from listener.postgres.queue import Fate, Queue
 from listener.push import Settlement, Status
 from listener.sending.held import HeldRows
@@ -49,6 +49,8 @@ class ResultWriter:
         self._metrics = metrics
         self._batch_limit = BatchLimit(batch)
         self._written_at: dict[Status, float] = {}
+        self.condition = Condition.AWAY
+        """What the last settle failed for."""
         self.succeeds = True
         """False from the first failed settle until every waiting batch is written; nothing is claimed meanwhile."""
 
@@ -109,10 +111,15 @@ class ResultWriter:
     def _note_failure(self, error: BaseException | None, times: int) -> None:
         if isinstance(error, _FaultOfAll):
             error = error.__cause__
-        self.succeeds = False
+        self.succeeds, self.condition = False, condition(error)
         self._metrics.database_errors.labels("settle").inc()
         if should_log(times):
-            log.warning("cannot settle, will go on trying", error=fault_name(error), tries=times)
+            log.warning(
+                "cannot settle, will go on trying",
+                error=fault_name(error),
+                reason=explain(error),
+                tries=times,
+            )
 
     def record(self, batch: Sequence[Settlement], fates: Sequence[Fate]) -> None:
         """Counts the rows, and releases those that are over for this worker: all but the refused ones."""

@@ -12,7 +12,7 @@ import structlog
 
 from listener.log import should_log
 from listener.postgres.connect import STATEMENT_PATIENCE_S
-from listener.postgres.errors import ROW_FAULTS
+from listener.postgres.errors import ROW_FAULTS, Condition
 from listener.postgres.queue import Fate, Queue
 from listener.postgres.unwritable import IGNORED, code_of
 from listener.push import Settlement
@@ -75,6 +75,11 @@ class Settler:
     def succeeds(self) -> bool:
         """Whether results can be written. While they cannot, nothing is claimed."""
         return self._writer.succeeds
+
+    @property
+    def condition(self) -> Condition:
+        """What the last settle failed for."""
+        return self._writer.condition
 
     def put(self, settlement: Settlement) -> None:
         """Hands over one result. Never blocks: the number of rows in flight bounds the number of results."""

@@ -11,20 +11,24 @@ import asyncio
 import math
 import random
 import time
+from collections import deque
 from collections.abc import Callable
+from dataclasses import dataclass
 from enum import Enum
 from typing import LiteralString
+from uuid import UUID
 
 import psycopg
 import structlog
 import tenacity
 from psycopg import AsyncConnection, Notify, sql
+from psycopg.rows import class_row
 
 from listener.log import should_log
 from listener.metrics import Metrics
 from listener.postgres import errors
-from listener.postgres.connect import Connection, with_keepalive
-from listener.postgres.errors import fault_name
+from listener.postgres.connect import Address, Connection, ServicePool, fetch_value
+from listener.postgres.errors import Condition, fault_name
 from listener.postgres.locks import CHANNEL, LIVENESS_CLASS
 from listener.wakeup.identity import IdentityLost
 
@@ -47,33 +51,34 @@ select pg_catalog.set_config('tcp_keepalives_idle', '5', false),
        pg_catalog.set_config('tcp_user_timeout', '10000', false)
 """
 _LOCK = "select pg_catalog.pg_try_advisory_lock(%s, %s)"
-_EVICT = """
-select pid, pg_catalog.pg_terminate_backend(pid)
-  from pg_catalog.pg_locks
-  where locktype = 'advisory' and classid = %s::oid and objid = %s::oid and objsubid = 2 and granted
-    and database = (select oid from pg_catalog.pg_database where datname = pg_catalog.current_database())
-    and pid is distinct from pg_catalog.pg_backend_pid()
+_BACKEND = """
+select pid, extract(epoch from backend_start)::text
+  from pg_catalog.pg_stat_get_activity(pg_catalog.pg_backend_pid())
 """
-_HOLDER = """
-select pid, role, prepared from push_listener.lock_holders
-  where lock = 'liveness' and key = %s and granted and pid is distinct from pg_catalog.pg_backend_pid()
+_HOLDERS = """
+select h.pid, h.role, h.prepared, h.is_ours,
+       (h.pid, extract(epoch from a.backend_start)::text) in (
+         select * from unnest(%(pids)s::integer[], %(started)s::text[])) as is_former
+  from push_listener.lock_holders h
+  left join lateral pg_catalog.pg_stat_get_activity(coalesce(h.pid, 0)) a on true
+  where h.lock = 'liveness' and h.key = %(worker)s and h.granted and h.pid is distinct from pg_catalog.pg_backend_pid()
 """
-_STARTED_AT = "select started_at from push_listener.workers where id = %s"
-_GUARDED = "update push_listener.workers set guarded = true, lost = false, stopped_at = null where id = %s"
+_EVICT = "select pg_catalog.pg_terminate_backend(%s)"
+_IS_OWN = """
+select incarnation = %(incarnation)s::uuid from push_listener.workers where id = %(worker)s
+"""
+_GUARDED = """
+update push_listener.workers set guarded = true, lost = false, stopped_at = null
+  where id = %(worker)s and incarnation = %(incarnation)s::uuid
+"""
 _SERVER_AGE = """
 select extract(epoch from pg_catalog.clock_timestamp() - pg_catalog.pg_postmaster_start_time())::float8
 """
 
 
-def _cannot_connect(state: tenacity.RetryCallState) -> None:
-    if should_log(state.attempt_number):
-        error = state.outcome.exception() if state.outcome else None
-        log.warning(
-            "doorbell cannot connect",
-            error=fault_name(error),
-            reason=errors.explain(error),
-            tries=state.attempt_number,
-        )
+async def _cannot_connect(state: tenacity.RetryCallState) -> None:
+    bell: Doorbell = state.args[0]
+    await bell.cannot_connect(state.outcome.exception() if state.outcome else None, state.attempt_number)
 
 
 class Topic(Enum):
@@ -87,17 +92,31 @@ class Doorbell:
     """Listens on the channel ``push_listener`` and tells its subscribers.
 
     Args:
-        dsn: a direct connection, or a pooler in session mode.
+        address: leads to the server itself, or to a pooler in session mode.
         worker_id: whose liveness lock to hold.
         heartbeat: seconds of silence after which the connection has to prove itself.
+        incarnation: of the worker, as its row in ``push_listener.workers`` says; None if it has no row.
+        pool: leaves a connection to the doorbell where there are few: without the doorbell nothing may be claimed.
     """
 
-    def __init__(self, dsn: str, worker_id: int, metrics: Metrics, *, heartbeat: float) -> None:
-        self._dsn = with_keepalive(dsn)
+    def __init__(
+        self,
+        address: Address,
+        worker_id: int,
+        metrics: Metrics,
+        *,
+        heartbeat: float,
+        incarnation: UUID | None = None,
+        pool: ServicePool | None = None,
+    ) -> None:
+        self._address = address
         self._worker = worker_id
+        self._key = {"worker": worker_id, "incarnation": incarnation}
         self._own_channel = f"{CHANNEL}_{worker_id}"
         self._subscribers: dict[Topic, list[Callable[[], None]]] = {topic: [] for topic in Topic}
-        self._row: tuple[object, ...] | None = None  # when this worker was registered, as its row says
+        self._pool = pool
+        # The backends that have served this doorbell: process id, and when it started. One of them may live on.
+        self._former: deque[tuple[int, str]] = deque(maxlen=16)
         self._metrics = metrics
         self._heartbeat = heartbeat
         self._healthy = asyncio.Event()
@@ -107,6 +126,8 @@ class Doorbell:
         self._fault: BaseException | None = (
             None  # of a statement; the state of the connection is unknown since
         )
+        self.condition: Condition | None = None
+        """What the last try to connect failed for, while there is no connection."""
         self._steady_from = math.inf
         self._rng = random.Random()  # noqa: S311  # jitter, not secrecy
 
@@ -178,6 +199,9 @@ class Doorbell:
     async def _listen(self, conn: Connection) -> None:
         loop = asyncio.get_running_loop()
         self._healthy.set()
+        self.condition = None
+        if self._pool is not None:
+            self._pool.grow()
         self._metrics.listening.set(1)
         log.info("doorbell connected", backend=conn.info.backend_pid)
         self._conn, self._fault = conn, None
@@ -237,9 +261,11 @@ class Doorbell:
         before_sleep=_cannot_connect,
     )
     async def _connect(self) -> Connection:
-        conn = await AsyncConnection.connect(
-            self._dsn, autocommit=True, application_name="push-listener doorbell"
-        )
+        await self._address.until_worth_a_try()
+        with self._address.login():
+            conn = await AsyncConnection.connect(
+                self._address.dsn, autocommit=True, application_name="push-listener doorbell"
+            )
         try:
             async with asyncio.timeout(_PROOF_TIMEOUT_S + _LOCK_PATIENCE_S):
                 for channel in (CHANNEL, self._own_channel):
@@ -247,13 +273,27 @@ class Doorbell:
                 await conn.execute(_KEEPALIVE)
                 await self._check_row(conn)  # before the lock, which another worker of the same id may hold
                 await self._take_lock(conn)
-                await conn.execute(_GUARDED, (self._worker,))
+                await conn.execute(_GUARDED, self._key)
                 await self._note_steady(conn)
                 await self._prove(conn)
         except BaseException:
             await conn.close()
             raise
         return conn
+
+    async def cannot_connect(self, error: BaseException | None, tries: int) -> None:
+        """Called after each failed try to connect."""
+        self.condition = errors.condition(error)
+        if should_log(tries):
+            log.warning(
+                "doorbell cannot connect",
+                error=fault_name(error),
+                reason=errors.explain(error),
+                tries=tries,
+            )
+        # A pooler in session mode does not refuse a client for which it has no connection: it lets it wait.
+        if self._pool is not None and self.condition in (Condition.FULL, Condition.NO_ANSWER):
+            await self._pool.shrink()
 
     async def _note_steady(self, conn: Connection) -> None:
         steady_in = _STEADY_AFTER_S
@@ -263,19 +303,18 @@ class Doorbell:
         self._steady_from = time.monotonic() + steady_in
 
     async def _check_row(self, conn: Connection) -> None:
-        """Raises IdentityLost if this worker's row has gone since the first connection, or is another worker's."""
-        row = await (await conn.execute(_STARTED_AT, (self._worker,))).fetchone()
-        if self._row is None:
-            self._row = row
-        elif row != self._row:
+        """Raises IdentityLost if this worker's row has gone, or is another worker's."""
+        if self._key["incarnation"] is not None and not await fetch_value(conn, _IS_OWN, self._key):
             raise IdentityLost("its row in push_listener.workers is not its own any more", is_own=False)
 
     async def _take_lock(self, conn: Connection) -> None:
         """Takes the liveness lock, evicting this worker's former connection, which may hold it still.
 
-        Raises IdentityLost if another session holds it, and cannot be evicted.
+        Raises IdentityLost if another session holds it.
         """
-        key = (LIVENESS_CLASS, self._worker)
+        backend = await (await conn.execute(_BACKEND)).fetchone()
+        assert backend is not None
+        self._former.append((backend[0], backend[1]))
         try:
             async for attempt in tenacity.AsyncRetrying(
                 retry=tenacity.retry_if_exception_type(psycopg.errors.LockNotAvailable),
@@ -284,28 +323,51 @@ class Doorbell:
                 reraise=True,
             ):
                 with attempt:
-                    row = await (await conn.execute(_LOCK, key)).fetchone()
-                    if not row or not row[0]:
+                    if not await fetch_value(conn, _LOCK, (LIVENESS_CLASS, self._worker)):
                         # Not at the first try: a peer that asks whether this worker is dead holds it for an instant.
-                        if attempt.retry_state.attempt_number > 1 and not await self._evict(conn):
-                            raise await self._taken(conn)
+                        if attempt.retry_state.attempt_number > 1:
+                            await self._evict(conn)
                         raise psycopg.errors.LockNotAvailable(
                             "the liveness lock is held by another connection"
                         )
         except psycopg.errors.LockNotAvailable:
-            raise await self._taken(conn) from None
+            raise _taken(await self._holders(conn)) from None
 
-    async def _evict(self, conn: Connection) -> bool:
-        """Terminates the sessions that hold the lock; False if it may not, or if a prepared transaction holds it."""
-        try:
-            cursor = await conn.execute(_EVICT, (LIVENESS_CLASS, self._worker))
-            return all(pid is not None for pid, _ in await cursor.fetchall())
-        except psycopg.errors.InsufficientPrivilege:
-            return False
+    async def _evict(self, conn: Connection) -> None:
+        """Terminates the former sessions of this doorbell. Raises IdentityLost if the lock cannot become free soon.
 
-    async def _taken(self, conn: Connection) -> IdentityLost:
-        holder = await (await conn.execute(_HOLDER, (self._worker,))).fetchone()
-        pid, role, prepared = holder or (None, None, None)
-        return IdentityLost(
-            "another session holds its liveness lock", is_own=True, pid=pid, role=role, prepared=prepared
-        )
+        Before the first connection nobody asks whether this worker is dead. So if a worker holds the lock then, the
+        database has forgotten that worker, as after a restore, and has given its id a second time.
+        """
+        holders = await self._holders(conn)
+        is_first = len(self._former) == 1
+        if any(is_first or not holder.is_ours for holder in holders):
+            raise _taken(holders)
+        for holder in holders:
+            if holder.is_former:
+                await conn.execute(_EVICT, (holder.pid,))
+
+    async def _holders(self, conn: Connection) -> list[_Holder]:
+        pids, started = zip(*self._former, strict=True) if self._former else ((), ())
+        cursor = conn.cursor(row_factory=class_row(_Holder))
+        await cursor.execute(_HOLDERS, {"worker": self._worker, "pids": list(pids), "started": list(started)})
+        return await cursor.fetchall()
+
+
+@dataclass(frozen=True, slots=True)
+class _Holder:
+    """A session that holds this worker's liveness lock; a row of _HOLDERS."""
+
+    pid: int | None
+    role: str | None
+    prepared: str | None
+    is_ours: bool
+    is_former: bool | None
+
+
+def _taken(holders: list[_Holder]) -> IdentityLost:
+    reason = "another session holds its liveness lock"
+    if not holders:
+        return IdentityLost(reason, is_own=True)
+    first = holders[0]
+    return IdentityLost(reason, is_own=True, pid=first.pid, role=first.role, prepared=first.prepared)

@@ -6,6 +6,8 @@ import asyncio
 from typing import Protocol
 
 from listener.metrics import Metrics
+from listener.postgres.connect import Address, ServicePool
+from listener.postgres.errors import Condition
 from listener.postgres.queue import Queue, Sweep
 from listener.postgres.workers import Workers
 from listener.wakeup.busy_polling import BusyPolling
@@ -27,6 +29,11 @@ class Waker(Protocol):
 
     def may_claim(self) -> bool:
         """Whether peers can see that this worker lives. If not, they would take over what it claims."""
+        ...
+
+    @property
+    def condition(self) -> Condition | None:
+        """What keeps the worker from listening, if the last try to connect has failed."""
         ...
 
     def note_look(self) -> None:
@@ -61,7 +68,8 @@ class ListeningWaker:
     """Listens, polls while much is inserted, and watches its peers.
 
     Args:
-        dsn: a direct connection, or a pooler in session mode.
+        address: leads to the server itself, or to a pooler in session mode.
+        pool: leaves a connection to the doorbell where there are few.
         health: learns how many workers have died.
         heartbeat: seconds of silence after which the LISTEN connection has to prove itself.
         max_in_flight: pushes that this worker has in flight, at most.
@@ -69,7 +77,8 @@ class ListeningWaker:
 
     def __init__(
         self,
-        dsn: str,
+        address: Address,
+        pool: ServicePool,
         queue: Queue,
         workers: Workers,
         health: ExpectsLosses,
@@ -79,7 +88,14 @@ class ListeningWaker:
         max_in_flight: int,
     ) -> None:
         self.look = LookSignal()
-        self.doorbell = Doorbell(dsn, workers.worker_id, metrics, heartbeat=heartbeat)
+        self.doorbell = Doorbell(
+            address,
+            workers.worker_id,
+            metrics,
+            heartbeat=heartbeat,
+            incarnation=workers.incarnation,
+            pool=pool,
+        )
         self.polling = BusyPolling(workers, self.doorbell, self.look, metrics)
         self.peers = PeerWatch(
             queue,
@@ -100,6 +116,11 @@ class ListeningWaker:
     def may_claim(self) -> bool:
         """See :class:`Waker`."""
         return self.doorbell.connected
+
+    @property
+    def condition(self) -> Condition | None:
+        """See :class:`Waker`."""
+        return self.doorbell.condition
 
     def note_look(self) -> None:
         """See :class:`Waker`."""
@@ -147,6 +168,11 @@ class SweepingWaker:
     def may_claim(self) -> bool:
         """See :class:`Waker`."""
         return True
+
+    @property
+    def condition(self) -> Condition | None:
+        """See :class:`Waker`."""
+        return None
 
     def note_look(self) -> None:
         """See :class:`Waker`."""

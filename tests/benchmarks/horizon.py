@@ -20,7 +20,7 @@ import psycopg
 from rich.table import Table
 
 from listener.postgres import workers
-from listener.postgres.connect import Pool, make_pool
+from listener.postgres.connect import Address, Pool, ServicePool
 from listener.postgres.queue import Queue
 from listener.push import Decision, LogLine, Settlement, Status
 from tests.benchmarks import drain, rig
@@ -52,7 +52,7 @@ class Worker:
 
     @classmethod
     async def start(cls, stack: AsyncExitStack, dsn: str) -> Worker:
-        pools = [await stack.enter_async_context(make_pool(dsn, prepares=True)) for _ in range(2)]
+        pools = [await stack.enter_async_context(ServicePool(Address(dsn), prepares=True)) for _ in range(2)]
         worker = await workers.register(pools[0], "bench")
         claims, settles = (Queue(pool, worker_id=worker, lease=_LEASE_S) for pool in pools)
         return cls(claims, settles, *[await _backend(pool) for pool in pools])

@@ -35,7 +35,7 @@ from listener.limits.shared_quota import SharedQuota
 from listener.limits.slow_start import after_losses
 from listener.metrics import Metrics
 from listener.postgres import queue, workers
-from listener.postgres.connect import make_pool
+from listener.postgres.connect import Address, ServicePool
 from listener.postgres.locks import LockWatch
 from listener.sending.dispatcher import Dispatcher
 from listener.wakeup.waker import SweepingWaker
@@ -138,7 +138,7 @@ async def _drain(dsn: str, settings: Settings, latency: float, rows: int, parts:
     tokens = AccessTokens(_Credentials(token=None))  # type: ignore[no-untyped-call]
     sender = Sender(timer, tokens, metrics.exchange.observe)
     health = FcmHealth(after_losses(0, settings.max_in_flight, time.monotonic()))
-    async with make_pool(dsn, prepares=True) as pool:
+    async with ServicePool(Address(dsn), prepares=True) as pool:
         await tokens.get()
         worker_id = await workers.register(pool, "bench")
         worker = queue.Queue(pool, worker_id=worker_id, lease=settings.lease)

@@ -47,6 +47,10 @@ class Link:
             self.reset()
         self._open.set()
 
+    def lead_to(self, dial: Dial) -> None:
+        """New connections lead to another server; those that are open remain."""
+        self._dial = dial
+
     def silence(self) -> None:
         """The connections that are open now go silent for good, without a word; new ones work. (Half-open.)"""
         for connection in self._connections:

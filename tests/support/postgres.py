@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from uuid import uuid4
 
 import psycopg
@@ -99,6 +101,7 @@ class Server(EmbeddedPostgres):
             superuser=SUPERUSER,
             temporary_parent=MEMORY,
         )
+        self.bin_dir = bin_dir
         self._templates = {Template.BARE}
 
     @contextmanager
@@ -148,3 +151,25 @@ class Server(EmbeddedPostgres):
     def _run(self, statement: sql.Composed) -> None:
         with psycopg.connect(self.uri, autocommit=True) as connection:
             connection.execute(statement)
+
+
+@contextmanager
+def standby_of(server: Server) -> Iterator[EmbeddedPostgres]:
+    """A second server with a copy of the data, which stays in recovery: it can be read, and not written.
+
+    It follows nobody. A file named standby.signal keeps it from becoming a primary.
+    """
+    with TemporaryDirectory(prefix="push-listener-", dir=MEMORY or "/tmp") as name:  # short enough
+        place = Path(name) / "data"
+        server.stop()
+        shutil.copytree(server.data_dir, place)
+        server.start()
+        (place / "standby.signal").touch()
+        if os.geteuid() == 0:
+            owner = server.data_dir.stat()
+            for path in (Path(name), place, *place.rglob("*")):
+                os.chown(path, owner.st_uid, owner.st_gid, follow_symlinks=False)
+        with EmbeddedPostgres(
+            place, server.version, FAST, superuser=SUPERUSER, bin_dir=server.bin_dir
+        ) as copy:
+            yield copy

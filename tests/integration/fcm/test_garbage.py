@@ -17,7 +17,7 @@ import uvloop
 from listener.fcm.fault import AuthFault, SendFault
 from listener.fcm.sender import Sender
 from listener.fcm.transports import http1_pool
-from listener.fcm.transports.base import Transport
+from listener.fcm.transports.base import Outgoing, Transport
 from listener.fcm.transports.choose import TransportName, make_transport
 from listener.fcm.transports.http1_connection import Http1Connection
 from tests.support.servers import (
@@ -112,7 +112,7 @@ Use = Callable[[Transport], Awaitable[object]]
 
 async def post(transport: Transport) -> None:
     with suppress(SendFault):
-        await transport.post(HEADERS, b"{}")
+        await transport.post(HEADERS, Outgoing(lambda: b"{}"))
 
 
 async def many(transport: Transport) -> None:
@@ -252,7 +252,7 @@ def test_a_sender_without_a_token_leaves_nothing(tokens: Any) -> None:
         transport = make_transport("http1", "http://localhost:1/", connect_timeout=0.3, timeout=0.6)
         sender = Sender(transport, tokens)
         with without_collector() as found:
-            await asyncio.gather(*(sender.send(b"{}") for _ in range(MANY)))
+            await asyncio.gather(*(sender.send(Outgoing(lambda: b"{}")) for _ in range(MANY)))
         await transport.close()
         return found
 

@@ -449,6 +449,7 @@ VALUES: dict[str, object] = {
     "before": "now",
     "start": "-infinity", "limit": 10, "after": OWNER, "until": OWNER, "block": 0, "end": 500, "days": 7,
     "age": timedelta(days=1), "key": PURGE_LOCK,
+    "incarnation": OWNER, "pids": [1], "started": ["1.5"],
     "name": "n", "rollback": ROLLBACK_LOCK, "id": 5,
     "known_too": False, "system": "1", "database": 5, "address": "localhost", "batch": 10, "code": "C", "reason": "r",
 }  # fmt: skip
@@ -460,15 +461,11 @@ IN_ORDER: dict[str, tuple[object, ...]] = {
     "select id from public.push_notifications where idempotency_key": ("key",),
     "select pg_catalog.count(*)\n  from (\n    select from": (10,),
     "insert into push_listener.served": ("1", 5, "localhost", "postgres"),
-    "select pid, pg_catalog.pg_terminate_backend": (LIVENESS_CLASS, 1),
-    "select pid, role, prepared": (1,),
-    "select started_at": (1,),
-    "update push_listener.workers": (1,),
     "select pg_catalog.pg_notify": ("channel",),
     "select pg_catalog.pg_advisory_unlock(%s, %s), ": (1, 0, "channel"),
     "select pg_catalog.pg_advisory_unlock": (1, 0),
     "select pg_catalog.pg_try_advisory_lock(%s": (LIVENESS_CLASS, 1),
-    "select pg_catalog.pg_terminate_backend": (LIVENESS_CLASS, 1),
+    "select pg_catalog.pg_terminate_backend": (1,),
     "with asked": (LIVENESS_CLASS, 0, 3, 3, "channel", "1"),
 }
 """And in order, by how the statement begins."""

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
+from uuid import uuid4
 
 import psycopg
 import pytest
@@ -320,7 +321,7 @@ async def test_it_registers_anew_when_its_row_has_vanished_and_when_it_is_anothe
         second = dispatcher_of(service)
         await high_priority(rows, "phone")
         # As if the tables had been made anew, and another worker had been given the same id.
-        await rows.query("update push_listener.workers set started_at = now() + interval '1 s'")
+        await rows.query("update push_listener.workers set incarnation = gen_random_uuid()")
         await rows.query(
             "select pg_terminate_backend(pid, 10000) from pg_locks where classid = %(class)s and objid = %(id)s",
             **{"class": LIVENESS_CLASS, "id": second._queue.worker_id},
@@ -374,7 +375,8 @@ async def test_a_worker_that_comes_back_while_it_is_buried_waits_for_the_end_of_
 ) -> None:
     """Without the lock on its row it could have its liveness lock again, and claim, before its rows are taken."""
     async with pool_of(database.dsn) as pool:
-        worker_id = await workers.register(pool, "dead")
+        incarnation = uuid4()
+        worker_id = await workers.register(pool, "dead", incarnation=incarnation)
         await rows.query("update push_listener.workers set guarded = true")
         async with (
             session(worker_dsn) as back,
@@ -388,7 +390,9 @@ async def test_a_worker_that_comes_back_while_it_is_buried_waits_for_the_end_of_
                 await back.execute("select pg_try_advisory_lock(%s, %s)", (LIVENESS_CLASS, worker_id))
             ).fetchone()
             assert got == (True,)
-            returning = asyncio.create_task(back.execute(doorbell._GUARDED, (worker_id,)))
+            returning = asyncio.create_task(
+                back.execute(doorbell._GUARDED, {"worker": worker_id, "incarnation": incarnation})
+            )
             await asyncio.wait({returning}, timeout=0.3)
             assert not returning.done()
             # A second rescue passes over a row that the first has locked.

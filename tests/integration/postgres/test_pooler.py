@@ -10,7 +10,13 @@ import psycopg
 import pytest
 
 from listener.emulator import Emulator
-from listener.postgres.connect import is_transaction_pooler, is_transaction_pooler_blocking
+from listener.postgres.connect import (
+    Address,
+    ServicePool,
+    fetch_value,
+    is_transaction_pooler,
+    is_transaction_pooler_blocking,
+)
 from listener.schema import migrate
 from tests.support.pooler import pooler
 from tests.support.postgres import Database
@@ -110,6 +116,23 @@ async def test_in_session_mode_everything_works(session: str, rows: Rows, emulat
     await work_through(environment(session, emulator, sweep_interval="3600"), rows, emulator)
 
 
+@pytest.mark.parametrize("size", [2, 3])
+async def test_with_few_connections_behind_it_the_doorbell_has_one(
+    database: Database, rows: Rows, emulator: Emulator, size: int
+) -> None:
+    """It refuses no client for which it has none, but lets it wait."""
+    async with (
+        pooler(database, "session", size) as dsn,
+        program("run", env=environment(dsn, emulator)) as running,
+    ):
+        await running.said("ready")
+        for wave in range(5):
+            await rows.add_many(100, f"phone-{wave}")
+            await rows.over()
+        running.terminate()
+        assert await running.ended() == 0
+
+
 async def test_in_session_mode_migrations_work(blank_database: Database) -> None:
     async with pooler(blank_database, "session") as dsn:
         assert await asyncio.to_thread(migrate.apply, dsn)
@@ -157,10 +180,10 @@ async def busy(dsn: str, clients: int = 8) -> AsyncIterator[None]:
 @pytest.mark.parametrize("size", [2, 5, 20])
 async def test_transaction_mode_is_found_out_however_busy_it_is(database: Database, size: int) -> None:
     async with pooler(database, "transaction", size) as dsn:
-        assert await is_transaction_pooler(dsn)
+        assert await is_transaction_pooler(Address(dsn))
         async with busy(dsn):
             for _ in range(10):
-                assert await is_transaction_pooler(dsn)
+                assert await is_transaction_pooler(Address(dsn))
                 assert await asyncio.to_thread(is_transaction_pooler_blocking, dsn)
 
 
@@ -170,7 +193,7 @@ async def test_neither_a_direct_connection_nor_session_mode_is_taken_for_it(
     for dsn in (database.dsn, session):
         async with busy(dsn):
             for _ in range(5):
-                assert not await is_transaction_pooler(dsn)
+                assert not await is_transaction_pooler(Address(dsn))
                 assert not is_transaction_pooler_blocking(dsn)  # in a thread with a running event loop
 
 
@@ -180,4 +203,29 @@ async def test_a_pooler_without_a_second_connection_is_not_waited_for_without_en
     monkeypatch.setattr("listener.postgres.connect._PROBE_PATIENCE_S", 0.5)
     async with pooler(database, "session", 1) as dsn:
         with pytest.raises(psycopg.OperationalError):
-            await is_transaction_pooler(dsn)
+            await is_transaction_pooler(Address(dsn))
+
+
+# --- what it says of its server ------------------------------------------------------------------------------------
+
+
+async def test_what_it_says_of_its_server_is_from_long_ago(database: Database) -> None:
+    """Therefore an address with one host does not ask for a server that can be written to."""
+
+    async def set_read_only(value: str) -> None:
+        async with await psycopg.AsyncConnection.connect(
+            database.superuser_dsn, autocommit=True, options="-c default_transaction_read_only=off"
+        ) as conn:
+            await conn.execute(f"alter system set default_transaction_read_only = {value}".encode())
+            await conn.execute("select pg_reload_conf()")
+
+    await set_read_only("on")
+    try:
+        async with pooler(database, "transaction") as dsn:
+            await set_read_only("off")
+            with pytest.raises(psycopg.OperationalError, match="session is read-only"):
+                await psycopg.AsyncConnection.connect(dsn, target_session_attrs="read-write")
+            async with ServicePool(Address(dsn), prepares=False) as pool, pool.connection() as conn:
+                assert await fetch_value(conn, "show transaction_read_only") == "off"
+    finally:
+        await set_read_only("off")

@@ -13,8 +13,8 @@ import psycopg
 import pytest
 from psycopg import sql
 
-from listener.postgres import queue, workers
-from listener.postgres.connect import Pool
+from listener.postgres import errors, queue, workers
+from listener.postgres.connect import Address, Pool, ServicePool
 from listener.postgres.queue import Fate, Queue
 from listener.push import Decision, LogLine, Push, Settlement, Status
 from listener.schema import migrate
@@ -689,3 +689,19 @@ async def test_the_history_is_not_read(rows: Rows) -> None:
         assert "push_notifications_due" in indexes
         assert not [n for n in read if n["Node Type"] == "Seq Scan"]
         assert sum(n["Actual Rows"] * n["Actual Loops"] for n in read) <= 500
+
+
+async def test_statements_that_were_prepared_before_a_column_got_another_type_are_prepared_anew(
+    database: Database, rows: Rows
+) -> None:
+    """The server refuses them for as long as the session lasts."""
+    async with ServicePool(Address(database.dsn), prepares=True) as pool:
+        hands = await worker(pool)
+        for _ in range(20):  # psycopg prepares what it executes for the sixth time
+            await hands.claim(10)
+        await rows.query("alter table push_notifications alter column title type varchar(500)")
+        push_id = await rows.add(device_token="t", title="t")
+        with pytest.raises(psycopg.errors.FeatureNotSupported) as raised:
+            await hands.claim(10)
+        assert errors.is_transient(raised.value)
+        assert [push.id for push in await hands.claim(10)] == [push_id]

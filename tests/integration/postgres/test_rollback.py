@@ -11,7 +11,7 @@ import pytest
 
 from listener.emulator import Emulator
 from listener.postgres import locks, workers
-from listener.postgres.connect import make_pool
+from listener.postgres.connect import Address, ServicePool
 from listener.registration import NotMigrated
 from listener.schema import migrate
 from listener.schema.migrate import MigrationError
@@ -149,7 +149,7 @@ async def test_what_is_added_during_the_way_back_waits_for_it(database: Database
 
 async def test_no_worker_begins_while_it_is_at_work(database: Database, emulator: Emulator) -> None:
     async with AsyncExitStack() as stack:
-        pool = make_pool(database.dsn, prepares=True)
+        pool = ServicePool(Address(database.dsn), prepares=True)
         stack.push_async_callback(pool.close)
         loop = asyncio.get_running_loop()
         begun: list[BaseException | None] = []

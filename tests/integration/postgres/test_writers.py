@@ -12,7 +12,7 @@ from prometheus_client import generate_latest
 from listener import client
 from listener.emulator import Emulator
 from listener.postgres import workers
-from listener.postgres.connect import make_pool
+from listener.postgres.connect import Address, ServicePool
 from listener.postgres.queue import Queue
 from listener.schema import migrate
 from listener.service import Service
@@ -128,7 +128,7 @@ async def test_no_metric_becomes_infinite(
     await rows.query(
         "update push_notifications set status = 'pending', next_attempt_at = %(at)s::timestamptz", at=due
     )
-    async with make_pool(database.dsn, prepares=True) as pool:
+    async with ServicePool(Address(database.dsn), prepares=True) as pool:
         depth = await Queue(pool, worker_id=await workers.register(pool, "test"), lease=60).depth()
         assert (depth.due, abs(depth.oldest_due) < 3600) == (1, True)
     async with serving(settings_for(database.dsn, emulator)) as service:

@@ -17,6 +17,7 @@ from psycopg import AsyncConnection
 
 from listener.emulator import Emulator
 from listener.metrics import Metrics
+from listener.postgres.connect import Address
 from listener.postgres.locks import CHANNEL, POLLING_LOCK
 from listener.service import Service
 from listener.wakeup import busy_polling
@@ -761,7 +762,7 @@ async def settled_but_for_writers(service: Service) -> None:
 @pytest.mark.newest_postgres
 async def test_no_ring_is_lost_while_statements_are_asked(database: Database) -> None:
     rings, count = Rings(), 1_000
-    bell = Doorbell(database.dsn, 1, Metrics(), heartbeat=60.0)
+    bell = Doorbell(Address(database.dsn), 1, Metrics(), heartbeat=60.0)
     bell.subscribe(Topic.NOTIFIED, rings)
     running = asyncio.create_task(bell.run())
     asking = True
@@ -795,7 +796,7 @@ async def test_no_ring_is_lost_while_statements_are_asked(database: Database) ->
 
 async def test_a_statement_that_fails_replaces_the_connection(database: Database) -> None:
     rings = Rings()
-    bell = Doorbell(database.dsn, 1, Metrics(), heartbeat=60.0)
+    bell = Doorbell(Address(database.dsn), 1, Metrics(), heartbeat=60.0)
     bell.subscribe(Topic.NOTIFIED, rings)
     running = asyncio.create_task(bell.run())
     try:

@@ -15,6 +15,7 @@ from psycopg import sql
 from listener.demo.embedded import StopMode
 from listener.emulator import Emulator
 from listener.metrics import Metrics
+from listener.postgres.connect import Address
 from listener.postgres.locks import CHANNEL
 from listener.push import Settlement
 from listener.sending.settler import Settler
@@ -27,7 +28,7 @@ from tests.support.service import PATIENCE, connect, get, rows_of, serving, sett
 @asynccontextmanager
 async def listening(dsn: str) -> AsyncIterator[tuple[Doorbell, Rings]]:
     rings = Rings()
-    doorbell = Doorbell(dsn, 1, Metrics(), heartbeat=60.0)
+    doorbell = Doorbell(Address(dsn), 1, Metrics(), heartbeat=60.0)
     doorbell.subscribe(Topic.NOTIFIED, rings)
     running = asyncio.create_task(doorbell.run())
     try:
@@ -104,7 +105,7 @@ async def test_it_comes_back_and_rings_after_its_backend_was_terminated(database
 async def test_it_waits_for_a_server_that_is_not_there_yet(database: Database) -> None:
     database.server.stop()
     rings = Rings()
-    doorbell = Doorbell(database.dsn, 1, Metrics(), heartbeat=60.0)
+    doorbell = Doorbell(Address(database.dsn), 1, Metrics(), heartbeat=60.0)
     doorbell.subscribe(Topic.NOTIFIED, rings)
     running = asyncio.create_task(doorbell.run())
     try:

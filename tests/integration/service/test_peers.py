@@ -17,7 +17,7 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from listener.emulator import Emulator
 from listener.metrics import Metrics
 from listener.postgres import workers
-from listener.postgres.connect import Connection
+from listener.postgres.connect import Address, Connection
 from listener.postgres.locks import LIVENESS_CLASS
 from listener.postgres.queue import Fate, Queue
 from listener.push import Decision, Settlement, Status
@@ -371,7 +371,7 @@ async def test_a_former_connection_that_holds_the_lock_in_silence_is_evicted(
         worker_id = await workers.register(pool, "test")
         dsn = make_conninfo(database.dsn, host="127.0.0.1", port=port)
         rings: list[int] = []
-        bell = Doorbell(dsn, worker_id, Metrics(), heartbeat=1.0)
+        bell = Doorbell(Address(dsn), worker_id, Metrics(), heartbeat=1.0)
         bell.subscribe(Topic.NOTIFIED, lambda: rings.append(1))
         running = asyncio.create_task(bell.run())
         try:

@@ -26,7 +26,7 @@ from hypothesis.stateful import (
 )
 from psycopg.rows import dict_row
 
-from listener.postgres.connect import make_pool
+from listener.postgres.connect import Address, ServicePool
 from listener.postgres.locks import LIVENESS_CLASS
 from listener.postgres.queue import Fate, Queue
 from listener.postgres.workers import register
@@ -112,7 +112,7 @@ class Rows(RuleBasedStateMachine):
         self.runner = asyncio.Runner()
         self.conn = psycopg.connect(self.database.dsn, autocommit=True, row_factory=dict_row)
         self.sql("truncate push_notifications, push_delivery_logs, push_listener.workers")
-        self.pool = make_pool(self.database.dsn, prepares=True)
+        self.pool = ServicePool(Address(self.database.dsn), prepares=True)
         self.runner.run(self.pool.open())
 
     @initialize(lanes=st.lists(st.booleans(), min_size=1, max_size=3))

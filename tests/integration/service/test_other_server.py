@@ -1,0 +1,261 @@
+"""An address behind which the server, the database or the login changes: the service goes on by itself."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import psycopg
+import pytest
+from psycopg import sql
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
+from structlog.testing import capture_logs
+
+from listener.emulator import Emulator
+from listener.postgres.connect import Address, ServicePool, is_transaction_pooler
+from listener.postgres.errors import Condition, condition
+from listener.service import Service, credentials_for
+from tests.chaos.proxy import Link, tcp_link, to_unix
+from tests.support.postgres import Database, standby_of
+from tests.support.service import (
+    Rows,
+    connect,
+    dispatcher_of,
+    get,
+    rows_of,
+    serving,
+    settings_for,
+    until,
+)
+
+pytestmark = pytest.mark.newest_postgres
+
+
+def socket_of(dsn: str) -> Path:
+    return Path(str(conninfo_to_dict(dsn)["host"])) / ".s.PGSQL.5432"
+
+
+@asynccontextmanager
+async def movable(dsn: str) -> AsyncIterator[tuple[Link, str]]:
+    """An address that a test can lead to another server, as a proxy or a DNS name can."""
+    async with tcp_link(to_unix(socket_of(dsn))) as (link, port):
+        yield link, make_conninfo(dsn, host="127.0.0.1", port=port)
+
+
+# --- a server that is read-only -----------------------------------------------------------------------------
+
+
+async def test_an_address_that_led_to_a_standby_for_a_while_is_served_again(
+    database: Database, emulator: Emulator
+) -> None:
+    """The connections to the standby are open and answer; without being replaced they would last an hour."""
+    with standby_of(database.server) as standby:
+        async with (
+            movable(database.dsn) as (link, dsn),
+            serving(settings_for(dsn, emulator)) as service,
+            rows_of(database.dsn) as rows,
+        ):
+            assert (await rows.one_over(await rows.add(device_token="before", title="t")))["status"] == "sent"
+            link.lead_to(to_unix(socket_of(standby.uri)))
+            link.reset()
+            await until(lambda: service.obstacles() and link.connections)
+            push = await rows.add(device_token="after", title="t")
+            await until(lambda: "the database is read-only" in " ".join(service.obstacles()))
+            link.lead_to(to_unix(socket_of(database.dsn)))  # and every connection to the standby stays
+            assert (await rows.one_over(push))["status"] == "sent"
+            await until(lambda: service.obstacles() == [])
+
+
+async def test_of_several_hosts_the_one_that_can_be_written_to_is_used(
+    database: Database, emulator: Emulator
+) -> None:
+    with standby_of(database.server) as standby:
+        hosts = [str(socket_of(dsn).parent) for dsn in (standby.uri, database.dsn)]
+        dsn = make_conninfo(database.dsn, host=",".join(hosts), port="5432,5432")
+        async with rows_of(database.dsn) as rows, serving(settings_for(dsn, emulator)):  # restarted
+            assert (await rows.one_over(await rows.add(device_token="t", title="t")))["status"] == "sent"
+
+
+# --- a session that serves no more ---------------------------------------------------------------------------
+
+
+async def test_the_role_may_be_dropped_and_made_anew(database: Database, emulator: Emulator) -> None:
+    """The sessions of the role that was dropped have no privilege any more, although its name has."""
+    name = "test_made_anew"
+
+    async def make() -> None:
+        await rows.query(f"create role {name} login in role push_listener")
+
+    async with rows_of(database.superuser_dsn) as rows:
+        await make()
+        async with serving(settings_for(database.dsn_as(name), emulator)) as service:
+            await rows.one_over(await rows.add(device_token="before", title="t"))
+            await rows.query(f"drop role {name}")
+            push = await rows.add(device_token="meanwhile", title="t")
+            await until(service.obstacles)
+            await make()
+            assert (await rows.one_over(push))["status"] == "sent"
+            await until(lambda: service.obstacles() == [])
+        await rows.query(f"drop role {name}")
+
+
+# --- a login that is refused ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("refuse", "allow", "kind"),
+    [
+        (["alter role {role} nologin"], "alter role {role} login", Condition.LOGIN),
+        (
+            [
+                "alter database {database} connection limit 0",
+                "alter database {database} rename to test_moved",
+            ],
+            "alter database test_moved rename to {database}",
+            Condition.NO_DATABASE,
+        ),
+        (
+            ["revoke connect on database {database} from public"],
+            "grant connect on database {database} to public",
+            Condition.NO_CONNECT,
+        ),
+    ],
+)
+async def test_a_login_that_is_refused_for_a_while_is_named_and_allowed_again(
+    database: Database, emulator: Emulator, refuse: list[str], allow: str, kind: Condition
+) -> None:
+    names = {"role": sql.Identifier("test_refused"), "database": sql.Identifier(database.name)}
+    dsn = database.dsn_as("test_refused")
+
+    async def change(*statements: str) -> None:
+        for statement in statements:
+            await admin.execute(sql.SQL(statement).format(**names))
+            await admin.execute(
+                "select pg_terminate_backend(pid, 10000) from pg_stat_activity where usename = 'test_refused'"
+            )
+
+    async with await connect(database.server.uri) as admin:
+        await change("create role {role} login in role push_listener")
+        try:
+            async with serving(settings_for(dsn, emulator)) as service:
+                assert service.port is not None
+                await change(*refuse)
+                await until(lambda: str(kind) in service.obstacles())
+                status, said = await get(service.port, "/readyz")
+                assert (status, str(kind) in said) == (503, True)
+                await change(allow, "alter database {database} connection limit -1")
+                await until(lambda: service.obstacles() == [])
+                async with rows_of(database.dsn) as rows:
+                    assert (await rows.one_over(await rows.add(device_token="t", title="t")))[
+                        "status"
+                    ] == "sent"
+        finally:
+            await change("drop role {role}")
+
+
+async def test_while_a_login_is_refused_hardly_any_is_tried(database: Database) -> None:
+    """Supabase bans an address from which a wrong password comes again and again."""
+    tries = 0
+    dial = to_unix(socket_of(database.dsn))
+
+    async def counted(protocol: Callable[[], asyncio.Protocol]) -> asyncio.Transport:
+        nonlocal tries
+        tries += 1
+        return await dial(protocol)
+
+    async with tcp_link(counted) as (_, port):
+        address = Address(make_conninfo(database.dsn, host="127.0.0.1", port=port, user="test_nobody"))
+        async with ServicePool(address, prepares=True) as pool:
+            for _ in range(50):
+                with pytest.raises(psycopg.OperationalError) as raised:
+                    async with pool.connection():
+                        pass
+                assert condition(raised.value) is Condition.LOGIN
+                with pytest.raises(psycopg.OperationalError):
+                    await is_transaction_pooler(address)
+        assert tries <= 2
+
+
+async def test_a_password_that_was_wrong_from_the_start_is_tried_seldom(
+    database: Database, emulator: Emulator
+) -> None:
+    settings = settings_for(database.dsn_as("test_nobody"), emulator)
+    with capture_logs() as said:
+        service = Service(settings, *credentials_for(settings))
+        running = asyncio.create_task(service.run())
+        await until(lambda: str(Condition.LOGIN) in service.obstacles())
+        await asyncio.sleep(3.0)  # nothing is to happen
+        service.stop()
+        await running
+    assert [each["event"] for each in said].count("database cannot be reached") == 1
+
+
+# --- a database that has forgotten a worker --------------------------------------------------------------------
+
+
+async def test_a_worker_that_gets_the_id_of_one_that_lives_takes_another(
+    database: Database, rows: Rows, emulator: Emulator
+) -> None:
+    """As after a failover to a server that lagged behind, or a restored backup."""
+    emulator.latency = 8.0
+    settings = settings_for(database.dsn, emulator, sweep_interval=2)
+    with capture_logs() as said:
+        async with serving(settings) as first:
+            await rows.add_many(5)
+            await emulator.wait_received(5)
+            await rows.query("truncate push_listener.workers restart identity")
+            async with serving(settings) as second:
+                await rows.add_many(5, "more")
+                found = await rows.over()
+                emulator.latency = 0.0
+                for service in (first, second):
+                    await until(lambda service=service: service.obstacles() == [])  # type: ignore[misc]
+                assert (await rows.one_over(await rows.add(device_token="last", title="t")))[
+                    "status"
+                ] == "sent"
+                ids = {dispatcher_of(service)._queue.worker_id for service in (first, second)}
+    known = await rows.query("select id from push_listener.workers where guarded")
+    assert ids <= {row["id"] for row in known}
+    assert len(ids) == 2
+    assert {(row["status"], row["delivery_attempts"], row["lost_claims"]) for row in found.values()} == {
+        ("sent", 1, 0)
+    }
+    assert emulator.stats()["duplicates"] == 0
+    events = [each["event"] for each in said]
+    assert events.count("doorbell lost") == 0
+    assert events.count("registering anew") == 2
+    assert "workers have died; their rows are back in the queue" not in events
+
+
+async def test_two_workers_that_sweep_never_share_an_id(
+    database: Database, rows: Rows, emulator: Emulator
+) -> None:
+    """No lock tells that the id is taken, and each would give back what the other has claimed."""
+    settings = settings_for(database.dsn, emulator, wakeup="sweep", sweep_interval=2)
+    async with serving(settings) as first:
+        await rows.query("truncate push_listener.workers restart identity")
+        async with serving(settings) as second:
+            assert dispatcher_of(first)._queue.worker_id != dispatcher_of(second)._queue.worker_id
+
+
+# --- few connections -------------------------------------------------------------------------------------------
+
+
+async def test_with_two_connections_everything_is_sent(database: Database, emulator: Emulator) -> None:
+    """The doorbell needs one of them: without it nothing may be claimed."""
+    async with rows_of(database.superuser_dsn) as rows:
+        await rows.query("create role test_few login connection limit 2 in role push_listener")
+        try:
+            async with serving(settings_for(database.dsn_as("test_few"), emulator)) as service:
+                for number in range(5):
+                    await rows.add_many(100, f"phone-{number}")
+                    await rows.over()
+                    await rows.query(  # and it gets one again, although the pool wants more
+                        "select pg_terminate_backend(pid, 10000) from pg_stat_activity "
+                        "where application_name = 'push-listener doorbell' and datname = current_database()"
+                    )
+                await until(lambda: service.obstacles() == [])
+        finally:
+            await rows.query("drop role test_few")
