@@ -73,6 +73,7 @@ _NO_LIMIT = 1 << 20
 # For how long to look for rows that cannot be claimed before the others are claimed, and for how many.
 _UNCLAIMABLE_S = 0.5
 _UNCLAIMABLE_AT_ONCE = 2000
+_CLAIMS_IN_A_ROW = 20
 _LOCK_NOT_AVAILABLE = "55P03"
 
 
@@ -178,25 +179,25 @@ class Queue:
         """
         limit = min(limit, self._batch_limit.rows(time.monotonic()))
         normal_limit = limit if normal_limit is None else min(limit, normal_limit)
-        try:
-            async with self._pool.connection() as conn:
-                claimed = await self._take(conn, limit, normal_limit, excluded)
-        except (psycopg.errors.QueryCanceled, asyncio.CancelledError) as error:
-            self._batch_limit.timed_out(limit, time.monotonic())
-            if isinstance(error, asyncio.CancelledError):
+        for _ in range(_CLAIMS_IN_A_ROW):
+            try:
+                async with self._pool.connection() as conn:
+                    return await self._verified(await self._take(conn, limit, normal_limit, excluded))
+            except asyncio.CancelledError:  # it took too long
+                self._batch_limit.timed_out(limit, time.monotonic())
                 raise
-            if limit > 1:
-                return await self.claim(limit // 2, normal_limit, excluded)
-            claimed = await self._claim_first(excluded)
-        except ROW_FAULTS as error:
-            if is_transient(error) and not isinstance(error, psycopg.errors.LockNotAvailable):
-                raise
-            if await self._pass_over(excluded):
-                return await self.claim(limit, normal_limit, excluded)
-            if limit > 1:
-                return await self.claim(limit // 2, (normal_limit + 1) // 2, excluded)
-            claimed = await self._claim_first(excluded)
-        return await self._verified(claimed)
+            except psycopg.errors.QueryCanceled:
+                self._batch_limit.timed_out(limit, time.monotonic())
+                passed_over = False
+            except ROW_FAULTS as error:
+                if is_transient(error) and not isinstance(error, psycopg.errors.LockNotAvailable):
+                    raise
+                passed_over = await self._pass_over(excluded)
+            if not passed_over and limit == 1:
+                return await self._verified(await self._claim_first(excluded))
+            if not passed_over:
+                limit, normal_limit = limit // 2, (normal_limit + 1) // 2
+        return []
 
     async def _take(
         self, conn: Connection, limit: int, normal_limit: int, excluded: Sequence[UUID]

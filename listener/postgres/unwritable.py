@@ -21,15 +21,18 @@ _NOTE = load(__file__, "note_unwritable")
 _FORGET = "delete from push_listener.unwritable_rows where push_id = any(%s::uuid[])"
 # An application may raise any code, and a metric must not have any number of labels.
 _COUNTS = """
-select statement, code, pg_catalog.count(*)
-  from push_listener.unwritable_rows
-  where until > pg_catalog.now()
-  group by statement, code order by pg_catalog.count(*) desc limit 20
+select u.statement, u.code, pg_catalog.count(*)
+  from push_listener.unwritable_rows u
+  join public.push_notifications p on p.id = u.push_id and p.status::text in ('pending', 'processing', 'failed')
+  where u.until > pg_catalog.now()
+  group by u.statement, u.code order by pg_catalog.count(*) desc limit 20
 """
 _TIDY = """
 delete from push_listener.unwritable_rows u
   where u.until < pg_catalog.now() - interval '1 day'
-    or not exists (select from public.push_notifications p where p.id = u.push_id)
+    or not exists (
+      select from public.push_notifications p
+        where p.id = u.push_id and p.status::text in ('pending', 'processing', 'failed'))
 """
 
 IGNORED = "IGNORED"

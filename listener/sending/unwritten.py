@@ -86,12 +86,11 @@ class Unwritten:
         Raises psycopg.errors.LockNotAvailable when the row is locked.
         """
         for variant in variants(settlement, code):
-            refused = await self._refusal(variant)
-            if refused is None:
-                if settlement.logs and not variant.logs and variant.decision == settlement.decision:
-                    self._put_log_lines(settlement)
+            fate, why = await self._persist(variant)
+            if fate is not Fate.REFUSED:
+                await self._over(settlement, variant, fate)
                 return
-            code = refused
+            code = why
         if settlement.logs:
             await self._note(settlement, code)
         if is_accepted(settlement) and self._keeps:
@@ -100,16 +99,27 @@ class Unwritten:
         else:
             self._give_up(settlement, code)
 
-    async def _refusal(self, settlement: Settlement) -> str | None:
-        """Writes one result; returns the code of the fault if the database refuses it."""
+    async def _persist(self, settlement: Settlement) -> tuple[Fate, str]:
+        """Writes one result; returns its fate, and the code of the fault if the database refuses it."""
         try:
             fates = await self._writer.persist([settlement], again=True)
         except psycopg.errors.LockNotAvailable:
             raise
         except ROW_FAULTS as error:
-            return code_of(error)
+            return Fate.REFUSED, code_of(error)
         self._writer.record([settlement], fates)
-        return IGNORED if fates == [Fate.REFUSED] else None
+        return fates[0], IGNORED
+
+    async def _over(self, settlement: Settlement, written: Settlement, fate: Fate) -> None:
+        """The row has ended, or is not this worker's any more."""
+        if settlement.logs and not written.logs:
+            self._put_log_lines(settlement)
+        if fate is Fate.WRITTEN:
+            try:
+                async with asyncio.timeout(STATEMENT_PATIENCE_S):
+                    await self._queue.unwritable.forget([settlement.push_id])
+            except (psycopg.Error, TimeoutError):
+                self._metrics.database_errors.labels("settle").inc()
 
     async def _note(self, settlement: Settlement, code: str) -> None:
         try:
@@ -152,11 +162,9 @@ class Unwritten:
         if self._writer.has_written(settlement.decision.status, kept.since):
             tries.append(as_dead(settlement, kept.code))
         for variant in tries:
-            refused = await self._refusal(variant)
-            if refused is None:
-                if settlement.logs and not variant.logs:
-                    self._put_log_lines(settlement)
-                await self._queue.unwritable.forget([settlement.push_id])
+            fate, _ = await self._persist(variant)
+            if fate is not Fate.REFUSED:
+                await self._over(settlement, variant, fate)
                 return True
         return False
 
