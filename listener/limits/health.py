@@ -3,7 +3,8 @@
 It distinguishes three faults:
 
 - *Refused*: the key, the project or a permission is wrong. Nothing is sent but a probe now and then. A push that FCM
-  refuses while it accepts others waits alone, longer each time. A single refusal lets another push be the probe at once.
+  refuses while it accepts others waits alone, longer each time. After a single refusal another push is the probe at
+  once.
 - *Away*: FCM does not answer, or only with 5xx. Pushes wait without using a try, and probes are frequent. If FCM
   answers a question although pushes fail, the pushes may be the cause; a few go on being tried, so that good pushes do
   not wait behind bad ones.
@@ -34,7 +35,9 @@ _IN_DOUBT = 8  # pushes at once
 _TRUSTED_S = 30.0  # after the answer to a question
 _PLATFORM_FIRST_S = 60.0
 _PLATFORM_LONGEST_S = 600.0
-_PLATFORM_PROBE_S = 15.0  # for the answer to the one request that finds out whether a platform is accepted again
+_PLATFORM_PROBE_S = (
+    15.0  # for the answer to the one request that finds out whether a platform is accepted again
+)
 
 
 @dataclass(slots=True)
@@ -171,7 +174,7 @@ class FcmHealth:
                 return self._wait_alone(push, outcome, refused, self._evidence)
 
     def was_refused(self, push: Push) -> bool:
-        """Whether FCM has refused an earlier attempt at a push. The next one then begins with one request."""
+        """Whether FCM has refused a push. The next attempt then begins with one request for each platform."""
         return push.id in self._refused_pushes
 
     def _pause(self, outcome: Outcome, asked: float, now: float) -> Outcome:
