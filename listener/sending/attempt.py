@@ -263,7 +263,10 @@ class Attempts:
                 if one.held_back:
                     return
                 body = functools.partial(self._body, attempt, one)
-                outcome = await self._sender.send(Outgoing(body, attempt.push.expires_in is not None))
+                outgoing = Outgoing(
+                    body, expires=attempt.push.expires_in is not None, is_high=attempt.push.priority == "high"
+                )
+                outcome = await self._sender.send(outgoing)
             except TooLate:
                 if one.started is not None:  # after FCM has refused an access token
                     one.outcome = _EXPIRED if attempt.is_over(time.monotonic()) else _NOT_TRIED

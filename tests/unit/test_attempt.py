@@ -313,6 +313,19 @@ async def test_who_is_cancelled_before_the_request_was_written_has_sent_nothing(
     assert settlement.logs == []
 
 
+async def test_the_transport_learns_of_high_priority() -> None:
+    heard: list[bool] = []
+
+    class Hears:
+        async def send(self, outgoing: Outgoing) -> Outcome:
+            heard.append(outgoing.is_high)
+            return ACCEPTED
+
+    for priority in ("high", "normal", None):
+        await _attempts(Hears()).attempt(push(priority=priority), time.monotonic())
+    assert heard == [True, False, False]
+
+
 class _Quotes:
     """Refuses a request and repeats the token that it was for, as FCM might."""
 
