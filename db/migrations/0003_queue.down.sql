@@ -41,5 +41,5 @@ begin
 end
 $$;
 
-drop function push_listener.unclaimable(integer, uuid[], integer, double precision);
+drop function push_listener.unclaimable(integer, uuid[], integer, double precision, text);
 drop table push_listener.unwritable_rows;

@@ -39,6 +39,13 @@ class CircuitBreaker:
         self._since, self._until = now, now + self._length
         return not was_open
 
+    def doubt(self, now: float) -> None:
+        """Allows a probe at once, because what opened the breaker may concern one push only.
+
+        If that probe fails, the breaker stays open for ``first`` seconds.
+        """
+        self._until, self._length = now, self._first / 2
+
     def close(self) -> None:
         """Closes the breaker for another reason than the answer to a probe."""
         self.reason = self.code = None

@@ -3,7 +3,8 @@
 It distinguishes three faults:
 
 - *Refused*: the key, the project or a permission is wrong. Nothing is sent but a probe now and then. A push that FCM
-  refuses while it accepts others waits alone.
+  refuses while it accepts others waits alone, longer each time. After a single refusal another push is the probe at
+  once.
 - *Away*: FCM does not answer, or only with 5xx. Pushes wait without using a try, and probes are frequent. If FCM
   answers a question although pushes fail, the pushes may be the cause; a few go on being tried, so that good pushes do
   not wait behind bad ones.
@@ -16,11 +17,10 @@ import math
 from collections.abc import Hashable
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
-from uuid import UUID
 
 from listener.fcm.outcome import Disposition, Outcome
 from listener.limits.circuit_breaker import CircuitBreaker
-from listener.limits.refusals import Evidence, Refused, RefusedPushes, witness
+from listener.limits.refusals import Evidence, Refused, RefusedPushes, Verdict, witness
 from listener.limits.retry_policy import RetryPolicy
 from listener.limits.slow_start import SlowStart, after_losses, after_pause
 from listener.limits.token_loss import TOKEN_LOSS, TokenLossBreaker
@@ -35,6 +35,9 @@ _IN_DOUBT = 8  # pushes at once
 _TRUSTED_S = 30.0  # after the answer to a question
 _PLATFORM_FIRST_S = 60.0
 _PLATFORM_LONGEST_S = 600.0
+_PLATFORM_PROBE_S = (
+    15.0  # for the answer to the one request that finds out whether a platform is accepted again
+)
 
 
 @dataclass(slots=True)
@@ -74,7 +77,6 @@ class FcmHealth:
         self._guard = TokenLossBreaker() if token_loss_guard else None
         self._refused = CircuitBreaker(_REFUSED_FIRST_S, _REFUSED_LONGEST_S)
         self._refused_asked = -math.inf  # when the latest request was made whose refusal concerns everybody
-        self._paused_by: UUID | None = None  # the push whose refusal was the latest of these
         self._evidence = Evidence(_REFUSED_QUIET_S)
         self._refused_pushes = RefusedPushes()
         self._away = CircuitBreaker(_AWAY_FIRST_S, _AWAY_LONGEST_S)
@@ -146,24 +148,36 @@ class FcmHealth:
     def _refuse(self, push: Push, who: Hashable, outcome: Outcome, asked: float, now: float) -> Outcome:
         """Pauses sending; or only this push, if FCM accepts others."""
         if outcome.http_status is None:  # there is no access token, so nothing can be sent
-            return self._pause(push, outcome, asked, now)
+            return self._pause(outcome, asked, now)
         paused = self._refused.reason is not None
         refused = self._refused_pushes.note(push, self._evidence, now)
         # The guard against token loss has weighed the answers to others already.
         is_token_loss = outcome.code == TOKEN_LOSS
         if not is_token_loss and self._evidence.accepted_since(refused.first):
-            outcome = self._wait_alone(outcome, refused, self._evidence, self._policy.cap)
+            outcome = self._wait_alone(push, outcome, refused, self._evidence)
             return replace(outcome, uses_try=False) if paused else outcome
-        if paused and push.id == self._paused_by:
+        wait = _doubled(_REFUSED_FIRST_S, self._policy.cap, _claims(push, refused))
+        if paused and refused.times > 1:
             # A second refusal of the same push says nothing new, so only this push waits longer. Another push may be
             # the next probe at once: a good one must not wait for minutes because a bad one was alone all night.
-            return replace(outcome, delay=_doubled(_REFUSED_FIRST_S, _REFUSED_LONGEST_S, refused.times))
-        if paused or is_token_loss or self._evidence.refuse(who, asked):
-            return self._pause(push, outcome, asked, now)
-        return self._wait_alone(outcome, refused, self._evidence, self._policy.cap)
+            return replace(outcome, delay=max(outcome.delay, wait))
+        if paused or is_token_loss:
+            return self._pause(outcome, asked, now)
+        match self._evidence.refuse(who, asked):
+            case Verdict.ALL:
+                return self._pause(outcome, asked, now)
+            case Verdict.DOUBT:
+                self._pause(outcome, asked, now)
+                self._refused.doubt(now)
+                return replace(outcome, delay=max(outcome.delay, wait))
+            case Verdict.ONE:
+                return self._wait_alone(push, outcome, refused, self._evidence)
 
-    def _pause(self, push: Push, outcome: Outcome, asked: float, now: float) -> Outcome:
-        self._paused_by = push.id
+    def was_refused(self, push: Push) -> bool:
+        """Whether FCM has refused a push. The next attempt then begins with one request for each platform."""
+        return push.id in self._refused_pushes
+
+    def _pause(self, outcome: Outcome, asked: float, now: float) -> Outcome:
         self._refused_asked = max(self._refused_asked, asked)
         self._note(self._refused, outcome, asked, now)
         # Another push that is due by then is the next probe, so that one bad push is not every probe.
@@ -174,31 +188,44 @@ class FcmHealth:
     ) -> Outcome:
         """Holds back a platform; or only this push, if FCM accepts others for that platform."""
         if platform is None:  # accepted pushes may go to other platforms, so they say nothing about this one
-            times = self._refused_pushes.note(push, self._evidence, now).times
-            return replace(outcome, delay=_doubled(_PLATFORM_FIRST_S, _PLATFORM_LONGEST_S, times))
+            refused = self._refused_pushes.note(push, self._evidence, now)
+            wait = _doubled(_PLATFORM_FIRST_S, self._policy.cap, _claims(push, refused))
+            # The credentials may be wrong for hours, so tries count only once the push has waited its longest.
+            uses_try = refused.uses_try and wait >= self._policy.cap
+            return replace(outcome, delay=max(outcome.delay, wait), uses_try=uses_try)
         held = self._platforms.setdefault(platform, _Platform())
         refused = self._refused_pushes.note(push, held.evidence, now)
         if asked < held.since:  # was under way when the platform was refused
             return replace(outcome, delay=max(0.0, held.until - now))
         is_its_own = held.evidence.accepted_since(refused.first)
-        if is_its_own or not (held.length or held.evidence.refuse(who, asked)):
-            return self._wait_alone(outcome, refused, held.evidence, _PLATFORM_LONGEST_S)
+        if is_its_own or not (held.length or held.evidence.refuse(who, asked) is Verdict.ALL):
+            if held.length:
+                held.until = now  # the next request may be the probe
+            return self._wait_alone(push, outcome, refused, held.evidence)
         held.length = min(2 * held.length, _PLATFORM_LONGEST_S) if held.length else _PLATFORM_FIRST_S
         held.since, held.until = now, now + held.length
         return replace(outcome, delay=held.length)
 
-    def _wait_alone(self, outcome: Outcome, refused: Refused, evidence: Evidence, longest: float) -> Outcome:
+    def _wait_alone(self, push: Push, outcome: Outcome, refused: Refused, evidence: Evidence) -> Outcome:
         """The push waits longer each time. It uses a try if FCM has accepted others since its last refusal."""
         reason = outcome.reason
         if evidence.accepted_since(refused.first):
             reason = f"FCM refuses this push while it accepts others: {reason}"
-        delay = max(outcome.delay, min(longest, self._policy.longest(refused.times)))
+        delay = max(outcome.delay, self._policy.longest(_claims(push, refused)))
         return replace(outcome, reason=reason, delay=delay, uses_try=refused.uses_try)
 
     def platform_wait(self, platform: str | None, now: float) -> float:
-        """Seconds for which nothing should be sent to a platform; 0: send."""
+        """Seconds for which nothing should be sent to a platform; 0: the caller sends one request now.
+
+        After each wait one request finds out whether FCM accepts the platform again. The others wait for its answer.
+        """
         held = self._platforms.get(platform) if platform is not None else None
-        return 0.0 if held is None else max(0.0, held.until - now)
+        if held is None or not held.length:
+            return 0.0
+        wait = max(0.0, held.until - now)
+        if not wait:
+            held.until = now + _PLATFORM_PROBE_S
+        return wait
 
     def is_away(self, now: float) -> bool:
         """Whether FCM has given no useful answer lately. Then a failure is not the push's fault."""
@@ -269,6 +296,11 @@ class FcmHealth:
 def _is_failure(outcome: Outcome) -> bool:
     """Whether FCM, or the token endpoint, is silent or has a fault of its own. A used-up quota is an answer."""
     return outcome.disposition is Disposition.RETRY and outcome.limit is None
+
+
+def _claims(push: Push, refused: Refused) -> int:
+    """How often a push has been tried. Its row knows it better than this process, which forgets, and is not alone."""
+    return max(refused.times, push.attempt - push.lost_claims)
 
 
 def _doubled(first: float, longest: float, times: int) -> float:

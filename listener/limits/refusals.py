@@ -10,6 +10,7 @@ import math
 from collections import OrderedDict
 from collections.abc import Hashable
 from dataclasses import dataclass
+from enum import Enum, auto
 from uuid import UUID
 
 from listener.push import Push, Target
@@ -23,11 +24,22 @@ def witness(push: Push, target: Target) -> Hashable:
     return push.user_id or hash((target.kind, target.value))
 
 
+class Verdict(Enum):
+    """Whom a refusal concerns."""
+
+    ALL = auto()
+    """Everybody: three witnesses were refused and none was accepted between."""
+    DOUBT = auto()
+    """Perhaps everybody: it is the first, and nothing was accepted lately."""
+    ONE = auto()
+    """This push, as far as is known."""
+
+
 class Evidence:
     """Whether FCM refuses all pushes, or all pushes to one platform.
 
     Args:
-        quiet: seconds after the last acceptance from which one refusal is enough to say so.
+        quiet: seconds after the last acceptance from which one refusal is enough to doubt.
     """
 
     def __init__(self, quiet: float = math.inf) -> None:
@@ -43,17 +55,14 @@ class Evidence:
         """Whether FCM has accepted a request that was made after ``moment``."""
         return self._accepted > moment
 
-    def refuse(self, who: Hashable, asked: float) -> bool:
-        """Notes a refusal of a request made at ``asked``; returns whether it concerns everybody.
-
-        It does if three witnesses were refused and none was accepted between, or nothing was accepted lately.
-        """
+    def refuse(self, who: Hashable, asked: float) -> Verdict:
+        """Notes a refusal of a request made at ``asked``; returns whom it concerns."""
         self._refused[who] = asked
         self._refused = {each: at for each, at in self._refused.items() if at > self._accepted}
-        if len(self._refused) < _ENOUGH and asked - self._accepted <= self._quiet:
-            return False
-        self._refused.clear()
-        return True
+        if len(self._refused) >= _ENOUGH:
+            self._refused.clear()
+            return Verdict.ALL
+        return Verdict.DOUBT if asked - self._accepted > self._quiet else Verdict.ONE
 
 
 @dataclass(slots=True)
@@ -76,6 +85,9 @@ class RefusedPushes:
 
     def __init__(self) -> None:
         self._pushes: OrderedDict[UUID, Refused] = OrderedDict()
+
+    def __contains__(self, push_id: UUID) -> bool:
+        return push_id in self._pushes
 
     def note(self, push: Push, evidence: Evidence, now: float) -> Refused:
         """Notes a refusal of the push; ``evidence`` knows what else FCM has accepted."""

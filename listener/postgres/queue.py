@@ -34,7 +34,8 @@ log = structlog.get_logger(__name__)
 _CLAIM = load(__file__, "claim")
 _UNCLAIMABLE = """
 select push_id, code
-  from push_listener.unclaimable(%(worker)s::integer, %(excluded)s::uuid[], %(limit)s::integer, %(seconds)s::float8)
+  from push_listener.unclaimable(%(worker)s::integer, %(excluded)s::uuid[], %(limit)s::integer, %(seconds)s::float8,
+    pg_catalog.current_setting('search_path'))
 """
 _FIRST = load(__file__, "claim_first")
 _SETTLE = load(__file__, "settle")

@@ -18,7 +18,7 @@ from listener.postgres.statements import load
 log = structlog.get_logger(__name__)
 
 _NOTE = load(__file__, "note_unwritable")
-_FORGET = "delete from push_listener.unwritable_rows where push_id = any(%s::uuid[])"
+_FORGET = "delete from push_listener.unwritable_rows where push_id = any(%(ids)s::uuid[])"
 # An application may raise any code, and a metric must not have any number of labels.
 _COUNTS = """
 select u.statement, u.code, pg_catalog.count(*)
@@ -110,7 +110,7 @@ class UnwritableRows:
     async def forget(self, ids: list[UUID]) -> None:
         """These rows have been written after all."""
         async with self._pool.connection() as conn:
-            await conn.execute(_FORGET, (ids,))
+            await conn.execute(_FORGET, {"ids": ids})
 
     async def tidy(self) -> None:
         """Deletes what is of no use any more."""

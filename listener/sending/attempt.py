@@ -9,8 +9,8 @@ import math
 import random
 import time
 import traceback
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections import Counter
+from dataclasses import dataclass, field, replace
 
 import structlog
 
@@ -55,6 +55,9 @@ _QUESTION = Outgoing(
 )
 
 _EXPIRED = Outcome(Disposition.EXPIRED, "EXPIRED", EXPIRED_REASON)
+# Of one platform, in one attempt. Some users have two devices with an app built for Apple's test environment.
+_ENOUGH_REFUSED = 3
+
 _NOT_TRIED = Outcome(Disposition.RETRY, "NOT_TRIED", "not tried in this attempt", uses_try=False)
 
 
@@ -71,6 +74,34 @@ class _Request:
     outcome: Outcome | None = None
     held_back: float = 0.0
     """Seconds for which nothing is sent to its platform."""
+
+
+@dataclass(slots=True)
+class _Attempt:
+    """One attempt at one push."""
+
+    push: Push
+    prepared: Prepared
+    claimed_at: float
+    is_refused: bool = False
+    """Whether FCM has refused a request of it, whatever the device: the others would be refused too."""
+    refused: Counter[str | None] = field(default_factory=Counter)
+    """Requests that the credentials for their platform were refused for, by platform."""
+
+    def is_over(self, now: float) -> bool:
+        """Whether the push has expired."""
+        return _is_over(self.push, self.claimed_at, now)
+
+    def note(self, one: _Request, outcome: Outcome) -> None:
+        """FCM has answered one of its requests."""
+        if outcome.disposition is Disposition.PAUSE:
+            self.is_refused = True
+        elif outcome.disposition is Disposition.PAUSE_PLATFORM:
+            self.refused[one.target.platform] += 1
+
+    def is_hopeless(self, one: _Request) -> bool:
+        """Whether a request would be refused as others of this attempt were."""
+        return self.is_refused or self.refused[one.target.platform] >= _ENOUGH_REFUSED
 
 
 class Attempts:
@@ -138,14 +169,8 @@ class Attempts:
             ]
         except BadPush as bad:
             return self._refused(push, claimed_at, bad)
-        try:
-            unsent = iter(requests)
-            if len(requests) == 1 or self._health.reason is not None:
-                await self._send_first(push, prepared, unsent, claimed_at)
-            if len(requests) > 1:
-                await self._send_all(push, prepared, unsent, claimed_at)
-        except asyncio.CancelledError:
-            pass  # the settlement below says how far the attempt came
+        with contextlib.suppress(asyncio.CancelledError):  # the settlement says how far the attempt came
+            await self._send_all(_Attempt(push, prepared, claimed_at), requests)
         for one in requests:
             if one.outcome is None and one.started is not None:
                 one.seconds = time.monotonic() - one.started
@@ -177,57 +202,78 @@ class Attempts:
         reason = f"push-listener could not handle this push ({type(error).__name__})"
         return Outcome(Disposition.RETRY, "INTERNAL_ERROR", reason, delay=self._policy.floor)
 
-    async def _send_first(
-        self, push: Push, prepared: Prepared, requests: Iterator[_Request], claimed_at: float
-    ) -> None:
-        """Sends to the first device whose platform is not paused: the only request while everything is paused."""
-        for one in requests:
-            await self._send(push, prepared, one, claimed_at, while_paused=True)
-            if one.started is not None:
-                return
-
-    async def _send_all(
-        self, push: Push, prepared: Prepared, requests: Iterator[_Request], claimed_at: float
-    ) -> None:
+    async def _send_all(self, attempt: _Attempt, requests: list[_Request]) -> None:
+        if len(requests) == 1:
+            await self._send(attempt, requests[0], while_paused=True)
+            return
+        if self._health.reason is not None or self._health.fails or self._health.was_refused(attempt.push):
+            requests = await self._probe(attempt, requests)
         async with asyncio.TaskGroup() as group:
             for one in requests:
-                if push.priority == "high":
-                    group.create_task(self._send(push, prepared, one, claimed_at))
+                if attempt.push.priority == "high":
+                    group.create_task(self._send(attempt, one))
                     continue
                 await self._tasks_of_normal.acquire()
-                task = group.create_task(self._send(push, prepared, one, claimed_at))
+                task = group.create_task(self._send(attempt, one))
                 task.add_done_callback(lambda _: self._tasks_of_normal.release())
 
-    async def _send(
-        self, push: Push, prepared: Prepared, one: _Request, claimed_at: float, *, while_paused: bool = False
-    ) -> None:
-        if push.priority == "high":
-            await self._send_in_turn(push, prepared, one, claimed_at, while_paused)
+    async def _probe(self, attempt: _Attempt, requests: list[_Request]) -> list[_Request]:
+        """Finds out with one request for each platform whether it is accepted; returns the requests that may follow.
+
+        While everything is paused it is one request altogether. The devices are tried in random order, so that a bad
+        one does not keep the others waiting for ever.
+        """
+        platforms: dict[str | None, list[_Request]] = {}
+        for one in self._rng.sample(requests, len(requests)):
+            platforms.setdefault(one.target.platform, []).append(one)
+        follow: list[_Request] = []
+        for devices in platforms.values():
+            for n, one in enumerate(devices):
+                await self._send(attempt, one, while_paused=True)
+                if one.held_back:
+                    continue
+                if self._health.reason is not None:
+                    return []
+                if not self._is_refused(one):
+                    follow += devices[n + 1 :]
+                break
+        return follow
+
+    def _is_refused(self, one: _Request) -> bool:
+        if one.outcome is None:
+            return True
+        again = self._health.fails and one.outcome.disposition is Disposition.RETRY
+        return again or one.outcome.disposition in (Disposition.PAUSE, Disposition.PAUSE_PLATFORM)
+
+    async def _send(self, attempt: _Attempt, one: _Request, *, while_paused: bool = False) -> None:
+        if attempt.push.priority == "high":
+            await self._send_in_turn(attempt, one, while_paused)
         else:
             async with self._places_of_normal:  # one push may have a thousand devices
-                await self._send_in_turn(push, prepared, one, claimed_at, while_paused)
+                await self._send_in_turn(attempt, one, while_paused)
 
-    async def _send_in_turn(
-        self, push: Push, prepared: Prepared, one: _Request, claimed_at: float, while_paused: bool
-    ) -> None:
+    async def _send_in_turn(self, attempt: _Attempt, one: _Request, while_paused: bool) -> None:
         async with self._places:
-            if self._health.reason is not None and not while_paused:
+            if (self._health.reason is not None and not while_paused) or attempt.is_hopeless(one):
                 return  # while everything is paused, a push with many devices is one request
             began = time.monotonic()
-            one.held_back = self._health.platform_wait(one.target.platform, began)
-            if one.held_back:
-                return
             try:
-                self._check_time(push, claimed_at, began)
-                body = functools.partial(self._body, push, prepared, one, claimed_at)
-                outcome = await self._sender.send(Outgoing(body, push.expires_in is not None))
+                self._check_time(attempt, began)
+                one.held_back = self._health.platform_wait(one.target.platform, began)
+                if one.held_back:
+                    return
+                body = functools.partial(self._body, attempt, one)
+                outgoing = Outgoing(
+                    body, expires=attempt.push.expires_in is not None, is_high=attempt.push.priority == "high"
+                )
+                outcome = await self._sender.send(outgoing)
             except TooLate:
                 if one.started is not None:  # after FCM has refused an access token
-                    one.outcome = _EXPIRED if _is_over(push, claimed_at) else _NOT_TRIED
+                    one.outcome = _EXPIRED if attempt.is_over(time.monotonic()) else _NOT_TRIED
                 return
             except Exception as error:
                 # The answers to the other devices must not be lost for it; and it says nothing about FCM.
-                one.outcome = self._fault_of_ours(push, error)
+                one.outcome = self._fault_of_ours(attempt.push, error)
                 answered = time.monotonic()
             else:
                 answered = time.monotonic()
@@ -235,22 +281,23 @@ class Attempts:
                 if outcome.limit is not None:
                     self._quota.refused(outcome.limit, asked)
                 outcome = _without_token(outcome, one.target)
-                one.outcome = self._health.judge(push, one.target, outcome, asked, answered)
+                one.outcome = self._health.judge(attempt.push, one.target, outcome, asked, answered)
+                attempt.note(one, one.outcome)
             one.seconds = answered - began
 
-    def _body(self, push: Push, prepared: Prepared, one: _Request, claimed_at: float) -> bytes:
+    def _body(self, attempt: _Attempt, one: _Request) -> bytes:
         """The body of a request that is written now."""
-        now = time.monotonic()
-        self._check_time(push, claimed_at, now)
-        body = prepared.encode(one.target, _life_left(push, claimed_at, now))
+        now, push = time.monotonic(), attempt.push
+        self._check_time(attempt, now)
+        body = attempt.prepared.encode(one.target, _life_left(push, attempt.claimed_at, now))
         if one.is_first and one.started is None:
-            self._metrics.insert_to_send.observe(max(0.0, push.waited + now - claimed_at))
+            self._metrics.insert_to_send.observe(max(0.0, push.waited + now - attempt.claimed_at))
         one.started = now
         return body
 
-    def _check_time(self, push: Push, claimed_at: float, now: float) -> None:
+    def _check_time(self, attempt: _Attempt, now: float) -> None:
         """Raises TooLate if the push has expired, or if a request that is written now might outlive the lease."""
-        if now - claimed_at > self._latest_start or _is_over(push, claimed_at, now):
+        if now - attempt.claimed_at > self._latest_start or attempt.is_over(now):
             raise TooLate
 
     async def _check_presence(self, until: float) -> None:

@@ -128,7 +128,7 @@ CALLS = {
     "push_listener.drift": "select 1 where (select count(*) from push_listener.drift()) >= 0",
     "push_listener.api": "select 1 where (select count(*) from push_listener.api()) > 0",
     "push_listener.unclaimable": (
-        "select 1 where (select count(*) from push_listener.unclaimable(1, '{}', 10, 0.1)) >= 0"
+        "select 1 where (select count(*) from push_listener.unclaimable(1, '{}', 10, 0.1, 'public')) >= 0"
     ),
     "push_listener.is_alive": "select push_listener.is_alive(1)",
     "push_listener.settled_before": f"select push_listener.settled_before('{PUSH}', 'sent')",

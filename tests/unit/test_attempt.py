@@ -155,6 +155,102 @@ async def test_when_everything_is_paused_the_devices_whose_turn_has_not_come_are
         assert (settlement.decision.status, len(settlement.logs)) == (Status.PENDING, sender.asked)
 
 
+class _RefusesIphones:
+    """Accepts what goes to Android, and refuses iPhones as if the key for APNs were wrong, until it is mended."""
+
+    def __init__(self, of_iphones: Outcome = NO_APNS) -> None:
+        self.of_iphones = of_iphones
+        self.asked: list[str] = []
+
+    async def send(self, outgoing: Outgoing) -> Outcome:
+        token = json.loads(outgoing.make_body())["message"]["token"]
+        self.asked.append(token)
+        await asyncio.sleep(0)
+        return self.of_iphones if token.startswith("i") else ACCEPTED
+
+
+def _to_phones(iphones: int, androids: int, attempt: int = 1) -> Push:
+    devices = [(f"i{n}", "ios") for n in range(iphones)] + [(f"a{n}", "android") for n in range(androids)]
+    return push(device_token=None, user_id=UUID(int=2), recipients=devices, attempt=attempt)
+
+
+async def test_a_push_that_was_refused_begins_with_one_request_for_each_platform() -> None:
+    """It has 5,000 devices, and its user is the only one that is refused."""
+    sender = _RefusesIphones()
+    attempts = _attempts(sender, max_in_flight="8")
+    settlement = await attempts.attempt(_to_phones(5000, 10), time.monotonic())
+    assert (
+        sum(token.startswith("i") for token in sender.asked) <= 8
+    )  # what was under way at the first refusals
+    assert sum(token.startswith("a") for token in sender.asked) == 10
+    assert (settlement.decision.status, settlement.decision.code) == (
+        Status.PENDING,
+        "THIRD_PARTY_AUTH_ERROR",
+    )
+    for attempt in (2, 3):
+        sender.asked.clear()
+        settlement = await attempts.attempt(_to_phones(5000, 2, attempt), time.monotonic())
+        assert sorted(token[0] for token in sender.asked) == ["a", "a", "i"]
+        assert settlement.requests == 3
+    sender.of_iphones = ACCEPTED
+    settlement = await attempts.attempt(_to_phones(5000, 0, 4), time.monotonic())
+    assert (settlement.decision.status, settlement.requests) == (Status.SENT, 5000)
+
+
+async def test_a_push_that_is_refused_whatever_the_device_is_one_request_the_next_time() -> None:
+    sender, health = _RefusesIphones(REFUSED), _accepting()
+    attempts = _attempts(sender, health, max_in_flight="8")
+    await attempts.attempt(_to_phones(5000, 0), time.monotonic())
+    assert len(sender.asked) <= 8
+    sender.asked.clear()
+    settlement = await attempts.attempt(_to_phones(5000, 0, 2), time.monotonic())
+    assert (len(sender.asked), len(settlement.logs), health.reason) == (1, 1, None)
+
+
+async def test_two_devices_that_are_refused_keep_no_other_of_their_platform_from_its_push() -> None:
+    class Sandbox(_RefusesIphones):
+        async def send(self, outgoing: Outgoing) -> Outcome:
+            outcome = await super().send(outgoing)
+            return outcome if self.asked[-1] in ("i0", "i1") else ACCEPTED
+
+    attempts = _attempts(Sandbox(), max_in_flight="1")
+    settlement = await attempts.attempt(_to_phones(10, 0), time.monotonic())
+    assert [line.status for line in settlement.logs].count("sent") == 8
+
+
+async def test_when_a_platform_may_be_tried_again_one_device_tries_it() -> None:
+    sender, health, now = _RefusesIphones(), _accepting(), time.monotonic()
+    for n in range(3):
+        phone = Target(TargetKind.TOKEN, f"iphone-{n}", "ios")
+        health.judge(push(id=uuid4()), phone, NO_APNS, now - 61.0, now - 60.5)
+    settlement = await _attempts(sender, health).attempt(_to_phones(5000, 1), time.monotonic())
+    assert sorted(sender.asked) == ["a0", "i0"]
+    assert settlement.requests == 2
+
+
+async def test_without_an_access_token_no_second_device_is_tried_while_everything_is_paused() -> None:
+    class NoToken:
+        asked = 0
+
+        async def send(self, outgoing: Outgoing) -> Outcome:
+            self.asked += 1
+            return Outcome(Disposition.PAUSE, "OAUTH_INVALID_GRANT", "the key is not valid", uses_try=False)
+
+    settlement = await _attempts(sender := NoToken(), _paused()).attempt(
+        _to_phones(100, 100), time.monotonic()
+    )
+    assert (sender.asked, settlement.requests) == (1, 0)
+
+
+def _accepting() -> FcmHealth:
+    """FCM has just accepted a push."""
+    health = FcmHealth(after_losses(0, 1000, time.monotonic()))
+    health.judge(
+        push(id=uuid4()), Target(TargetKind.TOKEN, "t"), ACCEPTED, time.monotonic(), time.monotonic()
+    )
+    return health
+
+
 def _paused() -> FcmHealth:
     """Everything has just been paused."""
     health = FcmHealth(after_losses(0, 1000, time.monotonic()))
@@ -215,6 +311,19 @@ async def test_who_is_cancelled_before_the_request_was_written_has_sent_nothing(
     settlement = await task
     assert (settlement.decision.status, settlement.decision.code) == (Status.PENDING, None)
     assert settlement.logs == []
+
+
+async def test_the_transport_learns_of_high_priority() -> None:
+    heard: list[bool] = []
+
+    class Hears:
+        async def send(self, outgoing: Outgoing) -> Outcome:
+            heard.append(outgoing.is_high)
+            return ACCEPTED
+
+    for priority in ("high", "normal", None):
+        await _attempts(Hears()).attempt(push(priority=priority), time.monotonic())
+    assert heard == [True, False, False]
 
 
 class _Quotes:

@@ -249,7 +249,8 @@ def test_a_refusal_is_an_answer_all_the_same() -> None:
 def test_who_refuses_us_after_having_been_away_is_asked_as_rarely_as_one_who_refuses() -> None:
     seen = away(100.0)
     judge(seen, PHONE, REFUSED, 102.0, 102.1)
-    assert (seen.reason, seen.changes_in(102.1, 0)) == ("may not send", 30.0)
+    judge(seen, PHONE, REFUSED, 102.5, 103.0)
+    assert (seen.reason, seen.changes_in(103.0, 0)) == ("may not send", 30.0)
     judge(seen, PHONE, ACCEPTED, 140.0, 140.1)
     assert seen.reason is None
 
@@ -269,8 +270,12 @@ def test_while_there_are_no_access_tokens_pushes_wait_in_the_queue() -> None:
 
 
 @pytest.mark.parametrize("refusal", [REFUSED, NO_KEY], ids=code)
-def test_one_refusal_stops_everything_but_a_probe(refusal: Outcome) -> None:
+def test_a_refusal_stops_everything_but_a_probe(refusal: Outcome) -> None:
     seen = health()
+    if refusal is REFUSED:
+        # It may concern one push only, so another one is the probe at once.
+        assert judge(seen, phone(1), REFUSED, 98.0, 98.1).delay == 30.0
+        assert (seen.reason, seen.limit(98.1, 0, MOST), seen.limit(98.1, 1, MOST)) == (refusal.reason, 1, 0)
     assert not judge(seen, PHONE, refusal, 99.0, 100.0).uses_try
     assert (seen.reason, seen.limit(129.9, 0, MOST), seen.limit(130.0, 0, MOST)) == (refusal.reason, 0, 1)
     assert (seen.changes_in(100.0, 0), seen.changes_in(100.0, 3)) == (30.0, None)
@@ -391,23 +396,53 @@ def test_a_push_that_is_refused_as_the_probe_comes_after_the_others(trouble: Out
         waits.append(judged.delay)
         closed.append(seen.changes_in(now, 0))
         now += judged.delay
-    assert waits == [30.0, 60.0, 120.0, 240.0, 300.0, 300.0]
-    assert closed == [30.0] + 5 * [0.0]
+    assert waits == [30.0, 60.0, 120.0, 240.0, 480.0, 960.0]
+    assert closed == ([0.0] if trouble is REFUSED else [30.0]) + 5 * [0.0]
     judge(seen, PHONE, ACCEPTED, now, now)
     assert seen.reason is None
 
 
 def test_other_pushes_that_are_refused_as_probes_make_the_pause_longer() -> None:
-    seen, now, waits = health(), 100.0, []
-    one, other = push(id=uuid4()), push(id=uuid4())
-    for _ in range(3):
-        for bad in (one, other):
-            wait = judge(seen, PHONE, REFUSED, now, now, bad).delay
-            assert seen.changes_in(now, 0) == wait
-            waits.append(wait)
-            now += wait
-        one, other = again(one), again(other)
-    assert waits == [30.0, 60.0, 120.0, 240.0, 300.0, 300.0]
+    seen, now, waits, refused = health(), 100.0, [], []
+    for _ in range(7):
+        refused.append(push(id=uuid4()))
+        judged = judge(seen, PHONE, REFUSED, now, now, refused[-1])
+        wait = seen.changes_in(now, 0)
+        assert wait is not None
+        assert judged.delay >= max(wait, 30.0)
+        waits.append(wait)
+        now += wait
+    assert waits == [0.0, 30.0, 60.0, 120.0, 240.0, 300.0, 300.0]
+    # Those that were refused before say nothing new.
+    for one in refused:
+        judge(seen, PHONE, REFUSED, now, now, again(one))
+        assert (seen.changes_in(now, 0), seen.reason) == (0.0, "may not send")
+
+
+def test_a_push_waits_longer_each_time_though_nobody_remembers_it() -> None:
+    """The process is another one, or has forgotten it: it has refused ten thousand others since."""
+    waits, of_token, used = [], [], []
+    for attempt in range(1, 10):
+        seen = accepting(100.0)
+        bad = push(id=uuid4(), attempt=attempt + 2, lost_claims=2)
+        waits.append(judge(seen, phone(1), REFUSED, 101.0, 101.1, bad).delay)
+        refused = judge(seen, phone(2), NO_APNS, 101.0, 101.1, replace(bad, id=uuid4()))
+        of_token.append(refused.delay)
+        used.append(refused.uses_try)
+    assert waits == [20.0, 40.0, 80.0, 160.0, 320.0, 640.0, 1280.0, 2560.0, 3600.0]
+    assert of_token == [60.0, 120.0, 240.0, 480.0, 960.0, 1920.0, 3600.0, 3600.0, 3600.0]
+    assert not any(used)  # nothing is known to have been accepted between
+
+
+def test_a_push_to_a_token_that_its_platform_refuses_dies_if_others_are_accepted() -> None:
+    """The platform is not known, and its key may be mended within hours."""
+    seen, bad, now, used = health(), push(id=uuid4()), 100.0, []
+    for _ in range(12):
+        refused = judge(seen, phone(1), NO_APNS, now, now, bad)
+        used.append(refused.uses_try)
+        judge(seen, PHONE, ACCEPTED, now + 1.0, now + 1.0)
+        now, bad = now + refused.delay, again(bad)
+    assert used == 6 * [False] + 6 * [True]
 
 
 def test_a_push_that_was_refused_while_others_were_accepted_stops_nothing_ever() -> None:
@@ -418,7 +453,8 @@ def test_a_push_that_was_refused_while_others_were_accepted_stops_nothing_ever()
     assert not judge(seen, phone(1), REFUSED, 2000.0, 2000.1, again(again(bad))).uses_try
     assert seen.reason is None
     # And if everything is paused, its being the probe makes that no longer.
-    judge(seen, phone(2), REFUSED, 3000.0, 3000.1)
+    for moment in (2999.0, 3000.0):
+        judge(seen, phone(2), REFUSED, moment, moment + 0.1)
     assert seen.changes_in(3000.1, 0) == 30.0
     refused = judge(seen, phone(1), REFUSED, 3030.1, 3030.2, again(again(again(bad))))
     assert (refused.uses_try, refused.delay, seen.limit(3030.2, 0, MOST)) == (False, 160.0, 1)
@@ -585,7 +621,7 @@ def test_one_push_that_is_refused_waits_longer_each_time_and_its_platform_does_n
         judge(seen, IPHONE, ACCEPTED, now + 1.0, now + 1.0)
         now, bad = now + refused.delay, again(bad)
     assert [used for _, used in told] == [False] + [True] * 6
-    assert [delay for delay, _ in told] == [20.0, 40.0, 80.0, 160.0, 320.0, 600.0, 600.0]
+    assert [delay for delay, _ in told] == [20.0, 40.0, 80.0, 160.0, 320.0, 640.0, 1280.0]
 
 
 def test_one_that_was_refused_while_others_were_accepted_does_not_make_the_wait_longer() -> None:
@@ -613,6 +649,20 @@ def test_each_time_it_is_refused_again_it_waits_twice_as_long_up_to_ten_minutes(
         waits.append(seen.platform_wait("ios", now))
         now += waits[-1]
     assert waits == [60.0, 120.0, 240.0, 480.0, 600.0, 600.0]
+
+
+def test_one_request_finds_out_whether_a_platform_is_accepted_again() -> None:
+    """However many devices of it a push has, or wait."""
+    seen = ios_refused()
+    assert [seen.platform_wait("ios", 160.0) for _ in range(5000)] == [0.0] + 4999 * [15.0]
+    assert seen.platform_wait("ios", 165.0) == 10.0
+    judge(seen, IPHONE, DEAD, 160.0, 165.0)  # says nothing, so another one asks
+    assert [seen.platform_wait("ios", 175.0) for _ in range(2)] == [0.0, 15.0]
+    judge(seen, IPHONE, NO_APNS, 175.0, 176.0)
+    assert seen.platform_wait("ios", 176.0) == 120.0
+    assert seen.platform_wait("ios", 296.0) == 0.0
+    judge(seen, IPHONE, ACCEPTED, 296.0, 297.0)
+    assert [seen.platform_wait("ios", 297.0) for _ in range(3)] == [0.0, 0.0, 0.0]
 
 
 def test_one_accepted_push_is_enough_to_go_on() -> None:

@@ -53,6 +53,21 @@ async def test_an_answer_frees_a_connection_for_the_requests_that_wait() -> None
     assert first.in_flight == STREAMS
 
 
+async def test_a_request_of_high_priority_gets_the_next_place() -> None:
+    pool = make_pool()
+    (first, *_) = take(pool, OPENING_LIMIT)
+    normal = [asyncio.create_task(pool.acquire()) for _ in range(50)]
+    await asyncio.sleep(0)
+    high = asyncio.create_task(pool.acquire(is_high=True))
+    await asyncio.sleep(0)
+    pool.release(first, is_open=False)  # one place
+    assert await high is first
+    assert not any(task.done() for task in normal)
+    for task in normal:
+        task.cancel()
+    await asyncio.wait(normal)
+
+
 async def test_there_are_as_many_connections_as_requests_need() -> None:
     pool = make_pool()
     for connection in take(pool, OPENING_LIMIT):

@@ -55,8 +55,6 @@ as $$
          pg_catalog.format('alter function %s set search_path = pg_catalog, pg_temp', p.oid::regprocedure)
     from pg_catalog.pg_proc p
     where (p.pronamespace = 'push_listener'::regnamespace
-           -- It runs triggers of the application, which need the search_path of the session.
-           and p.proname <> 'unclaimable'
            or p.oid in (select pg_catalog.to_regprocedure(a.function) from push_listener.api() a)
               and not (p.proname = 'push_disable_token' and exists (
                 select from push_listener.adoption_record b where b.kind = 'function' and b.relation = 'push_disable_token')))

@@ -1,21 +1,22 @@
 -- revision 1
 -- Finds due rows that cannot be claimed: it claims each by itself and undoes that, so one call finds many.
 --
--- Triggers of the application must run with the search_path of the session, so this function sets none. Every name in
--- it has its schema, and every operator has operands for which pg_catalog has exactly that operator.
+-- Triggers of the application must run with the search_path of the session, which p_search_path names. So every name
+-- below has its schema, and every operator has operands for which pg_catalog has exactly that operator.
 create or replace function push_listener.unclaimable(
   p_worker integer,
   p_excluded uuid[],
   p_limit integer,
-  p_seconds double precision
+  p_seconds double precision,
+  p_search_path text
 ) returns table (push_id uuid, code text)
-  language plpgsql
+  language plpgsql set search_path = pg_catalog, pg_temp
 as $$
 declare
   v_id uuid;
   v_until timestamptz := pg_catalog.clock_timestamp() + pg_catalog.make_interval(secs => p_seconds);
 begin
-  perform pg_catalog.set_config('lock_timeout', '20ms', true);
+  perform pg_catalog.set_config('lock_timeout', '20ms', true), pg_catalog.set_config('search_path', p_search_path, true);
   for v_id in
     select p.id
       from public.push_notifications p

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import ssl
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from typing import Any
 
 import aiohttp
 from aiohttp.client_reqrep import ClientRequest
@@ -23,6 +25,7 @@ from listener.fcm.transports.base import (
     check_timeouts,
 )
 from listener.fcm.transports.frames import clear_frames
+from listener.fcm.transports.lanes import OPENING_FOR_HIGH, OPENING_LIMIT, Lanes
 from listener.fcm.transports.proxy import proxy_for
 
 
@@ -69,7 +72,7 @@ class AiohttpTransport:
             answer = await self._session.post(
                 self._url,
                 headers=headers,
-                data=_Body(outgoing.make_body),
+                data=_Body(outgoing),
                 proxy=self._proxy,
                 allow_redirects=False,
             )
@@ -128,13 +131,16 @@ class AiohttpTransport:
 class _Body(aiohttp.BytesPayload):
     """Stands for a body until there is a connection."""
 
-    def __init__(self, make: Callable[[], bytes]) -> None:
+    def __init__(self, outgoing: Outgoing) -> None:
         super().__init__(b"")
-        self.make = make
+        self.outgoing = outgoing
 
 
 class _Connector(aiohttp.TCPConnector):
-    """Makes the body of a request when there is a connection.
+    """Opens a bounded number of connections at once, and makes the body of a request when it has one.
+
+    Otherwise a request of high priority would wait for the handshakes of all that came before it. While as many are
+    being opened as may be, a request that finds an idle connection takes that.
 
     It distinguishes what failed before there was a connection from what failed on one.
 
@@ -143,24 +149,63 @@ class _Connector(aiohttp.TCPConnector):
     of the request has been written.
     """
 
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self._opening = 0
+        self._lanes: Lanes[None] = Lanes()
+
     async def connect(
         self,
         req: ClientRequest,
         traces: list[Trace],
         timeout: aiohttp.ClientTimeout,  # noqa: ASYNC109 (aiohttp's signature)
     ) -> Connection:
+        assert isinstance(req.body, _Body)
+        outgoing = req.body.outgoing
         try:
-            connection = await super().connect(req, traces, timeout)
+            async with asyncio.timeout(timeout.connect):
+                if self._conns.get(req.connection_key):
+                    connection = await super().connect(req, traces, timeout)
+                else:
+                    connection = await self._open_in_turn(req, traces, timeout, outgoing.is_high)
         except (aiohttp.ClientError, OSError) as exc:
             clear_frames(exc)
             raise _not_sent(exc, req, timeout) from None
         try:
-            assert isinstance(req.body, _Body)
-            await req.update_body(req.body.make())
+            await req.update_body(outgoing.make_body())
         except BaseException:
             connection.release()
             raise
         return connection
+
+    async def _open_in_turn(
+        self,
+        req: ClientRequest,
+        traces: list[Trace],
+        timeout: aiohttp.ClientTimeout,  # noqa: ASYNC109
+        is_high: bool,
+    ) -> Connection:
+        if self._opening < OPENING_LIMIT + (OPENING_FOR_HIGH if is_high else 0):
+            self._opening += 1
+        else:
+            turn = asyncio.get_running_loop().create_future()
+            self._lanes.add(turn, is_high=is_high)
+            try:
+                await turn
+            except asyncio.CancelledError:
+                if not self._lanes.remove(turn) and not turn.cancelled():
+                    self._pass_turn()
+                raise
+        try:
+            return await super().connect(req, traces, timeout)
+        finally:
+            self._pass_turn()
+
+    def _pass_turn(self) -> None:
+        if (turn := self._lanes.next()) is not None:
+            turn.set_result(None)
+        else:
+            self._opening -= 1
 
 
 def _not_sent(exc: Exception, req: ClientRequest, timeout: aiohttp.ClientTimeout) -> SendFault:

@@ -29,6 +29,8 @@ class Outgoing(NamedTuple):
     is that of the moment. What it raises ends the request, of which nothing has been sent then."""
     expires: bool = False
     """Whether the body depends on that moment."""
+    is_high: bool = False
+    """Whether it gets the next free connection before requests of normal priority that wait."""
 
 
 class Response(NamedTuple):

@@ -51,7 +51,7 @@ class Http1Transport:
             self._head, self._head_of = _head(self._first_lines, headers), headers
         head = self._head
         deadline = self._now() + self._timeout
-        connection = self._pool.take_idle() or await self._pool.acquire(deadline)
+        connection = self._pool.take_idle() or await self._pool.acquire(deadline, is_high=outgoing.is_high)
         try:
             body = outgoing.make_body()
         except BaseException:

@@ -18,12 +18,10 @@ from listener.fcm.fault import SendFault
 from listener.fcm.transports.base import DNS_TTL
 from listener.fcm.transports.frames import clear_frames
 from listener.fcm.transports.http1_connection import Http1Connection
+from listener.fcm.transports.lanes import OPENING_FOR_HIGH, OPENING_LIMIT, Lanes
 
 _TRIES = 3
 """Connections, at most, that a request is given in turn, if each was closed before the request could be written."""
-
-_OPENING_LIMIT = 32
-"""Connections, at most, that are being opened at once: while they are, others may become free."""
 
 _OUT_OF_FILES_PAUSE_S = 1.0
 """Seconds before another connection is opened after the process has reached its limit of open files."""
@@ -40,7 +38,7 @@ class Http1Pool:
     """The connections to one host. It hands out the one that was used last, so that the others can expire.
 
     Use it in one event loop. A request takes an idle connection; if there is none, it waits for the first one that
-    becomes free or is opened meanwhile.
+    becomes free or is opened meanwhile. Requests of high priority come first.
 
     Args:
         host: a name or an address.
@@ -72,7 +70,7 @@ class Http1Pool:
         self._all: set[Http1Connection] = set()
         self._all_closed = asyncio.Event()
         self._idle: deque[Http1Connection] = deque()
-        self._waiting: deque[asyncio.Future[Http1Connection]] = deque()
+        self._waiting: Lanes[Http1Connection] = Lanes()
         self._opening: set[asyncio.Task[None]] = set()
         self._no_opening_before = -math.inf
         self._is_closed = False
@@ -89,33 +87,32 @@ class Http1Pool:
                 return connection
         return None
 
-    async def acquire(self, deadline: float) -> Http1Connection:
+    async def acquire(self, deadline: float, *, is_high: bool = False) -> Http1Connection:
         """The first connection that becomes free or is opened.
 
         Args:
             deadline: when the request has to be done, on the event loop's clock.
+            is_high: whether it goes before requests of normal priority.
 
         Raises:
             SendFault: there was none in time, or opening one failed. Nothing has been sent.
         """
         for _ in range(_TRIES):
-            connection = await self._next(min(self._connect_timeout, deadline - self._now()))
+            connection = await self._next(min(self._connect_timeout, deadline - self._now()), is_high)
             if connection.is_usable:  # The server may have closed it since.
                 return connection
         reason = f"{self._host} closes connections before anything can be sent"
         raise SendFault("CONNECT", reason, ambiguous=False)
 
-    async def _next(self, seconds: float) -> Http1Connection:
+    async def _next(self, seconds: float, is_high: bool) -> Http1Connection:
         waiter: asyncio.Future[Http1Connection] = self._loop.create_future()
-        self._waiting.append(waiter)
+        self._waiting.add(waiter, is_high=is_high)
         self._open_more()
         try:
             async with asyncio.timeout(seconds):
                 return await waiter
         except (TimeoutError, asyncio.CancelledError) as error:
-            if waiter in self._waiting:
-                self._waiting.remove(waiter)
-            elif not waiter.cancelled() and waiter.exception() is None:
+            if not self._waiting.remove(waiter) and not waiter.cancelled() and waiter.exception() is None:
                 self.release(waiter.result())  # The connection came at the same moment.
             if isinstance(error, TimeoutError):
                 raise self._fault(error) from None
@@ -133,17 +130,15 @@ class Http1Pool:
             self._timer = self._loop.call_later(self._timer_interval, self._expire)
 
     def release(self, connection: Http1Connection) -> None:
-        """A connection is free: it goes to the request that has waited longest, else it is idle."""
+        """A connection is free: it goes to the request whose turn it is, else it is idle."""
         if self._is_closed:
             connection.abort()
             return
         connection.idle_since = self._now()
-        while self._waiting:
-            waiter = self._waiting.popleft()
-            if not waiter.done():
-                waiter.set_result(connection)
-                return
-        self._idle.append(connection)
+        if (waiter := self._waiting.next()) is not None:
+            waiter.set_result(connection)
+        else:
+            self._idle.append(connection)
 
     def discard(self, connection: Http1Connection) -> None:
         """A connection has been closed."""
@@ -158,7 +153,8 @@ class Http1Pool:
     def _open_more(self) -> None:
         if self._is_closed or self._now() < self._no_opening_before:
             return
-        while len(self._opening) < min(_OPENING_LIMIT, len(self._waiting)):
+        limit = OPENING_LIMIT + min(OPENING_FOR_HIGH, self._waiting.high)
+        while len(self._opening) < min(limit, len(self._waiting)):
             task = asyncio.create_task(self._open())
             self._opening.add(task)
             task.add_done_callback(self._opened)
@@ -210,11 +206,8 @@ class Http1Pool:
             return self._addresses
 
     def _fail_first_waiter(self, fault: SendFault) -> None:
-        while self._waiting:
-            waiter = self._waiting.popleft()
-            if not waiter.done():
-                waiter.set_exception(fault)
-                return
+        if (waiter := self._waiting.next_to_fail()) is not None:
+            waiter.set_exception(fault)
 
     def _fault(self, error: Exception) -> SendFault:
         """The fault of a request that got no connection."""

@@ -80,7 +80,7 @@ class Http2Transport:
         pool = self._pool or self._open()
         if headers is not self._headers:
             self._header_map, self._headers = HeaderMap({**ENCODING, **headers}), headers
-        connection = pool.take() or await pool.acquire()
+        connection = pool.take() or await pool.acquire(is_high=outgoing.is_high)
         is_open: bool | None = None
         fault: SendFault | None = None
         body = _Body(outgoing.make_body)

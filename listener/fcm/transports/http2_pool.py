@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections import deque
 from collections.abc import Callable
 from typing import Generic, TypeVar
+
+from listener.fcm.transports.lanes import Lanes
 
 Client = TypeVar("Client")
 
@@ -41,7 +42,8 @@ class Http2Pool(Generic[Client]):
 
     A client without a connection would open one for each request that it is given, and throw all but one away. So
     each new connection gets one request; the others wait until that one is answered, but not longer than
-    ``ASSUMED_OPEN_AFTER``: FCM may be slow to answer one push and quick to answer the next.
+    ``ASSUMED_OPEN_AFTER``: FCM may be slow to answer one push and quick to answer the next. Requests of high priority
+    come first.
 
     Args:
         make_client: makes a client.
@@ -54,7 +56,7 @@ class Http2Pool(Generic[Client]):
         self._loop = asyncio.get_running_loop()
         self._all: list[Http2Connection[Client]] = []
         self._with_capacity: list[Http2Connection[Client]] = []  # The last one is used next.
-        self._waiting: deque[asyncio.Future[None]] = deque()
+        self._waiting: Lanes[None] = Lanes()
 
     @property
     def clients(self) -> list[Client]:
@@ -80,11 +82,11 @@ class Http2Pool(Generic[Client]):
                 self._loop.call_later(ASSUMED_OPEN_AFTER, self._assume_open, connection)
         return connection
 
-    async def acquire(self) -> Http2Connection[Client]:
+    async def acquire(self, *, is_high: bool = False) -> Http2Connection[Client]:
         """A connection for one more request, as soon as there is one."""
         while (connection := self.take()) is None:
             waiter = self._loop.create_future()
-            self._waiting.append(waiter)
+            self._waiting.add(waiter, is_high=is_high)
             try:
                 await waiter
             except asyncio.CancelledError:
@@ -123,8 +125,6 @@ class Http2Pool(Generic[Client]):
         return opening < OPENING_LIMIT and opening * STREAMS <= len(self._waiting)
 
     def _wake(self, most: int) -> None:
-        while most and self._waiting:
-            waiter = self._waiting.popleft()
-            if not waiter.done():
-                waiter.set_result(None)
-                most -= 1
+        while most and (waiter := self._waiting.next()) is not None:
+            waiter.set_result(None)
+            most -= 1

@@ -18,8 +18,8 @@ select
   -- Triggers of the application that run after an update may change the row again.
   exists (
     select from pg_catalog.pg_trigger t
-      where t.tgrelid = 'public.push_notifications'::regclass and not t.tgisinternal and t.tgenabled <> 'D'::"char"
+      where t.tgrelid = 'public.push_notifications'::regclass::oid and not t.tgisinternal and t.tgenabled <> 'D'::"char"
         and t.tgtype::integer & 16 = 16 and t.tgtype::integer & 66 = 0
         and t.tgfoid not in (select f.oid from pg_catalog.pg_proc f
-                               where f.pronamespace = 'push_listener'::regnamespace)) as has_foreign_triggers,
+                               where f.pronamespace = 'push_listener'::regnamespace::oid)) as has_foreign_triggers,
   (select coalesce(pg_catalog.json_agg(s), '[]')::text from ({strangers}) s) as strangers

@@ -16,6 +16,8 @@ import uvloop
 
 from listener import config
 from listener.fcm.fault import SendFault, TooLate
+from listener.fcm.transports import aiohttp as aiohttp_transport
+from listener.fcm.transports import http1_pool
 from listener.fcm.transports.base import ANSWER_LIMIT, Outgoing, Response, Transport
 from listener.fcm.transports.choose import TransportName, make_transport
 from tests.support.servers import (
@@ -163,6 +165,27 @@ async def test_what_is_too_late_is_not_sent(transport: MakeTransport, trusting: 
         for _ in range(3):
             await post(by)
         assert len(bodies) == (3 if first else 4)
+
+
+@pytest.mark.parametrize("name", ["http1", "aiohttp"])
+async def test_a_push_of_high_priority_does_not_wait_for_the_handshakes_of_all_others(
+    name: TransportName, trusting: Tls, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in (http1_pool, aiohttp_transport):
+        monkeypatch.setattr(module, "OPENING_LIMIT", 1)
+        monkeypatch.setattr(module, "OPENING_FOR_HIGH", 0)
+    shakes_hands = asyncio.Event()
+    async with (
+        slow_to_connect(trusting, shakes_hands) as (port, bodies),
+        opened(name, url(port, "https", "localhost")) as by,
+    ):
+        sending = [asyncio.create_task(post(by)) for _ in range(20)]
+        await asyncio.sleep(0)
+        sending.append(asyncio.create_task(by.post(HEADERS, Outgoing(lambda: b"high", is_high=True))))
+        await asyncio.sleep(0)
+        shakes_hands.set()
+        assert {each.status for each in await asyncio.gather(*sending)} == {200}
+    assert bodies.index(b"high") <= 1  # one was being opened for another request
 
 
 # --- the setting ---------------------------------------------------------------------------------------

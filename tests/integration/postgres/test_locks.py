@@ -384,7 +384,7 @@ async def test_a_worker_that_comes_back_while_it_is_buried_waits_for_the_end_of_
             holding(stranger_dsn, LIVENESS_CLASS, worker_id) as thief,
         ):
             values = {"class": LIVENESS_CLASS, "suspects": [worker_id]}
-            assert await (await rescuer.execute(workers._RESCUE, values)).fetchone() == ([worker_id], 0)
+            assert await (await rescuer.execute(workers._RESCUE, values)).fetchone() == ([worker_id], [])
             await thief.execute("select pg_advisory_unlock_all()")
             got = await (
                 await back.execute("select pg_try_advisory_lock(%s, %s)", (LIVENESS_CLASS, worker_id))
@@ -397,11 +397,11 @@ async def test_a_worker_that_comes_back_while_it_is_buried_waits_for_the_end_of_
             assert not returning.done()
             # A second rescue passes over a row that the first has locked.
             async with session(database.dsn) as other:
-                assert await (await other.execute(workers._RESCUE, values)).fetchone() == ([], 0)
+                assert await (await other.execute(workers._RESCUE, values)).fetchone() == ([], [])
             await rescuer.commit()
             await returning
             async with session(database.dsn) as other:
-                assert await (await other.execute(workers._RESCUE, values)).fetchone() == ([], 0)
+                assert await (await other.execute(workers._RESCUE, values)).fetchone() == ([], [])
         (row,) = await known_workers(rows)
         assert (row["stopped_at"], row["lost"]) == (None, False)
 

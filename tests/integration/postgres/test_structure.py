@@ -16,8 +16,6 @@ from tests.support.cli import invoke
 from tests.support.postgres import Database
 from tests.support.service import Rows, serving, settings_for, until
 
-pytestmark = pytest.mark.oldest_and_newest_postgres
-
 MENDED: dict[str, tuple[LiteralString, str]] = {
     "a trigger that is disabled": (
         "alter table push_notifications disable trigger push_listener_ring_insert",

@@ -19,8 +19,6 @@ from listener.service import Service
 from tests.support.postgres import Database
 from tests.support.service import Rows, serving, settings_for
 
-pytestmark = pytest.mark.oldest_and_newest_postgres
-
 FILLED = ("id", "status", "next_attempt_at", "priority", "retry_count", "delivery_attempts", "lost_claims",
           "created_at", "updated_at")  # fmt: skip
 

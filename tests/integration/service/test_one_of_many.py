@@ -202,3 +202,30 @@ async def test_a_key_that_is_revoked_under_load_pauses_all_uses_no_try_and_resum
         found = await rows.over()
         assert paused(service) is None
     assert {(row["status"], row["retry_count"]) for row in found.values()} == {("sent", 0)}
+
+
+async def test_one_refused_push_in_a_quiet_system_keeps_no_other_waiting_not_even_after_each_restart(
+    database: Database, rows: Rows, emulator: Emulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing was accepted for a minute, as each process sees it, and the pause would outlast the test."""
+    monkeypatch.setattr(health, "_REFUSED_FIRST_S", 300.0)
+    emulator.add_fault("permission_denied,token=poison")
+    poison = await rows.add(device_token="poison", title="t")
+    waits = []
+    for attempt in range(1, 4):
+        async with serving(
+            settings_for(database.dsn, emulator, retry_min_delay=10, retry_max_delay=3600)
+        ) as service:
+            found = await rows.until(
+                lambda found, attempt=attempt: (  # type: ignore[misc]
+                    found[poison]["delivery_attempts"] == attempt and found[poison]["status"] == "pending"
+                )
+            )
+            waits.append(found[poison]["next_in"])
+            assert paused(service) is Pause.REFUSED
+            sent = await rows.one_over(await rows.add(device_token="good", title="t"))
+            assert sent["status"] == "sent"
+            await until(lambda service=service: paused(service) is None)  # type: ignore[misc]
+        await rows.query("update push_notifications set next_attempt_at = now() where id = %(id)s", id=poison)
+    assert waits[0] > 290.0
+    assert all(later > 1.5 * earlier for earlier, later in itertools.pairwise(waits))

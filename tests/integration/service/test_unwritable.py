@@ -16,8 +16,6 @@ from listener.service import Service
 from tests.support.postgres import Database
 from tests.support.service import Rows, connect, serving, settings_for, until
 
-pytestmark = pytest.mark.oldest_and_newest_postgres
-
 
 async def trigger(rows: Rows, when: str, condition: str, body: str) -> None:
     """Creates a row trigger of the application, e.g. ``before update``."""
