@@ -15,6 +15,7 @@ comment on table push_listener.adoption_record is
 --   security  definition  its row-level security: off, on or forced
 --   waits     definition  push_notifications: the condition for a row that waits to be sent
 --   due       definition  push_notifications: since when such a row is due, as far as the table tells
+--   trial     definition  push_notifications: the id of a row that waits, on which the step "queue" tries what is written
 --   view, function        what an application may provide in place of ours
 --   grant     definition  a privilege, as the statement that grants it
 --   keep      name        a privilege that a role keeps, with its columns: see the step "privileges"
@@ -150,6 +151,7 @@ declare
   stale bigint;
   undated bigint;
   claimed bigint;
+  one_of_them uuid;
 begin
   if not exists (select from push_listener.adoption_record
                    where kind = 'column' and relation = 'push_notifications' and name = 'status') then
@@ -159,11 +161,12 @@ begin
     'select count(*) filter (where waits and due >= $1),
             count(*) filter (where waits and due < $1),
             count(*) filter (where waits and due is null),
-            count(*) filter (where not waits)
-       from (select %s as waits, %s as due
+            count(*) filter (where not waits),
+            min(id::text) filter (where waits and status = ''pending'')
+       from (select id, status, %s as waits, %s as due
                from public.push_notifications
                where status in (''pending'', ''processing'') or (%1$s)) p', waits, due)
-    into fresh, stale, undated, claimed
+    into fresh, stale, undated, claimed, one_of_them
     using case when patience = 'never' then '-infinity' else now() - patience::interval end;
   if patience = 'never' then
     fresh := fresh + undated;
@@ -176,6 +179,8 @@ begin
         ' (older than %s: %s; of unknown age: %s; push-listener migrate --send-old sends them all the same)',
         patience, stale, undated) else '' end;
   end if;
+  insert into push_listener.adoption_record (kind, relation, definition)
+    values ('trial', 'push_notifications', one_of_them);
   if claimed > 0 then
     raise warning 'push_notifications has rows in status ''processing'', in the hands of the application: % of them, which are left to it',
       claimed;

@@ -578,23 +578,102 @@ def test_a_queue_without_dates_is_not_poured_out(blank_database: Database) -> No
     assert rows == [{"status": "expired", "n": 10}, {"status": "pending", "n": 1}]
 
 
-def test_a_trigger_that_guards_the_status_is_named(blank_database: Database) -> None:
+REFUSING = {
+    "takes it back": (
+        "if current_user <> 'service_role' then new.status := old.status; end if; return new;",
+        "status 'pending' becomes 'pending' instead of 'processing'",
+    ),
+    "keeps the old row": ("return old;", "status 'pending' becomes 'pending' instead of 'processing'"),
+    "swallows it": ("return null;", "status 'pending' becomes 'pending' instead of 'processing'"),
+    "renames it": (
+        "if new.status = 'dead' then new.status := 'failed'; end if; return new;",
+        "status 'failed' becomes 'failed' instead of 'dead'",
+    ),
+    "refuses it": (
+        "if new.status = 'processing' then raise 'unknown status'; end if; return new;",
+        "status 'pending' cannot become 'processing': unknown status",
+    ),
+    "forgets who claimed": (
+        "new.claimed_by := null; return new;",
+        "a trigger takes back what is written in claimed_by",
+    ),
+}
+WAITS = (
+    "create table push_notifications (id uuid primary key default gen_random_uuid(), title text,"
+    " status text, created_at timestamptz);"
+    "insert into push_notifications (status, created_at) values ('pending', now() - interval '1 month');"
+)
+
+
+@pytest.mark.parametrize(("body", "obstacle"), REFUSING.values(), ids=REFUSING.keys())
+def test_a_trigger_that_refuses_a_status_is_named_before_anything_changes(
+    blank_database: Database, body: str, obstacle: str
+) -> None:
     dsn = blank_database.dsn
     with connected(dsn) as connection:
         connection.execute(
-            "create table push_notifications (id uuid primary key default gen_random_uuid(), title text,"
-            " status text, created_at timestamptz);"
-            "insert into push_notifications (status, created_at) values ('pending', now() - interval '1 month');"
+            (
+                WAITS
+                + f"create function guard() returns trigger language plpgsql as $$ begin {body} end $$;"
+                + "create trigger guard before update on push_notifications for each row execute function guard()"
+            ).encode()
+        )
+    before, rows = describe(dsn), contents(dsn)
+    with pytest.raises(migrate.MigrationError, match="does not take what push-listener writes") as refusal:
+        migrate.apply(dsn)
+    assert obstacle in str(refusal.value)
+    assert (describe(dsn), contents(dsn)) == (before, rows)
+    migrate.rollback(dsn, 0)
+    with connected(dsn) as connection:
+        connection.execute("drop trigger guard on push_notifications")
+    migrate.apply(dsn)
+
+
+def test_a_publication_without_a_replica_identity_is_named_before_anything_changes(
+    blank_database: Database,
+) -> None:
+    dsn = blank_database.dsn
+    with connected(blank_database.superuser_dsn) as connection:
+        connection.execute(f"set role postgres; {WAITS}".encode())
+        connection.execute("reset role; alter table push_notifications replica identity nothing")
+        connection.execute("create publication p for table push_notifications")
+    before = describe(dsn)
+    with pytest.raises(migrate.MigrationError, match="replica identity default, or full"):
+        migrate.apply(dsn)
+    assert describe(dsn) == before
+    migrate.rollback(dsn, 0)
+
+
+def test_the_way_back_works_where_a_publication_refuses_updates(blank_database: Database) -> None:
+    dsn = blank_database.dsn
+    load(blank_database, "reference")
+    with connected(dsn) as connection:
+        connection.execute("update push_notifications set status = 'sent'")
+    before = describe(dsn)
+    migrate.apply(dsn)
+    with connected(blank_database.superuser_dsn) as connection:
+        connection.execute("alter table push_notifications replica identity nothing")
+        connection.execute("create publication p for table push_notifications")
+    migrate.rollback(dsn, 0)
+    with connected(blank_database.superuser_dsn) as connection:
+        connection.execute("alter table push_notifications replica identity default")
+    assert describe(dsn) == before
+
+
+def test_a_trigger_that_came_later_is_named_by_the_step_that_decides(blank_database: Database) -> None:
+    dsn = blank_database.dsn
+    with connected(dsn) as connection:
+        connection.execute(WAITS.encode())
+    migrate.apply(dsn, migrate.load()[:10])
+    with connected(dsn) as connection:
+        connection.execute(
             "create function guard() returns trigger language plpgsql as $$ begin"
-            "  if current_user <> 'service_role' then new.status := old.status; end if; return new; end $$;"
+            "  new.status := old.status; return new; end $$;"
             "create trigger guard before update on push_notifications for each row execute function guard()"
         )
     with pytest.raises(migrate.MigrationError, match="a trigger on push_notifications takes back"):
         migrate.apply(dsn)
-    migrate.rollback(dsn, 0, discard_data=True)
-    with connected(dsn) as connection:
-        connection.execute("drop trigger guard on push_notifications")
-    migrate.apply(dsn)
+    migrate.rollback(dsn, 0)
 
 
 def test_a_trigger_that_gives_new_rows_a_status_of_its_own_is_named(blank_database: Database) -> None:
