@@ -58,7 +58,7 @@ _HOLDER = """
 select pid, role, prepared from push_listener.lock_holders
   where lock = 'liveness' and key = %s and granted and pid is distinct from pg_catalog.pg_backend_pid()
 """
-_STARTED_AT = "select started_at from push_listener.workers where id = %s"
+_STARTED_AT = "select extract(epoch from started_at)::float8 from push_listener.workers where id = %s"
 _GUARDED = "update push_listener.workers set guarded = true, lost = false, stopped_at = null where id = %s"
 _SERVER_AGE = """
 select extract(epoch from pg_catalog.clock_timestamp() - pg_catalog.pg_postmaster_start_time())::float8

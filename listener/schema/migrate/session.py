@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from typing import LiteralString
 
 import psycopg
 import tenacity
@@ -41,6 +42,19 @@ way only to a session that has waited for deadlock_timeout, by default 1 s. Sour
 _QUOTES_ROWS = ("22", "23")
 
 
+# What this session relies on, whatever the role, the database or the server says. Building an index of a large table
+# takes long, and blocks nobody.
+_SETTINGS: LiteralString = """
+select set_config(s.name, v.value, false)
+  from (values
+    ('client_min_messages', 'warning'), ('datestyle', 'ISO, MDY'), ('intervalstyle', 'postgres'),
+    ('default_transaction_isolation', 'read committed'), ('statement_timeout', '0'), ('lock_timeout', '0'),
+    ('idle_in_transaction_session_timeout', '0'), ('idle_session_timeout', '0'), ('transaction_timeout', '0')
+  ) as v(name, value)
+  join pg_settings s on lower(s.name) = v.name
+"""
+
+
 def connect(dsn: str, warn: Callable[[str], None] = lambda _: None) -> Connection:
     """A session in autocommit. Raises MigrationError behind a transaction pooler, and if a stranger owns our schema."""
     if is_transaction_pooler_blocking(dsn):
@@ -59,10 +73,7 @@ def connect(dsn: str, warn: Callable[[str], None] = lambda _: None) -> Connectio
     if stranger is not None:
         conn.close()
         raise MigrationError(str(StrangersSchema(str(stranger[0]))))
-    conn.execute("set client_min_messages = warning")
-    conn.execute(
-        "set statement_timeout = 0"
-    )  # building an index of a large table takes long, and blocks nobody
+    conn.execute(_SETTINGS)
     return conn
 
 
