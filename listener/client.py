@@ -20,7 +20,7 @@ _TIME = "select extract(epoch from pg_catalog.clock_timestamp())::float8 + %s::f
 _REQUIRED = """
 select attname::text
   from pg_catalog.pg_attribute
-  where attrelid = 'public.push_notifications'::regclass and attname::text in ('title', 'body') and attnotnull
+  where attrelid = 'public.push_notifications'::regclass::oid and attname::text in ('title', 'body') and attnotnull
 """
 
 

@@ -152,6 +152,21 @@ declare
   undated bigint;
   claimed bigint;
   one_of_them uuid;
+  unreachable bigint;
+  -- Which columns say where a push goes, as far as the table has them, and where the devices of a user are.
+  is_named constant text := coalesce(
+    (select string_agg(format('%I is not null', name), ' or ' order by name) from push_listener.adoption_record
+       where kind = 'column' and relation = 'push_notifications' and name in ('device_token', 'topic', 'condition')),
+    'false');
+  is_reached constant text := case
+    when not exists (select from push_listener.adoption_record
+                       where kind = 'column' and relation = 'push_notifications' and name = 'user_id') then 'false'
+    when to_regclass('public.push_recipients') is not null
+      then 'exists (select from public.push_recipients r where r.user_id = p.user_id and r.token is not null)'
+    when exists (select from push_listener.adoption_record
+                   where kind = 'column' and relation = 'push_devices' and name = 'user_id')
+      then 'exists (select from public.push_devices r where r.user_id = p.user_id)'
+    else 'false' end;
 begin
   if not exists (select from push_listener.adoption_record
                    where kind = 'column' and relation = 'push_notifications' and name = 'status') then
@@ -162,11 +177,12 @@ begin
             count(*) filter (where waits and due < $1),
             count(*) filter (where waits and due is null),
             count(*) filter (where not waits),
-            min(id::text) filter (where waits and status = ''pending'')
-       from (select id, status, %s as waits, %s as due
-               from public.push_notifications
-               where status in (''pending'', ''processing'') or (%1$s)) p', waits, due)
-    into fresh, stale, undated, claimed, one_of_them
+            min(id::text) filter (where waits and status = ''pending''),
+            count(*) filter (where waits and coalesce(due >= $1, $1 = ''-infinity'') and not (is_named or is_reached))
+       from (select id, status, %s as waits, %s as due, %s as is_named, %s as is_reached
+               from public.push_notifications p
+               where status in (''pending'', ''processing'') or (%1$s)) p', waits, due, is_named, is_reached)
+    into fresh, stale, undated, claimed, one_of_them, unreachable
     using case when patience = 'never' then '-infinity' else now() - patience::interval end;
   if patience = 'never' then
     fresh := fresh + undated;
@@ -178,6 +194,10 @@ begin
       case when stale + undated > 0 then format(
         ' (older than %s: %s; of unknown age: %s; push-listener migrate --send-old sends them all the same)',
         patience, stale, undated) else '' end;
+  end if;
+  if unreachable > 0 then
+    raise warning '% of the rows that will be sent name no device, topic or condition, and their user has no device in push_recipients: each would end as dead (NO_RECIPIENTS). Before push-listener runs, let push_recipients list the devices (docs/adoption.md, "Tokens in a table of the application")',
+      unreachable;
   end if;
   insert into push_listener.adoption_record (kind, relation, definition)
     values ('trial', 'push_notifications', one_of_them);
