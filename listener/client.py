@@ -5,8 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import datetime
-from typing import Any, cast
+from datetime import UTC, datetime
+from typing import Any
 from uuid import UUID
 
 import psycopg
@@ -14,12 +14,13 @@ from psycopg import sql
 from psycopg.rows import class_row, scalar_row, tuple_row
 from psycopg.types.json import Jsonb
 
-_TIME = "select pg_catalog.clock_timestamp() + pg_catalog.make_interval(secs => %s)"
+# As a number: the text of a time depends on DateStyle.
+_TIME = "select extract(epoch from pg_catalog.clock_timestamp())::float8 + %s::float8"
 
 _REQUIRED = """
 select attname::text
   from pg_catalog.pg_attribute
-  where attrelid = 'public.push_notifications'::regclass and attname::text in ('title', 'body') and attnotnull
+  where attrelid = 'public.push_notifications'::regclass::oid and attname::text in ('title', 'body') and attnotnull
 """
 
 
@@ -134,4 +135,4 @@ def database_time(conn: psycopg.Connection[Any], *, ahead: float = 0.0) -> datet
     with conn.cursor(row_factory=tuple_row) as cursor:
         row = cursor.execute(_TIME, (ahead,)).fetchone()
     assert row is not None
-    return cast(datetime, row[0])
+    return datetime.fromtimestamp(float(row[0]), UTC)

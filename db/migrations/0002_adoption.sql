@@ -15,6 +15,7 @@ comment on table push_listener.adoption_record is
 --   security  definition  its row-level security: off, on or forced
 --   waits     definition  push_notifications: the condition for a row that waits to be sent
 --   due       definition  push_notifications: since when such a row is due, as far as the table tells
+--   trial     definition  push_notifications: the id of a row that waits, on which the step "queue" tries what is written
 --   view, function        what an application may provide in place of ours
 --   grant     definition  a privilege, as the statement that grants it
 --   keep      name        a privilege that a role keeps, with its columns: see the step "privileges"
@@ -150,6 +151,22 @@ declare
   stale bigint;
   undated bigint;
   claimed bigint;
+  one_of_them uuid;
+  unreachable bigint;
+  -- Which columns say where a push goes, as far as the table has them, and where the devices of a user are.
+  is_named constant text := coalesce(
+    (select string_agg(format('%I is not null', name), ' or ' order by name) from push_listener.adoption_record
+       where kind = 'column' and relation = 'push_notifications' and name in ('device_token', 'topic', 'condition')),
+    'false');
+  is_reached constant text := case
+    when not exists (select from push_listener.adoption_record
+                       where kind = 'column' and relation = 'push_notifications' and name = 'user_id') then 'false'
+    when to_regclass('public.push_recipients') is not null
+      then 'exists (select from public.push_recipients r where r.user_id = p.user_id and r.token is not null)'
+    when exists (select from push_listener.adoption_record
+                   where kind = 'column' and relation = 'push_devices' and name = 'user_id')
+      then 'exists (select from public.push_devices r where r.user_id = p.user_id)'
+    else 'false' end;
 begin
   if not exists (select from push_listener.adoption_record
                    where kind = 'column' and relation = 'push_notifications' and name = 'status') then
@@ -159,11 +176,13 @@ begin
     'select count(*) filter (where waits and due >= $1),
             count(*) filter (where waits and due < $1),
             count(*) filter (where waits and due is null),
-            count(*) filter (where not waits)
-       from (select %s as waits, %s as due
-               from public.push_notifications
-               where status in (''pending'', ''processing'') or (%1$s)) p', waits, due)
-    into fresh, stale, undated, claimed
+            count(*) filter (where not waits),
+            min(id::text) filter (where waits and status = ''pending''),
+            count(*) filter (where waits and coalesce(due >= $1, $1 = ''-infinity'') and not (is_named or is_reached))
+       from (select id, status, %s as waits, %s as due, %s as is_named, %s as is_reached
+               from public.push_notifications p
+               where status in (''pending'', ''processing'') or (%1$s)) p', waits, due, is_named, is_reached)
+    into fresh, stale, undated, claimed, one_of_them, unreachable
     using case when patience = 'never' then '-infinity' else now() - patience::interval end;
   if patience = 'never' then
     fresh := fresh + undated;
@@ -176,6 +195,12 @@ begin
         ' (older than %s: %s; of unknown age: %s; push-listener migrate --send-old sends them all the same)',
         patience, stale, undated) else '' end;
   end if;
+  if unreachable > 0 then
+    raise warning '% of the rows that will be sent name no device, topic or condition, and their user has no device in push_recipients: each would end as dead (NO_RECIPIENTS). Before push-listener runs, let push_recipients list the devices (docs/adoption.md, "Tokens in a table of the application")',
+      unreachable;
+  end if;
+  insert into push_listener.adoption_record (kind, relation, definition)
+    values ('trial', 'push_notifications', one_of_them);
   if claimed > 0 then
     raise warning 'push_notifications has rows in status ''processing'', in the hands of the application: % of them, which are left to it',
       claimed;

@@ -83,6 +83,90 @@ begin
 end
 $$;
 
+-- Does the application let push-listener write? Everything that will be written to a row is written to one that waits,
+-- and taken back: a trigger may refuse a status, or take it back, and a publication may refuse every update.
+do $$
+declare
+  v_row constant uuid := (
+    select b.definition::uuid from push_listener.adoption_record b
+      where b.kind = 'trial' and b.relation = 'push_notifications');
+  v_way text[];
+  v_next text;
+  v_before text;
+  v_got text;
+  v_claimed_by bigint;
+  v_obstacles text[] := '{}';
+begin
+  if not push_listener.adopted('push_notifications') then
+    return;
+  end if;
+  begin
+    update public.push_notifications set status = status where false;
+  exception when object_not_in_prerequisite_state then
+    v_obstacles := array[format('%s; alter table public.push_notifications replica identity default, or full', sqlerrm)];
+  end;
+  foreach v_way slice 1 in array
+    '{{processing,sent,delivered},{processing,failed,dead},{processing,pending,cancelled},{processing,expired,pending}}'::text[]
+  loop
+    exit when v_row is null or v_obstacles <> '{}' and v_before is null; -- no row waits, or no row can be updated
+    begin
+      v_before := 'pending';
+      foreach v_next in array v_way loop
+        -- Triggers run with the search_path of the application's sessions; the statement is parsed before that.
+        with path as materialized (
+          select set_config('search_path', null, true) as of_the_application
+        ), tried as (
+          update public.push_notifications
+            set status = v_next,
+                next_attempt_at = case when v_next in ('pending', 'processing', 'failed') then now() + interval '1 minute' end,
+                claimed_by = case v_next when 'processing' then 1 else claimed_by end,
+                delivery_attempts = coalesce(delivery_attempts, 0) + (v_next = 'processing')::integer,
+                retry_count = coalesce(retry_count, 0) + (v_next = 'failed')::integer,
+                error_code = case when v_next in ('failed', 'dead', 'expired') then 'UNAVAILABLE' end,
+                last_error = case when v_next in ('failed', 'dead', 'expired') then 'FCM cannot be reached' end,
+                sent_at = case v_next when 'sent' then now() else sent_at end,
+                updated_at = now()
+            from path
+            where id = v_row
+            returning status as got, claimed_by as claimed
+        )
+        select t.got, t.claimed from (select) one left join tried t on true into v_got, v_claimed_by;
+        set constraints all immediate;
+        set local search_path = pg_catalog, pg_temp;
+        if not exists (select from public.push_notifications where id = v_row) then
+          exit; -- it was deleted meanwhile
+        end if;
+        if v_got is distinct from v_next then
+          v_obstacles := v_obstacles || format('a trigger takes back what is written: status %L becomes %L instead of %L',
+                                               v_before, coalesce(v_got, v_before), v_next);
+          exit;
+        elsif v_claimed_by is distinct from 1 then
+          v_obstacles := v_obstacles || 'a trigger takes back what is written in claimed_by'::text;
+          exit;
+        end if;
+        v_before := v_next;
+      end loop;
+      raise exception using errcode = 'PLTRY'; -- takes it all back
+    exception
+      when sqlstate 'PLTRY' then
+        null;
+      when lock_not_available then
+        raise; -- and the step is tried again
+      when others then
+        v_obstacles := v_obstacles || format('status %L cannot become %L: %s', v_before, v_next, sqlerrm);
+    end;
+  end loop;
+  if v_obstacles <> '{}' then
+    raise exception using
+      errcode = 'object_not_in_prerequisite_state',
+      message = 'push_notifications does not take what push-listener writes',
+      detail = (select string_agg(distinct '- ' || o, E'\n') from unnest(v_obstacles) o),
+      hint = format('No table of the application has been changed. Let its triggers pass what %I and the role push_listener write, then run this again.',
+                    current_user);
+  end if;
+end
+$$;
+
 -- Rows that the database does not let push-listener write: a trigger of the application raises an error, ignores the
 -- write or changes it, or an index or a constraint refuses it. No worker claims such a row before "until".
 create table push_listener.unwritable_rows (

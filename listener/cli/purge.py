@@ -11,7 +11,7 @@ import psycopg
 from rich.progress import Progress
 
 from listener import config, process
-from listener.cli.shared import Failed, age, console, print_json
+from listener.cli.shared import Failed, age, console, note, print_json
 from listener.schema import retention
 from listener.schema.retention import Purged, Step
 
@@ -42,18 +42,20 @@ def command(
 ) -> None:
     """Delete pushes that finished long ago.
 
-    It deletes sent, delivered, expired and cancelled pushes with their delivery logs, and logs whose push no longer
-    exists. It works in short transactions with pauses between them, so it is safe beside a running service. The
-    statistics do not change. To have the service do this by itself, set RETENTION.
+    It deletes sent, delivered, expired and cancelled pushes with their delivery logs, logs whose push no longer
+    exists, and the records of workers that stopped as long ago. It works in short transactions with pauses between
+    them, so it is safe beside a running service. The statistics do not change. To have the service do this by itself,
+    set RETENTION.
 
     It uses LISTEN_DATABASE_URL if that is set, else DATABASE_URL.
     """
     dsn = config.load_database().listen_dsn
+    keepers: list[str] = []
     if dry_run:
         found = process.run(_count(dsn, min_age, dead=dead, telemetry=telemetry))
     else:
         try:
-            found = process.run(
+            found, keepers = process.run(
                 _delete(dsn, min_age, dead=dead, telemetry=telemetry, batch=batch, quiet=as_json)
             )
         except psycopg.errors.ForeignKeyViolation as error:
@@ -66,7 +68,12 @@ def command(
     else:
         verb = "would be deleted" if dry_run else "deleted"
         rows = f"{found.pushes:,} pushes, {found.logs:,} log rows"
-        click.echo(f"{verb}: {rows}" + (f", {found.telemetry:,} telemetry rows" if telemetry else ""))
+        more = f", {found.telemetry:,} telemetry rows" if telemetry else ""
+        click.echo(f"{verb}: {rows}{more}, {found.workers:,} records of workers that stopped")
+    if found.kept:
+        note(
+            f"{found.kept:,} pushes are still there: a trigger of push_notifications keeps them ({', '.join(keepers)})"
+        )
 
 
 async def _count(dsn: str, min_age: timedelta, *, dead: bool, telemetry: bool) -> Purged:
@@ -77,8 +84,11 @@ async def _count(dsn: str, min_age: timedelta, *, dead: bool, telemetry: bool) -
 
 async def _delete(
     dsn: str, min_age: timedelta, *, dead: bool, telemetry: bool, batch: int, quiet: bool
-) -> Purged:
-    """Deletes, and unless ``quiet`` shows a progress bar for each stage, or a line where there is no terminal."""
+) -> tuple[Purged, list[str]]:
+    """Deletes; returns the numbers of rows, and the triggers that kept some.
+
+    Unless ``quiet`` it shows a progress bar for each stage, or a line where there is no terminal.
+    """
     out, deleted = console(), Purged()
     async with await retention.connect(dsn) as conn:
         before = await retention.moment(conn, min_age)
@@ -98,4 +108,5 @@ async def _delete(
                 bars.update(bar, completed=1.0)
                 if not (quiet or out.is_terminal):
                     click.echo(f"{stage}: done")
-    return deleted
+        deleted += Purged(workers=await retention.workers(conn, before))
+        return deleted, await retention.keepers(conn) if deleted.kept else []

@@ -42,6 +42,18 @@ select r.rolname::text
   order by r.rolname
 """
 
+# Pushes that would end as dead for want of a device.
+_UNREACHABLE: LiteralString = """
+select pg_catalog.count(*)
+  from (
+    select from public.push_notifications p
+      where p.next_attempt_at is not null and p.status::text in ('pending', 'processing', 'failed')
+        and p.device_token is null and p.topic is null and p.condition is null
+        and not exists (select from public.push_recipients r where r.user_id = p.user_id and r.token is not null)
+      limit 10001
+  ) unreachable
+"""
+
 _FUNCTIONS = {
     Standing.CHANGED: "run push-listener migrate: it replaces them",
     Standing.NEWER: "a newer push-listener has replaced them: use that version here too",
@@ -80,6 +92,7 @@ def examine(settings: DatabaseSettings) -> Iterator[Finding]:
         if migrated:
             yield from _privileges(conn)
             yield from _strangers(conn)
+            yield from _recipients(conn)
             yield from _copy(settings)
             yield from _other_databases(conn)
         yield from _exposures(conn)
@@ -176,6 +189,30 @@ def _strangers(conn: psycopg.Connection[Any]) -> Iterator[Finding]:
         yield Finding(group, Level.WRONG, str(holder), holder.remedy)
     if not found:
         yield Finding(group, Level.GOOD, "no stranger holds a lock of push-listener")
+
+
+def _recipients(conn: psycopg.Connection[Any]) -> Iterator[Finding]:
+    group = "recipients"
+    try:
+        (count,) = _values(conn, _UNREACHABLE)
+    except psycopg.errors.InsufficientPrivilege:
+        yield Finding(
+            group, Level.LOOK, "this role may not look at them", "run doctor as the owner of the tables"
+        )
+        return
+    if count:
+        some = "more than 10,000" if count > 10_000 else f"{count:,}"
+        yield Finding(
+            group,
+            Level.LOOK,
+            f"{some} waiting pushes go to users without a device in push_recipients, and will end as dead "
+            "(NO_RECIPIENTS)",
+            "if the application keeps its tokens elsewhere, let push_recipients list them: see docs/adoption.md",
+        )
+    else:
+        yield Finding(
+            group, Level.GOOD, "every waiting push names a device, a topic, or a user with a device"
+        )
 
 
 def _copy(settings: DatabaseSettings) -> Iterator[Finding]:

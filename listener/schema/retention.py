@@ -7,6 +7,7 @@ change: their counts are kept in another table.
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 import time
 from collections.abc import AsyncIterator, Sequence
@@ -19,7 +20,7 @@ import psycopg
 import structlog
 from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
-from psycopg.rows import namedtuple_row
+from psycopg.rows import namedtuple_row, scalar_row
 
 from listener.metrics import Metrics
 from listener.postgres import errors
@@ -40,10 +41,12 @@ select case when pg_catalog.pg_try_advisory_lock(%(key)s::bigint) then true
 
 # Each condition must be written exactly as in its index (push_notifications_over, push_notifications_given_up);
 # otherwise Postgres reads the whole history. next_attempt_at may be set in a row that the application ended.
-_OVER = """status::text in ('sent', 'delivered', 'expired', 'cancelled') and updated_at < %(before)s
-      and (next_attempt_at is null or next_attempt_at < %(before)s)"""
-_DEAD = """status::text in ('dead', 'failed') and updated_at < %(before)s
-      and (next_attempt_at is null or (status::text = 'dead' and next_attempt_at < %(before)s))"""
+_OVER = """status::text in ('sent', 'delivered', 'expired', 'cancelled')
+      and updated_at < pg_catalog.to_timestamp(%(before)s::float8)
+      and (next_attempt_at is null or next_attempt_at < pg_catalog.to_timestamp(%(before)s::float8))"""
+_DEAD = """status::text in ('dead', 'failed') and updated_at < pg_catalog.to_timestamp(%(before)s::float8)
+      and (next_attempt_at is null
+           or (status::text = 'dead' and next_attempt_at < pg_catalog.to_timestamp(%(before)s::float8)))"""
 
 _PUSHES = load(__file__, "purge_pushes")
 _ORPHANS = load(__file__, "purge_orphans")
@@ -52,7 +55,7 @@ _TELEMETRY = """
 delete from public.telemetry_logs
   where ctid >= pg_catalog.format('(%%s,0)', %(block)s::bigint)::tid
     and ctid < pg_catalog.format('(%%s,0)', %(end)s::bigint)::tid
-    and processed_at < %(before)s
+    and processed_at < pg_catalog.to_timestamp(%(before)s::float8)
 """
 _TELEMETRY_BLOCKS = """
 select greatest(pg_catalog.pg_relation_size('public.telemetry_logs'),
@@ -69,12 +72,34 @@ select pg_catalog.count(*) from public.push_delivery_logs
 """
 _COUNT_ORPHANS = """
 select pg_catalog.count(*) from public.push_delivery_logs l
-  where l.created_at < %(before)s and l.push_id is not null
+  where l.created_at < pg_catalog.to_timestamp(%(before)s::float8) and l.push_id is not null
     and not exists (select from public.push_notifications p where p.id = l.push_id)
 """
-_COUNT_TELEMETRY = "select pg_catalog.count(*) from public.telemetry_logs where processed_at < %(before)s"
+_COUNT_TELEMETRY = """
+select pg_catalog.count(*) from public.telemetry_logs
+  where processed_at < pg_catalog.to_timestamp(%(before)s::float8)
+"""
 
-_CUTOFF = "select (pg_catalog.now() - %(age)s)::text"
+# Times go to and fro as Unix time: as text they would depend on DateStyle, which may name another time zone or day.
+_CUTOFF = (
+    "select extract(epoch from pg_catalog.now() - pg_catalog.make_interval(secs => %(age)s::float8))::float8"
+)
+
+# A trigger that keeps a row from being deleted: it marks it as deleted instead, perhaps.
+_KEEPERS = """
+select g.tgname::text
+  from pg_catalog.pg_trigger g
+  where g.tgrelid = 'public.push_notifications'::regclass::oid and not g.tgisinternal and g.tgenabled not in ('D', 'R')
+    and (g.tgtype::int4 & 11) = 11
+  order by g.tgname
+"""
+
+_WORKERS = """
+delete from push_listener.workers where stopped_at < pg_catalog.to_timestamp(%(before)s::float8)
+"""
+_COUNT_WORKERS = """
+select pg_catalog.count(*) from push_listener.workers where stopped_at < pg_catalog.to_timestamp(%(before)s::float8)
+"""
 
 INTERVAL = 3600.0
 """The seconds between two purges by the service, about."""
@@ -93,9 +118,18 @@ class Purged:
     pushes: int = 0
     logs: int = 0
     telemetry: int = 0
+    workers: int = 0
+    kept: int = 0
+    """Pushes that should have been deleted, and that a trigger of the application kept."""
 
     def __add__(self, other: Purged) -> Purged:
-        return Purged(self.pushes + other.pushes, self.logs + other.logs, self.telemetry + other.telemetry)
+        return Purged(
+            self.pushes + other.pushes,
+            self.logs + other.logs,
+            self.telemetry + other.telemetry,
+            self.workers + other.workers,
+            self.kept + other.kept,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,40 +143,54 @@ class Step:
 
 async def connect(dsn: str) -> Connection:
     """Opens a connection for a purge. Raises psycopg.OperationalError."""
-    return await psycopg.AsyncConnection.connect(
+    conn = await psycopg.AsyncConnection.connect(
         make_conninfo(_KEEPALIVE, **conninfo_to_dict(dsn)),
         autocommit=True,
         application_name="push-listener purge",
         prepare_threshold=None,
     )
+    # The connection rests between two purges, and a role may have limits that are meant for its requests. Behind a
+    # transaction pooler this is lost, and nothing depends on it.
+    await conn.execute("set idle_session_timeout = 0; set statement_timeout = '5min'")
+    return conn
 
 
-async def moment(conn: Connection, age: timedelta) -> str:
-    """The time ``age`` ago, by the database's clock and in its notation. A row that has not changed since is old."""
-    return str(await fetch_value(conn, _CUTOFF, {"age": age}))
+async def moment(conn: Connection, age: timedelta) -> float:
+    """The Unix time ``age`` ago, by the database's clock. A row that has not changed since is old."""
+    return float(await fetch_value(conn, _CUTOFF, {"age": age.total_seconds()}))
 
 
-async def count(conn: Connection, before: str, *, dead: bool, telemetry: bool) -> Purged:
+async def keepers(conn: Connection) -> list[str]:
+    """The triggers that may keep rows of the queue from being deleted. Raises psycopg.Error."""
+    cursor = conn.cursor(row_factory=scalar_row)
+    await cursor.execute(_KEEPERS)
+    return await cursor.fetchall()
+
+
+async def count(conn: Connection, before: float, *, dead: bool, telemetry: bool) -> Purged:
     """Counts what a purge would delete. Reads the log, which may take long. Raises psycopg.Error."""
     found = Purged()
     for old in _groups(dead):
         pushes = await fetch_value(conn, sql.SQL(_COUNT_PUSHES).format(old=old), {"before": before})
         logs = await fetch_value(conn, sql.SQL(_COUNT_LOGS).format(old=old), {"before": before})
         found += Purged(pushes, logs)
-    found += Purged(logs=await fetch_value(conn, _COUNT_ORPHANS, {"before": before}))
+    found += Purged(
+        logs=await fetch_value(conn, _COUNT_ORPHANS, {"before": before}),
+        workers=await fetch_value(conn, _COUNT_WORKERS, {"before": before}),
+    )
     if telemetry:
         found += Purged(telemetry=await fetch_value(conn, _COUNT_TELEMETRY, {"before": before}))
     return found
 
 
-async def count_pushes(conn: Connection, before: str, *, dead: bool) -> int:
+async def count_pushes(conn: Connection, before: float, *, dead: bool) -> int:
     """Counts the pushes that a purge would delete. Reads only their index. Raises psycopg.Error."""
     statements = [sql.SQL(_COUNT_PUSHES).format(old=old) for old in _groups(dead)]
     return sum([await fetch_value(conn, statement, {"before": before}) for statement in statements])
 
 
 async def pushes(
-    conn: Connection, before: str, *, dead: bool, batch: int, expected: int = 0
+    conn: Connection, before: float, *, dead: bool, batch: int, expected: int = 0
 ) -> AsyncIterator[Step]:
     """Deletes pushes that ended before a time, with their log rows, the oldest first.
 
@@ -159,16 +207,21 @@ async def pushes(
     done = 0
     for old in _groups(dead):
         statement = sql.SQL(_PUSHES).format(old=old)
-        start: str | None = "-infinity"
+        start, after, refused = -math.inf, False, False
         while start is not None:
-            gone = await _row(conn, statement, before=before, start=start, limit=batch)
-            start = gone.newest
-            done += gone.pushes
+            gone = await _row(conn, statement, before=before, start=start, after=after, limit=batch)
+            # If a trigger has kept the whole batch, the next one begins behind it, or the purge would never end.
+            start, after = gone.newest, gone.pushes == 0
+            refused = refused or gone.pushes < gone.found
+            done += gone.found if after else gone.pushes
             yield Step(Purged(gone.pushes, gone.logs), min(done / max(expected, 1), 1.0))
+        if refused:
+            kept = await fetch_value(conn, sql.SQL(_COUNT_PUSHES).format(old=old), {"before": before})
+            yield Step(Purged(kept=kept), min(done / max(expected, 1), 1.0))
 
 
 async def orphans(
-    conn: Connection, before: str, *, batch: int, slices: Sequence[int] = range(SLICES)
+    conn: Connection, before: float, *, batch: int, slices: Sequence[int] = range(SLICES)
 ) -> AsyncIterator[Step]:
     """Deletes old log rows whose push no longer exists. Rows that name no push remain. Raises psycopg.Error."""
     for done, number in enumerate(slices):
@@ -180,13 +233,18 @@ async def orphans(
             yield Step(Purged(logs=page.logs), (done + (after is None)) / len(slices))
 
 
-async def telemetry(conn: Connection, before: str) -> AsyncIterator[Step]:
+async def telemetry(conn: Connection, before: float) -> AsyncIterator[Step]:
     """Deletes rows of ``telemetry_logs`` that were processed before a time. Raises psycopg.Error."""
     blocks = await fetch_value(conn, _TELEMETRY_BLOCKS)
     for block in range(0, blocks, _BLOCKS):
         end = block + _BLOCKS
         cursor = await conn.execute(_TELEMETRY, {"block": block, "end": end, "before": before})
         yield Step(Purged(telemetry=cursor.rowcount), min(end / blocks, 1.0))
+
+
+async def workers(conn: Connection, before: float) -> int:
+    """Deletes the records of workers that stopped before a time; returns their number. Raises psycopg.Error."""
+    return (await conn.execute(_WORKERS, {"before": before})).rowcount
 
 
 async def gently(steps: AsyncIterator[Step], rest: float) -> AsyncIterator[Step]:
@@ -234,8 +292,15 @@ async def _once(conn: Connection, age: timedelta, metrics: Metrics) -> None:
     async for step in gently(orphans(conn, before, batch=1000, slices=part), rest=4.0):
         metrics.purged.labels("push_delivery_logs").inc(step.gone.logs)
         orphaned += step.gone
-    if gone.pushes or orphaned.logs:
-        log.info("purged", pushes=gone.pushes, logs=gone.logs, logs_without_push=orphaned.logs)
+    stopped = await workers(conn, before)
+    if gone.pushes or orphaned.logs or stopped:
+        log.info(
+            "purged", pushes=gone.pushes, logs=gone.logs, logs_without_push=orphaned.logs, workers=stopped
+        )
+    if gone.kept:
+        log.warning(
+            "a trigger keeps pushes from being deleted", pushes=gone.kept, triggers=await keepers(conn)
+        )
 
 
 def _groups(dead: bool) -> list[sql.SQL]:

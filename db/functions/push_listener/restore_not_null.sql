@@ -9,6 +9,7 @@ declare
   v_path constant text :=
     'with path as materialized (select set_config(''search_path'', null, true) as of_the_application) ';
   v_fill text;
+  v_some boolean;
   found record;
 begin
   for found in
@@ -20,7 +21,11 @@ begin
       where b.kind = 'required' and b.relation = p_table
   loop
     v_fill := coalesce(found.value, case found.typcategory when 'S' then '''''' when 'N' then '0' when 'D' then 'now()' end);
-    if v_fill is not null then
+    execute pg_catalog.format('select exists (select from %s t where t.%I is null)', v_table, found.name) into v_some;
+    -- A publication may refuse an update even of no row.
+    if not v_some then
+      null;
+    elsif v_fill is not null then
       execute v_path || pg_catalog.format('update %s t set %I = %s from path where t.%2$I is null',
                                           v_table, found.name, v_fill);
     elsif p_discard then

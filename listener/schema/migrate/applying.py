@@ -10,7 +10,16 @@ from listener.schema.exposure import Way
 from listener.schema.migrate import ledger, privileges, structure
 from listener.schema.migrate.disk import Function, Migration, MigrationError, load
 from listener.schema.migrate.ledger import LEDGER, Connection, FunctionState, Standing, State
-from listener.schema.migrate.session import alone, connect, in_transaction, named, run, set_parameters, turn
+from listener.schema.migrate.session import (
+    alone,
+    connect,
+    in_transaction,
+    named,
+    run,
+    set_parameters,
+    turn,
+    waits_told,
+)
 from listener.schema.migrate.structure import Damage, Kind
 
 _UNITS = ((86400, "day"), (3600, "hour"), (60, "minute"), (1, "second"))
@@ -96,10 +105,11 @@ def apply(
         set_parameters(conn, in_batches="on", expire_older_than=_interval(expire_older_than))
         states = ledger.migration_states(conn, known)
         ledger.refuse_changed(states)
-        _mend(conn, _damages(conn, states), warn)
+        _mend(dsn, conn, _damages(conn, states), warn)
         for state in states:
             if state.applied_at is None:
-                run(conn, state.migration, _script(state.migration), ledger.record(state.migration))
+                with waits_told(dsn, conn, warn):
+                    run(conn, state.migration, _script(state.migration), ledger.record(state.migration))
                 report(state.migration)
                 done.append(state.migration)
         changed = _replace_functions(conn, known, warn)
@@ -115,7 +125,7 @@ def apply(
     return done
 
 
-def _mend(conn: Connection, found: list[Damage], warn: Callable[[str], None]) -> None:
+def _mend(dsn: str, conn: Connection, found: list[Damage], warn: Callable[[str], None]) -> None:
     if any(damage.kind in structure.NEEDED for damage in found):
         listed = "".join(f"\n- {line}" for line in structure.lines(found))
         raise MigrationError(
@@ -143,7 +153,8 @@ def _mend(conn: Connection, found: list[Damage], warn: Callable[[str], None]) ->
             in_transaction(conn, work)
             for damage in found:
                 if damage.kind is Kind.INDEX:
-                    alone(conn, damage.statement or "")
+                    with waits_told(dsn, conn, warn):
+                        alone(conn, damage.statement or "")
         for line in structure.lines(found):
             warn(f"{line}, and has been made again")
 

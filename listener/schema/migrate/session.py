@@ -9,8 +9,10 @@ Every other script is one transaction. It is short: it gives up its wait for a l
 from __future__ import annotations
 
 import re
+import threading
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from typing import LiteralString
 
 import psycopg
 import tenacity
@@ -32,6 +34,29 @@ _TURN_NOTE_S = 5.0
 _CONCURRENTLY = "-- migrate: concurrently"
 _INDEX = re.compile(r"(create index|create unique index|drop index) if (?:not )?exists (\S+)")
 
+_WORDS = (
+    "select",
+    "insert",
+    "update",
+    "delete",
+    "with",
+    "copy",
+    "merge",
+    "call",
+    "do",
+    "begin",
+    "fetch",
+    "vacuum",
+)
+_WAITED_FOR = """
+select a.pid, coalesce(a.usename::text, '?'), coalesce(a.state, '?'),
+       coalesce(extract(epoch from clock_timestamp() - a.xact_start)::bigint::text, '?'),
+       coalesce(substring(a.query from '^\\s*([a-zA-Z]+)'), '')
+  from pg_stat_progress_create_index p
+  join pg_stat_activity a on a.pid = p.current_locker_pid
+  where p.pid = %s
+"""
+
 LOCK_TIMEOUTS_MS = (100,) * 10 + (1500, 100, 100) * 10
 """How long each try waits for a lock on a table, in ms. A
 session that waits blocks every session that comes later, so most waits are short. Some are longer: an autovacuum gives
@@ -39,6 +64,19 @@ way only to a session that has waited for deadlock_timeout, by default 1 s. Sour
 
 # The details of these errors quote rows, which may hold a device token.
 _QUOTES_ROWS = ("22", "23")
+
+
+# What this session relies on, whatever the role, the database or the server says. Building an index of a large table
+# takes long, and blocks nobody.
+_SETTINGS: LiteralString = """
+select set_config(s.name, v.value, false)
+  from (values
+    ('client_min_messages', 'warning'), ('datestyle', 'ISO, MDY'), ('intervalstyle', 'postgres'),
+    ('default_transaction_isolation', 'read committed'), ('statement_timeout', '0'), ('lock_timeout', '0'),
+    ('idle_in_transaction_session_timeout', '0'), ('idle_session_timeout', '0'), ('transaction_timeout', '0')
+  ) as v(name, value)
+  join pg_settings s on lower(s.name) = v.name
+"""
 
 
 def connect(dsn: str, warn: Callable[[str], None] = lambda _: None) -> Connection:
@@ -59,10 +97,7 @@ def connect(dsn: str, warn: Callable[[str], None] = lambda _: None) -> Connectio
     if stranger is not None:
         conn.close()
         raise MigrationError(str(StrangersSchema(str(stranger[0]))))
-    conn.execute("set client_min_messages = warning")
-    conn.execute(
-        "set statement_timeout = 0"
-    )  # building an index of a large table takes long, and blocks nobody
+    conn.execute(_SETTINGS)
     return conn
 
 
@@ -120,6 +155,42 @@ def _holder(conn: Connection, key: int) -> str:
 def _try_lock(conn: Connection, key: int) -> bool:
     row = conn.execute("select pg_try_advisory_lock(%s)", (key,)).fetchone()
     return row is not None and bool(row[0])
+
+
+@contextmanager
+def waits_told(dsn: str, conn: Connection, warn: Callable[[str], None], every: float = 5.0) -> Iterator[None]:
+    """While ``conn`` builds an index, says which transactions it waits for, looking every so many seconds.
+
+    CREATE INDEX CONCURRENTLY waits for every transaction with an older snapshot, in any table, and says nothing.
+    """
+    ended = threading.Event()
+
+    def look() -> None:
+        told: set[int] = set()
+        while not ended.wait(every):
+            with suppress(psycopg.Error), psycopg.connect(dsn, autocommit=True, connect_timeout=5) as other:
+                for pid, *facts in other.execute(_WAITED_FOR, (conn.info.backend_pid,)).fetchall():
+                    if pid not in told:
+                        told.add(int(pid))
+                        warn(_waits_for(int(pid), *map(str, facts)))
+
+    thread = threading.Thread(target=look, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+
+
+def _waits_for(pid: int, role: str, state: str, age: str, word: str) -> str:
+    """The text of a statement may hold data, so only its first word is shown, and only if that is one of SQL."""
+    kind = word.lower() if word.lower() in _WORDS else "another statement"
+    return (
+        f"the index waits for process {pid} of role {role}, whose transaction has been open for {age} s "
+        f"({state}; its last statement: {kind}). If that does not end by itself, end it: "
+        f"select pg_terminate_backend({pid})"
+    )
 
 
 def run(conn: Connection, label: object, script: str, ledger: Iterable[Statement]) -> None:

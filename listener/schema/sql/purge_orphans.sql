@@ -14,7 +14,7 @@ with page as materialized (
     where (select p.id from public.push_notifications p where p.id = l.push_id) is null
 ), gone as (
   delete from public.push_delivery_logs
-    where push_id = any (array(select push_id from orphans)) and created_at < %(before)s
+    where push_id = any (array(select push_id from orphans)) and created_at < pg_catalog.to_timestamp(%(before)s::float8)
     returning 1
 )
 select (select pg_catalog.count(*) from gone) as logs,

@@ -1,12 +1,13 @@
--- Deletes one batch of old pushes and their log rows, the oldest first; returns the numbers of rows and the updated_at
--- from which to continue.
+-- Deletes one batch of old pushes and their log rows, the oldest first; returns the numbers of rows, and the updated_at
+-- (Unix time) from which to continue.
 --
 -- Ids are compared with an array, so that rows are found through their index whatever size Postgres expects the table
 -- to have.
 with old as materialized (
   select id, updated_at
     from public.push_notifications
-    where {old} and updated_at >= %(start)s
+    where {old} and updated_at >= pg_catalog.to_timestamp(%(start)s::float8)
+      and (not %(after)s or updated_at > pg_catalog.to_timestamp(%(start)s::float8))
     order by updated_at
     limit %(limit)s
     for update skip locked
@@ -16,4 +17,5 @@ with old as materialized (
   delete from public.push_delivery_logs where push_id = any (array(select id from gone)) returning 1
 )
 select (select pg_catalog.count(*) from gone) as pushes, (select pg_catalog.count(*) from logs) as logs,
-       (select pg_catalog.max(updated_at)::text from old) as newest
+       (select pg_catalog.count(*) from old) as found,
+       (select extract(epoch from pg_catalog.max(updated_at))::float8 from old) as newest

@@ -150,3 +150,13 @@ def test_a_database_that_cannot_be_reached() -> None:
     assert "DATABASE_URL" in result.output
     for part in ("s3cr3t", "nowhere", "127.0.0.1"):
         assert part not in result.output
+
+
+def test_waiting_pushes_that_would_reach_nobody(database: Database) -> None:
+    with psycopg.connect(database.dsn, autocommit=True) as owner:
+        owner.execute(
+            "insert into push_notifications (user_id, device_token, title) values "
+            "(gen_random_uuid(), null, 't'), (null, 't', 't')"
+        )
+    (line,) = [line for line in found(examine(database), Level.LOOK) if line.startswith("recipients: ")]
+    assert line.startswith("recipients: 1 waiting pushes go to users without a device in push_recipients")

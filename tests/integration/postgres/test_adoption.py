@@ -528,14 +528,18 @@ def test_what_is_too_old_is_said(
     load(blank_database, "reference")
     catalog = describe(dsn, "public", "push_listener")
     foretold = migrate.foresee(dsn, expire_older_than=patience)
-    assert len(foretold) == 2
+    assert len(foretold) == (3 if sent else 2)
     assert "--share-new-columns" in foretold[0]
     assert f"rows that wait: {sent} of them will be sent, and {expired} will expire" in foretold[1]
     assert describe(dsn, "public", "push_listener") == catalog
 
     warnings: list[str] = []
     migrate.apply(dsn, expire_older_than=patience, warn=warnings.append)
-    assert warnings[:2] == foretold
+    if sent:  # the tokens are in profiles
+        assert foretold[2].startswith(
+            f"{sent} of the rows that will be sent name no device, topic or condition"
+        )
+    assert warnings[: len(foretold)] == foretold
     with connected(dsn) as connection:
         row = connection.execute(
             "select count(*) filter (where status = 'expired') as expired, "
@@ -544,6 +548,21 @@ def test_what_is_too_old_is_said(
         ).fetchone()
         assert row == {"expired": expired, "sent": sent, "all": 8}
     assert migrate.foresee(dsn) == []
+
+
+def test_rows_whose_users_have_devices_are_not_warned_of(blank_database: Database) -> None:
+    with connected(blank_database.dsn) as connection:
+        connection.execute(
+            "create table push_notifications (id uuid primary key default gen_random_uuid(), user_id uuid, "
+            "topic text, title text, status text default 'pending', created_at timestamptz default now());"
+            "create table push_devices (token text primary key, user_id uuid, platform text);"
+            "insert into push_devices values ('t', 'a0000000-0000-4000-8000-00000000000a', 'ios');"
+            "insert into push_notifications (user_id, topic) values "
+            "('a0000000-0000-4000-8000-00000000000a', null), (null, 'news'),"
+            "('b0000000-0000-4000-8000-00000000000b', null), (null, null)"
+        )
+    said = [line for line in migrate.foresee(blank_database.dsn) if "NO_RECIPIENTS" in line]
+    assert [line.partition(" of the rows")[0] for line in said] == ["2"]
 
 
 def test_old_rows_are_decided_in_batches(blank_database: Database) -> None:
@@ -577,23 +596,102 @@ def test_a_queue_without_dates_is_not_poured_out(blank_database: Database) -> No
     assert rows == [{"status": "expired", "n": 10}, {"status": "pending", "n": 1}]
 
 
-def test_a_trigger_that_guards_the_status_is_named(blank_database: Database) -> None:
+REFUSING = {
+    "takes it back": (
+        "if current_user <> 'service_role' then new.status := old.status; end if; return new;",
+        "status 'pending' becomes 'pending' instead of 'processing'",
+    ),
+    "keeps the old row": ("return old;", "status 'pending' becomes 'pending' instead of 'processing'"),
+    "swallows it": ("return null;", "status 'pending' becomes 'pending' instead of 'processing'"),
+    "renames it": (
+        "if new.status = 'dead' then new.status := 'failed'; end if; return new;",
+        "status 'failed' becomes 'failed' instead of 'dead'",
+    ),
+    "refuses it": (
+        "if new.status = 'processing' then raise 'unknown status'; end if; return new;",
+        "status 'pending' cannot become 'processing': unknown status",
+    ),
+    "forgets who claimed": (
+        "new.claimed_by := null; return new;",
+        "a trigger takes back what is written in claimed_by",
+    ),
+}
+WAITS = (
+    "create table push_notifications (id uuid primary key default gen_random_uuid(), title text,"
+    " status text, created_at timestamptz);"
+    "insert into push_notifications (status, created_at) values ('pending', now() - interval '1 month');"
+)
+
+
+@pytest.mark.parametrize(("body", "obstacle"), REFUSING.values(), ids=REFUSING.keys())
+def test_a_trigger_that_refuses_a_status_is_named_before_anything_changes(
+    blank_database: Database, body: str, obstacle: str
+) -> None:
     dsn = blank_database.dsn
     with connected(dsn) as connection:
         connection.execute(
-            "create table push_notifications (id uuid primary key default gen_random_uuid(), title text,"
-            " status text, created_at timestamptz);"
-            "insert into push_notifications (status, created_at) values ('pending', now() - interval '1 month');"
+            (
+                WAITS
+                + f"create function guard() returns trigger language plpgsql as $$ begin {body} end $$;"
+                + "create trigger guard before update on push_notifications for each row execute function guard()"
+            ).encode()
+        )
+    before, rows = describe(dsn), contents(dsn)
+    with pytest.raises(migrate.MigrationError, match="does not take what push-listener writes") as refusal:
+        migrate.apply(dsn)
+    assert obstacle in str(refusal.value)
+    assert (describe(dsn), contents(dsn)) == (before, rows)
+    migrate.rollback(dsn, 0)
+    with connected(dsn) as connection:
+        connection.execute("drop trigger guard on push_notifications")
+    migrate.apply(dsn)
+
+
+def test_a_publication_without_a_replica_identity_is_named_before_anything_changes(
+    blank_database: Database,
+) -> None:
+    dsn = blank_database.dsn
+    with connected(blank_database.superuser_dsn) as connection:
+        connection.execute(f"set role postgres; {WAITS}".encode())
+        connection.execute("reset role; alter table push_notifications replica identity nothing")
+        connection.execute("create publication p for table push_notifications")
+    before = describe(dsn)
+    with pytest.raises(migrate.MigrationError, match="replica identity default, or full"):
+        migrate.apply(dsn)
+    assert describe(dsn) == before
+    migrate.rollback(dsn, 0)
+
+
+def test_the_way_back_works_where_a_publication_refuses_updates(blank_database: Database) -> None:
+    dsn = blank_database.dsn
+    load(blank_database, "reference")
+    with connected(dsn) as connection:
+        connection.execute("update push_notifications set status = 'sent'")
+    before = describe(dsn)
+    migrate.apply(dsn)
+    with connected(blank_database.superuser_dsn) as connection:
+        connection.execute("alter table push_notifications replica identity nothing")
+        connection.execute("create publication p for table push_notifications")
+    migrate.rollback(dsn, 0)
+    with connected(blank_database.superuser_dsn) as connection:
+        connection.execute("alter table push_notifications replica identity default")
+    assert describe(dsn) == before
+
+
+def test_a_trigger_that_came_later_is_named_by_the_step_that_decides(blank_database: Database) -> None:
+    dsn = blank_database.dsn
+    with connected(dsn) as connection:
+        connection.execute(WAITS.encode())
+    migrate.apply(dsn, migrate.load()[:10])
+    with connected(dsn) as connection:
+        connection.execute(
             "create function guard() returns trigger language plpgsql as $$ begin"
-            "  if current_user <> 'service_role' then new.status := old.status; end if; return new; end $$;"
+            "  new.status := old.status; return new; end $$;"
             "create trigger guard before update on push_notifications for each row execute function guard()"
         )
     with pytest.raises(migrate.MigrationError, match="a trigger on push_notifications takes back"):
         migrate.apply(dsn)
-    migrate.rollback(dsn, 0, discard_data=True)
-    with connected(dsn) as connection:
-        connection.execute("drop trigger guard on push_notifications")
-    migrate.apply(dsn)
+    migrate.rollback(dsn, 0)
 
 
 def test_a_trigger_that_gives_new_rows_a_status_of_its_own_is_named(blank_database: Database) -> None:
@@ -881,3 +979,64 @@ def test_whoever_reads_for_long_is_waited_for_without_anybody_waiting_for_us(
         reader.rollback()
         thread.join()
     assert all(state.applied_at is not None for state in migrate.status(dsn))
+
+
+def test_a_row_that_others_have_locked_is_neither_waited_for_nor_forgotten(blank_database: Database) -> None:
+    """The rows after it are decided at once; it is decided when it is free."""
+    dsn = blank_database.dsn
+    load(blank_database, "reference")
+    migrate.apply(dsn, migrate.load()[:10])
+    waiting = (
+        "select count(*) as n from push_notifications where status = 'pending' and next_attempt_at is null"
+    )
+    with psycopg.connect(dsn) as holder, connected(dsn) as connection:
+        holder.execute("select from push_notifications where body = 'waiting' for update")
+        thread = threading.Thread(target=migrate.apply, args=(dsn,))
+        thread.start()
+        while connection.execute(waiting).fetchone() != {"n": 1}:
+            assert thread.is_alive()
+        assert connection.execute("select from pg_locks where not granted").fetchall() == []
+        holder.rollback()
+        thread.join()
+    assert all(state.applied_at is not None for state in migrate.status(dsn))
+
+
+def test_a_row_that_stays_locked_stops_the_step_which_names_the_holder(blank_database: Database) -> None:
+    dsn = blank_database.dsn
+    load(blank_database, "reference")
+    migrate.apply(dsn, migrate.load()[:10])
+    with psycopg.connect(dsn) as holder:
+        holder.execute("select from push_notifications where body = 'waiting' for update")
+        with pytest.raises(
+            migrate.MigrationError, match="1 waiting rows of push_notifications are locked"
+        ) as told:
+            migrate.apply(dsn + "&options=-cpush_listener.lock_patience%3D100ms")
+        assert f"process {holder.info.backend_pid} of role postgres" in str(told.value)
+    migrate.apply(dsn)
+
+
+def test_an_index_that_waits_for_an_old_snapshot_says_for_which(blank_database: Database) -> None:
+    dsn = blank_database.dsn
+    load(blank_database, "reference")
+    said: list[str] = []
+    told = threading.Event()
+
+    def warn(line: str) -> None:
+        said.append(line)
+        if line.startswith("the index waits for process"):
+            told.set()
+
+    migrate.apply(dsn, migrate.load()[:11])
+    with psycopg.connect(dsn) as reader:
+        pid = reader.info.backend_pid
+        reader.execute("set transaction isolation level repeatable read")
+        reader.execute("select 'S3cr3t' from pg_class")
+        thread = threading.Thread(target=migrate.apply, args=(dsn,), kwargs={"warn": warn})
+        thread.start()
+        assert told.wait(60)
+        reader.rollback()
+        thread.join()
+    (line,) = [line for line in said if line.startswith("the index waits for")]
+    assert f"process {pid} of role postgres" in line
+    assert "(idle in transaction; its last statement: select)" in line
+    assert "S3cr3t" not in line

@@ -51,7 +51,7 @@ def run(database: Database, *arguments: str) -> Result:
 async def purged(database: Database, *arguments: str) -> dict[str, Any]:
     result = await asyncio.to_thread(run, database, "--older-than", "30d", "--json", *arguments)
     assert result.exit_code == 0, result.output
-    return dict(orjson.loads(result.output))
+    return dict(orjson.loads(result.stdout))
 
 
 async def log_ids(rows: Rows) -> set[UUID]:
@@ -68,7 +68,14 @@ async def test_what_ended_long_ago_goes_with_its_log(rows: Rows, database: Datab
     )  # an application left that standing
     kept = {await ended(rows, "sent", YOUNG), await ended(rows, "dead"), await ended(rows, "failed")}
 
-    assert await purged(database) == {"pushes": 5, "logs": 5, "telemetry": 0, "dry_run": False}
+    assert await purged(database) == {
+        "pushes": 5,
+        "logs": 5,
+        "telemetry": 0,
+        "workers": 0,
+        "kept": 0,
+        "dry_run": False,
+    }
     assert set(await rows.all()) == kept
     assert await log_ids(rows) == kept
     assert not kept & {*over, by_hand}
@@ -76,7 +83,7 @@ async def test_what_ended_long_ago_goes_with_its_log(rows: Rows, database: Datab
 
 async def test_what_waits_is_never_deleted(rows: Rows, database: Database) -> None:
     kept = {
-        await ended(rows, status, next_attempt_at=due)
+        await ended(rows, status, next_attempt_at=due, delivery_attempts=1)
         for status in ("pending", "processing", "failed")
         for due in ("2020-01-01T00:00:00Z", "2200-01-01T00:00:00Z")
     }
@@ -109,6 +116,8 @@ async def test_log_rows_without_a_push_go(rows: Rows, database: Database) -> Non
         "pushes": 0,
         "logs": 3,
         "telemetry": 0,
+        "workers": 0,
+        "kept": 0,
         "dry_run": False,
     }
     assert await log_ids(rows) == {young, kept}
@@ -227,7 +236,7 @@ async def test_lines_for_whoever_reads_a_log(rows: Rows, database: Database) -> 
         "pushes: done",
         "logs without a push: done",
         "telemetry: done",
-        "deleted: 1 pushes, 1 log rows, 0 telemetry rows",
+        "deleted: 1 pushes, 1 log rows, 0 telemetry rows, 0 records of workers that stopped",
     ]
 
 
@@ -313,6 +322,45 @@ async def test_whatever_goes_wrong_the_purge_comes_again(rows: Rows, database: D
     await rows.query("drop table inbox")
     await rows.until(lambda found: not found)
     purging.cancel()
+
+
+KEEPERS: dict[str, LiteralString] = {
+    "all": "return null",
+    "half": "if old.title = 'keep' then return null; end if; return old",
+    "soft delete": "update push_notifications set last_error = 'deleted' where id = old.id; return null",
+}
+
+
+@pytest.mark.parametrize("body", KEEPERS.values(), ids=KEEPERS.keys())
+async def test_a_trigger_that_keeps_rows_does_not_make_it_endless(
+    rows: Rows, database: Database, body: LiteralString
+) -> None:
+    for title in ("keep", "t", "keep", "t", "keep"):
+        await ended(rows, "sent", title=title)
+    await rows.connection.execute(
+        f"create function keep() returns trigger language plpgsql as $$ begin {body}; end $$".encode()
+    )
+    await rows.query(
+        "create trigger keep before delete on push_notifications for each row execute function keep()"
+    )
+    for arguments in (("--batch", "2"), ("--batch", "5000")):
+        found = await purged(database, *arguments)
+        assert found["kept"] == len(await rows.all())
+    said = await asyncio.to_thread(run, database, "--older-than", "30d")
+    assert "pushes are still there: a trigger of push_notifications keeps them (keep)" in said.stderr
+
+
+async def test_records_of_workers_go_too(rows: Rows, database: Database) -> None:
+    await rows.query(
+        "insert into push_listener.workers (name, stopped_at) values "
+        "('old', now() - interval '31 days'), ('young', now() - interval '29 days'), ('lives', null)"
+    )
+    assert (await purged(database, "--dry-run"))["workers"] == 1
+    assert (await purged(database))["workers"] == 1
+    assert [row["name"] for row in await rows.query("select name from push_listener.workers order by 1")] == [
+        "lives",
+        "young",
+    ]
 
 
 def test_numbers_add_up() -> None:

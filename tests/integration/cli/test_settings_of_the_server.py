@@ -1,0 +1,90 @@
+"""Every command works whatever the database or the role sets for its sessions."""
+
+from __future__ import annotations
+
+from typing import LiteralString
+
+import orjson
+import psycopg
+import pytest
+from psycopg import sql
+
+from listener.emulator import Emulator
+from tests.support.cli import invoke
+from tests.support.postgres import Database
+from tests.support.service import rows_of, serving, settings_for
+
+pytestmark = pytest.mark.newest_postgres
+
+SETTINGS: dict[str, LiteralString] = {
+    "DateStyle": "'SQL, DMY'",
+    "TimeZone": "'Asia/Kolkata'",
+    "IntervalStyle": "'sql_standard'",
+    "search_path": "''",
+    "default_transaction_isolation": "'serializable'",
+    "extra_float_digits": "0",
+    "bytea_output": "'escape'",
+    "statement_timeout": "'60s'",
+    "lock_timeout": "'50s'",
+    "idle_in_transaction_session_timeout": "'50s'",
+    "transaction_timeout": "'60s'",
+}
+
+
+def set_all(database: Database) -> None:
+    with psycopg.connect(database.superuser_dsn, autocommit=True) as superuser:
+        for name, value in SETTINGS.items():
+            superuser.execute(
+                sql.SQL("alter database {} set {} to {}").format(
+                    sql.Identifier(database.name), sql.Identifier(name), sql.SQL(value)
+                )
+            )
+
+
+async def test_every_command_works(blank_database: Database, emulator: Emulator) -> None:
+    set_all(blank_database)
+    dsn = blank_database.dsn
+    for arguments in (
+        ["migrate"],
+        ["migrate", "--status"],
+        ["migrate", "--status", "--json"],
+        ["doctor"],
+        ["stats"],
+        ["stats", "--json"],
+    ):
+        done = await invoke(dsn, *arguments)
+        assert done.exit_code == 0, (arguments, done.stderr)
+    async with serving(settings_for(dsn, emulator)):
+        done = await invoke(
+            dsn,
+            "send",
+            "--token",
+            "t",
+            "--title",
+            "x",
+            "--delay",
+            "0.1",
+            "--expires-in",
+            "600",
+            "--wait",
+            "20",
+        )
+        assert done.exit_code == 0, done.stderr
+    down = await invoke(dsn, "migrate", "--down", "0", "--discard-data")
+    assert down.exit_code == 0, down.stderr
+
+
+@pytest.mark.parametrize(("hours", "gone"), [(9, 0), (11, 0), (13, 1)])
+async def test_an_age_is_an_age(database: Database, hours: int, gone: int) -> None:
+    """India's IST is Israel's to Postgres: three and a half hours less, and whatever is a day may be a month."""
+    set_all(database)
+    async with rows_of(database.dsn + "&options=-csearch_path%3Dpublic") as rows:
+        push = await rows.add(device_token="t", title="t", status="sent", next_attempt_at=None)
+        await rows.query(
+            "update push_notifications set updated_at = now() - make_interval(hours => %(hours)s) "
+            "where id = %(id)s",
+            hours=hours,
+            id=push,
+        )
+        done = await invoke(database.dsn, "purge", "--older-than", "12h", "--json")
+        assert orjson.loads(done.stdout)["pushes"] == gone
