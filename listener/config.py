@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import errno
 import ipaddress
+import os
 import re
+from collections.abc import Mapping
 from datetime import timedelta
+from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, TypeVar
@@ -393,9 +396,60 @@ def _load(kind: type[S], overrides: dict[str, object]) -> S:
 def _line(fault: dict[str, Any]) -> str:
     name = str(fault["loc"][0]).upper()
     if fault["type"] == "missing":
-        return f"{name} is not set"
+        others = [given for given, meant in misspelt(os.environ).items() if meant == name]
+        return f"{name} is not set" + (f", but {others[0]} is" if others else "")
     text = str(fault["msg"]).removeprefix("Value error, ")
     return f"{name} {text}" if text != fault["msg"] else f"{name}: {text}"
+
+
+_SYNONYMS = {
+    "DB_URL": "DATABASE_URL",
+    "DATABASE_DSN": "DATABASE_URL",
+    "POSTGRES_URL": "DATABASE_URL",
+    "POSTGRESQL_URL": "DATABASE_URL",
+    "PG_URL": "DATABASE_URL",
+    "DIRECT_URL": "LISTEN_DATABASE_URL",
+    "DIRECT_DATABASE_URL": "LISTEN_DATABASE_URL",
+    "FIREBASE_PROJECT_ID": "FCM_PROJECT_ID",
+    "FIREBASE_PROJECT": "FCM_PROJECT_ID",
+    "GOOGLE_APPLICATION_CREDENTIALS_JSON": "FCM_SERVICE_ACCOUNT_JSON",
+    "FIREBASE_SERVICE_ACCOUNT": "FCM_SERVICE_ACCOUNT_JSON",
+    "FIREBASE_SERVICE_ACCOUNT_JSON": "FCM_SERVICE_ACCOUNT_JSON",
+    "FCM_SERVICE_ACCOUNT": "FCM_SERVICE_ACCOUNT_JSON",
+    "FCM_CREDENTIALS": "FCM_SERVICE_ACCOUNT_JSON",
+    "MAX_CONCURRENCY": "MAX_IN_FLIGHT",
+    "MAX_RETRIES": "MAX_TRIES",
+    "LOG_FMT": "LOG_FORMAT",
+}
+"""What other programs call the same, and what a difference in letters would not show."""
+
+_ALIKE = 0.85
+"""The share of letters in common, from which a name counts as misspelt. LOGNAME and HOSTNAME are below."""
+
+_LEAST_LETTERS = 6
+"""Shorter names, PORT say, resemble too many others."""
+
+
+def misspelt(environment: Mapping[str, str]) -> dict[str, str]:
+    """Variables that this program does not know, and the one that each of them may stand for, which is not set.
+
+    The platform, and other programs, set variables too. So a name counts only if it hardly differs from a known one.
+    """
+    given = {name.upper() for name, value in environment.items() if value}
+    known = {name.upper() for name in Settings.model_fields}
+    unset = [name for name in known - given if len(name) >= _LEAST_LETTERS]
+    found = {}
+    for name in sorted(given - known):
+        plain = name.removeprefix("PUSH_").removeprefix("LISTENER_")
+        if name in _SYNONYMS:
+            meant = _SYNONYMS[name]
+        elif plain != name and plain in known:
+            meant = plain
+        else:
+            meant = next(iter(get_close_matches(name, unset, n=1, cutoff=_ALIKE)), "")
+        if meant and meant not in given:
+            found[name] = meant
+    return found
 
 
 class Variable(NamedTuple):

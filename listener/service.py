@@ -16,7 +16,7 @@ from google.auth.credentials import Credentials
 
 from listener.config import ConfigError, Settings
 from listener.fcm.auth import AccessTokens
-from listener.fcm.credentials import load_credentials
+from listener.fcm.credentials import KeyFile, load_credentials
 from listener.fcm.fault import AuthFault
 from listener.fcm.sender import Sender, messages_url
 from listener.fcm.transports.choose import make_transport
@@ -38,6 +38,9 @@ T = TypeVar("T")
 
 # After the grace period the worker may sign off for one second, and the pool may close for another.
 _OVERDUE_AFTER_S = 3.0
+
+# Between two looks whether there is an access token. AccessTokens decides when to ask for one.
+_TOKEN_CHECK_S = 5.0
 
 # A worker that has to register again and again waits in between.
 _LASTING_S = 10.0
@@ -78,6 +81,8 @@ class Service:
     ) -> None:
         self._settings = settings
         self._credentials = credentials
+        self._key_file = KeyFile.of_environment() if settings.fcm_service_account_json is None else None
+        self._tokens: AccessTokens | None = None
         self._project_id = project_id
         self._on_overdue = on_overdue
         self._registration = Registration(settings, adoption)
@@ -133,10 +138,10 @@ class Service:
                 timeout=self._settings.fcm_request_timeout,
             )
             stack.push_async_callback(transport.close)
-            tokens = AccessTokens(self._credentials)
+            tokens = self._tokens = AccessTokens(self._credentials, self._key_file)
             stack.push_async_callback(tokens.close)
             sender = Sender(transport, tokens, self.metrics.exchange.observe)
-            warming = asyncio.create_task(_warm(tokens))
+            warming = asyncio.create_task(_keep_warm(tokens))
             try:
                 await self._run_workers(pool, sender)
             finally:
@@ -182,13 +187,31 @@ class Service:
     def obstacles(self) -> list[str]:
         """What keeps this process from its work, in fixed words: anybody may read them."""
         if self.worker is None:
-            return ["the database has not been reached yet", *self._registration.conditions]
-        found = self.worker.obstacles
+            found = ["the database has not been reached yet", *self._registration.conditions]
+        else:
+            found = self.worker.obstacles
         if self._stop.is_set():
             found.insert(0, "stopping")
         if self.pause is not None:
             found.append(f"sending is paused: {self.pause}")
+        if self._tokens is not None and self._tokens.fault is not None:
+            found.append(f"no access token for FCM: {_kind_of(self._tokens.fault)}; the log says more")
         return found
+
+
+def _kind_of(fault: AuthFault) -> str:
+    """In fixed words: /readyz shows them to anybody."""
+    match fault.code:
+        case "OAUTH_CONNECT" | "OAUTH_TIMEOUT":
+            return "the token endpoint cannot be reached"
+        case "OAUTH_UNAVAILABLE" | "OAUTH_PROTOCOL":
+            return "the token endpoint does not work"
+        case _:
+            return (
+                "the credentials cannot be used"
+                if fault.code == "OAUTH_CREDENTIALS"
+                else "the credentials are refused"
+            )
 
 
 def _health(settings: Settings, registered: Registered) -> FcmHealth:
@@ -201,9 +224,19 @@ def _health(settings: Settings, registered: Registered) -> FcmHealth:
     )
 
 
-async def _warm(tokens: AccessTokens) -> None:
-    """Fetches the first access token before the first push needs it, and logs early if there is none."""
-    try:
-        await tokens.get()
-    except AuthFault as fault:
-        log.error("no access token for FCM", code=fault.code, reason=fault.reason)
+async def _keep_warm(tokens: AccessTokens) -> None:
+    """Fetches the first access token before the first push needs it, and goes on trying while there is none.
+
+    So /readyz tells the truth although nothing is sent, and a key file that was replaced is found.
+    """
+    told = False
+    while True:
+        try:
+            await tokens.get()
+        except AuthFault as fault:
+            if not told:
+                log.error("no access token for FCM", code=fault.code, reason=fault.reason)
+            told = True
+        else:
+            told = False
+        await asyncio.sleep(_TOKEN_CHECK_S)

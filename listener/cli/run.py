@@ -47,6 +47,7 @@ def command(adoption: served.Adoption | None) -> None:
     """
     settings = _load_settings()
     log.configure(settings.log_format, settings.log_level)
+    _warn_of_misspelt_variables()
     credentials, project = credentials_for(settings)
     settings = _limit_to_open_files(settings)
     process.tune_garbage_collector(settings.max_in_flight)
@@ -58,6 +59,13 @@ def command(adoption: served.Adoption | None) -> None:
         process.run(serve())
     except OSError as error:
         raise Misconfigured(f"HOST, PORT: cannot listen on port {settings.port}: {error.strerror}") from None
+
+
+def _warn_of_misspelt_variables() -> None:
+    for name, meant in config.misspelt(os.environ).items():
+        structlog.get_logger(__name__).warning(
+            "unknown variable: is it misspelt?", variable=name, known=meant
+        )
 
 
 def _load_settings() -> Settings:

@@ -13,7 +13,6 @@ import random
 import threading
 import time
 from collections.abc import Callable
-from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
 import structlog
@@ -22,6 +21,8 @@ from listener.fcm.fault import AuthFault, refresh_timed_out
 
 if TYPE_CHECKING:
     from google.auth.credentials import Credentials
+
+    from listener.fcm.credentials import KeyFile
 
 log = structlog.get_logger(__name__)
 
@@ -52,18 +53,22 @@ class AccessTokens:
 
     Args:
         credentials: what ``load_credentials`` gives.
+        key_file: where the credentials come from, if they come from a file. When it has changed, it is read again at
+            the next refresh, and after a refusal.
         backoff: seconds of backoff, at most, after the first failure in a row.
         timeout: seconds that a refresh may take, whatever it is doing.
     """
 
     def __init__(
-        self, credentials: Credentials, *, backoff: float = 2.0, timeout: float = REFRESH_TIMEOUT
+        self,
+        credentials: Credentials,
+        key_file: KeyFile | None = None,
+        *,
+        backoff: float = 2.0,
+        timeout: float = REFRESH_TIMEOUT,
     ) -> None:
-        # Slow to import, with requests, and needed for no setting.
-        from listener.fcm.token_endpoint import fetch_token
-
-        self._fetch = partial(fetch_token, credentials, timeout)
         self._credentials = credentials
+        self._key_file = key_file
         self._backoff = backoff
         self._timeout = timeout
         self._token: str | None = None
@@ -91,7 +96,7 @@ class AccessTokens:
             if self._refreshing is None:
                 if self._closed:
                     raise RuntimeError("AccessTokens is closed")
-                if self._fault is not None and time.monotonic() < self._retry_at:
+                if self._fault is not None and time.monotonic() < self._retry_at and not self._has_new_key():
                     raise _copy(self._fault)
                 self._begin()
             assert self._refreshing is not None
@@ -111,6 +116,16 @@ class AccessTokens:
             self._token = None
             log.warning("access token refused")
 
+    def note_refusal(self) -> None:
+        """FCM has refused what these credentials may do: if their file has changed, the next ``get`` reads it."""
+        if self._has_new_key():
+            self._token = None
+
+    @property
+    def fault(self) -> AuthFault | None:
+        """Why there is no access token; None while there is one, or before the first refresh has ended."""
+        return self._fault if self._valid() is None else None
+
     async def close(self) -> None:
         """Stop refreshing. Callers that still wait get a RuntimeError."""
         self._closed = True
@@ -122,6 +137,23 @@ class AccessTokens:
 
     def _valid(self) -> str | None:
         return self._token if time.monotonic() < self._expires else None
+
+    def _has_new_key(self) -> bool:
+        return self._key_file is not None and self._key_file.has_changed
+
+    def _fetch(self) -> tuple[str, float]:
+        """A new access token and its life in seconds. Blocks; called in a thread."""
+        # Slow to import, with requests, and needed for no setting.
+        from listener.fcm.token_endpoint import fetch_token
+
+        if self._key_file is not None and self._key_file.has_changed:
+            try:
+                self._credentials, _ = self._key_file.read()
+            except ValueError as error:  # the old key may still be good
+                log.error("the new key file cannot be used", reason=str(error))
+            else:
+                log.info("key file read again")
+        return fetch_token(self._credentials, self._timeout)
 
     def _begin(self) -> None:
         if self._refreshing is None:
@@ -157,6 +189,12 @@ class AccessTokens:
         self._begin_in(life - ahead)
         log.info("access token refreshed", expires_in_s=round(life))
 
+    @property
+    def _remedy(self) -> str:
+        if self._key_file is not None:
+            return "replace the key file: it is read again when it has changed"
+        return "correct the credentials, and restart the process if they are in its environment"
+
     def _failed(self, fault: AuthFault) -> None:
         longest = min(LONGEST_BACKOFF, self._backoff * 2 ** min(self._failures, 16))
         pause = longest * random.uniform(0.5, 1.0)  # noqa: S311
@@ -171,6 +209,7 @@ class AccessTokens:
             code=fault.code,
             reason=fault.reason,
             permanent=fault.permanent,
+            **({"remedy": self._remedy} if fault.permanent else {}),
             retry_in_s=round(pause, 1),
             token_left_s=max(0, round(self._expires - time.monotonic())) if self._token else 0,
         )

@@ -104,3 +104,38 @@ def _from_key(info: Mapping[str, Any]) -> tuple[Credentials, str | None]:
     except Exception:
         raise ValueError("is a service-account key, but private_key is damaged or not an RSA key") from None
     return credentials.with_quota_project_from_environment(), info.get("project_id") or None
+
+
+class KeyFile:
+    """The file that GOOGLE_APPLICATION_CREDENTIALS names, watched for a replacement while the process runs.
+
+    A secret that Kubernetes mounts is replaced by another file under the same path.
+    """
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._read = self._signature()
+
+    @classmethod
+    def of_environment(cls) -> KeyFile | None:
+        """None if the environment names no file."""
+        path = os.environ.get("GOOGLE_APPLICATION_CREDENTIALS")
+        return cls(path) if path else None
+
+    @property
+    def has_changed(self) -> bool:
+        """Whether the file is another one than that which was read last. A file that is away is not."""
+        now = self._signature()
+        return now is not None and now != self._read
+
+    def read(self) -> tuple[Credentials, str | None]:
+        """What ``load_credentials`` gives for the file as it is now. Blocks. Raises ValueError."""
+        self._read = self._signature()
+        return load_credentials(None)
+
+    def _signature(self) -> tuple[int, int, int] | None:
+        try:
+            found = os.stat(self._path)
+        except OSError:
+            return None
+        return found.st_ino, found.st_mtime_ns, found.st_size

@@ -61,14 +61,15 @@ class Sender:
         try:
             token = await self._tokens.get()
             outcome = await self._exchange(token, outgoing)
-            if outcome.disposition is not Disposition.REFRESH_AUTH:
-                return outcome
-            self._tokens.reject(token)
-            outcome = await self._exchange(await self._tokens.get(), outgoing)
+            if outcome.disposition is Disposition.REFRESH_AUTH:
+                self._tokens.reject(token)
+                outcome = await self._exchange(await self._tokens.get(), outgoing)
         except AuthFault as fault:
             return from_auth_fault(fault)
         if outcome.disposition is Disposition.REFRESH_AUTH:
-            return replace(outcome, disposition=Disposition.PAUSE)
+            outcome = replace(outcome, disposition=Disposition.PAUSE)
+        if outcome.disposition is Disposition.PAUSE:
+            self._tokens.note_refusal()
         return outcome
 
     async def _exchange(self, token: str, outgoing: Outgoing) -> Outcome:

@@ -14,6 +14,7 @@ from google.auth import exceptions
 from google.auth.credentials import Credentials
 from google.auth.transport import Response as AuthResponse
 from google.auth.transport.requests import Request as RequestsRequest
+from requests.adapters import HTTPAdapter
 
 from listener.fcm.fault import AuthFault, refresh_timed_out
 from listener.fcm.redaction import without_tokens
@@ -40,6 +41,26 @@ OAUTH_ERRORS = frozenset(
 
 class _Unavailable(exceptions.TransportError):
     """The token endpoint answered that it cannot serve the request now."""
+
+
+class _OneTrustStore(HTTPAdapter):
+    """Trusts whom the transports to FCM trust: the system's authorities, or those of SSL_CERT_FILE and SSL_CERT_DIR.
+
+    requests has a list of its own otherwise, or takes it from other variables.
+    """
+
+    def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
+        super().init_poolmanager(*args, ssl_context=ssl.create_default_context(), **kwargs)
+
+    def proxy_manager_for(self, proxy: str, **kwargs: Any) -> Any:
+        context = ssl.create_default_context()
+        return super().proxy_manager_for(proxy, ssl_context=context, proxy_ssl_context=context, **kwargs)
+
+    def build_connection_pool_key_attributes(self, request: Any, verify: Any, cert: Any = None) -> Any:
+        return super().build_connection_pool_key_attributes(request, True, cert)
+
+    def cert_verify(self, conn: Any, url: Any, verify: Any, cert: Any) -> None:
+        """Leaves the connection with the context of its pool."""
 
 
 class _Request(RequestsRequest):
@@ -85,6 +106,7 @@ def fetch_token(credentials: Credentials, timeout: float) -> tuple[str, float]:
         AuthFault: there is no new token.
     """
     with requests.Session() as session:
+        session.mount("https://", _OneTrustStore())
         request = _Request(session, time.monotonic() + timeout)
         try:
             credentials.refresh(request)  # type: ignore[no-untyped-call]

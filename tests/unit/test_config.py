@@ -12,7 +12,7 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from listener.config import ConfigError, DatabaseSettings, Settings, describe, load, load_database
+from listener.config import ConfigError, DatabaseSettings, Settings, describe, load, load_database, misspelt
 from listener.fcm.auth import REFRESH_TIMEOUT
 
 SECRET = "S3cr3t"
@@ -349,6 +349,68 @@ def test_describe_lists_every_variable_with_its_default() -> None:
 def test_the_variables_of_a_group_follow_each_other() -> None:
     titles = [title for title, _ in groupby(variable.group for variable in describe())]
     assert len(titles) == len(set(titles))
+
+
+# --- misspelt ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("LOGLEVEL", "LOG_LEVEL"),
+        ("loglevel", "LOG_LEVEL"),
+        ("LOG_LEVELS", "LOG_LEVEL"),
+        ("MAX_INFLIGHT", "MAX_IN_FLIGHT"),
+        ("DATABASE_URI", "DATABASE_URL"),
+        ("FCM_PROJECT", "FCM_PROJECT_ID"),
+        ("LISTEN_DATABASE_URI", "LISTEN_DATABASE_URL"),
+        ("METRIC_TOKEN", "METRICS_TOKEN"),
+        ("GOOGLE_APPLICATION_CREDENTIAL", "GOOGLE_APPLICATION_CREDENTIALS"),
+        ("GOOGLE_APPLICATION_CREDENTIALS_JSON", "FCM_SERVICE_ACCOUNT_JSON"),
+        ("SHUTDOWN_GRACE_S", "SHUTDOWN_GRACE"),
+        ("PUSH_LISTENER_LEASE", "LEASE"),
+        ("PUSH_LOG_FORMAT", "LOG_FORMAT"),
+        ("DIRECT_URL", "LISTEN_DATABASE_URL"),
+        ("MAX_RETRIES", "MAX_TRIES"),
+    ],
+)
+def test_a_misspelt_variable_is_found(name: str, meant: str) -> None:
+    assert misspelt({name: "x"}) == {name.upper(): meant}
+    assert misspelt({name: ""}) == {}
+    assert misspelt({name: "x", meant: "y"}) == {}, (
+        "what it stands for is set, so it belongs to another program"
+    )
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_variable_with_one_letter_less_is_found_if_it_is_long_enough(name: str) -> None:
+    if len(name) > 8:
+        assert misspelt({name[:4] + name[5:]: "x"}) == {name[:4] + name[5:]: name}
+
+
+PLATFORM = """
+PORT PATH HOME HOST HOSTNAME LOGNAME USER SHELL TERM LANG LC_ALL PWD OLDPWD SHLVL TMPDIR EDITOR MAIL TZ
+LS_COLORS DISPLAY PYTHONPATH PYTHONUNBUFFERED PYTHON_VERSION VIRTUAL_ENV PIP_INDEX_URL DYNO HEROKU_APP_NAME
+HEROKU_POSTGRESQL_AMBER_URL DATABASE_CONNECTION_POOL_URL WEB_CONCURRENCY MEMORY_AVAILABLE FLY_APP_NAME
+FLY_ALLOC_ID FLY_REGION PRIMARY_REGION REDIS_URL TEST_DATABASE_URL SHADOW_DATABASE_URL PGHOST PGPORT PGUSER
+PGPASSWORD PGDATABASE SUPABASE_URL SUPABASE_SERVICE_ROLE_KEY KUBERNETES_SERVICE_HOST KUBERNETES_PORT
+RAILWAY_PROJECT_ID RENDER_SERVICE_ID GOOGLE_CLOUD_PROJECT GOOGLE_CLOUD_QUOTA_PROJECT HTTPS_PROXY HTTP_PROXY
+ALL_PROXY NO_PROXY SSL_CERT_FILE SSL_CERT_DIR INVOCATION_ID JOURNAL_STREAM LISTEN_FDS LISTEN_PID LOG_LEVEL_SQL
+SENTRY_DSN XDG_RUNTIME_DIR SSH_AUTH_SOCK COLORTERM INSTALL_DIR TRANSPORT_URL WORKER_ID WORKERS RELEASE
+SERVICE_NAME
+"""
+
+
+@pytest.mark.parametrize("name", PLATFORM.split())
+def test_what_platforms_set_is_not_taken_for_ours(name: str) -> None:
+    assert misspelt({name: "x"}) == {}
+
+
+def test_a_missing_variable_and_its_misspelling_are_told_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DATABASE_URI", DSN)
+    with pytest.raises(ConfigError) as refused:
+        load()
+    assert refused.value.faults == ["DATABASE_URL is not set, but DATABASE_URI is"]
 
 
 # --- the database alone ------------------------------------------------------------------------------------------

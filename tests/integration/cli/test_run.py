@@ -9,7 +9,7 @@ import pytest
 
 from listener.emulator import Emulator
 from tests.support.postgres import Database
-from tests.support.service import environment, python, run
+from tests.support.service import environment, program, python, run
 
 pytestmark = pytest.mark.newest_postgres
 
@@ -94,3 +94,14 @@ async def test_a_limit_of_open_files_that_is_too_low(database: Database, emulato
     async with python("-c", _WITH_FILES.format(90, 90), env=environment(database.dsn, emulator)) as running:
         assert await running.ended() == 2
         assert "MAX_IN_FLIGHT: the limit of open files allows 0; raise it (ulimit -n)" in running.err
+
+
+async def test_misspelt_variables_are_told_at_the_start(database: Database, emulator: Emulator) -> None:
+    env = environment(database.dsn, emulator, loglevel="debug", max_inflight="5", logname="somebody")
+    async with program("run", env=env) as running:
+        await running.said("ready")
+        told = [r for r in running.records if r["event"] == "unknown variable: is it misspelt?"]
+        assert [(r["variable"], r["known"]) for r in told] == [
+            ("LOGLEVEL", "LOG_LEVEL"),
+            ("MAX_INFLIGHT", "MAX_IN_FLIGHT"),
+        ]

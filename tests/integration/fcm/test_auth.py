@@ -22,7 +22,7 @@ from structlog.testing import capture_logs
 from listener.emulator import Emulator
 from listener.fcm import auth
 from listener.fcm.auth import AccessTokens
-from listener.fcm.credentials import SCOPE, load_credentials
+from listener.fcm.credentials import SCOPE, KeyFile, load_credentials
 from listener.fcm.fault import AuthFault
 from tests.support.servers import (
     answer,
@@ -325,7 +325,7 @@ async def kept(tokens: AccessTokens) -> AsyncIterator[AccessTokens]:
 async def endpoint_and_tokens(**options: float) -> AsyncIterator[tuple[TokenEndpoint, AccessTokens]]:
     async with TokenEndpoint.running() as endpoint:
         credentials, _ = load_credentials(make_key(endpoint.url))
-        async with kept(AccessTokens(credentials, **options)) as tokens:
+        async with kept(AccessTokens(credentials, None, **options)) as tokens:
             yield endpoint, tokens
 
 
@@ -616,9 +616,110 @@ async def test_the_proxy_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     endpoint = TokenEndpoint()
     async with tunnelling_proxy() as proxy, tcp_server(endpoint.handle, tls.server) as endpoint.port:
         monkeypatch.setenv("HTTPS_PROXY", proxy.url)
-        monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(tls.ca_file))
+        monkeypatch.setenv("SSL_CERT_FILE", str(tls.ca_file))
         credentials, _ = load_credentials(make_key(f"https://localhost:{endpoint.port}/token"))
         async with kept(AccessTokens(credentials)) as tokens:
             endpoint.will_give("t1")
             assert await tokens.get() == "t1"
         assert [head.split()[1] for head in proxy.heads] == [f"localhost:{endpoint.port}".encode()]
+
+
+# --- whom it trusts ------------------------------------------------------------------------------------
+
+
+async def test_the_trust_store_is_that_of_the_transports(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SSL_CERT_FILE or SSL_CERT_DIR alone decides, and not the list that requests brings, or its variables."""
+    ours, theirs = make_tls(tmp_path), make_tls(_directory(tmp_path / "theirs"))
+    by_hash = _directory(tmp_path / "by-hash")
+    endpoint = TokenEndpoint()
+    async with tcp_server(endpoint.handle, ours.server) as endpoint.port:
+        credentials, _ = load_credentials(make_key(f"https://localhost:{endpoint.port}/token"))
+
+        async def token() -> str:
+            async with kept(AccessTokens(credentials)) as tokens:
+                return await tokens.get()
+
+        monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(ours.ca_file))
+        monkeypatch.setenv("SSL_CERT_FILE", str(theirs.ca_file))
+        with pytest.raises(AuthFault, match="its certificate is not valid"):
+            await token()
+        monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(theirs.ca_file))
+        monkeypatch.setenv("SSL_CERT_FILE", str(ours.ca_file))
+        endpoint.will_give("t1")
+        assert await token() == "t1"
+        monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "none"))
+        monkeypatch.setenv("SSL_CERT_DIR", str(by_hash))
+        name = await asyncio.create_subprocess_exec(
+            "openssl", "x509", "-hash", "-noout", "-in", str(ours.ca_file), stdout=asyncio.subprocess.PIPE
+        )
+        out, _ = await name.communicate()
+        (by_hash / f"{out.decode().strip()}.0").write_bytes(ours.ca_file.read_bytes())
+        endpoint.will_give("t2")
+        assert await token() == "t2"
+
+
+def _directory(path: Path) -> Path:
+    path.mkdir()
+    return path
+
+
+# --- a key file that is replaced -----------------------------------------------------------------------
+
+
+@pytest.fixture
+def key_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(tmp_path / "key.json"))
+    return tmp_path / "key.json"
+
+
+def replace(path: Path, text: str) -> None:
+    (path.parent / "new").write_text(text)
+    (path.parent / "new").rename(path)
+
+
+async def test_a_key_file_is_read_again_when_it_has_changed(key_path: Path) -> None:
+    old, new = TokenEndpoint(), TokenEndpoint()
+    async with tcp_server(old.handle) as old_port, tcp_server(new.handle) as new_port:
+        replace(key_path, json.dumps(make_key(f"http://127.0.0.1:{old_port}/token")))
+        credentials, _ = load_credentials(None)
+        async with kept(AccessTokens(credentials, KeyFile.of_environment())) as tokens:
+            old.will(oauth_error("invalid_grant"))
+            with capture_logs() as logs, pytest.raises(AuthFault, match="OAUTH_INVALID_GRANT"):
+                await tokens.get()
+            assert logs[0]["remedy"] == "replace the key file: it is read again when it has changed"
+            replace(key_path, "half a ke")
+            old.will(oauth_error("invalid_grant"))  # the old key is used on
+            with capture_logs() as logs, pytest.raises(AuthFault):
+                await tokens.get()
+            assert logs[0]["event"] == "the new key file cannot be used"
+            replace(key_path, json.dumps(make_key(f"http://127.0.0.1:{new_port}/token")))
+            new.will_give("t1")
+            assert await tokens.get() == "t1"  # at once, although the backoff is not over
+            assert tokens.fault is None
+
+
+async def test_a_refusal_of_fcm_has_a_new_key_file_read(key_path: Path) -> None:
+    endpoint = TokenEndpoint()
+    async with tcp_server(endpoint.handle) as port:
+        replace(key_path, json.dumps(make_key(f"http://127.0.0.1:{port}/token")))
+        credentials, _ = load_credentials(None)
+        async with kept(AccessTokens(credentials, KeyFile.of_environment())) as tokens:
+            endpoint.will_give("t1")
+            assert await tokens.get() == "t1"
+            tokens.note_refusal()
+            assert await tokens.get() == "t1"  # the file is the same
+            replace(key_path, json.dumps(make_key(f"http://127.0.0.1:{port}/token", private_key_id="new")))
+            assert await tokens.get() == "t1"
+            tokens.note_refusal()
+            endpoint.will_give("t2")
+            assert await tokens.get() == "t2"
+
+
+async def test_a_key_in_the_environment_needs_a_restart() -> None:
+    async with endpoint_and_tokens() as (endpoint, tokens):
+        endpoint.will(oauth_error("invalid_grant"))
+        with capture_logs() as logs, pytest.raises(AuthFault):
+            await tokens.get()
+    assert "restart" in logs[0]["remedy"]

@@ -1,0 +1,88 @@
+"""A service whose credentials cannot be used says so although nothing is sent, and goes on when they are replaced."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import aiohttp
+import orjson
+import pytest
+
+from listener.emulator import Emulator
+from listener.service import credentials_for
+from tests.support.postgres import Database
+from tests.support.servers import closed_port
+from tests.support.service import PATIENCE, Rows, environment, get, program, serving, settings_for, until
+
+pytestmark = pytest.mark.newest_postgres
+
+NO_TOKEN = "no access token for FCM: {}; the log says more\n"
+
+
+async def shows(port: int, answer: tuple[int, str]) -> None:
+    """Returns once /readyz gives this answer."""
+    found: object = None
+    try:
+        async with asyncio.timeout(PATIENCE):
+            while (found := await get(port, "/readyz")) != answer:  # noqa: ASYNC110  # it tells nobody
+                await asyncio.sleep(0.05)
+    except (TimeoutError, aiohttp.ClientError):
+        pytest.fail(f"/readyz shows {found}")
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "kind"),
+    [
+        ("token_uri", "http://127.0.0.1:1/token", "the token endpoint cannot be reached"),
+        ("client_email", "other@x.iam.gserviceaccount.com", "the credentials are refused"),
+    ],
+)
+async def test_without_an_access_token_it_is_not_ready_although_nothing_is_sent(
+    database: Database, emulator: Emulator, field: str, value: str, kind: str
+) -> None:
+    key = {**emulator.service_account, field: value.format(endpoint=emulator.endpoint)}
+    async with serving(settings_for(database.dsn, emulator, fcm_service_account_json=key)) as service:
+        assert service.port is not None
+        await shows(service.port, (503, NO_TOKEN.format(kind)))
+
+
+async def test_a_token_endpoint_that_comes_back_is_found(database: Database, emulator: Emulator) -> None:
+    """Nothing is sent meanwhile, so no push asks for a token."""
+    async with serving(settings_for(database.dsn, emulator)) as service:
+        assert service.port is not None
+        assert service._tokens is not None
+        tokens = service._tokens
+        good = tokens._credentials
+        other = {**emulator.service_account, "token_uri": f"http://127.0.0.1:{closed_port()}/token"}
+        wrong = settings_for(database.dsn, emulator, fcm_service_account_json=other)
+        tokens._credentials, _ = credentials_for(wrong)
+        tokens.reject(await tokens.get())
+        await until(lambda: tokens.fault is not None)
+        tokens._credentials = good
+        await until(lambda: tokens.fault is None)
+        await shows(service.port, (200, "ok\n"))
+
+
+async def test_a_key_file_that_is_replaced_ends_the_pause(
+    database: Database, rows: Rows, emulator: Emulator, tmp_path: Path
+) -> None:
+    path = tmp_path / "key.json"
+    path.write_bytes(
+        orjson.dumps({**emulator.service_account, "client_email": "old@x.iam.gserviceaccount.com"})
+    )
+    env = environment(
+        database.dsn, emulator, fcm_service_account_json="", google_application_credentials=str(path)
+    )
+    async with program("run", env=env) as running:
+        port = await running.port()
+        await running.said("ready")
+        await shows(port, (503, NO_TOKEN.format("the credentials are refused")))
+        (tmp_path / "new").write_bytes(orjson.dumps(emulator.service_account))
+        (tmp_path / "new").rename(path)
+        await running.said("key file read again")
+        await shows(port, (200, "ok\n"))
+        push = await rows.add(device_token="phone", title="t")
+        assert (await rows.one_over(push))["status"] == "sent"
+        running.terminate()
+        assert await running.ended() == 0
