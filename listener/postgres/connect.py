@@ -6,6 +6,7 @@ import asyncio
 import math
 import os
 import random
+import secrets
 import time
 from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -51,13 +52,22 @@ _BETWEEN_PROBES_S = 0.01
 # Overrides a stricter default of the role or the database, under which concurrent claims would fail.
 _READ_COMMITTED = "set default_transaction_isolation to 'read committed'"
 
+_HOLD = "select pg_catalog.pg_advisory_lock(%(high)s::integer, %(low)s::integer)"
+_LET_GO = "select pg_catalog.pg_advisory_unlock(%(high)s::integer, %(low)s::integer)"
+_IS_HELD = """
+select exists (
+  select from pg_catalog.pg_locks
+    where locktype = 'advisory' and classid = %(high)s::oid and objid = %(low)s::oid and objsubid = 2 and granted
+      and database = (select oid from pg_catalog.pg_database where datname = pg_catalog.current_database()))
+"""
+
 _BACKEND = "select pg_catalog.pg_backend_pid()"
 
 
 class Address:
     """Where Postgres is, and what keeps it from letting this process in.
 
-    All connections to the address are made within ``login``. While the server refuses the login for a reason that does
+    While the server refuses the login for a reason that does
     not pass by itself, such as a wrong password, it is asked seldom: a platform may ban a machine that goes on trying.
 
     Args:
@@ -106,6 +116,16 @@ class Address:
     async def until_worth_a_try(self) -> None:
         """Returns when a login may be tried."""
         await asyncio.sleep(self._try_at - time.monotonic())
+
+    async def connect(self, application_name: str, *, prepares: bool = True) -> Connection:
+        """A connection in autocommit. Raises psycopg.OperationalError."""
+        with self.login():
+            return await AsyncConnection.connect(
+                self.dsn,
+                autocommit=True,
+                application_name=application_name,
+                prepare_threshold=5 if prepares else None,
+            )
 
     def _allow(self) -> None:
         self._refusal, self._try_at = "", -math.inf
@@ -260,13 +280,10 @@ async def is_transaction_pooler(address: Address) -> bool:
     backends: set[tuple[str, int]] = set()
     try:
         async with asyncio.timeout(_PROBE_PATIENCE_S), AsyncExitStack() as stack:
-            with address.login():
-                first, second = [
-                    await stack.enter_async_context(
-                        await AsyncConnection.connect(address.dsn, autocommit=True, prepare_threshold=None)
-                    )
-                    for _ in range(2)
-                ]
+            first, second = [
+                await stack.enter_async_context(await address.connect("push-listener", prepares=False))
+                for _ in range(2)
+            ]
             for _ in range(_PROBES):
                 backends.add(("first", await fetch_value(first, _BACKEND)))
                 async with (
@@ -280,6 +297,20 @@ async def is_transaction_pooler(address: Address) -> bool:
     except TimeoutError:
         raise ConnectionTimeout("connection timeout expired") from None
     return False
+
+
+async def sees(one: Connection, other: Connection) -> bool:
+    """Whether two connections lead to the same database of the same server. Raises psycopg.Error.
+
+    ``one`` must keep its session from statement to statement; ``other`` may go through a transaction pooler. A name, an
+    oid and a system identifier are the same in every copy; a lock is not.
+    """
+    key = {"high": secrets.randbelow(1 << 31), "low": secrets.randbelow(1 << 31)}
+    await one.execute(_HOLD, key)
+    try:
+        return bool(await fetch_value(other, _IS_HELD, key))
+    finally:
+        await one.execute(_LET_GO, key)
 
 
 def is_transaction_pooler_blocking(dsn: str) -> bool:

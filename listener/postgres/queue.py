@@ -99,6 +99,8 @@ class Sweep:
     """Whether another session holds the polling lock or waits for it, so that inserts do not notify."""
     registered: bool
     """Whether this worker's row is still in ``push_listener.workers``."""
+    guarded: bool
+    """Whether this worker's liveness lock is held."""
     strangers: Sequence[LockHolder]
     """The strangers that hold locks of push-listener."""
 

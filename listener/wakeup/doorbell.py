@@ -21,7 +21,7 @@ from uuid import UUID
 import psycopg
 import structlog
 import tenacity
-from psycopg import AsyncConnection, Notify, sql
+from psycopg import Notify, sql
 from psycopg.rows import class_row
 
 from listener.log import should_log
@@ -126,6 +126,8 @@ class Doorbell:
         self._fault: BaseException | None = (
             None  # of a statement; the state of the connection is unknown since
         )
+        self.connections = 0
+        """How often LISTEN and the liveness lock have come into force."""
         self.condition: Condition | None = None
         """What the last try to connect failed for, while there is no connection."""
         self._steady_from = math.inf
@@ -152,6 +154,11 @@ class Doorbell:
         nothing.
         """
         return self.connected and time.monotonic() >= self._steady_from
+
+    def replace(self) -> None:
+        """Gives up the connection, and connects again."""
+        self._fault = psycopg.OperationalError("the connection leads to another server")
+        self._stop_receiving()
 
     async def wait_connected(self) -> None:
         """Returns once LISTEN and the liveness lock are in force."""
@@ -200,6 +207,7 @@ class Doorbell:
         loop = asyncio.get_running_loop()
         self._healthy.set()
         self.condition = None
+        self.connections += 1
         if self._pool is not None:
             self._pool.grow()
         self._metrics.listening.set(1)
@@ -262,10 +270,7 @@ class Doorbell:
     )
     async def _connect(self) -> Connection:
         await self._address.until_worth_a_try()
-        with self._address.login():
-            conn = await AsyncConnection.connect(
-                self._address.dsn, autocommit=True, application_name="push-listener doorbell"
-            )
+        conn = await self._address.connect("push-listener doorbell")
         try:
             async with asyncio.timeout(_PROOF_TIMEOUT_S + _LOCK_PATIENCE_S):
                 for channel in (CHANNEL, self._own_channel):

@@ -18,13 +18,17 @@ from listener.postgres.connect import Address, ServicePool, is_transaction_poole
 from listener.postgres.errors import Condition, condition
 from listener.service import Service, credentials_for
 from tests.chaos.proxy import Link, tcp_link, to_unix
-from tests.support.postgres import Database, standby_of
+from tests.support.postgres import Database, Template, standby_of
 from tests.support.service import (
+    PATIENCE,
     Rows,
     connect,
     dispatcher_of,
+    environment,
     get,
+    program,
     rows_of,
+    run,
     serving,
     settings_for,
     until,
@@ -238,6 +242,68 @@ async def test_two_workers_that_sweep_never_share_an_id(
         await rows.query("truncate push_listener.workers restart identity")
         async with serving(settings) as second:
             assert dispatcher_of(first)._queue.worker_id != dispatcher_of(second)._queue.worker_id
+
+
+# --- two addresses ------------------------------------------------------------------------------------------------
+
+
+async def test_an_address_to_listen_at_that_names_another_database_is_refused(
+    database: Database, emulator: Emulator
+) -> None:
+    with database.server.database(Template.MIGRATED) as other:
+        env = environment(database.dsn, emulator, listen_database_url=other.dsn)
+        code, _, said = await run("run", env=env)
+    assert (code, "LISTEN_DATABASE_URL leads to another database than DATABASE_URL" in said) == (2, True)
+    assert "Traceback" not in said
+
+
+async def test_an_address_to_listen_at_that_leads_to_a_standby_is_named_and_waited_for(
+    database: Database, rows: Rows, emulator: Emulator
+) -> None:
+    with standby_of(database.server) as standby:
+        async with movable(database.dsn) as (link, dsn):
+            link.lead_to(to_unix(socket_of(standby.uri)))
+            env = environment(database.dsn, emulator, listen_database_url=dsn)
+            async with program("run", env=env) as running:
+                told = await running.said("database cannot be reached")
+                assert "another server than DATABASE_URL" in told["reason"]
+                assert told["setting"] == "LISTEN_DATABASE_URL"
+                status, text = await get(await running.port(), "/readyz")
+                assert (status, "the two addresses lead to two servers" in text) == (503, True)
+                link.lead_to(to_unix(socket_of(database.dsn)))
+                await running.said("ready")
+
+
+async def test_a_doorbell_that_listens_at_another_server_than_the_pool_is_connected_again(
+    database: Database, emulator: Emulator
+) -> None:
+    """The former primary runs on, and nobody notifies there of what is inserted into its successor."""
+    with capture_logs() as said:
+        async with (
+            movable(database.dsn) as (link, dsn),
+            movable(database.dsn) as (listen_link, listen_dsn),
+            serving(settings_for(dsn, emulator, listen_database_url=listen_dsn, sweep_interval=1)) as service,
+        ):
+            worker_id = dispatcher_of(service)._queue.worker_id
+            with standby_of(database.server) as successor:
+                with psycopg.connect(successor.uri, autocommit=True) as conn:
+                    conn.execute("select pg_promote()")
+                await until(lambda: service.obstacles() == [])
+                link.lead_to(to_unix(socket_of(successor.uri)))
+                link.reset()
+                await until(lambda: any("listens at another server" in each["event"] for each in said))
+                listen_link.lead_to(to_unix(socket_of(successor.uri)))  # without cutting a connection
+                place = str(socket_of(successor.uri).parent)
+                async with rows_of(make_conninfo(database.dsn, host=place)) as rows:
+                    async with asyncio.timeout(PATIENCE):
+                        while not await rows.query(  # noqa: ASYNC110  # locks have no event
+                            "select pid from push_listener.lock_holders where lock = 'liveness' and key = %(id)s",
+                            id=worker_id,
+                        ):
+                            await asyncio.sleep(0.1)
+                    push = await rows.add(device_token="t", title="t")
+                    assert (await rows.one_over(push))["status"] == "sent"
+            service.stop()
 
 
 # --- few connections -------------------------------------------------------------------------------------------
