@@ -13,6 +13,7 @@ import tenacity
 from listener.config import ConfigError, Settings
 from listener.postgres import errors, workers
 from listener.postgres.connect import Address, ServicePool, is_transaction_pooler, sees
+from listener.postgres.errors import Condition
 from listener.postgres.queue import Queue
 from listener.postgres.workers import QuotaState, Workers
 from listener.schema import migrate, served
@@ -46,11 +47,20 @@ def _reason(error: BaseException | None) -> str:
     return str(error) if isinstance(error, OtherServer) else errors.explain(error)
 
 
-# A database that fails over is read-only for a while, and answers with an InternalError.
+def _may_pass(state: tenacity.RetryCallState) -> bool:
+    """Whether the next try may succeed.
+
+    A database that fails over is read-only for a while, and answers with an InternalError. A privilege that is missing
+    at the start ends the process; one that a running process has lost may be granted again.
+    """
+    error = state.outcome.exception() if state.outcome else None
+    if isinstance(error, psycopg.errors.InsufficientPrivilege):
+        return bool(state.kwargs.get("again"))
+    return isinstance(error, psycopg.OperationalError | psycopg.InternalError | TimeoutError | OtherServer)
+
+
 _until_reached = tenacity.retry(
-    retry=tenacity.retry_if_exception_type(
-        (psycopg.OperationalError, psycopg.InternalError, TimeoutError, OtherServer)
-    ),
+    retry=_may_pass,
     wait=tenacity.wait_random_exponential(multiplier=0.25, max=5),
     before_sleep=lambda state: log.warning(
         "database cannot be reached",
@@ -112,7 +122,7 @@ class Registration:
         """What keeps this process from connecting, in fixed words."""
         found = {address.condition: None for address in (self.address, self.listen_address)}
         other = ["the two addresses lead to two servers"] if self._other_server else []
-        return [str(condition) for condition in found if condition is not None] + other
+        return [str(condition) for condition in found if condition not in (None, Condition.AWAY)] + other
 
     async def is_pooled(self) -> bool:
         """Whether DATABASE_URL is a pooler in transaction mode.

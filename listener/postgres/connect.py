@@ -49,8 +49,20 @@ _PROBE_PATIENCE_S = 15.0
 # Random, so that the probes do not keep step with other clients and meet the same free backend each time.
 _BETWEEN_PROBES_S = 0.01
 
-# Overrides a stricter default of the role or the database, under which concurrent claims would fail.
-_READ_COMMITTED = "set default_transaction_isolation to 'read committed'"
+# Overrides what the role, the database or the server prescribes for its sessions in general. A stricter isolation makes
+# concurrent claims fail, a timeout for idle sessions ends connections that are meant to wait, a statement timeout ends
+# claims that a slow trigger delays (callers have patience of their own), and DateStyle and IntervalStyle change what is
+# read. "discard all" comes first: a pooler in session mode without server_reset_query hands over a session with the
+# locks and the prepared statements of its former client.
+_DISCARD = "discard all"
+_SETTINGS = """
+select pg_catalog.set_config(name, value, false)
+  from (values ('default_transaction_isolation', 'read committed'), ('default_transaction_deferrable', 'off'),
+               ('idle_session_timeout', '0'), ('idle_in_transaction_session_timeout', '0'),
+               ('transaction_timeout', '0'), ('DateStyle', 'ISO, YMD'), ('IntervalStyle', 'postgres'))
+    as wanted(name, value)
+  where exists (select from pg_catalog.pg_settings s where s.name = wanted.name)
+"""
 
 _HOLD = "select pg_catalog.pg_advisory_lock(%(high)s::integer, %(low)s::integer)"
 _LET_GO = "select pg_catalog.pg_advisory_unlock(%(high)s::integer, %(low)s::integer)"

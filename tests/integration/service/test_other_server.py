@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
 import psycopg
@@ -18,7 +18,7 @@ from listener.postgres.connect import Address, ServicePool, is_transaction_poole
 from listener.postgres.errors import Condition, condition
 from listener.service import Service, credentials_for
 from tests.chaos.proxy import Link, tcp_link, to_unix
-from tests.support.postgres import Database, Template, standby_of
+from tests.support.postgres import FAST, Database, Server, Template, programs, standby_of
 from tests.support.service import (
     PATIENCE,
     Rows,
@@ -32,6 +32,7 @@ from tests.support.service import (
     serving,
     settings_for,
     until,
+    waker_of,
 )
 
 pytestmark = pytest.mark.newest_postgres
@@ -325,3 +326,83 @@ async def test_with_two_connections_everything_is_sent(database: Database, emula
                 await until(lambda: service.obstacles() == [])
         finally:
             await rows.query("drop role test_few")
+
+
+# --- a privilege that is revoked ---------------------------------------------------------------------------------
+
+
+async def test_a_doorbell_without_its_privilege_names_it_and_connects_when_it_is_granted(
+    database: Database, emulator: Emulator
+) -> None:
+    async with rows_of(database.superuser_dsn) as rows:
+        await rows.query("create role test_revoked login in role push_listener")
+        try:
+            with capture_logs() as said:
+                async with serving(settings_for(database.dsn_as("test_revoked"), emulator)) as service:
+                    await rows.query("revoke update on push_listener.workers from push_listener")
+                    await rows.query(
+                        "select pg_terminate_backend(pid, 10000) from pg_stat_activity "
+                        "where application_name = 'push-listener doorbell' and datname = current_database()"
+                    )
+                    await until(lambda: str(Condition.PRIVILEGE) in service.obstacles())
+                    push = await rows.add(device_token="t", title="t")
+                    await rows.query(
+                        "grant update (stopped_at, guarded, lost) on push_listener.workers to push_listener"
+                    )
+                    assert (await rows.one_over(push))["status"] == "sent"
+        finally:
+            await rows.query("drop role test_revoked")
+    told = next(each for each in said if each["event"] == "doorbell cannot connect")
+    assert told["reason"].startswith("permission denied for table workers")
+
+
+# --- a full NOTIFY queue -------------------------------------------------------------------------------------------
+
+
+async def test_with_a_full_notify_queue_inserts_succeed_and_are_sent_and_the_session_is_named(
+    emulator: Emulator,
+) -> None:
+    """Needs a setting of PostgreSQL 17: by default the queue has 8 GB."""
+    version, sessions = 18, AsyncExitStack()
+    bin_dir = programs(version)
+    assert bin_dir is not None
+    with Server(version, bin_dir, {**FAST, "max_notify_queue_pages": "64"}) as server:
+        async with sessions:
+            database = sessions.enter_context(server.database(Template.MIGRATED))
+            listener = await sessions.enter_async_context(await psycopg.AsyncConnection.connect(database.dsn))
+            pid = listener.info.backend_pid
+            await listener.execute("listen some_channel")
+            await listener.commit()
+            await listener.execute("select 1")  # and now it is in a transaction, and reads no notification
+            with capture_logs() as said:
+                async with (
+                    rows_of(database.dsn) as rows,
+                    serving(
+                        settings_for(database.dsn, emulator, listen_check_interval=1, queue_depth_interval=1)
+                    ) as service,
+                ):
+                    await rows.one_over(await rows.add(device_token="before", title="t"))
+                    await rows.query("alter table push_notifications disable trigger test_tell")
+                    with pytest.raises(psycopg.errors.ProgramLimitExceeded):
+                        await notify_without_end(rows)
+                    await until(lambda: waker_of(service).polling._is_polling)
+                    push = await rows.add(device_token="meanwhile", title="t")
+                    async with asyncio.timeout(PATIENCE):
+                        while (await rows.get(push))["status"] != "sent":  # noqa: ASYNC110  # nothing notifies
+                            await asyncio.sleep(0.05)
+                    usage = "push_notify_queue_usage"
+                    await until(lambda: (service.metrics.registry.get_sample_value(usage) or 0.0) > 0.9)
+                    assert service.obstacles() == []
+                    await listener.rollback()
+                    await until(lambda: not waker_of(service).polling._is_polling)
+                    await rows.query("alter table push_notifications enable trigger test_tell")
+                    assert (await rows.one_over(await rows.add(device_token="after", title="t")))[
+                        "status"
+                    ] == "sent"
+    full = next(each for each in said if "NOTIFY queue of the server is full" in each["event"])
+    assert full["pid"] == pid
+
+
+async def notify_without_end(rows: Rows) -> None:
+    while True:
+        await rows.query("select pg_notify('some_channel', repeat('x', 7000))")
