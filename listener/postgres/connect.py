@@ -49,21 +49,18 @@ _PROBE_PATIENCE_S = 15.0
 # Random, so that the probes do not keep step with other clients and meet the same free backend each time.
 _BETWEEN_PROBES_S = 0.01
 
-# Overrides what the role, the database or the server prescribes for its sessions in general. A stricter isolation makes
-# concurrent claims fail, a timeout for idle sessions ends connections that are meant to wait, a statement timeout ends
-# claims that a slow trigger delays (callers have patience of their own), and DateStyle and IntervalStyle change what is
-# read. "discard all" comes first: a pooler in session mode without server_reset_query hands over a session with the
-# locks and the prepared statements of its former client.
-_DISCARD = "discard all"
+# A pooler in session mode that resets nothing hands over a session with the locks and the prepared statements of its
+# former client, under names that psycopg uses again.
+_CLEAN = "deallocate all; unlisten *; select pg_catalog.pg_advisory_unlock_all()"
+# Overrides what the role, the database or the server prescribes: under a stricter isolation concurrent claims fail, and
+# these connections are meant to be idle.
 _SETTINGS = """
-select pg_catalog.set_config(name, value, false)
-  from (values ('default_transaction_isolation', 'read committed'), ('default_transaction_deferrable', 'off'),
-               ('idle_session_timeout', '0'), ('idle_in_transaction_session_timeout', '0'),
-               ('transaction_timeout', '0'), ('DateStyle', 'ISO, YMD'), ('IntervalStyle', 'postgres'))
-    as wanted(name, value)
-  where exists (select from pg_catalog.pg_settings s where s.name = wanted.name)
+select pg_catalog.set_config('default_transaction_isolation', 'read committed', false),
+       pg_catalog.set_config('idle_session_timeout', '0', false)
 """
 
+_LOOKS_FOR_LOCK = 20
+_BETWEEN_LOOKS_S = 0.1
 _HOLD = "select pg_catalog.pg_advisory_lock(%(high)s::integer, %(low)s::integer)"
 _LET_GO = "select pg_catalog.pg_advisory_unlock(%(high)s::integer, %(low)s::integer)"
 _IS_HELD = """
@@ -156,6 +153,15 @@ def with_defaults(dsn: str) -> str:
     return make_conninfo(_KEEPALIVE, **given)
 
 
+async def prepare_session(conn: Connection) -> None:
+    """Makes a new session what the service relies on. Raises psycopg.Error.
+
+    Not behind a transaction pooler, where a connection is no session.
+    """
+    await conn.execute(_CLEAN, prepare=False)
+    await conn.execute(_SETTINGS)
+
+
 class ServicePool(Pool):
     """The connections for all statements but LISTEN. Autocommit: every statement is a transaction of its own.
 
@@ -243,7 +249,7 @@ class ServicePool(Pool):
         self._living.add(conn)
         if self._prepares:
             async with asyncio.timeout(_CONFIGURE_PATIENCE_S):
-                await conn.execute(_READ_COMMITTED)
+                await prepare_session(conn)
 
     @property
     def _living_count(self) -> int:
@@ -329,6 +335,22 @@ def is_transaction_pooler_blocking(dsn: str) -> bool:
     """Does the same as ``is_transaction_pooler``, for callers that block; an event loop may run in their thread."""
     with ThreadPoolExecutor(max_workers=1) as thread:
         return thread.submit(asyncio.run, is_transaction_pooler(Address(dsn))).result()
+
+
+def keeps_locks(dsn: str) -> bool:
+    """Whether the lock of a session outlives its client, as in a session pooler that resets nothing. Blocks.
+
+    Raises psycopg.Error. The lock of the probe, which is nobody's, then remains.
+    """
+    key = {"high": secrets.randbelow(1 << 31), "low": secrets.randbelow(1 << 31)}
+    with psycopg.connect(with_defaults(dsn), autocommit=True) as watching:
+        with psycopg.connect(with_defaults(dsn), autocommit=True) as ending:
+            ending.execute(_HOLD, key)
+        for _ in range(_LOOKS_FOR_LOCK):
+            if watching.execute(_IS_HELD, key).fetchone() == (False,):
+                return False
+            time.sleep(_BETWEEN_LOOKS_S)
+    return True
 
 
 def _are_shared(backends: set[tuple[str, int]]) -> bool:

@@ -27,7 +27,7 @@ from psycopg.rows import class_row
 from listener.log import should_log
 from listener.metrics import Metrics
 from listener.postgres import errors
-from listener.postgres.connect import Address, Connection, ServicePool, fetch_value
+from listener.postgres.connect import Address, Connection, ServicePool, fetch_value, prepare_session
 from listener.postgres.errors import Condition, fault_name
 from listener.postgres.locks import CHANNEL, LIVENESS_CLASS
 from listener.wakeup.identity import IdentityLost
@@ -322,6 +322,7 @@ class Doorbell:
         conn = await self._address.connect("push-listener doorbell")
         try:
             async with asyncio.timeout(_PROOF_TIMEOUT_S + _LOCK_PATIENCE_S):
+                await prepare_session(conn)
                 for channel in (CHANNEL, self._own_channel):
                     await conn.execute(sql.SQL("listen {}").format(sql.Identifier(channel)))
                 await conn.execute(_KEEPALIVE)

@@ -3,17 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import tempfile
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from pathlib import Path
 
 import psycopg
 import pytest
-from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
-from listener.demo.embedded import _unprivileged
 from listener.emulator import Emulator
 from listener.postgres.connect import (
     Address,
@@ -23,68 +18,11 @@ from listener.postgres.connect import (
     is_transaction_pooler_blocking,
 )
 from listener.schema import migrate
+from tests.support.pgbouncer import pooler
 from tests.support.postgres import Database
-from tests.support.servers import closed_port
-from tests.support.service import PATIENCE, Rows, environment, get, program, run
-from tests.support.tools import tool
+from tests.support.service import Rows, environment, get, program, run
 
 pytestmark = pytest.mark.newest_postgres
-
-_SETTINGS = """
-[databases]
-* = host={host} port=5432
-
-[pgbouncer]
-listen_addr = 127.0.0.1
-listen_port = {port}
-unix_socket_dir =
-auth_type = trust
-auth_file = {users}
-pool_mode = {mode}
-default_pool_size = {size}
-max_client_conn = 200
-"""
-
-
-@asynccontextmanager
-async def pooler(database: Database, mode: str, size: int = 20) -> AsyncIterator[str]:
-    """A PgBouncer before the server; yields the address of the database through it. Its port tells nothing."""
-    pgbouncer = tool("pgbouncer")
-    port = closed_port()
-    run_as = _unprivileged()
-    with tempfile.TemporaryDirectory(prefix="push-listener-") as name:
-        directory = Path(name)
-        users, settings = directory / "users", directory / "pgbouncer.ini"
-        users.write_text('"postgres" ""\n')
-        host = conninfo_to_dict(database.dsn)["host"]
-        settings.write_text(_SETTINGS.format(host=host, port=port, users=users, mode=mode, size=size))
-        for path in (directory, users, settings):
-            if run_as:  # it refuses to run as root, as Postgres does
-                os.chown(path, run_as["user"], run_as["group"])
-        process = await asyncio.create_subprocess_exec(
-            pgbouncer,
-            settings,
-            stdout=asyncio.subprocess.DEVNULL,
-            stderr=asyncio.subprocess.DEVNULL,
-            **run_as,
-        )
-        dsn = make_conninfo(database.dsn, host="127.0.0.1", port=port)
-        try:
-            await served(dsn)
-            yield dsn
-        finally:
-            process.kill()
-            await process.wait()
-
-
-async def served(dsn: str) -> None:
-    async with asyncio.timeout(PATIENCE):
-        while True:
-            try:
-                async with await psycopg.AsyncConnection.connect(dsn, prepare_threshold=None):
-                    return
-            except psycopg.OperationalError:
-                await asyncio.sleep(0.05)
 
 
 @pytest.fixture
@@ -291,3 +229,33 @@ async def test_what_it_says_of_its_server_is_from_long_ago(database: Database) -
                 assert await fetch_value(conn, "show transaction_read_only") == "off"
     finally:
         await set_read_only("off")
+
+
+# --- one that resets nothing ----------------------------------------------------------------------------------------
+
+
+async def test_doctor_tells_of_a_pooler_that_keeps_the_locks_of_the_dead(
+    database: Database, emulator: Emulator
+) -> None:
+    async with pooler(database, "session", reset="") as dsn:
+        code, said, _ = await run("doctor", env=environment(dsn, emulator))
+    assert (code, "keeps the locks of clients that have gone" in said) == (1, True)
+    async with pooler(database, "session") as dsn:
+        _, said, _ = await run("doctor", env=environment(dsn, emulator))
+    assert "keeps the locks" not in said
+
+
+async def test_behind_a_pooler_that_resets_nothing_everything_works(
+    database: Database, rows: Rows, emulator: Emulator
+) -> None:
+    """A session comes with the prepared statements and the settings of its former client."""
+    async with pooler(database, "session", 3, reset="") as dsn:
+        for wave in range(2):
+            async with program("run", env=environment(dsn, emulator)) as running:
+                await running.said("ready")
+                for number in range(10):
+                    await rows.add_many(10, f"phone-{wave}-{number}")
+                    await rows.over()
+                await running.close()  # killed
+    found = await rows.all()
+    assert {(row["status"], row["delivery_attempts"]) for row in found.values()} == {("sent", 1)}

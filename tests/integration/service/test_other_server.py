@@ -18,6 +18,7 @@ from listener.postgres.connect import Address, ServicePool, is_transaction_poole
 from listener.postgres.errors import Condition, condition
 from listener.service import Service, credentials_for
 from tests.chaos.proxy import Link, tcp_link, to_unix
+from tests.support.pgbouncer import pooler
 from tests.support.postgres import FAST, Database, Server, Template, programs, standby_of
 from tests.support.service import (
     PATIENCE,
@@ -406,3 +407,51 @@ async def test_with_a_full_notify_queue_inserts_succeed_and_are_sent_and_the_ses
 async def notify_without_end(rows: Rows) -> None:
     while True:
         await rows.query("select pg_notify('some_channel', repeat('x', 7000))")
+
+
+# --- what the role prescribes for its sessions ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("pooled", [False, True])
+async def test_no_setting_of_the_role_keeps_a_push_from_being_sent(
+    database: Database, emulator: Emulator, pooled: bool
+) -> None:
+    settings = {
+        "idle_session_timeout": "1s",
+        "idle_in_transaction_session_timeout": "1s",
+        "statement_timeout": "5s",
+        "lock_timeout": "100ms",
+        "search_path": "pg_temp",
+        "default_transaction_isolation": "serializable",
+        "DateStyle": "SQL, DMY",
+        "IntervalStyle": "sql_standard",
+        "TimeZone": "Asia/Kolkata",
+        "bytea_output": "escape",
+        "extra_float_digits": "-15",
+    }
+    async with AsyncExitStack() as stack:
+        rows = await stack.enter_async_context(rows_of(database.superuser_dsn))
+        await rows.query("create role test_strict login in role push_listener")
+        try:
+            for name, value in settings.items():
+                await rows.connection.execute(
+                    sql.SQL("alter role test_strict set {} = {}").format(
+                        sql.Identifier(name), sql.Literal(value)
+                    )
+                )
+            dsn = make_conninfo(database.dsn, user="test_strict")
+            variables: dict[str, object] = {}
+            if pooled:
+                address = await stack.enter_async_context(pooler(database, "transaction", user="test_strict"))
+                variables, dsn = {"listen_database_url": dsn}, address
+            with capture_logs() as said:
+                async with serving(settings_for(dsn, emulator, **variables)) as service:
+                    for wave in range(3):
+                        await rows.add_many(20, f"phone-{wave}")
+                        found = await rows.over()
+                        await asyncio.sleep(1.5)  # longer than a session may be idle
+                    assert service.obstacles() == []
+        finally:
+            await rows.query("drop role test_strict")
+    assert {(row["status"], row["delivery_attempts"]) for row in found.values()} == {("sent", 1)}
+    assert "doorbell lost" not in [each["event"] for each in said]
