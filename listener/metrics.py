@@ -206,6 +206,12 @@ class Metrics:
             "Age of the oldest due row of push_notifications (every instance reports the same).",
             registry=registry,
         )
+        self.notify_queue = Gauge(
+            "push_notify_queue_usage",
+            "Part of the server's NOTIFY queue in use, from 0 to 1; when it is full, transactions that notify fail "
+            "(every instance reports the same).",
+            registry=registry,
+        )
         self.depth_age = Gauge(
             "push_queue_age_seconds", "Age of what the push_queue_* metrics show.", registry=registry
         )

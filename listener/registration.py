@@ -12,7 +12,8 @@ import tenacity
 
 from listener.config import ConfigError, Settings
 from listener.postgres import errors, workers
-from listener.postgres.connect import Address, ServicePool, is_transaction_pooler
+from listener.postgres.connect import Address, ServicePool, is_transaction_pooler, sees
+from listener.postgres.errors import Condition
 from listener.postgres.queue import Queue
 from listener.postgres.workers import QuotaState, Workers
 from listener.schema import migrate, served
@@ -27,13 +28,44 @@ _CANNOT_LISTEN = (
     "instead: slower, and without the lock that lets others take over a dead worker's rows at once"
 )
 
-# A database that fails over is read-only for a while, and answers with an InternalError.
+_ANOTHER_DATABASE = (
+    "LISTEN_DATABASE_URL leads to another database than DATABASE_URL: no notification of an insert would ever come. "
+    "Both must name the same database of the same server; only the way to it may differ"
+)
+
+
+class OtherServer(Exception):
+    """Both addresses lead to the same database, but on two servers: one is a standby, or a failover is going on."""
+
+    def __str__(self) -> str:
+        return (
+            "LISTEN_DATABASE_URL leads to another server than DATABASE_URL, with a copy of the same database: both "
+            "must lead to the primary server"
+        )
+
+
+def _reason(error: BaseException | None) -> str:
+    return str(error) if isinstance(error, OtherServer) else errors.explain(error)
+
+
+def _may_pass(state: tenacity.RetryCallState) -> bool:
+    """Whether the next try may succeed.
+
+    A database that fails over is read-only for a while, and answers with an InternalError. A privilege that is missing
+    at the start ends the process; one that a running process has lost may be granted again.
+    """
+    error = state.outcome.exception() if state.outcome else None
+    if isinstance(error, psycopg.errors.InsufficientPrivilege):
+        return bool(state.kwargs.get("again"))
+    return isinstance(error, psycopg.OperationalError | psycopg.InternalError | TimeoutError | OtherServer)
+
+
 _until_reached = tenacity.retry(
-    retry=tenacity.retry_if_exception_type((psycopg.OperationalError, psycopg.InternalError, TimeoutError)),
+    retry=_may_pass,
     wait=tenacity.wait_random_exponential(multiplier=0.25, max=5),
     before_sleep=lambda state: log.warning(
         "database cannot be reached",
-        reason=errors.explain(state.outcome.exception() if state.outcome else None),
+        reason=_reason(state.outcome.exception() if state.outcome else None),
         setting=state.kwargs.get("setting", "DATABASE_URL"),
         tries=state.attempt_number,
     ),
@@ -98,13 +130,15 @@ class Registration:
         is_same = settings.listen_dsn == settings.database_url.get_secret_value()
         self.listen_address = self.address if is_same else Address(settings.listen_dsn)
         """LISTEN_DATABASE_URL, or else DATABASE_URL."""
+        self._other_server = False
         self._migrations = migrate.load()
 
     @property
     def conditions(self) -> list[str]:
         """What keeps this process from connecting, in fixed words."""
         found = {address.condition: None for address in (self.address, self.listen_address)}
-        return [str(condition) for condition in found if condition is not None]
+        other = ["the two addresses lead to two servers"] if self._other_server else []
+        return [str(condition) for condition in found if condition not in (None, Condition.AWAY)] + other
 
     async def is_pooled(self) -> bool:
         """Whether DATABASE_URL is a pooler in transaction mode.
@@ -123,11 +157,35 @@ class Registration:
         return pooled
 
     @_until_reached
+    async def _compare(self, *, setting: str) -> None:
+        """Makes sure that both addresses lead to one database. Raises ConfigError if they do not.
+
+        Where they lead to two servers with a copy of one database, it waits: a failover comes to an end.
+        """
+        await self.address.until_worth_a_try()
+        await self.listen_address.until_worth_a_try()
+        async with (
+            await self.listen_address.connect("push-listener") as listening,
+            await self.address.connect("push-listener", prepares=False) as other,
+        ):
+            self._other_server = not await sees(listening, other)
+            if not self._other_server:
+                return
+            dsn = self._settings.database_url.get_secret_value()
+            one, _ = await served.identify(listening, dsn, "")
+            two, _ = await served.identify(other, dsn, "")
+        if (one.system, one.database) != (two.system, two.database):
+            raise ConfigError([_ANOTHER_DATABASE])
+        raise OtherServer
+
+    @_until_reached
     async def register(self, pool: ServicePool, *, again: bool) -> Registered:
         """Checks the database and registers a worker; ``again``: after the first one has lost its id.
 
         Raises NotMigrated; or ConfigError, when another role owns the schema, or pushes wait in a copy.
         """
+        if self._settings.wakeup == "listen" and self.listen_address is not self.address:
+            await self._compare(setting="LISTEN_DATABASE_URL")
         await self.address.until_worth_a_try()
         try:
             if await workers.schema_version(pool) < self._migrations[-1].version:

@@ -6,6 +6,7 @@ import asyncio
 import math
 import os
 import random
+import secrets
 import time
 from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -48,8 +49,26 @@ _PROBE_PATIENCE_S = 15.0
 # Random, so that the probes do not keep step with other clients and meet the same free backend each time.
 _BETWEEN_PROBES_S = 0.01
 
-# Overrides a stricter default of the role or the database, under which concurrent claims would fail.
-_READ_COMMITTED = "set default_transaction_isolation to 'read committed'"
+# A pooler in session mode that resets nothing hands over a session with the locks and the prepared statements of its
+# former client, under names that psycopg uses again.
+_CLEAN = "deallocate all; unlisten *; select pg_catalog.pg_advisory_unlock_all()"
+# Overrides what the role, the database or the server prescribes: under a stricter isolation concurrent claims fail, and
+# these connections are meant to be idle.
+_SETTINGS = """
+select pg_catalog.set_config('default_transaction_isolation', 'read committed', false),
+       pg_catalog.set_config('idle_session_timeout', '0', false)
+"""
+
+_LOOKS_FOR_LOCK = 20
+_BETWEEN_LOOKS_S = 0.1
+_HOLD = "select pg_catalog.pg_advisory_lock(%(high)s::integer, %(low)s::integer)"
+_LET_GO = "select pg_catalog.pg_advisory_unlock(%(high)s::integer, %(low)s::integer)"
+_IS_HELD = """
+select exists (
+  select from pg_catalog.pg_locks
+    where locktype = 'advisory' and classid = %(high)s::oid and objid = %(low)s::oid and objsubid = 2 and granted
+      and database = (select oid from pg_catalog.pg_database where datname = pg_catalog.current_database()))
+"""
 
 _BACKEND = "select pg_catalog.pg_backend_pid()"
 
@@ -57,7 +76,7 @@ _BACKEND = "select pg_catalog.pg_backend_pid()"
 class Address:
     """Where Postgres is, and what keeps it from letting this process in.
 
-    All connections to the address are made within ``login``. While the server refuses the login for a reason that does
+    While the server refuses the login for a reason that does
     not pass by itself, such as a wrong password, it is asked seldom: a platform may ban a machine that goes on trying.
 
     Args:
@@ -107,6 +126,16 @@ class Address:
         """Returns when a login may be tried."""
         await asyncio.sleep(self._try_at - time.monotonic())
 
+    async def connect(self, application_name: str, *, prepares: bool = True) -> Connection:
+        """A connection in autocommit. Raises psycopg.OperationalError."""
+        with self.login():
+            return await AsyncConnection.connect(
+                self.dsn,
+                autocommit=True,
+                application_name=application_name,
+                prepare_threshold=5 if prepares else None,
+            )
+
     def _allow(self) -> None:
         self._refusal, self._try_at = "", -math.inf
         self._backoff.succeeded()
@@ -122,6 +151,15 @@ def with_defaults(dsn: str) -> str:
     if "," in str(given.get("host") or given.get("hostaddr") or os.environ.get("PGHOST", "")):
         given = {"target_session_attrs": os.environ.get("PGTARGETSESSIONATTRS", "read-write"), **given}
     return make_conninfo(_KEEPALIVE, **given)
+
+
+async def prepare_session(conn: Connection) -> None:
+    """Makes a new session what the service relies on. Raises psycopg.Error.
+
+    Not behind a transaction pooler, where a connection is no session.
+    """
+    await conn.execute(_CLEAN, prepare=False)
+    await conn.execute(_SETTINGS)
 
 
 class ServicePool(Pool):
@@ -211,7 +249,7 @@ class ServicePool(Pool):
         self._living.add(conn)
         if self._prepares:
             async with asyncio.timeout(_CONFIGURE_PATIENCE_S):
-                await conn.execute(_READ_COMMITTED)
+                await prepare_session(conn)
 
     @property
     def _living_count(self) -> int:
@@ -260,13 +298,10 @@ async def is_transaction_pooler(address: Address) -> bool:
     backends: set[tuple[str, int]] = set()
     try:
         async with asyncio.timeout(_PROBE_PATIENCE_S), AsyncExitStack() as stack:
-            with address.login():
-                first, second = [
-                    await stack.enter_async_context(
-                        await AsyncConnection.connect(address.dsn, autocommit=True, prepare_threshold=None)
-                    )
-                    for _ in range(2)
-                ]
+            first, second = [
+                await stack.enter_async_context(await address.connect("push-listener", prepares=False))
+                for _ in range(2)
+            ]
             for _ in range(_PROBES):
                 backends.add(("first", await fetch_value(first, _BACKEND)))
                 async with (
@@ -282,10 +317,40 @@ async def is_transaction_pooler(address: Address) -> bool:
     return False
 
 
+async def sees(one: Connection, other: Connection) -> bool:
+    """Whether two connections lead to the same database of the same server. Raises psycopg.Error.
+
+    ``one`` must keep its session from statement to statement; ``other`` may go through a transaction pooler. A name, an
+    oid and a system identifier are the same in every copy; a lock is not.
+    """
+    key = {"high": secrets.randbelow(1 << 31), "low": secrets.randbelow(1 << 31)}
+    await one.execute(_HOLD, key)
+    try:
+        return bool(await fetch_value(other, _IS_HELD, key))
+    finally:
+        await one.execute(_LET_GO, key)
+
+
 def is_transaction_pooler_blocking(dsn: str) -> bool:
     """Does the same as ``is_transaction_pooler``, for callers that block; an event loop may run in their thread."""
     with ThreadPoolExecutor(max_workers=1) as thread:
         return thread.submit(asyncio.run, is_transaction_pooler(Address(dsn))).result()
+
+
+def keeps_locks(dsn: str) -> bool:
+    """Whether the lock of a session outlives its client, as in a session pooler that resets nothing. Blocks.
+
+    Raises psycopg.Error. The lock of the probe, which is nobody's, then remains.
+    """
+    key = {"high": secrets.randbelow(1 << 31), "low": secrets.randbelow(1 << 31)}
+    with psycopg.connect(with_defaults(dsn), autocommit=True) as watching:
+        with psycopg.connect(with_defaults(dsn), autocommit=True) as ending:
+            ending.execute(_HOLD, key)
+        for _ in range(_LOOKS_FOR_LOCK):
+            if watching.execute(_IS_HELD, key).fetchone() == (False,):
+                return False
+            time.sleep(_BETWEEN_LOOKS_S)
+    return True
 
 
 def _are_shared(backends: set[tuple[str, int]]) -> bool:

@@ -69,6 +69,9 @@ BY_INDEX: LiteralString = "set local enable_seqscan = off"
 """Makes the next statement of the transaction read the index of waiting rows. The statistics of the table may be from a
 time when most rows waited, and then Postgres would read the whole table."""
 
+# It also drops from the queue what every session has read, for which the server itself waits until somebody notifies.
+_NOTIFY_QUEUE = "select pg_catalog.pg_notification_queue_usage()"
+
 _NO_LIMIT = 1 << 20
 
 # For how long to look for rows that cannot be claimed before the others are claimed, and for how many.
@@ -113,9 +116,11 @@ class Depth:
     """Rows that could be claimed now."""
     oldest_due: float
     """Seconds for which the row that has waited longest has been due; 0 when none is due."""
+    notify_queue: float = 0.0
+    """The part of the server's NOTIFY queue that is in use, from 0 to 1."""
 
     @classmethod
-    def of(cls, rows: Iterable[StatusDepth]) -> Depth:
+    def of(cls, rows: Iterable[StatusDepth], notify_queue: float = 0.0) -> Depth:
         """The sum of all statuses."""
         counts = {"pending": 0, "processing": 0, "failed": 0}
         due, oldest_due = 0, 0.0
@@ -123,7 +128,7 @@ class Depth:
             counts[row.status] = row.pushes
             due += row.due
             oldest_due = max(oldest_due, row.oldest_due or 0.0)
-        return cls(counts, due, oldest_due)
+        return cls(counts, due, oldest_due, notify_queue)
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,6 +143,8 @@ class Sweep:
     """Whether this worker's row is still in ``push_listener.workers``."""
     has_foreign_triggers: bool
     """Whether the application has triggers that may change a row after this service has written it."""
+    guarded: bool
+    """Whether this worker's liveness lock is held."""
     strangers: Sequence[LockHolder]
     """The strangers that hold locks of push-listener."""
 
@@ -416,9 +423,12 @@ class Queue:
         """Counts what waits. Reads the index of waiting rows and those rows, never the history."""
         async with self._pool.connection() as conn:
             cursor = conn.cursor(row_factory=class_row(StatusDepth))
-            await cursor.execute(f"{BY_INDEX}; {DEPTH}".encode(), prepare=False)
+            await cursor.execute(f"{BY_INDEX}; {DEPTH}; {_NOTIFY_QUEUE}".encode(), prepare=False)
             cursor.nextset()
-            return Depth.of(await cursor.fetchall())
+            rows = await cursor.fetchall()
+            cursor.nextset()
+            cursor.row_factory = scalar_row
+            return Depth.of(rows, float(str(await cursor.fetchone())))
 
 
 async def _settle(conn: Connection, values: Mapping[str, object]) -> tuple[list[int], list[int]]:

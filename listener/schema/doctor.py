@@ -13,7 +13,7 @@ from psycopg.rows import scalar_row
 
 from listener.config import DatabaseSettings
 from listener.postgres import errors, locks
-from listener.postgres.connect import is_transaction_pooler_blocking
+from listener.postgres.connect import Address, is_transaction_pooler_blocking, keeps_locks, sees
 from listener.schema import exposure, migrate, served
 from listener.schema.migrate import Standing, structure
 
@@ -119,6 +119,14 @@ def _reach(settings: DatabaseSettings) -> Generator[Finding, None, bool]:
             f"{name} leads to PostgreSQL {version}",
             None if supported else "push-listener is tested on PostgreSQL 15 to 18",
         )
+    if good and len(addresses) > 1 and not _same_database(*addresses.values()):
+        yield Finding(
+            group,
+            Level.WRONG,
+            "LISTEN_DATABASE_URL leads to another database or server than DATABASE_URL",
+            "both must lead to the same database of the primary server",
+        )
+        return False
     if good:
         if is_transaction_pooler_blocking(settings.listen_dsn):
             good = settings.wakeup == "sweep"
@@ -131,7 +139,27 @@ def _reach(settings: DatabaseSettings) -> Generator[Finding, None, bool]:
             )
             return False
         yield Finding(group, Level.GOOD, "LISTEN and locks over several statements can work")
+        if keeps_locks(settings.listen_dsn):
+            yield Finding(
+                group,
+                Level.WRONG,
+                "the pooler keeps the locks of clients that have gone: the rows of a worker that dies wait until their "
+                "lease ends, because its peers take it for alive",
+                "in PgBouncer set server_reset_query to DISCARD ALL, which is its default, or listen at the server "
+                "itself (LISTEN_DATABASE_URL)",
+            )
     return good
+
+
+def _same_database(dsn: str, listen_dsn: str) -> bool:
+    async def look() -> bool:
+        async with (
+            await Address(listen_dsn).connect("push-listener") as one,
+            await Address(dsn).connect("push-listener", prepares=False) as other,
+        ):
+            return await sees(one, other)
+
+    return asyncio.run(look())
 
 
 def _migrations(dsn: str) -> Generator[Finding, None, bool]:

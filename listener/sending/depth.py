@@ -45,6 +45,7 @@ class DepthWatch:
                     self._metrics.database_errors.labels("depth").inc()
                 else:
                     self._metrics.show_depth(depth.counts, depth.due, depth.oldest_due, unwritable)
+                    self._metrics.notify_queue.set(depth.notify_queue)
                     seen, read_at = looks, now
                     busy = depth.due > 0 or depth.counts["processing"] > 0
             await asyncio.sleep(self._interval)

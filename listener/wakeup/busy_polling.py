@@ -23,6 +23,9 @@ Any login may take the lock and notify nobody. Therefore each sweep (see sending
 taken, and the worker rechecks if it is. If the lock was taken and released between two sweeps, the second sweep finds
 the rows for which nobody notified.
 
+While the NOTIFY queue of the server is full, every transaction that notifies fails. So a worker takes the lock without
+a notification, and polls: the inserts succeed again. Its peers try the same, or find the lock taken when they sweep.
+
 tests/model holds a model of it, in which every step is needed.
 """
 
@@ -52,6 +55,7 @@ T = TypeVar("T")
 _POLL_DELAY_S = 0.001
 _POLL_DELAY_PER_ROW_S = 0.0001
 _LONGEST_POLL_DELAY_S = 0.003
+_POLL_DELAY_WHILE_FULL_S = 0.1
 
 _WATCH_S = 0.25
 _WATCH_CLOSELY_S = 0.03
@@ -83,6 +87,7 @@ select coalesce(pg_catalog.bool_or(got), false),
     pg_catalog.count(case when got then pg_catalog.pg_notify(%s, %s) end)
   from asked
 """
+_START_SILENTLY = "select pg_catalog.pg_try_advisory_lock(%s, %s)"
 _STOP = "select pg_catalog.pg_advisory_unlock(%s, %s)"
 _STOP_AND_NOTIFY = "select pg_catalog.pg_advisory_unlock(%s, %s), pg_catalog.pg_notify(%s, '')"
 
@@ -151,6 +156,8 @@ class BusyPolling:
         self._looked_at, self._found = time.monotonic(), found
         if not self._is_polling:
             return None
+        if self._doorbell.queue_is_full and not found:
+            return _POLL_DELAY_WHILE_FULL_S
         if self._policy.looked(self._looked_at, found):
             self._stop_polling.set()
         return min(_POLL_DELAY_S + found * _POLL_DELAY_PER_ROW_S, _LONGEST_POLL_DELAY_S)
@@ -186,17 +193,12 @@ class BusyPolling:
 
     async def _poll(self) -> None:
         """Takes the lock, if this worker wants it and can have it, and holds it while many rows come."""
-        want = self._policy.want(time.monotonic())
+        want = Want.POLL if self._doorbell.queue_is_full else self._policy.want(time.monotonic())
         if want is Want.SLEEP or self._stopping:
             return
         self._policy.tried(time.monotonic())
         self._stop_polling.clear()
-        crowd = 0 if want is Want.POLL else _CROWD
-        # If the lock is taken and the answer is lost, the lock ends with the connection; the next one rechecks.
-        taken, _ = await self._doorbell.fetchone(
-            _START, *POLLING_LOCK, crowd, crowd, CHANNEL, str(self._workers.worker_id)
-        )
-        if not taken:
+        if not await self._take_lock(0 if want is Want.POLL else _CROWD):
             return
         self._rechecks_requested += 1
         self._policy.started(time.monotonic())
@@ -206,7 +208,7 @@ class BusyPolling:
         self._look.notify()
         try:
             await self._hold()
-            if self._stopping:
+            if self._stopping and not self._doorbell.queue_is_full:
                 await self._doorbell.fetchone(_STOP_AND_NOTIFY, *POLLING_LOCK, CHANNEL)
             else:
                 await self._doorbell.fetchone(_STOP, *POLLING_LOCK)
@@ -215,12 +217,25 @@ class BusyPolling:
             self._metrics.busy_polling.set(0)
             self._policy.stopped(time.monotonic())
 
+    async def _take_lock(self, crowd: int) -> bool:
+        # If the lock is taken and the answer is lost, the lock ends with the connection; the next one rechecks.
+        if self._doorbell.queue_is_full:
+            taken, *_ = await self._doorbell.fetchone(_START_SILENTLY, *POLLING_LOCK)
+        else:
+            taken, *_ = await self._doorbell.fetchone(
+                _START, *POLLING_LOCK, crowd, crowd, CHANNEL, str(self._workers.worker_id)
+            )
+        return bool(taken)
+
     async def _hold(self) -> None:
         """Returns when the lock is to be released.
 
         A worker that cannot claim, for example while FCM hangs, does not see what comes. It releases the lock after a
         while, so that the other workers are notified.
         """
+        while self._doorbell.queue_is_full and self._doorbell.connected and not self._stopping:
+            self._stop_polling.clear()
+            await is_set_within(self._stop_polling, _UNOBSERVED_AFTER_S)
         unobserved_until = time.monotonic() + self._policy.longest_unobserved
         while not await is_set_within(self._stop_polling, _UNOBSERVED_AFTER_S):
             if not self._observes_queue and time.monotonic() >= unobserved_until:

@@ -21,13 +21,13 @@ from uuid import UUID
 import psycopg
 import structlog
 import tenacity
-from psycopg import AsyncConnection, Notify, sql
+from psycopg import Notify, sql
 from psycopg.rows import class_row
 
 from listener.log import should_log
 from listener.metrics import Metrics
 from listener.postgres import errors
-from listener.postgres.connect import Address, Connection, ServicePool, fetch_value
+from listener.postgres.connect import Address, Connection, ServicePool, fetch_value, prepare_session
 from listener.postgres.errors import Condition, fault_name
 from listener.postgres.locks import CHANNEL, LIVENESS_CLASS
 from listener.wakeup.identity import IdentityLost
@@ -40,8 +40,10 @@ _LOCK_PATIENCE_S = 5.0
 # By then every worker whose connection was cut at the same time is connected again.
 _STEADY_AFTER_S = 5.0
 
-# A database that fails over is read-only for a while, and answers with an InternalError.
-_AWAY = (psycopg.OperationalError, psycopg.InternalError, TimeoutError)
+# Any: a database that fails over is read-only for a while, and a privilege that was revoked may be granted again.
+_AWAY = (psycopg.Error, TimeoutError)
+
+_BETWEEN_PROOFS_WHILE_FULL_S = 1.0
 
 # The server holds the lock until it notices that this host is gone, which takes it two hours by default.
 _KEEPALIVE = """
@@ -70,6 +72,17 @@ select incarnation = %(incarnation)s::uuid from push_listener.workers where id =
 _GUARDED = """
 update push_listener.workers set guarded = true, lost = false, stopped_at = null
   where id = %(worker)s and incarnation = %(incarnation)s::uuid
+"""
+_SHORTEN = "select pg_catalog.pg_notification_queue_usage()"
+# Which sessions listen, and how far they have read, is visible to nobody. Without pg_read_all_stats the transactions of
+# other roles are not visible either.
+_OLDEST_TRANSACTION = """
+select pid, usename::text, datname::text, state,
+       pg_catalog.round(extract(epoch from pg_catalog.clock_timestamp() - xact_start))::float8
+  from pg_catalog.pg_stat_activity
+  where backend_type = 'client backend' and pid <> pg_catalog.pg_backend_pid() and xact_start is not null
+  order by xact_start
+  limit 1
 """
 _SERVER_AGE = """
 select extract(epoch from pg_catalog.clock_timestamp() - pg_catalog.pg_postmaster_start_time())::float8
@@ -126,6 +139,11 @@ class Doorbell:
         self._fault: BaseException | None = (
             None  # of a statement; the state of the connection is unknown since
         )
+        self.queue_is_full = False
+        """Whether the server takes no notification, so that inserts that notify fail."""
+        self._times_full = 0
+        self.connections = 0
+        """How often LISTEN and the liveness lock have come into force."""
         self.condition: Condition | None = None
         """What the last try to connect failed for, while there is no connection."""
         self._steady_from = math.inf
@@ -152,6 +170,11 @@ class Doorbell:
         nothing.
         """
         return self.connected and time.monotonic() >= self._steady_from
+
+    def replace(self) -> None:
+        """Gives up the connection, and connects again."""
+        self._fault = psycopg.OperationalError("the connection leads to another server")
+        self._stop_receiving()
 
     async def wait_connected(self) -> None:
         """Returns once LISTEN and the liveness lock are in force."""
@@ -200,6 +223,7 @@ class Doorbell:
         loop = asyncio.get_running_loop()
         self._healthy.set()
         self.condition = None
+        self.connections += 1
         if self._pool is not None:
             self._pool.grow()
         self._metrics.listening.set(1)
@@ -208,7 +232,8 @@ class Doorbell:
         self._tell(Topic.RECHECK)
         self._tell(Topic.NOTIFIED)
         while True:
-            proof_due = loop.time() + self._heartbeat * self._rng.uniform(0.9, 1.1)
+            silence = _BETWEEN_PROOFS_WHILE_FULL_S if self.queue_is_full else self._heartbeat
+            proof_due = loop.time() + silence * self._rng.uniform(0.9, 1.1)
             while loop.time() < proof_due:
                 await self._receive(conn, proof_due - loop.time())
                 self._raise_fault()
@@ -247,13 +272,45 @@ class Doorbell:
             self._tell(Topic.NOTIFIED)
 
     async def _prove(self, conn: Connection) -> None:
-        """A round trip through LISTEN. Raises TimeoutError when the connection says nothing any more."""
+        """A round trip through LISTEN. Raises TimeoutError when the connection says nothing any more.
+
+        While the NOTIFY queue of the server is full nothing can be proven, and nothing needs to be: no insert notifies.
+        """
+        try:
+            try:
+                await self._notify_itself(conn)
+            except psycopg.errors.ProgramLimitExceeded:
+                # Only a sender shortens the queue, and nobody can send. This function shortens it, too.
+                await conn.execute(_SHORTEN)
+                await self._notify_itself(conn)
+        except psycopg.errors.ProgramLimitExceeded:
+            await self._note_full(conn)
+        else:
+            if self.queue_is_full:
+                log.info("the NOTIFY queue of the server has room again")
+            self.queue_is_full, self._times_full = False, 0
+
+    async def _notify_itself(self, conn: Connection) -> None:
         self._proven = False
         async with asyncio.timeout(_PROOF_TIMEOUT_S):
             await conn.execute("select pg_catalog.pg_notify(%s, '')", (self._own_channel,))
             while not self._proven:
                 async for notify in conn.notifies(timeout=_PROOF_TIMEOUT_S, stop_after=1):
                     self._received(notify)
+
+    async def _note_full(self, conn: Connection) -> None:
+        self.queue_is_full = True
+        self._times_full += 1
+        if should_log(self._times_full):
+            row = await (await conn.execute(_OLDEST_TRANSACTION)).fetchone()
+            facts = zip(("pid", "role", "database", "state", "transaction_s"), row or (), strict=False)
+            log.warning(
+                "the NOTIFY queue of the server is full: a session that listens does not end its transaction",
+                remedy="end the oldest transaction: select pg_terminate_backend(pid)",
+                **dict(facts),
+            )
+        self._tell(Topic.RECHECK)
+        self._tell(Topic.NOTIFIED)
 
     @tenacity.retry(
         retry=tenacity.retry_if_exception_type(_AWAY),
@@ -262,12 +319,10 @@ class Doorbell:
     )
     async def _connect(self) -> Connection:
         await self._address.until_worth_a_try()
-        with self._address.login():
-            conn = await AsyncConnection.connect(
-                self._address.dsn, autocommit=True, application_name="push-listener doorbell"
-            )
+        conn = await self._address.connect("push-listener doorbell")
         try:
             async with asyncio.timeout(_PROOF_TIMEOUT_S + _LOCK_PATIENCE_S):
+                await prepare_session(conn)
                 for channel in (CHANNEL, self._own_channel):
                     await conn.execute(sql.SQL("listen {}").format(sql.Identifier(channel)))
                 await conn.execute(_KEEPALIVE)

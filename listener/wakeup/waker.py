@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 from typing import Protocol
 
+import structlog
+
 from listener.metrics import Metrics
 from listener.postgres.connect import Address, ServicePool
 from listener.postgres.errors import Condition
@@ -15,6 +17,8 @@ from listener.wakeup.doorbell import Doorbell, Topic
 from listener.wakeup.identity import ROW_IS_GONE, IdentityLost
 from listener.wakeup.look_signal import LookSignal
 from listener.wakeup.peers import ExpectsLosses, PeerWatch
+
+log = structlog.get_logger(__name__)
 
 _TELL_PEERS_S = 1.0
 
@@ -112,6 +116,7 @@ class ListeningWaker:
         self.doorbell.subscribe(Topic.NOTIFIED, self.peers.note_activity)
         self.doorbell.subscribe(Topic.RECHECK, self.polling.request_recheck)
         self._row_lost = asyncio.Event()
+        self._unseen = 0  # the connection of the doorbell that the last sweep did not see
 
     def may_claim(self) -> bool:
         """See :class:`Waker`."""
@@ -136,6 +141,18 @@ class ListeningWaker:
             self.polling.request_recheck()
         if not sweep.registered:
             self._row_lost.set()
+        elif not sweep.guarded and self.doorbell.connected:
+            self._not_seen()
+
+    def _not_seen(self) -> None:
+        """The doorbell holds the liveness lock, and the pool does not see it: they lead to two servers.
+
+        A lock that was taken just after a sweep is seen by the next one.
+        """
+        if self._unseen == self.doorbell.connections:
+            log.warning("the doorbell listens at another server than that of DATABASE_URL: connecting again")
+            self.doorbell.replace()
+        self._unseen = self.doorbell.connections
 
     def stop(self) -> None:
         """See :class:`Waker`."""

@@ -20,7 +20,14 @@ async def test_a_timer_that_fires_a_moment_early_leads_to_a_sweep_and_to_no_othe
 
     async def sweep(_: object) -> Sweep:
         asked.append("sweep")
-        return Sweep(None, polling_locked=False, registered=True, has_foreign_triggers=False, strangers=[])
+        return Sweep(
+            None,
+            polling_locked=False,
+            registered=True,
+            guarded=True,
+            has_foreign_triggers=False,
+            strangers=[],
+        )
 
     async def earliest(_: object) -> None:
         asked.append("earliest")

@@ -15,6 +15,8 @@ select
   ) as polling_locked,
   exists (select from push_listener.workers where id = %(worker)s and incarnation = %(incarnation)s::uuid)
     as registered,
+  exists (select from holders l where l.lock = 'liveness' and l.key = %(worker)s and l.granted and l.is_ours)
+    as guarded,
   -- Triggers of the application that run after an update may change the row again.
   exists (
     select from pg_catalog.pg_trigger t

@@ -18,7 +18,7 @@ from listener.postgres.connect import (
     is_transaction_pooler_blocking,
 )
 from listener.schema import migrate
-from tests.support.pooler import pooler
+from tests.support.pgbouncer import pooler
 from tests.support.postgres import Database
 from tests.support.service import Rows, environment, get, program, run
 
@@ -229,3 +229,33 @@ async def test_what_it_says_of_its_server_is_from_long_ago(database: Database) -
                 assert await fetch_value(conn, "show transaction_read_only") == "off"
     finally:
         await set_read_only("off")
+
+
+# --- one that resets nothing ----------------------------------------------------------------------------------------
+
+
+async def test_doctor_tells_of_a_pooler_that_keeps_the_locks_of_the_dead(
+    database: Database, emulator: Emulator
+) -> None:
+    async with pooler(database, "session", reset="") as dsn:
+        code, said, _ = await run("doctor", env=environment(dsn, emulator))
+    assert (code, "keeps the locks of clients that have gone" in said) == (1, True)
+    async with pooler(database, "session") as dsn:
+        _, said, _ = await run("doctor", env=environment(dsn, emulator))
+    assert "keeps the locks" not in said
+
+
+async def test_behind_a_pooler_that_resets_nothing_everything_works(
+    database: Database, rows: Rows, emulator: Emulator
+) -> None:
+    """A session comes with the prepared statements and the settings of its former client."""
+    async with pooler(database, "session", 3, reset="") as dsn:
+        for wave in range(2):
+            async with program("run", env=environment(dsn, emulator)) as running:
+                await running.said("ready")
+                for number in range(10):
+                    await rows.add_many(10, f"phone-{wave}-{number}")
+                    await rows.over()
+                await running.close()  # killed
+    found = await rows.all()
+    assert {(row["status"], row["delivery_attempts"]) for row in found.values()} == {("sent", 1)}

@@ -21,7 +21,7 @@ from listener.demo.embedded import EmbeddedPostgres, _unprivileged
 from listener.emulator import Emulator
 from listener.schema import served
 from listener.schema.served import Admission, IsCopy
-from tests.support.pooler import pooler
+from tests.support.pgbouncer import pooler
 from tests.support.postgres import FAST, SUPERUSER, Database, Server, Template, programs
 from tests.support.service import environment, program, run, serving, settings_for
 

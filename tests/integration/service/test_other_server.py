@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
 import psycopg
@@ -18,16 +18,22 @@ from listener.postgres.connect import Address, ServicePool, is_transaction_poole
 from listener.postgres.errors import Condition, condition
 from listener.service import Service, credentials_for
 from tests.chaos.proxy import Link, tcp_link, to_unix
-from tests.support.postgres import Database, standby_of
+from tests.support.pgbouncer import pooler
+from tests.support.postgres import FAST, Database, Server, Template, programs, standby_of
 from tests.support.service import (
+    PATIENCE,
     Rows,
     connect,
     dispatcher_of,
+    environment,
     get,
+    program,
     rows_of,
+    run,
     serving,
     settings_for,
     until,
+    waker_of,
 )
 
 pytestmark = pytest.mark.newest_postgres
@@ -240,6 +246,68 @@ async def test_two_workers_that_sweep_never_share_an_id(
             assert dispatcher_of(first)._queue.worker_id != dispatcher_of(second)._queue.worker_id
 
 
+# --- two addresses ------------------------------------------------------------------------------------------------
+
+
+async def test_an_address_to_listen_at_that_names_another_database_is_refused(
+    database: Database, emulator: Emulator
+) -> None:
+    with database.server.database(Template.MIGRATED) as other:
+        env = environment(database.dsn, emulator, listen_database_url=other.dsn)
+        code, _, said = await run("run", env=env)
+    assert (code, "LISTEN_DATABASE_URL leads to another database than DATABASE_URL" in said) == (2, True)
+    assert "Traceback" not in said
+
+
+async def test_an_address_to_listen_at_that_leads_to_a_standby_is_named_and_waited_for(
+    database: Database, rows: Rows, emulator: Emulator
+) -> None:
+    with standby_of(database.server) as standby:
+        async with movable(database.dsn) as (link, dsn):
+            link.lead_to(to_unix(socket_of(standby.uri)))
+            env = environment(database.dsn, emulator, listen_database_url=dsn)
+            async with program("run", env=env) as running:
+                told = await running.said("database cannot be reached")
+                assert "another server than DATABASE_URL" in told["reason"]
+                assert told["setting"] == "LISTEN_DATABASE_URL"
+                status, text = await get(await running.port(), "/readyz")
+                assert (status, "the two addresses lead to two servers" in text) == (503, True)
+                link.lead_to(to_unix(socket_of(database.dsn)))
+                await running.said("ready")
+
+
+async def test_a_doorbell_that_listens_at_another_server_than_the_pool_is_connected_again(
+    database: Database, emulator: Emulator
+) -> None:
+    """The former primary runs on, and nobody notifies there of what is inserted into its successor."""
+    with capture_logs() as said:
+        async with (
+            movable(database.dsn) as (link, dsn),
+            movable(database.dsn) as (listen_link, listen_dsn),
+            serving(settings_for(dsn, emulator, listen_database_url=listen_dsn, sweep_interval=1)) as service,
+        ):
+            worker_id = dispatcher_of(service)._queue.worker_id
+            with standby_of(database.server) as successor:
+                with psycopg.connect(successor.uri, autocommit=True) as conn:
+                    conn.execute("select pg_promote()")
+                await until(lambda: service.obstacles() == [])
+                link.lead_to(to_unix(socket_of(successor.uri)))
+                link.reset()
+                await until(lambda: any("listens at another server" in each["event"] for each in said))
+                listen_link.lead_to(to_unix(socket_of(successor.uri)))  # without cutting a connection
+                place = str(socket_of(successor.uri).parent)
+                async with rows_of(make_conninfo(database.dsn, host=place)) as rows:
+                    async with asyncio.timeout(PATIENCE):
+                        while not await rows.query(  # noqa: ASYNC110  # locks have no event
+                            "select pid from push_listener.lock_holders where lock = 'liveness' and key = %(id)s",
+                            id=worker_id,
+                        ):
+                            await asyncio.sleep(0.1)
+                    push = await rows.add(device_token="t", title="t")
+                    assert (await rows.one_over(push))["status"] == "sent"
+            service.stop()
+
+
 # --- few connections -------------------------------------------------------------------------------------------
 
 
@@ -259,3 +327,131 @@ async def test_with_two_connections_everything_is_sent(database: Database, emula
                 await until(lambda: service.obstacles() == [])
         finally:
             await rows.query("drop role test_few")
+
+
+# --- a privilege that is revoked ---------------------------------------------------------------------------------
+
+
+async def test_a_doorbell_without_its_privilege_names_it_and_connects_when_it_is_granted(
+    database: Database, emulator: Emulator
+) -> None:
+    async with rows_of(database.superuser_dsn) as rows:
+        await rows.query("create role test_revoked login in role push_listener")
+        try:
+            with capture_logs() as said:
+                async with serving(settings_for(database.dsn_as("test_revoked"), emulator)) as service:
+                    await rows.query("revoke update on push_listener.workers from push_listener")
+                    await rows.query(
+                        "select pg_terminate_backend(pid, 10000) from pg_stat_activity "
+                        "where application_name = 'push-listener doorbell' and datname = current_database()"
+                    )
+                    await until(lambda: str(Condition.PRIVILEGE) in service.obstacles())
+                    push = await rows.add(device_token="t", title="t")
+                    await rows.query(
+                        "grant update (stopped_at, guarded, lost) on push_listener.workers to push_listener"
+                    )
+                    assert (await rows.one_over(push))["status"] == "sent"
+        finally:
+            await rows.query("drop role test_revoked")
+    told = next(each for each in said if each["event"] == "doorbell cannot connect")
+    assert told["reason"].startswith("permission denied for table workers")
+
+
+# --- a full NOTIFY queue -------------------------------------------------------------------------------------------
+
+
+async def test_with_a_full_notify_queue_inserts_succeed_and_are_sent_and_the_session_is_named(
+    emulator: Emulator,
+) -> None:
+    """Needs a setting of PostgreSQL 17: by default the queue has 8 GB."""
+    version, sessions = 18, AsyncExitStack()
+    bin_dir = programs(version)
+    assert bin_dir is not None
+    with Server(version, bin_dir, {**FAST, "max_notify_queue_pages": "64"}) as server:
+        async with sessions:
+            database = sessions.enter_context(server.database(Template.MIGRATED))
+            listener = await sessions.enter_async_context(await psycopg.AsyncConnection.connect(database.dsn))
+            pid = listener.info.backend_pid
+            await listener.execute("listen some_channel")
+            await listener.commit()
+            await listener.execute("select 1")  # and now it is in a transaction, and reads no notification
+            with capture_logs() as said:
+                async with (
+                    rows_of(database.dsn) as rows,
+                    serving(
+                        settings_for(database.dsn, emulator, listen_check_interval=1, queue_depth_interval=1)
+                    ) as service,
+                ):
+                    await rows.one_over(await rows.add(device_token="before", title="t"))
+                    await rows.query("alter table push_notifications disable trigger test_tell")
+                    with pytest.raises(psycopg.errors.ProgramLimitExceeded):
+                        await notify_without_end(rows)
+                    await until(lambda: waker_of(service).polling._is_polling)
+                    push = await rows.add(device_token="meanwhile", title="t")
+                    async with asyncio.timeout(PATIENCE):
+                        while (await rows.get(push))["status"] != "sent":  # noqa: ASYNC110  # nothing notifies
+                            await asyncio.sleep(0.05)
+                    usage = "push_notify_queue_usage"
+                    await until(lambda: (service.metrics.registry.get_sample_value(usage) or 0.0) > 0.9)
+                    assert service.obstacles() == []
+                    await listener.rollback()
+                    await until(lambda: not waker_of(service).polling._is_polling)
+                    await rows.query("alter table push_notifications enable trigger test_tell")
+                    assert (await rows.one_over(await rows.add(device_token="after", title="t")))[
+                        "status"
+                    ] == "sent"
+    full = next(each for each in said if "NOTIFY queue of the server is full" in each["event"])
+    assert full["pid"] == pid
+
+
+async def notify_without_end(rows: Rows) -> None:
+    while True:
+        await rows.query("select pg_notify('some_channel', repeat('x', 7000))")
+
+
+# --- what the role prescribes for its sessions ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("pooled", [False, True])
+async def test_no_setting_of_the_role_keeps_a_push_from_being_sent(
+    database: Database, emulator: Emulator, pooled: bool
+) -> None:
+    settings = {
+        "idle_session_timeout": "1s",
+        "idle_in_transaction_session_timeout": "1s",
+        "statement_timeout": "5s",
+        "lock_timeout": "100ms",
+        "search_path": "pg_temp",
+        "default_transaction_isolation": "serializable",
+        "DateStyle": "SQL, DMY",
+        "IntervalStyle": "sql_standard",
+        "TimeZone": "Asia/Kolkata",
+        "bytea_output": "escape",
+        "extra_float_digits": "-15",
+    }
+    async with AsyncExitStack() as stack:
+        rows = await stack.enter_async_context(rows_of(database.superuser_dsn))
+        await rows.query("create role test_strict login in role push_listener")
+        try:
+            for name, value in settings.items():
+                await rows.connection.execute(
+                    sql.SQL("alter role test_strict set {} = {}").format(
+                        sql.Identifier(name), sql.Literal(value)
+                    )
+                )
+            dsn = make_conninfo(database.dsn, user="test_strict")
+            variables: dict[str, object] = {}
+            if pooled:
+                address = await stack.enter_async_context(pooler(database, "transaction", user="test_strict"))
+                variables, dsn = {"listen_database_url": dsn}, address
+            with capture_logs() as said:
+                async with serving(settings_for(dsn, emulator, **variables)) as service:
+                    for wave in range(3):
+                        await rows.add_many(20, f"phone-{wave}")
+                        found = await rows.over()
+                        await asyncio.sleep(1.5)  # longer than a session may be idle
+                    assert service.obstacles() == []
+        finally:
+            await rows.query("drop role test_strict")
+    assert {(row["status"], row["delivery_attempts"]) for row in found.values()} == {("sent", 1)}
+    assert "doorbell lost" not in [each["event"] for each in said]

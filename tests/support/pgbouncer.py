@@ -30,12 +30,15 @@ auth_type = trust
 auth_file = {users}
 pool_mode = {mode}
 default_pool_size = {size}
+server_reset_query = {reset}
 max_client_conn = 200
 """
 
 
 @asynccontextmanager
-async def pooler(database: Database, mode: str, size: int = 20) -> AsyncIterator[str]:
+async def pooler(
+    database: Database, mode: str, size: int = 20, reset: str = "DISCARD ALL", user: str = "postgres"
+) -> AsyncIterator[str]:
     """A PgBouncer before the server; yields the address of the database through it. Its port tells nothing."""
     pgbouncer = tool("pgbouncer")
     port = closed_port()
@@ -43,9 +46,11 @@ async def pooler(database: Database, mode: str, size: int = 20) -> AsyncIterator
     with tempfile.TemporaryDirectory(prefix="push-listener-") as name:
         directory = Path(name)
         users, settings = directory / "users", directory / "pgbouncer.ini"
-        users.write_text('"postgres" ""\n')
+        users.write_text(f'"{user}" ""\n')
         host = conninfo_to_dict(database.dsn)["host"]
-        settings.write_text(_SETTINGS.format(host=host, port=port, users=users, mode=mode, size=size))
+        settings.write_text(
+            _SETTINGS.format(host=host, port=port, users=users, mode=mode, size=size, reset=reset)
+        )
         for path in (directory, users, settings):
             if run_as:  # it refuses to run as root, as Postgres does
                 os.chown(path, run_as["user"], run_as["group"])
@@ -56,7 +61,7 @@ async def pooler(database: Database, mode: str, size: int = 20) -> AsyncIterator
             stderr=asyncio.subprocess.DEVNULL,
             **run_as,
         )
-        dsn = make_conninfo(database.dsn, host="127.0.0.1", port=port)
+        dsn = make_conninfo(database.dsn, host="127.0.0.1", port=port, user=user)
         try:
             await _served(dsn)
             yield dsn
@@ -72,4 +77,4 @@ async def _served(dsn: str) -> None:
                 async with await psycopg.AsyncConnection.connect(dsn, prepare_threshold=None):
                     return
             except psycopg.OperationalError:
-                await asyncio.sleep(0.05)  # nothing tells when it listens
+                await asyncio.sleep(0.05)
