@@ -18,8 +18,9 @@ import pytest
 from tests.support import tools
 from tests.support.postgres import VERSIONS, Database, Server, Template, programs
 
-# One profile for all: on a busy machine an example may take any time.
+# No deadline: on a busy machine an example may take any time. `make check` asks for "quick".
 hypothesis.settings.register_profile("push-listener", deadline=None)
+hypothesis.settings.register_profile("quick", deadline=None, max_examples=20)
 hypothesis.settings.load_profile("push-listener")
 
 _CHOSEN = pytest.StashKey[list[int]]()
