@@ -131,6 +131,6 @@ def blank_database(postgres: Server) -> Iterator[Database]:
 
 @pytest.fixture
 def bare_database(postgres: Server) -> Iterator[Database]:
-    """Empty. The server's roles are there or not, as other tests have it."""
+    """Empty. Roles belong to the server, so those that other tests have made may exist."""
     with postgres.database(Template.BARE) as database:
         yield database

@@ -36,7 +36,7 @@ max_client_conn = 200
 
 @asynccontextmanager
 async def pooler(database: Database, mode: str, size: int = 20) -> AsyncIterator[str]:
-    """A PgBouncer before the server; yields the address of the database through it. Its port tells nothing."""
+    """A PgBouncer before the server; yields the address of the database through it, which does not show the pooler."""
     pgbouncer = tool("pgbouncer")
     port = closed_port()
     run_as = _unprivileged()
@@ -72,4 +72,4 @@ async def _served(dsn: str) -> None:
                 async with await psycopg.AsyncConnection.connect(dsn, prepare_threshold=None):
                     return
             except psycopg.OperationalError:
-                await asyncio.sleep(0.05)  # nothing tells when it listens
+                await asyncio.sleep(0.05)  # PgBouncer does not report that it listens
