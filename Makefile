@@ -16,7 +16,7 @@ demo: .venv/installed ## a whole system on this machine, with a private Postgres
 	@.venv/bin/push-listener demo $(ARGS)
 
 check: .venv/installed lint ## before each commit: lint, types, unit tests, and the queue and the web server on one Postgres
-	.venv/bin/python -m pytest -q -n 2 tests/unit tests/integration/postgres/test_queue.py tests/integration/web $(ARGS)
+	.venv/bin/python -m pytest -q -n 2 --hypothesis-profile quick tests/unit tests/integration/postgres/test_queue.py tests/integration/web $(ARGS)
 
 coverage: .venv/installed ## which lines and branches of listener/ the tests run, on the newest Postgres (ARGS=... for pytest)
 	.venv/bin/python -m pytest -n 2 --cov=listener --cov-branch --cov-report=term:skip-covered $(ARGS)
@@ -24,7 +24,7 @@ coverage: .venv/installed ## which lines and branches of listener/ the tests run
 test: .venv/installed ## every test, on PostgreSQL 15 to 18 (POSTGRES=16: on this one; ARGS=... for pytest); installs what they need
 	@scripts/test-tools
 	@$(MAKE) --no-print-directory lint
-	.venv/bin/python -m pytest --postgres $(POSTGRES) -n 2 --dist worksteal $(ARGS)
+	.venv/bin/python -m pytest --postgres $(POSTGRES) -n 3 --dist worksteal $(ARGS)
 
 lint: .venv/installed ## ruff, mypy, and the import contracts
 	.venv/bin/python -m ruff check .

@@ -18,8 +18,9 @@ import pytest
 from tests.support import tools
 from tests.support.postgres import VERSIONS, Database, Server, Template, programs
 
-# One profile for all: on a busy machine an example may take any time.
+# No deadline: on a busy machine an example may take any time. `make check` asks for "quick".
 hypothesis.settings.register_profile("push-listener", deadline=None)
+hypothesis.settings.register_profile("quick", deadline=None, max_examples=20)
 hypothesis.settings.load_profile("push-listener")
 
 _CHOSEN = pytest.StashKey[list[int]]()
@@ -130,6 +131,6 @@ def blank_database(postgres: Server) -> Iterator[Database]:
 
 @pytest.fixture
 def bare_database(postgres: Server) -> Iterator[Database]:
-    """Empty. The server's roles are there or not, as other tests have it."""
+    """Empty. Roles belong to the server, so those that other tests have made may exist."""
     with postgres.database(Template.BARE) as database:
         yield database

@@ -9,6 +9,6 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.fixture
 def seed(request: pytest.FixtureRequest) -> int:
-    """From ``pytest tests/chaos --seed N``; 1 where other tests are run as well."""
+    """From ``pytest tests/chaos --seed N``. The option exists only in runs of tests/chaos alone; others use 1."""
     given: int = request.config.getoption("seed", default=1)
     return given

@@ -106,7 +106,7 @@ class Server(EmbeddedPostgres):
 
     @contextmanager
     def database(self, template: Template) -> Iterator[Database]:
-        """A fresh copy of ``template``, dropped at the end with whoever is still connected."""
+        """A fresh copy of ``template``. At the end it is dropped, and connections to it are closed."""
         self.start()  # an earlier test may have left it stopped
         if template not in self._templates:
             self._make(template)

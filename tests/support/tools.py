@@ -1,4 +1,4 @@
-"""Programs that some tests need and a machine may lack: never left out in silence."""
+"""Programs that some tests need and a machine may lack. The end of the run names each one that is missing."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import NoReturn
 import pytest
 
 missing: set[str] = set()
-"""What the tests asked for in vain; said at the end of the run."""
+"""The programs that tests asked for and this machine lacks."""
 
 
 def tool(name: str) -> str:
@@ -20,7 +20,7 @@ def tool(name: str) -> str:
 
 
 def lacking(name: str) -> NoReturn:
-    """The test cannot go on without this: it is skipped, and where CI=true, it fails."""
+    """Skips the test that needs the program; where CI=true, fails it."""
     missing.add(name)
     reason = f"{name} is not on this machine (`make test` installs what it can)"
     if os.environ.get("CI") == "true":

@@ -25,8 +25,6 @@ from tests.support.pgtap import prove
 from tests.support.postgres import Database, Template
 from tests.support.tools import tool
 
-pytestmark = pytest.mark.every_postgres
-
 PROJECT = Path(__file__).resolve().parents[3]
 SHAPES = Path(__file__).parents[2] / "support" / "shapes"
 
@@ -61,6 +59,7 @@ def steps(*ups: str) -> list[Migration]:
 # --- the runner ------------------------------------------------------------------------------------------
 
 
+@pytest.mark.every_postgres
 def test_it_is_applied_once(blank_database: Database) -> None:
     reported: list[int] = []
     done = migrate.apply(blank_database.dsn, report=lambda m: reported.append(m.version))
@@ -78,6 +77,7 @@ def test_there_and_back_leaves_nothing(blank_database: Database) -> None:
     assert everything(blank_database) == empty
 
 
+@pytest.mark.every_postgres
 def test_each_step_back_and_forth_leads_to_the_same(blank_database: Database) -> None:
     states = [everything(blank_database)]
     for migration in migrate.load():
@@ -141,6 +141,7 @@ def test_two_at_once_do_it_once(blank_database: Database) -> None:
     assert sorted(len(each) for each in done) == [0, len(migrate.load())]
 
 
+@pytest.mark.every_postgres
 def test_what_an_interrupted_index_left_behind_is_replaced(blank_database: Database) -> None:
     dsn = blank_database.dsn
     migrate.apply(dsn, migrate.load()[:11])
@@ -398,6 +399,7 @@ def plain_owner(bare_database: Database) -> Iterator[Database]:
         connection.execute(sql.SQL("drop owned by {0}; drop role {0}").format(role))
 
 
+@pytest.mark.every_postgres
 def test_a_plain_owner_can_do_it(plain_owner: Database) -> None:
     empty = everything(plain_owner)
     migrate.apply(plain_owner.dsn)
@@ -412,6 +414,7 @@ def test_a_plain_owner_can_do_it(plain_owner: Database) -> None:
     assert everything(plain_owner) == empty
 
 
+@pytest.mark.every_postgres
 def test_a_plain_owner_can_adopt(plain_owner: Database) -> None:
     with psycopg.connect(plain_owner.dsn, autocommit=True) as connection:
         connection.execute(
