@@ -452,4 +452,4 @@ async def pool_of(dsn: str) -> AsyncIterator[Pool]:
 
 def workers_of(queue: Queue) -> Workers:
     """What the same worker asks about the others."""
-    return Workers(queue._pool, worker_id=queue.worker_id, lease=queue._lease)
+    return Workers(queue._pool, worker_id=queue.worker_id, lease=queue._lease, incarnation=queue._incarnation)
