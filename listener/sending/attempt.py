@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 
 import structlog
 
+from listener.clock import elapsed
 from listener.config import Settings
 from listener.fcm.message import Prepared, prepare, targets
 from listener.fcm.outcome import Disposition, Outcome
@@ -109,7 +110,7 @@ class Attempts:
         """Sends one row to all of its targets.
 
         When cancelled, it returns at once with the answers so far: those devices do not get the push again, and the row
-        goes back into the queue for the others. ``claimed_at``: monotonic seconds, taken before the claim.
+        goes back into the queue for the others. ``claimed_at``: by ``clock.elapsed``, before the claim.
         """
         if push.lost_claims >= _MOST_LOST_CLAIMS:
             return self._refused(push, claimed_at, _quarantine(push))
@@ -195,7 +196,7 @@ class Attempts:
             if self._health.reason is not None and not is_probe:
                 return  # while everything is paused, a push with many devices is one request
             started = time.monotonic()
-            held = started - claimed_at
+            held = elapsed() - claimed_at
             one.held_back = self._health.platform_wait(one.target.platform, started)
             left = _life_left(push, claimed_at)
             if held > self._latest_start or one.held_back or (left is not None and left <= 0):
@@ -228,7 +229,7 @@ class Attempts:
         if self._health.is_away(now):
             self._ask_fcm()
             if self._question is not None:
-                await asyncio.wait({self._question}, timeout=max(0.0, until - now))
+                await asyncio.wait({self._question}, timeout=max(0.0, until - elapsed()))
 
     def _ask_fcm(self) -> None:
         """Sends FCM a message to validate only, unless such a question is under way or recent."""
@@ -323,7 +324,7 @@ def untouched(push: Push) -> Settlement:
 
 def _life_left(push: Push, claimed_at: float) -> float | None:
     """Seconds until the push expires, counted from what the database said at the claim."""
-    return None if push.expires_in is None else push.expires_in - (time.monotonic() - claimed_at)
+    return None if push.expires_in is None else push.expires_in - (elapsed() - claimed_at)
 
 
 def _log_line(push: Push, one: _Try, outcome: Outcome) -> LogLine:
