@@ -194,7 +194,9 @@ class Service:
             found.insert(0, "stopping")
         if self.pause is not None:
             found.append(f"sending is paused: {self.pause}")
-        if self._tokens is not None and self._tokens.fault is not None:
+        elif (
+            self._tokens is not None and self._tokens.fault is not None
+        ):  # nothing was sent that could show it
             found.append(f"no access token for FCM: {_kind_of(self._tokens.fault)}; the log says more")
         return found
 

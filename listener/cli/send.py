@@ -10,7 +10,7 @@ import orjson
 import psycopg
 
 from listener import client, config
-from listener.cli.shared import print_json
+from listener.cli.shared import note, print_json
 
 
 @click.command()
@@ -81,6 +81,8 @@ def command(
             send_at=None if delay is None else client.database_time(conn, ahead=delay),
             expires_at=None if expires_in is None else client.database_time(conn, ahead=expires_in),
         )
+        if wait is not None:
+            note(f"added {push_id}")  # so that it can be found, or cancelled, after Ctrl-C
         outcome = client.wait_for(conn, push_id, wait or 0.0)
     if as_json:
         print_json(outcome)

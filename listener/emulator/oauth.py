@@ -21,6 +21,10 @@ from cryptography.hazmat.primitives.asymmetric import padding, rsa
 from listener.emulator import answers
 from listener.emulator.answers import Answer
 
+ACCOUNT = "firebase-adminsdk-emulator"
+"""The name of the service account, by which the emulator recognizes its own keys. Google's have five characters at the
+end of theirs."""
+
 GRANT_TYPE = "urn:ietf:params:oauth:grant-type:jwt-bearer"
 SCOPES = frozenset(
     {
@@ -67,7 +71,7 @@ class ServiceAccount:
         self._project_id = project_id
         self._key_id = secrets.token_hex(20)
         self._client_id = "1" + "".join(secrets.choice("0123456789") for _ in range(20))
-        self.email = f"firebase-adminsdk-emulator@{project_id}.iam.gserviceaccount.com"
+        self.email = f"{ACCOUNT}@{project_id}.iam.gserviceaccount.com"
 
     def key(self, origin: str) -> dict[str, str]:
         """The key file, as the Firebase console gives it, with ``origin`` as the token server."""

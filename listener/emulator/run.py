@@ -11,6 +11,7 @@ from pathlib import Path
 import orjson
 
 from listener.emulator.faults import Fault
+from listener.emulator.oauth import ACCOUNT
 from listener.emulator.server import Emulator
 
 DEFAULT_PORT = 9199
@@ -30,10 +31,15 @@ async def run(
 ) -> None:
     """Runs the emulator until cancelled.
 
-    ``credentials`` names a file to write the service account's key to, readable by its owner only.
-    ``say`` gets the lines that tell how to use the emulator. Raises ValueError for a bad rule or latency, OSError if
-    the port cannot be bound or the file cannot be written.
+    ``credentials`` names a file to write the service account's key to, readable by its owner only. A file that is there
+    is overwritten only if an emulator has written it, because the others may be real keys.
+    ``say`` gets the lines that tell how to use the emulator. Raises ValueError for a bad rule or latency or for such a
+    file, OSError if the port cannot be bound or the file cannot be written.
     """
+    if credentials is not None and not _may_write(credentials):
+        raise ValueError(
+            f"{credentials} exists and is not the key of an emulator: name another file, or remove it"
+        )
     emulator = Emulator(
         project_id,
         host,
@@ -65,6 +71,19 @@ def _how_to_use(emulator: Emulator, credentials: Path | None) -> str:
         f"{key}\n"
         f"See what it received: {emulator.endpoint}/emulator/messages"
     )
+
+
+def _may_write(path: Path) -> bool:
+    """Whether nothing is lost if a key is written to this path."""
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        return True
+    try:
+        key = orjson.loads(content)
+    except orjson.JSONDecodeError:
+        return not content.strip()
+    return isinstance(key, dict) and str(key.get("client_email", "")).startswith(f"{ACCOUNT}@")
 
 
 def _write_private(path: Path, content: bytes) -> None:

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 
 import structlog
 
+from listener.clock import elapsed
 from listener.config import Settings
 from listener.fcm.fault import TooLate
 from listener.fcm.message import Prepared, prepare, targets
@@ -88,9 +89,9 @@ class _Attempt:
     refused: Counter[str | None] = field(default_factory=Counter)
     """Requests that the credentials for their platform were refused for, by platform."""
 
-    def is_over(self, now: float) -> bool:
+    def is_over(self) -> bool:
         """Whether the push has expired."""
-        return _is_over(self.push, self.claimed_at, now)
+        return _is_over(self.push, self.claimed_at)
 
     def note(self, one: _Request, outcome: Outcome) -> None:
         """FCM has answered one of its requests."""
@@ -156,7 +157,7 @@ class Attempts:
         """Sends one row to all of its targets.
 
         When cancelled, it returns at once with the answers so far: those devices do not get the push again, and the row
-        goes back into the queue for the others. ``claimed_at``: monotonic seconds, taken before the claim.
+        goes back into the queue for the others. ``claimed_at``: by ``clock.elapsed``, before the claim.
         """
         if push.lost_claims >= _MOST_LOST_CLAIMS:
             return self._refused(push, claimed_at, _quarantine(push))
@@ -258,7 +259,7 @@ class Attempts:
                 return  # while everything is paused, a push with many devices is one request
             began = time.monotonic()
             try:
-                self._check_time(attempt, began)
+                self._check_time(attempt)
                 one.held_back = self._health.platform_wait(one.target.platform, began)
                 if one.held_back:
                     return
@@ -269,7 +270,7 @@ class Attempts:
                 outcome = await self._sender.send(outgoing)
             except TooLate:
                 if one.started is not None:  # after FCM has refused an access token
-                    one.outcome = _EXPIRED if attempt.is_over(time.monotonic()) else _NOT_TRIED
+                    one.outcome = _EXPIRED if attempt.is_over() else _NOT_TRIED
                 return
             except Exception as error:
                 # The answers to the other devices must not be lost for it; and it says nothing about FCM.
@@ -287,17 +288,17 @@ class Attempts:
 
     def _body(self, attempt: _Attempt, one: _Request) -> bytes:
         """The body of a request that is written now."""
-        now, push = time.monotonic(), attempt.push
-        self._check_time(attempt, now)
-        body = attempt.prepared.encode(one.target, _life_left(push, attempt.claimed_at, now))
+        push = attempt.push
+        self._check_time(attempt)
+        body = attempt.prepared.encode(one.target, _life_left(push, attempt.claimed_at))
         if one.is_first and one.started is None:
-            self._metrics.insert_to_send.observe(max(0.0, push.waited + now - attempt.claimed_at))
-        one.started = now
+            self._metrics.insert_to_send.observe(max(0.0, push.waited + elapsed() - attempt.claimed_at))
+        one.started = time.monotonic()
         return body
 
-    def _check_time(self, attempt: _Attempt, now: float) -> None:
+    def _check_time(self, attempt: _Attempt) -> None:
         """Raises TooLate if the push has expired, or if a request that is written now might outlive the lease."""
-        if now - attempt.claimed_at > self._latest_start or attempt.is_over(now):
+        if elapsed() - attempt.claimed_at > self._latest_start or attempt.is_over():
             raise TooLate
 
     async def _check_presence(self, until: float) -> None:
@@ -310,7 +311,7 @@ class Attempts:
         if self._health.is_away(now):
             self._ask_fcm()
             if self._question is not None:
-                await asyncio.wait({self._question}, timeout=max(0.0, until - now))
+                await asyncio.wait({self._question}, timeout=max(0.0, until - elapsed()))
 
     def _ask_fcm(self) -> None:
         """Sends FCM a message to validate only, unless such a question is under way or recent."""
@@ -404,15 +405,13 @@ def untouched(push: Push) -> Settlement:
     return Settlement(push.id, push.attempt, Decision(Status.PENDING, delay=0.0))
 
 
-def _life_left(push: Push, claimed_at: float, now: float | None = None) -> float | None:
+def _life_left(push: Push, claimed_at: float) -> float | None:
     """Seconds until the push expires, counted from what the database said at the claim."""
-    if push.expires_in is None:
-        return None
-    return push.expires_in - ((time.monotonic() if now is None else now) - claimed_at)
+    return None if push.expires_in is None else push.expires_in - (elapsed() - claimed_at)
 
 
-def _is_over(push: Push, claimed_at: float, now: float | None = None) -> bool:
-    left = _life_left(push, claimed_at, now)
+def _is_over(push: Push, claimed_at: float) -> bool:
+    left = _life_left(push, claimed_at)
     return left is not None and left <= 0
 
 

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import psycopg
 import structlog
 
+from listener.clock import elapsed
 from listener.limits.admission import Admission, Claim, Load, Wait
 from listener.limits.shared_quota import SharedQuota
 from listener.postgres.connect import STATEMENT_PATIENCE_S
@@ -138,7 +139,7 @@ class Dispatcher:
     async def _claim(self, claim: Claim) -> Sequence[Push]:
         self.looks += 1
         self._waker.note_look()
-        began = time.monotonic()
+        began, claimed_at = time.monotonic(), elapsed()
         async with asyncio.timeout(STATEMENT_PATIENCE_S):
             if self._reach.is_recovering:
                 await self._release()
@@ -147,9 +148,9 @@ class Dispatcher:
         self._admission.claimed(claim.budget, len(pushes), began)
         self._quota.claimed(pushes, began)
         self._expiry.met(pushes)
-        self._held.add(pushes, began)
+        self._held.add(pushes, claimed_at)
         for push in pushes:
-            self._start(push, began)
+            self._start(push, claimed_at)
         if pushes:
             self._sleeper.found()
         return pushes

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import time
 from collections.abc import Iterable, Sequence
 from uuid import UUID
 
+from listener.clock import elapsed
 from listener.metrics import Metrics
 from listener.push import Push, Settlement
 
@@ -33,12 +33,12 @@ class HeldRows:
     @property
     def old(self) -> list[UUID]:
         """Rows whose lease may have ended, or soon ends: this worker must not claim them again and send them anew."""
-        before = time.monotonic() - self._lease / 2
+        before = elapsed() - self._lease / 2
         rows = itertools.takewhile(lambda row: row[1] < before, self._claimed_at.items())
         return [push_id for (push_id, _), _ in rows]
 
     def add(self, pushes: Sequence[Push], claimed_at: float) -> None:
-        """A claim that began at ``claimed_at`` (monotonic seconds) has brought these."""
+        """A claim that began at ``claimed_at`` (see ``clock.elapsed``) has brought these."""
         for push in pushes:
             self._claimed_at[push.id, push.attempt] = claimed_at
         if pushes:

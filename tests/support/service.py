@@ -321,6 +321,10 @@ class Program:
         """Returns once this has been printed; fails if the program ends before."""
         await self._until(lambda: text in self.out, text)
 
+    async def printed_to_stderr(self, text: str) -> None:
+        """Returns once this has been printed to standard error; fails if the program ends before."""
+        await self._until(lambda: text in self.err, text)
+
     async def _until(self, come: Callable[[], bool], what: str) -> None:
         with suppress(TimeoutError):
             async with asyncio.timeout(PATIENCE):

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import json
+import sys
 import time
 from typing import cast
 from uuid import UUID, uuid4
 
-from listener import config
+import pytest
+
+from listener import clock, config
+from listener.clock import elapsed
 from listener.fcm.outcome import Disposition, Outcome
 from listener.fcm.sender import Sender
 from listener.fcm.transports.base import Outgoing
@@ -39,7 +44,7 @@ class _Broken:
 
 
 async def test_a_request_that_is_cancelled_from_within_may_have_been_delivered() -> None:
-    settlement = await _attempts(_Broken()).attempt(_push("good", "bad"), time.monotonic())
+    settlement = await _attempts(_Broken()).attempt(_push("good", "bad"), elapsed())
     assert (settlement.decision.status, settlement.decision.code) == (Status.PENDING, "ABANDONED")
     assert [(line.token, line.status) for line in settlement.logs] == [("good", "sent"), ("bad", "unknown")]
 
@@ -69,10 +74,10 @@ async def test_devices_without_number_do_not_all_wait_at_once() -> None:
     sender = _Silent()
     attempts = _attempts(sender, max_in_flight="8")
     pushes = [_push(*(f"{n}-{device}" for device in range(100))) for n in range(3)]
-    sending = [asyncio.create_task(attempts.attempt(one, time.monotonic())) for one in pushes]
+    sending = [asyncio.create_task(attempts.attempt(one, elapsed())) for one in pushes]
     await sender.until_asked(7)  # of eight places one is kept for high priority
     assert len(asyncio.all_tasks()) == 1 + 3 + 2 * 8
-    urgent = asyncio.create_task(attempts.attempt(_push("a", "b", priority="high"), time.monotonic()))
+    urgent = asyncio.create_task(attempts.attempt(_push("a", "b", priority="high"), elapsed()))
     await sender.until_asked(8)
     sender.answers.set()
     for settlement in [*await asyncio.gather(*sending), await urgent]:
@@ -84,15 +89,13 @@ async def test_devices_without_number_do_not_all_wait_at_once() -> None:
 async def test_who_is_cancelled_while_most_devices_wait_gives_the_push_back() -> None:
     sender = _Silent()
     attempts = _attempts(sender, max_in_flight="8")
-    task = asyncio.create_task(
-        attempts.attempt(_push(*(f"{device}" for device in range(100))), time.monotonic())
-    )
+    task = asyncio.create_task(attempts.attempt(_push(*(f"{device}" for device in range(100))), elapsed()))
     await sender.until_asked(7)
     task.cancel()
     settlement = await task
     assert (settlement.decision.status, len(settlement.logs)) == (Status.PENDING, 7)
     sender.answers.set()
-    again = await attempts.attempt(_push(*(f"{device}" for device in range(100))), time.monotonic())
+    again = await attempts.attempt(_push(*(f"{device}" for device in range(100))), elapsed())
     assert again.decision.status is Status.SENT  # no place was lost
 
 
@@ -115,9 +118,7 @@ async def test_while_everything_is_paused_a_push_with_many_devices_is_one_reques
     for priority in ("normal", "high"):
         sender.asked = 0
         devices = (str(n) for n in range(5000))
-        settlement = await _attempts(sender, health).attempt(
-            _push(*devices, priority=priority), time.monotonic()
-        )
+        settlement = await _attempts(sender, health).attempt(_push(*devices, priority=priority), elapsed())
         assert (sender.asked, len(settlement.logs)) == (1, 1)
         decision = settlement.decision
         assert (decision.status, decision.code, decision.uses_try) == (
@@ -129,7 +130,7 @@ async def test_while_everything_is_paused_a_push_with_many_devices_is_one_reques
 
 async def test_when_that_request_is_accepted_the_other_devices_follow_at_once() -> None:
     sender, health = _Refusing(0), _paused()
-    settlement = await _attempts(sender, health).attempt(_push("a", "b", "c"), time.monotonic())
+    settlement = await _attempts(sender, health).attempt(_push("a", "b", "c"), elapsed())
     assert (sender.asked, settlement.decision.status, health.reason) == (3, Status.SENT, None)
 
 
@@ -140,7 +141,7 @@ async def test_that_request_goes_to_a_platform_that_is_not_held_back() -> None:
         health.judge(push(id=uuid4()), phone, NO_APNS, time.monotonic(), time.monotonic())
     health.judge(push(id=uuid4()), Target(TargetKind.TOKEN, "t"), REFUSED, time.monotonic(), time.monotonic())
     to = push(device_token=None, user_id=UUID(int=2), recipients=[("a", "ios"), ("b", "android")])
-    settlement = await _attempts(sender, health).attempt(to, time.monotonic())
+    settlement = await _attempts(sender, health).attempt(to, elapsed())
     assert ([line.token for line in settlement.logs], settlement.decision.code) == (["b"], "PLATFORM_PAUSED")
 
 
@@ -150,7 +151,7 @@ async def test_when_everything_is_paused_the_devices_whose_turn_has_not_come_are
         sender.asked = 0
         devices = (str(n) for n in range(5000))
         attempts = _attempts(sender, max_in_flight="8")
-        settlement = await attempts.attempt(_push(*devices, priority=priority), time.monotonic())
+        settlement = await attempts.attempt(_push(*devices, priority=priority), elapsed())
         assert sender.asked <= 8
         assert (settlement.decision.status, len(settlement.logs)) == (Status.PENDING, sender.asked)
 
@@ -338,7 +339,7 @@ class _Quotes:
 async def test_no_reason_names_the_device() -> None:
     """Users read the reasons of their pushes, when the device may be another user's."""
     token = "device-of-somebody-else"
-    settlement = await _attempts(_Quotes()).attempt(_push(token), time.monotonic())
+    settlement = await _attempts(_Quotes()).attempt(_push(token), elapsed())
     assert settlement.decision.reason == 'FCM is in trouble; FCM says: "no answer from [hidden]"'
     assert [(line.token, line.details["reason"]) for line in settlement.logs] == [
         (token, settlement.decision.reason)
@@ -359,3 +360,31 @@ def _push(*devices: str, priority: str | None = None) -> Push:
     """To a user with these devices."""
     recipients = [(device, "android") for device in devices]
     return push(device_token=None, user_id=UUID(int=2), recipients=recipients, priority=priority)
+
+
+@pytest.mark.parametrize(("seconds", "status"), [(0.0, Status.SENT), (3600.0, Status.EXPIRED)])
+async def test_a_push_expires_also_while_the_machine_is_suspended(
+    monkeypatch: pytest.MonkeyPatch, seconds: float, status: Status
+) -> None:
+    """CLOCK_MONOTONIC stands still meanwhile; only the clock of ``elapsed`` shows it."""
+    to = dataclasses.replace(_push("good"), expires_in=600.0)
+    claimed_at = elapsed()
+    monkeypatch.setattr("listener.sending.attempt.elapsed", lambda: claimed_at + seconds)
+    settlement = await _attempts(_Broken()).attempt(to, claimed_at)
+    assert settlement.decision.status is status
+
+
+async def test_nothing_is_sent_with_a_lease_that_ended_while_the_machine_was_suspended(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    claimed_at = elapsed()
+    monkeypatch.setattr("listener.sending.attempt.elapsed", lambda: claimed_at + 3600.0)
+    settlement = await _attempts(_Broken()).attempt(_push("good"), claimed_at)
+    assert (settlement.decision.status, settlement.logs) == (Status.PENDING, [])
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no such clock")
+def test_the_clock_counts_what_a_suspend_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    times = {time.CLOCK_BOOTTIME: 5000.0, time.CLOCK_MONOTONIC: 10.0}
+    monkeypatch.setattr(time, "clock_gettime", times.__getitem__)
+    assert clock.elapsed() == 5000.0

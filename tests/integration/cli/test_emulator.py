@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 from pathlib import Path
 
 import aiohttp
 
-from tests.support.service import program
+from tests.support.service import PROJECT, program, run
 
 
 async def test_emulator(tmp_path: Path) -> None:
@@ -25,3 +26,27 @@ async def test_emulator(tmp_path: Path) -> None:
         running.signal(signal.SIGINT)
         assert await running.ended() == 0
     assert "Traceback" not in running.output
+
+
+async def test_a_real_key_is_not_overwritten(tmp_path: Path) -> None:
+    key = tmp_path / "key.json"
+    env = {"PATH": os.environ.get("PATH", ""), "PYTHONUNBUFFERED": "1"}
+    real = '{"type": "service_account", "client_email": "firebase-adminsdk-x1y2z@p.iam.gserviceaccount.com"}'
+    for content in (real, "no JSON", "[1]"):
+        key.write_text(content)
+        code, _, err = await run("emulator", "--port", "0", "--credentials", str(key), env=env)
+        assert code == 2
+        assert "exists and is not the key of an emulator: name another file, or remove it" in " ".join(
+            err.split()
+        )
+        assert key.read_text() == content
+    key.write_text("")
+    for _ in range(2):  # nothing is lost; and then it is its own
+        async with program("emulator", "--port", "0", "--credentials", str(key), env=env) as running:
+            await running.printed("/emulator/messages")
+
+
+async def test_git_ignores_keys() -> None:
+    for name in ("key.json", "my.key.json", "app-firebase-adminsdk-ab1c2-0123456789.json"):
+        ignored = await asyncio.create_subprocess_exec("git", "check-ignore", "-q", name, cwd=PROJECT)
+        assert await ignored.wait() == 0, name

@@ -1,0 +1,90 @@
+"""Ctrl-C ends a command without a traceback, at whatever moment it comes."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from uuid import UUID
+
+import psycopg
+import pytest
+
+from listener.interrupts import EXIT_CODE
+from tests.support.postgres import Database
+from tests.support.service import Rows, program, python
+
+pytestmark = pytest.mark.newest_postgres
+
+# Sends SIGINT to itself at the import of the n-th module from here on.
+_AT_IMPORT = """
+import os, signal, sys
+from importlib.abc import MetaPathFinder
+
+class Interrupts(MetaPathFinder):
+    left = {n}
+    def find_spec(self, name, path, target=None):
+        Interrupts.left -= 1
+        if Interrupts.left == 0:
+            os.kill(os.getpid(), signal.SIGINT)
+
+from listener import __main__ as entry
+sys.meta_path.insert(0, Interrupts())
+sys.argv = ["push-listener", *{arguments}]
+entry.main()
+"""
+
+
+_WAITING = "select 1 from pg_stat_activity where wait_event_type = 'Lock' and datname = current_database()"
+
+
+def environment(database: Database) -> dict[str, str]:
+    return {"PATH": os.environ.get("PATH", ""), "DATABASE_URL": database.dsn}
+
+
+@pytest.mark.parametrize("n", [1, 5, 30, 80, 200, 350])
+@pytest.mark.parametrize("command", [["stats"], ["migrate", "--status"], ["run"]], ids=" ".join)
+async def test_while_modules_are_imported(database: Database, command: list[str], n: int) -> None:
+    code = _AT_IMPORT.format(n=n, arguments=command)
+    env = {**environment(database), "GOOGLE_APPLICATION_CREDENTIALS": "/nowhere"}
+    async with python("-c", code, env=env) as running:
+        ended = await running.ended()
+    assert "Traceback" not in running.output
+    assert "KeyboardInterrupt" not in running.output
+    # A command that imports fewer modules has not met the signal.
+    assert ended in ({EXIT_CODE} if n < 100 else {EXIT_CODE, 0, 2})
+
+
+async def test_while_it_waits_for_the_outcome(database: Database, rows: Rows) -> None:
+    async with program(
+        "send", "--token", "t", "--title", "T", "--wait", "60", env=environment(database)
+    ) as running:
+        await running.printed_to_stderr("note: added ")
+        running.signal(signal.SIGINT)
+        assert await running.ended() == EXIT_CODE
+    assert running.out == ""
+    assert "Traceback" not in running.err
+    (added,) = await rows.all()
+    assert UUID(running.err.split()[-1]) == added
+
+
+@pytest.mark.parametrize(
+    "command",
+    [["migrate"], ["stats"], ["purge", "--older-than", "30d"], ["doctor"]],
+    ids=" ".join,
+)
+async def test_while_a_statement_waits(database: Database, rows: Rows, command: list[str]) -> None:
+    async with await psycopg.AsyncConnection.connect(database.dsn) as blocker:
+        await blocker.execute(
+            "lock table push_notifications, push_delivery_logs, push_devices in access exclusive mode"
+        )
+        await blocker.execute(
+            "lock table push_listener.workers, push_listener.migrations in access exclusive mode"
+        )
+        async with program(*command, env=environment(database)) as running:
+            async with asyncio.timeout(30):
+                while not await rows.query(_WAITING):  # noqa: ASYNC110  # it tells nobody
+                    await asyncio.sleep(0.02)
+            running.signal(signal.SIGINT)
+            assert await running.ended() == EXIT_CODE
+    assert "Traceback" not in running.output
