@@ -139,7 +139,12 @@ class Worker:
             waking = group.create_task(self.waker.run())
             background = [group.create_task(part.run()) for part in (self._depth, self._quota)]
             if self._settings.retention is not None:
-                keeping = retention.keep(self._settings.listen_dsn, self._settings.retention, self._metrics)
+                keeping = retention.keep(
+                    self._settings.listen_dsn,
+                    self._settings.retention,
+                    self._metrics,
+                    is_session=self._settings.wakeup == "listen",
+                )
                 background.append(group.create_task(keeping))
             working = group.create_task(self.dispatcher.run())
             stopping = group.create_task(stop.wait())

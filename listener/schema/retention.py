@@ -24,7 +24,7 @@ from psycopg.rows import namedtuple_row, scalar_row
 
 from listener.metrics import Metrics
 from listener.postgres import errors
-from listener.postgres.connect import Connection, fetch_value
+from listener.postgres.connect import Connection, fetch_value, prepare_session
 from listener.postgres.locks import PURGE_LOCK
 from listener.postgres.statements import load
 
@@ -256,17 +256,25 @@ async def gently(steps: AsyncIterator[Step], rest: float) -> AsyncIterator[Step]
         started = time.monotonic()
 
 
-async def keep(dsn: str, age: timedelta, metrics: Metrics) -> None:
+async def keep(dsn: str, age: timedelta, metrics: Metrics, *, is_session: bool) -> None:
     """Purges about once an ``INTERVAL`` until cancelled, in one process at a time.
 
     That is the process whose connection holds the lock; the others try to take the lock as often. While a stranger
     holds the lock, each process purges. Raises nothing, so that no failure here affects pushes.
+
+    Args:
+        dsn: the address.
+        age: what ended longer ago is deleted.
+        metrics: counts what is deleted.
+        is_session: whether the address keeps a session for each connection, as a transaction pooler does not.
     """
     wait = _rng.uniform(0.1, 0.5)
     while True:
         await asyncio.sleep(wait * INTERVAL)
         try:
             async with await connect(dsn) as conn:
+                if is_session:  # which is idle for an hour
+                    await prepare_session(conn)
                 while await fetch_value(conn, _MAY_PURGE, {"key": PURGE_LOCK}):
                     await _once(conn, age, metrics)
                     await asyncio.sleep(_rng.uniform(0.8, 1.2) * INTERVAL)

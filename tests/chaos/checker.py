@@ -172,15 +172,14 @@ def _by_claim(
 ) -> dict[Key, list[Exchange]]:
     """Which claim each request was made for."""
     ports = {process.port: process.name for process in evidence.processes}
-    workers = {name: worker for worker, name in evidence.workers.items()}
     requests: dict[Key, list[Exchange]] = defaultdict(list)
     found.counts["requests"] = len(evidence.exchanges)
     for exchange in evidence.exchanges:
-        worker = workers[ports[exchange.port]]
         before = [
             claim
             for claim in claims.get(exchange.push_id, ())
-            if claim.worker == worker and claim.at <= exchange.began + _CLOCK
+            if evidence.workers.get(claim.worker) == ports[exchange.port]
+            and claim.at <= exchange.began + _CLOCK
         ]
         if not before:
             found.wrong(f"{exchange.push_id} was sent by {ports[exchange.port]}, which had not claimed it")
@@ -205,9 +204,8 @@ def _logs(
     dead = _deaths(evidence)
     for process in evidence.processes:
         if process.name in dead:
-            worker = next((w for w, name in evidence.workers.items() if name == process.name), None)
             found.held_at_kill[process.name] = sum(
-                claim.worker == worker
+                evidence.workers.get(claim.worker) == process.name
                 and claim.at <= dead[process.name]
                 and (claim.ended or 1e99) > dead[process.name]
                 for mine in claims.values()

@@ -157,6 +157,29 @@ async def _statement_timeout(stage: Stage, step: Step) -> None:
     await _configured(stage, step, "statement_timeout", f"{1 + int(step.degree * 8)}")
 
 
+async def _login_refused(stage: Stage, step: Step) -> None:
+    await _role_with(stage, step, "nologin", "login")
+
+
+async def _few_connections(stage: Stage, step: Step) -> None:
+    await _role_with(stage, step, f"connection limit {4 + int(4 * step.degree)}", "connection limit -1")
+
+
+async def _role_with(stage: Stage, step: Step, option: str, usual: str) -> None:
+    async with stage.database, await stage.world.admin() as conn:
+        await conn.execute(f"alter role postgres {option}".encode())
+        await stage.world.terminate(doorbells=True, pools=True)
+        await asyncio.sleep(step.seconds)
+        await conn.execute(f"alter role postgres {usual}".encode())
+
+
+async def _workers_forgotten(stage: Stage, step: Step) -> None:
+    """As by a failover to a server that lagged behind. The ids go on: the checker tells workers by them."""
+    async with stage.database, await stage.world.admin() as conn:
+        await conn.execute("truncate push_listener.workers")
+        await stage.world.terminate(doorbells=True, pools=True)
+
+
 async def _table_locked(stage: Stage, step: Step) -> None:
     async with stage.database, await stage.world.admin() as conn, conn.transaction():
         await conn.execute("lock table push_notifications in access exclusive mode")
@@ -291,6 +314,9 @@ ACTS: dict[str, tuple[Act, tuple[float, float]]] = {
     "connections used up": (_use_up_connections, (1.0, 3.0)),
     "database read-only": (_read_only, (1.0, 3.0)),
     "statement timeouts": (_statement_timeout, (1.0, 3.0)),
+    "login refused": (_login_refused, (1.0, 3.0)),
+    "few connections for the role": (_few_connections, (1.0, 3.0)),
+    "workers forgotten": (_workers_forgotten, (0.0, 0.0)),
     "table locked": (_table_locked, (0.5, 2.0)),
     "rows locked": (_rows_locked, (1.0, 5.0)),
     "trigger refuses claims": (_trigger("raise exception 'no';", _SOME_CLAIMS), (1.0, 3.0)),

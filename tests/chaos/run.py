@@ -118,7 +118,7 @@ def _evidence(made: World, ledger: Ledger, events: list[Event]) -> Evidence:
             events=events,
             workers={
                 row["id"]: row["name"]
-                for row in conn.execute("select id, name from push_listener.workers").fetchall()
+                for row in conn.execute("select id, name from chaos_workers").fetchall()
             },
             rows={row["id"]: row for row in conn.execute(_ROWS).fetchall()},
             logs=conn.execute(_LOGS).fetchall(),

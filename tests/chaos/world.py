@@ -52,6 +52,16 @@ begin
   return null;
 end
 $$;
+-- A process may be several workers, one after the other, and the database may forget them.
+create table public.chaos_workers (id integer primary key, name text not null);
+create function chaos_note_worker() returns trigger language plpgsql as $$
+begin
+  insert into public.chaos_workers values (new.id, new.name);
+  return null;
+end
+$$;
+create trigger chaos_note_worker after insert on push_listener.workers
+  for each row execute function chaos_note_worker();
 create trigger chaos_note after insert or update on push_notifications
   for each row execute function chaos_note();
 """

@@ -288,7 +288,7 @@ async def test_one_process_at_a_time_purges(rows: Rows, database: Database) -> N
     async with await retention.connect(database.dsn) as elected:
         await elected.execute("select pg_advisory_lock(%s)", (PURGE_LOCK,))
         first, metrics = await ended(rows, "sent"), Metrics()
-        other = asyncio.create_task(retention.keep(database.dsn, age, metrics))
+        other = asyncio.create_task(retention.keep(database.dsn, age, metrics, is_session=True))
         # It has asked at least twice, in vain: each time on a connection of its own.
         seen: set[int] = set()
         async with asyncio.timeout(PATIENCE):
@@ -314,7 +314,7 @@ async def test_whatever_goes_wrong_the_purge_comes_again(rows: Rows, database: D
     push, metrics = await ended(rows, "sent"), Metrics()
     await rows.query("create table inbox (push_id uuid references push_notifications)")
     await rows.query("insert into inbox values (%(id)s)", id=push)
-    purging = asyncio.create_task(retention.keep(database.dsn, timedelta(days=30), metrics))
+    purging = asyncio.create_task(retention.keep(database.dsn, timedelta(days=30), metrics, is_session=True))
     async with asyncio.timeout(PATIENCE):
         while not metrics.registry.get_sample_value("push_database_errors_total", {"statement": "purge"}):  # noqa: ASYNC110
             await asyncio.sleep(0.01)
