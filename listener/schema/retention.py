@@ -207,13 +207,13 @@ async def pushes(
     done = 0
     for old in _groups(dead):
         statement = sql.SQL(_PUSHES).format(old=old)
-        start, after, refused = -math.inf, False, False
+        start, beyond, refused = -math.inf, False, False
         while start is not None:
-            gone = await _row(conn, statement, before=before, start=start, after=after, limit=batch)
+            gone = await _row(conn, statement, before=before, start=start, beyond=beyond, limit=batch)
             # If a trigger has kept the whole batch, the next one begins behind it, or the purge would never end.
-            start, after = gone.newest, gone.pushes == 0
+            start, beyond = gone.newest, gone.pushes == 0
             refused = refused or gone.pushes < gone.found
-            done += gone.found if after else gone.pushes
+            done += gone.found if beyond else gone.pushes
             yield Step(Purged(gone.pushes, gone.logs), min(done / max(expected, 1), 1.0))
         if refused:
             kept = await fetch_value(conn, sql.SQL(_COUNT_PUSHES).format(old=old), {"before": before})

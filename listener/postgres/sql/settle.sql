@@ -36,10 +36,13 @@ with result as materialized (
   select l.push_id, l.token, l.status, l.details::jsonb
     from unnest(%(log_ids)b::uuid[], %(log_tokens)b::text[], %(log_statuses)b::text[], %(log_details)b::text[])
       as l(push_id, token, status, details)
+    -- A log of a push that has been deleted since would break the foreign key, and with it the whole batch. With the
+    -- subselect Postgres looks up each push; with a join it might read all of them.
+    where (select p.id from public.push_notifications p where p.id = l.push_id) is not null
     -- Each log row is looked up by itself, because another worker may have claimed some of the pushes since.
-    where not %(is_retry)s or not exists (
+      and (not %(is_retry)s or not exists (
       select from public.push_delivery_logs o
         where o.push_id = l.push_id and o.device_token::text is not distinct from l.token
-          and o.details ->> 'attempt'::text = l.details::jsonb ->> 'attempt'::text)
+          and o.details ->> 'attempt'::text = l.details::jsonb ->> 'attempt'::text))
 )
 select pg_catalog.count(*) from settled

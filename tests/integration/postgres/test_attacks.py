@@ -7,6 +7,7 @@ Postgres' own. They tell who runs about.
 from __future__ import annotations
 
 import asyncio
+import math
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, suppress
@@ -440,23 +441,23 @@ VALUES: dict[str, object] = {
     "attempts": [1], "statuses": ["sent"], "delays": [1.0], "tries": [True], "codes": ["c"], "reasons": ["r"],
     "message_ids": ["m"], "log_ids": [OWNER], "log_tokens": ["t"], "log_statuses": ["sent"], "log_details": ["{}"],
     "is_retry": True, "tokens": ["t"], "class": LIVENESS_CLASS, "suspects": [1], "fraction": 0.5, "recovery": 60,
-    "before": "now",
-    "start": "-infinity", "limit": 10, "after": OWNER, "until": OWNER, "block": 0, "end": 500, "days": 7,
-    "age": timedelta(days=1), "key": PURGE_LOCK,
+    "before": 1.8e9, "start": -math.inf, "beyond": False,
+    "limit": 10, "after": OWNER, "until": OWNER, "block": 0, "end": 500, "days": 7,
+    "age": 86400.0, "key": PURGE_LOCK,
     "name": "n", "rollback": ROLLBACK_LOCK, "id": 5,
     "known_too": False, "system": "1", "database": 5, "address": "localhost", "batch": 10, "code": "C", "reason": "r",
 }  # fmt: skip
 """What statements are given by name, as psycopg gets it."""
 
 IN_ORDER: dict[str, tuple[object, ...]] = {
-    "select pg_catalog.clock_timestamp()": (5.0,),
+    "select extract(epoch from pg_catalog.clock_timestamp())": (5.0,),
     "select id as push_id": (OWNER,),
     "select id from public.push_notifications where idempotency_key": ("key",),
     "select pg_catalog.count(*)\n  from (\n    select from": (10,),
     "insert into push_listener.served": ("1", 5, "localhost", "postgres"),
     "select pid, pg_catalog.pg_terminate_backend": (LIVENESS_CLASS, 1),
     "select pid, role, prepared": (1,),
-    "select started_at": (1,),
+    "select extract(epoch from started_at)": (1,),
     "update push_listener.workers": (1,),
     "select pg_catalog.pg_notify": ("channel",),
     "select pg_catalog.pg_advisory_unlock(%s, %s), ": (1, 0, "channel"),

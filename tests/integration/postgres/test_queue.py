@@ -606,7 +606,7 @@ async def test_depth_counts_what_waits_and_nothing_else(pool: Pool, rows: Rows) 
     mine = await worker(pool)
     assert (await mine.depth()).counts == {"pending": 0, "processing": 0, "failed": 0}
     for status, due in [("pending", "-40"), ("pending", "30"), ("failed", "-5"), ("sent", "-90")]:
-        push_id = await rows.add(device_token="t", title="t", status=status)
+        push_id = await rows.add(device_token="t", title="t", status=status, delivery_attempts=1)
         await due_at(rows, push_id, due)
         await rows.query("update push_notifications set created_at = now() - interval '1 hour'")
     depth = await mine.depth()
