@@ -12,6 +12,7 @@ import psycopg
 import pytest
 from click.testing import CliRunner, Result
 from psycopg import sql
+from structlog.testing import capture_logs
 
 from listener import config
 from listener.cli.main import main
@@ -21,8 +22,9 @@ from listener.metrics import Metrics
 from listener.postgres.locks import PURGE_LOCK
 from listener.schema import retention
 from listener.schema.retention import Purged
+from tests.support.access import WORKER, make_worker
 from tests.support.postgres import Database
-from tests.support.service import PATIENCE, Rows, serving, settings_for, shown
+from tests.support.service import PATIENCE, Rows, serving, settings_for, shown, until
 
 pytestmark = pytest.mark.oldest_and_newest_postgres
 
@@ -369,6 +371,16 @@ async def test_records_of_workers_go_too(rows: Rows, database: Database) -> None
         "lives",
         "young",
     ]
+
+
+async def test_retention_with_a_role_that_may_not_delete_is_told_at_the_start(database: Database) -> None:
+    make_worker(database)
+    with capture_logs() as said:
+        keeping = asyncio.create_task(retention.keep(database.dsn_as(WORKER), timedelta(days=1), Metrics()))
+        await until(lambda: said)
+        keeping.cancel()
+    assert said[0]["event"].startswith("RETENTION has no effect")
+    assert "grant delete on push_notifications" in said[0]["remedy"]
 
 
 def test_numbers_add_up() -> None:
