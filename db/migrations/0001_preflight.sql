@@ -84,7 +84,7 @@ create view push_listener.preflight_offered(name, arguments, types, required) as
   values
     ('fetch_pending_pushes', '{p_limit}'::text[], '{int4}'::regtype[], 0),
     ('mark_push_sent', '{p_push_id}', '{uuid}', 1),
-    ('mark_push_failed', '{p_push_id,p_error}', '{uuid,text}', 2),
+    ('mark_push_failed', '{p_push_id,p_error}', '{uuid,text}', 1),
     ('record_delivery_receipt', '{p_push_id,p_device_token,p_status,p_details}', '{uuid,text,text,jsonb}', 3),
     ('flush_telemetry', '{p_payloads}', '{jsonb[]}', 1),
     ('get_push_delivery_stats', '{p_days}', '{int4}', 0),

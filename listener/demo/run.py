@@ -273,7 +273,7 @@ def _print_summary(
     table = Table("push", "status", "requests to FCM", "log rows", title="\nWhat the database and FCM say")
     for record in _read(conn, list(rows)):
         logs = conn.execute(
-            "select string_agg(status, ', ' order by id) from push_delivery_logs where push_id = %s",
+            "select string_agg(status, ', ' order by created_at, ctid) from push_delivery_logs where push_id = %s",
             (record.id,),
         ).fetchone()
         requests = sum(r.push_id == str(record.id) for r in emulator.received)

@@ -250,9 +250,34 @@ _CONNECTION_CLASSES = ("08", "28", "3D", "53", "57")
 # is a part of the address.
 _DENIED = re.compile(
     r"(?:permission denied for|must be owner of) "
-    r"(?:schema|table|relation|view|sequence|index|function|procedure|type) \w+|"
+    r"(?P<kind>schema|table|relation|view|sequence|index|function|procedure|type) (?P<name>\w+)|"
     r"new row violates row-level security policy for table \"\w+\""
 )
+
+
+# What each command needs on a table or view. Everything that run needs is granted to the role push_listener.
+_GRANTS = {
+    "push_notifications": "select and update for run, insert for send, delete for purge",
+    "push_delivery_logs": "select and insert for run, delete for purge",
+    "push_devices": "select for run",
+    "push_recipients": "select for run",
+    "telemetry_logs": "delete for purge --telemetry",
+    "daily_counts": "select for stats",
+}
+
+
+def _grant_missing(kind: str | None, name: str | None) -> str:
+    """Which grant would help; the name of the user is a part of the address, and is not shown."""
+    needed = {"schema": "usage", "function": "execute"}.get(kind or "") or _GRANTS.get(name or "")
+    what = (
+        f"the user of the address needs {needed} on it"
+        if needed
+        else "the user of the address lacks a privilege"
+    )
+    return (
+        f'{what}. "grant push_listener to ..." gives all that run needs, and the owner of the tables has the rest; '
+        "push-listener migrate sets again what somebody has revoked (docs/privileges.md)"
+    )
 
 
 def explain(error: BaseException | None) -> str:
@@ -273,8 +298,8 @@ def explain(error: BaseException | None) -> str:
         text = _QUOTED.sub('""', str(error))
         return next((reason for pattern, reason in _BY_TEXT if pattern.search(text)), _WITHHELD)
     said = error.diag.message_primary or ""
-    if sqlstate == "42501" and _DENIED.fullmatch(said):
-        return f"{said}: {_LACKS_PRIVILEGE}"
+    if sqlstate == "42501" and (denied := _DENIED.fullmatch(said)):
+        return f"{said}: {_grant_missing(denied['kind'], denied['name'])}"
     if sqlstate == "42501" and said.startswith("permission denied for database"):
         return "permission denied for database: the user of the address needs CREATE on it"
     if sqlstate in _BY_SQLSTATE:
@@ -335,4 +360,7 @@ def is_transient(error: BaseException) -> bool:
 def fault_name(error: BaseException | None) -> str:
     """Names an error without its message, which may quote values."""
     sqlstate = _sqlstate(error) if isinstance(error, psycopg.Error) else None
+    if isinstance(error, psycopg.Error) and sqlstate == "42501":
+        said = error.diag.message_primary or ""
+        return f"SQLSTATE 42501 ({said})" if _DENIED.fullmatch(said) else "SQLSTATE 42501"
     return f"SQLSTATE {sqlstate}" if sqlstate else type(error).__name__

@@ -44,8 +44,7 @@ select r.rolname::text
 
 # Pushes that would end as dead for want of a device.
 _UNREACHABLE: LiteralString = """
-select pg_catalog.count(*)
-  from (
+select pg_catalog.count(*) from (
     select from public.push_notifications p
       where p.next_attempt_at is not null and p.status::text in ('pending', 'processing', 'failed')
         and p.device_token is null and p.topic is null and p.condition is null

@@ -33,6 +33,11 @@ _rng = random.Random()  # noqa: S311  # jitter, not secrecy
 
 # Why names have their schema, and columns a cast: see listener/postgres/statements.py.
 
+_MAY_DELETE: LiteralString = """
+select pg_catalog.has_table_privilege('public.push_notifications', 'delete')
+    and pg_catalog.has_table_privilege('public.push_delivery_logs', 'delete')
+"""
+
 # A stranger that holds the lock prevents no purge. Two workers that purge at the same time do no harm.
 _MAY_PURGE: LiteralString = """
 select case when pg_catalog.pg_try_advisory_lock(%(key)s::bigint) then true
@@ -207,13 +212,13 @@ async def pushes(
     done = 0
     for old in _groups(dead):
         statement = sql.SQL(_PUSHES).format(old=old)
-        start, after, refused = -math.inf, False, False
+        start, beyond, refused = -math.inf, False, False
         while start is not None:
-            gone = await _row(conn, statement, before=before, start=start, after=after, limit=batch)
+            gone = await _row(conn, statement, before=before, start=start, beyond=beyond, limit=batch)
             # If a trigger has kept the whole batch, the next one begins behind it, or the purge would never end.
-            start, after = gone.newest, gone.pushes == 0
+            start, beyond = gone.newest, gone.pushes == 0
             refused = refused or gone.pushes < gone.found
-            done += gone.found if after else gone.pushes
+            done += gone.found if beyond else gone.pushes
             yield Step(Purged(gone.pushes, gone.logs), min(done / max(expected, 1), 1.0))
         if refused:
             kept = await fetch_value(conn, sql.SQL(_COUNT_PUSHES).format(old=old), {"before": before})
@@ -243,8 +248,14 @@ async def telemetry(conn: Connection, before: float) -> AsyncIterator[Step]:
 
 
 async def workers(conn: Connection, before: float) -> int:
-    """Deletes the records of workers that stopped before a time; returns their number. Raises psycopg.Error."""
-    return (await conn.execute(_WORKERS, {"before": before})).rowcount
+    """Deletes the records of workers that stopped before a time; returns their number. Raises psycopg.Error.
+
+    A role that may delete pushes and not these leaves them.
+    """
+    try:
+        return (await conn.execute(_WORKERS, {"before": before})).rowcount
+    except psycopg.errors.InsufficientPrivilege:
+        return 0
 
 
 async def gently(steps: AsyncIterator[Step], rest: float) -> AsyncIterator[Step]:
@@ -268,6 +279,7 @@ async def keep(dsn: str, age: timedelta, metrics: Metrics, *, is_session: bool) 
         metrics: counts what is deleted.
         is_session: whether the address keeps a session for each connection, as a transaction pooler does not.
     """
+    await _say_if_forbidden(dsn)
     wait = _rng.uniform(0.1, 0.5)
     while True:
         await asyncio.sleep(wait * INTERVAL)
@@ -287,6 +299,21 @@ async def keep(dsn: str, age: timedelta, metrics: Metrics, *, is_session: bool) 
                 constraint=error.diag.constraint_name if isinstance(error, psycopg.Error) else None,
             )
         wait = _rng.uniform(0.8, 1.2)
+
+
+async def _say_if_forbidden(dsn: str) -> None:
+    """Says at the start what the first purge would find out much later. The recommended role may not delete."""
+    try:
+        async with await connect(dsn) as conn:
+            if await fetch_value(conn, _MAY_DELETE):
+                return
+    except psycopg.Error:
+        return  # the purge finds out
+    log.error(
+        "RETENTION has no effect: the user of LISTEN_DATABASE_URL, or else DATABASE_URL, may not delete pushes",
+        remedy="unset RETENTION, and let the owner of the tables call push-listener purge from time to time; or grant "
+        "delete on push_notifications and push_delivery_logs, and select and delete on push_listener.workers",
+    )
 
 
 async def _once(conn: Connection, age: timedelta, metrics: Metrics) -> None:

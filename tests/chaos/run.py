@@ -32,7 +32,8 @@ select id, status, retry_count, error_code, last_error, next_attempt_at,
   from push_notifications
 """
 _LOGS = """
-select push_id, device_token, status, details from push_delivery_logs where not details ? 'receipt' order by id
+select push_id, device_token, status, details from push_delivery_logs
+  where not details ? 'receipt' order by created_at, ctid
 """
 _CHANGES = """
 select extract(epoch from at)::float8 as at, push_id, old_status, status, worker, attempt,

@@ -155,7 +155,8 @@ class Rows:
     async def logs(self, push_id: UUID) -> list[Row]:
         """Its rows of ``push_delivery_logs``, oldest first."""
         return await self.query(
-            "select device_token, status, details from push_delivery_logs where push_id = %(id)s order by id",
+            "select device_token, status, details from push_delivery_logs where push_id = %(id)s "
+            "order by created_at, ctid",
             id=push_id,
         )
 

@@ -1,5 +1,5 @@
 -- revision 1
-create or replace function public.mark_push_failed(p_push_id uuid, p_error text) returns text
+create or replace function public.mark_push_failed(p_push_id uuid, p_error text default null) returns text
   language plpgsql security definer set search_path = pg_catalog, pg_temp
 as $$
 declare

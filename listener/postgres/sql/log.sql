@@ -1,9 +1,10 @@
--- Writes log rows that a settle could not write, unless they are there already.
+-- Writes log rows that a settle could not write, unless they are there already or the push has been deleted.
 insert into public.push_delivery_logs (push_id, device_token, status, details)
   select l.push_id, l.token, l.status, l.details::jsonb
     from unnest(%(log_ids)b::uuid[], %(log_tokens)b::text[], %(log_statuses)b::text[], %(log_details)b::text[])
       as l(push_id, token, status, details)
-    where (l.push_id, coalesce(l.token, ''), coalesce(l.details::jsonb ->> 'attempt'::text, '')) not in (
+    where (select p.id from public.push_notifications p where p.id = l.push_id) is not null
+      and (l.push_id, coalesce(l.token, ''), coalesce(l.details::jsonb ->> 'attempt'::text, '')) not in (
       select o.push_id, coalesce(o.device_token::text, ''), coalesce(o.details ->> 'attempt'::text, '')
         from public.push_delivery_logs o
         where o.push_id = any(%(log_ids)b::uuid[]))

@@ -51,12 +51,15 @@ with result as materialized (
   select l.push_id, l.token, l.status, l.details::jsonb
     from unnest(%(log_ids)b::uuid[], %(log_tokens)b::text[], %(log_statuses)b::text[], %(log_details)b::text[])
       as l(push_id, token, status, details)
-    -- A hashed subplan reads the log rows of a push once, however many devices the push has.
-    where not %(is_retry)s
-      or (l.push_id, coalesce(l.token, ''), coalesce(l.details::jsonb ->> 'attempt'::text, '')) not in (
-        select o.push_id, coalesce(o.device_token::text, ''), coalesce(o.details ->> 'attempt'::text, '')
-          from public.push_delivery_logs o
-          where o.push_id = any(%(log_ids)b::uuid[]))
+    -- A log of a push that has been deleted since would break the foreign key, and with it the whole batch. With the
+    -- subselect Postgres looks up each push; with a join it might read all of them.
+    where (select p.id from public.push_notifications p where p.id = l.push_id) is not null
+      -- A hashed subplan reads the log rows of a push once, however many devices the push has.
+      and (not %(is_retry)s
+        or (l.push_id, coalesce(l.token, ''), coalesce(l.details::jsonb ->> 'attempt'::text, '')) not in (
+          select o.push_id, coalesce(o.device_token::text, ''), coalesce(o.details ->> 'attempt'::text, '')
+            from public.push_delivery_logs o
+            where o.push_id = any(%(log_ids)b::uuid[])))
 )
 select coalesce(pg_catalog.array_agg(position) filter (where is_written), '{}') as written,
     coalesce(pg_catalog.array_agg(position) filter (where not is_written), '{}') as changed

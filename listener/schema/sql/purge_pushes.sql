@@ -7,7 +7,7 @@ with old as materialized (
   select id, updated_at
     from public.push_notifications
     where {old} and updated_at >= pg_catalog.to_timestamp(%(start)s::float8)
-      and (not %(after)s or updated_at > pg_catalog.to_timestamp(%(start)s::float8))
+      and (not %(beyond)s or updated_at > pg_catalog.to_timestamp(%(start)s::float8))
     order by updated_at
     limit %(limit)s
     for update skip locked

@@ -7,6 +7,7 @@ Postgres' own. They tell who runs about.
 from __future__ import annotations
 
 import asyncio
+import math
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, suppress
@@ -447,10 +448,9 @@ VALUES: dict[str, object] = {
     "message_ids": ["m"], "log_ids": [OWNER], "log_tokens": ["t"], "log_statuses": ["sent"], "log_details": ["{}"],
     "is_retry": True, "only_end_leases": False, "are_lost": True, "rows": 10, "seconds": 0.1, "statement": "claim",
     "pause": 1.0, "longest": 2.0, "tokens": ["t"], "class": LIVENESS_CLASS, "suspects": [1], "fraction": 0.5,
-    "recovery": 60,
-    "before": "now",
-    "start": "-infinity", "limit": 10, "after": OWNER, "until": OWNER, "block": 0, "end": 500, "days": 7,
-    "age": timedelta(days=1), "key": PURGE_LOCK,
+    "recovery": 60, "before": 1.8e9, "start": -math.inf, "beyond": False,
+    "limit": 10, "after": OWNER, "until": OWNER, "block": 0, "end": 500, "days": 7,
+    "age": 86400.0, "key": PURGE_LOCK,
     "incarnation": OWNER, "pids": [1], "started": ["1.5"], "high": 1, "low": 2,
     "name": "n", "rollback": ROLLBACK_LOCK, "id": 5,
     "known_too": False, "system": "1", "database": 5, "address": "localhost", "batch": 10, "code": "C", "reason": "r",
@@ -458,7 +458,7 @@ VALUES: dict[str, object] = {
 """What statements are given by name, as psycopg gets it."""
 
 IN_ORDER: dict[str, tuple[object, ...]] = {
-    "select pg_catalog.clock_timestamp()": (5.0,),
+    "select extract(epoch from pg_catalog.clock_timestamp())": (5.0,),
     "select id as push_id": (OWNER,),
     "select id from public.push_notifications where idempotency_key": ("key",),
     "select pg_catalog.count(*)\n  from (\n    select from": (10,),

@@ -7,6 +7,7 @@ is then run without the index it lives by, and has to be caught.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -165,20 +166,21 @@ def _users_own(conn: Connection) -> dict[str, object]:
 def _old(conn: Connection) -> dict[str, object]:
     """All but 400 finished rows are younger than that."""
     row = conn.execute(
-        "select (now() - make_interval(secs => %s))::text", (200 * (HISTORY - 400),)
+        "select extract(epoch from now() - make_interval(secs => %s))::float8", (200 * (HISTORY - 400),)
     ).fetchone()
     assert row is not None
-    return {"before": row[0], "start": "-infinity", "limit": BATCH}
+    return {"before": row[0], "start": -math.inf, "beyond": False, "limit": BATCH}
 
 
 def _gone(conn: Connection) -> dict[str, object]:
     """Everything is old, and the pushes of the first log rows are gone."""
+    conn.execute("alter table push_delivery_logs drop constraint if exists push_delivery_logs_push_id_fkey")
     ids = conn.execute(
         "select push_id from push_delivery_logs order by push_id limit %s", (BATCH // 2,)
     ).fetchall()
     conn.execute("delete from push_notifications where id = any(%s)", ([row[0] for row in ids],))
     first, last = retention._edge(0), retention._edge(retention.SLICES)
-    return {"before": "infinity", "after": first, "until": last, "limit": BATCH}
+    return {"before": math.inf, "after": first, "until": last, "limit": BATCH}
 
 
 _DUE: LiteralString = "drop index push_notifications_due"

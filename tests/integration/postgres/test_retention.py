@@ -12,6 +12,7 @@ import psycopg
 import pytest
 from click.testing import CliRunner, Result
 from psycopg import sql
+from structlog.testing import capture_logs
 
 from listener import config
 from listener.cli.main import main
@@ -21,8 +22,9 @@ from listener.metrics import Metrics
 from listener.postgres.locks import PURGE_LOCK
 from listener.schema import retention
 from listener.schema.retention import Purged
+from tests.support.access import WORKER, make_worker
 from tests.support.postgres import Database
-from tests.support.service import PATIENCE, Rows, serving, settings_for, shown
+from tests.support.service import PATIENCE, Rows, serving, settings_for, shown, until
 
 OLD = "now() - interval '31 days'"
 YOUNG = "now() - interval '29 days'"
@@ -107,6 +109,9 @@ async def test_the_dead_go_when_asked_for(rows: Rows, database: Database) -> Non
 
 
 async def test_log_rows_without_a_push_go(rows: Rows, database: Database) -> None:
+    await rows.query(
+        "alter table push_delivery_logs drop constraint push_delivery_logs_push_id_fkey"
+    )  # as if adopted
     orphan, young, last = uuid4(), uuid4(), UUID(int=(1 << 128) - 1)
     kept = await ended(rows, "sent", YOUNG)
     add = "insert into push_delivery_logs (push_id, status, created_at) values (%(id)s, 'sent', now() - %(age)s)"
@@ -138,6 +143,9 @@ async def test_telemetry_goes_when_asked_for(rows: Rows, database: Database) -> 
 
 
 async def test_a_dry_run_counts_the_same_and_deletes_nothing(rows: Rows, database: Database) -> None:
+    await rows.query(
+        "alter table push_delivery_logs drop constraint push_delivery_logs_push_id_fkey"
+    )  # as if adopted
     for status in ("sent", "cancelled", "dead", "failed"):
         await ended(rows, status)
     await ended(rows, "sent", YOUNG)
@@ -361,6 +369,16 @@ async def test_records_of_workers_go_too(rows: Rows, database: Database) -> None
         "lives",
         "young",
     ]
+
+
+async def test_retention_with_a_role_that_may_not_delete_is_told_at_the_start(database: Database) -> None:
+    make_worker(database)
+    with capture_logs() as said:
+        keeping = asyncio.create_task(retention.keep(database.dsn_as(WORKER), timedelta(days=1), Metrics()))
+        await until(lambda: said)
+        keeping.cancel()
+    assert said[0]["event"].startswith("RETENTION has no effect")
+    assert "grant delete on push_notifications" in said[0]["remedy"]
 
 
 def test_numbers_add_up() -> None:
