@@ -38,9 +38,17 @@ _BETWEEN_PROBES_S = 0.01
 _BACKEND = "select pg_catalog.pg_backend_pid()"
 
 
+ENCODING = "utf8"
+"""For ``client_encoding`` of each connection. By default it is the server's, and with SQL_ASCII psycopg returns bytes
+in place of text. It is sent when a connection starts: a pooler in transaction mode keeps that and loses SET."""
+
+
 def with_keepalive(dsn: str) -> str:
-    """The address, with settings that notice a dead network. A setting in the address itself takes precedence."""
-    return make_conninfo(_KEEPALIVE, **conninfo_to_dict(dsn))
+    """The address, with our encoding, and with settings that notice a dead network.
+
+    A setting of the latter in the address itself takes precedence.
+    """
+    return make_conninfo(_KEEPALIVE, **{**conninfo_to_dict(dsn), "client_encoding": ENCODING})
 
 
 def make_pool(dsn: str, *, prepares: bool) -> Pool:

@@ -22,6 +22,7 @@ from listener.postgres.connect import Connection, Pool, fetch_value
 from listener.postgres.errors import ROW_FAULTS, fault_name, is_transient
 from listener.postgres.locks import STRANGERS, LockHolder
 from listener.postgres.statements import load
+from listener.postgres.text import storable
 from listener.push import EXPIRED_REASON, Decision, Push, Settlement
 
 log = structlog.get_logger(__name__)
@@ -33,6 +34,7 @@ _RELEASE = load(__file__, "release")
 _EXPIRE = load(__file__, "expire")
 _EARLIEST = load(__file__, "earliest")
 _SWEEP = load(__file__, "sweep", earliest=_EARLIEST, strangers=STRANGERS)
+_UNREADABLE = load(__file__, "unreadable")
 DEPTH = load(__file__, "depth")
 """To be executed after BY_INDEX; the columns are the fields of StatusDepth."""
 
@@ -55,6 +57,12 @@ BY_INDEX: LiteralString = "set local enable_seqscan = off"
 time when most rows waited, and then Postgres would read the whole table."""
 
 _AVOIDED_S = 600.0
+
+# A database with the encoding SQL_ASCII stores any bytes, and refuses to send those that are no UTF-8.
+_NOT_TEXT = (psycopg.errors.CharacterNotInRepertoire, psycopg.errors.UntranslatableCharacter)
+_NOT_UTF8 = (
+    "a text of this push, or a token in push_recipients, is not valid UTF-8: write it again in that encoding"
+)
 
 
 class StatusDepth(NamedTuple):
@@ -179,6 +187,12 @@ class Queue:
                 raise
             async with self._pool.connection() as conn:
                 await self._take(conn, 0, 0, excluded)  # raises if the fault is not in the row
+                if isinstance(error, _NOT_TEXT):
+                    await conn.execute(
+                        _UNREADABLE, {"id": push_id, "code": "INVALID_TEXT", "reason": _NOT_UTF8}
+                    )
+                    log.warning("push dead", push_id=str(push_id), code="INVALID_TEXT")
+                    return []
             log.error("row cannot be claimed", push_id=str(push_id), error=fault_name(error))
             self.avoid(push_id)
             return []
@@ -214,12 +228,12 @@ class Queue:
             "delays": delays,
             "tries": tries,
             "codes": codes,
-            "reasons": reasons,
-            "message_ids": message_ids,
+            "reasons": [storable(reason) for reason in reasons],
+            "message_ids": [storable(each) for each in message_ids],
             "log_ids": [s.push_id for s, _ in logs],
             "log_tokens": [line.token for _, line in logs],
             "log_statuses": [line.status for _, line in logs],
-            "log_details": [orjson.dumps(line.details).decode() for _, line in logs],
+            "log_details": [_storable_json(line.details) for _, line in logs],
         }
         async with self._pool.connection() as conn:
             if not dead:
@@ -307,6 +321,11 @@ def _push(*columns: Any) -> Push:
     found = orjson.loads(columns[8]) if columns[8] else []
     push.recipients = [(token, platform) for token, platform in found]
     return push
+
+
+def _storable_json(details: dict[str, object]) -> str:
+    texts = {key: storable(each) if isinstance(each, str) else each for key, each in details.items()}
+    return orjson.dumps(texts).decode()
 
 
 def _sweep(*, strangers: str, **columns: Any) -> Sweep:

@@ -12,6 +12,7 @@ from psycopg.rows import class_row, scalar_row
 from listener.postgres.connect import Pool, fetch_value
 from listener.postgres.locks import LIVENESS_CLASS, ROLLBACK_LOCK
 from listener.postgres.statements import load
+from listener.postgres.text import storable
 
 _PEERS_HOLD_ROWS = load(__file__, "peers_hold_rows")
 _RESCUE = load(__file__, "rescue")
@@ -213,7 +214,7 @@ async def register(pool: Pool, name: str, *, random_id: bool = False) -> int:
         random_id: takes a random id instead of the next one, whose liveness lock a stranger may hold already. There are
             a billion random ids, and Postgres has memory for some ten thousand locks.
     """
-    values: dict[str, object] = {"name": name, "rollback": ROLLBACK_LOCK}
+    values: dict[str, object] = {"name": storable(name), "rollback": ROLLBACK_LOCK}
     async with pool.connection() as conn:
         worker_id: int | None
         for _ in range(_TRIES_OF_AN_ID if random_id else 0):

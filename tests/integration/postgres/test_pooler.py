@@ -15,9 +15,9 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from listener.demo.embedded import _unprivileged
 from listener.emulator import Emulator
-from listener.postgres.connect import is_transaction_pooler, is_transaction_pooler_blocking
+from listener.postgres.connect import is_transaction_pooler, is_transaction_pooler_blocking, make_pool
 from listener.schema import migrate
-from tests.support.postgres import Database
+from tests.support.postgres import SUPERUSER, Database, Server
 from tests.support.servers import closed_port
 from tests.support.service import PATIENCE, Rows, environment, get, program, run
 from tests.support.tools import tool
@@ -49,7 +49,7 @@ async def pooler(database: Database, mode: str, size: int = 20) -> AsyncIterator
     with tempfile.TemporaryDirectory(prefix="push-listener-") as name:
         directory = Path(name)
         users, settings = directory / "users", directory / "pgbouncer.ini"
-        users.write_text('"postgres" ""\n')
+        users.write_text(f'"postgres" ""\n"{SUPERUSER}" ""\n')
         host = conninfo_to_dict(database.dsn)["host"]
         settings.write_text(_SETTINGS.format(host=host, port=port, users=users, mode=mode, size=size))
         for path in (directory, users, settings):
@@ -91,6 +91,28 @@ async def transaction(database: Database) -> AsyncIterator[str]:
 async def session(database: Database) -> AsyncIterator[str]:
     async with pooler(database, "session") as dsn:
         yield dsn
+
+
+@pytest.mark.parametrize("encoding", ["SQL_ASCII", "LATIN1"])
+async def test_the_encoding_is_kept_in_transaction_mode(postgres: Server, encoding: str) -> None:
+    """Whatever another client of the same backend has chosen."""
+    with postgres.encoded(encoding) as database:
+        async with pooler(database, "transaction", size=1) as dsn:
+            pool = make_pool(dsn, prepares=False)
+            await pool.open()
+            try:
+                for foreign in ("latin1", encoding):
+                    async with await psycopg.AsyncConnection.connect(
+                        dsn, autocommit=True, client_encoding=foreign, prepare_threshold=None
+                    ) as other:
+                        await other.execute("select 1")
+                        async with pool.connection() as ours:
+                            cursor = await ours.execute(
+                                "select current_setting('client_encoding'), 'normal'::text"
+                            )
+                            assert await cursor.fetchone() == ("UTF8", "normal")
+            finally:
+                await pool.close()
 
 
 async def work_through(env: dict[str, str], rows: Rows, emulator: Emulator) -> str:
