@@ -11,6 +11,7 @@ import psycopg
 
 from listener import client, config
 from listener.cli.shared import note, print_json
+from listener.postgres.connect import ENCODING
 
 
 @click.command()
@@ -65,7 +66,9 @@ def command(
         raise click.UsageError("give --title (and --body), or --data for a push without a notification")
     payload = None if data is None else _parse_data(data)
     dsn = config.load_database().database_url.get_secret_value()
-    with psycopg.connect(dsn, autocommit=True, connect_timeout=10, prepare_threshold=None) as conn:
+    with psycopg.connect(
+        dsn, autocommit=True, connect_timeout=10, prepare_threshold=None, client_encoding=ENCODING
+    ) as conn:
         push_id = client.enqueue(
             conn,
             user_id=user,

@@ -17,7 +17,16 @@ from typing import Any, Final
 import orjson
 
 from listener.fcm.data import read_data
-from listener.fcm.options import MAX_TTL, Ttl, android_ttl, merge_options, web_ttl
+from listener.fcm.options import (
+    MAX_TTL,
+    Shown,
+    Ttl,
+    android_ttl,
+    merge_options,
+    read_options,
+    shown_by,
+    web_ttl,
+)
 from listener.push import BadPush, Push, Target, TargetKind
 
 TOKEN_LIMIT: Final = 4096
@@ -159,6 +168,8 @@ def prepare(push: Push) -> Prepared:
       message, which only the app sees. A data message has no notification object at all, because FCM would make even
       one that only holds a tag or a channel visible; so ``channel`` and ``image`` have no effect on it. To iOS it goes
       with priority 5 whatever the row says, because Apple refuses any other for a background push.
+    - What only ``options`` make visible on a platform (a localized alert, say, or a live activity) is sent there as
+      what it is: with a tag, and to iOS with its ``apns-push-type`` and the priority of the row.
     - The id of the push is the Android notification tag, the ``apns-collapse-id``, the web ``Topic`` and the web
       notification's tag, so that a second copy replaces the first on the device. The app finds it in ``data`` as
       ``push_id``.
@@ -175,13 +186,16 @@ def prepare(push: Push) -> Prepared:
     _refuse_oversized(push)
     high = _is_high(push.priority)
     data = read_data(push.data)
-    notification = _notification(push, data)
     push_id = str(push.id)
+    options = read_options(push.options, push_id)
+    shown = shown_by(options)
+    notification = _notification(push, data, shown)
     data["push_id"] = push_id
 
     android: dict[str, Any] = {"priority": "HIGH" if high else "NORMAL"}
+    is_background = not notification and shown.push_type in (None, "background")
     apns: dict[str, Any] = {
-        "headers": {"apns-priority": "10" if high and notification else "5", "apns-collapse-id": push_id}
+        "headers": {"apns-priority": "10" if high and not is_background else "5", "apns-collapse-id": push_id}
     }
     webpush: dict[str, Any] = {"headers": {"Urgency": "high" if high else "normal", "Topic": push.id.hex}}
     if push.expires_at is not None and math.isfinite(push.expires_at):
@@ -195,17 +209,23 @@ def prepare(push: Push) -> Prepared:
     message: dict[str, Any] = {"data": data, "apns": apns}
     if notification:
         message["notification"] = notification
+    if notification or shown.android:
         android["notification"] = {"tag": push_id}
         if push.channel:
             android["notification"]["channel_id"] = push.channel
+    if notification or shown.web:
         webpush["notification"] = {"tag": push_id}
-    else:
-        apns["headers"]["apns-push-type"] = "background"
-        apns["payload"] = {"aps": {"content-available": 1}}
+    if shown.push_type == "liveactivity":
+        apns["headers"]["apns-push-type"] = "liveactivity"
+        del apns["headers"]["apns-collapse-id"]  # for notifications: an update replaces the one before anyway
+    elif not notification:
+        apns["headers"]["apns-push-type"] = shown.push_type or "background"
+        if is_background or (shown.push_type == "alert" and not shown.has_alert):
+            apns["payload"] = {"aps": {"content-available": 1}}  # the app is to see the data
 
     own_android_ttl = own_web_ttl = None
-    if push.options is not None:
-        merge_options(message, android, webpush, push.options, push_id)
+    if options:
+        merge_options(message, android, webpush, options)
         own_android_ttl, own_web_ttl = android_ttl(android), web_ttl(webpush)
     # ``encode`` writes the times to live last in their objects, after a comma: neither object is empty.
     webpush["headers"] = webpush.pop("headers")
@@ -270,18 +290,20 @@ def _is_high(priority: str | None) -> bool:
     raise BadPush("priority must be 'normal' or 'high'", code="INVALID_PRIORITY")
 
 
-def _notification(push: Push, data: dict[str, str]) -> dict[str, str] | None:
-    """The visible part; None for a data message. An empty text counts as none."""
+def _notification(push: Push, data: dict[str, str], shown: Shown) -> dict[str, str] | None:
+    """The part that is visible everywhere; None for a data message. An empty text counts as none."""
     if not push.title and not push.body:
-        if not data:
-            raise BadPush("title, body and data are all empty: nothing to send", code="EMPTY_MESSAGE")
+        if not data and not shown.has_content:
+            raise BadPush(
+                "title, body, data and options are all empty: nothing to send", code="EMPTY_MESSAGE"
+            )
         return None
-    if push.title is None:
+    if push.title is None and not shown.has_title:
         raise BadPush(
             "title is null and body is not: set title, or for a data message leave body null too",
             code="TITLE_MISSING",
         )
-    notification = {"title": push.title}
+    notification = {} if push.title is None else {"title": push.title}
     if push.body:
         notification["body"] = push.body
     if push.image:

@@ -43,8 +43,94 @@ def _bad_options(reason: str) -> BadPush:
     return BadPush(reason, code="INVALID_OPTIONS")
 
 
+@dataclass(slots=True, frozen=True)
+class Shown:
+    """What the sender's options make of a message, on each platform, whatever the columns say.
+
+    Source: Apple, "Sending notification requests to APNs", apns-push-type: "alert" is for "an alert, badge, or sound",
+    and a "background" push must have none of them.
+    """
+
+    android: bool
+    """Whether it has a notification of its own."""
+    web: bool
+    """Whether it has a notification of its own."""
+    push_type: str | None
+    """The ``apns-push-type`` of what it has; None: none."""
+    has_alert: bool
+    """Whether iOS shows a text."""
+    has_title: bool
+    """Whether one of them has a title."""
+    has_content: bool
+    """Whether there is anything to send."""
+
+
+def read_options(text: str | None, push_id: str) -> dict[str, dict[str, Any]]:
+    """The sender's options in our spelling, by platform.
+
+    Args:
+        text: the column, as JSON.
+        push_id: goes into each platform's own data, which replaces the common data there.
+
+    Raises:
+        BadPush: the options cannot be sent.
+    """
+    options = None if text is None else exact_json(text, "options")
+    if options is None:
+        return {}
+    if not isinstance(options, dict):
+        raise _bad_options(_ALLOWED)
+    for name, theirs in options.items():
+        if name not in ("android", "apns", "webpush", "fcm_options") or not isinstance(theirs, dict):
+            raise _bad_options(_ALLOWED)
+    return {name: _normal(theirs, name, push_id) for name, theirs in options.items()}
+
+
+def shown_by(options: dict[str, dict[str, Any]]) -> Shown:
+    """What options make of a message that has neither title nor body."""
+    android, web = (_inner(options.get(name), "notification") for name in ("android", "webpush"))
+    apns = options.get("apns", {})
+    payload, headers = _inner(apns, "payload"), _inner(apns, "headers")
+    aps = _inner(payload, "aps")
+    alert = aps.get("alert")
+    push_type = headers.get("apns-push-type")
+    if push_type is None and (_is_live(apns, aps)):
+        push_type = "liveactivity"
+    elif push_type is None and any(aps.get(key) is not None for key in ("alert", "badge", "sound")):
+        push_type = "alert"
+    titles = (android, web, alert if isinstance(alert, dict) else {})
+    own_data = any(set(_inner(options.get(name), "data")) - {"push_id"} for name in ("android", "webpush"))
+    return Shown(
+        android=bool(android),
+        web=bool(web),
+        push_type=push_type if isinstance(push_type, str) else None,
+        has_alert=bool(alert),
+        has_title=any(each.get(key) for each in titles for key in _TITLES),
+        has_content=bool(android or web or payload) or own_data,
+    )
+
+
+_TITLES = ("title", "title_loc_key", "titleLocKey", "title-loc-key")
+
+
+def _is_live(apns: dict[str, Any], aps: dict[str, Any]) -> bool:
+    return bool(
+        apns.get("live_activity_token")
+        or apns.get("liveActivityToken")
+        or (aps.get("event") in ("start", "update", "end") and "content-state" in aps)
+    )
+
+
+def _inner(of: dict[str, Any] | None, key: str) -> dict[str, Any]:
+    inner = (of or {}).get(key)
+    return inner if isinstance(inner, dict) else {}
+
+
 def merge_options(
-    message: dict[str, Any], android: dict[str, Any], webpush: dict[str, Any], text: str, push_id: str
+    message: dict[str, Any],
+    android: dict[str, Any],
+    webpush: dict[str, Any],
+    options: dict[str, dict[str, Any]],
 ) -> None:
     """Lays the sender's ``options`` over what we set, in place.
 
@@ -52,23 +138,15 @@ def merge_options(
         message: the message, with ``data`` and ``apns``.
         android: its AndroidConfig.
         webpush: its WebpushConfig.
-        text: the column, as JSON.
-        push_id: goes into each platform's own data, which replaces the common data there.
+        options: from ``read_options``.
 
     Raises:
         BadPush: the options cannot be sent.
     """
-    options = exact_json(text, "options")
-    if options is None:
-        return
-    if not isinstance(options, dict):
-        raise _bad_options(_ALLOWED)
     ours = {"android": android, "apns": message["apns"], "webpush": webpush, "fcm_options": {}}
     expiration = message["apns"]["headers"].get("apns-expiration")
     for name, theirs in options.items():
-        if name not in ours or not isinstance(theirs, dict):
-            raise _bad_options(_ALLOWED)
-        _merge(ours[name], _normal(theirs, name, push_id), f"options.{name}")
+        _merge(ours[name], theirs, f"options.{name}")
     _keep_earlier(message["apns"]["headers"], expiration)
     if ours["fcm_options"]:
         message["fcm_options"] = ours["fcm_options"]

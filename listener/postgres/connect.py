@@ -73,6 +73,11 @@ select exists (
 _BACKEND = "select pg_catalog.pg_backend_pid()"
 
 
+ENCODING = "utf8"
+"""For ``client_encoding`` of each connection. By default it is the server's, and with SQL_ASCII psycopg returns bytes
+in place of text. It is sent when a connection starts: a pooler in transaction mode keeps that and loses SET."""
+
+
 class Address:
     """Where Postgres is, and what keeps it from letting this process in.
 
@@ -142,7 +147,9 @@ class Address:
 
 
 def with_defaults(dsn: str) -> str:
-    """The address, with settings that notice a dead network. A setting in the address itself takes precedence.
+    """The address, with our encoding, and with settings that notice a dead network.
+
+    A setting of the latter in the address itself takes precedence.
 
     Of several hosts one may be a standby, so the address leads to the first server that can be written to. For a single
     host that is not asked for: PgBouncer goes on telling its clients what the server was when it first connected to it.
@@ -150,7 +157,7 @@ def with_defaults(dsn: str) -> str:
     given = conninfo_to_dict(dsn)
     if "," in str(given.get("host") or given.get("hostaddr") or os.environ.get("PGHOST", "")):
         given = {"target_session_attrs": os.environ.get("PGTARGETSESSIONATTRS", "read-write"), **given}
-    return make_conninfo(_KEEPALIVE, **given)
+    return make_conninfo(_KEEPALIVE, **{**given, "client_encoding": ENCODING})
 
 
 async def prepare_session(conn: Connection) -> None:

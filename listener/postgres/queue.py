@@ -26,6 +26,7 @@ from listener.postgres.errors import ROW_FAULTS, fault_name, is_transient
 from listener.postgres.locks import STRANGERS, LockHolder
 from listener.postgres.put_back import put_back
 from listener.postgres.statements import load
+from listener.postgres.text import storable
 from listener.postgres.unwritable import CHANGED, IGNORED, Pause, UnwritableRows, code_of
 from listener.push import EXPIRED_REASON, Decision, LogLine, Push, Settlement
 
@@ -43,6 +44,7 @@ _RELEASE = load(__file__, "release")
 _EXPIRE = load(__file__, "expire")
 _EARLIEST = load(__file__, "earliest")
 _SWEEP = load(__file__, "sweep", earliest=_EARLIEST, strangers=STRANGERS)
+_UNREADABLE = load(__file__, "unreadable")
 DEPTH = load(__file__, "depth")
 """To be executed after BY_INDEX; the columns are the fields of StatusDepth."""
 
@@ -94,6 +96,13 @@ class Fate(StrEnum):
     """The row is gone."""
     REFUSED = "refused"
     """The row is still claimed: a trigger of the application has ignored or changed the result."""
+
+
+# A database with the encoding SQL_ASCII stores any bytes, and refuses to send those that are no UTF-8.
+_NOT_TEXT = (psycopg.errors.CharacterNotInRepertoire, psycopg.errors.UntranslatableCharacter)
+_NOT_UTF8 = (
+    "a text of this push, or a token in push_recipients, is not valid UTF-8: write it again in that encoding"
+)
 
 
 class StatusDepth(NamedTuple):
@@ -254,6 +263,12 @@ class Queue:
                 raise
             async with self._pool.connection() as conn:
                 await self._take(conn, 0, 0, excluded)  # raises if the fault is not in the row
+                if isinstance(error, _NOT_TEXT):
+                    await conn.execute(
+                        _UNREADABLE, {"id": push_id, "code": "INVALID_TEXT", "reason": _NOT_UTF8}
+                    )
+                    log.warning("push dead", push_id=str(push_id), code="INVALID_TEXT")
+                    return []
             await self.unwritable.note({push_id: code_of(error)}, Pause.SHORT if is_slow else Pause.LONG)
             return []
 
@@ -308,8 +323,8 @@ class Queue:
             "delays": delays,
             "tries": tries,
             "codes": codes,
-            "reasons": reasons,
-            "message_ids": message_ids,
+            "reasons": [storable(reason) for reason in reasons],
+            "message_ids": [storable(each) for each in message_ids],
             **_log_values([(s.push_id, line) for s in batch for line in s.logs]),
         }
         async with self._pool.connection() as conn:
@@ -444,7 +459,7 @@ def _log_values(lines: Sequence[tuple[UUID, LogLine]]) -> dict[str, object]:
         "log_ids": [push_id for push_id, _ in lines],
         "log_tokens": [line.token for _, line in lines],
         "log_statuses": [line.status for _, line in lines],
-        "log_details": [orjson.dumps(line.details).decode() for _, line in lines],
+        "log_details": [_storable_json(line.details) for _, line in lines],
     }
 
 
@@ -457,6 +472,11 @@ def _claimed(is_written: bool, *columns: Any) -> Push | UUID:
     found = orjson.loads(columns[8]) if columns[8] else []
     push.recipients = [(token, platform) for token, platform in found]
     return push
+
+
+def _storable_json(details: dict[str, object]) -> str:
+    texts = {key: storable(each) if isinstance(each, str) else each for key, each in details.items()}
+    return orjson.dumps(texts).decode()
 
 
 def _sweep(*, strangers: str, **columns: Any) -> Sweep:

@@ -8,6 +8,7 @@ from typing import Any
 import psycopg
 from psycopg.rows import class_row, dict_row
 
+from listener.postgres.connect import ENCODING
 from listener.postgres.queue import BY_INDEX, DEPTH, Depth, StatusDepth
 
 # Why names have their schema, and columns a cast: see statements.py.
@@ -69,7 +70,11 @@ class Stats:
 def read(dsn: str, days: int) -> Stats:
     """Reads the statistics of the last ``days``. Raises psycopg.Error."""
     with psycopg.connect(
-        dsn, connect_timeout=10, application_name="push-listener stats", row_factory=dict_row
+        dsn,
+        connect_timeout=10,
+        application_name="push-listener stats",
+        row_factory=dict_row,
+        client_encoding=ENCODING,
     ) as conn:
         conn.execute(BY_INDEX)
         depth = Depth.of(conn.cursor(row_factory=class_row(StatusDepth)).execute(DEPTH))

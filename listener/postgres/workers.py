@@ -14,6 +14,7 @@ from listener.postgres.connect import Pool, fetch_value
 from listener.postgres.locks import LIVENESS_CLASS, ROLLBACK_LOCK
 from listener.postgres.put_back import put_back
 from listener.postgres.statements import load
+from listener.postgres.text import storable
 
 _PEERS_HOLD_ROWS = load(__file__, "peers_hold_rows")
 _RESCUE = load(__file__, "rescue")
@@ -233,7 +234,7 @@ async def register(pool: Pool, name: str, *, random_id: bool = False, incarnatio
         incarnation: by which the worker knows its row again.
     """
     values: dict[str, object] = {
-        "name": name,
+        "name": storable(name),
         "incarnation": incarnation or uuid4(),
         "rollback": ROLLBACK_LOCK,
     }

@@ -13,7 +13,7 @@ from psycopg.rows import scalar_row
 
 from listener.config import DatabaseSettings
 from listener.postgres import errors, locks
-from listener.postgres.connect import Address, is_transaction_pooler_blocking, keeps_locks, sees
+from listener.postgres.connect import ENCODING, Address, is_transaction_pooler_blocking, keeps_locks, sees
 from listener.schema import exposure, migrate, served
 from listener.schema.migrate import Standing, structure
 
@@ -86,7 +86,9 @@ def examine(settings: DatabaseSettings) -> Iterator[Finding]:
         return
     dsn = settings.listen_dsn
     migrated = yield from _migrations(dsn)
-    with psycopg.connect(dsn, autocommit=True, connect_timeout=_CONNECT_TIMEOUT_S) as conn:
+    with psycopg.connect(
+        dsn, autocommit=True, connect_timeout=_CONNECT_TIMEOUT_S, client_encoding=ENCODING
+    ) as conn:
         conn.execute("set search_path = pg_catalog, pg_temp")
         if migrated:
             yield from _privileges(conn)
@@ -105,7 +107,7 @@ def _reach(settings: DatabaseSettings) -> Generator[Finding, None, bool]:
     good = True
     for name, dsn in addresses.items():
         try:
-            with psycopg.connect(dsn, connect_timeout=_CONNECT_TIMEOUT_S) as conn:
+            with psycopg.connect(dsn, connect_timeout=_CONNECT_TIMEOUT_S, client_encoding=ENCODING) as conn:
                 version = conn.info.server_version // 10_000
         except psycopg.OperationalError as error:
             good = False
@@ -248,7 +250,11 @@ def _copy(settings: DatabaseSettings) -> Iterator[Finding]:
 
     async def look() -> served.IsCopy | None:
         async with await psycopg.AsyncConnection.connect(
-            dsn, autocommit=True, connect_timeout=_CONNECT_TIMEOUT_S, prepare_threshold=None
+            dsn,
+            autocommit=True,
+            connect_timeout=_CONNECT_TIMEOUT_S,
+            prepare_threshold=None,
+            client_encoding=ENCODING,
         ) as conn:
             return await served.refusal(conn, dsn, settings.installation)
 

@@ -24,7 +24,7 @@ from psycopg.rows import namedtuple_row, scalar_row
 
 from listener.metrics import Metrics
 from listener.postgres import errors
-from listener.postgres.connect import Connection, fetch_value, prepare_session
+from listener.postgres.connect import ENCODING, Connection, fetch_value, prepare_session
 from listener.postgres.locks import PURGE_LOCK
 from listener.postgres.statements import load
 
@@ -151,6 +151,7 @@ async def connect(dsn: str) -> Connection:
     conn = await psycopg.AsyncConnection.connect(
         make_conninfo(_KEEPALIVE, **conninfo_to_dict(dsn)),
         autocommit=True,
+        client_encoding=ENCODING,
         application_name="push-listener purge",
         prepare_threshold=None,
     )

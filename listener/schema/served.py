@@ -17,6 +17,7 @@ from psycopg.rows import class_row
 from listener.postgres.connect import Connection, fetch_value
 from listener.postgres.queue import BY_INDEX
 from listener.postgres.statements import load
+from listener.postgres.text import storable
 from listener.schema.identity import Identity, address_of, differences
 
 Adoption = Literal["expire", "send"]
@@ -105,7 +106,7 @@ async def identify(conn: Connection, dsn: str, installation: str | None) -> tupl
     # The server's own port distinguishes two servers on one host, and no pooler changes it.
     address = f"{address_of(dsn, _default_host())}, server port {port}"
     place = f"installation {installation}" if installation else address
-    return Identity(system, oid, place), name
+    return Identity(system, oid, storable(place)), name
 
 
 def _default_host() -> str:

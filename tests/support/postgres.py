@@ -118,6 +118,23 @@ class Server(EmbeddedPostgres):
             self.start()
             self._run(sql.SQL("drop database {} with (force)").format(sql.Identifier(name)))
 
+    @contextmanager
+    def encoded(self, encoding: str) -> Iterator[Database]:
+        """A database with another encoding than UTF8, with all migrations, as the superuser."""
+        self.start()
+        name = f"test_{uuid4().hex[:12]}"
+        self._run(
+            sql.SQL("create database {} encoding {} lc_collate 'C' lc_ctype 'C' template template0").format(
+                sql.Identifier(name), sql.Literal(encoding)
+            )
+        )
+        try:
+            migrate.apply(self.dsn(name))
+            yield Database(name, self, self.superuser)
+        finally:
+            self.start()
+            self._run(sql.SQL("drop database {} with (force)").format(sql.Identifier(name)))
+
     def _make(self, template: Template) -> None:
         if template is Template.MIGRATED and Template.SUPABASE not in self._templates:
             self._make(Template.SUPABASE)

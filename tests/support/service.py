@@ -66,7 +66,9 @@ class _Endless(TimestamptzLoader):
 
 async def connect(dsn: str) -> Connection:
     """A connection in autocommit whose rows are dictionaries."""
-    connection = await psycopg.AsyncConnection.connect(dsn, autocommit=True, row_factory=dict_row)
+    connection = await psycopg.AsyncConnection.connect(
+        dsn, autocommit=True, row_factory=dict_row, client_encoding="utf8"
+    )
     connection.adapters.register_loader("timestamptz", _Endless)
     return connection
 

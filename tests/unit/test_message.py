@@ -459,11 +459,99 @@ def test_options_are_merged_and_win() -> None:
     }
 
 
+def by_options(data: dict[str, str] | None = None, **options: Any) -> dict[str, Any]:
+    """A message of high priority with neither title nor body."""
+    return sent(title=None, body=None, data=data, priority="high", options=options)
+
+
+LOC = {"title_loc_key": "NEW_ORDER", "titleLocArgs": ["7"]}
+ALERTS: list[Any] = [
+    {"loc-key": "NEW_ORDER"},
+    {"title-loc-key": "NEW_ORDER"},
+    {"title": "T", "body": "B"},
+    "B",
+]
+
+
+@pytest.mark.parametrize("data", [None, {"a": "b"}])
+def test_a_localized_notification_of_android_is_one(data: dict[str, str] | None) -> None:
+    message = by_options(data, android={"notification": LOC})
+    assert message["android"] == {"priority": "HIGH", "notification": {"tag": PUSH_ID, **LOC}}
+    assert "notification" not in message
+    assert "notification" not in message["webpush"]
+    assert message["apns"]["headers"]["apns-push-type"] == "background"
+
+
+@pytest.mark.parametrize("alert", ALERTS)
+@pytest.mark.parametrize("data", [None, {"a": "b"}])
+def test_an_alert_of_ios_is_one(alert: object, data: dict[str, str] | None) -> None:
+    message = by_options(data, apns={"payload": {"aps": {"alert": alert}}})
+    assert message["apns"] == {
+        "headers": {"apns-priority": "10", "apns-collapse-id": PUSH_ID, "apns-push-type": "alert"},
+        "payload": {"aps": {"alert": alert}},
+    }
+
+
+@pytest.mark.parametrize("aps", [{"badge": 0}, {"sound": "default"}])
+def test_a_badge_or_a_sound_is_no_background_push_but_wakes_the_app(aps: dict[str, object]) -> None:
+    """Apple: a background push must have neither."""
+    message = by_options({"a": "b"}, apns={"payload": {"aps": aps}})
+    assert message["apns"]["headers"]["apns-push-type"] == "alert"
+    assert message["apns"]["headers"]["apns-priority"] == "10"
+    assert message["apns"]["payload"]["aps"] == {"content-available": 1, **aps}
+
+
+@pytest.mark.parametrize("named", ["live_activity_token", "liveActivityToken", None, "header"])
+@pytest.mark.parametrize("title", [None, "Title"])
+def test_a_live_activity_is_one(named: str | None, title: str | None) -> None:
+    aps = {"event": "update", "content-state": {"score": 1}, "timestamp": 1}
+    if named:
+        del aps["event"]
+    apns: dict[str, Any] = {"payload": {"aps": aps}}
+    if named == "header":
+        apns["headers"] = {"apns-push-type": "liveactivity"}
+    elif named:
+        apns[named] = "token"
+    message = sent(title=title, body=None, priority="high", options={"apns": apns})
+    assert message["apns"]["headers"] == {"apns-priority": "10", "apns-push-type": "liveactivity"}
+    assert message["apns"]["payload"] == {"aps": aps}
+
+
+def test_a_notification_of_the_web_is_one() -> None:
+    message = by_options(None, webpush={"notification": {"title": "T"}})
+    assert message["webpush"]["notification"] == {"tag": PUSH_ID, "title": "T"}
+
+
+def test_the_senders_own_push_type_stays() -> None:
+    message = by_options(None, apns={"headers": {"apns-push-type": "location"}, "payload": {"aps": {}}})
+    assert message["apns"]["headers"]["apns-push-type"] == "location"
+    assert message["apns"]["payload"] == {"aps": {}}
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"android": {"ttl": "5s"}},
+        {"android": {"notification": {}}},
+        {"webpush": {"data": {}}},
+        {"fcm_options": {"analytics_label": "a"}},
+    ],
+)
+def test_options_that_show_nothing_do_not_make_an_empty_message_whole(options: dict[str, Any]) -> None:
+    assert refused(title=None, body=None, options=options).code == "EMPTY_MESSAGE"
+
+
+def test_a_body_needs_no_title_where_options_have_one() -> None:
+    message = sent(title=None, options={"android": {"notification": LOC}})
+    assert message["notification"] == {"body": "Body"}
+
+
 def test_background_settings_survive_a_merge() -> None:
     message = sent(
-        title=None, body=None, data={"a": "b"}, options={"apns": {"payload": {"aps": {"badge": 1}}}}
+        title=None, body=None, data={"a": "b"}, options={"apns": {"payload": {"aps": {"thread-id": "t"}}}}
     )
-    assert message["apns"]["payload"] == {"aps": {"content-available": 1, "badge": 1}}
+    assert message["apns"]["payload"] == {"aps": {"content-available": 1, "thread-id": "t"}}
 
 
 @pytest.mark.parametrize("platform", ["android", "webpush"])

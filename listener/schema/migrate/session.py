@@ -19,7 +19,7 @@ import tenacity
 from psycopg import sql
 
 from listener.postgres import errors, locks
-from listener.postgres.connect import is_transaction_pooler_blocking
+from listener.postgres.connect import ENCODING, is_transaction_pooler_blocking
 from listener.postgres.workers import STRANGERS_SCHEMA, StrangersSchema
 from listener.schema.migrate.disk import MigrationError, statements
 from listener.schema.migrate.ledger import Connection, Statement
@@ -87,7 +87,9 @@ def connect(dsn: str, warn: Callable[[str], None] = lambda _: None) -> Connectio
             "over several steps; set LISTEN_DATABASE_URL to the direct connection or to the pooler in session mode "
             "(port 5432)"
         )
-    conn = psycopg.connect(dsn, autocommit=True, application_name=APPLICATION_NAME, connect_timeout=15)
+    conn = psycopg.connect(
+        dsn, autocommit=True, application_name=APPLICATION_NAME, connect_timeout=15, client_encoding=ENCODING
+    )
     conn.add_notice_handler(lambda notice: warn(notice.message_primary or ""))
     # Names without a schema are looked up in pg_catalog only, so that nothing that others have created in public runs
     # here. pg_temp is named because types are looked up there first otherwise. Triggers of the application need the

@@ -19,7 +19,7 @@ from listener.postgres.connect import (
 )
 from listener.schema import migrate
 from tests.support.pgbouncer import pooler
-from tests.support.postgres import Database
+from tests.support.postgres import Database, Server
 from tests.support.service import Rows, environment, get, program, run
 
 pytestmark = pytest.mark.newest_postgres
@@ -35,6 +35,24 @@ async def transaction(database: Database) -> AsyncIterator[str]:
 async def session(database: Database) -> AsyncIterator[str]:
     async with pooler(database, "session") as dsn:
         yield dsn
+
+
+@pytest.mark.parametrize("encoding", ["SQL_ASCII", "LATIN1"])
+async def test_the_encoding_is_kept_in_transaction_mode(postgres: Server, encoding: str) -> None:
+    """Whatever another client of the same backend has chosen."""
+    with postgres.encoded(encoding) as database:
+        async with pooler(database, "transaction", size=1) as dsn:
+            async with ServicePool(Address(dsn), prepares=False) as pool:
+                for foreign in ("latin1", encoding):
+                    async with await psycopg.AsyncConnection.connect(
+                        dsn, autocommit=True, client_encoding=foreign, prepare_threshold=None
+                    ) as other:
+                        await other.execute("select 1")
+                        async with pool.connection() as ours:
+                            cursor = await ours.execute(
+                                "select current_setting('client_encoding'), 'normal'::text"
+                            )
+                            assert await cursor.fetchone() == ("UTF8", "normal")
 
 
 async def work_through(env: dict[str, str], rows: Rows, emulator: Emulator) -> str:

@@ -374,7 +374,9 @@ async def test_records_of_workers_go_too(rows: Rows, database: Database) -> None
 async def test_retention_with_a_role_that_may_not_delete_is_told_at_the_start(database: Database) -> None:
     make_worker(database)
     with capture_logs() as said:
-        keeping = asyncio.create_task(retention.keep(database.dsn_as(WORKER), timedelta(days=1), Metrics()))
+        keeping = asyncio.create_task(
+            retention.keep(database.dsn_as(WORKER), timedelta(days=1), Metrics(), is_session=True)
+        )
         await until(lambda: said)
         keeping.cancel()
     assert said[0]["event"].startswith("RETENTION has no effect")
