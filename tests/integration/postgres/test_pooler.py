@@ -41,18 +41,20 @@ async def session(database: Database) -> AsyncIterator[str]:
 async def test_the_encoding_is_kept_in_transaction_mode(postgres: Server, encoding: str) -> None:
     """Whatever another client of the same backend has chosen."""
     with postgres.encoded(encoding) as database:
-        async with pooler(database, "transaction", size=1) as dsn:
-            async with ServicePool(Address(dsn), prepares=False) as pool:
-                for foreign in ("latin1", encoding):
-                    async with await psycopg.AsyncConnection.connect(
-                        dsn, autocommit=True, client_encoding=foreign, prepare_threshold=None
-                    ) as other:
-                        await other.execute("select 1")
-                        async with pool.connection() as ours:
-                            cursor = await ours.execute(
-                                "select current_setting('client_encoding'), 'normal'::text"
-                            )
-                            assert await cursor.fetchone() == ("UTF8", "normal")
+        async with (
+            pooler(database, "transaction", size=1) as dsn,
+            ServicePool(Address(dsn), prepares=False) as pool,
+        ):
+            for foreign in ("latin1", encoding):
+                async with await psycopg.AsyncConnection.connect(
+                    dsn, autocommit=True, client_encoding=foreign, prepare_threshold=None
+                ) as other:
+                    await other.execute("select 1")
+                    async with pool.connection() as ours:
+                        cursor = await ours.execute(
+                            "select current_setting('client_encoding'), 'normal'::text"
+                        )
+                        assert await cursor.fetchone() == ("UTF8", "normal")
 
 
 async def work_through(env: dict[str, str], rows: Rows, emulator: Emulator) -> str:
