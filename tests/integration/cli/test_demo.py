@@ -8,6 +8,7 @@ import signal
 
 import pytest
 
+from listener.interrupts import EXIT_CODE
 from tests.support.service import program, run
 
 ENVIRONMENT = {"PATH": os.environ.get("PATH", ""), "HOME": os.environ.get("HOME", "/"), "COLUMNS": "200"}
@@ -44,5 +45,5 @@ async def test_an_interrupted_demo_with_once_fails() -> None:
     async with program("demo", "--once", "--port", "0", env=env) as running:
         await running.printed("The listener is up")
         running.signal(signal.SIGINT)
-        assert await running.ended() == 1
+        assert await running.ended() == EXIT_CODE
     assert "Traceback" not in running.output

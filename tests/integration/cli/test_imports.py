@@ -47,7 +47,12 @@ async def test_run_imports_neither_the_emulator_nor_the_demo() -> None:
 @pytest.mark.parametrize("option", ["--version", "--help"])
 async def test_help_imports_no_command(option: str) -> None:
     modules = await imported(option)
-    assert of(("listener",), modules) == {"listener", "listener.cli", "listener.cli.main"}
+    assert of(("listener",), modules) == {
+        "listener",
+        "listener.cli",
+        "listener.cli.main",
+        "listener.interrupts",
+    }
     assert of(("psycopg", "pydantic", "aiohttp", "google", "rich", "structlog"), modules) == set()
 
 
