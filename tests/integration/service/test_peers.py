@@ -440,7 +440,7 @@ async def test_peers_that_have_nothing_to_do_ask_nothing(
     settings = settings_for(database.dsn, emulator)
     async with serving(settings), serving(settings):
         await rows.one_over(await rows.add(device_token="t", title="t"))
-        await asyncio.sleep(3.0)
+        await asyncio.sleep(12.0)  # a session reports its last transactions when it has been idle for 10 s
         first, before = await statements(database), await statements(database)
         await asyncio.sleep(3.0)
         asked = await statements(database) - before - (before - first)
