@@ -234,8 +234,8 @@ class Registration:
         async with pool.connection() as conn:
             try:
                 admission = await served.admit(conn, dsn, installation, self._adoption)
-            except served.IsCopy as copy:
-                raise ConfigError([str(copy)]) from None
+            except (served.IsCopy, served.CannotExpire) as refused:
+                raise ConfigError([str(refused)]) from None
         if self._adoption is not None and (admission.known or admission.first):
             log.warning(
                 "--adopt-copy has nothing to do: remove it, or it decides about the next copy unasked",

@@ -13,7 +13,7 @@ from click.core import ParameterSource
 from rich.table import Table
 
 from listener import config, process
-from listener.cli.shared import age, console, note, print_json
+from listener.cli.shared import Failed, age, console, note, print_json
 from listener.config import DatabaseSettings
 from listener.postgres.connect import with_defaults
 from listener.schema import export, migrate, served
@@ -312,7 +312,10 @@ def _adopt(settings: DatabaseSettings, adoption: served.Adoption) -> None:
             dsn = settings.database_url.get_secret_value()
             return await served.adopt(conn, dsn, settings.installation, adoption)
 
-    expired = process.run(adopt())
+    try:
+        expired = process.run(adopt())
+    except served.CannotExpire as refused:
+        raise Failed(str(refused)) from None
     if adoption == "expire":
         click.echo(f"{expired:,} waiting pushes have expired")
     else:

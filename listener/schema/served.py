@@ -88,6 +88,17 @@ class IsCopy(Exception):
         )
 
 
+class CannotExpire(Exception):
+    """A trigger keeps waiting rows from expiring, so they would be sent."""
+
+    def __str__(self) -> str:
+        return (
+            "a trigger on push_notifications keeps waiting pushes from becoming expired, so they would be sent. "
+            "Nothing has been sent. Let the trigger pass what the owner and the role push_listener write, then run "
+            "this again"
+        )
+
+
 async def identify(conn: Connection, dsn: str, installation: str | None) -> tuple[Identity, str]:
     """Returns the identity of the database to which a connection leads, and its name.
 
@@ -161,6 +172,8 @@ async def adopt(conn: Connection, dsn: str, installation: str | None, adoption: 
 async def expire(conn: Connection, identity: Identity, *, known_too: bool) -> int:
     """Lets all waiting rows expire, in batches; returns their number.
 
+    Raises CannotExpire when a trigger of the application keeps rows as they are, or psycopg.Error.
+
     Unless ``known_too``, it ends as soon as the database is known under this identity. Then another process that
     started at the same time has finished, and rows inserted since are new.
     """
@@ -169,7 +182,7 @@ async def expire(conn: Connection, identity: Identity, *, known_too: bool) -> in
         async with conn.transaction():
             await conn.execute(_TURN)
             await conn.execute(BY_INDEX)
-            done = await conn.execute(
+            cursor = await conn.execute(
                 _EXPIRE,
                 {
                     "known_too": known_too,
@@ -181,9 +194,12 @@ async def expire(conn: Connection, identity: Identity, *, known_too: bool) -> in
                     "reason": _REASON,
                 },
             )
-        if done.rowcount < 1:
+            found, done = await cursor.fetchone() or (0, 0)
+            if done < found:
+                raise CannotExpire  # and takes back the batch
+        if not found:
             return expired
-        expired += done.rowcount
+        expired += done
 
 
 async def _served(conn: Connection) -> list[Identity]:

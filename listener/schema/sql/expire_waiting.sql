@@ -1,4 +1,5 @@
--- Lets one batch of waiting rows expire in a copy of a database.
+-- Lets one batch of waiting rows expire in a copy of a database; returns how many it found, and how many have expired: a
+-- trigger of the application may keep a row as it is.
 --
 -- The statement waits for locked rows and does not skip them: when it finds no row, the caller serves the database.
 with waiting as materialized (
@@ -11,9 +12,13 @@ with waiting as materialized (
     order by (case priority::text when 'high' then 0 else 1 end), next_attempt_at
     limit %(batch)s
     for update
+), done as (
+  update public.push_notifications p
+    set status = 'expired', next_attempt_at = null, error_code = %(code)s, last_error = %(reason)s,
+        updated_at = pg_catalog.now()
+    from waiting
+    where p.id = waiting.id
+    returning p.next_attempt_at
 )
-update public.push_notifications p
-  set status = 'expired', next_attempt_at = null, error_code = %(code)s, last_error = %(reason)s,
-      updated_at = pg_catalog.now()
-  from waiting
-  where p.id = waiting.id
+select (select pg_catalog.count(*) from waiting) as found,
+       (select pg_catalog.count(*) from done where next_attempt_at is null) as expired

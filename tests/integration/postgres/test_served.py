@@ -348,3 +348,21 @@ async def test_in_process_the_refusal_is_a_fault_of_the_configuration(
     with pytest.raises(ConfigError, match="this database is a copy"):
         async with serving(settings_for(copy.dsn, emulator)):
             pass
+
+
+@pytest.mark.parametrize("body", ["return old", "return null"])
+def test_a_trigger_that_keeps_rows_waiting_is_named_and_ends_it(database: Database, body: str) -> None:
+    """The rows would be sent, or the command would never end."""
+    execute(database.dsn, WAITING)
+    execute(
+        database.dsn, f"create function keep() returns trigger language plpgsql as $$ begin {body}; end $$"
+    )
+    execute(
+        database.dsn,
+        "create trigger keep before update on push_notifications for each row execute function keep()",
+    )
+    before = states(database.dsn)
+    done = asyncio.run(run("migrate", "--adopt-copy", "expire", env={"DATABASE_URL": database.dsn}))
+    assert done[0] == 1
+    assert "a trigger on push_notifications keeps waiting pushes from becoming expired" in done[2]
+    assert states(database.dsn) == before
