@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import signal
 from collections import Counter, defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -161,7 +162,9 @@ def _promises(evidence: Evidence, claims: Mapping[UUID, list[Claim]], found: Fin
         if not ghosts and any(e.push_id == push_id and e.began > when for e in evidence.exchanges):
             found.wrong(f"{push_id} was cancelled, and sent after that")
     for process in evidence.processes:
-        if process.killed is None and process.code != 0:
+        # Python was still importing when SIGTERM came; nothing had begun.
+        has_begun = process.code != -signal.SIGTERM or bool(process.program.output)
+        if process.killed is None and process.code != 0 and has_begun:
             found.wrong(f"{process.name} ended with {process.code}: {process.program.output[-300:]}")
         if "Traceback" in process.program.output:
             found.wrong(f"{process.name} printed a traceback")
