@@ -192,7 +192,11 @@ def test_every_function_and_trigger_is_attacked(sessions: dict[str, Session]) ->
 
 
 MUTANTS = [
-    ("listener", "push_listener.count_changed()", TRIGGERS[4][2]),
+    (
+        "listener",
+        "push_listener.count_changed()",
+        next(statement for name, _, statement in TRIGGERS if name == "push_listener_count_changed"),
+    ),
     ("user", "public.register_device(text, text, uuid)", CALLS["register_device"]),
     ("user", "public.unregister_device(text)", CALLS["unregister_device"]),
     ("user", "public.flush_telemetry(jsonb[])", CALLS["flush_telemetry"]),
