@@ -26,10 +26,10 @@ from listener.fcm.sender import Sender
 
 send = Sender.send
 
-async def send_or_die(self, body):
-    if b'"killer"' in body:
+async def send_or_die(self, outgoing):
+    if b'"killer"' in outgoing.make_body():
         os.kill(os.getpid(), signal.SIGKILL)
-    return await send(self, body)
+    return await send(self, outgoing)
 
 Sender.send = send_or_die
 main()
