@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, LiteralString, NamedTuple
 from uuid import UUID
@@ -17,7 +17,7 @@ import orjson
 import psycopg
 import structlog
 from psycopg.pq import TransactionStatus
-from psycopg.rows import args_row, class_row, kwargs_row, scalar_row
+from psycopg.rows import args_row, class_row, kwargs_row, scalar_row, tuple_row
 
 from listener.log import should_log
 from listener.postgres.batch_limit import BatchLimit
@@ -27,7 +27,7 @@ from listener.postgres.locks import STRANGERS, LockHolder
 from listener.postgres.put_back import put_back
 from listener.postgres.statements import load
 from listener.postgres.text import storable
-from listener.postgres.unwritable import CHANGED, IGNORED, Pause, UnwritableRows, code_of
+from listener.postgres.unwritable import CHANGED, IGNORED, UNWRITABLE, Pause, UnwritableRows, code_of
 from listener.push import EXPIRED_REASON, Decision, LogLine, Push, Settlement
 
 log = structlog.get_logger(__name__)
@@ -75,6 +75,9 @@ time when most rows waited, and then Postgres would read the whole table."""
 _NOTIFY_QUEUE = "select pg_catalog.pg_notification_queue_usage()"
 
 _NO_LIMIT = 1 << 20
+
+# What a deferred trigger of the application does is seen before the commit.
+_NOT_DEFERRED = "set constraints all immediate"
 
 # For how long to look for rows that cannot be claimed before the others are claimed, and for how many.
 _UNCLAIMABLE_S = 0.5
@@ -127,9 +130,16 @@ class Depth:
     """Seconds for which the row that has waited longest has been due; 0 when none is due."""
     notify_queue: float = 0.0
     """The part of the server's NOTIFY queue that is in use, from 0 to 1."""
+    unwritable: dict[tuple[str, str], int] = field(default_factory=dict)
+    """Rows that are passed over, by statement and code; the most frequent ones."""
 
     @classmethod
-    def of(cls, rows: Iterable[StatusDepth], notify_queue: float = 0.0) -> Depth:
+    def of(
+        cls,
+        rows: Iterable[StatusDepth],
+        notify_queue: float = 0.0,
+        unwritable: Iterable[tuple[str, str, int]] = (),
+    ) -> Depth:
         """The sum of all statuses."""
         counts = {"pending": 0, "processing": 0, "failed": 0}
         due, oldest_due = 0, 0.0
@@ -137,7 +147,8 @@ class Depth:
             counts[row.status] = row.pushes
             due += row.due
             oldest_due = max(oldest_due, row.oldest_due or 0.0)
-        return cls(counts, due, oldest_due, notify_queue)
+        passed_over = {(statement, code): count for statement, code, count in unwritable}
+        return cls(counts, due, oldest_due, notify_queue, passed_over)
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,7 +210,7 @@ class Queue:
         for _ in range(_CLAIMS_IN_A_ROW):
             try:
                 async with self._pool.connection() as conn:
-                    return await self._verified(await self._take(conn, limit, normal_limit, excluded))
+                    return await self._take_verified(conn, limit, normal_limit, excluded)
             except asyncio.CancelledError:  # it took too long
                 self._batch_limit.timed_out(limit, time.monotonic())
                 raise
@@ -211,7 +222,7 @@ class Queue:
                     raise
                 passed_over = await self._pass_over(excluded)
             if not passed_over and limit == 1:
-                return await self._verified(await self._claim_first(excluded))
+                return await self._claim_first(excluded)
             if not passed_over:
                 limit, normal_limit = limit // 2, (normal_limit + 1) // 2
         return []
@@ -250,13 +261,13 @@ class Queue:
         await self.unwritable.note(refused, Pause.LONG)
         return bool(found)
 
-    async def _claim_first(self, excluded: Sequence[UUID]) -> list[Push | UUID]:
+    async def _claim_first(self, excluded: Sequence[UUID]) -> list[Push]:
         """Claims one row, or notes it if that fails."""
         push_id: UUID | None = None
         try:
             async with self._pool.connection() as conn, conn.transaction():
                 push_id = await fetch_value(conn, _FIRST, {"excluded": list(excluded)})
-                return await self._take(conn, 1, 1, excluded)
+                return await self._take_verified(conn, 1, 1, excluded)
         except ROW_FAULTS as error:
             is_slow = isinstance(error, psycopg.errors.QueryCanceled)
             if push_id is None or (is_transient(error) and not is_slow):
@@ -272,19 +283,33 @@ class Queue:
             await self.unwritable.note({push_id: code_of(error)}, Pause.SHORT if is_slow else Pause.LONG)
             return []
 
-    async def _verified(self, claimed: list[Push | UUID]) -> list[Push]:
-        """The rows that hold what the claim has written; the others are noted and not sent."""
+    async def _take_verified(
+        self, conn: Connection, limit: int, normal_limit: int, excluded: Sequence[UUID]
+    ) -> list[Push]:
+        """Claims rows; returns those that hold what the claim has written, and notes the others.
+
+        If anything fails, nothing is claimed: a row that is claimed and not returned would wait to be claimed again.
+        """
+        if not self._verifies:
+            return await self._without_ignored(conn, await self._take(conn, limit, normal_limit, excluded))
+        async with conn.transaction():
+            await conn.execute(_NOT_DEFERRED)
+            claimed = await self._take(conn, limit, normal_limit, excluded)
+            pushes = await self._without_ignored(conn, claimed)
+            if not pushes:
+                return []
+            held = await self._among(conn, _STILL_CLAIMED, [(push.id, push.attempt) for push in pushes])
+            changed = {push.id: CHANGED for push in pushes if push.id not in held}
+            await self.unwritable.note(changed, Pause.LONG, conn)
+            return [push for push in pushes if push.id in held]
+
+    async def _without_ignored(self, conn: Connection, claimed: list[Push | UUID]) -> list[Push]:
+        """The rows that a trigger has let be claimed; the others are noted."""
         pushes = [each for each in claimed if isinstance(each, Push)]
         if len(pushes) < len(claimed):
-            await self.unwritable.note(
-                {each: IGNORED for each in claimed if isinstance(each, UUID)}, Pause.LONG
-            )
-        if not (self._verifies and pushes):
-            return pushes
-        async with self._pool.connection() as conn:
-            held = await self._among(conn, _STILL_CLAIMED, [(push.id, push.attempt) for push in pushes])
-        await self.unwritable.note({push.id: CHANGED for push in pushes if push.id not in held}, Pause.LONG)
-        return [push for push in pushes if push.id in held]
+            ignored = {each: IGNORED for each in claimed if isinstance(each, UUID)}
+            await self.unwritable.note(ignored, Pause.LONG, conn)
+        return pushes
 
     async def _among(
         self, conn: Connection, statement: LiteralString, rows: list[tuple[UUID, int]]
@@ -435,15 +460,22 @@ class Queue:
         return sweep
 
     async def depth(self) -> Depth:
-        """Counts what waits. Reads the index of waiting rows and those rows, never the history."""
+        """Counts what waits. Reads the index of waiting rows and those rows, never the history.
+
+        It is one transaction: a worker that has nothing to do asks little.
+        """
         async with self._pool.connection() as conn:
-            cursor = conn.cursor(row_factory=class_row(StatusDepth))
-            await cursor.execute(f"{BY_INDEX}; {DEPTH}; {_NOTIFY_QUEUE}".encode(), prepare=False)
+            cursor: psycopg.AsyncCursor[Any] = conn.cursor(row_factory=class_row(StatusDepth))
+            statements = f"{BY_INDEX}; {DEPTH}; {_NOTIFY_QUEUE}; {UNWRITABLE}"
+            await cursor.execute(statements.encode(), prepare=False)
             cursor.nextset()
             rows = await cursor.fetchall()
             cursor.nextset()
             cursor.row_factory = scalar_row
-            return Depth.of(rows, float(str(await cursor.fetchone())))
+            notify_queue = float(str(await cursor.fetchone()))
+            cursor.nextset()
+            cursor.row_factory = tuple_row
+            return Depth.of(rows, notify_queue, await cursor.fetchall())
 
 
 async def _settle(conn: Connection, values: Mapping[str, object]) -> tuple[list[int], list[int]]:

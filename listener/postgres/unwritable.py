@@ -20,13 +20,15 @@ log = structlog.get_logger(__name__)
 _NOTE = load(__file__, "note_unwritable")
 _FORGET = "delete from push_listener.unwritable_rows where push_id = any(%(ids)s::uuid[])"
 # An application may raise any code, and a metric must not have any number of labels.
-_COUNTS = """
+UNWRITABLE = """
 select u.statement, u.code, pg_catalog.count(*)
   from push_listener.unwritable_rows u
   join public.push_notifications p on p.id = u.push_id and p.status::text in ('pending', 'processing', 'failed')
   where u.until > pg_catalog.now()
   group by u.statement, u.code order by pg_catalog.count(*) desc limit 20
 """
+"""How many rows are passed over now, by statement and code; the most frequent ones."""
+
 _TIDY = """
 delete from push_listener.unwritable_rows u
   where u.until < pg_catalog.now() - interval '1 day'
@@ -100,12 +102,6 @@ class UnwritableRows:
                 codes=sorted(set(codes.values())),
                 example=str(next(iter(codes))),
             )
-
-    async def counts(self) -> dict[tuple[str, str], int]:
-        """How many rows are passed over now, by statement and code; the most frequent ones."""
-        async with self._pool.connection() as conn:
-            rows = await (await conn.execute(_COUNTS)).fetchall()
-        return {(statement, code): count for statement, code, count in rows}
 
     async def forget(self, ids: list[UUID]) -> None:
         """These rows have been written after all."""

@@ -40,20 +40,19 @@ class DepthWatch:
                 try:
                     async with asyncio.timeout(STATEMENT_PATIENCE_S):
                         depth = await self._queue.depth()
-                        unwritable = await self._unwritable()
+                        if depth.unwritable:
+                            await self._tidy()
                 except (psycopg.Error, TimeoutError):
                     self._metrics.database_errors.labels("depth").inc()
                 else:
-                    self._metrics.show_depth(depth.counts, depth.due, depth.oldest_due, unwritable)
+                    self._metrics.show_depth(depth.counts, depth.due, depth.oldest_due, depth.unwritable)
                     self._metrics.notify_queue.set(depth.notify_queue)
                     seen, read_at = looks, now
                     busy = depth.due > 0 or depth.counts["processing"] > 0
             await asyncio.sleep(self._interval)
 
-    async def _unwritable(self) -> dict[tuple[str, str], int]:
-        """Counts rows that cannot be written; now and then deletes what is noted of others."""
-        counts = await self._queue.unwritable.counts()
-        if counts and time.monotonic() - self._tidied_at >= _TIDY_INTERVAL_S:
+    async def _tidy(self) -> None:
+        """Now and then deletes what is noted of rows that can be written."""
+        if time.monotonic() - self._tidied_at >= _TIDY_INTERVAL_S:
             self._tidied_at = time.monotonic()
             await self._queue.unwritable.tidy()
-        return counts

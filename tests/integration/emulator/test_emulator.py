@@ -30,6 +30,7 @@ from requests.adapters import HTTPAdapter
 from urllib3.util.retry import Retry
 
 from listener.emulator import FAULTS, Emulator, Fault, checks, front_end, parse_fault, run, schema
+from listener.emulator.oauth import ACCOUNT
 
 SCOPE = "https://www.googleapis.com/auth/firebase.messaging"
 FCM_ERROR = "type.googleapis.com/google.firebase.fcm.v1.FcmError"
@@ -1254,7 +1255,8 @@ async def test_run_writes_the_key_and_says_how_to_use_it(tmp_path: Path) -> None
         ready.set()
 
     path = tmp_path / "the key.json"
-    path.write_text("what was here before, open to all, and longer than what will be" * 100)
+    older = {"client_email": f"{ACCOUNT}@p", "was": "open to all, and longer than what will be" * 100}
+    path.write_text(json.dumps(older))
     path.chmod(0o644)
     running = asyncio.create_task(
         run(port=0, project_id="p", faults=["unavailable,times=1"], credentials=path, say=say)

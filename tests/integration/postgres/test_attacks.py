@@ -343,7 +343,6 @@ async def live(database: Database, dsn: str) -> None:
         await hands.log([(first.id, line) for line in log])
         await hands._pass_over([uuid4()])
         await hands.unwritable.note({others[1].id: "P0001"}, Pause.LONG)
-        await hands.unwritable.counts()
         await hands.unwritable.forget([others[1].id])
         await hands.unwritable.tidy()
         assert await hands.release([]) == 1

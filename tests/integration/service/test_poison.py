@@ -28,7 +28,7 @@ BAD: dict[str, tuple[dict[str, object], str, str]] = {
     "data null, nothing else": (
         {"data": Jsonb(None), "title": None, "body": None},
         "EMPTY_MESSAGE",
-        "title, body and data are all empty",
+        "title, body, data and options are all empty",
     ),
     "body of 5 KB": ({"body": SECRET + "x" * 5000}, "PAYLOAD_TOO_LARGE", "FCM takes 4096 to a device"),
     "data of 5 KB": (
@@ -52,7 +52,7 @@ BAD: dict[str, tuple[dict[str, object], str, str]] = {
     "all null": (
         {"title": None, "body": None, "data": None},
         "EMPTY_MESSAGE",
-        "title, body and data are all empty: nothing to send",
+        "title, body, data and options are all empty: nothing to send",
     ),
     "no target": ({"device_token": None}, "NO_TARGET", "set device_token, topic, condition or user_id"),
     "two targets": ({"topic": "news"}, "INVALID_TARGET", "more than one of device_token, topic and condition"),

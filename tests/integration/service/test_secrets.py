@@ -14,6 +14,7 @@ from psycopg import sql
 from listener.emulator import Emulator, answers
 from listener.limits.health import Pause
 from listener.postgres import stats
+from listener.postgres.errors import Condition
 from listener.service import Service
 from tests.support.cli import invoke
 from tests.support.postgres import Database
@@ -182,6 +183,12 @@ WRONG = {
     "no such service": ("service=S3cr3tService password=Tail99", "the service that the address names"),
 }  # fmt: skip
 
+CONDITIONS = {
+    "no such user": Condition.LOGIN,
+    "no such database": Condition.NO_DATABASE,
+}
+"""What /readyz says of a wrong address besides."""
+
 COMMANDS = (
     ["migrate"],
     ["migrate", "--status"],
@@ -246,9 +253,10 @@ async def test_a_wrong_address_is_told_by_its_kind_in_the_log(database: Database
         env = environment(address(template, database), emulator, log_level="debug")
         async with program("run", env=env) as running:
             record = await running.said("database cannot be reached")
+            conditions = f"{CONDITIONS[fault]}\n" if fault in CONDITIONS else ""
             assert await get(await running.port(), "/readyz") == (
                 503,
-                "the database has not been reached yet\n",
+                f"the database has not been reached yet\n{conditions}",
             )
             running.terminate()
             assert await running.ended() == 0
