@@ -5,6 +5,11 @@ insert into public.push_delivery_logs (push_id, device_token, status, details)
       as l(push_id, token, status, details)
     where (select p.id from public.push_notifications p where p.id = l.push_id) is not null
       and (l.push_id, coalesce(l.token, ''), coalesce(l.details::jsonb ->> 'attempt'::text, '')) not in (
-      select o.push_id, coalesce(o.device_token::text, ''), coalesce(o.details ->> 'attempt'::text, '')
-        from public.push_delivery_logs o
-        where o.push_id = any(%(log_ids)b::uuid[]))
+        select w.push_id, o.token, o.attempt
+          from (select distinct push_id from pg_catalog.unnest(%(log_ids)b::uuid[]) as i(push_id)) as w
+          cross join lateral (
+            select coalesce(o.device_token::text, '') as token,
+                coalesce(o.details ->> 'attempt'::text, '') as attempt
+              from public.push_delivery_logs o
+              where o.push_id = w.push_id
+              offset 0) as o)

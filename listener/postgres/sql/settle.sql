@@ -54,12 +54,18 @@ with result as materialized (
     -- A log of a push that has been deleted since would break the foreign key, and with it the whole batch. With the
     -- subselect Postgres looks up each push; with a join it might read all of them.
     where (select p.id from public.push_notifications p where p.id = l.push_id) is not null
-      -- A hashed subplan reads the log rows of a push once, however many devices the push has.
+      -- A hashed subplan reads the log rows of a push once, however many devices the push has. With "offset 0" it looks
+      -- them up push by push; with "any", or a join, it might read the whole log.
       and (not %(is_retry)s
         or (l.push_id, coalesce(l.token, ''), coalesce(l.details::jsonb ->> 'attempt'::text, '')) not in (
-          select o.push_id, coalesce(o.device_token::text, ''), coalesce(o.details ->> 'attempt'::text, '')
-            from public.push_delivery_logs o
-            where o.push_id = any(%(log_ids)b::uuid[])))
+          select w.push_id, o.token, o.attempt
+            from (select distinct push_id from pg_catalog.unnest(%(log_ids)b::uuid[]) as i(push_id)) as w
+            cross join lateral (
+              select coalesce(o.device_token::text, '') as token,
+                  coalesce(o.details ->> 'attempt'::text, '') as attempt
+                from public.push_delivery_logs o
+                where o.push_id = w.push_id
+                offset 0) as o))
 )
 select coalesce(pg_catalog.array_agg(position) filter (where is_written), '{}') as written,
     coalesce(pg_catalog.array_agg(position) filter (where not is_written), '{}') as changed

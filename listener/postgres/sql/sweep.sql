@@ -22,6 +22,6 @@ select
     select from pg_catalog.pg_trigger t
       where t.tgrelid = 'public.push_notifications'::regclass::oid and not t.tgisinternal and t.tgenabled <> 'D'::"char"
         and t.tgtype::integer & 16 = 16 and t.tgtype::integer & 66 = 0
-        and t.tgfoid not in (select f.oid from pg_catalog.pg_proc f
-                               where f.pronamespace = 'push_listener'::regnamespace::oid)) as has_foreign_triggers,
+        and (select f.pronamespace from pg_catalog.pg_proc f where f.oid = t.tgfoid)
+          <> 'push_listener'::regnamespace::oid) as has_foreign_triggers,
   (select coalesce(pg_catalog.json_agg(s), '[]')::text from ({strangers}) s) as strangers

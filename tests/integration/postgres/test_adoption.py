@@ -99,7 +99,9 @@ async def worker(dsn: str):  # type: ignore[no-untyped-def]
     async with AsyncConnectionPool(
         dsn, min_size=1, max_size=2, open=False, kwargs={"autocommit": True}
     ) as pool:
-        yield Queue(pool, worker_id=await workers.register(pool, "test"), lease=60.0)
+        incarnation = uuid4()
+        worker_id = await workers.register(pool, "test", incarnation=incarnation)
+        yield Queue(pool, worker_id=worker_id, lease=60.0, incarnation=incarnation)
 
 
 def changed(old: dict[str, Any], new: dict[str, Any]) -> set[str]:
@@ -768,6 +770,8 @@ REFUSED = {
         + way_out("public.cancel_push(uuid)"),
         "there is a function public.fetch_pending_pushes(), and PostgREST could not tell a call of it from one of "
         "push-listener's fetch_pending_pushes(p_limit): " + way_out("public.fetch_pending_pushes()"),
+        "there is a function public.mark_push_failed(uuid), and PostgREST could not tell a call of it from one of "
+        "push-listener's mark_push_failed(p_push_id, p_error): " + way_out("public.mark_push_failed(uuid)"),
         "there is a function public.mark_push_sent(uuid,text), and PostgREST could not tell a call of it from one "
         "of push-listener's mark_push_sent(p_push_id): " + way_out("public.mark_push_sent(uuid,text)"),
         "there is a table push_devices_live, named as an index that push-listener makes: rename it",

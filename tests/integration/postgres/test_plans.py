@@ -201,7 +201,7 @@ CASES = [
     Case("expire, its update", queue._EXPIRE, _KEY, _expired),
     Case("expire, what was accepted", queue._EXPIRE, _LOG, _expired),
     Case("earliest", queue._EARLIEST, _DUE, {"excluded": []}),
-    Case("sweep", queue._SWEEP, _DUE, {"excluded": [], "worker": 1}),
+    Case("sweep", queue._SWEEP, _DUE, {"excluded": [], "worker": 1, "incarnation": uuid4()}),
     Case("depth", queue.DEPTH, _DUE, _by_index),
     Case("get_push_delivery_stats", "select * from get_push_delivery_stats(3650)", _DUE),
     Case("fetch_pending_pushes", "select * from fetch_pending_pushes(50)", _DUE),
