@@ -56,5 +56,5 @@ begin
 end
 $$;
 
-drop function push_listener.unclaimable(integer, uuid[], integer, double precision, text);
+drop function if exists push_listener.unclaimable(integer, uuid[], integer, double precision, text);
 drop table push_listener.unwritable_rows;

@@ -276,7 +276,7 @@ class Queue:
                 await self._take(conn, 0, 0, excluded)  # raises if the fault is not in the row
                 if isinstance(error, _NOT_TEXT):
                     await conn.execute(
-                        _UNREADABLE, {"id": push_id, "code": "INVALID_TEXT", "reason": _NOT_UTF8}
+                        _UNREADABLE, {"push_id": push_id, "code": "INVALID_TEXT", "reason": _NOT_UTF8}
                     )
                     log.warning("push dead", push_id=str(push_id), code="INVALID_TEXT")
                     return []

@@ -369,7 +369,7 @@ def looked_up(statement: str) -> list[str]:
         if name in _SYNTAX or is_alias or (name == "unnest" and _arguments(text[match.end() :]) > 1):
             continue
         found.append(f"{name}()")
-    own = {"set", "skip", "lateral", *re.findall(r"\b([a-z_]\w*) as (?:materialized )?\(", text)}
+    own = {"set", "skip", "of", "lateral", *re.findall(r"\b([a-z_]\w*) as (?:materialized )?\(", text)}
     # What comes after "distinct from" is no table.
     return found + [name for name in _NAMED.findall(text.replace("distinct from", "")) if name not in own]
 

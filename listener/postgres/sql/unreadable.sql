@@ -2,5 +2,5 @@
 update public.push_notifications
   set status = 'dead', next_attempt_at = null, error_code = %(code)s, last_error = %(reason)s,
       updated_at = pg_catalog.now()
-  where id = %(id)s and next_attempt_at <= pg_catalog.now()
+  where id = %(push_id)s and next_attempt_at <= pg_catalog.now()
     and status::text in ('pending', 'processing', 'failed')

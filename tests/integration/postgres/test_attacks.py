@@ -455,7 +455,7 @@ VALUES: dict[str, object] = {
     "limit": 10, "after": OWNER, "until": OWNER, "block": 0, "end": 500, "days": 7,
     "age": 86400.0, "key": PURGE_LOCK,
     "incarnation": OWNER, "pids": [1], "started": ["1.5"], "high": 1, "low": 2,
-    "name": "n", "rollback": ROLLBACK_LOCK, "id": 5,
+    "name": "n", "rollback": ROLLBACK_LOCK, "id": 5, "push_id": OWNER,
     "known_too": False, "system": "1", "database": 5, "address": "localhost", "batch": 10, "code": "C", "reason": "r",
 }  # fmt: skip
 """What statements are given by name, as psycopg gets it."""

@@ -237,10 +237,8 @@ VALUES = {
     "push_delivery_logs.push_id": f"'{PUSH}'",
     "push_devices.platform": "'ios'",
     "push_listener.unwritable_rows.statement": "'settle'",
-    "push_notifications.id": "gen_random_uuid()",
     "push_devices.token": "md5(random()::text)",
     "push_notifications.idempotency_key": "md5(random()::text)",
-    "telemetry_logs.id": "gen_random_uuid()",
 }
 BY_TYPE = {
     "uuid": f"'{OWNER}'",
@@ -259,6 +257,8 @@ BY_TYPE = {
 
 
 def value(table: str, column: str, type_: str) -> str:
+    if column == "id" and type_ == "uuid":
+        return "gen_random_uuid()"
     return BY_TYPE["identity"] if type_ == "identity" else VALUES.get(f"{table}.{column}", BY_TYPE[type_])
 
 
@@ -310,6 +310,8 @@ def operations(
         wanted["insert"].append(
             (f"insert into {name} ({', '.join(map(name_of, row))}) values ({', '.join(row.values())})", 1)
         )
+        if (name, column) == ("push_notifications", "id"):
+            new = column  # the log refers to it
         wanted["update"].append((f"update {name} set {name_of(column)} = {new}", everybodys))
     return wanted
 
@@ -361,7 +363,11 @@ def test_the_document_lists_all_there_is_and_nothing_else(database: Database) ->
             "where pronamespace in ('public'::regnamespace, 'push_listener'::regnamespace)"
         ).fetchall()
     there = {name: set(columns) for name, columns in relations}
-    assert {line.name for line in document()} == {*there, *(name for (name,) in functions), "push_listener"}
+    only_adopted = {"push_delivery_logs_id_seq"}
+    assert {line.name for line in document()} == {
+        *there, *only_adopted, *(name for (name,) in functions), "push_listener",
+    }  # fmt: skip
+    assert not only_adopted & there.keys()
     assert {name: listed(name) for name in there} == there
     with_rows = {line.name for line in document() if line.part == "rows"}
     assert with_rows == {name for name, columns in there.items() if columns}
@@ -841,7 +847,9 @@ def test_row_level_security_costs_the_listener_no_plan(postgres: Server, applica
                 values = {"limit": 100, "normal_limit": 100, "lease": 60.0, "worker": 1, "excluded": []}
                 rows = connection.execute(f"explain (costs off) {queue._CLAIM}", values).fetchall()
                 plans.append([line for (line,) in rows])
-    assert plans[0] == plans[1]
+    # Where there are policies, conditions that might tell others what they see come last.
+    owners, listeners = ([sorted(re.split(r" AND |: \(|\)$", line)) for line in plan] for plan in plans)
+    assert owners == listeners
     assert sum("push_notifications_due" in line for line in plans[1]) >= 2
     assert not any("Seq Scan on push_notifications" in line or "drivers" in line for line in plans[1])
 
@@ -858,12 +866,7 @@ def test_users_do_not_read_logs_and_devices_from_end_to_end(database: Database) 
         owner.execute(
             "insert into push_devices (token, user_id) select id::text, user_id from push_notifications"
         )
-        for table in (
-            "push_notifications",
-            "push_delivery_logs",
-            "push_delivery_logs_id_seq",
-            "push_devices",
-        ):
+        for table in ("push_notifications", "push_delivery_logs", "push_devices"):
             owner.execute(f"vacuum analyze {table}".encode())
     with psycopg.connect(database.dsn_as("authenticator"), autocommit=True) as user:
         user.execute("set role authenticated")
