@@ -204,6 +204,7 @@ class Registration:
             worker_id = await workers.register(pool, name, random_id=random_id, incarnation=incarnation)
             queue = Queue(pool, worker_id=worker_id, lease=lease, incarnation=incarnation)
             known = Workers(pool, worker_id=worker_id, lease=lease, incarnation=incarnation)
+            await queue.look_for_triggers()
             lost_lately, quota_state = await known.lost_lately(), await known.quota_state()
             return Registered(queue, known, pool, self.listen_address, lost_lately, quota_state, damaged)
         except workers.RollingBack:

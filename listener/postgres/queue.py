@@ -43,7 +43,8 @@ _SETTLE = load(__file__, "settle")
 _RELEASE = load(__file__, "release")
 _EXPIRE = load(__file__, "expire")
 _EARLIEST = load(__file__, "earliest")
-_SWEEP = load(__file__, "sweep", earliest=_EARLIEST, strangers=STRANGERS)
+_FOREIGN_TRIGGERS = load(__file__, "foreign_triggers")
+_SWEEP = load(__file__, "sweep", earliest=_EARLIEST, strangers=STRANGERS, foreign_triggers=_FOREIGN_TRIGGERS)
 _UNREADABLE = load(__file__, "unreadable")
 DEPTH = load(__file__, "depth")
 """To be executed after BY_INDEX; the columns are the fields of StatusDepth."""
@@ -184,7 +185,7 @@ class Queue:
         self.unwritable = UnwritableRows(pool)
         """The rows that no worker can write."""
         self._batch_limit = BatchLimit(_NO_LIMIT)
-        # Until the first sweep has looked, the application may have any trigger.
+        # Until look_for_triggers, or the first sweep, the application may have any trigger.
         self._verifies = True
         self._disable_failures = 0  # in a row
 
@@ -458,6 +459,11 @@ class Queue:
         assert sweep is not None
         self._verifies = sweep.has_foreign_triggers
         return sweep
+
+    async def look_for_triggers(self) -> None:
+        """Finds out whether triggers of the application may change what this service writes; see ``sweep``."""
+        async with self._pool.connection() as conn:
+            self._verifies = bool(await fetch_value(conn, _FOREIGN_TRIGGERS))
 
     async def depth(self) -> Depth:
         """Counts what waits. Reads the index of waiting rows and those rows, never the history.

@@ -17,11 +17,5 @@ select
     as registered,
   exists (select from holders l where l.lock = 'liveness' and l.key = %(worker)s and l.granted and l.is_ours)
     as guarded,
-  -- Triggers of the application that run after an update may change the row again.
-  exists (
-    select from pg_catalog.pg_trigger t
-      where t.tgrelid = 'public.push_notifications'::regclass::oid and not t.tgisinternal and t.tgenabled <> 'D'::"char"
-        and t.tgtype::integer & 16 = 16 and t.tgtype::integer & 66 = 0
-        and (select f.pronamespace from pg_catalog.pg_proc f where f.oid = t.tgfoid)
-          <> 'push_listener'::regnamespace::oid) as has_foreign_triggers,
+  ({foreign_triggers}) as has_foreign_triggers,
   (select coalesce(pg_catalog.json_agg(s), '[]')::text from ({strangers}) s) as strangers
