@@ -142,6 +142,7 @@ async def _drain(dsn: str, settings: Settings, latency: float, rows: int, parts:
         await tokens.get()
         worker_id = await workers.register(pool, "bench")
         worker = queue.Queue(pool, worker_id=worker_id, lease=settings.lease)
+        await worker.look_for_triggers()
         # The benchmark does not measure what FCM lets through.
         quota = SharedQuota(
             workers.Workers(pool, worker_id=worker_id, lease=settings.lease),
