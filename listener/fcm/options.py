@@ -65,6 +65,11 @@ class Shown:
     """Whether there is anything to send."""
 
 
+_NOTHING_SHOWN = Shown(
+    android=False, web=False, push_type=None, has_alert=False, has_title=False, has_content=False
+)
+
+
 def read_options(text: str | None, push_id: str) -> dict[str, dict[str, Any]]:
     """The sender's options in our spelling, by platform.
 
@@ -88,6 +93,8 @@ def read_options(text: str | None, push_id: str) -> dict[str, dict[str, Any]]:
 
 def shown_by(options: dict[str, dict[str, Any]]) -> Shown:
     """What options make of a message that has neither title nor body."""
+    if not options:
+        return _NOTHING_SHOWN
     android, web = (_inner(options.get(name), "notification") for name in ("android", "webpush"))
     apns = options.get("apns", {})
     payload, headers = _inner(apns, "payload"), _inner(apns, "headers")

@@ -513,8 +513,11 @@ def _claimed(is_written: bool, *columns: Any) -> Push | UUID:
 
 
 def _storable_json(details: dict[str, object]) -> str:
-    texts = {key: storable(each) if isinstance(each, str) else each for key, each in details.items()}
-    return orjson.dumps(texts).decode()
+    encoded = orjson.dumps(details)
+    if not encoded.isascii() or b"\\u0000" in encoded:
+        texts = {key: storable(each) if isinstance(each, str) else each for key, each in details.items()}
+        encoded = orjson.dumps(texts)
+    return encoded.decode()
 
 
 def _sweep(*, strangers: str, **columns: Any) -> Sweep:

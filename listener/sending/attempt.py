@@ -9,7 +9,6 @@ import math
 import random
 import time
 import traceback
-from collections import Counter
 from dataclasses import dataclass, field, replace
 
 import structlog
@@ -86,7 +85,7 @@ class _Attempt:
     claimed_at: float
     is_refused: bool = False
     """Whether FCM has refused a request of it, whatever the device: the others would be refused too."""
-    refused: Counter[str | None] = field(default_factory=Counter)
+    refused: dict[str | None, int] = field(default_factory=dict)
     """Requests that the credentials for their platform were refused for, by platform."""
 
     def is_over(self) -> bool:
@@ -98,11 +97,11 @@ class _Attempt:
         if outcome.disposition is Disposition.PAUSE:
             self.is_refused = True
         elif outcome.disposition is Disposition.PAUSE_PLATFORM:
-            self.refused[one.target.platform] += 1
+            self.refused[one.target.platform] = self.refused.get(one.target.platform, 0) + 1
 
     def is_hopeless(self, one: _Request) -> bool:
         """Whether a request would be refused as others of this attempt were."""
-        return self.is_refused or self.refused[one.target.platform] >= _ENOUGH_REFUSED
+        return self.is_refused or self.refused.get(one.target.platform, 0) >= _ENOUGH_REFUSED
 
 
 class Attempts:
@@ -289,17 +288,25 @@ class Attempts:
     def _body(self, attempt: _Attempt, one: _Request) -> bytes:
         """The body of a request that is written now."""
         push = attempt.push
-        self._check_time(attempt)
-        body = attempt.prepared.encode(one.target, _life_left(push, attempt.claimed_at))
+        held = self._check_time(attempt)
+        body = attempt.prepared.encode(
+            one.target, None if push.expires_in is None else push.expires_in - held
+        )
         if one.is_first and one.started is None:
-            self._metrics.insert_to_send.observe(max(0.0, push.waited + elapsed() - attempt.claimed_at))
+            self._metrics.insert_to_send.observe(max(0.0, push.waited + held))
         one.started = time.monotonic()
         return body
 
-    def _check_time(self, attempt: _Attempt) -> None:
-        """Raises TooLate if the push has expired, or if a request that is written now might outlive the lease."""
-        if elapsed() - attempt.claimed_at > self._latest_start or attempt.is_over():
+    def _check_time(self, attempt: _Attempt) -> float:
+        """The seconds since the claim.
+
+        Raises TooLate if the push has expired, or if a request that is written now might outlive the lease.
+        """
+        held = elapsed() - attempt.claimed_at
+        expires_in = attempt.push.expires_in
+        if held > self._latest_start or (expires_in is not None and held >= expires_in):
             raise TooLate
+        return held
 
     async def _check_presence(self, until: float) -> None:
         """Finds out, before a push is given up, whether the push fails or FCM.
