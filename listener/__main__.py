@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import contextlib
 import os
 import sys
 
@@ -17,9 +19,27 @@ def main() -> None:
     try:
         command(prog_name="push-listener")
     except KeyboardInterrupt:
-        sys.exit(interrupts.EXIT_CODE)
+        _end(interrupts.EXIT_CODE)
+    except SystemExit as end:
+        _end(end.code)
     finally:
         interrupts.end_at_once()
+
+
+def _end(code: str | int | None) -> None:
+    """Ends the process without taking the interpreter down.
+
+    Threads of libraries and the one that writes the log may still run, and now and then a busy machine lets one of them
+    crash Python 3.11 then: the exit code would be that of a segmentation fault.
+    """
+    interrupts.end_at_once()
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):  # nobody reads it any more
+            if isinstance(code, str) and stream is sys.stderr:
+                stream.write(f"{code}\n")
+            stream.flush()
+    os._exit(1 if isinstance(code, str) else code or 0)
 
 
 def _open_standard_streams() -> None:
