@@ -25,7 +25,7 @@ def witness(push: Push, target: Target) -> Hashable:
 
 
 class Verdict(Enum):
-    """Whom a refusal concerns."""
+    """What a refusal concerns: one push, one user or everybody."""
 
     ALL = auto()
     """Everybody: three witnesses were refused and none was accepted between."""
@@ -56,7 +56,7 @@ class Evidence:
         return self._accepted > moment
 
     def refuse(self, who: Hashable, asked: float) -> Verdict:
-        """Notes a refusal of a request made at ``asked``; returns whom it concerns."""
+        """Notes a refusal of a request made at ``asked``; returns what it concerns."""
         self._refused[who] = asked
         self._refused = {each: at for each, at in self._refused.items() if at > self._accepted}
         if len(self._refused) >= _ENOUGH:

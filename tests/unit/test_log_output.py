@@ -1,4 +1,4 @@
-"""Writing to standard error never blocks, whoever reads it or not."""
+"""Writing to standard error never blocks, whether somebody reads it or not."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def test_many_threads_lose_nothing_uncounted(pipe: Pipe) -> None:
 
 
 def test_a_pipe_that_was_made_non_blocking(pipe: Pipe) -> None:
-    """O_NONBLOCK belongs to the open file, so whoever shares it can set it."""
+    """O_NONBLOCK belongs to the open file, so each process that shares it can set it."""
     os.set_blocking(pipe.writer, False)
     output, _ = output_to(pipe)
     text = b"".join(b"line %d\n" % n for n in range(5000))

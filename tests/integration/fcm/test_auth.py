@@ -624,7 +624,7 @@ async def test_the_proxy_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         assert [head.split()[1] for head in proxy.heads] == [f"localhost:{endpoint.port}".encode()]
 
 
-# --- whom it trusts ------------------------------------------------------------------------------------
+# --- which authorities it trusts ------------------------------------------------------------------------------------
 
 
 async def test_the_trust_store_is_that_of_the_transports(
