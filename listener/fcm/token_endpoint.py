@@ -44,7 +44,7 @@ class _Unavailable(exceptions.TransportError):
 
 
 class _OneTrustStore(HTTPAdapter):
-    """Trusts the same authorities as the transports to FCM: the system's authorities, or those of SSL_CERT_FILE and SSL_CERT_DIR.
+    """Trusts what the transports to FCM trust: the system's authorities, or those of SSL_CERT_FILE and SSL_CERT_DIR.
 
     requests has a list of its own otherwise, or takes it from other variables.
     """
