@@ -208,12 +208,10 @@ def _kind_of(fault: AuthFault) -> str:
             return "the token endpoint cannot be reached"
         case "OAUTH_UNAVAILABLE" | "OAUTH_PROTOCOL":
             return "the token endpoint does not work"
+        case "OAUTH_CREDENTIALS":
+            return "the credentials cannot be used"
         case _:
-            return (
-                "the credentials cannot be used"
-                if fault.code == "OAUTH_CREDENTIALS"
-                else "the credentials are refused"
-            )
+            return "the credentials are refused"
 
 
 def _health(settings: Settings, registered: Registered) -> FcmHealth:

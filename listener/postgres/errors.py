@@ -293,7 +293,7 @@ def explain(error: BaseException | None) -> str:
         return _TIMEOUT
     if not isinstance(error, psycopg.Error):
         return f"a fault of push-listener's own ({type(error).__name__})"
-    sqlstate = _sqlstate(error)
+    sqlstate = sqlstate_of(error)
     if sqlstate is None:
         text = _QUOTED.sub('""', str(error))
         return next((reason for pattern, reason in _BY_TEXT if pattern.search(text)), _WITHHELD)
@@ -311,7 +311,7 @@ def condition(error: BaseException | None) -> Condition:
     """The kind of a failure of a connection or a statement."""
     if isinstance(error, PoolTimeout):
         return condition(error.__cause__)
-    if isinstance(error, psycopg.Error) and (found := _CONDITIONS_BY_SQLSTATE.get(_sqlstate(error) or "")):
+    if isinstance(error, psycopg.Error) and (found := _CONDITIONS_BY_SQLSTATE.get(sqlstate_of(error) or "")):
         return found
     return _CONDITIONS.get(explain(error), Condition.AWAY) if error is not None else Condition.AWAY
 
@@ -320,7 +320,7 @@ def spoils_session(error: BaseException) -> bool:
     """Whether the connection on which a statement failed is to be replaced."""
     if not isinstance(error, psycopg.Error):
         return False
-    return (_sqlstate(error) or "").startswith(_SPOILING) or _is_stale_plan(error)
+    return (sqlstate_of(error) or "").startswith(_SPOILING) or _is_stale_plan(error)
 
 
 def _is_stale_plan(error: psycopg.Error) -> bool:
@@ -329,7 +329,7 @@ def _is_stale_plan(error: psycopg.Error) -> bool:
     The server repeats that for as long as the session lasts. The message is translated; the name of the function is
     not. Source: plancache.c of PostgreSQL.
     """
-    return _sqlstate(error) == "0A000" and error.diag.source_function == "RevalidateCachedQuery"
+    return sqlstate_of(error) == "0A000" and error.diag.source_function == "RevalidateCachedQuery"
 
 
 def explain_statement(error: psycopg.Error) -> str:
@@ -337,13 +337,14 @@ def explain_statement(error: psycopg.Error) -> str:
 
     Not for the log: a trigger's words, say, may hold values of a row.
     """
-    sqlstate, said = _sqlstate(error), error.diag.message_primary
+    sqlstate, said = sqlstate_of(error), error.diag.message_primary
     if said and sqlstate not in _BY_SQLSTATE and not (sqlstate or "").startswith(_CONNECTION_CLASSES):
         return said
     return explain(error)
 
 
-def _sqlstate(error: psycopg.Error) -> str | None:
+def sqlstate_of(error: psycopg.Error) -> str | None:
+    """The SQLSTATE; None: the server has not answered."""
     return error.diag.sqlstate or error.sqlstate  # the latter lacks codes that an application defines
 
 
@@ -351,7 +352,7 @@ def is_transient(error: BaseException) -> bool:
     """Whether the same statement may succeed later. If not, the cause is in a row or in the statement."""
     if not isinstance(error, psycopg.Error):
         return isinstance(error, TimeoutError)
-    sqlstate = _sqlstate(error)
+    sqlstate = sqlstate_of(error)
     if sqlstate is None:
         return isinstance(error, psycopg.OperationalError | psycopg.InterfaceError)
     return sqlstate.startswith(_TRANSIENT) or _is_stale_plan(error)
@@ -359,7 +360,7 @@ def is_transient(error: BaseException) -> bool:
 
 def fault_name(error: BaseException | None) -> str:
     """Names an error without its message, which may quote values."""
-    sqlstate = _sqlstate(error) if isinstance(error, psycopg.Error) else None
+    sqlstate = sqlstate_of(error) if isinstance(error, psycopg.Error) else None
     if isinstance(error, psycopg.Error) and sqlstate == "42501":
         said = error.diag.message_primary or ""
         return f"SQLSTATE 42501 ({said})" if _DENIED.fullmatch(said) else "SQLSTATE 42501"

@@ -39,7 +39,8 @@ select push_id, code
     pg_catalog.current_setting('search_path'))
 """
 _FIRST = load(__file__, "claim_first")
-_SETTLE = load(__file__, "settle")
+_LOG = load(__file__, "log")
+_SETTLE = load(__file__, "settle", log=_LOG)
 _RELEASE = load(__file__, "release")
 _EXPIRE = load(__file__, "expire")
 _EARLIEST = load(__file__, "earliest")
@@ -58,7 +59,6 @@ with free as materialized (
 select id from public.push_notifications where id = any(%(ids)s::uuid[]) and id not in (select id from free)
 """
 
-_LOG = load(__file__, "log")
 _FATES = load(__file__, "fates")
 _STILL_CLAIMED = load(__file__, "still_claimed")
 _WAITING_AGAIN = load(__file__, "waiting_again")
@@ -388,7 +388,7 @@ class Queue:
     async def log(self, lines: Sequence[tuple[UUID, LogLine]]) -> None:
         """Writes log rows that a settle could not write. Rows that are there already are not written again."""
         async with self._pool.connection() as conn:
-            await conn.execute(_LOG, _log_values(lines))
+            await conn.execute(_LOG, {**_log_values(lines), "is_retry": True})
 
     async def locked(self, ids: Sequence[UUID]) -> set[UUID]:
         """The rows among these that another transaction has locked."""

@@ -12,7 +12,7 @@ import structlog
 
 from listener.log import should_log
 from listener.postgres.connect import Connection, Pool
-from listener.postgres.errors import fault_name
+from listener.postgres.errors import fault_name, sqlstate_of
 from listener.postgres.statements import load
 
 log = structlog.get_logger(__name__)
@@ -116,5 +116,4 @@ class UnwritableRows:
 
 def code_of(error: BaseException) -> str:
     """The code for an error that a row has caused."""
-    sqlstate = error.diag.sqlstate or error.sqlstate if isinstance(error, psycopg.Error) else None
-    return sqlstate or fault_name(error)
+    return (sqlstate_of(error) if isinstance(error, psycopg.Error) else None) or fault_name(error)

@@ -1,10 +1,15 @@
--- Writes log rows that a settle could not write, unless they are there already or the push has been deleted.
+-- Writes log rows; in a repetition (is_retry) only those that are not there already.
 insert into public.push_delivery_logs (push_id, device_token, status, details)
-  select l.push_id, l.token, l.status, l.details::jsonb
-    from unnest(%(log_ids)b::uuid[], %(log_tokens)b::text[], %(log_statuses)b::text[], %(log_details)b::text[])
-      as l(push_id, token, status, details)
-    where (select p.id from public.push_notifications p where p.id = l.push_id) is not null
-      and (l.push_id, coalesce(l.token, ''), coalesce(l.details::jsonb ->> 'attempt'::text, '')) not in (
+select l.push_id, l.token, l.status, l.details::jsonb
+  from unnest(%(log_ids)b::uuid[], %(log_tokens)b::text[], %(log_statuses)b::text[], %(log_details)b::text[])
+    as l(push_id, token, status, details)
+  -- A log of a push that has been deleted since would break the foreign key, and with it the whole batch. With the
+  -- subselect Postgres looks up each push; with a join it might read all of them.
+  where (select p.id from public.push_notifications p where p.id = l.push_id) is not null
+    -- A hashed subplan reads the log rows of a push once, however many devices the push has. With "offset 0" it looks
+    -- them up push by push; with "any", or a join, it might read the whole log.
+    and (not %(is_retry)s
+      or (l.push_id, coalesce(l.token, ''), coalesce(l.details::jsonb ->> 'attempt'::text, '')) not in (
         select w.push_id, o.token, o.attempt
           from (select distinct push_id from pg_catalog.unnest(%(log_ids)b::uuid[]) as i(push_id)) as w
           cross join lateral (
@@ -12,4 +17,4 @@ insert into public.push_delivery_logs (push_id, device_token, status, details)
                 coalesce(o.details ->> 'attempt'::text, '') as attempt
               from public.push_delivery_logs o
               where o.push_id = w.push_id
-              offset 0) as o)
+              offset 0) as o))
