@@ -26,7 +26,7 @@ from listener.postgres.errors import ROW_FAULTS, fault_name, is_transient
 from listener.postgres.locks import STRANGERS, LockHolder
 from listener.postgres.put_back import put_back
 from listener.postgres.statements import load
-from listener.postgres.text import storable
+from listener.postgres.text import storable, storable_json
 from listener.postgres.unwritable import CHANGED, IGNORED, UNWRITABLE, Pause, UnwritableRows, code_of
 from listener.push import EXPIRED_REASON, Decision, LogLine, Push, Settlement
 
@@ -497,7 +497,7 @@ def _log_values(lines: Sequence[tuple[UUID, LogLine]]) -> dict[str, object]:
         "log_ids": [push_id for push_id, _ in lines],
         "log_tokens": [line.token for _, line in lines],
         "log_statuses": [line.status for _, line in lines],
-        "log_details": [_storable_json(line.details) for _, line in lines],
+        "log_details": [storable_json(line.details) for _, line in lines],
     }
 
 
@@ -510,14 +510,6 @@ def _claimed(is_written: bool, *columns: Any) -> Push | UUID:
     found = orjson.loads(columns[8]) if columns[8] else []
     push.recipients = [(token, platform) for token, platform in found]
     return push
-
-
-def _storable_json(details: dict[str, object]) -> str:
-    encoded = orjson.dumps(details)
-    if not encoded.isascii() or b"\\u0000" in encoded:
-        texts = {key: storable(each) if isinstance(each, str) else each for key, each in details.items()}
-        encoded = orjson.dumps(texts)
-    return encoded.decode()
 
 
 def _sweep(*, strangers: str, **columns: Any) -> Sweep:

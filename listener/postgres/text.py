@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import overload
+
+import orjson
 
 
 @overload
@@ -18,3 +21,17 @@ def storable(text: str | None) -> str | None:
     if text is None or (text.isascii() and "\0" not in text):
         return text
     return text.encode("ascii", "replace").decode().replace("\0", "?")
+
+
+def storable_json(values: dict[str, object]) -> str:
+    """A JSON object, with ``?`` for each character that some database cannot store.
+
+    Only texts that are values of ``values`` itself may hold such characters.
+    """
+    with suppress(orjson.JSONEncodeError):  # half of a surrogate pair is no Unicode
+        encoded = orjson.dumps(values)
+        if encoded.isascii() and b"\\u0000" not in encoded:
+            return encoded.decode()
+    return orjson.dumps(
+        {key: storable(value) if isinstance(value, str) else value for key, value in values.items()}
+    ).decode()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -106,23 +106,24 @@ class Server(EmbeddedPostgres):
 
     @contextmanager
     def database(self, template: Template) -> Iterator[Database]:
-        """A fresh copy of ``template``. At the end it is dropped, and connections to it are closed."""
+        """A fresh copy of ``template``. At the end it is dropped, connections to it are closed, new roles are dropped."""
         self.start()  # an earlier test may have left it stopped
         if template not in self._templates:
             self._make(template)
         name = f"test_{uuid4().hex[:12]}"
         self._copy(template, name)
+        roles = self._roles()
         try:
             yield Database(name, self, self.superuser if template is Template.BARE else "postgres")
         finally:
-            self.start()
-            self._run(sql.SQL("drop database {} with (force)").format(sql.Identifier(name)))
+            self._drop(name, roles)
 
     @contextmanager
     def encoded(self, encoding: str) -> Iterator[Database]:
         """A database with another encoding than UTF8, with all migrations, as the superuser."""
         self.start()
         name = f"test_{uuid4().hex[:12]}"
+        roles = self._roles()
         self._run(
             sql.SQL("create database {} encoding {} lc_collate 'C' lc_ctype 'C' template template0").format(
                 sql.Identifier(name), sql.Literal(encoding)
@@ -132,8 +133,7 @@ class Server(EmbeddedPostgres):
             migrate.apply(self.dsn(name))
             yield Database(name, self, self.superuser)
         finally:
-            self.start()
-            self._run(sql.SQL("drop database {} with (force)").format(sql.Identifier(name)))
+            self._drop(name, roles)
 
     def _make(self, template: Template) -> None:
         if template is Template.MIGRATED and Template.SUPABASE not in self._templates:
@@ -164,6 +164,19 @@ class Server(EmbeddedPostgres):
                 sql.Identifier(name), sql.Identifier(template), sql.Identifier(owner)
             )
         )
+
+    def _drop(self, name: str, roles: set[str]) -> None:
+        """Drops a database, and every role but ``roles`` that no other database needs: tests share the server's roles."""
+        self.start()
+        self._run(sql.SQL("drop database {} with (force)").format(sql.Identifier(name)))
+        for role in self._roles() - roles:
+            with suppress(psycopg.errors.DependentObjectsStillExist):
+                self._run(sql.SQL("drop role {}").format(sql.Identifier(role)))
+
+    def _roles(self) -> set[str]:
+        with psycopg.connect(self.uri) as connection:
+            found = connection.execute("select rolname from pg_roles where rolname !~ '^pg_'").fetchall()
+        return {name for (name,) in found}
 
     def _run(self, statement: sql.Composed) -> None:
         with psycopg.connect(self.uri, autocommit=True) as connection:
