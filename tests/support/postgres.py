@@ -106,7 +106,7 @@ class Server(EmbeddedPostgres):
 
     @contextmanager
     def database(self, template: Template) -> Iterator[Database]:
-        """A fresh copy of ``template``. At the end it is dropped, connections to it are closed, new roles are dropped."""
+        """A fresh copy of ``template``. At the end it is dropped, with connections to it and roles made meanwhile."""
         self.start()  # an earlier test may have left it stopped
         if template not in self._templates:
             self._make(template)
@@ -166,7 +166,7 @@ class Server(EmbeddedPostgres):
         )
 
     def _drop(self, name: str, roles: set[str]) -> None:
-        """Drops a database, and every role but ``roles`` that no other database needs: tests share the server's roles."""
+        """Drops a database, and every role but ``roles`` that no other database needs: all tests share the roles."""
         self.start()
         self._run(sql.SQL("drop database {} with (force)").format(sql.Identifier(name)))
         for role in self._roles() - roles:
