@@ -281,6 +281,8 @@ class Attempts:
                 if outcome.limit is not None:
                     self._quota.refused(outcome.limit, asked)
                 outcome = _without_token(outcome, one.target)
+                if attempt.prepared.doubts_token:
+                    outcome = _without_blame(outcome, one.target)
                 one.outcome = self._health.judge(attempt.push, one.target, outcome, asked, answered)
                 attempt.note(one, one.outcome)
             one.seconds = answered - began
@@ -396,6 +398,19 @@ def _without_token(outcome: Outcome, target: Target) -> Outcome:
     if target.value not in outcome.reason:
         return outcome
     return replace(outcome, reason=outcome.reason.replace(target.value, "[hidden]"))
+
+
+def _without_blame(outcome: Outcome, target: Target) -> Outcome:
+    """The outcome for a message of which FCM says that the token is invalid although it may be valid."""
+    if outcome.disposition is not Disposition.DROP_TARGET or outcome.code != "INVALID_ARGUMENT":
+        return outcome
+    if target.platform not in (None, "ios"):
+        return outcome
+    reason = (
+        "FCM calls the token invalid, which may be due to the message: to iOS it has nothing to show, and no "
+        "content-available in options.apns.payload.aps; set that to 1, or an alert"
+    )
+    return replace(outcome, disposition=Disposition.DROP_MESSAGE, reason=reason)
 
 
 def _counts(outcome: Outcome) -> bool:

@@ -163,6 +163,33 @@ async def test_a_404_without_details_pauses_if_a_question_is_not_accepted(answer
     assert sender.questions == 1
 
 
+class _Blaming:
+    """Calls every token invalid."""
+
+    async def send(self, outgoing: Outgoing) -> Outcome:
+        outgoing.make_body()
+        return Outcome(Disposition.DROP_TARGET, "INVALID_ARGUMENT", "no registration token", 400)
+
+
+@pytest.mark.parametrize(
+    ("platform", "blamed"), [("ios", False), (None, False), ("android", True), ("web", True)]
+)
+async def test_a_token_is_not_blamed_for_a_message_that_shows_nothing(
+    platform: str | None, blamed: bool
+) -> None:
+    for shown, is_blamed in (('{"badge": 1}', blamed), ('{"alert": "A"}', True)):
+        to = dataclasses.replace(
+            _push("phone"),
+            recipients=[("phone", platform)],
+            title=None,
+            body=None,
+            options=f'{{"apns": {{"payload": {{"aps": {shown}}}}}}}',
+        )
+        settlement = await _attempts(_Blaming()).attempt(to, elapsed())
+        assert settlement.decision.status is Status.DEAD
+        assert settlement.dead_tokens == ([("phone", "INVALID_ARGUMENT")] if is_blamed else [])
+
+
 async def test_while_everything_is_paused_a_push_with_many_devices_is_one_request() -> None:
     sender, health = _Refusing(1), _paused()
     for priority in ("normal", "high"):
