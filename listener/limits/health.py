@@ -26,19 +26,27 @@ from listener.limits.slow_start import SlowStart, after_losses, after_pause
 from listener.limits.token_loss import TOKEN_LOSS, TokenLossBreaker
 from listener.push import Push, Target, TargetKind
 
-_REFUSED_FIRST_S, _REFUSED_LONGEST_S = 30.0, 300.0
 _REFUSED_QUIET_S = 60.0
-_AWAY_FIRST_S, _AWAY_LONGEST_S = 2.0, 4.0
 _AWAY_AFTER_FAILURES = 20
 _AWAY_AFTER_S = 60.0
 _IN_DOUBT = 8  # pushes at once
 _TRUSTED_S = 30.0  # after the answer to a question
 _ACCEPTS_S = 10.0  # after the acceptance of a question
-_PLATFORM_FIRST_S = 60.0
-_PLATFORM_LONGEST_S = 600.0
 _PLATFORM_PROBE_S = (
     15.0  # for the answer to the one request that finds out whether a platform is accepted again
 )
+
+
+@dataclass(slots=True, frozen=True)
+class PauseTimes:
+    """Seconds until the first probe of a pause, and the longest wait for one after probes that failed."""
+
+    refused_first: float = 30.0
+    refused_longest: float = 300.0
+    away_first: float = 2.0
+    away_longest: float = 4.0
+    platform_first: float = 60.0
+    platform_longest: float = 600.0
 
 
 @dataclass(slots=True)
@@ -70,19 +78,26 @@ class FcmHealth:
         slow_start: how to begin.
         policy: how long a push waits that is refused alone.
         token_loss_guard: whether to doubt FCM when it calls nearly every token dead.
+        times: how long pauses are.
     """
 
     def __init__(
-        self, slow_start: SlowStart, *, policy: RetryPolicy | None = None, token_loss_guard: bool = True
+        self,
+        slow_start: SlowStart,
+        *,
+        policy: RetryPolicy | None = None,
+        token_loss_guard: bool = True,
+        times: PauseTimes | None = None,
     ) -> None:
+        self._times = times = times or PauseTimes()
         self._slow_start = slow_start
         self._policy = policy or RetryPolicy()
         self._guard = TokenLossBreaker() if token_loss_guard else None
-        self._refused = CircuitBreaker(_REFUSED_FIRST_S, _REFUSED_LONGEST_S)
+        self._refused = CircuitBreaker(times.refused_first, times.refused_longest)
         self._refused_asked = -math.inf  # when the latest request was made whose refusal concerns everybody
         self._evidence = Evidence(_REFUSED_QUIET_S)
         self._refused_pushes = RefusedPushes()
-        self._away = CircuitBreaker(_AWAY_FIRST_S, _AWAY_LONGEST_S)
+        self._away = CircuitBreaker(times.away_first, times.away_longest)
         self._failures = 0  # in a row; an answer that is no failure ends the row
         self._answered_at = -math.inf
         self._trusted_until = -math.inf
@@ -163,7 +178,7 @@ class FcmHealth:
         if not is_token_loss and self._evidence.accepted_since(refused.first):
             outcome = self._wait_alone(push, outcome, refused, self._evidence)
             return replace(outcome, uses_try=False) if paused else outcome
-        wait = _doubled(_REFUSED_FIRST_S, self._policy.cap, _claims(push, refused))
+        wait = _doubled(self._times.refused_first, self._policy.cap, _claims(push, refused))
         if paused and refused.times > 1:
             # A second refusal of the same push says nothing new, so only this push waits longer. Another push may be
             # the next probe at once: a good one must not wait for minutes because a bad one was alone all night.
@@ -203,7 +218,7 @@ class FcmHealth:
         """Holds back a platform; or only this push, if FCM accepts others for that platform."""
         if platform is None:  # accepted pushes may go to other platforms, so they say nothing about this one
             refused = self._refused_pushes.note(push, self._evidence, now)
-            wait = _doubled(_PLATFORM_FIRST_S, self._policy.cap, _claims(push, refused))
+            wait = _doubled(self._times.platform_first, self._policy.cap, _claims(push, refused))
             # The credentials may be wrong for hours, so tries count only once the push has waited its longest; unless
             # Apple blames the device.
             uses_try = outcome.uses_try or (refused.uses_try and wait >= self._policy.cap)
@@ -217,7 +232,8 @@ class FcmHealth:
             if held.length:
                 held.until = now  # the next request may be the probe
             return self._wait_alone(push, outcome, refused, held.evidence)
-        held.length = min(2 * held.length, _PLATFORM_LONGEST_S) if held.length else _PLATFORM_FIRST_S
+        first, longest = self._times.platform_first, self._times.platform_longest
+        held.length = min(2 * held.length, longest) if held.length else first
         held.since, held.until, held.reason = now, now + held.length, outcome.reason
         return replace(outcome, delay=held.length, uses_try=False)
 
