@@ -1,8 +1,9 @@
 """FCM's own checks of a well-formed message. Like FCM, they report only the first violation. Pure: no I/O.
 
-Sources: the FCM v1 discovery document (descriptions of the fields); Firebase, "FCM error codes" and ``ErrorCode``;
-Apple, "Sending notification requests to APNs"; RFC 8030. Texts that are not in :mod:`listener.emulator.answers` are
-inferred, except those for the recipient, the topic and the data key.
+Sources: the FCM v1 discovery document (descriptions of the fields); Firebase, "FCM error codes", ``ErrorCode`` and
+``projects.registrations.topicSubscriptions`` (topic names); Apple, "Sending notification requests to APNs"; RFC 8030;
+google.type.Color. Texts that are not in :mod:`listener.emulator.answers` are inferred, except those for the recipient,
+the topic and the data key.
 """
 
 from __future__ import annotations
@@ -26,8 +27,25 @@ MAX_CONDITION = 8192
 MAX_TOKEN = 4096
 MAX_COLLAPSE_ID = 64
 
+PUSH_TYPES = frozenset(
+    {
+        "alert",
+        "background",
+        "complication",
+        "controls",
+        "fileprovider",
+        "liveactivity",
+        "location",
+        "mdm",
+        "pushtotalk",
+        "voip",
+        "widgets",
+    }
+)
+"""``apns-push-type``."""
+
 _TOPIC_BIG = "Message is too large. The maximum is 2K (2048 bytes)."
-_TOPIC = re.compile(r"[a-zA-Z0-9\-_.~%]+")
+_TOPIC = re.compile(r"[a-zA-Z0-9\-_.~%]{1,900}")
 _LABEL = re.compile(r"[a-zA-Z0-9\-_.~%]{1,50}")
 _WEB_TOPIC = re.compile(r"[A-Za-z0-9_\-]{1,32}")
 _COLOR = re.compile(r"#[0-9a-fA-F]{6}")
@@ -56,7 +74,12 @@ def check(message: Mapping[str, Any]) -> Answer | None:
     if kind == "condition" and not _good_condition(value):
         return answers.invalid("message", "Invalid condition expression provided.")
     return (
-        _check_data(message) or _check_options(message) or _check_platforms(message) or _check_size(message)
+        _check_data(message)
+        or _check_options(message)
+        or _check_android(message)
+        or _check_apns(message)
+        or _check_webpush(message)
+        or _check_size(message)
     )
 
 
@@ -93,7 +116,9 @@ def _maps(message: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, str]]]
 def _check_data(message: Mapping[str, Any]) -> Answer | None:
     for path, data in _maps(message):
         for key in data:
-            if key in ("from", "message_type") or key.startswith(("google.", "gcm.notification.")):
+            # The reference of Message reserves "from", "message_type" and the prefixes "google." and
+            # "gcm.notification.", that of ErrorCode "from", "gcm" and "any value prefixed by google".
+            if key in ("from", "message_type", "gcm") or key.startswith(("google", "gcm.notification.")):
                 return answers.invalid(path, f"Invalid data payload key: {key}")
     return None
 
@@ -111,24 +136,78 @@ def _check_options(message: Mapping[str, Any]) -> Answer | None:
     return None
 
 
-def _check_platforms(message: Mapping[str, Any]) -> Answer | None:
-    for path in ("android", "android_v2"):
+def _check_android(message: Mapping[str, Any]) -> Answer | None:
+    for path, inner in (("android", ""), ("android_v2", ".remote_notification")):
         config = message.get(path, {})
         ttl = config.get("ttl")
         if ttl is not None and not 0 <= float(ttl[:-1]) <= MAX_TTL:
             return answers.invalid(
                 f"message.{path}.ttl", "Invalid TTL: must be between 0 and 2419200 seconds."
             )
-        color = _android_notification(config).get("color")
+        notification = _android_notification(config)
+        at = f"message.{path}{inner}.notification"
+        color = notification.get("color")
         if color and _COLOR.fullmatch(color) is None:
-            return answers.invalid(f"message.{path}.notification.color", "Invalid color: must be #rrggbb.")
-    headers = _lower(message.get("apns", {}).get("headers", {}))
+            return answers.invalid(f"{at}.color", "Invalid color: must be #rrggbb.")
+        if "light_settings" in notification:
+            refusal = _check_light(notification["light_settings"], f"{at}.light_settings")
+            if refusal is not None:
+                return refusal
+    return None
+
+
+def _check_light(settings: Mapping[str, Any], path: str) -> Answer | None:
+    """The reference calls all three settings required. A part of a colour that is absent is 0, as in any protobuf."""
+    for name in ("color", "light_on_duration", "light_off_duration"):
+        if name not in settings:
+            return answers.invalid(f"{path}.{name}", f"Invalid light settings: {name} is required.")
+    for name, share in settings["color"].items():
+        if not 0 <= float(share) <= 1:
+            return answers.invalid(f"{path}.color.{name}", f"Invalid color: {name} must be between 0 and 1.")
+    return None
+
+
+def _android_notification(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    notification: Mapping[str, Any] = config.get("remote_notification", config).get("notification", {})
+    return notification
+
+
+def _check_apns(message: Mapping[str, Any]) -> Answer | None:
+    apns = message.get("apns", {})
+    headers = _lower(apns.get("headers", {}))
     if len(headers.get("apns-collapse-id", "").encode()) > MAX_COLLAPSE_ID:
-        return _apns("BadCollapseId", "apns-collapse-id is longer than 64 bytes.")
+        return answers.refused_by_apple("BadCollapseId")
     if headers.get("apns-priority", "10") not in ("1", "5", "10"):
-        return _apns("BadPriority", "apns-priority must be 1, 5 or 10.")
+        return answers.refused_by_apple("BadPriority")
     if not headers.get("apns-expiration", "0").isdigit():
-        return _apns("BadExpirationDate", "apns-expiration must be Unix time in seconds.")
+        return answers.refused_by_apple("BadExpirationDate")
+    if headers.get("apns-push-type", "alert") not in PUSH_TYPES:
+        return answers.refused_by_apple("InvalidPushType")
+    to_device = "token" in message or "fid" in message
+    if to_device and (headers or apns.get("payload")) and not _delivers_on_ios(message, apns):
+        return answers.invalid_token()
+    return None
+
+
+def _delivers_on_ios(message: Mapping[str, Any], apns: Mapping[str, Any]) -> bool:
+    """Whether there is anything for Apple to deliver: a text, a badge, a sound, a live activity or content-available.
+
+    FCM blames the token of an iOS device for a message with settings for Apple and none of these. Seen by users in
+    firebase/firebase-admin-node#1224 (a valid token, "Invalid registration token"), beste/firebase-php#700 (an
+    apns-priority in a data message; content-available mends it), firebase/firebase-admin-java#214 (an empty ``aps``; a
+    badge mends it) and firebase/firebase-admin-go#679. That a live activity is enough is inferred.
+    """
+    if any(message.get("notification", {}).values()) or apns.get("live_activity_token"):
+        return True
+    aps = apns.get("payload", {}).get("aps")
+    if not isinstance(aps, dict):
+        return False
+    if aps.get("content-available") in (1, "1"):
+        return True
+    return any(aps.get(name) is not None for name in ("alert", "badge", "sound", "content-state"))
+
+
+def _check_webpush(message: Mapping[str, Any]) -> Answer | None:
     headers = _lower(message.get("webpush", {}).get("headers", {}))
     if _WEB_TOPIC.fullmatch(headers.get("topic", "x")) is None:
         return _web("Topic must be at most 32 characters of the URL and filename safe base64 alphabet.")
@@ -139,17 +218,8 @@ def _check_platforms(message: Mapping[str, Any]) -> Answer | None:
     return None
 
 
-def _android_notification(config: Mapping[str, Any]) -> Mapping[str, Any]:
-    notification: Mapping[str, Any] = config.get("remote_notification", config).get("notification", {})
-    return notification
-
-
 def _lower(headers: Mapping[str, str]) -> dict[str, str]:
     return {name.lower(): value for name, value in headers.items()}
-
-
-def _apns(reason: str, text: str) -> Answer:
-    return answers.invalid("message.apns.headers", text, answers.apns_error(400, reason))
 
 
 def _web(text: str) -> Answer:

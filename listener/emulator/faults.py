@@ -17,8 +17,8 @@ SILENT = frozenset({"reset", "reset_after_accept", "timeout", "timeout_after_acc
 ACCEPTING = frozenset({"ok_without_body", "reset_after_accept", "timeout_after_accept", "slow"})
 """Faults after which the message counts as accepted: FCM accepted it, and the client may not know."""
 
-SEND_FAULTS = frozenset(answers.ERRORS) | SILENT | ACCEPTING | {"unknown_code"}
-OAUTH_FAULTS = frozenset({"oauth_invalid_grant", "oauth_server_error", "oauth_timeout"})
+SEND_FAULTS = frozenset(answers.ERRORS) | SILENT | ACCEPTING | {"unknown_code", "apns_error"}
+OAUTH_FAULTS = frozenset(answers.OAUTH_ERRORS) | {"oauth_timeout"}
 FAULTS = SEND_FAULTS | OAUTH_FAULTS
 
 SLOW_MS = 5000.0
@@ -51,6 +51,8 @@ class Fault:
     """Milliseconds before the answer, instead of the emulator's latency."""
     status: int | None = None
     """HTTP status of ``unknown_code`` (400 to 599, default 500)."""
+    reason: str | None = None
+    """Apple's reason for ``apns_error``, which must have one: a name in :data:`answers.APPLE_STATUS`."""
 
     def __post_init__(self) -> None:
         if self.fault not in FAULTS:
@@ -69,11 +71,17 @@ class Fault:
             _check_retry_after(self.retry_after)
         if self.status is not None and (self.fault != "unknown_code" or not 400 <= self.status <= 599):
             raise ValueError("status is for unknown_code only, and must be between 400 and 599")
+        if self.reason is not None and self.fault != "apns_error":
+            raise ValueError("reason is for apns_error only")
+        if self.fault == "apns_error" and self.reason not in answers.APPLE_STATUS:
+            raise ValueError(f"apns_error must have a reason; known are: {', '.join(answers.APPLE_STATUS)}")
 
     def answer(self, project: str) -> answers.Answer:
         """The error answer of this fault. Only for faults that have one."""
         if self.fault == "unknown_code":
             answer = answers.unknown_code(self.status or 500)
+        elif self.reason is not None:
+            answer = answers.refused_by_apple(self.reason)
         else:
             answer = answers.ERRORS[self.fault](project)
         return answer.with_retry_after(self.retry_after)

@@ -3,7 +3,8 @@
 The front end knows only names and types, and reports all violations at once. What the message says is checked in
 :mod:`listener.emulator.checks`.
 
-Sources: the protobuf JSON mapping (both spellings of a name, null is unset, durations); Firebase, "FCM error codes".
+Sources: the protobuf JSON mapping (both spellings of a name, null is unset); google.protobuf.Duration and Timestamp;
+Firebase, "FCM error codes".
 """
 
 from __future__ import annotations
@@ -37,7 +38,11 @@ from listener.emulator.schema import (
 Violation = tuple[str | None, str]
 """The path of a field, None for the request itself, and what is wrong with it."""
 
-_DURATION = re.compile(r"(-?)(\d{1,12})(?:\.(\d{1,9}))?s")
+_DURATION = re.compile(r"-?(\d{1,12})(?:\.\d{1,9})?s", re.ASCII)
+MAX_DURATION = 315_576_000_000
+"""Seconds; 10,000 years. Source: google.protobuf.Duration."""
+
+_TIMESTAMP = re.compile(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(?:\.\d{1,9})?(?:Z|[+-]\d\d:\d\d)", re.ASCII)
 
 
 @dataclass(slots=True)
@@ -208,10 +213,16 @@ def _whole(value: Any) -> bool:
 
 
 def _is_timestamp(text: str) -> bool:
+    """Whether it is a time of RFC 3339, as google.protobuf.Timestamp demands. ISO 8601 has more forms than that."""
+    found = _TIMESTAMP.fullmatch(text)
+    if found is None:
+        return False
     try:
-        return datetime.fromisoformat(text).tzinfo is not None
+        # Python reads no fractions smaller than a microsecond.
+        datetime.fromisoformat(found[1] + (text[-6:] if text[-1] != "Z" else "Z"))
     except ValueError:
         return False
+    return True
 
 
 def _wrong_duration(value: Any, name: str) -> str | None:
@@ -219,8 +230,11 @@ def _wrong_duration(value: Any, name: str) -> str | None:
         return _show(value)
     if not value.endswith("s"):
         return f"Field '{name}', Illegal duration format; duration must end with 's'"
-    if _DURATION.fullmatch(value) is None:
+    found = _DURATION.fullmatch(value)
+    if found is None:
         return f"Field '{name}', Illegal duration format; \"{value[:-1]}\" is not a number"
+    if int(found[1]) > MAX_DURATION:
+        return f"Field '{name}', Duration value exceeds limits"
     return None
 
 

@@ -201,10 +201,8 @@ class Emulator(State):
         elif fault.fault == "oauth_timeout":
             self._token_answers["no answer"] += 1
             return await self._silence(request, fault)
-        elif fault.fault == "oauth_invalid_grant":
-            answer = answers.oauth_error("invalid_grant", "Invalid JWT Signature.")
         else:
-            answer = answers.oauth_error("internal_failure", "Backend Error", 500)
+            answer = answers.OAUTH_ERRORS[fault.fault]
         self._token_answers[f"{answer.status} {answer.code}" if answer.code else str(answer.status)] += 1
         if fault is not None and fault.latency_ms:
             await asyncio.sleep(fault.latency_ms / 1000)

@@ -29,11 +29,12 @@ from hypothesis import strategies as st
 from requests.adapters import HTTPAdapter
 from urllib3.util.retry import Retry
 
-from listener.emulator import FAULTS, Emulator, Fault, checks, front_end, parse_fault, run, schema
+from listener.emulator import FAULTS, Emulator, Fault, answers, checks, front_end, parse_fault, run, schema
 from listener.emulator.oauth import ACCOUNT
 
 SCOPE = "https://www.googleapis.com/auth/firebase.messaging"
 FCM_ERROR = "type.googleapis.com/google.firebase.fcm.v1.FcmError"
+APNS_ERROR = "type.googleapis.com/google.firebase.fcm.v1.ApnsError"
 BAD_REQUEST = "type.googleapis.com/google.rpc.BadRequest"
 ERROR_INFO = "type.googleapis.com/google.rpc.ErrorInfo"
 # google-auth claims to be typed, but these are not.
@@ -364,6 +365,12 @@ async def test_a_message_with_every_field(client: Client) -> None:
     assert record.push_id == "p-1"
 
 
+def _light(**changes: Any) -> dict[str, Any]:
+    """``light_settings``, with some parts changed (None: omitted)."""
+    settings = {"color": {"red": 1, "alpha": 0.5}, "light_on_duration": "1s", "light_off_duration": "2s"}
+    return {name: value for name, value in {**settings, **changes}.items() if value is not None}
+
+
 @pytest.mark.parametrize(
     "message",
     [
@@ -376,11 +383,20 @@ async def test_a_message_with_every_field(client: Client) -> None:
         {"token": "a", "android": {"priority": 1, "ttl": "2419200s"}},
         {"token": "a", "android": {"collapseKey": "c", "fcmOptions": {"analyticsLabel": "l"}}},
         {"token": "a", "topic": None, "notification": {"title": None}},
-        {"token": "a", "data": {"collapse_key": "allowed", "gcm": "allowed", "": ""}},
+        {
+            "token": "a",
+            "data": {"collapse_key": "allowed", "notification": "allowed", "gcmx": "allowed", "": ""},
+        },
         {"token": "a", "android": {"notification": {"notification_count": "3"}}},
         {"token": "a", "android_v2": {"ttl": "5s", "background_sync": {}}},
         {"token": "a", "android_v2": {"remote_notification": {"notification": {"id": 4, "title": "T"}}}},
         {"token": "x" * 4096},
+        {"topic": "x" * 900},
+        {"token": "a", "android": {"notification": {"event_time": "2026-01-02T03:04:05.123456789+05:30"}}},
+        {"token": "a", "android": {"notification": {"event_time": "2028-02-29T03:04:05Z"}}},
+        {"token": "a", "android": {"notification": {"vibrate_timings": ["315576000000s"]}}},
+        {"token": "a", "android": {"notification": {"light_settings": _light(color={"red": 1})}}},
+        {"token": "a", "android": {"notification": {"light_settings": None}}},
     ],
 )
 async def test_messages_that_fcm_accepts(client: Client, message: dict[str, Any]) -> None:
@@ -564,6 +580,42 @@ async def test_the_front_end_reports_all_violations_at_once(client: Client) -> N
 
 
 @pytest.mark.parametrize(
+    "text",
+    [
+        "2026-01-02",
+        "2026-01-02 03:04:05Z",
+        "2026-01-02t03:04:05Z",
+        "2026-01-02T03:04:05",
+        "2026-01-02T03:04:05z",
+        "2026-01-02T03:04Z",
+        "2026-01-02T03:04:05+0530",
+        "2026-01-02T03:04:05,5Z",
+        "2026-01-02T03:04:05.1234567890Z",
+        "2026-01-02T03:04:60Z",
+        "2026-02-30T03:04:05Z",
+        "2026-01-02T03:04:05+24:00",
+        "20260102T030405Z",
+        "2026-W01-1T00:00:00Z",
+        "0000-01-02T03:04:05Z",
+        " 2026-01-02T03:04:05Z",
+        "\u0662026-01-02T03:04:05Z",
+        "1767322800",
+    ],
+)
+async def test_the_front_end_takes_only_times_of_rfc_3339(client: Client, text: str) -> None:
+    reply = await client.send(token="a", android={"notification": {"event_time": text}})
+    assert (reply.status, reply.violations) == (400, ["message.android.notification.event_time"])
+
+
+@pytest.mark.parametrize(
+    "duration", ["1.s", "\u0661s", "1 s", "+1s", "1e3s", "315576000001s", "-315576000001s"]
+)
+async def test_the_front_end_takes_only_durations_of_protobuf(client: Client, duration: str) -> None:
+    reply = await client.send(token="a", android={"notification": {"vibrate_timings": [duration]}})
+    assert (reply.status, reply.violations) == (400, ["message.android.notification.vibrate_timings[0]"])
+
+
+@pytest.mark.parametrize(
     ("message", "field"),
     [
         ({}, "message"),
@@ -581,22 +633,48 @@ async def test_the_front_end_reports_all_violations_at_once(client: Client) -> N
         ({"condition": " || ".join(f"'{c}' in topics" for c in "abcdef")}, "message"),
         ({"token": "a", "data": {"from": "x"}}, "message.data"),
         ({"token": "a", "data": {"message_type": "x"}}, "message.data"),
+        ({"topic": "x" * 901}, "message"),
+        ({"condition": f"'{'x' * 901}' in topics"}, "message"),
         ({"token": "a", "data": {"google.x": "x"}}, "message.data"),
+        ({"token": "a", "data": {"google": "x"}}, "message.data"),
+        ({"token": "a", "data": {"googlefoo": "x"}}, "message.data"),
+        ({"token": "a", "data": {"gcm": "x"}}, "message.data"),
         ({"token": "a", "data": {"gcm.notification.x": "x"}}, "message.data"),
         ({"token": "a", "android": {"data": {"from": "x"}}}, "message.android.data"),
         ({"token": "a", "webpush": {"data": {"from": "x"}}}, "message.webpush.data"),
         ({"token": "a", "android": {"ttl": "-1s"}}, "message.android.ttl"),
         ({"token": "a", "android": {"ttl": "2419201s"}}, "message.android.ttl"),
         ({"token": "a", "android": {"notification": {"color": "red"}}}, "message.android.notification.color"),
+        *(
+            (
+                {"token": "a", "android": {"notification": {"light_settings": settings}}},
+                f"message.android.notification.light_settings{field}",
+            )
+            for settings, field in [
+                ({}, ".color"),
+                (_light(color=None), ".color"),
+                (_light(light_on_duration=None), ".light_on_duration"),
+                (_light(light_off_duration=None), ".light_off_duration"),
+                (_light(color={"green": 1.5}), ".color.green"),
+                (_light(color={"alpha": -1}), ".color.alpha"),
+            ]
+        ),
+        (
+            {
+                "token": "a",
+                "android_v2": {"remote_notification": {"notification": {"light_settings": {}}}},
+            },
+            "message.android_v2.remote_notification.notification.light_settings.color",
+        ),
+        (
+            {"token": "a", "android_v2": {"remote_notification": {"notification": {"color": "red"}}}},
+            "message.android_v2.remote_notification.notification.color",
+        ),
         ({"token": "a", "fcm_options": {"analytics_label": "a b"}}, "message.fcm_options.analytics_label"),
         (
             {"token": "a", "apns": {"fcm_options": {"analytics_label": "x" * 51}}},
             "message.apns.fcm_options.analytics_label",
         ),
-        ({"token": "a", "apns": {"headers": {"apns-collapse-id": "x" * 65}}}, "message.apns.headers"),
-        ({"token": "a", "apns": {"headers": {"APNS-Collapse-Id": "\u00e9" * 33}}}, "message.apns.headers"),
-        ({"token": "a", "apns": {"headers": {"apns-priority": "7"}}}, "message.apns.headers"),
-        ({"token": "a", "apns": {"headers": {"apns-expiration": "soon"}}}, "message.apns.headers"),
         ({"token": "a", "webpush": {"headers": {"Topic": "x" * 33}}}, "message.webpush.headers"),
         ({"token": "a", "webpush": {"headers": {"topic": "a.b"}}}, "message.webpush.headers"),
         ({"token": "a", "webpush": {"headers": {"TTL": "1.5"}}}, "message.webpush.headers"),
@@ -613,6 +691,90 @@ async def test_fcm_refuses_invalid_values(client: Client, message: dict[str, Any
     assert reply.fcm_code == "INVALID_ARGUMENT"
     assert reply.violations == [field]
     assert client.emulator.accepted == []
+
+
+@pytest.mark.parametrize(
+    ("headers", "reason"),
+    [
+        ({"apns-collapse-id": "x" * 65}, "BadCollapseId"),
+        ({"APNS-Collapse-Id": "\u00e9" * 33}, "BadCollapseId"),
+        ({"apns-priority": "7"}, "BadPriority"),
+        ({"apns-expiration": "soon"}, "BadExpirationDate"),
+        ({"apns-push-type": "silent"}, "InvalidPushType"),
+    ],
+)
+async def test_a_refusal_by_apple_names_no_field(
+    client: Client, headers: dict[str, str], reason: str
+) -> None:
+    reply = await client.send(token="a", notification={"title": "T"}, apns={"headers": headers})
+    assert reply.error["message"] == "Request contains an invalid argument."
+    assert reply.error["details"] == [
+        {"@type": FCM_ERROR, "errorCode": "INVALID_ARGUMENT"},
+        {"@type": APNS_ERROR, "statusCode": 400, "reason": reason},
+    ]
+
+
+DATA = {"k": "v"}
+
+
+@pytest.mark.parametrize("target", [{"token": "a"}, {"fid": "a"}])
+@pytest.mark.parametrize(
+    "message",
+    [
+        {"data": DATA, "apns": {"headers": {"apns-priority": "10"}}},
+        {"data": DATA, "apns": {"headers": {"apns-priority": "5", "apns-push-type": "background"}}},
+        {"data": DATA, "apns": {"headers": {"apns-priority": "5"}, "payload": {"aps": {}}}},
+        {"apns": {"payload": {"details": "Custom details", "aps": {}}}},
+        {"apns": {"payload": {"aps": {"content_available": 1}}}},
+        {"apns": {"payload": {"aps": {"content-available": None}}}},
+        {"apns": {"payload": {"aps": {"content-available": 0}}}},
+        {"apns": {"payload": {"aps": {"mutable-content": 1, "alert": None}}}},
+        {"apns": {"payload": {"aps": "x"}}},
+        {"apns": {"payload": {"content-available": 1}}},
+        {"notification": {}, "apns": {"headers": {"apns-priority": "5"}}},
+        {"android": {"notification": {"title": "T"}}, "apns": {"headers": {"apns-priority": "5"}}},
+    ],
+)
+async def test_settings_for_apple_without_anything_to_deliver_blame_the_token(
+    client: Client, target: dict[str, str], message: dict[str, Any]
+) -> None:
+    reply = await client.send(**target, **message)
+    assert (reply.status, reply.fcm_code) == (400, "INVALID_ARGUMENT")
+    assert reply.violations == ["message.token"]
+    assert reply.error["message"] == "The registration token is not a valid FCM registration token"
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        {"data": DATA},
+        {"data": DATA, "apns": {}},
+        {"data": DATA, "apns": {"fcm_options": {"analytics_label": "l"}}},
+        {"notification": {"title": "T"}, "apns": {"headers": {"apns-priority": "10"}}},
+        *(
+            {"data": DATA, "apns": {"headers": {"apns-priority": "5"}, "payload": {"aps": aps}}}
+            for aps in (
+                {"content-available": 1},
+                {"content-available": True},
+                {"content-available": "1"},
+                {"alert": "A"},
+                {"badge": 0},
+                {"sound": "default"},
+                {"event": "update", "content-state": {"x": 1}, "timestamp": 1},
+            )
+        ),
+        {"apns": {"live_activity_token": "x", "payload": {"aps": {"timestamp": 1}}}},
+    ],
+)
+async def test_settings_for_apple_with_something_to_deliver(client: Client, message: dict[str, Any]) -> None:
+    reply = await client.send(token="a", **message)
+    assert reply.status == 200, reply.body
+
+
+async def test_a_topic_has_no_token_to_blame(client: Client) -> None:
+    for target in ({"topic": "a"}, {"condition": "'a' in topics"}):
+        reply = await client.send(**target, data=DATA, apns={"headers": {"apns-priority": "5"}})
+        assert reply.status == 200, reply.body
 
 
 async def test_the_texts_of_the_real_service(client: Client) -> None:
@@ -795,11 +957,13 @@ ANSWERS = {
     "too_big": (400, "INVALID_ARGUMENT", "INVALID_ARGUMENT"),
     "no_details_400": (400, "INVALID_ARGUMENT", None),
     "third_party_auth": (401, "UNAUTHENTICATED", "THIRD_PARTY_AUTH_ERROR"),
+    "apns_auth_error": (401, "UNAUTHENTICATED", "APNS_AUTH_ERROR"),
     "unauthenticated": (401, "UNAUTHENTICATED", None),
     "token_expired": (401, "UNAUTHENTICATED", None),
     "sender_id_mismatch": (403, "PERMISSION_DENIED", "SENDER_ID_MISMATCH"),
     "permission_denied": (403, "PERMISSION_DENIED", None),
     "unregistered": (404, "NOT_FOUND", "UNREGISTERED"),
+    "not_found_no_details": (404, "NOT_FOUND", None),
     "quota_exceeded": (429, "RESOURCE_EXHAUSTED", "QUOTA_EXCEEDED"),
     "topic_quota_exceeded": (429, "RESOURCE_EXHAUSTED", "QUOTA_EXCEEDED"),
     "device_quota_exceeded": (429, "RESOURCE_EXHAUSTED", "QUOTA_EXCEEDED"),
@@ -810,13 +974,44 @@ ANSWERS = {
     "unavailable_no_details": (503, "UNAVAILABLE", None),
     "unknown_code": (500, "INTERNAL", "SOME_FUTURE_ERROR"),
 }
-HTML = {"not_found_html": 404, "bad_gateway_html": 502}
+HTML = {"bad_request_html": 400, "not_found_html": 404, "bad_gateway_html": 502}
+FOREIGN = {
+    "bad_request_text": ("text/plain; charset=utf-8", b"400 Bad Request"),
+    "bad_request_json": ("application/json; charset=UTF-8", b'{"message":"Bad Request"}'),
+}
+APPLE = {
+    "BadEnvironmentKeyInToken": (401, "THIRD_PARTY_AUTH_ERROR", 403),
+    "InvalidProviderToken": (401, "THIRD_PARTY_AUTH_ERROR", 403),
+    "ExpiredProviderToken": (401, "THIRD_PARTY_AUTH_ERROR", 403),
+    "BadDeviceToken": (400, "INVALID_ARGUMENT", 400),
+    "DeviceTokenNotForTopic": (400, "INVALID_ARGUMENT", 400),
+    "SomeFutureReason": (400, "INVALID_ARGUMENT", 400),
+    "Unregistered": (400, "INVALID_ARGUMENT", 410),
+    "PayloadTooLarge": (400, "INVALID_ARGUMENT", 413),
+    "TooManyProviderTokenUpdates": (429, "QUOTA_EXCEEDED", 429),
+    "TooManyRequests": (429, "QUOTA_EXCEEDED", 429),
+    "InternalServerError": (500, "INTERNAL", 500),
+    "ServiceUnavailable": (503, "UNAVAILABLE", 503),
+}
 SILENT = ["reset", "reset_after_accept", "timeout", "timeout_after_accept"]
-OAUTH = ["oauth_invalid_grant", "oauth_server_error", "oauth_timeout"]
+OAUTH = {
+    "oauth_invalid_grant": (400, "invalid_grant"),
+    "oauth_temporarily_unavailable": (400, "temporarily_unavailable"),
+    "oauth_server_error_400": (400, "server_error"),
+    "oauth_internal_failure_400": (400, "internal_failure"),
+    "oauth_rate_limit_exceeded": (403, "rate_limit_exceeded"),
+    "oauth_server_error": (500, "internal_failure"),
+}
+OTHERS = ["ok_without_body", "slow", "several_codes", "apns_error", "oauth_timeout"]
 
 
 def test_every_fault_is_tested_here() -> None:
-    assert {*ANSWERS, *HTML, *SILENT, *OAUTH, "ok_without_body", "slow"} == FAULTS
+    assert {*ANSWERS, *HTML, *FOREIGN, *SILENT, *OAUTH, *OTHERS} == FAULTS
+
+
+def test_every_fault_is_in_the_manual() -> None:
+    manual = (Path(__file__).parents[3] / "docs/emulator.md").read_text()
+    assert [name for name in sorted({*FAULTS, *answers.APPLE_STATUS}) if f"`{name}`" not in manual] == []
 
 
 @pytest.mark.parametrize("fault", ANSWERS)
@@ -872,10 +1067,51 @@ async def test_faults_that_answer_in_html(client: Client, fault: str) -> None:
     assert client.emulator.received[0].outcome == "refused"
 
 
-async def test_unknown_code_under_another_status(client: Client) -> None:
-    client.emulator.add_fault("unknown_code,status=400")
+@pytest.mark.parametrize("fault", FOREIGN)
+async def test_faults_that_something_on_the_way_answers(client: Client, fault: str) -> None:
+    client.emulator.add_fault(fault, token="a")
     reply = await client.send(token="a")
-    assert (reply.status, reply.fcm_code) == (400, "SOME_FUTURE_ERROR")
+    assert (reply.status, reply.headers["Content-Type"], reply.body) == (400, *FOREIGN[fault])
+    assert (client.emulator.received[0].outcome, client.emulator.received[0].error_code) == ("refused", None)
+    assert (await client.send(token="b")).status == 200
+
+
+@pytest.mark.parametrize("reason", APPLE)
+async def test_refusals_by_apple(client: Client, reason: str) -> None:
+    status, code, apple_status = APPLE[reason]
+    client.emulator.add_fault(f"apns_error,reason={reason},token_prefix=ios,retry_after=7")
+    reply = await client.send(token="ios-1")
+    assert (reply.status, reply.fcm_code, reply.headers["Retry-After"]) == (status, code, "7")
+    assert reply.error["details"] == [
+        {"@type": FCM_ERROR, "errorCode": code},
+        {"@type": APNS_ERROR, "statusCode": apple_status, "reason": reason},
+    ]
+    text = {401: "Auth error from APNS or Web Push Service", 400: "Request contains an invalid argument."}
+    if reason == "Unregistered":
+        assert reply.error["message"] == "APNs device token is disabled."
+    elif status in text:
+        assert reply.error["message"] == text[status]
+    assert (await client.send(token="android-1")).status == 200
+
+
+@pytest.mark.parametrize("reason", answers.APPLE_STATUS)
+def test_every_reason_of_apple_has_an_answer(reason: str) -> None:
+    answer = Fault(fault="apns_error", reason=reason).answer("p")
+    assert json.loads(answer.body)["error"]["details"][1]["reason"] == reason
+
+
+async def test_several_codes_in_one_answer(client: Client) -> None:
+    client.emulator.add_fault("several_codes", token="a")
+    reply = await client.send(token="a")
+    assert (reply.status, reply.error["status"]) == (400, "INVALID_ARGUMENT")
+    assert [detail["errorCode"] for detail in reply.error["details"]] == ["INVALID_ARGUMENT", "UNREGISTERED"]
+
+
+@pytest.mark.parametrize("status", [400, 401, 403, 404, 429, 503])
+async def test_unknown_code_under_another_status(client: Client, status: int) -> None:
+    client.emulator.add_fault(f"unknown_code,status={status}")
+    reply = await client.send(token="a")
+    assert (reply.status, reply.fcm_code) == (status, "SOME_FUTURE_ERROR")
 
 
 async def test_ok_without_body(client: Client) -> None:
@@ -1003,18 +1239,15 @@ async def test_share_of_none_and_all(client: Client, share: str, status: int) ->
     assert {(await client.send(token="a")).status for _ in range(20)} == {status}
 
 
-async def test_oauth_faults(client: Client) -> None:
-    client.emulator.add_fault("oauth_invalid_grant", times=1)
-    client.emulator.add_fault("oauth_server_error", times=1)
+@pytest.mark.parametrize("fault", OAUTH)
+async def test_oauth_faults(client: Client, fault: str) -> None:
+    client.emulator.add_fault(fault, times=1)
     reply = await client.grant(assertion(client.emulator))
-    assert (reply.status, reply.json["error"]) == (400, "invalid_grant")
-    reply = await client.grant(assertion(client.emulator))
-    assert (reply.status, reply.json["error"]) == (500, "internal_failure")
-    reply = await client.grant(assertion(client.emulator))
-    assert reply.status == 200
+    assert (reply.status, reply.json["error"]) == OAUTH[fault]
+    assert (await client.grant(assertion(client.emulator))).status == 200
     # The fixture's own grant counts too; no send failed.
-    answers = client.emulator.stats()["token_answers"]
-    assert answers == {"200": 2, "400 invalid_grant": 1, "500 internal_failure": 1}
+    status, code = OAUTH[fault]
+    assert client.emulator.stats()["token_answers"] == {"200": 2, f"{status} {code}": 1}
     assert (await client.send(token="a")).status == 200
 
 
@@ -1063,6 +1296,10 @@ def test_parse_fault() -> None:
         ("unavailable,retry_after=-1", "HTTP date"),
         ("unavailable,status=500", "unknown_code only"),
         ("unknown_code,status=200", "between 400 and 599"),
+        ("apns_error", "known are: BadCollapseId"),
+        ("apns_error,reason=Nonsense", "known are: BadCollapseId"),
+        ("unavailable,reason=Unregistered", "apns_error only"),
+        ("oauth_temporarily_unavailable,topic=a", "token endpoint"),
         ("reset,retry_after=1", "no answer"),
         ("oauth_timeout,token=a", "token endpoint"),
     ],
@@ -1087,6 +1324,14 @@ async def test_rules_over_http(client: Client) -> None:
     assert (reply.status, reply.json["retry_after"]) == (201, "5")
     assert (await client.send(token="a")).status == 503
     assert (await client.send(token="b")).status == 500
+    reply = await client.request(
+        "POST",
+        "/emulator/faults",
+        json={"fault": "apns_error", "reason": "BadDeviceToken", "token_prefix": "ios"},
+    )
+    assert (reply.status, reply.json["reason"]) == (201, "BadDeviceToken")
+    assert (await client.send(token="ios-1")).details[APNS_ERROR]["reason"] == "BadDeviceToken"
+    assert (await client.request("DELETE", "/emulator/faults/3")).status == 204
     rules = (await client.request("GET", "/emulator/faults")).json["faults"]
     assert rules == [
         {"id": 1, "fault": "unavailable", "token": "a", "fired": 1, "spent": False},
