@@ -1281,7 +1281,7 @@ def test_parse_fault() -> None:
     ("text", "words"),
     [
         ("", "fault must be text, and not empty"),
-        ("unavailble", "known are: bad_gateway_html"),
+        ("unavailble", "known are: apns_auth_error"),
         ("unavailable,tokn=a", "known are: token"),
         ("unavailable,token", "not name=value"),
         ("unavailable,token=", "must be text"),
