@@ -3,9 +3,8 @@
     python -m tests.benchmarks.bad_targets --seconds 20
 
 A push to the bad target is inserted each second, and good ones to users with a phone of each platform, to tokens
-without one, and to a topic. The service waits as long before a
-retry as it does by default. A good push is late if FCM has not accepted it a
-second after its insert.
+without one, and to a topic. The service waits as long before a retry as it does by default. A good push is late if FCM
+has not accepted it a second after its insert.
 """
 
 from __future__ import annotations
