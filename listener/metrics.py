@@ -164,6 +164,12 @@ class Metrics:
             "1 while sending is paused because FCM refuses our configuration, or is away.",
             registry=registry,
         )
+        self.platform_paused = Gauge(
+            "push_platform_paused",
+            "1 while nothing is sent to a platform because Apple or the web push service refuses FCM's credentials.",
+            ["platform"],
+            registry=registry,
+        )
         self.quota_rate = Gauge(
             "push_quota_rate",
             "Requests a second that this process may send to FCM now: its share of the quota, bounded by the ramp and "

@@ -1,5 +1,5 @@
 begin;
-select plan(48);
+select plan(55);
 delete from public.push_notifications; -- taken back at the end
 
 set local role service_role;
@@ -38,6 +38,15 @@ select is(user_id, 'a0000000-0000-0000-0000-00000000000a', 'beside a device its 
   from public.push_notifications join made using (id) where name = 'device of a user';
 
 set local role service_role;
+select lives_ok(format('select public.enqueue_push(p_device_token => ''a'', %s)', arguments), description)
+  from (values
+    ($$p_options => '{"apns": {"payload": {"aps": {"badge": 3}}}}'$$, 'a badge alone is a push'),
+    ($$p_options => '{"apns": {"payload": {"aps": {"event": "end", "content-state": {}}}, "live_activity_token": "t"}}'$$, 'so is a live activity'),
+    ($$p_options => '{"android": {"notification": {"title_loc_key": "k"}}}'$$, 'so is a notification of Android alone'),
+    ($$p_options => '{"webpush": {"data": {"a": "b"}}}'$$, 'so is data for the web alone'),
+    ($$p_body => 'B', p_options => '{"android": {"notification": {"title_loc_key": "k"}}}'$$, 'a title may be in the options'),
+    ($$p_title => 'T', p_options => '{"android": null, "apns": null, "webpush": null, "fcm_options": null}'$$, 'a platform may be null')
+  ) as good(arguments, description);
 select throws_ok(format('select public.enqueue_push(%s)', arguments), '22023', null, description)
   from (values
     ('', 'no target'),
@@ -65,6 +74,7 @@ select throws_ok(format('select public.enqueue_push(%s)', arguments), '22023', n
     ($$p_title => 'x', p_device_token => 'a', p_options => '{"apns": 1}'$$, 'a platform that is no object'),
     ($$p_title => 'x', p_device_token => 'a', p_options => jsonb_build_object('apns', jsonb_build_object('a', repeat('x', 32768)))$$, 'endless options'),
     ($$p_device_token => 'a', p_title => '', p_data => '{}'$$, 'nothing to send'),
+    ($$p_device_token => 'a', p_options => '{"apns": {"payload": {}, "headers": {"apns-priority": "5"}}, "android": null}'$$, 'options that show nothing'),
     ($$p_device_token => 'a', p_body => 'x'$$, 'a body without a title'),
     ($$p_device_token => 'a', p_title => repeat('x', 4097)$$, 'more than a device gets'),
     ($$p_device_token => 'a', p_title => repeat('é', 2049)$$, 'more bytes than a device gets'),
@@ -79,7 +89,7 @@ select throws_ok(format('select public.enqueue_push(%s)', arguments), '22023', n
     ($$p_title => 'x', p_device_token => 'a', p_expires_at => now()$$, 'over already')
   ) as bad(arguments, description);
 reset role;
-select is(count(*)::integer, 7, 'what is refused is not there') from public.push_notifications;
+select is(count(*)::integer, 13, 'what is refused is not there') from public.push_notifications;
 
 -- An adopted table may insist on texts.
 update public.push_notifications set title = coalesce(title, ''), body = coalesce(body, '');

@@ -11,6 +11,7 @@ from typing import Any
 import orjson
 
 _FCM_ERROR = "type.googleapis.com/google.firebase.fcm.v1.FcmError"
+_APNS_ERROR = "type.googleapis.com/google.firebase.fcm.v1.ApnsError"
 _BAD_REQUEST = "type.googleapis.com/google.rpc.BadRequest"
 _QUOTA_FAILURE = "type.googleapis.com/google.rpc.QuotaFailure"
 
@@ -34,17 +35,17 @@ _STANDS_FOR = {
     "UNAVAILABLE": 503,
     "DEADLINE_EXCEEDED": 504,
 }
-_FCM_CODES = frozenset(
-    {
-        "INVALID_ARGUMENT",
-        "UNREGISTERED",
-        "SENDER_ID_MISMATCH",
-        "QUOTA_EXCEEDED",
-        "UNAVAILABLE",
-        "INTERNAL",
-        "THIRD_PARTY_AUTH_ERROR",
-        "UNSPECIFIED_ERROR",
-    }
+# The most telling first: one answer may have several.
+_FCM_CODES = (
+    "UNREGISTERED",
+    "SENDER_ID_MISMATCH",
+    "THIRD_PARTY_AUTH_ERROR",
+    "APNS_AUTH_ERROR",  # the former name of the one before: firebase-admin-node, pull request 678
+    "QUOTA_EXCEEDED",
+    "INVALID_ARGUMENT",
+    "UNAVAILABLE",
+    "INTERNAL",
+    "UNSPECIFIED_ERROR",
 )
 
 
@@ -60,10 +61,16 @@ class QuotaViolation:
 class ErrorBody:
     """The readable part of an error answer's body."""
 
+    is_google: bool
+    """It has the form of Google's errors. Otherwise something answers in FCM's place, or in front of it."""
     is_fcm: bool
     """There is an FcmError detail, whatever it says."""
     fcm_code: str | None
-    """Its errorCode, if it is a known one."""
+    """Its errorCode, if it is a known one; of several the most telling."""
+    apple_reason: str
+    """The ``reason`` of the ApnsError detail: what Apple has answered to FCM."""
+    apple_status: int | None
+    """The ``statusCode`` of the ApnsError detail."""
     status: str | None
     """``error.status``, if it is a known one and there is no FcmError, which would come first."""
     message: str
@@ -84,10 +91,15 @@ def read_error(body: bytes) -> ErrorBody:
     error = _dict(_dict(_json(body)).get("error"))
     details = [_dict(item) for item in _list(error.get("details"))]
     codes = [item.get("errorCode") for item in details if item.get("@type") == _FCM_ERROR]
+    apple = next((item for item in details if item.get("@type") == _APNS_ERROR), {})
+    apple_status = apple.get("statusCode")
     status = error.get("status")
     return ErrorBody(
+        is_google=bool(error),
         is_fcm=bool(codes),
-        fcm_code=next((code for code in codes if isinstance(code, str) and code in _FCM_CODES), None),
+        fcm_code=next((code for code in _FCM_CODES if code in codes), None),
+        apple_reason=_text(apple.get("reason")),
+        apple_status=apple_status if isinstance(apple_status, int) else None,
         status=status if isinstance(status, str) and status in _STANDS_FOR and not codes else None,
         message=_text(error.get("message")),
         fields=tuple(

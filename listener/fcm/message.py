@@ -22,6 +22,7 @@ from listener.fcm.options import (
     Shown,
     Ttl,
     android_ttl,
+    keep_background,
     merge_options,
     read_options,
     shown_by,
@@ -128,6 +129,12 @@ class Prepared:
     """From there to the end of ``webpush.headers``, which is open for its ``TTL``."""
     android_ttl: Ttl | None
     web_ttl: Ttl | None
+    doubts_token: bool
+    """Whether FCM may call the valid token of an iPhone invalid.
+
+    It does so for a message with settings for Apple that has nothing to show and no ``content-available``. Source:
+    firebase-admin-node, issue 1224; beste/firebase-php, issue 700.
+    """
 
     def encode(self, target: Target, expires_in: float | None, validate_only: bool = False) -> bytes:
         """The request body for one target and one try.
@@ -141,15 +148,20 @@ class Prepared:
         """
         parts = [_UNTIL_TARGET[target.kind], orjson.dumps(target.value), self.until_ttl]
         if ttl := _shorter(self.android_ttl, expires_in):
-            parts += (b',"ttl":"', ttl, b's"')
+            parts += (_comma(self.until_ttl), b'"ttl":"', ttl, b's"')
         parts.append(self.until_web_ttl)
         if ttl := _shorter(self.web_ttl, expires_in):
-            parts += (b',"TTL":"', ttl, b'"')
+            parts += (_comma(self.until_web_ttl), b'"TTL":"', ttl, b'"')
         parts.append(b'}}},"validate_only":true}' if validate_only else b"}}}}")
         return b"".join(parts)
 
 
 _UNTIL_TARGET = {kind: b'{"message":{"%s":' % kind.encode() for kind in TargetKind}
+
+
+def _comma(text: bytes) -> bytes:
+    """What separates the next member of the object that ``text`` has begun; the sender may have emptied it."""
+    return b"" if text.endswith(b"{") else b","
 
 
 def _shorter(own: Ttl | None, expires_in: float | None) -> bytes | None:
@@ -168,16 +180,19 @@ def prepare(push: Push) -> Prepared:
       message, which only the app sees. A data message has no notification object at all, because FCM would make even
       one that only holds a tag or a channel visible; so ``channel`` and ``image`` have no effect on it. To iOS it goes
       with priority 5 whatever the row says, because Apple refuses any other for a background push.
-    - What only ``options`` make visible on a platform (a localized alert, say, or a live activity) is sent there as
-      what it is: with a tag, and to iOS with its ``apns-push-type`` and the priority of the row.
+    - What is visible goes to iOS with priority 10, FCM's own default for it, whatever the row says: with 5 an iPhone
+      may hold it back to spare its battery. With an image it has ``mutable-content``, without which iOS shows none.
+    - What only ``options`` make visible on a platform (a localized alert, a badge, a live activity) is sent there as
+      what it is: with a tag, and to iOS with its ``apns-push-type``. A live activity has the priority of the row.
     - The id of the push is the Android notification tag, the ``apns-collapse-id``, the web ``Topic`` and the web
       notification's tag, so that a second copy replaces the first on the device. The app finds it in ``data`` as
       ``push_id``.
     - Only the sender sets ``collapse_key``, because a device keeps only four of them. It is also the
       ``apns-collapse-id`` if it has at most 64 printable ASCII characters, and the web ``Topic`` if it has at most 32
       base64url characters.
-    - ``options`` replace all that, name by name. There are two exceptions: of two times to live the shorter counts
-      (``android.ttl``, web ``TTL`` and ``apns-expiration`` beside ``expires_at``), and ``push_id`` stays.
+    - ``options`` replace all that, name by name; a null takes away what stands there. There are three exceptions: of
+      two times to live the shorter counts (``android.ttl``, web ``TTL`` and ``apns-expiration`` beside ``expires_at``),
+      ``push_id`` stays, and so does what a background push to iOS cannot be without.
 
     Raises:
         BadPush: the push can never be sent as it is. ``code`` is PAYLOAD_TOO_LARGE, EMPTY_MESSAGE, TITLE_MISSING,
@@ -193,9 +208,14 @@ def prepare(push: Push) -> Prepared:
     data["push_id"] = push_id
 
     android: dict[str, Any] = {"priority": "HIGH" if high else "NORMAL"}
+    is_live = shown.push_type == "liveactivity"
     is_background = not notification and shown.push_type in (None, "background")
+    at_once = high if is_live or not (notification or shown.push_type == "alert") else True
     apns: dict[str, Any] = {
-        "headers": {"apns-priority": "10" if high and not is_background else "5", "apns-collapse-id": push_id}
+        "headers": {
+            "apns-priority": "10" if at_once and not is_background else "5",
+            "apns-collapse-id": push_id,
+        }
     }
     webpush: dict[str, Any] = {"headers": {"Urgency": "high" if high else "normal", "Topic": push.id.hex}}
     if push.expires_at is not None and math.isfinite(push.expires_at):
@@ -215,19 +235,23 @@ def prepare(push: Push) -> Prepared:
             android["notification"]["channel_id"] = push.channel
     if notification or shown.web:
         webpush["notification"] = {"tag": push_id}
-    if shown.push_type == "liveactivity":
+    if is_live:
         apns["headers"]["apns-push-type"] = "liveactivity"
         del apns["headers"]["apns-collapse-id"]  # for notifications: an update replaces the one before anyway
     elif not notification:
         apns["headers"]["apns-push-type"] = shown.push_type or "background"
-        if is_background or (shown.push_type == "alert" and not shown.has_alert):
-            apns["payload"] = {"aps": {"content-available": 1}}  # the app is to see the data
+    if is_background:
+        apns["payload"] = {"aps": {"content-available": 1}}
+    elif (notification and push.image) or shown.has_image:
+        apns["payload"] = {"aps": {"mutable-content": 1}}  # an extension of the app fetches the image
 
     own_android_ttl = own_web_ttl = None
     if options:
         merge_options(message, android, webpush, options)
+        if is_background:
+            keep_background(apns)
         own_android_ttl, own_web_ttl = android_ttl(android), web_ttl(webpush)
-    # ``encode`` writes the times to live last in their objects, after a comma: neither object is empty.
+    # ``encode`` writes the times to live last in their objects.
     webpush["headers"] = webpush.pop("headers")
     try:
         until_ttl = b"," + orjson.dumps(message)[1:-1] + b',"android":' + orjson.dumps(android)[:-1]
@@ -235,7 +259,8 @@ def prepare(push: Push) -> Prepared:
         _check_size(message, android, push, len(until_ttl))
     except (UnicodeEncodeError, TypeError):
         raise BadPush("there is text that is not valid Unicode, or JSON nested too deeply") from None
-    return Prepared(until_ttl, until_web_ttl, own_android_ttl, own_web_ttl)
+    doubts_token = not (notification or is_background or shown.has_alert)
+    return Prepared(until_ttl, until_web_ttl, own_android_ttl, own_web_ttl, doubts_token)
 
 
 def payload_size(message: dict[str, Any], android: dict[str, Any]) -> int:

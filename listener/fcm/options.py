@@ -6,6 +6,8 @@ import re
 from dataclasses import dataclass
 from typing import Any, Final
 
+import orjson
+
 from listener.fcm.data import as_texts, exact_json, refuse_reserved
 from listener.push import BadPush
 
@@ -59,6 +61,8 @@ class Shown:
     """The ``apns-push-type`` of what it has; None: none."""
     has_alert: bool
     """Whether iOS shows a text."""
+    has_image: bool
+    """Whether iOS is to show an image."""
     has_title: bool
     """Whether one of them has a title."""
     has_content: bool
@@ -66,7 +70,13 @@ class Shown:
 
 
 _NOTHING_SHOWN = Shown(
-    android=False, web=False, push_type=None, has_alert=False, has_title=False, has_content=False
+    android=False,
+    web=False,
+    push_type=None,
+    has_alert=False,
+    has_image=False,
+    has_title=False,
+    has_content=False,
 )
 
 
@@ -86,9 +96,9 @@ def read_options(text: str | None, push_id: str) -> dict[str, dict[str, Any]]:
     if not isinstance(options, dict):
         raise _bad_options(_ALLOWED)
     for name, theirs in options.items():
-        if name not in ("android", "apns", "webpush", "fcm_options") or not isinstance(theirs, dict):
+        if name not in ("android", "apns", "webpush", "fcm_options") or not isinstance(theirs, dict | None):
             raise _bad_options(_ALLOWED)
-    return {name: _normal(theirs, name, push_id) for name, theirs in options.items()}
+    return {name: _normal(theirs, name, push_id) for name, theirs in options.items() if theirs is not None}
 
 
 def shown_by(options: dict[str, dict[str, Any]]) -> Shown:
@@ -112,6 +122,7 @@ def shown_by(options: dict[str, dict[str, Any]]) -> Shown:
         web=bool(web),
         push_type=push_type if isinstance(push_type, str) else None,
         has_alert=bool(alert),
+        has_image=bool(_inner(apns, "fcm_options").get("image")),
         has_title=any(each.get(key) for each in titles for key in _TITLES),
         has_content=bool(android or web or payload) or own_data,
     )
@@ -139,7 +150,10 @@ def merge_options(
     webpush: dict[str, Any],
     options: dict[str, dict[str, Any]],
 ) -> None:
-    """Lays the sender's ``options`` over what we set, in place.
+    """Lays the sender's ``options`` over what we set, in place. A null takes away what we set.
+
+    An object that is null counts as not given, because encoders write that for an empty field. Three settings stay
+    without which Apple, or FCM, refuses a background push.
 
     Args:
         message: the message, with ``data`` and ``apns``.
@@ -168,7 +182,8 @@ def _normal(theirs: dict[str, Any], name: str, push_id: str) -> dict[str, Any]:
         if isinstance(inner := theirs.get(key), dict):
             theirs[key] = {_SPELLING.get(each, each): value for each, value in inner.items()}
     if isinstance(headers := theirs.get("headers"), dict):
-        theirs["headers"] = {_header(key): value for key, value in as_texts(headers, "options").items()}
+        texts = as_texts({key: value for key, value in headers.items() if value is not None}, "options")
+        theirs["headers"] = {_header(key): texts.get(key) for key in headers}
     # The data of a platform replaces the common data there, so the same rules hold.
     if name in ("android", "webpush") and isinstance(data := theirs.get("data"), dict):
         refuse_reserved(data)
@@ -181,10 +196,20 @@ def _header(name: str) -> str:
     return _HEADERS.get(lower) or (lower if lower.startswith("apns-") else name)
 
 
+# The objects that hold whatever the sender likes: there a null may be meant.
+_FREE = ("options.apns.payload", "options.webpush.notification")
+
+
 def _merge(ours: dict[str, Any], theirs: dict[str, Any], path: str) -> None:
     for key, value in theirs.items():
         mine = ours.get(key)
-        if not isinstance(mine, dict):
+        if value is None:
+            if isinstance(mine, dict):
+                continue
+            ours.pop(key, None)
+            if path in _FREE and mine is None:
+                ours[key] = None
+        elif not isinstance(mine, dict):
             ours[key] = value
         elif isinstance(value, dict):
             _merge(mine, value, f"{path}.{key}")
@@ -192,10 +217,32 @@ def _merge(ours: dict[str, Any], theirs: dict[str, Any], path: str) -> None:
             raise _bad_options(f"{path}.{key} must be an object")
 
 
+def keep_background(apns: dict[str, Any]) -> None:
+    """Restores what a background push needs and a null has taken away.
+
+    Source: Apple, "Pushing background updates to your App": type "background", priority 5, content-available 1. Without
+    content-available FCM calls the token of every iPhone invalid (firebase-admin-node, issue 1224).
+
+    Raises:
+        BadPush: the sender has set another ``content-available``.
+    """
+    apns["headers"].setdefault("apns-priority", "5")
+    apns["headers"].setdefault("apns-push-type", "background")
+    aps = apns["payload"]["aps"]
+    if orjson.dumps(aps.setdefault("content-available", 1)) not in (b"1", b"true"):
+        raise _bad_options(
+            "options.apns.payload.aps.content-available must be 1 where nothing is shown on iOS: leave it out"
+        )
+
+
 def _keep_earlier(headers: dict[str, Any], expiration: str | None) -> None:
     """Keeps the earlier of our ``apns-expiration`` and the sender's."""
     theirs = headers.get("apns-expiration")
-    if theirs is None or theirs == expiration:
+    if theirs is None:
+        if expiration is not None:
+            headers["apns-expiration"] = expiration
+        return
+    if theirs == expiration:
         return
     if not _EPOCH.fullmatch(theirs):
         raise _bad_options("options.apns.headers.apns-expiration must be seconds since 1970, or 0")

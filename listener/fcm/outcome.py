@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Final
 
 import orjson
 
+from listener.fcm.apns import AppleVerdict, known_reason, verdict
 from listener.fcm.error_body import ErrorBody, read_error
 from listener.fcm.fault import AuthFault, SendFault
 from listener.fcm.redaction import quoted
@@ -40,7 +41,10 @@ class Disposition(StrEnum):
     PAUSE = "pause"
     """Our configuration is wrong: stop sending, and probe again later."""
     PAUSE_PLATFORM = "pause_platform"
-    """FCM's credentials for APNs or web push are wrong: stop sending to that platform."""
+    """FCM's credentials for APNs or web push are wrong, or do not fit this device: if they fit no other device either,
+    stop sending to that platform."""
+    REFUSED = "refused"
+    """FCM has refused this push in words that say neither what is wrong nor for how long: it alone waits."""
     EXPIRED = "expired"
     """The push is past its expiry. No answer of FCM has this disposition; the dispatcher finds it out by the clock."""
 
@@ -71,6 +75,7 @@ class Outcome:
             the shortest wait.
         ambiguous: whether the message may have been delivered although FCM did not accept it.
         uses_try: whether this counts against the push's tries.
+        is_unclear: whether a message that FCM only validates would tell if FCM refuses this push or everything.
         limit: the quota that is used up, so that the failure is no sign of an outage; None if none is.
     """
 
@@ -83,6 +88,7 @@ class Outcome:
     ambiguous: bool = False
     uses_try: bool = True
     limit: Limit | None = None
+    is_unclear: bool = False
 
 
 def classify(status: int, headers: Mapping[str, str], body: bytes, *, now: float | None = None) -> Outcome:
@@ -118,18 +124,77 @@ def classify(status: int, headers: Mapping[str, str], body: bytes, *, now: float
                 "configuration of the project that FCM_PROJECT_ID names",
                 status,
             )
-        case "THIRD_PARTY_AUTH_ERROR":
+    asked = asked_delay(headers, body, now)
+    apple = verdict(error.apple_reason, error.apple_status)
+    if apple is not None:
+        return _by_apple(apple, status, error, asked)
+    if error.fcm_code in _THIRD_PARTY:
+        return _platform_refused(status, error)
+    code = error.fcm_code or error.status or _http_code(status)
+    return _by_http(error.stands_for or status, status, code, error, asked)
+
+
+_THIRD_PARTY = ("THIRD_PARTY_AUTH_ERROR", "APNS_AUTH_ERROR")
+
+
+def _platform_refused(status: int, error: ErrorBody) -> Outcome:
+    return Outcome(
+        Disposition.PAUSE_PLATFORM,
+        error.fcm_code or "THIRD_PARTY_AUTH_ERROR",
+        "Apple or the web push service refuses FCM's credentials; renew the APNs key or the web push certificate in "
+        "the Firebase console, under Project settings, Cloud Messaging" + _said_by_apple(error),
+        status,
+        uses_try=False,
+    )
+
+
+def _by_apple(apple: AppleVerdict, status: int, error: ErrorBody, asked: float | None) -> Outcome:
+    code = error.fcm_code or error.status or _http_code(status)
+    match apple:
+        case AppleVerdict.GONE:
+            return Outcome(
+                Disposition.DROP_TARGET,
+                "UNREGISTERED",
+                "Apple no longer knows this device's token (the app was removed, or notifications were turned off for "
+                "good); nothing to do: the app registers anew when it next starts" + _said_by_apple(error),
+                status,
+            )
+        case AppleVerdict.MISFIT:
             return Outcome(
                 Disposition.PAUSE_PLATFORM,
-                "THIRD_PARTY_AUTH_ERROR",
-                "Apple or the web push service refuses FCM's credentials; renew the APNs key or the web push "
-                "certificate in the Firebase console, under Project settings, Cloud Messaging"
-                + quoted(error.message),
+                code,
+                "Apple says that this device's token does not fit the APNs key in the Firebase console: the app on the "
+                "device is a test build, say, and the key is for production only; or the app's bundle id or team "
+                "differs" + _said_by_apple(error),
                 status,
-                uses_try=False,
             )
-    code = error.fcm_code or error.status or _http_code(status)
-    return _by_http(error.stands_for or status, status, code, error, asked_delay(headers, body, now))
+        case AppleVerdict.CREDENTIALS:
+            return _platform_refused(status, error)
+        case AppleVerdict.TOO_LARGE:
+            return Outcome(Disposition.DROP_MESSAGE, code, _TOO_LARGE + _said_by_apple(error), status)
+        case AppleVerdict.MESSAGE:
+            return Outcome(
+                Disposition.DROP_MESSAGE,
+                code,
+                "Apple does not accept the message: check options.apns" + _said_by_apple(error),
+                status,
+            )
+        case AppleVerdict.BUSY:
+            return Outcome(
+                Disposition.RETRY,
+                code,
+                "Apple takes no more for the moment" + _said_by_apple(error),
+                status,
+                delay=asked or 0.0,
+                ambiguous=True,
+                limit=Limit.TARGET,
+            )
+
+
+def _said_by_apple(error: ErrorBody) -> str:
+    if reason := known_reason(error.apple_reason):
+        return f" (Apple: {reason})"
+    return quoted(error.message)
 
 
 def from_send_fault(fault: SendFault) -> Outcome:
@@ -169,6 +234,17 @@ def _by_http(meaning: int, status: int, code: str, error: ErrorBody, asked: floa
         error: the answer's body.
         asked: seconds that the answer asks to wait; None if it asks for none.
     """
+    if not error.is_google and 300 <= status < 500 and status not in _FRONT_END_RETRIES:
+        return _misrouted(status, code)
+    if error.is_fcm and error.stands_for is None and meaning in (401, 403, 404):
+        # FCM's own error detail: our credentials and the project were good enough for FCM to judge the message.
+        return Outcome(
+            Disposition.REFUSED,
+            code,
+            f"FCM refuses this message with HTTP {status}, and with an error code that this version does not know"
+            + quoted(error.message),
+            status,
+        )
     match meaning:
         case 400:
             return _invalid(status, code, error)
@@ -189,10 +265,14 @@ def _by_http(meaning: int, status: int, code: str, error: ErrorBody, asked: floa
                 "Cloud Messaging API Admin)" + quoted(error.message),
             )
         case 404:
-            return _pause(
-                status,
-                code,
-                "no such project or URL: check FCM_PROJECT_ID and FCM_ENDPOINT" + quoted(error.message),
+            # For days in March 2021, FCM answered so for single registration tokens.
+            return replace(
+                _pause(
+                    status,
+                    code,
+                    "no such project or URL: check FCM_PROJECT_ID and FCM_ENDPOINT" + quoted(error.message),
+                ),
+                is_unclear=True,
             )
         case 413 | 414 | 431:
             return Outcome(Disposition.DROP_MESSAGE, code, _TOO_LARGE, status)
@@ -214,19 +294,37 @@ def _by_http(meaning: int, status: int, code: str, error: ErrorBody, asked: floa
                 Disposition.DROP_MESSAGE, code, f"FCM refused the message with HTTP {status}", status
             )
         case _ if 300 <= meaning < 500:
-            # FCM itself never answers so: something else answers in its place.
-            return _pause(
-                status,
-                code,
-                f"FCM never answers with HTTP {status}, so something in its place did: check FCM_ENDPOINT and the "
-                "proxies on the way",
-            )
+            return _misrouted(status, code)
         case _:
             return _try_again(status, code, "this HTTP status cannot be a final answer", asked)
 
 
 def _pause(status: int, code: str, reason: str) -> Outcome:
     return Outcome(Disposition.PAUSE, code, reason, status, uses_try=False)
+
+
+# What a front end says in its own words when it is busy, and 401, which a new access token may mend.
+_FRONT_END_RETRIES = (401, 403, 404, 408, 409, 425, 429, 499)
+
+
+def _misrouted(status: int, code: str) -> Outcome:
+    return _pause(
+        status,
+        code,
+        f"FCM never answers with HTTP {status} in these words, so something in its place did: check FCM_ENDPOINT and "
+        "the proxies on the way",
+    )
+
+
+def refused_alone(outcome: Outcome) -> Outcome:
+    """The outcome of an unclear refusal, when FCM accepts other messages: only this push is refused."""
+    return replace(
+        outcome,
+        disposition=Disposition.REFUSED,
+        reason=f"FCM refuses this message and accepts others (HTTP {outcome.http_status})",
+        uses_try=True,
+        is_unclear=False,
+    )
 
 
 def _try_again(status: int, code: str, reason: str, asked: float | None) -> Outcome:

@@ -87,7 +87,12 @@ class Sender:
     def _headers_with(self, token: str) -> Mapping[str, str]:
         """The request's headers: one mapping for each token, so that the transport encodes them once."""
         if token != self._headers_token:
-            headers = {"Authorization": f"Bearer {token}", "Content-Type": "application/json"}
+            headers = {
+                "Authorization": f"Bearer {token}",
+                "Content-Type": "application/json",
+                # As the official SDKs do: it asks for errors in the form that outcome.py reads.
+                "X-GOOG-API-FORMAT-VERSION": "2",
+            }
             if self._tokens.quota_project_id is not None:
                 headers["X-Goog-User-Project"] = self._tokens.quota_project_id
             self._headers, self._headers_token = headers, token

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import ssl
 import time
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
+import orjson
 import requests
 import urllib3
 from google.auth import exceptions
@@ -37,6 +39,14 @@ OAUTH_ERRORS = frozenset(
     }
 )
 """Source: RFC 6749, 4.1.2.1 and 5.2. Only these become codes, so that the codes are bounded."""
+
+_PASSING = re.compile(
+    r"\b(temporarily_unavailable|server_error|internal_failure|rate_?limit_?exceeded)\b", re.IGNORECASE
+)
+"""What passes although its HTTP status is 400 or 403.
+
+Source: RFC 6749, 4.1.2.1; google-auth, pull requests 368 and 1113; google-oauth-java-client, issue 57.
+"""
 
 
 class _Unavailable(exceptions.TransportError):
@@ -88,11 +98,26 @@ class _Request(RequestsRequest):
         answer: AuthResponse = super().__call__(  # type: ignore[no-untyped-call]
             url, method, body, headers, min(timeout or left, left), **kwargs
         )
-        if answer.status >= 500 or answer.status in (408, 429):
+        if answer.status >= 500 or answer.status in (408, 429) or _is_passing(answer.data):
             # For some of these google-auth would sleep and try again. The backoff of AccessTokens covers all of them.
             raise _Unavailable(f"the token endpoint answered {answer.status}")  # type: ignore[no-untyped-call]
         self.status = answer.status
         return answer
+
+
+def _is_passing(body: bytes) -> bool:
+    """Whether an answer says that the fault passes, whatever its HTTP status."""
+    try:
+        answer = orjson.loads(body)
+    except orjson.JSONDecodeError:
+        return False
+    if not isinstance(answer, dict):
+        return False
+    error = answer.get("error")
+    if isinstance(error, dict):  # the form of Google's other services
+        return _PASSING.search(orjson.dumps(error).decode()) is not None
+    said = (error, answer.get("error_description"))
+    return any(isinstance(each, str) and _PASSING.fullmatch(each) for each in said)
 
 
 def fetch_token(credentials: Credentials, timeout: float) -> tuple[str, float]:

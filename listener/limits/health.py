@@ -26,18 +26,27 @@ from listener.limits.slow_start import SlowStart, after_losses, after_pause
 from listener.limits.token_loss import TOKEN_LOSS, TokenLossBreaker
 from listener.push import Push, Target, TargetKind
 
-_REFUSED_FIRST_S, _REFUSED_LONGEST_S = 30.0, 300.0
 _REFUSED_QUIET_S = 60.0
-_AWAY_FIRST_S, _AWAY_LONGEST_S = 2.0, 4.0
 _AWAY_AFTER_FAILURES = 20
 _AWAY_AFTER_S = 60.0
 _IN_DOUBT = 8  # pushes at once
 _TRUSTED_S = 30.0  # after the answer to a question
-_PLATFORM_FIRST_S = 60.0
-_PLATFORM_LONGEST_S = 600.0
+_ACCEPTS_S = 10.0  # after the acceptance of a question
 _PLATFORM_PROBE_S = (
     15.0  # for the answer to the one request that finds out whether a platform is accepted again
 )
+
+
+@dataclass(slots=True, frozen=True)
+class PauseTimes:
+    """Seconds until the first probe of a pause, and the longest wait for one after probes that failed."""
+
+    refused_first: float = 30.0
+    refused_longest: float = 300.0
+    away_first: float = 2.0
+    away_longest: float = 4.0
+    platform_first: float = 60.0
+    platform_longest: float = 600.0
 
 
 @dataclass(slots=True)
@@ -49,6 +58,8 @@ class _Platform:
     until: float = 0.0
     length: float = 0.0
     """Seconds for which the platform was held back the last time; 0: not since FCM last accepted a push for it."""
+    reason: str = ""
+    """Why it is held back."""
 
 
 class Pause(StrEnum):
@@ -67,22 +78,30 @@ class FcmHealth:
         slow_start: how to begin.
         policy: how long a push waits that is refused alone.
         token_loss_guard: whether to doubt FCM when it calls nearly every token dead.
+        times: how long pauses are.
     """
 
     def __init__(
-        self, slow_start: SlowStart, *, policy: RetryPolicy | None = None, token_loss_guard: bool = True
+        self,
+        slow_start: SlowStart,
+        *,
+        policy: RetryPolicy | None = None,
+        token_loss_guard: bool = True,
+        times: PauseTimes | None = None,
     ) -> None:
+        self._times = times = times or PauseTimes()
         self._slow_start = slow_start
         self._policy = policy or RetryPolicy()
         self._guard = TokenLossBreaker() if token_loss_guard else None
-        self._refused = CircuitBreaker(_REFUSED_FIRST_S, _REFUSED_LONGEST_S)
+        self._refused = CircuitBreaker(times.refused_first, times.refused_longest)
         self._refused_asked = -math.inf  # when the latest request was made whose refusal concerns everybody
         self._evidence = Evidence(_REFUSED_QUIET_S)
         self._refused_pushes = RefusedPushes()
-        self._away = CircuitBreaker(_AWAY_FIRST_S, _AWAY_LONGEST_S)
+        self._away = CircuitBreaker(times.away_first, times.away_longest)
         self._failures = 0  # in a row; an answer that is no failure ends the row
         self._answered_at = -math.inf
         self._trusted_until = -math.inf
+        self._accepts_until = -math.inf
         self._platforms: dict[str, _Platform] = {}
 
     @property
@@ -126,6 +145,9 @@ class FcmHealth:
         match outcome.disposition:
             case Disposition.PAUSE:
                 return self._refuse(push, who, outcome, asked, now)
+            case Disposition.REFUSED:
+                self._note(self._refused, outcome, asked, now)
+                return self._refuse_alone(push, outcome, now)
             case Disposition.PAUSE_PLATFORM:
                 self._note(self._refused, outcome, asked, now)
                 return self._refuse_platform(push, who, target.platform, outcome, asked, now)
@@ -156,7 +178,7 @@ class FcmHealth:
         if not is_token_loss and self._evidence.accepted_since(refused.first):
             outcome = self._wait_alone(push, outcome, refused, self._evidence)
             return replace(outcome, uses_try=False) if paused else outcome
-        wait = _doubled(_REFUSED_FIRST_S, self._policy.cap, _claims(push, refused))
+        wait = _doubled(self._times.refused_first, self._policy.cap, _claims(push, refused))
         if paused and refused.times > 1:
             # A second refusal of the same push says nothing new, so only this push waits longer. Another push may be
             # the next probe at once: a good one must not wait for minutes because a bad one was alone all night.
@@ -172,6 +194,13 @@ class FcmHealth:
                 return replace(outcome, delay=max(outcome.delay, wait))
             case Verdict.ONE:
                 return self._wait_alone(push, outcome, refused, self._evidence)
+
+    def _refuse_alone(self, push: Push, outcome: Outcome, now: float) -> Outcome:
+        """The push waits longer each time, and each attempt uses a try unless everything is paused."""
+        paused = self.reason is not None
+        refused = self._refused_pushes.note(push, self._evidence, now)
+        outcome = self._wait_alone(push, outcome, refused, self._evidence)
+        return replace(outcome, uses_try=not paused)
 
     def was_refused(self, push: Push) -> bool:
         """Whether FCM has refused a push. The next attempt then begins with one request for each platform."""
@@ -189,30 +218,40 @@ class FcmHealth:
         """Holds back a platform; or only this push, if FCM accepts others for that platform."""
         if platform is None:  # accepted pushes may go to other platforms, so they say nothing about this one
             refused = self._refused_pushes.note(push, self._evidence, now)
-            wait = _doubled(_PLATFORM_FIRST_S, self._policy.cap, _claims(push, refused))
-            # The credentials may be wrong for hours, so tries count only once the push has waited its longest.
-            uses_try = refused.uses_try and wait >= self._policy.cap
+            wait = _doubled(self._times.platform_first, self._policy.cap, _claims(push, refused))
+            # The credentials may be wrong for hours, so tries count only once the push has waited its longest; unless
+            # Apple blames the device.
+            uses_try = outcome.uses_try or (refused.uses_try and wait >= self._policy.cap)
             return replace(outcome, delay=max(outcome.delay, wait), uses_try=uses_try)
         held = self._platforms.setdefault(platform, _Platform())
         refused = self._refused_pushes.note(push, held.evidence, now)
         if asked < held.since:  # was under way when the platform was refused
-            return replace(outcome, delay=max(0.0, held.until - now))
+            return replace(outcome, delay=max(0.0, held.until - now), uses_try=False)
         is_its_own = held.evidence.accepted_since(refused.first)
         if is_its_own or not (held.length or held.evidence.refuse(who, asked) is Verdict.ALL):
             if held.length:
                 held.until = now  # the next request may be the probe
             return self._wait_alone(push, outcome, refused, held.evidence)
-        held.length = min(2 * held.length, _PLATFORM_LONGEST_S) if held.length else _PLATFORM_FIRST_S
-        held.since, held.until = now, now + held.length
-        return replace(outcome, delay=held.length)
+        first, longest = self._times.platform_first, self._times.platform_longest
+        held.length = min(2 * held.length, longest) if held.length else first
+        held.since, held.until, held.reason = now, now + held.length, outcome.reason
+        return replace(outcome, delay=held.length, uses_try=False)
 
     def _wait_alone(self, push: Push, outcome: Outcome, refused: Refused, evidence: Evidence) -> Outcome:
-        """The push waits longer each time. It uses a try if FCM has accepted others since its last refusal."""
+        """The push waits longer each time.
+
+        It uses a try if the answer blames the device, or if FCM has accepted others since the last refusal of the push.
+        """
         reason = outcome.reason
         if evidence.accepted_since(refused.first):
             reason = f"FCM refuses this push while it accepts others: {reason}"
         delay = max(outcome.delay, self._policy.longest(_claims(push, refused)))
-        return replace(outcome, reason=reason, delay=delay, uses_try=refused.uses_try)
+        return replace(outcome, reason=reason, delay=delay, uses_try=outcome.uses_try or refused.uses_try)
+
+    @property
+    def held_platforms(self) -> dict[str, str]:
+        """The platforms to which nothing is sent but probes, and why."""
+        return {name: held.reason for name, held in self._platforms.items() if held.length}
 
     def platform_wait(self, platform: str | None, now: float) -> float:
         """Seconds for which nothing should be sent to a platform; 0: the caller sends one request now.
@@ -246,6 +285,12 @@ class FcmHealth:
         if outcome.http_status is not None and not _is_failure(outcome):
             self._trusted_until = now + _TRUSTED_S
             self._note_presence(outcome, asked, now)
+        if outcome.disposition is Disposition.ACCEPTED:
+            self._accepts_until = now + _ACCEPTS_S
+
+    def accepts_questions(self, now: float) -> bool:
+        """Whether FCM has accepted a question lately: neither the credentials nor the project are wrong."""
+        return now < self._accepts_until
 
     def _note_presence(self, outcome: Outcome, asked: float, now: float) -> None:
         self._answered_at = now

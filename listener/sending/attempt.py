@@ -17,7 +17,7 @@ from listener.clock import elapsed
 from listener.config import Settings
 from listener.fcm.fault import TooLate
 from listener.fcm.message import Prepared, prepare, targets
-from listener.fcm.outcome import Disposition, Outcome
+from listener.fcm.outcome import Disposition, Outcome, refused_alone
 from listener.fcm.sender import Sender
 from listener.fcm.transports.base import Outgoing
 from listener.limits.claim_budget import reserved_for_high
@@ -266,7 +266,7 @@ class Attempts:
                 outgoing = Outgoing(
                     body, expires=attempt.push.expires_in is not None, is_high=attempt.push.priority == "high"
                 )
-                outcome = await self._sender.send(outgoing)
+                outcome = await self._clarified(await self._sender.send(outgoing))
             except TooLate:
                 if one.started is not None:  # after FCM has refused an access token
                     one.outcome = _EXPIRED if attempt.is_over() else _NOT_TRIED
@@ -281,6 +281,8 @@ class Attempts:
                 if outcome.limit is not None:
                     self._quota.refused(outcome.limit, asked)
                 outcome = _without_token(outcome, one.target)
+                if attempt.prepared.doubts_token:
+                    outcome = _without_blame(outcome, one.target)
                 one.outcome = self._health.judge(attempt.push, one.target, outcome, asked, answered)
                 attempt.note(one, one.outcome)
             one.seconds = answered - began
@@ -307,6 +309,16 @@ class Attempts:
         if held > self._latest_start or (expires_in is not None and held >= expires_in):
             raise TooLate
         return held
+
+    async def _clarified(self, outcome: Outcome) -> Outcome:
+        """Finds out by a question whether an unclear refusal concerns every push or only this one."""
+        if not outcome.is_unclear:
+            return outcome
+        if not self._health.accepts_questions(time.monotonic()):
+            self._ask_fcm()
+            if self._question is not None:
+                await asyncio.wait({self._question})
+        return refused_alone(outcome) if self._health.accepts_questions(time.monotonic()) else outcome
 
     async def _check_presence(self, until: float) -> None:
         """Finds out, before a push is given up, whether the push fails or FCM.
@@ -386,6 +398,19 @@ def _without_token(outcome: Outcome, target: Target) -> Outcome:
     if target.value not in outcome.reason:
         return outcome
     return replace(outcome, reason=outcome.reason.replace(target.value, "[hidden]"))
+
+
+def _without_blame(outcome: Outcome, target: Target) -> Outcome:
+    """The outcome for a message of which FCM says that the token is invalid although it may be valid."""
+    if outcome.disposition is not Disposition.DROP_TARGET or outcome.code != "INVALID_ARGUMENT":
+        return outcome
+    if target.platform not in (None, "ios"):
+        return outcome
+    reason = (
+        "FCM calls the token invalid, which may be due to the message: to iOS it has nothing to show, and no "
+        "content-available in options.apns.payload.aps; set that to 1, or an alert"
+    )
+    return replace(outcome, disposition=Disposition.DROP_MESSAGE, reason=reason)
 
 
 def _counts(outcome: Outcome) -> bool:

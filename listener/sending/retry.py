@@ -10,7 +10,13 @@ from listener.limits.retry_policy import RetryPolicy
 from listener.push import Decision, Status
 
 _AGAIN = frozenset(
-    {Disposition.RETRY, Disposition.PAUSE, Disposition.PAUSE_PLATFORM, Disposition.REFRESH_AUTH}
+    {
+        Disposition.RETRY,
+        Disposition.PAUSE,
+        Disposition.PAUSE_PLATFORM,
+        Disposition.REFUSED,
+        Disposition.REFRESH_AUTH,
+    }
 )
 
 
@@ -84,10 +90,11 @@ _GRAVITY = {
     Disposition.PAUSE: 0,
     Disposition.REFRESH_AUTH: 1,
     Disposition.PAUSE_PLATFORM: 2,
-    Disposition.RETRY: 3,
-    Disposition.DROP_MESSAGE: 4,
-    Disposition.EXPIRED: 5,
-    Disposition.DROP_TARGET: 6,
+    Disposition.REFUSED: 3,
+    Disposition.RETRY: 4,
+    Disposition.DROP_MESSAGE: 5,
+    Disposition.EXPIRED: 6,
+    Disposition.DROP_TARGET: 7,
 }
 
 

@@ -11,7 +11,7 @@ import psycopg
 from psycopg import sql
 
 from listener.schema import migrate
-from tests.support.postgres import Database, Server, Template
+from tests.support.postgres import Database, Server
 
 WORKER = "test_push_worker"
 """Logs in, and has what push_listener has and nothing else."""
@@ -140,9 +140,12 @@ CALLS = {
 @contextmanager
 def project(server: Server, regime: Regime, application: str = "") -> Iterator[Database]:
     """A Supabase project, with an application of before or without, and migrated."""
-    with server.database(Template.SUPABASE) as database:
+
+    def build(database: Database) -> None:
         prepare(database, regime, application)
         migrate.apply(database.dsn)
+
+    with server.prepared(f"project {regime} {application}", build) as database:
         yield database
 
 

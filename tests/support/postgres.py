@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from enum import StrEnum
+from hashlib import sha256
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 from uuid import uuid4
 
 import psycopg
 from psycopg import sql
 
-from listener.demo.embedded import EmbeddedPostgres, EmbeddedPostgresError, packaged_binaries
+from listener.demo.embedded import EmbeddedPostgres, EmbeddedPostgresError, StopMode, packaged_binaries
 from listener.schema import migrate
 
 VERSIONS = (15, 16, 17, 18)
@@ -102,21 +104,34 @@ class Server(EmbeddedPostgres):
             temporary_parent=MEMORY,
         )
         self.bin_dir = bin_dir
-        self._templates = {Template.BARE}
+        self._templates: set[str] = {Template.BARE}
+        self._session: psycopg.Connection[tuple[Any, ...]] | None = None
 
     @contextmanager
     def database(self, template: Template) -> Iterator[Database]:
-        """A fresh copy of ``template``. At the end it is dropped, connections to it are closed, new roles are dropped."""
+        """A fresh copy of ``template``. At the end it is dropped, with connections to it and roles made meanwhile."""
         self.start()  # an earlier test may have left it stopped
         if template not in self._templates:
             self._make(template)
-        name = f"test_{uuid4().hex[:12]}"
-        self._copy(template, name)
-        roles = self._roles()
-        try:
-            yield Database(name, self, self.superuser if template is Template.BARE else "postgres")
-        finally:
-            self._drop(name, roles)
+        with self._copied(template, self.superuser if template is Template.BARE else "postgres") as database:
+            yield database
+
+    @contextmanager
+    def prepared(self, key: str, prepare: Callable[[Database], None]) -> Iterator[Database]:
+        """As ``database``: a copy of a Supabase project to which ``prepare`` was applied once, under this key.
+
+        What ``prepare`` does outside the database, to roles say, is done once for the server, and stays.
+        """
+        self.start()
+        name = f"prepared_{sha256(key.encode()).hexdigest()[:16]}"
+        if name not in self._templates:
+            if Template.SUPABASE not in self._templates:
+                self._make(Template.SUPABASE)
+            self._copy(Template.SUPABASE, name)
+            prepare(Database(name, self, "postgres"))
+            self._close_template(name)
+        with self._copied(name, "postgres") as database:
+            yield database
 
     @contextmanager
     def encoded(self, encoding: str) -> Iterator[Database]:
@@ -135,6 +150,21 @@ class Server(EmbeddedPostgres):
         finally:
             self._drop(name, roles)
 
+    def stop(self, mode: StopMode = "fast") -> None:
+        if self._session is not None:
+            self._session.close()
+        super().stop(mode)
+
+    @contextmanager
+    def _copied(self, template: str, user: str) -> Iterator[Database]:
+        name = f"test_{uuid4().hex[:12]}"
+        roles = self._roles()
+        self._copy(template, name)
+        try:
+            yield Database(name, self, user)
+        finally:
+            self._drop(name, roles)
+
     def _make(self, template: Template) -> None:
         if template is Template.MIGRATED and Template.SUPABASE not in self._templates:
             self._make(Template.SUPABASE)
@@ -145,16 +175,17 @@ class Server(EmbeddedPostgres):
                     connection.execute(path.read_bytes())
         else:
             migrate.apply(self.dsn(template, "postgres"))
+        self._close_template(template)
+
+    def _close_template(self, name: str) -> None:
         # A backend writes what it has read of the catalog to a file, which spares the first one in each copy 10 ms.
-        with psycopg.connect(self.dsn(template)):
+        with psycopg.connect(self.dsn(name)):
             pass
         # Nobody may connect any more, autovacuum included: a template in use cannot be copied.
         self._run(
-            sql.SQL("alter database {} is_template true allow_connections false").format(
-                sql.Identifier(template)
-            )
+            sql.SQL("alter database {} is_template true allow_connections false").format(sql.Identifier(name))
         )
-        self._templates.add(template)
+        self._templates.add(name)
 
     def _copy(self, template: str, name: str) -> None:
         owner = self.superuser if template == Template.BARE else "postgres"
@@ -166,7 +197,7 @@ class Server(EmbeddedPostgres):
         )
 
     def _drop(self, name: str, roles: set[str]) -> None:
-        """Drops a database, and every role but ``roles`` that no other database needs: tests share the server's roles."""
+        """Drops a database, and every role but ``roles`` that no other database needs: all tests share the roles."""
         self.start()
         self._run(sql.SQL("drop database {} with (force)").format(sql.Identifier(name)))
         for role in self._roles() - roles:
@@ -174,13 +205,20 @@ class Server(EmbeddedPostgres):
                 self._run(sql.SQL("drop role {}").format(sql.Identifier(role)))
 
     def _roles(self) -> set[str]:
-        with psycopg.connect(self.uri) as connection:
-            found = connection.execute("select rolname from pg_roles where rolname !~ '^pg_'").fetchall()
-        return {name for (name,) in found}
+        cursor = self._run(sql.SQL("select rolname from pg_roles where rolname !~ '^pg_'"))
+        return {name for (name,) in cursor.fetchall()}
 
-    def _run(self, statement: sql.Composed) -> None:
-        with psycopg.connect(self.uri, autocommit=True) as connection:
-            connection.execute(statement)
+    def _run(self, statement: sql.SQL | sql.Composed) -> psycopg.Cursor[tuple[Any, ...]]:
+        """In one session that stays open: to connect each time would cost as much as the copy of a database."""
+        if self._session is not None:
+            try:
+                return self._session.execute(statement)
+            except psycopg.OperationalError:
+                if not self._session.closed:
+                    raise
+                # A test has ended the session, or crashed the server.
+        self._session = psycopg.connect(self.uri, autocommit=True)
+        return self._session.execute(statement)
 
 
 @contextmanager

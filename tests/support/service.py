@@ -439,11 +439,11 @@ def dispatcher_on(
 
 
 def with_arguments(monkeypatch: pytest.MonkeyPatch, made: type, **arguments: Any) -> None:
-    """Gives these arguments to every object of a class that is made from here on."""
+    """Gives these arguments to every object of a class that is made from here on, unless its maker names them."""
     make = made.__init__  # type: ignore[misc]
 
     def initialize(self: object, *given: Any, **named: Any) -> None:
-        make(self, *given, **named, **arguments)
+        make(self, *given, **(arguments | named))
 
     monkeypatch.setattr(made, "__init__", initialize)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 from hypothesis import strategies as st
@@ -119,7 +120,7 @@ def sendable_pushes(draw: st.DrawFn) -> Push:
         condition="'a' in topics && !('b' in topics)" if target == "condition" else None,
         user_id=draw(st.uuids()) if target == "user_id" else draw(st.none() | st.uuids()),
         recipients=draw(
-            _RECIPIENTS.filter(lambda found: not found or any(t.isascii() and t for t, _ in found))
+            _RECIPIENTS.filter(lambda found: not found or any(re.fullmatch("[!-~]+", t) for t, _ in found))
         ),
         accepted_before=draw(st.integers(0, 3)),
         title=content["title"],

@@ -113,6 +113,83 @@ class _Refusing:
         return REFUSED if self.asked <= self._times else ACCEPTED
 
 
+class _NotFound:
+    """Answers 404 without details to pushes; a question gets an answer of its own."""
+
+    def __init__(self, answer: Outcome) -> None:
+        self.questions = 0
+        self._answer = answer
+
+    async def send(self, outgoing: Outgoing) -> Outcome:
+        is_question = b'"validate_only":true' in outgoing.make_body()
+        await asyncio.sleep(0)
+        if not is_question:
+            return NOT_FOUND
+        self.questions += 1
+        return self._answer
+
+
+NOT_FOUND = Outcome(
+    Disposition.PAUSE, "NOT_FOUND", "no such project or URL", 404, uses_try=False, is_unclear=True
+)
+
+
+async def test_a_404_without_details_is_the_pushs_own_if_fcm_accepts_a_question() -> None:
+    """FCM answered so to single tokens for days, in March 2021."""
+    sender, health = _NotFound(ACCEPTED), FcmHealth(after_losses(0, 1000, 0.0))
+    attempts = _attempts(sender, health)
+    settlements = await asyncio.gather(
+        *(attempts.attempt(_push(*(f"phone-{n}-{one}" for one in range(3))), elapsed()) for n in range(10))
+    )
+    for settlement in settlements:
+        decision = settlement.decision
+        assert (decision.status, decision.code, decision.uses_try) == (Status.FAILED, "NOT_FOUND", True)
+        assert len(settlement.logs) == 3  # one device says nothing about the others
+        assert settlement.dead_tokens == []
+    assert (health.reason, sender.questions) == (None, 1)
+
+
+@pytest.mark.parametrize(
+    "answer", [NOT_FOUND, REFUSED, Outcome(Disposition.RETRY, "TIMEOUT", "no answer", ambiguous=True)]
+)
+async def test_a_404_without_details_pauses_if_a_question_is_not_accepted(answer: Outcome) -> None:
+    sender, health = _NotFound(answer), FcmHealth(after_losses(0, 1000, 0.0))
+    attempts = _attempts(sender, health)
+    settlements = [await attempts.attempt(_push(f"phone-{n}"), elapsed()) for n in range(3)]
+    assert {(each.decision.status, each.decision.uses_try) for each in settlements} == {
+        (Status.PENDING, False)
+    }
+    assert health.reason is not None
+    assert sender.questions == 1
+
+
+class _Blaming:
+    """Calls every token invalid."""
+
+    async def send(self, outgoing: Outgoing) -> Outcome:
+        outgoing.make_body()
+        return Outcome(Disposition.DROP_TARGET, "INVALID_ARGUMENT", "no registration token", 400)
+
+
+@pytest.mark.parametrize(
+    ("platform", "blamed"), [("ios", False), (None, False), ("android", True), ("web", True)]
+)
+async def test_a_token_is_not_blamed_for_a_message_that_shows_nothing(
+    platform: str | None, blamed: bool
+) -> None:
+    for shown, is_blamed in (('{"badge": 1}', blamed), ('{"alert": "A"}', True)):
+        to = dataclasses.replace(
+            _push("phone"),
+            recipients=[("phone", platform)],
+            title=None,
+            body=None,
+            options=f'{{"apns": {{"payload": {{"aps": {shown}}}}}}}',
+        )
+        settlement = await _attempts(_Blaming()).attempt(to, elapsed())
+        assert settlement.decision.status is Status.DEAD
+        assert settlement.dead_tokens == ([("phone", "INVALID_ARGUMENT")] if is_blamed else [])
+
+
 async def test_while_everything_is_paused_a_push_with_many_devices_is_one_request() -> None:
     sender, health = _Refusing(1), _paused()
     for priority in ("normal", "high"):

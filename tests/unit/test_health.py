@@ -34,8 +34,10 @@ UNAVAILABLE = Outcome(Disposition.RETRY, "UNAVAILABLE", "in trouble", 503, ambig
 TIMEOUT = Outcome(Disposition.RETRY, "TIMEOUT", "no answer", ambiguous=True)
 NO_TOKEN = from_auth_fault(AuthFault("OAUTH_TIMEOUT", "the token endpoint does not answer", permanent=False))
 NO_APNS = Outcome(Disposition.PAUSE_PLATFORM, "THIRD_PARTY_AUTH_ERROR", "APNs", 401, uses_try=False)
+MISFIT = Outcome(Disposition.PAUSE_PLATFORM, "THIRD_PARTY_AUTH_ERROR", "not for this key", 401)
+ODD = Outcome(Disposition.REFUSED, "HTTP_403", "in unknown words", 403)
 
-ANSWERS = [ACCEPTED, DEAD, BAD, QUOTA, NO_APNS]
+ANSWERS = [ACCEPTED, DEAD, BAD, QUOTA, NO_APNS, MISFIT, ODD]
 FAILURES = [UNAVAILABLE, TIMEOUT, NO_TOKEN]
 ALL = [*ANSWERS, *FAILURES, REFUSED, NO_KEY]
 
@@ -478,7 +480,7 @@ def test_only_so_many_refused_pushes_are_remembered() -> None:
 answers_to_others = st.sampled_from([DEAD, BAD, QUOTA, TIMEOUT])
 one_users = st.lists(
     st.tuples(
-        st.sampled_from([DEAD, REFUSED, NO_APNS, BAD]),
+        st.sampled_from([DEAD, REFUSED, NO_APNS, MISFIT, ODD, BAD]),
         st.integers(0, 200),  # the device
         st.integers(0, 3),  # the push
         st.sampled_from([None, "ios", "android"]),
@@ -688,6 +690,61 @@ def test_neither_does_one_that_was_accepted_before_or_on_another_platform() -> N
     judge(seen, ANDROID, ACCEPTED, 101.0, 101.1)
     judge(seen, PHONE, ACCEPTED, 101.0, 101.1)
     assert seen.platform_wait("ios", 102.0) == 58.0
+
+
+@pytest.mark.parametrize("platform", ["ios", None])
+def test_one_device_that_does_not_fit_the_key_pays_with_its_tries_and_nobody_waits(
+    platform: str | None,
+) -> None:
+    """A test build beside a key for production, say: each attempt uses a try, whether others are accepted or not."""
+    seen, bad, now, waits = health(), push(id=uuid4()), 100.0, []
+    for _ in range(5):
+        refused = judge(seen, phone(1, platform), MISFIT, now, now, bad)
+        assert refused.uses_try
+        waits.append(refused.delay)
+        assert (seen.platform_wait("ios", now), seen.reason, seen.held_platforms) == (0.0, None, {})
+        now, bad = now + refused.delay, again(bad)
+    assert waits == sorted(set(waits))
+
+
+def test_if_several_devices_do_not_fit_the_key_it_is_the_keys_fault() -> None:
+    seen = health()
+    refused = [judge(seen, phone(n, "ios"), MISFIT, 99.0, 100.0) for n in range(3)]
+    assert [each.uses_try for each in refused] == [True, True, False]
+    assert (seen.platform_wait("ios", 110.0), seen.held_platforms) == (50.0, {"ios": "not for this key"})
+    assert not judge(seen, phone(3, "ios"), MISFIT, 99.0, 110.0).uses_try
+    judge(seen, IPHONE, ACCEPTED, 160.0, 161.0)
+    assert seen.held_platforms == {}
+
+
+def test_devices_that_do_not_fit_hold_no_platform_while_others_are_accepted() -> None:
+    seen = health()
+    for n in range(20):
+        judge(seen, phone(n, "ios"), MISFIT, 100.0 + n, 100.0 + n)
+        judge(seen, IPHONE, ACCEPTED, 100.5 + n, 100.5 + n)
+        assert seen.platform_wait("ios", 100.5 + n) == 0.0
+
+
+def test_a_message_that_fcm_refuses_in_unknown_words_pauses_nothing_and_dies() -> None:
+    seen = health()
+    for n in range(10):
+        bad = push(id=uuid4())
+        waits = []
+        for _ in range(4):
+            refused = judge(seen, phone(n), ODD, 100.0, 100.0, bad)
+            assert (refused.uses_try, seen.reason, seen.fails) == (True, None, False)
+            waits.append(refused.delay)
+            bad = again(bad)
+        assert waits == sorted(set(waits))
+
+
+def test_only_an_accepted_question_shows_that_fcm_accepts() -> None:
+    seen = health()
+    for answer in (BAD, REFUSED, UNAVAILABLE, TIMEOUT):
+        seen.answered(answer, 99.0, 100.0)
+        assert not seen.accepts_questions(100.0)
+    seen.answered(ACCEPTED, 99.0, 100.0)
+    assert (seen.accepts_questions(109.9), seen.accepts_questions(110.0)) == (True, False)
 
 
 def test_a_push_of_unknown_platform_waits_alone() -> None:

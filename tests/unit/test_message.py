@@ -48,7 +48,7 @@ def test_plain_notification() -> None:
         "notification": {"title": "Title", "body": "Body"},
         "data": {"push_id": PUSH_ID},
         "android": {"priority": "NORMAL", "notification": {"tag": PUSH_ID}},
-        "apns": {"headers": {"apns-priority": "5", "apns-collapse-id": PUSH_ID}},
+        "apns": {"headers": {"apns-priority": "10", "apns-collapse-id": PUSH_ID}},
         "webpush": {
             "headers": {"Urgency": "normal", "Topic": HEX_ID},
             "notification": {"tag": PUSH_ID},
@@ -81,7 +81,8 @@ def test_notification_with_everything() -> None:
                 "apns-priority": "10",
                 "apns-collapse-id": "order-7",
                 "apns-expiration": "1800000000",
-            }
+            },
+            "payload": {"aps": {"mutable-content": 1}},
         },
         "webpush": {
             "headers": {"Urgency": "high", "Topic": "order-7", "TTL": "59"},
@@ -375,7 +376,6 @@ def test_an_infinite_expires_at_sets_no_expiration(expires_at: float) -> None:
         {"android": {"ttl": "-1s"}},
         {"android": {"ttl": "٣s"}},
         {"webpush": {"headers": {"TTL": "1h"}}},
-        {"webpush": {"headers": {"TTL": None}}},
         {"apns": {"headers": {"apns-expiration": "soon"}}},
     ],
 )
@@ -493,12 +493,15 @@ def test_an_alert_of_ios_is_one(alert: object, data: dict[str, str] | None) -> N
 
 
 @pytest.mark.parametrize("aps", [{"badge": 0}, {"sound": "default"}])
-def test_a_badge_or_a_sound_is_no_background_push_but_wakes_the_app(aps: dict[str, object]) -> None:
+@pytest.mark.parametrize("data", [None, {"a": "b"}])
+def test_a_badge_or_a_sound_is_no_background_push(
+    aps: dict[str, object], data: dict[str, str] | None
+) -> None:
     """Apple: a background push must have neither."""
-    message = by_options({"a": "b"}, apns={"payload": {"aps": aps}})
+    message = by_options(data, apns={"payload": {"aps": aps}})
     assert message["apns"]["headers"]["apns-push-type"] == "alert"
     assert message["apns"]["headers"]["apns-priority"] == "10"
-    assert message["apns"]["payload"]["aps"] == {"content-available": 1, **aps}
+    assert message["apns"]["payload"]["aps"] == aps
 
 
 @pytest.mark.parametrize("named", ["live_activity_token", "liveActivityToken", None, "header"])
@@ -554,6 +557,210 @@ def test_background_settings_survive_a_merge() -> None:
     assert message["apns"]["payload"] == {"aps": {"content-available": 1, "thread-id": "t"}}
 
 
+# --- nulls in options ------------------------------------------------------------------------------------
+
+
+def test_a_null_takes_away_what_we_set() -> None:
+    message = sent(
+        channel="orders",
+        collapse_key="order-7",
+        image="https://example.com/a.png",
+        options={
+            "android": {
+                "priority": None,
+                "collapseKey": None,
+                "notification": {"tag": None, "channelId": None, "color": None},
+            },
+            "apns": {
+                "headers": {"apns-priority": None, "APNS-COLLAPSE-ID": None, "apns-topic": None},
+                "payload": {"aps": {"mutable-content": None, "badge": None}, "theirs": None},
+            },
+            "webpush": {
+                "headers": {"Urgency": None, "topic": None},
+                "notification": {"tag": None, "data": None},
+            },
+            "fcm_options": {"analytics_label": None},
+        },
+    )
+    assert message["android"] == {"notification": {}}
+    assert message["apns"] == {"headers": {}, "payload": {"aps": {}, "theirs": None}}
+    assert message["webpush"] == {"headers": {}, "notification": {"data": None}}
+    assert "fcm_options" not in message
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        dict.fromkeys(("android", "apns", "webpush", "fcm_options")),
+        {"android": {"notification": None}, "apns": {"headers": None, "payload": None}},
+        {"webpush": {"headers": None, "notification": None}},
+        {"apns": {"headers": {"apns-expiration": None}}, "webpush": {"headers": {"TTL": None}}},
+        {"android": {"ttl": None}},
+    ],
+)
+def test_a_null_in_the_place_of_an_object_or_of_a_time_to_live_changes_nothing(options: object) -> None:
+    columns: dict[str, Any] = {"expires_at": 1_800_000_000.0, "expires_in": 59.0}
+    assert sent(options=options, **columns) == sent(**columns)
+
+
+def test_what_a_background_push_cannot_be_without_stays() -> None:
+    """Without content-available FCM calls the token of every iPhone invalid."""
+    columns: dict[str, Any] = {"title": None, "body": None, "data": {"a": "b"}}
+    options = {
+        "apns": {
+            "headers": {"apns-priority": None, "apns-push-type": None},
+            "payload": {"aps": {"content-available": None}},
+        }
+    }
+    assert sent(options=options, **columns) == sent(**columns)
+    wrong: list[object] = [0, False, "0", "1", [], 2]
+    for value in wrong:
+        other = {"apns": {"payload": {"aps": {"content-available": value}}}}
+        bad = refused(options=other, **columns)
+        assert (bad.code, "content-available must be 1" in str(bad)) == ("INVALID_OPTIONS", True)
+    for right in (1, True):
+        other = {"apns": {"payload": {"aps": {"content-available": right}}}}
+        assert sent(options=other, **columns)["apns"]["payload"]["aps"] == {"content-available": right}
+
+
+def test_emptied_objects_take_a_time_to_live() -> None:
+    message = sent(
+        title=None,
+        body=None,
+        data={"a": "b"},
+        expires_in=60.0,
+        options={"android": {"priority": None}, "webpush": {"headers": {"Urgency": None, "Topic": None}}},
+    )
+    assert (message["android"], message["webpush"]) == ({"ttl": "60s"}, {"headers": {"TTL": "60"}})
+
+
+# --- what is shown -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("columns", "is_mutable"),
+    [
+        ({"image": "https://example.com/a.png"}, True),
+        ({"options": {"apns": {"fcm_options": {"image": "https://example.com/a.png"}}}}, True),
+        ({"options": {"apns": {"fcmOptions": {"image": "https://example.com/a.png"}}}}, True),
+        ({"title": None, "body": None, "data": {"a": "b"}, "image": "https://example.com/a.png"}, False),
+        ({"options": {"android": {"notification": {"image": "https://example.com/a.png"}}}}, False),
+        ({}, False),
+    ],
+)
+def test_an_image_needs_mutable_content_on_ios(columns: dict[str, Any], is_mutable: bool) -> None:
+    """Source: Firebase, "Send an image in the notification payload"."""
+    aps = sent(**columns)["apns"].get("payload", {}).get("aps", {})
+    assert (aps.get("mutable-content") == 1) == is_mutable
+
+
+def test_a_visible_push_of_normal_priority_is_shown_at_once_on_ios_unless_the_sender_wants_otherwise() -> (
+    None
+):
+    assert sent(priority="normal")["apns"]["headers"]["apns-priority"] == "10"
+    own = {"apns": {"headers": {"apns-priority": "5"}}}
+    assert sent(priority="high", options=own)["apns"]["headers"]["apns-priority"] == "5"
+
+
+LIVE: dict[str, Any] = {"event": "update", "content-state": {"a": 1}, "timestamp": 1}
+aps_parts = st.fixed_dictionaries(
+    {},
+    optional={
+        "alert": st.sampled_from(["B", {"title": "T"}, {"loc-key": "K"}, None]),
+        "badge": st.sampled_from([0, 3, None]),
+        "sound": st.sampled_from(["default", {"critical": 1, "name": "a.caf"}, None]),
+        "thread-id": st.just("t"),
+        "content-available": st.sampled_from([1, None]),
+        "mutable-content": st.sampled_from([1, None]),
+    },
+)
+headers = st.fixed_dictionaries(
+    {}, optional={"apns-priority": st.sampled_from(["5", "10"]), "apns-collapse-id": st.just("theirs")}
+)
+shown_options = st.fixed_dictionaries(
+    {},
+    optional={
+        "apns": st.fixed_dictionaries(
+            {},
+            optional={
+                "headers": headers,
+                "payload": st.fixed_dictionaries({"aps": aps_parts | aps_parts.map(lambda aps: aps | LIVE)}),
+                "fcm_options": st.just({"image": "https://example.com/a.png"}),
+            },
+        ),
+        "android": st.fixed_dictionaries(
+            {}, optional={"notification": st.sampled_from([{"title": "T"}, {"body_loc_key": "K"}, {}, None])}
+        ),
+        "webpush": st.fixed_dictionaries(
+            {}, optional={"notification": st.sampled_from([{"title": "T"}, {}, None])}
+        ),
+    },
+)
+
+
+@given(
+    title=st.sampled_from([None, "Title"]),
+    priority=st.sampled_from(["normal", "high"]),
+    image=st.sampled_from([None, "https://example.com/a.png"]),
+    channel=st.sampled_from([None, "orders"]),
+    options=shown_options,
+)
+def test_defaults_follow_what_is_shown(
+    title: str | None, priority: str, image: str | None, channel: str | None, options: dict[str, Any]
+) -> None:
+    message = sent(
+        title=title,
+        body=None,
+        data={"a": "b"},
+        priority=priority,
+        image=image,
+        channel=channel,
+        options=options,
+    )
+    own = options.get("apns") or {}
+    own_aps = (own.get("payload") or {}).get("aps") or {}
+    own_headers = own.get("headers") or {}
+    is_live = "content-state" in own_aps
+    is_visible = title is not None or any(own_aps.get(key) is not None for key in ("alert", "badge", "sound"))
+    headers, aps = message["apns"]["headers"], message["apns"].get("payload", {}).get("aps", {})
+
+    push_type = "liveactivity" if is_live else None if title else "alert" if is_visible else "background"
+    assert headers.get("apns-push-type") == push_type
+    at_once = priority == "high" if is_live else is_visible
+    assert headers["apns-priority"] == own_headers.get("apns-priority", "10" if at_once else "5")
+    collapse_id = own_headers.get("apns-collapse-id", None if is_live else PUSH_ID)
+    assert headers.get("apns-collapse-id") == collapse_id
+    is_background = not (is_live or is_visible)
+    assert aps.get("content-available") == (1 if is_background else own_aps.get("content-available"))
+    has_image = (title is not None and image is not None) or "fcm_options" in own
+    if has_image and not is_background and "mutable-content" not in own_aps:
+        assert aps["mutable-content"] == 1
+
+    for platform, tag in (("android", "tag"), ("webpush", "tag")):
+        theirs = (options.get(platform) or {}).get("notification")
+        shown = message[platform].get("notification")
+        if title is None and not theirs:
+            assert not shown
+        else:
+            assert shown[tag] == PUSH_ID
+            if platform == "android":
+                assert shown.get("channel_id") == channel
+
+
+@pytest.mark.parametrize(
+    ("columns", "doubts"),
+    [
+        ({}, False),
+        ({"title": None, "body": None, "data": {"a": "b"}}, False),
+        ({"title": None, "options": {"apns": {"payload": {"aps": {"badge": 1}}}}}, True),
+        ({"title": None, "options": {"apns": {"payload": {"aps": {"alert": "A"}}}}}, False),
+        ({"title": None, "options": {"apns": {"payload": {"aps": LIVE}}}}, True),
+    ],
+)
+def test_fcm_may_blame_the_token_only_beyond_doubt(columns: dict[str, Any], doubts: bool) -> None:
+    assert prepare(push(**({"body": None} | columns))).doubts_token is doubts
+
+
 @pytest.mark.parametrize("platform", ["android", "webpush"])
 def test_data_of_one_platform_keeps_the_same_rules(platform: str) -> None:
     options = {platform: {"data": {"n": 7, "push_id": "theirs"}}}
@@ -578,7 +785,6 @@ def test_no_options(options: str | None) -> None:
         {"notification": {"title": "x"}},
         {"data": {"a": "b"}},
         {"fcmOptions": {}},
-        {"android": None},
         {"android": "x"},
         {"apns": []},
     ],
@@ -595,7 +801,7 @@ def test_options_that_are_not_allowed(options: object) -> None:
     [
         {"android": {"notification": "x"}},
         {"apns": {"headers": []}},
-        {"webpush": {"headers": None}},
+        {"webpush": {"headers": False}},
         {"webpush": {"notification": 1}},
     ],
 )

@@ -21,6 +21,7 @@ from listener.fcm.outcome import (
     classify,
     from_auth_fault,
     from_send_fault,
+    refused_alone,
 )
 from listener.fcm.retry_after import LONGEST_DELAY
 from tests.support.strategies import JSON
@@ -350,10 +351,143 @@ def test_refused_credentials_use_no_try() -> None:
 
 
 @pytest.mark.parametrize("status", [413, 414, 431])
-def test_a_request_too_large_for_a_front_end(status: int) -> None:
-    result = outcome(status)
+def test_a_request_too_large_for_fcm(status: int) -> None:
+    result = outcome(status, error(status, "SOME", "Request Entity Too Large"))
     assert (result.disposition, result.code) == (Disposition.DROP_MESSAGE, f"HTTP_{status}")
     assert "too large" in result.reason
+
+
+PAGE_400 = (
+    b"<!DOCTYPE html>\n<html lang=en>\n<title>Error 400 (Bad Request)!!1</title>\n<p><b>400.</b> "
+    b"<p>Your client has issued a malformed or illegal request.\n"
+)
+
+
+@pytest.mark.parametrize("status", [400, 402, 405, 406, 410, 412, 413, 414, 418, 431])
+@pytest.mark.parametrize(
+    "body",
+    [
+        PAGE_400,
+        b"",
+        b"Bad Request",
+        b"400 The plain HTTP request was sent to HTTPS port",
+        b"{}",
+        b"[]",
+        b'{"error": "no"}',
+    ],
+)
+def test_what_is_not_googles_json_is_about_the_way_and_not_about_the_message(
+    status: int, body: bytes
+) -> None:
+    result = outcome(status, body)
+    assert (result.disposition, result.code, result.uses_try) == (Disposition.PAUSE, f"HTTP_{status}", False)
+    assert "check FCM_ENDPOINT and the proxies" in result.reason
+
+
+# --- what Apple says -----------------------------------------------------------------------------------
+
+APNS_ERROR = "type.googleapis.com/google.firebase.fcm.v1.ApnsError"
+
+
+def apns(status: object, reason: object) -> Detail:
+    return {"@type": APNS_ERROR, "statusCode": status, "reason": reason}
+
+
+GONE, ALONE = (Disposition.DROP_TARGET, True), (Disposition.PAUSE_PLATFORM, True)
+KEY, MESSAGE, BUSY = (
+    (Disposition.PAUSE_PLATFORM, False),
+    (Disposition.DROP_MESSAGE, True),
+    (Disposition.RETRY, True),
+)
+
+# Source of the reasons: Apple, "Handling notification responses from APNs".
+APPLE = [
+    (410, "Unregistered", GONE),
+    (410, "ExpiredToken", GONE),
+    (410, "SomeFutureReason", GONE),
+    (400, "Unregistered", GONE),
+    (403, "BadEnvironmentKeyInToken", ALONE),
+    (403, "BadCertificateEnvironment", ALONE),
+    (400, "BadDeviceToken", ALONE),
+    (400, "DeviceTokenNotForTopic", ALONE),
+    (400, "BadTopic", ALONE),
+    (400, "TopicDisallowed", ALONE),
+    (400, "MissingTopic", ALONE),
+    (403, "InvalidProviderToken", KEY),
+    (403, "ExpiredProviderToken", KEY),
+    (403, "MissingProviderToken", KEY),
+    (403, "UnrelatedKeyIdInToken", KEY),
+    (403, "BadCertificate", KEY),
+    (403, "Forbidden", KEY),
+    (400, "BadCollapseId", MESSAGE),
+    (400, "BadExpirationDate", MESSAGE),
+    (400, "BadPriority", MESSAGE),
+    (400, "InvalidPushType", MESSAGE),
+    (400, "PayloadEmpty", MESSAGE),
+    (413, "PayloadTooLarge", MESSAGE),
+    (429, "TooManyRequests", BUSY),
+    (429, "TooManyProviderTokenUpdates", BUSY),
+    (500, "InternalServerError", BUSY),
+    (503, "ServiceUnavailable", BUSY),
+    (503, "Shutdown", BUSY),
+    (503, "SomeFutureReason", BUSY),
+]
+
+
+@pytest.mark.parametrize(("status", "reason", "expected"), APPLE)
+@pytest.mark.parametrize(
+    ("answer", "code"),
+    [(400, "INVALID_ARGUMENT"), (401, "THIRD_PARTY_AUTH_ERROR"), (401, "APNS_AUTH_ERROR"), (500, "INTERNAL")],
+)
+def test_apples_verdict_decides_whatever_fcm_makes_of_it(
+    status: int, reason: str, expected: tuple[Disposition, bool], answer: int, code: str
+) -> None:
+    for order in permutations([fcm(code), apns(status, reason)]):
+        result = outcome(answer, error(answer, "INVALID_ARGUMENT", "APNs device token is disabled.", *order))
+        assert (result.disposition, result.uses_try) == expected
+        assert result.code == ("UNREGISTERED" if expected is GONE else code)
+        assert f"Apple: {reason}" in result.reason or reason == "SomeFutureReason"
+        if expected is BUSY:
+            assert result.limit is Limit.TARGET  # no sign that FCM is away
+
+
+@pytest.mark.parametrize(
+    "detail",
+    [apns(400, "SomeFutureReason"), apns("410", 5), apns(None, None), {"@type": APNS_ERROR}, apns([], {})],
+)
+def test_what_apple_says_in_unknown_words_drops_no_token(detail: Detail) -> None:
+    """FCM's own code decides, as if Apple had said nothing."""
+    body = error(400, "INVALID_ARGUMENT", "APNs refused.", fcm("INVALID_ARGUMENT"), detail)
+    assert outcome(400, body).disposition is Disposition.DROP_MESSAGE
+    body = error(401, "UNAUTHENTICATED", SIGN_IN, fcm("THIRD_PARTY_AUTH_ERROR"), detail)
+    assert (outcome(401, body).disposition, outcome(401, body).uses_try) == KEY
+
+
+@pytest.mark.parametrize(
+    ("codes", "telling"),
+    [
+        (["INTERNAL", "UNREGISTERED"], "UNREGISTERED"),
+        (["INVALID_ARGUMENT", "SENDER_ID_MISMATCH"], "SENDER_ID_MISMATCH"),
+        (["UNSPECIFIED_ERROR", "QUOTA_EXCEEDED"], "QUOTA_EXCEEDED"),
+        (["UNAVAILABLE", "THIRD_PARTY_AUTH_ERROR"], "THIRD_PARTY_AUTH_ERROR"),
+        (["NEW", "UNSPECIFIED_ERROR", "INVALID_ARGUMENT"], "INVALID_ARGUMENT"),
+    ],
+)
+def test_of_several_error_codes_the_most_telling_counts(codes: list[str], telling: str) -> None:
+    for order in permutations(codes):
+        result = outcome(400, error(400, "INVALID_ARGUMENT", "", *map(fcm, order)))
+        assert result.code == telling
+
+
+def test_a_404_without_details_is_unclear_and_becomes_the_pushs_own_if_fcm_accepts_others() -> None:
+    result = outcome(404, error(404, "NOT_FOUND", "Requested entity was not found."))
+    assert (result.disposition, result.is_unclear) == (Disposition.PAUSE, True)
+    alone = refused_alone(result)
+    assert (alone.disposition, alone.uses_try, alone.is_unclear) == (Disposition.REFUSED, True, False)
+    assert alone.code == "NOT_FOUND"
+    assert outcome(404, PAGE_404).is_unclear
+    assert not outcome(404, error(404, "NOT_FOUND", "", fcm("UNREGISTERED"))).is_unclear
+    assert not outcome(403, error(403, "PERMISSION_DENIED", DENIED)).is_unclear
 
 
 @pytest.mark.parametrize("status", [408, 409, 425, 499, 100, 103, 0, -1, 600, 999, 10**9])
@@ -394,9 +528,9 @@ def test_precedence(status: int, name: str, details: list[Detail], disposition: 
 
 BY_HTTP_CLASS = [
     (400, Disposition.DROP_MESSAGE),
-    (401, Disposition.REFRESH_AUTH),
-    (403, Disposition.PAUSE),
-    (404, Disposition.PAUSE),
+    (401, Disposition.REFUSED),
+    (403, Disposition.REFUSED),
+    (404, Disposition.REFUSED),
     (409, Disposition.RETRY),
     (418, Disposition.DROP_MESSAGE),
     (429, Disposition.RETRY),

@@ -26,8 +26,25 @@ DROP_MESSAGE = Outcome(Disposition.DROP_MESSAGE, "INVALID_ARGUMENT", "a bad fiel
 DROP_TARGET = Outcome(Disposition.DROP_TARGET, "UNREGISTERED", "app removed", 404)
 EXPIRED = Outcome(Disposition.EXPIRED, "EXPIRED", "too late")
 
-EACH_KIND = [ACCEPTED, RETRY, PAUSE, PAUSE_PLATFORM, REFRESH_AUTH, DROP_MESSAGE, DROP_TARGET, EXPIRED]
-AGAIN = {Disposition.RETRY, Disposition.PAUSE, Disposition.PAUSE_PLATFORM, Disposition.REFRESH_AUTH}
+REFUSED = Outcome(Disposition.REFUSED, "HTTP_403", "in unknown words", 403)
+EACH_KIND = [
+    ACCEPTED,
+    RETRY,
+    PAUSE,
+    PAUSE_PLATFORM,
+    REFUSED,
+    REFRESH_AUTH,
+    DROP_MESSAGE,
+    DROP_TARGET,
+    EXPIRED,
+]
+AGAIN = {
+    Disposition.RETRY,
+    Disposition.PAUSE,
+    Disposition.PAUSE_PLATFORM,
+    Disposition.REFUSED,
+    Disposition.REFRESH_AUTH,
+}
 
 policies = st.builds(
     lambda floor, more, max_tries: RetryPolicy(floor, floor + more, max_tries),

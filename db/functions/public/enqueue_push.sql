@@ -55,12 +55,18 @@ begin
     when pg_catalog.jsonb_typeof(p_options) <> 'object'
       or exists (select from pg_catalog.jsonb_each(p_options) o
                    where o.key not in ('android', 'apns', 'webpush', 'fcm_options')
-                     or pg_catalog.jsonb_typeof(o.value) <> 'object')
+                     or pg_catalog.jsonb_typeof(o.value) not in ('object', 'null'))
       then 'p_options may have only android, apns, webpush and fcm_options, each an object'
     when pg_catalog.octet_length(p_options::text) > 32768 then 'p_options must be no larger than 32768 bytes'
     when coalesce(p_title, '') = '' and coalesce(p_body, '') = '' and coalesce(p_data, '{}') = '{}'
-      then 'p_title, p_body and p_data are all empty: nothing to send'
-    when p_title is null and p_body <> ''
+      and pg_catalog.num_nonnulls(
+        nullif(nullif(p_options #> '{apns,payload}', 'null'), '{}'),
+        nullif(nullif(p_options #> '{android,notification}', 'null'), '{}'),
+        nullif(nullif(p_options #> '{webpush,notification}', 'null'), '{}'),
+        nullif(nullif(p_options #> '{android,data}', 'null'), '{}'),
+        nullif(nullif(p_options #> '{webpush,data}', 'null'), '{}')) = 0
+      then 'p_title, p_body and p_data are all empty, and p_options shows nothing: nothing to send'
+    when p_title is null and p_body <> '' and p_options is null -- the options may have a title; the listener looks
       then 'p_title is missing: set it, or for a data message leave p_body out too'
     when pg_catalog.length(p_channel) > 1000 then 'p_channel must be no longer than 1000 characters'
     when pg_catalog.length(p_image) > 2048 then 'p_image must be no longer than 2048 characters'

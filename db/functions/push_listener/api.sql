@@ -1,8 +1,8 @@
--- revision 1
+-- revision 2
 -- The functions of schema public: which roles may call each, and whether it runs with its owner's rights (as_owner).
 -- apply_privileges(), drift() and the command doctor read this list.
 create or replace function push_listener.api() returns table (function text, roles text[], as_owner boolean)
-  language sql immutable set search_path = pg_catalog, pg_temp
+  language sql immutable rows 13 set search_path = pg_catalog, pg_temp
 as $$
   values
     ('public.fetch_pending_pushes(integer)', '{service_role}'::text[], true),

@@ -1,20 +1,27 @@
--- revision 1
+-- revision 2
 create or replace function push_listener.apply_privileges() returns void
   language plpgsql set search_path = pg_catalog, pg_temp
 as $$
 declare
   found record;
+  statements text[];
+  revoked boolean := false;
   lacking text;
 begin
   -- Two calls at once would change the same rows of the catalogue. Nothing else takes this lock.
   lock table push_listener.adoption_record in share update exclusive mode;
-  -- Revoking a privilege on a table also revokes it on each column, so what is missing is looked for afterwards.
+  statements := array(select d.statement from push_listener.drift() d);
   for found in
-    select d.statement from push_listener.drift() d where pg_catalog.starts_with(d.statement, 'revoke ')
+    select s.statement from pg_catalog.unnest(statements) as s(statement) where pg_catalog.starts_with(s.statement, 'revoke ')
   loop
     execute found.statement;
+    revoked := true;
   end loop;
-  for found in select d.statement from push_listener.drift() d loop
+  -- Revoking a privilege on a table also revokes it on each column, so what is missing is looked for afterwards.
+  if revoked then
+    statements := array(select d.statement from push_listener.drift() d);
+  end if;
+  for found in select s.statement from pg_catalog.unnest(statements) as s(statement) loop
     execute found.statement;
   end loop;
   perform push_listener.mark_policies();

@@ -1,7 +1,7 @@
--- revision 1
+-- revision 2
 create or replace function push_listener.granted()
   returns table (kind text, object text, part text, role text, privilege text, grantable boolean, grantor text)
-  language sql stable set search_path = pg_catalog, pg_temp
+  language sql stable rows 200 set search_path = pg_catalog, pg_temp
 as $$
   with objects as (
     select g.kind, g.object, '' as part, g.owner, g.acl from push_listener.guarded() g

@@ -1,7 +1,7 @@
--- revision 1
+-- revision 2
 create or replace function push_listener.kept()
   returns table (relation text, role text, privilege text, columns text[])
-  language sql stable set search_path = pg_catalog, pg_temp
+  language sql stable rows 10 set search_path = pg_catalog, pg_temp
 as $$
   select b.relation, "substring"(b.name, '^(.*) [a-z]+$'), "substring"(b.name, ' ([a-z]+)$'), b.definition::text[]
     from push_listener.adoption_record b

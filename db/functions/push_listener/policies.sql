@@ -1,7 +1,7 @@
--- revision 1
+-- revision 2
 create or replace function push_listener.policies()
   returns table (relation regclass, name text, command text, role text, condition text)
-  language sql stable set search_path = pg_catalog, pg_temp
+  language sql stable rows 15 set search_path = pg_catalog, pg_temp
 as $$
   -- An old push and its log may name a device that now belongs to another user, whose registration token this user must
   -- not see. So a row that names a device is shown only while the user has that device.

@@ -1,8 +1,11 @@
--- revision 1
+-- revision 2
 create or replace function push_listener.policy_changes()
   returns table (relation regclass, name text, command text, role text, condition text, there boolean)
   language sql stable set search_path = pg_catalog, pg_temp
 as $$
+  with meant as materialized (
+    select * from push_listener.policies()
+  )
   select p.relation, p.name, m.command, m.role, m.condition, p.there
     from (
       select own.polrelid::regclass as relation, own.polname::text as name, true as there,
@@ -11,10 +14,10 @@ as $$
         where pg_catalog.starts_with(own.polname, 'push_listener_')
           and own.polrelid in (select g.relation from push_listener.guarded() g)
       union
-      select m.relation, m.name, false, null from push_listener.policies() m
+      select m.relation, m.name, false, null from meant m
         where not exists (select from pg_catalog.pg_policy own where own.polrelid = m.relation and own.polname = m.name)
     ) p
-    left join push_listener.policies() m on m.relation = p.relation and m.name = p.name
+    left join meant m on m.relation = p.relation and m.name = p.name
     where m.condition is null or not p.there
       or p.mark is distinct from push_listener.policy_mark(p.relation, p.name, m.condition)
 $$;

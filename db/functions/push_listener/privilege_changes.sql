@@ -1,13 +1,17 @@
--- revision 1
+-- revision 2
 create or replace function push_listener.privilege_changes()
   returns table (is_extra boolean, kind text, object text, role text, privilege text, grantor text, columns text)
   language sql stable set search_path = pg_catalog, pg_temp
 as $$
-  with extra as (
-    select g.* from push_listener.granted() g
+  with granted as materialized (
+    select * from push_listener.granted()
+  ), meant as materialized (
+    select * from push_listener.meant()
+  ), extra as (
+    select g.* from granted g
       where g.role in ('public', 'anon', 'authenticated', 'service_role', 'push_listener')
         and (g.grantable or not exists (
-          select from push_listener.meant() m
+          select from meant m
             where (m.kind, m.object, m.part, m.role, m.privilege) = (g.kind, g.object, g.part, g.role, g.privilege)))
         and not exists (
           select from push_listener.kept() k
@@ -19,9 +23,9 @@ as $$
             where b.kind = 'table' and g.object = 'public.' || b.relation
               and g.part <> all (push_listener.columns(b.relation))))
   ), missing as (
-    select m.* from push_listener.meant() m
+    select m.* from meant m
       where not exists (
-        select from push_listener.granted() g
+        select from granted g
           where (g.kind, g.object, g.part, g.role, g.privilege) = (m.kind, m.object, m.part, m.role, m.privilege))
   )
   select true, e.kind, e.object, e.role, e.privilege, e.grantor,

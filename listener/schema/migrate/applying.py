@@ -117,8 +117,9 @@ def apply(
             replaced(function)
         if share_new_columns:
             conn.execute("select push_listener.share_new_columns()")
-        for finding in privileges.apply_privileges(conn):
-            warn(f"privileges had changed, and are set again: {finding}")
+        if changed or share_new_columns or not done or not privileges.are_set_by(done[-1]):
+            for finding in privileges.apply_privileges(conn):
+                warn(f"privileges had changed, and are set again: {finding}")
         if done or changed:
             # PostgREST caches the schema. Source: PostgREST, Schema Cache.
             conn.execute("notify pgrst, 'reload schema'")

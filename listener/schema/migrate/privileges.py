@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import psycopg
 
-from listener.schema.migrate.disk import MigrationError
+from listener.schema.migrate.disk import Migration, MigrationError
 from listener.schema.migrate.ledger import Connection
 
 DRIFT = "select finding from push_listener.drift() order by finding"
 """What differs from the privileges, policies and settings that are meant, in words. Needs the step "privileges"."""
+
+_APPLY = "select push_listener.apply_privileges()"
 
 
 def find_drift(conn: Connection) -> list[str]:
@@ -24,8 +26,13 @@ def apply_privileges(conn: Connection) -> list[str]:
     found = find_drift(conn)
     if found:
         try:
-            conn.execute("select push_listener.apply_privileges()")
+            conn.execute(_APPLY)
         except psycopg.Error as error:
             said = [str(error.diag.message_primary or error), error.diag.message_hint or ""]
             raise MigrationError("\n".join(filter(None, said))) from error
     return found
+
+
+def are_set_by(migration: Migration) -> bool:
+    """Whether a migration ends with setting them, which fails when some cannot be set."""
+    return migration.source.rstrip().endswith(f"{_APPLY};")

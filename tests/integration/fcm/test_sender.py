@@ -125,5 +125,6 @@ async def test_request(slash: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert line == "POST /v1/projects/example.com:p/messages:send HTTP/1.1"
     assert fields["authorization"].startswith("Bearer ya29.emulator-")
     assert fields["content-type"] == "application/json"
+    assert fields["x-goog-api-format-version"] == "2"
     assert fields["x-goog-user-project"] == "payer"
     assert sent == BODY

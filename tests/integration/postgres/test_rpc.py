@@ -214,7 +214,7 @@ HOSTILE: dict[str, list[tuple[Caller, str, str]]] = {
         (SERVICE, push()[:-1] + f', "p_data": {deep(50_000)}' + "}", "54001"),
         (SERVICE, push(p_options=[{}]), INVALID_PARAMETER),
         (SERVICE, push(p_options="android"), INVALID_PARAMETER),
-        (SERVICE, push(p_options={"android": None}), INVALID_PARAMETER),
+        (SERVICE, push(p_options={"android": False}), INVALID_PARAMETER),
         (SERVICE, push(p_options={"token": {}}), INVALID_PARAMETER),
         (SERVICE, push(p_options={"android": {"a": MEGABYTE}}), INVALID_PARAMETER),
         (SERVICE, push(p_priority="HIGH"), INVALID_PARAMETER),

@@ -16,8 +16,7 @@ from psycopg import sql
 from listener.emulator import Emulator
 from listener.fcm.outcome import Disposition, Outcome
 from listener.fcm.sender import Sender
-from listener.limits import health
-from listener.limits.health import FcmHealth, Pause
+from listener.limits.health import FcmHealth, Pause, PauseTimes
 from listener.limits.slow_start import SlowStart
 from listener.postgres.queue import Queue
 from listener.postgres.workers import register
@@ -81,8 +80,7 @@ async def failing(emulator: Emulator, fault: str) -> AsyncIterator[None]:
 async def test_no_push_is_used_up_by_an_outage_and_the_work_goes_on_by_itself(
     database: Database, rows: Rows, emulator: Emulator, trouble: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(health, "_AWAY_FIRST_S", 0.5)
-    monkeypatch.setattr(health, "_AWAY_LONGEST_S", 1.0)
+    with_arguments(monkeypatch, FcmHealth, times=PauseTimes(away_first=0.5, away_longest=1.0))
     settings = settings_for(
         database.dsn,
         emulator,
@@ -181,7 +179,7 @@ async def test_what_is_given_back_while_fcm_is_asked_is_written_down(
 async def test_ios_waits_without_a_try_while_android_goes_on(
     database: Database, rows: Rows, emulator: Emulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(health, "_PLATFORM_FIRST_S", 1.0)
+    with_arguments(monkeypatch, FcmHealth, times=PauseTimes(platform_first=1.0))
     user = uuid4()
     await rows.device("android-phone", user)
     await rows.device("ios-phone", user, "ios")

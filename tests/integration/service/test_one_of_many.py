@@ -12,11 +12,10 @@ from uuid import UUID, uuid4
 import pytest
 
 from listener.emulator import Emulator
-from listener.limits import health
-from listener.limits.health import Pause
+from listener.limits.health import FcmHealth, Pause, PauseTimes
 from listener.service import Service
 from tests.support.postgres import Database
-from tests.support.service import OVER, Row, Rows, get, serving, settings_for, until
+from tests.support.service import OVER, Row, Rows, get, serving, settings_for, until, with_arguments
 
 pytestmark = pytest.mark.newest_postgres
 
@@ -26,7 +25,7 @@ FLOOR = 0.05
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """The first pause of a service that is started later lasts half a second."""
-    monkeypatch.setattr(health, "_REFUSED_FIRST_S", 0.5)
+    with_arguments(monkeypatch, FcmHealth, times=PauseTimes(refused_first=0.5))
 
 
 def paused(service: Service) -> str | None:
@@ -208,7 +207,7 @@ async def test_one_refused_push_in_a_quiet_system_keeps_no_other_waiting_not_eve
     database: Database, rows: Rows, emulator: Emulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Nothing was accepted for a minute, as each process sees it, and the pause would outlast the test."""
-    monkeypatch.setattr(health, "_REFUSED_FIRST_S", 300.0)
+    with_arguments(monkeypatch, FcmHealth, times=PauseTimes(refused_first=300.0))
     emulator.add_fault("permission_denied,token=poison")
     poison = await rows.add(device_token="poison", title="t")
     waits = []

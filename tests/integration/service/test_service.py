@@ -20,8 +20,8 @@ from listener.fcm.outcome import Outcome
 from listener.fcm.sender import Sender, messages_url
 from listener.fcm.transports.base import Outgoing
 from listener.fcm.transports.http1 import Http1Transport
-from listener.limits import health
 from listener.limits.circuit_breaker import CircuitBreaker
+from listener.limits.health import FcmHealth, Pause, PauseTimes
 from listener.postgres.queue import Fate, Queue
 from listener.postgres.workers import register
 from listener.push import Push, Settlement
@@ -42,6 +42,7 @@ from tests.support.service import (
     serving,
     settings_for,
     until,
+    with_arguments,
 )
 
 pytestmark = pytest.mark.newest_postgres  # what depends on its version is in test_queue.py
@@ -408,7 +409,7 @@ async def test_requests_that_hang_do_not_keep_the_place_beside_them(
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """A pause is half a second, for a service that is started later."""
-    monkeypatch.setattr(health, "_REFUSED_FIRST_S", 0.5)
+    with_arguments(monkeypatch, FcmHealth, times=PauseTimes(refused_first=0.5))
 
 
 async def test_a_pause_uses_no_tries_is_told_and_ends_by_a_probe(
@@ -421,7 +422,7 @@ async def test_a_pause_uses_no_tries_is_told_and_ends_by_a_probe(
     await rows.until(lambda found: found[first]["error_code"] is not None)
     status, text = await get(service.port, "/readyz")
     assert status == 503
-    assert text == f"sending is paused: {health.Pause.REFUSED}\n"
+    assert text == f"sending is paused: {Pause.REFUSED}\n"
     assert service.metrics.registry.get_sample_value("push_paused") == 1.0
 
     others = [await rows.add(device_token=f"other-{n}", title="t") for n in range(20)]
@@ -457,7 +458,7 @@ def first_refusals(emulator: Emulator) -> dict[str, float]:
 async def test_a_key_that_google_refuses_pauses_and_one_that_is_mended_resumes(
     database: Database, rows: Rows, emulator: Emulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(health, "_REFUSED_FIRST_S", 0.5)
+    with_arguments(monkeypatch, FcmHealth, times=PauseTimes(refused_first=0.5))
     fault = emulator.add_fault("oauth_invalid_grant")
     async with serving(settings_for(database.dsn, emulator)) as service:
         push_id = await rows.add(device_token="t", title="t")
@@ -703,7 +704,7 @@ async def test_a_trigger_that_waits_for_something_keeps_no_other_row_from_being_
 async def test_a_row_that_an_application_has_locked_does_not_keep_a_pause_from_ending(
     database: Database, rows: Rows, emulator: Emulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(health, "_REFUSED_FIRST_S", 0.2)
+    with_arguments(monkeypatch, FcmHealth, times=PauseTimes(refused_first=0.2))
     emulator.add_fault("slow,token=held,latency_ms=500")
     async with serving(settings_for(database.dsn, emulator)) as service:
         held = await rows.add(device_token="held", title="t")
@@ -722,7 +723,7 @@ async def test_a_row_that_an_application_has_locked_does_not_keep_a_pause_from_e
 async def test_a_probe_on_its_way_is_waited_for_and_not_watched(
     database: Database, rows: Rows, emulator: Emulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(health, "_REFUSED_FIRST_S", 0.2)
+    with_arguments(monkeypatch, FcmHealth, times=PauseTimes(refused_first=0.2))
     asked = 0
     limit = CircuitBreaker.limit
 
