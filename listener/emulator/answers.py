@@ -29,6 +29,9 @@ _EXPECTED = (
     f"Expected OAuth 2 access token, login cookie or other valid authentication credential. {_SIGN_IN}"
 )
 
+DEAD_PREFIX = "dead-"
+"""Registration tokens that start with it are answered UNREGISTERED, without any rule."""
+
 Detail = dict[str, Any]
 
 
@@ -163,17 +166,17 @@ def credentials_invalid(reason: str) -> Answer:
     )
 
 
-def permission_denied(project: str) -> Answer:
-    """403: this service account may not send for ``project``, or there is no such project."""
+def permission_denied(project: str, permission: str = "cloudmessaging.messages.create") -> Answer:
+    """403: this service account has not the permission for ``project``, or there is no such project."""
     return error(
         403,
         "PERMISSION_DENIED",
-        "Permission 'cloudmessaging.messages.create' denied on resource "
+        f"Permission '{permission}' denied on resource "
         f"'//cloudresourcemanager.googleapis.com/projects/{project}' (or it may not exist).",
         _error_info(
             "IAM_PERMISSION_DENIED",
             "cloudresourcemanager.googleapis.com",
-            permission="cloudmessaging.messages.create",
+            permission=permission,
             resource=f"projects/{project}",
         ),
     )

@@ -67,9 +67,9 @@ def check(message: Mapping[str, Any]) -> Answer | None:
     if target is None:
         return answers.invalid("message", "Recipient of the message is not set.")
     kind, value = target
-    if kind in ("token", "fid") and not _possible_token(value):
+    if kind in ("token", "fid") and not possible_token(value):
         return answers.invalid_token()
-    if kind == "topic" and _TOPIC.fullmatch(value) is None:
+    if kind == "topic" and not good_topic(value):
         return answers.invalid("message", "Topic name contains invalid characters.")
     if kind == "condition" and not _good_condition(value):
         return answers.invalid("message", "Invalid condition expression provided.")
@@ -83,8 +83,14 @@ def check(message: Mapping[str, Any]) -> Answer | None:
     )
 
 
-def _possible_token(value: str) -> bool:
+def possible_token(value: str) -> bool:
+    """Whether FCM can have given this registration token or installation id."""
     return 0 < len(value) <= MAX_TOKEN and not any(c.isspace() for c in value)
+
+
+def good_topic(name: str) -> bool:
+    """Whether a topic can have this name."""
+    return _TOPIC.fullmatch(name) is not None
 
 
 def _good_condition(text: str) -> bool:
@@ -94,7 +100,7 @@ def _good_condition(text: str) -> bool:
     topics = [a or b for a, b in _IN_TOPICS.findall(text)]
     if not 1 <= len(topics) <= MAX_CONDITION_TOPICS:
         return False
-    if any(_TOPIC.fullmatch(topic) is None for topic in topics):
+    if not all(map(good_topic, topics)):
         return False
     if "T" in _IN_TOPICS.sub("", text):
         return False

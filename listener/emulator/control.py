@@ -14,6 +14,8 @@ _FILTERS = ("token", "topic", "push_id", "outcome")
 _INDEX = """FCM emulator for project {project}
 
 POST   /v1/projects/PROJECT/messages:send  the FCM HTTP v1 API
+POST   /v1/projects/PROJECT/registrations/TOKEN/topicSubscriptions, and DELETE: subscribe to a topic
+POST   /iid/v1:batchAdd, /iid/v1:batchRemove: the same for older SDKs
 POST   /token                              OAuth: JWT-bearer grant for the service account below
 GET    /emulator/service-account.json      the key to use in place of one from the Firebase console
 GET    /emulator/messages                  what was received; ?token= ?topic= ?push_id= ?outcome= ?limit=
@@ -21,6 +23,8 @@ DELETE /emulator/messages                  forget them, and the counts
 GET    /emulator/faults                    the rules in force
 POST   /emulator/faults                    add one: {{"fault": "unavailable", "token": "abc", "times": 2}}
 DELETE /emulator/faults                    remove all rules; /emulator/faults/ID removes one
+GET    /emulator/subscriptions             the registration tokens of each topic
+DELETE /emulator/subscriptions             forget them
 GET    /emulator/stats                     counts by answer, concurrency, connections
 
 A registration token that starts with "dead-" is answered UNREGISTERED.
@@ -39,6 +43,11 @@ async def serve(emulator: State, request: web.BaseRequest, path: str) -> web.Res
             return _messages(emulator, request)
         case "DELETE", "/emulator/messages":
             emulator.clear()
+            return web.Response(status=204)
+        case "GET", "/emulator/subscriptions":
+            return _json({"subscriptions": emulator.subscriptions.as_dict()})
+        case "DELETE", "/emulator/subscriptions":
+            emulator.subscriptions.clear()
             return web.Response(status=204)
         case "GET", "/emulator/stats":
             return _json(emulator.stats())

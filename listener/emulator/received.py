@@ -41,6 +41,8 @@ class Received:
     """The fault on demand that applied to it."""
     duplicate_of: int
     """How many of the remembered messages before it have the same push id and target and were accepted."""
+    recipients: tuple[str, ...] = ()
+    """If it was accepted for a topic or a condition: the registration tokens that were subscribed then."""
 
     @property
     def message(self) -> dict[str, Any] | None:
@@ -77,6 +79,7 @@ class Received:
             "outcome": self.outcome,
             "fault": self.fault,
             "duplicate_of": self.duplicate_of,
+            "recipients": self.recipients,
         }
 
 

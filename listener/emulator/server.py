@@ -15,7 +15,7 @@ from aiohttp import StreamReader, web
 from aiohttp.abc import AbstractStreamWriter
 from aiohttp.http import RawRequestMessage
 
-from listener.emulator import answers, control, front_end, oauth, verdict
+from listener.emulator import answers, control, front_end, oauth, topics, verdict
 from listener.emulator.answers import Answer
 from listener.emulator.faults import SLOW_MS, Fault
 from listener.emulator.front_end import SendRequest
@@ -145,6 +145,11 @@ class Emulator(State):
             )
         if request.method == "POST" and path == "/token":
             return await self._token(request)
+        if request.method == "POST" and path in topics.IID_PATHS:
+            return _response(await self._batch(request, path))
+        subscription = topics.v1_path(raw_path.partition("?")[0])
+        if subscription is not None:
+            return _response(self._subscription(request, *subscription))
         return await control.serve(self, request, path) or _response(answers.not_found_html())
 
     async def _send(self, request: web.BaseRequest, project: str) -> web.StreamResponse:
@@ -164,7 +169,10 @@ class Emulator(State):
 
     def _record(self, sent: SendRequest, decided: Verdict, received_at: float, at: float) -> Received:
         """See ``verdict.record_of``. The chaos tests override it."""
-        return verdict.record_of(sent, decided, received_at, at)
+        record = verdict.record_of(sent, decided, received_at, at)
+        if record.accepted and record.kind is not None and record.target is not None:
+            record.recipients = self.subscriptions.recipients(record.kind, record.target)
+        return record
 
     async def _delay(self, fault: Fault | None) -> None:
         seconds = self.latency
@@ -187,6 +195,28 @@ class Emulator(State):
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             transport.abort()
         return web.Response(status=503)  # Never written: the connection is closed.
+
+    def _subscription(self, request: web.BaseRequest, project: str, token: str, topic: str | None) -> Answer:
+        action = {"POST": "create", "DELETE": "delete"}.get(request.method)
+        if action is None or (action == "create") is not (topic is None):
+            return answers.not_found_html()
+        refusal = self._tokens.check(request.headers.get("Authorization"))
+        if refusal is None and project != self.project_id:
+            refusal = answers.permission_denied(project, f"cloudmessaging.topicSubscriptions.{action}")
+        if refusal is not None:
+            return refusal
+        if topic is None:
+            return topics.create(self.subscriptions, project, token, request.query)
+        return topics.delete(self.subscriptions, token, topic, request.query)
+
+    async def _batch(self, request: web.BaseRequest, path: str) -> Answer:
+        # Without the second header the Instance ID API takes the first for a server key, which no longer exists.
+        if (
+            self._tokens.check(request.headers.get("Authorization")) is not None
+            or request.headers.get("access_token_auth") != "true"
+        ):
+            return topics.iid_error(401, "Unauthorized")
+        return topics.batch(self.subscriptions, path, await request.read())
 
     async def _token(self, request: web.BaseRequest) -> web.StreamResponse:
         try:

@@ -11,6 +11,7 @@ from typing import Any
 from listener.emulator import oauth
 from listener.emulator.faults import Fault, Rule, Rules, fault_from, parse_fault
 from listener.emulator.received import Journal, Predicate, Received
+from listener.emulator.topics import Subscriptions
 
 
 class State:
@@ -31,6 +32,8 @@ class State:
         self.project_id = project_id
         self.latency = latency
         """Seconds before every answer of messages:send. May be changed while running."""
+        self.subscriptions = Subscriptions()
+        """Topic subscriptions: those that a server made, and those that a test makes in the name of an app."""
         self._rules = Rules(random.Random(seed))  # noqa: S311
         for fault in faults:
             self.add_fault(fault)
@@ -94,7 +97,7 @@ class State:
         return self._journal.forgotten
 
     def clear(self) -> None:
-        """Forgets what was received, and the counts in :meth:`stats`. Rules and access tokens stay."""
+        """Forgets what was received, and the counts in :meth:`stats`. Rules, access tokens and subscriptions stay."""
         self._journal.clear()
         self._token_answers.clear()
         self._max_in_flight = self._in_flight

@@ -13,9 +13,6 @@ from listener.emulator.front_end import SendRequest
 from listener.emulator.oauth import IssuedTokens
 from listener.emulator.received import Received
 
-DEAD_PREFIX = "dead-"
-"""Registration tokens that start with it are answered UNREGISTERED, without any rule."""
-
 
 @dataclass(slots=True)
 class Verdict:
@@ -60,7 +57,7 @@ class Judge:
             is_silent = fault.fault in ("reset", "timeout")
             return Verdict(None if is_silent else fault.answer(project), fault=fault)
         kind, value = target
-        if kind in ("token", "fid") and value.startswith(DEAD_PREFIX):
+        if kind in ("token", "fid") and value.startswith(answers.DEAD_PREFIX):
             return Verdict(answers.unregistered(), fault=fault)
         return self._accepted(sent, kind, fault)
 

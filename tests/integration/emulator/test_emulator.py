@@ -7,7 +7,6 @@ import json
 import re
 import stat
 import time
-from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,127 +19,31 @@ import uvloop
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 from firebase_admin import exceptions, messaging
-from google.auth import crypt, jwt
 from google.auth import exceptions as auth_exceptions
 from google.auth.transport.requests import Request
 from google.oauth2 import service_account
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from requests.adapters import HTTPAdapter
-from urllib3.util.retry import Retry
 
 from listener.emulator import FAULTS, Emulator, Fault, answers, checks, front_end, parse_fault, run, schema
 from listener.emulator.oauth import ACCOUNT
+from tests.support.fcm_client import (
+    APNS_ERROR,
+    BAD_REQUEST,
+    FCM_ERROR,
+    GRANT,
+    SCOPE,
+    Client,
+    Reply,
+    RSASigner,
+    assertion,
+    jwt_encode,
+)
 
-SCOPE = "https://www.googleapis.com/auth/firebase.messaging"
-FCM_ERROR = "type.googleapis.com/google.firebase.fcm.v1.FcmError"
-APNS_ERROR = "type.googleapis.com/google.firebase.fcm.v1.ApnsError"
-BAD_REQUEST = "type.googleapis.com/google.rpc.BadRequest"
 ERROR_INFO = "type.googleapis.com/google.rpc.ErrorInfo"
-# google-auth claims to be typed, but these are not.
-RSASigner: Any = crypt.RSASigner
-jwt_encode: Any = jwt.encode
-Credentials: Any = service_account.Credentials
+Credentials: Any = service_account.Credentials  # google-auth claims to be typed, but this is not.
 
 pytestmark = pytest.mark.filterwarnings("ignore:Message.token is deprecated:DeprecationWarning")
-
-GRANT = "urn:ietf:params:oauth:grant-type:jwt-bearer"
-
-
-class Reply:
-    """A complete answer."""
-
-    def __init__(self, status: int, headers: Any, body: bytes) -> None:
-        self.status = status
-        self.headers = headers
-        self.body = body
-
-    @property
-    def json(self) -> Any:
-        return json.loads(self.body)
-
-    @property
-    def error(self) -> dict[str, Any]:
-        error = self.json["error"]
-        assert isinstance(error, dict)
-        assert error["code"] == self.status
-        assert self.headers["Content-Type"] == "application/json; charset=UTF-8"
-        return error
-
-    @property
-    def details(self) -> dict[str, dict[str, Any]]:
-        return {detail["@type"]: detail for detail in self.error.get("details", [])}
-
-    @property
-    def violations(self) -> list[str | None]:
-        return [v.get("field") for v in self.details.get(BAD_REQUEST, {}).get("fieldViolations", [])]
-
-    @property
-    def fcm_code(self) -> str | None:
-        code = self.details.get(FCM_ERROR, {}).get("errorCode")
-        assert code is None or isinstance(code, str)
-        return code
-
-
-class Client:
-    """Makes the requests of a sender."""
-
-    def __init__(self, emulator: Emulator, session: aiohttp.ClientSession) -> None:
-        self.emulator = emulator
-        self.session = session
-        self.token = ""
-
-    async def authorize(self) -> None:
-        reply = await self.grant(assertion(self.emulator))
-        assert reply.status == 200, reply.body
-        self.token = reply.json["access_token"]
-
-    async def request(self, method: str, path: str, **options: Any) -> Reply:
-        async with self.session.request(method, self.emulator.endpoint + path, **options) as response:
-            return Reply(response.status, response.headers, await response.read())
-
-    async def post(self, body: Any, *, project: str = "demo-project", token: str | None = None) -> Reply:
-        headers = {"Authorization": f"Bearer {self.token if token is None else token}"}
-        return await self.request("POST", f"/v1/projects/{project}/messages:send", json=body, headers=headers)
-
-    async def send(self, **message: Any) -> Reply:
-        return await self.post({"message": message})
-
-    async def grant(self, assertion: str, grant_type: str = GRANT) -> Reply:
-        form = {"grant_type": grant_type, "assertion": assertion}
-        return await self.request("POST", "/token", data=form)
-
-
-@pytest.fixture
-async def emulator() -> AsyncIterator[Emulator]:
-    async with Emulator() as emulator:
-        yield emulator
-
-
-@pytest.fixture
-async def client(emulator: Emulator) -> AsyncIterator[Client]:
-    async with aiohttp.ClientSession() as session:
-        client = Client(emulator, session)
-        await client.authorize()
-        yield client
-
-
-def assertion(emulator: Emulator, *, key: str | None = None, **changes: Any) -> str:
-    """A JWT as google-auth makes it, with some claims changed (None: omitted)."""
-    account = emulator.service_account
-    now = int(time.time())
-    claims = {
-        "iss": account["client_email"],
-        "aud": "https://oauth2.googleapis.com/token",
-        "iat": now,
-        "exp": now + 3600,
-        "scope": SCOPE,
-        **changes,
-    }
-    signer = RSASigner.from_string(key or account["private_key"], account["private_key_id"])
-    token = jwt_encode(signer, {name: value for name, value in claims.items() if value is not None})
-    assert isinstance(token, bytes)
-    return token.decode()
 
 
 # --- access tokens -------------------------------------------------------------------------------------
@@ -1542,11 +1445,6 @@ def test_it_works_the_same_on_uvloop() -> None:
 # --- Google's own libraries ----------------------------------------------------------------------------
 
 
-@pytest.fixture
-def credentials(emulator: Emulator) -> Any:
-    return Credentials.from_service_account_info(emulator.service_account, scopes=[SCOPE])
-
-
 async def test_google_auth_refreshes(client: Client, credentials: Any) -> None:
     await asyncio.to_thread(credentials.refresh, Request())
     assert credentials.valid
@@ -1564,26 +1462,6 @@ async def test_google_auth_tries_again_after_an_outage(emulator: Emulator, crede
     await asyncio.to_thread(credentials.refresh, Request())
     assert credentials.valid
     assert emulator.stats()["token_answers"] == {"500 internal_failure": 1, "200": 1}
-
-
-@pytest.fixture
-def firebase(emulator: Emulator, monkeypatch: pytest.MonkeyPatch) -> Iterator[firebase_admin.App]:
-    """The Firebase SDK with the emulator's key. It has no setting for FCM's address, only a constant."""
-    monkeypatch.setattr(
-        messaging._MessagingService,
-        "FCM_URL",
-        emulator.endpoint + "/v1/projects/{0}/messages:send",
-    )
-    certificate = firebase_admin.credentials.Certificate(emulator.service_account)
-    app = firebase_admin.initialize_app(certificate, name=emulator.endpoint)
-    # Retries as always, but without the pauses.
-    session = messaging._get_messaging_service(app)._client.session
-    retry = Retry(connect=1, read=1, status=4, status_forcelist=[500, 503], raise_on_status=False)
-    retry.allowed_methods = None
-    session.mount("http://", HTTPAdapter(max_retries=retry))
-    yield app
-    session.close()
-    firebase_admin.delete_app(app)
 
 
 async def test_firebase_sends_to_a_token_and_a_topic(
