@@ -18,6 +18,7 @@ from uuid import UUID, uuid4
 import click
 from rich.table import Table
 
+from listener import log
 from listener.emulator import Emulator
 from tests.benchmarks import rig
 from tests.support.service import Rows, rows_of, serving, settings_for
@@ -138,6 +139,7 @@ async def _ticks(seconds: float, per_s: int) -> AsyncIterator[int]:
 )
 def main(seconds: float, per_s: int, kinds: tuple[str, ...]) -> None:
     """How many good pushes are late beside one bad target of each kind."""
+    log.configure("text", "critical")  # the log would say of each bad push that it is dead
     table = Table("bad target", "platform", "good", "late", "slowest", "requests to it", "its pushes")
     with rig.postgres() as server:
         for kind in kinds or KINDS:
