@@ -321,7 +321,7 @@ def refused_alone(outcome: Outcome) -> Outcome:
     return replace(
         outcome,
         disposition=Disposition.REFUSED,
-        reason=f"FCM refuses this message and accepts others (HTTP {outcome.http_status})",
+        reason=f"FCM answers HTTP {outcome.http_status} to this message, and not to one that it only validates",
         uses_try=True,
         is_unclear=False,
     )
