@@ -183,7 +183,7 @@ class Attempts:
             self._ask_fcm()
         elif push.retry_count + 1 >= self._policy.max_tries and any(_counts(outcome) for outcome in outcomes):
             with contextlib.suppress(asyncio.CancelledError):
-                await self._check_presence(claimed_at + self._lease - _KEPT_OF_LEASE_S)
+                await self._check_presence(claimed_at)
         return self._settle(push, claimed_at, outcomes, requests)
 
     def failed(self, push: Push, claimed_at: float, error: BaseException) -> Settlement:
@@ -266,7 +266,7 @@ class Attempts:
                 outgoing = Outgoing(
                     body, expires=attempt.push.expires_in is not None, is_high=attempt.push.priority == "high"
                 )
-                outcome = await self._clarified(await self._sender.send(outgoing))
+                outcome = await self._clarified(await self._sender.send(outgoing), attempt.claimed_at)
             except TooLate:
                 if one.started is not None:  # after FCM has refused an access token
                     one.outcome = _EXPIRED if attempt.is_over() else _NOT_TRIED
@@ -310,27 +310,28 @@ class Attempts:
             raise TooLate
         return held
 
-    async def _clarified(self, outcome: Outcome) -> Outcome:
+    async def _clarified(self, outcome: Outcome, claimed_at: float) -> Outcome:
         """Finds out by a question whether an unclear refusal concerns every push or only this one."""
         if not outcome.is_unclear:
             return outcome
         if not self._health.accepts_questions(time.monotonic()):
-            self._ask_fcm()
-            if self._question is not None:
-                await asyncio.wait({self._question})
+            await self._wait_for_question(claimed_at)
         return refused_alone(outcome) if self._health.accepts_questions(time.monotonic()) else outcome
 
-    async def _check_presence(self, until: float) -> None:
+    async def _check_presence(self, claimed_at: float) -> None:
         """Finds out, before a push is given up, whether the push fails or FCM.
 
-        If no answer to another push has shown that lately, a question to FCM does. All waiting pushes share one
-        question, and none of them waits for longer than ``until``.
+        If no answer to another push has shown that lately, a question to FCM does.
         """
-        now = time.monotonic()
-        if self._health.is_away(now):
-            self._ask_fcm()
-            if self._question is not None:
-                await asyncio.wait({self._question}, timeout=max(0.0, until - elapsed()))
+        if self._health.is_away(time.monotonic()):
+            await self._wait_for_question(claimed_at)
+
+    async def _wait_for_question(self, claimed_at: float) -> None:
+        """Waits for the answer to a question. All waiting pushes share one, and none waits past its lease."""
+        self._ask_fcm()
+        if self._question is not None:
+            until = claimed_at + self._lease - _KEPT_OF_LEASE_S
+            await asyncio.wait({self._question}, timeout=max(0.0, until - elapsed()))
 
     def _ask_fcm(self) -> None:
         """Sends FCM a message to validate only, unless such a question is under way or recent."""
