@@ -186,7 +186,7 @@ def _by_apple(apple: AppleVerdict, status: int, error: ErrorBody, asked: float |
                 "Apple takes no more for the moment" + _said_by_apple(error),
                 status,
                 delay=asked or 0.0,
-                ambiguous=True,
+                ambiguous=status >= 500,
                 limit=Limit.TARGET,
             )
 

@@ -95,6 +95,11 @@ def unavailable(fault: str, code: str, status: int | None, delay: float = 0.0) -
     return retry(fault, code, status, delay, ambiguous=True)
 
 
+def alone(reason: str, code: str, status: int) -> Row:
+    """Apple says that the device does not fit the key: its platform waits only if it happens to several."""
+    return Row(f"apns_error,reason={reason}", Disposition.PAUSE_PLATFORM, code, status=status)
+
+
 def quota(fault: str, delay: float, limit: Limit = Limit.PROJECT, code: str = "QUOTA_EXCEEDED") -> Row:
     return retry(fault, code, 429, delay, limit=limit)
 
@@ -113,7 +118,38 @@ ROWS = {
     "400 on a field, no FcmError": drop_message("invalid_field"),
     "400 too big": drop_message("too_big"),
     "400 without details": drop_message("no_details_400"),
+    "400 page": pause("bad_request_html", "HTTP_400", 400),
+    "400 text": pause("bad_request_text", "HTTP_400", 400),
+    "400 JSON of something else": pause("bad_request_json", "HTTP_400", 400),
+    "400 with two error codes": Row("several_codes", Disposition.DROP_TARGET, "UNREGISTERED", status=400),
+    # Apple's verdicts
+    "410 of Apple": Row(
+        "apns_error,reason=Unregistered", Disposition.DROP_TARGET, "UNREGISTERED", status=400
+    ),
+    "410 of Apple, expired": Row(
+        "apns_error,reason=ExpiredToken", Disposition.DROP_TARGET, "UNREGISTERED", status=400
+    ),
+    "403 of Apple, the other environment": alone("BadEnvironmentKeyInToken", "THIRD_PARTY_AUTH_ERROR", 401),
+    "400 of Apple, a bad token": alone("BadDeviceToken", "INVALID_ARGUMENT", 400),
+    "400 of Apple, of another app": alone("DeviceTokenNotForTopic", "INVALID_ARGUMENT", 400),
+    "403 of Apple, the key": Row(
+        "apns_error,reason=InvalidProviderToken",
+        Disposition.PAUSE_PLATFORM,
+        "THIRD_PARTY_AUTH_ERROR",
+        uses_try=False,
+        status=401,
+    ),
+    "400 of Apple, a header": drop_message("apns_error,reason=BadCollapseId"),
+    "413 of Apple": drop_message("apns_error,reason=PayloadTooLarge"),
+    "400 of Apple, unknown": drop_message("apns_error,reason=SomeFutureReason"),
+    "429 of Apple": quota("apns_error,reason=TooManyRequests", 0.0, Limit.TARGET),
+    "503 of Apple": retry(
+        "apns_error,reason=Shutdown", "UNAVAILABLE", 503, ambiguous=True, limit=Limit.TARGET
+    ),
     # 401: whose credentials?
+    "401 APNs, by its former name": Row(
+        "apns_auth_error", Disposition.PAUSE_PLATFORM, "APNS_AUTH_ERROR", uses_try=False, status=401
+    ),
     "401 APNs or web push": Row(
         "third_party_auth", Disposition.PAUSE_PLATFORM, "THIRD_PARTY_AUTH_ERROR", uses_try=False, status=401
     ),
@@ -132,6 +168,7 @@ ROWS = {
     "404 unregistered, a dead- token": Row(
         None, Disposition.DROP_TARGET, "UNREGISTERED", status=404, token="dead-" + TOKEN
     ),
+    "404 without details": pause("not_found_no_details", "NOT_FOUND", 404),
     "404 page": pause("not_found_html", "HTTP_404", 404),
     # 429
     "429": quota("quota_exceeded", 60.0),
@@ -156,12 +193,22 @@ ROWS = {
     # No access token
     "OAuth invalid_grant": no_token("oauth_invalid_grant", Disposition.PAUSE, "OAUTH_INVALID_GRANT"),
     "OAuth 500": no_token("oauth_server_error", Disposition.RETRY, "OAUTH_UNAVAILABLE"),
+    "OAuth 400 temporarily_unavailable": no_token(
+        "oauth_temporarily_unavailable", Disposition.RETRY, "OAUTH_UNAVAILABLE"
+    ),
+    "OAuth 400 server_error": no_token("oauth_server_error_400", Disposition.RETRY, "OAUTH_UNAVAILABLE"),
+    "OAuth 400 internal_failure": no_token(
+        "oauth_internal_failure_400", Disposition.RETRY, "OAUTH_UNAVAILABLE"
+    ),
+    "OAuth 403 rate_limit_exceeded": no_token(
+        "oauth_rate_limit_exceeded", Disposition.RETRY, "OAUTH_UNAVAILABLE"
+    ),
     "OAuth timeout": no_token("oauth_timeout", Disposition.RETRY, "OAUTH_TIMEOUT"),
     # An errorCode of the future: by HTTP class, and never the token's fault
     "400 unknown": Row("unknown_code,status=400", Disposition.DROP_MESSAGE, "HTTP_400", status=400),
-    "401 unknown": pause("unknown_code,status=401", "HTTP_401", 401, requests=2, grants=2),
-    "403 unknown": pause("unknown_code,status=403", "HTTP_403", 403),
-    "404 unknown": pause("unknown_code,status=404", "HTTP_404", 404),
+    "401 unknown": Row("unknown_code,status=401", Disposition.REFUSED, "HTTP_401", status=401),
+    "403 unknown": Row("unknown_code,status=403", Disposition.REFUSED, "HTTP_403", status=403),
+    "404 unknown": Row("unknown_code,status=404", Disposition.REFUSED, "HTTP_404", status=404),
     "429 unknown": quota("unknown_code,status=429", 60.0, Limit.UNKNOWN, "HTTP_429"),
     "500 unknown": unavailable("unknown_code,status=500", "HTTP_500", 500),
     "503 unknown": unavailable("unknown_code,status=503", "HTTP_503", 503),

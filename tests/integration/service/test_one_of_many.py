@@ -153,6 +153,57 @@ async def test_an_iphone_that_is_always_refused_does_not_hold_back_the_others(
     assert (row["status"], row["error_code"], row["retry_count"]) == ("dead", "THIRD_PARTY_AUTH_ERROR", 2)
 
 
+BAD_TARGETS = {
+    # what FCM answers: (the code of the push, whether the device is disabled)
+    "apns_error,reason=Unregistered": ("UNREGISTERED", True),
+    "apns_error,reason=BadEnvironmentKeyInToken": ("THIRD_PARTY_AUTH_ERROR", False),
+    "apns_error,reason=BadDeviceToken": ("INVALID_ARGUMENT", False),
+    "apns_error,reason=TooManyRequests": ("QUOTA_EXCEEDED", False),
+    "apns_error,reason=Shutdown": ("UNAVAILABLE", False),
+    "apns_error,reason=InvalidProviderToken": ("THIRD_PARTY_AUTH_ERROR", False),
+    "apns_auth_error": ("APNS_AUTH_ERROR", False),
+    "unknown_code,status=401": ("HTTP_401", False),
+    "unknown_code,status=403": ("HTTP_403", False),
+    "unknown_code,status=404": ("HTTP_404", False),
+    "not_found_no_details": ("NOT_FOUND", False),
+    "not_found_html": ("HTTP_404", False),
+    "bad_request_html": ("HTTP_400", False),
+    "bad_request_text": ("HTTP_400", False),
+    "several_codes": ("UNREGISTERED", True),
+}
+
+
+@pytest.mark.parametrize(("fault", "end"), BAD_TARGETS.items(), ids=BAD_TARGETS)
+async def test_one_bad_target_of_any_kind_ends_and_no_other_push_waits(
+    database: Database, rows: Rows, emulator: Emulator, fault: str, end: tuple[str, bool]
+) -> None:
+    emulator.add_fault(f"{fault},token=odd")
+    odd, good = uuid4(), {"ios": uuid4(), "android": uuid4(), "web": uuid4()}
+    await rows.device("odd", odd, "ios")
+    for platform, user in good.items():
+        await rows.device(f"good-{platform}", user, platform)
+    settings = settings_for(database.dsn, emulator, max_tries=2, retry_min_delay=FLOOR, retry_max_delay=1)
+    async with serving(settings) as service:
+        to_good: list[dict[str, object]] = [{"user_id": user} for user in good.values()]
+        to_good.append({"device_token": "good-token"})
+        await rows.over(*[await rows.add(title="t", **target) for target in to_good])
+        bad = [await rows.add(user_id=odd, title="t"), await rows.add(device_token="odd", title="t")]
+        for target in itertools.cycle(to_good):
+            sent = await rows.one_over(await rows.add(title="t", **target))
+            assert (sent["status"], sent["delivery_attempts"]) == ("sent", 1)
+            assert paused(service) is None
+            for platform in ("ios", "android", "web", "other"):
+                assert not service.metrics.registry.get_sample_value(
+                    "push_platform_paused", {"platform": platform}
+                )
+            found = await rows.all(bad)
+            if {row["status"] for row in found.values()} <= set(OVER):
+                break
+    code, is_disabled = end
+    assert {(row["status"], row["error_code"]) for row in found.values()} == {("dead", code)}
+    assert await disabled(rows) == is_disabled
+
+
 # --- all of them ---------------------------------------------------------------------------------------------
 
 
