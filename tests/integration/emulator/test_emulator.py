@@ -1523,6 +1523,12 @@ async def test_firebase_send_each(emulator: Emulator, firebase: firebase_admin.A
         ("quota_exceeded", messaging.QuotaExceededError, 1),
         # To google-auth every 401 is an expired token: it gives up after two new tokens and three sends.
         ("third_party_auth", messaging.ThirdPartyAuthError, 3),
+        ("apns_auth_error", messaging.ThirdPartyAuthError, 3),
+        ("apns_error,reason=BadEnvironmentKeyInToken", messaging.ThirdPartyAuthError, 3),
+        ("apns_error,reason=Unregistered", exceptions.InvalidArgumentError, 1),
+        ("apns_error,reason=TooManyRequests", messaging.QuotaExceededError, 1),
+        ("bad_request_html", exceptions.InvalidArgumentError, 1),
+        ("not_found_no_details", exceptions.NotFoundError, 1),
         ("unavailable", exceptions.UnavailableError, 5),
         ("internal", exceptions.InternalError, 5),
         ("invalid_argument", exceptions.InvalidArgumentError, 1),
@@ -1541,6 +1547,20 @@ async def test_firebase_raises_its_own_errors(
     with pytest.raises(error):
         await asyncio.to_thread(messaging.send, messaging.Message(token="a"), app=firebase)
     assert len(emulator.received) == requests_seen
+
+
+async def test_firebase_sees_what_fcm_makes_of_settings_for_apple_alone(
+    emulator: Emulator, firebase: firebase_admin.App
+) -> None:
+    def background(aps: messaging.Aps) -> messaging.Message:
+        headers = {"apns-priority": "5", "apns-push-type": "background"}
+        apns = messaging.APNSConfig(headers=headers, payload=messaging.APNSPayload(aps))
+        return messaging.Message(token="a", data={"k": "v"}, apns=apns)
+
+    with pytest.raises(exceptions.InvalidArgumentError, match="not a valid FCM registration token"):
+        await asyncio.to_thread(messaging.send, background(messaging.Aps()), app=firebase)
+    await asyncio.to_thread(messaging.send, background(messaging.Aps(content_available=True)), app=firebase)
+    assert [record.outcome for record in emulator.received] == ["refused", "accepted"]
 
 
 async def test_firebase_refreshes_an_expired_access_token(
