@@ -29,6 +29,8 @@ _EXPECTED = (
     f"Expected OAuth 2 access token, login cookie or other valid authentication credential. {_SIGN_IN}"
 )
 
+_MISSING_TEXT = f"Request is missing required authentication credential. {_EXPECTED}"
+
 DEAD_PREFIX = "dead-"
 """Registration tokens that start with it are answered UNREGISTERED, without any rule."""
 
@@ -152,9 +154,7 @@ def _unauthenticated(message: str, reason: str, *, challenge: str = "") -> Answe
 
 def credentials_missing() -> Answer:
     """401: no ``Authorization: Bearer``."""
-    return _unauthenticated(
-        f"Request is missing required authentication credential. {_EXPECTED}", "CREDENTIALS_MISSING"
-    )
+    return _unauthenticated(_MISSING_TEXT, "CREDENTIALS_MISSING")
 
 
 def credentials_invalid(reason: str) -> Answer:
@@ -306,6 +306,10 @@ ERRORS: Mapping[str, Callable[[str], Answer]] = {
     ),
     "third_party_auth": lambda _: error(
         401, "UNAUTHENTICATED", _THIRD_PARTY_TEXT, fcm_error("THIRD_PARTY_AUTH_ERROR")
+    ),
+    # firebase/firebase-admin-node#3215.
+    "third_party_auth_missing_credentials": lambda _: error(
+        401, "UNAUTHENTICATED", _MISSING_TEXT, fcm_error("THIRD_PARTY_AUTH_ERROR")
     ),
     # The name of THIRD_PARTY_AUTH_ERROR until 2019; the SDKs still know it. The text is inferred.
     "apns_auth_error": lambda _: error(

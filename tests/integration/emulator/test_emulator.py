@@ -860,6 +860,7 @@ ANSWERS = {
     "too_big": (400, "INVALID_ARGUMENT", "INVALID_ARGUMENT"),
     "no_details_400": (400, "INVALID_ARGUMENT", None),
     "third_party_auth": (401, "UNAUTHENTICATED", "THIRD_PARTY_AUTH_ERROR"),
+    "third_party_auth_missing_credentials": (401, "UNAUTHENTICATED", "THIRD_PARTY_AUTH_ERROR"),
     "apns_auth_error": (401, "UNAUTHENTICATED", "APNS_AUTH_ERROR"),
     "unauthenticated": (401, "UNAUTHENTICATED", None),
     "token_expired": (401, "UNAUTHENTICATED", None),
@@ -950,6 +951,8 @@ async def test_the_bodies_of_faults(client: Client) -> None:
     assert "details" not in (await body("unavailable_no_details")).error
     reply = await body("third_party_auth")
     assert reply.error["message"] == "Auth error from APNS or Web Push Service"
+    reply = await body("third_party_auth_missing_credentials")
+    assert reply.error["message"].startswith("Request is missing required authentication credential.")
     reply = await body("token_expired")
     assert reply.details[ERROR_INFO]["reason"] == "ACCESS_TOKEN_EXPIRED"
     reply = await body("permission_denied")
