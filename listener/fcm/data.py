@@ -10,11 +10,11 @@ import orjson
 
 from listener.push import BadPush
 
-# FCM refuses the whole message for one such key. The REST reference reserves "from", "message_type" and all that starts
-# with "google." or "gcm.notification."; "FCM error codes" adds the bare words. Nothing else is refused here: FCM itself
-# judges what it may accept.
-_RESERVED = frozenset({"from", "message_type", "google", "gcm"})
-_RESERVED_PREFIXES = ("google.", "gcm.notification.")
+# FCM refuses the whole message for one such key. Source: the ErrorCode reference ("from", "gcm", or any value prefixed
+# by "google") and the REST reference ("message_type", and words that start with "gcm.notification."). Nothing else is
+# refused here: FCM itself judges what it may accept.
+_RESERVED = frozenset({"from", "message_type", "gcm"})
+_RESERVED_PREFIXES = ("google", "gcm.notification.")
 
 
 def _no_constant(name: str) -> Never:

@@ -124,7 +124,8 @@ def shown_by(options: dict[str, dict[str, Any]]) -> Shown:
         has_alert=bool(alert),
         has_image=bool(_inner(apns, "fcm_options").get("image")),
         has_title=any(each.get(key) for each in titles for key in _TITLES),
-        has_content=bool(android or web or payload) or own_data,
+        has_content=bool(android or web or own_data or headers.get("apns-push-type"))
+        or any(value is not None for value in (*aps.values(), *({**payload, "aps": None}.values()))),
     )
 
 

@@ -213,7 +213,17 @@ def test_data_nested_too_deeply(depth: int) -> None:
 
 @pytest.mark.parametrize(
     "key",
-    ["from", "message_type", "google", "google.x", "gcm", "gcm.notification.title", "google." + "x" * 500],
+    [
+        "from",
+        "message_type",
+        "google",
+        "google.x",
+        "googlefoo",
+        "google_id",
+        "gcm",
+        "gcm.notification.title",
+        "google." + "x" * 500,
+    ],
 )
 def test_reserved_keys_are_named(key: str) -> None:
     bad = refused(data={"fine": "x", key: SECRET})
@@ -224,7 +234,7 @@ def test_reserved_keys_are_named(key: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "key", ["From", "googly", "google_id", "gcm.other", "notification", "collapse_key", ""]
+    "key", ["From", "Google", "goog", "gcmx", "gcm.other", "notification", "collapse_key", ""]
 )
 def test_keys_that_only_look_reserved(key: str) -> None:
     assert sent(data={key: "x"})["data"][key] == "x"
@@ -538,6 +548,8 @@ def test_the_senders_own_push_type_stays() -> None:
         {"android": {"ttl": "5s"}},
         {"android": {"notification": {}}},
         {"webpush": {"data": {}}},
+        {"apns": {"payload": {"aps": {}}}},
+        {"apns": {"payload": {"aps": {"badge": None}}}},
         {"fcm_options": {"analytics_label": "a"}},
     ],
 )

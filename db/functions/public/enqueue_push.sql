@@ -88,9 +88,9 @@ begin
     elsif pg_catalog.octet_length(p_data::text) > 32768 then
       v_problem := 'p_data must be no larger than 32768 bytes';
     elsif exists (select from pg_catalog.jsonb_object_keys(p_data) k
-                    where k in ('from', 'message_type', 'google', 'gcm')
-                      or pg_catalog.starts_with(k, 'google.') or pg_catalog.starts_with(k, 'gcm.notification.')) then
-      v_problem := 'FCM reserves the p_data keys from, message_type, google, gcm, google.* and gcm.notification.*: rename them';
+                    where k in ('from', 'message_type', 'gcm')
+                      or pg_catalog.starts_with(k, 'google') or pg_catalog.starts_with(k, 'gcm.notification.')) then
+      v_problem := 'FCM reserves the p_data keys from, message_type, gcm, google* and gcm.notification.*: rename them';
     end if;
   end if;
   if v_problem is not null then
