@@ -2,6 +2,8 @@
 
 .DEFAULT_GOAL := help
 POSTGRES ?= all
+# Compiled code is kept even where the environment forbids it: to rewrite the asserts of all tests takes 10 s in each process.
+export PYTHONDONTWRITEBYTECODE :=
 .PHONY: help setup demo check test coverage lint chaos bench lock clean
 
 help: ## this list

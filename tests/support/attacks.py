@@ -5,8 +5,9 @@ from __future__ import annotations
 import ast
 import importlib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any, LiteralString
 from uuid import uuid4
@@ -230,7 +231,8 @@ def called_functions() -> list[str]:
     return sorted({name for text in texts for name in re.findall(r"\b([a-z_0-9]+)\(", text)})
 
 
-def statements() -> dict[str, str]:
+@cache
+def statements() -> Mapping[str, str]:
     """Every statement in the modules of the service and its commands, by module and line."""
     found = {}
     for name in (

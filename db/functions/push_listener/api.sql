@@ -1,4 +1,4 @@
--- revision 2
+-- revision 1
 -- The functions of schema public: which roles may call each, and whether it runs with its owner's rights (as_owner).
 -- apply_privileges(), drift() and the command doctor read this list.
 create or replace function push_listener.api() returns table (function text, roles text[], as_owner boolean)

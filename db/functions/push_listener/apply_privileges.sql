@@ -1,4 +1,4 @@
--- revision 2
+-- revision 1
 create or replace function push_listener.apply_privileges() returns void
   language plpgsql set search_path = pg_catalog, pg_temp
 as $$

@@ -1,4 +1,4 @@
--- revision 2
+-- revision 1
 create or replace function push_listener.guarded()
   returns table (object text, kind text, relation oid, owner oid, acl aclitem[])
   language sql stable rows 20 set search_path = pg_catalog, pg_temp

@@ -1,4 +1,4 @@
--- revision 2
+-- revision 1
 create or replace function push_listener.kept()
   returns table (relation text, role text, privilege text, columns text[])
   language sql stable rows 10 set search_path = pg_catalog, pg_temp

@@ -1,4 +1,4 @@
--- revision 2
+-- revision 1
 create or replace function push_listener.meant()
   returns table (kind text, object text, part text, role text, privilege text)
   language sql stable rows 200 set search_path = pg_catalog, pg_temp

@@ -1,4 +1,4 @@
--- revision 2
+-- revision 1
 create or replace function push_listener.policies()
   returns table (relation regclass, name text, command text, role text, condition text)
   language sql stable rows 15 set search_path = pg_catalog, pg_temp

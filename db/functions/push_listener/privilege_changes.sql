@@ -1,4 +1,4 @@
--- revision 2
+-- revision 1
 create or replace function push_listener.privilege_changes()
   returns table (is_extra boolean, kind text, object text, role text, privilege text, grantor text, columns text)
   language sql stable set search_path = pg_catalog, pg_temp

@@ -12,6 +12,7 @@ import re
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, suppress
 from datetime import timedelta
+from functools import cache
 from pathlib import Path
 from typing import Any, LiteralString
 from uuid import UUID, uuid4
@@ -476,7 +477,8 @@ IN_ORDER: dict[str, tuple[object, ...]] = {
 """And in order, by how the statement begins."""
 
 
-def statements() -> dict[str, Any]:
+@cache
+def statements() -> Mapping[str, Any]:
     """All, with what they leave open filled in."""
     found: dict[str, Any] = {}
     for place, text in attacks.statements().items():

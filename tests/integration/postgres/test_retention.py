@@ -32,12 +32,13 @@ YOUNG = "now() - interval '29 days'"
 
 async def ended(rows: Rows, status: str, changed: LiteralString = OLD, **values: object) -> UUID:
     """A row in a status since then, with a log row."""
-    push = await rows.add(device_token="a", status=status, **{"next_attempt_at": None, **values})
-    for statement in (
-        "update push_notifications set updated_at = {} where id = %(id)s",
-        "insert into push_delivery_logs (push_id, status, created_at) values (%(id)s, 'sent', {})",
-    ):
-        await rows.connection.execute(sql.SQL(statement).format(sql.SQL(changed)), {"id": push})
+    async with rows.connection.transaction():  # a purge that runs sees all of it or nothing
+        push = await rows.add(device_token="a", status=status, **{"next_attempt_at": None, **values})
+        for statement in (
+            "update push_notifications set updated_at = {} where id = %(id)s",
+            "insert into push_delivery_logs (push_id, status, created_at) values (%(id)s, 'sent', {})",
+        ):
+            await rows.connection.execute(sql.SQL(statement).format(sql.SQL(changed)), {"id": push})
     return push
 
 
