@@ -15,8 +15,9 @@ from functools import cache
 import hypothesis
 import pytest
 
+from listener.postgres.connect import is_transaction_pooler_blocking
 from tests.support import tools
-from tests.support.postgres import VERSIONS, Database, Server, Template, programs
+from tests.support.postgres import VERSIONS, Database, Server, Template, is_direct, programs
 
 # No deadline: on a busy machine an example may take any time. `make check` asks for "quick".
 hypothesis.settings.register_profile("push-listener", deadline=None)
@@ -93,6 +94,17 @@ def _which(test: pytest.Item) -> str | None:
     """The marker that says which versions; that of a test outweighs that of its module."""
     names = (mark.name for mark in test.iter_markers())
     return next((name for name in names if name in ("every_postgres", "newest_postgres")), None)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def known_addresses() -> Iterator[None]:
+    """``migrate`` does not probe whether a test's own server is a pooler, which would take 0.2 s each time."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            "listener.schema.migrate.session.is_transaction_pooler_blocking",
+            lambda dsn: not is_direct(dsn) and is_transaction_pooler_blocking(dsn),
+        )
+        yield
 
 
 @pytest.fixture(scope="session")

