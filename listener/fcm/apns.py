@@ -17,7 +17,7 @@ class AppleVerdict(Enum):
     MISFIT = auto()
     """The device's token does not fit FCM's credentials for Apple: it is of another environment, app or team.
 
-    A single test device shows this, and so does a key that is wrong for all.
+    One device with a test build gets this answer. If the key is wrong, all devices get it.
     """
     CREDENTIALS = auto()
     """FCM's credentials for Apple."""
@@ -26,7 +26,9 @@ class AppleVerdict(Enum):
     TOO_LARGE = auto()
     """The size of the message."""
     BUSY = auto()
-    """Apple's servers, for the moment; or too many notifications to one device."""
+    """Apple's servers, for the moment."""
+    TOO_MANY = auto()
+    """The number of notifications to one device."""
 
 
 _REASONS: Final = {
@@ -58,11 +60,11 @@ _REASONS: Final = {
     "ServiceUnavailable": AppleVerdict.BUSY,
     "Shutdown": AppleVerdict.BUSY,
     "TooManyProviderTokenUpdates": AppleVerdict.BUSY,
-    "TooManyRequests": AppleVerdict.BUSY,
+    "TooManyRequests": AppleVerdict.TOO_MANY,
 }
 
 # The statuses that mean the same whatever the reason: Apple adds reasons.
-_STATUSES: Final = {410: AppleVerdict.GONE, 413: AppleVerdict.TOO_LARGE, 429: AppleVerdict.BUSY}
+_STATUSES: Final = {410: AppleVerdict.GONE, 413: AppleVerdict.TOO_LARGE, 429: AppleVerdict.TOO_MANY}
 
 
 def verdict(reason: str, status: int | None) -> AppleVerdict | None:
@@ -76,6 +78,10 @@ def verdict(reason: str, status: int | None) -> AppleVerdict | None:
     if known is None and status is not None and status >= 500:
         return AppleVerdict.BUSY
     return known
+
+
+TOPIC_REASONS: Final = frozenset({"BadTopic", "TopicDisallowed", "DeviceTokenNotForTopic"})
+"""Reasons that name ``apns-topic``, which FCM sets from the app of the device unless the sender has set it."""
 
 
 def known_reason(reason: str) -> str:

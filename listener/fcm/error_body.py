@@ -115,6 +115,15 @@ def read_error(body: bytes) -> ErrorBody:
     )
 
 
+def is_json(body: bytes) -> bool:
+    """Whether a body is JSON of any form."""
+    try:
+        orjson.loads(body)
+    except orjson.JSONDecodeError:
+        return False
+    return True
+
+
 def _violations(details: list[dict[str, Any]], detail_type: str, name: str) -> list[dict[str, Any]]:
     return [
         _dict(violation)

@@ -136,6 +136,11 @@ class Prepared:
     firebase-admin-node, issue 1224; beste/firebase-php, issue 700.
     """
 
+    is_for_activity: bool
+    """Whether it has a ``live_activity_token``."""
+    names_apns_topic: bool
+    """Whether the sender has set ``apns-topic``."""
+
     def encode(self, target: Target, expires_in: float | None, validate_only: bool = False) -> bytes:
         """The request body for one target and one try.
 
@@ -247,6 +252,13 @@ def prepare(push: Push) -> Prepared:
 
     own_android_ttl = own_web_ttl = None
     if options:
+        # Fields that are all null show nothing, and an empty notification would hide the data from the app.
+        for name, is_shown in (
+            ("android", notification or shown.android),
+            ("webpush", notification or shown.web),
+        ):
+            if not is_shown and name in options:
+                options[name].pop("notification", None)
         merge_options(message, android, webpush, options)
         if is_background:
             keep_background(apns)
@@ -259,8 +271,21 @@ def prepare(push: Push) -> Prepared:
         _check_size(message, android, push, len(until_ttl))
     except (UnicodeEncodeError, TypeError):
         raise BadPush("there is text that is not valid Unicode, or JSON nested too deeply") from None
-    doubts_token = not (notification or is_background or shown.has_alert)
-    return Prepared(until_ttl, until_web_ttl, own_android_ttl, own_web_ttl, doubts_token)
+    return Prepared(
+        until_ttl,
+        until_web_ttl,
+        own_android_ttl,
+        own_web_ttl,
+        doubts_token=not (notification or shown.has_alert or _is_available(apns)),
+        is_for_activity=bool(apns.get("live_activity_token") or apns.get("liveActivityToken")),
+        names_apns_topic="apns-topic" in apns["headers"],
+    )
+
+
+def _is_available(apns: dict[str, Any]) -> bool:
+    """Whether it has ``content-available``."""
+    aps = (apns.get("payload") or {}).get("aps")
+    return isinstance(aps, dict) and aps.get("content-available") is not None
 
 
 def payload_size(message: dict[str, Any], android: dict[str, Any]) -> int:

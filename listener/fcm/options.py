@@ -118,14 +118,18 @@ def shown_by(options: dict[str, dict[str, Any]]) -> Shown:
     titles = (android, web, alert if isinstance(alert, dict) else {})
     own_data = any(set(_inner(options.get(name), "data")) - {"push_id"} for name in ("android", "webpush"))
     return Shown(
-        android=bool(android),
-        web=bool(web),
+        android=_has_any(android),
+        web=_has_any(web),
         push_type=push_type if isinstance(push_type, str) else None,
         has_alert=bool(alert),
         has_image=bool(_inner(apns, "fcm_options").get("image")),
         has_title=any(each.get(key) for each in titles for key in _TITLES),
-        has_content=bool(android or web or own_data or headers.get("apns-push-type"))
-        or any(value is not None for value in (*aps.values(), *({**payload, "aps": None}.values()))),
+        has_content=_has_any(android)
+        or _has_any(web)
+        or own_data
+        or _has_any(aps)
+        or _has_any({**payload, "aps": None})
+        or headers.get("apns-push-type") is not None,
     )
 
 
@@ -138,6 +142,11 @@ def _is_live(apns: dict[str, Any], aps: dict[str, Any]) -> bool:
         or apns.get("liveActivityToken")
         or (aps.get("event") in ("start", "update", "end") and "content-state" in aps)
     )
+
+
+def _has_any(fields: dict[str, Any]) -> bool:
+    """Whether a field is not null."""
+    return any(value is not None for value in fields.values())
 
 
 def _inner(of: dict[str, Any] | None, key: str) -> dict[str, Any]:
@@ -197,25 +206,27 @@ def _header(name: str) -> str:
     return _HEADERS.get(lower) or (lower if lower.startswith("apns-") else name)
 
 
-# The objects that hold whatever the sender likes: there a null may be meant.
+# Objects that hold whatever the sender likes: there a null may be meant.
 _FREE = ("options.apns.payload", "options.webpush.notification")
+# Objects of which single fields are ours, or may be.
+_SHARED = ("options.apns.payload", "options.apns.payload.aps")
 
 
 def _merge(ours: dict[str, Any], theirs: dict[str, Any], path: str) -> None:
     for key, value in theirs.items():
-        mine = ours.get(key)
+        mine, inner = ours.get(key), f"{path}.{key}"
         if value is None:
-            if isinstance(mine, dict):
+            if isinstance(mine, dict) or inner in _SHARED:
                 continue
             ours.pop(key, None)
             if path in _FREE and mine is None:
                 ours[key] = None
-        elif not isinstance(mine, dict):
-            ours[key] = value
-        elif isinstance(value, dict):
-            _merge(mine, value, f"{path}.{key}")
+        elif isinstance(value, dict) and (isinstance(mine, dict) or inner in _SHARED):
+            _merge(ours.setdefault(key, {}), value, inner)
+        elif isinstance(mine, dict):
+            raise _bad_options(f"{inner} must be an object")
         else:
-            raise _bad_options(f"{path}.{key} must be an object")
+            ours[key] = value
 
 
 def keep_background(apns: dict[str, Any]) -> None:

@@ -16,7 +16,7 @@ from typing import Final
 import orjson
 
 from listener.fcm.apns import AppleVerdict, known_reason, verdict
-from listener.fcm.error_body import ErrorBody, read_error
+from listener.fcm.error_body import ErrorBody, is_json, read_error
 from listener.fcm.fault import AuthFault, SendFault
 from listener.fcm.redaction import quoted
 from listener.fcm.retry_after import asked_delay
@@ -41,10 +41,13 @@ class Disposition(StrEnum):
     PAUSE = "pause"
     """Our configuration is wrong: stop sending, and probe again later."""
     PAUSE_PLATFORM = "pause_platform"
-    """FCM's credentials for APNs or web push are wrong, or do not fit this device: if they fit no other device either,
-    stop sending to that platform."""
+    """Apple or the web push service takes nothing from FCM: the credentials are wrong, or Apple has a problem. If it
+    takes nothing for other devices either, stop sending to that platform."""
+    MISFIT = "misfit"
+    """This device does not fit FCM's credentials for Apple: its app is a test build, say. It alone waits, and uses its
+    tries. If nearly all devices of the platform do not fit, the credentials are wrong."""
     REFUSED = "refused"
-    """FCM has refused this push in words that say neither what is wrong nor for how long: it alone waits."""
+    """FCM refuses this push and accepts others, and does not say why: it alone waits, and uses its tries."""
     EXPIRED = "expired"
     """The push is past its expiry. No answer of FCM has this disposition; the dispatcher finds it out by the clock."""
 
@@ -62,7 +65,7 @@ class Limit(StrEnum):
 # Each push makes one, and a frozen dataclass takes four times as long to make.
 @dataclass(slots=True)
 class Outcome:
-    """The meaning of one attempt at one target. Never changed once it is made.
+    """The meaning of one attempt at one target. ``classify`` makes it, and nobody changes it.
 
     Attributes:
         disposition: what to do.
@@ -76,6 +79,7 @@ class Outcome:
         ambiguous: whether the message may have been delivered although FCM did not accept it.
         uses_try: whether this counts against the push's tries.
         is_unclear: whether a message that FCM only validates would tell if FCM refuses this push or everything.
+        apple_reason: Apple's word for it, if FCM passes on a known one; else empty.
         limit: the quota that is used up, so that the failure is no sign of an outage; None if none is.
     """
 
@@ -89,6 +93,7 @@ class Outcome:
     uses_try: bool = True
     limit: Limit | None = None
     is_unclear: bool = False
+    apple_reason: str = ""
 
 
 def classify(status: int, headers: Mapping[str, str], body: bytes, *, now: float | None = None) -> Outcome:
@@ -104,6 +109,8 @@ def classify(status: int, headers: Mapping[str, str], body: bytes, *, now: float
         now: Unix time, from which a Retry-After date counts if the answer has no usable Date header.
     """
     if 200 <= status < 300:
+        if body.strip() and not is_json(body):
+            return replace(_misrouted(status, _http_code(status)), ambiguous=True)
         # Inferred: a success without a readable name is a success; sending again would show the push twice.
         return Outcome(Disposition.ACCEPTED, "OK", "accepted by FCM", status, message_id=_message_name(body))
     error = read_error(body)
@@ -127,7 +134,9 @@ def classify(status: int, headers: Mapping[str, str], body: bytes, *, now: float
     asked = asked_delay(headers, body, now)
     apple = verdict(error.apple_reason, error.apple_status)
     if apple is not None:
-        return _by_apple(apple, status, error, asked)
+        outcome = _by_apple(apple, status, error, asked)
+        outcome.apple_reason = known_reason(error.apple_reason)
+        return outcome
     if error.fcm_code in _THIRD_PARTY:
         return _platform_refused(status, error)
     code = error.fcm_code or error.status or _http_code(status)
@@ -161,7 +170,7 @@ def _by_apple(apple: AppleVerdict, status: int, error: ErrorBody, asked: float |
             )
         case AppleVerdict.MISFIT:
             return Outcome(
-                Disposition.PAUSE_PLATFORM,
+                Disposition.MISFIT,
                 code,
                 "Apple says that this device's token does not fit the APNs key in the Firebase console: the app on the "
                 "device is a test build, say, and the key is for production only; or the app's bundle id or team "
@@ -179,15 +188,24 @@ def _by_apple(apple: AppleVerdict, status: int, error: ErrorBody, asked: float |
                 "Apple does not accept the message: check options.apns" + _said_by_apple(error),
                 status,
             )
-        case AppleVerdict.BUSY:
+        case AppleVerdict.TOO_MANY:
             return Outcome(
                 Disposition.RETRY,
                 code,
-                "Apple takes no more for the moment" + _said_by_apple(error),
+                "Apple takes no more for this device at present" + _said_by_apple(error),
                 status,
                 delay=asked or 0.0,
-                ambiguous=status >= 500,
                 limit=Limit.TARGET,
+            )
+        case AppleVerdict.BUSY:
+            return Outcome(
+                Disposition.PAUSE_PLATFORM,
+                code,
+                "Apple's servers have a problem" + _said_by_apple(error),
+                status,
+                delay=asked or 0.0,
+                ambiguous=True,
+                uses_try=False,
             )
 
 
@@ -234,18 +252,17 @@ def _by_http(meaning: int, status: int, code: str, error: ErrorBody, asked: floa
         error: the answer's body.
         asked: seconds that the answer asks to wait; None if it asks for none.
     """
-    if not error.is_google and 300 <= status < 500 and status not in _FRONT_END_RETRIES:
+    if not error.is_google and 300 <= status < 500 and status not in _NOT_MISROUTED:
         return _misrouted(status, code)
     if error.is_fcm and error.stands_for is None and meaning in (401, 403, 404):
-        # FCM's own error detail: our credentials and the project were good enough for FCM to judge the message.
-        return Outcome(
-            Disposition.REFUSED,
-            code,
-            f"FCM refuses this message with HTTP {status}, and with an error code that this version does not know"
-            + quoted(error.message),
-            status,
-        )
+        # FCM's own error detail: FCM knows the project, and has judged this message, or all of the project's.
+        text = f"FCM refuses with HTTP {status}, and with an error code that this version does not know"
+        return replace(_pause(status, code, text + quoted(error.message)), is_unclear=True)
     match meaning:
+        case 400 if _CONFIGURATION.intersection(error.reasons):
+            return _pause(
+                status, code, "FCM refuses the project: check FCM_PROJECT_ID" + quoted(error.message)
+            )
         case 400:
             return _invalid(status, code, error)
         case 401:
@@ -303,16 +320,28 @@ def _pause(status: int, code: str, reason: str) -> Outcome:
     return Outcome(Disposition.PAUSE, code, reason, status, uses_try=False)
 
 
-# What a front end says in its own words when it is busy, and 401, which a new access token may mend.
-_FRONT_END_RETRIES = (401, 403, 404, 408, 409, 425, 429, 499)
+# What has a meaning whoever says it. The others, in words that are not Google's, come from something on the way.
+_NOT_MISROUTED = frozenset({401, 403, 404, 408, 409, 425, 429, 499})
+
+# Reasons of ErrorInfo that concern the project, whatever the status. Source: google.api.ErrorReason.
+_CONFIGURATION = frozenset(
+    {
+        "API_KEY_INVALID",
+        "API_KEY_SERVICE_BLOCKED",
+        "BILLING_DISABLED",
+        "CONSUMER_INVALID",
+        "CONSUMER_SUSPENDED",
+        "SERVICE_DISABLED",
+    }
+)
 
 
 def _misrouted(status: int, code: str) -> Outcome:
     return _pause(
         status,
         code,
-        f"FCM never answers with HTTP {status} in these words, so something in its place did: check FCM_ENDPOINT and "
-        "the proxies on the way",
+        f"this answer with HTTP {status} is not FCM's: something on the way has given it; check FCM_ENDPOINT and the "
+        "proxies on the way",
     )
 
 

@@ -41,11 +41,12 @@ OAUTH_ERRORS = frozenset(
 """Source: RFC 6749, 4.1.2.1 and 5.2. Only these become codes, so that the codes are bounded."""
 
 _PASSING = re.compile(
-    r"\b(temporarily_unavailable|server_error|internal_failure|rate_?limit_?exceeded)\b", re.IGNORECASE
+    r"temporarily_unavailable|server_error|internal_failure|(user_?)?rate_?limit_?exceeded|quota_?exceeded",
+    re.IGNORECASE,
 )
 """What passes although its HTTP status is 400 or 403.
 
-Source: RFC 6749, 4.1.2.1; google-auth, pull requests 368 and 1113; google-oauth-java-client, issue 57.
+Source: RFC 6749, 4.1.2.1; google-auth-library-python, pull requests 368 and 1113; Google's error reasons.
 """
 
 
@@ -98,25 +99,33 @@ class _Request(RequestsRequest):
         answer: AuthResponse = super().__call__(  # type: ignore[no-untyped-call]
             url, method, body, headers, min(timeout or left, left), **kwargs
         )
-        if answer.status >= 500 or answer.status in (408, 429) or _is_passing(answer.data):
+        if answer.status >= 500 or answer.status in (408, 429) or _is_passing(answer.status, answer.data):
             # For some of these google-auth would sleep and try again. The backoff of AccessTokens covers all of them.
             raise _Unavailable(f"the token endpoint answered {answer.status}")  # type: ignore[no-untyped-call]
         self.status = answer.status
         return answer
 
 
-def _is_passing(body: bytes) -> bool:
-    """Whether an answer says that the fault passes, whatever its HTTP status."""
+def _is_passing(status: int, body: bytes) -> bool:
+    """Whether an answer says that the fault passes."""
     try:
         answer = orjson.loads(body)
     except orjson.JSONDecodeError:
-        return False
-    if not isinstance(answer, dict):
-        return False
-    error = answer.get("error")
+        return status == 403  # a page: too many requests. Source: google-oauth-java-client, issue 57
+    error = answer.get("error") if isinstance(answer, dict) else None
     if isinstance(error, dict):  # the form of Google's other services
-        return _PASSING.search(orjson.dumps(error).decode()) is not None
-    said = (error, answer.get("error_description"))
+        lists = (error.get("errors"), error.get("details"))
+        said = [
+            each.get("reason")
+            for some in lists
+            if isinstance(some, list)
+            for each in some
+            if isinstance(each, dict)
+        ]
+    elif error in OAUTH_ERRORS:
+        return False
+    else:
+        said = [error, answer.get("error_description")] if isinstance(answer, dict) else []
     return any(isinstance(each, str) and _PASSING.fullmatch(each) for each in said)
 
 

@@ -20,7 +20,7 @@ from enum import StrEnum
 
 from listener.fcm.outcome import Disposition, Outcome
 from listener.limits.circuit_breaker import CircuitBreaker
-from listener.limits.refusals import Evidence, Refused, RefusedPushes, Verdict, witness
+from listener.limits.refusals import Evidence, Refused, RefusedPushes, Verdict, Votes, witness
 from listener.limits.retry_policy import RetryPolicy
 from listener.limits.slow_start import SlowStart, after_losses, after_pause
 from listener.limits.token_loss import TOKEN_LOSS, TokenLossBreaker
@@ -54,12 +54,20 @@ class _Platform:
     """A platform of which FCM has refused a push."""
 
     evidence: Evidence = field(default_factory=Evidence)
+    votes: Votes = field(default_factory=Votes)
+    """Of the devices that do not fit the credentials."""
     since: float = -math.inf
     until: float = 0.0
     length: float = 0.0
     """Seconds for which the platform was held back the last time; 0: not since FCM last accepted a push for it."""
     reason: str = ""
     """Why it is held back."""
+
+    def hold(self, outcome: Outcome, now: float, times: PauseTimes) -> Outcome:
+        """Holds it back, twice as long each time."""
+        self.length = min(2 * self.length, times.platform_longest) if self.length else times.platform_first
+        self.since, self.until, self.reason = now, now + self.length, outcome.reason
+        return replace(outcome, delay=max(outcome.delay, self.length), uses_try=False)
 
 
 class Pause(StrEnum):
@@ -147,23 +155,27 @@ class FcmHealth:
                 return self._refuse(push, who, outcome, asked, now)
             case Disposition.REFUSED:
                 self._note(self._refused, outcome, asked, now)
-                return self._refuse_alone(push, outcome, now)
+                return self._wait_alone(push, outcome, self._evidence, now)
+            case Disposition.MISFIT:
+                self._note(self._refused, outcome, asked, now)
+                return self._misfit(push, who, target.platform, outcome, asked, now)
             case Disposition.PAUSE_PLATFORM:
                 self._note(self._refused, outcome, asked, now)
                 return self._refuse_platform(push, who, target.platform, outcome, asked, now)
             case Disposition.ACCEPTED:
-                self._accept(target.platform, asked)
+                self._accept(who, target.platform, asked)
                 # Even a request from before the breaker opened shows that not all are refused.
                 if asked > self._refused_asked:
                     self._resume(now)
         self._note(self._refused, outcome, asked, now)
         return outcome
 
-    def _accept(self, platform: str | None, asked: float) -> None:
+    def _accept(self, who: Hashable, platform: str | None, asked: float) -> None:
         self._evidence.accept(asked)
         if platform is not None and (held := self._platforms.get(platform)) is not None:
             # No other answer counts: a dead token, say, is told before anybody asks for the credentials.
             held.evidence.accept(asked)
+            held.votes.note(who, refused=False)
             if asked >= held.since:
                 held.since, held.until, held.length = -math.inf, 0.0, 0.0
 
@@ -176,8 +188,7 @@ class FcmHealth:
         # The guard against token loss has weighed the answers to others already.
         is_token_loss = outcome.code == TOKEN_LOSS
         if not is_token_loss and self._evidence.accepted_since(refused.first):
-            outcome = self._wait_alone(push, outcome, refused, self._evidence)
-            return replace(outcome, uses_try=False) if paused else outcome
+            return self._refuse_alone(push, outcome, refused, self._evidence)
         wait = _doubled(self._times.refused_first, self._policy.cap, _claims(push, refused))
         if paused and refused.times > 1:
             # A second refusal of the same push says nothing new, so only this push waits longer. Another push may be
@@ -193,14 +204,7 @@ class FcmHealth:
                 self._refused.doubt(now)
                 return replace(outcome, delay=max(outcome.delay, wait))
             case Verdict.ONE:
-                return self._wait_alone(push, outcome, refused, self._evidence)
-
-    def _refuse_alone(self, push: Push, outcome: Outcome, now: float) -> Outcome:
-        """The push waits longer each time, and each attempt uses a try unless everything is paused."""
-        paused = self.reason is not None
-        refused = self._refused_pushes.note(push, self._evidence, now)
-        outcome = self._wait_alone(push, outcome, refused, self._evidence)
-        return replace(outcome, uses_try=not paused)
+                return self._refuse_alone(push, outcome, refused, self._evidence)
 
     def was_refused(self, push: Push) -> bool:
         """Whether FCM has refused a push. The next attempt then begins with one request for each platform."""
@@ -219,34 +223,52 @@ class FcmHealth:
         if platform is None:  # accepted pushes may go to other platforms, so they say nothing about this one
             refused = self._refused_pushes.note(push, self._evidence, now)
             wait = _doubled(self._times.platform_first, self._policy.cap, _claims(push, refused))
-            # The credentials may be wrong for hours, so tries count only once the push has waited its longest; unless
-            # Apple blames the device.
-            uses_try = outcome.uses_try or (refused.uses_try and wait >= self._policy.cap)
+            # The credentials may be wrong for hours, so tries count only once the push has waited its longest.
+            uses_try = refused.uses_try and wait >= self._policy.cap
             return replace(outcome, delay=max(outcome.delay, wait), uses_try=uses_try)
         held = self._platforms.setdefault(platform, _Platform())
         refused = self._refused_pushes.note(push, held.evidence, now)
         if asked < held.since:  # was under way when the platform was refused
-            return replace(outcome, delay=max(0.0, held.until - now), uses_try=False)
+            return replace(outcome, delay=max(0.0, held.until - now))
         is_its_own = held.evidence.accepted_since(refused.first)
         if is_its_own or not (held.length or held.evidence.refuse(who, asked) is Verdict.ALL):
             if held.length:
                 held.until = now  # the next request may be the probe
-            return self._wait_alone(push, outcome, refused, held.evidence)
-        first, longest = self._times.platform_first, self._times.platform_longest
-        held.length = min(2 * held.length, longest) if held.length else first
-        held.since, held.until, held.reason = now, now + held.length, outcome.reason
-        return replace(outcome, delay=held.length, uses_try=False)
+            return self._refuse_alone(push, outcome, refused, held.evidence)
+        return held.hold(outcome, now, self._times)
 
-    def _wait_alone(self, push: Push, outcome: Outcome, refused: Refused, evidence: Evidence) -> Outcome:
+    def _misfit(
+        self, push: Push, who: Hashable, platform: str | None, outcome: Outcome, asked: float, now: float
+    ) -> Outcome:
+        """Lets the device wait; or its platform, if nearly all devices of it do not fit the credentials."""
+        if platform is None:
+            return self._wait_alone(push, outcome, self._evidence, now)
+        held = self._platforms.setdefault(platform, _Platform())
+        held.votes.note(who, refused=True)
+        if asked < held.since:
+            return replace(outcome, delay=max(0.0, held.until - now), uses_try=False)
+        if held.votes.nearly_all_refused:
+            return held.hold(outcome, now, self._times)
+        if held.length:
+            held.until = now  # the next request may be the probe
+        return self._wait_alone(push, outcome, held.evidence, now)
+
+    def _wait_alone(self, push: Push, outcome: Outcome, evidence: Evidence, now: float) -> Outcome:
+        """The push waits longer each time. Each attempt uses a try, unless everything is paused."""
+        alone = self._refuse_alone(push, outcome, self._refused_pushes.note(push, evidence, now), evidence)
+        return replace(alone, uses_try=self.reason is None)
+
+    def _refuse_alone(self, push: Push, outcome: Outcome, refused: Refused, evidence: Evidence) -> Outcome:
         """The push waits longer each time.
 
-        It uses a try if the answer blames the device, or if FCM has accepted others since the last refusal of the push.
+        It uses a try if FCM has accepted others since its last refusal, unless everything is paused.
         """
         reason = outcome.reason
         if evidence.accepted_since(refused.first):
             reason = f"FCM refuses this push while it accepts others: {reason}"
-        delay = max(outcome.delay, self._policy.longest(_claims(push, refused)))
-        return replace(outcome, reason=reason, delay=delay, uses_try=outcome.uses_try or refused.uses_try)
+        delay = max(outcome.delay, self._policy.longest(_refusals(push, refused)))
+        uses_try = refused.uses_try and self._refused.reason is None
+        return replace(outcome, reason=reason, delay=delay, uses_try=uses_try)
 
     @property
     def held_platforms(self) -> dict[str, str]:
@@ -344,8 +366,13 @@ def _is_failure(outcome: Outcome) -> bool:
 
 
 def _claims(push: Push, refused: Refused) -> int:
-    """How often a push has been tried. Its row knows it better than this process, which forgets, and is not alone."""
+    """How often a push has been claimed in vain. Its row knows it, because this process forgets, and is not alone."""
     return max(refused.times, push.attempt - push.lost_claims)
+
+
+def _refusals(push: Push, refused: Refused) -> int:
+    """How often FCM has refused a push. Its row counts tries, because this process forgets, and is not alone."""
+    return max(refused.times, push.retry_count + 1)
 
 
 def _doubled(first: float, longest: float, times: int) -> float:

@@ -16,6 +16,8 @@ from uuid import UUID
 from listener.push import Push, Target
 
 _ENOUGH = 3
+_VOTES = 20
+_NEARLY_ALL = 0.9
 _REMEMBERED = 10_000
 
 
@@ -63,6 +65,26 @@ class Evidence:
             self._refused.clear()
             return Verdict.ALL
         return Verdict.DOUBT if asked - self._accepted > self._quiet else Verdict.ONE
+
+
+class Votes:
+    """Whether nearly all of the latest witnesses were refused. Each witness has one vote, its latest."""
+
+    def __init__(self) -> None:
+        self._votes: OrderedDict[Hashable, bool] = OrderedDict()
+
+    def note(self, who: Hashable, *, refused: bool) -> None:
+        """Notes an answer."""
+        self._votes[who] = refused
+        self._votes.move_to_end(who)
+        if len(self._votes) > _VOTES:
+            self._votes.popitem(last=False)
+
+    @property
+    def nearly_all_refused(self) -> bool:
+        """Whether at least three were, and at least nine in ten."""
+        refused = sum(self._votes.values())
+        return refused >= _ENOUGH and refused >= _NEARLY_ALL * len(self._votes)
 
 
 @dataclass(slots=True)

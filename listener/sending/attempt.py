@@ -15,6 +15,7 @@ import structlog
 
 from listener.clock import elapsed
 from listener.config import Settings
+from listener.fcm.blame import in_view_of
 from listener.fcm.fault import TooLate
 from listener.fcm.message import Prepared, prepare, targets
 from listener.fcm.outcome import Disposition, Outcome, refused_alone
@@ -266,7 +267,8 @@ class Attempts:
                 outgoing = Outgoing(
                     body, expires=attempt.push.expires_in is not None, is_high=attempt.push.priority == "high"
                 )
-                outcome = await self._clarified(await self._sender.send(outgoing), attempt.claimed_at)
+                one.outcome = await self._sender.send(outgoing)
+                outcome = await self._clarified(one.outcome, attempt.claimed_at)
             except TooLate:
                 if one.started is not None:  # after FCM has refused an access token
                     one.outcome = _EXPIRED if attempt.is_over() else _NOT_TRIED
@@ -280,9 +282,7 @@ class Attempts:
                 asked = began if one.started is None else one.started
                 if outcome.limit is not None:
                     self._quota.refused(outcome.limit, asked)
-                outcome = _without_token(outcome, one.target)
-                if attempt.prepared.doubts_token:
-                    outcome = _without_blame(outcome, one.target)
+                outcome = in_view_of(_without_token(outcome, one.target), attempt.prepared, one.target)
                 one.outcome = self._health.judge(attempt.push, one.target, outcome, asked, answered)
                 attempt.note(one, one.outcome)
             one.seconds = answered - began
@@ -401,19 +401,6 @@ def _without_token(outcome: Outcome, target: Target) -> Outcome:
     return replace(outcome, reason=outcome.reason.replace(target.value, "[hidden]"))
 
 
-def _without_blame(outcome: Outcome, target: Target) -> Outcome:
-    """The outcome for a message of which FCM says that the token is invalid although it may be valid."""
-    if outcome.disposition is not Disposition.DROP_TARGET or outcome.code != "INVALID_ARGUMENT":
-        return outcome
-    if target.platform not in (None, "ios"):
-        return outcome
-    reason = (
-        "FCM calls the token invalid, which may be due to the message: to iOS it has nothing to show, and no "
-        "content-available in options.apns.payload.aps; set that to 1, or an alert"
-    )
-    return replace(outcome, disposition=Disposition.DROP_MESSAGE, reason=reason)
-
-
 def _counts(outcome: Outcome) -> bool:
     return outcome.disposition is Disposition.RETRY and outcome.uses_try
 
@@ -429,7 +416,7 @@ def _quarantine(push: Push) -> BadPush:
 def _not_tried(one: _Request) -> Outcome:
     if not one.held_back:
         return _NOT_TRIED
-    reason = f"waits, because the credentials for platform {one.target.platform} are refused"
+    reason = f"waits, because nothing is accepted for platform {one.target.platform} at present"
     return replace(_NOT_TRIED, code="PLATFORM_PAUSED", reason=reason, delay=one.held_back)
 
 

@@ -14,6 +14,7 @@ _AGAIN = frozenset(
         Disposition.RETRY,
         Disposition.PAUSE,
         Disposition.PAUSE_PLATFORM,
+        Disposition.MISFIT,
         Disposition.REFUSED,
         Disposition.REFRESH_AUTH,
     }
@@ -46,8 +47,9 @@ def decide(
     """What becomes of a row after this attempt at all of its targets.
 
     A push to several devices is over when none of them is worth another try; it is ``sent`` if any of them
-    ever accepted it. ``expires_in`` is seconds of life left now. While ``fcm_away``, the last try is not used
-    up: an outage is no reason to give a push up.
+    ever accepted it. ``expires_in`` is seconds of life left now. The last try is not used up while ``fcm_away``,
+    because an outage is no reason to give a push up; nor while another device waits without a try, for its platform
+    say.
     """
     accepted = [o for o in outcomes if o.disposition is Disposition.ACCEPTED]
     message_id = next((o.message_id for o in accepted if o.message_id), None)
@@ -60,7 +62,8 @@ def decide(
 
     if again:
         uses_try = any(o.uses_try for o in again)
-        if fcm_away and retry_count + 1 >= policy.max_tries:
+        is_last = retry_count + 1 >= policy.max_tries
+        if is_last and (fcm_away or not all(o.uses_try for o in again)):
             uses_try = False
         tries = retry_count + uses_try
         if uses_try and tries >= policy.max_tries:
@@ -90,11 +93,12 @@ _GRAVITY = {
     Disposition.PAUSE: 0,
     Disposition.REFRESH_AUTH: 1,
     Disposition.PAUSE_PLATFORM: 2,
-    Disposition.REFUSED: 3,
-    Disposition.RETRY: 4,
-    Disposition.DROP_MESSAGE: 5,
-    Disposition.EXPIRED: 6,
-    Disposition.DROP_TARGET: 7,
+    Disposition.MISFIT: 3,
+    Disposition.REFUSED: 4,
+    Disposition.RETRY: 5,
+    Disposition.DROP_MESSAGE: 6,
+    Disposition.EXPIRED: 7,
+    Disposition.DROP_TARGET: 8,
 }
 
 

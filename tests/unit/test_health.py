@@ -34,7 +34,7 @@ UNAVAILABLE = Outcome(Disposition.RETRY, "UNAVAILABLE", "in trouble", 503, ambig
 TIMEOUT = Outcome(Disposition.RETRY, "TIMEOUT", "no answer", ambiguous=True)
 NO_TOKEN = from_auth_fault(AuthFault("OAUTH_TIMEOUT", "the token endpoint does not answer", permanent=False))
 NO_APNS = Outcome(Disposition.PAUSE_PLATFORM, "THIRD_PARTY_AUTH_ERROR", "APNs", 401, uses_try=False)
-MISFIT = Outcome(Disposition.PAUSE_PLATFORM, "THIRD_PARTY_AUTH_ERROR", "not for this key", 401)
+MISFIT = Outcome(Disposition.MISFIT, "THIRD_PARTY_AUTH_ERROR", "not for this key", 401)
 ODD = Outcome(Disposition.REFUSED, "HTTP_403", "in unknown words", 403)
 
 ANSWERS = [ACCEPTED, DEAD, BAD, QUOTA, NO_APNS, MISFIT, ODD]
@@ -426,7 +426,7 @@ def test_a_push_waits_longer_each_time_though_nobody_remembers_it() -> None:
     waits, of_token, used = [], [], []
     for attempt in range(1, 10):
         seen = accepting(100.0)
-        bad = push(id=uuid4(), attempt=attempt + 2, lost_claims=2)
+        bad = push(id=uuid4(), attempt=attempt + 2, lost_claims=2, retry_count=attempt - 1)
         waits.append(judge(seen, phone(1), REFUSED, 101.0, 101.1, bad).delay)
         refused = judge(seen, phone(2), NO_APNS, 101.0, 101.1, replace(bad, id=uuid4()))
         of_token.append(refused.delay)

@@ -13,6 +13,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from listener.fcm.error_body import is_json
 from listener.fcm.fault import AuthFault, SendFault
 from listener.fcm.outcome import (
     Disposition,
@@ -220,7 +221,7 @@ def test_accepted() -> None:
         b"{}",
         b"[]",
         b'"x"',
-        b"<html>",
+        b" \n",
         b'{"name": 5}',
         b'{"name": ""}',
         b'{"name": "a\\u0000b"}',
@@ -232,6 +233,17 @@ def test_accepted() -> None:
 @pytest.mark.parametrize("status", [200, 201, 204])
 def test_a_success_without_a_usable_name_is_never_sent_again(status: int, body: bytes) -> None:
     assert outcome(status, body) == Outcome(Disposition.ACCEPTED, "OK", "accepted by FCM", status)
+
+
+@pytest.mark.parametrize(
+    "body", [b"<!DOCTYPE html><title>Welcome to nginx!</title>", b"Log in to the network"]
+)
+@pytest.mark.parametrize("status", [200, 201])
+def test_a_page_in_the_place_of_fcm_is_no_acceptance(status: int, body: bytes) -> None:
+    """A misrouted endpoint would otherwise mark the whole queue as sent."""
+    result = outcome(status, body)
+    assert (result.disposition, result.code, result.uses_try) == (Disposition.PAUSE, f"HTTP_{status}", False)
+    assert result.ambiguous
 
 
 def test_quota() -> None:
@@ -393,12 +405,9 @@ def apns(status: object, reason: object) -> Detail:
     return {"@type": APNS_ERROR, "statusCode": status, "reason": reason}
 
 
-GONE, ALONE = (Disposition.DROP_TARGET, True), (Disposition.PAUSE_PLATFORM, True)
-KEY, MESSAGE, BUSY = (
-    (Disposition.PAUSE_PLATFORM, False),
-    (Disposition.DROP_MESSAGE, True),
-    (Disposition.RETRY, True),
-)
+GONE, ALONE = (Disposition.DROP_TARGET, True), (Disposition.MISFIT, True)
+KEY, MESSAGE = (Disposition.PAUSE_PLATFORM, False), (Disposition.DROP_MESSAGE, True)
+TOO_MANY, BUSY = (Disposition.RETRY, True), KEY
 
 # Source of the reasons: Apple, "Handling notification responses from APNs".
 APPLE = [
@@ -425,7 +434,7 @@ APPLE = [
     (400, "InvalidPushType", MESSAGE),
     (400, "PayloadEmpty", MESSAGE),
     (413, "PayloadTooLarge", MESSAGE),
-    (429, "TooManyRequests", BUSY),
+    (429, "TooManyRequests", TOO_MANY),
     (429, "TooManyProviderTokenUpdates", BUSY),
     (500, "InternalServerError", BUSY),
     (503, "ServiceUnavailable", BUSY),
@@ -447,8 +456,8 @@ def test_apples_verdict_decides_whatever_fcm_makes_of_it(
         assert (result.disposition, result.uses_try) == expected
         assert result.code == ("UNREGISTERED" if expected is GONE else code)
         assert f"Apple: {reason}" in result.reason or reason == "SomeFutureReason"
-        if expected is BUSY:
-            assert result.limit is Limit.TARGET  # no sign that FCM is away
+        assert result.limit is (Limit.TARGET if expected is TOO_MANY else None)
+        assert result.apple_reason == ("" if reason == "SomeFutureReason" else reason)
 
 
 @pytest.mark.parametrize(
@@ -528,9 +537,9 @@ def test_precedence(status: int, name: str, details: list[Detail], disposition: 
 
 BY_HTTP_CLASS = [
     (400, Disposition.DROP_MESSAGE),
-    (401, Disposition.REFUSED),
-    (403, Disposition.REFUSED),
-    (404, Disposition.REFUSED),
+    (401, Disposition.PAUSE),
+    (403, Disposition.PAUSE),
+    (404, Disposition.PAUSE),
     (409, Disposition.RETRY),
     (418, Disposition.DROP_MESSAGE),
     (429, Disposition.RETRY),
@@ -550,6 +559,7 @@ def test_with_an_unknown_error_code_the_http_status_decides_and_no_token_is_drop
     result = outcome(status, body)
     assert result.disposition is disposition
     assert result.code == ("UNSPECIFIED_ERROR" if code == "UNSPECIFIED_ERROR" else f"HTTP_{status}")
+    assert result.is_unclear == (status in (401, 403, 404))  # a question tells whether FCM refuses everything
 
 
 @pytest.mark.parametrize(
@@ -782,7 +792,8 @@ def test_any_answer_has_a_safe_and_bounded_outcome(
 ) -> None:
     result = classify(status, headers, body, now=now)
     assert result.disposition is not Disposition.EXPIRED
-    assert (result.disposition is Disposition.ACCEPTED) == (200 <= status < 300)
+    is_page = bool(body.strip()) and not is_json(body)
+    assert (result.disposition is Disposition.ACCEPTED) == (200 <= status < 300 and not is_page)
     assert result.code in CODES
     assert 0 < len(result.reason) < 700
     assert result.reason.isprintable()
@@ -795,7 +806,7 @@ def test_any_answer_has_a_safe_and_bounded_outcome(
     assert result.uses_try == (
         result.disposition not in (Disposition.PAUSE, Disposition.PAUSE_PLATFORM, Disposition.REFRESH_AUTH)
     )
-    assert not result.ambiguous or result.disposition is Disposition.RETRY
+    assert not result.ambiguous or result.disposition is Disposition.RETRY or 200 <= status < 300
     assert result.limit is None or result.disposition is Disposition.RETRY
     if result.disposition is Disposition.DROP_TARGET:
         assert (

@@ -97,7 +97,7 @@ def unavailable(fault: str, code: str, status: int | None, delay: float = 0.0) -
 
 def alone(reason: str, code: str, status: int) -> Row:
     """Apple says that the device does not fit the key: its platform waits only if it happens to several."""
-    return Row(f"apns_error,reason={reason}", Disposition.PAUSE_PLATFORM, code, status=status)
+    return Row(f"apns_error,reason={reason}", Disposition.MISFIT, code, status=status)
 
 
 def quota(fault: str, delay: float, limit: Limit = Limit.PROJECT, code: str = "QUOTA_EXCEEDED") -> Row:
@@ -143,8 +143,13 @@ ROWS = {
     "413 of Apple": drop_message("apns_error,reason=PayloadTooLarge"),
     "400 of Apple, unknown": drop_message("apns_error,reason=SomeFutureReason"),
     "429 of Apple": quota("apns_error,reason=TooManyRequests", 0.0, Limit.TARGET),
-    "503 of Apple": retry(
-        "apns_error,reason=Shutdown", "UNAVAILABLE", 503, ambiguous=True, limit=Limit.TARGET
+    "503 of Apple": Row(
+        "apns_error,reason=Shutdown",
+        Disposition.PAUSE_PLATFORM,
+        "UNAVAILABLE",
+        uses_try=False,
+        ambiguous=True,
+        status=503,
     ),
     # 401: whose credentials?
     "401 APNs, by its former name": Row(
@@ -206,9 +211,9 @@ ROWS = {
     "OAuth timeout": no_token("oauth_timeout", Disposition.RETRY, "OAUTH_TIMEOUT"),
     # An errorCode of the future: by HTTP class, and never the token's fault
     "400 unknown": Row("unknown_code,status=400", Disposition.DROP_MESSAGE, "HTTP_400", status=400),
-    "401 unknown": Row("unknown_code,status=401", Disposition.REFUSED, "HTTP_401", status=401),
-    "403 unknown": Row("unknown_code,status=403", Disposition.REFUSED, "HTTP_403", status=403),
-    "404 unknown": Row("unknown_code,status=404", Disposition.REFUSED, "HTTP_404", status=404),
+    "401 unknown": pause("unknown_code,status=401", "HTTP_401", 401),
+    "403 unknown": pause("unknown_code,status=403", "HTTP_403", 403),
+    "404 unknown": pause("unknown_code,status=404", "HTTP_404", 404),
     "429 unknown": quota("unknown_code,status=429", 60.0, Limit.UNKNOWN, "HTTP_429"),
     "500 unknown": unavailable("unknown_code,status=500", "HTTP_500", 500),
     "503 unknown": unavailable("unknown_code,status=503", "HTTP_503", 503),
