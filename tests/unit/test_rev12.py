@@ -76,8 +76,8 @@ class _Answers:
         return self._answer(body["message"])
 
 
-def _attempts(sender: object, health: FcmHealth | None = None) -> tuple[Attempts, FcmHealth]:
-    loaded = config.load(database_url="postgresql://nobody@localhost/none")
+def _attempts(sender: object, health: FcmHealth | None = None, **settings: str) -> tuple[Attempts, FcmHealth]:
+    loaded = config.load(database_url="postgresql://nobody@localhost/none", **settings)
     health = health or FcmHealth(after_losses(0, loaded.max_in_flight, time.monotonic()))
     metrics = Metrics()
     quota = SharedQuota(cast(Workers, None), Quota(1_000_000, 0.0, time.monotonic()), metrics)
@@ -128,6 +128,23 @@ def test_iphones_with_a_test_build_do_not_hold_back_the_others(share: float, rat
         heapq.heappush(queue, (now + delay, n, again, is_bad, added, tries))
     late = sum(wait > 10.0 for wait in waits) + sum(not is_bad for _, _, _, is_bad, _, _ in queue)
     assert late < 0.05 * 1200 * rate
+
+
+async def test_a_code_that_is_good_for_a_minute_reaches_an_iphone_although_three_others_have_test_builds() -> (
+    None
+):
+    """Three testers have got a push in vain. A customer's login code, which expires in a minute, goes to an iPhone with
+    the app of the store: ``expired`` at once, "expires before the next try", without a request.
+
+    Right: it is sent. Three devices that do not fit the key are no proof against all others.
+    """
+    sender = _Answers(lambda message: MISFIT if message["token"].startswith("test") else ACCEPTED)
+    attempts, _ = _attempts(sender)
+    await attempts.attempt(_to(("good-1", "ios")), elapsed())
+    for n in range(3):
+        await attempts.attempt(_to((f"test-{n}", "ios")), elapsed())
+    settlement = await attempts.attempt(_to(("good-2", "ios"), expires_in=55.0), elapsed())
+    assert settlement.decision.status is Status.SENT
 
 
 @pytest.mark.parametrize("reason", ["BadTopic", "TopicDisallowed", "DeviceTokenNotForTopic"])
@@ -270,6 +287,37 @@ async def test_the_bad_device_of_a_user_does_not_use_up_the_push_of_the_good_one
         to = dataclasses.replace(to, attempt=to.attempt + 1, retry_count=to.retry_count + decision.uses_try)
     assert sender.asked == ["bad"] * 5
     assert decision.status is not Status.DEAD
+
+
+async def test_three_test_devices_of_a_user_do_not_take_the_push_of_the_fourth() -> None:
+    """A tester has three iPhones with a test build and one with the app of the store. In a small service, or when the
+    first attempt is the probe of a pause, the good iPhone is not asked in the first attempt, and each later attempt
+    asks one iPhone at random and stops if that is refused. Each of them uses a try. About one push in four is ``dead``
+    without a single request for the good iPhone.
+
+    Right: Apple's word about one device says nothing about the others of its user, so the next one is asked.
+    """
+    sender = _Answers(lambda message: MISFIT if message["token"].startswith("test") else ACCEPTED)
+    attempts, health = _attempts(sender, max_in_flight="2")
+    lost = 0
+    for n in range(40):
+        health.judge(
+            push(id=uuid4()), Target(TargetKind.TOKEN, "i", "ios"), ACCEPTED, *[time.monotonic()] * 2
+        )
+        tests = [(f"test-{n}-{each}", "ios") for each in range(3)]
+        to = _to(*tests, (f"good-{n}", "ios"))
+        for _ in range(5):
+            decision = (await attempts.attempt(to, elapsed())).decision
+            if f"good-{n}" in sender.asked or decision.status is Status.DEAD:
+                break
+            health.judge(
+                push(id=uuid4()), Target(TargetKind.TOKEN, "i", "ios"), ACCEPTED, *[time.monotonic()] * 2
+            )
+            to = dataclasses.replace(
+                to, attempt=to.attempt + 1, retry_count=to.retry_count + decision.uses_try
+            )
+        lost += f"good-{n}" not in sender.asked
+    assert lost == 0
 
 
 def test_a_first_refusal_after_a_long_pause_waits_seconds_not_an_hour() -> None:
