@@ -20,7 +20,7 @@ from enum import StrEnum
 
 from listener.fcm.outcome import Disposition, Outcome
 from listener.limits.circuit_breaker import CircuitBreaker
-from listener.limits.refusals import Evidence, Refused, RefusedPushes, Verdict, Votes, witness
+from listener.limits.refusals import VOTES, Evidence, Refused, RefusedPushes, Verdict, Votes, witness
 from listener.limits.retry_policy import RetryPolicy
 from listener.limits.slow_start import SlowStart, after_losses, after_pause
 from listener.limits.token_loss import TOKEN_LOSS, TokenLossBreaker
@@ -32,6 +32,8 @@ _AWAY_AFTER_S = 60.0
 _IN_DOUBT = 8  # pushes at once
 _TRUSTED_S = 30.0  # after the answer to a question
 _ACCEPTS_S = 10.0  # after the acceptance of a question
+_FEW = 3  # users
+_MOST_PLATFORMS = 100  # a view of the application's own may call a platform anything
 _PLATFORM_PROBE_S = (
     15.0  # for the answer to the one request that finds out whether a platform is accepted again
 )
@@ -111,6 +113,7 @@ class FcmHealth:
         self._trusted_until = -math.inf
         self._accepts_until = -math.inf
         self._platforms: dict[str, _Platform] = {}
+        self._accepting: set[str] = set()  # platforms for which FCM has ever accepted a push
 
     @property
     def reason(self) -> str | None:
@@ -172,6 +175,8 @@ class FcmHealth:
 
     def _accept(self, who: Hashable, platform: str | None, asked: float) -> None:
         self._evidence.accept(asked)
+        if platform is not None and len(self._accepting) < _MOST_PLATFORMS:
+            self._accepting.add(platform)
         if platform is not None and (held := self._platforms.get(platform)) is not None:
             # No other answer counts: a dead token, say, is told before anybody asks for the credentials.
             held.evidence.accept(asked)
@@ -240,14 +245,17 @@ class FcmHealth:
     def _misfit(
         self, push: Push, who: Hashable, platform: str | None, outcome: Outcome, asked: float, now: float
     ) -> Outcome:
-        """Lets the device wait; or its platform, if nearly all devices of it do not fit the credentials."""
+        """Lets the device wait; or its platform, if nearly all devices of it do not fit the credentials.
+
+        Three are enough if FCM has never accepted a push for the platform, as with a key of the wrong environment.
+        """
         if platform is None:
             return self._wait_alone(push, outcome, self._evidence, now)
         held = self._platforms.setdefault(platform, _Platform())
         held.votes.note(who, refused=True)
         if asked < held.since:
             return replace(outcome, delay=max(0.0, held.until - now), uses_try=False)
-        if held.votes.nearly_all_refused:
+        if held.votes.nearly_all_refused(fewest=VOTES if platform in self._accepting else _FEW):
             return held.hold(outcome, now, self._times)
         if held.length:
             held.until = now  # the next request may be the probe

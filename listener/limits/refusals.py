@@ -16,7 +16,8 @@ from uuid import UUID
 from listener.push import Push, Target
 
 _ENOUGH = 3
-_VOTES = 20
+VOTES = 20
+"""The witnesses whose votes count: the latest ones."""
 _NEARLY_ALL = 0.9
 _REMEMBERED = 10_000
 
@@ -77,14 +78,13 @@ class Votes:
         """Notes an answer."""
         self._votes[who] = refused
         self._votes.move_to_end(who)
-        if len(self._votes) > _VOTES:
+        if len(self._votes) > VOTES:
             self._votes.popitem(last=False)
 
-    @property
-    def nearly_all_refused(self) -> bool:
-        """Whether at least three were, and at least nine in ten."""
+    def nearly_all_refused(self, *, fewest: int) -> bool:
+        """Whether at least nine in ten were, of no fewer than ``fewest``."""
         refused = sum(self._votes.values())
-        return refused >= _ENOUGH and refused >= _NEARLY_ALL * len(self._votes)
+        return len(self._votes) >= fewest and refused >= _NEARLY_ALL * len(self._votes)
 
 
 @dataclass(slots=True)
