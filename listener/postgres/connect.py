@@ -53,10 +53,12 @@ _BETWEEN_PROBES_S = 0.01
 # former client, under names that psycopg uses again.
 _CLEAN = "deallocate all; unlisten *; select pg_catalog.pg_advisory_unlock_all()"
 # Overrides what the role, the database or the server prescribes: under a stricter isolation concurrent claims fail, and
-# these connections are meant to be idle.
+# these connections are meant to be idle. Postgres takes some of our statements for more expensive than they are, and
+# would compile them, which takes longer than they do.
 _SETTINGS = """
 select pg_catalog.set_config('default_transaction_isolation', 'read committed', false),
-       pg_catalog.set_config('idle_session_timeout', '0', false)
+       pg_catalog.set_config('idle_session_timeout', '0', false),
+       pg_catalog.set_config('jit', 'off', false)
 """
 
 _LOOKS_FOR_LOCK = 20

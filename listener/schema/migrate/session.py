@@ -67,13 +67,14 @@ _QUOTES_ROWS = ("22", "23")
 
 
 # What this session relies on, whatever the role, the database or the server says. Building an index of a large table
-# takes long, and blocks nobody.
+# takes long, and blocks nobody. To compile a statement on the catalogue takes longer than the statement.
 _SETTINGS: LiteralString = """
 select set_config(s.name, v.value, false)
   from (values
     ('client_min_messages', 'warning'), ('datestyle', 'ISO, MDY'), ('intervalstyle', 'postgres'),
     ('default_transaction_isolation', 'read committed'), ('statement_timeout', '0'), ('lock_timeout', '0'),
-    ('idle_in_transaction_session_timeout', '0'), ('idle_session_timeout', '0'), ('transaction_timeout', '0')
+    ('idle_in_transaction_session_timeout', '0'), ('idle_session_timeout', '0'), ('transaction_timeout', '0'),
+    ('jit', 'off')
   ) as v(name, value)
   join pg_settings s on lower(s.name) = v.name
 """

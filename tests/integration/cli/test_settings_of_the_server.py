@@ -10,6 +10,8 @@ import pytest
 from psycopg import sql
 
 from listener.emulator import Emulator
+from listener.postgres.connect import Address, ServicePool, fetch_value
+from listener.schema.migrate import session
 from tests.support.cli import invoke
 from tests.support.postgres import Database
 from tests.support.service import rows_of, serving, settings_for
@@ -72,6 +74,17 @@ async def test_every_command_works(blank_database: Database, emulator: Emulator)
         assert done.exit_code == 0, done.stderr
     down = await invoke(dsn, "migrate", "--down", "0", "--discard-data")
     assert down.exit_code == 0, down.stderr
+
+
+@pytest.mark.every_postgres
+async def test_statements_are_not_compiled(database: Database) -> None:
+    """Claims beside rows that cannot be written would take three times as long."""
+    with psycopg.connect(database.superuser_dsn, autocommit=True) as superuser:
+        superuser.execute(sql.SQL("alter database {} set jit to on").format(sql.Identifier(database.name)))
+    async with ServicePool(Address(database.dsn), prepares=True) as pool, pool.connection() as connection:
+        assert await fetch_value(connection, "show jit") == "off"
+    with session.connect(database.dsn) as migrating:
+        assert migrating.execute("show jit").fetchone() == ("off",)
 
 
 @pytest.mark.parametrize(("hours", "gone"), [(9, 0), (11, 0), (13, 1)])
