@@ -158,7 +158,8 @@ class FcmHealth:
                 return self._refuse(push, who, outcome, asked, now)
             case Disposition.REFUSED:
                 self._note(self._refused, outcome, asked, now)
-                return self._wait_alone(push, outcome, self._evidence, now)
+                refused = self._refused_pushes.note(push, self._evidence, now)
+                return self._alone_with_tries(push, outcome, refused, self._evidence)
             case Disposition.MISFIT:
                 self._note(self._refused, outcome, asked, now)
                 return self._misfit(push, who, target.platform, outcome, asked, now)
@@ -250,20 +251,25 @@ class FcmHealth:
         Three are enough if FCM has never accepted a push for the platform, as with a key of the wrong environment.
         """
         if platform is None:
-            return self._wait_alone(push, outcome, self._evidence, now)
+            refused = self._refused_pushes.note(push, self._evidence, now)
+            return self._alone_with_tries(push, outcome, refused, self._evidence)
         held = self._platforms.setdefault(platform, _Platform())
-        held.votes.note(who, refused=True)
+        refused = self._refused_pushes.note(push, held.evidence, now)
+        if refused.times == 1:  # a retry is no new evidence against those that were accepted once
+            held.votes.note(who, refused=True)
         if asked < held.since:
             return replace(outcome, delay=max(0.0, held.until - now), uses_try=False)
         if held.votes.nearly_all_refused(fewest=VOTES if platform in self._accepting else _FEW):
             return held.hold(outcome, now, self._times)
         if held.length:
             held.until = now  # the next request may be the probe
-        return self._wait_alone(push, outcome, held.evidence, now)
+        return self._alone_with_tries(push, outcome, refused, held.evidence)
 
-    def _wait_alone(self, push: Push, outcome: Outcome, evidence: Evidence, now: float) -> Outcome:
+    def _alone_with_tries(
+        self, push: Push, outcome: Outcome, refused: Refused, evidence: Evidence
+    ) -> Outcome:
         """The push waits longer each time. Each attempt uses a try, unless everything is paused."""
-        alone = self._refuse_alone(push, outcome, self._refused_pushes.note(push, evidence, now), evidence)
+        alone = self._refuse_alone(push, outcome, refused, evidence)
         return replace(alone, uses_try=self.reason is None)
 
     def _refuse_alone(self, push: Push, outcome: Outcome, refused: Refused, evidence: Evidence) -> Outcome:

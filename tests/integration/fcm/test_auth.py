@@ -461,7 +461,7 @@ FAULTS: dict[str, tuple[bytes, str, bool]] = {
     "invalid_scope": (oauth_error("invalid_scope"), "OAUTH_INVALID_SCOPE", True),
     "401 invalid_client": (oauth_error("invalid_client", 401), "OAUTH_INVALID_CLIENT", True),
     "400 of a new kind": (oauth_error("no_such_error"), "OAUTH_REFUSED", True),
-    "403 page": (answer(403, b"<html>"), "OAUTH_REFUSED", True),
+    "403 page": (answer(403, b"<html>"), "OAUTH_UNAVAILABLE", False),
     "404 page": (answer(404, b"<html>"), "OAUTH_REFUSED", True),
     "400 temporarily_unavailable": (oauth_error("temporarily_unavailable"), "OAUTH_UNAVAILABLE", False),
     "400 server_error": (oauth_error("server_error"), "OAUTH_UNAVAILABLE", False),

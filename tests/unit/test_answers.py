@@ -1,4 +1,7 @@
-"""What users still hit with FCM's and Apple's answers, and with options. Each test fails."""
+"""Answers of FCM and Apple, and options, that once cost other pushes, good tokens or the truth.
+
+Each docstring says what a user would see, and then what is right.
+"""
 
 from __future__ import annotations
 
