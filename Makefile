@@ -23,7 +23,7 @@ check: .venv/installed lint ## before each commit: lint, types, unit tests, and 
 coverage: .venv/installed ## which lines and branches of listener/ the tests run, on the newest Postgres (ARGS=... for pytest)
 	.venv/bin/python -m pytest -n 2 --cov=listener --cov-branch --cov-report=term:skip-covered $(ARGS)
 
-test: .venv/installed ## every test, on PostgreSQL 15 to 18 (POSTGRES=16: on this one; ARGS=... for pytest); installs what they need
+test: .venv/installed ## every test; what depends on the version on PostgreSQL 15 to 18 (POSTGRES=16: all on this one; ARGS=... for pytest)
 	@scripts/test-tools
 	@$(MAKE) --no-print-directory lint
 	.venv/bin/python -m pytest --postgres $(POSTGRES) -n 3 --dist worksteal $(ARGS)

@@ -1,8 +1,8 @@
 """Fixtures that give a test a real Postgres, and the option that says which.
 
 ``--postgres 16,18`` or ``TEST_POSTGRES`` name the major versions, ``all`` means every one that the project is
-tested on. A test that uses a database runs on the oldest and the newest of them, unless marked ``every_postgres`` or
-``newest_postgres``.
+tested on. A test that uses a database runs on the newest of them; marked ``oldest_postgres`` on the oldest too, marked
+``every_postgres`` on each.
 """
 
 from __future__ import annotations
@@ -15,9 +15,8 @@ from functools import cache
 import hypothesis
 import pytest
 
-from listener.postgres.connect import is_transaction_pooler_blocking
 from tests.support import tools
-from tests.support.postgres import VERSIONS, Database, Server, Template, is_direct, programs
+from tests.support.postgres import VERSIONS, Database, Server, Template, programs
 
 # No deadline: on a busy machine an example may take any time. `make check` asks for "quick".
 hypothesis.settings.register_profile("push-listener", deadline=None)
@@ -43,7 +42,12 @@ def pytest_configure(config: pytest.Config) -> None:
         "every_postgres: run on every chosen version; for SQL that one version may take differently",
     )
     config.addinivalue_line(
-        "markers", "newest_postgres: run on the newest chosen version only; for what does not depend on it"
+        "markers",
+        "oldest_postgres: run on the oldest chosen version too; for what changes from version to version",
+    )
+    config.addinivalue_line(
+        "markers",
+        "newest_postgres: run on the newest chosen version only, in a module that is marked otherwise",
     )
     asked = ",".join(config.getoption("--postgres") or []) or os.environ.get("TEST_POSTGRES", "")
     words = {word.strip() for word in asked.split(",") if word.strip()}
@@ -80,31 +84,18 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "postgres" in metafunc.fixturenames:
         chosen = metafunc.config.stash[_CHOSEN]
-        versions = {
+        by_mark = {
             "every_postgres": chosen,
+            "oldest_postgres": sorted({*chosen[:1], *chosen[-1:]}),
             "newest_postgres": chosen[-1:],
-            None: sorted({*chosen[:1], *chosen[-1:]}),
-        }[_which(metafunc.definition)]
+        }
+        marks = (
+            mark.name for mark in metafunc.definition.iter_markers()
+        )  # that of a test before that of its module
+        versions = by_mark[next((name for name in marks if name in by_mark), "newest_postgres")]
         metafunc.parametrize(
             "postgres", versions, indirect=True, scope="session", ids=[f"pg{each}" for each in versions]
         )
-
-
-def _which(test: pytest.Item) -> str | None:
-    """The marker that says which versions; that of a test outweighs that of its module."""
-    names = (mark.name for mark in test.iter_markers())
-    return next((name for name in names if name in ("every_postgres", "newest_postgres")), None)
-
-
-@pytest.fixture(scope="session", autouse=True)
-def known_addresses() -> Iterator[None]:
-    """``migrate`` does not probe whether a test's own server is a pooler, which would take 0.2 s each time."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(
-            "listener.schema.migrate.session.is_transaction_pooler_blocking",
-            lambda dsn: not is_direct(dsn) and is_transaction_pooler_blocking(dsn),
-        )
-        yield
 
 
 @pytest.fixture(scope="session")

@@ -20,8 +20,6 @@ from listener.postgres.locks import CHANNEL
 from tests.chaos.recovery import Arrivals
 from tests.chaos.world import LEASE, Listener, World, world
 
-pytestmark = pytest.mark.newest_postgres
-
 WRITERS = 3
 CROWD = 400
 """Transactions, one after another, that make a listener get up."""

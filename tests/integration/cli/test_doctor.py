@@ -17,8 +17,6 @@ from listener.schema.doctor import Finding, Level
 from tests.support.access import WORKER, make_worker
 from tests.support.postgres import Database, Server, Template
 
-pytestmark = pytest.mark.newest_postgres
-
 
 def examine(database: Database, **settings: object) -> list[Finding]:
     return list(doctor.examine(config.load_database(database_url=database.dsn, **settings)))

@@ -14,8 +14,6 @@ from listener.interrupts import EXIT_CODE
 from tests.support.postgres import Database
 from tests.support.service import Rows, program, python
 
-pytestmark = pytest.mark.newest_postgres
-
 # Sends SIGINT to itself at the import of the n-th module from here on.
 _AT_IMPORT = """
 import os, signal, sys

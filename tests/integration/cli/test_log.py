@@ -18,8 +18,6 @@ from tests.support.postgres import Database
 from tests.support.servers import closed_port
 from tests.support.service import PATIENCE, PROJECT, Rows, environment, get, program, python
 
-pytestmark = pytest.mark.newest_postgres
-
 _CLOSED = 'exec "$0" -m listener run <&- >&- 2>&-'
 
 

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import orjson
 import psycopg
-import pytest
 
 from listener.schema import migrate
 from tests.support.cli import invoke
 from tests.support.postgres import Database
 from tests.support.service import Rows
-
-pytestmark = pytest.mark.newest_postgres
 
 
 async def test_migrate_and_roll_back(blank_database: Database) -> None:

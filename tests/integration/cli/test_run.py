@@ -11,8 +11,6 @@ from listener.emulator import Emulator
 from tests.support.postgres import Database
 from tests.support.service import environment, program, python, run
 
-pytestmark = pytest.mark.newest_postgres
-
 
 async def test_run_reports_every_fault_of_its_configuration_at_once() -> None:
     env = {

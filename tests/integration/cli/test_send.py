@@ -7,15 +7,12 @@ from typing import Any
 from uuid import UUID, uuid4
 
 import orjson
-import pytest
 
 from listener.emulator import Emulator
 from listener.service import Service
 from tests.support.cli import invoke
 from tests.support.postgres import Database
 from tests.support.service import PATIENCE, Rows, run
-
-pytestmark = pytest.mark.newest_postgres
 
 
 async def send(database: Database, *arguments: str) -> tuple[int, str, str]:

@@ -16,8 +16,6 @@ from tests.support.cli import invoke
 from tests.support.postgres import Database
 from tests.support.service import rows_of, serving, settings_for
 
-pytestmark = pytest.mark.newest_postgres
-
 SETTINGS: dict[str, LiteralString] = {
     "DateStyle": "'SQL, DMY'",
     "TimeZone": "'Asia/Kolkata'",

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import orjson
-import pytest
 
 from listener.emulator import Emulator
 from tests.support.cli import invoke
 from tests.support.postgres import Database
 from tests.support.service import PATIENCE, Rows, serving, settings_for
-
-pytestmark = pytest.mark.newest_postgres
 
 
 async def test_stats(database: Database, emulator: Emulator, rows: Rows) -> None:

@@ -10,8 +10,6 @@ from listener.cli.main import SUMMARIES, main
 from tests.support.cli import invoke
 from tests.support.postgres import Database
 
-pytestmark = pytest.mark.newest_postgres
-
 UNREACHABLE = "postgresql://postgres:S3cr3t@127.0.0.1:1/db"
 
 

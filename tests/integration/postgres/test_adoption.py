@@ -29,6 +29,8 @@ from tests.support.catalog import describe
 from tests.support.postgres import Database
 from tests.support.service import workers_of
 
+pytestmark = pytest.mark.oldest_postgres
+
 SHAPES = Path(__file__).parents[2] / "support" / "shapes"
 DOCUMENTATION = Path(__file__).parents[3] / "docs" / "adoption.md"
 ADOPTED = {

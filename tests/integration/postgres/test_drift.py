@@ -74,7 +74,6 @@ def as_owner(database: Database, statement: str) -> None:
         owner.execute(statement.encode())
 
 
-@pytest.mark.newest_postgres
 @pytest.mark.parametrize("change", CHANGES)
 def test_migrate_mends_what_was_changed_and_says_so(database: Database, change: str) -> None:
     before = grants(database), policies(database)
@@ -175,7 +174,6 @@ def test_a_login_of_another_service_is_a_service_by_name(database: Database) -> 
         superuser.rollback()
 
 
-@pytest.mark.newest_postgres
 async def test_run_says_that_privileges_have_changed(database: Database) -> None:
     make_worker(database)
     as_owner(database, "grant execute on function enqueue_push to anon")

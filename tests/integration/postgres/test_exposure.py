@@ -14,8 +14,6 @@ from listener.schema.exposure import Way
 from tests.support.access import Regime, prepare
 from tests.support.postgres import Database, Server, Template
 
-pytestmark = pytest.mark.newest_postgres
-
 QUEUE = """
 create table public.push_notifications (
   id uuid primary key default gen_random_uuid(), driver_id uuid, user_id uuid, title text not null, body text not null,
@@ -213,7 +211,6 @@ def first_statement(remedy: str) -> str | None:
     return re.split(r"; |, or |, unless ", remedy)[0]
 
 
-@pytest.mark.newest_postgres
 @pytest.mark.parametrize("adopted", [False, True], ids=["before", "after"])
 @pytest.mark.parametrize("name", WAYS)
 def test_each_way_is_told_and_closed_by_what_is_said(postgres: Server, name: str, adopted: bool) -> None:
@@ -310,7 +307,6 @@ def test_a_user_who_is_a_service_and_a_role_that_may_become_one_are_told(postgre
             superuser.execute(f"revoke service_role from {role}; drop role test_stepping".encode())
 
 
-@pytest.mark.newest_postgres
 @pytest.mark.parametrize("name", HARMLESS)
 def test_what_lets_nobody_in_is_not_told(postgres: Server, name: str) -> None:
     with postgres.database(Template.SUPABASE) as database:
@@ -342,7 +338,6 @@ create procedure public.cancel_push(p_push_id uuid) language sql security define
 """
 
 
-@pytest.mark.newest_postgres
 @pytest.mark.parametrize("regime", list(Regime))
 @pytest.mark.parametrize("way_out", ["drop", "rename"])
 def test_the_advice_about_a_name_that_is_taken_leaves_nothing_open(

@@ -25,6 +25,8 @@ from tests.support.pgtap import prove
 from tests.support.postgres import Database, Template
 from tests.support.tools import tool
 
+pytestmark = pytest.mark.oldest_postgres
+
 PROJECT = Path(__file__).resolve().parents[3]
 SHAPES = Path(__file__).parents[2] / "support" / "shapes"
 

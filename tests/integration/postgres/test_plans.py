@@ -23,6 +23,8 @@ from listener.schema import migrate, retention
 from tests.support.attacks import other_types
 from tests.support.postgres import Database, Server, Template
 
+pytestmark = pytest.mark.oldest_postgres
+
 Connection = psycopg.Connection[tuple[Any, ...]]
 
 HISTORY = 30_000

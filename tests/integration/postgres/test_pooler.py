@@ -22,8 +22,6 @@ from tests.support.pgbouncer import pooler
 from tests.support.postgres import Database, Server
 from tests.support.service import Rows, environment, get, program, run
 
-pytestmark = pytest.mark.newest_postgres
-
 
 @pytest.fixture
 async def transaction(database: Database) -> AsyncIterator[str]:

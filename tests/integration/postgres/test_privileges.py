@@ -38,6 +38,8 @@ from tests.support.access import (
 from tests.support.postgres import Database, Server, Template, programs
 from tests.support.service import rows_of, serving, settings_for
 
+pytestmark = pytest.mark.oldest_postgres
+
 DOCUMENT = Path(__file__).resolve().parents[3] / "docs" / "privileges.md"
 
 Connection = psycopg.Connection[Any]

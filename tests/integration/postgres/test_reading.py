@@ -167,7 +167,6 @@ POLICIES = st.builds(
 )
 
 
-@pytest.mark.newest_postgres
 @settings(
     max_examples=12,
     deadline=None,
@@ -183,7 +182,6 @@ def test_whatever_was_granted_before(
         compare(database)
 
 
-@pytest.mark.newest_postgres
 def test_users_may_be_let_read_the_new_columns(postgres: Server) -> None:
     """For an application that asks for select *; it is told before that this would be refused."""
     with postgres.database(Template.SUPABASE) as database:

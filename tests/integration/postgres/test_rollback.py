@@ -19,7 +19,7 @@ from tests.support.catalog import describe
 from tests.support.postgres import Database
 from tests.support.service import Rows, environment, program, run, serving, settings_for
 
-pytestmark = pytest.mark.every_postgres
+pytestmark = pytest.mark.oldest_postgres
 
 
 def applied(database: Database) -> int:

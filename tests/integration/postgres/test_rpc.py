@@ -16,7 +16,7 @@ from listener.schema import migrate
 from tests.support.postgres import Database, Server, Template, programs
 from tests.support.rpc import Caller, Connection, Second, post, refusal, request, rpc
 
-pytestmark = pytest.mark.every_postgres
+pytestmark = pytest.mark.oldest_postgres
 
 ANN = "a0000000-0000-4000-8000-00000000000a"
 BOB = "b0000000-0000-4000-8000-00000000000b"

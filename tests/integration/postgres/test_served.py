@@ -319,7 +319,6 @@ async def until_blocked_by(database: Database, connection: psycopg.Connection[tu
 # --- once, before the platform starts it ----------------------------------------------------------------------
 
 
-@pytest.mark.newest_postgres
 async def test_decided_by_migrate(copy: Database, original: Database, emulator: Emulator) -> None:
     env = environment(copy.dsn, emulator)
     code, out, _ = await run("migrate", "--adopt-copy", "expire", env=env)
@@ -332,7 +331,6 @@ async def test_decided_by_migrate(copy: Database, original: Database, emulator: 
     assert (code, out.splitlines()[-1]) == (0, "4 waiting pushes have expired")
 
 
-@pytest.mark.newest_postgres
 async def test_migrate_does_not_decide_beside_a_worker(original: Database, emulator: Emulator) -> None:
     async with serving(settings_for(original.dsn, emulator)):
         code, _, said = await run(

@@ -39,8 +39,6 @@ from tests.support.service import (
     with_arguments,
 )
 
-pytestmark = pytest.mark.newest_postgres
-
 
 @pytest.fixture
 async def rows(database: Database) -> AsyncIterator[Rows]:

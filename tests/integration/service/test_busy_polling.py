@@ -260,7 +260,6 @@ async def test_one_that_cannot_claim_lets_go_after_a_while_and_until_then_anothe
 # --- how it comes to be ------------------------------------------------------------------------------------------
 
 
-@pytest.mark.newest_postgres
 async def test_many_inserts_wake_it_and_then_it_sleeps_again(
     database: Database, emulator: Emulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -715,7 +714,6 @@ POINTS = [
 ]
 
 
-@pytest.mark.newest_postgres
 @pytest.mark.parametrize("fate", ["killed", "killed, and another is started", "frozen"])
 @pytest.mark.parametrize("point", POINTS)
 async def test_it_is_killed_or_frozen_at_each_step(
@@ -759,7 +757,6 @@ async def settled_but_for_writers(service: Service) -> None:
 # --- the connection that listens also answers ------------------------------------------------------------------------
 
 
-@pytest.mark.newest_postgres
 async def test_no_ring_is_lost_while_statements_are_asked(database: Database) -> None:
     rings, count = Rings(), 1_000
     bell = Doorbell(Address(database.dsn), 1, Metrics(), heartbeat=60.0)

@@ -15,8 +15,6 @@ from tests.support.postgres import Database
 from tests.support.servers import closed_port
 from tests.support.service import PATIENCE, Rows, environment, get, program, serving, settings_for, until
 
-pytestmark = pytest.mark.newest_postgres
-
 NO_TOKEN = "no access token for FCM: {}; the log says more\n"
 
 

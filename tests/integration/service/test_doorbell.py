@@ -150,7 +150,6 @@ async def kept_out(database: Database) -> AsyncIterator[None]:
             await conn.execute(limit.format(sql.Identifier(database.name), sql.Literal(-1)))
 
 
-@pytest.mark.newest_postgres
 async def test_connections_of_the_pool_that_were_cut_are_replaced(database: Database) -> None:
     async with (
         Emulator() as emulator,
@@ -162,7 +161,6 @@ async def test_connections_of_the_pool_that_were_cut_are_replaced(database: Data
             assert await cut(database, "push-listener") >= 1
 
 
-@pytest.mark.newest_postgres
 @pytest.mark.parametrize("mode", ["fast", "immediate"])
 async def test_a_restart_of_postgres_loses_nothing(
     database: Database, mode: StopMode, monkeypatch: pytest.MonkeyPatch

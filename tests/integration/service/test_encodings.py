@@ -13,8 +13,6 @@ from listener.fcm.outcome import Disposition, Outcome
 from tests.support.postgres import Server
 from tests.support.service import Row, rows_of, serving, settings_for
 
-pytestmark = pytest.mark.newest_postgres
-
 FOREIGN = "\u20ac \u4e16 \x00 \ud800"
 """No LATIN1, no text of Postgres', no Unicode."""
 

@@ -13,8 +13,6 @@ from listener.fcm.auth import AccessTokens
 from tests.support.postgres import Database
 from tests.support.service import PATIENCE, Rows, serving, settings_for, shown
 
-pytestmark = pytest.mark.newest_postgres
-
 _LATE = """
 insert into push_notifications (device_token, title, priority, next_attempt_at, expires_at, delivery_attempts, status)
 select 'late-' || n, 't', %(priority)s, now() - interval '1 h', now() - interval '1 s', %(attempts)s, %(status)s

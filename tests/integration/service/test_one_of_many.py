@@ -18,8 +18,6 @@ from listener.service import Service
 from tests.support.postgres import Database
 from tests.support.service import OVER, Row, Rows, get, serving, settings_for, until, with_arguments
 
-pytestmark = pytest.mark.newest_postgres
-
 FLOOR = 0.05
 
 

@@ -36,8 +36,6 @@ from tests.support.service import (
     waker_of,
 )
 
-pytestmark = pytest.mark.newest_postgres
-
 
 def socket_of(dsn: str) -> Path:
     return Path(str(conninfo_to_dict(dsn)["host"])) / ".s.PGSQL.5432"

@@ -44,8 +44,6 @@ from tests.support.service import (
     with_arguments,
 )
 
-pytestmark = pytest.mark.newest_postgres
-
 
 @pytest.fixture(autouse=True)
 async def _settled(database: Database) -> None:

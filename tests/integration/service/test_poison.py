@@ -15,8 +15,6 @@ from listener.service import Service
 from tests.support.postgres import Database
 from tests.support.service import Rows, pool_of, serving, settings_for, until
 
-pytestmark = pytest.mark.newest_postgres  # what depends on its version is in test_queue.py
-
 SECRET = "S3cr3t"
 """In every value below that must not be repeated."""
 

@@ -16,8 +16,6 @@ from listener.postgres.locks import LIVENESS_CLASS
 from tests.support.postgres import Database
 from tests.support.service import OVER, Rows, connect, environment, pool_of, python, serving, settings_for
 
-pytestmark = pytest.mark.newest_postgres
-
 # push-listener, but for one thing: it does not outlive a message to "killer", which is never sent.
 _MORTAL = """
 import os, signal

@@ -45,8 +45,6 @@ from tests.support.service import (
     until,
 )
 
-pytestmark = pytest.mark.newest_postgres
-
 FCM = 600_000
 WHOLE = 90.0
 """Requests a second of two workers that share 6,000 a minute."""

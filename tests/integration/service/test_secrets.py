@@ -30,8 +30,6 @@ from tests.support.service import (
     until,
 )
 
-pytestmark = pytest.mark.newest_postgres
-
 SECRET = "S3cr3t"
 """In every token, title, body, value and password below."""
 

@@ -45,8 +45,6 @@ from tests.support.service import (
     with_arguments,
 )
 
-pytestmark = pytest.mark.newest_postgres  # what depends on its version is in test_queue.py
-
 
 def of(push_id: UUID, emulator: Emulator) -> list[Received]:
     return [record for record in emulator.received if record.push_id == str(push_id)]

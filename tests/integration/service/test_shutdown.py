@@ -18,8 +18,6 @@ from listener.push import Push
 from tests.support.postgres import Database
 from tests.support.service import Program, Rows, environment, program, rows_of, serving, settings_for
 
-pytestmark = pytest.mark.newest_postgres
-
 SOON = 8.0
 """Seconds; the grace period of these tests is longer."""
 

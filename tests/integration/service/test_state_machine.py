@@ -34,8 +34,6 @@ from listener.push import Decision, LogLine, Push, Settlement, Status
 from tests.support.postgres import Database
 from tests.support.service import workers_of
 
-pytestmark = pytest.mark.newest_postgres
-
 LONG = 1000.0
 """Seconds: of a lease, a schedule, a wait."""
 

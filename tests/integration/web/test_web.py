@@ -121,7 +121,6 @@ async def test_other_paths_are_not_found() -> None:
             assert (await get(port, path))[0] == 404
 
 
-@pytest.mark.newest_postgres
 async def test_a_process_without_a_database_is_healthy_but_not_ready(database: Database) -> None:
     database.server.stop()
     async with (
@@ -142,7 +141,6 @@ async def test_a_process_without_a_database_is_healthy_but_not_ready(database: D
         assert await get(port, "/healthz") == (200, "ok\n")
 
 
-@pytest.mark.newest_postgres
 async def test_a_port_in_use_is_a_fault_of_the_configuration(database: Database) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
@@ -165,7 +163,6 @@ def samples(text: str) -> dict[str, float]:
     return {name: float(value) for name, value in found}
 
 
-@pytest.mark.newest_postgres
 async def test_metrics_after_known_traffic(database: Database, rows: Rows) -> None:
     user = uuid4()
     await rows.device("phone", user)
@@ -228,7 +225,6 @@ async def test_metrics_after_known_traffic(database: Database, rows: Rows) -> No
     }
 
 
-@pytest.mark.newest_postgres
 async def test_the_metrics_show_the_depth_of_the_queue(
     database: Database, rows: Rows, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -263,7 +259,6 @@ async def test_the_metrics_show_the_depth_of_the_queue(
     assert 0 <= found["push_queue_age_seconds"] < PATIENCE
 
 
-@pytest.mark.newest_postgres
 async def test_promtool_accepts_the_metrics(database: Database, rows: Rows) -> None:
     promtool = tool("promtool")
     async with (
