@@ -148,7 +148,7 @@ class ResultWriter:
 
     def record(self, batch: Sequence[Settlement], fates: Sequence[Fate]) -> None:
         """Counts the rows, and releases those that are over for this worker: all but the refused ones."""
-        over = [pair for pair in zip(batch, fates, strict=True) if pair[1] is not Fate.REFUSED]
+        over = [pair for pair in zip(batch, fates, strict=True) if pair[1].is_over]
         written = [settlement.decision for settlement, fate in over if fate is Fate.WRITTEN]
         now = time.monotonic()
         for status, rows in Counter(decision.status for decision in written).items():

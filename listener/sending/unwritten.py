@@ -9,6 +9,9 @@ A trigger, an index or a constraint of the application may refuse a row or its l
    is tried again and again. Once another row has been given the same status, the fault is in this row, and it is
    ``dead``.
 
+If the log would not hold which devices have accepted a push that is to be tried again at others, the push becomes
+``sent`` at once: no device gets it twice.
+
 A result that takes too long counts as refused. It may be the database that is slow, so no push becomes ``dead`` in
 step 3 for that: the result is tried again and again.
 """
@@ -32,7 +35,7 @@ from listener.postgres.connect import STATEMENT_PATIENCE_S
 from listener.postgres.errors import ROW_FAULTS
 from listener.postgres.parts import Parts
 from listener.postgres.queue import Fate, Queue
-from listener.postgres.unwritable import IGNORED, Pause, code_of
+from listener.postgres.unwritable import IGNORED, UNLOGGED, Pause, code_of
 from listener.push import Decision, LogLine, Settlement, Status
 from listener.sending.result_writer import ResultWriter
 
@@ -101,7 +104,7 @@ class Unwritten:
         """
         for variant in variants(settlement, code):
             fate, why = await self._persist(variant)
-            if fate is not Fate.REFUSED:
+            if fate.is_over:
                 await self._over(settlement, variant, fate)
                 return
             code = why
@@ -123,7 +126,7 @@ class Unwritten:
         except (*ROW_FAULTS, TimeoutError) as error:
             return Fate.REFUSED, code_of(error)
         self._writer.record([settlement], fates)
-        return fates[0], IGNORED
+        return fates[0], code_of_fate(fates[0])
 
     async def _over(self, settlement: Settlement, written: Settlement, fate: Fate) -> None:
         """The row has ended, or is not this worker's any more."""
@@ -187,10 +190,12 @@ class Unwritten:
         settlement = kept.settlement
         tries = [settlement, *variants(settlement, kept.code)]
         if self._writer.has_written(settlement.decision.status, kept.since):
+            if is_accepted(settlement) and settlement.decision.delay is not None:
+                tries.append(as_sent_in_part(settlement))
             tries.append(as_dead(settlement, kept.code))
         for variant in tries:
             fate, _ = await self._persist(variant)
-            if fate is not Fate.REFUSED:
+            if fate.is_over:
                 await self._over(settlement, variant, fate)
                 return True
         return False
@@ -244,6 +249,9 @@ def is_accepted(settlement: Settlement) -> bool:
 
 def variants(settlement: Settlement, code: str) -> Iterator[Settlement]:
     """What to write in place of a result that the database has refused, the best first."""
+    if code == UNLOGGED:
+        yield as_sent_in_part(settlement)
+        return
     decision = settlement.decision
     accepted = is_accepted(settlement)
     # The next attempt reads in the logs which devices have accepted the push.
@@ -263,6 +271,22 @@ def as_dead(settlement: Settlement, code: str) -> Settlement:
     """The row is given up because its result cannot be written."""
     reason = f"the result ({settlement.decision.status}) could not be written: {_words(code)}"
     return replace(settlement, decision=Decision(Status.DEAD, code="NOT_WRITTEN", reason=reason), logs=[])
+
+
+def as_sent_in_part(settlement: Settlement) -> Settlement:
+    """Some devices have accepted the push, and the others are given up because it is not known any more which."""
+    decision = settlement.decision
+    reason = (
+        "not tried again at the other devices, because push_delivery_logs does not hold which devices accepted it: "
+        f"{decision.reason}"
+    )
+    sent = Decision(Status.SENT, code="NOT_WRITTEN", reason=reason, message_id=decision.message_id)
+    return replace(settlement, decision=sent, logs=[])
+
+
+def code_of_fate(fate: Fate) -> str:
+    """The code for a result that a trigger has ignored or changed."""
+    return UNLOGGED if fate is Fate.UNLOGGED else IGNORED
 
 
 def _words(code: str) -> str:

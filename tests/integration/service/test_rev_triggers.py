@@ -6,7 +6,6 @@ Each docstring says what a user sees, and what would be right.
 from __future__ import annotations
 
 import asyncio
-from uuid import uuid4
 
 import psycopg
 import pytest
@@ -14,14 +13,11 @@ import pytest
 from listener.emulator import Emulator
 from listener.sending import dispatcher, result_writer, settler, sleeper, unwritten
 from tests.support.postgres import Database
-from tests.support.service import Rows, serving, settings_for, shown, until
+from tests.support.service import Rows, serving, settings_for, until
 
 pytestmark = pytest.mark.newest_postgres
 
 TOUCHY = "new.device_token = 'touchy'"
-REOPEN = (
-    "update push_notifications set status = 'pending', next_attempt_at = now() where id = {}; return null;"
-)
 
 
 async def trigger(
@@ -84,72 +80,6 @@ async def test_one_row_that_raises_and_one_that_is_slow_keep_no_neighbour(
         await until(lambda: tokens(emulator) == ["phone"])
 
 
-async def test_a_trigger_on_the_log_that_reopens_a_push(database: Database, rows: Rows) -> None:
-    """A trigger on push_delivery_logs makes the push pending again; push_notifications has no trigger of its own.
-
-    Seen: 813 requests to one phone in 20 s, for ever; nothing is noted; /readyz ok. What a push holds after it
-    has been written is only compared where push_notifications itself has a trigger that runs after an update. The
-    other tests do not show it, because tests.support.service.Rows creates such a trigger.
-    Right: at most one request, and the row is noted.
-    """
-    await rows.query("drop trigger test_tell on push_notifications")
-    await trigger(rows, "after insert", TOUCHY, REOPEN.format("new.push_id"), "push_delivery_logs")
-    async with Emulator() as emulator, serving(settings_for(database.dsn, emulator)):
-        await rows.add(device_token="touchy", title="t")
-        await until(lambda: tokens(emulator))
-        await asyncio.sleep(1)  # for what must not come
-    assert tokens(emulator) == ["touchy"]
-
-
-async def test_a_trigger_that_is_made_while_the_service_runs(database: Database, rows: Rows) -> None:
-    """A migration of the application adds a trigger that makes a sent push pending again, to a table without triggers.
-
-    Seen: 438 requests to one phone in 14 s, until the next sweep finds the trigger. A worker that never sleeps,
-    because it has a backlog or polls, makes no sweep at all.
-    Right: at most one request: what a settle has written as final and finds due again at its next claim is
-    suspect.
-    """
-    await rows.query("drop trigger test_tell on push_notifications")
-    async with Emulator() as emulator, serving(settings_for(database.dsn, emulator)) as service:
-        await rows.add(device_token="before", title="t")
-        await shown(service.metrics, "push_settled_total", 1.0, {"status": "sent"})
-        await trigger(rows, "after update", f"{TOUCHY} and new.status = 'sent'", REOPEN.format("new.id"))
-        await rows.add(device_token="touchy", title="t")
-        await until(lambda: "touchy" in tokens(emulator))
-        await asyncio.sleep(1)  # for what must not come
-    assert tokens(emulator) == ["before", "touchy"]
-
-
-@pytest.mark.parametrize(
-    "body",
-    [
-        "return null;",
-        "new.device_token := md5(new.device_token); return new;",
-        "new.status := 'unknown'; return new;",
-    ],
-    ids=["ignores it", "hashes the token", "renames the status"],
-)
-async def test_a_device_that_accepted_gets_no_second_push_although_a_trigger_changes_the_log(
-    database: Database, rows: Rows, body: str
-) -> None:
-    """A trigger keeps registration tokens out of the log, or drops log rows, silently.
-
-    Seen: with two devices, one of which fails three times, the other one gets the push four times. Log rows are
-    believed to be there, and are the only record of which device has accepted. docs/guarantees.md: "push-listener
-    never retries a request that FCM is known to have accepted".
-    Right: a log row that is not there as written counts as one that was refused: then no device gets the push
-    again.
-    """
-    user = uuid4()
-    await rows.device("phone", user)
-    await rows.device("flaky-phone", user)
-    await trigger(rows, "before insert", "true", body, "push_delivery_logs")
-    async with Emulator() as emulator, serving(settings_for(database.dsn, emulator)):
-        emulator.add_fault("unavailable,token=flaky-phone,times=3,retry_after=0")
-        await rows.one_over(await rows.add(user_id=user, title="t"))
-    assert tokens(emulator).count("phone") == 1
-
-
 async def test_a_claim_whose_lease_a_trigger_takes_away_is_undone(database: Database, rows: Rows) -> None:
     """A trigger of an older queue sets next_attempt_at to NULL whenever a row is not pending.
 
@@ -168,29 +98,6 @@ async def test_a_claim_whose_lease_a_trigger_takes_away_is_undone(database: Data
         await rows.one_over(await rows.add(device_token="neighbour", title="t"))
         await rows.query("drop trigger meddle on push_notifications")
         assert (await rows.one_over(touchy))["status"] == "sent"
-
-
-async def test_a_retry_whose_time_a_trigger_takes_away_is_not_forgotten(
-    database: Database, rows: Rows
-) -> None:
-    """A trigger of an older queue, where 'failed' is final, sets next_attempt_at to NULL then.
-
-    Seen: the row stays 'failed', is never tried again and never dead, and counts as written: only the status is
-    compared. docs/guarantees.md: "Every committed row ends".
-    Right: it counts as changed, and is noted, or becomes dead.
-    """
-    await trigger(rows, "before update", "new.status = 'failed'", "new.next_attempt_at := null; return new;")
-    async with Emulator() as emulator, serving(settings_for(database.dsn, emulator)):
-        emulator.add_fault("unavailable,token=flaky,times=1,retry_after=0")
-        push_id = await rows.add(device_token="flaky", title="t")
-        await until(lambda: emulator.received)
-
-        async def noted() -> bool:
-            return bool(await rows.query("select from push_listener.unwritable_rows"))
-
-        async with asyncio.timeout(10):
-            while not await noted() and (await rows.get(push_id))["status"] not in ("dead", "sent"):  # noqa: ASYNC110
-                await asyncio.sleep(0.05)
 
 
 async def test_rows_that_a_broken_trigger_refused_go_out_when_it_is_mended(

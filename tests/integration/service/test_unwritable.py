@@ -14,7 +14,7 @@ import pytest
 from listener.emulator import Emulator
 from listener.service import Service
 from tests.support.postgres import Database
-from tests.support.service import Rows, connect, serving, settings_for, until
+from tests.support.service import Rows, connect, serving, settings_for, shown, until
 
 
 async def trigger(
@@ -190,6 +190,130 @@ async def test_a_row_whose_result_cannot_be_written_is_sent_again_when_it_is_req
             assert (await rows.one_over(touchy))["status"] == "sent"
     assert len(emulator.accepted) == 2
     assert await unwritable(rows) == {}
+
+
+# --- pushes that a trigger puts back into the queue after they were settled ----------------------------------------
+
+
+REOPEN = (
+    "update push_notifications set status = 'pending', next_attempt_at = now() where id = {}; return null;"
+)
+
+
+async def test_a_trigger_on_the_log_that_makes_a_push_pending_again(database: Database, rows: Rows) -> None:
+    await rows.query("drop trigger test_tell on push_notifications")  # the table has no trigger of its own
+    await trigger(rows, "after insert", "true", REOPEN.format("new.push_id"), "push_delivery_logs")
+    async with Emulator() as emulator, serving(settings_for(database.dsn, emulator)):
+        touchy = await rows.add(device_token="touchy", title="t")
+        await until_noted(rows, touchy)
+        await rows.add(device_token="other", title="t")
+        await until(lambda: "other" in tokens(emulator))
+    assert tokens(emulator) == ["touchy", "other"]
+
+
+async def test_a_trigger_that_is_deferred_makes_a_push_pending_again(database: Database, rows: Rows) -> None:
+    await rows.query("drop trigger test_tell on push_notifications")
+    await rows.connection.execute(
+        f"""
+        create function meddle() returns trigger language plpgsql as $$ begin {REOPEN.format("new.id")} end $$;
+        create constraint trigger meddle after update on push_notifications deferrable initially deferred
+          for each row when (new.status = 'sent') execute function meddle();
+        """.encode()
+    )
+    async with Emulator() as emulator, serving(settings_for(database.dsn, emulator)):
+        touchy = await rows.add(device_token="touchy", title="t")
+        await until_noted(rows, touchy)
+        await rows.add(device_token="other", title="t")
+        await until(lambda: "other" in tokens(emulator))
+    assert tokens(emulator) == ["touchy", "other"]
+
+
+@pytest.mark.parametrize(
+    ("when", "column", "table"),
+    [("after update", "id", "push_notifications"), ("before insert", "push_id", "push_delivery_logs")],
+    ids=["after the result", "before the log row"],
+)
+async def test_a_trigger_that_is_made_while_the_service_runs_causes_one_more_request(
+    database: Database, rows: Rows, when: str, column: str, table: str
+) -> None:
+    await rows.query("drop trigger test_tell on push_notifications")
+    condition = "new.status = 'sent'"
+    body = REOPEN.format(f"new.{column}").replace("return null", "return new")
+    async with Emulator() as emulator, serving(settings_for(database.dsn, emulator)) as service:
+        await rows.add(device_token="before", title="t")
+        await shown(service.metrics, "push_settled_total", 1.0, {"status": "sent"})
+        await trigger(rows, when, condition, body, table)
+        touchy = await rows.add(device_token="touchy", title="t")
+        await until_noted(rows, touchy)
+        other = await rows.add(device_token="other", title="t")  # the worker knows of the trigger now
+        await until_noted(rows, other)
+        await rows.add(device_token="another", title="t")
+        await until(lambda: "another" in tokens(emulator))
+    assert tokens(emulator) == ["before", "touchy", "touchy", "other", "another"]
+
+
+async def test_a_push_that_the_application_makes_pending_again_is_sent_again(
+    database: Database, rows: Rows
+) -> None:
+    async with Emulator() as emulator, serving(settings_for(database.dsn, emulator)):
+        for _ in range(3):
+            push_id = await rows.add(device_token="phone", title="t")
+            await rows.one_over(push_id)
+            await rows.query("update push_notifications set status = 'pending', next_attempt_at = now()")
+            await rows.one_over(push_id)
+            await rows.query("delete from push_notifications")
+    assert len(emulator.accepted) == 6
+    assert await unwritable(rows) == {}
+
+
+# --- retries that a trigger changes --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "change",
+    ["new.next_attempt_at := null;", "new.next_attempt_at := 'infinity';", "new.retry_count := 0;"],
+    ids=["takes the time away", "never", "counts no try"],
+)
+async def test_a_push_whose_retry_a_trigger_changes_ends(database: Database, rows: Rows, change: str) -> None:
+    await trigger(rows, "before update", "new.status = 'failed'", f"{change} return new;")
+    async with Emulator() as emulator, serving(settings_for(database.dsn, emulator)):
+        emulator.add_fault("unavailable,token=flaky,times=1000,retry_after=0")
+        row = await rows.one_over(await rows.add(device_token="flaky", title="t"))
+        assert (row["status"], row["error_code"]) == ("dead", "NOT_WRITTEN")
+    assert await unwritable(rows) == {}
+
+
+async def test_a_retry_that_a_trigger_only_puts_off_goes_on(database: Database, rows: Rows) -> None:
+    body = "new.next_attempt_at := new.next_attempt_at + interval '0.2 s'; return new;"
+    await trigger(rows, "before update", "new.status = 'failed'", body)
+    async with Emulator() as emulator, serving(settings_for(database.dsn, emulator)):
+        emulator.add_fault("unavailable,token=flaky,times=2,retry_after=0")
+        assert (await rows.one_over(await rows.add(device_token="flaky", title="t")))["status"] == "sent"
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "return null;",
+        "new.device_token := md5(new.device_token); return new;",
+        "new.status := 'unknown'; return new;",
+    ],
+    ids=["ignores it", "hashes the token", "renames the status"],
+)
+async def test_a_device_that_accepted_gets_no_second_push_although_a_trigger_changes_the_log(
+    database: Database, rows: Rows, body: str
+) -> None:
+    user = uuid4()
+    await rows.device("phone", user)
+    await rows.device("flaky-phone", user)
+    await trigger(rows, "before insert", "true", body, "push_delivery_logs")
+    async with Emulator() as emulator, serving(settings_for(database.dsn, emulator)):
+        emulator.add_fault("unavailable,token=flaky-phone,times=3,retry_after=0")
+        row = await rows.one_over(await rows.add(user_id=user, title="t"))
+        alone = await rows.one_over(await rows.add(device_token="phone-2", title="t"))
+    assert (row["status"], row["error_code"]) == ("sent", "NOT_WRITTEN")
+    assert (alone["status"], alone["error_code"]) == ("sent", None)
+    assert tokens(emulator) == ["phone", "phone-2"]
 
 
 # --- results that need a row to show that they cannot be written ---------------------------------------------
