@@ -186,6 +186,8 @@ class Sweep:
     """Whether this worker's row is still in ``push_listener.workers``."""
     has_foreign_triggers: bool
     """Whether the application has triggers that may change a row after this service has written it."""
+    is_restricted: bool
+    """Whether a restrictive policy of the application may hide pushes from this service."""
     guarded: bool
     """Whether this worker's liveness lock is held."""
     strangers: Sequence[LockHolder]
@@ -210,6 +212,7 @@ class Queue:
         # Until look_for_triggers, or the first sweep, the application may have any trigger.
         self._verifies = True
         self._has_been_undone = False
+        self._is_restricted = False
         self._disable_parts = Parts(_NO_LIMIT)
         self._disable_failures = 0  # in a row
 
@@ -521,6 +524,12 @@ class Queue:
             sweep = await cursor.fetchone()
         assert sweep is not None
         self._verifies = sweep.has_foreign_triggers or self._has_been_undone
+        if sweep.is_restricted and not self._is_restricted:
+            log.warning(
+                "a restrictive policy on push_notifications holds for the user of the address too",
+                reason="pushes that it hides are neither sent nor counted; name in the policy the roles that it is for",
+            )
+        self._is_restricted = sweep.is_restricted
         return sweep
 
     async def look_for_triggers(self) -> None:

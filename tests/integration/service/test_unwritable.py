@@ -10,6 +10,7 @@ from uuid import UUID, uuid4
 
 import psycopg
 import pytest
+from structlog.testing import capture_logs
 
 from listener.emulator import Emulator
 from listener.service import Service
@@ -548,3 +549,22 @@ async def test_a_locked_row_of_a_dead_worker_keeps_no_other_from_being_rescued(
             assert (await rows.one_over(free))["status"] == "sent"
             assert (await rows.get(locked))["status"] == "processing"
         assert (await rows.one_over(locked))["status"] == "sent"
+
+
+# --- a policy ----------------------------------------------------------------------------------------------------
+
+
+async def test_a_policy_that_hides_pushes_from_the_listener_is_told(database: Database, rows: Rows) -> None:
+    await rows.query("create role app_listener login in role push_listener")
+    message = "a restrictive policy on push_notifications holds for the user of the address too"
+    async with Emulator() as emulator:
+        settings = settings_for(database.dsn_as("app_listener"), emulator, sweep_interval=1)
+        with capture_logs() as told:
+            async with serving(settings):
+                await rows.one_over(await rows.add(device_token="phone", title="t"))
+                assert not [line for line in told if line["event"].startswith(message)]
+                await rows.query("""
+                    create policy tenants on push_notifications as restrictive for all to public
+                      using (user_id is not null)
+                """)
+                await until(lambda: [line for line in told if line["event"].startswith(message)])
