@@ -410,6 +410,10 @@ _SYNONYMS = {
     "PG_URL": "DATABASE_URL",
     "DIRECT_URL": "LISTEN_DATABASE_URL",
     "DIRECT_DATABASE_URL": "LISTEN_DATABASE_URL",
+    "LISTEN_URL": "LISTEN_DATABASE_URL",
+    "LISTEN_DSN": "LISTEN_DATABASE_URL",
+    "LISTEN_DB_URL": "LISTEN_DATABASE_URL",
+    "DIRECT_DB_URL": "LISTEN_DATABASE_URL",
     "FIREBASE_PROJECT_ID": "FCM_PROJECT_ID",
     "FIREBASE_PROJECT": "FCM_PROJECT_ID",
     "GOOGLE_APPLICATION_CREDENTIALS_JSON": "FCM_SERVICE_ACCOUNT_JSON",
@@ -417,11 +421,17 @@ _SYNONYMS = {
     "FIREBASE_SERVICE_ACCOUNT_JSON": "FCM_SERVICE_ACCOUNT_JSON",
     "FCM_SERVICE_ACCOUNT": "FCM_SERVICE_ACCOUNT_JSON",
     "FCM_CREDENTIALS": "FCM_SERVICE_ACCOUNT_JSON",
+    "FIREBASE_CREDENTIALS": "FCM_SERVICE_ACCOUNT_JSON",
+    "GOOGLE_CREDENTIALS": "GOOGLE_APPLICATION_CREDENTIALS",
+    "FCM_TIMEOUT": "FCM_REQUEST_TIMEOUT",
     "MAX_CONCURRENCY": "MAX_IN_FLIGHT",
     "MAX_RETRIES": "MAX_TRIES",
     "LOG_FMT": "LOG_FORMAT",
 }
 """What other programs call the same, and what a difference in letters would not show."""
+
+_UNIT = re.compile(r"(?:_IN)?_(?:MS|MILLISECONDS|S|SECS?|SECONDS|MINS?|MINUTES|HOURS|DAYS|WEEKS)$")
+"""What settings of other programs have at the end of their names, and ours have not."""
 
 _ALIKE = 0.85
 """The share of letters in common, from which a name counts as misspelt. LOGNAME and HOSTNAME are below."""
@@ -441,8 +451,9 @@ def misspelt(environment: Mapping[str, str]) -> dict[str, str]:
     found = {}
     for name in sorted(given - known):
         plain = name.removeprefix("PUSH_").removeprefix("LISTENER_")
-        if name in _SYNONYMS:
-            meant = _SYNONYMS[name]
+        plain = _UNIT.sub("", plain)
+        if name in _SYNONYMS or plain in _SYNONYMS:
+            meant = _SYNONYMS.get(name) or _SYNONYMS[plain]
         elif plain != name and plain in known:
             meant = plain
         else:

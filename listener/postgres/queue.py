@@ -24,6 +24,7 @@ from listener.postgres.batch_limit import BatchLimit
 from listener.postgres.connect import Connection, Pool, fetch_value
 from listener.postgres.errors import ROW_FAULTS, fault_name, is_transient
 from listener.postgres.locks import STRANGERS, LockHolder
+from listener.postgres.parts import Parts
 from listener.postgres.put_back import put_back
 from listener.postgres.statements import load
 from listener.postgres.text import storable, storable_json
@@ -62,6 +63,8 @@ select id from public.push_notifications where id = any(%(ids)s::uuid[]) and id 
 _FATES = load(__file__, "fates")
 _STILL_CLAIMED = load(__file__, "still_claimed")
 _WAITING_AGAIN = load(__file__, "waiting_again")
+_UNLOGGED = load(__file__, "unlogged")
+_TAKE_BACK = load(__file__, "take_back")
 
 _DISABLE = """
 select public.push_disable_token(token, code)
@@ -84,6 +87,9 @@ _NOT_DEFERRED = "set constraints all immediate"
 _UNCLAIMABLE_S = 0.5
 _UNCLAIMABLE_AT_ONCE = 2000
 _CLAIMS_IN_A_ROW = 20
+
+# For how long to find out which tokens cannot be disabled. Rows are locked meanwhile.
+_DISABLING_S = 2.0
 _LOCK_NOT_AVAILABLE = "55P03"
 
 
@@ -100,6 +106,22 @@ class Fate(StrEnum):
     """The row is gone."""
     REFUSED = "refused"
     """The row is still claimed: a trigger of the application has ignored or changed the result."""
+    UNLOGGED = "unlogged"
+    """The row is still claimed: the log would not hold which devices have accepted it, and the others are to be tried
+    again."""
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the row is not claimed by this worker any more."""
+        return self not in (Fate.REFUSED, Fate.UNLOGGED)
+
+
+class _Unlogged(Exception):
+    """Undoes a settle: these pushes would be sent twice to the same devices."""
+
+    def __init__(self, ids: set[UUID]) -> None:
+        super().__init__()
+        self.ids = ids
 
 
 # A database with the encoding SQL_ASCII stores any bytes, and refuses to send those that are no UTF-8.
@@ -164,6 +186,8 @@ class Sweep:
     """Whether this worker's row is still in ``push_listener.workers``."""
     has_foreign_triggers: bool
     """Whether the application has triggers that may change a row after this service has written it."""
+    is_restricted: bool
+    """Whether a restrictive policy of the application may hide pushes from this service."""
     guarded: bool
     """Whether this worker's liveness lock is held."""
     strangers: Sequence[LockHolder]
@@ -187,6 +211,9 @@ class Queue:
         self._batch_limit = BatchLimit(_NO_LIMIT)
         # Until look_for_triggers, or the first sweep, the application may have any trigger.
         self._verifies = True
+        self._has_been_undone = False
+        self._is_restricted = False
+        self._disable_parts = Parts(_NO_LIMIT)
         self._disable_failures = 0  # in a row
 
     @property
@@ -340,6 +367,13 @@ class Queue:
             else [[]] * len(Decision._fields)
         )
         dead = [pair for s in batch for pair in s.dead_tokens]
+        accepted = [
+            (s.push_id, line.token or "")
+            for s in batch
+            if s.decision.delay is not None
+            for line in s.logs
+            if line.status == "sent"
+        ]
         values = {
             "worker": self._worker,
             "is_retry": is_retry,
@@ -353,15 +387,23 @@ class Queue:
             "message_ids": [storable(each) for each in message_ids],
             **_log_values([(s.push_id, line) for s in batch for line in s.logs]),
         }
-        async with self._pool.connection() as conn:
-            if not (dead or self._verifies):
-                written, changed = await _settle(conn, values)
-            else:
-                async with conn.transaction():
+        try:
+            async with self._pool.connection() as conn:
+                if not (dead or accepted or self._verifies or any(s.attempt > 1 for s in batch)):
                     written, changed = await _settle(conn, values)
-                    if dead:
-                        await self._disable(conn, dead)
-                    await self._note_reopened(conn, batch, written)
+                else:
+                    async with conn.transaction():
+                        if self._verifies:
+                            await conn.execute(_NOT_DEFERRED)
+                        written, changed = await _settle(conn, values)
+                        if dead:
+                            await self._disable(conn, dead)
+                        await self._check_accepted(conn, accepted)
+                        await self._note_reopened(conn, [batch[position - 1] for position in written])
+        except _Unlogged as undone:
+            rest = [s for s in batch if s.push_id not in undone.ids]
+            fates = iter(await self.settle(rest, is_retry=is_retry) if rest else [])
+            return [Fate.UNLOGGED if s.push_id in undone.ids else next(fates) for s in batch]
         return await self._fates(batch, values, set(written), set(changed))
 
     async def _fates(
@@ -372,18 +414,42 @@ class Queue:
         async with self._pool.connection() as conn:
             cursor = await conn.execute(_FATES, values)
             found = {position: Fate(fate) for position, fate in await cursor.fetchall()}
-        found |= dict.fromkeys(written, Fate.WRITTEN) | dict.fromkeys(changed, Fate.REFUSED)
-        return [found[position] for position in range(1, len(batch) + 1)]
+            found |= dict.fromkeys(written, Fate.WRITTEN) | dict.fromkeys(changed, Fate.REFUSED)
+            fates = [found[position] for position in range(1, len(batch) + 1)]
+            again = [
+                s
+                for s, fate in zip(batch, fates, strict=True)
+                if fate is Fate.REFUSED and s.decision.delay is not None
+            ]
+            if again:
+                ids, attempts = [s.push_id for s in again], [s.attempt for s in again]
+                await conn.execute(
+                    _TAKE_BACK,
+                    {"worker": self._worker, "lease": self._lease, "ids": ids, "attempts": attempts},
+                )
+        return fates
 
-    async def _note_reopened(
-        self, conn: Connection, batch: Sequence[Settlement], written: Sequence[int]
-    ) -> None:
-        """Keeps rows from being sent again that a trigger has put back into the queue after they were settled."""
-        results = [batch[position - 1] for position in written]
-        over = [(each.push_id, each.attempt) for each in results if each.decision.delay is None]
-        if over and self._verifies:
-            reopened = await self._among(conn, _WAITING_AGAIN, over)
-            await self.unwritable.note(dict.fromkeys(reopened, CHANGED), Pause.ENDLESS, conn)
+    async def _check_accepted(self, conn: Connection, accepted: list[tuple[UUID, str]]) -> None:
+        """Raises _Unlogged if the next attempt would not find in the log which devices have accepted a push."""
+        if accepted:
+            ids, tokens = [push_id for push_id, _ in accepted], [token for _, token in accepted]
+            cursor = conn.cursor(row_factory=scalar_row)
+            await cursor.execute(_UNLOGGED, {"ids": ids, "tokens": tokens})
+            if found := set(await cursor.fetchall()):
+                raise _Unlogged(found)
+
+    async def _note_reopened(self, conn: Connection, results: list[Settlement]) -> None:
+        """Keeps rows from being sent again that a trigger has put back into the queue after they were settled.
+
+        Only a row that was claimed before may have been put back earlier, by a trigger that this worker did not know.
+        """
+        over = [s.push_id for s in results if s.decision.delay is None and (self._verifies or s.attempt > 1)]
+        if over:
+            cursor = conn.cursor(row_factory=scalar_row)
+            await cursor.execute(_WAITING_AGAIN, {"ids": over})
+            if reopened := await cursor.fetchall():
+                self._verifies = self._has_been_undone = True
+                await self.unwritable.note(dict.fromkeys(reopened, CHANGED), Pause.ENDLESS, conn)
 
     async def log(self, lines: Sequence[tuple[UUID, LogLine]]) -> None:
         """Writes log rows that a settle could not write. Rows that are there already are not written again."""
@@ -399,22 +465,22 @@ class Queue:
 
     async def _disable(self, conn: Connection, dead: list[tuple[str, str]]) -> None:
         """Disables tokens. The results are written even if that fails: the function may be the application's own."""
-        try:
+
+        async def disable(part: Sequence[tuple[str, str]]) -> None:
             async with conn.transaction():  # a savepoint
-                await conn.execute(_DISABLE, {"tokens": [t for t, _ in dead], "codes": [c for _, c in dead]})
-        except psycopg.Error as error:
-            if conn.info.transaction_status is not TransactionStatus.INTRANS:
-                raise  # the connection is lost, and the results with it
-            self._disable_failures += 1
-            if should_log(self._disable_failures):
-                log.error(
-                    "dead tokens not disabled",
-                    error=fault_name(error),
-                    tokens=len(dead),
-                    times=self._disable_failures,
-                )
-        else:
-            self._disable_failures = 0
+                await conn.execute(_DISABLE, {"tokens": [t for t, _ in part], "codes": [c for _, c in part]})
+
+        refused, error = await self._disable_parts.write(dead, disable, _DISABLING_S)
+        if error and conn.info.transaction_status is not TransactionStatus.INTRANS:
+            raise error  # the connection is lost, and the results with it
+        self._disable_failures = self._disable_failures + 1 if refused else 0
+        if refused and should_log(self._disable_failures):
+            log.error(
+                "dead tokens not disabled",
+                error=fault_name(error),
+                tokens=len(refused),
+                times=self._disable_failures,
+            )
 
     async def release(self, held: Sequence[UUID]) -> int:
         """Puts back the rows that this worker has claimed without knowing: all but ``held``. Returns their number."""
@@ -457,13 +523,20 @@ class Queue:
             )
             sweep = await cursor.fetchone()
         assert sweep is not None
-        self._verifies = sweep.has_foreign_triggers
+        self._verifies = sweep.has_foreign_triggers or self._has_been_undone
+        if sweep.is_restricted and not self._is_restricted:
+            log.warning(
+                "a restrictive policy on push_notifications holds for the user of the address too",
+                reason="pushes that it hides are neither sent nor counted; name in the policy the roles that it is for",
+            )
+        self._is_restricted = sweep.is_restricted
         return sweep
 
     async def look_for_triggers(self) -> None:
         """Finds out whether triggers of the application may change what this service writes; see ``sweep``."""
         async with self._pool.connection() as conn:
-            self._verifies = bool(await fetch_value(conn, _FOREIGN_TRIGGERS))
+            found = bool(await fetch_value(conn, _FOREIGN_TRIGGERS))
+        self._verifies = found or self._has_been_undone
 
     async def depth(self) -> Depth:
         """Counts what waits. Reads the index of waiting rows and those rows, never the history.

@@ -41,6 +41,8 @@ IGNORED = "IGNORED"
 """A trigger of the application has ignored the write."""
 CHANGED = "CHANGED"
 """A trigger of the application has changed what was written."""
+UNLOGGED = "UNLOGGED"
+"""A trigger of the application has kept from the log which devices have accepted a push that is to be tried again."""
 
 
 class Pause(StrEnum):

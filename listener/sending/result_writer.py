@@ -26,6 +26,9 @@ log = structlog.get_logger(__name__)
 TOO_SLOW = (psycopg.errors.QueryCanceled, TimeoutError)
 """A statement took longer than statement_timeout, or than this service waits."""
 
+# A result alone in its statement takes milliseconds.
+_REFUSED_PATIENCE_S = 5.0
+
 
 class _FaultOfAll(Exception):
     """A table or a privilege is missing, so no result can be written. All results wait until it is back."""
@@ -63,28 +66,42 @@ class ResultWriter:
         """Whether a row has been given this status after ``since`` (monotonic seconds)."""
         return self._written_at.get(status, since) > since
 
-    async def persist(self, batch: Sequence[Settlement], *, again: bool) -> list[Fate]:
+    async def persist(
+        self, batch: Sequence[Settlement], *, again: bool, is_refused: bool = False
+    ) -> list[Fate]:
         """Writes the batch; returns what has become of each row.
 
         Tries until the database answers. Raises one of ROW_FAULTS, or LockNotAvailable, when a row cannot be written;
-        and one of TOO_SLOW when the statement takes too long and has more than one row.
+        and one of TOO_SLOW when the statement takes too long although the database takes a statement without rows. For
+        one row this must happen twice in a row.
 
         Args:
             batch: results of different rows.
             again: an earlier try may have been committed, and its answer lost.
+            is_refused: the database has refused this one result before, so it is not waited for any longer than it
+                should take, and once too slow is enough.
         """
+        patience = _REFUSED_PATIENCE_S if is_refused else STATEMENT_PATIENCE_S
+        was_slow = is_refused
+
+        def is_tried_again(error: BaseException) -> bool:
+            nonlocal was_slow
+            is_slow = isinstance(error, TOO_SLOW)
+            blames_rows = is_slow and (was_slow or len(batch) > 1)
+            was_slow = is_slow or is_refused
+            if is_slow and len(batch) > 1:
+                self._batch_limit.timed_out(len(batch), time.monotonic())
+            return _is_transient(error) and not blames_rows
+
         try:
-            return await self._try(batch, again)
+            return await self._try(batch, again, patience)
         except (psycopg.Error, TimeoutError, _FaultOfAll) as error:
-            if not _is_transient(error):
+            if not is_tried_again(error):
                 raise
             self._note_failure(error, 1)
-            if len(batch) > 1 and isinstance(error, TOO_SLOW):
-                self._batch_limit.timed_out(len(batch), time.monotonic())
-                raise
         # Not for the first try: tenacity creates garbage for each call that only the cyclic collector frees.
         attempts = tenacity.AsyncRetrying(
-            retry=tenacity.retry_if_exception(_is_transient),
+            retry=tenacity.retry_if_exception(is_tried_again),
             wait=tenacity.wait_random_exponential(multiplier=0.1, max=2),
             before_sleep=lambda state: self._note_failure(
                 state.outcome.exception() if state.outcome else None, state.attempt_number + 1
@@ -92,21 +109,29 @@ class ResultWriter:
         )
         async for attempt in attempts:
             with attempt:
-                return await self._try(batch, again=True)
+                return await self._try(batch, again=True, patience=patience)
         raise AssertionError("unreachable")
 
-    async def _try(self, batch: Sequence[Settlement], again: bool) -> list[Fate]:
-        async with asyncio.timeout(STATEMENT_PATIENCE_S):
-            try:
+    async def _try(self, batch: Sequence[Settlement], again: bool, patience: float) -> list[Fate]:
+        try:
+            async with asyncio.timeout(patience):
                 return await self._queue.settle(batch, is_retry=again)
-            except ROW_FAULTS as error:
-                if is_transient(error):
-                    raise
-                try:
-                    await self._queue.settle([])
-                except psycopg.Error as of_all:
-                    raise _FaultOfAll from of_all
-                raise
+        except TOO_SLOW:
+            if len(batch) == 1:
+                await self._check_without_rows()
+            raise
+        except ROW_FAULTS as error:
+            if not is_transient(error):
+                await self._check_without_rows()
+            raise
+
+    async def _check_without_rows(self) -> None:
+        """Raises _FaultOfAll if the fault is in no row."""
+        try:
+            async with asyncio.timeout(STATEMENT_PATIENCE_S):
+                await self._queue.settle([])
+        except (psycopg.Error, TimeoutError) as of_all:
+            raise _FaultOfAll from of_all
 
     def _note_failure(self, error: BaseException | None, times: int) -> None:
         if isinstance(error, _FaultOfAll):
@@ -123,7 +148,7 @@ class ResultWriter:
 
     def record(self, batch: Sequence[Settlement], fates: Sequence[Fate]) -> None:
         """Counts the rows, and releases those that are over for this worker: all but the refused ones."""
-        over = [pair for pair in zip(batch, fates, strict=True) if pair[1] is not Fate.REFUSED]
+        over = [pair for pair in zip(batch, fates, strict=True) if pair[1].is_over]
         written = [settlement.decision for settlement, fate in over if fate is Fate.WRITTEN]
         now = time.monotonic()
         for status, rows in Counter(decision.status for decision in written).items():

@@ -13,11 +13,11 @@ import structlog
 from listener.log import should_log
 from listener.postgres.connect import STATEMENT_PATIENCE_S
 from listener.postgres.errors import ROW_FAULTS, Condition
-from listener.postgres.queue import Fate, Queue
-from listener.postgres.unwritable import IGNORED, code_of
+from listener.postgres.queue import Queue
+from listener.postgres.unwritable import code_of
 from listener.push import Settlement
 from listener.sending.result_writer import TOO_SLOW, ResultWriter
-from listener.sending.unwritten import Unwritten
+from listener.sending.unwritten import Unwritten, code_of_fate
 from listener.waiting import is_set_within
 from listener.wakeup.look_signal import LookSignal
 
@@ -123,9 +123,7 @@ class Settler:
             fates = await self._writer.persist(batch, again=again)
         except psycopg.errors.LockNotAvailable:
             await self._write_free(batch)
-        except TOO_SLOW:
-            await self._write_halves(batch)
-        except ROW_FAULTS as error:
+        except (*TOO_SLOW, *ROW_FAULTS) as error:
             if len(batch) > 1:
                 await self._write_halves(batch)
             else:
@@ -133,8 +131,8 @@ class Settler:
         else:
             self._writer.record(batch, fates)
             for settlement, fate in zip(batch, fates, strict=True):
-                if fate is Fate.REFUSED:
-                    await self._write_otherwise(settlement, IGNORED)
+                if not fate.is_over:
+                    await self._write_otherwise(settlement, code_of_fate(fate))
 
     async def _write_otherwise(self, settlement: Settlement, code: str) -> None:
         try:

@@ -8,6 +8,12 @@ A trigger, an index or a constraint of the application may refuse a row or its l
 4. If a device has accepted the push, the row is noted as unwritable, so that no worker sends it again, and its result
    is tried again and again. Once another row has been given the same status, the fault is in this row, and it is
    ``dead``.
+
+If the log would not hold which devices have accepted a push that is to be tried again at others, the push becomes
+``sent`` at once: no device gets it twice.
+
+A result that takes too long counts as refused. It may be the database that is slow, so no push becomes ``dead`` in
+step 3 for that: the result is tried again and again.
 """
 
 from __future__ import annotations
@@ -15,9 +21,8 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import islice
 from uuid import UUID
 
 import psycopg
@@ -27,9 +32,10 @@ from listener.backoff import Backoff
 from listener.log import should_log
 from listener.metrics import Metrics
 from listener.postgres.connect import STATEMENT_PATIENCE_S
-from listener.postgres.errors import ROW_FAULTS, is_transient
+from listener.postgres.errors import ROW_FAULTS
+from listener.postgres.parts import Parts
 from listener.postgres.queue import Fate, Queue
-from listener.postgres.unwritable import IGNORED, Pause, code_of
+from listener.postgres.unwritable import IGNORED, UNLOGGED, Pause, code_of
 from listener.push import Decision, LogLine, Settlement, Status
 from listener.sending.result_writer import ResultWriter
 
@@ -38,6 +44,15 @@ log = structlog.get_logger(__name__)
 _MOST_LOG_LINES = 20_000
 _LOG_LINES_AT_ONCE = 500
 _KEPT_AT_ONCE = 20
+
+# For how long to try what was refused before new results get their turn, and which part of the time that may take.
+_TRYING_S = 1.0
+_TRYING_AT_THE_END_S = 10.0
+_SHARE_OF_TIME = 0.1
+_LOG_PATIENCE_S = 5.0
+
+_SLOW = ("57014", TimeoutError.__name__)
+"""Codes for a result that takes longer than statement_timeout, or than this service waits."""
 
 
 @dataclass(slots=True)
@@ -62,7 +77,9 @@ class Unwritten:
         self._writer = writer
         self._metrics = metrics
         self._kept: deque[_Kept] = deque()
-        self._log_lines: deque[tuple[UUID, LogLine]] = deque()
+        self._log_lines: list[tuple[UUID, LogLine]] = []
+        self._log_parts = Parts(_LOG_LINES_AT_ONCE)
+        self._ended: set[UUID] = set()
         self._backoff = Backoff(1.0, 30.0)
         self._try_at = 0.0
         self._log_failures = 0
@@ -76,7 +93,7 @@ class Unwritten:
     @property
     def waits(self) -> float | None:
         """Seconds until ``try_again`` is to be called; None: there is nothing to try."""
-        if not (self._kept or self._log_lines):
+        if not (self._kept or self._log_lines or self._ended):
             return None
         return max(0.0, self._try_at - time.monotonic())
 
@@ -87,13 +104,14 @@ class Unwritten:
         """
         for variant in variants(settlement, code):
             fate, why = await self._persist(variant)
-            if fate is not Fate.REFUSED:
+            if fate.is_over:
                 await self._over(settlement, variant, fate)
                 return
             code = why
-        if settlement.logs:
+        is_slow = code in _SLOW
+        if is_accepted(settlement) or (settlement.logs and not is_slow):
             await self._note(settlement, code)
-        if is_accepted(settlement) and self._keeps:
+        if (is_accepted(settlement) or is_slow) and self._keeps:
             self._kept.append(_Kept(settlement, code))
             self._wait()
         else:
@@ -102,24 +120,31 @@ class Unwritten:
     async def _persist(self, settlement: Settlement) -> tuple[Fate, str]:
         """Writes one result; returns its fate, and the code of the fault if the database refuses it."""
         try:
-            fates = await self._writer.persist([settlement], again=True)
+            fates = await self._writer.persist([settlement], again=True, is_refused=True)
         except psycopg.errors.LockNotAvailable:
             raise
-        except ROW_FAULTS as error:
+        except (*ROW_FAULTS, TimeoutError) as error:
             return Fate.REFUSED, code_of(error)
         self._writer.record([settlement], fates)
-        return fates[0], IGNORED
+        return fates[0], code_of_fate(fates[0])
 
     async def _over(self, settlement: Settlement, written: Settlement, fate: Fate) -> None:
         """The row has ended, or is not this worker's any more."""
         if settlement.logs and not written.logs:
             self._put_log_lines(settlement)
         if fate is Fate.WRITTEN:
-            try:
-                async with asyncio.timeout(STATEMENT_PATIENCE_S):
-                    await self._queue.unwritable.forget([settlement.push_id])
-            except (psycopg.Error, TimeoutError):
-                self._metrics.database_errors.labels("settle").inc()
+            self._ended.add(settlement.push_id)
+            await self._forget()
+
+    async def _forget(self) -> None:
+        """Lets workers claim the rows again that have been written after all, should they wait for a retry."""
+        try:
+            async with asyncio.timeout(STATEMENT_PATIENCE_S):
+                await self._queue.unwritable.forget(list(self._ended))
+            self._ended.clear()
+        except (psycopg.Error, TimeoutError):
+            self._metrics.database_errors.labels("settle").inc()
+            self._wait()
 
     async def _note(self, settlement: Settlement, code: str) -> None:
         try:
@@ -142,10 +167,14 @@ class Unwritten:
             self._try_at = time.monotonic() + self._backoff.failed()
 
     async def try_again(self) -> None:
-        """Tries to write what is kept."""
-        before = self.kept + len(self._log_lines)
-        await self._write_log_lines()
+        """Tries to write what is kept, for a moment: new results wait meanwhile."""
+        before, began = self.kept + len(self._log_lines), time.monotonic()
+        if self._ended:
+            await self._forget()
+        await self._write_log_lines(_TRYING_S)
         for _ in range(min(_KEPT_AT_ONCE, len(self._kept))):
+            if time.monotonic() - began > _TRYING_S:
+                break
             kept = self._kept.popleft()
             try:
                 if not await self._is_written(kept):
@@ -154,16 +183,19 @@ class Unwritten:
                 self._kept.append(kept)
         if self.kept + len(self._log_lines) < before:
             self._backoff.succeeded()
-        self._try_at = time.monotonic() + self._backoff.failed()
+        now = time.monotonic()
+        self._try_at = now + max(self._backoff.failed(), (now - began) / _SHARE_OF_TIME)
 
     async def _is_written(self, kept: _Kept) -> bool:
         settlement = kept.settlement
         tries = [settlement, *variants(settlement, kept.code)]
         if self._writer.has_written(settlement.decision.status, kept.since):
+            if is_accepted(settlement) and settlement.decision.delay is not None:
+                tries.append(as_sent_in_part(settlement))
             tries.append(as_dead(settlement, kept.code))
         for variant in tries:
             fate, _ = await self._persist(variant)
-            if fate is not Fate.REFUSED:
+            if fate.is_over:
                 await self._over(settlement, variant, fate)
                 return True
         return False
@@ -182,40 +214,28 @@ class Unwritten:
             self._metrics.log_lines_lost.inc(lost)
         self._wait()
 
-    async def _write_log_lines(self) -> None:
-        """Writes log lines of rows whose status is written already, until some cannot be written."""
-        while self._log_lines:
-            lines = list(islice(self._log_lines, _LOG_LINES_AT_ONCE))
-            try:
-                async with asyncio.timeout(STATEMENT_PATIENCE_S):
-                    await self._queue.log(lines)
-            except (*ROW_FAULTS, TimeoutError) as error:
-                self._log_failures += 1
-                if should_log(self._log_failures):
-                    log.error(
-                        "rows of push_delivery_logs cannot be written; they wait",
-                        rows=len(self._log_lines),
-                        code=code_of(error),
-                    )
-                if not is_transient(error):
-                    await self._write_one_log_line()
-                return
-            for _ in lines:
-                self._log_lines.popleft()
-            self._log_failures = 0
+    async def _write_log_lines(self, seconds: float) -> None:
+        """Writes log lines of rows whose status is written already, past those that cannot be written."""
+        if not self._log_lines:
+            return
+        self._log_lines, error = await self._log_parts.write(self._log_lines, self._write_these, seconds)
+        self._log_failures = self._log_failures + 1 if error else 0
+        if error and should_log(self._log_failures):
+            log.error(
+                "rows of push_delivery_logs cannot be written; they wait",
+                rows=len(self._log_lines),
+                code=code_of(error),
+            )
 
-    async def _write_one_log_line(self) -> None:
-        """Moves the first line to the end unless it can be written: perhaps only that one cannot."""
-        line = self._log_lines.popleft()
-        try:
-            async with asyncio.timeout(STATEMENT_PATIENCE_S):
-                await self._queue.log([line])
-        except (*ROW_FAULTS, TimeoutError):
-            self._log_lines.append(line)
+    async def _write_these(self, lines: Sequence[tuple[UUID, LogLine]]) -> None:
+        async with asyncio.timeout(_LOG_PATIENCE_S):
+            await self._queue.log(lines)
 
     async def finish(self) -> None:
         """Tries for the last time to write log lines, and counts those that are lost."""
-        await self._write_log_lines()
+        if self._ended:
+            await self._forget()
+        await self._write_log_lines(_TRYING_AT_THE_END_S)
         if self._log_lines:
             log.error("rows of push_delivery_logs are lost", rows=len(self._log_lines))
             self._metrics.log_lines_lost.inc(len(self._log_lines))
@@ -229,6 +249,9 @@ def is_accepted(settlement: Settlement) -> bool:
 
 def variants(settlement: Settlement, code: str) -> Iterator[Settlement]:
     """What to write in place of a result that the database has refused, the best first."""
+    if code == UNLOGGED:
+        yield as_sent_in_part(settlement)
+        return
     decision = settlement.decision
     accepted = is_accepted(settlement)
     # The next attempt reads in the logs which devices have accepted the push.
@@ -240,7 +263,7 @@ def variants(settlement: Settlement, code: str) -> Iterator[Settlement]:
         yield replace(settlement, decision=failed)
         if settlement.logs and can_lack_logs:
             yield replace(settlement, decision=failed, logs=[])
-    if not accepted:
+    if not accepted and code not in _SLOW:
         yield as_dead(settlement, code)
 
 
@@ -250,5 +273,23 @@ def as_dead(settlement: Settlement, code: str) -> Settlement:
     return replace(settlement, decision=Decision(Status.DEAD, code="NOT_WRITTEN", reason=reason), logs=[])
 
 
+def as_sent_in_part(settlement: Settlement) -> Settlement:
+    """Some devices have accepted the push, and the others are given up because it is not known any more which."""
+    decision = settlement.decision
+    reason = (
+        "not tried again at the other devices, because push_delivery_logs does not hold which devices accepted it: "
+        f"{decision.reason}"
+    )
+    sent = Decision(Status.SENT, code="NOT_WRITTEN", reason=reason, message_id=decision.message_id)
+    return replace(settlement, decision=sent, logs=[])
+
+
+def code_of_fate(fate: Fate) -> str:
+    """The code for a result that a trigger has ignored or changed."""
+    return UNLOGGED if fate is Fate.UNLOGGED else IGNORED
+
+
 def _words(code: str) -> str:
-    return "a trigger of the application ignores it" if code == IGNORED else f"SQLSTATE {code}"
+    if code == IGNORED:
+        return "a trigger of the application ignores or changes it"
+    return "it takes too long" if code in _SLOW else f"SQLSTATE {code}"

@@ -372,6 +372,17 @@ def test_the_variables_of_a_group_follow_each_other() -> None:
         ("PUSH_LOG_FORMAT", "LOG_FORMAT"),
         ("DIRECT_URL", "LISTEN_DATABASE_URL"),
         ("MAX_RETRIES", "MAX_TRIES"),
+        ("LISTEN_URL", "LISTEN_DATABASE_URL"),
+        ("LISTEN_DB_URL", "LISTEN_DATABASE_URL"),
+        ("RETENTION_DAYS", "RETENTION"),
+        ("RETENTION_IN_DAYS", "RETENTION"),
+        ("LEASE_SECONDS", "LEASE"),
+        ("PUSH_LISTENER_LEASE_SECONDS", "LEASE"),
+        ("SHUTDOWN_GRACE_SECONDS", "SHUTDOWN_GRACE"),
+        ("RETRY_MIN_DELAY_MS", "RETRY_MIN_DELAY"),
+        ("FCM_TIMEOUT", "FCM_REQUEST_TIMEOUT"),
+        ("FCM_TIMEOUT_SECONDS", "FCM_REQUEST_TIMEOUT"),
+        ("GOOGLE_CREDENTIALS", "GOOGLE_APPLICATION_CREDENTIALS"),
     ],
 )
 def test_a_misspelt_variable_is_found(name: str, meant: str) -> None:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from types import SimpleNamespace
 from typing import cast
 from uuid import UUID
 
 import psycopg
+import pytest
 
 from listener.metrics import Metrics
 from listener.postgres.queue import Fate, Queue
-from listener.push import Decision, Settlement, Status
+from listener.push import Decision, LogLine, Settlement, Status
 from listener.sending.held import HeldRows
 from listener.sending.result_writer import ResultWriter
 from listener.sending.settler import Settler
@@ -119,6 +121,46 @@ async def test_a_locked_row_is_tried_until_it_is_free() -> None:
         await rows.wait_empty()
     assert settler.set_aside == 0
     running.cancel()
+
+
+class _Slow(_Held):
+    """A queue that takes too long: for all results, or also for a statement without rows."""
+
+    def __init__(self, times: int, *, without_rows: bool = False) -> None:
+        super().__init__()
+        self.times = times
+        self.without_rows = without_rows
+        self.written: list[Settlement] = []
+        self.unwritable = SimpleNamespace(note=self._note, forget=self._note)
+
+    async def _note(self, *_: object) -> None:
+        pass
+
+    async def log(self, lines: object) -> None:
+        pass
+
+    async def settle(self, batch: Sequence[Settlement], *, is_retry: bool = False) -> list[Fate]:
+        if self.times and (batch or self.without_rows):
+            self.times -= 1
+            raise psycopg.errors.QueryCanceled
+        self.written += batch
+        return [Fate.WRITTEN] * len(batch)
+
+
+@pytest.mark.parametrize(
+    ("queue", "loses_log"),
+    [(_Slow(1), False), (_Slow(2), True), (_Slow(9, without_rows=True), False)],
+    ids=["once", "twice", "for any statement"],
+)
+async def test_a_result_counts_as_refused_only_if_it_alone_is_too_slow(queue: _Slow, loses_log: bool) -> None:
+    rows = _rows(1)
+    settler = _settler(queue, rows, LookSignal(), batch=10)
+    running = asyncio.create_task(settler.run())
+    async with asyncio.timeout(30):
+        settler.put(Settlement(UUID(int=1), 1, Decision(Status.SENT), [LogLine("t", "sent", {"attempt": 1})]))
+        await rows.wait_empty()
+    running.cancel()
+    assert [(one.decision.status, not one.logs) for one in queue.written] == [(Status.SENT, loses_log)]
 
 
 def _settler(queue: _Held, rows: HeldRows, look: LookSignal, *, batch: int, **timing: float) -> Settler:

@@ -26,6 +26,7 @@ async def test_a_timer_that_fires_a_moment_early_leads_to_a_sweep_and_to_no_othe
             registered=True,
             guarded=True,
             has_foreign_triggers=False,
+            is_restricted=False,
             strangers=[],
         )
 

@@ -37,10 +37,33 @@ def test_a_row_that_cannot_be_pending_becomes_failed_and_then_dead_with_the_reas
     assert dead.decision.reason == "the result (pending) could not be written: SQLSTATE 23505"
 
 
+def test_no_push_is_given_up_because_the_database_is_slow() -> None:
+    settlement = Settlement(UUID(int=1), 1, Decision(Status.PENDING, 5.0))
+    for code in ("57014", "TimeoutError"):
+        assert [variant.decision for variant in variants(settlement, code)] == [Decision(Status.FAILED, 5.0)]
+
+
+def test_a_push_of_which_the_log_does_not_hold_who_accepted_it_is_over() -> None:
+    line = LogLine("t", "sent", {"attempt": 1})
+    settlement = Settlement(UUID(int=1), 1, Decision(Status.FAILED, 5.0, reason="away"), [line], [("u", "X")])
+    (only,) = variants(settlement, "UNLOGGED")
+    assert (only.decision.status, only.decision.delay, only.decision.code) == (
+        Status.SENT,
+        None,
+        "NOT_WRITTEN",
+    )
+    assert (only.logs, only.dead_tokens) == ([], [("u", "X")])
+
+
 @given(SETTLEMENTS)
 def test_no_device_gets_an_accepted_push_twice(settlement: Settlement) -> None:
     """A row that waits needs the log rows that tell which devices have accepted; a dead one may be requeued."""
-    for variant in variants(settlement, "P0001"):
+    for code in ("P0001", "57014", "UNLOGGED"):
+        _check_variants(settlement, code)
+
+
+def _check_variants(settlement: Settlement, code: str) -> None:
+    for variant in variants(settlement, code):
         if is_accepted(settlement):
             assert variant.decision.status is not Status.DEAD or settlement.decision.status is Status.DEAD
             assert variant.logs or variant.decision.delay is None

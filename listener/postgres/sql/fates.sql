@@ -5,12 +5,17 @@
 select r.position, case
     when p.id is null then 'deleted'
     when p.claimed_by = %(worker)s and p.delivery_attempts = r.attempt then case
+      -- A trigger of the application has taken away the time of the next try.
+      when r.delay is not null and p.status::text in ('pending', 'failed')
+        and (p.next_attempt_at is null or p.next_attempt_at = 'infinity'::timestamptz) then 'refused'
       when p.status::text = r.status or r.status = 'sent' and p.status::text = 'delivered' then 'written'
       when p.status::text = 'processing' then 'refused'
       else 'changed' end
-    when %(is_retry)s and exists (
-      select from public.push_delivery_logs o
-        where o.push_id = r.id and o.details ->> 'attempt'::text = r.attempt::text) then 'written'
+    -- For "exists" Postgres might read the whole log.
+    when %(is_retry)s and (
+      select true from public.push_delivery_logs o
+        where o.push_id = r.id and o.details ->> 'attempt'::text = r.attempt::text limit 1) then 'written'
     else 'taken' end as fate
-  from unnest(%(ids)s::uuid[], %(attempts)s::integer[], %(statuses)s::text[]) with ordinality as r(id, attempt, status, position)
+  from unnest(%(ids)s::uuid[], %(attempts)s::integer[], %(statuses)s::text[], %(delays)s::float8[])
+    with ordinality as r(id, attempt, status, delay, position)
   left join public.push_notifications p on p.id = r.id

@@ -6,7 +6,8 @@
 -- lost is repeated, the row is settled already, and no second log row is written.
 --
 -- A trigger of the application may change the update, so the row that was returned is compared with the result. If the
--- result was final, the row is noted at once, so that no worker sends it again.
+-- result was final, the row is noted at once, so that no worker sends it again. If the row is to be tried again, all
+-- columns count that decide when, how often and to which devices. The subselect reads the row as it was before.
 --
 -- Arrays are sent in binary (%b), which costs psycopg a tenth of writing and escaping them as text.
 --
@@ -36,8 +37,14 @@ with result as materialized (
     from result r
     where p.id = r.id and p.claimed_by = r.worker and p.delivery_attempts = r.attempt and p.status::text = r.held
     returning p.id, r.position, r.delay is null as is_final,
-      p.status::text = r.status or r.status = 'sent' and p.status::text = 'delivered'
-        or r.delay is not null and p.status::text in ('pending', 'failed') as is_written
+      case when r.delay is null then
+        p.status::text = r.status or r.status = 'sent' and p.status::text = 'delivered'
+      else coalesce(
+        p.status::text in ('pending', 'failed') and p.next_attempt_at < 'infinity'::timestamptz
+        and p.delivery_attempts = r.attempt
+        and (not r.uses_try or p.retry_count > (
+          select coalesce(o.retry_count, 0) from public.push_notifications o where o.id = r.id)), false)
+      end as is_written
 ), noted as (
   insert into push_listener.unwritable_rows as u (push_id, statement, code, until)
   select id, 'settle', 'CHANGED', 'infinity'::timestamptz

@@ -134,6 +134,12 @@ def _claimed(conn: Connection, batch: int = BATCH) -> dict[str, object]:
     }
 
 
+def _again(conn: Connection) -> dict[str, object]:
+    """The values of a settlement of rows that are to be tried again."""
+    failed = {"statuses": ["failed"] * BATCH, "delays": [5.0] * BATCH, "tries": [True] * BATCH}
+    return {**_claimed(conn), **failed, "tokens": ["a"] * BATCH, "lease": 60.0}
+
+
 def _one_claimed(conn: Connection) -> dict[str, object]:
     ids = _claimed(conn)["ids"]
     assert isinstance(ids, list)
@@ -198,6 +204,11 @@ CASES = [
     Case("claim, its update", queue._CLAIM, _KEY, _CLAIM),
     Case("first", queue._FIRST, _DUE, {"excluded": [uuid4()]}),
     Case("settle", queue._SETTLE, _KEY, _claimed),
+    Case("settle, what is to be tried again", queue._SETTLE, _KEY, _again),
+    Case("fates", queue._FATES, _KEY, _again),
+    Case("waiting again", queue._WAITING_AGAIN, _KEY, _again),
+    Case("unlogged", queue._UNLOGGED, _LOG, _again),
+    Case("take back", queue._TAKE_BACK, _KEY, _again),
     Case("release", queue._RELEASE, _DUE, _claimed),
     Case("expire", queue._EXPIRE, _DUE, _expired),
     Case("expire, its update", queue._EXPIRE, _KEY, _expired),

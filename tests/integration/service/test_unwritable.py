@@ -10,19 +10,22 @@ from uuid import UUID, uuid4
 
 import psycopg
 import pytest
+from structlog.testing import capture_logs
 
 from listener.emulator import Emulator
 from listener.service import Service
 from tests.support.postgres import Database
-from tests.support.service import Rows, connect, serving, settings_for, until
+from tests.support.service import Rows, connect, serving, settings_for, shown, until
 
 
-async def trigger(rows: Rows, when: str, condition: str, body: str) -> None:
+async def trigger(
+    rows: Rows, when: str, condition: str, body: str, table: str = "push_notifications"
+) -> None:
     """Creates a row trigger of the application, e.g. ``before update``."""
     await rows.connection.execute(
         f"""
         create or replace function meddle() returns trigger language plpgsql as $$ begin {body} end $$;
-        create or replace trigger meddle {when} on push_notifications
+        create or replace trigger meddle {when} on {table}
           for each row when ({condition}) execute function meddle();
         """.encode()
     )
@@ -52,6 +55,11 @@ async def end_lease(rows: Rows, push_id: UUID) -> None:
 def tokens(emulator: Emulator) -> list[str]:
     """The registration tokens for which FCM has accepted a push, in order."""
     return [str(one.message["token"]) for one in emulator.accepted if one.message]
+
+
+def hurried(dsn: str, timeout: str) -> str:
+    """The same address, with a statement_timeout as a role may have it."""
+    return psycopg.conninfo.make_conninfo(dsn, options=f"-c statement_timeout={timeout}")
 
 
 def obstacles(service: Service) -> list[str]:
@@ -185,6 +193,130 @@ async def test_a_row_whose_result_cannot_be_written_is_sent_again_when_it_is_req
     assert await unwritable(rows) == {}
 
 
+# --- pushes that a trigger puts back into the queue after they were settled ----------------------------------------
+
+
+REOPEN = (
+    "update push_notifications set status = 'pending', next_attempt_at = now() where id = {}; return null;"
+)
+
+
+async def test_a_trigger_on_the_log_that_makes_a_push_pending_again(database: Database, rows: Rows) -> None:
+    await rows.query("drop trigger test_tell on push_notifications")  # the table has no trigger of its own
+    await trigger(rows, "after insert", "true", REOPEN.format("new.push_id"), "push_delivery_logs")
+    async with Emulator() as emulator, serving(settings_for(database.dsn, emulator)):
+        touchy = await rows.add(device_token="touchy", title="t")
+        await until_noted(rows, touchy)
+        await rows.add(device_token="other", title="t")
+        await until(lambda: "other" in tokens(emulator))
+    assert tokens(emulator) == ["touchy", "other"]
+
+
+async def test_a_trigger_that_is_deferred_makes_a_push_pending_again(database: Database, rows: Rows) -> None:
+    await rows.query("drop trigger test_tell on push_notifications")
+    await rows.connection.execute(
+        f"""
+        create function meddle() returns trigger language plpgsql as $$ begin {REOPEN.format("new.id")} end $$;
+        create constraint trigger meddle after update on push_notifications deferrable initially deferred
+          for each row when (new.status = 'sent') execute function meddle();
+        """.encode()
+    )
+    async with Emulator() as emulator, serving(settings_for(database.dsn, emulator)):
+        touchy = await rows.add(device_token="touchy", title="t")
+        await until_noted(rows, touchy)
+        await rows.add(device_token="other", title="t")
+        await until(lambda: "other" in tokens(emulator))
+    assert tokens(emulator) == ["touchy", "other"]
+
+
+@pytest.mark.parametrize(
+    ("when", "column", "table"),
+    [("after update", "id", "push_notifications"), ("before insert", "push_id", "push_delivery_logs")],
+    ids=["after the result", "before the log row"],
+)
+async def test_a_trigger_that_is_made_while_the_service_runs_causes_one_more_request(
+    database: Database, rows: Rows, when: str, column: str, table: str
+) -> None:
+    await rows.query("drop trigger test_tell on push_notifications")
+    condition = "new.status = 'sent'"
+    body = REOPEN.format(f"new.{column}").replace("return null", "return new")
+    async with Emulator() as emulator, serving(settings_for(database.dsn, emulator)) as service:
+        await rows.add(device_token="before", title="t")
+        await shown(service.metrics, "push_settled_total", 1.0, {"status": "sent"})
+        await trigger(rows, when, condition, body, table)
+        touchy = await rows.add(device_token="touchy", title="t")
+        await until_noted(rows, touchy)
+        other = await rows.add(device_token="other", title="t")  # the worker knows of the trigger now
+        await until_noted(rows, other)
+        await rows.add(device_token="another", title="t")
+        await until(lambda: "another" in tokens(emulator))
+    assert tokens(emulator) == ["before", "touchy", "touchy", "other", "another"]
+
+
+async def test_a_push_that_the_application_makes_pending_again_is_sent_again(
+    database: Database, rows: Rows
+) -> None:
+    async with Emulator() as emulator, serving(settings_for(database.dsn, emulator)):
+        for _ in range(3):
+            push_id = await rows.add(device_token="phone", title="t")
+            await rows.one_over(push_id)
+            await rows.query("update push_notifications set status = 'pending', next_attempt_at = now()")
+            await rows.one_over(push_id)
+            await rows.query("delete from push_notifications")
+    assert len(emulator.accepted) == 6
+    assert await unwritable(rows) == {}
+
+
+# --- retries that a trigger changes --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "change",
+    ["new.next_attempt_at := null;", "new.next_attempt_at := 'infinity';", "new.retry_count := 0;"],
+    ids=["takes the time away", "never", "counts no try"],
+)
+async def test_a_push_whose_retry_a_trigger_changes_ends(database: Database, rows: Rows, change: str) -> None:
+    await trigger(rows, "before update", "new.status = 'failed'", f"{change} return new;")
+    async with Emulator() as emulator, serving(settings_for(database.dsn, emulator)):
+        emulator.add_fault("unavailable,token=flaky,times=1000,retry_after=0")
+        row = await rows.one_over(await rows.add(device_token="flaky", title="t"))
+        assert (row["status"], row["error_code"]) == ("dead", "NOT_WRITTEN")
+    assert await unwritable(rows) == {}
+
+
+async def test_a_retry_that_a_trigger_only_puts_off_goes_on(database: Database, rows: Rows) -> None:
+    body = "new.next_attempt_at := new.next_attempt_at + interval '0.2 s'; return new;"
+    await trigger(rows, "before update", "new.status = 'failed'", body)
+    async with Emulator() as emulator, serving(settings_for(database.dsn, emulator)):
+        emulator.add_fault("unavailable,token=flaky,times=2,retry_after=0")
+        assert (await rows.one_over(await rows.add(device_token="flaky", title="t")))["status"] == "sent"
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "return null;",
+        "new.device_token := md5(new.device_token); return new;",
+        "new.status := 'unknown'; return new;",
+    ],
+    ids=["ignores it", "hashes the token", "renames the status"],
+)
+async def test_a_device_that_accepted_gets_no_second_push_although_a_trigger_changes_the_log(
+    database: Database, rows: Rows, body: str
+) -> None:
+    user = uuid4()
+    await rows.device("phone", user)
+    await rows.device("flaky-phone", user)
+    await trigger(rows, "before insert", "true", body, "push_delivery_logs")
+    async with Emulator() as emulator, serving(settings_for(database.dsn, emulator)):
+        emulator.add_fault("unavailable,token=flaky-phone,times=3,retry_after=0")
+        row = await rows.one_over(await rows.add(user_id=user, title="t"))
+        alone = await rows.one_over(await rows.add(device_token="phone-2", title="t"))
+    assert (row["status"], row["error_code"]) == ("sent", "NOT_WRITTEN")
+    assert (alone["status"], alone["error_code"]) == ("sent", None)
+    assert tokens(emulator) == ["phone", "phone-2"]
+
+
 # --- results that need a row to show that they cannot be written ---------------------------------------------
 
 
@@ -210,6 +342,25 @@ async def test_the_status_is_written_although_the_log_table_takes_no_row_and_the
         assert await logged() == 61
         assert service.metrics.registry.get_sample_value("push_log_rows_lost_total") == 0
     assert emulator.stats()["duplicates"] == 0
+
+
+async def test_one_log_row_that_is_never_taken_keeps_no_other(database: Database, rows: Rows) -> None:
+    await rows.query("alter table push_delivery_logs add column region text not null")
+    await rows.query("alter table push_delivery_logs add constraint odd check (device_token <> 'touchy')")
+    async with Emulator() as emulator, serving(settings_for(database.dsn, emulator)):
+        await rows.add_many(100)
+        await rows.add(device_token="touchy", title="t")
+        await rows.add_many(100)
+        await rows.over()
+        await rows.query("alter table push_delivery_logs alter column region drop not null")
+
+        async def logged() -> int:
+            return int((await rows.query("select count(*) as n from push_delivery_logs"))[0]["n"])
+
+        async with asyncio.timeout(60):
+            while await logged() < 200:  # noqa: ASYNC110
+                await asyncio.sleep(0.1)
+        assert await logged() == 200
 
 
 async def test_results_that_no_row_takes_are_kept_and_written_when_the_table_is_mended(
@@ -243,6 +394,21 @@ async def test_a_device_that_accepted_gets_no_second_push_although_the_log_canno
         await rows.query("alter table push_delivery_logs alter column region drop not null")
         await rows.one_over(push_id)
     assert tokens(emulator).count("phone-1") == 1
+
+
+async def test_one_token_that_cannot_be_disabled_keeps_no_other(database: Database, rows: Rows) -> None:
+    user = uuid4()
+    for n in range(10):
+        await rows.device(f"dead-{n}", user)
+    await rows.query("""
+        create function keep() returns trigger language plpgsql as $$ begin raise 'no'; end $$;
+        create trigger keep before update on push_devices
+          for each row when (new.token = 'dead-3') execute function keep();
+    """)
+    async with Emulator() as emulator, serving(settings_for(database.dsn, emulator)):
+        await rows.one_over(await rows.add(user_id=user, title="t"))
+    found = await rows.query("select token from push_devices where disabled_at is null")
+    assert [row["token"] for row in found] == ["dead-3"]
 
 
 # --- a unique index ----------------------------------------------------------------------------------------------
@@ -304,11 +470,30 @@ async def test_a_trigger_that_makes_a_claim_longer_than_statement_timeout(
 ) -> None:
     await rows.add_many(120)
     await trigger(rows, "before update", "true", "perform pg_sleep(0.01); return new;")
-    dsn = psycopg.conninfo.make_conninfo(database.dsn, options="-c statement_timeout=400ms")
-    async with Emulator() as emulator, serving(settings_for(dsn, emulator)):
+    async with Emulator() as emulator, serving(settings_for(hurried(database.dsn, "400ms"), emulator)):
         found = await rows.over(patience=90)
     assert {row["status"] for row in found.values()} == {"sent"}
     assert emulator.stats()["duplicates"] == 0
+
+
+@pytest.mark.parametrize("table", ["push_notifications", "push_delivery_logs"])
+async def test_a_result_that_takes_longer_than_statement_timeout_keeps_no_other(
+    database: Database, rows: Rows, table: str
+) -> None:
+    condition = TOUCHY if table == "push_delivery_logs" else f"{TOUCHY} and new.status = 'sent'"
+    await trigger(rows, "before insert or update", condition, "perform pg_sleep(1); return new;", table)
+    async with Emulator() as emulator, serving(settings_for(hurried(database.dsn, "400ms"), emulator)):
+        touchy = await rows.add(device_token="touchy", title="t")
+        await until(lambda: tokens(emulator))
+        neighbours = [await rows.add(device_token=f"phone-{n}", title="t") for n in range(5)]
+        await rows.over(*neighbours)
+        await rows.connection.execute(f"drop trigger meddle on {table}".encode())
+        await rows.over(touchy)
+        async with asyncio.timeout(30):
+            while not await rows.logs(touchy):  # noqa: ASYNC110
+                await asyncio.sleep(0.05)
+    assert sorted(tokens(emulator)) == sorted(["touchy", *(f"phone-{n}" for n in range(5))])
+    assert await unwritable(rows) == {}
 
 
 async def test_a_lock_that_a_trigger_needs_keeps_only_the_rows_that_need_it(
@@ -364,3 +549,22 @@ async def test_a_locked_row_of_a_dead_worker_keeps_no_other_from_being_rescued(
             assert (await rows.one_over(free))["status"] == "sent"
             assert (await rows.get(locked))["status"] == "processing"
         assert (await rows.one_over(locked))["status"] == "sent"
+
+
+# --- a policy ----------------------------------------------------------------------------------------------------
+
+
+async def test_a_policy_that_hides_pushes_from_the_listener_is_told(database: Database, rows: Rows) -> None:
+    await rows.query("create role app_listener login in role push_listener")
+    message = "a restrictive policy on push_notifications holds for the user of the address too"
+    async with Emulator() as emulator:
+        settings = settings_for(database.dsn_as("app_listener"), emulator, sweep_interval=1)
+        with capture_logs() as told:
+            async with serving(settings):
+                await rows.one_over(await rows.add(device_token="phone", title="t"))
+                assert not [line for line in told if line["event"].startswith(message)]
+                await rows.query("""
+                    create policy tenants on push_notifications as restrictive for all to public
+                      using (user_id is not null)
+                """)
+                await until(lambda: [line for line in told if line["event"].startswith(message)])
