@@ -23,8 +23,8 @@ from listener.log import should_log
 from listener.postgres.batch_limit import BatchLimit
 from listener.postgres.connect import Connection, Pool, fetch_value
 from listener.postgres.errors import ROW_FAULTS, fault_name, is_transient
+from listener.postgres.halving import Halving
 from listener.postgres.locks import STRANGERS, LockHolder
-from listener.postgres.parts import Parts
 from listener.postgres.put_back import put_back
 from listener.postgres.statements import load
 from listener.postgres.text import storable, storable_json
@@ -213,7 +213,7 @@ class Queue:
         self._verifies = True
         self._has_been_undone = False
         self._is_restricted = False
-        self._disable_parts = Parts(_NO_LIMIT)
+        self._disable_parts = Halving(_NO_LIMIT)
         self._disable_failures = 0  # in a row
 
     @property

@@ -33,7 +33,7 @@ from listener.log import should_log
 from listener.metrics import Metrics
 from listener.postgres.connect import STATEMENT_PATIENCE_S
 from listener.postgres.errors import ROW_FAULTS
-from listener.postgres.parts import Parts
+from listener.postgres.halving import Halving
 from listener.postgres.queue import Fate, Queue
 from listener.postgres.unwritable import IGNORED, UNLOGGED, Pause, code_of
 from listener.push import Decision, LogLine, Settlement, Status
@@ -78,7 +78,7 @@ class Unwritten:
         self._metrics = metrics
         self._kept: deque[_Kept] = deque()
         self._log_lines: list[tuple[UUID, LogLine]] = []
-        self._log_parts = Parts(_LOG_LINES_AT_ONCE)
+        self._log_parts = Halving(_LOG_LINES_AT_ONCE)
         self._ended: set[UUID] = set()
         self._backoff = Backoff(1.0, 30.0)
         self._try_at = 0.0

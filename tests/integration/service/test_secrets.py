@@ -46,7 +46,9 @@ async def test_the_whole_output_of_an_eventful_life(database: Database, log_form
         emulator.add_fault(f"unavailable,token={SECRET}-busy,times=1")
         emulator.add_fault(f"reset,token={SECRET}-reset,times=1")
         emulator.add_fault(f"invalid_token,token={SECRET}-invalid")
-        emulator.add_fault(f"invalid_argument,token={SECRET}-touchy")  # an accepted push would be kept without a word
+        emulator.add_fault(
+            f"invalid_argument,token={SECRET}-touchy"
+        )  # an accepted push would be kept without a word
         env = environment(
             with_password(database.dsn),
             emulator,

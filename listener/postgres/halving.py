@@ -18,7 +18,7 @@ _OF_A_VALUE = (psycopg.errors.QueryCanceled, psycopg.errors.LockNotAvailable, Ti
 _MOST_REFUSED = 20
 
 
-class Parts:
+class Halving:
     """Halves the values of a statement that fails, down to one, and doubles them after one that succeeds.
 
     It remembers the size from one call to the next: a statement that fails because it takes too long is not repeated
