@@ -47,7 +47,7 @@ class Pause(StrEnum):
     """For how long a row is not claimed."""
 
     SHORT = "short"
-    """From a second to ten: the row, or what its trigger writes, is locked or slow."""
+    """From a second to ten: the row, or what its trigger writes, is locked, or another row has what it needs."""
     LONG = "long"
     """From ten seconds to a day: the row cannot be claimed as it is."""
     ENDLESS = "endless"

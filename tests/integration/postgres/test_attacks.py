@@ -342,13 +342,11 @@ async def live(database: Database, dsn: str) -> None:
         assert await hands.settle([Settlement(others[0].id, others[0].attempt, failed)]) == [Fate.WRITTEN]
         assert await hands.locked([first.id]) == set()
         await hands.log([(first.id, line) for line in log])
-        await hands._pass_over([uuid4()])
+        assert await hands._claim_in_parts(0, 0, [uuid4()]) == ([], 0)
         await hands.unwritable.note({others[1].id: "P0001"}, Pause.LONG)
         await hands.unwritable.forget([others[1].id])
         await hands.unwritable.tidy()
         assert await hands.release([]) == 1
-        async with pool.connection() as connection:
-            await connection.execute(queue._FIRST, {"excluded": [uuid4()]})
         assert await hands.earliest([uuid4()]) is not None
         assert await hands.expire(10, [uuid4()]) == 0
         # Another worker has claimed, and dies.

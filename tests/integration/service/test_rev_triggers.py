@@ -12,6 +12,7 @@ import psycopg
 import pytest
 
 from listener.emulator import Emulator
+from listener.postgres import parts, queue
 from listener.sending import dispatcher, result_writer, settler, sleeper, unwritten
 from tests.support.postgres import Database
 from tests.support.service import Rows, serving, settings_for, shown, until
@@ -56,8 +57,8 @@ async def test_a_trigger_that_hangs_when_one_row_is_claimed_keeps_no_neighbour(
     noted, also when the claim is down to one row. /readyz: the database does not answer in time.
     Right: the row is noted like one whose claim is cancelled by statement_timeout, and its neighbours go out.
     """
-    for module in (dispatcher, result_writer, settler, sleeper, unwritten):
-        monkeypatch.setattr(module, "STATEMENT_PATIENCE_S", 0.5)
+    for module in (dispatcher, result_writer, settler, sleeper, unwritten, parts, queue):
+        monkeypatch.setattr(module, "STATEMENT_PATIENCE_S", 1.0)
     await trigger(rows, "before update", TOUCHY, "perform pg_sleep(3600); return new;")
     async with Emulator() as emulator, serving(settings_for(database.dsn, emulator)):
         await rows.add(device_token="touchy", title="t")
