@@ -16,7 +16,7 @@ insert into push_listener.unwritable_rows as u (push_id, statement, code, until)
   select n.id, %(statement)s, n.code,
          coalesce(
            pg_catalog.now() + pg_catalog.make_interval(secs => case
-             when n.is_probe then %(pause)s::float8
+             when n.is_probe or %(pause)s::float8 is null then %(pause)s::float8
              else least(
                %(longest)s::float8,
                %(pause)s::float8 * pg_catalog.power(2.0::float8, least(coalesce(o.times, 0), 20)::float8)) end),

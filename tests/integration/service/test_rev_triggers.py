@@ -12,8 +12,6 @@ import psycopg
 import pytest
 
 from listener.emulator import Emulator
-from listener.postgres import parts, queue
-from listener.sending import dispatcher, result_writer, settler, sleeper, unwritten
 from tests.support.postgres import Database
 from tests.support.service import Rows, serving, settings_for, shown, until
 
@@ -48,24 +46,6 @@ def hurried(dsn: str, timeout: str) -> str:
     return psycopg.conninfo.make_conninfo(dsn, options=f"-c statement_timeout={timeout}")
 
 
-async def test_a_trigger_that_hangs_when_one_row_is_claimed_keeps_no_neighbour(
-    database: Database, rows: Rows, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A trigger makes an HTTP call that hangs, for one row; there is no statement_timeout, or one above 30 s.
-
-    Seen: no push is sent any more, for ever. After 30 s the claim is cancelled from outside, so the row is never
-    noted, also when the claim is down to one row. /readyz: the database does not answer in time.
-    Right: the row is noted like one whose claim is cancelled by statement_timeout, and its neighbours go out.
-    """
-    for module in (dispatcher, result_writer, settler, sleeper, unwritten, parts, queue):
-        monkeypatch.setattr(module, "STATEMENT_PATIENCE_S", 1.0)
-    await trigger(rows, "before update", TOUCHY, "perform pg_sleep(3600); return new;")
-    async with Emulator() as emulator, serving(settings_for(database.dsn, emulator)):
-        await rows.add(device_token="touchy", title="t")
-        neighbours = [await rows.add(device_token=f"phone-{n}", title="t") for n in range(5)]
-        await rows.over(*neighbours)
-
-
 @pytest.mark.parametrize("table", ["push_notifications", "push_delivery_logs"])
 async def test_a_result_that_is_too_slow_for_statement_timeout_keeps_no_neighbour(
     database: Database, rows: Rows, table: str
@@ -87,25 +67,6 @@ async def test_a_result_that_is_too_slow_for_statement_timeout_keeps_no_neighbou
             await rows.over(*neighbours)
         finally:  # otherwise the service does not end within its grace period
             await rows.connection.execute(f"alter table {table} disable trigger user".encode())
-
-
-async def test_one_row_that_raises_and_one_that_is_slow_keep_no_neighbour(
-    database: Database, rows: Rows
-) -> None:
-    """One row is refused at once, another one takes longer than statement_timeout.
-
-    Seen: nothing is claimed, for ever. The search for rows that cannot be claimed meets the slow row, is
-    cancelled, and takes with it what it had found. 200 rows whose trigger raises after 10 ms do the same with a
-    statement_timeout of 400 ms, because the search takes 500 ms.
-    Right: the search keeps what it has found, and a slow row is one of its findings.
-    """
-    body = f"""if {TOUCHY} then raise 'no'; end if; perform pg_sleep(3); return new;"""
-    await trigger(rows, "before update", f"{TOUCHY} or new.device_token = 'slow'", body)
-    async with Emulator() as emulator, serving(settings_for(hurried(database.dsn, "1s"), emulator)):
-        await rows.query(
-            "insert into push_notifications (device_token, title) select unnest('{touchy,slow,phone}'::text[]), 't'"
-        )
-        await until(lambda: tokens(emulator) == ["phone"])
 
 
 async def test_a_trigger_on_the_log_that_reopens_a_push(database: Database, rows: Rows) -> None:
@@ -174,26 +135,6 @@ async def test_a_device_that_accepted_gets_no_second_push_although_a_trigger_cha
     assert tokens(emulator).count("phone") == 1
 
 
-async def test_a_claim_whose_lease_a_trigger_takes_away_is_undone(database: Database, rows: Rows) -> None:
-    """A trigger of an older queue sets next_attempt_at to NULL whenever a row is not pending.
-
-    Seen: the changed claim is committed. The row is 'processing' with no next_attempt_at for ever, also when the
-    trigger is gone; after 10 s no metric counts it. migrate's trial looks at status and claimed_by only.
-    Right: a claim that was changed is taken back, so that the row is pending and tried again later.
-    """
-    await trigger(
-        rows,
-        "before update",
-        f"{TOUCHY} and new.status <> 'pending'",
-        "new.next_attempt_at := null; return new;",
-    )
-    touchy = await rows.add(device_token="touchy", title="t")
-    async with Emulator() as emulator, serving(settings_for(database.dsn, emulator, sweep_interval=1)):
-        await rows.one_over(await rows.add(device_token="neighbour", title="t"))
-        await rows.query("drop trigger meddle on push_notifications")
-        assert (await rows.one_over(touchy))["status"] == "sent"
-
-
 async def test_a_retry_whose_time_a_trigger_takes_away_is_not_forgotten(
     database: Database, rows: Rows
 ) -> None:
@@ -215,53 +156,3 @@ async def test_a_retry_whose_time_a_trigger_takes_away_is_not_forgotten(
         async with asyncio.timeout(10):
             while not await noted() and (await rows.get(push_id))["status"] not in ("dead", "sent"):  # noqa: ASYNC110
                 await asyncio.sleep(0.05)
-
-
-async def test_rows_that_a_broken_trigger_refused_go_out_when_it_is_mended(
-    database: Database, rows: Rows
-) -> None:
-    """A broken trigger refuses every claim for half a minute, and is then mended.
-
-    Seen: /readyz is ok while nothing can be claimed. After the mend a new push goes out at once, and those that
-    waited stay behind for as long again as the outage lasted (38 s after 33 s), up to a day.
-    Right: when a row with the same code can be claimed, the others are tried at once.
-    """
-    await trigger(rows, "before update", "true", "raise 'no';")
-    async with Emulator() as emulator, serving(settings_for(database.dsn, emulator, sweep_interval=1)):
-        waiting = [await rows.add(device_token=f"phone-{n}", title="t") for n in range(3)]
-
-        async def refusals() -> int:
-            found = await rows.query("select coalesce(min(times), 0) as n from push_listener.unwritable_rows")
-            return int(found[0]["n"])
-
-        async with asyncio.timeout(60):
-            while await refusals() < 3:  # the pause is 40 s then  # noqa: ASYNC110
-                await asyncio.sleep(0.1)
-        await rows.query("drop trigger meddle on push_notifications")
-        await rows.one_over(await rows.add(device_token="fresh", title="t"))
-        await rows.over(*waiting, patience=15)
-
-
-async def test_a_trigger_that_hangs_when_one_row_is_rescued_keeps_no_neighbour(
-    database: Database, rows: Rows
-) -> None:
-    """A worker dies; a trigger hangs when one of its rows becomes pending again; there is no statement_timeout.
-
-    Seen: none of its rows is rescued: each rescue hangs, and is undone as a whole. They wait for the end of the lease.
-    Right: the row alone waits for the end of its lease.
-    """
-    await trigger(
-        rows,
-        "before update",
-        f"{TOUCHY} and old.status = 'processing' and new.status = 'pending'",
-        "perform pg_sleep(3600); return new;",
-    )
-    await rows.query("insert into push_listener.workers (name, guarded) values ('dead', true)")
-    for token in ("touchy", "neighbour"):
-        await rows.add(device_token=token, title="t", status="processing", claimed_by=1)
-    await rows.query(
-        "update push_notifications set claimed_by = w.id, delivery_attempts = 1, "
-        "next_attempt_at = now() + interval '1 h' from push_listener.workers w"
-    )
-    async with Emulator() as emulator, serving(settings_for(database.dsn, emulator)):
-        await until(lambda: "neighbour" in tokens(emulator))
