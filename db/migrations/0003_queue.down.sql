@@ -56,4 +56,5 @@ begin
 end
 $$;
 
+drop function if exists push_listener.unclaimable(integer, uuid[], integer, double precision, text);
 drop table push_listener.unwritable_rows;

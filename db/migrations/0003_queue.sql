@@ -182,6 +182,8 @@ comment on column push_listener.unwritable_rows.statement is
 comment on column push_listener.unwritable_rows.code is
   'The SQLSTATE of the error, or IGNORED or CHANGED: a trigger of the application ignored or changed what was written.';
 
+\ir ../functions/push_listener/unclaimable.sql
+
 -- Columns of the application keep the application's comments.
 do $$
 declare

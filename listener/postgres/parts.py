@@ -20,6 +20,8 @@ T = TypeVar("T")
 _SEVERAL, _SINGLE, _ALL = 1 / 30, 1 / 10, 1 / 2
 # After this time rows that were written are not kept waiting for the others.
 _ENOUGH_S = 0.5
+# After so many rows that were refused alone a search in the server is faster.
+MANY_REFUSED = 50
 
 # A shorter timeout of the role, in any unit, remains.
 _LIMIT_TIME = """
@@ -63,7 +65,7 @@ async def write_in_parts(
         conn: in a transaction that has locked the rows.
         ids: the rows.
         write: writes some of them. It may raise NotAsWritten.
-        may_stop: whether to stop early when some rows are written.
+        may_stop: whether to stop early when some rows are written, or many refused.
 
     Raises psycopg.Error when the fault is in no row.
     """
@@ -72,10 +74,12 @@ async def write_in_parts(
     failed: list[tuple[int, int]] = []
     began = time.monotonic()
     role = (await (await conn.execute(_TIMEOUT)).fetchone() or ("0",))[0]
-    timeout, position, size = 0.0, 0, len(ids)
+    timeout, position, size, alone = 0.0, 0, len(ids), 0
     while position < len(ids):
         took = time.monotonic() - began
         if took > _ALL * STATEMENT_PATIENCE_S or (may_stop and written.results and took > _ENOUGH_S):
+            break
+        if may_stop and alone >= MANY_REFUSED:
             break
         part = ids[position : position + size]
         wanted = STATEMENT_PATIENCE_S * (_SINGLE if len(part) == 1 else _SEVERAL)
@@ -100,7 +104,7 @@ async def write_in_parts(
             else:
                 written.refused[part[0]] = code_of(error)
                 failed = [each for each in failed if each[0] <= position]
-                position += 1
+                position, alone = position + 1, alone + 1
     if written.results:
         written.too_many = min((failed_size for _, failed_size in failed), default=None)
     return written

@@ -24,7 +24,7 @@ from listener.postgres.batch_limit import BatchLimit
 from listener.postgres.connect import STATEMENT_PATIENCE_S, Connection, Pool, fetch_value
 from listener.postgres.errors import ROW_FAULTS, fault_name, is_of_rows
 from listener.postgres.locks import STRANGERS, LockHolder
-from listener.postgres.parts import NotAsWritten, write_in_parts
+from listener.postgres.parts import MANY_REFUSED, NotAsWritten, write_in_parts
 from listener.postgres.put_back import put_back
 from listener.postgres.statements import load
 from listener.postgres.text import storable, storable_json
@@ -37,6 +37,11 @@ _DUE = load(__file__, "due")
 _CLAIM = load(__file__, "claim", due=_DUE)
 _CLAIM_THESE = load(__file__, "claim", due=load(__file__, "these"))
 _LOCK_DUE: LiteralString = f"with {_DUE} select id from due order by lane, due_at"  # noqa: S608  # no values
+_UNCLAIMABLE = """
+select push_id, code
+  from push_listener.unclaimable(%(worker)s::integer, %(excluded)s::uuid[], 2000, 0.5::float8,
+    pg_catalog.current_setting('search_path'))
+"""
 _LOG = load(__file__, "log")
 _SETTLE = load(__file__, "settle", log=_LOG)
 _RELEASE = load(__file__, "release")
@@ -244,10 +249,25 @@ class Queue:
             values = {"limit": limit, "normal_limit": normal_limit, "excluded": list(excluded)}
             await cursor.execute(_LOCK_DUE, values)
             written = await write_in_parts(conn, await cursor.fetchall(), claim, may_stop=True)
-            await self._note_unclaimable(conn, written.refused)
+            refused = written.refused
+            if len(refused) >= MANY_REFUSED:
+                refused = await self._search(conn, excluded) | refused
+            await self._note_unclaimable(conn, refused)
         if written.too_many:
             self._batch_limit.timed_out(written.too_many, time.monotonic())
-        return [push for part in written.results for push in part], len(written.refused)
+        return [push for part in written.results for push in part], len(refused)
+
+    async def _search(self, conn: Connection, excluded: Sequence[UUID]) -> dict[UUID, str]:
+        """More due rows whose update is refused: a search in the server finds a thousand in the time of fifty claims.
+
+        It finds neither what only reading a row shows nor rows that are slow.
+        """
+        try:
+            async with conn.transaction():
+                values = {"worker": self._worker, "excluded": list(excluded)}
+                return dict(await (await conn.execute(_UNCLAIMABLE, values)).fetchall())
+        except psycopg.errors.QueryCanceled:
+            return {}
 
     async def _take(
         self, conn: Connection, statement: LiteralString, values: dict[str, object]

@@ -127,6 +127,9 @@ CALLS = {
     "push_is_service": "select push_is_service('anon')",
     "push_listener.drift": "select 1 where (select count(*) from push_listener.drift()) >= 0",
     "push_listener.api": "select 1 where (select count(*) from push_listener.api()) > 0",
+    "push_listener.unclaimable": (
+        "select 1 where (select count(*) from push_listener.unclaimable(1, '{}', 10, 0.1, 'public')) >= 0"
+    ),
     "push_listener.is_alive": "select push_listener.is_alive(1)",
     "push_listener.settled_before": f"select push_listener.settled_before('{PUSH}', 'sent')",
     "push_disable_token": f"select push_disable_token('token of {OWNER}', 'UNREGISTERED')",

@@ -26,6 +26,7 @@ as $$
       ('table', 'push_listener.workers', 'push_listener', '{select}', '{""}'),
       ('table', 'push_listener.workers', 'push_listener', '{insert}', '{id,name,incarnation}'),
       ('table', 'push_listener.workers', 'push_listener', '{update}', '{stopped_at,guarded,lost}'),
+      ('function', 'push_listener.unclaimable(integer,uuid[],integer,double precision,text)', 'push_listener', '{execute}', '{""}'),
       ('table', 'push_listener.unwritable_rows', 'push_listener', '{select,delete}', '{""}'),
       ('table', 'push_listener.unwritable_rows', 'push_listener', '{insert}', '{push_id,statement,code,until}'),
       ('table', 'push_listener.unwritable_rows', 'push_listener', '{update}',

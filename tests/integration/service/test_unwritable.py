@@ -127,12 +127,13 @@ async def test_many_that_cannot_be_claimed_in_front_of_a_fresh_one(
     database: Database, rows: Rows, body: str
 ) -> None:
     await trigger(rows, "before update", "new.device_token like 'touchy%'", body)
-    await rows.add_many(700, "touchy")
+    for _ in range(4):
+        await rows.add_many(600, "touchy")
     fresh = await rows.add(device_token="fresh", title="t")
     async with Emulator() as emulator, serving(settings_for(database.dsn, emulator)) as service:
         assert (await rows.one_over(fresh))["status"] == "sent"
         looks = service.worker.dispatcher.looks if service.worker else 0
-        assert looks < 100
+        assert looks < 20
     assert tokens(emulator) == ["fresh"]
 
 
