@@ -28,6 +28,7 @@ class Condition(StrEnum):
     NO_TABLE = "tables of push-listener are missing in the database"
     NO_COLUMN = "columns of push-listener are missing in the database"
     NO_FUNCTION = "functions of push-listener are missing in the database"
+    REFUSED = "the database refuses what push-listener reads or writes"
     AWAY = "the database cannot be reached"
 
     @property
@@ -254,6 +255,8 @@ _DENIED = re.compile(
     r"new row violates row-level security policy for table \"\w+\""
 )
 
+_IN_FUNCTION = re.compile(r"^PL/pgSQL function (\w+(?:\.\w+)?)\(", re.MULTILINE)
+
 
 # What each command needs on a table or view. Everything that run needs is granted to the role push_listener.
 _GRANTS = {
@@ -304,7 +307,12 @@ def explain(error: BaseException | None) -> str:
         return "permission denied for database: the user of the address needs CREATE on it"
     if sqlstate in _BY_SQLSTATE:
         return _BY_SQLSTATE[sqlstate]
-    return f"the server answered with SQLSTATE {sqlstate}" if _SQLSTATE.fullmatch(sqlstate) else _WITHHELD
+    if not _SQLSTATE.fullmatch(sqlstate):
+        return _WITHHELD
+    function = _IN_FUNCTION.search(error.diag.context or "")
+    return f"the server answered with SQLSTATE {sqlstate}" + (
+        f", in the function {function[1]}" if function else ""
+    )
 
 
 def condition(error: BaseException | None) -> Condition:
@@ -313,7 +321,12 @@ def condition(error: BaseException | None) -> Condition:
         return condition(error.__cause__)
     if isinstance(error, psycopg.Error) and (found := _CONDITIONS_BY_SQLSTATE.get(sqlstate_of(error) or "")):
         return found
-    return _CONDITIONS.get(explain(error), Condition.AWAY) if error is not None else Condition.AWAY
+    if error is None:
+        return Condition.AWAY
+    answered = isinstance(error, psycopg.Error) and sqlstate_of(error) is not None
+    return _CONDITIONS.get(
+        explain(error), Condition.REFUSED if answered and not is_transient(error) else Condition.AWAY
+    )
 
 
 def spoils_session(error: BaseException) -> bool:
@@ -356,6 +369,16 @@ def is_transient(error: BaseException) -> bool:
     if sqlstate is None:
         return isinstance(error, psycopg.OperationalError | psycopg.InterfaceError)
     return sqlstate.startswith(_TRANSIENT) or _is_stale_plan(error)
+
+
+def is_of_rows(error: BaseException) -> bool:
+    """Whether the same statement with fewer rows, or with others, may succeed.
+
+    A lock that a trigger waits for, and a trigger that takes its time, are transient and may yet be those of a row.
+    """
+    return not is_transient(error) or isinstance(
+        error, psycopg.errors.LockNotAvailable | psycopg.errors.QueryCanceled
+    )
 
 
 def fault_name(error: BaseException | None) -> str:

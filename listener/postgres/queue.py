@@ -21,25 +21,28 @@ from psycopg.rows import args_row, class_row, kwargs_row, scalar_row, tuple_row
 
 from listener.log import should_log
 from listener.postgres.batch_limit import BatchLimit
-from listener.postgres.connect import Connection, Pool, fetch_value
-from listener.postgres.errors import ROW_FAULTS, fault_name, is_transient
+from listener.postgres.connect import STATEMENT_PATIENCE_S, Connection, Pool, fetch_value
+from listener.postgres.errors import ROW_FAULTS, fault_name, is_of_rows
 from listener.postgres.halving import Halving
 from listener.postgres.locks import STRANGERS, LockHolder
+from listener.postgres.parts import MANY_REFUSED, NotAsWritten, write_in_parts
 from listener.postgres.put_back import put_back
 from listener.postgres.statements import load
 from listener.postgres.text import storable, storable_json
-from listener.postgres.unwritable import CHANGED, IGNORED, UNWRITABLE, Pause, UnwritableRows, code_of
+from listener.postgres.unwritable import CHANGED, IGNORED, UNWRITABLE, Pause, UnwritableRows
 from listener.push import EXPIRED_REASON, Decision, LogLine, Push, Settlement
 
 log = structlog.get_logger(__name__)
 
-_CLAIM = load(__file__, "claim")
+_DUE = load(__file__, "due")
+_CLAIM = load(__file__, "claim", due=_DUE)
+_CLAIM_THESE = load(__file__, "claim", due=load(__file__, "these"))
+_LOCK_DUE: LiteralString = f"with {_DUE} select id from due order by lane, due_at"  # noqa: S608  # no values
 _UNCLAIMABLE = """
 select push_id, code
-  from push_listener.unclaimable(%(worker)s::integer, %(excluded)s::uuid[], %(limit)s::integer, %(seconds)s::float8,
+  from push_listener.unclaimable(%(worker)s::integer, %(excluded)s::uuid[], 2000, 0.5::float8,
     pg_catalog.current_setting('search_path'))
 """
-_FIRST = load(__file__, "claim_first")
 _LOG = load(__file__, "log")
 _SETTLE = load(__file__, "settle", log=_LOG)
 _RELEASE = load(__file__, "release")
@@ -78,19 +81,13 @@ time when most rows waited, and then Postgres would read the whole table."""
 # It also drops from the queue what every session has read, for which the server itself waits until somebody notifies.
 _NOTIFY_QUEUE = "select pg_catalog.pg_notification_queue_usage()"
 
-_NO_LIMIT = 1 << 20
+_NO_LIMIT = 1 << 12
 
 # What a deferred trigger of the application does is seen before the commit.
 _NOT_DEFERRED = "set constraints all immediate"
 
-# For how long to look for rows that cannot be claimed before the others are claimed, and for how many.
-_UNCLAIMABLE_S = 0.5
-_UNCLAIMABLE_AT_ONCE = 2000
-_CLAIMS_IN_A_ROW = 20
-
 # For how long to find out which tokens cannot be disabled. Rows are locked meanwhile.
 _DISABLING_S = 2.0
-_LOCK_NOT_AVAILABLE = "55P03"
 
 
 class Fate(StrEnum):
@@ -124,8 +121,10 @@ class _Unlogged(Exception):
         self.ids = ids
 
 
-# A database with the encoding SQL_ASCII stores any bytes, and refuses to send those that are no UTF-8.
-_NOT_TEXT = (psycopg.errors.CharacterNotInRepertoire, psycopg.errors.UntranslatableCharacter)
+# SQLSTATEs. A database with the encoding SQL_ASCII stores any bytes, and refuses to send those that are no UTF-8.
+_NOT_TEXT = ("22021", "22P05")
+# Another transaction holds a lock, or another row what an index or an exclusion constraint lets only one row have.
+_PASSING = ("55P03", "23505", "23P01")
 _NOT_UTF8 = (
     "a text of this push, or a token in push_recipients, is not valid UTF-8: write it again in that encoding"
 )
@@ -233,111 +232,107 @@ class Queue:
             normal_limit: at most this number of rows of normal priority; None: ``limit``.
             excluded: rows that are not claimed.
         """
-        limit = min(limit, self._batch_limit.rows(time.monotonic()))
-        normal_limit = limit if normal_limit is None else min(limit, normal_limit)
-        for _ in range(_CLAIMS_IN_A_ROW):
+        normal_limit = limit if normal_limit is None else normal_limit
+        ends = time.monotonic() + STATEMENT_PATIENCE_S / 4
+        while True:
+            now = time.monotonic()
+            most = self._batch_limit.rows(now)
+            limit = min(limit, most)
             try:
-                async with self._pool.connection() as conn:
-                    return await self._take_verified(conn, limit, normal_limit, excluded)
+                if most == _NO_LIMIT:
+                    return await self._claim_at_once(limit, normal_limit, excluded)
             except asyncio.CancelledError:  # it took too long
-                self._batch_limit.timed_out(limit, time.monotonic())
+                self._batch_limit.timed_out(limit, now)
                 raise
-            except psycopg.errors.QueryCanceled:
-                self._batch_limit.timed_out(limit, time.monotonic())
-                passed_over = False
             except ROW_FAULTS as error:
-                if is_transient(error) and not isinstance(error, psycopg.errors.LockNotAvailable):
+                if not is_of_rows(error):
                     raise
-                passed_over = await self._pass_over(excluded)
-            if not passed_over and limit == 1:
-                return await self._claim_first(excluded)
-            if not passed_over:
-                limit, normal_limit = limit // 2, (normal_limit + 1) // 2
-        return []
+            pushes, refused = await self._claim_in_parts(limit, normal_limit, excluded)
+            if pushes or not refused or time.monotonic() >= ends:
+                return pushes
+
+    async def _claim_at_once(self, limit: int, normal_limit: int, excluded: Sequence[UUID]) -> list[Push]:
+        """Raises psycopg.Error or NotAsWritten, and claims nothing, if a row cannot be claimed."""
+        values = {"limit": limit, "normal_limit": normal_limit, "excluded": list(excluded), "is_strict": True}
+        async with self._pool.connection() as conn:
+            if not self._verifies:
+                return await self._take(conn, _CLAIM, values)
+            async with conn.transaction():
+                await conn.execute(_NOT_DEFERRED)
+                return await self._take(conn, _CLAIM, values)
+
+    async def _claim_in_parts(
+        self, limit: int, normal_limit: int, excluded: Sequence[UUID]
+    ) -> tuple[list[Push], int]:
+        """Claims what can be claimed, and notes the rest; returns the number of the latter as well."""
+        async with self._pool.connection() as conn, conn.transaction():
+            await conn.execute(_NOT_DEFERRED)
+
+            async def claim(part: Sequence[UUID]) -> list[Push]:
+                return await self._take(conn, _CLAIM_THESE, {"ids": list(part), "is_strict": False})
+
+            await claim([])  # what fails without rows is no row's fault
+            cursor = conn.cursor(row_factory=scalar_row)
+            values = {"limit": limit, "normal_limit": normal_limit, "excluded": list(excluded)}
+            await cursor.execute(_LOCK_DUE, values)
+            written = await write_in_parts(conn, await cursor.fetchall(), claim, may_stop=True)
+            refused = written.refused
+            if len(refused) >= MANY_REFUSED:
+                refused = await self._search(conn, excluded) | refused
+            await self._note_unclaimable(conn, refused)
+        if written.too_many:
+            self._batch_limit.timed_out(written.too_many, time.monotonic())
+        return [push for part in written.results for push in part], len(refused)
+
+    async def _search(self, conn: Connection, excluded: Sequence[UUID]) -> dict[UUID, str]:
+        """More due rows whose update is refused: a search in the server finds a thousand in the time of fifty claims.
+
+        It finds neither what only reading a row shows nor rows that are slow.
+        """
+        try:
+            async with conn.transaction():
+                values = {"worker": self._worker, "excluded": list(excluded)}
+                return dict(await (await conn.execute(_UNCLAIMABLE, values)).fetchall())
+        except psycopg.errors.QueryCanceled:
+            return {}
 
     async def _take(
-        self, conn: Connection, limit: int, normal_limit: int, excluded: Sequence[UUID]
-    ) -> list[Push | UUID]:
-        """Claims rows; in place of each that a trigger has not let be claimed it returns the id."""
+        self, conn: Connection, statement: LiteralString, values: dict[str, object]
+    ) -> list[Push]:
+        """Claims rows. Raises NotAsWritten, within the transaction, if a trigger has ignored or changed a claim."""
         # By position: a mapping by name (class_row) doubles the CPU time that 500 rows take here.
         cursor = conn.cursor(binary=True, row_factory=args_row(_claimed))
-        await cursor.execute(
-            _CLAIM,
-            {
-                "limit": limit,
-                "normal_limit": normal_limit,
-                "lease": self._lease,
-                "worker": self._worker,
-                "excluded": list(excluded),
-            },
-        )
-        return await cursor.fetchall()
-
-    async def _pass_over(self, excluded: Sequence[UUID]) -> bool:
-        """Notes due rows that cannot be claimed; returns whether there were any."""
-        values = {
-            "worker": self._worker,
-            "excluded": list(excluded),
-            "limit": _UNCLAIMABLE_AT_ONCE,
-            "seconds": _UNCLAIMABLE_S,
-        }
-        async with self._pool.connection() as conn:
-            found: dict[UUID, str] = dict(await (await conn.execute(_UNCLAIMABLE, values)).fetchall())
-        locked = {push_id: code for push_id, code in found.items() if code == _LOCK_NOT_AVAILABLE}
-        await self.unwritable.note(locked, Pause.SHORT)
-        refused = {push_id: code for push_id, code in found.items() if push_id not in locked}
-        await self.unwritable.note(refused, Pause.LONG)
-        return bool(found)
-
-    async def _claim_first(self, excluded: Sequence[UUID]) -> list[Push]:
-        """Claims one row, or notes it if that fails."""
-        push_id: UUID | None = None
-        try:
-            async with self._pool.connection() as conn, conn.transaction():
-                push_id = await fetch_value(conn, _FIRST, {"excluded": list(excluded)})
-                return await self._take_verified(conn, 1, 1, excluded)
-        except ROW_FAULTS as error:
-            is_slow = isinstance(error, psycopg.errors.QueryCanceled)
-            if push_id is None or (is_transient(error) and not is_slow):
-                raise
-            async with self._pool.connection() as conn:
-                await self._take(conn, 0, 0, excluded)  # raises if the fault is not in the row
-                if isinstance(error, _NOT_TEXT):
-                    await conn.execute(
-                        _UNREADABLE, {"push_id": push_id, "code": "INVALID_TEXT", "reason": _NOT_UTF8}
-                    )
-                    log.warning("push dead", push_id=str(push_id), code="INVALID_TEXT")
-                    return []
-            await self.unwritable.note({push_id: code_of(error)}, Pause.SHORT if is_slow else Pause.LONG)
-            return []
-
-    async def _take_verified(
-        self, conn: Connection, limit: int, normal_limit: int, excluded: Sequence[UUID]
-    ) -> list[Push]:
-        """Claims rows; returns those that hold what the claim has written, and notes the others.
-
-        If anything fails, nothing is claimed: a row that is claimed and not returned would wait to be claimed again.
-        """
-        if not self._verifies:
-            return await self._without_ignored(conn, await self._take(conn, limit, normal_limit, excluded))
-        async with conn.transaction():
-            await conn.execute(_NOT_DEFERRED)
-            claimed = await self._take(conn, limit, normal_limit, excluded)
-            pushes = await self._without_ignored(conn, claimed)
-            if not pushes:
-                return []
-            held = await self._among(conn, _STILL_CLAIMED, [(push.id, push.attempt) for push in pushes])
-            changed = {push.id: CHANGED for push in pushes if push.id not in held}
-            await self.unwritable.note(changed, Pause.LONG, conn)
-            return [push for push in pushes if push.id in held]
-
-    async def _without_ignored(self, conn: Connection, claimed: list[Push | UUID]) -> list[Push]:
-        """The rows that a trigger has let be claimed; the others are noted."""
+        await cursor.execute(statement, {"lease": self._lease, "worker": self._worker, **values})
+        claimed = await cursor.fetchall()
         pushes = [each for each in claimed if isinstance(each, Push)]
-        if len(pushes) < len(claimed):
-            ignored = {each: IGNORED for each in claimed if isinstance(each, UUID)}
-            await self.unwritable.note(ignored, Pause.LONG, conn)
+        codes = {each: IGNORED for each in claimed if isinstance(each, UUID)}
+        if self._verifies and pushes:
+            held = await self._among(conn, _STILL_CLAIMED, [(push.id, push.attempt) for push in pushes])
+            codes |= {push.id: CHANGED for push in pushes if push.id not in held}
+        if codes:
+            raise NotAsWritten(codes)
         return pushes
+
+    async def _note_unclaimable(self, conn: Connection, codes: Mapping[UUID, str]) -> None:
+        """Keeps rows from being claimed for a while, and gives up those whose texts cannot be read."""
+        unreadable = [push_id for push_id, code in codes.items() if code in _NOT_TEXT]
+        if unreadable:
+            values = {"code": "INVALID_TEXT", "reason": _NOT_UTF8}
+
+            async def give_up(part: Sequence[UUID]) -> int:
+                return (await conn.execute(_UNREADABLE, {**values, "ids": list(part)})).rowcount
+
+            written = await write_in_parts(conn, unreadable, give_up, may_stop=False)
+            codes = {
+                push_id: code for push_id, code in codes.items() if code not in _NOT_TEXT
+            } | written.refused
+            log.warning(
+                "pushes dead", rows=sum(written.results), code="INVALID_TEXT", example=str(unreadable[0])
+            )
+        passing = {push_id: code for push_id, code in codes.items() if code in _PASSING}
+        await self.unwritable.note(passing, Pause.SHORT, conn)
+        refused = {push_id: code for push_id, code in codes.items() if code not in _PASSING}
+        await self.unwritable.note(refused, Pause.LONG, conn)
 
     async def _among(
         self, conn: Connection, statement: LiteralString, rows: list[tuple[UUID, int]]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Mapping
 from contextlib import nullcontext
 from enum import StrEnum
@@ -11,13 +13,14 @@ import psycopg
 import structlog
 
 from listener.log import should_log
-from listener.postgres.connect import Connection, Pool
+from listener.postgres.connect import Connection, Pool, fetch_value
 from listener.postgres.errors import fault_name, sqlstate_of
 from listener.postgres.statements import load
 
 log = structlog.get_logger(__name__)
 
 _NOTE = load(__file__, "note_unwritable")
+_RETRY = load(__file__, "retry_unwritable")
 _FORGET = "delete from push_listener.unwritable_rows where push_id = any(%(ids)s::uuid[])"
 # An application may raise any code, and a metric must not have any number of labels.
 UNWRITABLE = """
@@ -49,12 +52,14 @@ class Pause(StrEnum):
     """For how long a row is not claimed."""
 
     SHORT = "short"
-    """From a second to ten: the row, or what its trigger writes, is locked or slow."""
+    """From a second to ten: the row, or what its trigger writes, is locked, or another row has what it needs."""
     LONG = "long"
     """From ten seconds to a day: the row cannot be claimed as it is."""
     ENDLESS = "endless"
     """The push may have been sent, and its result cannot be written."""
 
+
+_BETWEEN_RETRIES_S = 1.0
 
 # The first pause, and the longest, in seconds.
 _SECONDS: dict[Pause, tuple[float | None, float]] = {
@@ -73,6 +78,8 @@ class UnwritableRows:
     def __init__(self, pool: Pool) -> None:
         self._pool = pool
         self._noted = 0
+        self._may_hold_refused = True
+        self._retry_at = -math.inf
 
     async def note(self, codes: Mapping[UUID, str], pause: Pause, within: Connection | None = None) -> None:
         """Keeps all workers from claiming these rows for a while.
@@ -92,9 +99,11 @@ class UnwritableRows:
             "statement": statement,
             "pause": first,
             "longest": longest,
+            "with_probe": pause is Pause.LONG,
         }
         async with nullcontext(within) if within else self._pool.connection() as conn:
             await conn.execute(_NOTE, values)
+        self._may_hold_refused = True
         self._noted += 1
         if should_log(self._noted):
             log.error(
@@ -104,6 +113,17 @@ class UnwritableRows:
                 codes=sorted(set(codes.values())),
                 example=str(next(iter(codes))),
             )
+
+    async def claimed(self) -> None:
+        """To be called when rows were claimed: retries, if rows may be noted, and not often."""
+        if self._may_hold_refused and time.monotonic() >= self._retry_at:
+            await self.retry()
+
+    async def retry(self) -> None:
+        """Lets refused rows be claimed again if a row that was refused alike has been claimed."""
+        self._retry_at = time.monotonic() + _BETWEEN_RETRIES_S
+        async with self._pool.connection() as conn:
+            self._may_hold_refused = bool(await fetch_value(conn, _RETRY))
 
     async def forget(self, ids: list[UUID]) -> None:
         """These rows have been written after all."""

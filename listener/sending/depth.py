@@ -41,6 +41,7 @@ class DepthWatch:
                     async with asyncio.timeout(STATEMENT_PATIENCE_S):
                         depth = await self._queue.depth()
                         if depth.unwritable:
+                            await self._queue.unwritable.retry()
                             await self._tidy()
                 except (psycopg.Error, TimeoutError):
                     self._metrics.database_errors.labels("depth").inc()

@@ -123,6 +123,9 @@ class Dispatcher:
         """Claims, and then waits for as long as there is nothing more to claim."""
         await self._expiry.run()
         pushes = await self._claim(claim)
+        if pushes:
+            async with asyncio.timeout(STATEMENT_PATIENCE_S):
+                await self._queue.unwritable.claimed()
         poll_delay = self._waker.poll_delay(len(pushes)) if claim.budget.normal else None
         if not claim.budget.exhausts_queue(pushes):
             pass  # more rows are due: look again at once

@@ -7,13 +7,12 @@ import math
 import time
 from collections.abc import Sequence
 
-import psycopg
 import structlog
 
 from listener.limits.shared_quota import is_late
 from listener.metrics import Metrics
 from listener.postgres.connect import STATEMENT_PATIENCE_S
-from listener.postgres.errors import ROW_FAULTS, fault_name, is_transient
+from listener.postgres.errors import ROW_FAULTS, fault_name, is_of_rows
 from listener.postgres.queue import Queue
 from listener.push import Push, Status
 from listener.sending.held import HeldRows
@@ -61,8 +60,11 @@ class Expiry:
         try:
             async with asyncio.timeout(STATEMENT_PATIENCE_S):
                 expired = await self._queue.expire(self._rows, self._held.old)
+        except TimeoutError as error:  # a trigger may hang
+            self._give_up(error)
+            raise
         except ROW_FAULTS as error:
-            if is_transient(error) and not _is_of_rows(error):
+            if not is_of_rows(error):
                 raise
             self._failed(error)
             return
@@ -75,12 +77,10 @@ class Expiry:
     def _failed(self, error: Exception) -> None:
         self._rows //= _SHRINK
         if not self._rows:
-            log.warning("cannot expire pushes in bulk: they expire one by one", error=fault_name(error))
-            self._rows = self._most
-            self._has_met_many = False
-            self._not_before = time.monotonic() + _REFUSED_WAIT_S
+            self._give_up(error)
 
-
-def _is_of_rows(error: BaseException) -> bool:
-    """Whether fewer rows may succeed: a lock that a trigger waits for, or a trigger that takes its time."""
-    return isinstance(error, psycopg.errors.LockNotAvailable | psycopg.errors.QueryCanceled)
+    def _give_up(self, error: Exception) -> None:
+        log.warning("cannot expire pushes in bulk: they expire one by one", error=fault_name(error))
+        self._rows = self._most
+        self._has_met_many = False
+        self._not_before = time.monotonic() + _REFUSED_WAIT_S

@@ -5,34 +5,11 @@
 -- order. A row that is too large to send is returned without its texts, and oversized names the columns that are too
 -- large.
 --
--- lock_timeout is set inside the statement because a transaction pooler loses SET: a trigger of the application may wait
--- for a lock. A LIMIT is evaluated before the first row is read.
+-- The statement is undone as a whole if such a row is among many (is_strict): the cast of a text that is no boolean
+-- fails. Then the rows are claimed in parts.
 --
--- "not in" with a subquery is a hashed subplan. Postgres would turn "not exists" into a join, which loses the order of
--- the index, and then it would read and sort all due rows.
-with high as materialized (
-  select id, next_attempt_at as due_at, 0 as lane, coalesce(delivery_attempts, 0) + 1 as attempt
-    from public.push_notifications
-    where (case priority::text when 'high' then 0 else 1 end) = 0 and next_attempt_at <= pg_catalog.now()
-      and next_attempt_at is not null and status::text in ('pending', 'processing', 'failed')
-      and id <> all(%(excluded)s::uuid[])
-      and id not in (select u.push_id from push_listener.unwritable_rows u where u.until > pg_catalog.now())
-    order by next_attempt_at
-    limit case when pg_catalog.set_config('lock_timeout', '200ms', true) is not null then %(limit)s::bigint end
-    for no key update skip locked
-), normal as materialized (
-  select id, next_attempt_at as due_at, 1 as lane, coalesce(delivery_attempts, 0) + 1 as attempt
-    from public.push_notifications
-    where (case priority::text when 'high' then 0 else 1 end) = 1 and next_attempt_at <= pg_catalog.now()
-      and next_attempt_at is not null and status::text in ('pending', 'processing', 'failed')
-      and id <> all(%(excluded)s::uuid[])
-      and id not in (select u.push_id from push_listener.unwritable_rows u where u.until > pg_catalog.now())
-    order by next_attempt_at
-    limit least(%(normal_limit)s::bigint, %(limit)s::bigint - (select pg_catalog.count(*) from high))
-    for no key update skip locked
-), due as (
-  select * from high union all select * from normal
-), claimed as (
+-- Which rows are claimed: due.sql or these.sql.
+with {due}, claimed as (
   update public.push_notifications p
     set status = 'processing',
         next_attempt_at = pg_catalog.now() + pg_catalog.make_interval(secs => %(lease)s),
@@ -69,7 +46,10 @@ with high as materialized (
              then 'options' end
       ], null) as oversized
 )
-select coalesce(c.is_written, false) as is_written,
+select case when c.is_written then true
+            when %(is_strict)s then
+              pg_catalog.concat('a trigger has ignored or changed the claim of the push ', due.id)::boolean
+            else false end as is_written,
     due.id, c.delivery_attempts as attempt, c.retry_count, c.lost_claims,
     case when o.fits then c.device_token end as device_token,
     case when o.fits then c.topic end as topic,

@@ -3,3 +3,4 @@ select p.id
   from unnest(%(ids)s::uuid[], %(attempts)s::integer[]) as c(id, attempt)
   join public.push_notifications p on p.id = c.id
   where p.status::text = 'processing' and p.claimed_by = %(worker)s and p.delivery_attempts = c.attempt
+    and p.next_attempt_at > pg_catalog.now()

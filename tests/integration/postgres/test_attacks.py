@@ -342,13 +342,12 @@ async def live(database: Database, dsn: str) -> None:
         assert await hands.settle([Settlement(others[0].id, others[0].attempt, failed)]) == [Fate.WRITTEN]
         assert await hands.locked([first.id]) == set()
         await hands.log([(first.id, line) for line in log])
-        await hands._pass_over([uuid4()])
+        assert await hands._claim_in_parts(0, 0, [uuid4()]) == ([], 0)
         await hands.unwritable.note({others[1].id: "P0001"}, Pause.LONG)
+        await hands.unwritable.retry()
         await hands.unwritable.forget([others[1].id])
         await hands.unwritable.tidy()
         assert await hands.release([]) == 1
-        async with pool.connection() as connection:
-            await connection.execute(queue._FIRST, {"excluded": [uuid4()]})
         assert await hands.earliest([uuid4()]) is not None
         assert await hands.expire(10, [uuid4()]) == 0
         # Another worker has claimed, and dies.
@@ -451,6 +450,7 @@ VALUES: dict[str, object] = {
     "attempts": [1], "statuses": ["sent"], "delays": [1.0], "tries": [True], "codes": ["c"], "reasons": ["r"],
     "message_ids": ["m"], "log_ids": [OWNER], "log_tokens": ["t"], "log_statuses": ["sent"], "log_details": ["{}"],
     "is_retry": True, "only_end_leases": False, "are_lost": True, "rows": 10, "seconds": 0.1, "statement": "claim",
+    "is_strict": True, "with_probe": True, "role": "0",
     "pause": 1.0, "longest": 2.0, "tokens": ["t"], "class": LIVENESS_CLASS, "suspects": [1], "fraction": 0.5,
     "recovery": 60, "before": 1.8e9, "start": -math.inf, "beyond": False,
     "limit": 10, "after": OWNER, "until": OWNER, "block": 0, "end": 500, "days": 7,

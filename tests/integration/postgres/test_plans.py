@@ -147,6 +147,15 @@ def _one_claimed(conn: Connection) -> dict[str, object]:
     return {"id": ids[0]}
 
 
+def _waiting(conn: Connection) -> dict[str, object]:
+    """Rows to be claimed by their ids."""
+    rows = conn.execute(
+        "select id from push_notifications where status = 'pending' and next_attempt_at <= now() limit %s",
+        (BATCH,),
+    ).fetchall()
+    return {"ids": [row[0] for row in rows], "lease": 60.0, "worker": 1, "is_strict": False}
+
+
 def _expired(conn: Connection) -> dict[str, object]:
     """Half of what waits has expired, after an attempt at the devices of a user."""
     conn.execute(
@@ -197,12 +206,21 @@ _LOG: LiteralString = "drop index push_delivery_logs_push"
 _OVER: LiteralString = "drop index push_notifications_over"
 _GIVEN_UP: LiteralString = "drop index push_notifications_given_up"
 
-_CLAIM = {"limit": BATCH, "normal_limit": BATCH, "lease": 60.0, "worker": 1, "excluded": [uuid4()]}
+_CLAIM = {
+    "limit": BATCH,
+    "normal_limit": BATCH,
+    "lease": 60.0,
+    "worker": 1,
+    "excluded": [uuid4()],
+    "is_strict": True,
+}
 
 CASES = [
     Case("claim", queue._CLAIM, _DUE, _CLAIM),
     Case("claim, its update", queue._CLAIM, _KEY, _CLAIM),
-    Case("first", queue._FIRST, _DUE, {"excluded": [uuid4()]}),
+    Case("lock due", queue._LOCK_DUE, _DUE, _CLAIM),
+    Case("claim these", queue._CLAIM_THESE, _KEY, _waiting),
+    Case("claim these, its update", queue._CLAIM_THESE, _KEY, _waiting),
     Case("settle", queue._SETTLE, _KEY, _claimed),
     Case("settle, what is to be tried again", queue._SETTLE, _KEY, _again),
     Case("fates", queue._FATES, _KEY, _again),

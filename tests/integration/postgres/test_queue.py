@@ -99,7 +99,7 @@ async def test_a_claim_brings_every_column_that_is_sent(pool: Pool, rows: Rows) 
 
 
 async def test_the_columns_of_a_claim_are_the_fields_of_a_push_in_their_order(database: Database) -> None:
-    values = {"limit": 0, "normal_limit": 0, "lease": LEASE, "worker": 1, "excluded": []}
+    values = {"limit": 0, "normal_limit": 0, "lease": LEASE, "worker": 1, "excluded": [], "is_strict": True}
     with psycopg.connect(database.dsn) as conn:
         columns = conn.execute(queue._CLAIM, values).description
     assert columns is not None
@@ -676,7 +676,14 @@ async def test_the_history_is_not_read(rows: Rows) -> None:
         "select 't', 't', case when n % 10 = 0 then 'high' else 'normal' end from generate_series(1, 200) n"
     )
     await rows.query("vacuum analyze push_notifications")
-    values = {"limit": 100, "normal_limit": 100, "lease": 60.0, "worker": 1, "excluded": [uuid4()]}
+    values = {
+        "limit": 100,
+        "normal_limit": 100,
+        "lease": 60.0,
+        "worker": 1,
+        "excluded": [uuid4()],
+        "is_strict": True,
+    }
     for statement in (queue._CLAIM, queue._EARLIEST, queue.DEPTH):
         async with rows.connection.transaction(force_rollback=True):
             cursor = psycopg.AsyncClientCursor(rows.connection)

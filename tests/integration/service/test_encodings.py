@@ -92,3 +92,16 @@ async def test_a_text_that_is_no_utf8_kills_its_push_and_no_other(
                     )
     assert dead[0]["error_code"] == "INVALID_TEXT"
     assert "UTF-8" in dead[0]["last_error"]
+
+
+async def test_many_texts_that_are_no_utf8_keep_no_neighbour(postgres: Server, emulator: Emulator) -> None:
+    with postgres.encoded("SQL_ASCII") as database:
+        async with rows_of(database.dsn) as rows:
+            await rows.query(
+                r"insert into push_notifications (device_token, title) "
+                r"select 'bad-' || n, convert_from('\xfc'::bytea, 'SQL_ASCII') from generate_series(1, 100) n"
+            )
+            await rows.add_many(300)
+            neighbour = await rows.add(device_token="neighbour", title="t")
+            async with serving(settings_for(database.dsn, emulator)):
+                await rows.one_over(neighbour)

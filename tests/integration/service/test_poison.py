@@ -10,6 +10,7 @@ from psycopg.types.json import Jsonb
 
 from listener.emulator import Emulator
 from listener.postgres import workers
+from listener.postgres.errors import Condition
 from listener.postgres.queue import Queue
 from listener.service import Service
 from tests.support.postgres import Database
@@ -238,6 +239,27 @@ async def test_a_trigger_that_lets_one_row_not_be_claimed_keeps_no_other_row(
     assert (await rows.get(touchy))["status"] == "pending"
 
 
+async def test_a_user_whose_recipients_cannot_be_read_keeps_no_neighbour(
+    database: Database, rows: Rows
+) -> None:
+    """The application's own push_recipients raises an error for one user (a cast, a decryption)."""
+    user = uuid4()
+    await rows.device("bad", user)
+    await rows.query("""
+        create or replace view push_recipients with (security_invoker = true) as
+          select user_id, case token when 'bad' then (1 / (length(token) - 3))::text else token end as token, platform
+            from push_devices where disabled_at is null
+    """)
+    await rows.query(
+        "insert into push_notifications (user_id, title) select %(user)s, 't' from generate_series(1, 60)",
+        user=user,
+    )
+    await rows.add_many(300)
+    neighbour = await rows.add(device_token="neighbour", title="t")
+    async with Emulator() as emulator, serving(settings_for(database.dsn, emulator)):
+        await rows.one_over(neighbour)
+
+
 @pytest.mark.parametrize("code", [*CODES, "using errcode = '57014'", "using errcode = '55P03'"])
 async def test_a_function_that_cannot_disable_a_token_keeps_no_other_row(
     database: Database, rows: Rows, code: str
@@ -314,6 +336,60 @@ async def test_where_nothing_can_be_written_or_claimed_it_is_no_rows_fault(
     assert {row["status"] for row in found.values()} == {"sent"}
     assert {len(await rows.logs(push_id)) for push_id in ids} == {1}
     assert emulator.stats()["duplicates"] == 0
+
+
+@pytest.mark.parametrize(
+    ("take", "give"),
+    [
+        (
+            "revoke update (claimed_by) on push_notifications from push_listener",
+            "grant update (claimed_by) on push_notifications to push_listener",
+        ),
+        (
+            "alter table push_notifications rename column updated_at to changed_at",
+            "alter table push_notifications rename column changed_at to updated_at",
+        ),
+    ],
+    ids=["privilege", "column"],
+)
+async def test_no_row_is_blamed_for_what_every_claim_lacks(
+    database: Database, rows: Rows, take: str, give: str
+) -> None:
+    await rows.query("create role app_listener login in role push_listener")
+    async with (
+        Emulator() as emulator,
+        serving(settings_for(database.dsn_as("app_listener"), emulator)) as service,
+    ):
+        await rows.connection.execute(take.encode())
+        await rows.add(device_token="phone", title="t")
+        await until(lambda: service.obstacles() or emulator.accepted)
+        await rows.connection.execute(give.encode())
+    assert await rows.query("select code from push_listener.unwritable_rows") == []
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "create rule audit as on update to push_notifications do also select 1",
+        "create trigger guard before update on push_notifications for each statement execute function guard()",
+    ],
+    ids=["rule", "statement trigger"],
+)
+async def test_a_reachable_database_is_not_called_unreachable(
+    database: Database, rows: Rows, statement: str
+) -> None:
+    """A rule or a trigger refuses every claim, also one of no rows."""
+    await rows.query(
+        "create function guard() returns trigger language plpgsql as $$ begin raise 'closed'; end $$"
+    )
+    async with Emulator() as emulator, serving(settings_for(database.dsn, emulator)) as service:
+        await rows.connection.execute(statement.encode())
+        await rows.add(device_token="phone", title="t")
+        await until(service.obstacles)
+        found = service.obstacles()
+        await rows.query("drop rule if exists audit on push_notifications")
+        await rows.query("drop trigger if exists guard on push_notifications")
+    assert found == [str(Condition.REFUSED)]
 
 
 async def test_the_process_does_not_grow_by_what_it_does_not_read(database: Database, rows: Rows) -> None:

@@ -13,6 +13,8 @@ import pytest
 from structlog.testing import capture_logs
 
 from listener.emulator import Emulator
+from listener.postgres import parts, queue
+from listener.sending import dispatcher, result_writer, settler, sleeper, unwritten
 from listener.service import Service
 from tests.support.postgres import Database
 from tests.support.service import Rows, connect, serving, settings_for, shown, until
@@ -128,13 +130,49 @@ async def test_many_that_cannot_be_claimed_in_front_of_a_fresh_one(
     database: Database, rows: Rows, body: str
 ) -> None:
     await trigger(rows, "before update", "new.device_token like 'touchy%'", body)
-    await rows.add_many(700, "touchy")
+    for _ in range(4):
+        await rows.add_many(600, "touchy")
     fresh = await rows.add(device_token="fresh", title="t")
     async with Emulator() as emulator, serving(settings_for(database.dsn, emulator)) as service:
         assert (await rows.one_over(fresh))["status"] == "sent"
         looks = service.worker.dispatcher.looks if service.worker else 0
-        assert looks < 100
+        assert looks < 20
     assert tokens(emulator) == ["fresh"]
+
+
+async def test_a_claim_whose_lease_a_trigger_takes_away_is_undone(database: Database, rows: Rows) -> None:
+    """A trigger of an older queue, where only a row that is pending has a next_attempt_at."""
+    await trigger(
+        rows,
+        "before update",
+        f"{TOUCHY} and new.status <> 'pending'",
+        "new.next_attempt_at := null; return new;",
+    )
+    touchy = await rows.add(device_token="touchy", title="t")
+    async with Emulator() as emulator, serving(settings_for(database.dsn, emulator, sweep_interval=1)):
+        await rows.one_over(await rows.add(device_token="neighbour", title="t"))
+        await rows.query("drop trigger meddle on push_notifications")
+        assert (await rows.one_over(touchy))["status"] == "sent"
+
+
+async def test_rows_that_a_broken_trigger_refused_go_out_when_it_is_mended(
+    database: Database, rows: Rows
+) -> None:
+    """By then each of them is to wait for longer than the test does."""
+    await trigger(rows, "before update", "true", "raise 'no';")
+    async with Emulator() as emulator, serving(settings_for(database.dsn, emulator, sweep_interval=1)):
+        waiting = [await rows.add(device_token=f"phone-{n}", title="t") for n in range(3)]
+
+        async def refusals() -> int:
+            found = await rows.query("select coalesce(min(times), 0) as n from push_listener.unwritable_rows")
+            return int(found[0]["n"])
+
+        async with asyncio.timeout(60):
+            while await refusals() < 3:  # the pause is 40 s then  # noqa: ASYNC110
+                await asyncio.sleep(0.1)
+        await rows.query("drop trigger meddle on push_notifications")
+        await rows.one_over(await rows.add(device_token="fresh", title="t"))
+        await rows.over(*waiting, patience=15)
 
 
 # What a trigger makes of the result "sent".
@@ -462,6 +500,22 @@ async def test_a_unique_index_on_pending_rows_makes_no_row_dead_that_is_given_ba
     assert found[first]["next_attempt_at"] is not None
 
 
+async def test_a_unique_index_on_processing_rows_keeps_no_neighbour(database: Database, rows: Rows) -> None:
+    """Rows of one batch refuse each other, and none is refused alone."""
+    await rows.query(
+        "create unique index one_at_a_time on push_notifications (user_id) where status = 'processing'"
+    )
+    await rows.query("""
+        insert into push_notifications (user_id, device_token, title)
+          select u.id, 'phone-' || u.n || '-' || m, 't'
+            from (select n, gen_random_uuid() as id from generate_series(1, 60) n) u, generate_series(1, 3) m
+            order by u.n, m
+    """)
+    neighbour = await rows.add(device_token="neighbour", title="t")
+    async with Emulator() as emulator, serving(settings_for(database.dsn, emulator)):
+        await rows.one_over(neighbour)
+
+
 # --- slow triggers and locks -------------------------------------------------------------------------------------
 
 
@@ -494,6 +548,66 @@ async def test_a_result_that_takes_longer_than_statement_timeout_keeps_no_other(
                 await asyncio.sleep(0.05)
     assert sorted(tokens(emulator)) == sorted(["touchy", *(f"phone-{n}" for n in range(5))])
     assert await unwritable(rows) == {}
+
+
+async def test_a_trigger_that_hangs_when_one_row_is_claimed_keeps_no_neighbour(
+    database: Database, rows: Rows, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing but the patience of this service ends the statement."""
+    for module in (dispatcher, result_writer, settler, sleeper, unwritten, parts, queue):
+        monkeypatch.setattr(module, "STATEMENT_PATIENCE_S", 1.0)
+    await trigger(rows, "before update", TOUCHY, "perform pg_sleep(3600); return new;")
+    async with Emulator() as emulator, serving(settings_for(database.dsn, emulator)):
+        await rows.add(device_token="touchy", title="t")
+        neighbours = [await rows.add(device_token=f"phone-{n}", title="t") for n in range(5)]
+        await rows.over(*neighbours)
+
+
+async def test_one_row_that_raises_and_one_that_is_slow_keep_no_neighbour(
+    database: Database, rows: Rows
+) -> None:
+    body = f"""if {TOUCHY} then raise 'no'; end if; perform pg_sleep(3); return new;"""
+    await trigger(rows, "before update", f"{TOUCHY} or new.device_token = 'slow'", body)
+    async with Emulator() as emulator, serving(settings_for(hurried(database.dsn, "1s"), emulator)):
+        await rows.query(
+            "insert into push_notifications (device_token, title) select unnest('{touchy,slow,phone}'::text[]), 't'"
+        )
+        await until(lambda: tokens(emulator) == ["phone"])
+
+
+async def test_a_guard_against_large_updates_is_learnt(database: Database, rows: Rows) -> None:
+    await rows.query("""
+        create function guard() returns trigger language plpgsql as $$ begin
+          if (select count(*) from changed) > 50 then raise 'too many rows at once'; end if;
+          return null;
+        end $$;
+        create trigger guard after update on push_notifications referencing new table as changed
+          for each statement execute function guard();
+    """)
+    for _ in range(40):
+        await rows.add_many(50)
+    async with Emulator() as emulator, serving(settings_for(database.dsn, emulator)):
+        await rows.over(patience=60)
+
+
+async def test_a_trigger_that_hangs_when_one_row_is_rescued_keeps_no_neighbour(
+    database: Database, rows: Rows
+) -> None:
+    await trigger(
+        rows,
+        "before update",
+        f"{TOUCHY} and old.status = 'processing' and new.status = 'pending'",
+        "perform pg_sleep(3600); return new;",
+    )
+    await rows.query("insert into push_listener.workers (name, guarded) values ('dead', true)")
+    for token in ("touchy", "neighbour"):
+        await rows.add(device_token=token, title="t", status="processing", claimed_by=1)
+    await rows.query(
+        "update push_notifications set claimed_by = w.id, delivery_attempts = 1, "
+        "next_attempt_at = now() + interval '1 h' from push_listener.workers w"
+    )
+    async with Emulator() as emulator, serving(settings_for(database.dsn, emulator)):
+        await until(lambda: "neighbour" in tokens(emulator))
 
 
 async def test_a_lock_that_a_trigger_needs_keeps_only_the_rows_that_need_it(
