@@ -117,7 +117,8 @@ class Rows:
         """These rows, or every row, as they are now."""
         wanted = None if ids is None else list(ids)
         found = await self.query(
-            "select *, (extract(epoch from next_attempt_at) - extract(epoch from clock_timestamp()))::float8 as next_in "
+            "select *, "
+            "(extract(epoch from next_attempt_at) - extract(epoch from clock_timestamp()))::float8 as next_in "
             "from push_notifications where %(ids)s::uuid[] is null or id = any(%(ids)s)",
             ids=wanted,
         )
