@@ -29,7 +29,7 @@ class BatchLimit:
         return self._limit
 
     def timed_out(self, rows: int, now: float) -> None:
-        """A statement with so many rows has timed out."""
+        """A statement with so many rows has timed out, or has failed although none of the rows is at fault."""
         if self._has_grown:  # too early
             self._hold = min(_LONGEST_HOLD_S, 2 * self._hold)
             self._has_grown = False
