@@ -387,7 +387,7 @@ async def test_readyz_tells_that_there_is_no_access_token_but_not_why(
     database: Database, rows: Rows, emulator: Emulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     refusal = answers.oauth_error("invalid_grant", SECRET)
-    monkeypatch.setattr(answers, "oauth_error", lambda *_: refusal)
+    monkeypatch.setattr(answers, "OAUTH_ERRORS", {"oauth_invalid_grant": refusal})
     emulator.add_fault("oauth_invalid_grant")
     async with serving(settings_for(database.dsn, emulator)) as service:
         await rows.add(device_token="t", title="t")
