@@ -848,7 +848,14 @@ def test_row_level_security_costs_the_listener_no_plan(postgres: Server, applica
             owner.execute("vacuum analyze push_notifications")
         for dsn in (database.dsn, database.dsn_as(WORKER)):
             with psycopg.connect(dsn, autocommit=True, cursor_factory=psycopg.ClientCursor) as connection:
-                values = {"limit": 100, "normal_limit": 100, "lease": 60.0, "worker": 1, "excluded": [], "is_strict": True}
+                values = {
+                    "limit": 100,
+                    "normal_limit": 100,
+                    "lease": 60.0,
+                    "worker": 1,
+                    "excluded": [],
+                    "is_strict": True,
+                }
                 rows = connection.execute(f"explain (costs off) {queue._CLAIM}", values).fetchall()
                 plans.append([line for (line,) in rows])
     # Where there are policies, conditions that might tell others what they see come last.
