@@ -55,6 +55,9 @@ class Pause(StrEnum):
     """From a second to ten: the row, or what its trigger writes, is locked, or another row has what it needs."""
     LONG = "long"
     """From ten seconds to a day: the row cannot be claimed as it is."""
+    SLOW = "slow"
+    """From ten seconds to a day: the push may have been sent, and to write its result takes too long. The database may
+    be what is slow, so the row is claimed again if its worker dies meanwhile."""
     ENDLESS = "endless"
     """The push may have been sent, and its result cannot be written."""
 
@@ -65,6 +68,7 @@ _BETWEEN_RETRIES_S = 1.0
 _SECONDS: dict[Pause, tuple[float | None, float]] = {
     Pause.SHORT: (1.0, 10.0),
     Pause.LONG: (10.0, 86400.0),
+    Pause.SLOW: (10.0, 86400.0),
     Pause.ENDLESS: (None, 0.0),
 }
 
@@ -91,7 +95,7 @@ class UnwritableRows:
         """
         if not codes:
             return
-        statement = "settle" if pause is Pause.ENDLESS else "claim"
+        statement = "settle" if pause in (Pause.SLOW, Pause.ENDLESS) else "claim"
         first, longest = _SECONDS[pause]
         values = {
             "ids": list(codes),

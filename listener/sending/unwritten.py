@@ -132,6 +132,8 @@ class Unwritten:
         """The row has ended, or is not this worker's any more."""
         if settlement.logs and not written.logs:
             self._put_log_lines(settlement)
+            if not self._log_failures:  # the status may have been what was refused, so they need not wait
+                await self._write_log_lines(_TRYING_S)
         if fate is Fate.WRITTEN:
             self._ended.add(settlement.push_id)
             await self._forget()
@@ -149,7 +151,8 @@ class Unwritten:
     async def _note(self, settlement: Settlement, code: str) -> None:
         try:
             async with asyncio.timeout(STATEMENT_PATIENCE_S):
-                await self._queue.unwritable.note({settlement.push_id: code}, Pause.ENDLESS)
+                pause = Pause.SLOW if code in _SLOW else Pause.ENDLESS
+                await self._queue.unwritable.note({settlement.push_id: code}, pause)
         except (psycopg.Error, TimeoutError):
             self._metrics.database_errors.labels("settle").inc()
 

@@ -30,6 +30,8 @@ _OWN_FAULTS = {"INTERNAL_ERROR", "NOT_WRITTEN", "INVALID_PUSH", "NOT_TRIED"}
 _CLOCK = 0.002
 """Seconds by which two readings of one clock may seem to disagree."""
 _FOR_THE_WAY = 1.0
+# A result that takes too long is written without its log rows. They follow, and a process that dies takes them with it.
+_STATUS_BEFORE_LOG = 10.0
 """Seconds from the last look at ``expires_at`` to the request's arrival, when this machine is busy."""
 
 
@@ -227,13 +229,12 @@ def _logs(
             found.wrong(f"{push_id}: claim {attempt} sent {len(made)} requests to one target")
         elif not written:
             name = names[claim.worker]
-            if (
-                claim.fate == "settled"
-                or name not in dead
-                or made[0].began > dead[name] + FCM_REQUEST_TIMEOUT
-            ):
+            died = dead.get(name)
+            is_lost = claim.fate != "settled" or (claim.ended or 0.0) > (died or 0.0) - _STATUS_BEFORE_LOG
+            if died is None or not is_lost or made[0].began > died + FCM_REQUEST_TIMEOUT:
                 found.wrong(
-                    f"{push_id}: the request of claim {attempt} ({claim.fate}, {name}) has no log row"
+                    f"{push_id}: the request of claim {attempt} ({claim.fate} at {claim.ended}, {name} died at {died}) "
+                    "has no log row"
                 )
             else:
                 found.unlogged[name] += 1
