@@ -30,9 +30,9 @@ _OWN_FAULTS = {"INTERNAL_ERROR", "NOT_WRITTEN", "INVALID_PUSH", "NOT_TRIED"}
 _CLOCK = 0.002
 """Seconds by which two readings of one clock may seem to disagree."""
 _FOR_THE_WAY = 1.0
-# A result that takes too long is written without its log rows. They follow, and a process that dies takes them with it.
-_STATUS_BEFORE_LOG = 10.0
 """Seconds from the last look at ``expires_at`` to the request's arrival, when this machine is busy."""
+_STATUS_BEFORE_LOG = 10.0
+"""Seconds. A result that takes too long is written without its log rows; a process that dies takes these with it."""
 
 
 @dataclass(slots=True)
