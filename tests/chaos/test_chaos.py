@@ -28,6 +28,5 @@ async def test_every_promise_is_kept_under_every_fault(seed: int, capsys: pytest
     assert {event.fault for event in result.events} == set(ACTS)
     # A run in which hardly anything happens proves nothing.
     assert result.findings.counts["rows committed"] > 1000
-    counts = result.findings.counts
-    assert counts["claims rescued from dead workers"] + counts["claims whose lease ran out"] > 0
+    assert result.findings.counts["claims rescued from dead workers"] > 0
     assert result.findings.counts["lost"] == result.findings.counts["stuck"] == 0
