@@ -320,7 +320,7 @@ def _pause(status: int, code: str, reason: str) -> Outcome:
     return Outcome(Disposition.PAUSE, code, reason, status, uses_try=False)
 
 
-# What has a meaning whoever says it. The others, in words that are not Google's, come from something on the way.
+# A proxy means the same by these as FCM. Any other status that is not in Google's JSON is a fault on the way.
 _NOT_MISROUTED = frozenset({401, 403, 404, 408, 409, 425, 429, 499})
 
 # Reasons of ErrorInfo that concern the project, whatever the status. Source: google.api.ErrorReason.

@@ -1,4 +1,4 @@
-"""Topic subscriptions in the emulator, made by the real SDK and by hand, and whom a message reaches."""
+"""Topic subscriptions in the emulator, made by the real SDK and by hand, and the devices that a message reaches."""
 
 from __future__ import annotations
 
