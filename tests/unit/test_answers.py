@@ -155,7 +155,8 @@ async def test_a_wrong_apns_topic_in_options_does_not_hold_back_ios(reason: str)
     """A developer sends pushes with a wrong ``apns-topic`` in options to three users. Apple refuses the topic that the
     message names, and all iPhones wait: the log tells the operator to look at the APNs key, which is right.
 
-    Right: where the message names a topic, the answer is about that topic. The message is at fault (``dead``), and no platform waits.
+    Right: where the message names a topic, the answer is about that topic. The message is at fault (``dead``), and no
+    platform waits.
     """
     refusal = error(400, "INVALID_ARGUMENT", "INVALID_ARGUMENT", 400, reason)
     sender = _Answers(lambda message: refusal if "apns-topic" in message["apns"]["headers"] else ACCEPTED)
