@@ -166,7 +166,7 @@ class Metrics:
         )
         self.platform_paused = Gauge(
             "push_platform_paused",
-            "1 while nothing is sent to a platform because Apple or the web push service refuses FCM's credentials.",
+            "1 while only probes are sent to a platform, because Apple or the web push service takes nothing from FCM.",
             ["platform"],
             registry=registry,
         )

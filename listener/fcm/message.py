@@ -215,7 +215,8 @@ def prepare(push: Push) -> Prepared:
     android: dict[str, Any] = {"priority": "HIGH" if high else "NORMAL"}
     is_live = shown.push_type == "liveactivity"
     is_background = not notification and shown.push_type in (None, "background")
-    at_once = high if is_live or not (notification or shown.push_type == "alert") else True
+    is_visible = notification is not None or shown.push_type == "alert"
+    at_once = high or (is_visible and not is_live)
     apns: dict[str, Any] = {
         "headers": {
             "apns-priority": "10" if at_once and not is_background else "5",

@@ -8,7 +8,7 @@ It distinguishes three faults:
 - *Away*: FCM does not answer, or only with 5xx. Pushes wait without using a try, and probes are frequent. If FCM
   answers a question although pushes fail, the pushes may be the cause; a few go on being tried, so that good pushes do
   not wait behind bad ones.
-- *One platform refused*: the credentials for APNs or web push are wrong, and the other platforms go on.
+- *One platform refused*: Apple or the web push service takes nothing from FCM, and the other platforms go on.
 """
 
 from __future__ import annotations
@@ -159,7 +159,7 @@ class FcmHealth:
             case Disposition.REFUSED:
                 self._note(self._refused, outcome, asked, now)
                 refused = self._refused_pushes.note(push, self._evidence, now)
-                return self._alone_with_tries(push, outcome, refused, self._evidence)
+                return self._refuse_alone(push, outcome, refused, self._evidence)
             case Disposition.MISFIT:
                 self._note(self._refused, outcome, asked, now)
                 return self._misfit(push, who, target.platform, outcome, asked, now)
@@ -252,7 +252,7 @@ class FcmHealth:
         """
         if platform is None:
             refused = self._refused_pushes.note(push, self._evidence, now)
-            return self._alone_with_tries(push, outcome, refused, self._evidence)
+            return self._refuse_alone(push, outcome, refused, self._evidence)
         held = self._platforms.setdefault(platform, _Platform())
         refused = self._refused_pushes.note(push, held.evidence, now)
         if refused.times == 1:  # a retry is no new evidence against those that were accepted once
@@ -263,24 +263,20 @@ class FcmHealth:
             return held.hold(outcome, now, self._times)
         if held.length:
             held.until = now  # the next request may be the probe
-        return self._alone_with_tries(push, outcome, refused, held.evidence)
-
-    def _alone_with_tries(
-        self, push: Push, outcome: Outcome, refused: Refused, evidence: Evidence
-    ) -> Outcome:
-        """The push waits longer each time. Each attempt uses a try, unless everything is paused."""
-        alone = self._refuse_alone(push, outcome, refused, evidence)
-        return replace(alone, uses_try=self.reason is None)
+        return self._refuse_alone(push, outcome, refused, held.evidence)
 
     def _refuse_alone(self, push: Push, outcome: Outcome, refused: Refused, evidence: Evidence) -> Outcome:
         """The push waits longer each time.
 
-        It uses a try if FCM has accepted others since its last refusal, unless everything is paused.
+        It uses a try if the answer is about this push alone, or if FCM has accepted others since its last refusal,
+        unless everything is paused.
         """
         reason = outcome.reason
         if evidence.accepted_since(refused.first):
             reason = f"FCM refuses this push while it accepts others: {reason}"
         delay = max(outcome.delay, self._policy.longest(_refusals(push, refused)))
+        if outcome.uses_try:
+            return replace(outcome, reason=reason, delay=delay, uses_try=self.reason is None)
         uses_try = refused.uses_try and self._refused.reason is None
         return replace(outcome, reason=reason, delay=delay, uses_try=uses_try)
 

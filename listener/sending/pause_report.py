@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
-
 import structlog
 
 from listener.limits.health import FcmHealth, Pause
@@ -13,7 +11,7 @@ from listener.wakeup.look_signal import LookSignal
 log = structlog.get_logger(__name__)
 
 
-PLATFORMS = ("android", "ios", "web")
+_PLATFORMS = ("android", "ios", "web", "other")
 
 
 class PauseReport:
@@ -25,7 +23,7 @@ class PauseReport:
         self._metrics = metrics
         self._told: Pause | None = None
         self._told_platforms: set[str] = set()
-        for platform in (*PLATFORMS, "other"):
+        for platform in _PLATFORMS:
             metrics.platform_paused.labels(platform).set(0)
 
     def tell(self) -> None:
@@ -51,11 +49,11 @@ class PauseReport:
         for platform in self._told_platforms - held.keys():
             log.info("platform resumed", platform=_label(platform))
         self._told_platforms = set(held)
-        paused = Counter(map(_label, held))
-        for label in (*PLATFORMS, "other"):
-            self._metrics.platform_paused.labels(label).set(bool(paused[label]))
+        paused = set(map(_label, held))
+        for label in _PLATFORMS:
+            self._metrics.platform_paused.labels(label).set(label in paused)
 
 
 def _label(platform: str) -> str:
     """A bounded name: a view of the application's own may call a platform anything."""
-    return platform if platform in PLATFORMS else "other"
+    return platform if platform in _PLATFORMS else "other"

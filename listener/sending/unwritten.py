@@ -158,10 +158,11 @@ class Unwritten:
 
     def _give_up(self, settlement: Settlement, code: str) -> None:
         log.error(
-            "row cannot be settled; it stays as it is, and is not sent again",
+            "row cannot be settled; it stays as it is",
             push_id=str(settlement.push_id),
             result=settlement.decision.status,
             code=code,
+            may_be_sent_again=code in _SLOW,
         )
         self._writer.release(settlement)
 
@@ -204,7 +205,7 @@ class Unwritten:
         return False
 
     def stop_keeping(self) -> None:
-        """The worker ends: it releases the rows that it keeps. They stay noted as unwritable."""
+        """The worker ends: it releases the rows that it keeps. They stay noted as unwritable; slow ones for a while."""
         self._keeps = False
         while self._kept:
             kept = self._kept.popleft()
