@@ -136,6 +136,42 @@ async def test_the_wait_of_a_row_scheduled_in_the_past_counts_from_its_insertion
     assert 0.0 <= push.waited < PATIENCE
 
 
+async def test_the_wait_of_a_retry_counts_from_when_the_push_was_first_due(pool: Pool, rows: Rows) -> None:
+    push_id = await rows.add(device_token="t", title="t")
+    mine = await worker(pool)
+
+    async def claim() -> Push:
+        (push,) = await mine.claim(1)
+        return push
+
+    async def was_due_s(column: str = "first_due_at") -> float | None:
+        query = f"select extract(epoch from now() - {column})::float8 as age from push_notifications"
+        found = (await rows.query(query))[0]["age"]
+        return None if found is None else float(str(found))
+
+    await rows.query(
+        "update push_notifications set next_attempt_at = now() - interval '300 s', created_at = now() - interval '1 day'"
+    )
+    assert await was_due_s() is None
+    first = await claim()
+    assert 300.0 <= first.waited < 300.0 + PATIENCE
+    await mine.settle([again(first, 0.0)])
+    second = await claim()
+    assert 300.0 <= second.waited < 300.0 + PATIENCE
+    await rows.query("update push_notifications set next_attempt_at = now() - interval '1 s'")  # the lease ended
+    third = await claim()
+    assert (third.lost_claims, 300.0 <= third.waited < 300.0 + PATIENCE) == (1, True)
+    await mine.settle([again(third, 0.0, uses_try=False)])
+    fourth = await claim()
+    await mine.settle([sent(fourth, "t")])
+    assert 300.0 <= fourth.waited < 300.0 + PATIENCE
+    assert await was_due_s() is None
+
+    await due_at(rows, push_id, "-5", status="pending")  # by hand: it begins anew
+    fifth = await claim()
+    assert 5.0 <= fifth.waited < 5.0 + PATIENCE
+
+
 async def test_rows_of_the_future_are_left_alone(pool: Pool, rows: Rows) -> None:
     push_id = await rows.add(device_token="t", title="t")
     await due_at(rows, push_id, "30")
