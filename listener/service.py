@@ -24,11 +24,12 @@ from listener.limits.health import FcmHealth, Pause
 from listener.limits.quota import Quota
 from listener.limits.retry_policy import RetryPolicy
 from listener.limits.slow_start import after_losses
-from listener.metrics import Metrics
+from listener.metrics.own import Metrics
 from listener.postgres.connect import ServicePool
 from listener.postgres.locks import LockWatch
 from listener.registration import Registered, Registration
 from listener.schema import served
+from listener.watchdog import Watchdog
 from listener.web.server import Web
 from listener.worker import Worker
 
@@ -69,6 +70,7 @@ class Service:
         on_overdue: called when the grace period is over for some seconds and the run has not ended, because a database
             that has gone silent can delay the closing of a connection.
         adoption: what becomes of waiting pushes, if the database is a copy of one that was served before.
+        on_stuck: called in a thread when the event loop or the worker has got nowhere for WATCHDOG_TIMEOUT.
     """
 
     def __init__(
@@ -78,6 +80,7 @@ class Service:
         project_id: str,
         on_overdue: Callable[[], None] = lambda: None,
         adoption: served.Adoption | None = None,
+        on_stuck: Callable[[str], None] = lambda what: None,
     ) -> None:
         self._settings = settings
         self._credentials = credentials
@@ -85,8 +88,10 @@ class Service:
         self._tokens: AccessTokens | None = None
         self._project_id = project_id
         self._on_overdue = on_overdue
+        self._on_stuck = on_stuck
         self._registration = Registration(settings, adoption)
-        self.metrics = Metrics()
+        self.metrics = Metrics(listens=settings.wakeup == "listen")
+        self.metrics.quota.set(settings.fcm_quota / 60.0)
         self._lock_watch = LockWatch(self.metrics)
         self._stop = asyncio.Event()
         self._hurry = asyncio.Event()
@@ -96,6 +101,8 @@ class Service:
         """The worker that runs now, or ran last."""
         self.port: int | None = None
         """Where the web server listens, once it does."""
+        self.metrics_port: int | None = None
+        """Where the metrics are served in private, once they are."""
 
     @property
     def pause(self) -> Pause | None:
@@ -114,7 +121,7 @@ class Service:
     async def run(self, on_ready: Callable[[], None] = lambda: None) -> None:
         """Runs until SIGTERM or SIGINT, or until ``stop``. ``on_ready`` is called once rows are claimed.
 
-        Raises NotMigrated, OSError when the port cannot be had, or ConfigError when LISTEN cannot work through
+        Raises NotMigrated, PortTaken when a port cannot be had, or ConfigError when LISTEN cannot work through
         the address, or when pushes wait in a database that is a copy.
         """
         self._on_ready = on_ready
@@ -122,8 +129,12 @@ class Service:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self.stop)
         async with AsyncExitStack() as stack:
+            watchdog = Watchdog(self.metrics, timeout=self._settings.stuck_after, on_stuck=self._on_stuck)
+            watching = asyncio.create_task(watchdog.run())
+            stack.callback(watching.cancel)
             web = Web(self._settings, self.metrics.registry, self.obstacles)
             self.port = await stack.enter_async_context(web.serve())
+            self.metrics_port = web.metrics_port
             pooled = await self._unless_stopped(self._registration.is_pooled())
             if pooled is None:
                 return
@@ -138,7 +149,7 @@ class Service:
                 timeout=self._settings.fcm_request_timeout,
             )
             stack.push_async_callback(transport.close)
-            tokens = self._tokens = AccessTokens(self._credentials, self._key_file)
+            tokens = self._tokens = AccessTokens(self._credentials, self._key_file, metrics=self.metrics)
             stack.push_async_callback(tokens.close)
             sender = Sender(transport, tokens, self.metrics.exchange.observe)
             warming = asyncio.create_task(_keep_warm(tokens))
@@ -160,7 +171,9 @@ class Service:
                 self._settings, registered, sender, self._health, quota, self._lock_watch, self.metrics
             )
             began = time.monotonic()
-            if await self.worker.run(self._stop, self._hurry, self._announce):
+            ended = await self.worker.run(self._stop, self._hurry, self._announce)
+            self.metrics.progress.set(None)
+            if ended:
                 log.info("stopped")
                 return
             if time.monotonic() - began < _LASTING_S:  # the cause may last

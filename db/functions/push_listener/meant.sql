@@ -35,6 +35,7 @@ as $$
       ('function', 'push_listener.is_alive(integer)', 'push_listener', '{execute}', '{""}'),
       ('table', 'push_listener.shared_quota', 'push_listener', '{select}', '{""}'),
       ('table', 'push_listener.shared_quota', 'push_listener', '{update}', '{fraction,reduced_at}'),
+      ('function', 'push_listener.daily_totals(integer)', 'push_listener', '{execute}', '{""}'),
       ('table', 'push_listener.served', 'push_listener', '{select}', '{""}'),
       ('table', 'push_listener.served', 'push_listener', '{insert}',
        '{system_identifier,database_oid,address,database_name}')

@@ -830,7 +830,11 @@ def test_the_listeners_role_has_nothing_else(postgres: Server) -> None:
         "push_listener.migrations", "push_listener.workers", "push_listener.lock_holders", "push_listener.shared_quota",
         "push_listener.served", "push_listener.functions", "push_listener.unwritable_rows",
     }  # fmt: skip
-    assert set(definers) == {("push_disable_token(text,text)",), ("push_listener.drift()",)}
+    assert set(definers) == {
+        ("push_disable_token(text,text)",),
+        ("push_listener.drift()",),
+        ("push_listener.daily_totals(integer)",),
+    }
 
 
 @pytest.mark.parametrize("application", ["", APPLICATION], ids=["fresh", "adopted"])
