@@ -67,14 +67,13 @@ class OverviewWatch:
 
     async def run(self) -> None:
         """Works until cancelled. Then nothing is told any more, because nobody knows how long that may last."""
-        seen, read_at = -1, -math.inf
+        seen, read_at, took = -1, -math.inf, 0.0
         try:
             while True:
                 looks, began = self._dispatcher.looks, time.monotonic()
                 if looks != seen or self._is_watchful or began - read_at >= _IDLE_INTERVAL_S:
-                    await self._read()
+                    took = await self._read()
                     seen, read_at = looks, began
-                took = time.monotonic() - began
                 await asyncio.sleep(max(self._interval, took / _SHARE_OF_TIME))
         finally:
             self._metrics.shared.forget()
@@ -87,7 +86,8 @@ class OverviewWatch:
         )
         return self._is_busy or keeps_still
 
-    async def _read(self) -> None:
+    async def _read(self) -> float:
+        """Returns the seconds that the server worked for it; 0 if the read failed."""
         began = time.monotonic()
         try:
             async with asyncio.timeout(STATEMENT_PATIENCE_S):
@@ -100,10 +100,11 @@ class OverviewWatch:
             self._metrics.database_errors.labels("read").inc()
             self._metrics.shared.forget()
             self._is_busy = True
-            return
+            return 0.0
         self._metrics.statement.observe(took, "read")
         self._metrics.shared.show(figures(found, sees_workers=self._sees_workers))
         self._is_busy = bool(sum(found.depth.due.values()) or found.depth.by_status["processing"])
+        return took
 
     async def _tidy(self) -> None:
         """Now and then deletes what is noted of rows that can be written."""
