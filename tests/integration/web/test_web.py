@@ -16,7 +16,7 @@ from prometheus_client import CollectorRegistry, Counter
 
 from listener.config import Settings, load
 from listener.emulator import Emulator
-from listener.web.server import Web
+from listener.web.server import PortTaken, Web
 from tests.support.postgres import Database
 from tests.support.service import (
     PATIENCE,
@@ -67,6 +67,29 @@ async def test_metrics_without_a_token_are_closed_where_other_machines_can_conne
             assert status == 403
             assert text.startswith("closed: set METRICS_TOKEN")
         assert (await get(port, "/healthz"))[0] == (await get(port, "/readyz"))[0] == 200
+
+
+async def test_a_private_port_serves_the_metrics_without_a_token_and_nothing_else() -> None:
+    registry = CollectorRegistry()
+    Counter("push_sends_total", "What it counts.", registry=registry).inc(3)
+    server = Web(settings(metrics_port=0, metrics_token=TOKEN), registry, list)
+    async with server.serve() as port:
+        assert server.metrics_port not in (None, port)
+        assert server.metrics_port is not None
+        status, text = await get(server.metrics_port, "/metrics")
+        assert (status, "push_sends_total 3.0" in text) == (200, True)
+        for path in ("/", "/healthz", "/readyz"):
+            assert (await get(server.metrics_port, path))[0] == 404
+        assert (await get(port, "/metrics"))[0] == 401
+
+
+async def test_a_private_port_that_is_taken_is_named() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        number = taken.getsockname()[1]
+        given = settings(metrics_host="127.0.0.1", metrics_port=number)
+        with pytest.raises(PortTaken, match=f"METRICS_HOST, METRICS_PORT: cannot listen on port {number}"):
+            async with Web(given, CollectorRegistry(), list).serve():
+                pass
 
 
 @pytest.mark.parametrize("host", [None, "127.0.0.1"])
