@@ -8,7 +8,7 @@ from structlog.testing import capture_logs
 from listener.emulator import Emulator
 from listener.sending.attempt import Attempts
 from tests.support.postgres import Database
-from tests.support.service import Rows, get, serving, settings_for, shown, until, with_arguments
+from tests.support.service import Rows, get, serving, settings_for, until, with_arguments
 
 
 async def test_a_permission_that_was_taken_away_is_known_before_a_push_needs_it(
@@ -18,7 +18,8 @@ async def test_a_permission_that_was_taken_away_is_known_before_a_push_needs_it(
     with capture_logs() as said:
         async with serving(settings_for(database.dsn, emulator, idle_probe_interval=0.05)) as service:
             assert service.port is not None
-            await shown(service.metrics, "push_probes_total", 1, {"outcome": "accepted"})
+            accepted = "push_probes_total", {"outcome": "accepted"}
+            await until(lambda: service.metrics.registry.get_sample_value(*accepted))
             assert await get(service.port, "/readyz") == (200, "ok\n")
             assert all(record.validate_only for record in emulator.received)  # no device gets it
 
