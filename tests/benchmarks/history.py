@@ -3,8 +3,9 @@
     python -m tests.benchmarks.history --rows 10000000
 
 Two databases of one Postgres hold finished pushes and their log rows, one of them ``--few`` and the other ``--rows``.
-In both, in turn, pushes are put in, claimed, settled and counted, with the statements of ``push-listener``; and a
-batch of old ones is purged. Postgres does not wait for the disk here, and has 1 GB of buffers, so that what is
+In both, in turn, pushes are put in, claimed, settled and counted, with the statements of ``push-listener``; a batch of
+old ones is purged; and the metrics are read and written out as for a scrape. ``--scheduled`` pushes wait for tomorrow in
+the larger one, and 1,000 in the other. Postgres does not wait for the disk here, and has 1 GB of buffers, so that what is
 compared is its work. With 10,000,000 rows this takes about ten minutes, and 25 GB of disk while it runs.
 """
 
@@ -24,15 +25,18 @@ from uuid import uuid4
 import click
 import orjson
 import psycopg
+from prometheus_client import generate_latest
 from psycopg import sql
 from psycopg_pool import AsyncConnectionPool
 from rich.table import Table
 
 from listener.demo.embedded import EmbeddedPostgres
+from listener.metrics.own import Metrics
 from listener.postgres import overview, workers
 from listener.postgres.queue import Queue
 from listener.push import Decision, LogLine, Push, Settlement, Status
 from listener.schema import retention
+from listener.sending.overview_watch import figures
 from tests.benchmarks import rig
 from tests.benchmarks.options import Options
 from tests.benchmarks.report import Line, at_most
@@ -86,10 +90,16 @@ select md5(n::text) || repeat(md5('b' || n), 4), 'Your ride is here', 'Blue esta
        jsonb_build_object('ride', n::text, 'screen', 'ride')
   from generate_series(1, %s) n
 """
+_SCHEDULED = """
+insert into push_notifications (device_token, title, body, data, next_attempt_at)
+select md5(n::text) || repeat(md5('b' || n), 4), 'Your ride is here', 'Blue estate car, two minutes away',
+       jsonb_build_object('ride', n::text, 'screen', 'ride'), now() + interval '1 day'
+  from generate_series(1, %s) n
+"""
 
 
-def fill(dsn: str, rows: int) -> None:
-    """Finished pushes, with their log rows and counts, as a listener would have left them."""
+def fill(dsn: str, rows: int, scheduled: int) -> None:
+    """Finished pushes, with their log rows and counts, as a listener would have left them, and scheduled ones."""
     with psycopg.connect(dsn, autocommit=True) as conn, _without_indexes(conn):
         for first in range(1, rows + 1, _PART):
             conn.execute(_PUSHES, {"first": first, "last": min(first + _PART - 1, rows), "rows": rows})
@@ -97,10 +107,7 @@ def fill(dsn: str, rows: int) -> None:
     with psycopg.connect(dsn, autocommit=True) as conn:
         conn.execute(_COUNTS)
         conn.execute("vacuum analyze")
-        conn.execute(_NEW, (1000,))
-        conn.execute(
-            "update push_notifications set next_attempt_at = now() + interval '1 day' where status = 'pending'"
-        )
+        conn.execute(_SCHEDULED, (scheduled,))
 
 
 @contextmanager
@@ -139,7 +146,11 @@ class Side:
     def __init__(self, pool: AsyncConnectionPool[Any], worker: Queue) -> None:
         self._pool = pool
         self._queue = worker
+        self._metrics = Metrics()
         self.seconds: dict[str, list[float]] = {}
+
+    async def _scrape(self) -> bytes:
+        return generate_latest(self._metrics.registry)
 
     async def round(self, *, counts: bool) -> None:
         """A batch of pushes from insert to settled, and what is asked beside; measured if it ``counts``."""
@@ -159,7 +170,9 @@ class Side:
         settlements = [_sent(push) for push in pushes]
         await timed("settle", lambda: self._queue.settle(settlements))
         for _ in range(_ASKED):
-            await timed("overview", lambda: overview.read(self._pool))
+            found = await timed("overview", lambda: overview.read(self._pool))
+            self._metrics.shared.show(figures(found, sees_workers=True))
+            await timed("scrape", self._scrape)
         async with self._pool.connection() as conn:
             for _ in range(_ASKED):
                 await timed("stats", lambda: conn.execute("select * from get_push_delivery_stats(30)"))
@@ -197,8 +210,10 @@ async def compare(dsns: list[str], rounds: int) -> list[dict[str, float]]:
     return [{what: statistics.median(each) for what, each in side.seconds.items()} for side in sides]
 
 
-def measure(few: int, rows: int, rounds: int, directory: Path | None) -> list[dict[str, float]]:
-    """Median seconds of each step with few finished rows, and with many."""
+def measure(
+    few: int, rows: int, rounds: int, directory: Path | None, scheduled: int = 1000
+) -> list[dict[str, float]]:
+    """Median seconds of each step with few finished rows and 1,000 scheduled ones, and with many of both."""
     with EmbeddedPostgres(version=rig.POSTGRES, settings=_SETTINGS, temporary_parent=directory) as server:
         free, needed = shutil.disk_usage(server.data_dir).free, rows * _ROW_BYTES
         if free < needed:
@@ -207,11 +222,11 @@ def measure(few: int, rows: int, rounds: int, directory: Path | None) -> list[di
                 "TMPDIR names another place"
             )
         dsns = []
-        for number in (few, rows):
+        for number, later in ((few, 1000), (rows, scheduled)):
             started = time.monotonic()
             rig.say(f"history: loading {number:,} finished rows")
             dsns.append(rig.new_database(server, f"rows_{number}"))
-            fill(dsns[-1], number)
+            fill(dsns[-1], number, later)
             rig.say(f"history: {number:,} rows loaded in {time.monotonic() - started:.0f} s")
         rig.say("history: claiming and settling")
         return asyncio.run(compare(dsns, rounds))
@@ -231,7 +246,7 @@ def part(options: Options) -> list[Line]:
         for step, what, goal in (
             ("claim", "claim of 500", 1.2),
             ("settle", "settle of 500", 1.2),
-            ("depth", "scrape", 1.2),
+            ("overview", "reading what the metrics show", 1.2),
             ("insert", "insert of 500", None),
             ("stats", "get_push_delivery_stats(30)", None),
             ("purge", "purge of 100", None),
@@ -242,13 +257,14 @@ def part(options: Options) -> list[Line]:
 @click.command(help=__doc__)
 @click.option("--rows", default=1_000_000, show_default=True, type=click.IntRange(100_000))
 @click.option("--few", default=10_000, show_default=True, type=click.IntRange(10_000))
+@click.option("--scheduled", default=1000, show_default=True, type=click.IntRange(1000))
 @click.option("--rounds", default=60, show_default=True, type=click.IntRange(10))
 @click.option(
     "--directory", type=click.Path(file_okay=False, exists=True, path_type=Path), help="For the data."
 )
 @click.option("--json", "as_json", is_flag=True)
-def main(rows: int, few: int, rounds: int, directory: Path | None, as_json: bool) -> None:
-    small, large = measure(few, rows, rounds, directory)
+def main(rows: int, few: int, scheduled: int, rounds: int, directory: Path | None, as_json: bool) -> None:
+    small, large = measure(few, rows, rounds, directory, scheduled)
     if as_json:
         figures = {
             "rows": [few, rows],
