@@ -2,11 +2,12 @@
 
     python -m tests.benchmarks.history --rows 10000000
 
-Two databases of one Postgres hold finished pushes and their log rows, one of them ``--few`` and the other ``--rows``. In
-both, in turn, pushes are put in, claimed, settled and counted, with the statements of ``push-listener``; a batch of old
-ones is purged; and the metrics are read and written out as for a scrape. ``--scheduled`` pushes wait for tomorrow in the
-larger one, and 1,000 in the other. Postgres does not wait for the disk here, and has 1 GB of buffers, so that what is
-compared is its work. With 10,000,000 rows this takes about ten minutes, and 25 GB of disk while it runs.
+Two databases of one Postgres hold finished pushes and their log rows, one of them ``--few`` and the other ``--rows``.
+In both, in turn, pushes are put in, claimed, settled and counted, with the statements of ``push-listener``; a batch
+of old ones is purged; and the metrics are read and written out as for a scrape. ``--scheduled`` pushes wait for
+tomorrow in the larger one, and 1,000 in the other. Postgres does not wait for the disk here, and has 1 GB of buffers,
+so that what is compared is its work. With 10,000,000 rows this takes about ten minutes, and 25 GB of disk while it
+runs.
 """
 
 from __future__ import annotations
