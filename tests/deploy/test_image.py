@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import orjson
 import pytest
@@ -22,8 +24,12 @@ pytestmark = pytest.mark.timeout(600)
 
 
 @pytest.fixture(scope="module")
-def image(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Image]:
-    with built(tmp_path_factory.mktemp("image"), VERSION=__version__, REVISION="abc123") as image:
+def image() -> Iterator[Image]:
+    # Not pytest's own directory: it would keep more than a gigabyte for each of three runs.
+    with (
+        TemporaryDirectory(prefix="push-listener-") as directory,
+        built(Path(directory), VERSION=__version__, REVISION="abc123") as image,
+    ):
         yield image
 
 

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tarfile
 from collections.abc import AsyncIterator, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -49,7 +49,7 @@ class Image:
         """A container with these arguments in place of the image's; killed at the end if it is still there."""
         uid, _, gid = self.config["User"].partition(":")
         process = await asyncio.create_subprocess_exec(
-            tool("unshare"), "--fork", "--pid", "--mount", "--mount-proc", "--kill-child",
+            tool("unshare"), "--fork", "--pid", "--mount", "--mount-proc",
             f"--root={self.root}", f"--wd={self.config['WorkingDir']}", f"--setgid={gid}", f"--setuid={uid}",
             *self.config["Entrypoint"], *(arguments or self.config["Cmd"]),
             env=self.environment(**env),
@@ -57,11 +57,12 @@ class Image:
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
         )  # fmt: skip
-        program = Program(process)
+        container = Container(self, Program(process), dict(env))
         try:
-            yield Container(self, program, dict(env))
+            yield container
         finally:
-            await program.close()
+            container.kill()
+            await container.program.close()
 
     async def run(self, *arguments: str, env: Mapping[str, str]) -> tuple[int, str]:
         """Exit code and output of a container that ends by itself."""
@@ -80,9 +81,14 @@ class Container:
     @property
     def pid(self) -> int:
         """The process id, outside the container, of its first process."""
-        children = Path(f"/proc/{self.program.pid}/task/{self.program.pid}/children").read_text().split()
-        (child,) = children
-        return int(child)
+        (child,) = self._children()
+        return child
+
+    def _children(self) -> list[int]:
+        with suppress(FileNotFoundError):
+            children = Path(f"/proc/{self.program.pid}/task/{self.program.pid}/children").read_text()
+            return [int(child) for child in children.split()]
+        return []
 
     def status(self) -> dict[str, list[str]]:
         """What /proc says of its first process."""
@@ -92,6 +98,11 @@ class Container:
     def stop(self) -> None:
         """Sends the image's stop signal to the first process, as ``docker stop`` does."""
         os.kill(self.pid, signal.Signals[self.image.config["StopSignal"]])
+
+    def kill(self) -> None:
+        """Ends it at once, if it has not ended."""
+        for child in self._children():
+            os.kill(child, signal.SIGKILL)
 
     async def healthcheck(self, *arguments: str) -> tuple[int, str]:
         """Exit code and output of the image's health check, with more arguments, inside the container."""
@@ -132,9 +143,21 @@ def built(directory: Path, **build_args: str) -> Iterator[Image]:
         )  # fmt: skip
         described = json.loads(_run(*buildah, "inspect", "--type=image", "push-listener"))
         container = _run(*buildah, "from", "--pull-never", "push-listener")
-        yield Image(Path(_run(*buildah, "mount", container)), described["Docker"]["config"])
+        with _read_only(_run(*buildah, "mount", container), directory / "root") as root:
+            yield Image(root, described["Docker"]["config"])
     finally:
         subprocess.run([*buildah, "unmount", "--all"], check=False, capture_output=True)
+
+
+@contextmanager
+def _read_only(source: str, place: Path) -> Iterator[Path]:
+    """The directory at another place, where nothing can be written: compose.yaml and Kubernetes ask for that."""
+    place.mkdir()
+    _run(tool("mount"), "--options=bind,ro", source, str(place))
+    try:
+        yield place
+    finally:
+        _run(tool("umount"), str(place))
 
 
 def _buildah(storage: Path) -> list[str]:

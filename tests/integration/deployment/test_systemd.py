@@ -36,7 +36,7 @@ def verify(units: Mapping[str, Iterable[str]], directory: Path) -> dict[str, str
     faults: dict[str, str] = {}
     for line in (done.stdout + done.stderr).splitlines():
         for name in units:
-            if re.search(rf"(^|/|: ){name}\.service\b", line):
+            if re.search(rf"(^|/|: |Unit ){name}\.service\b", line):
                 faults[name] = line
                 break
         else:
@@ -78,20 +78,45 @@ def test_misspelt_names_are_refused(tmp_path: Path) -> None:
         if name[-1] == name[-2]
     }
     units |= {
-        f"mutant-{number}": with_line(number, line.replace("i", "j"))
+        f"mutant-{number}": with_line(number, f"[X{line[1:]}")
         for number, line in enumerate(LINES)
         if line.startswith("[")
     }
     assert len(units) == len(settings()) + 3
-    assert units.keys() - verify(units, tmp_path).keys() == set()
+    faults = verify(units, tmp_path)
+    assert {LINES[int(name.removeprefix("mutant-"))] for name in units.keys() - faults.keys()} == set()
 
 
 def test_wrong_values_are_refused(tmp_path: Path) -> None:
-    """Of every setting whose values systemd knows. The others are compared below with what they name."""
     units = {f"mutant-{number}": with_line(number, f"{name}=/x y?") for number, name, _ in settings()}
     faults = verify(units, tmp_path)
     accepted = {name for number, name, _ in settings() if f"mutant-{number}" not in faults}
-    assert accepted == {"Description"}
+    # A path may be any, and systemd says nothing of capabilities that it does not know. Both are empty here.
+    assert accepted == {
+        "Description",
+        "EnvironmentFile",
+        "CapabilityBoundingSet",
+        "AmbientCapabilities",
+        "WantedBy",
+    }
+    assert value_of("CapabilityBoundingSet") == value_of("AmbientCapabilities") == ""
+
+
+@pytest.mark.parametrize(
+    ("line", "enabled"),
+    [
+        ("WantedBy=multi-user.target", True),
+        ("WantedyB=multi-user.target", False),
+        ("WantedBy=multi-user.targt", False),
+    ],
+)
+def test_it_can_be_enabled(tmp_path: Path, line: str, enabled: bool) -> None:
+    units = tmp_path / "etc/systemd/system"
+    units.mkdir(parents=True)
+    (units / PATH.name).write_text(PATH.read_text().replace("WantedBy=multi-user.target", line))
+    systemctl = tool("systemctl")
+    subprocess.run([systemctl, f"--root={tmp_path}", "enable", PATH.name], check=False, capture_output=True)
+    assert (units / "multi-user.target.wants" / PATH.name).is_symlink() == enabled
 
 
 def test_the_process_has_the_time_to_end() -> None:
