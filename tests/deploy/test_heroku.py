@@ -8,7 +8,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -51,7 +51,10 @@ async def honcho(slug: Path, process: str, env: Mapping[str, str], port: int) ->
     try:
         yield program
     finally:
-        await program.close()
+        # Not killed: honcho would leave behind what it has started.
+        with suppress(ProcessLookupError):
+            program.terminate()
+        await program.ended()
 
 
 def variables(dsn: str, emulator: Emulator) -> dict[str, str]:

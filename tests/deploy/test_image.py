@@ -18,7 +18,7 @@ from tests.chaos.proxy import tcp_link, to_unix
 from tests.support.image import Image, built
 from tests.support.postgres import Database
 from tests.support.servers import closed_port
-from tests.support.service import PROJECT, rows_of
+from tests.support.service import PROJECT, get, rows_of
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -65,6 +65,15 @@ async def test_from_an_empty_database_to_a_delivered_push(
             assert (await rows.one_over(push))["status"] == "sent"
             assert [record.push_id for record in emulator.accepted] == [str(push)]
 
+            # The commands of docs/deploy-docker.md.
+            code, output = await image.run("doctor", env=env)
+            assert code == 0, output
+            code, output = await image.run("send", "--token", "t", "--title", "t", "--wait", "20", env=env)
+            assert (code, output.split()[-1]) == (0, "sent")
+            code, output = await image.run("stats", "--json", env=env)
+            assert code == 0
+            assert orjson.loads(output)["sent"] == 2
+
             where = f"http://127.0.0.1:{env['PORT']}"
             assert await container.healthcheck() == (0, f"{where}/healthz answers 200: ok\n")
             assert await container.healthcheck("--ready") == (0, f"{where}/readyz answers 200: ok\n")
@@ -90,6 +99,17 @@ async def test_the_health_check_finds_a_container_that_does_not_answer(
             code, output = await container.healthcheck()
             assert code == 1
             assert "does not answer" in output
+
+
+async def test_the_image_holds_the_emulator(image: Image) -> None:
+    """compose.yaml runs it, under the name of a host that becomes a part of the address in the key."""
+    port = closed_port()
+    async with image.container("emulator", "--host=localhost", f"--port={port}", env={}) as container:
+        await container.program.printed(f"FCM_ENDPOINT=http://localhost:{port}\n")
+        status, key = await get(port, "/emulator/service-account.json")
+        assert status == 200
+        container.stop()
+        await container.program.ended()
 
 
 async def test_a_configuration_that_cannot_be_used_ends_the_container(image: Image) -> None:
