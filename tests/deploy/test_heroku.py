@@ -21,7 +21,9 @@ from tests.support.service import PROJECT, Program, environment, get, rows_of
 pytestmark = pytest.mark.timeout(600)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(
+    scope="session"
+)  # of the module, it would be made again for each version of Postgres and without
 def slug(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A directory with what the Procfile needs of the checkout, and in ``venv`` what the buildpack installs."""
     slug = tmp_path_factory.mktemp("slug")

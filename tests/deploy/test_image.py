@@ -23,7 +23,9 @@ from tests.support.service import PROJECT, get, rows_of
 pytestmark = pytest.mark.timeout(600)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(
+    scope="session"
+)  # of the module, it would be made again for each version of Postgres and without
 def image() -> Iterator[Image]:
     # Not pytest's own directory: it would keep more than a gigabyte for each of three runs.
     with (
