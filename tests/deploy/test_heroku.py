@@ -18,7 +18,7 @@ from tests.support.postgres import Database
 from tests.support.servers import closed_port
 from tests.support.service import PROJECT, Program, environment, get, rows_of
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = pytest.mark.timeout(1800)  # an installation on a busy machine
 
 
 @pytest.fixture(

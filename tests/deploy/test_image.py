@@ -20,7 +20,7 @@ from tests.support.postgres import Database
 from tests.support.servers import closed_port
 from tests.support.service import PROJECT, get, rows_of
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = pytest.mark.timeout(1800)  # a build on a busy machine
 
 
 @pytest.fixture(
@@ -71,7 +71,8 @@ async def test_from_an_empty_database_to_a_delivered_push(
             code, output = await image.run("doctor", env=env)
             assert code == 0, output
             code, output = await image.run("send", "--token", "t", "--title", "t", "--wait", "20", env=env)
-            assert (code, output.split()[-1]) == (0, "sent")
+            assert code == 0
+            assert re.search(r"^[0-9a-f-]{36} sent$", output, re.MULTILINE)
             code, output = await image.run("stats", "--json", env=env)
             assert code == 0
             assert orjson.loads(output)["sent"] == 2
@@ -104,10 +105,10 @@ async def test_the_health_check_finds_a_container_that_does_not_answer(
 
 
 async def test_the_image_holds_the_emulator(image: Image) -> None:
-    """compose.yaml runs it, under the name of a host that becomes a part of the address in the key."""
+    """compose.yaml runs it."""
     port = closed_port()
-    async with image.container("emulator", "--host=localhost", f"--port={port}", env={}) as container:
-        await container.program.printed(f"FCM_ENDPOINT=http://localhost:{port}\n")
+    async with image.container("emulator", "--host=127.0.0.1", f"--port={port}", env={}) as container:
+        await container.program.printed(f"FCM_ENDPOINT=http://127.0.0.1:{port}\n")
         assert (await get(port, "/emulator/stats"))[0] == 200
         container.stop()
         await container.program.ended()

@@ -9,6 +9,7 @@ import asyncio
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -163,8 +164,13 @@ def _read_only(source: str, place: Path) -> Iterator[Path]:
 def _buildah(storage: Path) -> list[str]:
     if os.geteuid() != 0:
         lacking("root, without which no image can be built here")
-    places = [f"--root={storage}", f"--runroot={storage}-run", "--storage-driver=vfs"]
-    return [tool("buildah"), *places]
+    buildah = [tool("buildah"), f"--root={storage}", f"--runroot={storage}-run"]
+    # vfs works everywhere, and copies all files for each layer.
+    overlay = [*buildah, "--storage-driver=overlay"]
+    if subprocess.run([*overlay, "info"], check=False, capture_output=True).returncode == 0:
+        return overlay
+    shutil.rmtree(storage, ignore_errors=True)
+    return [*buildah, "--storage-driver=vfs"]
 
 
 def _base(buildah: list[str]) -> str:
