@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import signal
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -111,7 +112,7 @@ async def test_the_image_holds_the_emulator(image: Image) -> None:
         await container.program.printed(f"FCM_ENDPOINT=http://127.0.0.1:{port}\n")
         assert (await get(port, "/emulator/stats"))[0] == 200
         container.stop()
-        await container.program.ended()
+        assert await container.program.ended() == 128 + signal.SIGTERM  # although it is process 1
 
 
 async def test_a_configuration_that_cannot_be_used_ends_the_container(image: Image) -> None:
