@@ -4,10 +4,10 @@
 POSTGRES ?= all
 # Compiled code is kept even where the environment forbids it: to rewrite the asserts of all tests takes 10 s in each process.
 export PYTHONDONTWRITEBYTECODE :=
-.PHONY: help setup demo check test coverage lint chaos bench lock clean
+.PHONY: help setup demo check test test-deploy coverage lint chaos bench lock clean
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' Makefile
 
 setup: .venv/installed ## a virtual environment in .venv with all that is needed (PYTHON=... chooses the Python)
 
@@ -28,6 +28,10 @@ test: .venv/installed ## every test; what depends on the version on PostgreSQL 1
 	@$(MAKE) --no-print-directory lint
 	.venv/bin/python -m pytest --postgres $(POSTGRES) -n 3 --dist worksteal $(ARGS)
 
+test-deploy: .venv/installed ## builds the image and runs it, and the Procfile in a new environment; needs root (ARGS=... for pytest)
+	@scripts/deploy-tools
+	.venv/bin/python -m pytest -n 2 --dist loadfile tests/deploy $(ARGS)
+
 lint: .venv/installed ## ruff, mypy, and the import contracts
 	.venv/bin/python -m ruff check .
 	.venv/bin/python -m ruff format --check .
@@ -40,7 +44,7 @@ chaos: .venv/installed ## every fault there is, on real processes, and every row
 bench: .venv/installed ## all that docs/benchmarks.md shows, beside other queues (ARGS="--quick --json FILE", --help)
 	.venv/bin/python -m tests.benchmarks $(ARGS)
 
-lock: ## writes requirements.lock anew from pyproject.toml (ARGS=--upgrade for newer versions)
+lock: ## writes requirements.lock and requirements.txt anew from pyproject.toml (ARGS=--upgrade for newer versions)
 	@scripts/lock $(ARGS)
 
 clean: ## removes all that the above have made

@@ -13,6 +13,7 @@ from listener import interrupts
 def main() -> None:
     """Runs the command that the arguments name; does not return."""
     interrupts.end_at_once()
+    interrupts.end_by_sigterm_as_first_process()
     _open_standard_streams()
     from listener.cli.main import main as command
 

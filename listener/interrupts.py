@@ -1,4 +1,4 @@
-"""What Ctrl-C does: never a traceback.
+"""What Ctrl-C does: never a traceback. And SIGTERM in a container.
 
 While modules are imported and while the interpreter ends, a KeyboardInterrupt would come out in the middle of code that
 expects none. Then the process ends at once. While a command works it is raised, so that the command can clean up.
@@ -16,6 +16,15 @@ EXIT_CODE = 130
 def end_at_once() -> None:
     """From now on Ctrl-C ends the process without any cleanup."""
     signal.signal(signal.SIGINT, _end)
+
+
+def end_by_sigterm_as_first_process() -> None:
+    """Lets SIGTERM end a command that is process 1, as in a container, unless the command has a handler of its own.
+
+    Elsewhere it does so anyway. From process 1 the kernel keeps signals that have no handler. Source: kill(2).
+    """
+    if os.getpid() == 1:
+        signal.signal(signal.SIGTERM, lambda number, frame: os._exit(128 + number))
 
 
 def raise_again() -> None:

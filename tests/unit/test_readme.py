@@ -31,7 +31,7 @@ def test_the_configuration_tables_are_those_of_the_settings() -> None:
 
 
 def test_the_index_names_every_document() -> None:
-    named = re.findall(r"\]\(([a-z_]+\.md)\)", (ROOT / "docs/README.md").read_text())
+    named = re.findall(r"\]\(([a-z_-]+\.md)\)", (ROOT / "docs/README.md").read_text())
     there = {path.name for path in (ROOT / "docs").glob("[a-z]*.md")}
     assert sorted(named) == sorted(there)
 

@@ -63,3 +63,15 @@ async def test_a_command_on_the_database_does_not_import_the_service(command: li
     modules = await imported(*command, "--help")
     assert of(("listener.config", "psycopg"), modules)
     assert of(("listener.service", "listener.wakeup", "aiohttp", "google.auth"), modules) == set()
+
+
+async def test_healthcheck_imports_next_to_nothing() -> None:
+    modules = await imported("healthcheck", "--help")
+    assert of(("listener",), modules) == {
+        "listener",
+        "listener.cli",
+        "listener.cli.healthcheck",
+        "listener.cli.main",
+        "listener.interrupts",
+    }
+    assert of(("asyncio", "psycopg", "pydantic", "aiohttp", "orjson", "structlog"), modules) == set()
