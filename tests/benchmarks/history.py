@@ -117,7 +117,7 @@ def _without_indexes(conn: psycopg.Connection[Any]) -> Iterator[None]:
     tables = ("push_notifications", "push_delivery_logs")
     keys = conn.execute(
         "select conrelid::regclass::text, conname, pg_get_constraintdef(oid) from pg_constraint "
-        "where contype = 'p' and conrelid = any(%s::regclass[])",
+        "where contype in ('f', 'p') and conrelid = any(%s::regclass[]) order by contype",
         (list(tables),),
     ).fetchall()
     for table, name, _ in keys:
@@ -132,7 +132,7 @@ def _without_indexes(conn: psycopg.Connection[Any]) -> Iterator[None]:
     for table in tables:
         conn.execute(sql.SQL("alter table {} disable trigger user").format(sql.Identifier(table)))
     yield
-    for table, name, definition in keys:
+    for table, name, definition in reversed(keys):  # a foreign key comes after what it refers to
         add = sql.SQL("alter table {} add constraint {} ").format(*map(sql.Identifier, (table, name)))
         conn.execute(add + sql.SQL(definition))
     for _, definition in indexes:
