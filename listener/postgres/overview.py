@@ -6,11 +6,11 @@ import datetime
 import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
-from typing import Any, LiteralString, NamedTuple
+from dataclasses import dataclass, field, replace
+from typing import LiteralString, NamedTuple
 
-import psycopg
-from psycopg.rows import class_row, tuple_row
+import orjson
+from psycopg.rows import args_row
 
 from listener.postgres.connect import Pool
 from listener.postgres.statements import load
@@ -23,10 +23,8 @@ time when most rows waited, and then Postgres would read the whole table."""
 DEPTH = load(__file__, "depth")
 """To be executed after BY_INDEX; the columns are the fields of Waiting."""
 
-SERVER = load(__file__, "server")
-
-DAILY: LiteralString = "select * from push_listener.daily_totals(31)"
-"""How the pushes of the last days ended, in UTC and today included; the columns are the fields of Day."""
+OVERVIEW = load(__file__, "overview", depth=DEPTH, unwritable=UNWRITABLE, server=load(__file__, "server"))
+"""To be executed after BY_INDEX; the columns are the arguments of _overview."""
 
 STATUSES = ("pending", "processing", "failed")
 """The statuses in which a push waits."""
@@ -134,22 +132,22 @@ class Overview:
 
 
 async def read(pool: Pool) -> Overview:
-    """Reads everything in one transaction: a worker that has nothing to do asks little. Raises psycopg.Error."""
+    """Reads everything in one statement: a worker that has nothing to do asks little. Raises psycopg.Error."""
     async with pool.connection() as conn:
-        cursor: psycopg.AsyncCursor[Any] = conn.cursor(row_factory=class_row(Waiting))
-        statements = "; ".join((BY_INDEX, DEPTH, UNWRITABLE, DAILY, SERVER))  # the clock comes last
-        await cursor.execute(statements.encode(), prepare=False)
+        cursor = conn.cursor(row_factory=args_row(_overview))
+        await cursor.execute(f"{BY_INDEX}; {OVERVIEW}".encode(), prepare=False)
         read_at = time.time()
         cursor.nextset()
-        depth = Depth.of(await cursor.fetchall())
-        cursor.nextset()
-        cursor.row_factory = tuple_row
-        unwritable = {(statement, code): count for statement, code, count in await cursor.fetchall()}
-        cursor.nextset()
-        cursor.row_factory = class_row(Day)
-        days = await cursor.fetchall()
-        cursor.nextset()
-        cursor.row_factory = class_row(Server)
-        server = await cursor.fetchone()
-    assert server is not None
-    return Overview(depth, server, days, unwritable, server.clock - read_at)
+        found = await cursor.fetchone()
+    assert found is not None
+    return replace(found, clock_offset=found.server.clock - read_at)
+
+
+def _overview(depth: str, unwritable: str, days: str, server: str) -> Overview:
+    """Each is JSON: an array of rows, and one row."""
+    return Overview(
+        Depth.of(Waiting(**row) for row in orjson.loads(depth)),
+        Server(**orjson.loads(server)),
+        [Day(**{**row, "day": datetime.date.fromisoformat(row["day"])}) for row in orjson.loads(days)],
+        {(row["statement"], row["code"]): row["count"] for row in orjson.loads(unwritable)},
+    )

@@ -234,6 +234,7 @@ CASES = [
     Case("earliest", queue._EARLIEST, _DUE, {"excluded": []}),
     Case("sweep", queue._SWEEP, _DUE, {"excluded": [], "worker": 1, "incarnation": uuid4()}),
     Case("depth", overview.DEPTH, _DUE, _by_index),
+    Case("overview", overview.OVERVIEW, _DUE, _by_index),
     Case("get_push_delivery_stats", "select * from get_push_delivery_stats(3650)", _DUE),
     Case("fetch_pending_pushes", "select * from fetch_pending_pushes(50)", _DUE),
     Case("mark_push_sent", "select mark_push_sent(%(id)s)", _KEY, _one_claimed),
