@@ -31,7 +31,6 @@ from listener.doctor.findings import Finding, Group
 from listener.doctor.limits import Deadline, Limits, begin, within
 from listener.doctor.looking import Connection, connect, looking, value
 from listener.doctor.reaching import Resolve, Way
-from listener.doctor.workers import Worker
 from listener.postgres import errors
 from listener.postgres.connect import Address, is_transaction_pooler, keeps_locks
 from listener.postgres.workers import STRANGERS_SCHEMA
@@ -62,10 +61,10 @@ _NEED_DATABASE = (
     "connections",
     "clock",
     "snapshots",
-    "dead rows",
     "NOTIFY queue",
-    "workers",
+    *_NEED_TABLES[-2:],
 )
+"""In the order of the checks."""
 
 
 def examine(
@@ -187,15 +186,15 @@ class _Database:
             yield from self._make("whether this is a copy", self._limits.check, copy)
             yield from self._look("other databases of this server", neighbours.other_databases)
         yield from self._look("who can cause, change or read a push", neighbours.exposures)
-        found = self._find_workers() if migrated else []
-        of_workers = partial(connections.examine, workers=workers.alive(found), purges=self._purges)
+        living = self._count_workers() if migrated else 0
+        of_workers = partial(connections.examine, workers=living, purges=self._purges)
         yield from self._look("connections", of_workers)
         yield from self._look("clock", lambda conn: [clock.judge(clock.measure(conn))])
         yield from self._look("snapshots", snapshots.examine)
         yield from self._look("NOTIFY queue", lambda conn: [notify_queue.examine(conn)])
         if migrated:
             yield from self._look("dead rows", dead_rows.examine)
-            yield from self._look("workers", lambda conn: workers.examine(conn, found))
+            yield from self._look("workers", workers.examine)
         else:
             yield from _all_skipped(_NEED_TABLES, "the database is not migrated")
 
@@ -239,12 +238,12 @@ class _Database:
         except (psycopg.Error, _TooSlow):
             return False
 
-    def _find_workers(self) -> list[Worker]:
-        """Raises _Gone."""
+    def _count_workers(self) -> int:
+        """The live ones. Raises _Gone."""
         try:
-            return self._ask(workers.read)
-        except (psycopg.Error, _TooSlow):  # the check of the rights tells why
-            return []
+            return self._ask(lambda conn: workers.alive(workers.read(conn)))
+        except (psycopg.Error, _TooSlow):  # the check of the workers tells why
+            return 0
 
     # --- one check -----------------------------------------------------------------------------------------
 

@@ -15,10 +15,10 @@ from listener.doctor.findings import Finding, Group
 from listener.doctor.limits import Deadline, Limits, within
 from listener.doctor.reaching import Resolve
 from listener.fcm.fault import AuthFault
-from listener.fcm.message import prepare
+from listener.fcm.message import prepare, targets
 from listener.fcm.outcome import Disposition, Outcome
 from listener.fcm.transports.proxy import is_proxied
-from listener.push import BadPush, Push, Target, TargetKind
+from listener.push import BadPush, Push
 
 if TYPE_CHECKING:
     from google.auth.credentials import Credentials
@@ -36,7 +36,7 @@ _ENABLE = (
 _TOPIC = "push-listener"
 
 _WITHOUT_DEVICE = (
-    "a message to a topic does not show whether Apple accepts FCM's APNs key: push-listener doctor --device TOKEN does, "
+    "a message to a topic does not show whether Apple accepts FCM's APNs key: push-listener doctor --device TOKEN does "
     "with the token of an iPhone"
 )
 
@@ -140,7 +140,6 @@ async def _exchange(
 
 def _body(device: str | None) -> bytes:
     """A message as a push would make it, to be validated only. Raises BadPush."""
-    target = Target(TargetKind.TOPIC, _TOPIC) if device is None else Target(TargetKind.TOKEN, device)
     push = Push(
         id=UUID(int=0),
         attempt=1,
@@ -165,6 +164,7 @@ def _body(device: str | None) -> bytes:
         waited=0.0,
         oversized=None,
     )
+    (target,) = targets(push)
     return prepare(push).encode(target, None, validate_only=True)
 
 
@@ -224,8 +224,8 @@ def _refusal(outcome: Outcome) -> tuple[str, str]:
         )
     if outcome.http_status == 403:
         return (
-            f"the key may not send for this project: the project is not the key's, or the service account lacks the role "
-            f"({outcome.code}: {reason})",
+            f"the key may not send for this project: the project is not the key's, or the service account lacks the "
+            f"role ({outcome.code}: {reason})",
             "set FCM_PROJECT_ID to the project of the key, or remove it; or grant the service account the role "
             "Firebase Cloud Messaging API Admin in that project",
         )

@@ -15,10 +15,13 @@ from listener.postgres.connect import Address, sees
 
 _GROUP = Group("LISTEN")
 
-_TRANSACTION_MODE = "LISTEN cannot work: the address is a pooler in transaction mode, in which each transaction gets another session"
+_TRANSACTION_MODE = (
+    "LISTEN cannot work: the address is a pooler in transaction mode, in which each transaction gets another "
+    "session"
+)
 _PORT = (
-    "set LISTEN_DATABASE_URL to a direct or session-mode address (on Supabase: the host of the pooler with port 5432 in "
-    "place of 6543); DATABASE_URL may stay as it is"
+    "set LISTEN_DATABASE_URL to a direct or session-mode address (on Supabase: the host of the pooler with port 5432 "
+    "in place of 6543); DATABASE_URL may stay as it is"
 )
 
 

@@ -56,8 +56,9 @@ def alive(found: list[Worker]) -> int:
     return sum(worker.is_alive for worker in found)
 
 
-def examine(conn: Connection, found: list[Worker]) -> Iterator[Finding]:
+def examine(conn: Connection) -> Iterator[Finding]:
     """Raises psycopg.Error."""
+    found = read(conn)
     yield from judge(found)
     yield from judge_quota(alive(found), value(conn, _FRACTION))
     yield from judge_unwritable([Unwritable(*row) for row in conn.execute(UNWRITABLE).fetchall()])

@@ -49,28 +49,30 @@ functions as (
     join pg_catalog.pg_namespace n on n.oid = p.pronamespace
     where n.nspname in ('public', 'push_listener')
 ),
+-- A case keeps Postgres from asking for a privilege that this kind of object has not, which is an error.
 lacking as (
   select w.kind, w.name, w.privilege, '{}'::text[] as columns
     from needed w
     join pg_catalog.pg_namespace n on n.nspname = w.name
-    where w.kind = 'schema' and not pg_catalog.has_schema_privilege(n.oid, w.privilege)
+    where case when w.kind = 'schema' then not pg_catalog.has_schema_privilege(n.oid, w.privilege) end
   union all
   select w.kind, w.name, w.privilege, '{}'
     from needed w
     join functions f on f.name = w.name
-    where w.kind = 'function' and not pg_catalog.has_function_privilege(f.oid, w.privilege)
+    where case when w.kind = 'function' then not pg_catalog.has_function_privilege(f.oid, w.privilege) end
   union all
   select w.kind, w.name, w.privilege, '{}'
     from needed w
     join relations r on r.name = w.name
-    where w.kind = 'table' and w.columns = '{}' and not pg_catalog.has_table_privilege(r.oid, w.privilege)
+    where case when w.kind = 'table' and w.columns = '{}'
+               then not pg_catalog.has_table_privilege(r.oid, w.privilege) end
   union all
   select w.kind, w.name, w.privilege, pg_catalog.array_agg(a.attname::text order by a.attnum)
     from needed w
     join relations r on r.name = w.name
     join pg_catalog.pg_attribute a on a.attrelid = r.oid and a.attnum > 0 and not a.attisdropped
-                                      and a.attname::text = any(w.columns)
-    where w.kind = 'table' and not pg_catalog.has_column_privilege(r.oid, a.attnum, w.privilege)
+    where case when w.kind = 'table' and a.attname::text = any(w.columns)
+               then not pg_catalog.has_column_privilege(r.oid, a.attnum, w.privilege) end
     group by w.kind, w.name, w.privilege
 )
 select kind, name, privilege, columns from lacking order by kind <> 'schema', name, privilege
