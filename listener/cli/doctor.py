@@ -66,15 +66,24 @@ def _noted(findings: Iterable[Finding], found: list[Finding]) -> Iterable[Findin
 
 
 def _print(findings: Iterable[Finding]) -> None:
-    """Prints each finding as it comes, and a remedy once for all neighbouring findings that it is for.
+    """Prints each group as it comes, and a remedy once for all neighbouring findings that it is for.
 
     Long lines are not wrapped: people copy SQL from them.
     """
     out = console()
-    for group, in_group in groupby(findings, key=lambda finding: finding.group):
-        out.print(f"[bold]{escape(group)}[/]")
-        for remedy, alike in groupby(in_group, key=lambda finding: finding.remedy):
+    for _, together in groupby(findings, key=_heading):
+        in_group = list(together)
+        groups = dict.fromkeys(finding.group for finding in in_group)
+        out.print(f"[bold]{escape(', '.join(groups))}[/]", soft_wrap=True)
+        for remedy, alike in groupby(
+            in_group if len(groups) == 1 else in_group[:1], lambda finding: finding.remedy
+        ):
             for finding in alike:
                 out.print(f"  {_SIGNS[finding.level]} {escape(finding.text)}", soft_wrap=True)
             if remedy:
                 out.print(f"    try this: {escape(remedy)}", soft_wrap=True)
+
+
+def _heading(finding: Finding) -> str:
+    """What neighbouring findings are printed under: their group, or why none of their groups could be checked."""
+    return finding.text if finding.is_of_whole_group else finding.group

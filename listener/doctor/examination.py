@@ -83,16 +83,13 @@ def examine(
     if read.service is not None:
         yield from machine.examine(read.service)
     else:
-        yield Group("process").skipped("the settings cannot be read")
+        yield Group("process").not_checked("the settings cannot be read")
     asking = None
     if read.service is not None and not read.is_key_wrong:
         of_service = read.service
         asking = begin(lambda: list(fcm.examine(of_service, device, limits, resolver)))
     if read.database is None:
-        yield Group("database").skipped(
-            "its address, or another setting of it, cannot be used: see the settings"
-        )
-        yield from _all_skipped(_NEED_DATABASE, "the database is not known")
+        yield from _all_skipped(("database", *_NEED_DATABASE), "a setting of the database is wrong")
     else:
         yield from _Database(read.database, limits, resolver, purges=_purges(read)).examine()
     if asking is not None:
@@ -103,7 +100,7 @@ def examine(
                 f"no result after {limits.fcm:.0f} s", "check the network and the proxy of this machine"
             )
     else:
-        yield _FCM.skipped("the key, or a setting that goes with it, cannot be used: see the settings")
+        yield _FCM.not_checked("the setting of the key is wrong")
 
 
 def _purges(read: settings.Read) -> bool:
@@ -112,7 +109,7 @@ def _purges(read: settings.Read) -> bool:
 
 def _all_skipped(groups: tuple[str, ...], why: str) -> Iterator[Finding]:
     for name in groups:
-        yield Group(name).skipped(f"not checked: {why}")
+        yield Group(name).not_checked(why)
 
 
 class _Gone(Exception):
@@ -316,7 +313,7 @@ def _explain(group: Group, error: psycopg.Error) -> Finding:
             | psycopg.errors.UndefinedColumn()
             | psycopg.errors.UndefinedFunction()
         ):
-            return group.skipped("not checked: what it looks at is missing, see the migrations")
+            return group.not_checked("what it looks at is missing, see the migrations")
         case psycopg.errors.LockNotAvailable() | psycopg.errors.QueryCanceled():
             return group.warning(f"not checked: {errors.explain(error)}")
         case _:

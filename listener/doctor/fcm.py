@@ -36,8 +36,8 @@ _ENABLE = (
 _TOPIC = "push-listener"
 
 _WITHOUT_DEVICE = (
-    "a message to a topic does not show whether Apple accepts FCM's APNs key: push-listener doctor --device TOKEN does "
-    "with the token of an iPhone"
+    "a message to a topic does not show whether Apple accepts FCM's APNs key; one to an iPhone does: push-listener "
+    "doctor --device TOKEN"
 )
 
 
@@ -173,8 +173,8 @@ def judge_no_token(fault: AuthFault) -> Finding:
     match fault.code:
         case "OAUTH_INVALID_GRANT":
             return _GROUP.fault(
-                f"the key is refused: it was deleted or its service account disabled, or this machine's clock is wrong "
-                f"({fault.reason})",
+                "the key was revoked, or its service account disabled, or this machine's clock is wrong: "
+                + fault.reason.partition(";")[0],
                 f"{_NEW_KEY}; if the check of the clock finds a difference, correct that first",
             )
         case "OAUTH_CONNECT" | "OAUTH_TIMEOUT" | "OAUTH_UNAVAILABLE" | "OAUTH_PROTOCOL":

@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
+NOT_CHECKED = "not checked: "
+"""Begins the text where a whole group could not be checked, and says why after it."""
+
 
 class Level(StrEnum):
     """How serious a finding is."""
@@ -28,6 +31,11 @@ class Finding:
     """What to do: a statement of SQL to be run as it stands, or words."""
     is_setting: bool = False
     """``push-listener run`` does not start with this setting, and ends with exit code 2."""
+
+    @property
+    def is_of_whole_group(self) -> bool:
+        """Nothing of its group could be checked."""
+        return self.level is Level.SKIPPED and self.text.startswith(NOT_CHECKED)
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,5 +61,9 @@ class Group:
         return Finding(self.name, Level.FAULT, text, remedy, is_setting=True)
 
     def skipped(self, why: str) -> Finding:
-        """Nothing is known, and why."""
+        """One thing is not known, and why."""
         return Finding(self.name, Level.SKIPPED, why)
+
+    def not_checked(self, why: str) -> Finding:
+        """Nothing of this group is known, and why."""
+        return self.skipped(f"{NOT_CHECKED}{why}")

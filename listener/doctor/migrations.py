@@ -97,7 +97,9 @@ def judge_triggers(found: list[Trigger], *, sweeps: bool) -> Iterator[Finding]:
     for trigger in idle:
         state = "is disabled" if trigger.enabled == "D" else "fires on replicas only"
         if sweeps and trigger.name in _RING:
-            yield _TRIGGERS_GROUP.ok(f"the trigger {trigger.name} on {trigger.relation} {state}, as WAKEUP=sweep allows")
+            yield _TRIGGERS_GROUP.ok(
+                f"the trigger {trigger.name} on {trigger.relation} {state}, as WAKEUP=sweep allows"
+            )
             continue
         effect = ": inserts wait for the next sweep" if trigger.name in _RING else ""
         # The names are those of the catalogue, quoted by Postgres.

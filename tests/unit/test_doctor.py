@@ -282,7 +282,7 @@ def test_a_topic_says_nothing_about_apple() -> None:
 @pytest.mark.parametrize(
     ("code", "said"),
     [
-        ("OAUTH_INVALID_GRANT", "the key is refused: it was deleted"),
+        ("OAUTH_INVALID_GRANT", "the key was revoked, or its service account disabled"),
         ("OAUTH_CONNECT", "no access token: why"),
         ("OAUTH_INVALID_CLIENT", "no access token: why"),
     ],

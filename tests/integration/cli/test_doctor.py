@@ -130,7 +130,7 @@ async def test_every_wrong_setting_is_told_and_the_database_is_checked_all_the_s
     told = {each.text.split()[0].rstrip(":") for each in found.at(Level.FAULT, group="settings")}
     assert told == {"FCM_SERVICE_ACCOUNT_JSON", "LEASE", "PORT"}
     assert [each.level for each in found.findings if each.group == "migrations"] == [Level.OK]
-    assert found.only(Level.SKIPPED, "FCM").text.startswith("the key, or a setting")
+    assert found.only(Level.SKIPPED, "FCM").text == "not checked: the setting of the key is wrong"
     assert "S3cr3t" not in str(found)
 
 
@@ -610,7 +610,7 @@ async def test_two_workers_and_rows_that_cannot_be_written(database: Database, e
 @pytest.mark.parametrize(
     ("fault", "said", "remedy"),
     [
-        ("oauth_invalid_grant", "the key is refused: it was deleted", "make a new key"),
+        ("oauth_invalid_grant", "the key was revoked, or its service account disabled", "make a new key"),
         ("permission_denied", "the key may not send for this project", "set FCM_PROJECT_ID"),
         ("unavailable", "FCM did not accept a message: UNAVAILABLE", "try again in some minutes"),
         (
