@@ -288,8 +288,8 @@ class _Database:
             self._conn = None  # the call still has it
             self._check_presence()
             raise _TooSlow from None
-        except psycopg.OperationalError:
-            if self._conn is not None and self._conn.closed:
+        except psycopg.OperationalError as error:
+            if errors.sqlstate_of(error) is None:  # the server has not answered
                 self._check_presence()
             raise
 

@@ -6,6 +6,7 @@ import asyncio
 import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import ExitStack, asynccontextmanager, closing
+from dataclasses import replace
 
 import orjson
 import psycopg
@@ -217,12 +218,16 @@ async def test_a_database_that_never_answers(emulator: Emulator) -> None:
     assert names_every_group(found)
 
 
+@pytest.mark.parametrize(
+    "limits", [SHORT, replace(SHORT, mode=60.0, check=60.0, whole=600.0)], ids=["ours", "libpq's"]
+)
 async def test_a_database_that_stops_answering_between_two_checks(
-    database: Database, emulator: Emulator
+    database: Database, emulator: Emulator, limits: Limits
 ) -> None:
+    """Either the limit of a check ends it, or that of libpq for a connection."""
     async with _way_for(database, connections=1) as dsn:
         with only_these_variables(**environment(dsn, emulator)):
-            found = await asyncio.to_thread(examine_within, SHORT)
+            found = await asyncio.to_thread(examine_within, limits)
     (fault,) = [each for each in found if each.level is Level.FAULT]
     assert (fault.group, fault.text) == ("LISTEN", "not checked: the database answers no more")
     assert names_every_group(found)
