@@ -9,7 +9,7 @@ from typing import get_args
 import click
 import structlog
 
-from listener import config, log, process
+from listener import config, log, process, tracing
 from listener.cli.shared import Misconfigured
 from listener.config import ConfigError, Settings, Variable
 from listener.fcm.credentials import load_credentials
@@ -53,7 +53,11 @@ def command(adoption: served.Adoption | None) -> None:
     process.tune_garbage_collector(settings.max_in_flight)
 
     async def serve() -> None:
-        await Service(settings, credentials, project, on_overdue=_exit_overdue, adoption=adoption).run()
+        following = tracing.from_environment()
+        service = Service(
+            settings, credentials, project, on_overdue=_exit_overdue, adoption=adoption, tracing=following
+        )
+        await service.run()
 
     try:
         process.run(serve())
