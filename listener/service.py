@@ -29,6 +29,7 @@ from listener.postgres.connect import ServicePool
 from listener.postgres.locks import LockWatch
 from listener.registration import Registered, Registration
 from listener.schema import served
+from listener.tracing import Tracing
 from listener.web.server import Web
 from listener.worker import Worker
 
@@ -69,6 +70,7 @@ class Service:
         on_overdue: called when the grace period is over for some seconds and the run has not ended, because a database
             that has gone silent can delay the closing of a connection.
         adoption: what becomes of waiting pushes, if the database is a copy of one that was served before.
+        tracing: gets the spans of each push; the service closes it.
     """
 
     def __init__(
@@ -78,6 +80,7 @@ class Service:
         project_id: str,
         on_overdue: Callable[[], None] = lambda: None,
         adoption: served.Adoption | None = None,
+        tracing: Tracing | None = None,
     ) -> None:
         self._settings = settings
         self._credentials = credentials
@@ -88,6 +91,7 @@ class Service:
         self._registration = Registration(settings, adoption)
         self.metrics = Metrics()
         self._lock_watch = LockWatch(self.metrics)
+        self._tracing = tracing or Tracing()
         self._stop = asyncio.Event()
         self._hurry = asyncio.Event()
         self._health: FcmHealth | None = None
@@ -124,6 +128,7 @@ class Service:
         async with AsyncExitStack() as stack:
             web = Web(self._settings, self.metrics.registry, self.obstacles)
             self.port = await stack.enter_async_context(web.serve())
+            stack.push_async_callback(self._tracing.close)
             pooled = await self._unless_stopped(self._registration.is_pooled())
             if pooled is None:
                 return
@@ -157,7 +162,14 @@ class Service:
             if self._health is None:
                 self._health = _health(self._settings, registered)
             self.worker = Worker(
-                self._settings, registered, sender, self._health, quota, self._lock_watch, self.metrics
+                self._settings,
+                registered,
+                sender,
+                self._health,
+                quota,
+                self._lock_watch,
+                self.metrics,
+                self._tracing,
             )
             began = time.monotonic()
             if await self.worker.run(self._stop, self._hurry, self._announce):

@@ -30,7 +30,9 @@ from listener.sending.reach import Reach
 from listener.sending.result_writer import ResultWriter
 from listener.sending.settler import Settler
 from listener.sending.sleeper import Sleeper
+from listener.sending.trail import Trail
 from listener.sending.unwritten import Unwritten
+from listener.tracing import Tracing
 from listener.wakeup.identity import IdentityLost
 from listener.wakeup.waker import ListeningWaker, SweepingWaker, Waker
 
@@ -60,11 +62,12 @@ def assemble(
     quota: SharedQuota,
     lock_watch: LockWatch,
     metrics: Metrics,
+    tracing: Tracing,
 ) -> Sending:
     """Makes a dispatcher with its parts; nothing runs yet."""
-    look = waker.look
+    look, trail = waker.look, Trail(tracing, queue.worker_id)
     held, reach = HeldRows(metrics, lease=settings.lease), Reach(metrics)
-    writer = ResultWriter(queue, held, look, metrics, batch=settings.settle_batch)
+    writer = ResultWriter(queue, held, look, metrics, trail, batch=settings.settle_batch)
     settler = Settler(queue, writer, Unwritten(queue, writer, metrics), look)
     dispatcher = Dispatcher(
         queue,
@@ -72,11 +75,12 @@ def assemble(
         Admission(health, quota, max_in_flight=settings.max_in_flight, batch=settings.claim_batch),
         quota,
         Expiry(queue, held, metrics),
-        Attempts(sender, settings, metrics, health, quota, PauseReport(health, look, metrics)),
+        Attempts(sender, settings, metrics, health, quota, PauseReport(health, look, metrics), trail),
         settler,
         held,
         Sleeper(queue, waker, held, reach, lock_watch, sweep_interval=settings.longest_poll_delay),
         reach,
+        trail,
     )
     return Sending(dispatcher, settler, held, reach)
 
@@ -90,6 +94,7 @@ class Worker:
         health: what FCM's answers have said so far.
         quota: what has been sent of it so far.
         lock_watch: is told which sessions hold locks of push-listener and are none of its workers.
+        tracing: gets the spans of each push.
     """
 
     def __init__(
@@ -101,6 +106,7 @@ class Worker:
         quota: Quota,
         lock_watch: LockWatch,
         metrics: Metrics,
+        tracing: Tracing,
     ) -> None:
         queue, workers = registered.queue, registered.workers
         self._settings = settings
@@ -110,7 +116,9 @@ class Worker:
         self._quota = SharedQuota(workers, quota, metrics)
         self._quota.learn(registered.quota)
         self.waker = _waker(settings, registered, health, metrics)
-        sending = assemble(settings, queue, self.waker, sender, health, self._quota, lock_watch, metrics)
+        sending = assemble(
+            settings, queue, self.waker, sender, health, self._quota, lock_watch, metrics, tracing
+        )
         self.dispatcher, self.settler, self.reach = sending.dispatcher, sending.settler, sending.reach
         self._depth = DepthWatch(queue, self.dispatcher, metrics, interval=settings.queue_depth_interval)
 

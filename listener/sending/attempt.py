@@ -39,6 +39,7 @@ from listener.push import (
 )
 from listener.sending.pause_report import PauseReport
 from listener.sending.retry import decide
+from listener.sending.trail import Trail
 
 log = structlog.get_logger(__name__)
 
@@ -111,6 +112,7 @@ class Attempts:
     Args:
         quota: learns of each 429.
         pauses: logs when sending is paused or goes on.
+        trail: tells those who follow single pushes.
         ask_again: seconds between two questions whether FCM is there.
     """
 
@@ -122,12 +124,14 @@ class Attempts:
         health: FcmHealth,
         quota: SharedQuota,
         pauses: PauseReport,
+        trail: Trail,
         *,
         ask_again: float = 5.0,
     ) -> None:
         self._sender = sender
         self._quota = quota
         self._pauses = pauses
+        self._trail = trail
         self._ask_again = ask_again
         self._metrics = metrics
         self._sends = functools.cache(metrics.sends.labels)
@@ -286,6 +290,8 @@ class Attempts:
                 one.outcome = self._health.judge(attempt.push, one.target, outcome, asked, answered)
                 attempt.note(one, one.outcome)
             one.seconds = answered - began
+            if self._trail.is_on:
+                self._trail.answered(attempt.push, one.target, one.outcome, began, answered)
 
     def _body(self, attempt: _Attempt, one: _Request) -> bytes:
         """The body of a request that is written now."""
