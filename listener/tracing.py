@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib.util import find_spec
 
 import structlog
 
@@ -67,12 +66,12 @@ def from_environment(environment: Mapping[str, str] = os.environ) -> Tracing:
     if any(environment.get(name, _OUR_PROTOCOL) != _OUR_PROTOCOL for name in _PROTOCOLS):
         log.warning("no traces: only OTLP over HTTP is supported", remedy=f"{_PROTOCOLS[0]}={_OUR_PROTOCOL}")
         return Tracing()
-    if find_spec("opentelemetry") is None:
+    try:
+        from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+
+        from listener.tracing_otel import OtelTracing
+    except ImportError:
         log.warning("no traces: a package is missing", remedy="pip install 'push-listener[otel]'")
         return Tracing()
-    from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
-
-    from listener.tracing_otel import OtelTracing
-
     log.info("traces are exported over OTLP")
     return OtelTracing(OTLPSpanExporter())

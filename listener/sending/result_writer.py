@@ -168,8 +168,8 @@ class ResultWriter:
                 **{fate.value: rows for fate, rows in fenced.items()},
             )
         if self._trail.is_on:
-            for settlement, fate in over:
-                self._trail.settled(settlement, fate.value)
+            for settlement, became in over:
+                self._trail.settled(settlement, became.value)
         self._held.remove(settlement for settlement, _ in over)
         self._look.capacity()
         delays = [decision.delay for decision in written if decision.delay is not None]
