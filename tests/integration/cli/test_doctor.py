@@ -74,6 +74,7 @@ async def remedied(found: Diagnosis, group: str, dsn: str) -> None:
 # --- a healthy one -------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.every_postgres
 async def test_a_healthy_installation(database: Database, emulator: Emulator) -> None:
     async with serving(settings_for(database.dsn, emulator)):
         found = await examine(database.dsn, emulator)
@@ -512,6 +513,7 @@ def old_snapshot(database: Database) -> Iterator[psycopg.Connection]:
         yield holding
 
 
+@pytest.mark.oldest_postgres
 async def test_a_held_snapshot(
     database: Database, emulator: Emulator, old_snapshot: psycopg.Connection
 ) -> None:
