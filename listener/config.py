@@ -301,6 +301,11 @@ class Settings(DatabaseSettings):
         ge=1,
         description="time between two counts of the queue for /metrics, while there is work",
     )
+    idle_probe_interval: Annotated[float, Field(ge=0, le=86_400)] = _periodic(
+        default=300.0,
+        description="silence of FCM after which it is asked to validate a message, so that a revoked permission is "
+        "known before a push needs it; 0: never",
+    )
     retention: Annotated[timedelta | None, BeforeValidator(_age)] = _periodic(
         default=None,
         description="age at which finished pushes are deleted, such as 30d or 12h; default: never",
@@ -315,11 +320,26 @@ class Settings(DatabaseSettings):
         description="bearer token for /metrics; without one, /metrics is open on loopback only",
     )
 
+    metrics_port: int | None = _web(
+        default=None,
+        ge=0,
+        le=65535,
+        description="second port, which serves /metrics alone, and without a token, for a private network",
+    )
+    metrics_host: str | None = _web(
+        default=None, description="address to bind METRICS_PORT to; default: every address"
+    )
+
     worker_name: str | None = _process(
         default=None, max_length=200, description="name in push_listener.workers; default: the host name"
     )
     shutdown_grace: Seconds = _process(
         default=25.0, description="time from SIGTERM in which the process finishes its work and exits"
+    )
+    watchdog_timeout: Annotated[float, Field(ge=0, le=86_400)] = _process(
+        default=600.0,
+        description="time without a turn of the event loop, or without any progress, after which the process ends "
+        "itself with exit code 1; at least 400, and never less than twice SWEEP_INTERVAL; 0: never",
     )
     log_format: Annotated[Literal["text", "json"], BeforeValidator(_lower)] = _process(
         default="text", description="text or json"
@@ -352,6 +372,28 @@ class Settings(DatabaseSettings):
         if delay < info.data.get("retry_min_delay", 0):
             raise ValueError("is less than RETRY_MIN_DELAY")
         return delay
+
+    @field_validator("metrics_port")
+    @classmethod
+    def _is_another_port(cls, port: int | None, info: ValidationInfo) -> int | None:
+        if port is not None and port != 0 and port == info.data.get("port"):
+            raise ValueError("is the same as PORT")
+        return port
+
+    @field_validator("watchdog_timeout")
+    @classmethod
+    def _outlasts_every_pause(cls, seconds: float) -> float:
+        if 0 < seconds < 400:
+            raise ValueError(
+                f"is {seconds:g}, but must be at least 400, or 0: a worker that FCM refuses waits for five minutes"
+            )
+        return seconds
+
+    @property
+    def stuck_after(self) -> float:
+        """Seconds without progress after which the process is stuck, longer than any wait; 0: never."""
+        waits = self.sweep_interval, _longest_send(self.fcm_request_timeout)
+        return self.watchdog_timeout and max(self.watchdog_timeout, 2 * max(waits))
 
     @property
     def longest_poll_delay(self) -> float:

@@ -7,12 +7,18 @@ import contextlib
 import gc
 import os
 import resource
+import threading
 from collections.abc import Coroutine
 from typing import TypeVar
 
+import structlog
+
 from listener import log
+from listener.watchdog import main_stack
 
 T = TypeVar("T")
+
+_LAST_WORDS_S = 5.0
 
 _OTHER_FILES = 100
 """Maximum of files open beside the requests to FCM: connections to Postgres, the web server's, name resolution."""
@@ -60,6 +66,19 @@ def tune_garbage_collector(max_in_flight: int) -> None:
     """
     gc.freeze()
     gc.set_threshold(10_000 + 200 * max_in_flight)
+
+
+def exit_stuck(what: str) -> None:
+    """Ends a process that gets nowhere, with exit code 1. To be called in a thread; returns never."""
+    # The log may be what is stuck.
+    timer = threading.Timer(_LAST_WORDS_S, os._exit, (1,))
+    timer.daemon = True
+    timer.start()
+    structlog.get_logger(__name__).critical(
+        "the process is stuck, and ends itself", what=what, at=main_stack()
+    )
+    log.flush()
+    os._exit(1)
 
 
 def exit_now() -> None:

@@ -63,7 +63,7 @@ class Push:
     expires_in: float | None
     """Seconds from the claim to ``expires_at``, by the database's clock; may be negative."""
     waited: float
-    """Seconds from the moment the row was due to the claim, by the database's clock."""
+    """Seconds from the moment the push was first due, before any try, to the claim, by the database's clock."""
     oversized: str | None
     """Names of columns that are far too large to be sent, and were therefore not read."""
 

@@ -24,12 +24,13 @@ from listener.limits.health import FcmHealth, Pause
 from listener.limits.quota import Quota
 from listener.limits.retry_policy import RetryPolicy
 from listener.limits.slow_start import after_losses
-from listener.metrics import Metrics
+from listener.metrics.own import Metrics
 from listener.postgres.connect import ServicePool
 from listener.postgres.locks import LockWatch
 from listener.registration import Registered, Registration
 from listener.schema import served
 from listener.tracing import Tracing
+from listener.watchdog import Watchdog
 from listener.web.server import Web
 from listener.worker import Worker
 
@@ -71,6 +72,7 @@ class Service:
             that has gone silent can delay the closing of a connection.
         adoption: what becomes of waiting pushes, if the database is a copy of one that was served before.
         tracing: gets the spans of each push; the service closes it.
+        on_stuck: called in a thread when the event loop or the worker has got nowhere for WATCHDOG_TIMEOUT.
     """
 
     def __init__(
@@ -81,6 +83,7 @@ class Service:
         on_overdue: Callable[[], None] = lambda: None,
         adoption: served.Adoption | None = None,
         tracing: Tracing | None = None,
+        on_stuck: Callable[[str], None] = lambda what: None,
     ) -> None:
         self._settings = settings
         self._credentials = credentials
@@ -88,8 +91,10 @@ class Service:
         self._tokens: AccessTokens | None = None
         self._project_id = project_id
         self._on_overdue = on_overdue
+        self._on_stuck = on_stuck
         self._registration = Registration(settings, adoption)
-        self.metrics = Metrics()
+        self.metrics = Metrics(listens=settings.wakeup == "listen")
+        self.metrics.quota.set(settings.fcm_quota / 60.0)
         self._lock_watch = LockWatch(self.metrics)
         self._tracing = tracing or Tracing()
         self._stop = asyncio.Event()
@@ -100,6 +105,8 @@ class Service:
         """The worker that runs now, or ran last."""
         self.port: int | None = None
         """Where the web server listens, once it does."""
+        self.metrics_port: int | None = None
+        """Where the metrics are served in private, once they are."""
 
     @property
     def pause(self) -> Pause | None:
@@ -118,7 +125,7 @@ class Service:
     async def run(self, on_ready: Callable[[], None] = lambda: None) -> None:
         """Runs until SIGTERM or SIGINT, or until ``stop``. ``on_ready`` is called once rows are claimed.
 
-        Raises NotMigrated, OSError when the port cannot be had, or ConfigError when LISTEN cannot work through
+        Raises NotMigrated, PortTaken when a port cannot be had, or ConfigError when LISTEN cannot work through
         the address, or when pushes wait in a database that is a copy.
         """
         self._on_ready = on_ready
@@ -126,9 +133,13 @@ class Service:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self.stop)
         async with AsyncExitStack() as stack:
+            watchdog = Watchdog(self.metrics, timeout=self._settings.stuck_after, on_stuck=self._on_stuck)
+            watching = asyncio.create_task(watchdog.run())
+            stack.callback(watching.cancel)
             web = Web(self._settings, self.metrics.registry, self.obstacles)
             self.port = await stack.enter_async_context(web.serve())
             stack.push_async_callback(self._tracing.close)
+            self.metrics_port = web.metrics_port
             pooled = await self._unless_stopped(self._registration.is_pooled())
             if pooled is None:
                 return
@@ -143,7 +154,7 @@ class Service:
                 timeout=self._settings.fcm_request_timeout,
             )
             stack.push_async_callback(transport.close)
-            tokens = self._tokens = AccessTokens(self._credentials, self._key_file)
+            tokens = self._tokens = AccessTokens(self._credentials, self._key_file, metrics=self.metrics)
             stack.push_async_callback(tokens.close)
             sender = Sender(transport, tokens, self.metrics.exchange.observe)
             warming = asyncio.create_task(_keep_warm(tokens))
@@ -172,7 +183,9 @@ class Service:
                 self._tracing,
             )
             began = time.monotonic()
-            if await self.worker.run(self._stop, self._hurry, self._announce):
+            ended = await self.worker.run(self._stop, self._hurry, self._announce)
+            self.metrics.progress.set(None)
+            if ended:
                 log.info("stopped")
                 return
             if time.monotonic() - began < _LASTING_S:  # the cause may last

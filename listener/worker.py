@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -15,16 +16,17 @@ from listener.limits.admission import Admission
 from listener.limits.health import FcmHealth
 from listener.limits.quota import Quota
 from listener.limits.shared_quota import SharedQuota
-from listener.metrics import Metrics
+from listener.metrics.own import Metrics
 from listener.postgres.locks import LockWatch
 from listener.postgres.queue import Queue
 from listener.registration import Registered
 from listener.schema import retention
 from listener.sending.attempt import Attempts
-from listener.sending.depth import DepthWatch
 from listener.sending.dispatcher import Dispatcher
 from listener.sending.expiry import Expiry
 from listener.sending.held import HeldRows
+from listener.sending.idle_probe import IdleProbe
+from listener.sending.overview_watch import OverviewWatch
 from listener.sending.pause_report import PauseReport
 from listener.sending.reach import Reach
 from listener.sending.result_writer import ResultWriter
@@ -48,6 +50,7 @@ class Sending:
     """A dispatcher, and those of its parts that others look at."""
 
     dispatcher: Dispatcher
+    attempts: Attempts
     settler: Settler
     held: HeldRows
     reach: Reach
@@ -69,20 +72,27 @@ def assemble(
     held, reach = HeldRows(metrics, lease=settings.lease), Reach(metrics)
     writer = ResultWriter(queue, held, look, metrics, trail, batch=settings.settle_batch)
     settler = Settler(queue, writer, Unwritten(queue, writer, metrics), look)
+    metrics.settle_backlog.set_function(functools.partial(_backlog, settler))
+    metrics.in_flight_limit.set(settings.max_in_flight)
+    attempts = Attempts(sender, settings, metrics, health, quota, PauseReport(health, look, metrics), trail)
     dispatcher = Dispatcher(
         queue,
         waker,
         Admission(health, quota, max_in_flight=settings.max_in_flight, batch=settings.claim_batch),
         quota,
         Expiry(queue, held, metrics),
-        Attempts(sender, settings, metrics, health, quota, PauseReport(health, look, metrics), trail),
+        attempts,
         settler,
         held,
         Sleeper(queue, waker, held, reach, lock_watch, sweep_interval=settings.longest_poll_delay),
         reach,
         trail,
     )
-    return Sending(dispatcher, settler, held, reach)
+    return Sending(dispatcher, attempts, settler, held, reach)
+
+
+def _backlog(settler: Settler) -> float:
+    return settler.backlog
 
 
 class Worker:
@@ -120,7 +130,18 @@ class Worker:
             settings, queue, self.waker, sender, health, self._quota, lock_watch, metrics, tracing
         )
         self.dispatcher, self.settler, self.reach = sending.dispatcher, sending.settler, sending.reach
-        self._depth = DepthWatch(queue, self.dispatcher, metrics, interval=settings.queue_depth_interval)
+        self._overview = OverviewWatch(
+            registered.pool,
+            queue.unwritable,
+            self.dispatcher,
+            self.waker,
+            self.reach,
+            health,
+            metrics,
+            interval=settings.queue_depth_interval,
+            sees_workers=settings.wakeup == "listen",
+        )
+        self._probe = IdleProbe(sending.attempts, health, interval=settings.idle_probe_interval)
 
     @property
     def obstacles(self) -> list[str]:
@@ -134,6 +155,8 @@ class Worker:
             found.append("not listening for new rows")
             if self.waker.condition is not None and self.waker.condition not in found:
                 found.append(str(self.waker.condition))
+        if self._probe.is_refused:
+            found.append("FCM refuses a test message; the log has its words")
         found += [f"{kind} of push-listener are missing or changed in the database" for kind in self._damaged]
         return found
 
@@ -145,7 +168,9 @@ class Worker:
         """
         async with asyncio.TaskGroup() as group:
             waking = group.create_task(self.waker.run())
-            background = [group.create_task(part.run()) for part in (self._depth, self._quota)]
+            background = [group.create_task(part.run()) for part in (self._overview, self._quota)]
+            if self._settings.idle_probe_interval:
+                background.append(group.create_task(self._probe.run()))
             if self._settings.retention is not None:
                 keeping = retention.keep(
                     self._settings.listen_dsn,

@@ -1,5 +1,6 @@
 -- migrate: loses select * from push_listener.lost_counts()
 drop function if exists public.get_push_delivery_stats(integer);
+drop function if exists push_listener.daily_totals(integer);
 drop trigger if exists push_listener_count_receipts on public.push_delivery_logs;
 drop function if exists push_listener.count_receipts();
 drop trigger if exists push_listener_count_inserted on public.push_notifications;

@@ -113,4 +113,5 @@ create trigger push_listener_count_receipts
   referencing new table as added
   for each statement execute function push_listener.count_receipts();
 
+\ir ../functions/push_listener/daily_totals.sql
 \ir ../functions/public/get_push_delivery_stats.sql

@@ -15,6 +15,7 @@ from listener.config import ConfigError, Settings, Variable
 from listener.fcm.credentials import load_credentials
 from listener.schema import served
 from listener.service import Service, credentials_for
+from listener.web.server import PortTaken
 
 
 class _Run(click.Command):
@@ -53,16 +54,20 @@ def command(adoption: served.Adoption | None) -> None:
     process.tune_garbage_collector(settings.max_in_flight)
 
     async def serve() -> None:
-        following = tracing.from_environment()
-        service = Service(
-            settings, credentials, project, on_overdue=_exit_overdue, adoption=adoption, tracing=following
-        )
-        await service.run()
+        await Service(
+            settings,
+            credentials,
+            project,
+            on_overdue=_exit_overdue,
+            on_stuck=process.exit_stuck,
+            adoption=adoption,
+            tracing=tracing.from_environment(),
+        ).run()
 
     try:
         process.run(serve())
-    except OSError as error:
-        raise Misconfigured(f"HOST, PORT: cannot listen on port {settings.port}: {error.strerror}") from None
+    except PortTaken as error:
+        raise Misconfigured(str(error)) from None
 
 
 def _warn_of_misspelt_variables() -> None:

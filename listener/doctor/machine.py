@@ -14,6 +14,8 @@ _GROUP = Group("process")
 def examine(settings: Settings) -> Iterator[Finding]:
     """Raises the limit of open files of this process, as ``run`` does."""
     yield judge_metrics(settings)
+    if settings.metrics_port is not None:
+        yield _GROUP.ok("/metrics is open on METRICS_PORT: nobody but your private network should reach that")
     allowed = process.make_room_for_requests(settings.max_in_flight)
     yield judge_open_files(settings.max_in_flight, allowed)
 
@@ -22,10 +24,13 @@ def judge_metrics(settings: Settings) -> Finding:
     """Whether /metrics can be read, and by whom."""
     if settings.metrics_token is not None:
         return _GROUP.ok("/metrics asks for METRICS_TOKEN")
+    if settings.metrics_closed and settings.metrics_port is not None:
+        return _GROUP.ok("/metrics is closed on PORT")
     if settings.metrics_closed:
         return _GROUP.warning(
             "/metrics is closed: other machines can reach HOST, and there is no METRICS_TOKEN",
-            "set METRICS_TOKEN, and let Prometheus send it; or HOST=127.0.0.1, if Prometheus runs on this machine",
+            "set METRICS_TOKEN, and let Prometheus send it; or METRICS_PORT, in a private network; or HOST=127.0.0.1, "
+            "if Prometheus runs on this machine",
         )
     return _GROUP.ok("/metrics is open, on this machine only")
 

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from google.auth.credentials import Credentials
 
     from listener.fcm.credentials import KeyFile
+    from listener.metrics.own import Metrics
 
 log = structlog.get_logger(__name__)
 
@@ -57,6 +58,7 @@ class AccessTokens:
             the next refresh, and after a refusal.
         backoff: seconds of backoff, at most, after the first failure in a row.
         timeout: seconds that a refresh may take, whatever it is doing.
+        metrics: count refreshes, and tell when the token expires.
     """
 
     def __init__(
@@ -66,11 +68,13 @@ class AccessTokens:
         *,
         backoff: float = 2.0,
         timeout: float = REFRESH_TIMEOUT,
+        metrics: Metrics | None = None,
     ) -> None:
         self._credentials = credentials
         self._key_file = key_file
         self._backoff = backoff
         self._timeout = timeout
+        self._metrics = metrics
         self._token: str | None = None
         self._expires = 0.0
         self._refreshing: asyncio.Task[None] | None = None
@@ -184,6 +188,9 @@ class AccessTokens:
         self._expires = time.monotonic() + life
         self._fault = None
         self._failures = 0
+        if self._metrics is not None:
+            self._metrics.token_refreshes.labels("ok").inc()
+            self._metrics.token_expiry.set(time.time() + life)
         # Jitter, so that processes that started together do not refresh together.
         ahead = min(AHEAD, life * AHEAD_SHARE) * random.uniform(0.75, 1.0)  # noqa: S311
         self._begin_in(life - ahead)
@@ -200,6 +207,8 @@ class AccessTokens:
         pause = longest * random.uniform(0.5, 1.0)  # noqa: S311
         self._fault = fault
         self._failures += 1
+        if self._metrics is not None:
+            self._metrics.token_refreshes.labels("failed").inc()
         self._retry_at = time.monotonic() + pause
         if self._valid() is not None:
             self._begin_in(pause)

@@ -109,7 +109,10 @@ class FcmHealth:
         self._refused_pushes = RefusedPushes()
         self._away = CircuitBreaker(times.away_first, times.away_longest)
         self._failures = 0  # in a row; an answer that is no failure ends the row
-        self._answered_at = -math.inf
+        self.answered_at = -math.inf
+        """When FCM last gave a useful answer, if only a refusal."""
+        self.accepted_at = -math.inf
+        """When FCM last accepted a push."""
         self._trusted_until = -math.inf
         self._accepts_until = -math.inf
         self._platforms: dict[str, _Platform] = {}
@@ -167,6 +170,7 @@ class FcmHealth:
                 self._note(self._refused, outcome, asked, now)
                 return self._refuse_platform(push, who, target.platform, outcome, asked, now)
             case Disposition.ACCEPTED:
+                self.accepted_at = now
                 self._accept(who, target.platform, asked)
                 # Even a request from before the breaker opened shows that not all are refused.
                 if asked > self._refused_asked:
@@ -300,7 +304,7 @@ class FcmHealth:
 
     def is_away(self, now: float) -> bool:
         """Whether FCM has given no useful answer lately. Then a failure is not the push's fault."""
-        return self._away.reason is not None or now - self._answered_at > _AWAY_AFTER_S
+        return self._away.reason is not None or now - self.answered_at > _AWAY_AFTER_S
 
     @property
     def fails(self) -> bool:
@@ -325,7 +329,7 @@ class FcmHealth:
         return now < self._accepts_until
 
     def _note_presence(self, outcome: Outcome, asked: float, now: float) -> None:
-        self._answered_at = now
+        self.answered_at = now
         if self._away.reason is not None:
             # A refusal, too, shows that FCM is there.
             self._note(self._away, replace(outcome, disposition=Disposition.ACCEPTED), asked, now)

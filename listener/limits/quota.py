@@ -111,6 +111,11 @@ class Quota:
         """How much of the quota all workers together may use, as far as this worker knows."""
         return self._fraction
 
+    def share(self, now: float) -> float:
+        """Requests a second that this worker may make in the long run, once the ramp is over."""
+        rate, _, _ = self._limits(now)
+        return rate
+
     def rate(self, now: float) -> float:
         """Requests a second that this worker may make now and from now on."""
         self._advance(now)

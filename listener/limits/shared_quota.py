@@ -11,7 +11,7 @@ import structlog
 
 from listener.fcm.outcome import Limit
 from listener.limits.quota import RECOVERY_S, Fraction, Quota
-from listener.metrics import Metrics
+from listener.metrics.own import Metrics
 from listener.postgres.connect import STATEMENT_PATIENCE_S
 from listener.postgres.workers import QuotaState, Workers
 from listener.push import Push
@@ -43,7 +43,7 @@ class SharedQuota:
         self._unshared = False  # reduced here, and not yet written for the others
         self._logged = False  # that it is reduced
         self._closed_since: float | None = None
-        metrics.quota_rate.set_function(lambda: quota.rate(time.monotonic()))
+        metrics.quota_share.set_function(lambda: quota.share(time.monotonic()))
 
     def room(self, now: float) -> tuple[int, int]:
         """How many pushes may be claimed now, and how many of these may have normal priority."""
@@ -104,7 +104,7 @@ class SharedQuota:
                 async with asyncio.timeout(STATEMENT_PATIENCE_S):
                     await self._exchange()
             except (psycopg.Error, TimeoutError):
-                self._metrics.database_errors.labels("rate").inc()
+                self._metrics.database_errors.labels("quota").inc()
             self._log_changes()
             await is_set_within(self._reduced, self._interval)
 

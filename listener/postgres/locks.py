@@ -18,7 +18,7 @@ from psycopg import sql
 from psycopg.rows import class_row, tuple_row
 
 from listener.log import should_log
-from listener.metrics import Metrics
+from listener.metrics.own import Metrics
 
 log = structlog.get_logger(__name__)
 
@@ -154,9 +154,9 @@ class LockWatch:
         looks = Counter({_identity(each): self._looks[_identity(each)] + 1 for each in found})
         present = [each for each in found if not each.is_momentary or looks[_identity(each)] >= _LOOKS]
         self._looks = looks
-        self._metrics.lock_stranger.clear()
+        self._metrics.lock_strangers.clear()
         for holder in present:
-            self._metrics.lock_stranger.labels(holder.lock, holder.role).set(holder.pid or 0)
+            self._metrics.lock_strangers.labels(holder.lock, holder.role).inc()
         reported = {_identity(each): each for each in present}
         self._warn(present)
         for identity, gone in self._reported.items():

@@ -7,17 +7,17 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any, LiteralString, NamedTuple
+from typing import Any, LiteralString
 from uuid import UUID
 
 import orjson
 import psycopg
 import structlog
 from psycopg.pq import TransactionStatus
-from psycopg.rows import args_row, class_row, kwargs_row, scalar_row, tuple_row
+from psycopg.rows import args_row, kwargs_row, scalar_row
 
 from listener.log import should_log
 from listener.postgres.batch_limit import BatchLimit
@@ -29,7 +29,7 @@ from listener.postgres.parts import MANY_REFUSED, NotAsWritten, write_in_parts
 from listener.postgres.put_back import put_back
 from listener.postgres.statements import load
 from listener.postgres.text import storable, storable_json
-from listener.postgres.unwritable import CHANGED, IGNORED, UNWRITABLE, Pause, UnwritableRows
+from listener.postgres.unwritable import CHANGED, IGNORED, Pause, UnwritableRows
 from listener.push import EXPIRED_REASON, Decision, LogLine, Push, Settlement
 
 log = structlog.get_logger(__name__)
@@ -51,8 +51,6 @@ _EARLIEST = load(__file__, "earliest")
 _FOREIGN_TRIGGERS = load(__file__, "foreign_triggers")
 _SWEEP = load(__file__, "sweep", earliest=_EARLIEST, strangers=STRANGERS, foreign_triggers=_FOREIGN_TRIGGERS)
 _UNREADABLE = load(__file__, "unreadable")
-DEPTH = load(__file__, "depth")
-"""To be executed after BY_INDEX; the columns are the fields of StatusDepth."""
 
 # A row that SKIP LOCKED skips is locked by another transaction; a row that no longer exists is not.
 _LOCKED = """
@@ -73,13 +71,6 @@ _DISABLE = """
 select public.push_disable_token(token, code)
   from unnest(%(tokens)s::text[], %(codes)s::text[]) as d(token, code)
 """
-
-BY_INDEX: LiteralString = "set local enable_seqscan = off"
-"""Makes the next statement of the transaction read the index of waiting rows. The statistics of the table may be from a
-time when most rows waited, and then Postgres would read the whole table."""
-
-# It also drops from the queue what every session has read, for which the server itself waits until somebody notifies.
-_NOTIFY_QUEUE = "select pg_catalog.pg_notification_queue_usage()"
 
 _NO_LIMIT = 1 << 12
 
@@ -130,49 +121,6 @@ _NOT_UTF8 = (
 )
 
 
-class StatusDepth(NamedTuple):
-    """The waiting rows of one status."""
-
-    status: str
-    pushes: int
-    due: int
-    oldest_due: float | None
-    """Seconds for which the row that has waited longest has been due; None when none is due."""
-
-
-@dataclass(frozen=True, slots=True)
-class Depth:
-    """What waits in the queue."""
-
-    counts: dict[str, int]
-    """Rows by status; every status in which a row waits is there."""
-    due: int
-    """Rows that could be claimed now."""
-    oldest_due: float
-    """Seconds for which the row that has waited longest has been due; 0 when none is due."""
-    notify_queue: float = 0.0
-    """The part of the server's NOTIFY queue that is in use, from 0 to 1."""
-    unwritable: dict[tuple[str, str], int] = field(default_factory=dict)
-    """Rows that are passed over, by statement and code; the most frequent ones."""
-
-    @classmethod
-    def of(
-        cls,
-        rows: Iterable[StatusDepth],
-        notify_queue: float = 0.0,
-        unwritable: Iterable[tuple[str, str, int]] = (),
-    ) -> Depth:
-        """The sum of all statuses."""
-        counts = {"pending": 0, "processing": 0, "failed": 0}
-        due, oldest_due = 0, 0.0
-        for row in rows:
-            counts[row.status] = row.pushes
-            due += row.due
-            oldest_due = max(oldest_due, row.oldest_due or 0.0)
-        passed_over = {(statement, code): count for statement, code, count in unwritable}
-        return cls(counts, due, oldest_due, notify_queue, passed_over)
-
-
 @dataclass(frozen=True, slots=True)
 class Sweep:
     """What a worker finds when it has not been notified for a while."""
@@ -214,6 +162,7 @@ class Queue:
         self._is_restricted = False
         self._disable_parts = Halving(_NO_LIMIT)
         self._disable_failures = 0  # in a row
+        self._unreadable = 0
 
     @property
     def worker_id(self) -> int:
@@ -326,6 +275,7 @@ class Queue:
             codes = {
                 push_id: code for push_id, code in codes.items() if code not in _NOT_TEXT
             } | written.refused
+            self._unreadable += sum(written.results)
             log.warning(
                 "pushes dead", rows=sum(written.results), code="INVALID_TEXT", example=str(unreadable[0])
             )
@@ -333,6 +283,11 @@ class Queue:
         await self.unwritable.note(passing, Pause.SHORT, conn)
         refused = {push_id: code for push_id, code in codes.items() if code not in _PASSING}
         await self.unwritable.note(refused, Pause.LONG, conn)
+
+    def take_unreadable(self) -> int:
+        """How many pushes claims have given up since the last call, because their texts cannot be read."""
+        count, self._unreadable = self._unreadable, 0
+        return count
 
     async def _among(
         self, conn: Connection, statement: LiteralString, rows: list[tuple[UUID, int]]
@@ -532,24 +487,6 @@ class Queue:
         async with self._pool.connection() as conn:
             found = bool(await fetch_value(conn, _FOREIGN_TRIGGERS))
         self._verifies = found or self._has_been_undone
-
-    async def depth(self) -> Depth:
-        """Counts what waits. Reads the index of waiting rows and those rows, never the history.
-
-        It is one transaction: a worker that has nothing to do asks little.
-        """
-        async with self._pool.connection() as conn:
-            cursor: psycopg.AsyncCursor[Any] = conn.cursor(row_factory=class_row(StatusDepth))
-            statements = f"{BY_INDEX}; {DEPTH}; {_NOTIFY_QUEUE}; {UNWRITABLE}"
-            await cursor.execute(statements.encode(), prepare=False)
-            cursor.nextset()
-            rows = await cursor.fetchall()
-            cursor.nextset()
-            cursor.row_factory = scalar_row
-            notify_queue = float(str(await cursor.fetchone()))
-            cursor.nextset()
-            cursor.row_factory = tuple_row
-            return Depth.of(rows, notify_queue, await cursor.fetchall())
 
 
 async def _settle(conn: Connection, values: Mapping[str, object]) -> tuple[list[int], list[int]]:

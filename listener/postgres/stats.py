@@ -9,7 +9,7 @@ import psycopg
 from psycopg.rows import class_row, dict_row
 
 from listener.postgres.connect import ENCODING
-from listener.postgres.queue import BY_INDEX, DEPTH, Depth, StatusDepth
+from listener.postgres.overview import BY_INDEX, DEPTH, Depth, Waiting
 
 # Why names have their schema, and columns a cast: see statements.py.
 _ENDED = """
@@ -77,7 +77,7 @@ def read(dsn: str, days: int) -> Stats:
         client_encoding=ENCODING,
     ) as conn:
         conn.execute(BY_INDEX)
-        depth = Depth.of(conn.cursor(row_factory=class_row(StatusDepth)).execute(DEPTH))
+        depth = Depth.of(conn.cursor(row_factory=class_row(Waiting)).execute(DEPTH))
         ended = conn.execute(_ENDED, {"days": days}).fetchall()
 
     def total(name: str) -> int:
@@ -88,8 +88,8 @@ def read(dsn: str, days: int) -> Stats:
         return total(f"{name}_seconds") / timed if timed else None
 
     return Stats(
-        waiting={status: pushes for status, pushes in depth.counts.items() if pushes},
-        oldest_due=depth.oldest_due,
+        waiting={status: pushes for status, pushes in depth.by_status.items() if pushes},
+        oldest_due=max(depth.oldest_due.values()),
         days=days,
         sent=total("sent"),
         delivered=total("delivered"),

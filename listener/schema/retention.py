@@ -22,7 +22,7 @@ from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg.rows import namedtuple_row, scalar_row
 
-from listener.metrics import Metrics
+from listener.metrics.own import Metrics
 from listener.postgres import errors
 from listener.postgres.connect import ENCODING, Connection, fetch_value, prepare_session
 from listener.postgres.locks import PURGE_LOCK

@@ -15,7 +15,7 @@ from psycopg import pq
 from psycopg.rows import class_row
 
 from listener.postgres.connect import Connection, fetch_value
-from listener.postgres.queue import BY_INDEX
+from listener.postgres.overview import BY_INDEX
 from listener.postgres.statements import load
 from listener.postgres.text import storable
 from listener.schema.identity import Identity, address_of, differences

@@ -25,7 +25,8 @@ from listener.limits.claim_budget import reserved_for_high
 from listener.limits.health import FcmHealth
 from listener.limits.retry_policy import RetryPolicy
 from listener.limits.shared_quota import SharedQuota
-from listener.metrics import Metrics
+from listener.metrics.labels import platform_of
+from listener.metrics.own import Metrics
 from listener.push import (
     EXPIRED_REASON,
     BadPush,
@@ -89,6 +90,8 @@ class _Attempt:
     """Whether FCM has refused a request of it, whatever the device: the others would be refused too."""
     refused: dict[str | None, int] = field(default_factory=dict)
     """Requests that the credentials for their platform were refused for, by platform."""
+    is_accepted: bool = False
+    """Whether FCM has accepted a request of it."""
 
     def is_over(self) -> bool:
         """Whether the push has expired."""
@@ -100,6 +103,13 @@ class _Attempt:
             self.is_refused = True
         elif outcome.disposition is Disposition.PAUSE_PLATFORM:
             self.refused[one.target.platform] = self.refused.get(one.target.platform, 0) + 1
+
+    def is_first_acceptance(self, outcome: Outcome) -> bool:
+        """Whether FCM accepts the push now, and has not accepted it for any target before."""
+        if outcome.disposition is not Disposition.ACCEPTED or self.is_accepted:
+            return False
+        self.is_accepted = True
+        return self.push.accepted_before == 0
 
     def is_hopeless(self, one: _Request) -> bool:
         """Whether a request would be refused as others of this attempt were."""
@@ -144,6 +154,8 @@ class Attempts:
         # A request that waits for its turn takes memory, so a push with many devices gets a bounded number of tasks.
         self._tasks_of_normal = asyncio.Semaphore(2 * most)
         self._question: asyncio.Task[None] | None = None
+        self.last_answer: Outcome | None = None
+        """FCM's answer to the last question, which was no push."""
         self._asked_at = -math.inf
         self._abandoned = Outcome(
             Disposition.RETRY,
@@ -289,6 +301,9 @@ class Attempts:
                 outcome = in_view_of(_without_token(outcome, one.target), attempt.prepared, one.target)
                 one.outcome = self._health.judge(attempt.push, one.target, outcome, asked, answered)
                 attempt.note(one, one.outcome)
+                if attempt.is_first_acceptance(one.outcome):
+                    since_due = attempt.push.waited + elapsed() - attempt.claimed_at
+                    self._metrics.due_to_accepted.observe(max(0.0, since_due), _priority(attempt.push))
             one.seconds = answered - began
             if self._trail.is_on:
                 self._trail.answered(attempt.push, one.target, one.outcome, began, answered)
@@ -301,7 +316,7 @@ class Attempts:
             one.target, None if push.expires_in is None else push.expires_in - held
         )
         if one.is_first and one.started is None:
-            self._metrics.insert_to_send.observe(max(0.0, push.waited + held))
+            self._metrics.insert_to_send.observe(max(0.0, push.waited + held), _priority(push))
         one.started = time.monotonic()
         return body
 
@@ -339,6 +354,14 @@ class Attempts:
             until = claimed_at + self._lease - _KEPT_OF_LEASE_S
             await asyncio.wait({self._question}, timeout=max(0.0, until - elapsed()))
 
+    async def ask(self) -> Outcome | None:
+        """Asks FCM to validate a message; returns its answer, or None if another question was asked just before."""
+        self._ask_fcm()
+        if self._question is None:
+            return None
+        await asyncio.wait({self._question})
+        return self.last_answer
+
     def _ask_fcm(self) -> None:
         """Sends FCM a message to validate only, unless such a question is under way or recent."""
         if self._question is None and time.monotonic() - self._asked_at >= self._ask_again:
@@ -349,6 +372,8 @@ class Attempts:
         try:
             outcome = await self._sender.send(_QUESTION)
             self._health.answered(outcome, began, time.monotonic())
+            self._metrics.probes.labels(_verdict(outcome)).inc()
+            self.last_answer = outcome
         finally:
             self._question, self._asked_at = None, time.monotonic()
 
@@ -382,7 +407,7 @@ class Attempts:
             if one.outcome is None:
                 continue
             settlement.logs.append(_log_line(push, one, one.outcome))
-            self._sends(one.outcome.disposition, one.outcome.code).inc()
+            self._sends(one.outcome.disposition, one.outcome.code, _label(one.target)).inc()
             if one.outcome.disposition is Disposition.DROP_TARGET and one.target.kind is TargetKind.TOKEN:
                 settlement.dead_tokens.append((one.target.value, one.outcome.code))
         if decision.status is Status.DEAD:
@@ -405,6 +430,25 @@ def _without_token(outcome: Outcome, target: Target) -> Outcome:
     if target.value not in outcome.reason:
         return outcome
     return replace(outcome, reason=outcome.reason.replace(target.value, "[hidden]"))
+
+
+def _priority(push: Push) -> str:
+    return "high" if push.priority == "high" else "normal"
+
+
+def _label(target: Target) -> str:
+    return platform_of(target.platform) if target.kind is TargetKind.TOKEN else "topic"
+
+
+def _verdict(outcome: Outcome) -> str:
+    """Of FCM on a message to validate only."""
+    match outcome.disposition:
+        case Disposition.ACCEPTED:
+            return "accepted"
+        case Disposition.RETRY:
+            return "failed"
+        case _:
+            return "refused"
 
 
 def _counts(outcome: Outcome) -> bool:

@@ -106,6 +106,7 @@ class Dispatcher:
 
     async def _dispatch(self) -> None:
         while not self._stop.is_set():
+            self._reach.note_progress()
             if self._waker.look.take():
                 self._admission.notified()
             match self._admit():
@@ -151,7 +152,8 @@ class Dispatcher:
             if self._reach.is_recovering:
                 await self._release()
             pushes = await self._queue.claim(claim.budget.total, claim.budget.normal, self._held.old)
-        self._reach.answered()
+        self._reach.answered(time.monotonic() - began)
+        self._settler.given_up(self._queue.take_unreadable())
         self._admission.claimed(claim.budget, len(pushes), began)
         self._quota.claimed(pushes, began)
         self._expiry.met(pushes)

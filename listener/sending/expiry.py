@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import structlog
 
 from listener.limits.shared_quota import is_late
-from listener.metrics import Metrics
+from listener.metrics.own import Metrics
 from listener.postgres.connect import STATEMENT_PATIENCE_S
 from listener.postgres.errors import ROW_FAULTS, fault_name, is_of_rows
 from listener.postgres.queue import Queue

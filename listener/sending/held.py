@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from uuid import UUID
 
 from listener.clock import elapsed
-from listener.metrics import Metrics
+from listener.metrics.own import Metrics
 from listener.push import Push, Settlement
 
 

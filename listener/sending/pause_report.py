@@ -2,29 +2,42 @@
 
 from __future__ import annotations
 
+import functools
+
 import structlog
 
 from listener.limits.health import FcmHealth, Pause
-from listener.metrics import Metrics
+from listener.metrics.labels import PLATFORMS, platform_of
+from listener.metrics.own import Metrics
 from listener.wakeup.look_signal import LookSignal
 
 log = structlog.get_logger(__name__)
 
 
-_PLATFORMS = ("android", "ios", "web", "other")
+_REASONS = {
+    "refused": Pause.REFUSED,
+    "away": Pause.AWAY,
+    "token_loss": Pause.TOKEN_LOSS,
+    "no_access_token": Pause.NO_ACCESS_TOKEN,
+}
 
 
 class PauseReport:
-    """Tells, once, when sending is paused, is paused for another kind of reason, or goes on; so for each platform."""
+    """Tells, once, when sending is paused, is paused for another kind of reason, or goes on; so for each platform.
+
+    The metrics show what is so when they are read.
+    """
 
     def __init__(self, health: FcmHealth, look: LookSignal, metrics: Metrics) -> None:
         self._health = health
         self._look = look
-        self._metrics = metrics
         self._told: Pause | None = None
         self._told_platforms: set[str] = set()
-        for platform in _PLATFORMS:
-            metrics.platform_paused.labels(platform).set(0)
+        for label, kind in _REASONS.items():
+            metrics.paused.labels(label).set_function(functools.partial(self._is_paused, kind))
+        for platform in PLATFORMS:
+            is_held = functools.partial(self._is_held, platform)
+            metrics.platform_paused.labels(platform).set_function(is_held)
 
     def tell(self) -> None:
         """Called after each answer from FCM."""
@@ -38,22 +51,19 @@ class PauseReport:
         else:
             log.error("sending paused", reason=self._health.reason)
         self._told = kind
-        self._metrics.paused.set(kind is not None)
 
     def _tell_platforms(self) -> None:
         held = self._health.held_platforms
         if held.keys() == self._told_platforms:
             return
         for platform in held.keys() - self._told_platforms:
-            log.error("platform paused", platform=_label(platform), reason=held[platform])
+            log.error("platform paused", platform=platform_of(platform), reason=held[platform])
         for platform in self._told_platforms - held.keys():
-            log.info("platform resumed", platform=_label(platform))
+            log.info("platform resumed", platform=platform_of(platform))
         self._told_platforms = set(held)
-        paused = set(map(_label, held))
-        for label in _PLATFORMS:
-            self._metrics.platform_paused.labels(label).set(label in paused)
 
+    def _is_paused(self, kind: Pause) -> float:
+        return float(self._health.pause_kind is kind)
 
-def _label(platform: str) -> str:
-    """A bounded name: a view of the application's own may call a platform anything."""
-    return platform if platform in _PLATFORMS else "other"
+    def _is_held(self, platform: str) -> float:
+        return float(platform in map(platform_of, self._health.held_platforms))

@@ -8,7 +8,7 @@ import structlog
 
 from listener.backoff import Backoff
 from listener.log import should_log
-from listener.metrics import Metrics
+from listener.metrics.own import Metrics
 from listener.postgres.errors import Condition, condition, explain, fault_name
 
 log = structlog.get_logger(__name__)
@@ -33,6 +33,7 @@ class Reach:
 
     def failed(self, error: Exception) -> float:
         """Notes a failed look; returns the seconds to wait."""
+        self.note_progress()
         self.is_up, self.condition = False, condition(error)
         seconds = self._backoff.failed()
         self._metrics.database_errors.labels("claim").inc()
@@ -42,14 +43,21 @@ class Reach:
             )
         return seconds
 
-    def answered(self) -> None:
-        """A claim was answered, so the database can be reached."""
+    def answered(self, seconds: float) -> None:
+        """A claim was answered after ``seconds``, so the database can be reached."""
         self.is_up = True
+        self._metrics.statement.observe(seconds, "claim")
+        self._metrics.last_look.set_to_current_time()
         self._answered.set()
 
     def succeeded(self) -> None:
         """A whole look was answered: the next failure is the first again."""
+        self.note_progress()
         self._backoff.succeeded()
+
+    def note_progress(self) -> None:
+        """The dispatcher is not stuck."""
+        self._metrics.progress.set_to_current_time()
 
     async def wait_answered(self) -> None:
         """Returns once the queue has been looked at for the first time."""

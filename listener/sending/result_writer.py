@@ -12,7 +12,7 @@ import structlog
 import tenacity
 
 from listener.log import should_log
-from listener.metrics import Metrics
+from listener.metrics.own import Metrics
 from listener.postgres.batch_limit import BatchLimit
 from listener.postgres.connect import STATEMENT_PATIENCE_S
 from listener.postgres.errors import ROW_FAULTS, Condition, condition, explain, fault_name, is_transient
@@ -64,6 +64,10 @@ class ResultWriter:
     def batch(self) -> int:
         """The most results that one statement may have now."""
         return self._batch_limit.rows(time.monotonic())
+
+    def note_progress(self) -> None:
+        """Results are taken, or what keeps them waiting is looked at again."""
+        self._metrics.progress.set_to_current_time()
 
     def has_written(self, status: Status, since: float) -> bool:
         """Whether a row has been given this status after ``since`` (monotonic seconds)."""
@@ -117,8 +121,11 @@ class ResultWriter:
 
     async def _try(self, batch: Sequence[Settlement], again: bool, patience: float) -> list[Fate]:
         try:
+            began = time.monotonic()
             async with asyncio.timeout(patience):
-                return await self._queue.settle(batch, is_retry=again)
+                fates = await self._queue.settle(batch, is_retry=again)
+            self._metrics.statement.observe(time.monotonic() - began, "settle")
+            return fates
         except TOO_SLOW:
             if len(batch) == 1:
                 await self._check_without_rows()
@@ -139,6 +146,7 @@ class ResultWriter:
     def _note_failure(self, error: BaseException | None, times: int) -> None:
         if isinstance(error, _FaultOfAll):
             error = error.__cause__
+        self.note_progress()
         self.succeeds, self.condition = False, condition(error)
         self._metrics.database_errors.labels("settle").inc()
         if should_log(times):
@@ -157,6 +165,12 @@ class ResultWriter:
         for status, rows in Counter(decision.status for decision in written).items():
             self._metrics.settled.labels(status).inc(rows)
             self._written_at[status] = now
+        for code, rows in Counter(d.code or "" for d in written if d.status is Status.DEAD).items():
+            self._metrics.dead.labels(code).inc(rows)
+        for settlement, fate in over:
+            if fate is Fate.WRITTEN:
+                for _, code in settlement.dead_tokens:
+                    self._metrics.tokens_disabled.labels(code).inc()
         again = Counter(d.code or "" for d in written if d.uses_try and d.delay is not None)
         for code, rows in again.items():
             self._metrics.retries.labels(code).inc(rows)
@@ -175,6 +189,11 @@ class ResultWriter:
         delays = [decision.delay for decision in written if decision.delay is not None]
         if delays:
             self._look.due_in(min(delays))
+
+    def given_up(self, code: str, rows: int) -> None:
+        """Counts pushes that a claim has given up."""
+        self._metrics.settled.labels(Status.DEAD).inc(rows)
+        self._metrics.dead.labels(code).inc(rows)
 
     def release(self, settlement: Settlement) -> None:
         """Releases a row whose result cannot be written."""

@@ -81,6 +81,11 @@ class Settler:
         """What the last settle failed for."""
         return self._writer.condition
 
+    @property
+    def backlog(self) -> int:
+        """How many results wait to be written, those set aside included."""
+        return len(self._waiting) + self.set_aside
+
     def put(self, settlement: Settlement) -> None:
         """Hands over one result. Never blocks: the number of rows in flight bounds the number of results."""
         self._waiting.append(settlement)
@@ -91,6 +96,7 @@ class Settler:
         written_at = -math.inf
         while True:
             await is_set_within(self._some, self._unwritten.waits)
+            self._writer.note_progress()
             if self._unwritten.waits == 0.0:
                 await self._unwritten.try_again()
             if self._may_be_free:
@@ -108,6 +114,11 @@ class Settler:
             if not self._writer.succeeds and not self._waiting:
                 self._writer.succeeds = True
                 self._look.capacity()
+
+    def given_up(self, unreadable: int) -> None:
+        """A claim has given up pushes whose texts cannot be read."""
+        if unreadable:
+            self._writer.given_up("INVALID_TEXT", unreadable)
 
     def stop_keeping(self) -> None:
         """The worker ends: results that the database refuses are not kept any longer."""

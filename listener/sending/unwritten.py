@@ -30,7 +30,7 @@ import structlog
 
 from listener.backoff import Backoff
 from listener.log import should_log
-from listener.metrics import Metrics
+from listener.metrics.own import Metrics
 from listener.postgres.connect import STATEMENT_PATIENCE_S
 from listener.postgres.errors import ROW_FAULTS
 from listener.postgres.halving import Halving

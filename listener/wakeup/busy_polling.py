@@ -40,7 +40,7 @@ from typing import TypeVar
 import psycopg
 
 from listener.backoff import Backoff
-from listener.metrics import Metrics
+from listener.metrics.own import Metrics
 from listener.postgres.connect import STATEMENT_PATIENCE_S
 from listener.postgres.locks import CHANNEL, POLLING_LOCK
 from listener.postgres.workers import Workers

@@ -25,7 +25,7 @@ from psycopg import Notify, sql
 from psycopg.rows import class_row
 
 from listener.log import should_log
-from listener.metrics import Metrics
+from listener.metrics.own import Metrics
 from listener.postgres import errors
 from listener.postgres.connect import Address, Connection, ServicePool, fetch_value, prepare_session
 from listener.postgres.errors import Condition, fault_name
@@ -227,6 +227,7 @@ class Doorbell:
         if self._pool is not None:
             self._pool.grow()
         self._metrics.listening.set(1)
+        self._metrics.connections.inc()
         log.info("doorbell connected", backend=conn.info.backend_pid)
         self._conn, self._fault = conn, None
         self._tell(Topic.RECHECK)
@@ -267,6 +268,7 @@ class Doorbell:
             self._proven = True
         elif notify.payload != str(self._worker):
             self._metrics.notifications.inc()
+            self._metrics.last_notification.set_to_current_time()
             if notify.payload:  # the id of the worker that polls now
                 self._tell(Topic.RECHECK)
             self._tell(Topic.NOTIFIED)
@@ -338,6 +340,7 @@ class Doorbell:
 
     async def cannot_connect(self, error: BaseException | None, tries: int) -> None:
         """Called after each failed try to connect."""
+        self._metrics.progress.set_to_current_time()
         self.condition = errors.condition(error)
         if should_log(tries):
             log.warning(

@@ -16,7 +16,7 @@ from typing import Protocol
 import psycopg
 import structlog
 
-from listener.metrics import Metrics
+from listener.metrics.own import Metrics
 from listener.postgres.connect import STATEMENT_PATIENCE_S
 from listener.postgres.queue import Queue
 from listener.postgres.workers import Workers

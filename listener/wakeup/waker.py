@@ -7,7 +7,7 @@ from typing import Protocol
 
 import structlog
 
-from listener.metrics import Metrics
+from listener.metrics.own import Metrics
 from listener.postgres.connect import Address, ServicePool
 from listener.postgres.errors import Condition
 from listener.postgres.queue import Queue, Sweep

@@ -1,11 +1,11 @@
-"""The web server of a process: /metrics, /healthz and /readyz."""
+"""The web server of a process: /metrics, /healthz and /readyz; and /metrics alone on a private port."""
 
 from __future__ import annotations
 
 import hmac
 import socket
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
 
 import structlog
 from aiohttp import web
@@ -15,6 +15,10 @@ from prometheus_client.exposition import choose_encoder
 from listener.config import Settings
 
 log = structlog.get_logger(__name__)
+
+
+class PortTaken(Exception):
+    """A port cannot be listened on; the text names the variables that say which."""
 
 
 class Web:
@@ -32,38 +36,35 @@ class Web:
         self._settings = settings
         self._registry = registry
         self._obstacles = obstacles
+        self.metrics_port: int | None = None
+        """Where it listens on METRICS_PORT, once it does."""
 
     @asynccontextmanager
     async def serve(self) -> AsyncIterator[int]:
-        """Serves while the block runs; yields the port. Raises OSError if it cannot listen there."""
-        app = web.Application()
-        app.add_routes(
-            [
+        """Serves while the block runs; yields the public port.
+
+        Raises PortTaken if it cannot listen there.
+        """
+        settings = self._settings
+        async with AsyncExitStack() as stack:
+            public = [
                 web.get("/", self._index),
                 web.get("/metrics", self._metrics),
                 web.get("/healthz", self._healthz),
                 web.get("/readyz", self._readyz),
             ]
-        )
-        runner = web.AppRunner(app, access_log=None, handle_signals=False)
-        await runner.setup()
-        try:
-            host, port = self._settings.host, self._settings.port
-            site = (
-                web.SockSite(runner, _bind_every_address(port))
-                if host is None
-                else web.TCPSite(runner, host, port)
+            port = await stack.enter_async_context(
+                _listening(public, settings.host, settings.port, "HOST, PORT")
             )
-            await site.start()
-            port = int(runner.addresses[0][1])
             log.info(
-                "web server listening",
-                port=port,
-                metrics="closed" if self._settings.metrics_closed else "open",
+                "web server listening", port=port, metrics="closed" if settings.metrics_closed else "open"
             )
+            if settings.metrics_port is not None:
+                private = [web.get("/metrics", self._metrics_in_private)]
+                where = settings.metrics_host, settings.metrics_port, "METRICS_HOST, METRICS_PORT"
+                self.metrics_port = await stack.enter_async_context(_listening(private, *where))
+                log.info("metrics server listening", port=self.metrics_port)
             yield port
-        finally:
-            await runner.cleanup()
 
     async def _index(self, request: web.Request) -> web.Response:
         return web.Response(text="push-listener\n\n/metrics\n/healthz\n/readyz\n")
@@ -78,8 +79,9 @@ class Web:
 
     async def _metrics(self, request: web.Request) -> web.Response:
         refusal = self._refuse(request)
-        if refusal is not None:
-            return refusal
+        return await self._metrics_in_private(request) if refusal is None else refusal
+
+    async def _metrics_in_private(self, request: web.Request) -> web.Response:
         encode, content_type = choose_encoder(request.headers.get("Accept", ""))
         return web.Response(body=encode(self._registry), headers={"Content-Type": content_type})
 
@@ -99,6 +101,30 @@ class Web:
         return web.Response(
             status=401, headers={"WWW-Authenticate": "Bearer"}, text="send METRICS_TOKEN as a bearer token\n"
         )
+
+
+@asynccontextmanager
+async def _listening(
+    routes: Sequence[web.RouteDef], host: str | None, port: int, variables: str
+) -> AsyncIterator[int]:
+    """Serves these routes while the block runs; yields the port. ``variables``: what sets host and port."""
+    app = web.Application()
+    app.add_routes(routes)
+    runner = web.AppRunner(app, access_log=None, handle_signals=False)
+    await runner.setup()
+    try:
+        try:
+            site = (
+                web.SockSite(runner, _bind_every_address(port))
+                if host is None
+                else web.TCPSite(runner, host, port)
+            )
+            await site.start()
+        except OSError as error:
+            raise PortTaken(f"{variables}: cannot listen on port {port}: {error.strerror}") from None
+        yield int(runner.addresses[0][1])
+    finally:
+        await runner.cleanup()
 
 
 def _bytes(text: str) -> bytes:

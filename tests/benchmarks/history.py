@@ -29,7 +29,7 @@ from psycopg_pool import AsyncConnectionPool
 from rich.table import Table
 
 from listener.demo.embedded import EmbeddedPostgres
-from listener.postgres import workers
+from listener.postgres import overview, workers
 from listener.postgres.queue import Queue
 from listener.push import Decision, LogLine, Push, Settlement, Status
 from listener.schema import retention
@@ -159,7 +159,7 @@ class Side:
         settlements = [_sent(push) for push in pushes]
         await timed("settle", lambda: self._queue.settle(settlements))
         for _ in range(_ASKED):
-            await timed("depth", self._queue.depth)
+            await timed("overview", lambda: overview.read(self._pool))
         async with self._pool.connection() as conn:
             for _ in range(_ASKED):
                 await timed("stats", lambda: conn.execute("select * from get_push_delivery_stats(30)"))

@@ -33,7 +33,7 @@ from listener.limits.health import FcmHealth
 from listener.limits.quota import Quota
 from listener.limits.shared_quota import SharedQuota
 from listener.limits.slow_start import SlowStart
-from listener.metrics import Metrics
+from listener.metrics.own import Metrics
 from listener.postgres.connect import Pool
 from listener.postgres.locks import LockWatch
 from listener.postgres.queue import Queue

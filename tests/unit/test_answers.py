@@ -29,7 +29,7 @@ from listener.limits.quota import Quota
 from listener.limits.retry_policy import RetryPolicy
 from listener.limits.shared_quota import SharedQuota
 from listener.limits.slow_start import SlowStart, after_losses
-from listener.metrics import Metrics
+from listener.metrics.own import Metrics
 from listener.postgres.workers import Workers
 from listener.push import BadPush, Push, Status, Target, TargetKind
 from listener.sending.attempt import Attempts

@@ -21,7 +21,7 @@ from listener.limits.health import FcmHealth
 from listener.limits.quota import Quota
 from listener.limits.shared_quota import SharedQuota
 from listener.limits.slow_start import after_losses
-from listener.metrics import Metrics
+from listener.metrics.own import Metrics
 from listener.postgres.workers import Workers
 from listener.push import Push, Status, Target, TargetKind
 from listener.sending.attempt import Attempts

@@ -194,6 +194,9 @@ WRONG = {
     "FCM_RAMP": ["-1", "nan", "inf", "86401", "S3cr3t"],
     "PORT": ["S3cr3t", "-1", "65536", "80.5"],
     "METRICS_TOKEN": ["S3cr3t", "short"],
+    "METRICS_PORT": ["S3cr3t", "-1", "8080"],
+    "IDLE_PROBE_INTERVAL": ["-1", "S3cr3t"],
+    "WATCHDOG_TIMEOUT": ["-1", "S3cr3t", "399"],
     "LOG_FORMAT": ["S3cr3t", "xml"],
     "LOG_LEVEL": ["S3cr3t", "trace"],
     "MAX_IN_FLIGHT": ["0", "S3cr3t", "100001", "1e9"],
@@ -231,7 +234,10 @@ def test_every_fault_is_told_at_once() -> None:
 
 
 def test_the_variables_that_can_be_wrong_are_all_tried() -> None:
-    assert set(NAMES) - set(WRONG) == {"HOST"}  # whether a name is one is for the resolver to say
+    assert set(NAMES) - set(WRONG) == {
+        "HOST",
+        "METRICS_HOST",
+    }  # whether a name is one is for the resolver to say
 
 
 def test_the_least_lease_is_told_and_is_enough() -> None:

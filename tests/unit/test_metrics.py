@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry, Histogram, generate_latest
 
-from listener.metrics import Durations
+from listener.metrics.durations import Durations
 
 BUCKETS = (0.01, 0.5, 2.0)
 

@@ -11,7 +11,7 @@ from uuid import UUID
 import psycopg
 import pytest
 
-from listener.metrics import Metrics
+from listener.metrics.own import Metrics
 from listener.postgres.queue import Fate, Queue
 from listener.push import Decision, LogLine, Settlement, Status
 from listener.sending.held import HeldRows

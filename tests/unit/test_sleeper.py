@@ -5,7 +5,7 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import cast
 
-from listener.metrics import Metrics
+from listener.metrics.own import Metrics
 from listener.postgres.locks import LockWatch
 from listener.postgres.queue import Queue, Sweep
 from listener.sending.held import HeldRows

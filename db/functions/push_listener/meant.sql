@@ -14,7 +14,7 @@ as $$
       ('table', 'public.push_notifications', 'push_listener', '{select}', push_listener.columns('push_notifications')),
       ('table', 'public.push_notifications', 'push_listener', '{update}',
        '{status,next_attempt_at,retry_count,last_retry_at,delivery_attempts,last_error,error_code,fcm_message_id,
-         claimed_by,lost_claims,sent_at,updated_at}'),
+         claimed_by,lost_claims,first_due_at,sent_at,updated_at}'),
       ('table', 'public.push_delivery_logs', 'push_listener', '{select,insert}', '{push_id,device_token,status,details}'),
       ('table', 'public.push_recipients', 'push_listener', '{select}', '{""}'),
       ('table', 'public.push_devices', 'push_listener', '{select}', '{token,user_id,platform,disabled_at}'),
@@ -35,6 +35,7 @@ as $$
       ('function', 'push_listener.is_alive(integer)', 'push_listener', '{execute}', '{""}'),
       ('table', 'push_listener.shared_quota', 'push_listener', '{select}', '{""}'),
       ('table', 'push_listener.shared_quota', 'push_listener', '{update}', '{fraction,reduced_at}'),
+      ('function', 'push_listener.daily_totals(integer)', 'push_listener', '{execute}', '{""}'),
       ('table', 'push_listener.served', 'push_listener', '{select}', '{""}'),
       ('table', 'push_listener.served', 'push_listener', '{insert}',
        '{system_identifier,database_oid,address,database_name}')

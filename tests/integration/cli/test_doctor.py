@@ -177,6 +177,11 @@ async def test_metrics_that_nobody_may_read(database: Database, emulator: Emulat
     assert found.only(Level.WARNING, "process").text.startswith("/metrics is closed")
     found = await examine(database.dsn, emulator, host="0.0.0.0", metrics_token="0123456789")
     assert found.at(Level.WARNING, group="process") == []
+    found = await examine(database.dsn, emulator, host="0.0.0.0", metrics_port="0")
+    assert [each.text.partition(":")[0] for each in found.at(Level.OK, group="process")][:2] == [
+        "/metrics is closed on PORT",
+        "/metrics is open on METRICS_PORT",
+    ]
 
 
 # --- a database that does not answer ---------------------------------------------------------------------------------

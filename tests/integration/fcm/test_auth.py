@@ -322,7 +322,7 @@ async def kept(tokens: AccessTokens) -> AsyncIterator[AccessTokens]:
 
 
 @asynccontextmanager
-async def endpoint_and_tokens(**options: float) -> AsyncIterator[tuple[TokenEndpoint, AccessTokens]]:
+async def endpoint_and_tokens(**options: Any) -> AsyncIterator[tuple[TokenEndpoint, AccessTokens]]:
     async with TokenEndpoint.running() as endpoint:
         credentials, _ = load_credentials(make_key(endpoint.url))
         async with kept(AccessTokens(credentials, None, **options)) as tokens:

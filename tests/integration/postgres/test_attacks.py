@@ -23,7 +23,7 @@ from psycopg_pool import AsyncConnectionPool
 
 from listener import client
 from listener.emulator import Emulator
-from listener.postgres import queue, stats, workers
+from listener.postgres import overview, queue, stats, workers
 from listener.postgres.locks import LIVENESS_CLASS, PURGE_LOCK, ROLLBACK_LOCK
 from listener.postgres.queue import Fate, Queue
 from listener.postgres.unwritable import Pause
@@ -362,7 +362,7 @@ async def live(database: Database, dsn: str) -> None:
         assert await about.lost_lately() >= 1
         await about.is_polling_locked()
         await about.open_writers()
-        await hands.depth()
+        await overview.read(pool)
         await about.reduce_quota(0.5, 60.0)
         await about.quota_state()
         left = await hands.claim(100)  # the push to a user, for the second time, reads its log

@@ -16,7 +16,7 @@ from structlog.testing import capture_logs
 
 from listener.cli.main import main
 from listener.emulator import Emulator
-from listener.metrics import Metrics
+from listener.metrics.own import Metrics
 from listener.postgres import locks, workers
 from listener.postgres.connect import fetch_value
 from listener.postgres.locks import CHANNEL, LIVENESS_CLASS, POLLING_LOCK, PURGE_LOCK, LockHolder
@@ -75,12 +75,12 @@ async def holding(dsn: str, *key: int, mode: str = "") -> AsyncIterator[AsyncCon
 
 
 def shown_strangers(service: Service) -> set[tuple[str, str, float]]:
-    """Lock, role and pid, as the metric has them."""
+    """Lock, role and number, as the metric has them."""
     return {
         (sample.labels["lock"], sample.labels["role"], sample.value)
         for family in service.metrics.registry.collect()
         for sample in family.samples
-        if sample.name == "push_lock_stranger_pid"
+        if sample.name == "push_lock_strangers"
     }
 
 
@@ -118,7 +118,7 @@ async def test_a_push_goes_out_while_a_stranger_silences_the_bell_and_the_strang
                     await thief.execute(*take)
                 for n in range(3):
                     await high_priority(rows, f"phone-{n}")
-                await until(lambda: shown_strangers(service) == {("polling", STRANGER, pid)})
+                await until(lambda: shown_strangers(service) == {("polling", STRANGER, 1.0)})
                 assert [(each.lock, each.pid, each.role) for each in strangers(database)] == [
                     ("polling", pid, STRANGER)
                 ]
@@ -159,7 +159,7 @@ async def test_behind_one_that_waits_for_the_lock_nobody_rings_either(
         await until_waiting(rows)
         for n in range(3):
             await high_priority(rows, f"phone-{n}")
-        await until(lambda: ("polling", STRANGER, second.info.backend_pid) in shown_strangers(service))
+        await until(lambda: ("polling", STRANGER, 1.0) in shown_strangers(service))
         await first.close()
         await waiting
 
@@ -182,7 +182,7 @@ async def test_a_prepared_transaction_is_a_stranger_too(
         with capture_logs() as said:
             async with serving(settings_for(worker_dsn, emulator, sweep_interval=1)) as service:
                 await high_priority(rows, "phone")
-                expected = {("polling", STRANGER, 0.0), ("liveness", STRANGER, 0.0)}
+                expected = {("polling", STRANGER, 1.0), ("liveness", STRANGER, 1.0)}
                 await until(lambda: shown_strangers(service) == expected)
         (told, *_) = [each for each in said if each.get("lock") == "polling"]
         assert (told["pid"], told["role"], told["prepared"]) == (None, STRANGER, "it's mine")
@@ -228,8 +228,8 @@ def test_one_that_holds_it_in_shared_mode_is_named_only_if_it_goes_on() -> None:
     for present in ([found], [found], [], [found], [found], [found], []):
         watch.saw(present)
         labels = {"lock": "polling", "role": STRANGER}
-        seen.append(metrics.registry.get_sample_value("push_lock_stranger_pid", labels))
-    assert seen == [None, None, None, None, None, 4711.0, None]
+        seen.append(metrics.registry.get_sample_value("push_lock_strangers", labels))
+    assert seen == [None, None, None, None, None, 1.0, None]
 
 
 def test_many_strangers_are_told_in_few_lines() -> None:
@@ -259,7 +259,7 @@ async def test_it_starts_although_every_small_id_is_held(
         with capture_logs() as said:
             async with serving(settings_for(worker_dsn, emulator, sweep_interval=1)) as service:
                 await high_priority(rows, "phone")
-                await until(lambda: shown_strangers(service) == {("liveness", STRANGER, pid)})
+                await until(lambda: shown_strangers(service) == {("liveness", STRANGER, 1.0)})
         (found,) = strangers(database)
         assert (found.lock, found.key, found.locks, found.pid) == ("liveness", 1, 300, pid)
     (anew,) = [each for each in said if each["event"] == "registering anew"]

@@ -18,7 +18,7 @@ import psycopg
 import pytest
 from psycopg import sql
 
-from listener.postgres import queue
+from listener.postgres import overview, queue
 from listener.schema import migrate, retention
 from tests.support.attacks import other_types
 from tests.support.postgres import Database, Server, Template
@@ -102,8 +102,8 @@ class Case:
 
 
 def _by_index(conn: Connection) -> None:
-    """As the statement is run: see listener.postgres.queue.BY_INDEX."""
-    conn.execute(queue.BY_INDEX)
+    """As the statement is run: see listener.postgres.overview.BY_INDEX."""
+    conn.execute(overview.BY_INDEX)
 
 
 def _claimed(conn: Connection, batch: int = BATCH) -> dict[str, object]:
@@ -233,7 +233,7 @@ CASES = [
     Case("expire, what was accepted", queue._EXPIRE, _LOG, _expired),
     Case("earliest", queue._EARLIEST, _DUE, {"excluded": []}),
     Case("sweep", queue._SWEEP, _DUE, {"excluded": [], "worker": 1, "incarnation": uuid4()}),
-    Case("depth", queue.DEPTH, _DUE, _by_index),
+    Case("depth", overview.DEPTH, _DUE, _by_index),
     Case("get_push_delivery_stats", "select * from get_push_delivery_stats(3650)", _DUE),
     Case("fetch_pending_pushes", "select * from fetch_pending_pushes(50)", _DUE),
     Case("mark_push_sent", "select mark_push_sent(%(id)s)", _KEY, _one_claimed),

@@ -13,8 +13,9 @@ import psycopg
 import pytest
 from psycopg import sql
 
-from listener.postgres import errors, queue, workers
+from listener.postgres import errors, overview, queue, workers
 from listener.postgres.connect import Address, Pool, ServicePool
+from listener.postgres.overview import Depth
 from listener.postgres.queue import Fate, Queue
 from listener.push import Decision, LogLine, Push, Settlement, Status
 from listener.schema import migrate
@@ -36,6 +37,10 @@ async def worker(pool: Pool, lease: float = LEASE) -> Queue:
     incarnation = uuid4()
     worker_id = await workers.register(pool, "test", incarnation=incarnation)
     return Queue(pool, worker_id=worker_id, lease=lease, incarnation=incarnation)
+
+
+async def depth_of(pool: Pool) -> Depth:
+    return (await overview.read(pool)).depth
 
 
 def sent(push: Push, *tokens: str, message_id: str = "projects/p/messages/1") -> Settlement:
@@ -136,6 +141,45 @@ async def test_the_wait_of_a_row_scheduled_in_the_past_counts_from_its_insertion
     assert 0.0 <= push.waited < PATIENCE
 
 
+async def test_the_wait_of_a_retry_counts_from_when_the_push_was_first_due(pool: Pool, rows: Rows) -> None:
+    push_id = await rows.add(device_token="t", title="t")
+    mine = await worker(pool)
+
+    async def claim() -> Push:
+        (push,) = await mine.claim(1)
+        return push
+
+    async def was_due_s(column: str = "first_due_at") -> float | None:
+        query = f"select extract(epoch from now() - {column})::float8 as age from push_notifications"
+        found = (await rows.query(query))[0]["age"]
+        return None if found is None else float(str(found))
+
+    await rows.query(
+        "update push_notifications set next_attempt_at = now() - interval '300 s', "
+        "created_at = now() - interval '1 day'"
+    )
+    assert await was_due_s() is None
+    first = await claim()
+    assert 300.0 <= first.waited < 300.0 + PATIENCE
+    await mine.settle([again(first, 0.0)])
+    second = await claim()
+    assert 300.0 <= second.waited < 300.0 + PATIENCE
+    await rows.query(
+        "update push_notifications set next_attempt_at = now() - interval '1 s'"
+    )  # the lease ended
+    third = await claim()
+    assert (third.lost_claims, 300.0 <= third.waited < 300.0 + PATIENCE) == (1, True)
+    await mine.settle([again(third, 0.0, uses_try=False)])
+    fourth = await claim()
+    await mine.settle([sent(fourth, "t")])
+    assert 300.0 <= fourth.waited < 300.0 + PATIENCE
+    assert await was_due_s() is None
+
+    await due_at(rows, push_id, "-5", status="pending")  # by hand: it begins anew
+    fifth = await claim()
+    assert 5.0 <= fifth.waited < 5.0 + PATIENCE
+
+
 async def test_rows_of_the_future_are_left_alone(pool: Pool, rows: Rows) -> None:
     push_id = await rows.add(device_token="t", title="t")
     await due_at(rows, push_id, "30")
@@ -156,7 +200,7 @@ async def test_what_is_over_is_never_claimed_whatever_its_time_says(
     mine = await worker(pool)
     assert await mine.claim(10) == []
     assert await mine.earliest() is None
-    assert (await mine.depth()).due == 0
+    assert sum((await depth_of(pool)).due.values()) == 0
 
 
 async def test_a_row_without_a_time_is_never_claimed(pool: Pool, rows: Rows) -> None:
@@ -259,15 +303,19 @@ async def test_infinite_times_of_the_queue(pool: Pool, rows: Rows) -> None:
     mine = await worker(pool)
     assert await mine.claim(10) == []
     assert await mine.earliest() == math.inf
-    depth = await mine.depth()
-    assert (depth.counts["pending"], depth.due, depth.oldest_due) == (1, 0, 0.0)
+    depth = await depth_of(pool)
+    assert (depth.by_status["pending"], depth.due, max(depth.oldest_due.values())) == (
+        1,
+        {"high": 0, "normal": 0},
+        0.0,
+    )
 
     always = await rows.add(device_token="always", title="t", priority="high")
     await due_at(rows, always, "-infinity")
     assert await mine.earliest() == -math.inf
-    depth = await mine.depth()
-    assert (depth.counts["pending"], depth.due) == (2, 1)
-    assert 0.0 <= depth.oldest_due < PATIENCE
+    depth = await depth_of(pool)
+    assert (depth.by_status["pending"], depth.due) == (2, {"high": 1, "normal": 0})
+    assert 0.0 <= depth.oldest_due["high"] < PATIENCE
     assert [push.id for push in await mine.claim(10)] == [always]
 
 
@@ -598,16 +646,17 @@ async def test_a_token_that_cannot_be_disabled_keeps_no_result(pool: Pool, rows:
 
 async def test_depth_counts_what_waits_and_nothing_else(pool: Pool, rows: Rows) -> None:
     mine = await worker(pool)
-    assert (await mine.depth()).counts == {"pending": 0, "processing": 0, "failed": 0}
+    assert (await depth_of(pool)).by_status == {"pending": 0, "processing": 0, "failed": 0}
     for status, due in [("pending", "-40"), ("pending", "30"), ("failed", "-5"), ("sent", "-90")]:
         push_id = await rows.add(device_token="t", title="t", status=status, delivery_attempts=1)
         await due_at(rows, push_id, due)
         await rows.query("update push_notifications set created_at = now() - interval '1 hour'")
-    depth = await mine.depth()
-    assert (depth.counts, depth.due) == ({"pending": 2, "processing": 0, "failed": 1}, 2)
-    assert 40.0 <= depth.oldest_due < 40.0 + PATIENCE
+    depth = await depth_of(pool)
+    assert depth.by_status == {"pending": 2, "processing": 0, "failed": 1}
+    assert (depth.due, depth.scheduled) == ({"high": 0, "normal": 2}, 1)
+    assert 40.0 <= depth.oldest_due["normal"] < 40.0 + PATIENCE
     await mine.claim(1)
-    assert (await mine.depth()).counts == {"pending": 1, "processing": 1, "failed": 1}
+    assert (await depth_of(pool)).by_status == {"pending": 1, "processing": 1, "failed": 1}
 
 
 async def test_each_start_is_a_worker_of_its_own_that_signs_off(pool: Pool, rows: Rows) -> None:
@@ -684,7 +733,7 @@ async def test_the_history_is_not_read(rows: Rows) -> None:
         "excluded": [uuid4()],
         "is_strict": True,
     }
-    for statement in (queue._CLAIM, queue._EARLIEST, queue.DEPTH):
+    for statement in (queue._CLAIM, queue._EARLIEST, overview.DEPTH):
         async with rows.connection.transaction(force_rollback=True):
             cursor = psycopg.AsyncClientCursor(rows.connection)
             await cursor.execute("explain (analyze, format json) " + statement, values)

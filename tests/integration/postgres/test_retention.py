@@ -18,7 +18,7 @@ from listener import config
 from listener.cli.main import main
 from listener.config import ConfigError
 from listener.emulator import Emulator
-from listener.metrics import Metrics
+from listener.metrics.own import Metrics
 from listener.postgres.locks import PURGE_LOCK
 from listener.schema import retention
 from listener.schema.retention import Purged

@@ -273,7 +273,7 @@ async def test_what_has_been_sent_is_written_down_when_the_database_is_back(
             assert len(emulator.accepted) <= 40
             errors = sum(
                 count_of(service, "push_database_errors_total", statement=each)
-                for each in ("claim", "settle", "peers", "depth")
+                for each in ("claim", "settle", "peers", "read")
             )
             assert errors < 100  # without a pause there would be thousands
         ended = time.monotonic()

@@ -16,7 +16,7 @@ import pytest
 from psycopg import AsyncConnection
 
 from listener.emulator import Emulator
-from listener.metrics import Metrics
+from listener.metrics.own import Metrics
 from listener.postgres.connect import Address
 from listener.postgres.locks import CHANNEL, POLLING_LOCK
 from listener.service import Service

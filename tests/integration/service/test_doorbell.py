@@ -14,7 +14,7 @@ from psycopg import sql
 
 from listener.demo.embedded import StopMode
 from listener.emulator import Emulator
-from listener.metrics import Metrics
+from listener.metrics.own import Metrics
 from listener.postgres.connect import Address
 from listener.postgres.locks import CHANNEL
 from listener.push import Settlement

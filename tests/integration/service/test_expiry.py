@@ -165,7 +165,7 @@ async def test_nothing_is_begun_after_the_expiry_however_long_an_access_token_ta
         await rows.query("select pg_sleep(2.1)")
         comes.set()
         found = {row["device_token"]: row for row in (await rows.over()).values()}
-        begun = service.metrics.insert_to_send._sum
+        begun = service.metrics.insert_to_send._sums["normal"]
     assert (found["late"]["status"], found["late"]["error_code"]) == ("expired", "EXPIRED")
     (record,) = emulator.received
     assert record.push_id == str(found["long"]["id"])

@@ -15,7 +15,7 @@ import pytest
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from listener.emulator import Emulator
-from listener.metrics import Metrics
+from listener.metrics.own import Metrics
 from listener.postgres import workers
 from listener.postgres.connect import Address, Connection
 from listener.postgres.locks import LIVENESS_CLASS

@@ -23,7 +23,7 @@ from listener.fcm.outcome import Limit
 from listener.limits import quota, shared_quota
 from listener.limits.quota import Quota
 from listener.limits.shared_quota import SharedQuota
-from listener.metrics import Metrics
+from listener.metrics.own import Metrics
 from listener.postgres.connect import Pool
 from listener.postgres.locks import LIVENESS_CLASS, POLLING_LOCK
 from listener.postgres.workers import QuotaState, Workers, register
@@ -200,7 +200,7 @@ async def test_a_database_that_is_away_keeps_nobody_from_lowering(
     async with sharing(pool) as (shared, bucket, queue):
         shared.refused(Limit.PROJECT, time.monotonic())
         assert bucket.fraction.value == 0.5
-        failed = {"statement": "rate"}
+        failed = {"statement": "quota"}
         await shown(shared._metrics, "push_database_errors_total", 1.0, failed)
         await rows.query("alter table push_listener.gone rename to shared_quota")
         shared.claimed(PUSHES, time.monotonic())
@@ -248,7 +248,7 @@ async def sent_by(rows: Rows, last: int) -> Counter[str]:
 async def rate_of(worker: Program) -> float:
     """Requests a second that a process allows itself, as it says."""
     _, text = await get(await worker.port(), "/metrics")
-    (line,) = [each for each in text.splitlines() if each.startswith("push_quota_rate ")]
+    (line,) = [each for each in text.splitlines() if each.startswith("push_quota_share_requests_per_second ")]
     return float(line.split()[1])
 
 
@@ -302,7 +302,11 @@ async def test_429_lowers_the_rate_of_two_workers_and_it_comes_back(
         before = await fcm.rate(200)
 
         rule, began = emulator.add_fault("project_quota_exceeded,retry_after=1"), time.monotonic()
-        await until(lambda: all(value(each, "push_quota_rate") < 0.2 * WHOLE / 2 for each in (one, other)))
+        await until(
+            lambda: all(
+                value(each, "push_quota_share_requests_per_second") < 0.2 * WHOLE / 2 for each in (one, other)
+            )
+        )
         await fcm.pass_by(10)  # they may have been under way
         lowered = await fcm.rate(10)
         times = [value(each, "push_quota_reduced_total") for each in (one, other)]
@@ -311,7 +315,12 @@ async def test_429_lowers_the_rate_of_two_workers_and_it_comes_back(
         emulator.remove_fault(rule)
 
         (*_, last) = await fcm.pass_by(200)
-        await until(lambda: sum(value(each, "push_quota_rate") for each in (one, other)) > 0.9 * WHOLE)
+        await until(
+            lambda: (
+                sum(value(each, "push_quota_share_requests_per_second") for each in (one, other))
+                > 0.9 * WHOLE
+            )
+        )
         await fcm.pass_by(100)
     print(
         f"requests a second: {before:.0f}, lowered to {lowered:.0f} ({times} times in {ended - began:.0f} s, written: "
@@ -330,7 +339,7 @@ async def test_a_worker_that_starts_while_the_rate_is_lowered_starts_lowered(
 ) -> None:
     await rows.query("update push_listener.shared_quota set fraction = 0.1, reduced_at = now()")
     async with serving(settings_for(database.dsn, emulator, fcm_ramp=0)) as service:
-        assert value(service, "push_quota_rate") < 0.8 * FCM / 60
+        assert value(service, "push_quota_share_requests_per_second") < 0.8 * FCM / 60
 
 
 async def test_429_for_one_topic_lowers_nothing(database: Database, rows: Rows, emulator: Emulator) -> None:

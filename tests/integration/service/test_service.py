@@ -421,7 +421,7 @@ async def test_a_pause_uses_no_tries_is_told_and_ends_by_a_probe(
     status, text = await get(service.port, "/readyz")
     assert status == 503
     assert text == f"sending is paused: {Pause.REFUSED}\n"
-    assert service.metrics.registry.get_sample_value("push_paused") == 1.0
+    assert service.metrics.registry.get_sample_value("push_paused", {"reason": "refused"}) == 1.0
 
     others = [await rows.add(device_token=f"other-{n}", title="t") for n in range(20)]
     # Probes, refused as well. After a single refusal another push is the probe at once.
@@ -436,7 +436,7 @@ async def test_a_pause_uses_no_tries_is_told_and_ends_by_a_probe(
     assert {(row["status"], row["retry_count"]) for row in found.values()} == {("sent", 0)}
     assert set(found) == {first, *others}
     assert await get(service.port, "/readyz") == (200, "ok\n")
-    assert service.metrics.registry.get_sample_value("push_paused") == 0.0
+    assert service.metrics.registry.get_sample_value("push_paused", {"reason": "refused"}) == 0.0
     # One at a time until it is known that they are answered again.
     refused = [record for record in emulator.received if not record.accepted]
     assert len(refused) < 10

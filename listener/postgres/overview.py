@@ -1,0 +1,155 @@
+"""What the database knows of the queue, the server and the results: the same for every worker. It reads no history."""
+
+from __future__ import annotations
+
+import datetime
+import time
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, LiteralString, NamedTuple
+
+import psycopg
+from psycopg.rows import class_row, tuple_row
+
+from listener.postgres.connect import Pool
+from listener.postgres.statements import load
+from listener.postgres.unwritable import UNWRITABLE
+
+BY_INDEX: LiteralString = "set local enable_seqscan = off"
+"""Makes the next statement of the transaction read the index of waiting rows. The statistics of the table may be from a
+time when most rows waited, and then Postgres would read the whole table."""
+
+DEPTH = load(__file__, "depth")
+"""To be executed after BY_INDEX; the columns are the fields of Waiting."""
+
+SERVER = load(__file__, "server")
+
+DAILY: LiteralString = "select * from push_listener.daily_totals(31)"
+"""How the pushes of the last days ended, in UTC and today included; the columns are the fields of Day."""
+
+STATUSES = ("pending", "processing", "failed")
+"""The statuses in which a push waits."""
+
+PRIORITIES = ("high", "normal")
+
+
+class Waiting(NamedTuple):
+    """The waiting rows of one status and priority."""
+
+    status: str
+    priority: str
+    pushes: int
+    due: int
+    oldest_due: float | None
+    """Seconds for which the row that has waited longest has been due; None when none is due."""
+
+
+@dataclass(frozen=True, slots=True)
+class Depth:
+    """What waits in the queue."""
+
+    counts: dict[tuple[str, str], int]
+    """Rows by status and priority; all of them are there."""
+    due: dict[str, int]
+    """Rows that could be claimed now, by priority."""
+    oldest_due: dict[str, float]
+    """Seconds for which the row that has waited longest has been due, by priority; 0 when none is due."""
+
+    @classmethod
+    def of(cls, rows: Iterable[Waiting]) -> Depth:
+        """The sums of what DEPTH returns."""
+        counts = {(status, priority): 0 for status in STATUSES for priority in PRIORITIES}
+        due, oldest_due = dict.fromkeys(PRIORITIES, 0), dict.fromkeys(PRIORITIES, 0.0)
+        for row in rows:
+            counts[row.status, row.priority] = row.pushes
+            due[row.priority] += row.due
+            oldest_due[row.priority] = max(oldest_due[row.priority], row.oldest_due or 0.0)
+        return cls(counts, due, oldest_due)
+
+    @property
+    def by_status(self) -> dict[str, int]:
+        """Rows by status; every status in which a row waits is there."""
+        sums = Counter(dict.fromkeys(STATUSES, 0))
+        for (status, _), pushes in self.counts.items():
+            sums[status] += pushes
+        return dict(sums)
+
+    @property
+    def waiting(self) -> int:
+        """All rows that wait, scheduled ones included."""
+        return sum(self.counts.values())
+
+    @property
+    def scheduled(self) -> int:
+        """Rows that wait for their time: new ones and retries."""
+        claimed = sum(self.by_status[status] for status in ("pending", "failed"))
+        return max(0, claimed - sum(self.due.values()))
+
+
+class Day(NamedTuple):
+    """How the pushes of one day ended. ``push_listener.daily_counts`` defines what counts."""
+
+    day: datetime.date
+    days_ago: int
+    """0: today, in UTC."""
+    sent: int
+    delivered: int
+    dead: int
+    expired: int
+    cancelled: int
+    opened: int
+    clicked: int
+    delivered_timed: int
+    """The delivered pushes whose times are known."""
+    delivered_seconds: float
+    """The seconds from insert to the first receipt, summed over ``delivered_timed``."""
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """How the server and the workers are."""
+
+    notify_queue: float
+    """The part of the server's NOTIFY queue that is in use, from 0 to 1."""
+    workers: int
+    """Workers whose liveness locks are held; one with ``WAKEUP=sweep`` holds none."""
+    snapshot_age: int
+    """Transactions since the oldest snapshot that others hold."""
+    clock: float
+    """The server's time, in Unix seconds."""
+
+
+@dataclass(frozen=True, slots=True)
+class Overview:
+    """All of it, from one moment."""
+
+    depth: Depth
+    server: Server
+    days: Sequence[Day] = ()
+    unwritable: dict[tuple[str, str], int] = field(default_factory=dict)
+    """Rows that are passed over, by statement and code; the most frequent ones."""
+    clock_offset: float = 0.0
+    """Seconds by which the server's clock is ahead of this machine's."""
+
+
+async def read(pool: Pool) -> Overview:
+    """Reads everything in one transaction: a worker that has nothing to do asks little. Raises psycopg.Error."""
+    async with pool.connection() as conn:
+        cursor: psycopg.AsyncCursor[Any] = conn.cursor(row_factory=class_row(Waiting))
+        statements = "; ".join((BY_INDEX, DEPTH, UNWRITABLE, DAILY, SERVER))  # the clock comes last
+        await cursor.execute(statements.encode(), prepare=False)
+        read_at = time.time()
+        cursor.nextset()
+        depth = Depth.of(await cursor.fetchall())
+        cursor.nextset()
+        cursor.row_factory = tuple_row
+        unwritable = {(statement, code): count for statement, code, count in await cursor.fetchall()}
+        cursor.nextset()
+        cursor.row_factory = class_row(Day)
+        days = await cursor.fetchall()
+        cursor.nextset()
+        cursor.row_factory = class_row(Server)
+        server = await cursor.fetchone()
+    assert server is not None
+    return Overview(depth, server, days, unwritable, server.clock - read_at)

@@ -1,0 +1,60 @@
+"""Finds out while nothing is sent whether FCM would accept a push."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+import structlog
+
+from listener.fcm.outcome import Disposition, Outcome
+from listener.limits.health import FcmHealth
+from listener.sending.attempt import Attempts
+
+log = structlog.get_logger(__name__)
+
+
+class IdleProbe:
+    """Asks FCM to validate a message whenever it has not answered for some minutes, so that nobody finds out by the
+    first push of the morning that a permission was taken away at night.
+
+    A refusal is told, and pauses nothing: the next push may find that all is well.
+
+    Args:
+        interval: seconds without an answer after which FCM is asked.
+    """
+
+    def __init__(self, attempts: Attempts, health: FcmHealth, *, interval: float) -> None:
+        self._attempts = attempts
+        self._health = health
+        self._interval = interval
+        self._refused_at: float | None = None
+
+    @property
+    def is_refused(self) -> bool:
+        """Whether FCM has refused the last question, and accepted no push since."""
+        return self._refused_at is not None and self._health.accepted_at < self._refused_at
+
+    async def run(self) -> None:
+        """Works until cancelled."""
+        asked_at = time.monotonic()
+        while True:
+            silent_since = max(asked_at, self._health.answered_at)
+            wait = silent_since + self._interval - time.monotonic()
+            if wait > 0.0:
+                await asyncio.sleep(wait)
+                continue
+            asked_at = time.monotonic()
+            answer = await self._attempts.ask()
+            if answer is not None:
+                self._learn(answer)
+
+    def _learn(self, answer: Outcome) -> None:
+        if answer.disposition is Disposition.ACCEPTED:
+            if self._refused_at is not None:
+                log.info("FCM accepts a test message again")
+            self._refused_at = None
+        elif answer.disposition is not Disposition.RETRY:
+            if self._refused_at is None:
+                log.error("FCM refuses a test message", code=answer.code, reason=answer.reason)
+            self._refused_at = time.monotonic()

@@ -1,0 +1,146 @@
+"""Keeps the metrics fresh that every process reads from the database."""
+
+from __future__ import annotations
+
+import asyncio
+import datetime
+import math
+import time
+from collections.abc import Iterable
+
+import psycopg
+
+from listener.limits.health import FcmHealth
+from listener.metrics.own import Metrics
+from listener.metrics.shared import Figures, Results
+from listener.postgres import overview
+from listener.postgres.connect import STATEMENT_PATIENCE_S, Pool
+from listener.postgres.overview import Day, Overview
+from listener.postgres.unwritable import UnwritableRows
+from listener.sending.dispatcher import Dispatcher
+from listener.sending.reach import Reach
+from listener.wakeup.waker import Waker
+
+_IDLE_INTERVAL_S = 120.0
+_TIDY_INTERVAL_S = 600.0
+
+# With a million scheduled pushes a read takes half a second of the server's time.
+_SHARE_OF_TIME = 0.05
+
+_WINDOWS = (1, 7, 30)
+"""Days, for which the metrics tell what get_push_delivery_stats returns."""
+
+
+class OverviewWatch:
+    """Reads often while there is work, while something keeps work from being found or sent, and after a failed read;
+    seldom otherwise.
+
+    Args:
+        interval: seconds between two reads while it reads often. A read that takes long is made less often.
+        sees_workers: False: workers hold no locks by which Postgres knows them.
+    """
+
+    def __init__(
+        self,
+        pool: Pool,
+        unwritable: UnwritableRows,
+        dispatcher: Dispatcher,
+        waker: Waker,
+        reach: Reach,
+        health: FcmHealth,
+        metrics: Metrics,
+        *,
+        interval: float,
+        sees_workers: bool = True,
+    ) -> None:
+        self._pool = pool
+        self._unwritable = unwritable
+        self._dispatcher = dispatcher
+        self._waker = waker
+        self._reach = reach
+        self._health = health
+        self._metrics = metrics
+        self._interval = interval
+        self._sees_workers = sees_workers
+        self._tidied_at = -math.inf
+        self._is_busy = True
+
+    async def run(self) -> None:
+        """Works until cancelled. Then nothing is told any more, because nobody knows how long that may last."""
+        seen, read_at, took = -1, -math.inf, 0.0
+        try:
+            while True:
+                looks, began = self._dispatcher.looks, time.monotonic()
+                if looks != seen or self._is_watchful or began - read_at >= _IDLE_INTERVAL_S:
+                    took = await self._read()
+                    seen, read_at = looks, began
+                await asyncio.sleep(max(self._interval, took / _SHARE_OF_TIME))
+        finally:
+            self._metrics.shared.forget()
+
+    @property
+    def _is_watchful(self) -> bool:
+        """Whether the queue may change, or stand still, without a look at it."""
+        keeps_still = (
+            self._health.pause_kind is not None or not self._waker.may_claim() or not self._reach.is_up
+        )
+        return self._is_busy or keeps_still
+
+    async def _read(self) -> float:
+        """Returns the seconds that the server worked for it; 0 if the read failed."""
+        began = time.monotonic()
+        try:
+            async with asyncio.timeout(STATEMENT_PATIENCE_S):
+                found = await overview.read(self._pool)
+                took = time.monotonic() - began
+                if found.unwritable:
+                    await self._unwritable.retry()
+                    await self._tidy()
+        except (psycopg.Error, TimeoutError):
+            self._metrics.database_errors.labels("read").inc()
+            self._metrics.shared.forget()
+            self._is_busy = True
+            return 0.0
+        self._metrics.statement.observe(took, "read")
+        self._metrics.shared.show(figures(found, sees_workers=self._sees_workers))
+        self._is_busy = bool(sum(found.depth.due.values()) or found.depth.by_status["processing"])
+        return took
+
+    async def _tidy(self) -> None:
+        """Now and then deletes what is noted of rows that can be written."""
+        if time.monotonic() - self._tidied_at >= _TIDY_INTERVAL_S:
+            self._tidied_at = time.monotonic()
+            await self._unwritable.tidy()
+
+
+def figures(found: Overview, *, sees_workers: bool) -> Figures:
+    """What the metrics tell of it. Pure."""
+    return Figures(
+        depth=found.depth.counts,
+        due=found.depth.due,
+        oldest_due=found.depth.oldest_due,
+        scheduled=found.depth.scheduled,
+        unwritable=found.unwritable,
+        workers=found.server.workers if sees_workers else None,
+        notify_queue=found.server.notify_queue,
+        snapshot_age=found.server.snapshot_age,
+        clock_offset=found.clock_offset,
+        results={days: _results(found.days, days, found.depth.waiting) for days in _WINDOWS},
+        receipts=_receipts(found.days),
+    )
+
+
+def _results(days: Iterable[Day], window: int, waiting: int) -> Results:
+    """The sums of a window of days, as ``get_push_delivery_stats`` has them."""
+    within = [day for day in days if day.days_ago < window]
+    timed = sum(day.delivered_timed for day in within)
+    seconds = sum(day.delivered_seconds for day in within)
+    ended = {
+        name: sum(getattr(day, name) for day in within) for name in ("sent", "dead", "expired", "cancelled")
+    }
+    delivered = sum(day.delivered for day in within)
+    return Results({**ended, "waiting": waiting}, delivered, seconds / timed if timed else None)
+
+
+def _receipts(days: Iterable[Day]) -> dict[datetime.date, tuple[int, int, int]]:
+    return {day.day: (day.delivered, day.opened, day.clicked) for day in days}

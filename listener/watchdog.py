@@ -1,0 +1,94 @@
+"""Measures how late the event loop is, and ends a process that is stuck: a platform restarts only what has ended."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import threading
+import time
+import traceback
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
+
+import structlog
+
+from listener.metrics.own import Metrics
+
+log = structlog.get_logger(__name__)
+
+_TICK_S = 0.5
+_REMEMBERED_S = 30.0
+
+# A process that was stopped and goes on (SIGSTOP, a frozen machine) must not take that time for its own.
+_LOOKS = 10
+
+_FRAMES = 6
+
+
+class Watchdog:
+    """Watches the event loop from inside and from a thread.
+
+    Args:
+        timeout: seconds without a turn of the loop, or without progress of the worker, after which the process is
+            stuck; 0: it is only measured how late the loop is.
+        on_stuck: ends the process. It is called in a thread, with what stands still.
+        tick: seconds between two turns that are measured.
+    """
+
+    def __init__(
+        self, metrics: Metrics, *, timeout: float, on_stuck: Callable[[str], None], tick: float = _TICK_S
+    ) -> None:
+        self._metrics = metrics
+        self._timeout = timeout
+        self._on_stuck = on_stuck
+        self._tick = tick
+        self._turns = 0
+        self._late: deque[tuple[float, float]] = deque()  # (when, seconds)
+        self._ended = threading.Event()
+
+    async def run(self) -> None:
+        """Works until cancelled."""
+        if self._timeout:
+            threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
+        try:
+            while True:
+                due = time.monotonic() + self._tick
+                await asyncio.sleep(self._tick)
+                now = time.monotonic()
+                self._turns += 1
+                self._metrics.loop_lag.set(self._longest(max(0.0, now - due), now))
+        finally:
+            self._ended.set()
+
+    def _longest(self, late: float, now: float) -> float:
+        """The longest delay of the last half minute. A delay that a longer one has followed is forgotten."""
+        while self._late and self._late[-1][1] <= late:
+            self._late.pop()
+        self._late.append((now, late))
+        while self._late[0][0] < now - _REMEMBERED_S:
+            self._late.popleft()
+        return self._late[0][1]
+
+    def _watch(self) -> None:
+        """Counts looks at which nothing has changed, rather than seconds."""
+        turns, progress = -1, -1.0
+        still_loop = still_worker = 0
+        while not self._ended.wait(self._timeout / _LOOKS):
+            still_loop = still_loop + 1 if self._turns == turns else 0
+            turns = self._turns
+            at = self._metrics.progress.at
+            still_worker = still_worker + 1 if at is not None and at == progress else 0
+            progress = -1.0 if at is None else at
+            if still_loop >= _LOOKS:
+                self._on_stuck("the event loop")
+            elif still_worker >= _LOOKS:
+                self._on_stuck("the worker")
+
+
+def main_stack() -> list[str]:
+    """Where the main thread is, innermost last: file, line and function."""
+    main = threading.main_thread().ident
+    frame = sys._current_frames().get(main) if main is not None else None
+    found = traceback.extract_stack(frame)[-_FRAMES:] if frame is not None else []
+    return [f"{Path(each.filename).name}:{each.lineno} {each.name}" for each in found]

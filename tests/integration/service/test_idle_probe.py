@@ -1,0 +1,58 @@
+"""What is found out while nothing is sent."""
+
+from __future__ import annotations
+
+import pytest
+from structlog.testing import capture_logs
+
+from listener.emulator import Emulator
+from listener.sending.attempt import Attempts
+from tests.support.postgres import Database
+from tests.support.service import Rows, get, serving, settings_for, shown, until, with_arguments
+
+
+async def test_a_permission_that_was_taken_away_is_known_before_a_push_needs_it(
+    database: Database, rows: Rows, emulator: Emulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with_arguments(monkeypatch, Attempts, ask_again=0.01)
+    with capture_logs() as said:
+        async with serving(settings_for(database.dsn, emulator, idle_probe_interval=0.05)) as service:
+            assert service.port is not None
+            await shown(service.metrics, "push_probes_total", 1, {"outcome": "accepted"})
+            assert await get(service.port, "/readyz") == (200, "ok\n")
+            assert all(record.validate_only for record in emulator.received)  # no device gets it
+
+            fault = emulator.add_fault("permission_denied")
+            refused = "push_probes_total", {"outcome": "refused"}
+            await until(lambda: service.metrics.registry.get_sample_value(*refused))
+            text = "FCM refuses a test message; the log has its words\n"
+            assert await get(service.port, "/readyz") == (503, text)
+            assert service.pause is None
+
+            emulator.remove_fault(fault)
+            push = await rows.add(device_token="t", title="t")
+            assert (await rows.one_over(push))["status"] == "sent"
+            assert await get(service.port, "/readyz") == (200, "ok\n")
+    told = [each["event"] for each in said if "test message" in each["event"]]
+    assert told[0] == "FCM refuses a test message"
+    assert told.count("FCM refuses a test message") == 1
+
+
+async def test_an_fcm_that_is_away_is_no_refusal(database: Database, emulator: Emulator) -> None:
+    emulator.add_fault("unavailable")
+    async with serving(settings_for(database.dsn, emulator, idle_probe_interval=0.05)) as service:
+        assert service.port is not None
+        await until(
+            lambda: service.metrics.registry.get_sample_value("push_probes_total", {"outcome": "failed"})
+        )
+        assert await get(service.port, "/readyz") == (200, "ok\n")
+
+
+async def test_while_pushes_are_answered_nothing_is_asked(
+    database: Database, rows: Rows, emulator: Emulator
+) -> None:
+    async with serving(settings_for(database.dsn, emulator, idle_probe_interval=20)) as service:
+        for n in range(5):
+            await rows.one_over(await rows.add(device_token=f"phone-{n}", title="t"))
+        asked = service.metrics.registry.get_sample_value("push_probes_total", {"outcome": "accepted"})
+    assert asked == 0.0

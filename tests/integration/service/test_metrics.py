@@ -1,0 +1,461 @@
+"""What the metrics of a service tell, and what they do not tell."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import psycopg
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from prometheus_client.parser import text_string_to_metric_families
+from psycopg import sql
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
+
+from listener.emulator import Emulator
+from listener.metrics import labels
+from listener.metrics.own import Metrics
+from listener.postgres import overview
+from listener.postgres.connect import Address, ServicePool
+from listener.sending import overview_watch
+from listener.sending.overview_watch import figures
+from listener.service import Service, credentials_for
+from tests.support.postgres import Database
+from tests.support.servers import forget_proxies
+from tests.support.service import (
+    Rows,
+    dispatcher_of,
+    get,
+    serving,
+    settings_for,
+    shown,
+    until,
+)
+from tests.support.tools import tool
+
+DOCUMENT = Path(__file__).parents[3] / "docs" / "metrics.md"
+
+Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
+
+
+def samples(metrics: Metrics) -> Samples:
+    return {
+        (sample.name, frozenset(sample.labels.items())): sample.value
+        for family in metrics.registry.collect()
+        for sample in family.samples
+    }
+
+
+def names(metrics: Metrics) -> set[str]:
+    return {name for name, _ in samples(metrics)}
+
+
+def value(metrics: Metrics, name: str, **given: str) -> float | None:
+    return metrics.registry.get_sample_value(name, given)
+
+
+SHARED = {
+    "push_queue_depth", "push_queue_due", "push_queue_scheduled", "push_queue_oldest_due_seconds",
+    "push_workers_alive", "push_notify_queue_usage", "push_clock_offset_seconds", "push_stats_pushes",
+    "push_oldest_snapshot_age_transactions", "push_stats_delivered_pushes", "push_receipts_total",
+}  # fmt: skip
+"""Those that are there whenever the database was read."""
+
+
+# --- what could not be read is absent ------------------------------------------------------------------
+
+
+async def test_without_a_database_nothing_is_told_of_it(database: Database, emulator: Emulator) -> None:
+    loaded = settings_for("postgresql://nobody@127.0.0.1:1/none", emulator)
+    with pytest.MonkeyPatch.context() as patch:
+        forget_proxies(patch)
+        service = Service(loaded, *credentials_for(loaded))
+        running = asyncio.create_task(service.run())
+        await until(lambda: service.port)
+        assert service.port is not None
+        assert (await get(service.port, "/readyz"))[0] == 503
+        assert names(service.metrics) & {*SHARED, "push_queue_read_timestamp_seconds"} == set()
+        assert {"push_build_info", "push_sends_total", "push_listening"} <= names(service.metrics)
+        service.stop()
+        await running
+
+
+async def test_what_was_read_vanishes_when_it_cannot_be_read_any_more(
+    database: Database, rows: Rows, emulator: Emulator
+) -> None:
+    async with serving(settings_for(database.dsn, emulator, queue_depth_interval=1)) as service:
+        await until(lambda: names(service.metrics) >= SHARED)
+        await rows.query("alter table push_listener.daily_counts rename to gone")
+        await until(lambda: not names(service.metrics) & SHARED)
+        assert value(service.metrics, "push_queue_read_timestamp_seconds") is not None
+        assert value(service.metrics, "push_database_errors_total", statement="read") == 1.0
+        await rows.query("alter table push_listener.gone rename to daily_counts")
+        await until(lambda: names(service.metrics) >= SHARED)
+    assert not names(service.metrics) & SHARED  # nobody reads it any more
+
+
+async def test_while_the_database_is_away_it_is_read_at_the_short_interval(
+    database: Database, rows: Rows, emulator: Emulator
+) -> None:
+    """Also by a worker that was idle: otherwise the values would stay for minutes."""
+    async with serving(settings_for(database.dsn, emulator, queue_depth_interval=1)) as service:
+        await until(lambda: names(service.metrics) >= SHARED)
+        name = str(conninfo_to_dict(database.dsn)["dbname"])
+        async with await psycopg.AsyncConnection.connect(
+            make_conninfo(database.dsn, dbname="postgres"), autocommit=True
+        ) as elsewhere:
+            may_connect = sql.SQL("alter database {} allow_connections {}")
+            await elsewhere.execute(may_connect.format(sql.Identifier(name), sql.SQL("false")))
+            try:
+                await elsewhere.execute(
+                    "select pg_terminate_backend(pid) from pg_stat_activity where datname = %s", (name,)
+                )
+                await until(lambda: not names(service.metrics) & SHARED)
+            finally:
+                await elsewhere.execute(may_connect.format(sql.Identifier(name), sql.SQL("true")))
+        await until(lambda: names(service.metrics) >= SHARED)
+
+
+@pytest.mark.parametrize("reason", ["paused", "not listening", "unreachable", "busy", "idle"])
+async def test_how_often_it_is_read(monkeypatch: pytest.MonkeyPatch, reason: str) -> None:
+    class Worker:
+        looks = 1
+        pause_kind = "refused" if reason == "paused" else None
+        is_up = reason != "unreachable"
+
+        def may_claim(self) -> bool:
+            return reason != "not listening"
+
+    reads = 0
+
+    async def read(pool: object) -> overview.Overview:
+        nonlocal reads
+        reads += 1
+        waiting = [overview.Waiting("pending", "high", 1, 1, 5.0)] if reason == "busy" else []
+        return overview.Overview(overview.Depth.of(waiting), overview.Server(0.0, 1, 0, time.time()))
+
+    monkeypatch.setattr(overview, "read", read)
+    worker: Any = Worker()
+    watch = overview_watch.OverviewWatch(
+        worker, worker, worker, worker, worker, worker, Metrics(), interval=0.001
+    )
+    running = asyncio.create_task(watch.run())
+    for _ in range(200):
+        await asyncio.sleep(0.001)
+        if reads > 5:
+            break
+    running.cancel()
+    await asyncio.wait({running})
+    assert (reads > 5) == (reason != "idle")
+    assert reads >= 1
+
+
+async def test_nothing_is_told_of_listening_where_nobody_listens(
+    database: Database, rows: Rows, emulator: Emulator
+) -> None:
+    async with serving(settings_for(database.dsn, emulator, wakeup="sweep", sweep_interval=1)) as service:
+        await until(lambda: "push_queue_depth" in names(service.metrics))
+        there = names(service.metrics)
+    assert there & {"push_listening", "push_busy_polling", "push_workers_alive"} == set()
+
+
+# --- what is known is there from the start -------------------------------------------------------------
+
+
+def test_every_counter_begins_with_all_that_is_known() -> None:
+    metrics = Metrics()
+    found = samples(metrics)
+    for name, label, known in (
+        ("push_dead_total", "code", labels.DEAD),
+        ("push_retries_total", "code", labels.RETRIED),
+        ("push_invalid_total", "code", labels.INVALID),
+        ("push_tokens_disabled_total", "code", labels.DISABLED),
+        ("push_settled_total", "status", labels.STATUSES),
+        ("push_database_errors_total", "statement", labels.FAILING_STATEMENTS),
+        ("push_paused", "reason", labels.PAUSES),
+        ("push_platform_paused", "platform", labels.PLATFORMS),
+    ):
+        assert {found[name, frozenset({(label, each)})] for each in known} == {0.0}
+    for target in labels.TARGETS:
+        there = {("outcome", "accepted"), ("code", "OK"), ("platform", target)}
+        assert found["push_sends_total", frozenset(there)] == 0.0
+    for priority in labels.PRIORITIES:
+        there = {("priority", priority), ("le", "5.0")}
+        assert found["push_due_to_accepted_seconds_bucket", frozenset(there)] == 0.0
+
+
+async def test_no_event_of_common_traffic_makes_a_series(
+    database: Database, rows: Rows, emulator: Emulator
+) -> None:
+    """A series that is born with its first event hides that event from rate() and increase()."""
+    async with serving(settings_for(database.dsn, emulator, retry_min_delay=0.01)) as service:
+        await until(lambda: "push_queue_depth" in names(service.metrics))
+        before = samples(service.metrics).keys()
+        for fault in (
+            "unavailable",
+            "internal",
+            "quota_exceeded,retry_after=0",
+            "reset",
+            "unavailable,latency_ms=10",
+        ):
+            emulator.add_fault(f"{fault},times=1")
+        for token in ("t", "dead-t", "bad token", "mismatch-t"):
+            await rows.add(device_token=token, title="t")
+        await rows.add(topic="news", title="t", priority="high")
+        await rows.add(device_token="t", title=None, body="b")
+        await rows.add(title="t")
+        await rows.over()
+        await shown(service.metrics, "push_in_flight", 0)
+        born = samples(service.metrics).keys() - before
+    moments = {"push_last_notification_timestamp_seconds", "push_last_look_timestamp_seconds"}
+    assert {name for name, _ in born} <= moments | {"push_token_expiry_timestamp_seconds"}
+
+
+# --- how late pushes are accepted ----------------------------------------------------------------------
+
+
+async def test_how_late_a_push_is_accepted_includes_its_retries(
+    database: Database, rows: Rows, emulator: Emulator
+) -> None:
+    """An hour of 503 must not look perfect."""
+    emulator.add_fault("unavailable,token=late,times=1")
+    async with serving(settings_for(database.dsn, emulator, retry_min_delay=1, retry_max_delay=1)) as service:
+        await rows.add(device_token="late", title="t", priority="high")
+        await rows.add(device_token="timely", title="t")
+        await rows.over()
+        await shown(service.metrics, "push_due_to_accepted_seconds_count", 1, {"priority": "high"})
+        await shown(service.metrics, "push_due_to_accepted_seconds_count", 1, {"priority": "normal"})
+        late = value(service.metrics, "push_due_to_accepted_seconds_sum", priority="high")
+        first = value(service.metrics, "push_insert_to_send_seconds_count", priority="high")
+    assert late is not None
+    assert late >= 1.0
+    assert first == 1.0
+
+
+async def test_a_push_to_many_devices_is_accepted_once(
+    database: Database, rows: Rows, emulator: Emulator
+) -> None:
+    user = uuid4()
+    for n in range(5):
+        await rows.device(f"phone-{n}", user)
+    emulator.add_fault("unavailable,token=phone-3,times=1")
+    async with serving(settings_for(database.dsn, emulator, retry_min_delay=0.01)) as service:
+        await rows.add(user_id=user, title="t")
+        await rows.over()
+        await shown(
+            service.metrics,
+            "push_sends_total",
+            5,
+            {"outcome": "accepted", "code": "OK", "platform": "android"},
+        )
+        assert value(service.metrics, "push_due_to_accepted_seconds_count", priority="normal") == 1.0
+
+
+# --- what get_push_delivery_stats returns --------------------------------------------------------------
+
+ENDED = st.fixed_dictionaries(
+    {
+        "status": st.sampled_from(["sent", "delivered", "dead", "expired", "cancelled", "pending"]),
+        "days_ago": st.integers(0, 40),
+        "seconds": st.integers(1, 5000),
+    }
+)
+
+
+@pytest.fixture(scope="module")
+def events() -> Iterator[asyncio.Runner]:
+    with asyncio.Runner() as runner:
+        yield runner
+
+
+def test_the_metrics_are_equal_to_the_statistics_function(database: Database, events: asyncio.Runner) -> None:
+    @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=25)
+    @given(st.lists(ENDED, max_size=12))
+    def check(pushes: list[dict[str, Any]]) -> None:
+        events.run(_compare(database.dsn, pushes))
+
+    check()
+
+
+async def _compare(dsn: str, pushes: list[dict[str, Any]]) -> None:
+    async with await psycopg.AsyncConnection.connect(dsn, autocommit=True) as conn:
+        await conn.execute(
+            "truncate push_notifications, push_delivery_logs; delete from push_listener.daily_counts"
+        )
+        for push in pushes:
+            await conn.execute(
+                "insert into push_notifications (device_token, title, status, created_at, sent_at, delivered_at, "
+                "updated_at, next_attempt_at) select 't', 't', %(status)s, at - interval '1 s', "
+                "case when %(status)s in ('sent', 'delivered') then at end, "
+                "case when %(status)s = 'delivered' then at + make_interval(secs => %(seconds)s) end, at, "
+                "case when %(status)s = 'pending' then at + interval '100 days' end "
+                "from (select now() - make_interval(days => %(days_ago)s)) as t(at)",
+                push,
+            )
+        async with ServicePool(Address(dsn), prepares=True) as pool:
+            found = figures(await overview.read(pool), sees_workers=True)
+        for days, results in found.results.items():
+            row = await (
+                await conn.execute(
+                    "select total_pushes, sent_pushes, failed_pushes, delivered_pushes, delivery_rate, "
+                    "extract(epoch from avg_delivery_time)::float8 from get_push_delivery_stats(%s)",
+                    (days,),
+                )
+            ).fetchone()
+            assert row is not None
+            total, sent, failed, delivered, rate, mean = row
+            assert sum(results.pushes.values()) == total
+            assert results.pushes["sent"] == sent
+            assert results.pushes["dead"] + results.pushes["expired"] == failed
+            assert results.delivered == delivered
+            assert float(rate) == pytest.approx(100 * delivered / sent if sent else 0.0, abs=0.005)
+            assert mean == pytest.approx(results.delivery_seconds or 0.0)
+
+
+async def test_the_queries_of_the_document_give_the_columns_of_the_function(
+    database: Database, rows: Rows, emulator: Emulator, tmp_path: Path
+) -> None:
+    """By Prometheus itself, over the metrics of two processes."""
+    promtool = tool("promtool")
+    emulator.add_fault("invalid_argument,times=1")
+    loaded = settings_for(database.dsn, emulator, queue_depth_interval=1)
+    async with serving(loaded) as one, serving(loaded) as other:
+        ids = [await rows.add(device_token=f"phone-{n}", title="t") for n in range(5)]
+        await rows.query(
+            "insert into push_notifications (device_token, title, next_attempt_at) "
+            "values ('t', 't', now() + interval '1 h')"
+        )
+        await rows.over(*ids)
+        (received,) = await rows.query("select id from push_notifications where status = 'sent' limit 1")
+        await rows.query("select record_delivery_receipt(%(id)s, 'phone', 'delivered')", id=received["id"])
+        for service in (one, other):
+            dispatcher_of(service).looks += 1  # it is time to read
+            await shown(service.metrics, "push_stats_delivered_pushes", 1, {"days": "7"})
+        (expected,) = await rows.query(
+            "select total_pushes, sent_pushes, failed_pushes, delivered_pushes, delivery_rate, "
+            "extract(epoch from avg_delivery_time) as avg_delivery_time from get_push_delivery_stats(7)"
+        )
+        series = {
+            f"{name}{{{','.join(f'{key}={label!r}' for key, label in [*sorted(rest), ('instance', instance)])}}}": found
+            for instance, service in (("one", one), ("other", other))
+            for (name, rest), found in samples(service.metrics).items()
+            if name.startswith("push_stats_")
+        }
+    queries = dict(
+        re.findall(r"^\| `(\w+)` \| `([^`]*push_stats_[^`]*)` \|$", DOCUMENT.read_text(), re.MULTILINE)
+    )
+    queries = {column: query.replace("\\|", "|") for column, query in queries.items()}
+    assert queries.keys() == expected.keys()
+    test = {
+        "rule_files": [],
+        "tests": [
+            {
+                "input_series": [
+                    {"series": name.replace("'", '"'), "values": f"{found!r}"}
+                    for name, found in series.items()
+                ],
+                "promql_expr_test": [
+                    {
+                        "expr": f"abs(({query}) - {float(str(expected[column]))!r}) < bool 0.01",
+                        "eval_time": "0s",
+                        "exp_samples": [{"labels": "{}", "value": 1}],
+                    }
+                    for column, query in queries.items()
+                ],
+            }
+        ],
+    }
+    (tmp_path / "test.yml").write_text(json.dumps(test))
+    done = await asyncio.to_thread(
+        subprocess.run, [promtool, "test", "rules", "test.yml"], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+# --- nothing that is counted falls ---------------------------------------------------------------------
+
+
+async def test_no_counter_falls_when_pushes_are_requeued(
+    database: Database, rows: Rows, emulator: Emulator
+) -> None:
+    async with serving(settings_for(database.dsn, emulator, queue_depth_interval=1)) as service:
+        emulator.add_fault("invalid_argument,times=100")
+        await rows.add_many(100, "phone")
+        found = await rows.over()
+        for push_id in list(found)[:10]:
+            await rows.query("select record_delivery_receipt(%(id)s, 'nobody', 'opened')", id=push_id)
+        await until(
+            lambda: (value(service.metrics, "push_stats_pushes", days="1", result="dead") or 0) == 100
+        )
+        before = samples(service.metrics)
+        await rows.query("select requeue_pushes(p_error_code => 'INVALID_ARGUMENT')")
+        await rows.over()
+        await until(
+            lambda: (value(service.metrics, "push_stats_pushes", days="1", result="sent") or 0) == 100
+        )
+        after = samples(service.metrics)
+    counters = [key for key in before if key[0].endswith(("_total", "_count", "_sum", "_bucket"))]
+    assert not [key for key in counters if after[key] < before[key]]
+    most = {
+        name: after[name, rest] - before[name, rest]
+        for name, rest in counters
+        if name == "push_receipts_total"
+    }
+    assert set(most.values()) == {0.0}
+
+
+async def test_receipts_are_counted_as_they_come(database: Database, rows: Rows, emulator: Emulator) -> None:
+    async with serving(settings_for(database.dsn, emulator, queue_depth_interval=1)) as service:
+        await until(lambda: value(service.metrics, "push_receipts_total", status="opened") == 0.0)
+        ids = [await rows.add(device_token=f"phone-{n}", title="t") for n in range(3)]
+        await rows.over()
+        for n, push_id in enumerate(ids):
+            await rows.query(
+                "select record_delivery_receipt(%(id)s, %(token)s, 'opened')", id=push_id, token=f"phone-{n}"
+            )
+        dispatcher_of(service).looks += 1  # it is time to read
+        await shown(service.metrics, "push_receipts_total", 3, {"status": "opened"})
+        await shown(service.metrics, "push_receipts_total", 3, {"status": "delivered"})
+
+
+# --- the document --------------------------------------------------------------------------------------
+
+
+async def test_the_document_lists_every_metric_with_its_type_and_labels(
+    database: Database, rows: Rows, emulator: Emulator
+) -> None:
+    async with serving(settings_for(database.dsn, emulator)) as service:
+        await rows.add(device_token="t", title="t")
+        await rows.query(
+            "insert into push_notifications (device_token, title, status, sent_at, delivered_at, next_attempt_at) "
+            "values ('t', 't', 'delivered', now(), now(), null)"
+        )
+        await rows.over()
+        await until(lambda: "push_stats_delivery_seconds" in names(service.metrics))
+        assert service.port is not None
+        _, text = await get(service.port, "/metrics")
+    live = {}
+    for family in text_string_to_metric_families(text):
+        if not family.samples:
+            continue
+        name = family.name + ("_total" if family.type == "counter" else "")
+        live[name] = (
+            family.type,
+            frozenset(key for sample in family.samples for key in sample.labels) - {"le"},
+        )
+    written = {}
+    for name, kind, keys in re.findall(
+        r"^\| `(\w+)` \| (\w+) \| (.*?) \|", DOCUMENT.read_text(), re.MULTILINE
+    ):
+        written[name] = (kind, frozenset(re.findall(r"`(\w+)`", keys)))
+    rare = {"push_unwritable_rows", "push_lock_strangers"}  # they are there only in trouble
+    assert {name: about for name, about in written.items() if name not in rare} == live
+    assert rare <= written.keys()
