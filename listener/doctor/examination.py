@@ -100,7 +100,7 @@ def examine(
                 f"no result after {limits.fcm:.0f} s", "check the network and the proxy of this machine"
             )
     else:
-        yield _FCM.not_checked("the setting of the key is wrong")
+        yield _FCM.not_checked("a setting that it needs is wrong")
 
 
 def _purges(read: settings.Read) -> bool:
@@ -269,13 +269,22 @@ class _Database:
     def _ask(self, ask: Callable[[Connection], T]) -> T:
         """Asks over the one connection that these checks share. Raises psycopg.Error, _Gone or _TooSlow."""
 
+        usable = None if self._conn is None or self._conn.closed else self._conn
+        self._conn = None  # a call that takes too long keeps its connection
+
         def look() -> T:
-            if self._conn is None or self._conn.closed:
-                self._conn = connect(self._dsn, self._limits.connect)
-            with looking(self._conn, self._limits.check) as conn:
+            nonlocal usable
+            usable = usable or connect(self._dsn, self._limits.connect)
+            with looking(usable, self._limits.check) as conn:
                 return ask(conn)
 
-        return self._bounded(self._limits.check, look)
+        try:
+            answer = self._bounded(self._limits.check, look)
+        except psycopg.Error:
+            self._conn = usable
+            raise
+        self._conn = usable
+        return answer
 
     def _bounded(self, seconds: float, call: Callable[[], T]) -> T:
         """Raises _Gone when the database answers no more, or _TooSlow when only this call takes too long."""
@@ -285,7 +294,6 @@ class _Database:
         try:
             return within(left, call)
         except TimeoutError:
-            self._conn = None  # the call still has it
             self._check_presence()
             raise _TooSlow from None
         except psycopg.OperationalError as error:

@@ -132,7 +132,7 @@ async def test_every_wrong_setting_is_told_and_the_database_is_checked_all_the_s
     told = {each.text.split()[0].rstrip(":") for each in found.at(Level.FAULT, group="settings")}
     assert told == {"FCM_SERVICE_ACCOUNT_JSON", "LEASE", "PORT"}
     assert [each.level for each in found.findings if each.group == "migrations"] == [Level.OK]
-    assert found.only(Level.SKIPPED, "FCM").text == "not checked: the setting of the key is wrong"
+    assert found.only(Level.SKIPPED, "FCM").text == "not checked: a setting that it needs is wrong"
     assert "S3cr3t" not in str(found)
 
 
