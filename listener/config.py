@@ -182,7 +182,7 @@ _AS_THEY_ARE = {"metrics_token", "google_application_credentials"}
 
 
 class DatabaseSettings(BaseSettings):
-    """Settings that tell how to reach and recognize the database; enough for migrate, stats, send, purge and doctor."""
+    """Settings that tell how to reach and recognize the database; enough for migrate, stats, send and purge."""
 
     model_config = SettingsConfigDict(
         frozen=True, extra="ignore", hide_input_in_errors=True, env_ignore_empty=True

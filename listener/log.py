@@ -11,6 +11,7 @@ import threading
 import time
 import traceback
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, BinaryIO, Literal, cast
 
 from listener.log_output import LogOutput
@@ -165,6 +166,19 @@ def flush() -> None:
 def silence_drivers() -> None:
     """Drops the warnings of psycopg and its pool: they quote addresses, and our own records say what matters."""
     logging.getLogger("psycopg").setLevel(logging.CRITICAL)
+
+
+@contextmanager
+def silence() -> Iterator[None]:
+    """Drops every record of this package meanwhile, for a command that tells in its own output what is to be told."""
+    import structlog
+
+    before = structlog.get_config()
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
+    try:
+        yield
+    finally:
+        structlog.configure(**before)
 
 
 def without_text(error: BaseException | None) -> str:

@@ -29,6 +29,7 @@ from listener.postgres.connect import ServicePool
 from listener.postgres.locks import LockWatch
 from listener.registration import Registered, Registration
 from listener.schema import served
+from listener.tracing import Tracing
 from listener.watchdog import Watchdog
 from listener.web.server import Web
 from listener.worker import Worker
@@ -70,6 +71,7 @@ class Service:
         on_overdue: called when the grace period is over for some seconds and the run has not ended, because a database
             that has gone silent can delay the closing of a connection.
         adoption: what becomes of waiting pushes, if the database is a copy of one that was served before.
+        tracing: gets the spans of each push; the service closes it.
         on_stuck: called in a thread when the event loop or the worker has got nowhere for WATCHDOG_TIMEOUT.
     """
 
@@ -80,6 +82,7 @@ class Service:
         project_id: str,
         on_overdue: Callable[[], None] = lambda: None,
         adoption: served.Adoption | None = None,
+        tracing: Tracing | None = None,
         on_stuck: Callable[[str], None] = lambda what: None,
     ) -> None:
         self._settings = settings
@@ -93,6 +96,7 @@ class Service:
         self.metrics = Metrics(listens=settings.wakeup == "listen")
         self.metrics.quota.set(settings.fcm_quota / 60.0)
         self._lock_watch = LockWatch(self.metrics)
+        self._tracing = tracing or Tracing()
         self._stop = asyncio.Event()
         self._hurry = asyncio.Event()
         self._health: FcmHealth | None = None
@@ -134,6 +138,7 @@ class Service:
             stack.callback(watching.cancel)
             web = Web(self._settings, self.metrics.registry, self.obstacles)
             self.port = await stack.enter_async_context(web.serve())
+            stack.push_async_callback(self._tracing.close)
             self.metrics_port = web.metrics_port
             pooled = await self._unless_stopped(self._registration.is_pooled())
             if pooled is None:
@@ -168,7 +173,14 @@ class Service:
             if self._health is None:
                 self._health = _health(self._settings, registered)
             self.worker = Worker(
-                self._settings, registered, sender, self._health, quota, self._lock_watch, self.metrics
+                self._settings,
+                registered,
+                sender,
+                self._health,
+                quota,
+                self._lock_watch,
+                self.metrics,
+                self._tracing,
             )
             began = time.monotonic()
             ended = await self.worker.run(self._stop, self._hurry, self._announce)

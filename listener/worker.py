@@ -32,7 +32,9 @@ from listener.sending.reach import Reach
 from listener.sending.result_writer import ResultWriter
 from listener.sending.settler import Settler
 from listener.sending.sleeper import Sleeper
+from listener.sending.trail import Trail
 from listener.sending.unwritten import Unwritten
+from listener.tracing import Tracing
 from listener.wakeup.identity import IdentityLost
 from listener.wakeup.waker import ListeningWaker, SweepingWaker, Waker
 
@@ -63,15 +65,16 @@ def assemble(
     quota: SharedQuota,
     lock_watch: LockWatch,
     metrics: Metrics,
+    tracing: Tracing,
 ) -> Sending:
     """Makes a dispatcher with its parts; nothing runs yet."""
-    look = waker.look
+    look, trail = waker.look, Trail(tracing, queue.worker_id)
     held, reach = HeldRows(metrics, lease=settings.lease), Reach(metrics)
-    writer = ResultWriter(queue, held, look, metrics, batch=settings.settle_batch)
+    writer = ResultWriter(queue, held, look, metrics, trail, batch=settings.settle_batch)
     settler = Settler(queue, writer, Unwritten(queue, writer, metrics), look)
     metrics.settle_backlog.set_function(functools.partial(_backlog, settler))
     metrics.in_flight_limit.set(settings.max_in_flight)
-    attempts = Attempts(sender, settings, metrics, health, quota, PauseReport(health, look, metrics))
+    attempts = Attempts(sender, settings, metrics, health, quota, PauseReport(health, look, metrics), trail)
     dispatcher = Dispatcher(
         queue,
         waker,
@@ -83,6 +86,7 @@ def assemble(
         held,
         Sleeper(queue, waker, held, reach, lock_watch, sweep_interval=settings.longest_poll_delay),
         reach,
+        trail,
     )
     return Sending(dispatcher, attempts, settler, held, reach)
 
@@ -100,6 +104,7 @@ class Worker:
         health: what FCM's answers have said so far.
         quota: what has been sent of it so far.
         lock_watch: is told which sessions hold locks of push-listener and are none of its workers.
+        tracing: gets the spans of each push.
     """
 
     def __init__(
@@ -111,6 +116,7 @@ class Worker:
         quota: Quota,
         lock_watch: LockWatch,
         metrics: Metrics,
+        tracing: Tracing,
     ) -> None:
         queue, workers = registered.queue, registered.workers
         self._settings = settings
@@ -120,7 +126,9 @@ class Worker:
         self._quota = SharedQuota(workers, quota, metrics)
         self._quota.learn(registered.quota)
         self.waker = _waker(settings, registered, health, metrics)
-        sending = assemble(settings, queue, self.waker, sender, health, self._quota, lock_watch, metrics)
+        sending = assemble(
+            settings, queue, self.waker, sender, health, self._quota, lock_watch, metrics, tracing
+        )
         self.dispatcher, self.settler, self.reach = sending.dispatcher, sending.settler, sending.reach
         self._overview = OverviewWatch(
             registered.pool,

@@ -2,45 +2,88 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from itertools import groupby
 
 import click
 from rich.markup import escape
 
-from listener import config
+from listener import log
 from listener.cli.shared import console, print_json
-from listener.schema import doctor
-from listener.schema.doctor import Finding, Level
+from listener.doctor import examination
+from listener.doctor.findings import Finding, Level
 
-_SIGNS = {Level.GOOD: "[green]✓[/]", Level.LOOK: "[yellow]![/]", Level.WRONG: "[red]✗[/]"}
+_SIGNS = {
+    Level.OK: "[green]✓[/]",
+    Level.WARNING: "[yellow]![/]",
+    Level.FAULT: "[red]✗[/]",
+    Level.SKIPPED: "[dim]-[/]",
+}
 
 
 @click.command()
 @click.option("--json", "as_json", is_flag=True, help="Print every finding as JSON.")
-def command(as_json: bool) -> None:
+@click.option(
+    "--device",
+    metavar="TOKEN",
+    help="Let FCM validate a message to this registration token, not only one to a topic. The token of an iPhone also "
+    "shows whether Apple accepts the APNs key. Nothing is delivered.",
+)
+def command(as_json: bool, device: str | None) -> None:
     """Check the installation and say what to do.
 
-    It checks the connections, migrations, privileges and locks, and who can cause, change or read a push. It changes
-    nothing. It uses DATABASE_URL and LISTEN_DATABASE_URL; the owner of the tables sees most. The exit code is 1 if
-    something is wrong.
+    It checks the settings, the database with all that push-listener needs there, FCM, this machine, and who can cause,
+    change or read a push. It changes nothing and sends nothing. The owner of the tables sees most. It ends within 20
+    seconds if the database or FCM does not answer.
+
+    The exit code is 2 if a setting is wrong, so that push-listener run would not start; 1 if anything else is wrong.
     """
-    findings = list(doctor.examine(config.load_database()))
-    if as_json:
-        print_json(findings)
-    else:
-        _print(findings)
-    if any(finding.level is Level.WRONG for finding in findings):
+    if device is not None and not device.strip():
+        raise click.UsageError("--device needs a registration token")
+    with log.silence():  # what the parts of the service have to say is among the findings
+        found = _show(examination.examine(device), as_json=as_json)
+    if any(finding.is_setting for finding in found):
+        raise SystemExit(2)
+    if any(finding.level is Level.FAULT for finding in found):
         raise SystemExit(1)
 
 
-def _print(findings: list[Finding]) -> None:
-    """Prints a remedy once for all neighbouring findings that it is for. Long lines are not wrapped: people copy SQL
-    from them."""
+def _show(findings: Iterable[Finding], *, as_json: bool) -> list[Finding]:
+    """Prints them, and returns them."""
+    if as_json:
+        found = list(findings)
+        print_json(found)
+        return found
+    found = []
+    _print(_noted(findings, found))
+    return found
+
+
+def _noted(findings: Iterable[Finding], found: list[Finding]) -> Iterable[Finding]:
+    for finding in findings:
+        found.append(finding)
+        yield finding
+
+
+def _print(findings: Iterable[Finding]) -> None:
+    """Prints each group as it comes, and a remedy once for all neighbouring findings that it is for.
+
+    Long lines are not wrapped: people copy SQL from them.
+    """
     out = console()
-    for group, in_group in groupby(findings, key=lambda finding: finding.group):
-        out.print(f"[bold]{escape(group)}[/]")
-        for remedy, alike in groupby(in_group, key=lambda finding: finding.remedy):
+    for _, together in groupby(findings, key=_heading):
+        in_group = list(together)
+        groups = dict.fromkeys(finding.group for finding in in_group)
+        out.print(f"[bold]{escape(', '.join(groups))}[/]", soft_wrap=True)
+        for remedy, alike in groupby(
+            in_group if len(groups) == 1 else in_group[:1], lambda finding: finding.remedy
+        ):
             for finding in alike:
                 out.print(f"  {_SIGNS[finding.level]} {escape(finding.text)}", soft_wrap=True)
             if remedy:
                 out.print(f"    try this: {escape(remedy)}", soft_wrap=True)
+
+
+def _heading(finding: Finding) -> str:
+    """What neighbouring findings are printed under: their group, or why none of their groups could be checked."""
+    return finding.text if finding.is_of_whole_group else finding.group

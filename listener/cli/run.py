@@ -9,7 +9,7 @@ from typing import get_args
 import click
 import structlog
 
-from listener import config, log, process
+from listener import config, log, process, tracing
 from listener.cli.shared import Misconfigured
 from listener.config import ConfigError, Settings, Variable
 from listener.fcm.credentials import load_credentials
@@ -61,6 +61,7 @@ def command(adoption: served.Adoption | None) -> None:
             on_overdue=_exit_overdue,
             on_stuck=process.exit_stuck,
             adoption=adoption,
+            tracing=tracing.from_environment(),
         ).run()
 
     try:

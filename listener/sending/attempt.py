@@ -40,6 +40,7 @@ from listener.push import (
 )
 from listener.sending.pause_report import PauseReport
 from listener.sending.retry import decide
+from listener.sending.trail import Trail
 
 log = structlog.get_logger(__name__)
 
@@ -121,6 +122,7 @@ class Attempts:
     Args:
         quota: learns of each 429.
         pauses: logs when sending is paused or goes on.
+        trail: tells those who follow single pushes.
         ask_again: seconds between two questions whether FCM is there.
     """
 
@@ -132,12 +134,14 @@ class Attempts:
         health: FcmHealth,
         quota: SharedQuota,
         pauses: PauseReport,
+        trail: Trail,
         *,
         ask_again: float = 5.0,
     ) -> None:
         self._sender = sender
         self._quota = quota
         self._pauses = pauses
+        self._trail = trail
         self._ask_again = ask_again
         self._metrics = metrics
         self._sends = functools.cache(metrics.sends.labels)
@@ -301,6 +305,8 @@ class Attempts:
                     since_due = attempt.push.waited + elapsed() - attempt.claimed_at
                     self._metrics.due_to_accepted.observe(max(0.0, since_due), _priority(attempt.push))
             one.seconds = answered - began
+            if self._trail.is_on:
+                self._trail.answered(attempt.push, one.target, one.outcome, began, answered)
 
     def _body(self, attempt: _Attempt, one: _Request) -> bytes:
         """The body of a request that is written now."""

@@ -22,6 +22,7 @@ from listener.sending.held import HeldRows
 from listener.sending.reach import Reach
 from listener.sending.settler import Settler
 from listener.sending.sleeper import Sleeper
+from listener.sending.trail import Trail
 from listener.waiting import is_set_within
 from listener.wakeup.waker import Waker
 
@@ -44,6 +45,7 @@ class Dispatcher:
         held: what has been claimed and not settled.
         sleeper: sleeps when every due row is claimed.
         reach: whether the database answers.
+        trail: tells those who follow single pushes.
     """
 
     def __init__(
@@ -58,6 +60,7 @@ class Dispatcher:
         held: HeldRows,
         sleeper: Sleeper,
         reach: Reach,
+        trail: Trail,
     ) -> None:
         self._queue = queue
         self._waker = waker
@@ -69,6 +72,7 @@ class Dispatcher:
         self._held = held
         self._sleeper = sleeper
         self._reach = reach
+        self._trail = trail
         self._sending: set[asyncio.Task[Settlement]] = set()
         self._giving_back = False
         self._stop = asyncio.Event()
@@ -154,6 +158,8 @@ class Dispatcher:
         self._quota.claimed(pushes, began)
         self._expiry.met(pushes)
         self._held.add(pushes, claimed_at)
+        if self._trail.is_on:
+            self._trail.claimed(pushes, began)
         for push in pushes:
             self._start(push, claimed_at)
         if pushes:

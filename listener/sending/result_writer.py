@@ -19,6 +19,7 @@ from listener.postgres.errors import ROW_FAULTS, Condition, condition, explain, 
 from listener.postgres.queue import Fate, Queue
 from listener.push import Settlement, Status
 from listener.sending.held import HeldRows
+from listener.sending.trail import Trail
 from listener.wakeup.look_signal import LookSignal
 
 log = structlog.get_logger(__name__)
@@ -40,16 +41,18 @@ class ResultWriter:
     Args:
         held: forgets each row whose result is written.
         look: learns of free capacity, and of rows that are due again.
+        trail: tells those who follow single pushes.
         batch: results in one statement, at most.
     """
 
     def __init__(
-        self, queue: Queue, held: HeldRows, look: LookSignal, metrics: Metrics, *, batch: int
+        self, queue: Queue, held: HeldRows, look: LookSignal, metrics: Metrics, trail: Trail, *, batch: int
     ) -> None:
         self._queue = queue
         self._held = held
         self._look = look
         self._metrics = metrics
+        self._trail = trail
         self._batch_limit = BatchLimit(batch)
         self._written_at: dict[Status, float] = {}
         self.condition = Condition.AWAY
@@ -178,6 +181,9 @@ class ResultWriter:
                 "rows are not this worker's any more: their results are not written",
                 **{fate.value: rows for fate, rows in fenced.items()},
             )
+        if self._trail.is_on:
+            for settlement, became in over:
+                self._trail.settled(settlement, became.value)
         self._held.remove(settlement for settlement, _ in over)
         self._look.capacity()
         delays = [decision.delay for decision in written if decision.delay is not None]
@@ -191,6 +197,8 @@ class ResultWriter:
 
     def release(self, settlement: Settlement) -> None:
         """Releases a row whose result cannot be written."""
+        if self._trail.is_on:
+            self._trail.settled(settlement, "not written")
         self._held.remove([settlement])
         self._look.capacity()
 

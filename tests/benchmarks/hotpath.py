@@ -38,6 +38,7 @@ from listener.postgres import queue, workers
 from listener.postgres.connect import Address, ServicePool
 from listener.postgres.locks import LockWatch
 from listener.sending.dispatcher import Dispatcher
+from listener.tracing import Tracing
 from listener.wakeup.waker import SweepingWaker
 from listener.worker import assemble
 from tests.benchmarks import rig
@@ -150,7 +151,7 @@ async def _drain(dsn: str, settings: Settings, latency: float, rows: int, parts:
             metrics,
         )
         dispatcher = assemble(
-            settings, worker, SweepingWaker(), sender, health, quota, LockWatch(metrics), metrics
+            settings, worker, SweepingWaker(), sender, health, quota, LockWatch(metrics), metrics, Tracing()
         ).dispatcher
         gc.collect()
         gc.freeze()

@@ -237,9 +237,9 @@ def statements() -> Mapping[str, str]:
     """Every statement in the modules of the service and its commands, by module and line."""
     found = {}
     for name in (
-        "client", "postgres.connect", "postgres.locks", "postgres.overview", "postgres.put_back", "postgres.queue",
-        "postgres.stats",
-        "postgres.unwritable", "postgres.workers", "schema.doctor", "schema.migrate.structure", "schema.retention",
+        "client", "doctor.neighbours", "postgres.connect", "postgres.locks", "postgres.overview", "postgres.put_back",
+        "postgres.queue", "postgres.stats", "postgres.unwritable", "postgres.workers", "schema.migrate.structure",
+        "schema.retention",
         "schema.served", "wakeup.busy_polling", "wakeup.doorbell",
     ):  # fmt: skip
         module = importlib.import_module(f"listener.{name}")

@@ -41,6 +41,7 @@ from listener.postgres.workers import Workers
 from listener.sending.dispatcher import Dispatcher
 from listener.sending.held import HeldRows
 from listener.service import Service, credentials_for
+from listener.tracing import Tracing
 from listener.wakeup.waker import ListeningWaker, Waker
 from listener.worker import assemble
 from tests.support.servers import forget_proxies
@@ -435,7 +436,7 @@ def dispatcher_on(
     quota = SharedQuota(
         cast(Workers, None), Quota(settings.fcm_quota, 0.0, time.monotonic()), metrics
     )  # nobody runs it
-    sending = assemble(settings, queue, waker, sender, health, quota, LockWatch(metrics), metrics)
+    sending = assemble(settings, queue, waker, sender, health, quota, LockWatch(metrics), metrics, Tracing())
     return sending.dispatcher, sending.held
 
 

@@ -35,6 +35,8 @@ from listener.push import BadPush, Push, Status, Target, TargetKind
 from listener.sending.attempt import Attempts
 from listener.sending.pause_report import PauseReport
 from listener.sending.retry import backoff
+from listener.sending.trail import Trail
+from listener.tracing import Tracing
 from listener.wakeup.look_signal import LookSignal
 from tests.support.pushes import push
 
@@ -85,7 +87,7 @@ def _attempts(sender: object, health: FcmHealth | None = None, **settings: str) 
     metrics = Metrics()
     quota = SharedQuota(cast(Workers, None), Quota(1_000_000, 0.0, time.monotonic()), metrics)
     report = PauseReport(health, LookSignal(), metrics)
-    return Attempts(cast(Sender, sender), loaded, metrics, health, quota, report), health
+    return Attempts(cast(Sender, sender), loaded, metrics, health, quota, report, Trail(Tracing(), 1)), health
 
 
 def _to(*devices: tuple[str, str | None], **columns: Any) -> Push:

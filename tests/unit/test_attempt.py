@@ -26,6 +26,8 @@ from listener.postgres.workers import Workers
 from listener.push import Push, Status, Target, TargetKind
 from listener.sending.attempt import Attempts
 from listener.sending.pause_report import PauseReport
+from listener.sending.trail import Trail
+from listener.tracing import Tracing
 from listener.wakeup.look_signal import LookSignal
 from tests.support.pushes import push
 
@@ -429,7 +431,13 @@ def _attempts(sender: object, health: FcmHealth | None = None, **settings: str) 
     metrics = Metrics()
     quota = SharedQuota(cast(Workers, None), Quota(1_000_000, 0.0, time.monotonic()), metrics)
     return Attempts(
-        cast(Sender, sender), loaded, metrics, health, quota, PauseReport(health, LookSignal(), metrics)
+        cast(Sender, sender),
+        loaded,
+        metrics,
+        health,
+        quota,
+        PauseReport(health, LookSignal(), metrics),
+        Trail(Tracing(), 1),
     )
 
 

@@ -19,6 +19,7 @@ from listener.metrics.own import Metrics
 from listener.postgres.locks import LockWatch
 from listener.postgres.queue import Queue
 from listener.postgres.workers import Workers
+from listener.tracing import Tracing
 from listener.wakeup.waker import SweepingWaker
 from listener.worker import assemble
 
@@ -38,13 +39,14 @@ async def test_the_database_is_reached_as_soon_as_a_claim_is_answered_whatever_c
     settings, metrics = config.load(database_url="postgresql://nobody@localhost/none"), Metrics()
     sending = assemble(
         settings,
-        cast(Queue, SimpleNamespace(claim=claim, sweep=sweep, take_unreadable=lambda: 0)),
+        cast(Queue, SimpleNamespace(claim=claim, sweep=sweep, take_unreadable=lambda: 0, worker_id=1)),
         SweepingWaker(),
         cast(Sender, None),
         FcmHealth(SlowStart(1000, 1.0, 0.0)),
         SharedQuota(cast(Workers, None), Quota(600_000, 0.0, time.monotonic()), metrics),
         LockWatch(metrics),
         metrics,
+        Tracing(),
     )
     running = asyncio.create_task(sending.dispatcher.run())
     async with asyncio.timeout(10):

@@ -17,7 +17,9 @@ from listener.push import Decision, LogLine, Settlement, Status
 from listener.sending.held import HeldRows
 from listener.sending.result_writer import ResultWriter
 from listener.sending.settler import Settler
+from listener.sending.trail import Trail
 from listener.sending.unwritten import Unwritten
+from listener.tracing import Tracing
 from listener.wakeup.look_signal import LookSignal
 from tests.support.pushes import push
 
@@ -165,7 +167,7 @@ async def test_a_result_counts_as_refused_only_if_it_alone_is_too_slow(queue: _S
 
 def _settler(queue: _Held, rows: HeldRows, look: LookSignal, *, batch: int, **timing: float) -> Settler:
     metrics, answering = Metrics(), cast(Queue, queue)
-    writer = ResultWriter(answering, rows, look, metrics, batch=batch)
+    writer = ResultWriter(answering, rows, look, metrics, Trail(Tracing(), 1), batch=batch)
     return Settler(answering, writer, Unwritten(answering, writer, metrics), look, **timing)
 
 

@@ -9,10 +9,12 @@ import psycopg
 import pytest
 from psycopg import sql
 
+from listener.doctor.findings import Level
 from listener.emulator import Emulator
 from listener.postgres.connect import Address, ServicePool, fetch_value
 from listener.schema.migrate import session
 from tests.support.cli import invoke
+from tests.support.doctor import examine
 from tests.support.postgres import Database
 from tests.support.service import rows_of, serving, settings_for
 
@@ -48,13 +50,13 @@ async def test_every_command_works(blank_database: Database, emulator: Emulator)
         ["migrate"],
         ["migrate", "--status"],
         ["migrate", "--status", "--json"],
-        ["doctor"],
         ["stats"],
         ["stats", "--json"],
     ):
         done = await invoke(dsn, *arguments)
         assert done.exit_code == 0, (arguments, done.stderr)
     async with serving(settings_for(dsn, emulator)):
+        assert (await examine(dsn, emulator)).at(Level.FAULT, Level.WARNING) == []
         done = await invoke(
             dsn,
             "send",

@@ -118,7 +118,6 @@ async def test_a_database_without_the_tables(blank_database: Database, command: 
 
 NEEDING_THE_DATABASE = [
     ["migrate", "--status"],
-    ["doctor"],
     ["send", "--token", "t", "--title", "x"],
     ["stats"],
     ["purge", "--older-than", "30d"],

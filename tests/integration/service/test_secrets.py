@@ -104,7 +104,15 @@ async def test_the_whole_output_of_an_eventful_life(database: Database, log_form
             running.terminate()
             assert await running.ended() == 0
         output = running.output
-    for event in ("row cannot be settled", "sending paused", "push dead", "stopped"):
+    for event in (
+        "claimed",
+        "answered",
+        "settled",
+        "row cannot be settled",
+        "sending paused",
+        "push dead",
+        "stopped",
+    ):
         assert event in output
     assert SECRET not in output
     assert "ya29" not in output

@@ -1,0 +1,60 @@
+"""Whether autovacuum keeps up with the rows that push-listener leaves dead: at least two for each push."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from listener.doctor.findings import Finding, Group
+from listener.doctor.looking import Connection, records
+from listener.postgres.statements import load
+
+_GROUP = Group("dead rows")
+_TABLES = load(__file__, "dead_rows")
+
+_MANY = 10_000
+"""Fewer cost a claim less than a millisecond, whatever the size of the table."""
+
+_BEHIND = 2.0
+"""How often over its threshold a table is when autovacuum does not keep up."""
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """A table, as Postgres estimates it."""
+
+    name: str
+    live: int
+    dead: int
+    vacuumed_at: str | None
+    runs_on_server: bool
+    """Autovacuum does."""
+    runs_on_table: bool
+    threshold: float
+    """The dead rows from which autovacuum works on it."""
+
+
+def examine(conn: Connection) -> Iterator[Finding]:
+    """Raises psycopg.Error."""
+    return judge(records(conn, Table, _TABLES))
+
+
+def judge(tables: list[Table]) -> Iterator[Finding]:
+    """Pure."""
+    if tables and not tables[0].runs_on_server:
+        yield _GROUP.fault(
+            "autovacuum is off for the whole server (autovacuum, track_counts)",
+            "alter system set autovacuum = on, alter system set track_counts = on, and select pg_reload_conf(), as a "
+            "superuser",
+        )
+    for table in tables:
+        if not table.runs_on_table:
+            yield _GROUP.fault(
+                f"autovacuum is off for {table.name}", f"alter table {table.name} reset (autovacuum_enabled)"
+            )
+        last = f", last vacuumed at {table.vacuumed_at}" if table.vacuumed_at else ", never vacuumed"
+        text = f"{table.name}: about {table.dead:,} dead rows beside {table.live:,} live ones{last}"
+        if table.dead > max(_MANY, _BEHIND * table.threshold):
+            yield _GROUP.warning(f"{text}: autovacuum does not keep up", f"vacuum (analyze) {table.name}")
+        else:
+            yield _GROUP.ok(text)

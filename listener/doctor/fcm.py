@@ -1,0 +1,249 @@
+"""Whether FCM accepts the key, the project and a message, which it validates and does not send."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Iterator
+from functools import partial
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+from uuid import UUID
+
+from listener.config import Settings
+from listener.doctor.findings import Finding, Group
+from listener.doctor.limits import Deadline, Limits, within
+from listener.doctor.reaching import Resolve
+from listener.fcm.fault import AuthFault
+from listener.fcm.message import prepare, targets
+from listener.fcm.outcome import Disposition, Outcome
+from listener.fcm.transports.proxy import is_proxied
+from listener.push import BadPush, Push
+
+if TYPE_CHECKING:
+    from google.auth.credentials import Credentials
+
+_GROUP = Group("FCM")
+_NO_KEY = "FCM_SERVICE_ACCOUNT_JSON / GOOGLE_APPLICATION_CREDENTIALS"
+_NEW_KEY = (
+    "make a new key (Firebase console: Project settings, Service accounts, Generate new private key), and set it in "
+    "place of this one"
+)
+_ENABLE = (
+    "enable the Firebase Cloud Messaging API of the project: "
+    "https://console.cloud.google.com/apis/library/fcm.googleapis.com"
+)
+_TOPIC = "push-listener"
+
+_WITHOUT_DEVICE = (
+    "a message to a topic does not show whether Apple accepts FCM's APNs key; one to an iPhone does: push-listener "
+    "doctor --device TOKEN"
+)
+
+
+def examine(settings: Settings, device: str | None, limits: Limits, resolver: Resolve) -> Iterator[Finding]:
+    """Each step needs the one before. A step that is not made is told.
+
+    Args:
+        settings: the key, the project, the endpoint and the transport.
+        device: a registration token that a message is validated for; None: a topic.
+        limits: how long it may take.
+        resolver: finds the addresses of hosts.
+    """
+    deadline = Deadline(limits.fcm)
+    try:
+        credentials, project = within(deadline.left(limits.fcm / 2), lambda: _load(settings))
+    except TimeoutError:
+        yield _GROUP.wrong_setting(
+            f"{_NO_KEY}: neither is set, and the metadata server of this machine does not answer", _NEW_KEY
+        )
+        yield _GROUP.skipped("access token and message: there is no key")
+        return
+    except ValueError as error:
+        yield _GROUP.wrong_setting(f"{_NO_KEY}: {error}")
+        yield _GROUP.skipped("access token and message: there is no usable key")
+        return
+    yield _GROUP.ok("the key can be read")
+    if project is None:
+        yield _GROUP.wrong_setting("FCM_PROJECT_ID is not set, and the credentials do not name a project")
+        yield _GROUP.skipped("access token and message: the project is not known")
+        return
+    yield _GROUP.ok(f"the project is {project}")
+    hosts = _hosts(settings, credentials)
+    for host in hosts:
+        try:
+            within(deadline.left(limits.resolve), partial(resolver, host))
+        except (OSError, TimeoutError):
+            yield _GROUP.fault(
+                f"the name {host} cannot be resolved, or no name server answers",
+                "check the name servers of this machine, and FCM_ENDPOINT; behind a proxy set HTTPS_PROXY",
+            )
+            yield _GROUP.skipped("access token and message: the name of a server is not known")
+            return
+    left = deadline.left(limits.fcm)
+    try:
+        yield from within(
+            left + 1.0, lambda: asyncio.run(_exchange(settings, credentials, project, device, left))
+        )
+    except BadPush as bad:
+        yield _GROUP.fault(f"--device: {bad}")
+
+
+def _load(settings: Settings) -> tuple[Credentials, str | None]:
+    from listener.fcm.credentials import load_credentials  # slow to import
+
+    credentials, project = load_credentials(settings.fcm_service_account_json)
+    return credentials, settings.fcm_project_id or project
+
+
+def _hosts(settings: Settings, credentials: Credentials) -> list[str]:
+    """The hosts that this process itself has to find; those behind a proxy are found by the proxy."""
+    urls = [str(getattr(credentials, "_token_uri", "")), str(settings.fcm_endpoint)]
+    found = [(urlsplit(url).hostname, is_proxied(url)) for url in urls if url]
+    return list(dict.fromkeys(host for host, proxied in found if host and not proxied))
+
+
+async def _exchange(
+    settings: Settings, credentials: Credentials, project: str, device: str | None, seconds: float
+) -> list[Finding]:
+    # Slow to import, as aiohttp and google-auth are.
+    from listener.fcm.auth import AccessTokens
+    from listener.fcm.sender import Sender, messages_url
+    from listener.fcm.transports.base import Outgoing
+    from listener.fcm.transports.choose import make_transport
+
+    half = seconds / 2
+    tokens = AccessTokens(credentials, timeout=half)
+    transport = make_transport(
+        settings.transport,
+        messages_url(str(settings.fcm_endpoint), project),
+        connect_timeout=half / 2,
+        timeout=half,
+    )
+    try:
+        began = time.perf_counter()
+        try:
+            await tokens.get()
+        except AuthFault as fault:
+            return [judge_no_token(fault), _GROUP.skipped("a message: there is no access token")]
+        took = 1000 * (time.perf_counter() - began)
+        found = [_GROUP.ok(f"an access token was obtained after {took:.0f} ms")]
+        body = _body(device)
+        began = time.perf_counter()
+        outcome = await Sender(transport, tokens).send(Outgoing(lambda: body))
+        took = 1000 * (time.perf_counter() - began)
+        return [*found, *judge_outcome(outcome, took, to_device=device is not None)]
+    finally:
+        await transport.close()
+        await tokens.close()
+
+
+def _body(device: str | None) -> bytes:
+    """A message as a push would make it, to be validated only. Raises BadPush."""
+    push = Push(
+        id=UUID(int=0),
+        attempt=1,
+        retry_count=0,
+        lost_claims=0,
+        device_token=device,
+        topic=None if device else _TOPIC,
+        condition=None,
+        user_id=None,
+        recipients=[],
+        accepted_before=0,
+        title="push-listener doctor",
+        body="This message is validated, and not sent.",
+        data=None,
+        channel=None,
+        priority="normal",
+        image=None,
+        options=None,
+        collapse_key=None,
+        expires_at=None,
+        expires_in=None,
+        waited=0.0,
+        oversized=None,
+    )
+    (target,) = targets(push)
+    return prepare(push).encode(target, None, validate_only=True)
+
+
+def judge_no_token(fault: AuthFault) -> Finding:
+    """Why there is no access token. Pure."""
+    match fault.code:
+        case "OAUTH_INVALID_GRANT":
+            return _GROUP.fault(
+                "the key was revoked, or its service account disabled, or this machine's clock is wrong: "
+                + fault.reason.partition(";")[0],
+                f"{_NEW_KEY}; if the check of the clock finds a difference, correct that first",
+            )
+        case "OAUTH_CONNECT" | "OAUTH_TIMEOUT" | "OAUTH_UNAVAILABLE" | "OAUTH_PROTOCOL":
+            return _GROUP.fault(
+                f"no access token: {fault.reason}",
+                "let this machine reach the token endpoint (oauth2.googleapis.com, port 443), directly or through "
+                "HTTPS_PROXY",
+            )
+        case _:
+            return _GROUP.fault(f"no access token: {fault.reason}", _NEW_KEY)
+
+
+def judge_outcome(outcome: Outcome, milliseconds: float, *, to_device: bool) -> Iterator[Finding]:
+    """What FCM says of a message that it only validates. Pure."""
+    match outcome.disposition:
+        case Disposition.ACCEPTED:
+            where = "that device" if to_device else "a topic"
+            yield _GROUP.ok(
+                f"FCM accepts a message to {where} (validated, not sent), after {milliseconds:.0f} ms"
+            )
+            if not to_device:
+                yield _GROUP.skipped(_WITHOUT_DEVICE)
+        case Disposition.DROP_TARGET:
+            yield _GROUP.fault(
+                f"--device: {outcome.reason}", "let the app on that device give you its current token"
+            )
+        case Disposition.PAUSE_PLATFORM | Disposition.MISFIT:
+            yield _GROUP.fault(
+                f"{outcome.reason}",
+                "upload the APNs key of the app's team (Firebase console: Project settings, Cloud Messaging)",
+            )
+        case Disposition.PAUSE:
+            yield _GROUP.fault(*_refusal(outcome))
+        case _:
+            yield _GROUP.fault(
+                f"FCM did not accept a message: {outcome.code}: {outcome.reason}", _by_code(outcome)
+            )
+
+
+def _refusal(outcome: Outcome) -> tuple[str, str]:
+    """Text and remedy for a refusal of the project, the key or the way. Pure."""
+    reason = outcome.reason
+    if "has not been used in project" in reason or "it is disabled" in reason:
+        return (
+            f"the Firebase Cloud Messaging API is disabled in this project ({outcome.code}: {reason})",
+            _ENABLE,
+        )
+    if outcome.http_status == 403:
+        return (
+            f"the key may not send for this project: the project is not the key's, or the service account lacks the "
+            f"role ({outcome.code}: {reason})",
+            "set FCM_PROJECT_ID to the project of the key, or remove it; or grant the service account the role "
+            "Firebase Cloud Messaging API Admin in that project",
+        )
+    if outcome.http_status == 404:
+        return (
+            f"FCM knows no such project ({outcome.code}: {reason})",
+            "set FCM_PROJECT_ID to the id that the Firebase console shows under Project settings, General",
+        )
+    return f"FCM refuses the request ({outcome.code}: {reason})", _NEW_KEY
+
+
+def _by_code(outcome: Outcome) -> str | None:
+    match outcome.code:
+        case "DNS" | "CONNECT" | "TLS" | "PROXY" | "TIMEOUT" | "RESET" | "PROTOCOL":
+            return "let this machine reach FCM_ENDPOINT (fcm.googleapis.com, port 443), directly or through HTTPS_PROXY"
+        case _ if outcome.disposition is Disposition.RETRY:
+            return (
+                "try again in some minutes; https://status.firebase.google.com says whether FCM has a problem"
+            )
+        case _:
+            return None

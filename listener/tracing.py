@@ -1,0 +1,77 @@
+"""Traces of pushes for OpenTelemetry: one trace for each push, whose id is that of the push.
+
+The extra ``otel`` has what this needs, and OTEL_EXPORTER_OTLP_ENDPOINT switches it on. Otherwise nothing of
+OpenTelemetry is imported, and each step of a push looks at one attribute. Source: OpenTelemetry, "Environment Variable
+Specification".
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import structlog
+
+from listener.push import Push, Settlement
+
+log = structlog.get_logger(__name__)
+
+_ENDPOINTS = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
+_PROTOCOLS = ("OTEL_EXPORTER_OTLP_PROTOCOL", "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL")
+_OUR_PROTOCOL = "http/protobuf"
+
+
+@dataclass(slots=True)
+class Answer:
+    """What became of one request to FCM. It has neither the token of its target nor the name of its topic."""
+
+    began: float
+    """In monotonic seconds, as ``ended``."""
+    ended: float
+    target_kind: str
+    platform: str | None
+    disposition: str
+    code: str
+    http_status: int | None
+
+
+class Tracing:
+    """Tells nobody anything. Times are monotonic seconds."""
+
+    is_on = False
+    """Whether the methods have an effect: callers on the way of a push ask first."""
+
+    def claimed(self, pushes: Sequence[Push], worker: int, began: float, ended: float) -> None:
+        """A claim of this worker has brought these."""
+
+    def answered(self, push: Push, answer: Answer) -> None:
+        """A request for one target has ended."""
+
+    def settled(self, settlement: Settlement, fate: str, ended: float) -> None:
+        """The result of an attempt is written, or will not be: ``fate`` says which."""
+
+    async def close(self) -> None:
+        """Exports what waits, for a second at most."""
+
+
+def from_environment(environment: Mapping[str, str] = os.environ) -> Tracing:
+    """The tracing that the variables ask for; one without effect if they ask for none, or it cannot be had."""
+    if not any(environment.get(name) for name in _ENDPOINTS):
+        return Tracing()
+    if environment.get("OTEL_SDK_DISABLED", "").lower() == "true":
+        return Tracing()
+    if environment.get("OTEL_TRACES_EXPORTER", "otlp").lower() != "otlp":
+        return Tracing()
+    if any(environment.get(name, _OUR_PROTOCOL) != _OUR_PROTOCOL for name in _PROTOCOLS):
+        log.warning("no traces: only OTLP over HTTP is supported", remedy=f"{_PROTOCOLS[0]}={_OUR_PROTOCOL}")
+        return Tracing()
+    try:
+        from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+
+        from listener.tracing_otel import OtelTracing
+    except ImportError:
+        log.warning("no traces: a package is missing", remedy="pip install 'push-listener[otel]'")
+        return Tracing()
+    log.info("traces are exported over OTLP")
+    return OtelTracing(OTLPSpanExporter())
