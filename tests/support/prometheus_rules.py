@@ -26,6 +26,14 @@ _NAME = re.compile(r"[a-zA-Z_:][a-zA-Z0-9_:]*")
 _LITERAL = re.compile(r"'[^']*'|\"(?:[^\"\\]|\\.)*\"")
 
 
+_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
+
+
+def seconds(duration: str) -> int:
+    """A duration of Prometheus such as 90s or 1h30m, in seconds."""
+    return sum(int(number) * _SECONDS[unit] for number, unit in re.findall(r"(\d+)([smhdw])", duration))
+
+
 @cache
 def groups() -> tuple[Group, ...]:
     """Every group of every rule file, in the order of evaluation that the unit tests ask for."""
@@ -141,17 +149,18 @@ def run_tests(promtool: str, files: Iterable[Path], *, jobs: int = 2, batch: int
 
 
 def _run_batch(promtool: str, paths: list[Path]) -> dict[str, str]:
+    # promtool prints the faults to standard error and the files they belong to to standard output.
     done = subprocess.run(
-        [promtool, "test", "rules", *map(str, paths)], capture_output=True, text=True, check=False
-    )
-    # What a file is found to be is printed to both streams; each begins with the path of the file on standard output.
-    merged = subprocess.run(
-        ["sh", "-c", 'exec "$@" 2>&1', "sh", promtool, "test", "rules", *map(str, paths)],
-        capture_output=True,
+        [promtool, "test", "rules", *map(str, paths)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
         text=True,
         check=False,
-    ) if done.returncode else done
-    parts = re.split(r"^Unit Testing:  (.*)$", merged.stdout, flags=re.MULTILINE)[1:]
-    found = {Path(path).stem: "" if "SUCCESS" in text.split() else text for path, text in zip(parts[::2], parts[1::2], strict=True)}
-    assert found.keys() == {path.stem for path in paths}, merged.stdout[-2000:]
+    )
+    parts = re.split(r"^Unit Testing:  (.*)$", done.stdout, flags=re.MULTILINE)[1:]
+    found = {
+        Path(path).stem: "" if text.split() == ["SUCCESS"] else text
+        for path, text in zip(parts[::2], parts[1::2], strict=True)
+    }
+    assert found.keys() == {path.stem for path in paths}, done.stdout[-2000:]
     return found
