@@ -65,3 +65,23 @@ def test_the_sql_runs(database: Database) -> None:
             connection.rollback()
             ran += 1
         assert ran >= len(sections())
+
+
+def test_the_table_of_alerts_is_complete() -> None:
+    """docs/alerts.md names every alert with its severity and its times."""
+    rows = re.findall(
+        r"^\| \[(\w+)\]\(runbooks\.md#(\w+)\) \| (\w+) \| .* \| (\S+) \| (\S+) \|$",
+        (PROJECT / "docs" / "alerts.md").read_text(),
+        re.MULTILINE,
+    )
+    wanted = [
+        (
+            rule["alert"],
+            rule["alert"].lower(),
+            rule["labels"]["severity"],
+            rule.get("for", "-"),
+            rule.get("keep_firing_for", "-"),
+        )
+        for rule in alerts()
+    ]
+    assert sorted(rows) == sorted(wanted)
