@@ -68,7 +68,17 @@ def _compile(packages: Path, place: Path, dashboard: str) -> str:
         [
             tool("node"),
             str(packages / "node_modules" / "typescript" / "bin" / "tsc"),
-            *"--noEmit --skipLibCheck --strict --moduleResolution bundler --module esnext --target es2022".split(),
+            *[
+                "--noEmit",
+                "--skipLibCheck",
+                "--strict",
+                "--moduleResolution",
+                "bundler",
+                "--module",
+                "esnext",
+                "--target",
+                "es2022",
+            ],
             "check.ts",
         ],
         cwd=place,

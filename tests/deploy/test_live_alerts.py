@@ -5,6 +5,7 @@ The rules and both configurations are those of deploy/, with durations a tenth a
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import psycopg
@@ -15,11 +16,13 @@ from tests.support.monitored import JOB, LISTEN_ROLE, SCALE, Monitored, monitore
 from tests.support.postgres import Database
 from tests.support.prometheus_rules import RULES
 
+Say = Callable[[str, Monitored], None]
+
 pytestmark = pytest.mark.timeout(900)
 
 
 @pytest.fixture
-def say(capsys: pytest.CaptureFixture[str]) -> object:
+def say(capsys: pytest.CaptureFixture[str]) -> Say:
     """Prints a timeline although pytest captures what tests print."""
 
     def _say(title: str, watched: Monitored) -> None:
@@ -38,7 +41,7 @@ def test_only_durations_are_scaled() -> None:
     assert "[2m]" not in scaled
 
 
-async def test_fcm_fails_and_comes_back(database: Database, tmp_path: Path, say: object) -> None:
+async def test_fcm_fails_and_comes_back(database: Database, tmp_path: Path, say: Say) -> None:
     async with monitored(database, tmp_path) as watched:
         await watched.shows(f'push_sends_total{{job="{JOB}",outcome="accepted"}} > 10')
         await watched.called("Watchdog", "firing", "heartbeat")
@@ -56,11 +59,13 @@ async def test_fcm_fails_and_comes_back(database: Database, tmp_path: Path, say:
         await watched.alert("QueueStalled", "inactive")
         await watched.alert("Paused", "inactive", severity="page")
         await watched.called("Paused", "resolved")
-        assert not [labels for _, _, labels in watched.webhook.received if labels["alertname"] == "ListenerDown"]
-        say("FCM fails", watched)  # type: ignore[operator]
+        assert not [
+            labels for _, _, labels in watched.webhook.received if labels["alertname"] == "ListenerDown"
+        ]
+        say("FCM fails", watched)
 
 
-async def test_listen_is_lost_and_comes_back(database: Database, tmp_path: Path, say: object) -> None:
+async def test_listen_is_lost_and_comes_back(database: Database, tmp_path: Path, say: Say) -> None:
     async with monitored(database, tmp_path) as watched:
         await watched.shows(f'sum(push_listening{{job="{JOB}"}}) == 2')
         role = sql.Identifier(LISTEN_ROLE)
@@ -78,10 +83,10 @@ async def test_listen_is_lost_and_comes_back(database: Database, tmp_path: Path,
             connection.execute(sql.SQL("alter role {} login").format(role))
             await watched.alert("NotListening", "inactive", severity="page")
             await watched.called("NotListening", "resolved")
-        say("LISTEN is lost", watched)  # type: ignore[operator]
+        say("LISTEN is lost", watched)
 
 
-async def test_no_listener_runs_and_one_starts_again(database: Database, tmp_path: Path, say: object) -> None:
+async def test_no_listener_runs_and_one_starts_again(database: Database, tmp_path: Path, say: Say) -> None:
     async with monitored(database, tmp_path) as watched:
         await watched.shows(f'count(push_build_info{{job="{JOB}"}}) == 2')
         watched.timeline.note("both listeners are killed")
@@ -95,4 +100,4 @@ async def test_no_listener_runs_and_one_starts_again(database: Database, tmp_pat
         await watched.start_listener(watched.ports[0])
         await watched.alert("ListenerDown", "inactive")
         await watched.called("ListenerDown", "resolved")
-        say("No listener runs", watched)  # type: ignore[operator]
+        say("No listener runs", watched)

@@ -22,7 +22,11 @@ PATIENCE = 30.0
 
 def amtool(*arguments: str) -> str:
     done = subprocess.run(
-        [tool("amtool"), *arguments], capture_output=True, text=True, check=False, env={"HOME": "/nonexistent"}
+        [tool("amtool"), *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={"HOME": "/nonexistent"},
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
@@ -49,7 +53,12 @@ def test_an_alert_reaches_its_receiver(rule: Rule) -> None:
 
 def test_an_alert_without_a_severity_is_a_ticket() -> None:
     amtool(
-        "config", "routes", "test", f"--config.file={CONFIGURATION}", "--verify.receivers=tickets", "alertname=Other"
+        "config",
+        "routes",
+        "test",
+        f"--config.file={CONFIGURATION}",
+        "--verify.receivers=tickets",
+        "alertname=Other",
     )
 
 
@@ -72,12 +81,14 @@ async def test_what_silences_what(tmp_path: Path) -> None:
     # The placeholders are never called: the route waits longer than the test takes.
     configuration = tmp_path / "alertmanager.yml"
     configuration.write_text(
-        CONFIGURATION.read_text().replace("group_wait: 0s", "group_wait: 1h").replace("group_wait: 15s", "group_wait: 1h")
+        CONFIGURATION.read_text()
+        .replace("group_wait: 0s", "group_wait: 1h")
+        .replace("group_wait: 15s", "group_wait: 1h")
     )
     async with alertmanager(configuration, tmp_path) as server:
         await server.post("/api/v2/alerts", [{"labels": labels} for labels in fired])
         async with asyncio.timeout(PATIENCE):
-            while len(known := await server.get("/api/v2/alerts")) < len(fired):
+            while len(known := await server.get("/api/v2/alerts")) < len(fired):  # noqa: ASYNC110
                 await asyncio.sleep(0.05)  # it takes them in by itself
     silenced = [alert["labels"] for alert in known if alert["status"]["inhibitedBy"]]
     assert sorted(silenced, key=_text) == sorted((fired[i] for i in (2, 4, 7, 11)), key=_text)

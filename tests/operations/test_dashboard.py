@@ -32,7 +32,9 @@ def test_promtool_parses_every_query(tmp_path: Path) -> None:
     path = tmp_path / "queries.yml"
     found = [{"record": f"query:{number}", "expr": expr} for number, expr in enumerate(exprs)]
     path.write_text(yaml.safe_dump({"groups": [{"name": "queries", "rules": found}]}))
-    done = subprocess.run([tool("promtool"), "check", "rules", str(path)], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [tool("promtool"), "check", "rules", str(path)], capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     assert f"{len(exprs)} rules found" in done.stdout
 
@@ -48,9 +50,14 @@ def test_each_query_asks_for_a_metric_that_exists() -> None:
 def test_each_query_keeps_to_the_job_and_rates_to_the_interval() -> None:
     for query in dashboard.queries():
         written = re.sub(r"/ on \(priority\) group_left \(\) priority:push_late:budget", "", query.written)
-        assert written.count('job="$job"') == len(re.findall(r"\{", re.sub(r"\{\{", "", written))), query.written
+        assert written.count('job="$job"') == len(re.findall(r"\{", re.sub(r"\{\{", "", written))), (
+            query.written
+        )
         assert "vector(0)" not in query.written
-        assert re.findall(r"\[([^\]]+)\]", query.written) in ([], *[["$__rate_interval"] * n for n in range(1, 5)])
+        assert re.findall(r"\[([^\]]+)\]", query.written) in (
+            [],
+            *[["$__rate_interval"] * n for n in range(1, 5)],
+        )
         assert "rate(" not in query.written or "$__rate_interval" in query.written
 
 
@@ -71,7 +78,11 @@ def test_no_panel_covers_another() -> None:
     for panel in dashboard.dashboard()["panels"]:
         grid = panel["gridPos"]
         assert grid["x"] + grid["w"] <= 24, panel["title"]
-        own = {(x, y) for x in range(grid["x"], grid["x"] + grid["w"]) for y in range(grid["y"], grid["y"] + grid["h"])}
+        own = {
+            (x, y)
+            for x in range(grid["x"], grid["x"] + grid["w"])
+            for y in range(grid["y"], grid["y"] + grid["h"])
+        }
         assert not own & cells, panel["title"]
         cells |= own
     ids = [panel["id"] for panel in dashboard.dashboard()["panels"]]
@@ -87,7 +98,9 @@ def test_the_provisioning_names_what_the_dashboard_asks_for() -> None:
     place = DEPLOY / "grafana" / "provisioning"
     sources = yaml.safe_load((place / "datasources" / "prometheus.yml").read_text())
     assert {each["type"] for each in sources["datasources"]} == {"prometheus", "alertmanager"}
-    scrapes = yaml.safe_load((DEPLOY / "prometheus" / "prometheus.yml").read_text())["global"]["scrape_interval"]
+    scrapes = yaml.safe_load((DEPLOY / "prometheus" / "prometheus.yml").read_text())["global"][
+        "scrape_interval"
+    ]
     assert sources["datasources"][0]["jsonData"]["timeInterval"] == scrapes
     [provider] = yaml.safe_load((place / "dashboards" / "push-listener.yml").read_text())["providers"]
     assert provider["type"] == "file"

@@ -28,5 +28,7 @@ def test_every_metric_is_in_a_rule_or_a_panel() -> None:
 def test_every_metric_that_a_rule_asks_for_exists() -> None:
     known = metric_names.series() | {str(rule["record"]) for rule in rules() if "record" in rule}
     for rule in rules():
-        asked = {name for name in names_in(rule["expr"]) if name.startswith(("push_", "process_")) or ":" in name}
+        asked = {
+            name for name in names_in(rule["expr"]) if name.startswith(("push_", "process_")) or ":" in name
+        }
         assert asked <= known, rule["expr"]

@@ -11,9 +11,8 @@ from typing import Any
 
 import pytest
 
-
 from tests.support import mutants, prometheus_rules
-from tests.support.prometheus_rules import DEPLOY, PROJECT, RULES, TESTS, alerts, groups, label, rules
+from tests.support.prometheus_rules import DEPLOY, RULES, TESTS, alerts, groups, label, rules
 from tests.support.tools import tool
 
 SEVERITIES = {"page", "ticket", "none"}
@@ -27,7 +26,14 @@ EQUIVALENT = {
 
 def test_promtool_has_no_complaint_about_the_rules() -> None:
     done = subprocess.run(
-        [tool("promtool"), "check", "rules", "--lint=all", "--lint-fatal", *map(str, sorted(RULES.glob("*.yml")))],
+        [
+            tool("promtool"),
+            "check",
+            "rules",
+            "--lint=all",
+            "--lint-fatal",
+            *map(str, sorted(RULES.glob("*.yml"))),
+        ],
         capture_output=True,
         text=True,
         check=False,
@@ -63,7 +69,11 @@ def test_the_alerts_pass_their_tests(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["watchdog", "queue_stalled", "listener_down", "token_loss"])
 def test_a_file_of_tests_passes_as_it_is_called_by_hand(name: str) -> None:
     done = subprocess.run(
-        [tool("promtool"), "test", "rules", f"{name}.yml"], cwd=TESTS, capture_output=True, text=True, check=False
+        [tool("promtool"), "test", "rules", f"{name}.yml"],
+        cwd=TESTS,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
 
@@ -131,7 +141,10 @@ def test_the_tests_notice_a_wrong_number(tmp_path: Path) -> None:
     names = list(dict.fromkeys(each.name for each in every))
     assert EQUIVALENT.keys() <= set(names)
     chosen = set(names if os.environ.get("MUTANTS") == "all" else names[::11]) - EQUIVALENT.keys()
-    assert mutants.survivors(tool("promtool"), [each for each in every if each.name in chosen], tmp_path) == set()
+    assert (
+        mutants.survivors(tool("promtool"), [each for each in every if each.name in chosen], tmp_path)
+        == set()
+    )
 
 
 def test_an_unchanged_rule_is_no_mutant_that_fails(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,7 +32,7 @@ PATIENCE = 240.0
 
 JOB = "push-listener-public"
 LISTEN_ROLE = "push_listener_live_test"
-_TOKEN = "a-token-for-the-test"  # noqa: S105
+_TOKEN = "a-token-for-the-test"
 _DURATION = re.compile(r"(?<![\w.])(\d+)([smhd])\b")
 
 
@@ -65,7 +65,11 @@ def _scaled_tree(node: Any) -> Any:
         return {key: _scaled_tree(value) for key, value in node.items()}
     if isinstance(node, list):
         return [_scaled_tree(each) for each in node]
-    return scaled(node) if isinstance(node, str) and re.fullmatch(r"(\d+[smhd])+", node) and seconds(node) else node
+    return (
+        scaled(node)
+        if isinstance(node, str) and re.fullmatch(r"(\d+[smhd])+", node) and seconds(node)
+        else node
+    )
 
 
 @dataclass
@@ -122,12 +126,12 @@ class Monitored:
     timeline: Timeline
     ports: list[int]
     listeners: list[Program]
-    start_listener: Callable[[int], Any]
+    start_listener: Callable[[int], Awaitable[Program]]
 
     async def alert(self, name: str, state: str, **labels: str) -> None:
         """Returns once Prometheus says that an alert is in this state: pending, firing, or inactive."""
         async with asyncio.timeout(PATIENCE):
-            while not self._is(await self.prometheus.get("/api/v1/alerts"), name, state, labels):
+            while not self._is(await self.prometheus.get("/api/v1/alerts"), name, state, labels):  # noqa: ASYNC110
                 await asyncio.sleep(0.2)  # Prometheus tells nobody of a change
         self.timeline.note(f"{name} is {state}")
 
@@ -155,7 +159,7 @@ class Monitored:
         """Returns once an instant query has a result."""
         try:
             async with asyncio.timeout(PATIENCE):
-                while not await self.value(query):
+                while not await self.value(query):  # noqa: ASYNC110
                     await asyncio.sleep(0.2)  # as above
         except TimeoutError:
             pytest.fail(f"never had a result: {query}")
