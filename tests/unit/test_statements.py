@@ -12,7 +12,8 @@ from listener.postgres.statements import load
 from tests.support import attacks
 
 PACKAGE = Path(listener.__file__).parent
-FILES = sorted(PACKAGE.glob("*/sql/*.sql"))
+# doctor sets the search_path of each of its transactions (listener/doctor/looking.py).
+FILES = sorted(file for file in PACKAGE.glob("*/sql/*.sql") if file.parents[1].name != "doctor")
 
 
 def test_comments_are_left_out_and_parts_are_inserted(tmp_path: Path) -> None:
