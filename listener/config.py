@@ -296,10 +296,9 @@ class Settings(DatabaseSettings):
     listen_check_interval: Seconds = _periodic(
         default=60.0, ge=1, description="silence on the LISTEN connection after which it is checked"
     )
-    queue_depth_interval: Seconds = _periodic(
+    queue_depth_interval: Annotated[float, Field(ge=1, le=120)] = _periodic(
         default=15.0,
-        ge=1,
-        description="time between two counts of the queue for /metrics, while there is work",
+        description="time between two counts of the queue for /metrics, while there is work; at most 120",
     )
     idle_probe_interval: Annotated[float, Field(ge=0, le=86_400)] = _periodic(
         default=300.0,

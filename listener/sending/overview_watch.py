@@ -27,6 +27,9 @@ _TIDY_INTERVAL_S = 600.0
 # With a million scheduled pushes a read takes half a second of the server's time.
 _SHARE_OF_TIME = 0.05
 
+# The alert on a queue that nobody watches calls a person after 300 s.
+_LONGEST_PAUSE_S = 200.0
+
 _WINDOWS = (1, 7, 30)
 """Days, for which the metrics tell what get_push_delivery_stats returns."""
 
@@ -74,7 +77,7 @@ class OverviewWatch:
                 if looks != seen or self._is_watchful or began - read_at >= _IDLE_INTERVAL_S:
                     took = await self._read()
                     seen, read_at = looks, began
-                await asyncio.sleep(max(self._interval, took / _SHARE_OF_TIME))
+                await asyncio.sleep(max(self._interval, min(_LONGEST_PAUSE_S, took / _SHARE_OF_TIME)))
         finally:
             self._metrics.shared.forget()
 

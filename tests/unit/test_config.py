@@ -211,7 +211,7 @@ WRONG = {
     "RETRY_MAX_DELAY": ["0", "9.9"],
     "SHUTDOWN_GRACE": ["0", "S3cr3t"],
     "SWEEP_INTERVAL": ["0.5"],
-    "QUEUE_DEPTH_INTERVAL": ["0.5"],
+    "QUEUE_DEPTH_INTERVAL": ["0.5", "121"],
     "WORKER_NAME": ["x" * 201],
     "INSTALLATION": ["x" * 201],
     "RETENTION": ["S3cr3t", "30", "0d", "5m", "999999w"],
