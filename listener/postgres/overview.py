@@ -20,6 +20,9 @@ BY_INDEX: LiteralString = "set local enable_seqscan = off"
 """Makes the next statement of the transaction read the index of waiting rows. The statistics of the table may be from a
 time when most rows waited, and then Postgres would read the whole table."""
 
+# Or from a time when hardly any row waited, and then Postgres would sort a million of them on disk to count them.
+_BY_HASH: LiteralString = "set local enable_sort = off"
+
 DEPTH = load(__file__, "depth")
 """To be executed after BY_INDEX; the columns are the fields of Waiting."""
 
@@ -135,8 +138,9 @@ async def read(pool: Pool) -> Overview:
     """Reads everything in one statement: a worker that has nothing to do asks little. Raises psycopg.Error."""
     async with pool.connection() as conn:
         cursor = conn.cursor(row_factory=args_row(_overview))
-        await cursor.execute(f"{BY_INDEX}; {OVERVIEW}".encode(), prepare=False)
+        await cursor.execute(f"{BY_INDEX}; {_BY_HASH}; {OVERVIEW}".encode(), prepare=False)
         read_at = time.time()
+        cursor.nextset()
         cursor.nextset()
         found = await cursor.fetchone()
     assert found is not None

@@ -24,8 +24,8 @@ from listener.wakeup.waker import Waker
 _IDLE_INTERVAL_S = 120.0
 _TIDY_INTERVAL_S = 600.0
 
-# With a million scheduled pushes a read takes half a second of the server's time.
-_SHARE_OF_TIME = 0.05
+# With a million scheduled pushes a read takes a second of the server's time.
+_SHARE_OF_TIME = 0.02
 
 # The alert on a queue that nobody watches calls a person after 300 s.
 _LONGEST_PAUSE_S = 200.0
