@@ -303,6 +303,19 @@ async def test_nothing_is_told_of_listening_where_nobody_listens(
     assert there & {"push_listening", "push_busy_polling", "push_workers_alive"} == set()
 
 
+async def test_the_shares_of_the_quota_make_up_the_quota(
+    database: Database, rows: Rows, emulator: Emulator
+) -> None:
+    """Also while nothing is sent: the first process must not show the whole quota after a second one has started."""
+    loaded = settings_for(database.dsn, emulator, queue_depth_interval=1)
+    name = "push_quota_share_requests_per_second"
+    async with serving(loaded) as one, serving(loaded) as other:
+        for service in (one, other):
+            dispatcher_of(service).looks += 1  # it is time to read
+            await until(lambda: value(service.metrics, "push_workers_alive") == 2.0)
+        assert value(one.metrics, name) == value(other.metrics, name)
+
+
 # --- what is known is there from the start -------------------------------------------------------------
 
 
@@ -393,6 +406,26 @@ async def test_a_push_to_many_devices_is_accepted_once(
             {"outcome": "accepted", "code": "OK", "platform": "android"},
         )
         assert value(service.metrics, "push_due_to_accepted_seconds_count", priority="normal") == 1.0
+
+
+async def test_a_push_to_many_devices_is_progress_with_each_answer(
+    database: Database, rows: Rows, emulator: Emulator
+) -> None:
+    """Its attempt may last as long as LEASE, which may be longer than WATCHDOG_TIMEOUT: the process is not stuck."""
+    user = uuid4()
+    for n in range(30):
+        await rows.device(f"phone-{n}", user)
+    emulator.add_fault("slow,latency_ms=30")
+    async with serving(settings_for(database.dsn, emulator, max_in_flight=1, lease=3600)) as service:
+        await rows.add(user_id=user, title="t")
+        seen = []
+        for answers in (5, 20):
+            await until(lambda: len(emulator.received) >= answers)
+            seen.append(value(service.metrics, "push_last_progress_timestamp_seconds"))
+        still_sends = value(service.metrics, "push_in_flight")
+        await rows.over()
+    assert still_sends == 1.0
+    assert seen[0] != seen[1]
 
 
 # --- what get_push_delivery_stats returns --------------------------------------------------------------
