@@ -209,6 +209,17 @@ async def test_the_wait_counts_from_the_time_at_which_a_worker_of_another_kind_t
     assert 300.0 <= push.waited < 300.0 + PATIENCE
 
 
+async def test_the_wait_of_a_push_that_was_never_tried_is_not_what_an_application_has_written(
+    pool: Pool, rows: Rows
+) -> None:
+    """An adopted table may have a column first_due_at with a meaning of its own."""
+    await rows.query(
+        "insert into push_notifications (device_token, title, first_due_at) values ('t', 't', '2020-01-01')"
+    )
+    (push,) = await (await worker(pool)).claim(1)
+    assert 0.0 <= push.waited < PATIENCE
+
+
 async def test_rows_of_the_future_are_left_alone(pool: Pool, rows: Rows) -> None:
     push_id = await rows.add(device_token="t", title="t")
     await due_at(rows, push_id, "30")

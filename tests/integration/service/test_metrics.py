@@ -24,7 +24,7 @@ from listener.emulator import Emulator
 from listener.metrics import labels
 from listener.metrics.own import Metrics
 from listener.postgres import overview
-from listener.postgres.connect import Address, ServicePool
+from listener.postgres.connect import STATEMENT_PATIENCE_S, Address, ServicePool
 from listener.postgres.locks import LockHolder
 from listener.sending import overview_watch
 from listener.sending.overview_watch import figures
@@ -189,7 +189,7 @@ async def waits_after(
     async def read(pool: object) -> overview.Overview:
         nonlocal moment
         moment += seconds
-        if seconds >= overview_watch.STATEMENT_PATIENCE_S:
+        if seconds >= STATEMENT_PATIENCE_S:
             raise TimeoutError
         return found(**given)
 
@@ -223,7 +223,7 @@ async def test_a_read_that_takes_long_is_made_often_enough_for_the_alerts(
 
 async def test_a_read_that_is_never_answered_is_made_less_often(monkeypatch: pytest.MonkeyPatch) -> None:
     """docs/metrics.md: reading takes at most a twentieth of the time. The server works until it is cancelled."""
-    patience = overview_watch.STATEMENT_PATIENCE_S
+    patience = STATEMENT_PATIENCE_S
     assert await waits_after(monkeypatch, Metrics(), patience) > patience
 
 
@@ -312,7 +312,7 @@ async def test_the_shares_of_the_quota_make_up_the_quota(
     async with serving(loaded) as one, serving(loaded) as other:
         for service in (one, other):
             dispatcher_of(service).looks += 1  # it is time to read
-            await until(lambda: value(service.metrics, "push_workers_alive") == 2.0)
+            await shown(service.metrics, "push_workers_alive", 2)
         assert value(one.metrics, name) == value(other.metrics, name)
 
 
@@ -419,13 +419,44 @@ async def test_a_push_to_many_devices_is_progress_with_each_answer(
     async with serving(settings_for(database.dsn, emulator, max_in_flight=1, lease=3600)) as service:
         await rows.add(user_id=user, title="t")
         seen = []
-        for answers in (5, 20):
-            await until(lambda: len(emulator.received) >= answers)
+        for few_or_many in (lambda: len(emulator.received) >= 5, lambda: len(emulator.received) >= 20):
+            await until(few_or_many)
             seen.append(value(service.metrics, "push_last_progress_timestamp_seconds"))
         still_sends = value(service.metrics, "push_in_flight")
         await rows.over()
     assert still_sends == 1.0
     assert seen[0] != seen[1]
+
+
+async def test_what_queue_stalled_looks_at_shows_that_every_push_fails(
+    database: Database, rows: Rows, emulator: Emulator
+) -> None:
+    """docs/alerts.md: while FCM accepts nothing LateBurn is silent, and QueueStalled is the alert.
+
+    FCM is there, as the question shows, and answers each push with 500: each waits for its next try, and none is due
+    meanwhile.
+    """
+    emulator.add_fault("internal,token=phone")
+    loaded = settings_for(
+        database.dsn, emulator, retry_min_delay=1000, retry_max_delay=1000, queue_depth_interval=1
+    )
+    await rows.query(
+        "insert into push_notifications (device_token, title, created_at, next_attempt_at) "
+        "select 'phone-' || n, 't', now() - interval '600 s', now() - interval '600 s' from generate_series(1, 40) n"
+    )
+    async with serving(loaded) as service:
+        await rows.until(
+            lambda found: all(
+                row["delivery_attempts"] and row["status"] != "processing" for row in found.values()
+            )
+        )
+        await shown(service.metrics, "push_queue_due", 0, {"priority": "normal"})
+        dispatcher_of(service).looks += 1  # it is time to read
+        read = value(service.metrics, "push_queue_read_timestamp_seconds")
+        await until(lambda: value(service.metrics, "push_queue_read_timestamp_seconds") != read)
+        oldest = value(service.metrics, "push_queue_oldest_due_seconds", priority="normal") or 0.0
+        paused = sum(value(service.metrics, "push_paused", reason=each) or 0.0 for each in labels.PAUSES)
+    assert oldest >= 600.0 or paused == 1.0
 
 
 # --- what get_push_delivery_stats returns --------------------------------------------------------------
