@@ -450,3 +450,9 @@ def test_every_fault_of_the_database_settings_is_told_at_once(monkeypatch: pytes
     with pytest.raises(ConfigError) as caught:
         load_database()
     assert [fault.split()[0].rstrip(":") for fault in caught.value.faults] == names
+
+
+def test_the_queue_is_counted_often_enough_for_the_metrics_to_stay() -> None:
+    """After 300 s the alerts take an instance for frozen, and after 900 s the metrics are absent."""
+    (fault,) = faults(queue_depth_interval="3600")
+    assert fault.startswith("QUEUE_DEPTH_INTERVAL")

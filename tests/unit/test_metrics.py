@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import datetime
+
 from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry, Histogram, generate_latest
 
+from listener.clock import elapsed
 from listener.metrics.durations import Durations
+from listener.metrics.own import Metrics
+from listener.metrics.shared import Figures, Shared
+from listener.sending.held import HeldRows
+from tests.support.pushes import push
 
 BUCKETS = (0.01, 0.5, 2.0)
 
@@ -21,3 +28,29 @@ def test_durations_are_told_as_the_library_tells_them(seconds: list[float]) -> N
         histogram.observe(each)
     told = [line for line in generate_latest(theirs).splitlines() if b"_created" not in line]
     assert generate_latest(ours).splitlines() == told
+
+
+DAY = datetime.date(2026, 1, 1)
+
+
+def figures(delivered: int) -> Figures:
+    return Figures(
+        depth={}, due={}, oldest_due={}, scheduled=0, unwritable={}, workers=1, notify_queue=0.0, snapshot_age=0,
+        clock_offset=0.0, receipts={DAY: (delivered, 0, 0)},
+    )  # fmt: skip
+
+
+def test_receipts_that_come_back_are_not_counted_again() -> None:
+    """Delivered pushes are requeued by hand and sent again: each is delivered at once, without a new receipt."""
+    shared = Shared(registry := CollectorRegistry())
+    for delivered in (1000, 0, 1000):
+        shared.show(figures(delivered))
+    assert registry.get_sample_value("push_receipts_total", {"status": "delivered"}) == 0.0
+
+
+def test_a_worker_that_begins_has_nothing_in_flight() -> None:
+    """The one before may have been abandoned with what it held, when it lost its id."""
+    metrics = Metrics()
+    HeldRows(metrics, lease=60.0).add([push()], elapsed())
+    HeldRows(metrics, lease=60.0)
+    assert metrics.registry.get_sample_value("push_in_flight") == 0.0

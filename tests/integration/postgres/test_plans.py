@@ -393,3 +393,21 @@ def _too_much(node: dict[str, Any]) -> Iterator[str]:
     rows = (node["Actual Rows"] + dropped) * node["Actual Loops"]
     if rows > ENOUGH:
         yield f"{name}: {rows} rows"
+
+
+def test_many_rows_that_are_passed_over_are_looked_up_and_not_searched(database: Database) -> None:
+    """A trigger of the application refuses a whole campaign, say.
+
+    Once the ids do not fit into work_mem Postgres compares each waiting row with each of them: with 300,000 of both, a
+    read does not end in its 30 s, so every metric of the database is absent, and with them the one that tells why.
+    """
+    with psycopg.connect(database.superuser_dsn, autocommit=True) as conn:
+        conn.execute(
+            "insert into push_listener.unwritable_rows (push_id, statement, code, until) "
+            "select gen_random_uuid(), 'claim', 'P0001', now() + interval '1 day' from generate_series(1, 300000)"
+        )
+        conn.execute("analyze push_listener.unwritable_rows")
+        with conn.transaction():
+            conn.execute(overview.BY_INDEX)
+            plan = "\n".join(line for (line,) in conn.execute(f"explain {overview.DEPTH}".encode()))
+    assert "Materialize" not in plan

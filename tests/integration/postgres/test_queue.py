@@ -180,6 +180,46 @@ async def test_the_wait_of_a_retry_counts_from_when_the_push_was_first_due(pool:
     assert 5.0 <= fifth.waited < 5.0 + PATIENCE
 
 
+async def test_a_cancelled_push_that_is_requeued_by_hand_is_late_since_then(pool: Pool, rows: Rows) -> None:
+    """As one that had ended otherwise is: its first life does not count."""
+    push_id = await rows.add(device_token="t", title="t")
+    mine = await worker(pool)
+    await rows.query("update push_notifications set next_attempt_at = now() - interval '300 s'")
+    await rows.query("update push_notifications set created_at = now() - interval '1 day'")
+    (first,) = await mine.claim(1)
+    await mine.settle([again(first, 100.0)])
+    await rows.query("select cancel_push(%(id)s)", id=push_id)
+    await due_at(rows, push_id, "-5", status="pending")
+    (push,) = await mine.claim(1)
+    assert 5.0 <= push.waited < 5.0 + PATIENCE
+
+
+async def test_the_wait_counts_from_the_time_at_which_a_worker_of_another_kind_took_over(
+    pool: Pool, rows: Rows
+) -> None:
+    """docs/state_machine.md: a claim of fetch_pending_pushes writes first_due_at, too."""
+    await rows.add(device_token="t", title="t")
+    await rows.query(
+        "update push_notifications set next_attempt_at = now() - interval '300 s', "
+        "created_at = now() - interval '1 day'"
+    )
+    assert len(await rows.query("select id from fetch_pending_pushes(1)")) == 1
+    await rows.query("update push_notifications set next_attempt_at = now()")  # it died, and its lease ended
+    (push,) = await (await worker(pool)).claim(1)
+    assert 300.0 <= push.waited < 300.0 + PATIENCE
+
+
+async def test_the_wait_of_a_push_that_was_never_tried_is_not_what_an_application_has_written(
+    pool: Pool, rows: Rows
+) -> None:
+    """An adopted table may have a column first_due_at with a meaning of its own."""
+    await rows.query(
+        "insert into push_notifications (device_token, title, first_due_at) values ('t', 't', '2020-01-01')"
+    )
+    (push,) = await (await worker(pool)).claim(1)
+    assert 0.0 <= push.waited < PATIENCE
+
+
 async def test_rows_of_the_future_are_left_alone(pool: Pool, rows: Rows) -> None:
     push_id = await rows.add(device_token="t", title="t")
     await due_at(rows, push_id, "30")
@@ -657,6 +697,27 @@ async def test_depth_counts_what_waits_and_nothing_else(pool: Pool, rows: Rows) 
     assert 40.0 <= depth.oldest_due["normal"] < 40.0 + PATIENCE
     await mine.claim(1)
     assert (await depth_of(pool)).by_status == {"pending": 1, "processing": 1, "failed": 1}
+
+
+async def test_scheduled_are_those_whose_time_has_not_come(pool: Pool, rows: Rows) -> None:
+    """A row whose lease has ended is due and never was scheduled; one that is passed over is due in spite of that."""
+    for _ in range(3):
+        await rows.add(device_token="t", title="t")
+    await (await worker(pool)).claim(3)
+    await rows.query("update push_notifications set next_attempt_at = now() - interval '1 s'")  # leases ended
+    for _ in range(5):
+        await due_at(rows, await rows.add(device_token="t", title="t"), "3600")
+    assert (await depth_of(pool)).scheduled == 5
+
+
+async def test_a_row_that_is_passed_over_is_not_scheduled(pool: Pool, rows: Rows) -> None:
+    push_id = await rows.add(device_token="t", title="t")
+    await rows.query(
+        "insert into push_listener.unwritable_rows (push_id, statement, code, until) "
+        "values (%(id)s, 'claim', 'P0001', now() + interval '1 h')",
+        id=push_id,
+    )
+    assert (await depth_of(pool)).scheduled == 0
 
 
 async def test_each_start_is_a_worker_of_its_own_that_signs_off(pool: Pool, rows: Rows) -> None:

@@ -57,3 +57,25 @@ async def test_while_pushes_are_answered_nothing_is_asked(
             await rows.one_over(await rows.add(device_token=f"phone-{n}", title="t"))
         asked = service.metrics.registry.get_sample_value("push_probes_total", {"outcome": "accepted"})
     assert asked == 0.0
+
+
+async def test_without_an_access_token_fcm_is_not_said_to_have_answered(
+    database: Database, emulator: Emulator
+) -> None:
+    """Google's token endpoint refuses the key, so FCM was asked nothing: push_probes_total counts FCM's answers."""
+    emulator.add_fault("oauth_invalid_grant")
+    with capture_logs() as said:
+        async with serving(settings_for(database.dsn, emulator, idle_probe_interval=0.05)) as service:
+            assert service.port is not None
+            await until(lambda: any("access token" in each["event"] for each in said))
+            await until(
+                lambda: sum(
+                    service.metrics.registry.get_sample_value("push_probes_total", {"outcome": outcome}) or 0
+                    for outcome in ("refused", "failed")
+                )
+            )
+            refused = service.metrics.registry.get_sample_value("push_probes_total", {"outcome": "refused"})
+            _, text = await get(service.port, "/readyz")
+    assert emulator.received == []
+    assert refused == 0.0
+    assert "FCM refuses" not in text

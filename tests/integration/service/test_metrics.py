@@ -24,11 +24,14 @@ from listener.emulator import Emulator
 from listener.metrics import labels
 from listener.metrics.own import Metrics
 from listener.postgres import overview
-from listener.postgres.connect import Address, ServicePool
+from listener.postgres.connect import STATEMENT_PATIENCE_S, Address, ServicePool
+from listener.postgres.locks import LockHolder
 from listener.sending import overview_watch
 from listener.sending.overview_watch import figures
 from listener.service import Service, credentials_for
+from tests.support.access import WORKER, make_worker
 from tests.support.postgres import Database
+from tests.support.prometheus_rules import alerts
 from tests.support.servers import forget_proxies
 from tests.support.service import (
     Rows,
@@ -158,6 +161,139 @@ async def test_how_often_it_is_read(monkeypatch: pytest.MonkeyPatch, reason: str
     assert reads >= 1
 
 
+class Idle:
+    """The parts of a worker that has nothing to do."""
+
+    looks = 1
+    pause_kind = None
+    is_up = True
+
+    def may_claim(self) -> bool:
+        return True
+
+    async def retry(self) -> None:
+        raise psycopg.errors.QueryCanceled("another transaction has locked the rows that are noted")
+
+
+def found(**given: Any) -> overview.Overview:
+    return overview.Overview(overview.Depth.of([]), overview.Server(0.0, 1, 0, time.time()), **given)
+
+
+async def waits_after(
+    monkeypatch: pytest.MonkeyPatch, metrics: Metrics, seconds: float, **given: Any
+) -> float:
+    """The time until the next read, after one that has taken ``seconds``, or has not answered for so long."""
+    moment = 1000.0
+    waited: list[float] = []
+
+    async def read(pool: object) -> overview.Overview:
+        nonlocal moment
+        moment += seconds
+        if seconds >= STATEMENT_PATIENCE_S:
+            raise TimeoutError
+        return found(**given)
+
+    async def sleep(wait: float) -> None:
+        waited.append(wait)
+        raise asyncio.CancelledError
+
+    monkeypatch.setattr(overview, "read", read)
+    monkeypatch.setattr(
+        overview_watch, "time", type("Clock", (), {"monotonic": staticmethod(lambda: moment)})
+    )
+    loop = type("Loop", (), {"sleep": staticmethod(sleep), "timeout": asyncio.timeout})
+    monkeypatch.setattr(overview_watch, "asyncio", loop)
+    worker: Any = Idle()
+    watch = overview_watch.OverviewWatch(
+        worker, worker, worker, worker, worker, worker, metrics, interval=15.0
+    )
+    with pytest.raises(asyncio.CancelledError):
+        await watch.run()
+    return waited[0]
+
+
+async def test_a_read_that_takes_long_is_made_often_enough_for_the_alerts(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """QueueUnwatched pages, and every alert leaves an instance out, once a reading is 300 s old."""
+    [unwatched, *_] = [rule for rule in alerts() if rule["alert"] == "QueueUnwatched"]
+    [limit] = re.findall(r"push_queue_read_timestamp_seconds\) > (\d+)", unwatched["expr"])
+    assert await waits_after(monkeypatch, Metrics(), 20.0) < float(limit)
+
+
+async def test_a_read_that_is_never_answered_is_made_less_often(monkeypatch: pytest.MonkeyPatch) -> None:
+    """docs/metrics.md: reading takes at most a twentieth of the time. The server works until it is cancelled."""
+    patience = STATEMENT_PATIENCE_S
+    assert await waits_after(monkeypatch, Metrics(), patience) > patience
+
+
+async def test_what_was_read_is_told_although_refused_rows_cannot_be_released(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    shown_figures: list[object] = []
+    metrics = Metrics()
+    monkeypatch.setattr(metrics.shared, "show", shown_figures.append)
+    await waits_after(monkeypatch, metrics, 0.1, unwritable={("claim", "P0001"): 1})
+    assert shown_figures
+
+
+async def test_no_token_counts_as_disabled_that_could_not_be_disabled(
+    database: Database, rows: Rows, emulator: Emulator
+) -> None:
+    await rows.query(
+        "create or replace function push_disable_token(p_token text, p_reason text) returns void "
+        "language plpgsql as $$ begin update no_such_table set x = 1; end $$"
+    )
+    async with serving(settings_for(database.dsn, emulator)) as service:
+        await rows.one_over(await rows.add(device_token="dead-t", title="t"))
+        await shown(service.metrics, "push_dead_total", 1, {"code": "UNREGISTERED"})
+        assert value(service.metrics, "push_tokens_disabled_total", code="UNREGISTERED") == 0.0
+
+
+async def test_the_snapshots_of_others_are_absent_for_a_role_that_cannot_see_them(
+    database: Database, rows: Rows
+) -> None:
+    """The recommended role is no member of pg_read_all_stats; push-listener doctor says that it cannot tell."""
+    make_worker(database)
+    async with await psycopg.AsyncConnection.connect(database.dsn) as holding:
+        await holding.execute("set transaction isolation level repeatable read")
+        await holding.execute("select from push_notifications")
+        for _ in range(50):
+            await rows.query("select pg_current_xact_id()")
+        async with ServicePool(Address(database.dsn), prepares=True) as pool:
+            truth = figures(await overview.read(pool), sees_workers=True).snapshot_age
+        async with ServicePool(Address(database.dsn_as(WORKER)), prepares=True) as pool:
+            told = figures(await overview.read(pool), sees_workers=True).snapshot_age
+    assert truth >= 50
+    assert told is None or told >= 50
+
+
+async def test_foreign_locks_are_not_told_of_while_the_database_is_away(
+    database: Database, rows: Rows, emulator: Emulator
+) -> None:
+    """They are read by sweeps, and end with their sessions."""
+    async with serving(settings_for(database.dsn, emulator, queue_depth_interval=1)) as service:
+        await until(lambda: names(service.metrics) >= SHARED)
+        await until(lambda: dispatcher_of(service)._sleeper._sweep_at > 0.0)
+        service._lock_watch.saw([LockHolder("purge", 0, 4711, "stranger", None, exclusive=True, locks=1)])
+        assert "push_lock_strangers" in names(service.metrics)
+        name = str(conninfo_to_dict(database.dsn)["dbname"])
+        async with await psycopg.AsyncConnection.connect(
+            make_conninfo(database.dsn, dbname="postgres"), autocommit=True
+        ) as elsewhere:
+            may_connect = sql.SQL("alter database {} allow_connections {}")
+            await elsewhere.execute(may_connect.format(sql.Identifier(name), sql.SQL("false")))
+            try:
+                await elsewhere.execute(
+                    "select pg_terminate_backend(pid) from pg_stat_activity where datname = %s", (name,)
+                )
+                await until(lambda: not names(service.metrics) & SHARED)
+                there = names(service.metrics)
+            finally:
+                await elsewhere.execute(may_connect.format(sql.Identifier(name), sql.SQL("true")))
+    assert "push_lock_strangers" not in there
+
+
 async def test_nothing_is_told_of_listening_where_nobody_listens(
     database: Database, rows: Rows, emulator: Emulator
 ) -> None:
@@ -165,6 +301,19 @@ async def test_nothing_is_told_of_listening_where_nobody_listens(
         await until(lambda: "push_queue_depth" in names(service.metrics))
         there = names(service.metrics)
     assert there & {"push_listening", "push_busy_polling", "push_workers_alive"} == set()
+
+
+async def test_the_shares_of_the_quota_make_up_the_quota(
+    database: Database, rows: Rows, emulator: Emulator
+) -> None:
+    """Also while nothing is sent: the first process must not show the whole quota after a second one has started."""
+    loaded = settings_for(database.dsn, emulator, queue_depth_interval=1)
+    name = "push_quota_share_requests_per_second"
+    async with serving(loaded) as one, serving(loaded) as other:
+        for service in (one, other):
+            dispatcher_of(service).looks += 1  # it is time to read
+            await shown(service.metrics, "push_workers_alive", 2)
+        assert value(one.metrics, name) == value(other.metrics, name)
 
 
 # --- what is known is there from the start -------------------------------------------------------------
@@ -257,6 +406,57 @@ async def test_a_push_to_many_devices_is_accepted_once(
             {"outcome": "accepted", "code": "OK", "platform": "android"},
         )
         assert value(service.metrics, "push_due_to_accepted_seconds_count", priority="normal") == 1.0
+
+
+async def test_a_push_to_many_devices_is_progress_with_each_answer(
+    database: Database, rows: Rows, emulator: Emulator
+) -> None:
+    """Its attempt may last as long as LEASE, which may be longer than WATCHDOG_TIMEOUT: the process is not stuck."""
+    user = uuid4()
+    for n in range(30):
+        await rows.device(f"phone-{n}", user)
+    emulator.add_fault("slow,latency_ms=30")
+    async with serving(settings_for(database.dsn, emulator, max_in_flight=1, lease=3600)) as service:
+        await rows.add(user_id=user, title="t")
+        seen = []
+        for few_or_many in (lambda: len(emulator.received) >= 5, lambda: len(emulator.received) >= 20):
+            await until(few_or_many)
+            seen.append(value(service.metrics, "push_last_progress_timestamp_seconds"))
+        still_sends = value(service.metrics, "push_in_flight")
+        await rows.over()
+    assert still_sends == 1.0
+    assert seen[0] != seen[1]
+
+
+async def test_what_queue_stalled_looks_at_shows_that_every_push_fails(
+    database: Database, rows: Rows, emulator: Emulator
+) -> None:
+    """docs/alerts.md: while FCM accepts nothing LateBurn is silent, and QueueStalled is the alert.
+
+    FCM is there, as the question shows, and answers each push with 500: each waits for its next try, and none is due
+    meanwhile.
+    """
+    emulator.add_fault("internal,token=phone")
+    loaded = settings_for(
+        database.dsn, emulator, retry_min_delay=1000, retry_max_delay=1000, queue_depth_interval=1
+    )
+    await rows.query(
+        "insert into push_notifications (device_token, title, created_at, next_attempt_at) "
+        "select 'phone-' || n, 't', now() - interval '600 s', now() - interval '600 s' from generate_series(1, 40) n"
+    )
+    async with serving(loaded) as service:
+        await rows.until(
+            lambda found: all(
+                row["delivery_attempts"] and row["status"] != "processing" for row in found.values()
+            )
+        )
+        await shown(service.metrics, "push_queue_due", 0, {"priority": "normal"})
+        dispatcher_of(service).looks += 1  # it is time to read
+        read = value(service.metrics, "push_queue_read_timestamp_seconds")
+        await until(lambda: value(service.metrics, "push_queue_read_timestamp_seconds") != read)
+        oldest = value(service.metrics, "push_queue_oldest_due_seconds", priority="normal") or 0.0
+        paused = sum(value(service.metrics, "push_paused", reason=each) or 0.0 for each in labels.PAUSES)
+    assert oldest >= 600.0 or paused == 1.0
 
 
 # --- what get_push_delivery_stats returns --------------------------------------------------------------
