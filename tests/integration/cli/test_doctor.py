@@ -13,9 +13,10 @@ import psycopg
 import pytest
 from psycopg import sql
 
-from listener.doctor import examination, reaching
+from listener.doctor import connections, examination, reaching
 from listener.doctor.findings import Finding, Level
 from listener.doctor.limits import Limits
+from listener.doctor.looking import record
 from listener.emulator import Emulator
 from listener.postgres.statements import load
 from tests.support.access import WORKER, make_worker
@@ -536,6 +537,19 @@ async def test_a_limit_of_connections(database: Database, emulator: Emulator) ->
         execute(database.superuser_dsn, f"alter role {WORKER} connection limit -1")
     warning = found.only(Level.WARNING, "connections")
     assert warning.text.startswith("CONNECTION LIMIT of the role: 2 of 3 are free")
+
+
+async def test_the_doorbell_is_one_of_the_connections_of_its_process(
+    database: Database, emulator: Emulator
+) -> None:
+    async with serving(settings_for(database.dsn, emulator)):
+        with psycopg.connect(database.dsn) as conn:  # one transaction, and so one view of the sessions
+            facts = record(conn, connections.Facts, connections._FACTS)
+            theirs = conn.execute(
+                "select count(*) from pg_stat_activity where datname = current_database() "
+                "and application_name in ('push-listener', 'push-listener doorbell')"
+            ).fetchone()
+    assert theirs == (facts.ours,)
 
 
 @pytest.fixture
