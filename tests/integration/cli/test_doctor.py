@@ -500,6 +500,18 @@ async def test_a_missing_grant(database: Database, emulator: Emulator, revoked: 
     assert found.at(Level.FAULT) == []
 
 
+async def test_a_schema_public_that_is_closed_to_everybody(database: Database, emulator: Emulator) -> None:
+    """Many close it. Then not even the names of the tables can be looked up, and ``run`` cannot work."""
+    make_worker(database)
+    execute(database.superuser_dsn, "revoke usage on schema public from public, push_listener")
+    found = await examine(database.dsn_as(WORKER), emulator)
+    assert found.exit_code == 1
+    fault = found.only(Level.FAULT, "rights of the role")
+    assert fault.remedy == "grant usage on schema public to push_listener"
+    await remedied(found, "rights of the role", database.superuser_dsn)
+    assert (await examine(database.dsn_as(WORKER), emulator)).at(Level.FAULT) == []
+
+
 def test_the_rights_that_are_asked_for_are_those_that_migrate_grants(database: Database) -> None:
     statement = load(examination.__file__, "rights")
     needed = statement.partition(" as (\n")[2].partition("\n),\nrelations")[0]
