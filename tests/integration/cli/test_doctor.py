@@ -13,9 +13,10 @@ import psycopg
 import pytest
 from psycopg import sql
 
-from listener.doctor import examination, reaching
+from listener.doctor import connections, examination, reaching
 from listener.doctor.findings import Finding, Level
 from listener.doctor.limits import Limits
+from listener.doctor.looking import record
 from listener.emulator import Emulator
 from listener.postgres.statements import load
 from tests.support.access import WORKER, make_worker
@@ -164,6 +165,25 @@ async def test_a_missing_key_is_a_wrong_setting(database: Database, emulator: Em
     assert found.exit_code == 2
     assert found.only(Level.FAULT).text == "GOOGLE_APPLICATION_CREDENTIALS names a file that does not exist"
     assert found.at(Level.OK, group="migrations")
+
+
+async def test_no_key_at_all_is_told_with_what_to_do(database: Database, emulator: Emulator) -> None:
+    found = await examine(database.dsn, emulator, fcm_service_account_json=None)
+    fault = found.only(Level.FAULT, "FCM")
+    assert fault.remedy
+    assert "Firebase console" in fault.remedy
+
+
+@pytest.mark.parametrize(
+    "variables", [{"host": "203.0.113.9"}, {"metrics_host": "203.0.113.9", "metrics_port": "0"}], ids=str
+)
+async def test_an_address_to_listen_on_that_this_machine_has_not(
+    database: Database, emulator: Emulator, variables: dict[str, str]
+) -> None:
+    """``run`` does not start with it."""
+    async with program("run", env=environment(database.dsn, emulator, **variables)) as running:
+        assert await running.ended() == 2
+    assert (await examine(database.dsn, emulator, **variables)).exit_code == 2
 
 
 @pytest.mark.parametrize("arguments", [["--device", " "], ["--device"], ["--fix"]])
@@ -422,6 +442,17 @@ async def test_a_role_without_rights(database: Database, emulator: Emulator, pla
     assert (await examine(plain, emulator)).at(Level.FAULT) == []
 
 
+async def test_a_member_that_does_not_inherit(database: Database, emulator: Emulator, plain: str) -> None:
+    """It is a member already, so that to grant the role again changes nothing."""
+    execute(
+        database.superuser_dsn,
+        "alter role test_plain_login noinherit; grant push_listener to test_plain_login",
+    )
+    found = await examine(plain, emulator)
+    await remedied(found, "rights of the role", database.superuser_dsn)
+    assert (await examine(plain, emulator)).at(Level.FAULT) == []
+
+
 async def test_a_role_with_grants_of_its_own_sees_no_row(
     database: Database, emulator: Emulator, plain: str
 ) -> None:
@@ -469,6 +500,18 @@ async def test_a_missing_grant(database: Database, emulator: Emulator, revoked: 
     assert found.at(Level.FAULT) == []
 
 
+async def test_a_schema_public_that_is_closed_to_everybody(database: Database, emulator: Emulator) -> None:
+    """Many close it. Then not even the names of the tables can be looked up, and ``run`` cannot work."""
+    make_worker(database)
+    execute(database.superuser_dsn, "revoke usage on schema public from public, push_listener")
+    found = await examine(database.dsn_as(WORKER), emulator)
+    assert found.exit_code == 1
+    fault = found.only(Level.FAULT, "rights of the role")
+    assert fault.remedy == "grant usage on schema public to push_listener"
+    await remedied(found, "rights of the role", database.superuser_dsn)
+    assert (await examine(database.dsn_as(WORKER), emulator)).at(Level.FAULT) == []
+
+
 def test_the_rights_that_are_asked_for_are_those_that_migrate_grants(database: Database) -> None:
     statement = load(examination.__file__, "rights")
     needed = statement.partition(" as (\n")[2].partition("\n),\nrelations")[0]
@@ -508,6 +551,19 @@ async def test_a_limit_of_connections(database: Database, emulator: Emulator) ->
     assert warning.text.startswith("CONNECTION LIMIT of the role: 2 of 3 are free")
 
 
+async def test_the_doorbell_is_one_of_the_connections_of_its_process(
+    database: Database, emulator: Emulator
+) -> None:
+    async with serving(settings_for(database.dsn, emulator)):
+        with psycopg.connect(database.dsn) as conn:  # one transaction, and so one view of the sessions
+            facts = record(conn, connections.Facts, connections._FACTS)
+            theirs = conn.execute(
+                "select count(*) from pg_stat_activity where datname = current_database() "
+                "and application_name in ('push-listener', 'push-listener doorbell')"
+            ).fetchone()
+    assert theirs == (facts.ours,)
+
+
 @pytest.fixture
 def old_snapshot(database: Database) -> Iterator[psycopg.Connection]:
     """A session with a snapshot, after which 10,000 transactions have been."""
@@ -528,6 +584,25 @@ async def test_a_held_snapshot(
     assert warning.remedy == f"select pg_terminate_backend({old_snapshot.info.backend_pid})"
     await remedied(found, "snapshots", database.dsn)
     assert (await examine(database.dsn, emulator)).at(Level.WARNING, group="snapshots") == []
+
+
+async def test_a_transaction_that_has_written_and_does_not_end(
+    database: Database, emulator: Emulator
+) -> None:
+    """Between its statements it holds no snapshot, but its own id keeps rows from being removed all the same."""
+    with closing(psycopg.connect(database.dsn)) as holding:
+        holding.execute("select pg_current_xact_id()")
+        execute(database.dsn, TEN_THOUSAND_TRANSACTIONS)
+        execute(database.dsn, "insert into push_notifications (topic, title) values ('news', 't')")
+        execute(database.dsn, "delete from push_notifications")
+        with psycopg.connect(database.dsn, autocommit=True) as conn:
+            told: list[str] = []
+            conn.add_notice_handler(lambda notice: told.append(str(notice.message_primary)))
+            conn.execute("vacuum (verbose) push_notifications")
+        assert "1 are dead but not yet removable" in "".join(told)
+        found = await examine(database.dsn, emulator)
+        warning = found.only(Level.WARNING, "snapshots")
+        assert warning.remedy == f"select pg_terminate_backend({holding.info.backend_pid})"
 
 
 async def test_a_role_that_cannot_see_snapshots(

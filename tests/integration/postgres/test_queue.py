@@ -824,3 +824,17 @@ async def test_statements_that_were_prepared_before_a_column_got_another_type_ar
             await hands.claim(10)
         assert errors.is_transient(raised.value)
         assert [push.id for push in await hands.claim(10)] == [push_id]
+
+
+@pytest.mark.parametrize("isolation", ["read committed", "repeatable read"])
+async def test_a_transaction_that_holds_dead_rows_is_seen(
+    database: Database, pool: Pool, isolation: str
+) -> None:
+    """One that has written holds them between its statements too, when it has no snapshot: its own id does."""
+    async with rows_of(database.dsn) as holding, rows_of(database.dsn) as rows:
+        await holding.connection.execute(f"begin isolation level {isolation}".encode())
+        await holding.query("select pg_current_xact_id()")
+        await rows.connection.execute(
+            "do $$ begin for n in 1..100 loop perform pg_current_xact_id(); commit; end loop; end $$"
+        )
+        assert (await overview.read(pool)).server.snapshot_age >= 100

@@ -121,6 +121,40 @@ async def test_a_collector_that_is_away_is_told_and_stops_nothing(
     assert SECRET not in running.output
 
 
+async def test_headers_that_cannot_be_read_are_not_logged(emulator: Emulator) -> None:
+    """They hold the key of the collector. With a blank in place of the = OpenTelemetry quotes them."""
+    address = f"http://127.0.0.1:{closed_port()}"
+    env = environment(
+        f"postgresql://nobody@127.0.0.1:{closed_port()}/none",
+        emulator,
+        otel_exporter_otlp_endpoint=address,
+        otel_exporter_otlp_headers=f"Authorization {SECRET}",
+    )
+    async with program("run", env=env) as running:
+        await running.said("web server listening")
+        running.terminate()
+        assert await running.ended() == 0
+    assert SECRET not in running.output
+
+
+async def test_variables_that_opentelemetry_refuses_stop_no_push(
+    database: Database, rows: Rows, emulator: Emulator
+) -> None:
+    """The queue of spans has 2048 places, and OpenTelemetry raises an error for a batch that is larger."""
+    env = environment(
+        database.dsn,
+        emulator,
+        otel_exporter_otlp_endpoint=f"http://127.0.0.1:{closed_port()}",
+        otel_bsp_max_export_batch_size="4096",
+    )
+    async with program("run", env=env) as running:
+        await running.said("ready")
+        await rows.add(device_token="t", title="t")
+        await rows.over()
+        running.terminate()
+        assert await running.ended() == 0
+
+
 _IMPORTS = """
 import json, sys
 from listener.cli import run

@@ -103,6 +103,13 @@ async def test_metrics_with_a_token_are_open_to_those_who_send_it(host: str | No
         assert (await get(port, "/metrics"))[0] == 401
 
 
+@pytest.mark.parametrize("given", [f"{TOKEN}\n", f" {TOKEN} "])
+async def test_a_token_with_the_end_of_the_line_that_it_was_read_from(given: str) -> None:
+    """No header can carry it, and a secret made of a file has it often."""
+    async with web(metrics_token=given) as port:
+        assert (await get(port, "/metrics", Authorization=f"Bearer {TOKEN}"))[0] == 200
+
+
 async def test_a_header_that_is_not_utf_8_is_refused() -> None:
     async with web(metrics_token=TOKEN) as port:
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
