@@ -18,22 +18,45 @@ from matplotlib.figure import Figure
 from tests.support.dashboard import Panel, panels, resolved
 from tests.support.monitored import JOB, Monitored, monitored
 from tests.support.postgres import Server, Template, programs
+from tests.support.service import connect
 
-BEFORE, OUTAGE, AFTER = 45.0, 40.0, 60.0
+BEFORE, OUTAGE, AFTER = 60.0, 60.0, 60.0
 """Seconds of load, of an outage of FCM, and of load again."""
 
 SHOWN = (
     "Pushes that end",
     "Alerts over time",
-    "Age of the oldest due push",
-    "Due",
-    "Answers",
     "Pauses",
+    "Due",
+    "Age of the oldest due push",
     "From due to acceptance",
-    "Duration of a request",
-    "Duration of statements",
+    "Answers",
+    "Failures by code",
+    "Retries",
+    "Dead pushes",
+    "Tokens disabled",
+    "Receipts",
 )
 """The panels that are drawn, in this order."""
+
+_PUSHES = """
+with users as materialized (
+  select gen_random_uuid() as id, case when random() < 0.03 then 'dead-' else 'phone-' end || gen_random_uuid() as token
+    from generate_series(1, 10)
+), devices as (
+  insert into push_devices (token, user_id, platform)
+    select token, id, (array['android', 'android', 'ios', 'web'])[1 + floor(4 * random())::int] from users
+    returning user_id
+)
+insert into push_notifications (user_id, title, priority)
+  select user_id, 'Your ride is here', case when random() < 0.3 then 'high' else 'normal' end from devices
+"""
+
+_RECEIPTS = """
+select record_delivery_receipt(push.id, device.token, case when random() < 0.3 then 'opened' else 'delivered' end)
+  from (select id, user_id from push_notifications where status = 'sent' order by sent_at limit 8) as push
+  join push_devices as device using (user_id)
+"""
 
 _VARIABLES = {"$__rate_interval": "10s", "$job": JOB, "$instance": ".*"}
 _UNITS = {
@@ -44,6 +67,15 @@ _UNITS = {
     "percentunit": "share",
     "bytes": "bytes",
 }
+
+
+async def _insert(dsn: str) -> None:
+    """About 50 pushes a second to devices of three platforms, and receipts for most of those that were sent."""
+    async with await connect(dsn) as connection:
+        while True:
+            await connection.execute(_PUSHES)
+            await connection.execute(_RECEIPTS)
+            await asyncio.sleep(0.2)  # the rate of the load
 
 
 async def _range(watched: Monitored, query: str, start: float, end: float) -> list[dict[str, Any]]:
@@ -95,8 +127,10 @@ async def _main(path: Path) -> None:
         Server(version, bin_dir) as server,
         server.database(Template.MIGRATED) as database,
     ):
-        async with monitored(database, Path(place)) as watched:
+        async with monitored(database, Path(place), _insert) as watched:
             await watched.shows(f'push_sends_total{{job="{JOB}",outcome="accepted"}} > 10')
+            watched.emulator.add_fault("unavailable", share=0.04)
+            watched.emulator.add_fault("invalid_argument", share=0.01)
             start = time.time()
             await asyncio.sleep(BEFORE)
             rule = watched.emulator.add_fault("unavailable")
