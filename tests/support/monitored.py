@@ -202,6 +202,7 @@ async def monitored(
                         retry_min_delay="1",
                         retry_max_delay="5",
                         fcm_ramp="0",
+                        idle_probe_interval=f"{300 / SCALE}",
                     ),
                 )
             )
