@@ -112,7 +112,7 @@ async def test_no_listener_runs_and_one_starts_again(database: Database, tmp_pat
         watched.timeline.note("both listeners are killed")
         for listener in watched.listeners:
             await listener.close()
-        await watched.alert("ListenerDown", "pending")
+        await watched.alert("ListenerDown", "pending", job=JOB)
         await watched.alert("ListenerDown", "firing", job=JOB)
         assert (await watched.called("ListenerDown", "firing"))["job"] == JOB
 

@@ -6,11 +6,13 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -20,7 +22,7 @@ from tests.support.monitored import JOB, Monitored, monitored
 from tests.support.postgres import Server, Template, programs
 from tests.support.service import connect
 
-BEFORE, OUTAGE, AFTER = 60.0, 60.0, 60.0
+BEFORE, OUTAGE, AFTER = 45.0, 80.0, 60.0
 """Seconds of load, of an outage of FCM, and of load again."""
 
 SHOWN = (
@@ -58,6 +60,16 @@ select record_delivery_receipt(push.id, device.token, case when random() < 0.3 t
   join push_devices as device using (user_id)
 """
 
+
+@dataclass(frozen=True)
+class Line:
+    """One line of a panel."""
+
+    name: str
+    values: dict[int, float]
+    """By whole seconds since the start."""
+
+
 _VARIABLES = {"$__rate_interval": "10s", "$job": JOB, "$instance": ".*"}
 _UNITS = {
     "s": "seconds",
@@ -78,11 +90,20 @@ async def _insert(dsn: str) -> None:
             await asyncio.sleep(0.2)  # the rate of the load
 
 
-async def _range(watched: Monitored, query: str, start: float, end: float) -> list[dict[str, Any]]:
-    answer = await watched.prometheus.get(
-        "/api/v1/query_range", query=query, start=f"{start}", end=f"{end}", step="1"
-    )
-    found: list[dict[str, Any]] = answer["data"]["result"]
+async def _lines(watched: Monitored, panel: Panel, start: float, end: float) -> list[Line]:
+    """What a panel shows, by the queries of its targets."""
+    found = []
+    for target in panel["targets"]:
+        answer = await watched.prometheus.get(
+            "/api/v1/query_range",
+            query=resolved(target["expr"], _VARIABLES),
+            start=f"{start}",
+            end=f"{end}",
+            step="1",
+        )
+        for series in answer["data"]["result"]:
+            values = {round(float(at) - start): float(value) for at, value in series["values"]}
+            found.append(Line(_legend(target["legendFormat"], series["metric"]), values))
     return found
 
 
@@ -92,28 +113,37 @@ def _legend(pattern: str, labels: dict[str, str]) -> str:
     return pattern
 
 
-async def _draw(axes: Axes, panel: Panel, watched: Monitored, start: float, end: float) -> int:
-    """Draws a panel; returns how many lines it has."""
-    lines = 0
-    for target in panel["targets"]:
-        for series in await _range(watched, resolved(target["expr"], _VARIABLES), start, end):
-            points = [(float(at) - start, float(value)) for at, value in series["values"]]
-            axes.plot(
-                *zip(*points, strict=True),
-                linewidth=1.2,
-                label=_legend(target["legendFormat"], series["metric"]),
-            )
-            lines += 1
-    axes.set_title(panel["title"], fontsize=10, loc="left")
-    axes.set_ylabel(_UNITS[panel["fieldConfig"]["defaults"]["unit"]], fontsize=8)
-    axes.axvspan(BEFORE, BEFORE + OUTAGE, color="tab:red", alpha=0.08)
-    axes.set_xlim(0, end - start)
+def draw(path: Path, drawn: Sequence[tuple[Panel, Sequence[Line]]]) -> None:
+    """Draws panels with what they show. Lines that stay 0 are not named."""
+    figure = Figure(figsize=(15, 11), layout="constrained")
+    for axes, (panel, lines) in zip(figure.subplots(4, 3).flat, drawn, strict=True):
+        _draw(axes, panel, lines)
+    figure.suptitle("push-listener: FCM answers 503 in the red seconds", fontsize=12)
+    figure.savefig(path, dpi=80)
+
+
+def _draw(axes: Axes, panel: Panel, lines: Sequence[Line]) -> None:
+    seconds = range(round(BEFORE + OUTAGE + AFTER) + 1)
+    named = sorted((each for each in lines if any(each.values.values())), key=lambda each: each.name)
+    defaults = panel["fieldConfig"]["defaults"]
+    if defaults["custom"]["stacking"]["mode"] == "normal":
+        heights = [[each.values.get(second, 0.0) for second in seconds] for each in named]
+        if heights:
+            axes.stackplot(seconds, *heights, labels=[each.name for each in named], alpha=0.75)
+    else:
+        for each in named:
+            heights_of = [each.values.get(second, math.nan) for second in seconds]
+            axes.plot(seconds, heights_of, linewidth=1.4, label=each.name)
+    axes.set_title(panel["title"], fontsize=11, loc="left")
+    axes.set_ylabel(_UNITS[defaults["unit"]], fontsize=8)
+    axes.set_xlabel("seconds", fontsize=8)
+    axes.axvspan(BEFORE, BEFORE + OUTAGE, color="tab:red", alpha=0.08, linewidth=0)
+    axes.set_xlim(0, seconds[-1])
     axes.set_ylim(bottom=0)
-    axes.tick_params(labelsize=7)
+    axes.tick_params(labelsize=8)
     axes.grid(alpha=0.3)
-    if lines:
-        axes.legend(fontsize=6, loc="upper left", framealpha=0.6)
-    return lines
+    if named:
+        axes.legend(fontsize=7, loc="upper left", framealpha=0.7)
 
 
 async def _main(path: Path) -> None:
@@ -121,7 +151,6 @@ async def _main(path: Path) -> None:
     bin_dir = programs(version)
     assert bin_dir is not None
     by_title = {panel["title"]: panel for panel in panels()}
-    figure = Figure(figsize=(14, 9), layout="constrained")
     with (
         tempfile.TemporaryDirectory() as place,
         Server(version, bin_dir) as server,
@@ -138,10 +167,10 @@ async def _main(path: Path) -> None:
             watched.emulator.remove_fault(rule)
             await asyncio.sleep(AFTER)
             end = time.time()
-            for axes, title in zip(figure.subplots(3, 3).flat, SHOWN, strict=True):
-                print(f"{await _draw(axes, by_title[title], watched, start, end)} lines: {title}")
-    figure.suptitle("push-listener: FCM answers 503 in the red seconds", fontsize=11)
-    figure.savefig(path, dpi=90)
+            drawn = [(by_title[title], await _lines(watched, by_title[title], start, end)) for title in SHOWN]
+    for panel, lines in drawn:
+        print(f"{len(lines)} lines: {panel['title']}")
+    draw(path, drawn)
 
 
 if __name__ == "__main__":
