@@ -31,7 +31,7 @@ SHOWN = (
     "Pauses",
     "Due",
     "Age of the oldest due push",
-    "From due to acceptance",
+    "Accepted within 5 s",
     "Answers",
     "Failures by code",
     "Retries",
@@ -59,6 +59,16 @@ select record_delivery_receipt(push.id, device.token, case when random() < 0.3 t
   from (select id, user_id from push_notifications where status = 'sent' order by sent_at limit 8) as push
   join push_devices as device using (user_id)
 """
+
+
+_COLORS = {
+    "sent": "tab:green",
+    "accepted": "tab:green",
+    "dead": "tab:red",
+    "pending": "tab:blue",
+    "drop_target": "tab:purple",
+}
+"""Of lines that are good or bad; the others have the usual ones."""
 
 
 @dataclass(frozen=True)
@@ -129,7 +139,8 @@ def _draw(axes: Axes, panel: Panel, lines: Sequence[Line]) -> None:
     if defaults["custom"]["stacking"]["mode"] == "normal":
         heights = [[each.values.get(second, 0.0) for second in seconds] for each in named]
         if heights:
-            axes.stackplot(seconds, *heights, labels=[each.name for each in named], alpha=0.75)
+            colors = [_COLORS.get(each.name, f"C{number}") for number, each in enumerate(named)]
+            axes.stackplot(seconds, *heights, labels=[each.name for each in named], colors=colors)
     else:
         for each in named:
             heights_of = [each.values.get(second, math.nan) for second in seconds]
@@ -137,13 +148,13 @@ def _draw(axes: Axes, panel: Panel, lines: Sequence[Line]) -> None:
     axes.set_title(panel["title"], fontsize=11, loc="left")
     axes.set_ylabel(_UNITS[defaults["unit"]], fontsize=8)
     axes.set_xlabel("seconds", fontsize=8)
-    axes.axvspan(BEFORE, BEFORE + OUTAGE, color="tab:red", alpha=0.08, linewidth=0)
+    axes.axvspan(BEFORE, BEFORE + OUTAGE, color="tab:red", alpha=0.08, linewidth=0, zorder=0)
     axes.set_xlim(0, seconds[-1])
-    axes.set_ylim(bottom=0)
+    axes.set_ylim(bottom=0, top=1.3 * axes.get_ylim()[1])  # room for the legend
     axes.tick_params(labelsize=8)
     axes.grid(alpha=0.3)
     if named:
-        axes.legend(fontsize=7, loc="upper left", framealpha=0.7)
+        axes.legend(fontsize=7, loc="upper left", ncols=2 if len(named) > 2 else 1, framealpha=0.7)
 
 
 async def _main(path: Path) -> None:
