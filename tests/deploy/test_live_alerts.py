@@ -86,13 +86,33 @@ async def test_listen_is_lost_and_comes_back(database: Database, tmp_path: Path,
         say("LISTEN is lost", watched)
 
 
+async def test_fcm_refuses_while_nothing_is_sent(database: Database, tmp_path: Path, say: Say) -> None:
+    async with monitored(database, tmp_path, load=_none) as watched:
+        await watched.shows(f'sum(push_probes_total{{job="{JOB}",outcome="accepted"}}) >= 2')
+        watched.timeline.note("the role of the service account is taken away")
+        rule = watched.emulator.add_fault("permission_denied")
+        await watched.alert("ProbeRefused", "pending")
+        await watched.alert("ProbeRefused", "firing", severity="page")
+        assert (await watched.called("ProbeRefused", "firing"))["job"] == JOB
+
+        watched.timeline.note("the role is back")
+        watched.emulator.remove_fault(rule)
+        await watched.alert("ProbeRefused", "inactive")
+        await watched.called("ProbeRefused", "resolved")
+        say("FCM refuses while nothing is sent", watched)
+
+
+async def _none(_: str) -> None:
+    """No load."""
+
+
 async def test_no_listener_runs_and_one_starts_again(database: Database, tmp_path: Path, say: Say) -> None:
     async with monitored(database, tmp_path) as watched:
         await watched.shows(f'count(push_build_info{{job="{JOB}"}}) == 2')
         watched.timeline.note("both listeners are killed")
         for listener in watched.listeners:
             await listener.close()
-        await watched.alert("ListenerDown", "pending")
+        await watched.alert("ListenerDown", "pending", job=JOB)
         await watched.alert("ListenerDown", "firing", job=JOB)
         assert (await watched.called("ListenerDown", "firing"))["job"] == JOB
 

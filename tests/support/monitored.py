@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -166,8 +166,14 @@ class Monitored:
 
 
 @asynccontextmanager
-async def monitored(database: Database, place: Path) -> AsyncIterator[Monitored]:
-    """Two listeners, a push five times a second, Prometheus, Alertmanager, and a webhook."""
+async def monitored(
+    database: Database, place: Path, load: Callable[[str], Coroutine[Any, Any, None]] | None = None
+) -> AsyncIterator[Monitored]:
+    """Two listeners, a push five times a second, Prometheus, Alertmanager, and a webhook.
+
+    Args:
+        load: inserts pushes until it is cancelled, instead of the five a second.
+    """
     async with AsyncExitStack() as stack:
         emulator = await stack.enter_async_context(Emulator())
         webhook = Webhook()
@@ -196,6 +202,7 @@ async def monitored(database: Database, place: Path) -> AsyncIterator[Monitored]
                         retry_min_delay="1",
                         retry_max_delay="5",
                         fcm_ramp="0",
+                        idle_probe_interval=f"{300 / SCALE}",
                     ),
                 )
             )
@@ -206,7 +213,7 @@ async def monitored(database: Database, place: Path) -> AsyncIterator[Monitored]
         watcher = await stack.enter_async_context(
             prometheus(_prometheus_configuration(place, ports, notifier), place / "prometheus")
         )
-        inserting = asyncio.create_task(_insert(database.dsn))
+        inserting = asyncio.create_task((load or _insert)(database.dsn))
         try:
             yield Monitored(
                 database, emulator, watcher, notifier, webhook, Timeline(), ports, listeners, start

@@ -14,7 +14,17 @@ from listener.emulator import Emulator
 from listener.postgres import workers
 from listener.postgres.locks import LIVENESS_CLASS
 from tests.support.postgres import Database
-from tests.support.service import OVER, Rows, connect, environment, pool_of, python, serving, settings_for
+from tests.support.service import (
+    OVER,
+    Rows,
+    connect,
+    environment,
+    pool_of,
+    python,
+    serving,
+    settings_for,
+    shown,
+)
 
 # push-listener, but for one thing: it does not outlive a message to "killer", which is never sent.
 _MORTAL = """
@@ -88,6 +98,20 @@ async def test_a_push_that_kills_is_set_apart_and_all_others_are_sent(
         await rows.query("select requeue_pushes(p_error_code => 'QUARANTINED')")
         row = await rows.one_over(killer["id"])
     assert (row["status"], row["lost_claims"]) == ("sent", 0)
+
+
+async def test_a_push_that_is_set_apart_is_counted_among_the_dead(
+    database: Database, rows: Rows, emulator: Emulator
+) -> None:
+    """The alert FaultBurn divides the one counter by the other."""
+    async with serving(settings_for(database.dsn, emulator)) as service:
+        await rows.query(
+            "insert into push_notifications (device_token, title, lost_claims) values ('phone-1', 't', 10)"
+        )
+        (row,) = (await rows.over()).values()
+        assert (row["status"], row["error_code"]) == ("dead", "QUARANTINED")
+        await shown(service.metrics, "push_dead_total", 1, {"code": "QUARANTINED"})
+        await shown(service.metrics, "push_settled_total", 1, {"status": "dead"})
 
 
 async def test_those_who_live_become_gentle_too_before_they_take_over_what_others_died_of(
