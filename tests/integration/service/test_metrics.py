@@ -442,7 +442,7 @@ async def test_what_queue_stalled_looks_at_shows_that_every_push_fails(
     FCM is there, as the question shows, and answers each push with 500: each waits for its next try, and none is due
     meanwhile.
     """
-    emulator.add_fault("internal,token=phone")
+    emulator.add_fault("internal,token_prefix=phone-")
     loaded = settings_for(
         database.dsn, emulator, retry_min_delay=1000, retry_max_delay=1000, queue_depth_interval=1
     )
