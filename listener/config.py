@@ -338,7 +338,8 @@ class Settings(DatabaseSettings):
     watchdog_timeout: Annotated[float, Field(ge=0, le=86_400)] = _process(
         default=600.0,
         description="time without a turn of the event loop, or without any progress, after which the process ends "
-        "itself with exit code 1; at least 400, and never less than twice SWEEP_INTERVAL; 0: never",
+        "itself with exit code 1; at least 400, and never less than twice SWEEP_INTERVAL or "
+        "twice LEASE; 0: never",
     )
     log_format: Annotated[Literal["text", "json"], BeforeValidator(_lower)] = _process(
         default="text", description="text or json"
@@ -391,7 +392,7 @@ class Settings(DatabaseSettings):
     @property
     def stuck_after(self) -> float:
         """Seconds without progress after which the process is stuck, longer than any wait; 0: never."""
-        waits = self.sweep_interval, _longest_send(self.fcm_request_timeout)
+        waits = self.sweep_interval, _longest_send(self.fcm_request_timeout), self.lease
         return self.watchdog_timeout and max(self.watchdog_timeout, 2 * max(waits))
 
     @property

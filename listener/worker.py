@@ -137,6 +137,7 @@ class Worker:
             self.waker,
             self.reach,
             health,
+            self._quota,
             metrics,
             interval=settings.queue_depth_interval,
             sees_workers=settings.wakeup == "listen",

@@ -95,6 +95,12 @@ class Outcome:
     is_unclear: bool = False
     apple_reason: str = ""
 
+    @property
+    def is_refusal(self) -> bool:
+        """Whether FCM has answered that it does not take the message. Without an access token FCM is asked nothing."""
+        passes = self.disposition in (Disposition.ACCEPTED, Disposition.RETRY)
+        return self.http_status is not None and not passes
+
 
 def classify(status: int, headers: Mapping[str, str], body: bytes, *, now: float | None = None) -> Outcome:
     """The meaning of an HTTP answer to ``messages:send``. Never raises, whatever the answer.

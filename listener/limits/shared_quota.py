@@ -26,8 +26,8 @@ _HARDLY_REDUCED = 0.95
 class SharedQuota:
     """What this worker may claim of the quota that all workers share.
 
-    The database is not asked while this worker sends next to nothing, because then the number of workers does not
-    matter.
+    The database is not asked while this worker sends next to nothing: then the number of workers matters to nobody but
+    those that read the metrics, and is told now and then by what reads the queue for them.
 
     Args:
         interval: seconds between two looks at what the others do.
@@ -91,6 +91,10 @@ class SharedQuota:
         """Takes over what was just read of the other workers."""
         now = time.monotonic()
         self._quota.learn(state.workers, Fraction(state.fraction, now - state.age), now)
+
+    def saw_workers(self, workers: int) -> None:
+        """This number of workers lives, this one included; also told while this worker sends nothing."""
+        self._quota.learn(workers, self._quota.fraction, time.monotonic())
 
     async def run(self) -> None:
         """Keeps up with the other workers until cancelled."""

@@ -119,7 +119,8 @@ class Metrics:
         )  # fmt: skip
         self.invalid = _counter(
             "push_invalid_total",
-            "Pushes that cannot be sent as they are and never reached FCM, by error code.",
+            "Pushes that cannot be sent as they are, and were refused before any request of this attempt, by "
+            "error code.",
             "code", labels.INVALID, registry,
         )  # fmt: skip
         self.tokens_disabled = _counter(
@@ -232,8 +233,9 @@ class Metrics:
         )
         self.progress = Moment(
             "push_last_progress_timestamp_seconds",
-            "When this process last got anywhere: it decided what to claim, was answered or refused by the database, "
-            "or tried to connect; absent while there is no worker. The watchdog ends a process that gets nowhere.",
+            "When this process last got anywhere: it decided what to claim, sent a request to FCM to its end, was "
+            "answered or refused by the database, or tried to connect; absent while there is no worker. The watchdog "
+            "ends a process that gets nowhere.",
             registry=registry,
         )
         self.busy_polling = Gauge(
@@ -250,13 +252,6 @@ class Metrics:
             "push_unnotified_transactions",
             "Open transactions that inserted without notifying; the worker rechecks the queue until they end.",
             registry=of_listening,
-        )
-        self.lock_strangers = Gauge(
-            "push_lock_strangers",
-            "Foreign sessions that hold an advisory lock of push-listener, by lock and role; absent while there is "
-            "none (every instance reports the same: aggregate with max).",
-            ["lock", "role"],
-            registry=registry,
         )
 
         # --- how much to send --------------------------------------------------------------------------------

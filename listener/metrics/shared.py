@@ -11,8 +11,9 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-# Longer than any time between two reads. What is older is not told.
-_STALE_AFTER_S = 900.0
+STALE_AFTER_S = 300.0
+"""Seconds after which a reading is not told any more. The alerts leave it out from then on (rules/shared.yml), and a
+person is called if there is no newer one, so the time between two readings is always less."""
 
 _RECEIPTS = ("delivered", "opened", "clicked")
 
@@ -56,30 +57,41 @@ class Shared(Collector):
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self._figures: Figures | None = None
+        self._strangers: Mapping[tuple[str, str], int] = {}
         self._read_at = 0.0  # Unix time
         self._fresh_until = 0.0  # monotonic
-        self._days: Mapping[datetime.date, Sequence[int]] | None = None
+        self._most: Mapping[datetime.date, Sequence[int]] | None = None  # receipts seen of a day, by kind
         self._receipts = dict.fromkeys(_RECEIPTS, 0)
         registry.register(self)
 
     def show(self, figures: Figures) -> None:
         """Tells these from now on."""
         self._figures = figures
-        self._read_at, self._fresh_until = time.time(), time.monotonic() + _STALE_AFTER_S
+        self._read_at, self._fresh_until = time.time(), time.monotonic() + STALE_AFTER_S
         self._count_receipts(figures.receipts)
+
+    def show_strangers(self, sessions: Mapping[tuple[str, str], int]) -> None:
+        """Tells from now on how many foreign sessions hold a lock, by lock and role. A sweep reads them."""
+        self._strangers = sessions
 
     def forget(self) -> None:
         """Tells nothing until the next ``show``: what was read may not be so any more."""
-        self._figures = None
+        self._figures, self._strangers = None, {}
 
     def _count_receipts(self, days: Mapping[datetime.date, Sequence[int]]) -> None:
-        """Adds what is more than before. The sums of the database may fall: a counter must not."""
-        if self._days is not None:
-            for day, counts in days.items():
-                before = self._days.get(day, (0,) * len(_RECEIPTS))
-                for status, count, known in zip(_RECEIPTS, counts, before, strict=True):
-                    self._receipts[status] += max(0, count - known)
-        self._days = days
+        """Adds what is more than ever before. The sums of the database fall when a push is sent again, and rise again
+        without new receipts: a counter must not.
+        """
+        most: dict[datetime.date, Sequence[int]] = {}
+        for day, counts in days.items():
+            before = (
+                (0,) * len(_RECEIPTS) if self._most is None else self._most.get(day, (0,) * len(_RECEIPTS))
+            )
+            most[day] = [max(pair) for pair in zip(counts, before, strict=True)]
+            if self._most is not None:
+                for status, now, known in zip(_RECEIPTS, most[day], before, strict=True):
+                    self._receipts[status] += now - known
+        self._most = most
 
     def describe(self) -> Iterator[Metric]:
         """What the registry knows it by."""
@@ -90,6 +102,8 @@ class Shared(Collector):
         families = _families()
         if self._read_at:
             families["read"].add_metric([], self._read_at)
+        for holder, sessions in self._strangers.items():
+            families["strangers"].add_metric(holder, sessions)
         figures = self._figures
         if figures is not None and time.monotonic() < self._fresh_until:
             _fill(families, figures)
@@ -119,8 +133,9 @@ def _families() -> dict[str, GaugeMetricFamily | CounterMetricFamily]:
         "scheduled": gauge("push_queue_scheduled", "New pushes and retries whose time has not come"),
         "oldest": gauge(
             "push_queue_oldest_due_seconds",
-            "For how long the push that has waited longest has been due; 0 while none is due. Pushes that the "
-            "application keeps from being written do not count",
+            "For how long the push that has waited longest has been due, counted from before its first try, also while "
+            "it waits for the next one; 0 while there is none. Pushes that the application keeps from being written do "
+            "not count",
             "priority",
         ),
         "unwritable": gauge(
@@ -130,6 +145,12 @@ def _families() -> dict[str, GaugeMetricFamily | CounterMetricFamily]:
             "statement", "code",
         ),
         "workers": gauge("push_workers_alive", "Workers that Postgres sees; absent with WAKEUP=sweep"),
+        "strangers": gauge(
+            "push_lock_strangers",
+            "Foreign sessions that hold an advisory lock of push-listener, by lock and role; absent while there is "
+            "none",
+            "lock", "role",
+        ),
         "notify_queue": gauge(
             "push_notify_queue_usage",
             "Part of the server's NOTIFY queue in use, from 0 to 1; when it is full, transactions that notify fail",

@@ -154,9 +154,7 @@ class LockWatch:
         looks = Counter({_identity(each): self._looks[_identity(each)] + 1 for each in found})
         present = [each for each in found if not each.is_momentary or looks[_identity(each)] >= _LOOKS]
         self._looks = looks
-        self._metrics.lock_strangers.clear()
-        for holder in present:
-            self._metrics.lock_strangers.labels(holder.lock, holder.role).inc()
+        self._metrics.shared.show_strangers(Counter((each.lock, each.role) for each in present))
         reported = {_identity(each): each for each in present}
         self._warn(present)
         for identity, gone in self._reported.items():

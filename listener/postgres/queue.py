@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -162,6 +163,7 @@ class Queue:
         self._is_restricted = False
         self._disable_parts = Halving(_NO_LIMIT)
         self._disable_failures = 0  # in a row
+        self._disabled: Counter[str] = Counter()
         self._unreadable = 0
 
     @property
@@ -289,6 +291,11 @@ class Queue:
         count, self._unreadable = self._unreadable, 0
         return count
 
+    def take_disabled(self) -> Counter[str]:
+        """How many tokens settles have disabled since the last call, by error code."""
+        count, self._disabled = self._disabled, Counter()
+        return count
+
     async def _among(
         self, conn: Connection, statement: LiteralString, rows: list[tuple[UUID, int]]
     ) -> set[UUID]:
@@ -317,6 +324,7 @@ class Queue:
             else [[]] * len(Decision._fields)
         )
         dead = [pair for s in batch for pair in s.dead_tokens]
+        disabled: list[tuple[str, str]] = []
         accepted = [
             (s.push_id, line.token or "")
             for s in batch
@@ -347,14 +355,16 @@ class Queue:
                             await conn.execute(_NOT_DEFERRED)
                         written, changed = await _settle(conn, values)
                         if dead:
-                            await self._disable(conn, dead)
+                            disabled = await self._disable(conn, dead)
                         await self._check_accepted(conn, accepted)
                         await self._note_reopened(conn, [batch[position - 1] for position in written])
         except _Unlogged as undone:
             rest = [s for s in batch if s.push_id not in undone.ids]
             fates = iter(await self.settle(rest, is_retry=is_retry) if rest else [])
             return [Fate.UNLOGGED if s.push_id in undone.ids else next(fates) for s in batch]
-        return await self._fates(batch, values, set(written), set(changed))
+        fates_of_all = await self._fates(batch, values, set(written), set(changed))
+        self._disabled.update(code for _, code in disabled)
+        return fates_of_all
 
     async def _fates(
         self, batch: Sequence[Settlement], values: Mapping[str, object], written: set[int], changed: set[int]
@@ -413,8 +423,11 @@ class Queue:
             await cursor.execute(_LOCKED, {"ids": list(ids)})
             return set(await cursor.fetchall())
 
-    async def _disable(self, conn: Connection, dead: list[tuple[str, str]]) -> None:
-        """Disables tokens. The results are written even if that fails: the function may be the application's own."""
+    async def _disable(self, conn: Connection, dead: list[tuple[str, str]]) -> list[tuple[str, str]]:
+        """Disables tokens; returns those that are disabled now.
+
+        The results are written even if that fails: the function may be the application's own.
+        """
 
         async def disable(part: Sequence[tuple[str, str]]) -> None:
             async with conn.transaction():  # a savepoint
@@ -431,6 +444,7 @@ class Queue:
                 tokens=len(refused),
                 times=self._disable_failures,
             )
+        return list((Counter(dead) - Counter(refused)).elements())
 
     async def release(self, held: Sequence[UUID]) -> int:
         """Puts back the rows that this worker has claimed without knowing: all but ``held``. Returns their number."""

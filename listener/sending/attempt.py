@@ -304,6 +304,8 @@ class Attempts:
                 if attempt.is_first_acceptance(one.outcome):
                     since_due = attempt.push.waited + elapsed() - attempt.claimed_at
                     self._metrics.due_to_accepted.observe(max(0.0, since_due), _priority(attempt.push))
+            # A push with a thousand devices may take as long as the lease. The dispatcher waits for a place meanwhile.
+            self._metrics.progress.set_to_current_time()
             one.seconds = answered - began
             if self._trail.is_on:
                 self._trail.answered(attempt.push, one.target, one.outcome, began, answered)
@@ -442,13 +444,9 @@ def _label(target: Target) -> str:
 
 def _verdict(outcome: Outcome) -> str:
     """Of FCM on a message to validate only."""
-    match outcome.disposition:
-        case Disposition.ACCEPTED:
-            return "accepted"
-        case Disposition.RETRY:
-            return "failed"
-        case _:
-            return "refused"
+    if outcome.disposition is Disposition.ACCEPTED:
+        return "accepted"
+    return "refused" if outcome.is_refusal else "failed"
 
 
 def _counts(outcome: Outcome) -> bool:

@@ -21,6 +21,7 @@ class HeldRows:
         self._claimed_at: dict[tuple[UUID, int], float] = {}  # by id and attempt, the oldest first
         self._empty = asyncio.Event()
         self._empty.set()
+        metrics.in_flight.set(0)  # a worker before may have been abandoned with what it held
 
     def __len__(self) -> int:
         return len(self._claimed_at)

@@ -54,7 +54,7 @@ class IdleProbe:
             if self._refused_at is not None:
                 log.info("FCM accepts a test message again")
             self._refused_at = None
-        elif answer.disposition is not Disposition.RETRY:
+        elif answer.is_refusal:
             if self._refused_at is None:
                 log.error("FCM refuses a test message", code=answer.code, reason=answer.reason)
             self._refused_at = time.monotonic()

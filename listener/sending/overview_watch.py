@@ -11,8 +11,9 @@ from collections.abc import Iterable
 import psycopg
 
 from listener.limits.health import FcmHealth
+from listener.limits.shared_quota import SharedQuota
 from listener.metrics.own import Metrics
-from listener.metrics.shared import Figures, Results
+from listener.metrics.shared import STALE_AFTER_S, Figures, Results
 from listener.postgres import overview
 from listener.postgres.connect import STATEMENT_PATIENCE_S, Pool
 from listener.postgres.overview import Day, Overview
@@ -21,14 +22,16 @@ from listener.sending.dispatcher import Dispatcher
 from listener.sending.reach import Reach
 from listener.wakeup.waker import Waker
 
-_IDLE_INTERVAL_S = 120.0
+# Between two readings the release of refused rows and the next read take their patience at most, once each. An idle
+# worker finds out at most one interval late, which is at most as long, that the time has come.
+_IDLE_INTERVAL_S = (STALE_AFTER_S - 2 * STATEMENT_PATIENCE_S) / 2
+# A third patience is kept in reserve.
+_LONGEST_PAUSE_S = STALE_AFTER_S - 3 * STATEMENT_PATIENCE_S
+
 _TIDY_INTERVAL_S = 600.0
 
 # With a million scheduled pushes a read takes a second of the server's time.
 _SHARE_OF_TIME = 0.02
-
-# The alert on a queue that nobody watches calls a person after 300 s.
-_LONGEST_PAUSE_S = 200.0
 
 _WINDOWS = (1, 7, 30)
 """Days, for which the metrics tell what get_push_delivery_stats returns."""
@@ -39,7 +42,9 @@ class OverviewWatch:
     seldom otherwise.
 
     Args:
-        interval: seconds between two reads while it reads often. A read that takes long is made less often.
+        quota: learns how many workers there are.
+        interval: seconds between two reads while it reads often. A read that takes long is made less often, also if the
+            server has not answered it.
         sees_workers: False: workers hold no locks by which Postgres knows them.
     """
 
@@ -51,6 +56,7 @@ class OverviewWatch:
         waker: Waker,
         reach: Reach,
         health: FcmHealth,
+        quota: SharedQuota,
         metrics: Metrics,
         *,
         interval: float,
@@ -62,6 +68,7 @@ class OverviewWatch:
         self._waker = waker
         self._reach = reach
         self._health = health
+        self._quota = quota
         self._metrics = metrics
         self._interval = interval
         self._sees_workers = sees_workers
@@ -90,24 +97,34 @@ class OverviewWatch:
         return self._is_busy or keeps_still
 
     async def _read(self) -> float:
-        """Returns the seconds that the server worked for it; 0 if the read failed."""
+        """Returns the seconds that the server worked for it; 0 if it could not be asked."""
         began = time.monotonic()
         try:
             async with asyncio.timeout(STATEMENT_PATIENCE_S):
                 found = await overview.read(self._pool)
-                took = time.monotonic() - began
-                if found.unwritable:
-                    await self._unwritable.retry()
-                    await self._tidy()
-        except (psycopg.Error, TimeoutError):
+        except (psycopg.Error, TimeoutError) as error:
             self._metrics.database_errors.labels("read").inc()
             self._metrics.shared.forget()
             self._is_busy = True
-            return 0.0
+            is_slow = isinstance(error, (TimeoutError, psycopg.errors.QueryCanceled))
+            return time.monotonic() - began if is_slow else 0.0
+        took = time.monotonic() - began
         self._metrics.statement.observe(took, "read")
+        self._quota.saw_workers(found.server.workers if self._sees_workers else found.server.workers + 1)
         self._metrics.shared.show(figures(found, sees_workers=self._sees_workers))
         self._is_busy = bool(sum(found.depth.due.values()) or found.depth.by_status["processing"])
+        if found.unwritable:
+            await self._release_refused()
         return took
+
+    async def _release_refused(self) -> None:
+        """Rows may be writable again that nobody claims meanwhile."""
+        try:
+            async with asyncio.timeout(STATEMENT_PATIENCE_S):
+                await self._unwritable.retry()
+                await self._tidy()
+        except (psycopg.Error, TimeoutError):
+            self._metrics.database_errors.labels("unwritable").inc()
 
     async def _tidy(self) -> None:
         """Now and then deletes what is noted of rows that can be written."""

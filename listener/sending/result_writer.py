@@ -167,10 +167,8 @@ class ResultWriter:
             self._written_at[status] = now
         for code, rows in Counter(d.code or "" for d in written if d.status is Status.DEAD).items():
             self._metrics.dead.labels(code).inc(rows)
-        for settlement, fate in over:
-            if fate is Fate.WRITTEN:
-                for _, code in settlement.dead_tokens:
-                    self._metrics.tokens_disabled.labels(code).inc()
+        for code, tokens in self._queue.take_disabled().items():
+            self._metrics.tokens_disabled.labels(code).inc(tokens)
         again = Counter(d.code or "" for d in written if d.uses_try and d.delay is not None)
         for code, rows in again.items():
             self._metrics.retries.labels(code).inc(rows)

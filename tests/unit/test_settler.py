@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import cast
@@ -30,6 +31,9 @@ class _Held:
     def __init__(self) -> None:
         self.batches: list[list[int]] = []
         self.free = asyncio.Semaphore(0)
+
+    def take_disabled(self) -> Counter[str]:
+        return Counter()
 
     async def settle(self, batch: Sequence[Settlement], *, is_retry: bool = False) -> list[Fate]:
         await self.free.acquire()

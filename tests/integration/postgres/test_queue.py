@@ -684,6 +684,36 @@ async def test_a_token_that_cannot_be_disabled_keeps_no_result(pool: Pool, rows:
 # --- depth, workers --------------------------------------------------------------------------------------
 
 
+async def test_a_push_that_waits_for_its_next_try_has_been_due_since_before_its_first(
+    pool: Pool, rows: Rows
+) -> None:
+    """Also if its failure has used no try, so that it is pending; not while a worker holds it."""
+    for status, first_due, oldest in (
+        ("failed", "now() - interval '50 s'", 50.0),
+        ("pending", "now() - interval '80 s'", 80.0),
+        ("processing", "now() - interval '300 s'", 80.0),
+        ("failed", "now() + interval '10 s'", 80.0),
+        ("failed", "'infinity'", 80.0),
+    ):
+        push_id = await rows.add(device_token="t", title="t", status=status, delivery_attempts=1)
+        await due_at(rows, push_id, "1000")
+        await rows.connection.execute(
+            f"update push_notifications set first_due_at = {first_due}, created_at = now() - interval '1 hour' "
+            "where id = %s",
+            (push_id,),
+        )
+        found = await depth_of(pool)
+        assert oldest <= found.oldest_due["normal"] < oldest + PATIENCE / 2
+        assert found.due["normal"] == 0
+
+
+async def test_a_push_that_the_application_holds_is_not_due(pool: Pool, rows: Rows) -> None:
+    push_id = await rows.add(device_token="t", title="t", status="failed", delivery_attempts=1)
+    await due_at(rows, push_id, "infinity")
+    await rows.query("update push_notifications set first_due_at = now() - interval '50 s'")
+    assert (await depth_of(pool)).oldest_due["normal"] == 0.0
+
+
 async def test_depth_counts_what_waits_and_nothing_else(pool: Pool, rows: Rows) -> None:
     mine = await worker(pool)
     assert (await depth_of(pool)).by_status == {"pending": 0, "processing": 0, "failed": 0}

@@ -137,6 +137,9 @@ async def test_how_often_it_is_read(monkeypatch: pytest.MonkeyPatch, reason: str
         def may_claim(self) -> bool:
             return reason != "not listening"
 
+        def saw_workers(self, workers: int) -> None:
+            pass
+
     reads = 0
 
     async def read(pool: object) -> overview.Overview:
@@ -148,7 +151,7 @@ async def test_how_often_it_is_read(monkeypatch: pytest.MonkeyPatch, reason: str
     monkeypatch.setattr(overview, "read", read)
     worker: Any = Worker()
     watch = overview_watch.OverviewWatch(
-        worker, worker, worker, worker, worker, worker, Metrics(), interval=0.001
+        worker, worker, worker, worker, worker, worker, worker, Metrics(), interval=0.001
     )
     running = asyncio.create_task(watch.run())
     for _ in range(200):
@@ -170,6 +173,9 @@ class Idle:
 
     def may_claim(self) -> bool:
         return True
+
+    def saw_workers(self, workers: int) -> None:
+        pass
 
     async def retry(self) -> None:
         raise psycopg.errors.QueryCanceled("another transaction has locked the rows that are noted")
@@ -205,7 +211,7 @@ async def waits_after(
     monkeypatch.setattr(overview_watch, "asyncio", loop)
     worker: Any = Idle()
     watch = overview_watch.OverviewWatch(
-        worker, worker, worker, worker, worker, worker, metrics, interval=15.0
+        worker, worker, worker, worker, worker, worker, worker, metrics, interval=15.0
     )
     with pytest.raises(asyncio.CancelledError):
         await watch.run()
@@ -436,7 +442,7 @@ async def test_what_queue_stalled_looks_at_shows_that_every_push_fails(
     FCM is there, as the question shows, and answers each push with 500: each waits for its next try, and none is due
     meanwhile.
     """
-    emulator.add_fault("internal,token=phone")
+    emulator.add_fault("internal,token_prefix=phone-")
     loaded = settings_for(
         database.dsn, emulator, retry_min_delay=1000, retry_max_delay=1000, queue_depth_interval=1
     )
