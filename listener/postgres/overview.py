@@ -26,7 +26,12 @@ _BY_HASH: LiteralString = "set local enable_sort = off"
 DEPTH = load(__file__, "depth")
 """To be executed after BY_INDEX; the columns are the fields of Waiting."""
 
-OVERVIEW = load(__file__, "overview", depth=DEPTH, unwritable=UNWRITABLE, server=load(__file__, "server"))
+HOLDERS = load(__file__, "holders")
+"""What keeps vacuum from removing dead rows. A role without pg_read_all_stats sees its own sessions only."""
+
+OVERVIEW = load(
+    __file__, "overview", depth=DEPTH, unwritable=UNWRITABLE, server=load(__file__, "server", holders=HOLDERS)
+)
 """To be executed after BY_INDEX; the columns are the arguments of _overview."""
 
 STATUSES = ("pending", "processing", "failed")
@@ -115,8 +120,9 @@ class Server:
     """The part of the server's NOTIFY queue that is in use, from 0 to 1."""
     workers: int
     """Workers whose liveness locks are held; one with ``WAKEUP=sweep`` holds none."""
-    snapshot_age: int
-    """Transactions since the oldest snapshot that others hold."""
+    snapshot_age: int | None
+    """Transactions since the oldest snapshot that others hold, or since the first write of a transaction that is still
+    open; None: the role does not see the sessions of others."""
     clock: float
     """The server's time, in Unix seconds."""
 
