@@ -116,7 +116,11 @@ def _families() -> dict[str, GaugeMetricFamily | CounterMetricFamily]:
         "depth": gauge(
             "push_queue_depth", "Pushes that wait in the queue, scheduled ones included", "status", "priority"
         ),
-        "due": gauge("push_queue_due", "Pushes whose time has come", "priority"),
+        "due": gauge(
+            "push_queue_due",
+            "Pushes whose time has come. Pushes that the application keeps from being written do not count",
+            "priority",
+        ),
         "scheduled": gauge("push_queue_scheduled", "New pushes and retries whose time has not come"),
         "oldest": gauge(
             "push_queue_oldest_due_seconds",

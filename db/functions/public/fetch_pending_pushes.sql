@@ -45,6 +45,8 @@ begin
     from over o
     where p.id = o.id;
 
+  -- OFFSET 0 makes Postgres search the index of unwritable rows for each due row. A join would lose the order of the due
+  -- rows, and "not in" would compare each row with each as soon as the ids do not fit into work_mem.
   return query
   with high as materialized (
     select id, next_attempt_at as due_at, 0 as lane
@@ -52,7 +54,8 @@ begin
       where (case priority::text when 'high' then 0 else 1 end) = 0 and next_attempt_at <= now()
         and next_attempt_at is not null and status in ('pending', 'processing', 'failed')
         and topic is null and condition is null and (expires_at is null or expires_at > now())
-        and id not in (select u.push_id from push_listener.unwritable_rows u where u.until > now())
+        and not exists (select from push_listener.unwritable_rows u
+                          where u.push_id = push_notifications.id and u.until > now() offset 0)
       order by next_attempt_at
       limit p_limit
       for no key update skip locked
@@ -62,7 +65,8 @@ begin
       where (case priority::text when 'high' then 0 else 1 end) = 1 and next_attempt_at <= now()
         and next_attempt_at is not null and status in ('pending', 'processing', 'failed')
         and topic is null and condition is null and (expires_at is null or expires_at > now())
-        and id not in (select u.push_id from push_listener.unwritable_rows u where u.until > now())
+        and not exists (select from push_listener.unwritable_rows u
+                          where u.push_id = push_notifications.id and u.until > now() offset 0)
       order by next_attempt_at
       limit greatest(p_limit - (select count(*) from high), 0)
       for no key update skip locked

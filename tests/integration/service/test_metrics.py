@@ -142,7 +142,7 @@ async def test_how_often_it_is_read(monkeypatch: pytest.MonkeyPatch, reason: str
     async def read(pool: object) -> overview.Overview:
         nonlocal reads
         reads += 1
-        waiting = [overview.Waiting("pending", "high", 1, 1, 5.0)] if reason == "busy" else []
+        waiting = [overview.Waiting("pending", "high", 1, 1, 0, 5.0)] if reason == "busy" else []
         return overview.Overview(overview.Depth.of(waiting), overview.Server(0.0, 1, 0, time.time()))
 
     monkeypatch.setattr(overview, "read", read)
