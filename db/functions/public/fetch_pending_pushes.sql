@@ -39,6 +39,7 @@ begin
   update public.push_notifications p
     set status = 'expired',
         next_attempt_at = null,
+        push_first_due_at = null,
         error_code = 'EXPIRED',
         last_error = 'expires_at had passed before it could be sent',
         updated_at = now()
@@ -79,6 +80,9 @@ begin
           claimed_by = null,
           -- Both counters may be NULL in an adopted table.
           delivery_attempts = coalesce(p.delivery_attempts, 0) + 1,
+          -- As the listener's claim does.
+          push_first_due_at = coalesce(case when p.delivery_attempts > 0 then p.push_first_due_at end,
+                                       greatest(d.due_at, p.created_at)),
           last_retry_at = case when p.retry_count > 0 then now() else p.last_retry_at end,
           updated_at = now()
       from due d

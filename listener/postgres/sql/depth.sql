@@ -18,7 +18,7 @@ select status, case lane when 0 then 'high' else 'normal' end as priority, pg_ca
         w.next_attempt_at > pg_catalog.now() and w.status::text in ('pending', 'failed') as is_scheduled
       from (
         select id, status, next_attempt_at, (case priority::text when 'high' then 0 else 1 end) as lane,
-            greatest(next_attempt_at, created_at, first_due_at) as since
+            greatest(next_attempt_at, created_at, case when delivery_attempts > 0 then push_first_due_at end) as since
           from public.push_notifications
           where next_attempt_at is not null and status::text in ('pending', 'processing', 'failed')
           offset 0

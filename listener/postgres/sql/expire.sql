@@ -42,7 +42,7 @@ with bounds as materialized (
   update public.push_notifications p
     set status = 'expired',
         next_attempt_at = null,
-        first_due_at = null,
+        push_first_due_at = null,
         error_code = 'EXPIRED',
         last_error = %(reason)s,
         updated_at = pg_catalog.now()
