@@ -40,7 +40,7 @@ create view push_listener.preflight_wanted(relation, name, types) as
     ('push_notifications', 'fcm_message_id', '{text,varchar}'),
     ('push_notifications', 'claimed_by', '{int4,int8}'),
     ('push_notifications', 'lost_claims', '{int4,int2,int8}'),
-    ('push_notifications', 'first_due_at', '{timestamptz}'),
+    ('push_notifications', 'push_first_due_at', '{timestamptz}'),
     ('push_notifications', 'sent_at', '{timestamptz}'),
     ('push_notifications', 'delivered_at', '{timestamptz}'),
     ('push_notifications', 'created_at', '{timestamptz}'),

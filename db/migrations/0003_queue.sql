@@ -37,7 +37,7 @@ alter table public.push_notifications
   add column if not exists fcm_message_id text,
   add column if not exists claimed_by integer,
   add column if not exists lost_claims integer not null default 0,
-  add column if not exists first_due_at timestamptz,
+  add column if not exists push_first_due_at timestamptz,
   add column if not exists sent_at timestamptz,
   add column if not exists delivered_at timestamptz,
   add column if not exists created_at timestamptz not null default now(),
@@ -48,7 +48,7 @@ begin
   -- A required title or body stays required: a data message can have an empty one, which shows nothing.
   perform push_listener.adopt(
     'push_notifications',
-    p_nullable => '{device_token,next_attempt_at,last_retry_at,last_error,error_code,fcm_message_id,claimed_by,first_due_at,sent_at,delivered_at}',
+    p_nullable => '{device_token,next_attempt_at,last_retry_at,last_error,error_code,fcm_message_id,claimed_by,push_first_due_at,sent_at,delivered_at}',
     p_optional => '{user_id,topic,condition,data,channel,priority,image,options,expires_at,collapse_key,idempotency_key}',
     p_defaults => '{"id": "gen_random_uuid()", "status": "''pending''", "next_attempt_at": "now()", "created_at": "now()",
                     "updated_at": "now()", "retry_count": "0", "delivery_attempts": "0", "lost_claims": "0"}',
@@ -195,7 +195,7 @@ begin
       ('next_attempt_at', 'When to look at this row next; NULL: nothing more to do. New: now() or the time it is scheduled for; claimed: the end of its lease; failed: its next try.'),
       ('delivery_attempts', 'How often the row has been claimed; with claimed_by the fence that keeps a late worker from settling a row it lost.'),
       ('lost_claims', 'Claims that ended without a result: the worker died, or its lease ran out. A push that many workers did not survive is suspected of killing them.'),
-      ('first_due_at', 'When a push that is being tried was due before its first try, for the metric of its delay; NULL before the first claim and after the end.'),
+      ('push_first_due_at', 'When a push that is being tried was due before its first try, for the metric of its delay; NULL before the first claim and after the end.'),
       ('retry_count', 'Tries used up. A pause, a shutdown or a lost worker uses none.')
     ) as about(name, remark)
     where not exists (

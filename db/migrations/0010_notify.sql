@@ -57,5 +57,5 @@ create trigger push_listener_set_due
   when (case when new.status = 'pending' then new.next_attempt_at is null
              when new.status in ('processing', 'failed')
              then new.next_attempt_at is not null and new.claimed_by is null and coalesce(new.delivery_attempts, 0) = 0
-             else false end)
+             else new.push_first_due_at is not null end)
   execute function push_listener.set_due();

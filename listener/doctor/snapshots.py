@@ -10,10 +10,11 @@ from psycopg import sql
 
 from listener.doctor.findings import Finding, Group
 from listener.doctor.looking import Connection, records
+from listener.postgres.overview import HOLDERS
 from listener.postgres.statements import load
 
 _GROUP = Group("snapshots")
-_HOLDERS = load(__file__, "snapshots")
+_HOLDERS = load(__file__, "snapshots", holders=HOLDERS)
 _SEES_ALL: LiteralString = (
     "select pg_catalog.pg_has_role('pg_read_all_stats', 'usage'), pg_catalog.quote_ident(current_user)"
 )

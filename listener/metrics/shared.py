@@ -44,7 +44,8 @@ class Figures:
     workers: int | None
     """None: Postgres does not see them."""
     notify_queue: float
-    snapshot_age: int
+    snapshot_age: int | None
+    """None: the role does not see the sessions of others."""
     clock_offset: float
     results: Mapping[int, Results] = field(default_factory=dict)
     """By number of days."""
@@ -129,7 +130,11 @@ def _families() -> dict[str, GaugeMetricFamily | CounterMetricFamily]:
         "depth": gauge(
             "push_queue_depth", "Pushes that wait in the queue, scheduled ones included", "status", "priority"
         ),
-        "due": gauge("push_queue_due", "Pushes whose time has come", "priority"),
+        "due": gauge(
+            "push_queue_due",
+            "Pushes whose time has come. Pushes that the application keeps from being written do not count",
+            "priority",
+        ),
         "scheduled": gauge("push_queue_scheduled", "New pushes and retries whose time has not come"),
         "oldest": gauge(
             "push_queue_oldest_due_seconds",
@@ -158,7 +163,8 @@ def _families() -> dict[str, GaugeMetricFamily | CounterMetricFamily]:
         "snapshot": gauge(
             "push_oldest_snapshot_age_transactions",
             "Transactions since the oldest snapshot that a session, a prepared transaction or a replication slot "
-            "holds; vacuum removes nothing that became dead since",
+            "holds; vacuum removes nothing that became dead since. Absent for a role that may not see the sessions of "
+            "others (pg_read_all_stats)",
         ),
         "clock": GaugeMetricFamily(
             "push_clock_offset_seconds", "How far the clock of the database is ahead of the clock of this machine."
@@ -199,7 +205,8 @@ def _fill(families: Mapping[str, GaugeMetricFamily | CounterMetricFamily], figur
     if figures.workers is not None:
         families["workers"].add_metric([], figures.workers)
     families["notify_queue"].add_metric([], figures.notify_queue)
-    families["snapshot"].add_metric([], figures.snapshot_age)
+    if figures.snapshot_age is not None:
+        families["snapshot"].add_metric([], figures.snapshot_age)
     families["clock"].add_metric([], figures.clock_offset)
     for days, results in figures.results.items():
         for result, pushes in results.pushes.items():

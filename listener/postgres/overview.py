@@ -26,7 +26,12 @@ _BY_HASH: LiteralString = "set local enable_sort = off"
 DEPTH = load(__file__, "depth")
 """To be executed after BY_INDEX; the columns are the fields of Waiting."""
 
-OVERVIEW = load(__file__, "overview", depth=DEPTH, unwritable=UNWRITABLE, server=load(__file__, "server"))
+HOLDERS = load(__file__, "holders")
+"""What keeps vacuum from removing dead rows. A role without pg_read_all_stats sees its own sessions only."""
+
+OVERVIEW = load(
+    __file__, "overview", depth=DEPTH, unwritable=UNWRITABLE, server=load(__file__, "server", holders=HOLDERS)
+)
 """To be executed after BY_INDEX; the columns are the arguments of _overview."""
 
 STATUSES = ("pending", "processing", "failed")
@@ -42,6 +47,8 @@ class Waiting(NamedTuple):
     priority: str
     pushes: int
     due: int
+    scheduled: int
+    """Those whose time has not come."""
     oldest_due: float | None
     """Seconds for which the row that has waited longest has been due; None when none is due."""
 
@@ -53,20 +60,24 @@ class Depth:
     counts: dict[tuple[str, str], int]
     """Rows by status and priority; all of them are there."""
     due: dict[str, int]
-    """Rows that could be claimed now, by priority."""
+    """Rows that could be claimed now, by priority; those that cannot be written are left out."""
     oldest_due: dict[str, float]
     """Seconds for which the row that has waited longest has been due, by priority; 0 when none is due."""
+    scheduled: int
+    """Rows that wait for their time: new ones and retries."""
 
     @classmethod
     def of(cls, rows: Iterable[Waiting]) -> Depth:
         """The sums of what DEPTH returns."""
         counts = {(status, priority): 0 for status in STATUSES for priority in PRIORITIES}
         due, oldest_due = dict.fromkeys(PRIORITIES, 0), dict.fromkeys(PRIORITIES, 0.0)
+        scheduled = 0
         for row in rows:
             counts[row.status, row.priority] = row.pushes
             due[row.priority] += row.due
+            scheduled += row.scheduled
             oldest_due[row.priority] = max(oldest_due[row.priority], row.oldest_due or 0.0)
-        return cls(counts, due, oldest_due)
+        return cls(counts, due, oldest_due, scheduled)
 
     @property
     def by_status(self) -> dict[str, int]:
@@ -80,12 +91,6 @@ class Depth:
     def waiting(self) -> int:
         """All rows that wait, scheduled ones included."""
         return sum(self.counts.values())
-
-    @property
-    def scheduled(self) -> int:
-        """Rows that wait for their time: new ones and retries."""
-        claimed = sum(self.by_status[status] for status in ("pending", "failed"))
-        return max(0, claimed - sum(self.due.values()))
 
 
 class Day(NamedTuple):
@@ -115,8 +120,9 @@ class Server:
     """The part of the server's NOTIFY queue that is in use, from 0 to 1."""
     workers: int
     """Workers whose liveness locks are held; one with ``WAKEUP=sweep`` holds none."""
-    snapshot_age: int
-    """Transactions since the oldest snapshot that others hold."""
+    snapshot_age: int | None
+    """Transactions since the oldest snapshot that others hold, or since the first write of a transaction that is still
+    open; None: the role does not see the sessions of others."""
     clock: float
     """The server's time, in Unix seconds."""
 

@@ -134,7 +134,7 @@ with recursive queue as (
                                and a.attname = any ('{user_id,device_token,topic,condition,title,body,data,channel,priority,image,
                                  options,expires_at,collapse_key,idempotency_key,next_attempt_at,status,retry_count,
                                  last_retry_at,delivery_attempts,last_error,error_code,fcm_message_id,claimed_by,lost_claims,
-                                 first_due_at,sent_at,delivered_at,created_at,updated_at,id,push_id,details}'::name[])
+                                 push_first_due_at,sent_at,delivered_at,created_at,updated_at,id,push_id,details}'::name[])
                                and pg_catalog.has_column_privilege(r.oid, t.oid, a.attnum, 'update'))
                          else pg_catalog.has_any_column_privilege(r.oid, t.oid, p.privilege) end
     left join pg_catalog.pg_policy pol

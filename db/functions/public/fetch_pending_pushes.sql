@@ -39,12 +39,15 @@ begin
   update public.push_notifications p
     set status = 'expired',
         next_attempt_at = null,
+        push_first_due_at = null,
         error_code = 'EXPIRED',
         last_error = 'expires_at had passed before it could be sent',
         updated_at = now()
     from over o
     where p.id = o.id;
 
+  -- OFFSET 0 makes Postgres search the index of unwritable rows for each due row. A join would lose the order of the due
+  -- rows, and "not in" would compare each row with each as soon as the ids do not fit into work_mem.
   return query
   with high as materialized (
     select id, next_attempt_at as due_at, 0 as lane
@@ -52,7 +55,8 @@ begin
       where (case priority::text when 'high' then 0 else 1 end) = 0 and next_attempt_at <= now()
         and next_attempt_at is not null and status in ('pending', 'processing', 'failed')
         and topic is null and condition is null and (expires_at is null or expires_at > now())
-        and id not in (select u.push_id from push_listener.unwritable_rows u where u.until > now())
+        and not exists (select from push_listener.unwritable_rows u
+                          where u.push_id = push_notifications.id and u.until > now() offset 0)
       order by next_attempt_at
       limit p_limit
       for no key update skip locked
@@ -62,7 +66,8 @@ begin
       where (case priority::text when 'high' then 0 else 1 end) = 1 and next_attempt_at <= now()
         and next_attempt_at is not null and status in ('pending', 'processing', 'failed')
         and topic is null and condition is null and (expires_at is null or expires_at > now())
-        and id not in (select u.push_id from push_listener.unwritable_rows u where u.until > now())
+        and not exists (select from push_listener.unwritable_rows u
+                          where u.push_id = push_notifications.id and u.until > now() offset 0)
       order by next_attempt_at
       limit greatest(p_limit - (select count(*) from high), 0)
       for no key update skip locked
@@ -75,6 +80,9 @@ begin
           claimed_by = null,
           -- Both counters may be NULL in an adopted table.
           delivery_attempts = coalesce(p.delivery_attempts, 0) + 1,
+          -- As the listener's claim does.
+          push_first_due_at = coalesce(case when p.delivery_attempts > 0 then p.push_first_due_at end,
+                                       greatest(d.due_at, p.created_at)),
           last_retry_at = case when p.retry_count > 0 then now() else p.last_retry_at end,
           updated_at = now()
       from due d

@@ -43,6 +43,7 @@ begin
   update public.push_notifications p
     set status = v_status,
         next_attempt_at = v_next,
+        push_first_due_at = case when v_next is not null then p.push_first_due_at end,
         retry_count = v_tries,
         error_code = 'WORKER_FAILED',
         last_error = v_reason,

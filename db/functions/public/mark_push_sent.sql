@@ -10,6 +10,7 @@ begin
     -- A receipt may have arrived before the result.
     set status = case when p.delivered_at is null then 'sent' else 'delivered' end,
         next_attempt_at = null,
+        push_first_due_at = null,
         error_code = null,
         last_error = null,
         sent_at = now(),

@@ -37,7 +37,7 @@ begin
     delete from push_listener.unwritable_rows u using chosen c where u.push_id = c.id
   )
   update public.push_notifications p
-    set status = 'pending', next_attempt_at = now(), retry_count = 0, lost_claims = 0, first_due_at = null,
+    set status = 'pending', next_attempt_at = now(), retry_count = 0, lost_claims = 0, push_first_due_at = null,
         updated_at = now()
     from chosen c
     where p.id = c.id;

@@ -13,7 +13,7 @@ begin
   new.fcm_message_id := null;
   new.claimed_by := null;
   new.lost_claims := 0;
-  new.first_due_at := null;
+  new.push_first_due_at := null;
   new.sent_at := null;
   new.delivered_at := null;
   return new;

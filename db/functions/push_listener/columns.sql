@@ -7,7 +7,7 @@ as $$
       'id', 'user_id', 'device_token', 'topic', 'condition', 'title', 'body', 'data', 'channel', 'priority', 'image',
       'options', 'expires_at', 'collapse_key', 'idempotency_key', 'next_attempt_at', 'status', 'retry_count',
       'last_retry_at', 'delivery_attempts', 'last_error', 'error_code', 'fcm_message_id', 'claimed_by', 'lost_claims',
-      'first_due_at', 'sent_at', 'delivered_at', 'created_at', 'updated_at']
+      'push_first_due_at', 'sent_at', 'delivered_at', 'created_at', 'updated_at']
     when 'push_delivery_logs' then array['id', 'push_id', 'device_token', 'status', 'details', 'created_at']
     when 'push_devices' then array[
       'token', 'user_id', 'platform', 'created_at', 'updated_at', 'disabled_at', 'disabled_reason']

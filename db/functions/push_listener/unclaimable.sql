@@ -3,6 +3,8 @@
 --
 -- Triggers of the application must run with the search_path of the session, which p_search_path names. So every name
 -- below has its schema, and every operator has operands for which pg_catalog has exactly that operator.
+--
+-- OFFSET 0: see fetch_pending_pushes.
 create or replace function push_listener.unclaimable(
   p_worker integer,
   p_excluded uuid[],
@@ -23,7 +25,8 @@ begin
       where p.next_attempt_at <= pg_catalog.now()
         and p.next_attempt_at is not null and p.status::text in ('pending', 'processing', 'failed')
         and p.id <> all(p_excluded)
-        and p.id not in (select u.push_id from push_listener.unwritable_rows u where u.until > pg_catalog.now())
+        and not exists (select from push_listener.unwritable_rows u
+                          where u.push_id = p.id and u.until > pg_catalog.now() offset 0)
       order by (case p.priority::text when 'high' then 0 else 1 end), p.next_attempt_at
       limit p_limit
       for no key update skip locked

@@ -18,8 +18,10 @@ with {due}, claimed as (
         delivery_attempts = due.attempt,
         -- A row that is due and still processing has lost its worker, or its lease has ended.
         lost_claims = coalesce(p.lost_claims, 0) + (p.status::text = 'processing')::integer,
-        -- When the push was due before it was ever tried; it stays until the push ends.
-        first_due_at = coalesce(p.first_due_at, greatest(due.due_at, p.created_at)),
+        -- When the push was due before it was ever tried; it stays until the push ends. What a row that was never tried
+        -- has there, its insert has written.
+        push_first_due_at = coalesce(case when p.delivery_attempts > 0 then p.push_first_due_at end,
+                                     greatest(due.due_at, p.created_at)),
         last_retry_at = case when p.retry_count > 0 then pg_catalog.now() else p.last_retry_at end,
         updated_at = pg_catalog.now()
     from due
@@ -29,7 +31,7 @@ with {due}, claimed as (
       p.id, p.delivery_attempts, coalesce(p.retry_count, 0) as retry_count, p.lost_claims,
       p.device_token, p.topic, p.condition, p.user_id,
       p.title, p.body, p.data, p.channel, p.priority, p.image, p.options, p.collapse_key, p.expires_at,
-      p.first_due_at,
+      p.push_first_due_at,
       -- octet_length() of a text does not fetch the text. A jsonb must be fetched and converted, so this is done only
       -- where its stored size allows that the text is too long.
       pg_catalog.array_remove(array[
@@ -71,8 +73,8 @@ select case when c.is_written then true
     nullif(extract(epoch from c.expires_at)::float8, 'infinity')
       - extract(epoch from pg_catalog.now())::float8 as expires_in,
     -- A time that is no date would make the metric infinite for good.
-    case when pg_catalog.isfinite(c.first_due_at)
-         then extract(epoch from pg_catalog.now())::float8 - extract(epoch from c.first_due_at)::float8
+    case when pg_catalog.isfinite(c.push_first_due_at)
+         then extract(epoch from pg_catalog.now())::float8 - extract(epoch from c.push_first_due_at)::float8
          else 0 end as waited,
     case when not o.fits then pg_catalog.array_to_string(c.oversized, ', ') end as oversized
   from due

@@ -3,22 +3,33 @@
 -- A push waits since it was first due, also while it waits for its next try: if FCM fails for every push, none may be due,
 -- and all are late. A row that was scheduled for a time before its insertion waits since its insertion. For how long is
 -- unknown if no time is a date: such a row counts, and is not the oldest. A row that cannot be written does not count as
--- due.
+-- due, and is not scheduled either once its time has come.
+--
+-- All waiting rows are read, so those that cannot be written are joined: a hash that does not fit into work_mem is
+-- written to disk, whereas "not in" would compare every row with every other. OFFSET 0 keeps the waiting rows from being
+-- read in the order of the join, by the index of all ids.
 select status, case lane when 0 then 'high' else 'normal' end as priority, pg_catalog.count(*) as pushes,
-    pg_catalog.count(*) filter (where was_due and next_attempt_at <= pg_catalog.now()) as due,
+    pg_catalog.count(*) filter (where is_due) as due,
+    pg_catalog.count(*) filter (where is_scheduled) as scheduled,
     extract(epoch from pg_catalog.now())::float8
       - extract(epoch from pg_catalog.min(since) filter (where was_due and pg_catalog.isfinite(since)))::float8 as oldest_due
   from (
-    select status, (case priority::text when 'high' then 0 else 1 end) as lane,
-        next_attempt_at,
-        greatest(case when status::text = 'processing' or first_due_at is null then next_attempt_at end,
-          created_at, first_due_at) as since,
-        (next_attempt_at <= pg_catalog.now()
-          or status::text <> 'processing' and first_due_at <= pg_catalog.now()
-            and next_attempt_at < 'infinity'::timestamptz)
-        and id not in (
-          select u.push_id from push_listener.unwritable_rows u where u.until > pg_catalog.now()) as was_due
-      from public.push_notifications
-      where next_attempt_at is not null and status::text in ('pending', 'processing', 'failed')
+    select w.status, w.lane,
+        greatest(case when w.status::text = 'processing' or w.first_due_at is null then w.next_attempt_at end,
+          w.created_at, w.first_due_at) as since,
+        w.next_attempt_at <= pg_catalog.now() and u.push_id is null as is_due,
+        u.push_id is null and (
+          w.next_attempt_at <= pg_catalog.now()
+          or w.status::text <> 'processing' and w.first_due_at <= pg_catalog.now()
+            and w.next_attempt_at < 'infinity'::timestamptz) as was_due,
+        w.next_attempt_at > pg_catalog.now() and w.status::text in ('pending', 'failed') as is_scheduled
+      from (
+        select id, status, next_attempt_at, created_at, (case priority::text when 'high' then 0 else 1 end) as lane,
+            case when delivery_attempts > 0 then push_first_due_at end as first_due_at
+          from public.push_notifications
+          where next_attempt_at is not null and status::text in ('pending', 'processing', 'failed')
+          offset 0
+      ) w
+      left join push_listener.unwritable_rows u on u.push_id = w.id and u.until > pg_catalog.now()
   ) waiting
   group by status, lane

@@ -3,15 +3,17 @@
 -- lock_timeout is set inside the statement because a transaction pooler loses SET: a trigger of the application may wait
 -- for a lock. A LIMIT is evaluated before the first row is read.
 --
--- "not in" with a subquery is a hashed subplan. Postgres would turn "not exists" into a join, which loses the order of
--- the index, and then it would read and sort all due rows.
+-- OFFSET 0 makes "not exists" a search of the index for each row. Without it, Postgres would turn it into a join, which
+-- loses the order of the index, and then it would read and sort all due rows. "not in" would compare each due row with
+-- every row that cannot be written as soon as these do not fit into work_mem.
 high as materialized (
   select id, next_attempt_at as due_at, 0 as lane, coalesce(delivery_attempts, 0) + 1 as attempt
     from public.push_notifications
     where (case priority::text when 'high' then 0 else 1 end) = 0 and next_attempt_at <= pg_catalog.now()
       and next_attempt_at is not null and status::text in ('pending', 'processing', 'failed')
       and id <> all(%(excluded)s::uuid[])
-      and id not in (select u.push_id from push_listener.unwritable_rows u where u.until > pg_catalog.now())
+      and not exists (select from push_listener.unwritable_rows u
+                        where u.push_id = push_notifications.id and u.until > pg_catalog.now() offset 0)
     order by next_attempt_at
     limit case when pg_catalog.set_config('lock_timeout', '200ms', true) is not null then %(limit)s::bigint end
     for no key update skip locked
@@ -21,7 +23,8 @@ high as materialized (
     where (case priority::text when 'high' then 0 else 1 end) = 1 and next_attempt_at <= pg_catalog.now()
       and next_attempt_at is not null and status::text in ('pending', 'processing', 'failed')
       and id <> all(%(excluded)s::uuid[])
-      and id not in (select u.push_id from push_listener.unwritable_rows u where u.until > pg_catalog.now())
+      and not exists (select from push_listener.unwritable_rows u
+                        where u.push_id = push_notifications.id and u.until > pg_catalog.now() offset 0)
     order by next_attempt_at
     limit least(%(normal_limit)s::bigint, %(limit)s::bigint - (select pg_catalog.count(*) from high))
     for no key update skip locked

@@ -3,6 +3,8 @@
 -- It reads a bounded number of due rows of each lane, so that a few expired rows before a long backlog cost little. A
 -- push to several devices that FCM has accepted for one of them ends as sent, so it is left to a claim.
 --
+-- OFFSET 0: see due.sql.
+--
 -- lock_timeout is set for what triggers of the application may wait for; see settle.sql.
 with bounds as materialized (
   select %(rows)s::bigint as rows, pg_catalog.set_config('lock_timeout', '200ms', true)
@@ -12,7 +14,8 @@ with bounds as materialized (
      where (case priority::text when 'high' then 0 else 1 end) = 0 and next_attempt_at <= pg_catalog.now()
        and next_attempt_at is not null and status::text in ('pending', 'processing', 'failed')
        and id <> all(%(excluded)s::uuid[])
-       and id not in (select u.push_id from push_listener.unwritable_rows u where u.until > pg_catalog.now())
+       and not exists (select from push_listener.unwritable_rows u
+                         where u.push_id = push_notifications.id and u.until > pg_catalog.now() offset 0)
      order by next_attempt_at
      limit (select b.rows from bounds b))
   union all
@@ -21,7 +24,8 @@ with bounds as materialized (
      where (case priority::text when 'high' then 0 else 1 end) = 1 and next_attempt_at <= pg_catalog.now()
        and next_attempt_at is not null and status::text in ('pending', 'processing', 'failed')
        and id <> all(%(excluded)s::uuid[])
-       and id not in (select u.push_id from push_listener.unwritable_rows u where u.until > pg_catalog.now())
+       and not exists (select from push_listener.unwritable_rows u
+                         where u.push_id = push_notifications.id and u.until > pg_catalog.now() offset 0)
      order by next_attempt_at
      limit (select b.rows from bounds b))
 ), over as materialized (
@@ -38,7 +42,7 @@ with bounds as materialized (
   update public.push_notifications p
     set status = 'expired',
         next_attempt_at = null,
-        first_due_at = null,
+        push_first_due_at = null,
         error_code = 'EXPIRED',
         last_error = %(reason)s,
         updated_at = pg_catalog.now()

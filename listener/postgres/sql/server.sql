@@ -3,20 +3,13 @@
 -- pg_notification_queue_usage() also drops from the queue what every session has read, for which the server itself waits
 -- until somebody notifies.
 --
--- A snapshot that a session, a prepared transaction or a replication slot holds keeps vacuum from removing what became
--- dead since: then each claim reads more and more dead entries of the index. Vacuum itself does not hold up others.
+-- What holders.sql finds keeps vacuum from removing what became dead since: then each claim reads more and more dead
+-- entries of the index. The age is unknown to a role that does not see the sessions of others.
 select pg_catalog.pg_notification_queue_usage() as notify_queue,
     (select pg_catalog.count(distinct w.id)
        from push_listener.lock_holders h
        join push_listener.workers w on w.id = h.key and w.stopped_at is null
        where h.lock = 'liveness' and h.granted and h.is_ours) as workers,
-    greatest(
-      (select pg_catalog.max(pg_catalog.age(a.backend_xmin))
-         from pg_catalog.pg_stat_activity a
-         where (a.datname = pg_catalog.current_database() or a.datname is null)
-           and a.pid <> pg_catalog.pg_backend_pid() and a.backend_type <> 'autovacuum worker'::text),
-      (select pg_catalog.max(pg_catalog.age(x.transaction))
-         from pg_catalog.pg_prepared_xacts x where x.database = pg_catalog.current_database()),
-      (select pg_catalog.max(pg_catalog.age(s.xmin)) from pg_catalog.pg_replication_slots s),
-      0) as snapshot_age,
+    case when pg_catalog.pg_has_role('pg_read_all_stats', 'usage')
+         then coalesce((select pg_catalog.max(o.age) from ({holders}) o), 0) end as snapshot_age,
     extract(epoch from pg_catalog.clock_timestamp())::float8 as clock

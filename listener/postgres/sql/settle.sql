@@ -32,7 +32,7 @@ with result as materialized (
         error_code = r.code,
         last_error = r.reason,
         fcm_message_id = coalesce(r.message_id, p.fcm_message_id),
-        first_due_at = case when r.delay is not null then p.first_due_at end,
+        push_first_due_at = case when r.delay is not null then p.push_first_due_at end,
         sent_at = case when r.status = 'sent' then pg_catalog.now() else p.sent_at end,
         updated_at = pg_catalog.now()
     from result r

@@ -149,7 +149,7 @@ async def test_the_wait_of_a_retry_counts_from_when_the_push_was_first_due(pool:
         (push,) = await mine.claim(1)
         return push
 
-    async def was_due_s(column: str = "first_due_at") -> float | None:
+    async def was_due_s(column: str = "push_first_due_at") -> float | None:
         query = f"select extract(epoch from now() - {column})::float8 as age from push_notifications"
         found = (await rows.query(query))[0]["age"]
         return None if found is None else float(str(found))
@@ -197,7 +197,7 @@ async def test_a_cancelled_push_that_is_requeued_by_hand_is_late_since_then(pool
 async def test_the_wait_counts_from_the_time_at_which_a_worker_of_another_kind_took_over(
     pool: Pool, rows: Rows
 ) -> None:
-    """docs/state_machine.md: a claim of fetch_pending_pushes writes first_due_at, too."""
+    """docs/state_machine.md: a claim of fetch_pending_pushes writes push_first_due_at, too."""
     await rows.add(device_token="t", title="t")
     await rows.query(
         "update push_notifications set next_attempt_at = now() - interval '300 s', "
@@ -212,9 +212,9 @@ async def test_the_wait_counts_from_the_time_at_which_a_worker_of_another_kind_t
 async def test_the_wait_of_a_push_that_was_never_tried_is_not_what_an_application_has_written(
     pool: Pool, rows: Rows
 ) -> None:
-    """An adopted table may have a column first_due_at with a meaning of its own."""
+    """An insert may name the column, whatever it means by it."""
     await rows.query(
-        "insert into push_notifications (device_token, title, first_due_at) values ('t', 't', '2020-01-01')"
+        "insert into push_notifications (device_token, title, push_first_due_at) values ('t', 't', '2020-01-01')"
     )
     (push,) = await (await worker(pool)).claim(1)
     assert 0.0 <= push.waited < PATIENCE
@@ -867,4 +867,6 @@ async def test_a_transaction_that_holds_dead_rows_is_seen(
         await rows.connection.execute(
             "do $$ begin for n in 1..100 loop perform pg_current_xact_id(); commit; end loop; end $$"
         )
-        assert (await overview.read(pool)).server.snapshot_age >= 100
+        age = (await overview.read(pool)).server.snapshot_age
+        assert age is not None
+        assert age >= 100

@@ -145,7 +145,7 @@ async def test_how_often_it_is_read(monkeypatch: pytest.MonkeyPatch, reason: str
     async def read(pool: object) -> overview.Overview:
         nonlocal reads
         reads += 1
-        waiting = [overview.Waiting("pending", "high", 1, 1, 5.0)] if reason == "busy" else []
+        waiting = [overview.Waiting("pending", "high", 1, 1, 0, 5.0)] if reason == "busy" else []
         return overview.Overview(overview.Depth.of(waiting), overview.Server(0.0, 1, 0, time.time()))
 
     monkeypatch.setattr(overview, "read", read)
@@ -270,6 +270,7 @@ async def test_the_snapshots_of_others_are_absent_for_a_role_that_cannot_see_the
             truth = figures(await overview.read(pool), sees_workers=True).snapshot_age
         async with ServicePool(Address(database.dsn_as(WORKER)), prepares=True) as pool:
             told = figures(await overview.read(pool), sees_workers=True).snapshot_age
+    assert truth is not None
     assert truth >= 50
     assert told is None or told >= 50
 
