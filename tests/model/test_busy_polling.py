@@ -40,7 +40,15 @@ MUTANTS = [
     "UNLOCKS_BEFORE_IT_IS_VISIBLE",
 ]
 
-LONG_SEARCHES = {"FORGETS_RECHECKS", "NOTES_RECHECKS_LATE", "NO_RECHECK_AT_A_DEATH", "ONE_STATEMENT"}
+LONG_SEARCHES = {
+    "FORGETS_RECHECKS",
+    "NOTES_RECHECKS_LATE",
+    "NOTIFIES_PEER_BEFORE",
+    "NOTIFIES_PEER_LATER",
+    "NO_RECHECK_AT_A_DEATH",
+    "NO_WATCH",
+    "ONE_STATEMENT",
+}
 """Mutants for which it pays to optimize the verifier: it explores hundreds of thousands of states before it errs."""
 
 
