@@ -15,7 +15,7 @@ from functools import cache
 import hypothesis
 import pytest
 
-from tests.support import tools
+from tests.support import key_pairs, tools
 from tests.support.postgres import VERSIONS, Database, Server, Template, programs
 
 # No deadline: on a busy machine an example may take any time. `make check` asks for "quick".
@@ -96,6 +96,12 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize(
             "postgres", versions, indirect=True, scope="session", ids=[f"pg{each}" for each in versions]
         )
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _few_key_pairs() -> Iterator[None]:
+    with key_pairs.few():
+        yield
 
 
 @pytest.fixture(scope="session")

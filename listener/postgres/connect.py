@@ -88,14 +88,24 @@ class Address:
 
     Args:
         dsn: the address.
+        refused_least: seconds, at least, before a login is tried again that was refused.
+        refused_first: seconds, at most, before the first such try.
+        refused_longest: seconds, at most, before any such try.
     """
 
-    def __init__(self, dsn: str) -> None:
+    def __init__(
+        self,
+        dsn: str,
+        *,
+        refused_least: float = 4.0,
+        refused_first: float = 8.0,
+        refused_longest: float = 60.0,
+    ) -> None:
         self.dsn = with_defaults(dsn)
         self.condition: Condition | None = None
         """What the last login failed for; None after one that succeeded."""
         self._refusal = ""
-        self._backoff = Backoff(8.0, 60.0, least=4.0)
+        self._backoff = Backoff(refused_first, refused_longest, least=refused_least)
         self._try_at = -math.inf
 
     @contextmanager

@@ -44,6 +44,13 @@ def no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
     forget_proxies(monkeypatch)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _unfrozen_at_the_end() -> Iterator[None]:
+    """What one test has frozen the collector need not look through in the next: that would take most of its time."""
+    yield
+    gc.unfreeze()
+
+
 @pytest.fixture(scope="module")
 def tls(tmp_path_factory: pytest.TempPathFactory) -> Tls:
     return make_tls(tmp_path_factory.mktemp("tls"))
@@ -153,7 +160,6 @@ def without_collector() -> Iterator[Counter[str]]:
         gc.set_debug(0)
         gc.garbage.clear()
         gc.enable()
-        gc.unfreeze()
 
 
 def garbage_of(

@@ -523,16 +523,16 @@ def test_the_command_writes_the_files_without_a_database(tmp_path: Path) -> None
 
 
 def psql(database: Database, *files: Path) -> None:
-    """As plainly as can be: each statement is a transaction of its own."""
-    for file in files:
-        done = subprocess.run(
-            [tool("psql"), "--no-psqlrc", "--quiet", "--set=ON_ERROR_STOP=1", f"--file={file}", database.dsn],
-            capture_output=True,
-            text=True,
-            env={**os.environ, "PGOPTIONS": ""},
-        )
-        if done.returncode:
-            raise RuntimeError(done.stderr)
+    """As plainly as can be: each statement is a transaction of its own, and each file has a session of its own."""
+    commands = [option for file in files for option in (f"--file={file}", r"--command=\connect")]
+    done = subprocess.run(
+        [tool("psql"), "--no-psqlrc", "--quiet", "--set=ON_ERROR_STOP=1", *commands, database.dsn],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PGOPTIONS": ""},
+    )
+    if done.returncode:
+        raise RuntimeError(done.stderr)
 
 
 def pipelined(database: Database, *files: Path) -> None:

@@ -34,6 +34,7 @@ from tests.support.service import (
     settings_for,
     until,
     waker_of,
+    with_arguments,
 )
 
 
@@ -128,8 +129,14 @@ async def test_the_role_may_be_dropped_and_made_anew(database: Database, emulato
     ],
 )
 async def test_a_login_that_is_refused_for_a_while_is_named_and_allowed_again(
-    database: Database, emulator: Emulator, refuse: list[str], allow: str, kind: Condition
+    database: Database,
+    emulator: Emulator,
+    refuse: list[str],
+    allow: str,
+    kind: Condition,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    with_arguments(monkeypatch, Address, refused_least=0.5, refused_first=1.0, refused_longest=1.0)
     names = {"role": sql.Identifier("test_refused"), "database": sql.Identifier(database.name)}
     dsn = database.dsn_as("test_refused")
 
