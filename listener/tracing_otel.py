@@ -7,7 +7,6 @@ are always sampled, successes as OTEL_TRACES_SAMPLER and OTEL_TRACES_SAMPLER_ARG
 from __future__ import annotations
 
 import asyncio
-import logging
 import os
 import threading
 import time
@@ -62,8 +61,6 @@ class OtelTracing(Tracing):
     is_on = True
 
     def __init__(self, exporter: SpanExporter) -> None:
-        # Its own records quote the endpoint and what requests says of it. Ours tell that spans are lost.
-        logging.getLogger("opentelemetry").setLevel(logging.CRITICAL)
         self._ids = _PushIds()
         of_environment = TracerProvider(shutdown_on_exit=False).sampler
         self._provider = TracerProvider(

@@ -10,6 +10,7 @@ from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import StatusCode
+from structlog.testing import capture_logs
 
 from listener import tracing
 from listener.push import Decision, Push, Settlement, Status
@@ -232,3 +233,40 @@ async def test_what_switches_it_on(given: dict[str, str], is_on: bool) -> None:
     made = tracing.from_environment(given)
     assert made.is_on is is_on
     await made.close()
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "is_on", "event"),
+    [
+        ("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", "4096", False, "no traces: OpenTelemetry refuses a variable"),
+        ("OTEL_BSP_SCHEDULE_DELAY", "0", False, "no traces: OpenTelemetry refuses a variable"),
+        ("OTEL_BSP_MAX_QUEUE_SIZE", "-1", False, "no traces: OpenTelemetry refuses a variable"),
+        (
+            "OTEL_EXPORTER_OTLP_COMPRESSION",
+            "S3cr3t",
+            True,
+            "OpenTelemetry ignores a variable that it cannot read",
+        ),
+        (
+            "OTEL_EXPORTER_OTLP_HEADERS",
+            "Authorization S3cr3t",
+            True,
+            "OpenTelemetry ignores a variable that it cannot read",
+        ),
+    ],
+)
+async def test_a_variable_that_cannot_be_used_is_named_without_its_value(
+    variables: pytest.MonkeyPatch, name: str, value: str, is_on: bool, event: str
+) -> None:
+    given = {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:1", "OTEL_TRACES_SAMPLER": "traceidratio"}
+    given[name] = value
+    for each, text in given.items():
+        variables.setenv(each, text)
+    with capture_logs() as records:
+        made = tracing.from_environment(given)
+    await made.close()
+    assert made.is_on is is_on
+    (told,) = [record for record in records if record["log_level"] == "warning"]
+    assert told["event"] == event
+    assert name in told["variables"]
+    assert "S3cr3t" not in str(records)
