@@ -129,6 +129,10 @@ def _blank_is_none(value: object) -> object:
     return None if isinstance(value, str) and not value.strip() else value
 
 
+def _stripped(value: object) -> object:
+    return value.strip() if isinstance(value, str) else value
+
+
 def _unquoted(value: object) -> object:
     if isinstance(value, str) and len(value) > 1 and value[0] == value[-1] and value[0] in "\"'":
         return value[1:-1].strip()
@@ -177,8 +181,11 @@ _web = _group("Web server")
 _process = _group("Process")
 
 
-_AS_THEY_ARE = {"metrics_token", "google_application_credentials"}
-"""A token may have quotes. google-auth reads the path of the key file itself."""
+_WITH_BLANKS = {"google_application_credentials"}
+"""google-auth reads the path of the key file itself."""
+
+_WITH_QUOTES = {"metrics_token", *_WITH_BLANKS}
+"""A token may have quotes."""
 
 
 class DatabaseSettings(BaseSettings):
@@ -208,12 +215,21 @@ class DatabaseSettings(BaseSettings):
 
     @model_validator(mode="before")
     @classmethod
-    def _without_quotes(cls, values: dict[str, Any]) -> dict[str, Any]:
-        """Docker's --env-file and some .env readers leave quotes in place, and no value needs any."""
-        unquoted = {
-            name: value if name in _AS_THEY_ARE else _unquoted(value) for name, value in values.items()
+    def _without_wrapping(cls, values: dict[str, Any]) -> dict[str, Any]:
+        """A value that was read from a file often ends with a line end. Docker's --env-file and some .env readers leave
+        quotes in place. No value needs either.
+        """
+        stripped = {
+            name: value if name in _WITH_BLANKS else _stripped(value) for name, value in values.items()
         }
-        return {name: value for name, value in unquoted.items() if value != "" or values[name] == ""}
+        plain = {
+            name: value if name in _WITH_QUOTES else _unquoted(value) for name, value in stripped.items()
+        }
+        return {
+            name: value
+            for name, value in plain.items()
+            if value != "" or values[name] == "" or name == "metrics_token"
+        }
 
     @property
     def listen_dsn(self) -> str:

@@ -7,8 +7,10 @@ Specification".
 
 from __future__ import annotations
 
+import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import structlog
@@ -18,7 +20,8 @@ from listener.push import Push, Settlement
 log = structlog.get_logger(__name__)
 
 _ENDPOINTS = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
-_PROTOCOLS = ("OTEL_EXPORTER_OTLP_PROTOCOL", "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL")
+_PROTOCOLS = ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL")
+"""The first that is set counts."""
 _OUR_PROTOCOL = "http/protobuf"
 
 
@@ -61,17 +64,64 @@ def from_environment(environment: Mapping[str, str] = os.environ) -> Tracing:
         return Tracing()
     if environment.get("OTEL_SDK_DISABLED", "").lower() == "true":
         return Tracing()
-    if environment.get("OTEL_TRACES_EXPORTER", "otlp").lower() != "otlp":
+    if (environment.get("OTEL_TRACES_EXPORTER") or "otlp").lower() != "otlp":
         return Tracing()
-    if any(environment.get(name, _OUR_PROTOCOL) != _OUR_PROTOCOL for name in _PROTOCOLS):
-        log.warning("no traces: only OTLP over HTTP is supported", remedy=f"{_PROTOCOLS[0]}={_OUR_PROTOCOL}")
+    protocols = (environment.get(name) for name in _PROTOCOLS)
+    if next(filter(None, protocols), _OUR_PROTOCOL) != _OUR_PROTOCOL:
+        log.warning("no traces: only OTLP over HTTP is supported", remedy=f"{_PROTOCOLS[1]}={_OUR_PROTOCOL}")
         return Tracing()
+    variables = sorted(name for name, value in environment.items() if name.startswith("OTEL_") and value)
     try:
-        from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+        with _without_its_texts(variables):
+            from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 
-        from listener.tracing_otel import OtelTracing
+            from listener.tracing_otel import OtelTracing
+
+            made = OtelTracing(OTLPSpanExporter())
     except ImportError:
         log.warning("no traces: a package is missing", remedy="pip install 'push-listener[otel]'")
         return Tracing()
+    except Exception as error:
+        # What it raises differs from version to version, and the text may quote a value. No push is to wait for it.
+        log.warning(
+            "no traces: OpenTelemetry refuses a variable", error=type(error).__name__, variables=variables
+        )
+        return Tracing()
     log.info("traces are exported over OTLP")
-    return OtelTracing(OTLPSpanExporter())
+    return made
+
+
+@contextmanager
+def _without_its_texts(variables: list[str]) -> Iterator[None]:
+    """Silences OpenTelemetry for good: its records quote headers, which hold the key of the collector, and endpoints.
+
+    Logs that it complains meanwhile, with the names of these variables.
+    """
+    theirs = logging.getLogger("opentelemetry")
+    complaints = _Complaints()
+    theirs.setLevel(logging.WARNING)
+    theirs.addHandler(complaints)
+    theirs.propagate = False
+    try:
+        yield
+    finally:
+        theirs.setLevel(logging.CRITICAL)
+        theirs.removeHandler(complaints)
+        theirs.addHandler(logging.NullHandler())
+    if complaints.sources:
+        log.warning(
+            "OpenTelemetry ignores a variable that it cannot read",
+            source=sorted(complaints.sources),
+            variables=variables,
+        )
+
+
+class _Complaints(logging.Handler):
+    """Remembers which loggers have warned, and not what they said."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.sources: set[str] = set()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.sources.add(record.name)

@@ -1,13 +1,12 @@
 """The part of ``listener.tracing`` that imports OpenTelemetry.
 
 The spans of an attempt are made when its result is written, because only then it is known whether it failed: failures
-are always sampled, successes as OTEL_TRACES_SAMPLER and OTEL_TRACES_SAMPLER_ARG say.
+are always sampled, successes as OTEL_TRACES_SAMPLER and OTEL_TRACES_SAMPLER_ARG say, and otherwise one in a hundred.
 """
 
 from __future__ import annotations
 
 import asyncio
-import logging
 import os
 import threading
 import time
@@ -23,7 +22,7 @@ from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
 from opentelemetry.sdk.trace.id_generator import IdGenerator, RandomIdGenerator
-from opentelemetry.sdk.trace.sampling import Decision, Sampler, SamplingResult
+from opentelemetry.sdk.trace.sampling import Decision, Sampler, SamplingResult, TraceIdRatioBased
 from opentelemetry.trace import Link, SpanKind, StatusCode, TraceState
 from opentelemetry.util.types import Attributes
 
@@ -37,15 +36,18 @@ log = structlog.get_logger(__name__)
 _FAILED = "push.failed"
 _CLOSE_PATIENCE_S = 1.0
 
+_RATIO = "0.01"
+"""Of successes that are sampled by default. Spans are made on the event loop, half a millisecond for a push."""
+
 _MOST_OPEN = 200_000
 """Attempts that are remembered at once: twice the highest MAX_IN_FLIGHT."""
 
 
 @dataclass(slots=True)
 class _Attempt:
-    """What is known of an attempt whose result is not written yet."""
+    """What spans need of an attempt whose result is not written yet. The push, with its payload, is not kept."""
 
-    push: Push
+    is_high: bool
     worker: int
     began: float
     claimed: float
@@ -57,17 +59,16 @@ class OtelTracing(Tracing):
 
     Args:
         exporter: takes the spans.
+
+    Raises ValueError, and whatever else OpenTelemetry raises, for a variable that cannot be used.
     """
 
     is_on = True
 
     def __init__(self, exporter: SpanExporter) -> None:
-        # Its own records quote the endpoint and what requests says of it. Ours tell that spans are lost.
-        logging.getLogger("opentelemetry").setLevel(logging.CRITICAL)
         self._ids = _PushIds()
-        of_environment = TracerProvider(shutdown_on_exit=False).sampler
         self._provider = TracerProvider(
-            sampler=_FailuresToo(of_environment),
+            sampler=_FailuresToo(_of_successes()),
             resource=Resource.create(_name()),
             id_generator=self._ids,
             shutdown_on_exit=False,
@@ -78,7 +79,7 @@ class OtelTracing(Tracing):
 
     def claimed(self, pushes: Sequence[Push], worker: int, began: float, ended: float) -> None:
         for push in pushes:
-            self._open[push.id, push.attempt] = _Attempt(push, worker, began, ended)
+            self._open[push.id, push.attempt] = _Attempt(push.priority == "high", worker, began, ended)
         while len(self._open) > _MOST_OPEN:  # the results of the oldest could never be written
             del self._open[next(iter(self._open))]
 
@@ -111,7 +112,7 @@ class OtelTracing(Tracing):
             | {
                 "push.id": str(settlement.push_id),
                 "push.attempt": settlement.attempt,
-                "push.priority": "high" if attempt.push.priority == "high" else "normal",
+                "push.priority": "high" if attempt.is_high else "normal",
                 "push.status": decision.status.value,
                 "push.code": decision.code or "",
                 "push.worker": attempt.worker,
@@ -172,6 +173,13 @@ def _name() -> dict[str, str]:
     """The name of the service, unless the environment gives one."""
     is_named = "service.name=" in os.environ.get("OTEL_RESOURCE_ATTRIBUTES", "")
     return {} if is_named or os.environ.get("OTEL_SERVICE_NAME") else {"service.name": "push-listener"}
+
+
+def _of_successes() -> Sampler:
+    """What the environment says, with our own ratio where it says none. Raises ValueError if that is no ratio."""
+    if os.environ.get("OTEL_TRACES_SAMPLER", "").lower() in ("", "traceidratio", "parentbased_traceidratio"):
+        return TraceIdRatioBased(float(os.environ.get("OTEL_TRACES_SAMPLER_ARG") or _RATIO))
+    return TracerProvider(shutdown_on_exit=False).sampler
 
 
 class _PushIds(IdGenerator):

@@ -81,7 +81,7 @@ def examine(
     read = settings.read()
     yield from settings.judge(read, os.environ)
     if read.service is not None:
-        yield from machine.examine(read.service)
+        yield from machine.examine(read.service, limits)
     else:
         yield Group("process").not_checked("the settings cannot be read")
     asking = None

@@ -25,14 +25,16 @@ if TYPE_CHECKING:
 
 _GROUP = Group("FCM")
 _NO_KEY = "FCM_SERVICE_ACCOUNT_JSON / GOOGLE_APPLICATION_CREDENTIALS"
-_NEW_KEY = (
-    "make a new key (Firebase console: Project settings, Service accounts, Generate new private key), and set it in "
-    "place of this one"
+_MAKE_KEY = "make a new key (Firebase console: Project settings, Service accounts, Generate new private key)"
+_FIRST_KEY = (
+    f"{_MAKE_KEY}, and set FCM_SERVICE_ACCOUNT_JSON to it, or GOOGLE_APPLICATION_CREDENTIALS to its path"
 )
+_NEW_KEY = f"{_MAKE_KEY}, and set it in place of this one"
 _ENABLE = (
     "enable the Firebase Cloud Messaging API of the project: "
     "https://console.cloud.google.com/apis/library/fcm.googleapis.com"
 )
+_SET_PROJECT = "set FCM_PROJECT_ID to the id that the Firebase console shows under Project settings, General"
 _TOPIC = "push-listener"
 
 _WITHOUT_DEVICE = (
@@ -55,17 +57,20 @@ def examine(settings: Settings, device: str | None, limits: Limits, resolver: Re
         credentials, project = within(deadline.left(limits.fcm / 2), lambda: _load(settings))
     except TimeoutError:
         yield _GROUP.wrong_setting(
-            f"{_NO_KEY}: neither is set, and the metadata server of this machine does not answer", _NEW_KEY
+            f"{_NO_KEY}: neither is set, and the metadata server of this machine does not answer", _FIRST_KEY
         )
         yield _GROUP.skipped("access token and message: there is no key")
         return
     except ValueError as error:
-        yield _GROUP.wrong_setting(f"{_NO_KEY}: {error}")
+        is_set = settings.fcm_service_account_json or settings.google_application_credentials
+        yield _GROUP.wrong_setting(f"{_NO_KEY}: {error}", _NEW_KEY if is_set else _FIRST_KEY)
         yield _GROUP.skipped("access token and message: there is no usable key")
         return
     yield _GROUP.ok("the key can be read")
     if project is None:
-        yield _GROUP.wrong_setting("FCM_PROJECT_ID is not set, and the credentials do not name a project")
+        yield _GROUP.wrong_setting(
+            "FCM_PROJECT_ID is not set, and the credentials do not name a project", _SET_PROJECT
+        )
         yield _GROUP.skipped("access token and message: the project is not known")
         return
     yield _GROUP.ok(f"the project is {project}")
@@ -232,7 +237,7 @@ def _refusal(outcome: Outcome) -> tuple[str, str]:
     if outcome.http_status == 404:
         return (
             f"FCM knows no such project ({outcome.code}: {reason})",
-            "set FCM_PROJECT_ID to the id that the Firebase console shows under Project settings, General",
+            _SET_PROJECT,
         )
     return f"FCM refuses the request ({outcome.code}: {reason})", _NEW_KEY
 

@@ -1,23 +1,66 @@
-"""What this process may do on this machine, and who can read its metrics."""
+"""What this process may do on this machine, where it can listen, and who can read its metrics."""
 
 from __future__ import annotations
 
+import asyncio
+import errno
+import os
+import socket
 from collections.abc import Iterator
+from functools import partial
 
 from listener import process
 from listener.config import Settings
 from listener.doctor.findings import Finding, Group
+from listener.doctor.limits import Limits, within
 
 _GROUP = Group("process")
 
 
-def examine(settings: Settings) -> Iterator[Finding]:
+def examine(settings: Settings, limits: Limits) -> Iterator[Finding]:
     """Raises the limit of open files of this process, as ``run`` does."""
+    yield from _addresses(settings, limits)
     yield judge_metrics(settings)
     if settings.metrics_port is not None:
         yield _GROUP.ok("/metrics is open on METRICS_PORT: nobody but your private network should reach that")
     allowed = process.make_room_for_requests(settings.max_in_flight)
     yield judge_open_files(settings.max_in_flight, allowed)
+
+
+def _addresses(settings: Settings, limits: Limits) -> Iterator[Finding]:
+    """A fault for each address that ``run`` cannot listen on. A port that is taken is none: ``run`` may be there."""
+    wanted = [("HOST", "PORT", settings.host, settings.port)]
+    if settings.metrics_port is not None:
+        wanted.append(("METRICS_HOST", "METRICS_PORT", settings.metrics_host, settings.metrics_port))
+    for name_of_host, name_of_port, host, port in wanted:
+        remedy = f"set {name_of_host} to an address of this machine, or remove it, which means every address"
+        try:
+            within(limits.resolve, partial(asyncio.run, _bind(host, port)))
+        except TimeoutError:
+            yield _GROUP.wrong_setting(f"{name_of_host}: no name server says which address that is", remedy)
+        except OSError as error:
+            if error.errno == errno.EADDRINUSE:
+                continue
+            if error.errno == errno.EACCES:
+                remedy = f"set {name_of_port} to 1024 or more, or let this process use ports below"
+            yield _GROUP.wrong_setting(
+                f"{name_of_host}, {name_of_port}: cannot listen there: {_reason(error)}", remedy
+            )
+
+
+async def _bind(host: str | None, port: int) -> None:
+    """Raises OSError if that is impossible. Nothing can connect meanwhile."""
+    loop = asyncio.get_running_loop()
+    server = await loop.create_server(asyncio.Protocol, host, port, start_serving=False)
+    server.close()
+    await server.wait_closed()
+
+
+def _reason(error: OSError) -> str:
+    """asyncio's own text has the address in it."""
+    if isinstance(error, socket.gaierror) or not error.errno:
+        return error.strerror or type(error).__name__
+    return os.strerror(error.errno)
 
 
 def judge_metrics(settings: Settings) -> Finding:

@@ -24,6 +24,10 @@ class Role:
     """The role push_listener exists."""
     is_member: bool
     """It has the privileges of the role push_listener."""
+    is_in_group: bool
+    """It is a member, but may be one that has these privileges only after SET ROLE."""
+    inherits_by_grant: bool
+    """Each grant of a role says whether its member inherits (from PostgreSQL 16), and not the member itself."""
     sees_policies: bool
     """Row-level security decides which rows it sees."""
     may_delete: bool
@@ -58,6 +62,18 @@ def examine(conn: Connection, *, purges: bool) -> Iterator[Finding]:
     return judge(record(conn, Role, _ROLE), records(conn, Lacking, _LACKING), purges=purges)
 
 
+def _join(role: Role) -> str:
+    """The statement that gives it the privileges of push_listener, and the policies that let it see rows."""
+    grant = f"grant push_listener to {role.quoted}"
+    if not role.is_in_group:
+        return grant
+    return (
+        f"{grant} with inherit true"
+        if role.inherits_by_grant
+        else f"alter role {role.quoted} inherit; {grant}"
+    )
+
+
 def judge(role: Role, lacking: list[Lacking], *, purges: bool) -> Iterator[Finding]:
     """Pure."""
     if role.has_group and not role.is_member and (lacking or role.sees_policies):
@@ -67,9 +83,7 @@ def judge(role: Role, lacking: list[Lacking], *, purges: bool) -> Iterator[Findi
             else "sees no row: row-level security hides all"
         )
         more = f"; and {len(lacking) - 3} more" if len(lacking) > 3 else ""
-        yield _GROUP.fault(
-            f"the role {role.name} {what}{more}", f"grant push_listener to {role.quoted}"
-        )  # which also has the policies that let it see rows
+        yield _GROUP.fault(f"the role {role.name} {what}{more}", _join(role))
         return
     grantee = "push_listener" if role.is_member else role.quoted
     for each in lacking:

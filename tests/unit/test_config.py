@@ -328,6 +328,29 @@ def test_quotes_around_a_value_are_not_part_of_it(
     assert found.metrics_token.get_secret_value() == '"long-enough"'
 
 
+def test_blanks_and_line_ends_around_a_value_are_not_part_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A secret that is read from a file ends with a line end often."""
+    found = with_environment(
+        monkeypatch,
+        database_url=f"{DSN}\n",
+        metrics_token=" long-enough\r\n",
+        installation="production\n",
+        host="127.0.0.1\n",
+        metrics_host=" \n",
+        log_format="json\n",
+        worker_name="'one' \n",
+    )
+    assert found.database_url.get_secret_value() == DSN
+    assert found.metrics_token is not None
+    assert found.metrics_token.get_secret_value() == "long-enough"
+    assert (found.installation, found.host, found.metrics_host) == ("production", "127.0.0.1", None)
+    assert (found.log_format, found.worker_name) == ("json", "one")
+
+
+def test_a_token_of_blanks_does_not_open_the_metrics() -> None:
+    assert faults(metrics_token=10 * " ") == ["METRICS_TOKEN has fewer than 8 characters: it can be guessed"]
+
+
 @pytest.mark.parametrize("project", ["123456789012", "my-project", "example.com:api", " my-project "])
 def test_a_project_is_named_by_its_id_or_its_number(project: str) -> None:
     assert load(database_url=DSN, fcm_project_id=project).fcm_project_id == project.strip()

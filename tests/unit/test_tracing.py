@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import threading
 from uuid import UUID, uuid4
 
@@ -10,6 +11,7 @@ from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import StatusCode
+from structlog.testing import capture_logs
 
 from listener import tracing
 from listener.push import Decision, Push, Settlement, Status
@@ -30,6 +32,7 @@ def variables(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
         "OTEL_RESOURCE_ATTRIBUTES",
     ):
         monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("OTEL_TRACES_SAMPLER", "always_on")
     return monkeypatch
 
 
@@ -129,7 +132,11 @@ async def test_two_attempts_are_two_roots_in_one_trace() -> None:
 @pytest.mark.parametrize(
     ("sampler", "ratio", "least", "most"),
     [
-        (None, None, 1000, 1000),
+        (None, None, 0, 40),
+        (None, "0.1", 40, 180),
+        (None, "1", 1000, 1000),
+        ("always_on", None, 1000, 1000),
+        ("traceidratio", None, 0, 40),
         ("traceidratio", "0.1", 40, 180),
         ("parentbased_traceidratio", "0.1", 40, 180),
         ("always_off", None, 0, 0),
@@ -139,8 +146,7 @@ async def test_successes_are_sampled_by_ratio_and_failures_always(
     variables: pytest.MonkeyPatch, sampler: str | None, ratio: str | None, least: int, most: int
 ) -> None:
     """The ids are random, and the bounds are six standard deviations away. A UUID fixes two bits of the lower half."""
-    if sampler:
-        variables.setenv("OTEL_TRACES_SAMPLER", sampler)
+    variables.setenv("OTEL_TRACES_SAMPLER", sampler or "")
     if ratio:
         variables.setenv("OTEL_TRACES_SAMPLER_ARG", ratio)
     exporter = InMemorySpanExporter()
@@ -180,6 +186,14 @@ async def test_a_name_from_the_environment(variables: pytest.MonkeyPatch) -> Non
     trace_one(to, push(id=uuid4()))
     (root, *_) = await spans_of(to, exporter)
     assert root.resource.attributes["service.name"] == "pushes"
+
+
+async def test_a_push_is_not_kept_with_its_payload() -> None:
+    to = OtelTracing(InMemorySpanExporter())
+    one = push(id=uuid4())
+    to.claimed([one], 7, 1.0, 1.5)
+    assert one not in gc.get_referents(*to._open.values())
+    await to.close()
 
 
 async def test_a_result_without_a_claim_makes_no_span() -> None:
@@ -232,3 +246,42 @@ async def test_what_switches_it_on(given: dict[str, str], is_on: bool) -> None:
     made = tracing.from_environment(given)
     assert made.is_on is is_on
     await made.close()
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "is_on", "event"),
+    [
+        ("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", "4096", False, "no traces: OpenTelemetry refuses a variable"),
+        ("OTEL_BSP_SCHEDULE_DELAY", "0", False, "no traces: OpenTelemetry refuses a variable"),
+        ("OTEL_TRACES_SAMPLER_ARG", "7", False, "no traces: OpenTelemetry refuses a variable"),
+        ("OTEL_TRACES_SAMPLER_ARG", "much", False, "no traces: OpenTelemetry refuses a variable"),
+        ("OTEL_BSP_MAX_QUEUE_SIZE", "-1", False, "no traces: OpenTelemetry refuses a variable"),
+        (
+            "OTEL_EXPORTER_OTLP_COMPRESSION",
+            "S3cr3t",
+            True,
+            "OpenTelemetry ignores a variable that it cannot read",
+        ),
+        (
+            "OTEL_EXPORTER_OTLP_HEADERS",
+            "Authorization S3cr3t",
+            True,
+            "OpenTelemetry ignores a variable that it cannot read",
+        ),
+    ],
+)
+async def test_a_variable_that_cannot_be_used_is_named_without_its_value(
+    variables: pytest.MonkeyPatch, name: str, value: str, is_on: bool, event: str
+) -> None:
+    given = {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:1", "OTEL_TRACES_SAMPLER": "traceidratio"}
+    given[name] = value
+    for each, text in given.items():
+        variables.setenv(each, text)
+    with capture_logs() as records:
+        made = tracing.from_environment(given)
+    await made.close()
+    assert made.is_on is is_on
+    (told,) = [record for record in records if record["log_level"] == "warning"]
+    assert told["event"] == event
+    assert name in told["variables"]
+    assert "S3cr3t" not in str(records)

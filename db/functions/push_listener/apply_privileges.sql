@@ -25,10 +25,6 @@ begin
     execute found.statement;
   end loop;
   perform push_listener.mark_policies();
-  if exists (select from pg_catalog.pg_roles where rolname = 'push_listener')
-     and not pg_catalog.has_schema_privilege('push_listener', 'public', 'usage') then
-    grant usage on schema public to push_listener;
-  end if;
 
   select pg_catalog.string_agg(d.finding, '; ') into lacking from push_listener.drift() d;
   if lacking is not null then

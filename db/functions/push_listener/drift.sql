@@ -17,6 +17,14 @@ as $$
              c.privilege, ' (' || c.columns || ')', c.kind, c.object, c.role) end
     from push_listener.privilege_changes() c
   union all
+  -- Many close the schema public to PUBLIC, so the role gets a privilege of its own, if this owner may grant it.
+  select 'the role push_listener may not use the schema public', 'grant usage on schema public to push_listener'
+    from pg_catalog.pg_namespace n
+    join pg_catalog.pg_roles r on r.rolname = 'push_listener'
+    where n.nspname = 'public' and pg_catalog.has_schema_privilege(n.oid, 'usage with grant option')
+      and not exists (select from pg_catalog.aclexplode(n.nspacl) a
+                        where a.grantee = r.oid and a.privilege_type = 'USAGE')
+  union all
   select pg_catalog.format('row-level security is off on public.%I', c.relname),
          pg_catalog.format('alter table public.%I enable row level security', c.relname)
     from pg_catalog.pg_class c

@@ -7,6 +7,11 @@ as $$
          '"select push_listener.apply_privileges()"'
     where not push_listener.can_tell_users()
   union all
+  select 'the role push_listener may not use the schema public. Let the owner of that schema run '
+         '"grant usage on schema public to push_listener"'
+    from pg_catalog.pg_roles r
+    where r.rolname = 'push_listener' and not pg_catalog.has_schema_privilege(r.oid, 'public', 'usage')
+  union all
   select pg_catalog.format('restrictive policies hold for the role push_listener as well, and a listener with that role '
            'sees only what they let it see: %s. Name in them the roles that they are meant for', p.names)
     from (

@@ -9,7 +9,8 @@ select pg_catalog.current_setting('max_connections')::integer as most,
        (select pg_catalog.count(*)::integer from pg_catalog.pg_stat_activity a where a.usesysid = r.oid) as used_of_role,
        (select pg_catalog.count(*)::integer
           from pg_catalog.pg_stat_activity a
-          where a.usesysid = r.oid and a.datid = d.oid and a.application_name = 'push-listener') as ours
+          where a.usesysid = r.oid and a.datid = d.oid
+            and a.application_name in ('push-listener', 'push-listener doorbell', 'push-listener purge')) as ours
   from pg_catalog.pg_database d
   join pg_catalog.pg_roles r on r.rolname = current_user
   where d.datname = pg_catalog.current_database()

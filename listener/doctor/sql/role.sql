@@ -3,6 +3,8 @@
 select current_user::text as name, pg_catalog.quote_ident(current_user) as quoted,
        exists (select from pg_catalog.pg_roles where rolname = 'push_listener') as has_group,
        coalesce(pg_catalog.pg_has_role(pg_catalog.to_regrole('push_listener')::oid, 'usage'), false) as is_member,
+       coalesce(pg_catalog.pg_has_role(pg_catalog.to_regrole('push_listener')::oid, 'member'), false) as is_in_group,
+       pg_catalog.current_setting('server_version_num')::integer >= 160000 as inherits_by_grant,
        coalesce((select pg_catalog.bool_or(pg_catalog.row_security_active(c.oid))
                    from pg_catalog.pg_class c
                    join pg_catalog.pg_namespace n on n.oid = c.relnamespace

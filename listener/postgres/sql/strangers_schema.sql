@@ -13,6 +13,8 @@ select o.rolname::text
     and not (o.rolsuper or o.oid = d.datdba or pg_catalog.pg_has_role(o.oid, me.oid, 'usage'))
     and not (not me.rolsuper
              and coalesce(pg_catalog.pg_has_role(pg_catalog.to_regrole('push_listener'), 'usage'), false)
+             -- to_regclass() raises an error where this role may not use the schema public.
              and exists (select from pg_catalog.pg_class q
-                           where q.oid = pg_catalog.to_regclass('public.push_notifications')::oid
+                           join pg_catalog.pg_namespace p on p.oid = q.relnamespace
+                           where p.nspname = 'public' and q.relname = 'push_notifications'
                              and q.relowner = o.oid))

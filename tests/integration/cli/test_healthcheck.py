@@ -8,6 +8,7 @@ import socket
 
 import pytest
 
+from listener import config
 from listener.emulator import Emulator
 from tests.support.postgres import Database
 from tests.support.servers import answer, closed_port, read_request, tcp_server
@@ -86,6 +87,53 @@ async def test_no_answer_in_time() -> None:
     assert asked.is_set()
     assert (code, out) == (1, "")
     assert err == f"Error: http://127.0.0.1:{port}/healthz does not answer: no answer in time\n"
+
+
+async def test_an_answer_that_comes_in_drops_does_not_exceed_the_time() -> None:
+    """Each byte comes in time for the socket; the whole never ends."""
+
+    async def drip(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await read_request(reader)
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 60000\r\n\r\n")
+        while not writer.is_closing():
+            writer.write(b".")
+            await writer.drain()
+            await asyncio.sleep(0.05)
+
+    async with tcp_server(drip) as port:
+        code, out, err = await ask("--timeout", "0.5", PORT=str(port))
+    assert (code, out) == (1, "")
+    assert err == f"Error: http://127.0.0.1:{port}/healthz does not answer: no answer in time\n"
+
+
+@pytest.mark.parametrize("host", ["a..b", "no name", "x" * 64, "[::1]", "a/b", "127.0.0.1\n\nx"])
+async def test_a_host_that_is_no_address(host: str) -> None:
+    code, out, err = await ask(HOST=host, PORT="8080")
+    assert (code, out) == (1, "")
+    assert err == "Error: HOST does not say where the service listens: it is no address and no name\n"
+
+
+@pytest.mark.parametrize("seconds", ["nan", "inf", "0", "-1", "1e300", "soon"])
+async def test_a_time_that_is_none(seconds: str) -> None:
+    code, out, err = await ask("--timeout", seconds)
+    assert (code, out) == (2, "")
+    assert "Invalid value for '--timeout'" in err
+
+
+@pytest.mark.parametrize("form", ["{}", " {}\n", "'{}'", "+{}", "{}.0", "0{}"])
+@pytest.mark.parametrize("name", ["PORT", "port"])
+async def test_a_port_is_read_as_the_settings_read_it(name: str, form: str) -> None:
+    async def fine(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await read_request(reader)
+        writer.write(answer(200, b"ok\n"))
+        await writer.drain()
+
+    async with tcp_server(fine) as port:
+        given = form.format(port)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv(name, given)
+            assert config.load(database_url="dbname=x").port == port
+        assert (await ask(**{name: given, "HOST": "127.0.0.1\n"}))[0] == 0
 
 
 @pytest.mark.parametrize(

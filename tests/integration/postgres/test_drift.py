@@ -17,7 +17,7 @@ from listener.emulator import Emulator
 from listener.schema import migrate
 from tests.support.access import APPLICATION, WORKER, Regime, grants, make_worker, project
 from tests.support.postgres import Database, Server, Template, programs
-from tests.support.service import serving, settings_for
+from tests.support.service import environment, program, rows_of, serving, settings_for
 
 USER = UUID("00000000-0000-4000-8000-00000000000a")
 
@@ -39,6 +39,7 @@ CHANGES = {
     "column": "grant update (status) on push_notifications to authenticated",
     "revoked": "revoke update (status) on push_notifications from push_listener; "
     "revoke all on push_devices from service_role",
+    "schema public": "revoke usage on schema public from push_listener",
     "security off": "alter table push_delivery_logs disable row level security",
     "policy changed": "alter policy push_listener_own on push_notifications using (true)",
     "policy dropped": "drop policy push_listener_claims on push_notifications",
@@ -184,6 +185,32 @@ async def test_run_says_that_privileges_have_changed(database: Database) -> None
         said = [entry["finding"] for entry in logs if "privileges have changed" in entry["event"]]
         assert len(said) == 1
         assert said[0].startswith("anon may execute on public.enqueue_push(")
+
+
+async def test_the_schema_public_may_be_closed_to_everybody_later(database: Database) -> None:
+    make_worker(database)
+    with psycopg.connect(database.superuser_dsn, autocommit=True) as superuser:
+        superuser.execute("revoke usage on schema public from public")
+    async with (
+        Emulator() as emulator,
+        serving(settings_for(database.dsn_as(WORKER), emulator)),
+        rows_of(database.dsn) as rows,
+    ):
+        await rows.add(device_token="t", title="t")
+        await rows.over()
+
+
+async def test_run_tells_that_its_role_may_not_use_the_schema_public(database: Database) -> None:
+    make_worker(database)
+    with psycopg.connect(database.superuser_dsn, autocommit=True) as superuser:
+        superuser.execute("revoke usage on schema public from public, push_listener")
+    async with (
+        Emulator() as emulator,
+        program("run", env=environment(database.dsn_as(WORKER), emulator)) as run,
+    ):
+        assert await run.ended() == 1
+    assert "permission denied for schema public" in run.output
+    assert "not been migrated" not in run.output
 
 
 def test_a_restore_into_an_old_project_is_mended(postgres: Server) -> None:

@@ -108,6 +108,7 @@ async def test_a_collector_that_is_away_is_told_and_stops_nothing(
         emulator,
         otel_exporter_otlp_endpoint=f"http://user:{SECRET}@127.0.0.1:{closed_port()}",
         otel_exporter_otlp_timeout="1",
+        otel_traces_sampler="always_on",
         otel_bsp_schedule_delay="50",
         otel_bsp_export_timeout="100",
     )
