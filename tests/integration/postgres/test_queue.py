@@ -698,7 +698,7 @@ async def test_a_push_that_waits_for_its_next_try_has_been_due_since_before_its_
         push_id = await rows.add(device_token="t", title="t", status=status, delivery_attempts=1)
         await due_at(rows, push_id, "1000")
         await rows.connection.execute(
-            f"update push_notifications set first_due_at = {first_due}, created_at = now() - interval '1 hour' "
+            f"update push_notifications set push_first_due_at = {first_due}, created_at = now() - interval '1 hour' "
             "where id = %s",
             (push_id,),
         )
@@ -710,7 +710,7 @@ async def test_a_push_that_waits_for_its_next_try_has_been_due_since_before_its_
 async def test_a_push_that_the_application_holds_is_not_due(pool: Pool, rows: Rows) -> None:
     push_id = await rows.add(device_token="t", title="t", status="failed", delivery_attempts=1)
     await due_at(rows, push_id, "infinity")
-    await rows.query("update push_notifications set first_due_at = now() - interval '50 s'")
+    await rows.query("update push_notifications set push_first_due_at = now() - interval '50 s'")
     assert (await depth_of(pool)).oldest_due["normal"] == 0.0
 
 

@@ -63,7 +63,7 @@ async def test_after_an_outage_expired_pushes_are_no_probes(
     settings = settings_for(database.dsn, emulator, fcm_ramp=0, retry_min_delay=1, retry_max_delay=1)
     async with serving(settings) as service:
         await rows.add_many(30, "outage")
-        await shown(service.metrics, "push_paused", 1.0)
+        await shown(service.metrics, "push_paused", 1.0, {"reason": "away"})
         await rows.query("update push_notifications set expires_at = now(), next_attempt_at = now()")
         await late(rows, 5000, attempts=3, status="failed")
         fresh = await rows.add(device_token="fresh", title="t")
