@@ -184,7 +184,7 @@ class Service:
             )
             began = time.monotonic()
             ended = await self.worker.run(self._stop, self._hurry, self._announce)
-            self.metrics.progress.set(None)
+            self.metrics.forget_worker()
             if ended:
                 log.info("stopped")
                 return

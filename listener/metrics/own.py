@@ -314,6 +314,12 @@ class Metrics:
         self.shared = Shared(registry)
         """Read from the database."""
 
+    def forget_worker(self) -> None:
+        """No worker runs: what the last one has left behind belongs to its peers."""
+        self.progress.set(None)
+        self.in_flight.set(0)
+        self.settle_backlog.set_function(float)
+
 
 def _counter(
     name: str, about: str, label: str, values: tuple[str, ...], registry: CollectorRegistry

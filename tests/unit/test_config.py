@@ -479,3 +479,9 @@ def test_the_queue_is_counted_often_enough_for_the_metrics_to_stay() -> None:
     """After 300 s the alerts take an instance for frozen, and after 900 s the metrics are absent."""
     (fault,) = faults(queue_depth_interval="3600")
     assert fault.startswith("QUEUE_DEPTH_INTERVAL")
+
+
+def test_a_worker_is_not_stuck_while_an_attempt_may_last() -> None:
+    assert load(database_url=DSN, lease=3600).stuck_after > 3600
+    assert load(database_url=DSN).stuck_after == 600
+    assert load(database_url=DSN, lease=3600, watchdog_timeout=0).stuck_after == 0

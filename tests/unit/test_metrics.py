@@ -54,3 +54,22 @@ def test_a_worker_that_begins_has_nothing_in_flight() -> None:
     HeldRows(metrics, lease=60.0).add([push()], elapsed())
     HeldRows(metrics, lease=60.0)
     assert metrics.registry.get_sample_value("push_in_flight") == 0.0
+
+
+def test_while_no_worker_runs_nothing_is_in_flight_and_nothing_waits_to_be_written() -> None:
+    """Until the next one begins, which takes as long as the database is away."""
+    metrics = Metrics()
+    HeldRows(metrics, lease=60.0).add([push()], elapsed())
+    metrics.settle_backlog.set_function(lambda: 3.0)
+    metrics.progress.set_to_current_time()
+    metrics.forget_worker()
+    assert metrics.registry.get_sample_value("push_in_flight") == 0.0
+    assert metrics.registry.get_sample_value("push_settle_backlog") == 0.0
+    assert metrics.registry.get_sample_value("push_last_progress_timestamp_seconds") is None
+
+
+def test_receipts_of_a_day_count_from_the_most_that_was_seen() -> None:
+    shared = Shared(registry := CollectorRegistry())
+    for delivered in (1000, 0, 1003, 500, 1004):
+        shared.show(figures(delivered))
+    assert registry.get_sample_value("push_receipts_total", {"status": "delivered"}) == 4.0
