@@ -410,4 +410,13 @@ def test_many_rows_that_are_passed_over_are_looked_up_and_not_searched(database:
         with conn.transaction():
             conn.execute(overview.BY_INDEX)
             plan = "\n".join(line for (line,) in conn.execute(f"explain {overview.DEPTH}".encode()))
-    assert "Materialize" not in plan
+        assert "Materialize" not in plan
+        values = {
+            "limit": BATCH, "normal_limit": BATCH, "lease": 60.0, "worker": 1, "excluded": [], "is_strict": True,
+            "rows": BATCH, "reason": "",
+        }  # fmt: skip
+        for statement in (queue._CLAIM, queue._EARLIEST, queue._EXPIRE):
+            found = psycopg.ClientCursor(conn).execute(f"explain {statement}".encode(), values)
+            lines = [line.strip() for (line,) in found]
+            assert not [line for line in lines if "Materialize" in line]
+            assert any("using unwritable_rows_pkey" in line for line in lines)

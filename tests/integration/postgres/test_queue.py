@@ -6,7 +6,7 @@ import asyncio
 import dataclasses
 import math
 from collections.abc import AsyncIterator, Iterator
-from typing import Any
+from typing import Any, LiteralString
 from uuid import UUID, uuid4
 
 import psycopg
@@ -192,6 +192,38 @@ async def test_a_cancelled_push_that_is_requeued_by_hand_is_late_since_then(pool
     await due_at(rows, push_id, "-5", status="pending")
     (push,) = await mine.claim(1)
     assert 5.0 <= push.waited < 5.0 + PATIENCE
+
+
+@pytest.mark.parametrize("ended", ["cancelled", "sent", "dead"])
+async def test_a_push_that_the_application_has_ended_itself_is_late_since_it_was_requeued(
+    pool: Pool, rows: Rows, ended: str
+) -> None:
+    push_id = await rows.add(device_token="t", title="t")
+    mine = await worker(pool)
+    await rows.query(
+        "update push_notifications set next_attempt_at = now() - interval '300 s', "
+        "created_at = now() - interval '1 day'"
+    )
+    (first,) = await mine.claim(1)
+    await mine.settle([again(first, 100.0)])
+    assert (await rows.get(push_id))["push_first_due_at"] is not None
+    await rows.query("update push_notifications set status = %(ended)s", ended=ended)
+    assert (await rows.get(push_id))["push_first_due_at"] is None
+    await due_at(rows, push_id, "-5", status="pending")
+    (push,) = await mine.claim(1)
+    assert 5.0 <= push.waited < 5.0 + PATIENCE
+
+
+@pytest.mark.parametrize("call", ["mark_push_sent(id)", "mark_push_failed(id)"])
+async def test_a_worker_of_another_kind_ends_the_wait_with_the_push(
+    pool: Pool, rows: Rows, call: LiteralString
+) -> None:
+    push_id = await rows.add(device_token="t", title="t", retry_count=4)
+    await rows.query("select id from fetch_pending_pushes(1)")
+    assert (await rows.get(push_id))["push_first_due_at"] is not None
+    await rows.query(f"select {call} from push_notifications")
+    row = await rows.get(push_id)
+    assert (row["status"] in ("sent", "dead"), row["push_first_due_at"]) == (True, None)
 
 
 async def test_the_wait_counts_from_the_time_at_which_a_worker_of_another_kind_took_over(
