@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import re
 import subprocess
-import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -26,8 +25,8 @@ def verify(units: Mapping[str, Iterable[str]], directory: Path) -> dict[str, str
     """What systemd says of each unit that it finds fault with. All are read at once, because each start costs time."""
     systemd_analyze = tool("systemd-analyze")
     for name, lines in units.items():
-        # The program is not installed here, and systemd looks for it.
-        text = "\n".join(lines).replace("/opt/push-listener/bin/push-listener", sys.executable)
+        # The program is not installed here, and systemd looks for it. The path of Python may have a space in it.
+        text = "\n".join(lines).replace("/opt/push-listener/bin/push-listener", "/bin/sh")
         (directory / f"{name}.service").write_text(text)
     paths = [directory / f"{name}.service" for name in units]
     done = subprocess.run(
