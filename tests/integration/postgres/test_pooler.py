@@ -41,7 +41,7 @@ async def test_the_encoding_is_kept_in_transaction_mode(postgres: Server, encodi
     """Whatever another client of the same backend has chosen."""
     with postgres.encoded(encoding) as database:
         async with (
-            pooler(database, "transaction", size=1) as dsn,
+            pooler(database, "transaction", size=1, user=postgres.superuser) as dsn,
             ServicePool(Address(dsn), prepares=False) as pool,
         ):
             for foreign in ("latin1", encoding):
