@@ -31,7 +31,7 @@ test: .venv/installed ## every test; what depends on the version on PostgreSQL 1
 test-deploy: .venv/installed ## builds the image and runs it, the Procfile, and the alerts live; needs root (ARGS=... for pytest)
 	@scripts/test-tools
 	@scripts/deploy-tools
-	.venv/bin/python -m pytest -n 4 --dist loadgroup tests/deploy $(ARGS)
+	.venv/bin/python -m pytest -n 4 --dist loadfile tests/deploy $(ARGS)
 
 lint: .venv/installed ## ruff, mypy, and the import contracts
 	.venv/bin/python -m ruff check .

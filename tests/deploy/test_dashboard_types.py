@@ -27,9 +27,6 @@ TYPOS = [
 ]
 
 
-pytestmark = pytest.mark.xdist_group("dashboard")  # what is installed is for all of them
-
-
 @pytest.fixture(scope="module")
 def packages() -> Path:
     """A directory with Grafana's types and a compiler; kept in .cache."""

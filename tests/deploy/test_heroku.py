@@ -18,8 +18,7 @@ from tests.support.postgres import Database
 from tests.support.servers import closed_port
 from tests.support.service import PROJECT, Program, environment, get, rows_of
 
-# An installation on a busy machine; what is installed is for all of them.
-pytestmark = [pytest.mark.timeout(1800), pytest.mark.xdist_group("heroku")]
+pytestmark = pytest.mark.timeout(1800)  # an installation on a busy machine
 
 
 @pytest.fixture(

@@ -21,8 +21,7 @@ from tests.support.postgres import Database
 from tests.support.servers import closed_port
 from tests.support.service import PROJECT, get, rows_of
 
-# A build on a busy machine; what is built is for all of them.
-pytestmark = [pytest.mark.timeout(1800), pytest.mark.xdist_group("image")]
+pytestmark = pytest.mark.timeout(1800)  # a build on a busy machine
 
 
 @pytest.fixture(

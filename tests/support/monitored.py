@@ -277,3 +277,7 @@ def _prometheus_configuration(place: Path, ports: list[int], notifier: Server) -
     path = place / "prometheus.yml"
     path.write_text(yaml.safe_dump(content, sort_keys=False))
     return path
+
+
+Say = Callable[[str, Monitored], None]
+"""Prints a timeline under a title."""
