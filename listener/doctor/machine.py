@@ -64,7 +64,7 @@ def _reason(error: OSError) -> str:
 
 
 def judge_metrics(settings: Settings) -> Finding:
-    """Whether /metrics can be read, and by whom."""
+    """Whether /metrics can be read, and what a reader needs."""
     if settings.metrics_token is not None:
         return _GROUP.ok("/metrics asks for METRICS_TOKEN")
     if settings.metrics_closed and settings.metrics_port is not None:
