@@ -85,9 +85,7 @@ class Shared(Collector):
         """
         most: dict[datetime.date, Sequence[int]] = {}
         for day, counts in days.items():
-            before = (
-                (0,) * len(_RECEIPTS) if self._most is None else self._most.get(day, (0,) * len(_RECEIPTS))
-            )
+            before = (self._most or {}).get(day, (0,) * len(_RECEIPTS))
             most[day] = [max(pair) for pair in zip(counts, before, strict=True)]
             if self._most is not None:
                 for status, now, known in zip(_RECEIPTS, most[day], before, strict=True):

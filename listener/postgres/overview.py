@@ -12,6 +12,7 @@ from typing import LiteralString, NamedTuple
 import orjson
 from psycopg.rows import args_row
 
+from listener.metrics.labels import PRIORITIES
 from listener.postgres.connect import Pool
 from listener.postgres.statements import load
 from listener.postgres.unwritable import UNWRITABLE
@@ -36,8 +37,6 @@ OVERVIEW = load(
 
 STATUSES = ("pending", "processing", "failed")
 """The statuses in which a push waits."""
-
-PRIORITIES = ("high", "normal")
 
 
 class Waiting(NamedTuple):
