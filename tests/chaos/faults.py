@@ -67,8 +67,11 @@ async def start(world: World, slot: int) -> Listener:
 
 async def _kill(stage: Stage, step: Step) -> None:
     async with stage.places[step.slot]:
-        await stage.world.until_sending(stage.slots[step.slot])
-        await stage.slots[step.slot].kill()
+        victim = stage.slots[step.slot]
+        # The answers are on their way for a second, so the process dies with claims in its hands.
+        victim.fcm.latency = 1.0
+        await stage.world.until_sending(victim, patience=30.0)
+        await victim.kill()
         await asyncio.sleep(step.seconds)
         stage.slots[step.slot] = await start(stage.world, step.slot)
 

@@ -28,5 +28,8 @@ async def test_every_promise_is_kept_under_every_fault(seed: int, capsys: pytest
     assert {event.fault for event in result.events} == set(ACTS)
     # A run in which hardly anything happens proves nothing.
     assert result.findings.counts["rows committed"] > 1000
-    assert result.findings.counts["claims rescued from dead workers"] > 0
+    # Claims of the process that SIGKILL ended. The fault "workers forgotten" may come before the rescue: then the peers
+    # do not know that the process ever lived, and take its claims when the lease ends.
+    taken_over = ("claims rescued from dead workers", "claims whose lease ran out")
+    assert sum(result.findings.counts[fate] for fate in taken_over) > 0
     assert result.findings.counts["lost"] == result.findings.counts["stuck"] == 0
