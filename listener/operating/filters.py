@@ -1,0 +1,117 @@
+"""Which pushes a person asks for: from the URL of the page, or from the options of a command. Pure."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from datetime import UTC, datetime
+from typing import Literal, get_args
+from uuid import UUID
+
+from listener.push import Status
+
+Kind = Literal["token", "user", "topic", "condition"]
+"""What a push is addressed to."""
+
+STATUSES: tuple[str, ...] = tuple(status.value for status in Status)
+KINDS: tuple[str, ...] = get_args(Kind)
+
+_CODE = re.compile(r"[A-Z][A-Z0-9_]{0,63}")
+
+
+class FilterFault(ValueError):
+    """A filter that cannot be used. ``faults`` names every field that is wrong, and what it should be."""
+
+    def __init__(self, faults: list[str]) -> None:
+        super().__init__("; ".join(faults))
+        self.faults = faults
+
+
+@dataclass(frozen=True, slots=True)
+class Filter:
+    """Pushes to which every given field applies. Without any field: all."""
+
+    status: str | None = None
+    user: UUID | None = None
+    """user_id of the push."""
+    code: str | None = None
+    """error_code of the push."""
+    since: datetime | None = None
+    """The push last changed then or later. Times without a zone are in UTC."""
+    until: datetime | None = None
+    """The push last changed before or then."""
+    kind: Kind | None = None
+
+    @classmethod
+    def parse(cls, values: Mapping[str, str]) -> Filter:
+        """The filter that ``values`` describe, by field name; an empty text is no condition, other names are ignored.
+
+        Raises FilterFault.
+        """
+        given: dict[str, object] = {}
+        faults: list[str] = []
+        for name, parse in _PARSERS.items():
+            text = values.get(name, "").strip()
+            if text:
+                try:
+                    given[name] = parse(text)
+                except ValueError as error:
+                    faults.append(f"{name} {error}")
+        if faults:
+            raise FilterFault(faults)
+        return cls(**given)  # type: ignore[arg-type]
+
+    def as_values(self) -> dict[str, str]:
+        """What ``parse`` reads: for a URL, and for the record of an action."""
+        found = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {
+            name: value.isoformat() if isinstance(value, datetime) else str(value)
+            for name, value in found.items()
+            if value is not None
+        }
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether it applies to all pushes."""
+        return self == Filter()
+
+
+def _one_of(known: tuple[str, ...], text: str) -> str:
+    if text not in known:
+        raise ValueError(f"must be one of {', '.join(known)}")
+    return text
+
+
+def _status(text: str) -> str:
+    return _one_of(STATUSES, text)
+
+
+def _kind(text: str) -> str:
+    return _one_of(KINDS, text)
+
+
+def _user(text: str) -> UUID:
+    try:
+        return UUID(text)
+    except ValueError:
+        raise ValueError("must be the UUID of a user") from None
+
+
+def _code(text: str) -> str:
+    if not _CODE.fullmatch(text):
+        raise ValueError("must be an error code such as UNREGISTERED")
+    return text
+
+
+def _time(text: str) -> datetime:
+    try:
+        time = datetime.fromisoformat(text)
+    except ValueError:
+        raise ValueError(
+            "must be a time such as 2026-01-31T12:00, or with a zone, 2026-01-31T12:00+01:00"
+        ) from None
+    return time if time.tzinfo else time.replace(tzinfo=UTC)
+
+
+_PARSERS = {"status": _status, "user": _user, "code": _code, "since": _time, "until": _time, "kind": _kind}
