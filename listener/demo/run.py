@@ -93,9 +93,8 @@ async def run(console: Console, *, once: bool, port: int) -> list[str]:
         emulator = await stack.enter_async_context(Emulator(faults=["unavailable,token=phone-3,times=2"]))
         log = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="push-listener-"))) / "listener.log"
         web = await stack.enter_async_context(_service(postgres.uri, emulator, _free_port(port), log))
-        console.print(
-            "The listener is up. Rows are inserted into push_notifications; this becomes of them:\n"
-        )
+        console.print(f"The listener is up. Its page, for your browser: [bold]{web}/[/]")
+        console.print("Rows are inserted into push_notifications; this becomes of them:\n")
 
         conn = stack.enter_context(psycopg.connect(postgres.uri, autocommit=True))
         _register_devices(conn)
@@ -127,6 +126,8 @@ async def _service(dsn: str, emulator: Emulator, port: int, log: Path) -> AsyncI
         "HOST": "127.0.0.1",
         "PORT": str(port),
         "METRICS_TOKEN": "",
+        # The page is open on loopback when nothing closes it.
+        **dict.fromkeys(("PAGE_TOKEN", "ACTION_TOKENS", "PATH_PREFIX", "OPERATOR_DATABASE_URL"), ""),
         # FCM asks for at least 10 s before a retry; the emulator does not.
         "RETRY_MIN_DELAY": "1",
     }
@@ -282,7 +283,8 @@ def _print_summary(
 
 
 def _print_places(console: Console, dsn: str, web: str, emulator: Emulator, log: Path) -> None:
-    console.print(f"\n  metrics               {web}/metrics")
+    console.print(f"\n  the page              {web}/")
+    console.print(f"  metrics               {web}/metrics")
     console.print(f"  readiness             {web}/readyz")
     console.print(f"  what FCM received     {emulator.endpoint}/emulator/messages")
     console.print(f"  the listener's log    {log}")
