@@ -458,22 +458,30 @@ WAYS_BACK = {
 @pytest.mark.parametrize(("regime", "application"), WAYS_BACK.values(), ids=WAYS_BACK)
 def test_the_way_back_restores_every_grant(postgres: Server, regime: Regime, application: str) -> None:
     known = migrate.load()
-    before = known[-2]
-    assert known[-1].name == "privileges"
+    privileges = version_of("privileges")
     with postgres.database(Template.SUPABASE) as database:
         prepare(database, regime, application)
         first = state(database)
-        migrate.apply(database.dsn, known[: before.version])
+        migrate.apply(database.dsn, known[: privileges - 1])
         unprivileged = state(database)
+        migrate.apply(database.dsn, known[:privileges])
+        without_operators = state(database)
         migrate.apply(database.dsn, known)
         last = state(database)
-        assert last != unprivileged
-        migrate.rollback(database.dsn, before.version, known)
+        assert unprivileged != without_operators != last
+        migrate.rollback(database.dsn, privileges, known)
+        assert state(database) == without_operators
+        migrate.rollback(database.dsn, privileges - 1, known)
         assert state(database) == unprivileged
         migrate.apply(database.dsn, known)
         assert state(database) == last
         migrate.rollback(database.dsn, 0, known)
         assert state(database) == first
+
+
+def version_of(name: str) -> int:
+    """The number of a migration."""
+    return next(migration.version for migration in migrate.load() if migration.name == name)
 
 
 def state(database: Database) -> object:
