@@ -445,7 +445,7 @@ def test_an_owner_who_may_not_ask_for_the_user_gets_all_but_users(
         superuser.execute("revoke usage on schema auth from test_plain")
         migrate.apply(plain_database.dsn)
         policies = superuser.execute("select distinct roles::text from pg_policies").fetchall()
-    assert sorted(policies) == [("{push_listener}",), ("{service_role}",)]
+    assert sorted(policies) == [("{push_listener_operator}",), ("{push_listener}",), ("{service_role}",)]
     assert grants(plain_database) == grants(database)
 
 
