@@ -142,10 +142,7 @@ async def test_what_changes_after_the_preview_is_left_alone(acting: Acting, rows
     assert await acting.cancel([before[1], after[1]], who="anna", reason="", until=until) == [before[1]]
 
 
-async def test_a_row_that_changes_while_it_is_waited_for_is_looked_at_again(
-    acting: Acting, rows: Rows
-) -> None:
-    """A row that another transaction has locked is left out, so nothing waits."""
+async def test_a_row_that_another_transaction_has_locked_is_left_out(acting: Acting, rows: Rows) -> None:
     locked, free = await in_status(rows, "dead"), await in_status(rows, "dead")
     async with rows.connection.transaction():
         await rows.connection.execute("select from push_notifications where id = %s for update", (locked,))
@@ -270,7 +267,7 @@ async def test_what_is_recorded_has_bounds(
 ) -> None:
     push = await in_status(rows, "dead")
     with pytest.raises(psycopg.errors.InvalidParameterValue, match=message):
-        await acting.requeue([push], **{"who": "anna", "reason": "", **values})
+        await acting.requeue([push], who=values.get("who", "anna"), reason=values.get("reason", ""))
     await acting.requeue([push], who="a" * 200, reason="a" * 1000)
 
 
@@ -406,7 +403,8 @@ def test_a_user_is_no_operator_whatever_was_granted(database: Database) -> None:
 
 
 def test_the_record_is_shown_to_no_user_whatever_was_granted(database: Database) -> None:
-    make_worker(database), make_operator(database)
+    make_worker(database)
+    make_operator(database)
     with psycopg.connect(database.dsn, autocommit=True) as owner:
         owner.execute(FUNCTIONS[3])
     seen = "select count(*) from push_listener.actions"
@@ -583,7 +581,7 @@ def test_an_index_of_the_application_with_that_name_is_told(postgres: Server) ->
         ):
             migrate.apply(database.dsn)
         with psycopg.connect(database.dsn, autocommit=True) as owner:
-            owner.execute("alter index push_notifications_user rename to drivers")
+            owner.execute("alter index push_notifications_user rename to of_drivers")
         migrate.apply(database.dsn)
         with psycopg.connect(database.dsn) as owner:
             assert len(owner.execute(INDEXES).fetchall()) == 2
