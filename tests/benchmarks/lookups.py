@@ -3,11 +3,11 @@
     python -m tests.benchmarks.lookups --rows 20000
 
 Two databases of one Postgres hold ``--history`` finished pushes of ``--users`` users; in one of them the indexes
-push_notifications_user and push_notifications_code have been dropped. In both, in turn, ``--rows`` pushes are inserted by
-32 clients of pgbench, each insert a transaction that waits for the disk, without the triggers that notify; then they are
-claimed and settled with the statements of ``push-listener``. Once the pushes are for users, once for devices, and once for
-users and all end dead. Each round begins with a checkpoint, after which Postgres logs each page as a whole when it first
-changes; ``--no-full-pages`` leaves that out, as if checkpoints were rare.
+push_notifications_user and push_notifications_code have been dropped. In both, in turn, ``--rows`` pushes are
+inserted by 32 clients of pgbench, each insert a transaction that waits for the disk, without the triggers that
+notify; then they are claimed and settled with the statements of ``push-listener``. Once the pushes are for users,
+once for devices, and once for users and all end dead. Each round begins with a checkpoint, after which Postgres logs
+each page as a whole when it first changes; ``--no-full-pages`` leaves that out, as if checkpoints were rare.
 """
 
 from __future__ import annotations

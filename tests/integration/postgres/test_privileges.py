@@ -896,7 +896,7 @@ def test_row_level_security_costs_the_listener_no_plan(postgres: Server, applica
     assert not any("Seq Scan on push_notifications" in line or "drivers" in line for line in plans[1])
 
 
-def test_users_do_not_read_logs_and_devices_from_end_to_end(database: Database) -> None:
+def test_users_do_not_read_tables_from_end_to_end(database: Database) -> None:
     with psycopg.connect(database.dsn, autocommit=True) as owner:
         owner.execute(
             "insert into push_notifications (user_id, title, status, next_attempt_at) "
@@ -914,6 +914,7 @@ def test_users_do_not_read_logs_and_devices_from_end_to_end(database: Database) 
         user.execute("set role authenticated")
         user.execute("select set_config('request.jwt.claims', %s, false)", (f'{{"sub": "{OWNER}"}}',))
         for table, index in (
+            ("push_notifications", "push_notifications_user"),
             ("push_delivery_logs", "push_delivery_logs_push"),
             ("push_devices", "push_devices_live"),
         ):
