@@ -43,9 +43,9 @@ FIGURES = {
 }
 Samples = dict[str, list[float]]
 
-_SILENCE = """
-alter table push_notifications disable trigger push_listener_ring_insert;
-alter table push_notifications disable trigger push_listener_ring_update
+_COUNTS = """
+alter table push_notifications enable trigger push_listener_count_inserted;
+alter table push_notifications enable trigger push_listener_count_changed
 """
 _INDEXES = "drop index push_notifications_user, push_notifications_code"
 _HISTORY = """
@@ -63,11 +63,12 @@ select md5((n %% %(users)s)::text)::uuid, 'Your ride is here', 'Blue estate car,
 def _arm(server: EmbeddedPostgres, arm: str, history: int, users: int) -> Iterator[Installed]:
     queue = queues.install(queues.LISTENER, server, f"lookups_{arm}")
     with queue.connect() as conn:
-        conn.execute(_SILENCE)
+        conn.execute(queue.silence.encode())
         if arm == "without":
             conn.execute(_INDEXES)
         conn.execute(_HISTORY, {"rows": history, "users": users})
         conn.execute("vacuum analyze push_notifications")
+        conn.execute(_COUNTS)
     yield queue
 
 
