@@ -404,7 +404,7 @@ def test_a_user_who_may_become_an_operator_is_told(database: Database) -> None:
         superuser.execute("grant push_listener_operator to authenticated")
         try:
             (way,) = (way for way in unexpected(database) if way.object == "push_listener_operator")
-            assert ("cause", "set role") == (way.effect, way.privilege)
+            assert (way.effect, way.privilege) == ("cause", "set role")
             assert "authenticated" in way.roles
             superuser.execute((first_statement(way.remedy) or "").encode())
             assert not any(way.object == "push_listener_operator" for way in unexpected(database))

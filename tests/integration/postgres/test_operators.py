@@ -28,7 +28,7 @@ from tests.support.access import (
     make_worker,
     project,
 )
-from tests.support.postgres import Database, Server, Template
+from tests.support.postgres import Database, Server
 from tests.support.service import Rows
 
 pytestmark = pytest.mark.oldest_postgres
@@ -569,22 +569,6 @@ def test_the_indexes_are_on_every_table(postgres: Server, application: str) -> N
     user, code = (definition.partition(" USING ")[2] for *_, definition in found)
     assert user == "btree (user_id, created_at DESC, id) WHERE (user_id IS NOT NULL)"
     assert code.startswith("btree (error_code, updated_at DESC) WHERE ")
-
-
-def test_an_index_of_the_application_with_that_name_is_told(postgres: Server) -> None:
-    with postgres.database(Template.SUPABASE) as database:
-        with psycopg.connect(database.dsn, autocommit=True) as owner:
-            owner.execute(APPLICATION.encode())
-            owner.execute("create index push_notifications_user on push_notifications (driver_id)")
-        with pytest.raises(
-            MigrationError, match="push_notifications_user, named as an index that push-listener"
-        ):
-            migrate.apply(database.dsn)
-        with psycopg.connect(database.dsn, autocommit=True) as owner:
-            owner.execute("alter index push_notifications_user rename to of_drivers")
-        migrate.apply(database.dsn)
-        with psycopg.connect(database.dsn) as owner:
-            assert len(owner.execute(INDEXES).fetchall()) == 2
 
 
 def test_the_way_back_does_not_lose_the_record_unasked(database: Database) -> None:
