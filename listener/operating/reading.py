@@ -31,6 +31,7 @@ from listener.operating.records import (
     Attempt,
     CodeGroup,
     Count,
+    Ended,
     Page,
     Preview,
     Pulse,
@@ -239,6 +240,38 @@ class Reading:
         """Pushes by their ids, in this order; those that are gone are left out."""
         async with self._transaction() as cursor:
             return await self._lines(cursor, ids)
+
+    async def ended(self, filter: Filter, since: datetime, most: int = 20_000) -> Ended:
+        """The pushes that ended since a time and to which a filter applies; failed tries if it asks for them.
+
+        Args:
+            filter: its own times do not count.
+            since: by the database's clock.
+            most: entries of an index that are looked at; the newest ones.
+        """
+        lines: list[PushLine] = []
+        edges: list[datetime] = []
+        async with self._transaction() as cursor:
+            now = (await _one(cursor, _NOW))["now"]
+            for source in order.ended(filter.status).sources:
+                values = {
+                    **_values(source, filter),
+                    "since": since,
+                    "until": _FOREVER[1],
+                    "is_given_up": False,
+                }
+                rows = await _all(
+                    cursor, SCANS[source.statement], {**values, "skip": 0, "window": most, "limit": most + 1}
+                )
+                lines += [_line(row) for row in rows if row["matches"]]
+                edges += [_time(row["updated_at"]) for row in rows if row["is_edge"]]
+        return Ended(lines, now, max(edges, default=None))
+
+    async def now(self) -> datetime:
+        """The time by the database's clock."""
+        async with self._transaction() as cursor:
+            now: datetime = (await _one(cursor, _NOW))["now"]
+        return now
 
     # --- One push
 
