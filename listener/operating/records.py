@@ -37,6 +37,8 @@ class Page:
     """For the next part; None: there is none."""
     is_partial: bool = False
     """The search stopped after a bounded number of rows; ``after`` goes on."""
+    first: str = ""
+    """Of the first row, for ``Reading.newer``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +126,8 @@ class WorkerLine:
     is_lost: bool
     in_flight: Count
     """Pushes that it has claimed and not settled."""
+    is_guarded: bool = True
+    """False: it holds no liveness lock (WAKEUP=sweep, or it has just started), so whether it lives is unknown."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,6 +168,17 @@ class Progress:
     skipped: int
     """Pushes that matched and were changed by somebody else since the preview."""
     is_over: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """The pushes that ended in the last seconds."""
+
+    lines: Sequence[PushLine]
+    now: datetime
+    """The database's time; what commits later may still be written with an earlier time."""
+    complete_since: datetime | None
+    """Of what ended before, some is missing, because there was too much; None: none is."""
 
 
 @dataclass(frozen=True, slots=True)
