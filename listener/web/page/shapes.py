@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -13,7 +14,7 @@ from urllib.parse import urlencode
 from uuid import UUID
 
 from listener.operating.filters import Filter
-from listener.operating.records import Attempt, PushLine, Receipt, Story
+from listener.operating.records import Attempt, PushLine, Receipt, Revealed, Story
 
 if TYPE_CHECKING:
     from listener.web.page.app import Series, Snapshot
@@ -73,7 +74,11 @@ def duration(seconds: float) -> str:
     if seconds < 9.95:
         return f"{seconds:.1f} s"
     whole = round(seconds)
-    for size, name, smaller, its_name in ((86_400, "d", 3_600, "h"), (3_600, "h", 60, "min"), (60, "min", 1, "s")):
+    for size, name, smaller, its_name in (
+        (86_400, "d", 3_600, "h"),
+        (3_600, "h", 60, "min"),
+        (60, "min", 1, "s"),
+    ):
         if whole >= size:
             rest = whole % size // smaller
             return f"{whole // size} {name}" + (f" {rest} {its_name}" if rest else "")
@@ -171,7 +176,13 @@ def figures(snapshot: Snapshot) -> list[Figure]:
     unwritable = sum(read.unwritable.values()) if read else 0
     workers = pulse.workers if pulse else None
     return [
-        Figure("Due now", known(due), _oldest(oldest), "/pushes?status=pending", "warn" if (oldest or 0) > 5 else "plain"),
+        Figure(
+            "Due now",
+            known(due),
+            _oldest(oldest),
+            "/pushes?status=pending",
+            "warn" if (oldest or 0) > 5 else "plain",
+        ),
         Figure("In flight", known(waiting["processing"]), f"{number(state.in_flight)} by this process"),
         Figure("Wait for a retry", known(waiting["failed"]), "", "/pushes?status=failed"),
         Figure(
@@ -232,7 +243,8 @@ def minutes(series: Series) -> list[Minute]:
     rows = []
     for minute, found in sorted(by_minute.items(), reverse=True):
         failed = [
-            sum(value for code in series.failed.values() if (value := code[index]) is not None) for index in found
+            sum(value for code in series.failed.values() if (value := code[index]) is not None)
+            for index in found
         ]
         rows.append(
             Minute(
@@ -261,7 +273,9 @@ def chart_data(series: Series, last: int | None = None) -> dict[str, object]:
     ranked = sorted(series.failed, key=lambda code: (-sum(value or 0 for value in series.failed[code]), code))
     failed = {code: cut(series.failed[code]) for code in ranked[:MOST_CODES]}
     if rest := ranked[MOST_CODES:]:
-        failed["other"] = [_sum(values) for values in zip(*(cut(series.failed[code]) for code in rest), strict=True)]
+        failed["other"] = [
+            _sum(values) for values in zip(*(cut(series.failed[code]) for code in rest), strict=True)
+        ]
     return {
         "at": [round(at, 3) for at in series.at[start:]],
         "accepted": cut(series.accepted),
@@ -339,13 +353,25 @@ def ending(story: Story) -> str:
     tries = f"{line.retry_count} {'try is' if line.retry_count == 1 else 'tries are'} used."
     match line.status:
         case "sent" | "delivered":
-            took = f" {duration((story.sent_at - line.created_at).total_seconds())} after the insert" if story.sent_at else ""
-            end = " A device has shown it." if story.delivered_at else " No device has reported yet that it showed it."
+            took = (
+                f" {duration((story.sent_at - line.created_at).total_seconds())} after the insert"
+                if story.sent_at
+                else ""
+            )
+            end = (
+                " A device has shown it."
+                if story.delivered_at
+                else " No device has reported yet that it showed it."
+            )
             return f"FCM accepted it{devices}{took}.{end}"
         case "failed":
             return f"It failed and is tried again. {tries}"
         case "pending":
-            return "It waits for its time." if line.due_at and line.due_at > line.updated_at else "It waits to be sent."
+            return (
+                "It waits for its time."
+                if line.due_at and line.due_at > line.updated_at
+                else "It waits to be sent."
+            )
         case "processing":
             return "A worker has claimed it and sends it now."
         case "dead":
@@ -366,7 +392,9 @@ def copies(story: Story) -> str | None:
     if again:
         signs.append(f"FCM accepted it more than once for {again} {'device' if again == 1 else 'devices'}")
     if unclear:
-        signs.append(f"{unclear} {'attempt' if unclear == 1 else 'attempts'} had no clear answer and may have arrived")
+        signs.append(
+            f"{unclear} {'attempt' if unclear == 1 else 'attempts'} had no clear answer and may have arrived"
+        )
     if story.lost_claims:
         signs.append(
             f"{story.lost_claims} {'claim' if story.lost_claims == 1 else 'claims'} ended without a result, "
@@ -378,3 +406,33 @@ def copies(story: Story) -> str | None:
 def waits_until(line: PushLine) -> datetime | None:
     """When a waiting push is due; None for one that does not wait."""
     return line.due_at if line.status in _WAITING else None
+
+
+def order(applied: Filter) -> str:
+    """The order of a list, in words."""
+    if applied.user:
+        return "those inserted last first"
+    return "those due next first" if applied.status in _WAITING else "those changed last first"
+
+
+def payload(revealed: Revealed) -> list[tuple[str, str | None]]:
+    """What a push says and where it goes, by name, in the order of the page."""
+
+    def text(value: object) -> str | None:
+        return (
+            None
+            if value is None
+            else value
+            if isinstance(value, str)
+            else json.dumps(value, ensure_ascii=False, indent=2)
+        )
+
+    found = [
+        ("Title", revealed.title),
+        ("Text", revealed.body),
+        ("Data", text(revealed.data)),
+        ("Image", revealed.image),
+        ("Options", text(revealed.options)),
+        ("Token", revealed.token),
+    ]
+    return found + [("Token in the log", token) for token in revealed.tokens if token != revealed.token]

@@ -11,9 +11,9 @@
     try { return localStorage.getItem("theme"); } catch { return null; }
   };
   let theme = THEMES.includes(stored()) ? stored() : "system";
-  const isDark = () => theme === "dark" || (theme === "system" && dark.matches);
   const applyTheme = () => {
-    root.dataset.theme = isDark() ? "dark" : "light";
+    if (theme === "system") delete root.dataset.theme;
+    else root.dataset.theme = theme;
     const name = document.querySelector("[data-theme-name]");
     if (name) name.textContent = theme;
     document.dispatchEvent(new Event("themed"));
@@ -55,7 +55,14 @@
   const plots = new Map();
   let series = null;
 
-  const colour = (name) => getComputedStyle(root).getPropertyValue(name).trim();
+  function colour(name) {
+    const probe = document.body.appendChild(document.createElement("i"));
+    probe.style.color = `var(${name})`;
+    const found = getComputedStyle(probe).color;
+    probe.remove();
+    return found;
+  }
+  const FONT = '11px system-ui, -apple-system, "Segoe UI", Roboto, "Noto Sans", sans-serif';
   const options = (figure, chart, lines) => ({
     width: figure.clientWidth - 26,
     height: 126,
@@ -67,8 +74,8 @@
       y: { range: (_, least, most) => [0, most > 0 ? most * 1.15 : chart.unit === "time" ? 1 : 1] },
     },
     axes: [
-      { stroke: colour("--soft"), font: `11px ${colour("--sans")}`, grid: { show: false }, ticks: { show: false }, size: 22, space: 70, values: (_, ticks) => ticks.map((at) => clock.format(at * 1000).slice(0, 5)) },
-      { stroke: colour("--soft"), font: `11px ${colour("--sans")}`, grid: { stroke: colour("--line"), width: 1 }, ticks: { show: false }, size: 56, gap: 6, space: 32, values: (_, ticks) => ticks.map(FORMATS[chart.unit]), ...(chart.unit === "time" ? { incrs: TIME_STEPS } : {}) },
+      { stroke: colour("--soft"), font: FONT, grid: { show: false }, ticks: { show: false }, size: 22, space: 70, values: (_, ticks) => ticks.map((at) => clock.format(at * 1000).slice(0, 5)) },
+      { stroke: colour("--soft"), font: FONT, grid: { stroke: colour("--line"), width: 1 }, ticks: { show: false }, size: 56, gap: 6, space: 32, values: (_, ticks) => ticks.map(FORMATS[chart.unit]), ...(chart.unit === "time" ? { incrs: TIME_STEPS } : {}) },
     ],
     series: [
       { label: "time", class: "unseen", value: () => "" },
@@ -207,6 +214,7 @@
     else if (source) complain("The listener does not answer.");
   });
   document.addEventListener("htmx:sse:before:message", onFigures);
+  document.addEventListener("htmx:sse:error", (event) => { if (event.detail.status === 401) location.reload(); });
   document.addEventListener("htmx:sse:close", (event) => { if (event.target.id === "live") again(event.target); });
   const again = (live) => setTimeout(() => window.htmx.trigger(live, "again"), 3000);
 
