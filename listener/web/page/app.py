@@ -57,11 +57,11 @@ class Snapshot:
 class Context:
     """What the views work with. ``request["visitor"]`` is the Visitor (access.py), on every route.
 
-    Paths in the views are without the prefix: ``routes(context)`` says web.get("/pushes", ...), and Page puts the prefix
-    before it. Links in the HTML begin with ``prefix``. Page itself answers POST /login (fields token, next), POST /logout
-    and GET /static/.... The views answer GET /login?next=PATH&wrong=1 (wrong=1: the token was wrong; wrong=wait: too many
-    wrong ones, wait a second), with a form that posts both fields to /login. Nobody without the right to act reaches a
-    view by POST, and nobody without the right to read any view but /login.
+    Paths in the views are without the prefix: ``routes(context)`` says web.get("/pushes", ...), and Page puts the
+    prefix before it. Links in the HTML begin with ``prefix``. Page itself answers POST /login (fields token, next),
+    POST /logout and GET /static/.... The views answer GET /login?next=PATH&wrong=1 (wrong=1: the token was wrong;
+    wrong=wait: too many wrong ones, wait a second), with a form that posts both fields to /login. Nobody without the
+    right to act reaches a view by POST, and nobody without the right to read any view but /login.
     """
 
     reading: Reading
