@@ -24,13 +24,13 @@ _STOPPING = "stopping"
 _PAUSES = {
     "refused": (
         "FCM refuses our credentials, permissions or project",
-        "Check FCM_PROJECT_ID, that the Firebase Cloud Messaging API is enabled, and the role of the service account. The "
-        "log has FCM's words. A replaced key file is read at the next probe.",
+        "Check FCM_PROJECT_ID, that the Firebase Cloud Messaging API is enabled, and the role of the service account. "
+        "The log has FCM's words. A replaced key file is read at the next probe.",
     ),
     "away": (
         "FCM does not answer",
-        "Nothing, if https://status.firebase.google.com reports a problem: sending goes on by itself. Otherwise check DNS, "
-        "the proxy and the firewall.",
+        "Nothing, if https://status.firebase.google.com reports a problem: sending goes on by itself. Otherwise check "
+        "DNS, the proxy and the firewall.",
     ),
     "token_loss": (
         "FCM calls nearly every token dead",
@@ -61,7 +61,8 @@ class Facts:
     oldest_due: float | None = None
     """Seconds for which the claimable push that is due longest has been due; 0: none is; None: not known."""
     accepted: int | None = None
-    """Pushes that FCM accepted in the last ``ACCEPTED_WITHIN_S``, of the whole fleet; None: not known."""
+    """Pushes of the whole fleet that FCM accepted in the last ``ACCEPTED_WITHIN_S``, and since the pause of this process
+    began; None: not known."""
     workers: int | None = None
     """Workers that Postgres sees; None: it sees none of them, with WAKEUP=sweep."""
     unwritable: int = 0
@@ -100,8 +101,7 @@ def _paused(facts: Facts, *, goes_out: bool) -> Verdict:
     why, remedy = _PAUSES.get(facts.pause or "", ("the log has the reason", _DOCTOR))
     since = "" if facts.paused_since is None else f" since {facts.paused_since:%H:%M} UTC"
     if goes_out:
-        others = "FCM has accepted pushes in the last 2 minutes, from others or before."
-        return Verdict("attention", f"This process has paused{since}: {why}. {others}", remedy)
+        return Verdict("attention", f"This process has paused{since}: {why}. Others go on sending.", remedy)
     return Verdict("trouble", f"Paused{since}: {why}. Pushes wait and lose no tries.", remedy)
 
 
@@ -119,6 +119,8 @@ def _unread(facts: Facts) -> Verdict:
 
 def _hindered(facts: Facts, *, goes_out: bool) -> Verdict:
     what = "; ".join(facts.obstacles)
+    if facts.workers == 0:
+        return Verdict("trouble", f"No worker is alive, so no push goes out: {what}.", _DOCTOR)
     if goes_out:
         return Verdict("attention", f"Pushes go out, but this process has a problem: {what}.", _DOCTOR)
     return Verdict("trouble", f"This process cannot work: {what}.", _DOCTOR)

@@ -1,7 +1,7 @@
 """The last 15 minutes of what the charts show. Pure; times are Unix seconds and are passed in.
 
-Two things add to it: each reading for the metrics, which goes on while nobody watches, and the sample that is taken each
-second while somebody does.
+Two things add to it: each reading for the metrics, which goes on while nobody watches, and the sample that is taken
+each second while somebody does.
 """
 
 from __future__ import annotations
@@ -102,11 +102,16 @@ class History:
 
 
 def added(points: Sequence[Point], point: Point) -> list[Point]:
-    """The points with one more, without those that are too old. The newest one gives way if it is too close."""
+    """The points with one more, without those that are too old.
+
+    The one that was the newest gives way if it is too close to the one before, unless it is the only sign of a gap.
+    """
     kept = [each for each in points if point.at - SPAN_S <= each.at < point.at]
-    if len(kept) > 1 and kept[-1].at - kept[-2].at < STEP_S and kept[-1].sums is not None:
-        kept.pop()
-    return [*kept[-int(SPAN_S / STEP_S) :], point]
+    if len(kept) > 1 and kept[-1].at - kept[-2].at < STEP_S:
+        before, newest = kept[-2:]
+        if newest.sums is not None or before.sums is None or point.sums is None:
+            kept.pop()
+    return [*kept, point]
 
 
 def series(points: Sequence[Point], bounds: Sequence[float]) -> Series:
