@@ -61,8 +61,8 @@ class Facts:
     oldest_due: float | None = None
     """Seconds for which the claimable push that is due longest has been due; 0: none is; None: not known."""
     accepted: int | None = None
-    """Pushes of the whole fleet that FCM accepted in the last ``ACCEPTED_WITHIN_S``, and since the pause of this process
-    began; None: not known."""
+    """Pushes of the whole fleet that FCM accepted in the last ``ACCEPTED_WITHIN_S``, and since this process has paused;
+    None: not known."""
     workers: int | None = None
     """Workers that Postgres sees; None: it sees none of them, with WAKEUP=sweep."""
     unwritable: int = 0

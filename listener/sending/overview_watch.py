@@ -95,7 +95,7 @@ class OverviewWatch:
             self._metrics.shared.forget()
 
     async def _pause(self, least: float) -> None:
-        """Sleeps for the interval, or for a shorter one as soon as somebody watches; ``least`` seconds at all events."""
+        """Sleeps for the interval, or for a shorter one once somebody watches, and never for less than ``least``."""
         first = max(least, min(self._interval, _WATCHED_INTERVAL_S))
         await asyncio.sleep(first)
         await is_set_within(self._watched, self._interval - first)

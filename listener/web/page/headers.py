@@ -11,8 +11,9 @@ import structlog
 from aiohttp import web
 from aiohttp.typedefs import Handler
 
+from listener.operating.acting import NotAllowed
 from listener.operating.filters import FilterFault
-from listener.postgres.errors import explain, fault_name
+from listener.postgres.errors import explain
 
 log = structlog.get_logger(__name__)
 
@@ -62,6 +63,8 @@ def with_errors(handler: Handler, style: Callable[[], str]) -> Handler:
             raise
         except FilterFault as fault:
             return _problem(request, 400, "These filters cannot be used", fault.faults, style())
+        except NotAllowed as error:
+            return _problem(request, 403, "The database does not let you do that", [str(error)], style())
         except psycopg.errors.QueryCanceled:
             return _problem(request, 503, "The search took too long", [_NARROWER], style())
         except psycopg.Error as error:
@@ -69,9 +72,7 @@ def with_errors(handler: Handler, style: Callable[[], str]) -> Handler:
         except ConnectionResetError:  # the client has gone
             raise
         except Exception as error:
-            log.error(
-                "the page has a fault", route=_route(request), error=fault_name(error), at=_place(error)
-            )
+            tell_fault(_route(request), error)
             return _problem(request, 500, "This page has a fault", ["The log says where."], style())
 
     return answer
@@ -79,6 +80,17 @@ def with_errors(handler: Handler, style: Callable[[], str]) -> Handler:
 
 _NARROWER = "Name a user, an error code or a shorter time, and try again."
 _STAYS = "Pushes wait in it and are sent when it is back. This page can be loaded again at any time."
+
+
+def tell_fault(route: str, error: Exception) -> None:
+    """Logs a fault of our own, without the text of the exception, which may quote a payload."""
+    where = traceback.extract_tb(error.__traceback__)[-1]
+    log.error(
+        "the page has a fault",
+        route=route,
+        error=type(error).__name__,
+        at=f"{where.filename}:{where.lineno}",
+    )
 
 
 def _problem(
@@ -103,9 +115,3 @@ def _route(request: web.Request) -> str:
     """The route and not the path, which may hold what somebody searches for."""
     resource = request.match_info.route.resource
     return "" if resource is None else resource.canonical
-
-
-def _place(error: BaseException) -> str:
-    """Where it was raised; its message may quote values."""
-    where = traceback.extract_tb(error.__traceback__)[-1]
-    return f"{where.filename}:{where.lineno}"
