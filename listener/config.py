@@ -388,8 +388,8 @@ class Settings(DatabaseSettings):
     )
     page_token: Annotated[SecretStr | None, AfterValidator(_hard_to_guess)] = _web(
         default=None,
-        description="token with which a person reads the page and changes nothing; without any token the page is open on "
-        "loopback only",
+        description="token with which a person reads the page and changes nothing; without any token the page is open "
+        "on loopback only",
     )
     action_tokens: Annotated[dict[str, SecretStr], NoDecode, BeforeValidator(_action_tokens)] = _web(
         default={},

@@ -9,12 +9,11 @@ from datetime import UTC, datetime
 from typing import Literal, get_args
 from uuid import UUID
 
-from listener.push import Status
-
 Kind = Literal["token", "user", "topic", "condition"]
 """What a push is addressed to."""
 
-STATUSES: tuple[str, ...] = tuple(status.value for status in Status)
+STATUSES = ("pending", "processing", "sent", "delivered", "failed", "dead", "expired", "cancelled")
+"""What push_notifications.status may be. Source: the check in db/migrations/0003_queue.sql."""
 KINDS: tuple[str, ...] = get_args(Kind)
 
 _CODE = re.compile(r"[A-Z][A-Z0-9_]{0,63}")

@@ -37,6 +37,8 @@ class Page:
     """For the next part; None: there is none."""
     is_partial: bool = False
     """The search stopped after a bounded number of rows; ``after`` goes on."""
+    first: str = ""
+    """Of the first row, for ``Reading.newer``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +126,8 @@ class WorkerLine:
     is_lost: bool
     in_flight: Count
     """Pushes that it has claimed and not settled."""
+    is_guarded: bool = True
+    """False: it holds no liveness lock (WAKEUP=sweep, or it has just started), so whether it lives is unknown."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,532 @@
+"""What the database knows of pushes, workers and actions, read for a person.
+
+Every statement runs in a transaction that is read-only, that sees one moment, and that ends after two seconds at most.
+The settings are local to the transaction, so it works behind a transaction pooler.
+
+No statement reads a table: a search looks at a bounded number of entries of an index (see ``order``), tells what it
+found, and where to go on.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from datetime import UTC, datetime
+from typing import Any, LiteralString
+from uuid import UUID
+
+import orjson
+from psycopg import AsyncCursor
+from psycopg.pq import TransactionStatus
+from psycopg.rows import DictRow, dict_row
+
+from listener.fcm.redaction import without_tokens
+from listener.operating import order
+from listener.operating.filters import Filter, FilterFault
+from listener.operating.order import Action, Entry, Part, Plan, Position, Source
+from listener.operating.records import (
+    ActionLine,
+    Attempt,
+    CodeGroup,
+    Count,
+    Page,
+    Preview,
+    Pulse,
+    PushLine,
+    Receipt,
+    Story,
+    WorkerLine,
+)
+from listener.postgres.connect import Connection
+from listener.postgres.statements import load
+
+WINDOW = 20_000
+"""Entries of an index that one search looks at, at most."""
+
+_NEAR = 1_000
+"""Waiting pushes of each priority that are due next, and as many that became due last, in a list of everything."""
+_MOST_CODES = 100
+_CODE_WINDOW = 2_000
+_COUNTED = 1_000
+_MOST_WORKERS = 200
+_ENDED_WORKERS = 20
+_LOG_ROWS = 200
+_PREVIEW_SCANS = 10
+_EXAMPLES = 5
+
+# The order must come from an index whatever Postgres knows of the table's size: its statistics may be from a time when
+# the table was empty, and then it would read and sort a million rows.
+_BEGIN: LiteralString = """
+begin isolation level repeatable read read only;
+set local statement_timeout = '2s';
+set local enable_seqscan = off;
+set local enable_bitmapscan = off;
+set local enable_sort = off;
+set local jit = off
+"""
+
+_COLUMNS = load(__file__, "columns")
+_LINE = load(__file__, "line")
+_MATCHES = load(__file__, "matches")
+
+
+_NEAREST = load(__file__, "nearest", columns=_COLUMNS)
+
+
+def _entries(statement: str) -> LiteralString:
+    return load(__file__, statement, columns=_COLUMNS, nearest=_NEAREST)
+
+
+def _scan(statement: str, direction: str) -> LiteralString:
+    return load(
+        __file__, "scan", line=_LINE, matches=_MATCHES, entries=_entries(statement), direction=direction
+    )
+
+
+_SOURCES = {
+    "by_user": "desc",
+    "by_code": "desc",
+    "given_up": "desc",
+    "over": "desc",
+    "near": "desc",
+    "waiting": "",
+}
+
+SCANS = {statement: _scan(statement, direction) for statement, direction in _SOURCES.items()}
+COUNTS = {
+    statement: load(__file__, "count", matches=_MATCHES, entries=_entries(statement))
+    for statement in _SOURCES
+}
+LINES = load(__file__, "lines", line=_LINE)
+STILL_THERE = load(__file__, "still_there")
+MAYBE_SEEN = load(__file__, "maybe_seen")
+PULSE = load(__file__, "pulse", line=_LINE, columns=_COLUMNS, nearest=_NEAREST)
+CODES = load(__file__, "codes")
+WORKERS = load(__file__, "workers")
+ACTIONS = load(__file__, "actions")
+STORY = load(__file__, "story", line=_LINE)
+STORY_LOGS = load(__file__, "story_logs")
+
+_RUN = """
+select coalesce(pg_catalog.sum(affected), 0::numeric)::integer as done, pg_catalog.max(at) as latest
+  from push_listener.actions
+  where run = %(run)s::uuid
+"""
+_NOW = "select pg_catalog.now() as now"
+
+_FOREVER = ("-infinity", "infinity")
+
+
+class Reading:
+    """Reads; every method raises psycopg.Error.
+
+    Args:
+        connect: gives a connection in autocommit, for one use.
+    """
+
+    def __init__(self, connect: Callable[[], AbstractAsyncContextManager[Connection]]) -> None:
+        self._connect = connect
+
+    # --- The first screen
+
+    async def pulse(self, latest: int = 20) -> Pulse:
+        """What changes from second to second, in one statement."""
+        async with self._transaction() as cursor:
+            row = await _one(cursor, PULSE, {"latest": latest, "near": latest})
+        return Pulse(
+            at=_time(row["at"]),
+            sent=row["sent"],
+            failed=orjson.loads(row["failed"]),
+            oldest_due=row["oldest_due"],
+            workers=row["workers"],
+            latest=[_line(line) for line in orjson.loads(row["latest"])],
+        )
+
+    async def codes(self) -> list[CodeGroup]:
+        """The dead and expired pushes by error code, the most frequent first; '' for those without one.
+
+        Of each code the newest 2,000 are looked at, and no count says more than 1,000.
+        """
+        async with self._transaction() as cursor:
+            rows = await _all(cursor, CODES, {"codes": _MOST_CODES, "window": _CODE_WINDOW})
+        groups = [
+            CodeGroup(
+                row["status"],
+                row["code"],
+                Count(
+                    min(row["pushes"], _COUNTED), row["pushes"] <= _COUNTED and row["looked"] < _CODE_WINDOW
+                ),
+                _time(row["latest"]),
+            )
+            for row in rows
+        ]
+        return sorted(groups, key=lambda group: (-group.pushes.number, group.code, group.status))
+
+    async def workers(self) -> list[WorkerLine]:
+        """The workers that have not signed off, and the last ones that ended."""
+        values = {"workers": _MOST_WORKERS, "ended": _ENDED_WORKERS, "window": WINDOW}
+        async with self._transaction() as cursor:
+            rows = await _all(cursor, WORKERS, values)
+        return [
+            WorkerLine(
+                id=row["id"],
+                name=row["name"],
+                started_at=_time(row["started_at"]),
+                stopped_at=_time_or_none(row["stopped_at"]),
+                is_alive=row["is_alive"],
+                is_lost=row["is_lost"],
+                in_flight=Count(row["pushes"], row["is_exact"]),
+                is_guarded=row["is_guarded"],
+            )
+            for row in rows
+        ]
+
+    # --- Lists
+
+    async def pushes(self, filter: Filter, *, after: str | None = None, limit: int = 50) -> Page:
+        """A part of the list of pushes to which a filter applies, in the order that ``order`` tells.
+
+        Raises FilterFault for an ``after`` that is no place in this list.
+        """
+        plan = order.plan(filter)
+        start, _ = order.decode(after, plan)
+        async with self._transaction() as cursor:
+            now = (await _one(cursor, _NOW))["now"]
+            part, lines = await self._part(cursor, plan, filter, start, limit)
+        return Page(
+            lines,
+            order.encode(part.positions) if part.has_more else None,
+            part.is_partial,
+            first=_first(plan, lines, now),
+        )
+
+    async def newer(self, filter: Filter, than: str, most: int = 100) -> Count:
+        """How many pushes come before the first row of a page, whose ``first`` is ``than``.
+
+        In a list of waiting pushes new ones come last: there it is how many were inserted since. Raises FilterFault.
+        """
+        since = _parse_first(than)
+        plan = order.plan(filter)
+        number, is_exact = 0, True
+        async with self._transaction() as cursor:
+            for source in plan.sources:
+                values = {**_values(source, filter), "most": most + 1}
+                values |= (
+                    {"at": since, "created_since": since} if source.key == "due_at" else {"at_least": since}
+                )
+                row = await _one(cursor, COUNTS[source.statement], values)
+                number += row["matches"]
+                is_exact = is_exact and not row["is_edge"]
+        return Count(min(number, most), is_exact and number <= most)
+
+    async def count(self, filter: Filter, most: int = 1000) -> Count:
+        """How many pushes a filter applies to; it stops at ``most``."""
+        plan = order.plan(filter, is_list=False)
+        number, is_exact = 0, True
+        async with self._transaction() as cursor:
+            for source in plan.sources:
+                values = {**_values(source, filter), "most": most + 1 - number}
+                row = await _one(cursor, COUNTS[source.statement], values)
+                number += row["matches"]
+                is_exact = is_exact and not row["is_edge"]
+                if number > most:
+                    break
+        return Count(min(number, most), is_exact and number <= most)
+
+    async def lines(self, ids: Sequence[UUID]) -> list[PushLine]:
+        """Pushes by their ids, in this order; those that are gone are left out."""
+        async with self._transaction() as cursor:
+            return await self._lines(cursor, ids)
+
+    # --- One push
+
+    async def story(self, push_id: UUID) -> Story | None:
+        """All that is known of one push, with its newest 200 log rows; None if it does not exist."""
+        async with self._transaction() as cursor:
+            await cursor.execute(STORY, {"id": push_id}, prepare=False)
+            row = await cursor.fetchone()
+            if row is None:
+                return None
+            values = {"id": push_id, "user": row["user_id"], "rows": _LOG_ROWS + 1}
+            logs = await _all(cursor, STORY_LOGS, values)
+        is_cut = len(logs) > _LOG_ROWS
+        shown = list(reversed(logs[:_LOG_ROWS]))
+        return Story(
+            line=_line(row),
+            user=row["user_id"],
+            collapse_key=row["collapse_key"],
+            idempotency_key=row["idempotency_key"],
+            expires_at=_time_or_none(row["expires_at"]),
+            sent_at=_time_or_none(row["sent_at"]),
+            delivered_at=_time_or_none(row["delivered_at"]),
+            last_retry_at=_time_or_none(row["last_retry_at"]),
+            last_error=None if row["last_error"] is None else without_tokens(row["last_error"]),
+            fcm_message_id=row["fcm_message_id"],
+            claimed_by=row["claimed_by"],
+            delivery_attempts=row["delivery_attempts"],
+            lost_claims=row["lost_claims"],
+            unwritable=row["unwritable"] or None,
+            attempts=[_attempt(log) for log in shown if not log["is_receipt"]],
+            receipts=[
+                Receipt(_time(log["at"]), log["device"], log["status"]) for log in shown if log["is_receipt"]
+            ],
+            is_cut=is_cut,
+        )
+
+    # --- Actions
+
+    async def ids(
+        self,
+        filter: Filter,
+        what: Action,
+        until: datetime | None,
+        after: str | None = None,
+        limit: int = 500,
+    ) -> tuple[list[UUID], str | None]:
+        """The next pushes that an action on all that match is for, and where to go on; None: these were the last.
+
+        There may be none of them, and still a place to go on: a search looks at a bounded number of entries. The place
+        holds the ids, because what the action changes leaves the index; it is not for a URL. Raises FilterFault.
+
+        Args:
+            filter: what must apply.
+            what: pushes are left out that it cannot change; cancelled ones are requeued if the filter asks for them.
+            until: those that changed later are left out.
+            after: where to go on.
+            limit: of the ids.
+        """
+        plan = order.plan(filter, action=what)
+        start, handed_out = order.decode(after, plan)
+        async with self._transaction() as cursor:
+            start = await _without_gone(cursor, plan, start, handed_out)
+            part, _ = await self._part(cursor, plan, filter, start, limit, what=what, until=until)
+        if not part.has_more:
+            return [entry.id for _, entry in part.entries], None
+        # Behind the entries that are handed out are those that the action leaves.
+        handed_out, positions = {}, dict(part.positions)
+        for source, entry in part.entries:
+            key, skip = part.positions[source.name]
+            if entry.key == key:
+                handed_out.setdefault(source.name, []).append(entry.id)
+                positions[source.name] = Position(key, positions[source.name].skip - 1)
+        return [entry.id for _, entry in part.entries], order.encode(positions, handed_out)
+
+    async def preview(self, filter: Filter, what: Action) -> Preview:
+        """What an action on all that match would do now; counts stop at 1,000."""
+        async with self._transaction() as cursor:
+            until = (await _one(cursor, _NOW))["now"]
+            plan = order.plan(filter, action=what)
+            positions = {source.name: source.start for source in plan.sources}
+            found: list[UUID] = []
+            has_more = True
+            for _ in range(_PREVIEW_SCANS):
+                part, _ = await self._part(
+                    cursor, plan, filter, positions, _COUNTED + 1 - len(found), what=what, until=until
+                )
+                found += [entry.id for _, entry in part.entries]
+                positions, has_more = part.positions, part.has_more
+                if not has_more or len(found) > _COUNTED:
+                    break
+            seen = 0
+            if what == "requeue":
+                seen = (await _one(cursor, MAYBE_SEEN, {"ids": found[:_COUNTED]}))["count"]
+            examples = await self._lines(cursor, found[:_EXAMPLES])
+        return Preview(
+            Count(min(len(found), _COUNTED), not has_more and len(found) <= _COUNTED),
+            examples,
+            Count(seen, what != "requeue" or (not has_more and len(found) <= _COUNTED)),
+            until,
+        )
+
+    async def actions(self, before: int | None = None, limit: int = 50) -> list[ActionLine]:
+        """What persons did, the newest first; ``before`` is the id of the last line of the part before."""
+        async with self._transaction() as cursor:
+            rows = await _all(cursor, ACTIONS, {"before": before, "limit": limit})
+        return [ActionLine(**row) for row in rows]
+
+    async def run_progress(self, run: UUID) -> tuple[int, datetime | None]:
+        """How many pushes an action on all that match has changed so far, and when it last did."""
+        async with self._transaction() as cursor:
+            row = await _one(cursor, _RUN, {"run": run})
+        return row["done"], row["latest"]
+
+    # --- How
+
+    async def _part(
+        self,
+        cursor: AsyncCursor[DictRow],
+        plan: Plan,
+        filter: Filter,
+        start: Mapping[str, Position],
+        limit: int,
+        *,
+        what: Action | None = None,
+        until: datetime | None = None,
+    ) -> tuple[Part, list[PushLine]]:
+        scans: list[list[Entry]] = []
+        lines: dict[UUID, PushLine] = {}
+        wanted = limit
+        for source in plan.sources:
+            position = start[source.name]
+            values = {
+                **_values(source, filter, what=what, until=until),
+                "at": position.key,
+                "skip": position.skip,
+                "limit": wanted + 1,
+            }
+            scan = []
+            for row in await _all(cursor, SCANS[source.statement], values):
+                scan.append(
+                    Entry(row["id"], row["key"], row["position"], bool(row["matches"]), row["is_edge"])
+                )
+                lines[row["id"]] = _line(row)
+            scans.append(scan)
+            if not plan.is_merged:
+                wanted -= sum(entry.matches for entry in scan)
+                if wanted < 0 or (scan and scan[-1].is_edge):
+                    scans += [[] for _ in plan.sources[len(scans) :]]
+                    break
+        part = order.merge(plan, scans, start, limit)
+        return part, [lines[entry.id] for _, entry in part.entries]
+
+    async def _lines(self, cursor: AsyncCursor[DictRow], ids: Sequence[UUID]) -> list[PushLine]:
+        return [_line(row) for row in await _all(cursor, LINES, {"ids": list(ids)})]
+
+    @asynccontextmanager
+    async def _transaction(self) -> AsyncIterator[AsyncCursor[DictRow]]:
+        async with self._connect() as conn:
+            await conn.execute(_BEGIN, prepare=False)
+            try:
+                yield conn.cursor(row_factory=dict_row)
+            finally:
+                if conn.info.transaction_status in (TransactionStatus.INTRANS, TransactionStatus.INERROR):
+                    await conn.execute("rollback", prepare=False)
+
+
+async def _all(
+    cursor: AsyncCursor[DictRow], statement: LiteralString, values: Mapping[str, Any] | None = None
+) -> list[DictRow]:
+    # Statements are not prepared: a transaction pooler loses them, and each filter deserves a plan of its own.
+    await cursor.execute(statement, values, prepare=False)
+    return await cursor.fetchall()
+
+
+async def _one(
+    cursor: AsyncCursor[DictRow], statement: LiteralString, values: Mapping[str, Any] | None = None
+) -> DictRow:
+    (row,) = await _all(cursor, statement, values)
+    return row
+
+
+def _values(
+    source: Source,
+    filter: Filter,
+    *,
+    what: Action | None = None,
+    until: datetime | None = None,
+) -> dict[str, Any]:
+    """The parameters of a scan and of a count of a source."""
+    latest = [time for time in (filter.until, until) if time is not None]
+    return {
+        "statuses": list(source.statuses),
+        "user": filter.user,
+        "code": filter.code,
+        "since": filter.since or _FOREVER[0],
+        "until": min(latest) if latest else _FOREVER[1],
+        "kind": filter.kind,
+        "is_in_time": what == "requeue",
+        "is_given_up": source.statement == "given_up",
+        "lane": source.lane,
+        "span": source.span,
+        "near": _NEAR,
+        "window": WINDOW,
+        "at": source.start.key,
+        "at_least": -math.inf,
+        "created_since": None,
+    }
+
+
+async def _without_gone(
+    cursor: AsyncCursor[DictRow],
+    plan: Plan,
+    start: Mapping[str, Position],
+    handed_out: Mapping[str, Sequence[UUID]],
+) -> dict[str, Position]:
+    """The positions, behind those of the pushes handed out last that are still in their index, with the same key."""
+    if not handed_out:
+        return dict(start)
+    ids = [push for pushes in handed_out.values() for push in pushes]
+    rows = {row["id"]: row for row in await _all(cursor, STILL_THERE, {"ids": ids})}
+    positions = dict(start)
+    for source in plan.sources:
+        key, skip = positions[source.name]
+        found = [rows[push] for push in handed_out.get(source.name, ()) if push in rows]
+        still = sum(row["status"] in source.holds and row[source.key] == key for row in found)
+        positions[source.name] = Position(key, skip + still)
+    return positions
+
+
+def _first(plan: Plan, lines: Sequence[PushLine], now: datetime) -> str:
+    """What ``newer`` compares with: the key of the first row, or now where rows that are added come last."""
+    at = now
+    if lines and plan.sources[0].key == "created_at":
+        at = lines[0].created_at
+    elif lines and plan.is_merged:
+        at = lines[0].updated_at
+    return str(round(at.timestamp() * 1_000_000))
+
+
+def _parse_first(text: str) -> float:
+    """The first moment after it, in Unix seconds."""
+    try:
+        return (int(text) + 1) / 1_000_000
+    except ValueError:
+        raise FilterFault(["than must be what a page says of its first row"]) from None
+
+
+def _time(seconds: float) -> datetime:
+    """A time of the database; one that Python has no date for is the nearest that it has."""
+    try:
+        return datetime.fromtimestamp(seconds, UTC)
+    except (ValueError, OverflowError, OSError):
+        return (datetime.max if seconds > 0 else datetime.min).replace(tzinfo=UTC)
+
+
+def _time_or_none(seconds: float | None) -> datetime | None:
+    return None if seconds is None else _time(seconds)
+
+
+def _seconds(value: float | str) -> float:
+    """JSON has no infinite numbers: Postgres writes them as texts."""
+    return float(value)
+
+
+def _line(row: Mapping[str, Any]) -> PushLine:
+    return PushLine(
+        id=row["id"] if isinstance(row["id"], UUID) else UUID(row["id"]),
+        status=row["status"],
+        priority=row["priority"],
+        kind=row["kind"],
+        target=row["target"],
+        title=row["title"],
+        error_code=row["error_code"],
+        retry_count=row["retry_count"],
+        created_at=_time(_seconds(row["created_at"])),
+        updated_at=_time(_seconds(row["updated_at"])),
+        due_at=None if row["due_at"] is None else _time(_seconds(row["due_at"])),
+    )
+
+
+def _attempt(log: Mapping[str, Any]) -> Attempt:
+    attempt = log["attempt"]
+    return Attempt(
+        at=_time(log["at"]),
+        attempt=int(attempt) if attempt is not None and attempt.is_integer() else None,
+        device=log["device"],
+        platform=log["platform"],
+        status=log["status"],
+        code=log["code"],
+        answer=None if log["answer"] is None else without_tokens(log["answer"]),
+        message_id=log["message_id"],
+    )

@@ -1,0 +1,43 @@
+-- The dead and expired pushes by their error codes. Each code costs one search of the index, and of each only the newest
+-- entries are counted.
+with recursive codes(code) as (
+  (select error_code::text from public.push_notifications
+     where status::text in ('dead', 'expired') and error_code is not null
+     order by error_code::text limit 1)
+  union all
+  select (select p.error_code::text from public.push_notifications p
+            where p.status::text in ('dead', 'expired') and p.error_code::text > c.code
+            order by p.error_code::text limit 1)
+    from codes c
+    where c.code is not null
+), few as materialized (
+  select code from codes where code is not null limit %(codes)s::bigint
+)
+select f.code, g.status, g.pushes, g.latest, g.looked
+  from few f
+  cross join lateral (
+    select e.status, pg_catalog.count(*) as pushes, extract(epoch from pg_catalog.max(e.updated_at))::float8 as latest,
+        pg_catalog.sum(pg_catalog.count(*)) over ()::bigint as looked
+      from (
+        select p.status::text as status, p.updated_at
+          from public.push_notifications p
+          where p.error_code::text = f.code and p.status::text in ('dead', 'expired')
+          order by p.error_code::text, p.updated_at desc
+          limit %(window)s::bigint
+      ) e
+      group by e.status
+  ) g
+union all
+select '', g.status, g.pushes, g.latest, g.looked
+  from (
+    select e.status, pg_catalog.count(*) as pushes, extract(epoch from pg_catalog.max(e.updated_at))::float8 as latest,
+        pg_catalog.sum(pg_catalog.count(*)) over ()::bigint as looked
+      from (
+        select p.status::text as status, p.updated_at
+          from public.push_notifications p
+          where p.error_code is null and p.status::text in ('dead', 'expired')
+          order by p.updated_at desc
+          limit %(window)s::bigint
+      ) e
+      group by e.status
+  ) g

@@ -1,0 +1,13 @@
+-- Whether a filter applies to the push "p". A push with status failed that will be tried again is also in the index of
+-- what is given up; there it does not count.
+p.status::text = any(%(statuses)s::text[])
+    and (%(user)s::uuid is null or p.user_id = %(user)s::uuid)
+    and (%(code)s::text is null or p.error_code::text = %(code)s::text)
+    and p.updated_at between %(since)s::timestamptz and %(until)s::timestamptz
+    and (%(kind)s::text is null
+         or case when p.device_token is not null then 'token' when p.topic is not null then 'topic'
+                 when p.condition is not null then 'condition' when p.user_id is not null then 'user'
+                 else '' end = %(kind)s::text)
+    and (not %(is_in_time)s::boolean or p.expires_at is null or p.expires_at > pg_catalog.now())
+    and (not %(is_given_up)s::boolean or p.status::text <> 'failed' or p.next_attempt_at is null)
+    and (%(created_since)s::float8 is null or p.created_at >= pg_catalog.to_timestamp(%(created_since)s::float8))

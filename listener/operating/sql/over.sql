@@ -1,0 +1,7 @@
+-- What is over and not dead, what changed last first.
+select {columns}, updated_at as key
+  from public.push_notifications
+  where status::text in ('sent', 'delivered', 'expired', 'cancelled')
+    and updated_at between pg_catalog.to_timestamp(%(at_least)s::float8) and pg_catalog.to_timestamp(%(at)s::float8)
+    and updated_at between %(since)s::timestamptz and %(until)s::timestamptz
+  order by updated_at desc
