@@ -114,6 +114,16 @@ def for_input(time: datetime | None) -> str:
     return f"{time.astimezone(UTC):%Y-%m-%dT%H:%M:%S}" if time else ""
 
 
+def condition(name: str, value: str) -> str:
+    """The value of a field of a filter, for people: times as ``utc`` writes them."""
+    if name in ("since", "until"):
+        try:
+            return utc(datetime.fromisoformat(value))
+        except ValueError:
+            return value
+    return value
+
+
 def described(applied: Filter) -> str:
     """A filter in words, for a heading: "dead pushes, code UNREGISTERED, of user 1a2b3c4d"."""
     words = [f"{applied.status} pushes" if applied.status else "all pushes"]
@@ -143,7 +153,11 @@ def chips(prefix: str, applied: Filter) -> list[Chip]:
     """The conditions of a filter, for taking away one at a time. Status has tabs of its own."""
     values = applied.as_values()
     return [
-        Chip(name, value, address(prefix, "/pushes", {k: v for k, v in values.items() if k != name}))
+        Chip(
+            name,
+            condition(name, value),
+            address(prefix, "/pushes", {k: v for k, v in values.items() if k != name}),
+        )
         for name, value in values.items()
         if name != "status"
     ]

@@ -66,7 +66,7 @@
   const options = (figure, chart, lines) => ({
     width: figure.querySelector(".plot").clientWidth,
     height: 126,
-    padding: [8, 4, 0, 0],
+    padding: [8, 18, 0, 0],
     cursor: { y: false, points: { size: 6 }, drag: { x: false, y: false }, sync: { key: "overview" } },
     legend: { live: true, isolate: false },
     scales: {
