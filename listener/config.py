@@ -111,10 +111,60 @@ def _project_id(value: object) -> object:
     return project
 
 
+_LEAST_TOKEN = 8
+
+
 def _hard_to_guess(value: SecretStr | None) -> SecretStr | None:
-    if value is not None and len(value) < 8:
+    if value is not None and len(value) < _LEAST_TOKEN:
         raise ValueError("has fewer than 8 characters: it can be guessed")
     return value
+
+
+_NAME = re.compile(r"[A-Za-z0-9._@-]{1,64}")
+
+
+def _action_tokens(value: object) -> object:
+    """Parses ``name:token,name:token``. A token holds no comma, and no blank at its ends."""
+    if not isinstance(value, str):
+        return value
+    tokens: dict[str, SecretStr] = {}
+    faults: list[str] = []
+    for number, entry in enumerate(filter(None, map(str.strip, value.split(","))), 1):
+        name, colon, token = (part.strip() for part in entry.partition(":"))
+        if not colon or not _NAME.fullmatch(name):
+            faults.append(
+                f"entry {number} must be name:token, with a name of letters, digits and . _ @ - (at most 64 characters)"
+            )
+        elif name in tokens:
+            faults.append(f"entry {number} has the name of an earlier one")
+        elif len(token) < _LEAST_TOKEN:
+            faults.append(f"entry {number} has a token of fewer than 8 characters: it can be guessed")
+        elif token in {known.get_secret_value() for known in tokens.values()}:
+            faults.append(f"entry {number} has the token of an earlier one: the log could not tell who acted")
+        else:
+            tokens[name] = SecretStr(token)
+    if not (tokens or faults):
+        faults.append("holds no token: give name:token,name:token, or leave it out")
+    if faults:
+        raise ValueError("; ".join(faults))
+    return tokens
+
+
+_PREFIX = re.compile(r"(?:/[A-Za-z0-9._~-]+)*")
+_OWN_PATHS = ("/healthz", "/readyz", "/metrics")
+
+
+def _path_prefix(value: object) -> object:
+    if not isinstance(value, str):
+        return value
+    prefix = value.strip().rstrip("/")
+    if not _PREFIX.fullmatch(prefix) or {".", ".."} & set(prefix.split("/")):
+        raise ValueError(
+            "is not a path such as /push: it begins with / and has letters, digits and . _ ~ - only"
+        )
+    if prefix in _OWN_PATHS:
+        raise ValueError("is a path that push-listener itself answers: choose another one")
+    return prefix
 
 
 def _plain_endpoint(value: HttpUrl) -> HttpUrl:
@@ -184,8 +234,11 @@ _process = _group("Process")
 _WITH_BLANKS = {"google_application_credentials"}
 """google-auth reads the path of the key file itself."""
 
-_WITH_QUOTES = {"metrics_token", *_WITH_BLANKS}
+_WITH_QUOTES = {"metrics_token", "page_token", *_WITH_BLANKS}
 """A token may have quotes."""
+
+_NEVER_BLANK = {"metrics_token", "page_token", "action_tokens"}
+"""Blanks are a fault, and not the same as nothing: that may open what was meant to be closed."""
 
 
 class DatabaseSettings(BaseSettings):
@@ -228,7 +281,7 @@ class DatabaseSettings(BaseSettings):
         return {
             name: value
             for name, value in plain.items()
-            if value != "" or values[name] == "" or name == "metrics_token"
+            if value != "" or values[name] == "" or name in _NEVER_BLANK
         }
 
     @property
@@ -328,7 +381,28 @@ class Settings(DatabaseSettings):
 
     host: str | None = _web(default=None, description="address to bind to; default: every address")
     port: int = _web(
-        default=8080, ge=0, le=65535, description="port of /metrics, /healthz and /readyz; 0: any free port"
+        default=8080,
+        ge=0,
+        le=65535,
+        description="port of the page, /metrics, /healthz and /readyz; 0: any free port",
+    )
+    page_token: Annotated[SecretStr | None, AfterValidator(_hard_to_guess)] = _web(
+        default=None,
+        description="token with which a person reads the page and changes nothing; without any token the page is open "
+        "on loopback only",
+    )
+    action_tokens: Annotated[dict[str, SecretStr], NoDecode, BeforeValidator(_action_tokens)] = _web(
+        default={},
+        repr=False,
+        description="tokens with which persons also act on the page, each under a name: name:token,name:token",
+    )
+    path_prefix: Annotated[str, BeforeValidator(_path_prefix)] = _web(
+        default="", description="path under which the page answers, such as /push, behind a proxy; default: /"
+    )
+    operator_database_url: Dsn | None = _web(
+        default=None,
+        description="address with a login that has the role push_listener_operator, for what persons do on the page; "
+        "default: DATABASE_URL",
     )
     metrics_token: Annotated[SecretStr | None, AfterValidator(_hard_to_guess)] = _web(
         default=None,
@@ -389,6 +463,15 @@ class Settings(DatabaseSettings):
             raise ValueError("is less than RETRY_MIN_DELAY")
         return delay
 
+    @field_validator("action_tokens")
+    @classmethod
+    def _do_more_than_page_token(
+        cls, tokens: dict[str, SecretStr], info: ValidationInfo
+    ) -> dict[str, SecretStr]:
+        if info.data.get("page_token") in tokens.values():
+            raise ValueError("has the token of PAGE_TOKEN: then all who read may act")
+        return tokens
+
     @field_validator("metrics_port")
     @classmethod
     def _is_another_port(cls, port: int | None, info: ValidationInfo) -> int | None:
@@ -419,14 +502,17 @@ class Settings(DatabaseSettings):
     @property
     def metrics_closed(self) -> bool:
         """Whether /metrics is refused to everyone: it has no token, and other machines can reach the address."""
-        if self.metrics_token is not None:
-            return False
+        return self.metrics_token is None and not self.is_on_loopback
+
+    @property
+    def is_on_loopback(self) -> bool:
+        """Whether only this machine can reach HOST."""
         if self.host == "localhost":
-            return False
-        try:
-            return not ipaddress.ip_address(self.host or "::").is_loopback
-        except ValueError:
             return True
+        try:
+            return ipaddress.ip_address(self.host or "::").is_loopback
+        except ValueError:
+            return False
 
 
 def load(**overrides: object) -> Settings:
@@ -547,7 +633,7 @@ def _default(field: FieldInfo) -> str:
     match field.default:
         case _ if field.is_required():
             return "required"
-        case None:
+        case None | "" | {}:
             return ""
         case bool(value):
             return str(value).lower()

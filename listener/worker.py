@@ -105,6 +105,7 @@ class Worker:
         quota: what has been sent of it so far.
         lock_watch: is told which sessions hold locks of push-listener and are none of its workers.
         tracing: gets the spans of each push.
+        watched: set while somebody watches the page.
     """
 
     def __init__(
@@ -117,6 +118,7 @@ class Worker:
         lock_watch: LockWatch,
         metrics: Metrics,
         tracing: Tracing,
+        watched: asyncio.Event,
     ) -> None:
         queue, workers = registered.queue, registered.workers
         self._settings = settings
@@ -140,6 +142,7 @@ class Worker:
             self._quota,
             metrics,
             interval=settings.queue_depth_interval,
+            watched=watched,
             sees_workers=settings.wakeup == "listen",
         )
         self._probe = IdleProbe(sending.attempts, health, interval=settings.idle_probe_interval)

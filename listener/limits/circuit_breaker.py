@@ -18,6 +18,8 @@ class CircuitBreaker:
         """Why the breaker is open; None: it is closed."""
         self.code: str | None = None
         """The code of the outcome that says so."""
+        self.opened_at = 0.0
+        """When it last opened."""
         self._since = 0.0
         self._until = 0.0
         self._length = 0.0
@@ -34,6 +36,8 @@ class CircuitBreaker:
         elif outcome.http_status is not None:
             self.reason = self.code = None
             return True
+        if not was_open:
+            self.opened_at = now
         # Refused, or a probe without an answer.
         self._length = min(2 * self._length, self._longest) if was_open else self._first
         self._since, self._until = now, now + self._length

@@ -135,6 +135,12 @@ class FcmHealth:
             return Pause.AWAY
         return Pause.TOKEN_LOSS if breaker.code == TOKEN_LOSS else Pause.REFUSED
 
+    @property
+    def paused_at(self) -> float | None:
+        """When the present pause began; None while sending is not paused."""
+        breakers = [breaker for breaker in (self._refused, self._away) if breaker.reason is not None]
+        return min((breaker.opened_at for breaker in breakers), default=None)
+
     def judge(self, push: Push, target: Target, outcome: Outcome, asked: float, now: float) -> Outcome:
         """Learns from the answer to a request made at ``asked``; returns the outcome, in the light of other answers."""
         is_failure = _is_failure(outcome)

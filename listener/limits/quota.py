@@ -122,6 +122,12 @@ class Quota:
         rate, _, _ = self._limits(now)
         return rate if self._ramp == 0.0 else min(rate, self._used + rate * _MEMORY_S / self._ramp)
 
+    def used(self, now: float) -> float:
+        """The part of its share that this worker has used lately, from 0 to 1."""
+        self._advance(now)
+        rate, _, _ = self._limits(now)
+        return min(1.0, self._used / rate)
+
     def matters(self, now: float) -> bool:
         """Whether this worker sends enough that the number of workers matters."""
         self._advance(now)

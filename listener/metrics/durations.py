@@ -33,15 +33,20 @@ class Durations(Collector):
     ) -> None:
         self._name, self._about = name, about
         self._labels = [] if label is None else [label]
-        self._bounds = [*buckets, float("inf")]
-        self._counts = {value: [0] * len(self._bounds) for value in values}
+        self.bounds = (*buckets, float("inf"))
+        """Upper bounds of the buckets, in seconds."""
+        self._counts = {value: [0] * len(self.bounds) for value in values}
         self._sums = dict.fromkeys(self._counts, 0.0)
         registry.register(self)
 
     def observe(self, seconds: float, value: str = "") -> None:
         """Counts one duration. ``value``: of the label. Raises KeyError if the histogram does not know it."""
-        self._counts[value][bisect_left(self._bounds, seconds)] += 1
+        self._counts[value][bisect_left(self.bounds, seconds)] += 1
         self._sums[value] += seconds
+
+    def counts(self) -> tuple[int, ...]:
+        """What each bucket holds, over all values of the label."""
+        return tuple(map(sum, zip(*self._counts.values(), strict=True)))
 
     def describe(self) -> Iterator[HistogramMetricFamily]:
         """What the registry knows it by."""
@@ -51,6 +56,6 @@ class Durations(Collector):
         """What Prometheus gets."""
         family = HistogramMetricFamily(self._name, self._about, labels=self._labels)
         for value, counts in self._counts.items():
-            up_to = zip(map(floatToGoString, self._bounds), accumulate(counts), strict=True)
+            up_to = zip(map(floatToGoString, self.bounds), accumulate(counts), strict=True)
             family.add_metric([value][: len(self._labels)], [*up_to], self._sums[value])
         yield family

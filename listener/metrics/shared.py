@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from prometheus_client import CollectorRegistry
@@ -51,6 +51,10 @@ class Figures:
     """By number of days."""
     receipts: Mapping[datetime.date, Sequence[int]] = field(default_factory=dict)
     """Of the last days: how many receipts say delivered, opened and clicked."""
+    sent: int = 0
+    """Pushes that FCM accepted today and yesterday (UTC). Not a metric: the page shows by how much it grows."""
+    failed: Mapping[str, int] = field(default_factory=dict)
+    """Pushes that ended dead or expired today and yesterday, by error code; likewise."""
 
 
 class Shared(Collector):
@@ -63,13 +67,30 @@ class Shared(Collector):
         self._fresh_until = 0.0  # monotonic
         self._most: Mapping[datetime.date, Sequence[int]] | None = None  # receipts seen of a day, by kind
         self._receipts = dict.fromkeys(_RECEIPTS, 0)
+        self._subscribers: list[Callable[[Figures | None], None]] = []
         registry.register(self)
+
+    def subscribe(self, told: Callable[[Figures | None], None]) -> None:
+        """Calls it with every reading from now on, and with None after one that failed."""
+        self._subscribers.append(told)
+
+    @property
+    def figures(self) -> Figures | None:
+        """What was read last, while it is told."""
+        return self._figures if time.monotonic() < self._fresh_until else None
+
+    @property
+    def age(self) -> float | None:
+        """Seconds since ``figures`` were read; None: there are none."""
+        return None if self.figures is None else STALE_AFTER_S - (self._fresh_until - time.monotonic())
 
     def show(self, figures: Figures) -> None:
         """Tells these from now on."""
         self._figures = figures
         self._read_at, self._fresh_until = time.time(), time.monotonic() + STALE_AFTER_S
         self._count_receipts(figures.receipts)
+        for told in self._subscribers:
+            told(figures)
 
     def show_strangers(self, sessions: Mapping[tuple[str, str], int]) -> None:
         """Tells from now on how many foreign sessions hold a lock, by lock and role. A sweep reads them."""
@@ -78,6 +99,8 @@ class Shared(Collector):
     def forget(self) -> None:
         """Tells nothing until the next ``show``: what was read may not be so any more."""
         self._figures, self._strangers = None, {}
+        for told in self._subscribers:
+            told(None)
 
     def _count_receipts(self, days: Mapping[datetime.date, Sequence[int]]) -> None:
         """Adds what is more than ever before. The sums of the database fall when a push is sent again, and rise again
@@ -103,8 +126,8 @@ class Shared(Collector):
             families["read"].add_metric([], self._read_at)
         for holder, sessions in self._strangers.items():
             families["strangers"].add_metric(holder, sessions)
-        figures = self._figures
-        if figures is not None and time.monotonic() < self._fresh_until:
+        figures = self.figures
+        if figures is not None:
             _fill(families, figures)
             for status, count in self._receipts.items():
                 families["receipts"].add_metric([status], count)

@@ -111,6 +111,16 @@ class Day(NamedTuple):
     """The seconds from insert to the first receipt, summed over ``delivered_timed``."""
 
 
+class Ended(NamedTuple):
+    """How the pushes with one error code ended today and yesterday, in UTC."""
+
+    error_code: str
+    """'' for those without one."""
+    sent: int
+    dead: int
+    expired: int
+
+
 @dataclass(frozen=True, slots=True)
 class Server:
     """How the server and the workers are."""
@@ -137,6 +147,7 @@ class Overview:
     """Rows that are passed over, by statement and code; the most frequent ones."""
     clock_offset: float = 0.0
     """Seconds by which the server's clock is ahead of this machine's."""
+    ended: Sequence[Ended] = ()
 
 
 async def read(pool: Pool) -> Overview:
@@ -152,11 +163,12 @@ async def read(pool: Pool) -> Overview:
     return replace(found, clock_offset=found.server.clock - read_at)
 
 
-def _overview(depth: str, unwritable: str, days: str, server: str) -> Overview:
+def _overview(depth: str, unwritable: str, days: str, ended: str, server: str) -> Overview:
     """Each is JSON: an array of rows, and one row."""
     return Overview(
         Depth.of(Waiting(**row) for row in orjson.loads(depth)),
         Server(**orjson.loads(server)),
         [Day(**{**row, "day": datetime.date.fromisoformat(row["day"])}) for row in orjson.loads(days)],
         {(row["statement"], row["code"]): row["count"] for row in orjson.loads(unwritable)},
+        ended=[Ended(**row) for row in orjson.loads(ended)],
     )

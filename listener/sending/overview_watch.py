@@ -20,6 +20,7 @@ from listener.postgres.overview import Day, Overview
 from listener.postgres.unwritable import UnwritableRows
 from listener.sending.dispatcher import Dispatcher
 from listener.sending.reach import Reach
+from listener.waiting import is_set_within
 from listener.wakeup.waker import Waker
 
 # Between two readings the release of refused rows and the next read take their patience at most, once each. An idle
@@ -30,6 +31,8 @@ _LONGEST_PAUSE_S = STALE_AFTER_S - 3 * STATEMENT_PATIENCE_S
 
 _TIDY_INTERVAL_S = 600.0
 
+_WATCHED_INTERVAL_S = 2.0
+
 # With a million scheduled pushes a read takes a second of the server's time.
 _SHARE_OF_TIME = 0.02
 
@@ -39,12 +42,13 @@ _WINDOWS = (1, 7, 30)
 
 class OverviewWatch:
     """Reads often while there is work, while something keeps work from being found or sent, and after a failed read;
-    seldom otherwise.
+    seldom otherwise. It reads more often still while somebody watches the page.
 
     Args:
         quota: learns how many workers there are.
         interval: seconds between two reads while it reads often. A read that takes long is made less often, also if the
             server has not answered it.
+        watched: set while somebody watches.
         sees_workers: False: workers hold no locks by which Postgres knows them.
     """
 
@@ -60,6 +64,7 @@ class OverviewWatch:
         metrics: Metrics,
         *,
         interval: float,
+        watched: asyncio.Event,
         sees_workers: bool = True,
     ) -> None:
         self._pool = pool
@@ -71,6 +76,7 @@ class OverviewWatch:
         self._quota = quota
         self._metrics = metrics
         self._interval = interval
+        self._watched = watched
         self._sees_workers = sees_workers
         self._tidied_at = -math.inf
         self._is_busy = True
@@ -84,17 +90,23 @@ class OverviewWatch:
                 if looks != seen or self._is_watchful or began - read_at >= _IDLE_INTERVAL_S:
                     took = await self._read()
                     seen, read_at = looks, began
-                await asyncio.sleep(max(self._interval, min(_LONGEST_PAUSE_S, took / _SHARE_OF_TIME)))
+                await self._pause(min(_LONGEST_PAUSE_S, took / _SHARE_OF_TIME))
         finally:
             self._metrics.shared.forget()
 
+    async def _pause(self, least: float) -> None:
+        """Sleeps for the interval, or for a shorter one once somebody watches, and never for less than ``least``."""
+        first = max(least, min(self._interval, _WATCHED_INTERVAL_S))
+        await asyncio.sleep(first)
+        await is_set_within(self._watched, self._interval - first)
+
     @property
     def _is_watchful(self) -> bool:
-        """Whether the queue may change, or stand still, without a look at it."""
+        """Whether somebody watches, or the queue may change, or stand still, without a look at it."""
         keeps_still = (
             self._health.pause_kind is not None or not self._waker.may_claim() or not self._reach.is_up
         )
-        return self._is_busy or keeps_still
+        return self._is_busy or keeps_still or self._watched.is_set()
 
     async def _read(self) -> float:
         """Returns the seconds that the server worked for it; 0 if it could not be asked."""
@@ -147,6 +159,8 @@ def figures(found: Overview, *, sees_workers: bool) -> Figures:
         clock_offset=found.clock_offset,
         results={days: _results(found.days, days, found.depth.waiting) for days in _WINDOWS},
         receipts=_receipts(found.days),
+        sent=sum(code.sent for code in found.ended),
+        failed={code.error_code: count for code in found.ended if (count := code.dead + code.expired)},
     )
 
 

@@ -1,4 +1,4 @@
-"""The web server of a process: /metrics, /healthz and /readyz; and /metrics alone on a private port."""
+"""The web server of a process: the page, /metrics, /healthz and /readyz; and /metrics alone on a private port."""
 
 from __future__ import annotations
 
@@ -13,8 +13,12 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import choose_encoder
 
 from listener.config import Settings
+from listener.web.page.app import Page
 
 log = structlog.get_logger(__name__)
+
+# For answers that are under way when the process ends.
+_LEAVING_S = 2.0
 
 
 class PortTaken(Exception):
@@ -28,14 +32,20 @@ class Web:
         settings: where to listen, and who may read /metrics.
         registry: the metrics.
         obstacles: returns what keeps this process from doing its work, one phrase each. Everyone can read them.
+        page: the operator's page; None: nothing is at /.
     """
 
     def __init__(
-        self, settings: Settings, registry: CollectorRegistry, obstacles: Callable[[], list[str]]
+        self,
+        settings: Settings,
+        registry: CollectorRegistry,
+        obstacles: Callable[[], list[str]],
+        page: Page | None = None,
     ) -> None:
         self._settings = settings
         self._registry = registry
         self._obstacles = obstacles
+        self._page = page
         self.metrics_port: int | None = None
         """Where it listens on METRICS_PORT, once it does."""
 
@@ -48,7 +58,7 @@ class Web:
         settings = self._settings
         async with AsyncExitStack() as stack:
             public = [
-                web.get("/", self._index),
+                *([] if self._page is None else self._page.routes),
                 web.get("/metrics", self._metrics),
                 web.get("/healthz", self._healthz),
                 web.get("/readyz", self._readyz),
@@ -57,7 +67,10 @@ class Web:
                 _listening(public, settings.host, settings.port, "HOST, PORT")
             )
             log.info(
-                "web server listening", port=port, metrics="closed" if settings.metrics_closed else "open"
+                "web server listening",
+                port=port,
+                metrics="closed" if settings.metrics_closed else "open",
+                page="none" if self._page is None else self._page.access,
             )
             if settings.metrics_port is not None:
                 private = [web.get("/metrics", self._metrics_in_private)]
@@ -65,9 +78,6 @@ class Web:
                 self.metrics_port = await stack.enter_async_context(_listening(private, *where))
                 log.info("metrics server listening", port=self.metrics_port)
             yield port
-
-    async def _index(self, request: web.Request) -> web.Response:
-        return web.Response(text="push-listener\n\n/metrics\n/healthz\n/readyz\n")
 
     async def _healthz(self, request: web.Request) -> web.Response:
         """Answers as long as the process runs, even without a database: the platform would restart it in vain."""
@@ -110,7 +120,7 @@ async def _listening(
     """Serves these routes while the block runs; yields the port. ``variables``: what sets host and port."""
     app = web.Application()
     app.add_routes(routes)
-    runner = web.AppRunner(app, access_log=None, handle_signals=False)
+    runner = web.AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=_LEAVING_S)
     await runner.setup()
     try:
         try:

@@ -194,6 +194,13 @@ WRONG = {
     "FCM_RAMP": ["-1", "nan", "inf", "86401", "S3cr3t"],
     "PORT": ["S3cr3t", "-1", "65536", "80.5"],
     "METRICS_TOKEN": ["S3cr3t", "short"],
+    "PAGE_TOKEN": ["S3cr3t", "short"],
+    "ACTION_TOKENS": [
+        "S3cr3t", "S3cr3t-S3cr3t", "anna:S3cr3t", ":S3cr3t-S3cr3t", "an na:S3cr3t-S3cr3t", "x" * 65 + ":S3cr3t-S3cr3t",
+        "anna:S3cr3t-S3cr3t,anna:other-S3cr3t", "anna:S3cr3t-S3cr3t,ben:S3cr3t-S3cr3t", ", ,",
+    ],
+    "PATH_PREFIX": ["push", "/pu sh", "/S3cr3t?x", "//S3cr3t", "/../S3cr3t", "/metrics", "/healthz/"],
+    "OPERATOR_DATABASE_URL": ["https://S3cr3t", "postgresql://u:p@S3cr3t@h/d"],
     "METRICS_PORT": ["S3cr3t", "-1", "8080"],
     "IDLE_PROBE_INTERVAL": ["-1", "S3cr3t"],
     "WATCHDOG_TIMEOUT": ["-1", "S3cr3t", "399"],
@@ -254,6 +261,59 @@ def test_a_lease_far_too_short_is_told_the_least_at_once() -> None:
 
 def test_a_token_for_metrics_that_is_too_short_is_told_in_plain_words() -> None:
     assert faults(metrics_token="short") == ["METRICS_TOKEN has fewer than 8 characters: it can be guessed"]
+
+
+def test_the_tokens_of_the_page() -> None:
+    found = load(database_url=DSN, action_tokens=" anna:one:two-three , ben@example.com: 0123456789 ,")
+    assert {name: token.get_secret_value() for name, token in found.action_tokens.items()} == {
+        "anna": "one:two-three",
+        "ben@example.com": "0123456789",
+    }
+    assert load(database_url=DSN).action_tokens == {}
+    assert "one:two-three" not in repr(found)
+
+
+def test_every_fault_of_the_tokens_is_told_at_once() -> None:
+    (line,) = faults(action_tokens="anna:short,ben,anna:long-enough,carl:long-enough,dora:other-long")
+    assert line == (
+        "ACTION_TOKENS entry 1 has a token of fewer than 8 characters: it can be guessed; entry 2 must be name:token, with "
+        "a name of letters, digits and . _ @ - (at most 64 characters); entry 4 has the token of an earlier one: the log "
+        "could not tell who acted"
+    )
+
+
+def test_the_token_that_reads_does_not_act() -> None:
+    told = faults(page_token="long-enough", action_tokens="anna:long-enough")
+    assert told == ["ACTION_TOKENS has the token of PAGE_TOKEN: then all who read may act"]
+
+
+@pytest.mark.parametrize("name", ["page_token", "action_tokens"])
+def test_a_token_of_blanks_does_not_open_the_page(name: str) -> None:
+    (line,) = faults(**{name: 10 * " "})
+    assert line.startswith(f"{name.upper()} ")
+
+
+@pytest.mark.parametrize(
+    ("given", "prefix"),
+    [
+        ("/", ""),
+        ("/push", "/push"),
+        ("/push/", "/push"),
+        ("/a/b~c.d_e-f", "/a/b~c.d_e-f"),
+        ("/metrics2", "/metrics2"),
+    ],
+)
+def test_the_prefix_of_the_page(given: str, prefix: str) -> None:
+    assert load(database_url=DSN, path_prefix=given).path_prefix == prefix
+
+
+@pytest.mark.parametrize(
+    ("host", "is_on_loopback"),
+    [(None, False), ("0.0.0.0", False), ("::", False), ("10.0.0.1", False), ("push.example", False), ("localhost", True),
+     ("127.0.0.1", True), ("127.1.2.3", True), ("::1", True)],
+)  # fmt: skip
+def test_what_only_this_machine_can_reach(host: str | None, is_on_loopback: bool) -> None:
+    assert load(database_url=DSN, host=host).is_on_loopback is is_on_loopback
 
 
 def test_words_in_capitals_are_the_same_words() -> None:

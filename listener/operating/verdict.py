@@ -1,0 +1,169 @@
+"""Whether pushes go out, in one sentence, by the rules of /readyz and of the alerts (docs/alerts.md). Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Literal
+
+Level = Literal["ok", "attention", "trouble"]
+"""ok: pushes go out in time. attention: what is a ticket among the alerts. trouble: pushes do not go out, or nobody can
+tell: what calls a person."""
+
+LATE_S = 5.0
+"""The objective: a push is accepted within this time of being due (docs/alerts.md, Objectives)."""
+STALLED_S = 60.0
+"""QueueStalled: a push was due longer ago than this, and none was accepted for ``ACCEPTED_WITHIN_S``."""
+ACCEPTED_WITHIN_S = 120.0
+OLD_S = 300.0
+"""QueueOld."""
+
+_STOPPING = "stopping"
+
+_PAUSES = {
+    "refused": (
+        "FCM refuses our credentials, permissions or project",
+        "Check FCM_PROJECT_ID, that the Firebase Cloud Messaging API is enabled, and the role of the service account. "
+        "The log has FCM's words. A replaced key file is read at the next probe.",
+    ),
+    "away": (
+        "FCM does not answer",
+        "Nothing, if https://status.firebase.google.com reports a problem: sending goes on by itself. Otherwise check "
+        "DNS, the proxy and the firewall.",
+    ),
+    "token_loss": (
+        "FCM calls nearly every token dead",
+        "Check that the key and FCM_PROJECT_ID belong to the project that the app is built with. If the devices really "
+        "are dead, set TOKEN_LOSS_BREAKER=false.",
+    ),
+    "no_access_token": (
+        "there is no access token for FCM",
+        "Create a new key if the old one was deleted, and check the clock of this machine. The log has the reason.",
+    ),
+}
+
+_DOCTOR = "Run push-listener doctor, and read the log of the process: both name the reason."
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What the verdict is about."""
+
+    obstacles: Sequence[str] = ()
+    """What keeps this process from its work, as /readyz tells it."""
+    pause: str | None = None
+    """The kind of pause that this process is in: refused, away, token_loss, no_access_token."""
+    paused_since: datetime | None = None
+    """In UTC."""
+    database: str | None = None
+    """Why the page could not read the database; None: it could. What follows is then old or not known."""
+    oldest_due: float | None = None
+    """Seconds for which the claimable push that is due longest has been due; 0: none is; None: not known."""
+    accepted: int | None = None
+    """Pushes of the whole fleet that FCM accepted in the last ``ACCEPTED_WITHIN_S``, and since this process has paused;
+    None: not known."""
+    workers: int | None = None
+    """Workers that Postgres sees; None: it sees none of them, with WAKEUP=sweep."""
+    unwritable: int = 0
+    """Pushes that are passed over, because the application refuses what push-listener writes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What the first screen says."""
+
+    level: Level
+    sentence: str
+    remedy: str
+    """What to do; '' if nothing."""
+
+
+def verdict(facts: Facts) -> Verdict:
+    """The first that applies: what keeps all pushes from going out comes before what concerns some."""
+    goes_out = bool(facts.accepted)
+    if facts.obstacles and facts.obstacles[0] == _STOPPING:
+        return Verdict("attention", "This process is stopping; it claims no more pushes.", "")
+    if facts.pause is not None:
+        return _paused(facts, goes_out=goes_out)
+    if facts.database is not None:
+        return _unread(facts)
+    if facts.workers == 0:
+        return Verdict(
+            "trouble", "No worker is alive: no push goes out.", "Start push-listener run. " + _DOCTOR
+        )
+    if facts.obstacles:
+        return _hindered(facts, goes_out=goes_out)
+    return _sending(facts)
+
+
+def _paused(facts: Facts, *, goes_out: bool) -> Verdict:
+    why, remedy = _PAUSES.get(facts.pause or "", ("the log has the reason", _DOCTOR))
+    since = "" if facts.paused_since is None else f" since {facts.paused_since:%H:%M} UTC"
+    if goes_out:
+        return Verdict("attention", f"This process has paused{since}: {why}. Others go on sending.", remedy)
+    return Verdict("trouble", f"Paused{since}: {why}. Pushes wait and lose no tries.", remedy)
+
+
+def _unread(facts: Facts) -> Verdict:
+    if facts.obstacles:
+        return Verdict(
+            "trouble", f"No push goes out from here: {'; '.join(facts.obstacles)}.", facts.database or _DOCTOR
+        )
+    return Verdict(
+        "attention",
+        "This page cannot read the database, so it does not know how the queue is; this process can work.",
+        facts.database or "",
+    )
+
+
+def _hindered(facts: Facts, *, goes_out: bool) -> Verdict:
+    what = "; ".join(facts.obstacles)
+    if facts.workers == 0:
+        return Verdict("trouble", f"No worker is alive, so no push goes out: {what}.", _DOCTOR)
+    if goes_out:
+        return Verdict("attention", f"Pushes go out, but this process has a problem: {what}.", _DOCTOR)
+    return Verdict("trouble", f"This process cannot work: {what}.", _DOCTOR)
+
+
+def _sending(facts: Facts) -> Verdict:
+    oldest = facts.oldest_due
+    if oldest is None:
+        return Verdict("attention", "This process can work; how the queue is, is not known yet.", "")
+    waited = f"the oldest due push has waited {duration(oldest)}"
+    if oldest > STALLED_S and facts.accepted == 0:
+        return Verdict(
+            "trouble",
+            f"No push goes out: {waited}, and FCM has accepted none for 2 minutes.",
+            "Look at the error codes below and at the workers. " + _DOCTOR,
+        )
+    if oldest > OLD_S:
+        return Verdict(
+            "attention",
+            f"Sending, but some pushes are late: {waited}.",
+            "Many due: the quota, or another process. A few that stay: a session has them locked, or a trigger refuses "
+            "them (docs/runbooks.md, QueueOld).",
+        )
+    if oldest > LATE_S:
+        return Verdict(
+            "attention",
+            f"Sending, but late: {waited}.",
+            "If it grows: the quota is used up, FCM is slow, or one process is not enough (docs/scaling.md).",
+        )
+    if facts.unwritable:
+        return Verdict(
+            "attention",
+            f"Sending; {waited}, but {facts.unwritable:,} cannot be written.",
+            "A trigger, an index or a constraint of the application refuses what push-listener writes "
+            "(docs/runbooks.md, UnwritableRows).",
+        )
+    return Verdict("ok", f"Sending; {waited}." if oldest else "Sending; no push is due.", "")
+
+
+def duration(seconds: float) -> str:
+    """In words, to two digits or so: 0.2 s, 45 s, 12 min, 3.4 h, 5 days."""
+    for least, unit, name in ((172_800.0, 86_400.0, "days"), (5_400.0, 3_600.0, "h"), (90.0, 60.0, "min")):
+        if seconds >= least:
+            number = seconds / unit
+            return f"{number:.1f} {name}" if number < 10 and name == "h" else f"{number:.0f} {name}"
+    return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"

@@ -1,0 +1,210 @@
+"""What the page consists of, and what its views are handed."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+import psycopg
+from aiohttp import web
+from aiohttp.typedefs import Handler
+
+from listener.metrics.shared import Figures
+from listener.operating.acting import Acting
+from listener.operating.reading import Reading
+from listener.operating.records import Pulse
+from listener.operating.verdict import ACCEPTED_WITHIN_S, Facts, Verdict, verdict
+from listener.postgres.errors import explain
+from listener.web.page.access import Access
+from listener.web.page.assets import Assets
+from listener.web.page.headers import with_errors, with_headers
+from listener.web.page.history import History, Series, Sums
+from listener.web.page.live import Streams
+from listener.web.page.runs import Runs
+
+# What was under way when a pause began may be accepted for so long.
+_ECHO_S = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """What this process knows without asking the database."""
+
+    obstacles: list[str]
+    """As /readyz tells them; empty: it can work."""
+    pause: str | None
+    """The kind of pause that sending is in, in the words of push_paused: refused, away, token_loss, no_access_token."""
+    paused_since: datetime | None
+    figures: Figures | None
+    """What was last read for the metrics; None: nothing, or nothing that is still true."""
+    figures_age: float | None
+    """Seconds since then."""
+    in_flight: int
+    """Pushes that this process has claimed and not settled."""
+    quota_used: float
+    """The part of this process's share of FCM_QUOTA that it uses, from 0 to 1."""
+    worker: int | None
+    """Its id in push_listener.workers; None: it is not registered."""
+    instance: str
+    """The name of this process."""
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """What the first screen shows at one moment."""
+
+    pulse: Pulse | None
+    """None: the database could not be read."""
+    state: State
+    verdict: Verdict
+    series: Series
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """What the views work with. ``request["visitor"]`` is the Visitor (access.py), on every route.
+
+    Paths in the views are without the prefix: ``routes(context)`` says web.get("/pushes", ...), and Page puts the
+    prefix before it. Links in the HTML begin with ``prefix``. Page itself answers POST /login (fields token, next),
+    POST /logout and GET /static/.... The views answer GET /login?next=PATH&wrong=1 (wrong=1: the token was wrong;
+    wrong=wait: too many wrong ones, wait a second), with a form that posts both fields to /login. Nobody without the
+    right to act reaches a view by POST, and nobody without the right to read any view but /login.
+    """
+
+    reading: Reading
+    acting: Acting
+    runs: Runs
+    history: History
+    state: Callable[[], State]
+    snapshot: Callable[[], Awaitable[Snapshot]]
+    """What the first screen shows now; never fails for the database."""
+    streams: Streams
+    prefix: str
+    """'' or such as /push."""
+    asset: Callable[[str], str]
+    """The URL of a file in static/, such as app.css or vendor/htmx.min.js. Raises KeyError if there is none."""
+
+
+class Page:
+    """The page: its parts, and its routes with everything that stands before the views.
+
+    Args:
+        routes: makes the routes of the views. They are apart from this module, which they import.
+        render: the HTML of a snapshot, by the name of the event that brings it to those that watch.
+        watched: is set while somebody watches.
+        sees_workers: whether Postgres sees workers; not with WAKEUP=sweep.
+    """
+
+    def __init__(
+        self,
+        access: Access,
+        reading: Reading,
+        acting: Acting,
+        history: History,
+        state: Callable[[], State],
+        routes: Callable[[Context], Sequence[web.RouteDef]],
+        render: Callable[[Snapshot], Mapping[str, str]],
+        *,
+        watched: asyncio.Event,
+        prefix: str,
+        sees_workers: bool,
+    ) -> None:
+        self._access = access
+        self._reading = reading
+        self._history = history
+        self._state = state
+        self._render = render
+        self._prefix = prefix
+        self._sees_workers = sees_workers
+        self._assets = Assets(prefix)
+        self._runs = Runs()
+        self._streams = Streams(self._sample, watched)
+        context = Context(
+            reading,
+            acting,
+            self._runs,
+            history,
+            state,
+            self.snapshot,
+            self._streams,
+            prefix,
+            self._assets.url,
+        )
+        self.routes = [*self._own_routes(), *map(self._guarded, routes(context))]
+        """What the web server answers."""
+
+    @property
+    def access(self) -> str:
+        """Who may see it: everybody on this machine (open), those with a token, or nobody (closed)."""
+        return self._access.kind
+
+    def leave(self) -> None:
+        """Ends the streams at once: they would keep the web server from closing."""
+        self._streams.close()
+
+    async def close(self) -> None:
+        """Ends what goes on in the background."""
+        self._streams.close()
+        await self._runs.close()
+
+    async def snapshot(self) -> Snapshot:
+        """What the first screen shows now; it says so if the database cannot be read."""
+        pulse, fault = None, None
+        try:
+            pulse = await self._reading.pulse()
+        except psycopg.Error as error:
+            fault = explain(error)
+        self._history.note(None if pulse is None else Sums.of_pulse(pulse))
+        state = self._state()
+        now = datetime.now(UTC)
+        return Snapshot(pulse, state, verdict(self._facts(pulse, fault, state, now)), self._history.series())
+
+    def _facts(self, pulse: Pulse | None, fault: str | None, state: State, now: datetime) -> Facts:
+        within = ACCEPTED_WITHIN_S
+        if state.paused_since is not None:
+            within = min(within, (now - state.paused_since).total_seconds() - _ECHO_S)
+        return Facts(
+            obstacles=state.obstacles,
+            pause=state.pause,
+            paused_since=state.paused_since,
+            database=fault,
+            oldest_due=None if pulse is None else pulse.oldest_due,
+            accepted=self._history.accepted_within(within) if within > 0.0 else None,
+            workers=pulse.workers if pulse is not None and self._sees_workers else None,
+            unwritable=0 if state.figures is None else sum(state.figures.unwritable.values()),
+        )
+
+    async def _sample(self) -> Mapping[str, str]:
+        return self._render(await self.snapshot())
+
+    def _own_routes(self) -> list[web.RouteDef]:
+        routes = [
+            web.post(f"{self._prefix}/login", self._public(self._access.login)),
+            web.post(f"{self._prefix}/logout", self._public(self._access.logout)),
+            web.get(
+                f"{self._prefix}/static/{{hash}}/{{name:.+}}",
+                with_headers(self._access.guarded(self._assets.serve, is_public=True), never_changes=True),
+            ),
+        ]
+        if self._prefix:
+            routes.append(web.get(self._prefix, self._to_front))
+        return routes
+
+    def _guarded(self, route: web.RouteDef) -> web.RouteDef:
+        """A route of the views, under the prefix, for those that may."""
+        if route.path == "/login":
+            handler = self._public(self._access.shown_once(route.handler))
+        else:
+            handler = self._answered(self._access.guarded(route.handler))
+        return web.RouteDef(route.method, f"{self._prefix}{route.path}", handler, route.kwargs)
+
+    def _public(self, handler: Handler) -> Handler:
+        return self._answered(self._access.guarded(handler, is_public=True))
+
+    def _answered(self, handler: Handler) -> Handler:
+        return with_headers(with_errors(handler, lambda: self._assets.url("app.css")))
+
+    async def _to_front(self, request: web.Request) -> web.StreamResponse:
+        raise web.HTTPPermanentRedirect(f"{self._prefix}/")

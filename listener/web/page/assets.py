@@ -1,0 +1,39 @@
+"""The files that a browser loads once: under a path with a hash of their content, so that they never change."""
+
+from __future__ import annotations
+
+import hashlib
+import mimetypes
+from pathlib import Path
+
+from aiohttp import web
+
+_FOLDER = Path(__file__).parent / "static"
+_SERVED = (".css", ".js", ".svg", ".png", ".ico", ".woff2")
+
+
+class Assets:
+    """The files below ``folder``, read once."""
+
+    def __init__(self, prefix: str, folder: Path = _FOLDER) -> None:
+        self._files = {
+            path.relative_to(folder).as_posix(): path.read_bytes()
+            for path in sorted(folder.rglob("*"))
+            if path.suffix in _SERVED
+        }
+        hashes = {name: hashlib.sha256(content).hexdigest()[:16] for name, content in self._files.items()}
+        self._urls = {name: f"{prefix}/static/{hashes[name]}/{name}" for name in self._files}
+        self._prefix = prefix
+
+    def url(self, name: str) -> str:
+        """Where a file is, such as app.css or vendor/htmx.min.js. Raises KeyError if there is none."""
+        return self._urls[name]
+
+    async def serve(self, request: web.Request) -> web.StreamResponse:
+        """Answers GET /static/HASH/NAME; 404 for another hash than that of the content."""
+        name = request.match_info["name"]
+        if self._urls.get(name) != request.path:
+            raise web.HTTPNotFound
+        kind = mimetypes.guess_type(name)[0] or "application/octet-stream"
+        charset = "utf-8" if name.endswith((".css", ".js", ".svg")) else None
+        return web.Response(body=self._files[name], content_type=kind, charset=charset)

@@ -1,0 +1,188 @@
+"""The last 15 minutes of what the charts show. Pure; times are Unix seconds and are passed in.
+
+Two things add to it: each reading for the metrics, which goes on while nobody watches, and the sample that is taken
+each second while somebody does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+
+from listener.metrics.shared import Figures
+from listener.operating.records import Pulse
+
+SPAN_S = 900.0
+STEP_S = 5.0
+"""Least time between two points, but for the newest one."""
+
+_DAY_S = 86_400.0
+
+
+@dataclass(frozen=True, slots=True)
+class Sums:
+    """What the database said at one moment. The sums are of today and yesterday (UTC)."""
+
+    sent: int
+    failed: Mapping[str, int]
+    oldest_due: float
+
+    @classmethod
+    def of_pulse(cls, pulse: Pulse) -> Sums:
+        """What a sample says."""
+        return cls(pulse.sent, pulse.failed, pulse.oldest_due)
+
+    @classmethod
+    def of_figures(cls, figures: Figures) -> Sums:
+        """What a reading for the metrics says."""
+        return cls(figures.sent, figures.failed, max(figures.oldest_due.values(), default=0.0))
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """One moment."""
+
+    at: float
+    sums: Sums | None
+    """None: the database could not be read."""
+    counts: tuple[int, ...] = ()
+    """Of the histogram of push_insert_to_send_seconds in this process, bucket by bucket."""
+
+
+@dataclass(frozen=True, slots=True)
+class Series:
+    """The charts: each list is as long as ``at``; None is a gap."""
+
+    at: Sequence[float] = ()
+    """Unix seconds, ascending."""
+    accepted: Sequence[float | None] = ()
+    """Pushes a second that FCM accepted, of the whole fleet."""
+    failed: Mapping[str, Sequence[float | None]] = field(default_factory=dict)
+    """Pushes a second that ended dead or expired, of the whole fleet, by error code."""
+    oldest_due: Sequence[float | None] = ()
+    """Seconds for which the push that waited longest had been due."""
+    p50: Sequence[float | None] = ()
+    """Median seconds from due to the first request to FCM, of this process alone."""
+    p99: Sequence[float | None] = ()
+
+
+class History:
+    """A bounded number of points.
+
+    Args:
+        bounds: of the buckets in seconds, the last one infinite.
+        counts: what the buckets hold now.
+        clock: Unix seconds.
+    """
+
+    def __init__(
+        self, bounds: Sequence[float], counts: Callable[[], tuple[int, ...]], clock: Callable[[], float]
+    ) -> None:
+        self._bounds = bounds
+        self._counts = counts
+        self._clock = clock
+        self._points: list[Point] = []
+
+    def note(self, sums: Sums | None) -> None:
+        """Adds what was read now; None: it could not be read."""
+        self._points = added(self._points, Point(self._clock(), sums, self._counts()))
+
+    def note_figures(self, figures: Figures | None) -> None:
+        """Adds a reading for the metrics; None: it failed, or nobody reads any more."""
+        self.note(None if figures is None else Sums.of_figures(figures))
+
+    def series(self) -> Series:
+        """The charts as they are now."""
+        return series(self._points, self._bounds)
+
+    def accepted_within(self, seconds: float) -> int | None:
+        """Pushes that FCM accepted in the last ``seconds``, of the whole fleet; None: nobody looked for so long."""
+        return accepted_since(self._points, self._clock() - seconds)
+
+
+def added(points: Sequence[Point], point: Point) -> list[Point]:
+    """The points with one more, without those that are too old.
+
+    The one that was the newest gives way if it is too close to the one before, unless it is the only sign of a gap.
+    """
+    kept = [each for each in points if point.at - SPAN_S <= each.at < point.at]
+    if len(kept) > 1 and kept[-1].at - kept[-2].at < STEP_S:
+        before, newest = kept[-2:]
+        if newest.sums is not None or before.sums is None or point.sums is None:
+            kept.pop()
+    return [*kept, point]
+
+
+def series(points: Sequence[Point], bounds: Sequence[float]) -> Series:
+    """The charts of these points. A rate is that of the time since the point before, so the first point has none."""
+    codes = sorted({code for point in points if point.sums is not None for code in point.sums.failed})
+    pairs = [*pairwise(points)]
+    failed = {code: [None, *(_rate(one, two, _failed(code)) for one, two in pairs)] for code in codes}
+    spread = [(), *(_delta(one.counts, two.counts) for one, two in pairs)]
+    first = points[:1]
+    return Series(
+        at=[point.at for point in points],
+        accepted=[*(None for _ in first), *(_rate(one, two, _sent) for one, two in pairs)],
+        failed={code: rates for code, rates in failed.items() if any(rates)},
+        oldest_due=[None if point.sums is None else point.sums.oldest_due for point in points],
+        p50=[quantile(counts, bounds, 0.5) for counts in spread[: len(points)]],
+        p99=[quantile(counts, bounds, 0.99) for counts in spread[: len(points)]],
+    )
+
+
+def accepted_since(points: Sequence[Point], since: float) -> int | None:
+    """Pushes that FCM accepted from the last point before ``since`` on; None: there is no such point, or a gap."""
+    before = [point for point in points if point.at <= since]
+    window = [*before[-1:], *(point for point in points if point.at > since)]
+    if not before or len(window) < 2 or any(point.sums is None for point in window):
+        return None
+    return sum(_grown(one, two, _sent) or 0 for one, two in pairwise(window))
+
+
+def quantile(counts: Sequence[int], bounds: Sequence[float], share: float) -> float | None:
+    """Seconds below which ``share`` of the counted ones lie, evenly spread in each bucket; None: nothing was counted.
+
+    What lies beyond the last finite bound counts as being there.
+    """
+    total = sum(counts)
+    if not total:
+        return None
+    rank, below, start = share * total, 0, 0.0
+    for count, end in zip(counts, bounds, strict=True):
+        if count and below + count >= rank:
+            return start if end == float("inf") else start + (end - start) * (rank - below) / count
+        below, start = below + count, start if end == float("inf") else end
+    return start
+
+
+def _sent(sums: Sums) -> int:
+    return sums.sent
+
+
+def _failed(code: str) -> Callable[[Sums], int]:
+    return lambda sums: sums.failed.get(code, 0)
+
+
+def _grown(one: Point, two: Point, what: Callable[[Sums], int]) -> int | None:
+    """By how much a sum has grown. It falls when a push is sent again, which takes nothing back of what was seen.
+
+    None where nothing was read, and at midnight (UTC), when the sums lose a day.
+    """
+    if one.sums is None or two.sums is None or one.at // _DAY_S != two.at // _DAY_S:
+        return None
+    return max(0, what(two.sums) - what(one.sums))
+
+
+def _rate(one: Point, two: Point, what: Callable[[Sums], int]) -> float | None:
+    grown = _grown(one, two, what)
+    return None if grown is None else grown / (two.at - one.at)
+
+
+def _delta(before: Sequence[int], after: Sequence[int]) -> tuple[int, ...]:
+    return tuple(_differences(before, after))
+
+
+def _differences(before: Sequence[int], after: Sequence[int]) -> Iterator[int]:
+    for one, two in zip(before, after, strict=True):
+        yield max(0, two - one)

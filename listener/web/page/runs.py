@@ -1,0 +1,78 @@
+"""The actions on all that match that this process performs."""
+
+from __future__ import annotations
+
+import asyncio
+from uuid import UUID
+
+import psycopg
+import structlog
+
+from listener.operating.acting import NotAllowed, Run
+from listener.postgres.errors import explain, fault_name
+
+log = structlog.get_logger(__name__)
+
+_REMEMBERED = 100
+_LEAVING_S = 2.0
+
+
+class Runs:
+    """Runs in this process. The newest ones are remembered after their end."""
+
+    def __init__(self, *, remembered: int = _REMEMBERED) -> None:
+        self._remembered = remembered
+        self._runs: dict[UUID, Run] = {}
+        self._faults: dict[UUID, str] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def start(self, run: Run) -> UUID:
+        """Performs it in the background; returns its id."""
+        self._runs[run.id] = run
+        over = [known for known, each in self._runs.items() if each.progress.is_over]
+        for forgotten in over[: max(0, len(self._runs) - self._remembered)]:
+            del self._runs[forgotten]
+            self._faults.pop(forgotten, None)
+        task = asyncio.create_task(self._perform(run))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return run.id
+
+    def get(self, run: UUID) -> Run | None:
+        """A run of this process; None: another process performs it, or it ended long ago."""
+        return self._runs.get(run)
+
+    def fault(self, run: UUID) -> str | None:
+        """Why a run ended before its time; None: it has not."""
+        return self._faults.get(run)
+
+    def abort(self, run: UUID) -> bool:
+        """Ends it after the present batch; returns False if this process does not perform it."""
+        known = self._runs.get(run)
+        if known is None or known.progress.is_over:
+            return False
+        known.abort()
+        return True
+
+    async def close(self) -> None:
+        """Ends all of them after their present batch, or within it if it takes long."""
+        for run in self._runs.values():
+            run.abort()
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=_LEAVING_S)
+        for task in self._tasks:
+            task.cancel()
+
+    async def _perform(self, run: Run) -> None:
+        try:
+            await run.perform()
+        except NotAllowed as error:
+            self._faults[run.id] = str(error)
+        except psycopg.Error as error:
+            self._faults[run.id] = explain(error)
+            log.warning(
+                "an action on many pushes has ended early",
+                run=str(run.id),
+                error=fault_name(error),
+                reason=explain(error),
+            )
