@@ -65,6 +65,8 @@ class Facts:
     None: not known."""
     workers: int | None = None
     """Workers that Postgres sees; None: it sees none of them, with WAKEUP=sweep."""
+    platforms: Sequence[str] = ()
+    """Platforms to which this process sends nothing but probes."""
     unwritable: int = 0
     """Pushes that are passed over, because the application refuses what push-listener writes."""
 
@@ -94,6 +96,14 @@ def verdict(facts: Facts) -> Verdict:
         )
     if facts.obstacles:
         return _hindered(facts, goes_out=goes_out)
+    if facts.platforms:
+        return Verdict(
+            "trouble",
+            f"Nothing is sent to {' and '.join(sorted(facts.platforms))}: Apple or the web push service refuses FCM's "
+            "credentials, or has a problem. The other pushes go out.",
+            "In the Firebase console, Project settings, Cloud Messaging: is the APNs key there, is it valid, do its "
+            "team and bundle id fit the app? For the web: the Web Push certificate (docs/runbooks.md, PlatformPaused).",
+        )
     return _sending(facts)
 
 

@@ -49,6 +49,8 @@ class State:
     """Its id in push_listener.workers; None: it is not registered."""
     instance: str
     """The name of this process."""
+    platforms: Sequence[str] = ()
+    """Platforms to which this process sends nothing but probes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,12 +143,13 @@ class Page:
         return self._access.kind
 
     def leave(self) -> None:
-        """Ends the streams at once: they would keep the web server from closing."""
+        """Ends the streams, which would keep the web server from closing, and bulk actions after their batch."""
         self._streams.close()
+        self._runs.abort_all()
 
     async def close(self) -> None:
         """Ends what goes on in the background."""
-        self._streams.close()
+        self.leave()
         await self._runs.close()
 
     async def snapshot(self) -> Snapshot:
@@ -173,6 +176,7 @@ class Page:
             oldest_due=None if pulse is None else pulse.oldest_due,
             accepted=self._history.accepted_within(within) if within > 0.0 else None,
             workers=pulse.workers if pulse is not None and self._sees_workers else None,
+            platforms=state.platforms,
             unwritable=0 if state.figures is None else sum(state.figures.unwritable.values()),
         )
 
