@@ -1,0 +1,438 @@
+"""What the templates of the page show: words, tones, addresses, and series, from records. Pure."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from itertools import islice
+from typing import TYPE_CHECKING
+from urllib.parse import urlencode
+from uuid import UUID
+
+from listener.operating.filters import Filter
+from listener.operating.records import Attempt, PushLine, Receipt, Revealed, Story
+
+if TYPE_CHECKING:
+    from listener.web.page.app import Series, Snapshot
+
+TONES: Mapping[str, str] = {
+    "pending": "wait",
+    "processing": "busy",
+    "failed": "warn",
+    "sent": "good",
+    "delivered": "good",
+    "opened": "good",
+    "clicked": "good",
+    "dead": "bad",
+    "expired": "bad",
+    "unknown": "warn",
+    "cancelled": "quiet",
+}
+"""The colour of a status, which the templates always show beside its word."""
+
+CHANGES: Mapping[str, frozenset[str]] = {
+    "requeue": frozenset({"dead", "expired", "failed", "cancelled"}),
+    "cancel": frozenset({"pending", "failed"}),
+}
+"""The statuses of the pushes that an action changes."""
+
+_WAITING = frozenset({"pending", "failed"})
+
+_HIDDEN = {
+    **{code: 0x2400 + code for code in range(0x20)},
+    0x7F: 0x2421,
+    **dict.fromkeys(range(0x80, 0xA0), 0xFFFD),
+    **dict.fromkeys([0x61C, 0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x206A)], 0xFFFD),
+}
+
+
+def visible(text: str) -> str:
+    """``text`` with a visible sign in the place of each control character and each character that turns the line."""
+    return text.translate(_HIDDEN)
+
+
+def tone(status: str) -> str:
+    """The tone of a status; "quiet" for one that the page does not know."""
+    return TONES.get(status, "quiet")
+
+
+def number(value: float) -> str:
+    """A number of pushes, or a rate: 1,234 or 0.25."""
+    if float(value).is_integer():
+        return f"{int(value):,}"
+    return f"{value:.2f}" if value < 10 else f"{value:,.1f}" if value < 100 else f"{value:,.0f}"
+
+
+def duration(seconds: float) -> str:
+    """A time span in two units at most: "0.2 s", "3 min 12 s", "2 h 5 min", "3 d 4 h"."""
+    if seconds < 0.0995:
+        return f"{max(seconds, 0.0) * 1000:.0f} ms"
+    if seconds < 9.95:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    for size, name, smaller, its_name in (
+        (86_400, "d", 3_600, "h"),
+        (3_600, "h", 60, "min"),
+        (60, "min", 1, "s"),
+    ):
+        if whole >= size:
+            rest = whole % size // smaller
+            return f"{whole // size} {name}" + (f" {rest} {its_name}" if rest else "")
+    return f"{whole} s"
+
+
+def percent(part: float) -> str:
+    """A part from 0 to 1. What is not nothing never shows as 0 %."""
+    return "0 %" if part <= 0 else "< 1 %" if part < 0.01 else f"{math.floor(part * 100)} %"
+
+
+def utc(time: datetime) -> str:
+    """For ``<time>`` without JavaScript, and for the title of each: 2026-01-31 12:00:05 UTC."""
+    return f"{time.astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC"
+
+
+def short(identifier: UUID) -> str:
+    """The first part of an id, for a list."""
+    return str(identifier)[:8]
+
+
+def address(prefix: str, path: str, *values: Mapping[str, str | None], **more: str | int | None) -> str:
+    """A URL of the page. Values that are None or empty are left out; a later value replaces an earlier one."""
+    merged: dict[str, str | int | None] = {}
+    for part in (*values, more):
+        merged.update(part)
+    query = urlencode({name: value for name, value in merged.items() if value not in (None, "")}, safe=":,")
+    return f"{prefix}{path}?{query}" if query else f"{prefix}{path}"
+
+
+def for_input(time: datetime | None) -> str:
+    """A time as ``<input type=datetime-local>`` holds it, in UTC."""
+    return f"{time.astimezone(UTC):%Y-%m-%dT%H:%M:%S}" if time else ""
+
+
+def described(applied: Filter) -> str:
+    """A filter in words, for a heading: "dead pushes, code UNREGISTERED, of user 1a2b3c4d"."""
+    words = [f"{applied.status} pushes" if applied.status else "all pushes"]
+    if applied.kind:
+        words.append(f"addressed to a {applied.kind}")
+    if applied.code:
+        words.append(f"code {applied.code}")
+    if applied.user:
+        words.append(f"of user {short(applied.user)}")
+    if applied.since:
+        words.append(f"changed since {utc(applied.since)}")
+    if applied.until:
+        words.append(f"changed until {utc(applied.until)}")
+    return ", ".join(words)
+
+
+@dataclass(frozen=True, slots=True)
+class Chip:
+    """One condition of a filter, and the address of the list without it."""
+
+    name: str
+    value: str
+    without: str
+
+
+def chips(prefix: str, applied: Filter) -> list[Chip]:
+    """The conditions of a filter, for taking away one at a time. Status has tabs of its own."""
+    values = applied.as_values()
+    return [
+        Chip(name, value, address(prefix, "/pushes", {k: v for k, v in values.items() if k != name}))
+        for name, value in values.items()
+        if name != "status"
+    ]
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """One figure of the first screen."""
+
+    label: str
+    value: str
+    note: str = ""
+    path: str | None = None
+    """Where more is to be seen."""
+    tone: str = "plain"
+
+
+def figures(snapshot: Snapshot) -> list[Figure]:
+    """What waits, what is used, and who works. "–" stands for what cannot be known now."""
+    state, pulse, read = snapshot.state, snapshot.pulse, snapshot.state.figures
+    waiting: Counter[str] = Counter()
+    for (status, _), pushes in (read.depth if read else {}).items():
+        waiting[status] += pushes
+
+    def known(value: int) -> str:
+        return number(value) if read else "–"
+
+    due = sum(read.due.values()) if read else 0
+    oldest = pulse.oldest_due if pulse else max(read.oldest_due.values(), default=0.0) if read else None
+    unwritable = sum(read.unwritable.values()) if read else 0
+    workers = pulse.workers if pulse else None
+    return [
+        Figure(
+            "Due now",
+            known(due),
+            _oldest(oldest),
+            "/pushes?status=pending",
+            "warn" if (oldest or 0) > 5 else "plain",
+        ),
+        Figure("In flight", known(waiting["processing"]), f"{number(state.in_flight)} by this process"),
+        Figure("Wait for a retry", known(waiting["failed"]), "", "/pushes?status=failed"),
+        Figure(
+            "Scheduled",
+            known(read.scheduled if read else 0),
+            f"{number(unwritable)} cannot be written" if unwritable else "new ones and retries",
+            tone="bad" if unwritable else "plain",
+        ),
+        Figure(
+            "Quota used",
+            percent(state.quota_used),
+            "of this process",
+            tone="warn" if state.quota_used >= 0.9 else "plain",
+        ),
+        Figure(
+            "Workers",
+            "–" if workers is None else number(workers),
+            "none is at work" if workers == 0 else "",
+            "/workers",
+            "bad" if workers == 0 else "plain",
+        ),
+    ]
+
+
+def _oldest(seconds: float | None) -> str:
+    if seconds is None:
+        return ""
+    return f"the oldest for {duration(seconds)}" if seconds > 0 else "nothing waits"
+
+
+@dataclass(frozen=True, slots=True)
+class Minute:
+    """A row of the table that stands for the charts."""
+
+    at: datetime
+    accepted: str
+    failed: str
+    oldest_due: str
+    p50: str
+    p99: str
+
+
+def minutes(series: Series) -> list[Minute]:
+    """The means of each minute (of the oldest due push: the maximum), the newest first. "–": nothing was read."""
+    by_minute: dict[int, list[int]] = {}
+    for index, at in enumerate(series.at):
+        by_minute.setdefault(int(at // 60), []).append(index)
+
+    def of(values: Sequence[float | None], found: list[int]) -> list[float]:
+        return [value for index in found if index < len(values) and (value := values[index]) is not None]
+
+    def mean(values: list[float]) -> str:
+        return number(round(sum(values) / len(values), 2)) if values else "–"
+
+    def span(values: list[float]) -> str:
+        return duration(max(values)) if values else "–"
+
+    rows = []
+    for minute, found in sorted(by_minute.items(), reverse=True):
+        failed = [
+            sum(value for code in series.failed.values() if (value := code[index]) is not None)
+            for index in found
+        ]
+        rows.append(
+            Minute(
+                datetime.fromtimestamp(minute * 60, UTC),
+                mean(of(series.accepted, found)),
+                mean(failed if of(series.accepted, found) else []),
+                span(of(series.oldest_due, found)),
+                span(of(series.p50, found)),
+                span(of(series.p99, found)),
+            )
+        )
+    return rows
+
+
+MOST_CODES = 5
+"""Lines in the chart of failures; the codes that remain are one line, "other"."""
+
+
+def chart_data(series: Series, last: int | None = None) -> dict[str, object]:
+    """What app.js draws; with ``last``, of that many points only. Values have four significant digits."""
+    start = 0 if last is None else max(len(series.at) - last, 0)
+
+    def cut(values: Sequence[float | None]) -> list[float | None]:
+        return [None if value is None else float(f"{value:.4g}") for value in islice(values, start, None)]
+
+    ranked = sorted(series.failed, key=lambda code: (-sum(value or 0 for value in series.failed[code]), code))
+    failed = {code: cut(series.failed[code]) for code in ranked[:MOST_CODES]}
+    if rest := ranked[MOST_CODES:]:
+        failed["other"] = [
+            _sum(values) for values in zip(*(cut(series.failed[code]) for code in rest), strict=True)
+        ]
+    return {
+        "at": [round(at, 3) for at in series.at[start:]],
+        "accepted": cut(series.accepted),
+        "failed": failed,
+        "oldest_due": cut(series.oldest_due),
+        "p50": cut(series.p50),
+        "p99": cut(series.p99),
+    }
+
+
+def _sum(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) if known else None
+
+
+@dataclass(frozen=True, slots=True)
+class Moment:
+    """One thing that happened to a push."""
+
+    at: datetime
+    since_insert: str
+    """"+0.2 s"; '' for the insert."""
+    what: str
+    tone: str
+    device: str = ""
+    platform: str = ""
+    code: str = ""
+    answer: str = ""
+    message_id: str = ""
+    attempt: int | None = None
+
+
+_OUTCOMES = {"sent": "accepted by FCM", "failed": "refused", "unknown": "no clear answer"}
+_RECEIPTS = {"delivered": "shown on the device", "opened": "opened", "clicked": "clicked"}
+
+
+def moments(story: Story) -> list[Moment]:
+    """All that happened to a push, in order of time."""
+    born = story.line.created_at
+
+    def since(at: datetime) -> str:
+        return f"+{duration((at - born).total_seconds())}"
+
+    def of_attempt(attempt: Attempt) -> Moment:
+        return Moment(
+            attempt.at,
+            since(attempt.at),
+            _OUTCOMES.get(attempt.status, attempt.status),
+            tone(attempt.status),
+            attempt.device,
+            attempt.platform or "",
+            attempt.code or "",
+            attempt.answer or "",
+            attempt.message_id or "",
+            attempt.attempt,
+        )
+
+    def of_receipt(receipt: Receipt) -> Moment:
+        words = _RECEIPTS.get(receipt.status, receipt.status)
+        return Moment(receipt.at, since(receipt.at), words, "good", receipt.device)
+
+    found = [*map(of_attempt, story.attempts), *map(of_receipt, story.receipts)]
+    if story.line.status in ("cancelled", "expired"):
+        ended = story.line.updated_at
+        found.append(Moment(ended, since(ended), story.line.status, tone(story.line.status)))
+    return [Moment(born, "", "inserted", "quiet"), *sorted(found, key=lambda moment: moment.at)]
+
+
+def ending(story: Story) -> str:
+    """What became of the push, in a sentence or two."""
+    line = story.line
+    accepted = {attempt.device for attempt in story.attempts if attempt.status == "sent"}
+    tried = {attempt.device for attempt in story.attempts}
+    devices = "" if len(tried) < 2 else f" for {len(accepted)} of {len(tried)} devices"
+    tries = f"{line.retry_count} {'try is' if line.retry_count == 1 else 'tries are'} used."
+    match line.status:
+        case "sent" | "delivered":
+            took = (
+                f" {duration((story.sent_at - line.created_at).total_seconds())} after the insert"
+                if story.sent_at
+                else ""
+            )
+            end = (
+                " A device has shown it."
+                if story.delivered_at
+                else " No device has reported yet that it showed it."
+            )
+            return f"FCM accepted it{devices}{took}.{end}"
+        case "failed":
+            return f"It failed and is tried again. {tries}"
+        case "pending":
+            return (
+                "It waits for its time."
+                if line.due_at and line.due_at > line.updated_at
+                else "It waits to be sent."
+            )
+        case "processing":
+            return "A worker has claimed it and sends it now."
+        case "dead":
+            return f"It is given up{devices and ', accepted' + devices}. {tries}"
+        case "expired":
+            return "Its expires_at passed before FCM accepted it."
+        case "cancelled":
+            return "It was cancelled and is not sent."
+    return f"Its status is {line.status}."
+
+
+def copies(story: Story) -> str | None:
+    """Why a person may have seen the push more than once; None: there is no sign of it."""
+    unclear = sum(attempt.status == "unknown" for attempt in story.attempts)
+    accepted = Counter(attempt.device for attempt in story.attempts if attempt.status == "sent")
+    again = sum(times > 1 for times in accepted.values())
+    signs = []
+    if again:
+        signs.append(f"FCM accepted it more than once for {again} {'device' if again == 1 else 'devices'}")
+    if unclear:
+        signs.append(
+            f"{unclear} {'attempt' if unclear == 1 else 'attempts'} had no clear answer and may have arrived"
+        )
+    if story.lost_claims:
+        signs.append(
+            f"{story.lost_claims} {'claim' if story.lost_claims == 1 else 'claims'} ended without a result, "
+            "and FCM may have accepted it then"
+        )
+    return "; ".join(signs) or None
+
+
+def waits_until(line: PushLine) -> datetime | None:
+    """When a waiting push is due; None for one that does not wait."""
+    return line.due_at if line.status in _WAITING else None
+
+
+def order(applied: Filter) -> str:
+    """The order of a list, in words."""
+    if applied.user:
+        return "those inserted last first"
+    return "those due next first" if applied.status in _WAITING else "those changed last first"
+
+
+def payload(revealed: Revealed) -> list[tuple[str, str | None]]:
+    """What a push says and where it goes, by name, in the order of the page."""
+
+    def text(value: object) -> str | None:
+        return (
+            None
+            if value is None
+            else value
+            if isinstance(value, str)
+            else json.dumps(value, ensure_ascii=False, indent=2)
+        )
+
+    found = [
+        ("Title", revealed.title),
+        ("Text", revealed.body),
+        ("Data", text(revealed.data)),
+        ("Image", revealed.image),
+        ("Options", text(revealed.options)),
+        ("Token", revealed.token),
+    ]
+    return found + [("Token in the log", token) for token in revealed.tokens if token != revealed.token]
