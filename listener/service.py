@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Coroutine
 from contextlib import AsyncExitStack
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Any, TypeVar
 
 import structlog
@@ -242,7 +243,7 @@ class Service:
             history,
             self.state,
             views.routes,
-            views.render_home,
+            partial(views.render_home, prefix=self._settings.path_prefix),
             watched=self._watched,
             prefix=self._settings.path_prefix,
             sees_workers=self._settings.wakeup == "listen",

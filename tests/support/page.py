@@ -37,7 +37,7 @@ from listener.operating.records import (
     WorkerLine,
 )
 from listener.operating.verdict import Verdict
-from listener.web.page.access import Visitor
+from listener.web.page.access import VISITOR, Visitor
 from listener.web.page.app import Context, Snapshot, State
 from listener.web.page.headers import CONTENT_SECURITY_POLICY
 from listener.web.page.history import Series
@@ -462,7 +462,7 @@ class FakePage:
         async def visiting(
             request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
         ) -> web.StreamResponse:
-            request["visitor"] = self.visitor
+            request[VISITOR] = self.visitor
             return await handler(request)
 
         async def headers(request: web.Request, response: web.StreamResponse) -> None:

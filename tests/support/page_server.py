@@ -17,7 +17,7 @@ from listener.operating.acting import Acting
 from listener.operating.reading import Reading
 from listener.postgres.connect import Address
 from listener.postgres.on_demand import OnDemand
-from listener.web.page.access import Access, Keys
+from listener.web.page.access import VISITOR, Access, Keys
 from listener.web.page.app import Context, Page, Snapshot, State
 from listener.web.page.history import History
 from listener.web.server import Web
@@ -36,16 +36,16 @@ class Served:
     keys: Keys = field(default_factory=lambda: Keys(None, {}))
     page: Page | None = None
     context: Context | None = None
-    acts: list[str | None] = field(default_factory=list)
+    acts: list[str] = field(default_factory=list)
     """Who has acted."""
     rendered: int = 0
     """How often a snapshot was rendered."""
 
     async def ask(
-        self, method: str, path: str, *, data: Mapping[str, str] | None = None, **headers: str
+        self, method: str, path: str, *headers: Mapping[str, str], data: Mapping[str, str] | None = None
     ) -> Answer:
-        """One request, with these headers and no cookies but those in them; underscores stand for dashes."""
-        given = {name.replace("_", "-"): value for name, value in headers.items()}
+        """One request, with all of these headers, and no cookies but those in them."""
+        given = {name: value for some in headers for name, value in some.items()}
         async with (
             aiohttp.ClientSession(cookie_jar=aiohttp.DummyCookieJar()) as http,
             http.request(
@@ -81,8 +81,8 @@ async def served(
 ) -> AsyncIterator[Served]:
     """Serves a page whose views only tell that they were reached.
 
-    ``settings`` are those of the environment; ``access``: further arguments of Access. The answer to a wrong token takes
-    no time unless they say so.
+    ``settings`` are those of the environment; ``access``: further arguments of Access. The answer to a wrong token
+    takes no time unless they say so.
     """
     known = load(**{"database_url": NOWHERE, "port": 0, "metrics_token": None, **settings})
     found = Served(prefix=known.path_prefix)
@@ -103,10 +103,10 @@ async def served(
         found.context = context
 
         async def show(request: web.Request) -> web.StreamResponse:
-            return web.Response(text=f"shown to {request['visitor'].name}\n")
+            return web.Response(text=f"shown to {request[VISITOR].name}\n")
 
         async def act(request: web.Request) -> web.StreamResponse:
-            found.acts.append(request["visitor"].name)
+            found.acts.append(request[VISITOR].name)
             return web.Response(text="done\n")
 
         async def home(request: web.Request) -> web.StreamResponse:

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import NoReturn
 
 import psycopg
 from aiohttp import web
@@ -66,7 +67,7 @@ class Snapshot:
 
 @dataclass(frozen=True, slots=True)
 class Context:
-    """What the views work with. ``request["visitor"]`` is the Visitor (access.py), on every route.
+    """What the views work with. ``request[VISITOR]`` is the Visitor (access.py), on every route.
 
     Paths in the views are without the prefix: ``routes(context)`` says web.get("/pushes", ...), and Page puts the
     prefix before it. Links in the HTML begin with ``prefix``. Page itself answers POST /login (fields token, next),
@@ -210,5 +211,5 @@ class Page:
     def _answered(self, handler: Handler) -> Handler:
         return with_headers(with_errors(handler, lambda: self._assets.url("app.css")))
 
-    async def _to_front(self, request: web.Request) -> web.StreamResponse:
+    async def _to_front(self, request: web.Request) -> NoReturn:
         raise web.HTTPPermanentRedirect(f"{self._prefix}/")
