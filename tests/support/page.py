@@ -46,8 +46,8 @@ from listener.web.page.views import render_home, routes
 STATIC = Path(__file__).parents[2] / "listener/web/page/static"
 
 ACTOR = Visitor("anna", may_read=True, may_act=True)
-READER = Visitor(None, may_read=True, may_act=False)
-NOBODY = Visitor(None, may_read=False, may_act=False)
+READER = Visitor("", may_read=True, may_act=False)
+NOBODY = Visitor("", may_read=False, may_act=False)
 
 NASTY = "<img src=x onerror=alert(1)> [red]\x1b[2J\u202egnp"
 

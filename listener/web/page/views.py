@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from collections.abc import Awaitable, Callable, Mapping
 from datetime import datetime
 from functools import partial, wraps
@@ -18,7 +19,7 @@ from aiohttp import web
 from listener.operating.acting import NotAllowed, Run
 from listener.operating.filters import KINDS, STATUSES, Filter, FilterFault
 from listener.operating.meanings import MEANINGS, meaning_of
-from listener.operating.records import Count, Revealed
+from listener.operating.records import Count, Revealed, Story
 from listener.web.page import shapes
 from listener.web.page.access import VISITOR
 
@@ -44,6 +45,7 @@ def _templates() -> jinja2.Environment:
         lstrip_blocks=True,
         auto_reload=False,
     )
+    found.policies["json.dumps_kwargs"] = {"sort_keys": False}
     found.filters.update(utc=shapes.utc, short=shapes.short, tone=shapes.tone, visible=shapes.visible)
     return found
 
@@ -55,11 +57,17 @@ def render_home(snapshot: Snapshot, prefix: str = "") -> dict[str, str]:
     """One sample of the first screen: the data of a server-sent event by the name of the event.
 
     The event without a name is HTML with the parts to be replaced. "series" is JSON: the newest points of the charts.
+    "beat" is always another.
     """
     parts = _TEMPLATES.get_template("_live.html").render(
         snapshot=snapshot, figures=shapes.figures(snapshot), prefix=prefix
     )
-    return {"": parts, "series": json.dumps(shapes.chart_data(snapshot.series, _TAIL), separators=(",", ":"))}
+    # What has not changed is not sent again: the time tells that the listener is there.
+    return {
+        "": parts,
+        "beat": f"{time.time():.0f}",
+        "series": json.dumps(shapes.chart_data(snapshot.series, _TAIL), separators=(",", ":")),
+    }
 
 
 def routes(context: Context) -> list[web.RouteDef]:
@@ -333,7 +341,7 @@ class _Views:
         form = await request.post()
         values = {name: value for name, value in form.items() if isinstance(value, str)}
         what = _what(values.get("what", ""))
-        until = _time(values.get("frozen", ""))
+        until = _at(values.get("frozen", ""))
         who, reason = request[VISITOR].name, values.get("reason", "").strip()[:1000]
         asked = form.getall("id", [])
         if asked:
@@ -519,15 +527,15 @@ def _what(text: str) -> _What:
     raise web.HTTPBadRequest(text="what must be requeue or cancel\n")
 
 
-def _time(text: str) -> datetime:
+def _at(text: str) -> datetime:
     """Raises HTTPBadRequest."""
     try:
-        time = datetime.fromisoformat(text)
+        at = datetime.fromisoformat(text)
     except ValueError:
         raise web.HTTPBadRequest(text="frozen must be the time of the preview\n") from None
-    if time.tzinfo is None:
+    if at.tzinfo is None:
         raise web.HTTPBadRequest(text="frozen must have a time zone\n")
-    return time
+    return at
 
 
 def _changed(query: Mapping[str, str]) -> str | None:

@@ -181,7 +181,7 @@ async def deaf(port: int) -> AsyncIterator[socket.socket]:
 
 
 async def test_a_slow_client_is_dropped_and_the_others_are_not() -> None:
-    async with bench(patience=0.2) as made, watching(made.port) as one, deaf(made.port):
+    async with bench(patience=2.0) as made, watching(made.port) as one, deaf(made.port):
         await until(lambda: len(made.streams._open) == 2)
         made.sample = {"much": "x" * 8_000_000}
         async with asyncio.timeout(PATIENCE):

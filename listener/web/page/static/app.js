@@ -46,7 +46,7 @@
     oldest_due: { unit: "time", lines: (data) => [["oldest due", data.oldest_due, 3]] },
     latency: { unit: "time", lines: (data) => [["p50", data.p50, 5], ["p99", data.p99, 4]] },
   };
-  const digits = (value) => (value >= 100 ? Math.round(value).toLocaleString() : value >= 10 ? value.toFixed(1) : value.toFixed(value === 0 ? 0 : 2));
+  const digits = (value) => (value >= 100 ? Math.round(value).toLocaleString() : Number(value.toFixed(value >= 10 ? 1 : 2)).toString());
   const FORMATS = {
     rate: (value) => `${digits(value)}/s`,
     time: (value) => (value < 1 ? `${Math.round(value * 1000)} ms` : value < 60 ? `${digits(value)} s` : value < 3600 ? `${(value / 60).toFixed(1)} min` : `${(value / 3600).toFixed(1)} h`),
@@ -64,7 +64,7 @@
   }
   const FONT = '11px system-ui, -apple-system, "Segoe UI", Roboto, "Noto Sans", sans-serif';
   const options = (figure, chart, lines) => ({
-    width: figure.clientWidth - 26,
+    width: figure.querySelector(".plot").clientWidth,
     height: 126,
     padding: [8, 4, 0, 0],
     cursor: { y: false, points: { size: 6 }, drag: { x: false, y: false }, sync: { key: "overview" } },
@@ -75,7 +75,7 @@
     },
     axes: [
       { stroke: colour("--soft"), font: FONT, grid: { show: false }, ticks: { show: false }, size: 22, space: 70, values: (_, ticks) => ticks.map((at) => clock.format(at * 1000).slice(0, 5)) },
-      { stroke: colour("--soft"), font: FONT, grid: { stroke: colour("--line"), width: 1 }, ticks: { show: false }, size: 56, gap: 6, space: 32, values: (_, ticks) => ticks.map(FORMATS[chart.unit]), ...(chart.unit === "time" ? { incrs: TIME_STEPS } : {}) },
+      { stroke: colour("--soft"), font: FONT, grid: { stroke: colour("--line"), width: 1 }, ticks: { show: false }, size: 48, gap: 6, space: 32, values: (_, ticks) => ticks.map(chart.unit === "rate" ? digits : FORMATS.time), ...(chart.unit === "time" ? { incrs: TIME_STEPS } : {}) },
     ],
     series: [
       { label: "time", class: "unseen", value: () => "" },
@@ -162,8 +162,9 @@
     const live = event.target;
     heard = performance.now();
     contact();
-    if (event.detail.message.event !== "series") return;
-    event.preventDefault();
+    const kind = event.detail.message.event;
+    if (kind) event.preventDefault();
+    if (kind !== "series") return;
     const tail = JSON.parse(event.detail.message.data);
     if (!series || !tail.at.length) return;
     const last = series.at.at(-1);
