@@ -38,7 +38,7 @@ _PAUSES = {
         "are dead, set TOKEN_LOSS_BREAKER=false.",
     ),
     "no_access_token": (
-        "there is no access token for FCM",
+        "no access token for FCM can be obtained",
         "Create a new key if the old one was deleted, and check the clock of this machine. The log has the reason.",
     ),
 }
@@ -90,10 +90,6 @@ def verdict(facts: Facts) -> Verdict:
         return _paused(facts, goes_out=goes_out)
     if facts.database is not None:
         return _unread(facts)
-    if facts.workers == 0:
-        return Verdict(
-            "trouble", "No worker is alive: no push goes out.", "Start push-listener run. " + _DOCTOR
-        )
     if facts.obstacles:
         return _hindered(facts, goes_out=goes_out)
     if facts.platforms:
