@@ -108,6 +108,16 @@ def plan(filter: Filter, *, action: Action | None = None, is_list: bool = True) 
     return _plan(found, wanted, nearest)
 
 
+def ended(status: str | None) -> Plan:
+    """The sources of what is over, those that changed last first; failed tries count only if they are asked for."""
+    wanted = (status,) if status else ("dead", *_OVER)
+    sources = (
+        Source("given", "given_up", "updated_at", _of(wanted, ("dead", "failed")), _GIVEN_UP),
+        Source("over", "over", "updated_at", _of(wanted, _OVER), _OVER),
+    )
+    return Plan(tuple(source for source in sources if source.statuses), is_merged=True)
+
+
 def _wanted(filter: Filter, action: Action | None) -> tuple[str, ...]:
     """The statuses that may match. What a person cancelled is requeued only if the filter says so."""
     allowed = {

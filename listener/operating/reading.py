@@ -10,6 +10,7 @@ found, and where to go on.
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from datetime import UTC, datetime
@@ -30,6 +31,7 @@ from listener.operating.records import (
     Attempt,
     CodeGroup,
     Count,
+    Ended,
     Page,
     Preview,
     Pulse,
@@ -41,7 +43,7 @@ from listener.operating.records import (
 from listener.postgres.connect import Connection
 from listener.postgres.statements import load
 
-WINDOW = 20_000
+WINDOW = 10_000
 """Entries of an index that one search looks at, at most."""
 
 _NEAR = 1_000
@@ -52,7 +54,7 @@ _COUNTED = 1_000
 _MOST_WORKERS = 200
 _ENDED_WORKERS = 20
 _LOG_ROWS = 200
-_PREVIEW_SCANS = 10
+_PREVIEW_S = 0.15
 _EXAMPLES = 5
 
 # The order must come from an index whatever Postgres knows of the table's size: its statistics may be from a time when
@@ -239,6 +241,38 @@ class Reading:
         async with self._transaction() as cursor:
             return await self._lines(cursor, ids)
 
+    async def ended(self, filter: Filter, since: datetime, most: int = 20_000) -> Ended:
+        """The pushes that ended since a time and to which a filter applies; failed tries if it asks for them.
+
+        Args:
+            filter: its own times do not count.
+            since: by the database's clock.
+            most: entries of an index that are looked at; the newest ones.
+        """
+        lines: list[PushLine] = []
+        edges: list[datetime] = []
+        async with self._transaction() as cursor:
+            now = (await _one(cursor, _NOW))["now"]
+            for source in order.ended(filter.status).sources:
+                values = {
+                    **_values(source, filter),
+                    "since": since,
+                    "until": _FOREVER[1],
+                    "is_given_up": False,
+                }
+                rows = await _all(
+                    cursor, SCANS[source.statement], {**values, "skip": 0, "window": most, "limit": most + 1}
+                )
+                lines += [_line(row) for row in rows if row["matches"]]
+                edges += [_time(row["updated_at"]) for row in rows if row["is_edge"]]
+        return Ended(lines, now, max(edges, default=None))
+
+    async def now(self) -> datetime:
+        """The time by the database's clock."""
+        async with self._transaction() as cursor:
+            now: datetime = (await _one(cursor, _NOW))["now"]
+        return now
+
     # --- One push
 
     async def story(self, push_id: UUID) -> Story | None:
@@ -306,28 +340,26 @@ class Reading:
         # Behind the entries that are handed out are those that the action leaves.
         handed_out, positions = {}, dict(part.positions)
         for source, entry in part.entries:
-            key, skip = part.positions[source.name]
+            key, _ = part.positions[source.name]
             if entry.key == key:
                 handed_out.setdefault(source.name, []).append(entry.id)
                 positions[source.name] = Position(key, positions[source.name].skip - 1)
         return [entry.id for _, entry in part.entries], order.encode(positions, handed_out)
 
     async def preview(self, filter: Filter, what: Action) -> Preview:
-        """What an action on all that match would do now; counts stop at 1,000."""
+        """What an action on all that match would do now; counts stop at 1,000, or after a sixth of a second."""
         async with self._transaction() as cursor:
             until = (await _one(cursor, _NOW))["now"]
             plan = order.plan(filter, action=what)
             positions = {source.name: source.start for source in plan.sources}
             found: list[UUID] = []
-            has_more = True
-            for _ in range(_PREVIEW_SCANS):
+            has_more, began = True, time.monotonic()
+            while has_more and len(found) <= _COUNTED and time.monotonic() - began < _PREVIEW_S:
                 part, _ = await self._part(
                     cursor, plan, filter, positions, _COUNTED + 1 - len(found), what=what, until=until
                 )
                 found += [entry.id for _, entry in part.entries]
                 positions, has_more = part.positions, part.has_more
-                if not has_more or len(found) > _COUNTED:
-                    break
             seen = 0
             if what == "requeue":
                 seen = (await _one(cursor, MAYBE_SEEN, {"ids": found[:_COUNTED]}))["count"]

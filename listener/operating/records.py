@@ -171,6 +171,17 @@ class Progress:
 
 
 @dataclass(frozen=True, slots=True)
+class Ended:
+    """The pushes that ended in the last seconds."""
+
+    lines: Sequence[PushLine]
+    now: datetime
+    """The database's time; what commits later may still be written with an earlier time."""
+    complete_since: datetime | None
+    """Of what ended before, some is missing, because there was too much; None: none is."""
+
+
+@dataclass(frozen=True, slots=True)
 class Pulse:
     """What the first screen shows of the database, the same for every process. Cheap to read once a second."""
 

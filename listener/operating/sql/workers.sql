@@ -1,6 +1,6 @@
 -- The workers that have not signed off, and those that ended last. What each holds is counted among a bounded number of
 -- claims: the scan of the index starts after all rows that are due.
-with some as materialized (
+with shown as materialized (
   (select id, name, started_at, stopped_at, guarded, lost from push_listener.workers
      where stopped_at is null order by id desc limit %(workers)s::bigint)
   union all
@@ -25,7 +25,7 @@ select s.id, s.name, extract(epoch from s.started_at)::float8 as started_at,
     extract(epoch from s.stopped_at)::float8 as stopped_at, s.guarded as is_guarded, s.lost as is_lost,
     s.stopped_at is null and a.key is not null as is_alive, coalesce(h.pushes, 0::bigint) as pushes,
     (select pg_catalog.count(*) from ahead) < %(window)s::bigint as is_exact
-  from some s
+  from shown s
   left join held h on h.claimed_by = s.id
   left join alive a on a.key = s.id
   order by s.stopped_at is not null, s.id desc

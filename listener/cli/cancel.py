@@ -1,0 +1,41 @@
+"""``push-listener cancel``."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from uuid import UUID
+
+import click
+
+from listener.cli import bulk, search
+from listener.cli.bulk import Choice
+from listener.operating.filters import Filter, Kind
+
+
+@click.command()
+@bulk.options
+@search.options(("pending", "failed"))
+def command(
+    ids: tuple[str, ...],
+    user: UUID | None,
+    status: str | None,
+    code: str | None,
+    kind: Kind | None,
+    since: datetime | None,
+    until: datetime | None,
+    dry_run: bool,
+    yes: bool,
+    reason: str,
+    as_json: bool,
+) -> None:
+    """Cancel pushes that wait in the queue.
+
+    Of the pushes with these IDs, or of all that the options choose, it cancels those that are pending or failed. One
+    that is being sent is not cancelled. It shows what it would do, and asks. Each batch is one transaction, with a
+    record in push_listener.actions. Ctrl-C stops between two batches.
+
+    It uses OPERATOR_DATABASE_URL if that is set, else DATABASE_URL; the login needs the role push_listener_operator, or
+    must own the tables.
+    """
+    wanted = Filter(status=status, user=user, code=code, since=since, until=until, kind=kind)
+    bulk.perform("cancel", ids, wanted, Choice(dry_run, yes, reason, as_json))

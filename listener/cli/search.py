@@ -1,0 +1,95 @@
+"""What the commands that look for pushes share: options, connections, the person."""
+
+from __future__ import annotations
+
+import getpass
+import os
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from datetime import UTC, datetime
+from typing import Any, TypeVar
+from uuid import UUID
+
+import click
+from psycopg import AsyncConnection
+
+from listener import config
+from listener.operating.filters import KINDS, Filter, FilterFault
+from listener.postgres.connect import Connection, with_defaults
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+class _Moment(click.ParamType[datetime]):
+    """A time, or an age such as 12h or 30d: then."""
+
+    name = "time"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> datetime:
+        try:
+            return datetime.now(UTC) - config.age(value)
+        except ValueError:
+            pass
+        try:
+            found = Filter.parse({"since": value}).since
+        except FilterFault as fault:
+            self.fail(f"{str(fault).removeprefix('since ')}, or an age such as 12h or 30d", param, ctx)
+        assert found is not None
+        return found
+
+
+MOMENT = _Moment()
+
+
+def _code(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
+    try:
+        return Filter.parse({"code": value or ""}).code
+    except FilterFault as fault:
+        raise click.BadParameter(str(fault).removeprefix("code ")) from None
+
+
+def options(statuses: Sequence[str]) -> Callable[[F], F]:
+    """The options --user, --status, --code and --kind."""
+
+    def decorate(command: F) -> F:
+        for option in (
+            click.option("--kind", type=click.Choice(KINDS), help="Only pushes addressed so."),
+            click.option(
+                "--code", callback=_code, help="Only pushes with this error code, such as UNREGISTERED."
+            ),
+            click.option("--status", type=click.Choice(list(statuses)), help="Only pushes with this status."),
+            click.option("--user", type=click.UUID, help="Only pushes to this user."),
+        ):
+            command = option(command)
+        return command
+
+    return decorate
+
+
+def connector(dsn: str, application_name: str) -> Callable[[], AbstractAsyncContextManager[Connection]]:
+    """Gives a connection in autocommit for each use. Raises psycopg.OperationalError."""
+
+    @asynccontextmanager
+    async def connect() -> AsyncIterator[Connection]:
+        async with await AsyncConnection.connect(
+            with_defaults(dsn), autocommit=True, application_name=application_name, prepare_threshold=None
+        ) as conn:
+            yield conn
+
+    return connect
+
+
+def who() -> str:
+    """The person, for the record of an action: the user of this machine."""
+    try:
+        return f"cli:{getpass.getuser()}"[:200]
+    except (KeyError, OSError):  # a container may run under a number without a name
+        return f"cli:{os.getuid()}"
+
+
+def parse_ids(texts: Sequence[str]) -> list[UUID]:
+    """Ids as they were given, each once. Raises click.UsageError."""
+    try:
+        return list(dict.fromkeys(UUID(text) for text in texts))
+    except ValueError:
+        raise click.UsageError("an ID is the UUID of a push") from None

@@ -1,0 +1,114 @@
+"""``push-listener tail``."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+import click
+import psycopg
+import tenacity
+from rich.text import Text
+
+from listener import config, process
+from listener.cli import search, terminal
+from listener.cli.shared import console, note, print_json
+from listener.operating.filters import Filter
+from listener.operating.reading import Reading
+from listener.operating.records import Ended, PushLine
+from listener.operating.tail import Shown, follow
+from listener.postgres import errors
+from listener.postgres.connect import Connection
+
+_STATUSES = ("sent", "delivered", "dead", "expired", "cancelled", "failed")
+_BETWEEN_LOOKS_S = 1.0
+_LONGEST_WAIT_S = 15.0
+
+
+@click.command()
+@search.options(_STATUSES)
+@click.option("--since", type=search.MOMENT, help="Begin at this time, or so long ago (12h); default: now.")
+@click.option("--json", "as_json", is_flag=True, help="Print each push as a line of JSON.")
+def command(
+    user: UUID | None,
+    status: str | None,
+    code: str | None,
+    kind: Any,
+    since: datetime | None,
+    as_json: bool,
+) -> None:
+    """Follow pushes as they end.
+
+    It prints each push that is sent, dead, expired or cancelled, and once more when it is delivered; a failed try with
+    --status failed. It reads twice a moment that has just passed, because a commit comes later than the time that it
+    writes, and it goes on when the database comes back. Ctrl-C ends it.
+    """
+    wanted = Filter(status=status, user=user, code=code, kind=kind)
+    process.run(_follow(config.load_database().database_url.get_secret_value(), wanted, since, as_json))
+
+
+async def _follow(dsn: str, wanted: Filter, since: datetime | None, as_json: bool) -> None:
+    async with AsyncExitStack() as stack:
+        reading = Reading(_kept(stack, search.connector(dsn, "push-listener tail")))
+        shown = Shown(since or await reading.now())
+        show = print_json if as_json else _Printer()
+
+        @tenacity.retry(
+            retry=tenacity.retry_if_exception_type(psycopg.OperationalError),
+            wait=tenacity.wait_exponential(max=_LONGEST_WAIT_S),
+            before_sleep=_tell,
+        )
+        async def look(since: datetime) -> Ended:
+            return await reading.ended(wanted, since)
+
+        async for news in follow(look, lambda: asyncio.sleep(_BETWEEN_LOOKS_S), shown):
+            if news.is_cut:
+                note(
+                    "more pushes end than are read: some are missing here; choose some with --user or --code"
+                )
+            for line in news.lines:
+                show(line)
+
+
+class _Printer:
+    """Prints pushes for people, each in a line."""
+
+    def __init__(self) -> None:
+        self._out = console()
+
+    def __call__(self, line: PushLine) -> None:
+        text = Text.assemble(
+            terminal.local(line.updated_at),
+            " ",
+            (terminal.plain(f"{line.status:<9}"), terminal.status(line.status).style),
+            f" {line.id} ",
+            terminal.plain(line.target),
+            f" {terminal.plain(line.error_code)}" if line.error_code else "",
+            f" {terminal.plain(line.title)}" if line.title else "",
+        )
+        self._out.print(text, soft_wrap=True)
+
+
+def _kept(
+    stack: AsyncExitStack, connect: Callable[[], AbstractAsyncContextManager[Connection]]
+) -> Callable[[], AbstractAsyncContextManager[Connection]]:
+    """One connection for many uses; another one when it has broken."""
+    kept: list[Connection] = []
+
+    @asynccontextmanager
+    async def use() -> Any:
+        if not kept or kept[0].closed:
+            kept[:] = [await stack.enter_async_context(connect())]
+        yield kept[0]
+
+    return use
+
+
+def _tell(state: tenacity.RetryCallState) -> None:
+    error = state.outcome.exception() if state.outcome else None
+    if state.attempt_number == 1 and isinstance(error, psycopg.Error):
+        note(f"the database: {errors.explain_statement(error)}; it is tried again")

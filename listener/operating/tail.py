@@ -1,0 +1,89 @@
+"""Follows pushes as they end.
+
+A commit comes after the time that it writes in ``updated_at``, so rows appear in the past, and two commits may appear
+in another order than their times. Each look therefore reads the last seconds again, and shows what it has not shown: a
+state is known by its push, status and time. A transaction that stays open for longer than that is missed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import NamedTuple
+from uuid import UUID
+
+from listener.operating.records import Ended, PushLine
+
+OVERLAP = timedelta(seconds=10)
+"""How late a commit may come."""
+
+
+class State(NamedTuple):
+    """What makes a line worth showing once."""
+
+    push: UUID
+    status: str
+    at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class News:
+    """What one look adds."""
+
+    lines: Sequence[PushLine]
+    """The oldest change first."""
+    is_cut: bool
+    """More pushes ended than one look reads: some are missing before these."""
+
+
+class Shown:
+    """What has been shown of the last seconds. Pure.
+
+    Args:
+        start: the first moment of interest.
+        overlap: how far back each look reads.
+    """
+
+    def __init__(self, start: datetime, overlap: timedelta = OVERLAP) -> None:
+        self._start = start
+        self._overlap = overlap
+        self._states: set[State] = set()
+        self._looked_at: datetime | None = None
+
+    @property
+    def since(self) -> datetime:
+        """From when on to look."""
+        return self._start if self._looked_at is None else max(self._start, self._looked_at - self._overlap)
+
+    def news(self, found: Ended) -> News:
+        """What was not shown yet of what a look from ``since`` on has found."""
+        unseen = [
+            line for line in found.lines if State(line.id, line.status, line.updated_at) not in self._states
+        ]
+        expected = self._start if self._looked_at is None else self._looked_at
+        self._looked_at = found.now
+        self._states = {
+            State(line.id, line.status, line.updated_at)
+            for line in found.lines
+            if line.updated_at >= self.since
+        } | {state for state in self._states if state.at >= self.since}
+        is_cut = found.complete_since is not None and found.complete_since > expected
+        return News(sorted(unseen, key=lambda line: (line.updated_at, line.id)), is_cut)
+
+
+async def follow(
+    look: Callable[[datetime], Awaitable[Ended]],
+    rest: Callable[[], Awaitable[object]],
+    shown: Shown,
+) -> AsyncIterator[News]:
+    """Yields what each look adds, for good. Raises what ``look`` raises.
+
+    Args:
+        look: what has ended since a time.
+        rest: waits until the next look.
+        shown: where to begin.
+    """
+    while True:
+        yield shown.news(await look(shown.since))
+        await rest()
