@@ -11,6 +11,7 @@ import pytest
 from listener.emulator import Emulator
 from tests.support.postgres import Database
 from tests.support.service import (
+    PATIENCE,
     Program,
     Rows,
     environment,
