@@ -6,9 +6,12 @@ import asyncio
 import itertools
 import random
 import signal
+import socket
 import time
 from collections.abc import Callable, Coroutine
 from contextlib import AsyncExitStack
+from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Any, TypeVar
 
 import structlog
@@ -24,13 +27,21 @@ from listener.limits.health import FcmHealth, Pause
 from listener.limits.quota import Quota
 from listener.limits.retry_policy import RetryPolicy
 from listener.limits.slow_start import after_losses
+from listener.metrics.labels import platform_of
 from listener.metrics.own import Metrics
-from listener.postgres.connect import ServicePool
+from listener.operating.acting import Acting
+from listener.operating.reading import Reading
+from listener.postgres.connect import STATEMENT_PATIENCE_S, Address, ServicePool
 from listener.postgres.locks import LockWatch
+from listener.postgres.on_demand import OnDemand
 from listener.registration import Registered, Registration
 from listener.schema import served
 from listener.tracing import Tracing
 from listener.watchdog import Watchdog
+from listener.web.page import views
+from listener.web.page.access import Access
+from listener.web.page.app import Page, State
+from listener.web.page.history import History
 from listener.web.server import Web
 from listener.worker import Worker
 
@@ -100,6 +111,15 @@ class Service:
         self._stop = asyncio.Event()
         self._hurry = asyncio.Event()
         self._health: FcmHealth | None = None
+        self._quota = Quota(settings.fcm_quota, settings.fcm_ramp, time.monotonic())
+        self._watched = asyncio.Event()
+        self._reading = OnDemand(Address(settings.database_url.get_secret_value()), "push-listener page")
+        self._acting = OnDemand(
+            Address((settings.operator_database_url or settings.database_url).get_secret_value()),
+            "push-listener operator",
+            patience=STATEMENT_PATIENCE_S,
+        )
+        self._page = self._make_page()
         self._on_ready: Callable[[], None] | None = None
         self.worker: Worker | None = None
         """The worker that runs now, or ran last."""
@@ -115,6 +135,7 @@ class Service:
 
     def stop(self) -> None:
         """Ends the run within the grace period; called again: at once, giving back what is in flight."""
+        self._page.leave()
         if self._stop.is_set():
             self._hurry.set()
         else:
@@ -136,7 +157,9 @@ class Service:
             watchdog = Watchdog(self.metrics, timeout=self._settings.stuck_after, on_stuck=self._on_stuck)
             watching = asyncio.create_task(watchdog.run())
             stack.callback(watching.cancel)
-            web = Web(self._settings, self.metrics.registry, self.obstacles)
+            for close in (self._reading.close, self._acting.close, self._page.close):
+                stack.push_async_callback(close)
+            web = Web(self._settings, self.metrics.registry, self.obstacles, self._page)
             self.port = await stack.enter_async_context(web.serve())
             stack.push_async_callback(self._tracing.close)
             self.metrics_port = web.metrics_port
@@ -165,7 +188,6 @@ class Service:
 
     async def _run_workers(self, pool: ServicePool, sender: Sender) -> None:
         """Runs one worker until stopped; and another one whenever it cannot go on under its id."""
-        quota = Quota(self._settings.fcm_quota, self._settings.fcm_ramp, time.monotonic())
         for number in itertools.count():
             registered = await self._unless_stopped(self._registration.register(pool, again=number > 0))
             if registered is None:
@@ -177,10 +199,11 @@ class Service:
                 registered,
                 sender,
                 self._health,
-                quota,
+                self._quota,
                 self._lock_watch,
                 self.metrics,
                 self._tracing,
+                self._watched,
             )
             began = time.monotonic()
             ended = await self.worker.run(self._stop, self._hurry, self._announce)
@@ -208,6 +231,44 @@ class Service:
         if self._on_ready is not None:
             self._on_ready()
             self._on_ready = None
+
+    def _make_page(self) -> Page:
+        latency = self.metrics.insert_to_send
+        history = History(latency.bounds, latency.counts, time.time)
+        self.metrics.shared.subscribe(history.note_figures)
+        return Page(
+            Access.of(self._settings),
+            Reading(self._reading.connection),
+            Acting(self._acting.connection),
+            history,
+            self.state,
+            views.routes,
+            partial(views.render_home, prefix=self._settings.path_prefix),
+            watched=self._watched,
+            prefix=self._settings.path_prefix,
+            sees_workers=self._settings.wakeup == "listen",
+        )
+
+    def state(self) -> State:
+        """What this process knows of itself, for the page."""
+        health, shared, worker = self._health, self.metrics.shared, self.worker
+        now = time.monotonic()
+        paused_at = None if health is None else health.paused_at
+        pause = self.pause
+        return State(
+            obstacles=self.obstacles(),
+            pause=None if pause is None else pause.name.lower(),
+            paused_since=None
+            if paused_at is None
+            else datetime.now(UTC) - timedelta(seconds=now - paused_at),
+            figures=shared.figures,
+            figures_age=shared.age,
+            in_flight=0 if worker is None else worker.in_flight,
+            quota_used=self._quota.used(now),
+            worker=None if worker is None else worker.id,
+            instance=self._settings.worker_name or socket.gethostname(),
+            platforms=[] if health is None else sorted(map(platform_of, health.held_platforms)),
+        )
 
     def obstacles(self) -> list[str]:
         """What keeps this process from its work, in fixed words: anybody may read them."""

@@ -145,6 +145,7 @@ class Worker:
             watched=watched,
             sees_workers=settings.wakeup == "listen",
         )
+        self._held = sending.held
         self._probe = IdleProbe(sending.attempts, health, interval=settings.idle_probe_interval)
 
     @property
@@ -163,6 +164,16 @@ class Worker:
             found.append("FCM refuses a test message; the log has its words")
         found += [f"{kind} of push-listener are missing or changed in the database" for kind in self._damaged]
         return found
+
+    @property
+    def id(self) -> int:
+        """In push_listener.workers."""
+        return self._workers.worker_id
+
+    @property
+    def in_flight(self) -> int:
+        """Pushes that it has claimed and not settled."""
+        return len(self._held)
 
     async def run(self, stop: asyncio.Event, hurry: asyncio.Event, on_ready: Callable[[], None]) -> bool:
         """Works until ``stop``, and then for the grace period at most; ``hurry`` shortens that.

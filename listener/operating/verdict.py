@@ -38,7 +38,7 @@ _PAUSES = {
         "are dead, set TOKEN_LOSS_BREAKER=false.",
     ),
     "no_access_token": (
-        "there is no access token for FCM",
+        "no access token for FCM can be obtained",
         "Create a new key if the old one was deleted, and check the clock of this machine. The log has the reason.",
     ),
 }
@@ -65,6 +65,8 @@ class Facts:
     None: not known."""
     workers: int | None = None
     """Workers that Postgres sees; None: it sees none of them, with WAKEUP=sweep."""
+    platforms: Sequence[str] = ()
+    """Platforms to which this process sends nothing but probes."""
     unwritable: int = 0
     """Pushes that are passed over, because the application refuses what push-listener writes."""
 
@@ -88,12 +90,16 @@ def verdict(facts: Facts) -> Verdict:
         return _paused(facts, goes_out=goes_out)
     if facts.database is not None:
         return _unread(facts)
-    if facts.workers == 0:
-        return Verdict(
-            "trouble", "No worker is alive: no push goes out.", "Start push-listener run. " + _DOCTOR
-        )
     if facts.obstacles:
         return _hindered(facts, goes_out=goes_out)
+    if facts.platforms:
+        return Verdict(
+            "trouble",
+            f"Nothing is sent to {' and '.join(sorted(facts.platforms))}: Apple or the web push service refuses FCM's "
+            "credentials, or has a problem. The other pushes go out.",
+            "In the Firebase console, Project settings, Cloud Messaging: is the APNs key there, is it valid, do its "
+            "team and bundle id fit the app? For the web: the Web Push certificate (docs/runbooks.md, PlatformPaused).",
+        )
     return _sending(facts)
 
 

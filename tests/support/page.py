@@ -37,7 +37,7 @@ from listener.operating.records import (
     WorkerLine,
 )
 from listener.operating.verdict import Verdict
-from listener.web.page.access import Visitor
+from listener.web.page.access import VISITOR, Visitor
 from listener.web.page.app import Context, Snapshot, State
 from listener.web.page.headers import CONTENT_SECURITY_POLICY
 from listener.web.page.history import Series
@@ -46,8 +46,8 @@ from listener.web.page.views import render_home, routes
 STATIC = Path(__file__).parents[2] / "listener/web/page/static"
 
 ACTOR = Visitor("anna", may_read=True, may_act=True)
-READER = Visitor(None, may_read=True, may_act=False)
-NOBODY = Visitor(None, may_read=False, may_act=False)
+READER = Visitor("", may_read=True, may_act=False)
+NOBODY = Visitor("", may_read=False, may_act=False)
 
 NASTY = "<img src=x onerror=alert(1)> [red]\x1b[2J\u202egnp"
 
@@ -462,7 +462,7 @@ class FakePage:
         async def visiting(
             request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
         ) -> web.StreamResponse:
-            request["visitor"] = self.visitor
+            request[VISITOR] = self.visitor
             return await handler(request)
 
         async def headers(request: web.Request, response: web.StreamResponse) -> None:

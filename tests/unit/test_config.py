@@ -276,9 +276,9 @@ def test_the_tokens_of_the_page() -> None:
 def test_every_fault_of_the_tokens_is_told_at_once() -> None:
     (line,) = faults(action_tokens="anna:short,ben,anna:long-enough,carl:long-enough,dora:other-long")
     assert line == (
-        "ACTION_TOKENS entry 1 has a token of fewer than 8 characters: it can be guessed; entry 2 must be name:token, with "
-        "a name of letters, digits and . _ @ - (at most 64 characters); entry 4 has the token of an earlier one: the log "
-        "could not tell who acted"
+        "ACTION_TOKENS entry 1 has a token of fewer than 8 characters: it can be guessed; entry 2 must be name:token, "
+        "with a name of letters, digits and . _ @ - (at most 64 characters); entry 4 has the token of an earlier one: "
+        "the log could not tell who acted"
     )
 
 
@@ -309,8 +309,8 @@ def test_the_prefix_of_the_page(given: str, prefix: str) -> None:
 
 @pytest.mark.parametrize(
     ("host", "is_on_loopback"),
-    [(None, False), ("0.0.0.0", False), ("::", False), ("10.0.0.1", False), ("push.example", False), ("localhost", True),
-     ("127.0.0.1", True), ("127.1.2.3", True), ("::1", True)],
+    [(None, False), ("0.0.0.0", False), ("::", False), ("10.0.0.1", False), ("push.example", False),
+     ("localhost", True), ("127.0.0.1", True), ("127.1.2.3", True), ("::1", True)],
 )  # fmt: skip
 def test_what_only_this_machine_can_reach(host: str | None, is_on_loopback: bool) -> None:
     assert load(database_url=DSN, host=host).is_on_loopback is is_on_loopback

@@ -8,6 +8,7 @@ import hmac
 import ipaddress
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import NoReturn
 from urllib.parse import quote, urlsplit
 
 import structlog
@@ -35,15 +36,18 @@ _FORWARDING = ("Forwarded", "X-Forwarded-For", "X-Forwarded-Host", "X-Forwarded-
 class Visitor:
     """Who makes a request."""
 
-    name: str | None
-    """The name that goes with the token of ACTION_TOKENS; "local" on an open loopback page; None: without a name."""
+    name: str
+    """The name that goes with the token of ACTION_TOKENS; "reader" for PAGE_TOKEN; "local" on an open loopback page."""
     may_read: bool
     may_act: bool
 
 
-NOBODY = Visitor(None, may_read=False, may_act=False)
+VISITOR = web.RequestKey("visitor", Visitor)
+"""Where each request keeps its visitor."""
+
+NOBODY = Visitor("", may_read=False, may_act=False)
 LOCAL = Visitor("local", may_read=True, may_act=True)
-_READER = Visitor(None, may_read=True, may_act=False)
+_READER = Visitor("reader", may_read=True, may_act=False)
 
 
 class Keys:
@@ -126,7 +130,10 @@ def foreign(method: str, headers: Mapping[str, str], *, has_bearer: bool) -> str
 
 def origin_host(origin: str) -> str:
     """The host, and the port if it is named, of a web origin; '' if it is none, such as "null"."""
-    parts = urlsplit(origin)
+    try:
+        parts = urlsplit(origin)
+    except ValueError:
+        return ""
     return parts.netloc.lower() if parts.scheme in ("http", "https") else ""
 
 
@@ -202,7 +209,7 @@ class Access:
         return "closed" if self._is_closed else "open" if self._is_open else "by token"
 
     def guarded(self, handler: Handler, *, is_public: bool = False) -> Handler:
-        """The handler, for those that may; ``request["visitor"]`` is the Visitor. ``is_public``: for everybody."""
+        """The handler, for those that may; ``request[VISITOR]`` says whose request it is. ``is_public``: for all."""
 
         async def guard(request: web.Request) -> web.StreamResponse:
             token = _bearer(request)
@@ -214,7 +221,7 @@ class Access:
                 refusal = _CLOSED
             if refusal is not None:
                 return web.Response(status=403, text=refusal)
-            visitor = request["visitor"] = await self._visitor(request, token)
+            visitor = request[VISITOR] = await self._visitor(request, token)
             if is_public:
                 return await handler(request)
             if not visitor.may_read:
@@ -229,13 +236,13 @@ class Access:
         """The handler of GET /login, which sends those on that are known already."""
 
         async def show(request: web.Request) -> web.StreamResponse:
-            if request["visitor"].may_read:
+            if request[VISITOR].may_read:
                 raise web.HTTPSeeOther(way_back(request.query.get("next", ""), self._prefix))
             return await show_login(request)
 
         return show
 
-    async def login(self, request: web.Request) -> web.StreamResponse:
+    async def login(self, request: web.Request) -> NoReturn:
         """Answers POST /login: a form with the fields token and next."""
         form = await request.post()
         token, wanted = form.get("token"), form.get("next")
@@ -243,9 +250,9 @@ class Access:
         try:
             visitor = await self._known(token.strip() if isinstance(token, str) else "")
         except web.HTTPTooManyRequests:
-            return self._to_login(back, wrong="wait")
+            raise self._to_login(back, wrong="wait") from None
         if visitor is None:
-            return self._to_login(back, wrong="1")
+            raise self._to_login(back, wrong="1")
         log.info("signed in to the page", who=visitor.name)
         answer = web.HTTPSeeOther(back)
         answer.set_cookie(
@@ -257,15 +264,15 @@ class Access:
             httponly=True,
             samesite="Strict",
         )
-        return answer
+        raise answer
 
-    async def logout(self, request: web.Request) -> web.StreamResponse:
+    async def logout(self, request: web.Request) -> NoReturn:
         """Answers POST /logout."""
         answer = web.HTTPSeeOther(f"{self._prefix}/login")
         answer.del_cookie(
             COOKIE, path=self._prefix or "/", secure=_is_https(request), httponly=True, samesite="Strict"
         )
-        return answer
+        raise answer
 
     async def _visitor(self, request: web.Request, token: str | None) -> Visitor:
         if self._is_open:
@@ -303,9 +310,9 @@ class Access:
             # A link on another site: the browser keeps back a SameSite=Strict cookie until the page itself leads on.
             onward = to_login.headers["Location"]
             return web.Response(headers={"Refresh": f"0; url={onward}"}, text="", content_type="text/html")
-        return to_login
+        raise to_login
 
-    def _to_login(self, back: str, **more: str) -> web.Response:
+    def _to_login(self, back: str, **more: str) -> web.HTTPSeeOther:
         query = "&".join(f"{name}={quote(value, safe='')}" for name, value in {"next": back, **more}.items())
         return web.HTTPSeeOther(f"{self._prefix}/login?{query}")
 

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import NoReturn
 
 import psycopg
 from aiohttp import web
@@ -49,6 +50,8 @@ class State:
     """Its id in push_listener.workers; None: it is not registered."""
     instance: str
     """The name of this process."""
+    platforms: Sequence[str] = ()
+    """Platforms to which this process sends nothing but probes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +67,7 @@ class Snapshot:
 
 @dataclass(frozen=True, slots=True)
 class Context:
-    """What the views work with. ``request["visitor"]`` is the Visitor (access.py), on every route.
+    """What the views work with. ``request[VISITOR]`` is the Visitor (access.py), on every route.
 
     Paths in the views are without the prefix: ``routes(context)`` says web.get("/pushes", ...), and Page puts the
     prefix before it. Links in the HTML begin with ``prefix``. Page itself answers POST /login (fields token, next),
@@ -141,12 +144,13 @@ class Page:
         return self._access.kind
 
     def leave(self) -> None:
-        """Ends the streams at once: they would keep the web server from closing."""
+        """Ends the streams, which would keep the web server from closing, and bulk actions after their batch."""
         self._streams.close()
+        self._runs.abort_all()
 
     async def close(self) -> None:
         """Ends what goes on in the background."""
-        self._streams.close()
+        self.leave()
         await self._runs.close()
 
     async def snapshot(self) -> Snapshot:
@@ -173,6 +177,7 @@ class Page:
             oldest_due=None if pulse is None else pulse.oldest_due,
             accepted=self._history.accepted_within(within) if within > 0.0 else None,
             workers=pulse.workers if pulse is not None and self._sees_workers else None,
+            platforms=state.platforms,
             unwritable=0 if state.figures is None else sum(state.figures.unwritable.values()),
         )
 
@@ -206,5 +211,5 @@ class Page:
     def _answered(self, handler: Handler) -> Handler:
         return with_headers(with_errors(handler, lambda: self._assets.url("app.css")))
 
-    async def _to_front(self, request: web.Request) -> web.StreamResponse:
+    async def _to_front(self, request: web.Request) -> NoReturn:
         raise web.HTTPPermanentRedirect(f"{self._prefix}/")

@@ -101,7 +101,7 @@ def _problem(
         text = "\n".join([f"{title}.", *lines]) + "\n"
         return web.Response(status=status, headers=headers, text=text)
     paragraphs = "".join(f"<p>{html.escape(line)}</p>" for line in lines)
-    body = f'<section class="problem" role="alert"><h1>{html.escape(title)}</h1>{paragraphs}</section>'
+    body = f'<section class="fault" role="alert"><h1>{html.escape(title)}</h1>{paragraphs}</section>'
     if "HX-Request" not in request.headers:
         body = (
             f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title>'

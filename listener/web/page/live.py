@@ -18,7 +18,7 @@ class Streams:
     """The open streams, and what is sent on them.
 
     Args:
-        sample: returns the HTML for each event, by the event's name.
+        sample: returns the data of each event, by the event's name; '' is an event without a name.
         watched: is set while there is a stream.
         most: streams at the same time.
         interval: seconds between two samples.
@@ -49,6 +49,7 @@ class Streams:
 
     async def watch(self, request: web.Request) -> web.StreamResponse:
         """Answers a GET with events until the client or the process leaves. 503: too many watch, or it is leaving."""
+        self._drop_gone()
         if self._is_closed or len(self._open) >= self._most:
             text = "too many people watch this page at the moment\n"
             return web.Response(status=503, headers={"Retry-After": "10"}, text=text)
@@ -66,18 +67,27 @@ class Streams:
         except (ConnectionResetError, TimeoutError):
             pass  # the client has gone, or took nothing for too long
         finally:
-            self._open.discard(stream)
-            if not self._open:
-                self._watched.clear()
+            self._drop(stream)
         return response
 
     def close(self) -> None:
         """Ends all streams at once, and begins no more."""
         self._is_closed = True
-        for stream in self._open:
-            stream.end()
+        for stream in [*self._open]:
+            self._drop(stream)
         if self._sampling is not None:
             self._sampling.cancel()
+
+    def _drop(self, stream: _Stream) -> None:
+        stream.end()
+        self._open.discard(stream)
+        if not self._open:
+            self._watched.clear()
+
+    def _drop_gone(self) -> None:
+        """A client that has gone would otherwise be noticed with the next event, and hold a place until then."""
+        for stream in [each for each in self._open if each.is_gone]:
+            self._drop(stream)
 
     async def _go_on_sampling(self) -> None:
         try:
@@ -92,6 +102,7 @@ class Streams:
                     for stream in self._open:
                         stream.offer(changed)
                 await asyncio.sleep(self._interval)
+                self._drop_gone()
         finally:
             self._sampling, self._last = None, {}
 
@@ -107,6 +118,11 @@ class _Stream:
         self._has_ended = False
         if first:
             self._news.set()
+
+    @property
+    def is_gone(self) -> bool:
+        """Whether the client has closed the connection."""
+        return self._request.transport is None or self._request.transport.is_closing()
 
     def offer(self, events: Mapping[str, str]) -> None:
         """Will be sent, unless something newer comes before."""
@@ -131,5 +147,5 @@ class _Stream:
             events, self._waiting = self._waiting, {}
             self._is_sending = True
             for name, text in events.items():
-                await response.send(text, event=name)
+                await response.send(text, event=name or None)
             self._is_sending = False

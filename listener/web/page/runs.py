@@ -54,10 +54,14 @@ class Runs:
         known.abort()
         return True
 
-    async def close(self) -> None:
-        """Ends all of them after their present batch, or within it if it takes long."""
+    def abort_all(self) -> None:
+        """Ends all of them after their present batch."""
         for run in self._runs.values():
             run.abort()
+
+    async def close(self) -> None:
+        """Returns when all have ended. A batch that takes long is cancelled, and so changes nothing."""
+        self.abort_all()
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=_LEAVING_S)
         for task in self._tasks:

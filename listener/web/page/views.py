@@ -21,6 +21,7 @@ from listener.operating.filters import KINDS, STATUSES, Filter, FilterFault
 from listener.operating.meanings import MEANINGS, meaning_of
 from listener.operating.records import Count, Revealed, Story
 from listener.web.page import shapes
+from listener.web.page.access import VISITOR
 
 if TYPE_CHECKING:
     from listener.web.page.app import Context, Snapshot
@@ -131,7 +132,7 @@ class _Views:
             series=shapes.chart_data(snapshot.series),
             minutes=shapes.minutes(snapshot.series),
             needs=await self._needs() if snapshot.pulse else None,
-            may_act=request["visitor"].may_act,
+            may_act=request[VISITOR].may_act,
         )
 
     async def series(self, request: web.Request) -> web.StreamResponse:
@@ -270,7 +271,7 @@ class _Views:
 
     @_if_allowed
     async def reveal(self, request: web.Request) -> web.StreamResponse:
-        revealed = await self._context.acting.reveal(_id(request), who=request["visitor"].name)
+        revealed = await self._context.acting.reveal(_id(request), who=request[VISITOR].name)
         if revealed is None:
             return self._gone(request)
         if "HX-Request" in request.headers:
@@ -342,7 +343,7 @@ class _Views:
         values = {name: value for name, value in form.items() if isinstance(value, str)}
         what = _what(values.get("what", ""))
         until = _at(values.get("frozen", ""))
-        who, reason = request["visitor"].name, values.get("reason", "").strip()[:1000]
+        who, reason = request[VISITOR].name, values.get("reason", "").strip()[:1000]
         asked = form.getall("id", [])
         if asked:
             ids = _uuids([value for value in asked if isinstance(value, str)], _PAGE)
@@ -458,7 +459,7 @@ class _Views:
                     user=user,
                     title=given["title"],
                     body=given.get("body", ""),
-                    who=request["visitor"].name,
+                    who=request[VISITOR].name,
                 )
             except psycopg.errors.InvalidParameterValue as error:
                 faults.append(f"The database refuses it: {error.diag.message_primary}.")
@@ -493,7 +494,7 @@ class _Views:
             prefix=self._context.prefix,
             asset=self._context.asset,
             address=self._address,
-            visitor=request["visitor"],
+            visitor=request[VISITOR],
             **values,
         )
         return web.Response(text=text, status=status, content_type="text/html")

@@ -145,8 +145,8 @@ async def test_readiness_names_the_obstacles_and_health_ignores_them() -> None:
 
 async def test_other_paths_are_not_found() -> None:
     async with web() as port:
-        assert (await get(port, "/"))[0] == 200
-        for path in ("/metrics/", "/../etc/passwd", "/readyz/x", "/favicon.ico"):
+        assert (await get(port, "/healthz"))[0] == 200
+        for path in ("/", "/metrics/", "/../etc/passwd", "/readyz/x", "/favicon.ico"):
             assert (await get(port, path))[0] == 404
 
 
