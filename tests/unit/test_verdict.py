@@ -140,8 +140,8 @@ def test_every_obstacle_is_named_unless_the_pause_is(facts: Facts) -> None:
         (
             replace(WELL, platforms=["web", "ios"]),
             "trouble",
-            "Nothing is sent to ios and web: Apple or the web push service refuses FCM's credentials, or has a problem. "
-            "The other pushes go out.",
+            "Nothing is sent to ios and web: Apple or the web push service refuses FCM's credentials, or has a "
+            "problem. The other pushes go out.",
         ),
     ],
 )  # fmt: skip

@@ -127,7 +127,7 @@ async def test_while_the_database_is_away_it_is_read_at_the_short_interval(
         await until(lambda: names(service.metrics) >= SHARED)
 
 
-@pytest.mark.parametrize("reason", ["paused", "not listening", "unreachable", "busy", "idle"])
+@pytest.mark.parametrize("reason", ["paused", "not listening", "unreachable", "busy", "watched", "idle"])
 async def test_how_often_it_is_read(monkeypatch: pytest.MonkeyPatch, reason: str) -> None:
     class Worker:
         looks = 1
@@ -150,8 +150,11 @@ async def test_how_often_it_is_read(monkeypatch: pytest.MonkeyPatch, reason: str
 
     monkeypatch.setattr(overview, "read", read)
     worker: Any = Worker()
+    watched = asyncio.Event()
+    if reason == "watched":
+        watched.set()
     watch = overview_watch.OverviewWatch(
-        worker, worker, worker, worker, worker, worker, worker, Metrics(), interval=0.001
+        worker, worker, worker, worker, worker, worker, worker, Metrics(), interval=0.001, watched=watched
     )
     running = asyncio.create_task(watch.run())
     if reason == "idle":
@@ -160,6 +163,30 @@ async def test_how_often_it_is_read(monkeypatch: pytest.MonkeyPatch, reason: str
         assert reads == 1
     else:
         await until(lambda: reads > 5)
+    running.cancel()
+    await asyncio.wait({running})
+
+
+async def test_somebody_who_begins_to_watch_does_not_wait_for_the_interval(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    reads, watched = 0, asyncio.Event()
+
+    async def read(pool: object) -> overview.Overview:
+        nonlocal reads
+        reads += 1
+        return found()
+
+    monkeypatch.setattr(overview, "read", read)
+    monkeypatch.setattr(overview_watch, "_WATCHED_INTERVAL_S", 0.01)
+    worker: Any = Idle()
+    watch = overview_watch.OverviewWatch(
+        worker, worker, worker, worker, worker, worker, worker, Metrics(), interval=3600.0, watched=watched
+    )
+    running = asyncio.create_task(watch.run())
+    await until(lambda: reads == 1)
+    watched.set()
+    await until(lambda: reads > 5)
     running.cancel()
     await asyncio.wait({running})
 
@@ -211,7 +238,16 @@ async def waits_after(
     monkeypatch.setattr(overview_watch, "asyncio", loop)
     worker: Any = Idle()
     watch = overview_watch.OverviewWatch(
-        worker, worker, worker, worker, worker, worker, worker, metrics, interval=15.0
+        worker,
+        worker,
+        worker,
+        worker,
+        worker,
+        worker,
+        worker,
+        metrics,
+        interval=15.0,
+        watched=asyncio.Event(),
     )
     with pytest.raises(asyncio.CancelledError):
         await watch.run()

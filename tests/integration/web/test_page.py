@@ -1,0 +1,164 @@
+"""The page of a running service: what it reads, what it says without a database, and how it ends."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import AsyncExitStack
+
+import aiohttp
+import pytest
+
+from listener.emulator import Emulator
+from tests.support.postgres import Database
+from tests.support.service import (
+    PATIENCE,
+    Program,
+    Rows,
+    environment,
+    get,
+    program,
+    serving,
+    settings_for,
+    shown,
+    until,
+)
+
+LOCAL = {"Accept": "text/html"}
+
+
+async def test_an_unwatched_page_holds_no_connection(
+    database: Database, rows: Rows, emulator: Emulator
+) -> None:
+    held = (
+        "select application_name from pg_stat_activity "
+        "where application_name in ('push-listener page', 'push-listener operator')"
+    )
+    async with serving(settings_for(database.dsn, emulator)) as service:
+        assert service.port is not None
+        assert await rows.query(held) == []
+        status, text = await get(service.port, "/", **LOCAL)
+        assert (status, "Sending; no push is due." in text) == (200, True)
+        assert [row["application_name"] for row in await rows.query(held)] == ["push-listener page"]
+    async with asyncio.timeout(PATIENCE):
+        while await rows.query(held):  # noqa: ASYNC110  # Postgres tells nobody
+            await asyncio.sleep(0.01)
+
+
+async def test_the_charts_have_points_although_nobody_watched(
+    database: Database, rows: Rows, emulator: Emulator
+) -> None:
+    async with serving(settings_for(database.dsn, emulator, queue_depth_interval=1)) as service:
+        await rows.over(
+            await rows.add(device_token="t", title="t"), await rows.add(device_token="dead-t", title="t")
+        )
+        history = service._page._history
+        await until(lambda: sum(filter(None, history.series().accepted)) > 0)
+        assert set(history.series().failed) == {"UNREGISTERED"}
+        figures = service.state().figures
+        assert figures is not None
+        assert (figures.sent, figures.failed) == (1, {"UNREGISTERED": 1})
+
+
+async def test_a_page_shows_the_work_of_another_process(
+    database: Database, rows: Rows, emulator: Emulator
+) -> None:
+    async with (
+        serving(settings_for(database.dsn, emulator)) as working,
+        program("run", env=environment(database.dsn, emulator, max_in_flight="1")) as other,
+    ):
+        await other.said("ready")
+        port = await other.port()
+        push = await rows.add(device_token="t", title="the work of one of them")
+        await rows.over(push)
+        await shown(working.metrics, "push_in_flight", 0)
+        _, text = await get(port, "/pushes", **LOCAL)
+        assert "the work of one of them" in text
+
+
+async def test_it_reads_the_queue_often_while_somebody_watches(
+    database: Database, emulator: Emulator
+) -> None:
+    """A worker without any work reads it every two minutes."""
+    async with (
+        serving(settings_for(database.dsn, emulator)) as service,
+        aiohttp.ClientSession() as http,
+        http.get(f"http://127.0.0.1:{service.port}/events") as answer,
+    ):
+        assert answer.status == 200
+        read = "push_database_statement_seconds_count"
+        await until(
+            lambda: (service.metrics.registry.get_sample_value(read, {"statement": "read"}) or 0) >= 3
+        )
+        assert service._watched.is_set()
+
+
+async def test_without_a_database_the_page_says_so_and_the_process_is_healthy(database: Database) -> None:
+    async with Emulator() as emulator, program("run", env=environment(database.dsn, emulator)) as running:
+        await running.said("ready")
+        port = await running.port()
+        assert (await get(port, "/", **LOCAL))[0] == 200
+        await asyncio.to_thread(database.server.stop)
+        await running.said("doorbell lost")
+        status, text = await get(port, "/", **LOCAL)
+        assert (status, "No push goes out from here: " in text) == (200, True)
+        status, text = await get(port, "/pushes", **LOCAL)
+        assert (status, "The database cannot be read" in text) == (503, True)
+        assert await get(port, "/healthz") == (200, "ok\n")
+        await asyncio.to_thread(database.server.start)
+        async with asyncio.timeout(PATIENCE):
+            while (await get(port, "/pushes", **LOCAL))[0] != 200:  # noqa: ASYNC110  # it has no event
+                await asyncio.sleep(0.05)
+
+
+@pytest.mark.parametrize("streams", [0, 16])
+async def test_streams_do_not_delay_the_end(database: Database, emulator: Emulator, streams: int) -> None:
+    """They end as soon as SIGTERM comes, while the push that is in flight still has most of the grace period."""
+    async with AsyncExitStack() as stack:
+        running = await stack.enter_async_context(
+            program("run", env=environment(database.dsn, emulator, shutdown_grace="3600"))
+        )
+        await running.said("ready")
+        port = await running.port()
+        http = await stack.enter_async_context(aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)))
+        asked = [await http.get(f"http://127.0.0.1:{port}/events") for _ in range(streams)]
+        assert [answer.status for answer in asked] == [200] * streams
+        running.terminate()
+        for answer in asked:
+            assert await ends(answer)
+        assert await running.ended() == 0
+        assert order_of(running) == ["stopping", "stopped"]
+
+
+async def ends(answer: aiohttp.ClientResponse) -> bool:
+    async with asyncio.timeout(PATIENCE):
+        try:
+            while await answer.content.readany():
+                pass
+        except aiohttp.ClientError:
+            return True
+    return answer.content.at_eof()
+
+
+def order_of(running: Program) -> list[str]:
+    return [record["event"] for record in running.records if record["event"] in ("stopping", "stopped")]
+
+
+async def test_streams_end_before_the_work_does(database: Database, rows: Rows) -> None:
+    """The end of the streams waits for nothing: here a push is in flight, and FCM does not answer."""
+    async with (
+        Emulator(faults=["timeout,token=slow"]) as emulator,
+        program("run", env=environment(database.dsn, emulator)) as running,
+        aiohttp.ClientSession() as http,
+    ):
+        await running.said("ready")
+        port = await running.port()
+        push = await rows.add(device_token="slow", title="t")
+        await rows.until(lambda all_rows: all_rows[push]["status"] == "processing", [push])
+        async with http.get(f"http://127.0.0.1:{port}/events") as answer:
+            running.terminate()
+            assert await ends(answer)
+            assert (await rows.get(push))["status"] == "processing"
+            async with http.get(f"http://127.0.0.1:{port}/events") as late:
+                assert late.status == 503
+        running.terminate()
+        assert await running.ended() == 0

@@ -1,0 +1,260 @@
+"""The views of the page over HTTP, with sample data behind them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime
+from html.parser import HTMLParser
+
+import pytest
+from aiohttp import ClientSession
+
+from listener.operating.filters import Filter
+from listener.operating.records import Progress
+from tests.support.page import NOBODY, PAGES, READER, FakePage, FakeRun, push_id
+
+
+@pytest.fixture
+async def browser() -> AsyncIterator[ClientSession]:
+    async with ClientSession() as session:
+        yield session
+
+
+class Markup(HTMLParser):
+    """The ids, links and unclosed elements of a page."""
+
+    VOID = frozenset({"meta", "link", "input", "br", "img", "path", "circle"})
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.ids: list[str] = []
+        self.links: list[str] = []
+        self.open: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        values = dict(attrs)
+        self.ids += [values["id"] or ""] if "id" in values else []
+        self.links += [
+            values[name] or "" for name in ("href", "action", "src", "hx-get", "hx-post") if name in values
+        ]
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        pass
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+async def get(browser: ClientSession, page: FakePage, path: str, **headers: str) -> tuple[int, str]:
+    async with page.serve() as url, browser.get(url + path, headers=headers, allow_redirects=False) as answer:
+        return answer.status, await answer.text()
+
+
+@pytest.mark.parametrize("name", PAGES)
+async def test_a_page_is_well_formed_and_leads_nowhere_else(browser: ClientSession, name: str) -> None:
+    page = FakePage(prefix="/push")
+    page.runs.known[push_id(999)] = FakeRun(Progress(714, 3, False))
+    status, text = await get(browser, page, PAGES[name])
+    assert status == {"missing": 404, "login": 401}.get(name, 200)
+    found = Markup(text)
+    assert found.open == []
+    assert len(found.ids) == len(set(found.ids))
+    assert [link for link in found.links if not link.startswith(("/push/", "#"))] == []
+
+
+@pytest.mark.parametrize("name", PAGES)
+async def test_what_others_wrote_is_text(browser: ClientSession, name: str) -> None:
+    _, text = await get(browser, FakePage(), PAGES[name])
+    assert "<img" not in text
+    assert "\x1b" not in text
+    assert "\u202e" not in text
+
+
+async def test_the_first_screen_stays_when_the_database_is_away(browser: ClientSession) -> None:
+    page = FakePage()
+    page.reading.is_away = True
+    status, text = await get(browser, page, "/")
+    assert status == 200
+    assert "The database does not answer, so this is not known" in text
+
+
+@pytest.mark.parametrize("path", ["/", "/pushes", "/pushes?status=dead", "/workers", "/actions"])
+async def test_an_empty_page_says_what_to_do_next(browser: ClientSession, path: str) -> None:
+    page = FakePage()
+    page.reading.is_empty = True
+    status, text = await get(browser, page, path)
+    assert status == 200
+    assert 'class="empty"' in text
+
+
+async def test_one_that_reads_only_is_offered_no_action(browser: ClientSession) -> None:
+    for path in ("/pushes", f"/pushes/{push_id(7)}", "/send"):
+        _, text = await get(browser, FakePage(visitor=READER), path)
+        assert not re.search(r"/preview|/reveal|action=\"/send\"", text)
+    _, text = await get(browser, FakePage(visitor=NOBODY), "/login")
+    assert "/pushes" not in text
+
+
+async def test_the_list_asks_for_what_the_address_says(browser: ClientSession) -> None:
+    page = FakePage()
+    _, text = await get(
+        browser, page, "/pushes?status=dead&code=UNREGISTERED&since=2026-01-31T12:00&after=50"
+    )
+    applied = Filter("dead", code="UNREGISTERED", since=datetime(2026, 1, 31, 12, tzinfo=UTC))
+    assert page.reading.asked[0] == ("pushes", applied, "50")
+    assert "after=100" in text
+    assert "1,000+" in text
+
+
+async def test_every_fault_of_a_filter_is_told(browser: ClientSession) -> None:
+    status, text = await get(browser, FakePage(), "/pushes?status=lost&user=anna")
+    assert status == 400
+    assert "status must be one of" in text
+    assert "user must be the UUID" in text
+
+
+async def test_what_is_new_changes_cells_and_moves_nothing(browser: ClientSession) -> None:
+    _, text = await get(browser, FakePage(), f"/pushes/newer?than=1&ids={push_id(3)},nonsense")
+    assert "12 new" in text
+    assert f'hx-target="#state-{push_id(3)}"' in text
+    assert "<tr" not in text
+    _, later = await get(browser, FakePage(), f"/pushes/newer?on=1&ids={push_id(3)}")
+    assert "new:" not in later
+
+
+@pytest.mark.parametrize(
+    ("sought", "leads_to"),
+    [
+        (str(push_id(3)), f"/pushes/{push_id(3)}"),
+        (f" {push_id(300)} ", f"/pushes?user={push_id(300)}"),
+        ("unregistered", "/pushes?code=UNREGISTERED"),
+    ],
+)
+async def test_what_is_pasted_is_found(browser: ClientSession, sought: str, leads_to: str) -> None:
+    async with (
+        FakePage().serve() as url,
+        browser.get(f"{url}/find", params={"q": sought}, allow_redirects=False) as answer,
+    ):
+        assert answer.status == 303
+        assert answer.headers["Location"] == leads_to
+
+
+async def test_ticked_pushes_are_requeued_by_name_unless_they_changed(browser: ClientSession) -> None:
+    page = FakePage()
+    values = [("what", "requeue"), ("frozen", "2026-01-31T12:00:00+00:00"), ("reason", " why ")]
+    values += [("id", str(push_id(9))), ("id", str(push_id(23)))]
+    async with page.serve() as url, browser.post(f"{url}/act", data=values, allow_redirects=False) as answer:
+        assert answer.headers["Location"] == "/actions?what=requeue&changed=2&of=2"
+    (what, ids, more), *rest = page.acting.done
+    assert (what, ids, rest) == ("requeue", [push_id(9), push_id(23)], [])
+    assert more == {"who": "anna", "reason": "why", "until": datetime(2026, 1, 31, 12, tzinfo=UTC)}
+
+
+async def test_an_action_on_all_that_match_is_a_run_with_the_filter_frozen(browser: ClientSession) -> None:
+    page = FakePage()
+    values = {
+        "what": "cancel",
+        "frozen": "2026-01-31T12:00:00+00:00",
+        "reason": "stop",
+        "code": "UNAVAILABLE",
+    }
+    async with page.serve() as url, browser.post(f"{url}/act", data=values, allow_redirects=False) as answer:
+        assert answer.headers["Location"] == f"/runs/{push_id(999)}"
+    (run,) = page.runs.started
+    await run.perform()
+    applied, until = Filter(code="UNAVAILABLE"), datetime(2026, 1, 31, 12, tzinfo=UTC)
+    assert ("ids", applied, "cancel", until, None) in page.reading.asked
+    (what, ids, more), *rest = page.acting.done
+    assert (what, ids, rest) == ("cancel", [push_id(0), push_id(1)], [])
+    assert (more["who"], more["reason"], more["filter"], more["run"]) == ("anna", "stop", applied, run.id)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"what": "delete"}, {"frozen": "yesterday"}, {"frozen": "2026-01-31T12:00"}]
+)
+async def test_an_action_that_no_preview_made_is_refused(
+    browser: ClientSession, wrong: dict[str, str]
+) -> None:
+    page = FakePage()
+    values = {"what": "requeue", "frozen": "2026-01-31T12:00:00+00:00", **wrong}
+    async with page.serve() as url, browser.post(f"{url}/act", data=values, allow_redirects=False) as answer:
+        assert answer.status == 400
+    assert (page.acting.done, page.runs.started) == ([], [])
+
+
+async def test_a_preview_leaves_out_what_the_action_cannot_change(browser: ClientSession) -> None:
+    dead, sent = push_id(9), push_id(0)
+    _, text = await get(browser, FakePage(), f"/preview?what=requeue&id={dead}&id={sent}")
+    assert f'value="{dead}"' in text
+    assert f'value="{sent}"' not in text
+    assert "1 of the ticked pushes is left out" in text
+
+
+async def test_a_payload_shows_only_once_it_is_revealed(browser: ClientSession) -> None:
+    page = FakePage()
+    path = f"/pushes/{push_id(7)}"
+    async with page.serve() as url:
+        async with browser.get(url + path) as answer:
+            assert "It arrives on Monday" not in await answer.text()
+        async with browser.post(f"{url}{path}/reveal") as answer:
+            whole = await answer.text()
+        async with browser.post(f"{url}{path}/reveal", headers={"HX-Request": "true"}) as answer:
+            part = await answer.text()
+    assert "It arrives on Monday" in whole
+    assert "It arrives on Monday" in part
+    assert "<html" not in part
+    assert page.acting.done == [("reveal", push_id(7), "anna")] * 2
+
+
+async def test_a_login_that_may_not_act_is_told_what_to_grant(browser: ClientSession) -> None:
+    page = FakePage()
+    page.acting.is_allowed = False
+    async with page.serve() as url, browser.post(f"{url}/pushes/{push_id(7)}/reveal") as answer:
+        assert answer.status == 403
+        assert "grant push_listener_operator" in await answer.text()
+
+
+async def test_a_test_push_goes_to_one_target_and_its_token_is_not_shown_again(
+    browser: ClientSession,
+) -> None:
+    page = FakePage()
+    both = {"token": "fake-token", "user": str(push_id(1)), "title": "Hello"}
+    async with page.serve() as url:
+        async with browser.post(f"{url}/send", data=both) as answer:
+            assert answer.status == 400
+            assert "fake-token" not in await answer.text()
+        one = {"token": "fake-token", "title": "Hello", "body": "x"}
+        async with browser.post(f"{url}/send", data=one, allow_redirects=False) as answer:
+            assert answer.headers["Location"] == f"/pushes/{push_id(3)}"
+    wanted = {"token": "fake-token", "user": None, "title": "Hello", "body": "x", "who": "anna"}
+    assert page.acting.done == [("send", wanted)]
+
+
+async def test_a_run_is_followed_and_stopped(browser: ClientSession) -> None:
+    page = FakePage()
+    page.runs.known[push_id(999)] = run = FakeRun(Progress(714, 3, False))
+    path = f"/runs/{push_id(999)}"
+    async with page.serve() as url:
+        async with browser.get(f"{url}{path}/progress") as answer:
+            assert "every 1s" in await answer.text()
+        async with browser.post(f"{url}{path}/abort", allow_redirects=False) as answer:
+            assert answer.status == 303
+        run.progress = Progress(714, 3, True)
+        async with browser.get(f"{url}{path}/progress") as answer:
+            text = await answer.text()
+    assert run.is_aborted
+    assert "every 1s" not in text
+    assert "stopped" in text
+
+
+async def test_the_stream_brings_the_parts_of_the_first_screen(browser: ClientSession) -> None:
+    async with FakePage().serve() as url, browser.get(f"{url}/events") as answer:
+        text = ""
+        while "event: series" not in text:
+            text += (await answer.content.readline()).decode()
+    for part in ("#verdict", "#figures", "#latest"):
+        assert f'hx-target="{part}"' in text
