@@ -155,7 +155,9 @@ def not_local(headers: Mapping[str, str]) -> str | None:
     if any(name in headers for name in _FORWARDING):
         return "a proxy leads other machines to this page: set PAGE_TOKEN, or ACTION_TOKENS\n"
     names = [headers.get("Host", "")]
-    if "Origin" in headers:
+    # Under the policy no-referrer a browser names no origin for the page's own forms.
+    is_own = headers.get("Sec-Fetch-Site") == "same-origin" and headers.get("Origin") == "null"
+    if "Origin" in headers and not is_own:
         names.append(origin_host(headers["Origin"]))
     if all(map(is_loopback_name, names)):
         return None

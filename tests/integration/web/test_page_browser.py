@@ -1,0 +1,262 @@
+"""The page of a real service in a real Chromium. ``tab`` fails a test whose page breaks the security policy."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Literal
+from uuid import UUID
+
+import pytest
+from playwright.async_api import Browser, Page, expect
+
+from listener.emulator import Emulator
+from listener.service import Service
+from tests.support.browser import DESK, PHONE, barriers, chromium, tab
+from tests.support.postgres import Database
+from tests.support.service import PATIENCE, Rows, serving, settings_for
+
+NASTY = "<img src=x onerror=alert(1)> [red]\x1b[2J"
+USER, OTHER = UUID(int=1), UUID(int=2)
+
+# Playwright's own patience is 5 s.
+expect.set_options(timeout=PATIENCE * 1000)
+
+
+@asynccontextmanager
+async def page_of(
+    service: Service, path: str = "/", **options: object
+) -> AsyncIterator[tuple[Browser, Page]]:
+    """A page of the service in a browser of its own."""
+    async with (
+        chromium() as browser,
+        tab(browser, f"http://127.0.0.1:{service.port}{path}", **options) as page,
+    ):  # type: ignore[arg-type]
+        yield browser, page
+
+
+async def dead(rows: Rows, count: int, code: str, user: UUID = USER, title: str = "t") -> list[UUID]:
+    """So many dead pushes to a user without devices: requeued, they die again, of another code."""
+    return [
+        await rows.add(
+            user_id=user,
+            title=title,
+            status="dead",
+            error_code=code,
+            last_error="as FCM said",
+            next_attempt_at=None,
+        )
+        for _ in range(count)
+    ]
+
+
+async def actions(rows: Rows) -> list[tuple[str, str, int]]:
+    """Who has done what to how many."""
+    found = await rows.query("select who, what, affected from push_listener.actions order by id")
+    return [(row["who"], row["what"], row["affected"]) for row in found]
+
+
+async def test_a_push_that_sql_inserts_appears_without_navigation(rows: Rows, service: Service) -> None:
+    async with page_of(service) as (_, page):
+        await expect(page.locator("#latest")).to_contain_text("No push yet")
+        await expect(page.locator("[data-contact]")).to_have_text("Live")
+        navigated = False
+
+        def note(_: object) -> None:
+            nonlocal navigated
+            navigated = True
+
+        page.on("framenavigated", note)
+        push_id = await rows.add(device_token="phone-1", title=NASTY)
+        await expect(page.locator(f"#live-{push_id}")).to_contain_text("sent")
+        await expect(page.locator(f"#live-{push_id}")).to_contain_text("<img src=x onerror=alert(1)> [red]")
+        await expect(page.locator(".verdict")).to_contain_text("Sending")
+        assert not navigated
+        assert await page.locator("#latest img").count() == 0
+
+
+async def test_a_dead_push_is_requeued_by_keyboard_alone(rows: Rows, service: Service) -> None:
+    (push_id,) = await dead(rows, 1, "UNREGISTERED")
+    async with page_of(service) as (_, page):
+        await page.keyboard.press("g")
+        await page.keyboard.press("p")
+        await page.wait_for_url("**/pushes")
+        await page.keyboard.press("j")
+        await page.keyboard.press("x")
+        await expect(page.locator(f"#row-{push_id} input")).to_be_checked()
+        await page.keyboard.press("r")
+        await page.wait_for_url("**/preview?*")
+        await page.keyboard.type("the token is back")
+        await page.keyboard.press("Enter")
+        await page.wait_for_url(lambda url: "/preview" not in url)
+        print(page.url, await page.inner_text("body"))
+    assert await actions(rows) == [("local", "requeue", 1)]
+    reason = await rows.query("select reason, ids from push_listener.actions")
+    assert [(row["reason"], row["ids"]) for row in reason] == [("the token is back", [push_id])]
+    row = await rows.get(push_id)
+    assert (row["status"], row["error_code"]) != ("dead", "UNREGISTERED")
+
+
+async def test_what_matches_a_filter_is_requeued_and_nothing_else(rows: Rows, service: Service) -> None:
+    matching = await dead(rows, 3, "TOKEN_LOSS", USER)
+    others = [*await dead(rows, 2, "TOKEN_LOSS", OTHER), *await dead(rows, 2, "UNREGISTERED", USER)]
+    async with page_of(service, f"/pushes?status=dead&code=TOKEN_LOSS&user={USER}") as (_, page):
+        await expect(page.locator(".count")).to_have_text("3 match")
+        await page.get_by_role("link", name="Requeue all…").click()
+        await expect(page.locator(".preview .figures")).to_contain_text("3 pushes")
+        late = await dead(rows, 1, "TOKEN_LOSS", USER)  # after the preview
+        await page.get_by_label("Reason").fill("the project was wrong")
+        await page.get_by_role("button", name="Requeue 3 pushes").click()
+        await page.wait_for_url("**/runs/*")
+        await expect(page.locator("#run")).to_contain_text("3 pushes")
+    assert await actions(rows) == [("local", "requeue", 3)]
+    logged = (await rows.query("select ids, filter, reason from push_listener.actions"))[0]
+    assert set(logged["ids"]) == set(matching)
+    assert logged["filter"]["code"] == "TOKEN_LOSS"
+    assert logged["reason"] == "the project was wrong"
+    for push_id in (*others, *late):
+        row = await rows.get(push_id)
+        assert (row["status"], row["last_error"]) == ("dead", "as FCM said")
+
+
+async def test_ticked_boxes_survive_what_happens_meanwhile(rows: Rows, service: Service) -> None:
+    ticked = await dead(rows, 2, "UNREGISTERED")
+    async with page_of(service, "/pushes") as (_, page):
+        for push_id in ticked:
+            await page.locator(f"#row-{push_id} input").check()
+        order = await page.locator("tr[data-row]").evaluate_all("rows => rows.map(row => row.id)")
+        await rows.add_many(20)
+        # The polling of the page tells of the new ones, and moves nothing.
+        await expect(page.locator("#newer")).to_contain_text("20 new")
+        await rows.add_many(5)
+        await expect(page.locator("#newer")).to_contain_text("25 new")
+        for push_id in ticked:
+            await expect(page.locator(f"#row-{push_id} input")).to_be_checked()
+        assert await page.locator("tr[data-row]").evaluate_all("rows => rows.map(row => row.id)") == order
+
+
+async def test_a_payload_shows_when_it_is_asked_for_and_that_is_recorded(
+    rows: Rows, service: Service
+) -> None:
+    push_id = await rows.add(device_token="secret-token-of-a-phone", title="t", body="your code is 4711")
+    async with page_of(service, f"/pushes/{push_id}") as (_, page):
+        assert "4711" not in await page.content()
+        assert "secret-token" not in await page.content()
+        await page.get_by_role("button", name="Reveal").click()
+        await expect(page.locator("#payload")).to_contain_text("your code is 4711")
+    assert await actions(rows) == [("local", "reveal", 1)]
+
+
+async def test_a_test_push_is_sent(rows: Rows, emulator: Emulator, service: Service) -> None:
+    async with page_of(service, "/send") as (_, page):
+        await page.get_by_label("token", exact=False).first.fill("my-own-phone")
+        await page.get_by_label("Title").fill("Hello")
+        await page.get_by_role("main").get_by_role("button").click()
+        await page.wait_for_url("**/pushes/*")
+        await expect(page.locator("main")).to_contain_text("sent")
+    assert [record.message["token"] for record in emulator.received] == ["my-own-phone"]
+    assert [(who, what) for who, what, _ in await actions(rows)] == [("local", "send")]
+
+
+async def test_the_page_says_that_the_database_is_away_and_when_it_is_back(
+    database: Database, rows: Rows, service: Service
+) -> None:
+    async with page_of(service) as (_, page):
+        await expect(page.locator(".verdict")).to_contain_text("Sending")
+        await asyncio.to_thread(database.server.stop)
+        await expect(page.locator(".verdict")).to_have_attribute("data-level", "trouble")
+        await expect(page.locator(".verdict")).to_contain_text("database")
+        await asyncio.to_thread(database.server.start)
+        await expect(page.locator(".verdict")).to_have_attribute("data-level", "ok")
+
+
+async def test_the_page_of_an_idle_process_shows_the_work_of_another(
+    database: Database, rows: Rows, emulator: Emulator, service: Service
+) -> None:
+    """The first process is paused by a network of its own that refuses it; the second one sends."""
+    async with serving(settings_for(database.dsn, emulator, worker_name="other")):
+        async with page_of(service, "/workers") as (_, page):
+            await expect(page.locator("main")).to_contain_text("other")
+        async with page_of(service) as (_, page):
+            await expect(page.locator("[data-contact]")).to_have_text("Live")
+            await rows.add_many(5)
+            await expect(page.locator("#latest tr[data-row]")).to_have_count(5)
+            for number in range(5):
+                await expect(page.locator("#latest tr[data-row]").nth(number)).to_contain_text("sent")
+
+
+PATHS = ["/", "/pushes", "/pushes?status=dead", "/workers", "/actions", "/send"]
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [PHONE, DESK])
+async def test_no_page_has_barriers(
+    rows: Rows, service: Service, width: int, scheme: Literal["light", "dark"]
+) -> None:
+    (push_id,) = await dead(rows, 1, "UNREGISTERED", title=NASTY)
+    await rows.add_many(3)
+    await rows.all_over()
+    paths = [
+        *PATHS,
+        f"/pushes/{push_id}",
+        f"/preview?what=requeue&id={push_id}",
+        "/preview?what=requeue&status=dead",
+    ]
+    async with chromium() as browser:
+        for path in paths:
+            url = f"http://127.0.0.1:{service.port}{path}"
+            async with tab(browser, url, width=width, scheme=scheme, bypass_csp=True) as page:
+                await page.wait_for_load_state("load")
+                assert await barriers(page) == [], path
+                wide = await page.evaluate(
+                    "document.documentElement.scrollWidth > document.documentElement.clientWidth"
+                )
+                assert not wide, f"{path} is wider than the window"
+
+
+async def test_no_page_breaks_the_policy(rows: Rows, service: Service) -> None:
+    (push_id,) = await dead(rows, 1, "UNREGISTERED", title=NASTY)
+    paths = [
+        *PATHS,
+        "/login",
+        f"/pushes/{push_id}",
+        f"/preview?what=requeue&id={push_id}",
+        "/pushes?status=nonsense",
+    ]
+    async with chromium() as browser:
+        for path in paths:
+            async with tab(browser, f"http://127.0.0.1:{service.port}{path}") as page:
+                await page.wait_for_load_state("load")
+
+
+async def test_a_person_signs_in_acts_under_the_own_name_and_signs_out(
+    database: Database, rows: Rows, emulator: Emulator
+) -> None:
+    (push_id,) = await dead(rows, 1, "UNREGISTERED")
+    tokens = {"page_token": "reading-token", "action_tokens": "anna:annas-own-token"}
+    async with (
+        serving(settings_for(database.dsn, emulator, **tokens)) as service,
+        page_of(service, f"/pushes/{push_id}") as (_, page),
+    ):
+        await page.wait_for_url("**/login*")
+        await page.get_by_label("Token").fill("wrong-token-of-anna")
+        await page.get_by_role("button", name="Sign in").click()
+        await expect(page.get_by_role("alert")).to_be_visible()
+        await page.get_by_label("Token").fill("reading-token")
+        await page.get_by_role("button", name="Sign in").click()
+        await page.wait_for_url(f"**/pushes/{push_id}")
+        await expect(page.get_by_role("link", name="Requeue…")).to_have_count(0)
+        await page.get_by_role("button", name="Sign out").click()
+        await page.wait_for_url("**/login*")
+        await page.get_by_label("Token").fill("annas-own-token")
+        await page.get_by_role("button", name="Sign in").click()
+        await page.goto(f"http://127.0.0.1:{service.port}/pushes/{push_id}")
+        await page.get_by_role("link", name="Requeue…").click()
+        await page.get_by_role("button", name="Requeue 1 push").click()
+        await page.wait_for_url(lambda url: "/preview" not in url)
+        cookies = await page.context.cookies()
+        assert cookies
+        assert all(cookie["httpOnly"] and cookie["sameSite"] == "Strict" for cookie in cookies)
+        assert all("token" not in str(cookie["value"]) for cookie in cookies)
+    assert await actions(rows) == [("anna", "requeue", 1)]
