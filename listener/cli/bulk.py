@@ -83,7 +83,8 @@ def _perform_named(what: What, ids: list[UUID], choice: Choice) -> None:
     lines = process.run(_lines(ids))
     missing = len(ids) - len(lines)
     if not choice.as_json:
-        console().print(terminal.pushes(lines, f"to be {_DONE[what]}"))
+        if lines:
+            console().print(terminal.pushes(lines, f"to be {_DONE[what]}"))
         if missing:
             note(f"{missing:,} of these pushes do not exist")
     changed: list[UUID] = []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from datetime import datetime
 
+from rich import box
 from rich.table import Table
 from rich.text import Text
 
@@ -45,7 +46,11 @@ def local(time: datetime) -> str:
 
 def pushes(lines: list[PushLine], title: str) -> Table:
     """Pushes, for people."""
-    table = Table("id", "status", "code", "changed", "to", "title", title=Text(title), title_justify="left")
+    table = Table(title=Text(title), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    for name in ("id", "status", "code", "changed"):
+        table.add_column(name, no_wrap=True)
+    table.add_column("to", overflow="ellipsis", no_wrap=True)
+    table.add_column("title", overflow="ellipsis", no_wrap=True)
     for line in lines:
         table.add_row(
             Text(str(line.id)),

@@ -32,7 +32,9 @@ _CORRECT_ROW = "Correct what writes these rows, and insert the pushes anew: a re
 _QUOTA = "Nothing: the listener sends more slowly. If pushes ended so, requeue them; ask Google for a higher quota."
 _WAY_OUT = "Check the network between this machine and FCM: firewall, DNS, proxy. Then requeue."
 _TOKEN_ENDPOINT = "Check the network to oauth2.googleapis.com. Then requeue what ended so."  # noqa: S105
-_CREDENTIALS = "Replace the key of the service account by a valid one; push-listener doctor checks it. Then requeue."
+_CREDENTIALS = (
+    "Replace the key of the service account by a valid one; push-listener doctor checks it. Then requeue."
+)
 _UNKNOWN_REMEDY = "Read last_error of one of these pushes. If its cause is gone, requeue them."
 
 _WORDS: dict[str, tuple[str, str]] = {
@@ -82,7 +84,10 @@ _WORDS: dict[str, tuple[str, str]] = {
     "PROXY": ("No way through the proxy.", "Check the proxy settings and the proxy. Then requeue."),
     "TIMEOUT": ("FCM did not answer in time. The push may have been delivered.", _WAY_OUT),
     "RESET": ("The connection broke before the answer. The push may have been delivered.", _WAY_OUT),
-    "PROTOCOL": ("What answered does not speak HTTP.", "Check FCM_ENDPOINT and the proxies on the way. Then requeue."),
+    "PROTOCOL": (
+        "What answered does not speak HTTP.",
+        "Check FCM_ENDPOINT and the proxies on the way. Then requeue.",
+    ),
     # no access token
     "OAUTH_CONNECT": ("No connection to Google's token endpoint.", _TOKEN_ENDPOINT),
     "OAUTH_TIMEOUT": ("Google's token endpoint did not answer in time.", _TOKEN_ENDPOINT),
@@ -90,7 +95,10 @@ _WORDS: dict[str, tuple[str, str]] = {
     "OAUTH_PROTOCOL": ("The answer of Google's token endpoint cannot be read.", _TOKEN_ENDPOINT),
     "OAUTH_REFUSED": ("Google's token endpoint refuses the credentials.", _CREDENTIALS),
     "OAUTH_CREDENTIALS": ("The credentials cannot be used.", _CREDENTIALS),
-    "OAUTH_INVALID_GRANT": ("Google refuses the key of the service account, or the clock is wrong.", _CREDENTIALS),
+    "OAUTH_INVALID_GRANT": (
+        "Google refuses the key of the service account, or the clock is wrong.",
+        _CREDENTIALS,
+    ),
     # refused before any request
     "EMPTY_MESSAGE": ("Title, body, data and options are all empty.", _CORRECT_ROW),
     "TITLE_MISSING": ("The push has a body or an image, and no title.", _CORRECT_ROW),
@@ -132,6 +140,10 @@ _WORDS: dict[str, tuple[str, str]] = {
         "The push waits: Apple or the web push service takes nothing from FCM at present.",
         _OUTDATED_KEY,
     ),
+    "STALE_AT_ADOPTION": (
+        "The push had waited for long when push-listener adopted the table, so it was not sent.",
+        "Requeue those that are still of use.",
+    ),
     "INTERNAL_ERROR": (
         "A fault of push-listener itself.",
         "Read the log of the listener, and report it. Then requeue.",
@@ -149,7 +161,9 @@ MEANINGS = {code: Meaning(code, *words) for code, words in _WORDS.items()}
 def meaning_of(code: str | None) -> Meaning:
     """What a code means; also one that an application has written, or the lack of one."""
     if not code:
-        return Meaning("", "There is no error code: push-listener did not write this status.", _UNKNOWN_REMEDY)
+        return Meaning(
+            "", "There is no error code: push-listener did not write this status.", _UNKNOWN_REMEDY
+        )
     if found := MEANINGS.get(code):
         return found
     if http := _HTTP.fullmatch(code):
@@ -165,7 +179,9 @@ def _http(code: str, status: str) -> Meaning:
     if status == "429":
         return Meaning(code, f"HTTP {status}: a quota is used up.", _QUOTA)
     if status.startswith("5"):
-        return Meaning(code, f"HTTP {status}: FCM, or something on the way to it, has a problem.", _NOTHING_TO_DO)
+        return Meaning(
+            code, f"HTTP {status}: FCM, or something on the way to it, has a problem.", _NOTHING_TO_DO
+        )
     if status == "403":
         return Meaning(code, "HTTP 403: this service account, or this network, may not send.", _OUR_ACCESS)
     what = "an HTTP status that there is not" if status == "OTHER" else f"HTTP {status}"

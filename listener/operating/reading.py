@@ -125,10 +125,14 @@ class Reading:
 
     Args:
         connect: gives a connection in autocommit, for one use.
+        window: entries of an index that one search looks at, at most.
     """
 
-    def __init__(self, connect: Callable[[], AbstractAsyncContextManager[Connection]]) -> None:
+    def __init__(
+        self, connect: Callable[[], AbstractAsyncContextManager[Connection]], *, window: int = WINDOW
+    ) -> None:
         self._connect = connect
+        self._window = window
 
     # --- The first screen
 
@@ -167,7 +171,7 @@ class Reading:
 
     async def workers(self) -> list[WorkerLine]:
         """The workers that have not signed off, and the last ones that ended."""
-        values = {"workers": _MOST_WORKERS, "ended": _ENDED_WORKERS, "window": WINDOW}
+        values = {"workers": _MOST_WORKERS, "ended": _ENDED_WORKERS, "window": self._window}
         async with self._transaction() as cursor:
             rows = await _all(cursor, WORKERS, values)
         return [
@@ -213,7 +217,7 @@ class Reading:
         number, is_exact = 0, True
         async with self._transaction() as cursor:
             for source in plan.sources:
-                values = {**_values(source, filter), "most": most + 1}
+                values = {**_values(source, filter, self._window), "most": most + 1}
                 values |= (
                     {"at": since, "created_since": since} if source.key == "due_at" else {"at_least": since}
                 )
@@ -228,7 +232,7 @@ class Reading:
         number, is_exact = 0, True
         async with self._transaction() as cursor:
             for source in plan.sources:
-                values = {**_values(source, filter), "most": most + 1 - number}
+                values = {**_values(source, filter, self._window), "most": most + 1 - number}
                 row = await _one(cursor, COUNTS[source.statement], values)
                 number += row["matches"]
                 is_exact = is_exact and not row["is_edge"]
@@ -260,9 +264,7 @@ class Reading:
                     "until": _FOREVER[1],
                     "is_given_up": False,
                 }
-                rows = await _all(
-                    cursor, SCANS[source.statement], {**values, "skip": 0, "window": most, "limit": most + 1}
-                )
+                rows = await _all(cursor, SCANS[source.statement], {**values, "skip": 0, "limit": most + 1})
                 lines += [_line(row) for row in rows if row["matches"]]
                 edges += [_time(row["updated_at"]) for row in rows if row["is_edge"]]
         return Ended(lines, now, max(edges, default=None))
@@ -402,7 +404,7 @@ class Reading:
         for source in plan.sources:
             position = start[source.name]
             values = {
-                **_values(source, filter, what=what, until=until),
+                **_values(source, filter, self._window, what=what, until=until),
                 "at": position.key,
                 "skip": position.skip,
                 "limit": wanted + 1,
@@ -454,6 +456,7 @@ async def _one(
 def _values(
     source: Source,
     filter: Filter,
+    window: int,
     *,
     what: Action | None = None,
     until: datetime | None = None,
@@ -472,7 +475,7 @@ def _values(
         "lane": source.lane,
         "span": source.span,
         "near": _NEAR,
-        "window": WINDOW,
+        "window": window,
         "at": source.start.key,
         "at_least": -math.inf,
         "created_since": None,

@@ -36,7 +36,7 @@ select '', g.status, g.pushes, g.latest, g.looked
         select p.status::text as status, p.updated_at
           from public.push_notifications p
           where p.error_code is null and p.status::text in ('dead', 'expired')
-          order by p.updated_at desc
+          order by p.error_code::text, p.updated_at desc
           limit %(window)s::bigint
       ) e
       group by e.status

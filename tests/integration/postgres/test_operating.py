@@ -1,0 +1,392 @@
+"""What a person reads: lists, searches, counts, previews, the story of a push; on rows that are known."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from uuid import UUID, uuid4
+
+import psycopg
+import pytest
+from psycopg.rows import dict_row
+
+from listener.operating import order, reading
+from listener.operating.acting import Acting, Run
+from listener.operating.filters import KINDS, STATUSES, Filter, FilterFault
+from listener.operating.reading import COUNTS, SCANS, Reading
+from listener.operating.tail import Shown
+from tests.support.postgres import Database, Server, Template
+from tests.support.reading import connector
+
+pytestmark = pytest.mark.oldest_postgres
+
+TOKEN = "cJug2GoHzEfcshCE_OLL24:APA91bHa8-Viell9xjbeV96V4Njhufk9V7KcOA940Gp7FY1Dxsxmo8AJ7"
+ROWS = 3000
+NOW = datetime.now(UTC)
+
+# Many rows have the same times, as after a statement that writes many.
+_ROWS = """
+insert into push_notifications (id, user_id, topic, condition, device_token, title, status, priority, error_code,
+                                next_attempt_at, created_at, updated_at, expires_at)
+select md5('push' || n)::uuid,
+       case when n %% 5 < 3 then ('00000000-0000-0000-0000-00000000000' || n %% 3)::uuid end,
+       case when n %% 5 = 3 then 'news' end, case when n %% 5 = 4 then '''news'' in topics' end,
+       case when n %% 5 = 2 then 'token-' || n end, 'Ride', status, case when n %% 7 = 0 then 'high' else 'normal' end,
+       case when status in ('dead', 'expired', 'failed', 'cancelled')
+            then (array['UNREGISTERED', 'INTERNAL'])[1 + n / 8 %% 2] end,
+       case when status in ('pending', 'processing', 'failed') then now() + (n %% 7 - 3) * interval '1 min' end,
+       now() - n / 50 * interval '1 min', now() - n / 50 * interval '1 min',
+       case when n %% 11 = 0 then now() - interval '1 s' end
+  from generate_series(%(first)s::integer, %(last)s::integer) n,
+       lateral (select (array['pending', 'processing', 'sent', 'delivered', 'failed', 'dead', 'expired', 'cancelled'])
+                       [1 + n %% 8] as status) s
+"""
+
+
+def _fill(conn: psycopg.Connection[Any], rows: int) -> None:
+    """Half of them as an application writes them: what it calls processing or failed does not wait."""
+    conn.execute(_ROWS, {"first": 1, "last": rows // 2})
+    conn.execute("alter table push_notifications disable trigger user")
+    conn.execute(_ROWS, {"first": rows // 2 + 1, "last": rows})
+    conn.execute("alter table push_notifications enable trigger user")
+
+
+@pytest.fixture(scope="module")
+def filled(postgres: Server) -> Iterator[Database]:
+    with postgres.database(Template.MIGRATED) as made:
+        with psycopg.connect(made.dsn, autocommit=True) as conn:
+            _fill(conn, ROWS)
+        yield made
+
+
+def _rows(database: Database) -> list[dict[str, Any]]:
+    with psycopg.connect(database.dsn, row_factory=dict_row) as conn:
+        return conn.execute(
+            "select id, user_id, status, error_code, updated_at, case when device_token is not null then 'token' "
+            "when topic is not null then 'topic' when condition is not null then 'condition' else 'user' end as kind, "
+            "expires_at, expires_at <= now() as is_past, "
+            "status = 'processing' and next_attempt_at is null as is_nowhere from push_notifications"
+        ).fetchall()
+
+
+def _applies(wanted: Filter, row: dict[str, Any]) -> bool:
+    return (
+        wanted.status in (None, row["status"])
+        and (wanted.user is not None or not row["is_nowhere"])
+        and wanted.user in (None, row["user_id"])
+        and wanted.code in (None, row["error_code"])
+        and wanted.kind in (None, row["kind"])
+        and (wanted.since is None or row["updated_at"] >= wanted.since)
+        and (wanted.until is None or row["updated_at"] <= wanted.until)
+    )
+
+
+USER = UUID(int=1)
+FILTERS = [
+    Filter(),
+    *(Filter(status=status) for status in STATUSES),
+    *(Filter(kind=kind) for kind in KINDS),  # type: ignore[arg-type]
+    Filter(user=USER),
+    Filter(user=USER, status="dead"),
+    Filter(code="INTERNAL", status="dead"),
+    Filter(code="INTERNAL", status="failed"),
+    Filter(code="NONE"),
+    Filter(since=NOW - timedelta(minutes=40), until=NOW - timedelta(minutes=20)),
+    Filter(status="sent", since=NOW - timedelta(minutes=40)),
+    Filter(user=uuid4()),
+]
+
+
+@pytest.mark.parametrize("window", [100, 10_000])
+@pytest.mark.parametrize(
+    "wanted", FILTERS, ids=lambda wanted: "&".join(f"{k}={v}" for k, v in wanted.as_values().items()) or "all"
+)
+async def test_a_list_has_every_push_once(filled: Database, wanted: Filter, window: int) -> None:
+    listed: list[UUID] = []
+    after: str | None = None
+    shown = Reading(connector(filled.dsn), window=window)
+    while True:
+        page = await shown.pushes(wanted, after=after, limit=40)
+        listed += [line.id for line in page.lines]
+        assert len(page.lines) == 40 or page.is_partial or page.after is None
+        after = page.after
+        if after is None:
+            break
+    expected = [row["id"] for row in _rows(filled) if _applies(wanted, row)]
+    assert sorted(listed) == sorted(expected)
+    count = await Reading(connector(filled.dsn)).count(wanted, most=500)
+    assert (count.number, count.is_exact) == (min(len(expected), 500), len(expected) <= 500)
+
+
+async def test_the_order_is_the_newest_change_first(filled: Database) -> None:
+    page = await Reading(connector(filled.dsn)).pushes(Filter(), limit=200)
+    times = [line.updated_at for line in page.lines]
+    assert times == sorted(times, reverse=True)
+
+
+async def test_waiting_pushes_come_in_the_order_in_which_they_are_due(filled: Database) -> None:
+    page = await Reading(connector(filled.dsn)).pushes(Filter(status="pending"), limit=500)
+    keys = [(line.priority != "high", line.due_at) for line in page.lines]
+    assert keys == sorted(keys, key=str)
+
+
+@pytest.mark.parametrize("what", ["requeue", "cancel"])
+@pytest.mark.parametrize(
+    "wanted",
+    [Filter(code="INTERNAL", user=USER), Filter(code="INTERNAL"), Filter(user=USER), Filter(status="failed")],
+    ids=str,
+)
+async def test_an_action_on_all_that_match_changes_these_and_no_others(
+    database: Database, wanted: Filter, what: order.Action
+) -> None:
+    with psycopg.connect(database.dsn, autocommit=True) as conn:
+        _fill(conn, ROWS)
+    before = {row["id"]: row for row in _rows(database)}
+    shown = Reading(connector(database.dsn), window=70)
+    preview = await Reading(connector(database.dsn)).preview(wanted, what)
+    run = Run(
+        Acting(connector(database.dsn)),
+        lambda after: shown.ids(wanted, what, preview.until, after, 30),
+        what=what, who="test", reason="", filter=wanted, until=preview.until,
+    )  # fmt: skip
+    await run.perform()
+    statuses = ("dead", "expired", "failed") if what == "requeue" else ("pending", "failed")
+    expected = {
+        push for push, row in before.items()
+        if _applies(wanted, row) and row["status"] in statuses and not (what == "requeue" and row["is_past"])
+    }  # fmt: skip
+    changed = {row["id"] for row in _rows(database) if row["updated_at"] != before[row["id"]]["updated_at"]}
+    assert changed == expected
+    assert preview.pushes.number == min(len(expected), 1000)
+    assert run.progress.done == len(expected)
+    assert (await shown.run_progress(run.id))[0] == len(expected)
+    assert {action.run for action in await shown.actions()} <= {run.id}
+
+
+async def test_what_is_newer_than_a_page_is_counted(database: Database) -> None:
+    shown = Reading(connector(database.dsn))
+    with psycopg.connect(database.dsn, autocommit=True) as conn:
+        _fill(conn, 100)
+        pages = {
+            wanted: (await shown.pushes(wanted)).first
+            for wanted in (Filter(), Filter(user=USER), Filter(status="pending"))
+        }
+        for first, wanted in ((pages[wanted], wanted) for wanted in pages):
+            assert (await shown.newer(wanted, first)).number == 0
+        conn.execute(
+            "insert into push_notifications (user_id, title) select %s, 'new' from generate_series(1, 3)",
+            (USER,),
+        )
+    for wanted, first in pages.items():
+        assert (await shown.newer(wanted, first)).number == 3
+
+
+async def test_the_story_of_a_push_without_its_token(database: Database) -> None:
+    with psycopg.connect(database.dsn, autocommit=True) as conn:
+        row = conn.execute(
+            "insert into push_notifications (device_token, title, status, next_attempt_at, last_error) "
+            "values (%s, 'T', 'dead', null, %s) returning id",
+            (TOKEN, f"FCM says {TOKEN}"),
+        ).fetchone()
+        assert row is not None
+        for status, details in (
+            ("failed", f'{{"attempt": 1, "code": "INTERNAL", "reason": "no: {TOKEN}"}}'),
+            ("sent", '{"attempt": 2, "message_id": "projects/p/messages/1"}'),
+            ("delivered", '{"receipt": {}}'),
+            ("unknown", '{"attempt": "x"}'),
+        ):
+            conn.execute(
+                "insert into push_delivery_logs (push_id, device_token, status, details) values (%s, %s, %s, %s)",
+                (row[0], TOKEN, status, details),
+            )
+    shown = Reading(connector(database.dsn))
+    story = await shown.story(row[0])
+    assert story is not None
+    assert [(one.attempt, one.code) for one in story.attempts] == [(1, "INTERNAL"), (2, None), (None, None)]
+    assert [one.status for one in story.receipts] == ["delivered"]
+    assert story.attempts[0].device == story.line.target.removeprefix("token ")
+    assert TOKEN not in repr(story)
+    assert TOKEN[:30] not in repr(story)
+    assert await shown.story(uuid4()) is None
+
+
+async def test_times_that_are_no_dates(database: Database) -> None:
+    with psycopg.connect(database.dsn, autocommit=True) as conn:
+        for time in ("infinity", "-infinity", "20000-01-01", "0044-03-15 BC"):
+            for status in STATUSES:
+                conn.execute(
+                    "insert into push_notifications (title, status, next_attempt_at, updated_at, created_at, user_id) "
+                    "values ('t', %s, case when %s in ('pending', 'processing', 'failed') then %s::timestamptz end, "
+                    "%s, %s, %s)",
+                    (status, status, time, time, time, USER),
+                )
+    shown = Reading(connector(database.dsn))
+    for wanted in (Filter(), Filter(user=USER), *(Filter(status=status) for status in STATUSES)):
+        after, found = None, 0
+        while True:
+            page = await shown.pushes(wanted, after=after, limit=3)
+            found += len(page.lines)
+            after = page.after
+            if after is None:
+                break
+        assert found == (4 if wanted.status else 32)
+    await shown.pulse()
+    assert await shown.story((await shown.pushes(Filter())).lines[0].id) is not None
+
+
+async def test_the_pulse(database: Database) -> None:
+    with psycopg.connect(database.dsn, autocommit=True) as conn:
+        conn.execute(
+            "insert into push_notifications (title, status, next_attempt_at, error_code, sent_at) values "
+            "('a', 'sent', null, null, now()), ('b', 'dead', null, 'INTERNAL', null), "
+            "('c', 'pending', now(), null, null)"
+        )
+    found = await Reading(connector(database.dsn)).pulse()
+    assert (found.sent, found.failed) == (1, {"INTERNAL": 1})
+    assert sorted(str(line.title) for line in found.latest) == ["a", "b", "c"]
+    assert found.oldest_due >= 0
+    groups = await Reading(connector(database.dsn)).codes()
+    assert [(group.status, group.code, str(group.pushes)) for group in groups] == [("dead", "INTERNAL", "1")]
+
+
+async def test_codes_stop_counting(database: Database) -> None:
+    with psycopg.connect(database.dsn, autocommit=True) as conn:
+        conn.execute(
+            "insert into push_notifications (title, status, next_attempt_at, error_code) "
+            "select 't', 'dead', null, case when n > 1500 then 'B' when n = 1500 then null else 'A' end "
+            "from generate_series(1, 1503) n"
+        )
+    groups = await Reading(connector(database.dsn)).codes()
+    assert [(group.code, str(group.pushes)) for group in groups] == [("A", "1,000+"), ("B", "3"), ("", "1")]
+
+
+async def test_the_role_of_the_service_may_read_it_all(filled: Database) -> None:
+    with psycopg.connect(filled.superuser_dsn, autocommit=True) as conn:
+        conn.execute("create role reader login in role push_listener")
+    shown = Reading(connector(filled.dsn_as("reader")))
+    page = await shown.pushes(Filter())
+    await shown.pulse()
+    await shown.codes()
+    await shown.workers()
+    await shown.actions()
+    await shown.run_progress(uuid4())
+    await shown.preview(Filter(), "requeue")
+    assert await shown.story(page.lines[0].id) is not None
+
+
+async def test_a_statement_can_neither_write_nor_last(filled: Database) -> None:
+    shown = Reading(connector(filled.dsn))
+    async with shown._transaction() as cursor:
+        with pytest.raises(psycopg.errors.ReadOnlySqlTransaction):
+            await cursor.execute("update push_notifications set title = title")
+    async with shown._transaction() as cursor:
+        with pytest.raises(psycopg.errors.QueryCanceled):
+            await cursor.execute("select pg_sleep(60)")
+
+
+async def test_a_connection_is_left_as_it_was(filled: Database) -> None:
+    async with await psycopg.AsyncConnection.connect(filled.dsn, autocommit=True) as conn:
+
+        @asynccontextmanager
+        async def connect() -> Any:
+            yield conn
+
+        shown = Reading(connect)
+        with pytest.raises(FilterFault):
+            await shown.pushes(Filter(), after="nonsense")
+        await shown.pulse()
+        assert conn.info.transaction_status == psycopg.pq.TransactionStatus.IDLE
+        row = await (await conn.execute("show statement_timeout")).fetchone()
+        assert row == ("0",)
+
+
+async def test_late_commits_are_each_shown_once(database: Database) -> None:
+    """Two writers commit in another order than that of their times, between the looks."""
+    shown_reading = Reading(connector(database.dsn))
+    shown = Shown(await shown_reading.now())
+    seen: list[UUID] = []
+
+    async def look() -> None:
+        seen.extend(line.id for line in shown.news(await shown_reading.ended(Filter(), shown.since)).lines)
+
+    insert = "insert into push_notifications (title, status, next_attempt_at) values ('t', 'sent', null) returning id"
+    async with (
+        await psycopg.AsyncConnection.connect(database.dsn) as early,
+        await psycopg.AsyncConnection.connect(database.dsn) as late,
+    ):
+        first = await (await early.execute(insert)).fetchone()
+        second = await (await late.execute(insert)).fetchone()
+        await late.commit()
+        await look()
+        await early.commit()
+        await look()
+        await look()
+    assert first is not None
+    assert second is not None
+    assert seen == [second[0], first[0]]
+
+
+# --- Plans ---------------------------------------------------------------------------------------------------------
+
+_INDEXES = {
+    "by_user": "push_notifications_user",
+    "by_code": "push_notifications_code",
+    "given_up": "push_notifications_given_up",
+    "over": "push_notifications_over",
+    "waiting": "push_notifications_due",
+    "near": "push_notifications_due",
+}
+
+
+@pytest.fixture(params=["analyzed", "never analyzed"])
+def history(request: pytest.FixtureRequest, postgres: Server) -> Iterator[Database]:
+    with postgres.database(Template.MIGRATED) as made:
+        with psycopg.connect(made.dsn, autocommit=True) as conn:
+            conn.execute("alter table push_notifications set (autovacuum_enabled = off)")
+            _fill(conn, 20_000)
+            if request.param == "analyzed":
+                conn.execute("vacuum analyze push_notifications")
+        yield made
+
+
+async def test_a_search_reads_its_index_and_a_bounded_part_of_it(history: Database) -> None:
+    window = 300
+    for wanted in FILTERS:
+        for source in order.plan(wanted).sources:
+            values = {
+                **reading._values(source, wanted, window), "near": 50, "skip": 0, "limit": 51, "most": 1000,
+            }  # fmt: skip
+            for statement in (SCANS[source.statement], COUNTS[source.statement]):
+                nodes = await _nodes(history, statement, values)
+                scans = [node for node in nodes if node.get("Relation Name") == "push_notifications"]
+                assert {node.get("Index Name") for node in scans} == {_INDEXES[source.statement]}
+                for node in scans:
+                    assert node["Actual Rows"] + node.get("Rows Removed by Filter", 0) <= window
+
+
+@pytest.mark.parametrize("statement", sorted(SCANS))
+async def test_a_search_without_its_index_is_caught(history: Database, statement: str) -> None:
+    with psycopg.connect(history.dsn, autocommit=True) as conn:
+        conn.execute(f"drop index {_INDEXES[statement]}".encode())
+    wanted = Filter(user=USER, code="INTERNAL")
+    source = order.Source("x", statement, "updated_at", STATUSES, STATUSES)  # type: ignore[arg-type]
+    values = {**reading._values(source, wanted, 300), "near": 50, "skip": 0, "limit": 51}
+    nodes = await _nodes(history, SCANS[statement], values)
+    scans = [node for node in nodes if node.get("Relation Name") == "push_notifications"]
+    assert {node.get("Index Name") for node in scans} != {_INDEXES[statement]}
+
+
+async def _nodes(database: Database, statement: str, values: dict[str, Any]) -> list[dict[str, Any]]:
+    async with Reading(connector(database.dsn))._transaction() as cursor:
+        await cursor.execute(f"explain (analyze, format json) {statement}".encode(), values)
+        row = await cursor.fetchone()
+    assert row is not None
+
+    def walk(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        yield plan
+        for below in plan.get("Plans", []):
+            yield from walk(below)
+
+    return list(walk(row["QUERY PLAN"][0]["Plan"]))
