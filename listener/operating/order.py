@@ -8,7 +8,8 @@ the filter has          sources                                                 
 ======================  ===========================================================================  =================
 user                    the user's pushes                                                            newest insert
 code                    dead and expired with this code, and what waits and is due nearest to now    newest change
-status pending, failed  what waits, priority high first                                              due first
+status pending          what waits, priority high first                                              due first
+status failed           the same; then failed ones that are not tried again                          due first
 status processing       what is claimed; then what is due although it is claimed: its lease is over  due first
 any other status        the pushes that are given up, or the others that are over                    newest change
 nothing of this         what is over, and what waits and is due nearest to now                       newest change
@@ -140,10 +141,6 @@ def _plan(found: Sequence[Source], wanted: Sequence[str], nearest: bool) -> Plan
         return Plan(tuple(sources), is_merged=True)
     if nearest:
         return Plan((*sources, Source("near", "near", "updated_at", waiting, WAITING)), is_merged=True)
-    if (
-        waiting == ("failed",) and wanted == waiting
-    ):  # those that wait for no other try are in the other index alone
-        sources = []
     spans: tuple[Span, ...] = ("ahead", "behind") if waiting == ("processing",) else ("any",)
     lanes = [
         Source(f"{name}{'-' * (span == 'behind')}", "waiting", "due_at", waiting, WAITING, lane, span)
