@@ -133,7 +133,6 @@ class _Views:
             series=shapes.chart_data(snapshot.series),
             minutes=shapes.minutes(snapshot.series),
             needs=await self._needs() if snapshot.pulse else None,
-            may_act=request[VISITOR].may_act,
         )
 
     async def series(self, request: web.Request) -> web.StreamResponse:
