@@ -22,7 +22,6 @@ from listener.operating.meanings import MEANINGS, meaning_of
 from listener.operating.records import Count, Revealed
 from listener.web.page import shapes
 from listener.web.page.access import VISITOR
-from listener.web.page.access import VISITOR
 
 if TYPE_CHECKING:
     from listener.web.page.app import Context, Snapshot
