@@ -6,7 +6,7 @@ import asyncio
 import hashlib
 import math
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -402,7 +402,8 @@ class FakeStreams:
         async with sse_response(request) as stream:
             while stream.is_connected():
                 for event, data in render_home(self.sample(), self.prefix).items():
-                    await stream.send(data, event=event or None)
+                    with suppress(ConnectionResetError):
+                        await stream.send(data, event=event or None)
                 await asyncio.sleep(self.interval)
         return stream
 

@@ -1,4 +1,4 @@
-"""What the templates of the page may hold: htmx reaches ``Function`` by some attributes, and the CSP forbids the rest."""
+"""What the templates may hold: htmx reaches ``Function`` by some attributes, and the CSP forbids the rest."""
 
 from __future__ import annotations
 

@@ -17,7 +17,8 @@ from listener.operating.filters import Filter
 from listener.operating.records import Attempt, PushLine, Receipt, Revealed, Story
 
 if TYPE_CHECKING:
-    from listener.web.page.app import Series, Snapshot
+    from listener.web.page.app import Snapshot
+    from listener.web.page.history import Series
 
 TONES: Mapping[str, str] = {
     "pending": "wait",
@@ -39,6 +40,9 @@ CHANGES: Mapping[str, frozenset[str]] = {
     "cancel": frozenset({"pending", "failed"}),
 }
 """The statuses of the pushes that an action changes."""
+
+UNKNOWN = "\u2013"
+"""A dash in the place of a figure."""
 
 _WAITING = frozenset({"pending", "failed"})
 
@@ -176,14 +180,14 @@ class Figure:
 
 
 def figures(snapshot: Snapshot) -> list[Figure]:
-    """What waits, what is used, and who works. "–" stands for what cannot be known now."""
+    """What waits, what is used, and who works. A dash stands for what cannot be known now."""
     state, pulse, read = snapshot.state, snapshot.pulse, snapshot.state.figures
     waiting: Counter[str] = Counter()
     for (status, _), pushes in (read.depth if read else {}).items():
         waiting[status] += pushes
 
     def known(value: int) -> str:
-        return number(value) if read else "–"
+        return number(value) if read else UNKNOWN
 
     due = sum(read.due.values()) if read else 0
     oldest = pulse.oldest_due if pulse else max(read.oldest_due.values(), default=0.0) if read else None
@@ -213,7 +217,7 @@ def figures(snapshot: Snapshot) -> list[Figure]:
         ),
         Figure(
             "Workers",
-            "–" if workers is None else number(workers),
+            UNKNOWN if workers is None else number(workers),
             "none is at work" if workers == 0 else "",
             "/workers",
             "bad" if workers == 0 else "plain",
@@ -240,7 +244,7 @@ class Minute:
 
 
 def minutes(series: Series) -> list[Minute]:
-    """The means of each minute (of the oldest due push: the maximum), the newest first. "–": nothing was read."""
+    """The means of each minute (of the oldest due push: the maximum), the newest first. A dash: nothing was read."""
     by_minute: dict[int, list[int]] = {}
     for index, at in enumerate(series.at):
         by_minute.setdefault(int(at // 60), []).append(index)
@@ -249,10 +253,10 @@ def minutes(series: Series) -> list[Minute]:
         return [value for index in found if index < len(values) and (value := values[index]) is not None]
 
     def mean(values: list[float]) -> str:
-        return number(round(sum(values) / len(values), 2)) if values else "–"
+        return number(round(sum(values) / len(values), 2)) if values else UNKNOWN
 
     def span(values: list[float]) -> str:
-        return duration(max(values)) if values else "–"
+        return duration(max(values)) if values else UNKNOWN
 
     rows = []
     for minute, found in sorted(by_minute.items(), reverse=True):

@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from datetime import datetime
 from functools import partial, wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 from uuid import UUID
 
 import jinja2
@@ -19,7 +19,7 @@ from aiohttp import web
 from listener.operating.acting import NotAllowed, Run
 from listener.operating.filters import KINDS, STATUSES, Filter, FilterFault
 from listener.operating.meanings import MEANINGS, meaning_of
-from listener.operating.records import Count, Revealed, Story
+from listener.operating.records import Count, Revealed
 from listener.web.page import shapes
 from listener.web.page.access import VISITOR
 
@@ -132,7 +132,6 @@ class _Views:
             series=shapes.chart_data(snapshot.series),
             minutes=shapes.minutes(snapshot.series),
             needs=await self._needs() if snapshot.pulse else None,
-            may_act=request[VISITOR].may_act,
         )
 
     async def series(self, request: web.Request) -> web.StreamResponse:
@@ -185,7 +184,7 @@ class _Views:
         )
 
     def _list(self, request: web.Request, values: Mapping[str, str], **more: object) -> web.StreamResponse:
-        nothing = {
+        nothing: dict[str, object] = {
             "page": None,
             "count": None,
             "after": None,
@@ -325,8 +324,8 @@ class _Views:
             back=self._address("/pushes", values),
         )
 
-    def _preview(self, request: web.Request, what: _What, **more: object) -> web.StreamResponse:
-        shown = {"maybe_seen": None, "values": {}, "ids": [], "left_out": 0, **more}
+    def _preview(self, request: web.Request, what: _What, **more: Any) -> web.StreamResponse:
+        shown: dict[str, Any] = {"maybe_seen": None, "values": {}, "ids": [], "left_out": 0, **more}
         return self._page(
             request,
             "preview.html",
