@@ -259,7 +259,7 @@ class Reading:
             now = (await _one(cursor, _NOW))["now"]
             for source in order.ended(filter.status).sources:
                 values = {
-                    **_values(source, filter),
+                    **_values(source, filter, most),
                     "since": since,
                     "until": _FOREVER[1],
                     "is_given_up": False,

@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TypeVar
@@ -115,6 +115,10 @@ def fill(dsn: str, rows: int, *, is_spread: bool, is_waiting: bool, is_analyzed:
             conn.execute("vacuum analyze")
 
 
+class Unanswered(Exception):
+    """A question had no answer within two seconds, which is a missed goal."""
+
+
 class Asking:
     """One database, and how long each question took."""
 
@@ -131,8 +135,10 @@ class Asking:
             await self._timed("workers", reading.workers())
             await self._timed("actions", reading.actions())
         for name, wanted in filters().items():
-            await self._list(name, wanted)
-            await self._actions(name, wanted)
+            with suppress(Unanswered):
+                await self._list(name, wanted)
+            with suppress(Unanswered):
+                await self._actions(name, wanted)
         page = await reading.pushes(Filter())
         for push in page.lines[:_TIMES]:
             await self._timed("story", reading.story(push.id))
@@ -167,8 +173,8 @@ class Asking:
         started = time.perf_counter()
         try:
             return await work
-        except psycopg.errors.QueryCanceled:
-            raise rig.BenchmarkFailed(f"{what}: no answer in two seconds") from None
+        except psycopg.errors.QueryCanceled:  # after two seconds: a missed goal, which shows
+            raise Unanswered from None
         finally:
             self.seconds[what] = max(self.seconds.get(what, 0.0), time.perf_counter() - started)
 

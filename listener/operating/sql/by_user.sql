@@ -1,6 +1,6 @@
--- The pushes of a user, the newest first.
+-- The pushes of a user, the newest first. The user is a range of one: see by_code.sql.
 select {columns}, created_at as key
   from public.push_notifications
-  where user_id = %(user)s::uuid and user_id is not null
+  where user_id >= %(user)s::uuid and user_id <= %(user)s::uuid and user_id is not null
     and created_at between pg_catalog.to_timestamp(%(at_least)s::float8) and pg_catalog.to_timestamp(%(at)s::float8)
   order by user_id, created_at desc

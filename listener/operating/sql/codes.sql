@@ -1,5 +1,5 @@
 -- The dead and expired pushes by their error codes. Each code costs one search of the index, and of each only the newest
--- entries are counted.
+-- entries are counted. A code is a range of one: see by_code.sql.
 with recursive codes(code) as (
   (select error_code::text from public.push_notifications
      where status::text in ('dead', 'expired') and error_code is not null
@@ -21,7 +21,7 @@ select f.code, g.status, g.pushes, g.latest, g.looked
       from (
         select p.status::text as status, p.updated_at
           from public.push_notifications p
-          where p.error_code::text = f.code and p.status::text in ('dead', 'expired')
+          where p.error_code::text >= f.code and p.error_code::text <= f.code and p.status::text in ('dead', 'expired')
           order by p.error_code::text, p.updated_at desc
           limit %(window)s::bigint
       ) e
