@@ -154,6 +154,10 @@
     const silent = (performance.now() - heard) / 1000;
     const lost = !document.hidden && silent > 6;
     document.body.classList.toggle("is-stale", lost);
+    if (document.getElementById("lost").hidden === lost) {
+      document.getElementById("lost").hidden = !lost;
+      document.title = lost ? "No contact · push-listener" : titleOf(level);
+    }
     label.dataset.contact = lost ? "lost" : heard ? "live" : "";
     const text = lost ? (heard ? `No contact for ${Math.round(silent)} s: what you see is old` : "No contact with the listener") : heard ? "Live" : "Connecting";
     if (label.textContent !== text) label.textContent = text;
@@ -171,12 +175,13 @@
     if (last === undefined || tail.at[0] - last > AWAY) reread(live);
     else { extend(tail); draw(); }
   }
+  const titleOf = (found) => `${{ ok: "Sending", attention: "Attention", trouble: "Trouble" }[found]} · push-listener`;
   function onVerdict() {
     const now = document.querySelector("#verdict [data-level]");
     if (!now || now.dataset.level === level) return;
-    if (level !== null) document.getElementById("spoken").textContent = document.querySelector(".sentence").textContent;
+    if (level !== null) document.getElementById("spoken").textContent = document.querySelector("#verdict .sentence").textContent;
     level = now.dataset.level;
-    document.title = `${{ ok: "Sending", attention: "Attention", trouble: "Trouble" }[level]} · push-listener`;
+    document.title = titleOf(level);
   }
   const isHeld = (part) => part?.closest?.("[data-hold]") && (part.closest("[data-hold]").contains(document.activeElement) || (matchMedia("(hover: hover)").matches && part.closest("[data-hold]").matches(":hover")));
   function complain(text) {
