@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from datetime import datetime
 
-from rich import box
 from rich.table import Table
 from rich.text import Text
 
@@ -46,11 +45,11 @@ def local(time: datetime) -> str:
 
 def pushes(lines: list[PushLine], title: str) -> Table:
     """Pushes, for people."""
-    table = Table(title=Text(title), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
-    for name in ("id", "status", "code", "changed"):
-        table.add_column(name, no_wrap=True)
-    table.add_column("to", overflow="ellipsis", no_wrap=True)
-    table.add_column("title", overflow="ellipsis", no_wrap=True)
+    table = Table(title=Text(title), title_justify="left", box=None, padding=(0, 2, 0, 0))
+    for name, width in (("id", 36), ("status", 9), ("code", 12), ("changed", 19)):
+        table.add_column(name, no_wrap=True, min_width=width)
+    for name in ("to", "title"):
+        table.add_column(name, no_wrap=True, overflow="ellipsis")
     for line in lines:
         table.add_row(
             Text(str(line.id)),

@@ -43,7 +43,7 @@ from listener.operating.records import (
 from listener.postgres.connect import Connection
 from listener.postgres.statements import load
 
-WINDOW = 10_000
+WINDOW = 5_000
 """Entries of an index that one search looks at, at most."""
 
 _NEAR = 1_000

@@ -30,12 +30,8 @@ from listener.operating.order import Action
 from listener.operating.reading import Reading
 from listener.postgres.connect import Connection
 from tests.benchmarks import rig
-from tests.benchmarks.options import Options
-from tests.benchmarks.report import Line, Of, at_most
 
 T = TypeVar("T")
-
-GOAL_MS = 500.0
 
 _TIMES = 3
 _PAGES = 10
@@ -239,24 +235,6 @@ def measure(rows: int, directory: Path | None) -> dict[str, tuple[dict[str, floa
             rig.say(f"searches: {rows:,} rows, {layout}: written in {time.monotonic() - started:.0f} s")
             found[layout] = asyncio.run(ask(dsn))
     return found
-
-
-def part(options: Options) -> list[Line]:
-    """One run: each question is asked several times in it."""
-    rows = 100_000 if options.quick else 1_000_000
-    found = measure(rows, None)
-    lines = [
-        Line(
-            f"slowest answer to the page, {rows:,} pushes {layout}",
-            "{:.0f} ms",
-            [1e3 * max(seconds.values())],
-            at_most(GOAL_MS),
-            of=Of.WORST,
-        )
-        for layout, (seconds, _) in found.items()
-    ]
-    scans = sum(scans for _, scans in found.values())
-    return [*lines, Line("sequential scans for the page", "{:.0f}", [scans], at_most(0))]
 
 
 @click.command(help=__doc__)

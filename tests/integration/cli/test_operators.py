@@ -21,13 +21,13 @@ EVIL = "[red]x[/red]\x1b[2J\x9b31m\u202egnp.exe"
 
 _ENDED = (
     "insert into push_notifications (title, status, next_attempt_at, error_code, user_id) "
-    "select %s, %s, null, %s, %s from generate_series(1, %s)"
+    "select %(title)s, %(status)s, null, %(code)s, %(user)s::uuid from generate_series(1, %(number)s::integer)"
 )
 USER = uuid4()
 
 
 async def _add(rows: Rows, status: str, code: str | None, number: int = 1, user: Any = None) -> None:
-    await rows.query(_ENDED, (EVIL, status, code, user, number))
+    await rows.query(_ENDED, title=EVIL, status=status, code=code, user=user, number=number)
 
 
 async def _statuses(rows: Rows) -> dict[tuple[str, str], int]:
@@ -98,8 +98,8 @@ async def test_by_ids(database: Database, rows: Rows) -> None:
 async def test_cancel_all_of_a_user(database: Database, rows: Rows) -> None:
     await rows.query(
         "insert into push_notifications (title, user_id, next_attempt_at) "
-        "select 't', %s, now() + interval '1 h' from generate_series(1, 1200)",
-        (USER,),
+        "select 't', %(user)s::uuid, now() + interval '1 h' from generate_series(1, 1200)",
+        user=USER,
     )
     await rows.query(
         "insert into push_notifications (title, next_attempt_at) values ('t', now() + interval '1 h')"
@@ -165,7 +165,7 @@ async def test_tail_follows_what_ends(database: Database, rows: Rows, as_json: b
         await running.printed("UNREGISTERED")
         await _add(rows, "dead", "INTERNAL")
         await running.printed("INTERNAL")
-        running.send(signal.SIGINT)
+        running.signal(signal.SIGINT)
         assert await running.ended() == EXIT_CODE
     lines = [line for line in running.output.splitlines() if "dead" in line]
     assert len(lines) == 2
@@ -181,6 +181,6 @@ async def test_tail_follows_what_ends(database: Database, rows: Rows, as_json: b
 async def test_stats_are_shown_anew(database: Database) -> None:
     async with program("stats", "--watch", "0.1", "--json", env=_environment(database)) as running:
         await running.printed('}\n{"waiting"')
-        running.send(signal.SIGINT)
+        running.signal(signal.SIGINT)
         assert await running.ended() == EXIT_CODE
     assert "Traceback" not in running.output
