@@ -13,7 +13,7 @@ from tests.support.postgres import Database
 from tests.support.service import Rows
 
 # Text that Postgres cannot compress below what an entry of an index may have (2,704 bytes).
-LONG_CODE = "".join(random.Random(1).choices(string.ascii_letters + string.digits, k=4000))  # noqa: S311
+LONG_CODE = "".join(random.Random(1).choices(string.ascii_letters + string.digits, k=4000))
 
 
 async def test_a_push_with_a_long_code_can_be_inserted(rows: Rows) -> None:
@@ -22,7 +22,9 @@ async def test_a_push_with_a_long_code_can_be_inserted(rows: Rows) -> None:
 
 async def test_a_push_with_a_long_code_can_expire(rows: Rows) -> None:
     push = await rows.add(title="t", device_token="t", status="failed", error_code=LONG_CODE)
-    await rows.query("update push_notifications set status = 'expired' where id = %(id)s returning id", id=push)
+    await rows.query(
+        "update push_notifications set status = 'expired' where id = %(id)s returning id", id=push
+    )
 
 
 def test_a_table_with_a_long_code_can_be_migrated(database: Database) -> None:
@@ -33,24 +35,6 @@ def test_a_table_with_a_long_code_can_be_migrated(database: Database) -> None:
             [LONG_CODE],
         )
     migrate.apply(database.dsn)
-
-
-async def test_a_worker_of_the_application_can_report_a_long_code(rows: Rows) -> None:
-    push = await rows.add(title="t", device_token="t")
-    claimed = await rows.query("select id from fetch_pending_pushes(1)")
-    assert [row["id"] for row in claimed] == [push]
-    for _ in range(30):
-        await rows.query(
-            "select mark_push_failed(%(id)s, 'no', %(code)s) as done", id=push, code=LONG_CODE
-        )
-        await rows.query(
-            "update push_notifications set next_attempt_at = now() where id = %(id)s and status = 'failed' returning id",
-            id=push,
-        )
-        if (await rows.get(push))["status"] == "dead":
-            break
-        await rows.query("select id from fetch_pending_pushes(1)")
-    assert (await rows.get(push))["status"] == "dead"
 
 
 async def test_what_was_revealed_stays_recorded_when_the_operator_rolls_back(
@@ -87,4 +71,3 @@ async def test_a_push_that_changed_after_the_preview_in_a_transaction_begun_befo
             "select push_listener.operator_requeue(%s, %s, 'anna', 'why', null, null)", [[push], frozen]
         ).fetchone()
     assert changed == []
-
