@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 from uuid import UUID
 
 import pytest
@@ -19,14 +20,14 @@ LATER = "2099-01-01T00:00:00+00:00"
 
 
 async def ask(
-    service: Service, method: str, path: str, headers: dict[str, str] | None = None, **options: object
+    service: Service, method: str, path: str, headers: dict[str, str] | None = None, **options: Any
 ) -> tuple[int, str]:
     given = {"Origin": f"http://127.0.0.1:{service.port}", "Accept": "text/html", **(headers or {})}
     async with (
         ClientSession() as http,
         http.request(
             method, f"http://127.0.0.1:{service.port}{path}", headers=given, allow_redirects=False, **options
-        ) as answer,  # type: ignore[arg-type]
+        ) as answer,
     ):
         return answer.status, await answer.text()
 
