@@ -17,7 +17,9 @@ NOON = datetime(2026, 3, 1, 12, tzinfo=UTC).timestamp()
 def test_a_push_that_is_overdue_does_not_wait_for_its_time() -> None:
     yesterday = datetime.now(UTC) - timedelta(days=1)
     found = story(status="pending")
-    line = replace(found.line, created_at=yesterday, updated_at=yesterday, due_at=yesterday + timedelta(hours=1))
+    line = replace(
+        found.line, created_at=yesterday, updated_at=yesterday, due_at=yesterday + timedelta(hours=1)
+    )
     assert shapes.ending(replace(found, line=line)) != "It waits for its time."
 
 
@@ -51,7 +53,9 @@ def test_the_mean_of_a_minute_weighs_each_rate_by_its_time() -> None:
 def test_the_sum_of_all_minutes_is_what_was_accepted() -> None:
     """Nobody watched for two minutes, in which 1,200 pushes were accepted; then points follow closely."""
     at = [NOON, NOON + 120.0, NOON + 125.0, NOON + 130.0]
-    found = Series(at=at, accepted=[None, 10.0, 0.0, 0.0], oldest_due=[0.0] * 4, p50=[None] * 4, p99=[None] * 4)
+    found = Series(
+        at=at, accepted=[None, 10.0, 0.0, 0.0], oldest_due=[0.0] * 4, p50=[None] * 4, p99=[None] * 4
+    )
     rows = shapes.minutes(found)
     assert len(rows) == 3  # 12:00, 12:01 and 12:02
     assert [row.accepted for row in rows if row.at.minute == 1] == ["10"]
