@@ -26,7 +26,7 @@ from tests.support.service import Rows, serving, settings_for
 async def test_all_that_match_are_cancelled_while_others_of_the_same_statement_are_sent(
     database: Database, rows: Rows
 ) -> None:
-    """One statement inserts a campaign: all are due at the same moment. What does not match leaves the index meanwhile."""
+    """One statement inserts a campaign, so all are due at once. What does not match leaves the index meanwhile."""
     await rows.query(
         "insert into push_notifications (device_token, topic, title) "
         "select case when n %% 2 = 0 then 'phone-' || n end, case when n %% 2 = 1 then 'news' end, 't' "
@@ -57,7 +57,7 @@ async def test_all_that_match_are_cancelled_while_others_of_the_same_statement_a
 
 
 async def test_the_verdict_and_the_alert_know_the_same_oldest_push(database: Database, rows: Rows) -> None:
-    """While FCM answers each with an error, all wait for their next try: QueueStalled counts from the first due time."""
+    """While FCM answers each with an error, all wait for a next try. QueueStalled counts from the first due time."""
     await rows.add(device_token="t", title="t", created_at=datetime.now(UTC) - timedelta(hours=1))
     await rows.query("alter table push_notifications disable trigger user")
     await rows.query(
