@@ -91,27 +91,6 @@ async def test_a_preview_shows_whole_ids_and_statuses_in_80_columns(database: Da
     assert "dead" in done.stdout
 
 
-async def test_a_wrong_address_ends_tail_with_since_too(database: Database) -> None:
-    """Without --since it ends at once with code 1; with it, it tries for ever."""
-    wrong = (
-        database.dsn.replace("dbname=", "dbname=none-")
-        if "dbname=" in database.dsn
-        else f"{database.dsn}-none"
-    )
-    shell = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "listener", "tail", "--since", "1h",
-        env=_environment(wrong), stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.PIPE,
-    )  # fmt: skip
-    assert shell.stderr is not None
-    try:
-        line = await asyncio.wait_for(shell.stderr.readline(), 30)
-    finally:
-        if shell.returncode is None:
-            shell.kill()
-        await shell.wait()
-    assert line.startswith(b"Error")
-
-
 def test_the_documents_have_the_commands() -> None:
     from pathlib import Path
 
