@@ -59,7 +59,7 @@ async def test_the_encoding_is_kept_in_transaction_mode(postgres: Server, encodi
 
 async def work_through(env: dict[str, str], rows: Rows, emulator: Emulator) -> str:
     """Sends rows, by far more statements than it takes to prepare them; returns the metrics."""
-    async with program("run", env=env) as running:
+    async with program("run", env=env, forked=True) as running:
         await running.said("ready")
         for wave in range(20):
             await rows.query(
@@ -143,7 +143,7 @@ async def test_with_few_connections_behind_it_the_doorbell_has_one(
     """It refuses no client for which it has none, but lets it wait."""
     async with (
         pooler(database, "session", size) as dsn,
-        program("run", env=environment(dsn, emulator)) as running,
+        program("run", env=environment(dsn, emulator), forked=True) as running,
     ):
         await running.said("ready")
         for wave in range(5):
@@ -163,11 +163,11 @@ async def test_a_worker_behind_it_that_is_killed_is_missed_at_once(
 ) -> None:
     """The pooler lets go of the lock when its client is gone."""
     hang = emulator.add_fault("timeout")
-    async with program("run", env=environment(session, emulator)) as victim:
+    async with program("run", env=environment(session, emulator), forked=True) as victim:
         await victim.said("ready")
         push_id = await rows.add(device_token="t", title="t")
         await emulator.wait_received(1)
-        async with program("run", env=environment(session, emulator)) as heir:
+        async with program("run", env=environment(session, emulator), forked=True) as heir:
             await heir.said("ready")
             emulator.remove_fault(hang)
             await victim.close()
@@ -288,7 +288,7 @@ async def test_behind_a_pooler_that_resets_nothing_everything_works(
     """A session comes with the prepared statements and the settings of its former client."""
     async with pooler(database, "session", 3, reset="") as dsn:
         for wave in range(2):
-            async with program("run", env=environment(dsn, emulator)) as running:
+            async with program("run", env=environment(dsn, emulator), forked=True) as running:
                 await running.said("ready")
                 for number in range(10):
                     await rows.add_many(10, f"phone-{wave}-{number}")
