@@ -1,7 +1,7 @@
--- revision 1
+-- revision 2
 create or replace function push_listener.policies()
   returns table (relation regclass, name text, command text, role text, condition text)
-  language sql stable rows 15 set search_path = pg_catalog, pg_temp
+  language sql stable rows 17 set search_path = pg_catalog, pg_temp
 as $$
   -- An old push and its log may name a device that now belongs to another user, whose registration token this user must
   -- not see. So a row that names a device is shown only while the user has that device.
@@ -24,6 +24,8 @@ as $$
       ('push_delivery_logs', 'push_listener_logs', 'insert', 'push_listener', 'with check (true)'),
       ('push_devices', 'push_listener_reads', 'select', 'push_listener', 'using (true)'),
       ('push_recipients', 'push_listener_reads', 'select', 'push_listener', 'using (true)'), -- if it is a table
+      ('actions', 'push_listener_reads', 'select', 'push_listener', 'using (true)'),
+      ('actions', 'push_listener_operators', 'select', 'push_listener_operator', 'using (true)'),
       -- service_role bypasses row-level security on Supabase, but its members elsewhere do not.
       ('push_notifications', 'push_listener_service', 'all', 'service_role', 'using (true) with check (true)'),
       ('push_delivery_logs', 'push_listener_service', 'all', 'service_role', 'using (true) with check (true)'),
@@ -43,7 +45,8 @@ as $$
        'using (user_id = (select auth.uid()) and disabled_at is null)')
     ) as p (relation, name, command, role, condition)
     join pg_catalog.pg_class c
-      on c.relname = p.relation and c.relnamespace = 'public'::regnamespace
+      on c.relname = p.relation
+      and c.relnamespace = case p.relation when 'actions' then 'push_listener' else 'public' end::regnamespace
       -- If row-level security is off on an adopted table, that is the application's decision.
       and (c.relrowsecurity or p.relation <> 'push_recipients' and not push_listener.adopted(p.relation))
     join pg_catalog.pg_roles r on r.rolname = p.role
