@@ -120,7 +120,11 @@ PLANTED = {
     "0029": "grant execute on function public.fetch_pending_pushes(integer) to authenticated",
 }
 
-SERVER_ONLY = {"push_listener.daily_counts", "push_listener.telemetry_use"}
+SERVER_ONLY = {
+    "push_listener.daily_counts",
+    "push_listener.telemetry_batches",
+    "push_listener.telemetry_use",
+}
 """Row-level security is on and nobody has a policy (0008): only roles that bypass it, and functions, come here."""
 
 FOR_DEVICES = {
