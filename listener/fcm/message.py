@@ -60,8 +60,8 @@ def targets(push: Push) -> list[Target]:
     """Where a push goes: its device, topic or condition, or else every live device of its user.
 
     The list is empty for a user without devices. It omits a device whose token is not valid, so that the other devices
-    get the push, and has a token only once. ``push_recipients`` has tokens and installation ids in one column: their form tells
-    which is which.
+    get the push, and has a token only once. ``push_recipients`` has tokens and installation ids in one column: their
+    form tells which is which.
 
     Raises:
         BadPush: the row names no target, more than one, or an impossible one, or no token of the user can be one.

@@ -115,7 +115,8 @@ grant usage on sequence public.push_delivery_logs_id_seq to service_role;
 CALLS = {
     "enqueue_push": f"select enqueue_push(p_user_id => '{OWNER}', p_title => 't')",
     "enqueue_pushes": (
-        f'select 1 where (select is_new from enqueue_pushes(array[\'{{"user_id": "{OWNER}", "title": "t"}}\']::jsonb[]))'
+        "select 1 where (select is_new from enqueue_pushes(array[jsonb_build_object("
+        f"'user_id', '{OWNER}', 'title', 't')]))"
     ),
     "get_push": f"select 1 where get_push('{PUSH}') ->> 'id' = '{PUSH}'",
     "cancel_push": f"select cancel_push('{PUSH}')",

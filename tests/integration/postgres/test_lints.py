@@ -128,10 +128,12 @@ SERVER_ONLY = {
 """Row-level security is on and nobody has a policy (0008): only roles that bypass it, and functions, come here."""
 
 FOR_DEVICES = {
-    "public.record_delivery_receipt(uuid,text,text,jsonb)",
+    "public.get_push(uuid)",
+    "public.record_delivery_receipt(uuid,text,text,jsonb,timestamp with time zone)",
+    "public.record_delivery_receipts(jsonb[])",
     "public.register_device(text,text,uuid)",
     "public.unregister_device(text)",
-    "public.flush_telemetry(jsonb[])",
+    "public.flush_telemetry(jsonb[],uuid)",
 }
 """Definer functions that a signed-in user has to call (0029); each does its work for that user only."""
 
