@@ -102,7 +102,7 @@ INTERNAL_CALLS = {
         "select push_listener.record_receipt('00000000-0000-4000-8000-00000000000a', 'token', 'opened', null, now())"
     ),
     "push_listener.receipt_fault": (
-        """select push_listener.receipt_fault('{"push_id": "00000000-0000-4000-8000-00000000000a", "status": "opened"}')"""
+        """select push_listener.receipt_fault('{"push_id": "00000000-0000-4000-8000-00000000000a", "at": "x"}')"""
     ),
     "push_listener.telemetry_answer": (
         "select push_listener.telemetry_answer('00000000-0000-4000-8000-00000000000a', 1, '{0,1}', "

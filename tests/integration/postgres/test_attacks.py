@@ -97,8 +97,8 @@ ALLOWED = {
         "push_listener.operator_send", "push_listener.ended_by_code",
     },
     "user": {
-        "record_delivery_receipt", "record_delivery_receipts", "register_device", "unregister_device", "flush_telemetry",
-        "get_push",
+        "record_delivery_receipt", "record_delivery_receipts", "register_device", "unregister_device",
+        "flush_telemetry", "get_push",
     },
     "service": {
         "enqueue_push", "enqueue_pushes", "cancel_push", "requeue_pushes", "get_push", "record_delivery_receipts",
