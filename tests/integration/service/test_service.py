@@ -105,9 +105,7 @@ async def test_an_installation_id_goes_out_as_one(rows: Rows, emulator: Emulator
     """Also where push_recipients has it in the column of the tokens; and its receipt is taken."""
     user = uuid4()
     for device in (FID, "dead-phone"):
-        await rows.query(
-            sql.SQL("select register_device({}, 'web', {})").format(sql.Literal(device), sql.Literal(user))
-        )
+        await rows.query("select register_device(%(device)s, 'web', %(user)s)", device=device, user=user)
     to_it = await rows.one_over(await rows.add(fid=FID, title="t"))
     to_user = await rows.one_over(await rows.add(user_id=user, title="t"))
     assert (to_it["status"], to_user["status"]) == ("sent", "sent")
@@ -119,9 +117,7 @@ async def test_an_installation_id_goes_out_as_one(rows: Rows, emulator: Emulator
     (log,) = await rows.logs(to_it["id"])
     assert (log["device_token"], log["status"]) == (FID, "sent")
     (receipt,) = await rows.query(
-        sql.SQL("select record_delivery_receipt({}, {}, 'delivered') as recorded").format(
-            sql.Literal(to_it["id"]), sql.Literal(FID)
-        )
+        "select record_delivery_receipt(%(id)s, %(fid)s, 'delivered') as recorded", id=to_it["id"], fid=FID
     )
     assert (receipt["recorded"], (await rows.get(to_it["id"]))["status"]) == (True, "delivered")
 
@@ -130,7 +126,7 @@ async def test_an_installation_that_is_gone_is_disabled(
     rows: Rows, emulator: Emulator, service: Service
 ) -> None:
     emulator.add_fault(f"unregistered,token={FID}")
-    await rows.query(sql.SQL("select register_device({}, 'web', gen_random_uuid())").format(sql.Literal(FID)))
+    await rows.query("select register_device(%(fid)s, 'web', gen_random_uuid())", fid=FID)
     row = await rows.one_over(await rows.add(fid=FID, title="t"))
     assert (row["status"], row["error_code"]) == ("dead", "UNREGISTERED")
     assert [(each.kind, each.error_code) for each in of(row["id"], emulator)] == [("fid", "UNREGISTERED")]
