@@ -252,7 +252,8 @@ def statements() -> Mapping[str, str]:
     """Every statement in the modules of the service and its commands, by module and line."""
     found = {}
     for name in (
-        "client", "doctor.neighbours", "operating.acting", "postgres.connect", "postgres.locks", "postgres.overview", "postgres.put_back",
+        "client", "doctor.neighbours", "operating.acting",
+        "postgres.connect", "postgres.locks", "postgres.overview", "postgres.put_back",
         "postgres.queue", "postgres.stats", "postgres.unwritable", "postgres.workers", "schema.migrate.structure",
         "schema.retention",
         "schema.served", "wakeup.busy_polling", "wakeup.doorbell",

@@ -189,6 +189,14 @@ def _old(conn: Connection) -> dict[str, object]:
     return {"before": row[0], "start": -math.inf, "beyond": False, "limit": BATCH}
 
 
+def _given_up(conn: Connection) -> dict[str, object]:
+    """Dead pushes that a person has chosen."""
+    rows = conn.execute(
+        "select id from push_notifications where status = 'dead' order by updated_at limit %s", (BATCH,)
+    ).fetchall()
+    return {"ids": [row[0] for row in rows]}
+
+
 def _gone(conn: Connection) -> dict[str, object]:
     """Everything is old, and the pushes of the first log rows are gone."""
     conn.execute("alter table push_delivery_logs drop constraint if exists push_delivery_logs_push_id_fkey")
@@ -246,6 +254,24 @@ CASES = [
         "requeue",
         "select requeue_pushes(p_error_code => 'NONE', p_since => now() - interval '1 day')",
         _GIVEN_UP,
+    ),
+    Case(
+        "operator_requeue",
+        "select push_listener.operator_requeue(%(ids)s, now(), 'anna', null, null, null)",
+        _KEY,
+        _given_up,
+    ),
+    Case(
+        "operator_cancel",
+        "select push_listener.operator_cancel(%(ids)s, now(), 'anna', null, null, null)",
+        _KEY,
+        _waiting,
+    ),
+    Case(
+        "operator_reveal",
+        "select push_listener.operator_reveal((%(ids)s::uuid[])[1], 'anna')",
+        _LOG,
+        _given_up,
     ),
     Case("purge", sql.SQL(retention._PUSHES).format(old=sql.SQL(retention._OVER)), _OVER, _old),
     Case("purge, its delete", sql.SQL(retention._PUSHES).format(old=sql.SQL(retention._OVER)), _KEY, _old),

@@ -784,10 +784,15 @@ def _grants(database: Database) -> set[tuple[Any, ...]]:
 def test_the_examples_in_the_documentation_run(database: Database) -> None:
     text = (Path(__file__).resolve().parents[3] / "docs" / "sql.md").read_text()
     examples = re.findall(r"^```sql\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
-    assert len(examples) == 4
+    assert len(examples) == 5
     with psycopg.connect(database.dsn) as connection:
         connection.execute("set local role service_role")
         results = [connection.execute(example.encode()).fetchall() for example in examples]
-    assert results[1] == [(0,)]
-    assert results[2][0][0]["rejected"] == [{"index": 1, "reason": "message must be a string"}]
-    assert [row[3] for row in results[3]] == ["Your table is ready"]
+    assert [(row[0], row[2], row[3]) for row in results[1]] == [
+        (0, False, None),  # the push of the example before
+        (1, False, "there is no key titel: the keys are those of enqueue_push without p_"),
+    ]
+    assert results[1][0][1] == results[0][0][0]
+    assert results[2] == [(0,)]
+    assert results[3][0][0]["rejected"] == [{"index": 1, "reason": "message must be a string"}]
+    assert [row[3] for row in results[4]] == ["Your table is ready"]
