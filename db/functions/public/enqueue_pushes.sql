@@ -29,6 +29,10 @@ declare
   v_parts integer[];
   v_from integer;
   v_to integer;
+  v_part_pushes jsonb[];
+  v_part_places integer[];
+  v_part_send_at timestamptz[];
+  v_part_expires_at timestamptz[];
   v_made_places integer[];
   v_made_ids uuid[];
   v_status text;
@@ -222,13 +226,16 @@ begin
       v_to := v_parts[pg_catalog.cardinality(v_parts)];
       v_from := v_parts[pg_catalog.cardinality(v_parts) - 1];
       v_parts := v_parts[:pg_catalog.cardinality(v_parts) - 2];
+      -- A join, because p_pushes[n] is found by walking over the elements before it.
+      select pg_catalog.array_agg(e.push order by o.nth), pg_catalog.array_agg(o.place order by o.nth),
+             pg_catalog.array_agg(e.send_at order by o.nth), pg_catalog.array_agg(e.expires_at order by o.nth)
+        into v_part_pushes, v_part_places, v_part_send_at, v_part_expires_at
+        from pg_catalog.unnest(v_places[v_from:v_to]) with ordinality as o(place, nth)
+        join unnest(p_pushes, v_send_at, v_expires_at) with ordinality as e(push, send_at, expires_at, place) on e.place = o.place;
       begin
         execute v_insert
           into v_made_places, v_made_ids, v_status
-          using array(select p_pushes[p] from pg_catalog.unnest(v_places[v_from:v_to]) with ordinality as o(p, n) order by n),
-                v_places[v_from:v_to],
-                array(select v_send_at[p] from pg_catalog.unnest(v_places[v_from:v_to]) with ordinality as o(p, n) order by n),
-                array(select v_expires_at[p] from pg_catalog.unnest(v_places[v_from:v_to]) with ordinality as o(p, n) order by n);
+          using v_part_pushes, v_part_places, v_part_send_at, v_part_expires_at;
         if v_status is not null then
           raise exception using errcode = 'PL001', message = pg_catalog.format(
             'a trigger on push_notifications has given the new row the status %L: it would never be sent', v_status);

@@ -654,6 +654,37 @@ def test_no_function_reads_the_history(peopled: Database) -> None:
             assert read < 300, (function, table)
 
 
+def test_ten_thousand_pushes_are_one_insert_and_a_refused_one_costs_a_few(database: Database) -> None:
+    with psycopg.connect(database.dsn, autocommit=True) as connection:
+        connection.execute(
+            """
+            create sequence public.inserts;
+            grant usage on sequence public.inserts to service_role;
+            create function public.count_inserts() returns trigger language plpgsql
+              as 'begin perform nextval(''public.inserts''); return null; end';
+            create trigger count_inserts before insert on public.push_notifications
+              for each statement execute function public.count_inserts();
+            alter table public.push_notifications add constraint no_swearing check (title <> 'damn') not valid;
+            """
+        )
+        for titles, inserts in (
+            (["hello"] * 10_000, 1),
+            (["hello"] * 999 + ["damn"], 1 + 2 * 10),  # the halves of 1,000
+        ):
+            connection.execute("alter sequence public.inserts restart")
+            pushes = [
+                {"topic": "news", "title": title, "idempotency_key": f"{inserts} {n}"}
+                for n, title in enumerate(titles)
+            ]
+            with request(database, SERVICE) as session:
+                session.execute("set local statement_timeout = 0")  # machines differ
+                rows = post(session, "enqueue_pushes", json.dumps({"p_pushes": pushes}))
+            assert [row[0] for row in rows] == list(range(len(titles)))
+            assert sum(row[2] for row in rows) == titles.count("hello")
+            (last,) = connection.execute("select last_value from public.inserts").fetchall()[0]
+            assert last <= inserts
+
+
 # --- elsewhere than on Supabase --------------------------------------------------------------------------
 
 
