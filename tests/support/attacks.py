@@ -18,6 +18,7 @@ from psycopg._queries import PostgresQuery
 from psycopg.adapt import Transformer
 
 from listener.schema import migrate
+from tests.support.access import OWNER, PUSH
 from tests.support.postgres import Database, Server
 
 ATTACKER = "test_attacker"
@@ -99,7 +100,7 @@ INTERNAL_CALLS = {
     "push_listener.drops_fid": "select push_listener.drops_fid()",
     "push_listener.lost_fids": "select push_listener.lost_fids()",
     "push_listener.record_receipt": (
-        "select push_listener.record_receipt('00000000-0000-4000-8000-00000000000a', 'token', 'opened', null, now())"
+        f"select push_listener.record_receipt('{PUSH}', 'token of {OWNER}', 'opened', null, pg_catalog.now())"
     ),
     "push_listener.receipt_fault": (
         """select push_listener.receipt_fault('{"push_id": "00000000-0000-4000-8000-00000000000a", "at": "x"}')"""
