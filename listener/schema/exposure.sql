@@ -131,7 +131,7 @@ with recursive queue as (
                            -- Nothing depends on the application's own columns.
                            select from pg_catalog.pg_attribute a
                              where a.attrelid = t.oid and a.attnum > 0 and not a.attisdropped
-                               and a.attname = any ('{user_id,device_token,topic,condition,title,body,data,channel,priority,image,
+                               and a.attname = any ('{user_id,device_token,fid,topic,condition,title,body,data,channel,priority,image,
                                  options,expires_at,collapse_key,idempotency_key,next_attempt_at,status,retry_count,
                                  last_retry_at,delivery_attempts,last_error,error_code,fcm_message_id,claimed_by,lost_claims,
                                  push_first_due_at,sent_at,delivered_at,created_at,updated_at,id,push_id,details}'::name[])

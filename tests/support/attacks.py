@@ -18,6 +18,7 @@ from psycopg._queries import PostgresQuery
 from psycopg.adapt import Transformer
 
 from listener.schema import migrate
+from tests.support.access import OWNER, PUSH
 from tests.support.postgres import Database, Server
 
 ATTACKER = "test_attacker"
@@ -96,6 +97,18 @@ INTERNAL_CALLS = {
     "push_listener.policy_changes": "select * from push_listener.policy_changes()",
     "push_listener.privilege_changes": "select * from push_listener.privilege_changes()",
     "push_listener.privilege_warnings": "select * from push_listener.privilege_warnings()",
+    "push_listener.drops_fid": "select push_listener.drops_fid()",
+    "push_listener.lost_fids": "select push_listener.lost_fids()",
+    "push_listener.record_receipt": (
+        f"select push_listener.record_receipt('{PUSH}', 'token of {OWNER}', 'opened', null, pg_catalog.now())"
+    ),
+    "push_listener.receipt_fault": (
+        """select push_listener.receipt_fault('{"push_id": "00000000-0000-4000-8000-00000000000a", "at": "x"}')"""
+    ),
+    "push_listener.telemetry_answer": (
+        "select push_listener.telemetry_answer('00000000-0000-4000-8000-00000000000a', 1, '{0,1}', "
+        """array['7'::pg_catalog.jsonb, '{"type": "a"}'::pg_catalog.jsonb], null)"""
+    ),
     "push_listener.receipt_facts": (
         "select * from push_listener.receipt_facts('00000000-0000-4000-8000-00000000000a', 'token', 'opened')"
     ),

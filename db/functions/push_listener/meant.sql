@@ -1,4 +1,4 @@
--- revision 2
+-- revision 3
 create or replace function push_listener.meant()
   returns table (kind text, object text, part text, role text, privilege text)
   language sql stable rows 200 set search_path = pg_catalog, pg_temp
@@ -91,7 +91,11 @@ as $$
                       -- The role may be there, made by another database, before the step that gives it work.
                       when 'schema' then m.role <> 'push_listener_operator'
                                          or pg_catalog.to_regclass('push_listener.actions') is not null
-                      else pg_catalog.to_regclass(m.name) is not null end
+                      else pg_catalog.to_regclass(m.name) is not null
+                        and (c.part = '' or exists (
+                          select from pg_catalog.pg_attribute a
+                            where a.attrelid = pg_catalog.to_regclass(m.name) and a.attname = c.part
+                              and not a.attisdropped)) end
 $$;
 revoke all on function push_listener.meant from public;
 comment on function push_listener.meant is

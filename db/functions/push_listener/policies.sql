@@ -1,11 +1,11 @@
--- revision 2
+-- revision 3
 create or replace function push_listener.policies()
   returns table (relation regclass, name text, command text, role text, condition text)
   language sql stable rows 17 set search_path = pg_catalog, pg_temp
 as $$
   -- An old push and its log may name a device that now belongs to another user, whose registration token this user must
   -- not see. So a row that names a device is shown only while the user has that device.
-  with own_device(condition) as (
+  with one_device(condition) as (
     select case when pg_catalog.has_column_privilege(r.oid, c.oid, 'token', 'select')
                      and pg_catalog.has_column_privilege(r.oid, c.oid, 'user_id', 'select')
                      or push_listener.shows_own_rows('push_devices')
@@ -15,6 +15,15 @@ as $$
       from pg_catalog.pg_class c
       left join pg_catalog.pg_roles r on r.rolname = 'authenticated'
       where c.oid = pg_catalog.to_regclass('public.push_devices')
+  ), own_device(condition, of_push) as (
+    -- The step "clients" adds the column fid.
+    select d.condition,
+           d.condition || coalesce((
+             select ' and ' || pg_catalog.replace(d.condition, 'device_token', a.attname)
+               from pg_catalog.pg_attribute a
+               where a.attrelid = pg_catalog.to_regclass('public.push_notifications') and a.attname = 'fid'
+                 and not a.attisdropped), '')
+      from one_device d
   )
   select c.oid::regclass, p.name, p.command, p.role, p.condition
     from own_device cross join lateral (values
@@ -32,7 +41,7 @@ as $$
       ('push_devices', 'push_listener_service', 'all', 'service_role', 'using (true) with check (true)'),
       ('telemetry_logs', 'push_listener_service', 'all', 'service_role', 'using (true) with check (true)'),
       ('push_notifications', 'push_listener_own', 'select', 'authenticated',
-       'using (user_id = (select auth.uid()) and ' || own_device.condition || ')'),
+       'using (user_id = (select auth.uid()) and ' || own_device.of_push || ')'),
       ('push_delivery_logs', 'push_listener_own', 'select', 'authenticated', 'using (' || own_device.condition || ' and ' || case
          -- Users who see a push by the application's own policy also see its logs.
          when push_listener.shows_own_rows('push_notifications')

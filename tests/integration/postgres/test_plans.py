@@ -248,6 +248,14 @@ CASES = [
     Case("mark_push_sent", "select mark_push_sent(%(id)s)", _KEY, _one_claimed),
     Case("mark_push_failed", "select mark_push_failed(%(id)s, 'no')", _KEY, _one_claimed),
     Case("receipt", "select record_delivery_receipt(%(id)s, 'a', 'delivered')", _LOG, _one_claimed),
+    Case("get_push", "select get_push(%(id)s)", _LOG, _one_claimed),
+    Case(
+        "receipts",
+        "select record_delivery_receipts(array[jsonb_build_object("
+        "'push_id', %(id)s::uuid, 'device_token', 'a'::text, 'status', 'delivered'::text)])",
+        _LOG,
+        _one_claimed,
+    ),
     Case("receipt of a user", "select record_delivery_receipt(%(id)s, 'a', 'delivered')", _LOG, _users_own),
     Case("receipt, its push", "select record_delivery_receipt(%(id)s, 'a', 'delivered')", _KEY, _users_own),
     Case(

@@ -256,6 +256,7 @@ VALUES = {
 BY_TYPE = {
     "uuid": f"'{OWNER}'",
     "uuid[]": "'{}'",
+    "integer[]": "'{}'",
     "text": "'text'",
     "jsonb": "'{}'",
     "timestamp with time zone": "now()",
