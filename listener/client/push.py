@@ -18,7 +18,7 @@ from listener.client.platforms import (
     Notification,
     WebpushConfig,
 )
-from listener.client.transport import to_json
+from listener.client.transport import time_text, to_json, uuid_text
 
 TARGETS = ("fid", "token", "topic", "condition", "user_id")
 
@@ -72,17 +72,14 @@ class Push:
             len(given) == 2 and given[0] in ("fid", "token") and given[1] == "user_id"
         ):
             raise ValueError(f"the push has several targets, {' and '.join(given)}: set one")
-        if isinstance(self.user_id, str):
-            try:
-                UUID(self.user_id)
-            except ValueError:
-                raise ValueError("user_id is no UUID") from None
+        if self.user_id is not None:
+            uuid_text("user_id", self.user_id)
         if self.priority not in (None, "normal", "high"):
             raise ValueError("priority must be normal or high")
         for name in ("send_at", "expires_at"):
             time = getattr(self, name)
-            if time is not None and time.tzinfo is None:
-                raise ValueError(f"{name} has no time zone: write datetime.now(UTC) + ..., for example")
+            if time is not None:
+                time_text(name, time)
 
     @classmethod
     def from_message(
@@ -172,8 +169,8 @@ class Push:
             "priority": self.priority,
             "collapse_key": self.collapse_key,
             "idempotency_key": self.idempotency_key,
-            "send_at": self.send_at and self.send_at.isoformat(),
-            "expires_at": self.expires_at and self.expires_at.isoformat(),
+            "send_at": self.send_at and time_text("send_at", self.send_at),
+            "expires_at": self.expires_at and time_text("expires_at", self.expires_at),
         }
         given = {name: value for name, value in columns.items() if value is not None}
         to_json(given)

@@ -14,7 +14,7 @@ from uuid import UUID
 from listener.client.errors import ClientError, InvalidArgument, NotFound, Unavailable
 from listener.client.progress import Progress, read_progress
 from listener.client.push import Push
-from listener.client.transport import Transport
+from listener.client.transport import Transport, time_text, uuid_text
 
 if TYPE_CHECKING:
     import psycopg
@@ -225,18 +225,3 @@ def _response(push: Push, row: dict[str, Any]) -> SendResponse:
     if row["error"] is not None:
         return SendResponse(push, exception=InvalidArgument(row["error"]))
     return SendResponse(push, UUID(row["id"]), row["is_new"])
-
-
-def uuid_text(name: str, value: UUID | str) -> str:
-    """A UUID as text. Raises InvalidArgument."""
-    try:
-        return str(value if isinstance(value, UUID) else UUID(value))
-    except (ValueError, AttributeError, TypeError):
-        raise InvalidArgument(f"{name} is no UUID") from None
-
-
-def time_text(name: str, value: datetime) -> str:
-    """A time as text. Raises InvalidArgument for one without a zone."""
-    if value.tzinfo is None:
-        raise InvalidArgument(f"{name} has no time zone: write datetime.now(UTC), for example")
-    return value.isoformat()

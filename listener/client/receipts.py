@@ -9,8 +9,7 @@ from typing import Any
 from uuid import UUID
 
 from listener.client.errors import ClientError, InvalidArgument
-from listener.client.push_client import time_text, uuid_text
-from listener.client.transport import Transport, to_json
+from listener.client.transport import Transport, time_text, to_json, uuid_text
 
 CHUNK = 500
 """Receipts in one call of ``record_delivery_receipts``, which takes no more."""

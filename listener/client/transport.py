@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from typing import Any, Protocol
+from uuid import UUID
 
 from listener.client.errors import InvalidArgument
 
@@ -65,3 +67,18 @@ def _has_nul(value: Any) -> bool:
     if isinstance(value, Mapping):
         return any(_has_nul(key) or _has_nul(each) for key, each in value.items())
     return isinstance(value, list | tuple) and any(map(_has_nul, value))
+
+
+def uuid_text(name: str, value: UUID | str) -> str:
+    """A UUID as text. Raises InvalidArgument."""
+    try:
+        return str(value if isinstance(value, UUID) else UUID(value))
+    except (ValueError, AttributeError, TypeError):
+        raise InvalidArgument(f"{name} is no UUID") from None
+
+
+def time_text(name: str, value: datetime) -> str:
+    """A time as text. Raises InvalidArgument for one without a zone."""
+    if value.tzinfo is None:
+        raise InvalidArgument(f"{name} has no time zone: write datetime.now(UTC), for example")
+    return value.astimezone(UTC).isoformat()

@@ -15,9 +15,8 @@ from uuid import UUID
 
 from listener.client.errors import ClientError, NotFound, Unavailable, WrongState
 from listener.client.progress import read_time
-from listener.client.push_client import uuid_text
 from listener.client.seldom import Seldom
-from listener.client.transport import Transport
+from listener.client.transport import Transport, uuid_text
 
 LEASE = 60.0
 """Seconds for which ``fetch_pending_pushes`` gives a push to a worker; after that it is due again."""
@@ -143,8 +142,7 @@ class PushWorkerClient:
         return Counts(done.count("sent"), done.count("failed"), done.count("left"))
 
     async def start_polling(self, send: Send, interval: float = 1.0, *, limit: int = 100) -> None:
-        """Begins to call ``trigger_processing`` in a task: at once while there is a full batch, else each
-        ``interval`` s.
+        """Begins to call ``trigger_processing`` in a task, every ``interval`` s, and at once after a full batch.
 
         A time without the database is waited out, with growing pauses of up to 30 s.
 
@@ -222,6 +220,9 @@ class PushWorkerClient:
                 await self._rest(pause)
                 pause = min(2 * pause, _LONGEST_PAUSE)
                 continue
+            except ClientError as error:
+                log.error("polling for pushes has ended: %s", error)
+                raise
             pause = _FIRST_PAUSE
             # After a batch of which nothing could be settled, at once would be a busy loop.
             if counts.fetched < limit or counts.left == counts.fetched:
