@@ -1,12 +1,12 @@
 drop function if exists public.unregister_device(text);
 drop function if exists public.register_device(text, text, uuid);
-drop function if exists public.flush_telemetry(jsonb[]);
+drop function if exists public.flush_telemetry(jsonb[], uuid);
 drop function if exists push_listener.telemetry_wait(uuid, integer, bigint);
 drop function if exists push_listener.forget_telemetry_use();
 drop function if exists push_listener.store_telemetry(jsonb[], uuid, uuid);
 drop function if exists push_listener.telemetry_problem(jsonb, uuid);
 drop function if exists push_listener.to_time(text);
-drop function if exists public.record_delivery_receipt(uuid, text, text, jsonb);
+drop function if exists public.record_delivery_receipt(uuid, text, text, jsonb, timestamptz);
 drop function if exists push_listener.receipt_facts(uuid, text, text);
 drop function if exists push_listener.receipt_problem(uuid, text, text, jsonb);
 drop function if exists push_listener.json_problem(jsonb, integer);

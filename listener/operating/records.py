@@ -181,3 +181,19 @@ class Pulse:
     workers: int
     latest: Sequence[PushLine] = field(default_factory=tuple)
     """The pushes that changed last, the newest first."""
+
+
+@dataclass(frozen=True, slots=True)
+class Revealed:
+    """What a push says and where it goes. Its repr shows nothing, so that no log and no error message can."""
+
+    token: str | None = field(repr=False)
+    title: str | None = field(repr=False)
+    body: str | None = field(repr=False)
+    data: object = field(repr=False)
+    """As JSON is loaded; None: the push has none."""
+    image: str | None = field(repr=False)
+    options: object = field(repr=False)
+    """As JSON is loaded; None: the push has none."""
+    tokens: Sequence[str] = field(repr=False)
+    """The registration tokens that its log names, no more than 1,000."""

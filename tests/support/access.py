@@ -16,6 +16,9 @@ from tests.support.postgres import Database, Server
 WORKER = "test_push_worker"
 """Logs in, and has what push_listener has and nothing else."""
 
+OPERATOR = "test_push_operator"
+"""Logs in, and has what push_listener_operator has and nothing else."""
+
 
 OWNER = UUID("00000000-0000-4000-8000-00000000000a")
 OTHER = UUID("00000000-0000-4000-8000-00000000000b")
@@ -131,6 +134,15 @@ CALLS = {
         "select 1 where (select count(*) from push_listener.unclaimable(1, '{}', 10, 0.1, 'public')) >= 0"
     ),
     "push_listener.is_alive": "select push_listener.is_alive(1)",
+    "push_listener.ended_by_code": "select count(*) from push_listener.ended_by_code(2)",
+    "push_listener.operator_requeue": (
+        f"select push_listener.operator_requeue(array['{PUSH}']::uuid[], now(), 'anna', 'why', '{{}}', '{PUSH}')"
+    ),
+    "push_listener.operator_cancel": (
+        f"select push_listener.operator_cancel(array['{PUSH}']::uuid[], now(), 'anna', 'why', '{{}}', '{PUSH}')"
+    ),
+    "push_listener.operator_reveal": f"select * from push_listener.operator_reveal('{PUSH}', 'anna')",
+    "push_listener.operator_send": f"select push_listener.operator_send(null, '{OWNER}', 't', 'b', 'anna')",
     "push_listener.settled_before": f"select push_listener.settled_before('{PUSH}', 'sent')",
     "push_disable_token": f"select push_disable_token('token of {OWNER}', 'UNREGISTERED')",
 }
@@ -159,10 +171,19 @@ def prepare(database: Database, regime: Regime, application: str) -> None:
 
 def make_worker(database: Database) -> None:
     """Makes the login role ``WORKER`` unless the server has it from another test."""
+    _make_login(database, WORKER, "push_listener")
+
+
+def make_operator(database: Database) -> None:
+    """Makes the login role ``OPERATOR`` unless the server has it from another test."""
+    _make_login(database, OPERATOR, "push_listener_operator")
+
+
+def _make_login(database: Database, name: str, role: str) -> None:
     with psycopg.connect(database.superuser_dsn, autocommit=True) as connection:
-        if connection.execute("select from pg_roles where rolname = %s", (WORKER,)).fetchone() is None:
+        if connection.execute("select from pg_roles where rolname = %s", (name,)).fetchone() is None:
             connection.execute(
-                sql.SQL("create role {} login in role push_listener").format(sql.Identifier(WORKER))
+                sql.SQL("create role {} login in role {}").format(sql.Identifier(name), sql.Identifier(role))
             )
 
 

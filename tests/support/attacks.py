@@ -77,6 +77,9 @@ INTERNAL_CALLS = {
     "push_listener.caller_id": "select push_listener.caller_id()",
     "push_listener.caller_is_service": "select push_listener.caller_is_service()",
     "push_listener.can_tell_users": "select push_listener.can_tell_users()",
+    "push_listener.check_action": (
+        "select push_listener.check_action('anna', 'why', '{\"code\": \"UNREGISTERED\"}', '{}')"
+    ),
     "push_listener.columns": "select push_listener.columns('push_devices')",
     "push_listener.daily_totals": "select * from push_listener.daily_totals(31)",
     "push_listener.forget_telemetry_use": "select push_listener.forget_telemetry_use()",
@@ -237,7 +240,7 @@ def statements() -> Mapping[str, str]:
     """Every statement in the modules of the service and its commands, by module and line."""
     found = {}
     for name in (
-        "client", "doctor.neighbours", "postgres.connect", "postgres.locks", "postgres.overview", "postgres.put_back",
+        "client", "doctor.neighbours", "operating.acting", "postgres.connect", "postgres.locks", "postgres.overview", "postgres.put_back",
         "postgres.queue", "postgres.stats", "postgres.unwritable", "postgres.workers", "schema.migrate.structure",
         "schema.retention",
         "schema.served", "wakeup.busy_polling", "wakeup.doorbell",

@@ -1,4 +1,4 @@
--- revision 1
+-- revision 2
 -- Runs with the rights of the role that calls it, and so knows that role: a function of the application that runs
 -- with its owner's rights calls as that owner, and may enqueue for a user.
 create or replace function public.enqueue_push(
@@ -16,7 +16,8 @@ create or replace function public.enqueue_push(
   p_collapse_key text default null,
   p_idempotency_key text default null,
   p_expires_at timestamptz default null,
-  p_send_at timestamptz default null
+  p_send_at timestamptz default null,
+  p_fid text default null
 ) returns uuid
   language plpgsql set search_path = pg_catalog, pg_temp
 as $$
@@ -37,13 +38,15 @@ begin
   end if;
   -- What FCM or the listener would refuse is refused here, where the caller sees the error and can fix it.
   v_problem := case
-    when pg_catalog.num_nonnulls(p_device_token, p_topic, p_condition) > 1
+    when pg_catalog.num_nonnulls(p_device_token, p_fid, p_topic, p_condition) > 1
       or (p_user_id is not null and pg_catalog.num_nonnulls(p_topic, p_condition) > 0)
-      then 'set exactly one of p_device_token, p_topic, p_condition and p_user_id (beside p_device_token, p_user_id says whose device it is)'
-    when pg_catalog.num_nonnulls(p_user_id, p_device_token, p_topic, p_condition) = 0
-      then 'the push has no target: set p_user_id, p_device_token, p_topic or p_condition'
+      then 'set exactly one of p_device_token, p_fid, p_topic, p_condition and p_user_id (beside p_device_token or p_fid, p_user_id says whose device it is)'
+    when pg_catalog.num_nonnulls(p_user_id, p_device_token, p_fid, p_topic, p_condition) = 0
+      then 'the push has no target: set p_user_id, p_device_token, p_fid, p_topic or p_condition'
     when pg_catalog.length(p_device_token) not between 1 and 4096 or p_device_token collate "C" !~ '^[!-~]+$'
       then 'p_device_token must be a registration token, as the app got it'
+    when pg_catalog.length(p_fid) not between 1 and 4096 or p_fid collate "C" !~ '^[!-~]+$'
+      then 'p_fid must be a Firebase installation id, as the app got it'
     when pg_catalog.length(p_topic) > 1000 or p_topic !~ '^(/topics/)?[a-zA-Z0-9_.~%-]+$'
       then 'p_topic must be one or more of the characters a-z A-Z 0-9 - _ . ~ %'
     when pg_catalog.length(p_condition) > 4096 or p_condition collate "C" !~ '^[ -~]*[!-~][ -~]*$'
@@ -121,7 +124,8 @@ begin
       (13, 'idempotency_key', p_idempotency_key is not null),
       (14, 'expires_at', p_expires_at is not null),
       (15, 'next_attempt_at', true),
-      (16, 'status', true)
+      (16, 'status', true),
+      (17, 'fid', p_fid is not null)
     ) as c(place, name, given)
     where c.given;
 
@@ -132,8 +136,13 @@ begin
       into v_id, v_status
       using p_user_id, p_device_token, p_topic, p_condition, coalesce(p_title, ''), coalesce(p_body, ''), p_data,
             p_channel, p_priority, p_image, p_options, p_collapse_key, p_idempotency_key, p_expires_at,
-            greatest(p_send_at, now()), 'pending';
+            greatest(p_send_at, now()), 'pending', p_fid;
     exit when v_id is not null;
+    if p_idempotency_key is null then
+      raise exception using errcode = 'object_not_in_prerequisite_state',
+        message = 'a trigger on push_notifications has ignored the new row',
+        hint = 'Let the trigger pass what this function inserts.';
+    end if;
     select p.id into v_id from public.push_notifications p where p.idempotency_key = p_idempotency_key;
     exit when v_id is not null; -- otherwise the row has just been deleted: insert again
   end loop;
@@ -146,7 +155,7 @@ begin
 end
 $$;
 revoke all on function public.enqueue_push(uuid, text, text, text, text, text, jsonb, text, text, text, jsonb, text, text,
-                                        timestamptz, timestamptz) from public;
+                                        timestamptz, timestamptz, text) from public;
 comment on function public.enqueue_push(uuid, text, text, text, text, text, jsonb, text, text, text, jsonb, text, text,
-                                        timestamptz, timestamptz) is
+                                        timestamptz, timestamptz, text) is
   'Puts a push in the queue and returns its id. If a push with this p_idempotency_key exists, returns the id of that one.';

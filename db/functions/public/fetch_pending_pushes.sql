@@ -1,6 +1,7 @@
--- revision 1
+-- revision 2
 -- Workers of other projects share the queue with listeners: the same order, the same leases. Their rows have the
--- status 'processing' and no claimed_by. mark_push_sent and mark_push_failed settle only such rows.
+-- status 'processing' and no claimed_by. mark_push_sent and mark_push_failed settle only such rows. A fid is returned as
+-- device_token, because FCM takes it in the field token too. Source: firebase/firebase-android-sdk, issue 8316.
 create or replace function public.fetch_pending_pushes(p_limit integer default 100)
   returns table (id uuid, user_id uuid, device_token text, title text, body text, data jsonb, status text,
                  retry_count integer, delivery_attempts integer, created_at timestamptz)
@@ -87,8 +88,8 @@ begin
           updated_at = now()
       from due d
       where p.id = d.id
-      returning p.id, p.user_id, p.device_token, p.title, p.body, p.data, p.status, p.retry_count, p.delivery_attempts,
-        p.created_at, d.lane, d.due_at
+      returning p.id, p.user_id, coalesce(p.device_token, p.fid) as device_token, p.title, p.body, p.data, p.status, p.retry_count,
+        p.delivery_attempts, p.created_at, d.lane, d.due_at
   )
   select c.id, c.user_id, c.device_token::text, c.title::text, c.body::text, c.data::jsonb, c.status::text,
          coalesce(c.retry_count, 0)::integer, c.delivery_attempts::integer, c.created_at
@@ -98,4 +99,4 @@ end
 $$;
 revoke all on function public.fetch_pending_pushes(integer) from public;
 comment on function public.fetch_pending_pushes(integer) is
-  'Claims due pushes with a lease of 60 s. The worker then calls mark_push_sent or mark_push_failed for each. device_token is null if the push goes to every device of user_id; push_recipients lists them. Pushes to topics are left to push-listener.';
+  'Claims due pushes with a lease of 60 s. The worker then calls mark_push_sent or mark_push_failed for each. device_token is the registration token or the installation id (fid); it is null if the push goes to every device of user_id; push_recipients lists them. Pushes to topics are left to push-listener.';

@@ -1,4 +1,4 @@
--- revision 1
+-- revision 2
 create or replace function public.mark_push_failed(p_push_id uuid, p_error text default null) returns text
   language plpgsql security definer set search_path = pg_catalog, pg_temp
 as $$
@@ -10,7 +10,7 @@ declare
   v_status text := 'failed';
 begin
   perform push_listener.refuse_users();
-  select p.retry_count, p.expires_at, p.device_token, p.delivery_attempts into v_push
+  select p.retry_count, p.expires_at, coalesce(p.device_token, p.fid) as device_token, p.delivery_attempts into v_push
     from public.push_notifications p
     where p.id = p_push_id and p.status = 'processing' and p.claimed_by is null
     for update;

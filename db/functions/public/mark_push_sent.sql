@@ -1,4 +1,4 @@
--- revision 1
+-- revision 2
 create or replace function public.mark_push_sent(p_push_id uuid) returns text
   language plpgsql security definer set search_path = pg_catalog, pg_temp
 as $$
@@ -16,7 +16,7 @@ begin
         sent_at = now(),
         updated_at = now()
     where p.id = p_push_id and p.status = 'processing' and p.claimed_by is null
-    returning p.status, p.device_token, p.delivery_attempts into v_push;
+    returning p.status, coalesce(p.device_token, p.fid) as device_token, p.delivery_attempts into v_push;
   if not found then
     return push_listener.settled_before(p_push_id, 'sent', 'delivered');
   end if;

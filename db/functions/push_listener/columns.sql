@@ -1,11 +1,11 @@
--- revision 1
+-- revision 2
 create or replace function push_listener.columns(relation text) returns text[]
   language sql immutable set search_path = pg_catalog, pg_temp
 as $$
   select case relation
     when 'push_notifications' then array[
-      'id', 'user_id', 'device_token', 'topic', 'condition', 'title', 'body', 'data', 'channel', 'priority', 'image',
-      'options', 'expires_at', 'collapse_key', 'idempotency_key', 'next_attempt_at', 'status', 'retry_count',
+      'id', 'user_id', 'device_token', 'fid', 'topic', 'condition', 'title', 'body', 'data', 'channel', 'priority',
+      'image', 'options', 'expires_at', 'collapse_key', 'idempotency_key', 'next_attempt_at', 'status', 'retry_count',
       'last_retry_at', 'delivery_attempts', 'last_error', 'error_code', 'fcm_message_id', 'claimed_by', 'lost_claims',
       'push_first_due_at', 'sent_at', 'delivered_at', 'created_at', 'updated_at']
     when 'push_delivery_logs' then array['id', 'push_id', 'device_token', 'status', 'details', 'created_at']

@@ -1,4 +1,4 @@
--- revision 1
+-- revision 2
 -- The role push_listener may call this, and it reads the adoption record with its owner's rights.
 create or replace function push_listener.drift()
   returns table (finding text, statement text)
@@ -25,11 +25,13 @@ as $$
       and not exists (select from pg_catalog.aclexplode(n.nspacl) a
                         where a.grantee = r.oid and a.privilege_type = 'USAGE')
   union all
-  select pg_catalog.format('row-level security is off on public.%I', c.relname),
-         pg_catalog.format('alter table public.%I enable row level security', c.relname)
-    from pg_catalog.pg_class c
-    where c.relname in ('push_notifications', 'push_delivery_logs', 'push_devices', 'telemetry_logs')
-      and c.relnamespace = 'public'::regnamespace and not c.relrowsecurity and not push_listener.adopted(c.relname)
+  select pg_catalog.format('row-level security is off on %I.%I', t.schema, c.relname),
+         pg_catalog.format('alter table %I.%I enable row level security', t.schema, c.relname)
+    from (values ('public', 'push_notifications'), ('public', 'push_delivery_logs'), ('public', 'push_devices'),
+                 ('public', 'telemetry_logs'), ('push_listener', 'actions')) t(schema, relation)
+    join pg_catalog.pg_namespace n on n.nspname = t.schema
+    join pg_catalog.pg_class c on c.relname = t.relation and c.relnamespace = n.oid
+    where not c.relrowsecurity and not push_listener.adopted(c.relname)
   union all
   select pg_catalog.format('the policy %s on %s is %s', p.name, p.relation,
            case when p.condition is null then 'there, and is not meant to be' when p.there then 'not as it was'

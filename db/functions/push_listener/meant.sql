@@ -1,4 +1,4 @@
--- revision 1
+-- revision 3
 create or replace function push_listener.meant()
   returns table (kind text, object text, part text, role text, privilege text)
   language sql stable rows 200 set search_path = pg_catalog, pg_temp
@@ -38,7 +38,19 @@ as $$
       ('function', 'push_listener.daily_totals(integer)', 'push_listener', '{execute}', '{""}'),
       ('table', 'push_listener.served', 'push_listener', '{select}', '{""}'),
       ('table', 'push_listener.served', 'push_listener', '{insert}',
-       '{system_identifier,database_oid,address,database_name}')
+       '{system_identifier,database_oid,address,database_name}'),
+      ('table', 'push_listener.actions', 'push_listener', '{select}', '{""}'),
+      ('function', 'push_listener.ended_by_code(integer)', 'push_listener', '{execute}', '{""}'),
+
+      ('schema', 'push_listener', 'push_listener_operator', '{usage}', '{""}'),
+      ('table', 'push_listener.actions', 'push_listener_operator', '{select}', '{""}'),
+      ('function', 'push_listener.ended_by_code(integer)', 'push_listener_operator', '{execute}', '{""}'),
+      ('function', 'push_listener.operator_requeue(uuid[],timestamptz,text,text,jsonb,uuid)', 'push_listener_operator',
+       '{execute}', '{""}'),
+      ('function', 'push_listener.operator_cancel(uuid[],timestamptz,text,text,jsonb,uuid)', 'push_listener_operator',
+       '{execute}', '{""}'),
+      ('function', 'push_listener.operator_reveal(uuid,text)', 'push_listener_operator', '{execute}', '{""}'),
+      ('function', 'push_listener.operator_send(text,uuid,text,text,text)', 'push_listener_operator', '{execute}', '{""}')
     union all
     select 'function', a.function, r.role, '{execute}', '{""}'
       from push_listener.api() a, pg_catalog.unnest(a.roles) r(role)
@@ -76,8 +88,14 @@ as $$
     where exists (select from pg_catalog.pg_roles r where r.rolname = m.role)
       -- A later migration creates the object, or "migrate --down" has dropped it.
       and case m.kind when 'function' then pg_catalog.to_regprocedure(m.name) is not null
-                      when 'schema' then true
-                      else pg_catalog.to_regclass(m.name) is not null end
+                      -- The role may be there, made by another database, before the step that gives it work.
+                      when 'schema' then m.role <> 'push_listener_operator'
+                                         or pg_catalog.to_regclass('push_listener.actions') is not null
+                      else pg_catalog.to_regclass(m.name) is not null
+                        and (c.part = '' or exists (
+                          select from pg_catalog.pg_attribute a
+                            where a.attrelid = pg_catalog.to_regclass(m.name) and a.attname = c.part
+                              and not a.attisdropped)) end
 $$;
 revoke all on function push_listener.meant from public;
 comment on function push_listener.meant is

@@ -1,4 +1,4 @@
--- revision 1
+-- revision 2
 create or replace function push_listener.policy_changes()
   returns table (relation regclass, name text, command text, role text, condition text, there boolean)
   language sql stable set search_path = pg_catalog, pg_temp
@@ -12,7 +12,8 @@ as $$
              pg_catalog.obj_description(own.oid, 'pg_policy') as mark
         from pg_catalog.pg_policy own
         where pg_catalog.starts_with(own.polname, 'push_listener_')
-          and own.polrelid in (select g.relation from push_listener.guarded() g)
+          and (own.polrelid in (select g.relation from push_listener.guarded() g)
+               or own.polrelid = pg_catalog.to_regclass('push_listener.actions'))
       union
       select m.relation, m.name, false, null from meant m
         where not exists (select from pg_catalog.pg_policy own where own.polrelid = m.relation and own.polname = m.name)

@@ -1,4 +1,4 @@
--- revision 1
+-- revision 2
 create or replace function push_listener.privilege_changes()
   returns table (is_extra boolean, kind text, object text, role text, privilege text, grantor text, columns text)
   language sql stable set search_path = pg_catalog, pg_temp
@@ -9,7 +9,7 @@ as $$
     select * from push_listener.meant()
   ), extra as (
     select g.* from granted g
-      where g.role in ('public', 'anon', 'authenticated', 'service_role', 'push_listener')
+      where g.role in ('public', 'anon', 'authenticated', 'service_role', 'push_listener', 'push_listener_operator')
         and (g.grantable or not exists (
           select from meant m
             where (m.kind, m.object, m.part, m.role, m.privilege) = (g.kind, g.object, g.part, g.role, g.privilege)))

@@ -1,10 +1,10 @@
--- revision 1
+-- revision 2
 -- What the rows say about a push and one device that reports a receipt for it; no row if there is no such push. It
 -- locks nothing, because the caller is not yet known to be allowed: nobody can block another user's push.
 create or replace function push_listener.receipt_facts(p_push_id uuid, p_device_token text, p_status text)
   returns table (
     user_id uuid,          -- of the push
-    device_token text,     -- of the push, if it names a device
+    device_token text,     -- of the push, if it names a device: its token or its fid
     to_user boolean,       -- it goes to every device of its user
     tried boolean,         -- it may have been sent to some device
     accepted boolean,      -- the log says that FCM has accepted it for this device
@@ -17,8 +17,8 @@ as $$
 #variable_conflict use_column
 begin
   return query
-  select p.user_id, p.device_token::text,
-         pg_catalog.num_nonnulls(p.device_token, p.topic, p.condition) = 0,
+  select p.user_id, coalesce(p.device_token, p.fid)::text,
+         pg_catalog.num_nonnulls(p.device_token, p.fid, p.topic, p.condition) = 0,
          coalesce(p.delivery_attempts > 0 or p.sent_at is not null or p.status in ('sent', 'delivered', 'processing')
                   or l.accepted_by_any, false),
          l.accepted,

@@ -34,6 +34,8 @@ with needed(kind, name, privilege, columns) as (
     ('function', 'push_listener.drift()', 'execute', '{}'),
     ('function', 'push_listener.api()', 'execute', '{}'),
     ('function', 'push_listener.daily_totals(integer)', 'execute', '{}'),
+    ('table', 'push_listener.actions', 'select', '{}'),
+    ('function', 'push_listener.ended_by_code(integer)', 'execute', '{}'),
     ('function', 'push_listener.is_alive(integer)', 'execute', '{}'),
     ('function', 'push_listener.unclaimable(integer,uuid[],integer,double precision,text)', 'execute', '{}')
 ),

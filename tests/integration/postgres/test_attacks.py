@@ -11,7 +11,7 @@ import math
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, suppress
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from functools import cache
 from pathlib import Path
 from typing import Any, LiteralString
@@ -19,6 +19,7 @@ from uuid import UUID, uuid4
 
 import psycopg
 import pytest
+from psycopg.types.json import Jsonb
 from psycopg_pool import AsyncConnectionPool
 
 from listener import client
@@ -80,11 +81,21 @@ def _loose(database: Database) -> list[str]:
 
 # --- pg_temp: a session's own ------------------------------------------------------------------------------------
 
-LOGINS = {"listener": "push_listener", "user": "authenticated", "service": "service_role", "owner": None}
+LOGINS = {
+    "listener": "push_listener",
+    "operator": "push_listener_operator",
+    "user": "authenticated",
+    "service": "service_role",
+    "owner": None,
+}
 """Who attacks: a login with the rights of a role; and the owner, into whose session somebody has got things."""
 
 ALLOWED = {
-    "listener": {"push_disable_token"},
+    "listener": {"push_disable_token", "push_listener.ended_by_code"},
+    "operator": {
+        "push_listener.operator_requeue", "push_listener.operator_cancel", "push_listener.operator_reveal",
+        "push_listener.operator_send", "push_listener.ended_by_code",
+    },
     "user": {"record_delivery_receipt", "register_device", "unregister_device", "flush_telemetry"},
     "service": {
         "enqueue_push", "cancel_push", "requeue_pushes", "fetch_pending_pushes", "mark_push_sent", "mark_push_failed",
@@ -458,6 +469,8 @@ VALUES: dict[str, object] = {
     "incarnation": OWNER, "pids": [1], "started": ["1.5"], "high": 1, "low": 2,
     "name": "n", "rollback": ROLLBACK_LOCK, "id": 5, "push_id": OWNER,
     "known_too": False, "system": "1", "database": 5, "address": "localhost", "batch": 10, "code": "C", "reason": "r",
+    "unchanged_since": datetime(2026, 1, 31, tzinfo=UTC), "who": "anna", "why": "r", "filter": Jsonb({}), "run": OWNER,
+    "token": "t", "user": OWNER, "title": "t", "body": "b",
 }  # fmt: skip
 """What statements are given by name, as psycopg gets it."""
 

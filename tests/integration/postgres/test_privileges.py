@@ -23,6 +23,7 @@ from listener.wakeup import busy_polling, doorbell
 from tests.support.access import (
     APPLICATION,
     CALLS,
+    OPERATOR,
     OTHER,
     OTHERS_PUSH,
     OWNER,
@@ -31,6 +32,7 @@ from tests.support.access import (
     WORKER,
     Regime,
     grants,
+    make_operator,
     make_worker,
     prepare,
     project,
@@ -81,8 +83,9 @@ class Actor:
 
     title: str
     role: str | None
-    """Taken after logging in as ``authenticator``; None: logs in as a member of push_listener."""
+    """Taken after logging in as ``login``; None: ``login`` is a member of the role of the title."""
     user: UUID | None = None
+    login: str = "authenticator"
 
 
 ACTORS = (
@@ -90,7 +93,8 @@ ACTORS = (
     Actor("own", "authenticated", OWNER),
     Actor("other's", "authenticated", STRANGER),
     Actor("service_role", "service_role"),
-    Actor("push_listener", None),
+    Actor("push_listener", None, login=WORKER),
+    Actor("push_listener_operator", None, login=OPERATOR),
 )
 
 
@@ -121,7 +125,7 @@ class Installation:
 
     database: Database
     adopted: bool
-    connections: dict[bool, Connection] = field(default_factory=dict)
+    connections: dict[str, Connection] = field(default_factory=dict)
     columns: dict[str, dict[str, str]] = field(default_factory=dict)
     """Of each table: its columns and their types."""
     before: dict[str, set[str]] = field(default_factory=dict)
@@ -129,7 +133,7 @@ class Installation:
 
     def attempt(self, actor: Actor, statement: str) -> int | None:
         """How many rows it returned or changed; None when it was refused. Nothing of it stays."""
-        connection = self.connections[actor.role is not None]
+        connection = self.connections[actor.login]
         try:
             with connection.transaction(force_rollback=True):
                 if actor.role is not None:
@@ -154,14 +158,15 @@ def installation(postgres: Server, request: pytest.FixtureRequest, shape: str) -
         application = APPLICATION if shape == "adopted" else ""
         database = stack.enter_context(project(postgres, request.param, application))
         make_worker(database)
+        make_operator(database)
         found = Installation(database, adopted=bool(application))
-        for as_api, user in ((True, "authenticator"), (False, WORKER)):
-            found.connections[as_api] = stack.enter_context(
-                psycopg.connect(database.dsn_as(user), autocommit=True)
+        for login in {actor.login for actor in ACTORS}:
+            found.connections[login] = stack.enter_context(
+                psycopg.connect(database.dsn_as(login), autocommit=True)
             )
         fill(found)
         # So that there is a row in push_listener.lock_holders.
-        found.connections[True].execute("select pg_advisory_lock(%s, 1)", (locks.LIVENESS_CLASS,))
+        found.connections["authenticator"].execute("select pg_advisory_lock(%s, 1)", (locks.LIVENESS_CLASS,))
         yield found
 
 
@@ -207,6 +212,10 @@ def fill(installation: Installation) -> None:
                 "values (gen_random_uuid(), 'claim', 'P0001', now())"
             )
             owner.execute("insert into push_listener.served values ('1', 5, %(u)s, 'postgres')", values)
+            owner.execute(
+                "insert into push_listener.actions (who, what, affected, ids) values ('anna', 'reveal', 1, %s)",
+                ([push],),
+            )
 
 
 READ_ONLY = {"push_listener.ended", "push_listener.lock_holders"}
@@ -224,6 +233,7 @@ REQUIRED = {
         "code": "'P0001'",
         "until": "'infinity'",
     },
+    "push_listener.actions": {"who": "'anna'", "what": "'send'", "affected": "1", "ids": "'{}'"},
     "push_listener.served": {
         "system_identifier": "'2'",
         "database_oid": "5",
@@ -239,11 +249,13 @@ VALUES = {
     "push_delivery_logs.push_id": f"'{PUSH}'",
     "push_devices.platform": "'ios'",
     "push_listener.unwritable_rows.statement": "'settle'",
+    "push_listener.actions.what": "'cancel'",
     "push_devices.token": "md5(random()::text)",
     "push_notifications.idempotency_key": "md5(random()::text)",
 }
 BY_TYPE = {
     "uuid": f"'{OWNER}'",
+    "uuid[]": "'{}'",
     "text": "'text'",
     "jsonb": "'{}'",
     "timestamp with time zone": "now()",
@@ -458,22 +470,30 @@ WAYS_BACK = {
 @pytest.mark.parametrize(("regime", "application"), WAYS_BACK.values(), ids=WAYS_BACK)
 def test_the_way_back_restores_every_grant(postgres: Server, regime: Regime, application: str) -> None:
     known = migrate.load()
-    before = known[-2]
-    assert known[-1].name == "privileges"
+    privileges = version_of("privileges")
     with postgres.database(Template.SUPABASE) as database:
         prepare(database, regime, application)
         first = state(database)
-        migrate.apply(database.dsn, known[: before.version])
+        migrate.apply(database.dsn, known[: privileges - 1])
         unprivileged = state(database)
+        migrate.apply(database.dsn, known[:privileges])
+        without_operators = state(database)
         migrate.apply(database.dsn, known)
         last = state(database)
-        assert last != unprivileged
-        migrate.rollback(database.dsn, before.version, known)
+        assert unprivileged != without_operators != last
+        migrate.rollback(database.dsn, privileges, known)
+        assert state(database) == without_operators
+        migrate.rollback(database.dsn, privileges - 1, known)
         assert state(database) == unprivileged
         migrate.apply(database.dsn, known)
         assert state(database) == last
         migrate.rollback(database.dsn, 0, known)
         assert state(database) == first
+
+
+def version_of(name: str) -> int:
+    """The number of a migration."""
+    return next(migration.version for migration in migrate.load() if migration.name == name)
 
 
 def state(database: Database) -> object:
@@ -539,7 +559,8 @@ async def test_without_any_role_of_supabase(postgres: Server, database: Database
             superuser.execute(path.read_bytes())
         superuser.execute(f"alter database {bare.name} owner to plain".encode())
         superuser.execute("grant usage on schema auth to plain")
-        superuser.execute("create role push_listener nologin")
+        for role in ("push_listener", "push_listener_operator"):
+            superuser.execute(f"create role {role} nologin".encode())
         with psycopg.connect(mine.dsn, autocommit=True) as owner:
             owner.execute("select push_listener.apply_privileges()")
             assert grants(mine) == expected
@@ -557,12 +578,14 @@ def test_the_listeners_role_may_have_to_wait_for_an_administrator(postgres: Serv
         superuser.execute("create role plain login")
         superuser.execute(f"alter database {bare.name} owner to plain".encode())
         with psycopg.connect(plain.dsn(bare.name, "plain"), autocommit=True) as owner:
-            *others, privileges = migrate.load()
-            migrate.apply(plain.dsn(bare.name, "plain"), others)
+            known, before = migrate.load(), version_of("privileges") - 1
+            migrate.apply(plain.dsn(bare.name, "plain"), known[:before])
             told: list[str] = []
             owner.add_notice_handler(lambda notice: told.append(str(notice.message_primary)))
-            owner.execute(privileges.up.encode())
-    assert any('"create role push_listener nologin"' in line for line in told)
+            for migration in known[before : version_of("operators")]:
+                owner.execute(migration.up.encode())
+    for role in ("push_listener", "push_listener_operator"):
+        assert any(f'"create role {role} nologin"' in line for line in told)
 
 
 # --- users of a queue that was there before --------------------------------------------------------------
@@ -831,12 +854,13 @@ def test_the_listeners_role_has_nothing_else(postgres: Server) -> None:
     assert {name for (name,) in relations} == {
         "push_notifications", "push_delivery_logs", "push_delivery_logs_id_seq", "push_devices", "push_recipients",
         "push_listener.migrations", "push_listener.workers", "push_listener.lock_holders", "push_listener.shared_quota",
-        "push_listener.served", "push_listener.functions", "push_listener.unwritable_rows",
+        "push_listener.served", "push_listener.functions", "push_listener.unwritable_rows", "push_listener.actions",
     }  # fmt: skip
     assert set(definers) == {
         ("push_disable_token(text,text)",),
         ("push_listener.drift()",),
         ("push_listener.daily_totals(integer)",),
+        ("push_listener.ended_by_code(integer)",),
     }
 
 

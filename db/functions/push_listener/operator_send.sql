@@ -1,0 +1,24 @@
+-- revision 1
+-- The record names the push and not its token: a role that reads the record learns no token.
+create or replace function push_listener.operator_send(
+  p_device_token text,
+  p_user_id uuid,
+  p_title text,
+  p_body text,
+  p_who text
+) returns uuid
+  language plpgsql security definer set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_id uuid;
+begin
+  perform push_listener.check_action(p_who, null, null, '{}');
+  v_id := public.enqueue_push(p_user_id => p_user_id, p_device_token => p_device_token, p_title => p_title,
+                              p_body => p_body, p_priority => 'high');
+  insert into push_listener.actions (who, what, affected, ids) values (p_who, 'send', 1, array[v_id]);
+  return v_id;
+end
+$$;
+revoke all on function push_listener.operator_send from public;
+comment on function push_listener.operator_send is
+  'Puts a push of priority high in the queue, to one device or to the devices of a user, as enqueue_push does, and records it. Returns its id.';

@@ -1,0 +1,219 @@
+"""What a person does with pushes: put back, cancel, reveal, send a test push.
+
+Each is one call of a function in the database, which writes a record of it (push_listener.actions) in the same
+transaction. The functions are those of the migration "operators"; docs/sql.md describes them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from datetime import datetime
+from typing import Any, Literal, LiteralString
+from uuid import UUID, uuid4
+
+import psycopg
+from psycopg.rows import args_row
+from psycopg.types.json import Jsonb
+
+from listener.operating.filters import Filter
+from listener.operating.records import Progress, Revealed
+from listener.postgres.connect import Connection, fetch_value
+
+What = Literal["requeue", "cancel"]
+
+MOST = 1000
+"""The number of ids in one call, at most. The database refuses more."""
+
+_REQUEUE: LiteralString = """
+select push_listener.operator_requeue(%(ids)s::uuid[], %(unchanged_since)s::timestamptz, %(who)s::text, %(why)s::text,
+                                      %(filter)s::jsonb, %(run)s::uuid)
+"""
+_CANCEL: LiteralString = """
+select push_listener.operator_cancel(%(ids)s::uuid[], %(unchanged_since)s::timestamptz, %(who)s::text, %(why)s::text,
+                                     %(filter)s::jsonb, %(run)s::uuid)
+"""
+_REVEAL: LiteralString = """
+select r.device_token, r.title, r.body, r.data, r.image, r.options, r.tokens
+  from push_listener.operator_reveal(%(push_id)s::uuid, %(who)s::text) r
+"""
+_SEND: LiteralString = """
+select push_listener.operator_send(%(token)s::text, %(user)s::uuid, %(title)s::text, %(body)s::text, %(who)s::text)
+"""
+
+
+class NotAllowed(Exception):
+    """The login of the address may not act on pushes; the message says what to do about it."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "the database login may not act on pushes: let the owner of the tables or an administrator run "
+            '"grant push_listener_operator to ...", or set OPERATOR_DATABASE_URL to a login that has this role'
+        )
+
+
+class Acting:
+    """Actions on pushes that are named by their ids. Every method raises psycopg.Error or NotAllowed.
+
+    Args:
+        connect: yields a connection in autocommit; each action enters it once.
+    """
+
+    def __init__(self, connect: Callable[[], AbstractAsyncContextManager[Connection]]) -> None:
+        self._connect = connect
+
+    async def requeue(
+        self,
+        ids: Sequence[UUID],
+        *,
+        who: str,
+        reason: str,
+        until: datetime | None = None,
+        filter: Filter | None = None,
+        run: UUID | None = None,
+    ) -> list[UUID]:
+        """Puts those back in the queue that are dead, expired, failed or cancelled; returns the ids of these.
+
+        Left out are pushes past their expires_at, and rows that another transaction has locked.
+
+        Args:
+            ids: no more than ``MOST``.
+            who: the person, for the record: 1 to 200 characters.
+            reason: for the record: no more than 1,000 characters; empty: none.
+            until: pushes that changed later, by the database's clock, are left out.
+            filter: what the person searched for, for the record.
+            run: the same for all batches of one action.
+        """
+        values = _recorded(ids, who, reason, until, filter, run)
+        async with self._allowed() as conn:
+            return list(await fetch_value(conn, _REQUEUE, values))
+
+    async def cancel(
+        self,
+        ids: Sequence[UUID],
+        *,
+        who: str,
+        reason: str,
+        until: datetime | None = None,
+        filter: Filter | None = None,
+        run: UUID | None = None,
+    ) -> list[UUID]:
+        """Cancels those that wait in the queue; returns their ids. A push that is being sent is left out.
+
+        The arguments are those of ``requeue``.
+        """
+        values = _recorded(ids, who, reason, until, filter, run)
+        async with self._allowed() as conn:
+            return list(await fetch_value(conn, _CANCEL, values))
+
+    async def reveal(self, push_id: UUID, *, who: str) -> Revealed | None:
+        """What a push says and where it goes; None: there is no such push."""
+        async with self._allowed() as conn:
+            cursor = conn.cursor(row_factory=args_row(Revealed))
+            await cursor.execute(_REVEAL, {"push_id": push_id, "who": who})
+            return await cursor.fetchone()
+
+    async def send(self, *, token: str | None, user: UUID | None, title: str, body: str, who: str) -> UUID:
+        """Puts a push of priority high in the queue, to one device or to those of a user; returns its id.
+
+        Raises psycopg.errors.InvalidParameterValue when a text is too long, or neither a token nor a user is given.
+        """
+        values = {"token": token, "user": user, "title": title, "body": body, "who": who}
+        async with self._allowed() as conn:
+            sent: UUID = await fetch_value(conn, _SEND, values)
+            return sent
+
+    @asynccontextmanager
+    async def _allowed(self) -> AsyncIterator[Connection]:
+        try:
+            async with self._connect() as conn:
+                yield conn
+        except psycopg.errors.InsufficientPrivilege as error:
+            raise NotAllowed from error
+
+
+class Run:
+    """One action on all pushes that match, in batches. Each batch is a transaction with a record of its own.
+
+    Args:
+        acting: does the work.
+        ids: the ids after a cursor (None: from the beginning) and the next cursor (None: there are no more).
+            ``Reading.ids`` returns batches of 500.
+        what: the action.
+        who: the person, for the records.
+        reason: for the records.
+        filter: what the person searched for, for the records.
+        until: the time of the preview: pushes that changed later are left out.
+    """
+
+    def __init__(
+        self,
+        acting: Acting,
+        ids: Callable[[str | None], Awaitable[tuple[list[UUID], str | None]]],
+        *,
+        what: What,
+        who: str,
+        reason: str,
+        filter: Filter,
+        until: datetime,
+    ) -> None:
+        self.id = uuid4()
+        """Stands in the record of each batch."""
+        self.is_aborted = False
+        self._act = acting.requeue if what == "requeue" else acting.cancel
+        self._ids = ids
+        self._who, self._reason, self._filter, self._until = who, reason, filter, until
+        self._done, self._skipped, self._is_over = 0, 0, False
+
+    @property
+    def progress(self) -> Progress:
+        """How far it is. It is over when ``perform`` has returned or raised an error."""
+        return Progress(self._done, self._skipped, self._is_over)
+
+    def abort(self) -> None:
+        """No batch begins after this. What has been changed stays changed."""
+        self.is_aborted = True
+
+    async def perform(self) -> None:
+        """Works until there are no more ids, or until ``abort``.
+
+        Raises psycopg.Error, NotAllowed, and what ``ids`` raises: the batches before the error stay changed and
+        recorded, and nothing of the failing one is.
+        """
+        after: str | None = None
+        try:
+            while not self.is_aborted:
+                batch, after = await self._ids(after)
+                if batch and not self.is_aborted:
+                    changed = await self._act(
+                        batch,
+                        who=self._who,
+                        reason=self._reason,
+                        until=self._until,
+                        filter=self._filter,
+                        run=self.id,
+                    )
+                    self._done += len(changed)
+                    self._skipped += len(batch) - len(changed)
+                if after is None:
+                    return
+        finally:
+            self._is_over = True
+
+
+def _recorded(
+    ids: Sequence[UUID],
+    who: str,
+    reason: str,
+    until: datetime | None,
+    filter: Filter | None,
+    run: UUID | None,
+) -> Mapping[str, Any]:
+    return {
+        "ids": list(ids),
+        "unchanged_since": until,
+        "who": who,
+        "why": reason or None,
+        "filter": None if filter is None else Jsonb(filter.as_values()),
+        "run": run,
+    }
