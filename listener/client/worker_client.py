@@ -38,8 +38,7 @@ class PendingPush:
     id: UUID
     user_id: UUID | None
     device_token: str | None = field(repr=False)
-    """None: it goes to every device of ``user_id``, which the view ``push_recipients`` lists."""
-    fid: str | None = field(default=None, repr=False)
+    """A token or an installation id. None: it goes to every device of ``user_id``; see the view ``push_recipients``."""
     title: str | None = field(repr=False)
     body: str | None = field(repr=False)
     data: Any = field(repr=False)
@@ -271,7 +270,6 @@ def _pending(row: Mapping[str, Any]) -> PendingPush:
         id=UUID(row["id"]),
         user_id=None if row["user_id"] is None else UUID(row["user_id"]),
         device_token=row["device_token"],
-        fid=row.get("fid"),
         title=row["title"],
         body=row["body"],
         data=row["data"],
