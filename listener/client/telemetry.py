@@ -19,7 +19,6 @@ import asyncio
 import atexit
 import logging
 import os
-import socket
 import sys
 import threading
 import time
@@ -348,10 +347,18 @@ class AsyncTelemetryService(_Telemetry):
 
 
 class _Loop(asyncio.SelectorEventLoop):
-    """A loop that looks names up itself. The executor of a usual one refuses to work when the interpreter is ending."""
+    """A loop without an executor, which refuses to work when the interpreter is ending.
 
-    async def getaddrinfo(self, *args: Any, **kwargs: Any) -> list[Any]:
-        return socket.getaddrinfo(*args, **kwargs)  # its thread has nothing else to do
+    Looking up a name and reading a .netrc block this loop; its thread has nothing else to do.
+    """
+
+    def run_in_executor(self, executor: Any, func: Callable[..., Any], *args: Any) -> asyncio.Future[Any]:
+        future = self.create_future()
+        try:
+            future.set_result(func(*args))
+        except Exception as error:
+            future.set_exception(error)
+        return future
 
 
 _all: WeakSet[_Telemetry] = WeakSet()
