@@ -37,9 +37,9 @@ from listener.client.platforms import (
     WebpushNotification,
     WebpushNotificationAction,
 )
-from listener.client.progress import ACCEPTED, OVER, DeviceProgress, Progress
 from listener.client.push import Push
 from listener.client.push_client import BatchResponse, PushClient, SendResponse
+from listener.client.push_progress import ACCEPTED, OVER, DeviceProgress, Progress
 from listener.client.receipts import DeliveryReceipts, Receipt, Recorded
 from listener.client.telemetry import AsyncTelemetryService, TelemetryService
 from listener.client.transport import Transport

@@ -195,7 +195,11 @@ class Direct:
                 hint="check the address, the password and the number of connections",
             ) from error
         try:
-            yield connection
+            if connection.autocommit:
+                yield connection
+            else:  # of a pool of the application
+                async with connection.transaction():
+                    yield connection
         finally:
             await pool.putconn(connection)
 

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any, Self
 from uuid import UUID
 
 from listener.client.errors import ClientError, InvalidArgument, NotFound, Unavailable
-from listener.client.progress import Progress, read_progress
 from listener.client.push import Push
+from listener.client.push_progress import Progress, read_progress
 from listener.client.transport import Transport, time_text, uuid_text
 
 if TYPE_CHECKING:

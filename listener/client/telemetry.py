@@ -352,7 +352,9 @@ class _Loop(asyncio.SelectorEventLoop):
     Looking up a name and reading a .netrc block this loop; its thread has nothing else to do.
     """
 
-    def run_in_executor(self, executor: Any, func: Callable[..., Any], *args: Any) -> asyncio.Future[Any]:
+    def run_in_executor(  # type: ignore[override]  # its type variables add nothing here
+        self, executor: Any, func: Callable[..., Any], *args: Any
+    ) -> asyncio.Future[Any]:
         future = self.create_future()
         try:
             future.set_result(func(*args))

@@ -14,8 +14,8 @@ from psycopg.rows import class_row, scalar_row, tuple_row
 from psycopg.types.json import Jsonb
 
 from listener.client.direct import statement_for, translated
-from listener.client.progress import OVER, Progress
 from listener.client.push import Push
+from listener.client.push_progress import OVER, Progress
 
 # As a number: the text of a time depends on DateStyle.
 _TIME = "select extract(epoch from pg_catalog.clock_timestamp())::float8 + %s::float8"

@@ -14,7 +14,7 @@ from typing import Any, Self
 from uuid import UUID
 
 from listener.client.errors import ClientError, NotFound, Unavailable, WrongState
-from listener.client.progress import read_time
+from listener.client.push_progress import read_time
 from listener.client.seldom import Seldom
 from listener.client.transport import Transport, uuid_text
 

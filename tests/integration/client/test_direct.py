@@ -98,8 +98,10 @@ async def test_the_wrong_kind_of_connection_is_told_which_call_is_right(
         await pushes.enqueue(PUSH, conn=sync)  # type: ignore[arg-type]
 
 
-async def test_a_pool_of_the_application(database: Database, rows: Rows) -> None:
-    async with AsyncConnectionPool(database.dsn, min_size=1, max_size=2, open=False) as pool:
+@pytest.mark.parametrize("autocommit", [False, True])
+async def test_a_pool_of_the_application(database: Database, rows: Rows, autocommit: bool) -> None:
+    settings = {"autocommit": autocommit, "row_factory": dict_row}
+    async with AsyncConnectionPool(database.dsn, min_size=1, max_size=2, open=False, kwargs=settings) as pool:
         transport = Direct(pool)
         async with PushClient(transport) as pushes:
             push_id = await pushes.enqueue(PUSH)

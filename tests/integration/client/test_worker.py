@@ -139,25 +139,17 @@ async def test_what_ends_the_polling_is_told_when_it_is_stopped(entry: Way) -> N
 
 @pytest.mark.parametrize("style", ["postgres", "postgres_verbose", "iso_8601", "sql_standard"])
 async def test_stats_in_every_style(entry: Way, rows: Rows, style: str) -> None:
-    await rows.query(
-        f"alter role authenticator set intervalstyle = '{style}'; alter role postgres set intervalstyle = '{style}'"  # type: ignore[arg-type]
-    )
-    try:
-        worker = PushWorkerClient(entry.service())
+    await rows.query(f"alter database {entry.database.name} set intervalstyle = '{style}'")
+    async with PushWorkerClient(entry.service()) as worker:
         empty = await worker.get_push_stats()
         assert (empty.total_pushes, empty.avg_delivery_time) == (0, timedelta(0))
         await rows.query(
-            "insert into push_listener.daily_counts (day, sent, delivered, delivered_timed, delivered_seconds) "
-            "values ((now() at time zone 'UTC')::date, 4, 3, 2, 180043.5)"
+            "insert into push_listener.daily_counts (day, error_code, sent, delivered, delivered_timed, delivered_seconds) "
+            "values ((now() at time zone 'UTC')::date, '', 4, 3, 2, 180043.5)"
         )
         stats = await worker.get_push_stats(days=1)
         assert (stats.sent_pushes, stats.delivered_pushes, stats.delivery_rate) == (4, 3, 75.0)
         assert stats.avg_delivery_time == timedelta(hours=25, seconds=21.75)
-        await worker.close()
-    finally:
-        await rows.query(
-            "alter role authenticator reset intervalstyle; alter role postgres reset intervalstyle"
-        )
 
 
 async def test_cleanup(entry: Way, worker: PushWorkerClient, rows: Rows) -> None:
