@@ -280,16 +280,16 @@ def _pending(row: Mapping[str, Any]) -> PendingPush:
     )
 
 
-# Postgres writes intervals of hours, minutes and seconds in one of these, depending on IntervalStyle: 01:02:03.5
-# (postgres), 1:02:03.5 (sql_standard), @ 1 hour 2 mins 3.5 secs (postgres_verbose), PT1H2M3.5S (iso_8601).
-_CLOCK = re.compile(r"(?P<h>\d+):(?P<m>\d\d):(?P<s>\d\d(?:\.\d+)?)")
-_PARTS = re.compile(
-    r"(?:@|PT)\s?(?:(?P<h>\d+)\s?H\w*\s?)?(?:(?P<m>\d+)\s?M\w*\s?)?(?:(?P<s>[\d.]+)\s?S\w*)?", re.I
-)
+# Postgres writes an interval of hours, minutes and seconds in one of these, depending on IntervalStyle.
+_CLOCK = re.compile(r"(?P<h>\d+):(?P<m>\d\d):(?P<s>\d\d(?:\.\d+)?)")  # postgres, sql_standard: 50:00:43.5
+_WORDS = re.compile(
+    r"@ (?:(?P<h>\d+) hours? ?)?(?:(?P<m>\d+) mins? ?)?(?:(?P<s>[\d.]+) secs?)?"
+)  # postgres_verbose
+_ISO = re.compile(r"PT(?:(?P<h>\d+)H)?(?:(?P<m>\d+)M)?(?:(?P<s>[\d.]+)S)?")  # iso_8601
 
 
 def _interval(text: str) -> timedelta:
-    found = _CLOCK.fullmatch(text) or _PARTS.fullmatch(text)
+    found = _CLOCK.fullmatch(text) or _WORDS.fullmatch(text) or _ISO.fullmatch(text)
     if found is None:
-        return timedelta(0)  # "0" and "@ 0"
+        return timedelta(0)  # "0" (sql_standard) and "@ 0"
     return timedelta(hours=int(found["h"] or 0), minutes=int(found["m"] or 0), seconds=float(found["s"] or 0))
