@@ -98,6 +98,18 @@ async def test_the_wrong_kind_of_connection_is_told_which_call_is_right(
         await pushes.enqueue(PUSH, conn=sync)  # type: ignore[arg-type]
 
 
+async def test_an_array_of_json_arrives_as_it_is(database: Database) -> None:
+    odd = {'a"b\\c{},': ["\\", '"', "NULL", "\n\t", "ü🚀", {"x": None}], "": "", "n": 1.5e300}
+    with psycopg.connect(database.dsn) as conn:
+        conn.execute(
+            "create function public.echo(p_a jsonb[]) returns jsonb language sql as 'select to_jsonb(p_a)'"
+        )
+    transport = Direct(database.dsn)
+    assert await transport.call("echo", {"p_a": [odd, {}, odd]}) == [odd, {}, odd]
+    assert await transport.call("echo", {"p_a": []}) == []
+    await transport.close()
+
+
 @pytest.mark.parametrize("autocommit", [False, True])
 async def test_a_pool_of_the_application(database: Database, rows: Rows, autocommit: bool) -> None:
     settings = {"autocommit": autocommit, "row_factory": dict_row}

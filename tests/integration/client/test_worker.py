@@ -145,7 +145,8 @@ async def test_stats_in_every_style(entry: Way, rows: Rows, style: str) -> None:
         assert (empty.total_pushes, empty.avg_delivery_time) == (0, timedelta(0))
         await rows.query(
             "insert into push_listener.daily_counts "
-            "(day, error_code, sent, delivered, delivered_timed, delivered_seconds) values ((now() at time zone 'UTC')::date, '', 4, 3, 2, 180043.5)"
+            "(day, error_code, sent, delivered, delivered_timed, delivered_seconds) "
+            "values ((now() at time zone 'UTC')::date, '', 4, 3, 2, 180043.5)"
         )
         stats = await worker.get_push_stats(days=1)
         assert (stats.sent_pushes, stats.delivered_pushes, stats.delivery_rate) == (4, 3, 75.0)
