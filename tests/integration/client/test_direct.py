@@ -99,7 +99,7 @@ async def test_the_wrong_kind_of_connection_is_told_which_call_is_right(
 
 
 async def test_an_array_of_json_arrives_as_it_is(database: Database) -> None:
-    odd = {'a"b\\c{},': ["\\", '"', "NULL", "\n\t", "ü🚀", {"x": None}], "": "", "n": 1.5e300}
+    odd = {'a"b\\c{},': ["\\", '"', "NULL", "\n\t", "ü🚀", {"x": None}], "": "", "n": 1.5}
     with psycopg.connect(database.dsn) as conn:
         conn.execute(
             "create function public.echo(p_a jsonb[]) returns jsonb language sql as 'select to_jsonb(p_a)'"

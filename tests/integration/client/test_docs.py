@@ -26,7 +26,7 @@ PAGE = (PROJECT / "docs/clients.md").read_text()
 def blocks() -> list[tuple[str, str]]:
     """Each block of Python with the heading that it stands under."""
     found, heading = [], ""
-    for part in re.finditer(r"^## (.+)$|^```python\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL):
+    for part in re.finditer(r"^## ([^\n]+)$|^```python\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL):
         if part[1]:
             heading = part[1]
         else:
