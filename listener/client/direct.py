@@ -341,7 +341,7 @@ def _adapted(value: Any) -> Any:
 
 
 def _array(values: list[Any]) -> str:
-    """An array of JSON as Postgres writes arrays. psycopg needs ten times as long for a list of ``Jsonb``."""
+    """An array of JSON as Postgres writes arrays. psycopg needs five times as long for a list of ``Jsonb``."""
     texts = (to_json(each).replace("\\", "\\\\").replace('"', '\\"') for each in values)
     return "{" + ",".join(f'"{text}"' for text in texts) + "}"
 
