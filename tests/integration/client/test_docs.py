@@ -67,6 +67,8 @@ async def test_the_page_runs(database: Database, server: RestServer, rows: Rows,
             async with serving(settings_for(database.dsn, emulator)):
                 await run(code, names)
         else:
+            if heading == "A worker of your own":
+                await rows.add(device_token="a-lost-phone", title="t")
             await run(code, names)
         printed.setdefault(heading, []).extend(lines)
         lines.clear()
@@ -75,7 +77,11 @@ async def test_the_page_runs(database: Database, server: RestServer, rows: Rows,
     assert printed["What became of it"] == ["sent 0 ['sent']"]
     assert printed["Receipts"] == ["opened True None"]
     assert printed["Telemetry"] == ["Counts(accepted=1, rejected=0, dropped=0, pending=0)"]
-    assert printed["A worker of your own"][0] == "0 0 0"
+    assert printed["A worker of your own"][0] == "0 1 0"
+    assert [
+        row["last_error"] for row in (await rows.all()).values() if row["device_token"] == "a-lost-phone"
+    ] == ["no such phone"]
+    await names["client"].close()
     topics = [row["topic"] for row in (await rows.all()).values()]
     assert (topics.count("news"), topics.count("kitchen")) == (1, 2)
     assert await rows.query("select status from orders") == [{"status": "ready"}]
