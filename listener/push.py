@@ -12,6 +12,7 @@ class TargetKind(StrEnum):
     """The field of an FCM v1 message that names where it goes."""
 
     TOKEN = "token"  # noqa: S105  # the name of a field
+    FID = "fid"
     TOPIC = "topic"
     CONDITION = "condition"
 
@@ -25,6 +26,11 @@ class Target(NamedTuple):
     kind: TargetKind
     value: str
     platform: str | None = None
+
+    @property
+    def is_device(self) -> bool:
+        """Whether it is one device, by its registration token or its installation id."""
+        return self.kind is TargetKind.TOKEN or self.kind is TargetKind.FID
 
 
 @dataclass(slots=True)
@@ -42,11 +48,13 @@ class Push:
     lost_claims: int
     """Earlier claims that ended without a result: the worker died, or its lease ran out."""
     device_token: str | None
+    fid: str | None
+    """The Firebase installation id of one device."""
     topic: str | None
     condition: str | None
     user_id: UUID | None
     recipients: list[tuple[str, str | None]]
-    """(token, platform) of each live device of ``user_id`` that has not had this push yet; empty
+    """(token or installation id, platform) of each live device of ``user_id`` that has not had this push yet; empty
     unless the row is addressed to a user."""
     accepted_before: int
     """Devices that FCM accepted this push for in earlier attempts."""

@@ -306,7 +306,8 @@ select 1, o.line from (
     where c.relnamespace = 'public'::regnamespace
       and c.relname in (
         'push_notifications_due', 'push_notifications_idempotency', 'push_notifications_given_up',
-        'push_notifications_over', 'push_delivery_logs_push', 'push_devices_live', 'push_devices_disabled')
+        'push_notifications_over', 'push_notifications_user', 'push_notifications_code', 'push_delivery_logs_push',
+        'push_devices_live', 'push_devices_disabled')
   union all
   select format('there is a function %s, and push-listener''s own has that name and those arguments: %s',
                 r.signature, r.way_out)

@@ -4,22 +4,6 @@
 -- A login may act if it is a member of push_listener_operator. The role push_listener reads the record, and gains
 -- nothing else.
 
--- The next step makes these indexes. "if not exists" would take another index of that name for ours.
-do $$
-declare
-  v_taken text;
-begin
-  select string_agg(c.relname, ', ' order by c.relname) into v_taken
-    from pg_class c
-    where c.relnamespace = 'public'::regnamespace and c.relname in ('push_notifications_user', 'push_notifications_code');
-  if v_taken is not null then
-    raise exception using errcode = 'duplicate_table',
-      message = format('there is already %s, named as an index that push-listener makes', v_taken),
-      hint = 'Rename it (alter index ... rename to ...), then run this again.';
-  end if;
-end
-$$;
-
 do $$
 begin
   if not exists (select from pg_roles where rolname = 'push_listener_operator') then

@@ -1,5 +1,5 @@
 begin;
-select plan(22);
+select plan(31);
 delete from public.push_notifications; -- taken back at the end
 
 insert into public.push_notifications (id, device_token, title, status, next_attempt_at, error_code, retry_count, expires_at, updated_at) values
@@ -30,7 +30,7 @@ select results_eq(
   'two are');
 
 set local role service_role;
-select throws_ok('select public.requeue_pushes()', '22023', 'say which pushes: set p_ids, p_error_code or p_since', 'all of them is not said by saying nothing');
+select throws_ok('select public.requeue_pushes()', '22023', 'say which pushes: set p_ids, p_error_code, p_since, p_until, p_status or p_user_id', 'all of them is not said by saying nothing');
 select throws_ok($$select public.requeue_pushes(p_error_code => 'x', p_limit => 0)$$, '22023', null, 'a limit is at least 1');
 select throws_ok($$select public.requeue_pushes(p_error_code => 'x', p_limit => 10001)$$, '22023', null, 'and at most 10000');
 select throws_ok('select public.requeue_pushes(array_fill(gen_random_uuid(), array[10001]))', '22023', null, 'and so are ids');
@@ -49,6 +49,25 @@ select results_eq(
   $$select title::text from public.push_notifications where status = 'dead'$$, array['dead otherwise'], 'what was not meant is where it was');
 set local role service_role;
 select is(count(*)::integer, 4, 'and are handed out') from public.fetch_pending_pushes();
+
+-- By status, user and time.
+reset role;
+insert into public.push_notifications (user_id, title, status, next_attempt_at, updated_at, error_code)
+  select case when n % 2 = 0 then 'a0000000-0000-0000-0000-00000000000a'::uuid else 'b0000000-0000-0000-0000-00000000000b' end,
+         'many', case when n <= 4 then 'dead' when n <= 8 then 'cancelled' else 'sent' end, null, now() - n * interval '1 h', 'MANY'
+    from generate_series(1, 12) n;
+set local role service_role;
+select is(public.requeue_pushes(p_error_code => 'MANY', p_status => 'dead', p_since => now() - interval '2 h'), 2, 'of one status');
+select is(public.requeue_pushes(p_user_id => 'a0000000-0000-0000-0000-00000000000a', p_error_code => 'MANY', p_status => 'dead'), 1, 'of one user');
+select is(public.requeue_pushes(p_error_code => 'MANY', p_since => now() - interval '6 h', p_until => now() - interval '5 h'), 2, 'of a time');
+select is(public.requeue_pushes(p_user_id => 'b0000000-0000-0000-0000-00000000000b', p_until => now() - interval '7 h'), 1, 'of a user, until then');
+select is(public.requeue_pushes(p_status => 'cancelled', p_since => now() - interval '8 h', p_until => now() - interval '8 h'), 1, 'both ends are within');
+reset role;
+select is((select count(*)::integer from public.push_notifications where title = 'many' and status = 'pending'), 7, 'what was sent stays');
+set local role service_role;
+select throws_ok($$select public.requeue_pushes(p_status => 'sent')$$, '22023', 'p_status must be dead, expired, failed or cancelled: no other push can be put back', 'not what was sent');
+select throws_ok($$select public.requeue_pushes(p_status => '')$$, '22023', null, 'no status at all');
+select is(public.requeue_pushes(p_user_id => '00000000-0000-0000-0000-00000000000f'), 0, 'nobody''s');
 
 set local role authenticated;
 select throws_ok($$select public.cancel_push('00000000-0000-0000-0000-000000000001')$$, '42501', null, 'not for users');

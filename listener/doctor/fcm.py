@@ -151,6 +151,7 @@ def _body(device: str | None) -> bytes:
         retry_count=0,
         lost_claims=0,
         device_token=device,
+        fid=None,
         topic=None if device else _TOPIC,
         condition=None,
         user_id=None,

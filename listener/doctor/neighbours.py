@@ -50,7 +50,7 @@ _UNREACHABLE: LiteralString = """
 select pg_catalog.count(*) from (
     select from public.push_notifications p
       where p.next_attempt_at is not null and p.status::text in ('pending', 'processing', 'failed')
-        and p.device_token is null and p.topic is null and p.condition is null
+        and p.device_token is null and p.fid is null and p.topic is null and p.condition is null
         and not exists (select from public.push_recipients r where r.user_id = p.user_id and r.token is not null)
       limit 10001
   ) unreachable

@@ -120,14 +120,14 @@ def invalid(name: str, text: str) -> Answer:
     return error(400, "INVALID_ARGUMENT", text, bad_request((name, text)), fcm_error("INVALID_ARGUMENT"))
 
 
-def invalid_token() -> Answer:
-    """400: this is no registration token."""
+def invalid_token(field: str = "message.token") -> Answer:
+    """400: this is no registration token, or no installation id. That FCM names ``message.fid`` then is inferred."""
     return error(
         400,
         "INVALID_ARGUMENT",
         INVALID_TOKEN_TEXT,
         fcm_error("INVALID_ARGUMENT"),
-        bad_request(("message.token", "Invalid registration token")),
+        bad_request((field, "Invalid registration token")),
     )
 
 

@@ -68,7 +68,7 @@ def check(message: Mapping[str, Any]) -> Answer | None:
         return answers.invalid("message", "Recipient of the message is not set.")
     kind, value = target
     if kind in ("token", "fid") and not possible_token(value):
-        return answers.invalid_token()
+        return answers.invalid_token(f"message.{kind}")
     if kind == "topic" and not good_topic(value):
         return answers.invalid("message", "Topic name contains invalid characters.")
     if kind == "condition" and not _good_condition(value):

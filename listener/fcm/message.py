@@ -31,7 +31,7 @@ from listener.fcm.options import (
 from listener.push import BadPush, Push, Target, TargetKind
 
 TOKEN_LIMIT: Final = 4096
-"""Characters; no registration token is longer."""
+"""Characters; no registration token and no installation id is longer."""
 
 DEVICE_PAYLOAD_LIMIT: Final = 4096
 """Bytes of payload to a device. Source: Firebase, "FCM error codes", "Message too big"."""
@@ -43,6 +43,11 @@ MAX_CONDITION_TOPICS: Final = 5
 """Source: Firebase, "Send messages to topics", "up to five topics in your conditional expression"."""
 
 _TOKEN = re.compile(rf"[!-~]{{1,{TOKEN_LIMIT}}}")
+
+# A Firebase installation id: 132 bits in base64url, of which the first four are 0111. A registration token is longer,
+# because it begins with the id of its installation. Source: firebase-js-sdk, packages/installations, VALID_FID_PATTERN.
+_FID = re.compile(r"[cdef][A-Za-z0-9_-]{21}")
+
 _TOPIC = re.compile(r"[a-zA-Z0-9_.~%-]+")
 _IN_TOPICS = re.compile(r"\bin\s+topics\b", re.IGNORECASE)
 _WEB_TOPIC = re.compile(r"[A-Za-z0-9_-]{1,32}")
@@ -55,16 +60,17 @@ def targets(push: Push) -> list[Target]:
     """Where a push goes: its device, topic or condition, or else every live device of its user.
 
     The list is empty for a user without devices. It omits a device whose token is not valid, so that the other devices
-    get the push, and has a token only once.
+    get the push, and has a token only once. ``push_recipients`` has tokens and installation ids in one column: their
+    form tells which is which.
 
     Raises:
         BadPush: the row names no target, more than one, or an impossible one, or no token of the user can be one.
     """
     _refuse_oversized(push)
-    token, topic, condition = push.device_token, push.topic, push.condition
-    if (token is not None) + (topic is not None) + (condition is not None) > 1:
+    token, fid, topic, condition = push.device_token, push.fid, push.topic, push.condition
+    if (token is not None) + (fid is not None) + (topic is not None) + (condition is not None) > 1:
         raise BadPush(
-            "more than one of device_token, topic and condition is set: set exactly one",
+            "more than one of device_token, fid, topic and condition is set: set exactly one",
             code="INVALID_TARGET",
         )
     if token is not None:
@@ -75,6 +81,14 @@ def targets(push: Push) -> list[Target]:
                 code="INVALID_TOKEN",
             )
         return [Target(TargetKind.TOKEN, token)]
+    if fid is not None:
+        if not _TOKEN.fullmatch(fid):
+            raise BadPush(
+                f"fid is empty, longer than {TOKEN_LIMIT} characters, or has blanks or other characters that no "
+                "installation id has: store it as the app got it",
+                code="INVALID_TOKEN",
+            )
+        return [Target(TargetKind.FID, fid)]
     if topic is not None:
         name = topic.removeprefix("/topics/")
         if not _TOPIC.fullmatch(name):
@@ -96,7 +110,7 @@ def targets(push: Push) -> list[Target]:
         return [Target(TargetKind.CONDITION, condition)]
     if push.user_id is None:
         raise BadPush(
-            "the push has no target: set device_token, topic, condition or user_id", code="NO_TARGET"
+            "the push has no target: set device_token, fid, topic, condition or user_id", code="NO_TARGET"
         )
     devices: dict[str, str | None] = {}
     for device, platform in push.recipients:
@@ -108,7 +122,10 @@ def targets(push: Push) -> list[Target]:
             "is empty, too long, or has blanks or other characters that no token has: store them as the app got them",
             code="INVALID_TOKEN",
         )
-    return [Target(TargetKind.TOKEN, device, platform) for device, platform in devices.items()]
+    return [
+        Target(TargetKind.FID if _FID.fullmatch(device) else TargetKind.TOKEN, device, platform)
+        for device, platform in devices.items()
+    ]
 
 
 def _refuse_oversized(push: Push) -> None:

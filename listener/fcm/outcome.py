@@ -379,6 +379,9 @@ _TOO_LARGE = (
 # no payload must ever disable a token.
 _TOKEN_TEXTS = ("The registration token is not", "Invalid registration")
 
+# That FCM names the field "fid" as it names "token" is inferred.
+_TARGET_FIELDS = ("message.token", "message.fid")
+
 # FCM's text (lower case) -> ours. FCM's may quote the payload, so it is not repeated.
 _KNOWN_TEXTS = (
     ("too large", _TOO_LARGE),
@@ -400,7 +403,7 @@ def _invalid(status: int, code: str, error: ErrorBody) -> Outcome:
         return Outcome(
             Disposition.DROP_TARGET,
             code,
-            "FCM says this is no registration token: store it as the app got it, neither cut nor changed",
+            "FCM says this is no registration token or fid: store it as the app got it, neither cut nor changed",
             status,
         )
     fields = [field for field in error.fields if _FIELD_PATH.fullmatch(field)]
@@ -422,7 +425,7 @@ def _blames_token(error: ErrorBody) -> bool:
     if error.is_fcm and error.fcm_code != "INVALID_ARGUMENT":
         return False
     if error.fields:
-        return all(field == "message.token" for field in error.fields)
+        return all(field in _TARGET_FIELDS for field in error.fields)
     return error.is_fcm and error.message.startswith(_TOKEN_TEXTS)
 
 

@@ -24,7 +24,7 @@ from listener.limits.refusals import VOTES, Evidence, Refused, RefusedPushes, Ve
 from listener.limits.retry_policy import RetryPolicy
 from listener.limits.slow_start import SlowStart, after_losses, after_pause
 from listener.limits.token_loss import TOKEN_LOSS, TokenLossBreaker
-from listener.push import Push, Target, TargetKind
+from listener.push import Push, Target
 
 _REFUSED_QUIET_S = 60.0
 _AWAY_AFTER_FAILURES = 20
@@ -139,7 +139,7 @@ class FcmHealth:
         """Learns from the answer to a request made at ``asked``; returns the outcome, in the light of other answers."""
         is_failure = _is_failure(outcome)
         who = witness(push, target)
-        if self._guard is not None and target.kind is TargetKind.TOKEN:
+        if self._guard is not None and target.is_device:
             outcome = self._guard.judge(who, push.id, outcome)
         if is_failure:
             self._failures += 1

@@ -526,7 +526,7 @@ def _claimed(is_written: bool, *columns: Any) -> Push | UUID:
         push_id: UUID = columns[0]
         return push_id
     push = Push(*columns)
-    found = orjson.loads(columns[8]) if columns[8] else []
+    found = orjson.loads(columns[9]) if columns[9] else []
     push.recipients = [(token, platform) for token, platform in found]
     return push
 

@@ -31,7 +31,7 @@ with recursive queue as (
          -- Users are never meant to be services, whatever they have become members of.
          r.rolname not in ('anon', 'authenticated')
            and exists (select from pg_catalog.pg_roles s
-                         where s.rolname in ('service_role', 'push_listener') and pg_catalog.pg_has_role(r.oid, s.oid, 'usage'))
+                         where s.rolname in ('service_role', 'push_listener', 'push_listener_operator') and pg_catalog.pg_has_role(r.oid, s.oid, 'usage'))
            as is_service
     from pg_catalog.pg_roles r, queue q
     where not r.rolsuper and not pg_catalog.pg_has_role(r.oid, q.relowner, 'usage')
@@ -131,7 +131,7 @@ with recursive queue as (
                            -- Nothing depends on the application's own columns.
                            select from pg_catalog.pg_attribute a
                              where a.attrelid = t.oid and a.attnum > 0 and not a.attisdropped
-                               and a.attname = any ('{user_id,device_token,topic,condition,title,body,data,channel,priority,image,
+                               and a.attname = any ('{user_id,device_token,fid,topic,condition,title,body,data,channel,priority,image,
                                  options,expires_at,collapse_key,idempotency_key,next_attempt_at,status,retry_count,
                                  last_retry_at,delivery_attempts,last_error,error_code,fcm_message_id,claimed_by,lost_claims,
                                  push_first_due_at,sent_at,delivered_at,created_at,updated_at,id,push_id,details}'::name[])
@@ -206,7 +206,7 @@ with recursive queue as (
   -- A user who is a service, and a role that may become one. Supabase's own servers do so for each request.
   select 'cause', 'pushes', r.name, false, 'set role', s.rolname::text, 'membership of a service', false, null, null
     from roles r
-    join pg_catalog.pg_roles s on s.rolname in ('service_role', 'push_listener') and s.oid <> r.oid
+    join pg_catalog.pg_roles s on s.rolname in ('service_role', 'push_listener', 'push_listener_operator') and s.oid <> r.oid
       and pg_catalog.pg_has_role(r.oid, s.oid, 'member')
     where not r.is_service and r.name <> 'authenticator' and not pg_catalog.starts_with(r.name, 'supabase_')
   union all

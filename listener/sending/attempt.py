@@ -36,7 +36,6 @@ from listener.push import (
     Settlement,
     Status,
     Target,
-    TargetKind,
 )
 from listener.sending.pause_report import PauseReport
 from listener.sending.retry import decide
@@ -410,7 +409,7 @@ class Attempts:
                 continue
             settlement.logs.append(_log_line(push, one, one.outcome))
             self._sends(one.outcome.disposition, one.outcome.code, _label(one.target)).inc()
-            if one.outcome.disposition is Disposition.DROP_TARGET and one.target.kind is TargetKind.TOKEN:
+            if one.outcome.disposition is Disposition.DROP_TARGET and one.target.is_device:
                 settlement.dead_tokens.append((one.target.value, one.outcome.code))
         if decision.status is Status.DEAD:
             log.warning("push dead", push_id=str(push.id), code=decision.code)
@@ -418,7 +417,7 @@ class Attempts:
         return settlement
 
 
-# A word that is shorter may stand in any text. The shortest registration token has 22 characters.
+# A word that is shorter may stand in any text. An installation id has 22 characters, a registration token more.
 _SHORTEST_HIDDEN = 16
 
 
@@ -427,7 +426,7 @@ def _without_token(outcome: Outcome, target: Target) -> Outcome:
 
     FCM's text may quote it. Users read reasons, and by then the device may belong to another user.
     """
-    if target.kind is not TargetKind.TOKEN or len(target.value) < _SHORTEST_HIDDEN:
+    if not target.is_device or len(target.value) < _SHORTEST_HIDDEN:
         return outcome
     if target.value not in outcome.reason:
         return outcome
@@ -439,7 +438,7 @@ def _priority(push: Push) -> str:
 
 
 def _label(target: Target) -> str:
-    return platform_of(target.platform) if target.kind is TargetKind.TOKEN else "topic"
+    return platform_of(target.platform) if target.is_device else "topic"
 
 
 def _verdict(outcome: Outcome) -> str:
@@ -493,7 +492,7 @@ def _log_line(push: Push, one: _Request, outcome: Outcome) -> LogLine:
         if outcome.http_status is not None:
             details["http_status"] = outcome.http_status
         details |= {"outcome": outcome.disposition.value, "code": outcome.code, "reason": outcome.reason}
-    if one.target.kind is TargetKind.TOKEN:
+    if one.target.is_device:
         return LogLine(one.target.value, status, details)
     details[one.target.kind.value] = one.target.value
     return LogLine(None, status, details)

@@ -114,12 +114,21 @@ grant usage on sequence public.push_delivery_logs_id_seq to service_role;
 
 CALLS = {
     "enqueue_push": f"select enqueue_push(p_user_id => '{OWNER}', p_title => 't')",
+    "enqueue_pushes": (
+        "select 1 where (select is_new from enqueue_pushes(array[jsonb_build_object("
+        f"'user_id', '{OWNER}', 'title', 't')]))"
+    ),
+    "get_push": f"select 1 where get_push('{PUSH}') ->> 'id' = '{PUSH}'",
     "cancel_push": f"select cancel_push('{PUSH}')",
     "requeue_pushes": f"select requeue_pushes(array['{PUSH}']::uuid[])",
     "fetch_pending_pushes": "select (select count(*) from fetch_pending_pushes(1))",
     "mark_push_sent": f"select mark_push_sent('{PUSH}')",
     "mark_push_failed": f"select mark_push_failed('{OTHERS_PUSH}', 'no')",
     "record_delivery_receipt": f"select 1 where record_delivery_receipt('{PUSH}', 'token of {OWNER}', 'opened')",
+    "record_delivery_receipts": (
+        "select 1 where (select recorded from record_delivery_receipts(array[jsonb_build_object("
+        f"'push_id', '{PUSH}', 'device_token', 'token of {OWNER}', 'status', 'clicked')]))"
+    ),
     "register_device": f"select register_device('another', 'web', '{OWNER}')",
     "unregister_device": f"select 1 where unregister_device('token of {OWNER}')",
     "flush_telemetry": (

@@ -96,6 +96,18 @@ INTERNAL_CALLS = {
     "push_listener.policy_changes": "select * from push_listener.policy_changes()",
     "push_listener.privilege_changes": "select * from push_listener.privilege_changes()",
     "push_listener.privilege_warnings": "select * from push_listener.privilege_warnings()",
+    "push_listener.drops_fid": "select push_listener.drops_fid()",
+    "push_listener.lost_fids": "select push_listener.lost_fids()",
+    "push_listener.record_receipt": (
+        "select push_listener.record_receipt('00000000-0000-4000-8000-00000000000a', 'token', 'opened', null, now())"
+    ),
+    "push_listener.receipt_fault": (
+        """select push_listener.receipt_fault('{"push_id": "00000000-0000-4000-8000-00000000000a", "at": "x"}')"""
+    ),
+    "push_listener.telemetry_answer": (
+        "select push_listener.telemetry_answer('00000000-0000-4000-8000-00000000000a', 1, '{0,1}', "
+        """array['7'::pg_catalog.jsonb, '{"type": "a"}'::pg_catalog.jsonb], null)"""
+    ),
     "push_listener.receipt_facts": (
         "select * from push_listener.receipt_facts('00000000-0000-4000-8000-00000000000a', 'token', 'opened')"
     ),
@@ -240,7 +252,8 @@ def statements() -> Mapping[str, str]:
     """Every statement in the modules of the service and its commands, by module and line."""
     found = {}
     for name in (
-        "client", "doctor.neighbours", "operating.acting", "postgres.connect", "postgres.locks", "postgres.overview", "postgres.put_back",
+        "client", "doctor.neighbours", "operating.acting",
+        "postgres.connect", "postgres.locks", "postgres.overview", "postgres.put_back",
         "postgres.queue", "postgres.stats", "postgres.unwritable", "postgres.workers", "schema.migrate.structure",
         "schema.retention",
         "schema.served", "wakeup.busy_polling", "wakeup.doorbell",

@@ -20,6 +20,7 @@ def push(**columns: Any) -> Push:
         "retry_count": 0,
         "lost_claims": 0,
         "device_token": TOKEN,
+        "fid": None,
         "topic": None,
         "condition": None,
         "user_id": None,

@@ -80,6 +80,7 @@ class Second:
 
     def __init__(self, database: Database, caller: Caller, function: str, **arguments: object) -> None:
         self.result: Any = None
+        self.rows: list[tuple[Any, ...]] = []
         self._database = database
         self._pid = 0
         self._begun = threading.Event()
@@ -90,7 +91,8 @@ class Second:
             with request(self._database, caller) as connection:
                 self._pid = connection.info.backend_pid
                 self._begun.set()
-                self.result = post(connection, function, body)[0][0]
+                self.rows = post(connection, function, body)
+                self.result = self.rows[0][0]
         except psycopg.Error as error:
             self.result = error.diag.sqlstate
 

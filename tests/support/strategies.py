@@ -88,7 +88,7 @@ _TEXT = st.text(max_size=30)
 @st.composite
 def sendable_pushes(draw: st.DrawFn) -> Push:
     """Rows that no check refuses: one target, or a user with whatever devices."""
-    target = draw(st.sampled_from(["device_token", "topic", "condition", "user_id"]))
+    target = draw(st.sampled_from(["device_token", "fid", "topic", "condition", "user_id"]))
     data = st.dictionaries(_TEXT.map("k".__add__), JSON, max_size=4).map(json.dumps)
     content: dict[str, str | None] = draw(
         st.fixed_dictionaries(
@@ -116,6 +116,7 @@ def sendable_pushes(draw: st.DrawFn) -> Push:
         retry_count=draw(st.integers(0, 50)),
         lost_claims=draw(st.integers(0, 5)),
         device_token=draw(_TOKEN) if target == "device_token" else None,
+        fid=draw(_TOKEN) if target == "fid" else None,
         topic=draw(st.sampled_from(["news", "/topics/a-Z0_.~%"])) if target == "topic" else None,
         condition="'a' in topics && !('b' in topics)" if target == "condition" else None,
         user_id=draw(st.uuids()) if target == "user_id" else draw(st.none() | st.uuids()),
@@ -147,6 +148,7 @@ def pushes() -> st.SearchStrategy[Push]:
         retry_count=st.integers(0, 50),
         lost_claims=st.integers(0, 5),
         device_token=st.none() | _TOKEN | _secret(_ANY) | st.just(""),
+        fid=st.none() | st.none() | _TOKEN | _secret(_ANY) | st.just(""),
         topic=st.none() | st.none() | st.sampled_from(["news", "/topics/news", "", "a b"]) | _ANY,
         condition=st.none() | st.none() | st.sampled_from(["'a' in topics", "'a' in topics || " * 6]) | _ANY,
         user_id=st.none() | st.uuids(),

@@ -85,6 +85,7 @@ def messages() -> st.SearchStrategy[Callable[[Any], Any]]:
     def made(name: str, arguments: st.SearchStrategy[dict[str, Any]]) -> st.SearchStrategy[Any]:
         return arguments.map(lambda values: (name, values))
 
+    zones: st.SearchStrategy[Any] = st.sampled_from([None, UTC])
     light = made(
         "LightSettings",
         st.fixed_dictionaries(

@@ -22,6 +22,7 @@ from tests.support.strategies import JSON, SECRET, pushes, sendable_pushes
 PUSH_ID = "0f8fad5b-d9cb-469f-a165-70867728950e"
 HEX_ID = "0f8fad5bd9cb469fa16570867728950e"
 DEVICE = Target(TargetKind.TOKEN, TOKEN)
+FID = "dIsVQ2QVRT-TWzQVxvNYhM"
 
 
 def sent(expires_in: float | None = None, **columns: Any) -> dict[str, Any]:
@@ -859,6 +860,7 @@ def nowhere(**columns: Any) -> BadPush:
 
 def test_a_target_of_each_kind() -> None:
     assert where(device_token=TOKEN) == [Target(TargetKind.TOKEN, TOKEN)]
+    assert where(fid=FID) == [Target(TargetKind.FID, FID)]
     assert where(topic="news") == [Target(TargetKind.TOPIC, "news")]
     assert where(topic="/topics/a-Z0_.~%") == [Target(TargetKind.TOPIC, "a-Z0_.~%")]
     condition = "'a' in topics && ('b' in topics || 'c' in topics)"
@@ -870,10 +872,30 @@ def test_a_target_of_each_kind() -> None:
 
 
 @pytest.mark.parametrize(
-    "columns", [{"device_token": TOKEN}, {"topic": "news"}, {"condition": "'a' in topics"}]
+    "columns", [{"device_token": TOKEN}, {"fid": FID}, {"topic": "news"}, {"condition": "'a' in topics"}]
 )
 def test_a_user_beside_a_target_is_only_its_owner(columns: dict[str, str]) -> None:
     assert where(user_id=ID, recipients=[("other", None)], **columns) == where(**columns)
+
+
+@pytest.mark.parametrize(
+    ("device", "kind"),
+    [
+        (FID, TargetKind.FID),
+        ("c" * 22, TargetKind.FID),
+        (f"{FID}:APA91bexample", TargetKind.TOKEN),
+        (FID[:-1], TargetKind.TOKEN),
+        ("b" + FID[1:], TargetKind.TOKEN),
+        (FID[:-1] + ".", TargetKind.TOKEN),
+    ],
+)
+def test_the_form_of_a_users_device_tells_its_kind(device: str, kind: TargetKind) -> None:
+    assert where(user_id=ID, recipients=[(device, "web")]) == [Target(kind, device, "web")]
+
+
+def test_a_device_token_is_never_taken_for_an_installation_id() -> None:
+    """The column says what it is."""
+    assert where(device_token=FID) == [Target(TargetKind.TOKEN, FID)]
 
 
 def test_a_user_without_devices() -> None:
@@ -892,6 +914,8 @@ def test_invalid_tokens_are_omitted_and_duplicates_merged() -> None:
     "columns",
     [
         {"device_token": TOKEN, "topic": "news"},
+        {"device_token": TOKEN, "fid": FID},
+        {"fid": FID, "topic": "news"},
         {"topic": "news", "condition": "'a' in topics"},
         {"device_token": TOKEN, "condition": "'a' in topics", "user_id": ID},
         {"device_token": "", "topic": "news"},
@@ -910,6 +934,7 @@ def test_invalid_tokens(token: str) -> None:
     bad = nowhere(device_token=token)
     assert bad.code == "INVALID_TOKEN"
     assert not token.strip() or token not in str(bad)
+    assert nowhere(fid=token).code == "INVALID_TOKEN"
 
 
 def test_the_longest_token() -> None:

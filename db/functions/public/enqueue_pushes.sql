@@ -29,6 +29,10 @@ declare
   v_parts integer[];
   v_from integer;
   v_to integer;
+  v_part_pushes jsonb[];
+  v_part_places integer[];
+  v_part_send_at timestamptz[];
+  v_part_expires_at timestamptz[];
   v_made_places integer[];
   v_made_ids uuid[];
   v_status text;
@@ -48,12 +52,24 @@ begin
       message = pg_catalog.format('p_pushes has %s elements, and at most 10000 are taken at once', v_size);
   end if;
 
-  with element as materialized (
-    select e.place, f.*,
+  with element as (
+    select e.place, e.push, f.*,
            case
              when e.push is null or pg_catalog.jsonb_typeof(e.push) <> 'object' then 'this is not a JSON object'
              -- Before any of it is written out as text, which can be much longer.
              when pg_catalog.pg_column_size(e.push) > 400000 then 'this is far too large: more than 400000 bytes as jsonb'
+             when e.push - c_texts - c_objects <> '{}' then coalesce(
+               -- A key that is no plain word may be anything, a token too, and is not repeated.
+               (select pg_catalog.format('there is no key %s: the keys are those of enqueue_push without p_', min(k.key))
+                  from pg_catalog.jsonb_object_keys(e.push - c_texts - c_objects) as k(key)
+                  where k.key ~ '^[a-z_]{1,30}$'
+                  having count(*) > 0),
+               'there is a key that no push has: the keys are those of enqueue_push without p_')
+             when pg_catalog.jsonb_path_exists(e.push - c_objects, 'strict $.* ? (@.type() != "string" && @.type() != "null")')
+               then (
+               select pg_catalog.format('%s must be a string', min(k.key))
+                 from pg_catalog.jsonb_each(e.push - c_objects) as k(key, value)
+                 where pg_catalog.jsonb_typeof(k.value) not in ('string', 'null'))
            end as problem
       from pg_catalog.unnest(p_pushes) with ordinality as e(push, place)
       left join lateral pg_catalog.jsonb_to_record(
@@ -61,27 +77,10 @@ begin
       ) as f(user_id text, device_token text, fid text, topic text, condition text, title text, body text, data jsonb,
              channel text, priority text, image text, options jsonb, collapse_key text, idempotency_key text,
              send_at text, expires_at text) on true
-  ), shaped as (
-    select e.*, u.key as unknown, u.is_plain, w.key as mistyped
-      from element e
-      left join lateral (
-        select k.key, k.key ~ '^[a-z_]{1,30}$' as is_plain
-          from pg_catalog.jsonb_object_keys(case when e.problem is null then p_pushes[e.place] end) as k(key)
-          where k.key <> all (c_texts) and k.key <> all (c_objects)
-          order by k.key
-          limit 1
-      ) u on true
-      left join lateral (
-        select k.key
-          from pg_catalog.jsonb_each(case when e.problem is null then p_pushes[e.place] end) as k(key, value)
-          where k.key = any (c_texts) and pg_catalog.jsonb_typeof(k.value) not in ('string', 'null')
-          order by k.key
-          limit 1
-      ) w on true
   ), timed as (
     select s.*, t.not_time, t.send_time, t.expires_time
-      from shaped s
-      cross join lateral (
+      from element s
+      left join lateral (
         select min(o.name) filter (where o.text is not null and not o.is_time) as not_time,
                min(o.at) filter (where o.name = 'send_at') as send_time,
                min(o.at) filter (where o.name = 'expires_at') as expires_time
@@ -99,13 +98,10 @@ begin
                   from (values ('send_at', s.send_at), ('expires_at', s.expires_at)) as g(name, text)
               ) c
           ) o
-      ) t
-  ), judged as (
+      ) t on s.send_at is not null or s.expires_at is not null
+  ), judged as materialized (
     select t.place, t.idempotency_key, t.send_time, t.expires_time, case
       when t.problem is not null then t.problem
-      when t.unknown is not null and not t.is_plain then 'this has a key that no push has: see the documentation of enqueue_pushes'
-      when t.unknown is not null then pg_catalog.format('there is no key %s: the keys are those of enqueue_push without p_', t.unknown)
-      when t.mistyped is not null then pg_catalog.format('%s must be a string', t.mistyped)
       when t.not_time is not null then pg_catalog.format('%s must be a time in ISO 8601', t.not_time)
       when t.user_id !~* '^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$' then 'user_id must be a UUID'
       when pg_catalog.num_nonnulls(t.device_token, t.fid, t.topic, t.condition) > 1
@@ -121,12 +117,14 @@ begin
         then 'topic must be one or more of the characters a-z A-Z 0-9 - _ . ~ %'
       when pg_catalog.length(t.condition) > 4096 or t.condition collate "C" !~ '^[ -~]*[!-~][ -~]*$'
         then 'condition must be an expression such as ''news'' in topics && ''sport'' in topics'
-      when (select count(*) from pg_catalog.regexp_matches(t.condition, '\yin\s+topics\y', 'gi')) > 5
+      when t.condition is not null
+        and (select count(*) from pg_catalog.regexp_matches(t.condition, '\yin\s+topics\y', 'gi')) > 5
         then 'condition names more than the 5 topics that FCM allows: send several pushes'
       when t.priority not in ('normal', 'high') then 'priority must be normal or high'
       when pg_catalog.jsonb_typeof(t.data) <> 'object' then 'data must be a JSON object'
       when pg_catalog.jsonb_typeof(t.options) <> 'object' then 'options may have only android, apns, webpush and fcm_options, each an object'
-      when exists (select from pg_catalog.jsonb_each(t.options) o
+      when t.options is not null and exists (
+                   select from pg_catalog.jsonb_each(t.options) o
                      where o.key not in ('android', 'apns', 'webpush', 'fcm_options')
                        or pg_catalog.jsonb_typeof(o.value) not in ('object', 'null'))
         then 'options may have only android, apns, webpush and fcm_options, each an object'
@@ -228,13 +226,16 @@ begin
       v_to := v_parts[pg_catalog.cardinality(v_parts)];
       v_from := v_parts[pg_catalog.cardinality(v_parts) - 1];
       v_parts := v_parts[:pg_catalog.cardinality(v_parts) - 2];
+      -- A join, because p_pushes[n] is found by walking over the elements before it.
+      select pg_catalog.array_agg(e.push order by o.nth), pg_catalog.array_agg(o.place order by o.nth),
+             pg_catalog.array_agg(e.send_at order by o.nth), pg_catalog.array_agg(e.expires_at order by o.nth)
+        into v_part_pushes, v_part_places, v_part_send_at, v_part_expires_at
+        from pg_catalog.unnest(v_places[v_from:v_to]) with ordinality as o(place, nth)
+        join unnest(p_pushes, v_send_at, v_expires_at) with ordinality as e(push, send_at, expires_at, place) on e.place = o.place;
       begin
         execute v_insert
           into v_made_places, v_made_ids, v_status
-          using array(select p_pushes[p] from pg_catalog.unnest(v_places[v_from:v_to]) with ordinality as o(p, n) order by n),
-                v_places[v_from:v_to],
-                array(select v_send_at[p] from pg_catalog.unnest(v_places[v_from:v_to]) with ordinality as o(p, n) order by n),
-                array(select v_expires_at[p] from pg_catalog.unnest(v_places[v_from:v_to]) with ordinality as o(p, n) order by n);
+          using v_part_pushes, v_part_places, v_part_send_at, v_part_expires_at;
         if v_status is not null then
           raise exception using errcode = 'PL001', message = pg_catalog.format(
             'a trigger on push_notifications has given the new row the status %L: it would never be sent', v_status);

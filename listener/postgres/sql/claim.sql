@@ -29,13 +29,14 @@ with {due}, claimed as (
     returning p.status::text = 'processing' and p.claimed_by = %(worker)s and p.delivery_attempts = due.attempt
         and p.next_attempt_at > pg_catalog.now() as is_written,
       p.id, p.delivery_attempts, coalesce(p.retry_count, 0) as retry_count, p.lost_claims,
-      p.device_token, p.topic, p.condition, p.user_id,
+      p.device_token, p.fid, p.topic, p.condition, p.user_id,
       p.title, p.body, p.data, p.channel, p.priority, p.image, p.options, p.collapse_key, p.expires_at,
       p.push_first_due_at,
       -- octet_length() of a text does not fetch the text. A jsonb must be fetched and converted, so this is done only
       -- where its stored size allows that the text is too long.
       pg_catalog.array_remove(array[
         case when pg_catalog.octet_length(p.device_token::text) > 32768 then 'device_token' end,
+        case when pg_catalog.octet_length(p.fid::text) > 32768 then 'fid' end,
         case when pg_catalog.octet_length(p.topic::text) > 32768 then 'topic' end,
         case when pg_catalog.octet_length(p.condition::text) > 32768 then 'condition' end,
         case when pg_catalog.octet_length(p.title::text) > 32768 then 'title' end,
@@ -56,6 +57,7 @@ select case when c.is_written then true
             else false end as is_written,
     due.id, c.delivery_attempts as attempt, c.retry_count, c.lost_claims,
     case when o.fits then c.device_token end as device_token,
+    case when o.fits then c.fid end as fid,
     case when o.fits then c.topic end as topic,
     case when o.fits then c.condition end as condition,
     c.user_id,
@@ -81,7 +83,7 @@ select case when c.is_written then true
   left join claimed c on c.id = due.id
   cross join lateral (
     select pg_catalog.cardinality(c.oversized) = 0 as fits,
-           c.device_token is null and c.topic is null and c.condition is null
+           c.device_token is null and c.fid is null and c.topic is null and c.condition is null
              and c.user_id is not null as to_user
   ) o
   left join lateral (

@@ -34,7 +34,7 @@ with bounds as materialized (
     where p.id = any(array(select f.id from front f where f.expires_at <= pg_catalog.now()))
       and p.expires_at <= pg_catalog.now() and p.next_attempt_at <= pg_catalog.now()
       and p.status::text in ('pending', 'processing', 'failed')
-      and (p.device_token is not null or p.topic is not null or p.condition is not null
+      and (p.device_token is not null or p.fid is not null or p.topic is not null or p.condition is not null
            or coalesce(p.delivery_attempts, 0) = 0
            or not exists (select from public.push_delivery_logs l where l.push_id = p.id and l.status::text = 'sent'))
     for no key update of p skip locked

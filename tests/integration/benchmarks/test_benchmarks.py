@@ -10,7 +10,7 @@ import pytest
 from click.testing import CliRunner
 
 from tests.benchmarks import __main__ as command
-from tests.benchmarks import clients, drain, history, latency, queues, rig, scale
+from tests.benchmarks import clients, drain, history, latency, lookups, queues, rig, scale
 from tests.benchmarks.options import Options
 from tests.benchmarks.report import Line, at_least
 
@@ -20,6 +20,14 @@ def test_a_backlog_is_drained_over_tls() -> None:
     assert set(found) == set(drain.FIGURES)
     assert all(value > 0 for value in found.values()), found
     assert found["dead_versions"] >= 2  # claimed and settled
+
+
+def test_the_indexes_for_lookups_are_in_one_database_and_not_in_the_other() -> None:
+    found = lookups.measure(4 * lookups.CLIENTS, 1, 1000, 100, ["of a user", "of a user, dead"])
+    for arms in found.values():
+        assert all(value > 0 for samples in arms.values() for (value,) in samples.values()), found
+        for figure in ("insert_wal", "push_wal"):
+            assert arms["with"][figure] > arms["without"][figure]
 
 
 def test_pushes_at_a_rate_arrive(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -699,7 +699,7 @@ async def test_impossible_registration_tokens(client: Client, kind: str, token: 
     assert (reply.status, reply.error["status"]) == (400, "INVALID_ARGUMENT")
     assert reply.error["message"] == "The registration token is not a valid FCM registration token"
     assert [detail["@type"] for detail in reply.error["details"]] == [FCM_ERROR, BAD_REQUEST]
-    assert (reply.fcm_code, reply.violations) == ("INVALID_ARGUMENT", ["message.token"])
+    assert (reply.fcm_code, reply.violations) == ("INVALID_ARGUMENT", [f"message.{kind}"])
 
 
 @pytest.mark.parametrize(

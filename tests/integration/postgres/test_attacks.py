@@ -96,9 +96,13 @@ ALLOWED = {
         "push_listener.operator_requeue", "push_listener.operator_cancel", "push_listener.operator_reveal",
         "push_listener.operator_send", "push_listener.ended_by_code",
     },
-    "user": {"record_delivery_receipt", "register_device", "unregister_device", "flush_telemetry"},
+    "user": {
+        "record_delivery_receipt", "record_delivery_receipts", "register_device", "unregister_device",
+        "flush_telemetry", "get_push",
+    },
     "service": {
-        "enqueue_push", "cancel_push", "requeue_pushes", "fetch_pending_pushes", "mark_push_sent", "mark_push_failed",
+        "enqueue_push", "enqueue_pushes", "cancel_push", "requeue_pushes", "get_push", "record_delivery_receipts",
+        "fetch_pending_pushes", "mark_push_sent", "mark_push_failed",
         "record_delivery_receipt", "register_device", "unregister_device", "flush_telemetry", "get_push_delivery_stats",
     },
 }  # fmt: skip
@@ -211,7 +215,7 @@ MUTANTS = [
     ),
     ("user", "public.register_device(text, text, uuid)", CALLS["register_device"]),
     ("user", "public.unregister_device(text)", CALLS["unregister_device"]),
-    ("user", "public.flush_telemetry(jsonb[])", CALLS["flush_telemetry"]),
+    ("user", "public.flush_telemetry(jsonb[], uuid)", CALLS["flush_telemetry"]),
 ]
 """Reported as they were once: with a search_path that is empty."""
 

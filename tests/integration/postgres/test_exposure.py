@@ -397,3 +397,16 @@ def test_a_users_insert_policy_can_be_bound_to_the_user(postgres: Server) -> Non
             with pytest.raises(psycopg.errors.InsufficientPrivilege):
                 user.execute(add.format(bob).encode())
             user.execute(add.format(ann).encode())
+
+
+def test_a_user_who_may_become_an_operator_is_told(database: Database) -> None:
+    with psycopg.connect(database.superuser_dsn, autocommit=True) as superuser:
+        superuser.execute("grant push_listener_operator to authenticated")
+        try:
+            (way,) = (way for way in unexpected(database) if way.object == "push_listener_operator")
+            assert (way.effect, way.privilege) == ("cause", "set role")
+            assert "authenticated" in way.roles
+            superuser.execute((first_statement(way.remedy) or "").encode())
+            assert not any(way.object == "push_listener_operator" for way in unexpected(database))
+        finally:
+            superuser.execute("revoke push_listener_operator from authenticated")

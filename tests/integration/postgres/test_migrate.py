@@ -309,7 +309,9 @@ def test_after_the_way_back_an_older_version_applies_its_own(
     migrate.apply(database.dsn)
     assert standing(database) == {}
     assert everything(database) == there
-    assert {each.applied_revision for each in migrate.function_status(database.dsn)} == {1}
+    assert all(
+        each.applied_revision == each.function.revision for each in migrate.function_status(database.dsn)
+    )
 
 
 def test_a_new_database_gets_the_present_functions_at_once(

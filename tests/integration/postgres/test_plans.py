@@ -189,6 +189,14 @@ def _old(conn: Connection) -> dict[str, object]:
     return {"before": row[0], "start": -math.inf, "beyond": False, "limit": BATCH}
 
 
+def _given_up(conn: Connection) -> dict[str, object]:
+    """Dead pushes that a person has chosen."""
+    rows = conn.execute(
+        "select id from push_notifications where status = 'dead' order by updated_at limit %s", (BATCH,)
+    ).fetchall()
+    return {"ids": [row[0] for row in rows]}
+
+
 def _gone(conn: Connection) -> dict[str, object]:
     """Everything is old, and the pushes of the first log rows are gone."""
     conn.execute("alter table push_delivery_logs drop constraint if exists push_delivery_logs_push_id_fkey")
@@ -240,12 +248,38 @@ CASES = [
     Case("mark_push_sent", "select mark_push_sent(%(id)s)", _KEY, _one_claimed),
     Case("mark_push_failed", "select mark_push_failed(%(id)s, 'no')", _KEY, _one_claimed),
     Case("receipt", "select record_delivery_receipt(%(id)s, 'a', 'delivered')", _LOG, _one_claimed),
+    Case("get_push", "select get_push(%(id)s)", _LOG, _one_claimed),
+    Case(
+        "receipts",
+        "select record_delivery_receipts(array[jsonb_build_object("
+        "'push_id', %(id)s::uuid, 'device_token', 'a'::text, 'status', 'delivered'::text)])",
+        _LOG,
+        _one_claimed,
+    ),
     Case("receipt of a user", "select record_delivery_receipt(%(id)s, 'a', 'delivered')", _LOG, _users_own),
     Case("receipt, its push", "select record_delivery_receipt(%(id)s, 'a', 'delivered')", _KEY, _users_own),
     Case(
         "requeue",
         "select requeue_pushes(p_error_code => 'NONE', p_since => now() - interval '1 day')",
         _GIVEN_UP,
+    ),
+    Case(
+        "operator_requeue",
+        "select push_listener.operator_requeue(%(ids)s, now(), 'anna', null, null, null)",
+        _KEY,
+        _given_up,
+    ),
+    Case(
+        "operator_cancel",
+        "select push_listener.operator_cancel(%(ids)s, now(), 'anna', null, null, null)",
+        _KEY,
+        _waiting,
+    ),
+    Case(
+        "operator_reveal",
+        "select push_listener.operator_reveal((%(ids)s::uuid[])[1], 'anna')",
+        _LOG,
+        _given_up,
     ),
     Case("purge", sql.SQL(retention._PUSHES).format(old=sql.SQL(retention._OVER)), _OVER, _old),
     Case("purge, its delete", sql.SQL(retention._PUSHES).format(old=sql.SQL(retention._OVER)), _KEY, _old),

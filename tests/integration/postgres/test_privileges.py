@@ -256,6 +256,7 @@ VALUES = {
 BY_TYPE = {
     "uuid": f"'{OWNER}'",
     "uuid[]": "'{}'",
+    "integer[]": "'{}'",
     "text": "'text'",
     "jsonb": "'{}'",
     "timestamp with time zone": "now()",
@@ -445,7 +446,7 @@ def test_an_owner_who_may_not_ask_for_the_user_gets_all_but_users(
         superuser.execute("revoke usage on schema auth from test_plain")
         migrate.apply(plain_database.dsn)
         policies = superuser.execute("select distinct roles::text from pg_policies").fetchall()
-    assert sorted(policies) == [("{push_listener}",), ("{service_role}",)]
+    assert sorted(policies) == [("{push_listener_operator}",), ("{push_listener}",), ("{service_role}",)]
     assert grants(plain_database) == grants(database)
 
 
@@ -896,7 +897,7 @@ def test_row_level_security_costs_the_listener_no_plan(postgres: Server, applica
     assert not any("Seq Scan on push_notifications" in line or "drivers" in line for line in plans[1])
 
 
-def test_users_do_not_read_logs_and_devices_from_end_to_end(database: Database) -> None:
+def test_users_do_not_read_tables_from_end_to_end(database: Database) -> None:
     with psycopg.connect(database.dsn, autocommit=True) as owner:
         owner.execute(
             "insert into push_notifications (user_id, title, status, next_attempt_at) "
@@ -914,6 +915,7 @@ def test_users_do_not_read_logs_and_devices_from_end_to_end(database: Database) 
         user.execute("set role authenticated")
         user.execute("select set_config('request.jwt.claims', %s, false)", (f'{{"sub": "{OWNER}"}}',))
         for table, index in (
+            ("push_notifications", "push_notifications_user"),
             ("push_delivery_logs", "push_delivery_logs_push"),
             ("push_devices", "push_devices_live"),
         ):

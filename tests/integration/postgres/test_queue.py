@@ -92,7 +92,8 @@ async def test_a_claim_brings_every_column_that_is_sent(pool: Pool, rows: Rows) 
     assert 100.0 - PATIENCE < push.expires_in <= 100.0
     assert 7.0 <= push.waited < 7.0 + PATIENCE
     assert push == Push(
-        id=push_id, attempt=1, retry_count=0, lost_claims=0, device_token="t", topic=None, condition=None, user_id=user,
+        id=push_id, attempt=1, retry_count=0, lost_claims=0, device_token="t", fid=None, topic=None,
+        condition=None, user_id=user,
         recipients=[], accepted_before=0, title="T", body="B", data='{"k": "v", "n": 1}', channel="c",
         priority="high", image="https://i", options='{"android": {"ttl": "5s"}}', collapse_key="ck",
         expires_at=row["expires_at"].timestamp(), expires_in=push.expires_in, waited=push.waited,

@@ -85,6 +85,11 @@ def receipt(
     return json.dumps({"p_push_id": push, "p_device_token": token, "p_status": status, **more})
 
 
+def receipts(**columns: object) -> str:
+    one = {"push_id": ANNS_PUSH, "device_token": "ann-phone", "status": "opened", **columns}
+    return json.dumps({"p_receipts": [one]})
+
+
 def device(token: object = "phone", platform: object = "web", **more: object) -> str:
     return json.dumps({"p_token": token, "p_platform": platform, **more})
 
@@ -158,6 +163,10 @@ HOSTILE: dict[str, list[tuple[Caller, str, str]]] = {
         (AS_ANN, receipt(status=None), INVALID_PARAMETER),
         (AS_ANN, receipt(status=MEGABYTE), INVALID_PARAMETER),
         (AS_ANN, receipt(status=INJECTION), INVALID_PARAMETER),
+        (AS_ANN, receipt(BOBS_PUSH, p_at="2026-01-01T00:00:00Z"), FORBIDDEN),
+        (AS_ANN, receipt(p_at="yesterdayish"), BAD_TIME),
+        (AS_ANN, receipt(p_at=1767225600), "22008"),
+        (AS_ANN, receipt(p_at="9999999-01-01"), "22008"),
         (AS_ANN, receipt(p_details=[1]), INVALID_PARAMETER),
         (AS_ANN, receipt(p_details="text"), INVALID_PARAMETER),
         (AS_ANN, receipt(p_details={"a": MEGABYTE}), INVALID_PARAMETER),
@@ -179,6 +188,52 @@ HOSTILE: dict[str, list[tuple[Caller, str, str]]] = {
         (AS_ANN, json.dumps({"p_payloads": [{"type": "a", "message": "b"}] * 1001}), INVALID_PARAMETER),
         (AS_ANN, json.dumps({"p_payloads": [1] * 100_000}), INVALID_PARAMETER),
         (AS_ANN, json.dumps({"p_payloads": [[1] * 1000] * 100}), INVALID_PARAMETER),
+        (ANON, json.dumps({"p_payloads": [], "p_batch_id": NO_PUSH}), FORBIDDEN),
+        (AS_ANN, json.dumps({"p_payloads": None, "p_batch_id": NO_PUSH}), INVALID_PARAMETER),
+        (AS_ANN, json.dumps({"p_payloads": [], "p_batch_id": INJECTION}), INVALID_TEXT),
+        (AS_ANN, '{"p_payloads": [], "p_batch_id": 1}', INVALID_TEXT),
+    ],
+    "record_delivery_receipts": [
+        (ANON, receipts(), FORBIDDEN),
+        (AS_NOBODY, receipts(), FORBIDDEN),
+        (AS_NOBODY, '{"p_receipts": []}', FORBIDDEN),
+        (AS_ANN, '{"p_receipts": null}', INVALID_PARAMETER),
+        (AS_ANN, '{"p_receipts": {}}', INVALID_TEXT),
+        (AS_ANN, '{"p_receipts": "text"}', INVALID_TEXT),
+        (AS_ANN, '{"p_receipts": [[1], [2, 3]]}', INVALID_TEXT),
+        (AS_ANN, '{"p_receipts": [[1], [2]]}', INVALID_PARAMETER),
+        (AS_ANN, json.dumps({"p_receipts": [{}] * 501}), INVALID_PARAMETER),
+        (AS_ANN, json.dumps({"p_receipts": [1] * 100_000}), INVALID_PARAMETER),
+        (AS_ANN, json.dumps({"p_receipts": [{"a": MEGABYTE + str(n)} for n in range(9)]}), "PT413"),
+        (AS_ANN, receipts(details={"a": "\0"}), NO_CHARACTER),
+        (AS_ANN, receipts(status="\ud800"), INVALID_TEXT),
+        (AS_ANN, '{"p_receipts": [' + deep(50_000) + "]}", "54001"),
+    ],
+    "get_push": [
+        (ANON, json.dumps({"p_push_id": ANNS_PUSH}), FORBIDDEN),
+        (AS_NOBODY, json.dumps({"p_push_id": ANNS_PUSH}), FORBIDDEN),
+        (AS_ANN, json.dumps({"p_push_id": BOBS_PUSH}), FORBIDDEN),
+        (AS_ANN, json.dumps({"p_push_id": NO_PUSH}), FORBIDDEN),
+        (AS_ANN, '{"p_push_id": null}', INVALID_PARAMETER),
+        (AS_ANN, json.dumps({"p_push_id": INJECTION}), INVALID_TEXT),
+        (AS_ANN, json.dumps({"p_push_id": [ANNS_PUSH]}), INVALID_TEXT),
+        (AS_ANN, '{"p_push_id": "\\u0000"}', NO_CHARACTER),
+        (SERVICE, json.dumps({"p_push_id": NO_PUSH}), NOT_THERE),
+    ],
+    "enqueue_pushes": [
+        (ANON, '{"p_pushes": []}', FORBIDDEN),
+        (AS_ANN, '{"p_pushes": []}', FORBIDDEN),
+        (AS_ANN, json.dumps({"p_pushes": [{"user_id": ANN, "title": "to myself"}]}), FORBIDDEN),
+        (SERVICE, '{"p_pushes": null}', INVALID_PARAMETER),
+        (SERVICE, '{"p_pushes": {}}', INVALID_TEXT),
+        (SERVICE, '{"p_pushes": "text"}', INVALID_TEXT),
+        (SERVICE, '{"p_pushes": [[1, 2], [3]]}', INVALID_TEXT),
+        (SERVICE, '{"p_pushes": [[1, 2], [3, 4]]}', INVALID_PARAMETER),
+        (SERVICE, json.dumps({"p_pushes": [{"topic": "a", "title": "b"}] * 10_001}), INVALID_PARAMETER),
+        (SERVICE, json.dumps({"p_pushes": [1] * 100_000}), INVALID_PARAMETER),
+        (SERVICE, json.dumps({"p_pushes": [{"topic": "a", "title": "b\0"}]}), NO_CHARACTER),
+        (SERVICE, json.dumps({"p_pushes": [{"topic": "a", "title": "\udfff"}]}), INVALID_TEXT),
+        (SERVICE, '{"p_pushes": [' + deep(50_000) + "]}", "54001"),
     ],
     "enqueue_push": [
         (ANON, push(), FORBIDDEN),
@@ -192,6 +247,10 @@ HOSTILE: dict[str, list[tuple[Caller, str, str]]] = {
         (SERVICE, push(p_device_token=["phone", "other"]), INVALID_PARAMETER),
         (SERVICE, push(p_device_token="\u202ephone"), INVALID_PARAMETER),
         (SERVICE, push(p_topic="news"), INVALID_PARAMETER),
+        (SERVICE, push(p_fid="dIsVQ2QVRT-TWzQVxvNYhM"), INVALID_PARAMETER),
+        (SERVICE, push(p_device_token=None, p_fid=""), INVALID_PARAMETER),
+        (SERVICE, push(p_device_token=None, p_fid=INJECTION), INVALID_PARAMETER),
+        (SERVICE, push(p_device_token=None, p_fid=MEGABYTE), INVALID_PARAMETER),
         (SERVICE, push(p_device_token=None, p_topic=INJECTION), INVALID_PARAMETER),
         (SERVICE, push(p_device_token=None, p_topic="news\n"), INVALID_PARAMETER),
         (SERVICE, push(p_device_token=None, p_topic=MEGABYTE), INVALID_PARAMETER),
@@ -278,6 +337,12 @@ HOSTILE: dict[str, list[tuple[Caller, str, str]]] = {
         (SERVICE, json.dumps({"p_ids": [INJECTION]}), INVALID_TEXT),
         (SERVICE, json.dumps({"p_ids": NO_PUSH}), INVALID_TEXT),
         (SERVICE, '{"p_since": "yesterdayish"}', BAD_TIME),
+        (SERVICE, '{"p_until": "yesterdayish"}', BAD_TIME),
+        (SERVICE, '{"p_status": "sent"}', INVALID_PARAMETER),
+        (SERVICE, '{"p_status": "pending", "p_error_code": "X"}', INVALID_PARAMETER),
+        (SERVICE, json.dumps({"p_status": INJECTION}), INVALID_PARAMETER),
+        (SERVICE, '{"p_user_id": "me"}', INVALID_TEXT),
+        (AS_ANN, json.dumps({"p_user_id": ANN}), FORBIDDEN),
         (SERVICE, '{"p_error_code": "X", "p_limit": -5}', INVALID_PARAMETER),
         (SERVICE, '{"p_error_code": "X", "p_limit": null}', INVALID_PARAMETER),
         (SERVICE, '{"p_error_code": "X", "p_limit": 100000}', INVALID_PARAMETER),
@@ -431,6 +496,76 @@ def test_the_same_receipt_twice_at_the_same_time_is_noted_once(peopled: Database
 
 
 @pytest.mark.parametrize("commits", [True, False])
+def test_the_same_keys_in_two_calls_at_the_same_time_are_the_same_pushes(
+    database: Database, commits: bool
+) -> None:
+    """Whatever their order is: nobody waits in a circle."""
+    pushes = [
+        {"topic": "news", "title": "hello", "idempotency_key": f"key {n % 5}" if n % 2 else None}
+        for n in range(20)
+    ]
+    with request(database, SERVICE) as first:
+        made = post(first, "enqueue_pushes", json.dumps({"p_pushes": pushes}))
+        second = Second(database, SERVICE, "enqueue_pushes", p_pushes=list(reversed(pushes)))
+        second.wait_until_blocked()
+        if not commits:
+            first.rollback()
+    second.join()
+    again = second.rows
+    assert [row[3] for row in (*made, *again)] == [None] * 40
+    ids = {push["idempotency_key"]: row[1] for push, row in zip(pushes, made, strict=True)}
+    for push, row in zip(reversed(pushes), again, strict=True):
+        if (key := push["idempotency_key"]) is not None:
+            assert (row[1] == ids[key]) is commits
+            assert not (commits and row[2])
+    with psycopg.connect(database.dsn) as connection:
+        query = "select count(*), count(distinct idempotency_key) from public.push_notifications"
+        assert connection.execute(query).fetchone() == ((25, 5) if commits else (15, 5))
+
+
+@pytest.mark.parametrize("commits", [True, False])
+def test_the_same_batch_of_telemetry_twice_at_the_same_time_is_stored_once(
+    database: Database, commits: bool
+) -> None:
+    arguments = {"p_payloads": [{"type": "a", "message": "b"}, {}] * 50, "p_batch_id": NO_PUSH}
+    for caller in (AS_ANN, SERVICE):
+        with request(database, caller) as first:
+            answer = post(first, "flush_telemetry", json.dumps(arguments))[0][0]
+            second = Second(database, caller, "flush_telemetry", **arguments)
+            second.wait_until_blocked()
+            if not commits:
+                first.rollback()
+        assert second.join() == answer
+        assert (answer["batch_id"], answer["accepted"], len(answer["rejected"])) == (NO_PUSH, 50, 50)
+    with psycopg.connect(database.dsn) as connection:
+        query = "select user_id::text, count(*) from public.telemetry_logs group by 1 order by 1"
+        assert connection.execute(query).fetchall() == [(ANN, 50), (None, 50)]
+
+
+def test_two_devices_of_one_user_do_not_wait_in_a_circle(database: Database) -> None:
+    with psycopg.connect(database.dsn) as connection:
+        rows = connection.execute(
+            "insert into public.push_notifications (user_id, title, status, next_attempt_at, sent_at) "
+            "select %s, 'hello', 'sent', null, now() from generate_series(1, 20) returning id::text",
+            (ANN,),
+        ).fetchall()
+        connection.execute(
+            "insert into public.push_delivery_logs (push_id, device_token, status) "
+            "select id, t, 'sent' from public.push_notifications, unnest(array['phone', 'tablet']) t"
+        )
+    sent = [{"push_id": push, "device_token": "phone", "status": "opened"} for (push,) in rows]
+    with request(database, AS_ANN) as first:
+        assert all(
+            row[1] for row in post(first, "record_delivery_receipts", json.dumps({"p_receipts": sent}))
+        )
+        backwards = [{**each, "device_token": "tablet"} for each in reversed(sent)]
+        second = Second(database, AS_ANN, "record_delivery_receipts", p_receipts=backwards)
+        second.wait_until_blocked()
+    second.join()
+    assert [row[1:] for row in second.rows] == [(True, None)] * 20
+
+
+@pytest.mark.parametrize("commits", [True, False])
 def test_the_same_idempotency_key_twice_at_the_same_time_is_one_push(
     database: Database, commits: bool
 ) -> None:
@@ -493,6 +628,14 @@ def test_no_function_reads_the_history(peopled: Database) -> None:
         "record_delivery_receipt": (AS_ANN, receipt()),
         "enqueue_push": (SERVICE, push(p_idempotency_key="once")),
         "cancel_push": (SERVICE, json.dumps({"p_push_id": NO_PUSH})),
+        "enqueue_pushes": (
+            SERVICE,
+            json.dumps(
+                {"p_pushes": [{"topic": "a", "title": "b", "idempotency_key": str(n)} for n in range(9)]}
+            ),
+        ),
+        "get_push": (AS_ANN, json.dumps({"p_push_id": ANNS_PUSH})),
+        "record_delivery_receipts": (AS_ANN, receipts(status="clicked")),
         "requeue_pushes": (SERVICE, '{"p_error_code": "X", "p_since": "2020-01-01", "p_limit": 5}'),
     }
     for function, (caller, body) in calls.items():
@@ -509,6 +652,37 @@ def test_no_function_reads_the_history(peopled: Database) -> None:
         for table, scans, read in rows:
             assert scans == 0, (function, table)
             assert read < 300, (function, table)
+
+
+def test_ten_thousand_pushes_are_one_insert_and_a_refused_one_costs_a_few(database: Database) -> None:
+    with psycopg.connect(database.dsn, autocommit=True) as connection:
+        connection.execute(
+            """
+            create sequence public.inserts;
+            grant usage on sequence public.inserts to service_role;
+            create function public.count_inserts() returns trigger language plpgsql
+              as 'begin perform nextval(''public.inserts''); return null; end';
+            create trigger count_inserts before insert on public.push_notifications
+              for each statement execute function public.count_inserts();
+            alter table public.push_notifications add constraint no_swearing check (title <> 'damn') not valid;
+            """
+        )
+        for titles, inserts in (
+            (["hello"] * 10_000, 1),
+            (["hello"] * 999 + ["damn"], 1 + 2 * 10),  # the halves of 1,000
+        ):
+            connection.execute("alter sequence public.inserts restart")
+            pushes = [
+                {"topic": "news", "title": title, "idempotency_key": f"{inserts} {n}"}
+                for n, title in enumerate(titles)
+            ]
+            with request(database, SERVICE) as session:
+                session.execute("set local statement_timeout = 0")  # machines differ
+                rows = post(session, "enqueue_pushes", json.dumps({"p_pushes": pushes}))
+            assert [row[0] for row in rows] == list(range(len(titles)))
+            assert sum(row[2] for row in rows) == titles.count("hello")
+            (last,) = connection.execute("select last_value from public.inserts").fetchall()[0]
+            assert last <= inserts
 
 
 # --- elsewhere than on Supabase --------------------------------------------------------------------------
@@ -602,7 +776,16 @@ def _use_every_function(connection: Connection) -> None:
     assert value("mark_push_sent(%s)", made) == "sent"
     assert value("register_device('phone', 'web', %s)", ANN) == ""
     assert value("record_delivery_receipt(%s, 'phone', 'clicked')", made) is True
+    assert value("get_push(%s)", made)["devices"][0]["status"] == "clicked"
+    events = (
+        f'{{"push_id": "{made}", "device_token": "phone", "status": "opened", "at": "2026-01-01T00:00:00Z"}}'
+    )
+    assert value("record_delivery_receipts(array[%s::jsonb])", events)[1] == "t"
     assert value("unregister_device('phone')") is True
+    assert value("""enqueue_pushes(array['{"topic": "a", "title": "b"}'::jsonb])""")[2] == "t"
+    for _ in range(2):
+        batch = """flush_telemetry(array['{"type": "a", "message": "b"}'::jsonb], %s)"""
+        assert value(batch, made)["accepted"] == 1
     assert value("""flush_telemetry(array['{"type": "a", "message": "b"}'::jsonb])""")["accepted"] == 1
 
 
@@ -613,7 +796,7 @@ def test_grants_are_the_same_in_old_and_new_projects(database: Database, blank_d
     old, new = (_grants(each) for each in (blank_database, database))
     assert old == new
     assert {function for function, _ in new} == {function for function, role in new if role == "service_role"}
-    assert len(new) == 2 * len(HOSTILE) + 4  # the owner and service_role; and for four authenticated
+    assert len(new) == 2 * len(HOSTILE) + 6  # the owner and service_role; and for six authenticated
 
 
 def _grants(database: Database) -> set[tuple[Any, ...]]:
@@ -632,10 +815,19 @@ def _grants(database: Database) -> set[tuple[Any, ...]]:
 def test_the_examples_in_the_documentation_run(database: Database) -> None:
     text = (Path(__file__).resolve().parents[3] / "docs" / "sql.md").read_text()
     examples = re.findall(r"^```sql\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
-    assert len(examples) == 4
+    assert len(examples) == 6
+    results = []
     with psycopg.connect(database.dsn) as connection:
-        connection.execute("set local role service_role")
-        results = [connection.execute(example.encode()).fetchall() for example in examples]
-    assert results[1] == [(0,)]
-    assert results[2][0][0]["rejected"] == [{"index": 1, "reason": "message must be a string"}]
-    assert [row[3] for row in results[3]] == ["Your table is ready"]
+        for example in examples:
+            # What operators call is not for the application's server.
+            for_operators = "push_listener.operator_" in example
+            connection.execute("reset role" if for_operators else "set local role service_role")
+            results.append(connection.execute(example.encode()).fetchall())
+    assert [(row[0], row[2], row[3]) for row in results[1]] == [
+        (0, False, None),  # the push of the example before
+        (1, False, "there is no key titel: the keys are those of enqueue_push without p_"),
+    ]
+    assert results[1][0][1] == results[0][0][0]
+    assert results[2] == [(0,)]
+    assert results[3][0][0]["rejected"] == [{"index": 1, "reason": "message must be a string"}]
+    assert [row[3] for row in results[4]] == ["Your table is ready"]

@@ -98,6 +98,42 @@ async def test_topic_and_condition(
     assert {name: log["details"][name] for name in target} == target
 
 
+FID = "dIsVQ2QVRT-TWzQVxvNYhM"
+
+
+async def test_an_installation_id_goes_out_as_one(rows: Rows, emulator: Emulator, service: Service) -> None:
+    """Also where push_recipients has it in the column of the tokens; and its receipt is taken."""
+    user = uuid4()
+    for device in (FID, "dead-phone"):
+        await rows.query("select register_device(%(device)s, 'web', %(user)s)", device=device, user=user)
+    to_it = await rows.one_over(await rows.add(fid=FID, title="t"))
+    to_user = await rows.one_over(await rows.add(user_id=user, title="t"))
+    assert (to_it["status"], to_user["status"]) == ("sent", "sent")
+    assert {(each.kind, each.target) for each in of(to_it["id"], emulator)} == {("fid", FID)}
+    assert {(each.kind, each.target) for each in of(to_user["id"], emulator)} == {
+        ("fid", FID),
+        ("token", "dead-phone"),
+    }
+    (log,) = await rows.logs(to_it["id"])
+    assert (log["device_token"], log["status"]) == (FID, "sent")
+    (receipt,) = await rows.query(
+        "select record_delivery_receipt(%(id)s, %(fid)s, 'delivered') as recorded", id=to_it["id"], fid=FID
+    )
+    assert (receipt["recorded"], (await rows.get(to_it["id"]))["status"]) == (True, "delivered")
+
+
+async def test_an_installation_that_is_gone_is_disabled(
+    rows: Rows, emulator: Emulator, service: Service
+) -> None:
+    emulator.add_fault(f"unregistered,token={FID}")
+    await rows.query("select register_device(%(fid)s, 'web', gen_random_uuid())", fid=FID)
+    row = await rows.one_over(await rows.add(fid=FID, title="t"))
+    assert (row["status"], row["error_code"]) == ("dead", "UNREGISTERED")
+    assert [(each.kind, each.error_code) for each in of(row["id"], emulator)] == [("fid", "UNREGISTERED")]
+    (device,) = await rows.query("select disabled_reason from push_devices")
+    assert device["disabled_reason"] == "UNREGISTERED"
+
+
 async def test_a_scheduled_push_goes_out_when_its_time_has_come(
     rows: Rows, emulator: Emulator, service: Service
 ) -> None:
