@@ -101,8 +101,8 @@ def messages() -> st.SearchStrategy[Callable[[Any], Any]]:
         maybe(
             title=text, body=text, icon=text, color=color, sound=text, tag=text, click_action=text,
             body_loc_key=some, title_loc_key=some, channel_id=text, image=text, ticker=text, sticky=flag,
-            event_timestamp=st.datetimes(datetime(1971, 1, 1), datetime(2100, 1, 1), timezones=st.none() |
-            st.just(UTC)), local_only=flag, priority=st.sampled_from(["min", "low", "default", "high", "max"]),
+            event_timestamp=st.datetimes(datetime(1971, 1, 1), timezones=zones),
+            local_only=flag, priority=st.sampled_from(["min", "low", "default", "high", "max"]),
             vibrate_timings_millis=st.lists(eighths, max_size=2), default_vibrate_timings=flag,
             default_sound=flag, light_settings=light, default_light_settings=flag,
             visibility=st.sampled_from(["private", "public", "secret"]), notification_count=st.integers(0, 9),
