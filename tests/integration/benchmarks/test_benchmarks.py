@@ -10,7 +10,7 @@ import pytest
 from click.testing import CliRunner
 
 from tests.benchmarks import __main__ as command
-from tests.benchmarks import drain, history, latency, lookups, queues, rig, scale
+from tests.benchmarks import clients, drain, history, latency, lookups, queues, rig, scale
 from tests.benchmarks.options import Options
 from tests.benchmarks.report import Line, at_least
 
@@ -38,6 +38,12 @@ def test_pushes_at_a_rate_arrive(monkeypatch: pytest.MonkeyPatch) -> None:
     assert found.inserted_per_s > 10
     assert len(found.ms) > 10
     assert all(0 < value < 60_000 for value in found.ms)
+
+
+def test_every_way_in_is_measured() -> None:
+    found = clients.measure(50, 1)
+    assert len(found) == 6
+    assert all(rate > 0 for rates in found.values() for rate in rates), found
 
 
 def test_what_fails_is_told_and_the_rest_goes_on(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -1,10 +1,9 @@
-"""What an application calls."""
+"""What runs on a synchronous connection of psycopg, in the caller's transaction: Django's, a script's, a command's."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
@@ -13,6 +12,10 @@ import psycopg
 from psycopg import sql
 from psycopg.rows import class_row, scalar_row, tuple_row
 from psycopg.types.json import Jsonb
+
+from listener.client.direct import statement_for, translated
+from listener.client.push import Push
+from listener.client.push_progress import OVER, Progress
 
 # As a number: the text of a time depends on DateStyle.
 _TIME = "select extract(epoch from pg_catalog.clock_timestamp())::float8 + %s::float8"
@@ -26,6 +29,8 @@ select attname::text
 
 def enqueue(
     conn: psycopg.Connection[Any],
+    push: Push | None = None,
+    /,
     *,
     user_id: UUID | str | None = None,
     device_token: str | None = None,
@@ -43,11 +48,25 @@ def enqueue(
     expires_at: datetime | None = None,
     send_at: datetime | None = None,
 ) -> UUID:
-    """Adds a row to ``push_notifications`` in the caller's transaction, and returns its id.
+    """Adds a push in the caller's transaction, and returns its id. It goes out when that commits, or at ``send_at``.
 
-    The push is on its way when that transaction commits, or at ``send_at``. With an ``idempotency_key`` that
-    is there already, nothing is added and the id of the row that has it is returned. Raises psycopg.Error.
+    With an ``idempotency_key`` that is there already, nothing is added and the id of the push that has it is returned.
+
+    A ``Push`` is added by ``enqueue_push``, which checks it and needs the rights of a service. Columns are added by
+    an INSERT with the rights of the connection; nothing is checked but the constraints of the table, and the
+    listener finds the rest.
+
+    Raises:
+        TypeError: the connection is asynchronous (use ``PushClient``), or is not psycopg's, or there are both a push
+            and columns.
+        ClientError: the database has refused the ``Push``. This has failed the caller's transaction.
+        psycopg.Error: the database has refused the columns.
     """
+    if not isinstance(conn, psycopg.Connection):
+        raise TypeError(
+            f"conn must be a psycopg.Connection, not {type(conn).__name__}: in Django it is connection.connection, "
+            "after connection.ensure_connection(); on an asynchronous one use PushClient.enqueue(push, conn=conn)"
+        )
     given = {
         "user_id": user_id,
         "device_token": device_token,
@@ -67,6 +86,10 @@ def enqueue(
         "status": "pending",  # in an adopted table the default may be another
     }
     values = {name: value for name, value in given.items() if value is not None}
+    if push is not None:
+        if len(values) > 1:
+            raise TypeError("give a Push, or columns, and not both")
+        return _enqueue_push(conn, push)
     if title is None or body is None:
         # An adopted table may require them: an empty text shows nothing.
         with conn.cursor(row_factory=scalar_row) as cursor:
@@ -89,27 +112,22 @@ def enqueue(
     return UUID(str(row[0]))
 
 
-ACCEPTED = frozenset({"sent", "delivered"})
-_OVER = ACCEPTED | {"dead", "expired", "cancelled"}
-
-
-@dataclass(frozen=True, slots=True)
-class Progress:
-    """How far a push has got."""
-
-    push_id: UUID
-    status: str
-    retry_count: int
-    error_code: str | None
-    last_error: str | None
-    fcm_message_id: str | None
+def _enqueue_push(conn: psycopg.Connection[Any], push: Push) -> UUID:
+    statement, values = statement_for("enqueue_push", push.arguments())
+    try:
+        with conn.cursor(row_factory=scalar_row) as cursor:
+            found = cursor.execute(statement, values).fetchone()
+    except psycopg.Error as error:
+        raise translated(error) from error
+    return UUID(str(found))
 
 
 def progress(conn: psycopg.Connection[Any], push_id: UUID) -> Progress:
     """How far a push has got. Raises LookupError when there is no such row, or psycopg.Error."""
     with conn.cursor(row_factory=class_row(Progress)) as cursor:
         cursor.execute(
-            "select id as push_id, status, retry_count, error_code, last_error, fcm_message_id "
+            "select id as push_id, status, coalesce(retry_count, 0) as retry_count, error_code, last_error, "
+            "fcm_message_id, created_at, next_attempt_at, sent_at, delivered_at "
             "from public.push_notifications where id = %s",
             (push_id,),
         )
@@ -125,7 +143,7 @@ def wait_for(conn: psycopg.Connection[Any], push_id: UUID, seconds: float) -> Pr
     ``conn`` is in autocommit. Raises LookupError when there is no such row, or psycopg.Error.
     """
     until = time.monotonic() + seconds
-    while (now := progress(conn, push_id)).status not in _OVER and time.monotonic() < until:
+    while (now := progress(conn, push_id)).status not in OVER and time.monotonic() < until:
         time.sleep(0.1)
     return now
 

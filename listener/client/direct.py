@@ -1,0 +1,361 @@
+"""Calls over a connection to Postgres."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import time
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager, suppress
+from datetime import timedelta
+from typing import Any, LiteralString, Self
+from weakref import WeakKeyDictionary
+
+import psycopg
+from psycopg import sql
+from psycopg.abc import AdaptContext
+from psycopg.rows import scalar_row, tuple_row
+from psycopg.types.json import Jsonb
+from psycopg_pool import AsyncConnectionPool, PoolClosed, PoolTimeout, TooManyRequests
+
+from listener.client.errors import ClientError, InvalidArgument, Unavailable, from_sqlstate, not_installed
+from listener.client.transport import TIMEOUT, to_json
+
+MAX_CONNECTIONS = 4
+CONNECT_TIMEOUT = 10.0
+"""Seconds within which a connection must be there."""
+
+_TRUST_IDLE = 1.0
+"""Seconds for which a connection is taken to be alive without a look, a round trip."""
+_CUT_AFTER = 5.0
+"""Seconds that a server has to answer the request to cancel a statement; then the connection is cut."""
+
+# A server that has vanished is noticed within 25 s, one that does not take what is sent within 15 s.
+_KEEPALIVE = {
+    "keepalives_idle": 10,
+    "keepalives_interval": 5,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 15_000,
+}
+
+_RETURNS = """
+select p.proretset, p.prorettype = 'pg_catalog.void'::pg_catalog.regtype
+  from pg_catalog.pg_proc p
+  where p.pronamespace = 'public'::pg_catalog.regnamespace and p.proname = %s
+  limit 1
+"""
+
+# Each condition must be written as in its index (push_notifications_over, push_notifications_given_up).
+_ENDED: tuple[LiteralString, ...] = (
+    "status::text in ('sent', 'delivered', 'expired', 'cancelled') and next_attempt_at is null",
+    "status::text in ('dead', 'failed') and next_attempt_at is null",
+)
+_DELETED_AT_ONCE = 1000
+_DELETE: LiteralString = """
+with old as materialized (
+  select id from public.push_notifications
+    where {ended} and updated_at < pg_catalog.now() - %(age)s::interval
+    order by updated_at
+    limit %(limit)s
+    for update skip locked
+), gone as (
+  delete from public.push_notifications where id = any (array(select id from old)) returning id
+), logs as (
+  delete from public.push_delivery_logs where push_id = any (array(select id from gone))
+)
+select pg_catalog.count(*) from gone
+"""
+
+Pool = AsyncConnectionPool[psycopg.AsyncConnection[Any]]
+
+
+class Direct:
+    """Calls functions over connections to Postgres, as the role of the connection.
+
+    Every event loop that uses it gets connections of its own, so one ``Direct`` may serve an application, its
+    telemetry thread and the processes that it forks. A pooler in transaction mode may stand between.
+    """
+
+    def __init__(
+        self,
+        dsn: str | Pool,
+        *,
+        max_connections: int = MAX_CONNECTIONS,
+        connect_timeout: float = CONNECT_TIMEOUT,
+        timeout: float = TIMEOUT,  # of each call
+    ) -> None:
+        """Connects nowhere yet.
+
+        Args:
+            dsn: a connection string, or an open pool of the application, which belongs to one event loop.
+            max_connections: for each event loop; a pool of the application has its own limit.
+            connect_timeout: seconds to wait for a connection.
+            timeout: seconds for each call; then the statement is cancelled.
+
+        Raises:
+            TypeError: the pool is not an ``AsyncConnectionPool``.
+        """
+        if not isinstance(dsn, str | AsyncConnectionPool):
+            raise TypeError(
+                f"Direct takes a connection string or a psycopg_pool.AsyncConnectionPool, not {type(dsn).__name__}"
+            )
+        self._dsn = dsn
+        self._max_connections = max_connections
+        self._connect_timeout = connect_timeout
+        self._timeout = timeout
+        self._pools: WeakKeyDictionary[asyncio.AbstractEventLoop, _Pool] = WeakKeyDictionary()
+        self._returns: dict[str, tuple[bool, bool]] = {}
+
+    @property
+    def belongs_to_one_loop(self) -> bool:
+        """Whether only the event loop of the application's pool can use it."""
+        return not isinstance(self._dsn, str)
+
+    async def call(self, function: str, args: Mapping[str, Any]) -> Any:
+        """See ``Transport.call``."""
+        try:
+            async with self._connection() as connection, _limit(connection, self._timeout):
+                return await _call_on(connection, function, args, self._returns)
+        except psycopg.Error as error:
+            raise translated(error) from error
+        except TimeoutError as error:
+            raise Unavailable(
+                f"Postgres has not answered within {self._timeout:g} s",
+                hint="the statement was cancelled, unless it had just ended",
+                may_have_happened=True,
+            ) from error
+
+    async def call_in(
+        self, connection: psycopg.AsyncConnection[Any], function: str, args: Mapping[str, Any]
+    ) -> Any:
+        """As ``call``, on a connection of the caller and in its transaction, with the rights of its role.
+
+        Raises:
+            TypeError: it is no asynchronous connection of psycopg.
+        """
+        if not isinstance(connection, psycopg.AsyncConnection):
+            raise TypeError(
+                f"conn must be a psycopg.AsyncConnection, not {type(connection).__name__}: on a synchronous connection "
+                "use listener.client.enqueue(conn, push); with another driver run enqueue_push with push.arguments()"
+            )
+        try:
+            return await _call_on(connection, function, args, self._returns)
+        except psycopg.Error as error:
+            raise translated(error) from error
+
+    async def delete_ended(self, older_than: timedelta) -> int:
+        """Deletes pushes that ended longer ago than that, with their log rows, in short transactions; returns how many.
+
+        Needs the right to delete, which the owner and ``service_role`` have. Rows that others have locked are left.
+        """
+        deleted = 0
+        try:
+            for condition in _ENDED:
+                statement = sql.SQL(_DELETE).format(ended=sql.SQL(condition))
+                while True:
+                    async with (
+                        self._connection() as connection,
+                        _limit(connection, self._timeout),
+                        connection.cursor(row_factory=scalar_row) as cursor,
+                    ):
+                        await cursor.execute(statement, {"age": older_than, "limit": _DELETED_AT_ONCE})
+                        count = await cursor.fetchone() or 0
+                    deleted += count
+                    if count < _DELETED_AT_ONCE:
+                        break
+        except psycopg.Error as error:
+            raise translated(error) from error
+        return deleted
+
+    async def close(self) -> None:
+        """Closes the connections of the running event loop. A pool of the application stays open."""
+        pool = self._pools.pop(asyncio.get_running_loop(), None)
+        if pool is not None:
+            await pool.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    @asynccontextmanager
+    async def _connection(self) -> AsyncIterator[psycopg.AsyncConnection[Any]]:
+        if not isinstance(self._dsn, str):
+            pool: Pool = self._dsn
+        else:
+            pool = await self._own_pool(self._dsn)
+        try:
+            connection = await pool.getconn(self._connect_timeout)
+        except (PoolTimeout, TooManyRequests, PoolClosed) as error:
+            reason = pool.last_error if isinstance(pool, _Pool) else None
+            raise Unavailable(
+                f"no connection to Postgres within {self._connect_timeout:g} s: {reason or error}",
+                hint="check the address, the password and the number of connections",
+            ) from error
+        try:
+            if connection.autocommit:
+                yield connection
+            else:  # of a pool of the application
+                async with connection.transaction():
+                    yield connection
+        finally:
+            await pool.putconn(connection)
+
+    async def _own_pool(self, dsn: str) -> _Pool:
+        loop = asyncio.get_running_loop()
+        pool = self._pools.get(loop)
+        if pool is None:
+            pool = self._pools[loop] = _Pool(dsn, self._max_connections)
+            await pool.open()
+        return pool
+
+
+class _Connection(psycopg.AsyncConnection[Any]):
+    """A connection that knows when it was last used."""
+
+    used_at = 0.0
+
+
+class _Pool(AsyncConnectionPool[psycopg.AsyncConnection[Any]]):
+    """A pool that remembers why it could not connect: psycopg_pool only says that it took too long."""
+
+    def __init__(self, dsn: str, max_connections: int) -> None:
+        self.last_error: psycopg.Error | None = None
+        pool = self
+
+        class Remembering(_Connection):
+            @classmethod
+            async def connect(
+                cls,
+                conninfo: str = "",
+                *,
+                context: AdaptContext | None = None,
+                **kwargs: Any,
+            ) -> Self:
+                try:
+                    connection = await super().connect(conninfo, context=context, **kwargs)
+                except psycopg.Error as error:
+                    pool.last_error = error
+                    raise
+                pool.last_error = None
+                return connection
+
+        super().__init__(
+            dsn,
+            connection_class=Remembering,
+            kwargs={"autocommit": True, "prepare_threshold": None, "client_encoding": "utf8", **_KEEPALIVE},
+            min_size=0,
+            max_size=max_connections,
+            open=False,
+            check=_check,
+            reset=_note_use,
+            name="listener.client",
+        )
+
+
+async def _check(connection: psycopg.AsyncConnection[Any]) -> None:
+    """Raises OperationalError if a connection that was idle for a while is dead, so that the pool replaces it."""
+    if isinstance(connection, _Connection) and time.monotonic() - connection.used_at > _TRUST_IDLE:
+        await AsyncConnectionPool.check_connection(connection)
+
+
+async def _note_use(connection: psycopg.AsyncConnection[Any]) -> None:
+    if isinstance(connection, _Connection):
+        connection.used_at = time.monotonic()
+
+
+@asynccontextmanager
+async def _limit(connection: psycopg.AsyncConnection[Any], seconds: float) -> AsyncIterator[None]:
+    """Cancels a statement after so many seconds, and cuts the connection if the server does not react to that.
+
+    psycopg waits without a limit for the end of a statement that it has cancelled. Raises TimeoutError.
+    """
+    cutting = asyncio.get_running_loop().call_later(seconds + _CUT_AFTER, _cut, connection)
+    try:
+        async with asyncio.timeout(seconds):
+            yield
+    finally:
+        cutting.cancel()
+
+
+def _cut(connection: psycopg.AsyncConnection[Any]) -> None:
+    with suppress(OSError, psycopg.Error), socket.socket(fileno=os.dup(connection.fileno())) as raw:
+        raw.shutdown(socket.SHUT_RDWR)
+
+
+async def _call_on(
+    connection: psycopg.AsyncConnection[Any],
+    function: str,
+    args: Mapping[str, Any],
+    returns: dict[str, tuple[bool, bool]],
+) -> Any:
+    """Calls a function on a connection, in its transaction if it has one.
+
+    Args:
+        returns: what is known of functions: whether they return a set, and whether nothing. Filled as needed.
+
+    Raises:
+        psycopg.Error: from Postgres.
+        NotInstalled: there is no such function.
+        InvalidArgument: an argument cannot be sent.
+    """
+    if function not in returns:
+        async with connection.cursor(row_factory=tuple_row) as cursor:
+            await cursor.execute(_RETURNS, (function,))
+            row = await cursor.fetchone()
+        if row is None:
+            raise not_installed(function, list(args))
+        returns[function] = row
+    is_set, is_void = returns[function]
+    statement, values = statement_for(function, args, is_void=is_void)
+    async with connection.cursor(row_factory=scalar_row) as cursor:
+        await cursor.execute(statement, values)
+        found = await cursor.fetchall()
+    if is_void:
+        return None
+    return found if is_set else found[0]
+
+
+def statement_for(
+    function: str, args: Mapping[str, Any], *, is_void: bool = False
+) -> tuple[sql.Composed, dict[str, Any]]:
+    """The statement that calls a function with named arguments, and its values. The result is JSON."""
+    statement = sql.SQL("select {} from public.{}({}) as f").format(
+        sql.SQL("null" if is_void else "pg_catalog.to_jsonb(f)"),
+        sql.Identifier(function),
+        sql.SQL(", ").join(sql.SQL("{} => {}").format(sql.Identifier(n), sql.Placeholder(n)) for n in args),
+    )
+    return statement, {name: _adapted(value) for name, value in args.items()}
+
+
+def _adapted(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return _jsonb(value)
+    if isinstance(value, list) and any(isinstance(each, Mapping) for each in value):
+        return _array(value)
+    if isinstance(value, str):
+        to_json(value)  # refuses what psycopg would report without saying what to do
+    return value
+
+
+def _array(values: list[Any]) -> str:
+    """An array of JSON as Postgres writes arrays. psycopg needs five times as long for a list of ``Jsonb``."""
+    texts = (to_json(each).replace("\\", "\\\\").replace('"', '\\"') for each in values)
+    return "{" + ",".join(f'"{text}"' for text in texts) + "}"
+
+
+def _jsonb(value: Mapping[str, Any]) -> Jsonb:
+    text = to_json(value)
+    return Jsonb(value, dumps=lambda _: text)
+
+
+def translated(error: psycopg.Error) -> ClientError:
+    """The error of this package for one of psycopg."""
+    if error.sqlstate is not None:
+        message = error.diag.message_primary or type(error).__name__
+        return from_sqlstate(error.sqlstate, message, error.diag.message_hint)
+    if isinstance(error, psycopg.OperationalError):
+        return Unavailable(f"the connection to Postgres has ended: {error}", may_have_happened=True)
+    return InvalidArgument(f"psycopg cannot send an argument: {error}")

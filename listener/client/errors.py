@@ -1,0 +1,108 @@
+"""What can go wrong between an application and the queue, in words that say what to do.
+
+Both transports raise these errors, and so does anything built on them. A message never holds a registration token, a
+payload or a key.
+"""
+
+from __future__ import annotations
+
+import re
+
+
+class ClientError(Exception):
+    """A call that the database, or the way to it, has refused.
+
+    Attributes:
+        message: what is wrong.
+        code: the SQLSTATE, or PostgREST's own code (``PGRST202``); None if nothing answered.
+        hint: what to do about it, where the other side or this library knows.
+    """
+
+    def __init__(self, message: str, *, code: str | None = None, hint: str | None = None) -> None:
+        self.message = message
+        self.code = code
+        self.hint = hint
+        super().__init__(" ".join(part for part in (message, hint and f"({hint})") if part))
+
+
+class InvalidArgument(ClientError, ValueError):
+    """The call can never succeed as it is: an argument is wrong. Nothing was changed."""
+
+
+class NotAllowed(ClientError, PermissionError):
+    """The key, the token or the database role may not do this. Nothing was changed."""
+
+
+class NotFound(ClientError, LookupError):
+    """There is no such push, or it belongs to another user: the database does not tell which."""
+
+
+class NotInstalled(ClientError):
+    """The database does not have this function, or not with these arguments. Nothing was changed."""
+
+
+class WrongState(ClientError):
+    """The push is in a state that does not allow this: another worker has it, say. Nothing was changed."""
+
+
+class Unavailable(ClientError):
+    """No answer, or one that says "later". The same call may succeed later.
+
+    Attributes:
+        may_have_happened: whether the call may have been carried out although no answer came. If so, repeat
+            it only if that is harmless: a push with an ``idempotency_key``, a receipt, a result.
+        retry_after: seconds after which the other side wants to be asked again; None if it does not say.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        code: str | None = None,
+        hint: str | None = None,
+        may_have_happened: bool = False,
+        retry_after: float | None = None,
+    ) -> None:
+        super().__init__(message, code=code, hint=hint)
+        self.may_have_happened = may_have_happened
+        self.retry_after = retry_after
+
+
+class TooMany(Unavailable):
+    """More than this caller may send for now. ``retry_after`` says when to send it again."""
+
+
+_SECONDS = re.compile(r"\bin (\d+) seconds?\b")
+_MIGRATE = "run `push-listener migrate` on this database, and then have PostgREST reload its schema"
+
+
+def from_sqlstate(code: str, message: str, hint: str | None = None) -> ClientError:
+    """The error for what Postgres has reported, whichever way the report came.
+
+    Args:
+        code: five characters; push-listener's functions also raise PT404, PT413 and PT429, as PostgREST reads them.
+    """
+    if code == "PT404" or code == "P0002":
+        return NotFound(message, code=code, hint=hint)
+    if code == "PT429":
+        wait = _SECONDS.search(hint or "")
+        return TooMany(message, code=code, hint=hint, retry_after=float(wait[1]) if wait else None)
+    if code == "42501" or code.startswith("28"):
+        return NotAllowed(message, code=code, hint=hint or "call it with the service key, or as the owner")
+    if code in ("42883", "3F000", "42P01"):
+        return NotInstalled(message, code=code, hint=_MIGRATE)
+    # Checked before 55*, the rest of which passes: a lock that was not available, say.
+    if code == "55000":
+        return WrongState(message, code=code, hint=hint)
+    if code[:2] in ("08", "40", "53", "55", "57", "58", "XX") or code == "25006":
+        return Unavailable(message, code=code, hint=hint)
+    return InvalidArgument(message, code=code, hint=hint)
+
+
+def not_installed(function: str, arguments: list[str]) -> NotInstalled:
+    """The error for a function that the database does not have with these arguments."""
+    return NotInstalled(
+        f"the database has no function public.{function}({', '.join(sorted(arguments))})",
+        code="PGRST202",
+        hint=_MIGRATE,
+    )

@@ -1,0 +1,190 @@
+"""A push as an application describes it, in firebase-admin's shape."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any, Self
+from uuid import UUID
+
+from listener.client.errors import InvalidArgument
+from listener.client.platforms import (
+    AndroidConfig,
+    APNSConfig,
+    FCMOptions,
+    Json,
+    Notification,
+    WebpushConfig,
+)
+from listener.client.transport import time_text, to_json, uuid_text
+
+TARGETS = ("fid", "token", "topic", "condition", "user_id")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Push:
+    """One push: its target, what it says, and how it is sent.
+
+    Exactly one of ``fid``, ``token``, ``topic``, ``condition`` and ``user_id`` is set; ``user_id`` may also stand
+    beside ``fid`` or ``token``, to say whose device that is.
+
+    Raises:
+        ValueError: no target or several, a time without a zone, a user_id that is no UUID, a priority that does not
+            exist. The database checks the rest.
+    """
+
+    notification: Notification | None = None
+    data: Mapping[str, Any] | None = None
+    """For the app. Values that are no text reach it as JSON."""
+    android: AndroidConfig | Json | None = None
+    apns: APNSConfig | Json | None = None
+    webpush: WebpushConfig | Json | None = None
+    fcm_options: FCMOptions | Json | None = None
+
+    fid: str | None = field(default=None, repr=False)
+    """A Firebase installation id, which newer SDKs hand out in place of a token."""
+    token: str | None = field(default=None, repr=False)
+    """A registration token."""
+    topic: str | None = None
+    condition: str | None = None
+    user_id: UUID | str | None = None
+    """Every device of this user."""
+
+    priority: str | None = None
+    """``normal`` or ``high``: the place in the queue, and the priority on Android and the web."""
+    channel: str | None = None
+    """The notification channel on Android."""
+    collapse_key: str | None = None
+    idempotency_key: str | None = None
+    """1 to 255 characters. A second push with the same key is not added: repeating a call is harmless."""
+    send_at: datetime | None = None
+    """Not sent before this."""
+    expires_at: datetime | None = None
+    """Not sent after this."""
+
+    def __post_init__(self) -> None:
+        given = [name for name in TARGETS if getattr(self, name) is not None]
+        if not given:
+            raise ValueError(f"the push has no target: set one of {', '.join(TARGETS)}")
+        if len(given) > 1 and not (
+            len(given) == 2 and given[0] in ("fid", "token") and given[1] == "user_id"
+        ):
+            raise ValueError(f"the push has several targets, {' and '.join(given)}: set one")
+        if self.user_id is not None:
+            uuid_text("user_id", self.user_id)
+        if self.priority not in (None, "normal", "high"):
+            raise ValueError("priority must be normal or high")
+        for name in ("send_at", "expires_at"):
+            time = getattr(self, name)
+            if time is not None:
+                time_text(name, time)
+
+    @classmethod
+    def from_message(
+        cls,
+        message: Any,
+        *,
+        user_id: UUID | str | None = None,
+        collapse_key: str | None = None,
+        idempotency_key: str | None = None,
+        send_at: datetime | None = None,
+        expires_at: datetime | None = None,
+    ) -> Self:
+        """The push for a ``firebase_admin.messaging.Message``, with everything that the message says.
+
+        ``android.priority`` also becomes the priority of the push: its place in the queue, and its urgency on the web.
+
+        Args:
+            message: what would be given to ``messaging.send``.
+            user_id: whose device the token is, so that this user may send receipts.
+            collapse_key, idempotency_key, send_at, expires_at: what a message does not have.
+
+        Raises:
+            ValueError: firebase-admin refuses the message; or see ``Push``.
+            TypeError: it is no Message.
+        """
+        module = type(message).__module__
+        if type(message).__name__ != "Message" or not module.startswith("firebase_admin."):
+            raise TypeError(
+                f"from_message takes a firebase_admin.messaging.Message, not {type(message).__name__}"
+                " (for a MulticastMessage, make one push for each token)"
+            )
+        # A Message's text is the JSON that firebase-admin sends.
+        parts: dict[str, Any] = json.loads(str(message))
+        notification = parts.get("notification")
+        return cls(
+            notification=notification and Notification(**notification),
+            data=parts.get("data"),
+            android=parts.get("android"),
+            apns=parts.get("apns"),
+            webpush=parts.get("webpush"),
+            fcm_options=parts.get("fcm_options"),
+            fid=parts.get("fid"),
+            token=parts.get("token"),
+            topic=parts.get("topic"),
+            condition=parts.get("condition"),
+            user_id=user_id,
+            priority=(parts.get("android") or {}).get("priority"),
+            collapse_key=collapse_key,
+            idempotency_key=idempotency_key,
+            send_at=send_at,
+            expires_at=expires_at,
+        )
+
+    @property
+    def target(self) -> tuple[str, str]:
+        """Which target is set, and to what."""
+        name = next(name for name in TARGETS if getattr(self, name) is not None)
+        return name, str(getattr(self, name))
+
+    def columns(self) -> dict[str, Any]:
+        """What is set, as JSON has it, under the names of the table's columns and of ``enqueue_pushes``.
+
+        Raises:
+            InvalidArgument: something cannot be written as JSON, or FCM would refuse it.
+        """
+        shown = self.notification or Notification()
+        try:
+            options = {
+                name: written
+                for name in ("android", "apns", "webpush", "fcm_options")
+                if (written := _written(getattr(self, name)))
+            }
+        except ValueError as error:
+            raise InvalidArgument(str(error)) from None
+        columns = {
+            "user_id": self.user_id and str(self.user_id),
+            "fid": self.fid,
+            "device_token": self.token,
+            "topic": self.topic,
+            "condition": self.condition,
+            "title": shown.title,
+            "body": shown.body,
+            "image": shown.image,
+            "data": None if self.data is None else dict(self.data),
+            "options": options or None,
+            "channel": self.channel,
+            "priority": self.priority,
+            "collapse_key": self.collapse_key,
+            "idempotency_key": self.idempotency_key,
+            "send_at": self.send_at and time_text("send_at", self.send_at),
+            "expires_at": self.expires_at and time_text("expires_at", self.expires_at),
+        }
+        given = {name: value for name, value in columns.items() if value is not None}
+        to_json(given)
+        return given
+
+    def arguments(self) -> dict[str, Any]:
+        """The arguments of ``enqueue_push``, for a driver of your own: ``{"p_title": ...}``.
+
+        Raises InvalidArgument, as ``columns`` does.
+        """
+        return {f"p_{name}": value for name, value in self.columns().items()}
+
+
+def _written(option: Any) -> dict[str, Any] | None:
+    if option is None:
+        return None
+    return dict(option) if isinstance(option, Mapping) else option.to_fcm()

@@ -1,0 +1,227 @@
+"""Pushes put in the queue, and what became of them."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from itertools import islice
+from typing import TYPE_CHECKING, Any, Self
+from uuid import UUID
+
+from listener.client.errors import ClientError, InvalidArgument, NotFound, Unavailable
+from listener.client.push import Push
+from listener.client.push_progress import Progress, read_progress
+from listener.client.transport import Transport, time_text, uuid_text
+
+if TYPE_CHECKING:
+    import psycopg
+
+CHUNK = 1000
+"""Pushes in one call of ``enqueue_pushes``, which takes 10,000; Supabase cancels a call after 8 s."""
+
+_FIRST_LOOK = 0.05
+_LAST_LOOK = 1.0
+"""Seconds between two looks of ``wait``: at first, and at most."""
+
+
+@dataclass(frozen=True, slots=True)
+class SendResponse:
+    """What became of one push of ``enqueue_each``."""
+
+    push: Push = field(repr=False)
+    push_id: UUID | None = None
+    is_new: bool = False
+    """False if the ``idempotency_key`` was there already; ``push_id`` is then the one that has it."""
+    exception: ClientError | None = None
+
+    @property
+    def success(self) -> bool:
+        """Whether it is in the queue. What FCM says to it, ``PushClient.get`` tells later."""
+        return self.exception is None
+
+    @property
+    def target(self) -> tuple[str, str]:
+        """Which target the push has, and which one it is: ``("token", "...")``, say."""
+        return self.push.target
+
+
+@dataclass(frozen=True, slots=True)
+class BatchResponse:
+    """What became of the pushes of ``enqueue_each``, in their order."""
+
+    responses: Sequence[SendResponse]
+
+    @property
+    def success_count(self) -> int:
+        return sum(each.success for each in self.responses)
+
+    @property
+    def failure_count(self) -> int:
+        return len(self.responses) - self.success_count
+
+    def raise_for_failures(self) -> None:
+        """Raises an ExceptionGroup with the error of each push that is not in the queue, if there is one."""
+        if errors := [each.exception for each in self.responses if each.exception is not None]:
+            raise ExceptionGroup(
+                f"{len(errors)} of {len(self.responses)} pushes are not in the queue", errors
+            )
+
+
+class PushClient:
+    """Puts pushes in the queue, takes them out again, and tells what became of them.
+
+    Every method raises ClientError, as ``listener.client.errors`` describes.
+    """
+
+    def __init__(self, transport: Transport) -> None:
+        self._transport = transport
+
+    async def enqueue(self, push: Push, *, conn: psycopg.AsyncConnection[Any] | None = None) -> UUID:
+        """Puts a push in the queue, and returns its id.
+
+        With ``conn`` it is added in the transaction of that connection, and goes out when that commits. A refusal then
+        fails that transaction, as any failed statement does.
+
+        Raises:
+            TypeError: ``conn`` is no asynchronous connection of psycopg, or the transport is not ``Direct``.
+        """
+        if conn is None:
+            return UUID(await self._transport.call("enqueue_push", push.arguments()))
+        call_in = getattr(self._transport, "call_in", None)
+        if call_in is None:
+            raise TypeError(
+                f"conn= needs a PushClient over Direct: {type(self._transport).__name__} cannot join a transaction"
+            )
+        return UUID(await call_in(conn, "enqueue_push", push.arguments()))
+
+    async def enqueue_each(self, pushes: Iterable[Push]) -> BatchResponse:
+        """Puts many pushes in the queue, each by itself: one that is refused does not keep the others out.
+
+        A thousand go in one call, and are committed together. A call that fails as a whole is the ``exception`` of
+        each of its pushes; after one without an answer the rest is not tried. With idempotency keys everything may
+        be repeated. This never raises ClientError: look at ``failure_count``, or call ``raise_for_failures``.
+        """
+        responses: list[SendResponse] = []
+        trouble: ClientError | None = None
+        for chunk in _chunks(pushes):
+            if trouble is None:
+                done = await self._enqueue_chunk(chunk)
+                responses += done
+                trouble = next((each.exception for each in done if _ends_all(each.exception)), None)
+            else:
+                untried = Unavailable(f"not tried, because an earlier call failed: {trouble.message}")
+                responses += [SendResponse(push, exception=untried) for push in chunk]
+        return BatchResponse(responses)
+
+    async def _enqueue_chunk(self, pushes: Sequence[Push]) -> list[SendResponse]:
+        found: dict[int, SendResponse] = {}
+        places, elements = [], []
+        for place, push in enumerate(pushes):
+            try:
+                elements.append(push.columns())
+                places.append(place)
+            except InvalidArgument as error:
+                found[place] = SendResponse(push, exception=error)
+        try:
+            rows = await self._transport.call("enqueue_pushes", {"p_pushes": elements}) if elements else []
+        except ClientError as error:
+            found |= {place: SendResponse(pushes[place], exception=error) for place in places}
+        else:
+            for row in rows:
+                place = places[row["place"]]
+                found[place] = _response(pushes[place], row)
+        return [found[place] for place in range(len(pushes))]
+
+    async def cancel(self, push_id: UUID | str) -> bool:
+        """Takes a push out of the queue. False if it does not wait there: it is being sent, or over, or unknown."""
+        return bool(await self._transport.call("cancel_push", {"p_push_id": uuid_text("push_id", push_id)}))
+
+    async def requeue(
+        self,
+        ids: Iterable[UUID | str] | None = None,
+        *,
+        status: str | None = None,
+        user_id: UUID | str | None = None,
+        error_code: str | None = None,
+        since: datetime | None = None,
+        until: datetime | None = None,
+        limit: int | None = None,
+    ) -> int:
+        """Puts pushes that are dead, expired, failed or cancelled back in the queue; returns how many.
+
+        Of several conditions all must hold, and at least one is given.
+
+        Args:
+            since, until: since when they have had that state, at the earliest and at the latest.
+            limit: the most to put back, 1000 by default, up to 10,000; those longest in that state first.
+        """
+        given = {
+            "p_ids": None if ids is None else [uuid_text("ids", each) for each in ids],
+            "p_status": status,
+            "p_user_id": user_id and uuid_text("user_id", user_id),
+            "p_error_code": error_code,
+            "p_since": since and time_text("since", since),
+            "p_until": until and time_text("until", until),
+            "p_limit": limit,
+        }
+        return int(
+            await self._transport.call(
+                "requeue_pushes", {name: value for name, value in given.items() if value is not None}
+            )
+        )
+
+    async def get(self, push_id: UUID | str) -> Progress:
+        """How far a push has got. Raises NotFound if there is none, or if it is another user's."""
+        found = await self._transport.call("get_push", {"p_push_id": uuid_text("push_id", push_id)})
+        if found is None:
+            raise NotFound(f"there is no push {push_id}")
+        return read_progress(found)
+
+    async def wait(self, push_id: UUID | str, timeout: float) -> Progress:  # noqa: ASYNC109  # no error: see below
+        """How far a push has got as soon as it is over, or after ``timeout`` seconds: look at ``is_over``.
+
+        A time without the database is waited out.
+        """
+        until, pause = time.monotonic() + timeout, _FIRST_LOOK
+        while True:
+            left = until - time.monotonic()
+            try:
+                now = await self.get(push_id)
+            except Unavailable:
+                if left <= 0:
+                    raise
+            else:
+                if now.is_over or left <= 0:
+                    return now
+            await asyncio.sleep(max(0.0, min(pause, left)))
+            pause = min(1.5 * pause, _LAST_LOOK)
+
+    async def close(self) -> None:
+        """Closes the connections of the transport in this event loop."""
+        await self._transport.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+
+def _chunks(pushes: Iterable[Push]) -> Iterator[list[Push]]:
+    remaining = iter(pushes)
+    while chunk := list(islice(remaining, CHUNK)):
+        yield chunk
+
+
+def _ends_all(error: ClientError | None) -> bool:
+    """Whether the next call would fail as this one did."""
+    return error is not None and not isinstance(error, InvalidArgument)
+
+
+def _response(push: Push, row: dict[str, Any]) -> SendResponse:
+    if row["error"] is not None:
+        return SendResponse(push, exception=InvalidArgument(row["error"]))
+    return SendResponse(push, UUID(row["id"]), row["is_new"])

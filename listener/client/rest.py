@@ -1,0 +1,179 @@
+"""Calls over Supabase's REST interface, PostgREST."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, Self
+from weakref import WeakKeyDictionary
+
+import aiohttp
+
+from listener.client.errors import (
+    ClientError,
+    InvalidArgument,
+    NotAllowed,
+    NotFound,
+    NotInstalled,
+    TooMany,
+    Unavailable,
+    from_sqlstate,
+)
+from listener.client.transport import TIMEOUT, to_json
+
+_JWT = re.compile(r"eyJ[\w-]+\.[\w-]+\.[\w-]+")
+_SQLSTATE = re.compile(r"[0-9A-Z]{5}")
+_LATER = frozenset({408, 425, 429})
+
+
+class Rest:
+    """Calls functions as ``POST {url}/rest/v1/rpc/{function}``.
+
+    Every event loop that uses it gets connections of its own, so one ``Rest`` may serve an application, its
+    telemetry thread and the processes that it forks.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        key: str,
+        *,
+        user_token: Callable[[], Awaitable[str]] | None = None,
+        session: aiohttp.ClientSession | None = None,
+        timeout: float = TIMEOUT,  # of each call
+        path: str = "/rest/v1",
+    ) -> None:
+        """Connects nowhere yet.
+
+        Args:
+            url: of the project, ``https://<ref>.supabase.co`` say.
+            key: the secret or service key for a server; the publishable or anon key beside ``user_token``.
+            user_token: returns the access token of the signed-in user, fresh for each call.
+            session: one of the application, which belongs to one event loop and stays open.
+            timeout: seconds for each call.
+            path: where PostgREST is below ``url``; ``""`` for a PostgREST without Supabase's gateway.
+
+        Raises:
+            ValueError: the URL has no scheme, or the key is empty or cannot stand in a header.
+        """
+        if not re.match(r"https?://[^/]", url):
+            raise ValueError("url must begin with https:// (or http:// for a local one) and name a host")
+        if not key or not key.isascii() or not key.isprintable() or " " in key:
+            raise ValueError("key is empty or has characters that no key has: copy it again")
+        self._url = url.rstrip("/").removesuffix(path) + path + "/rpc/"
+        self._key = key
+        self._user_token = user_token
+        self._session = session
+        self._timeout = aiohttp.ClientTimeout(total=timeout)
+        self._sessions: WeakKeyDictionary[asyncio.AbstractEventLoop, aiohttp.ClientSession] = (
+            WeakKeyDictionary()
+        )
+
+    @property
+    def belongs_to_one_loop(self) -> bool:
+        """Whether only the event loop of the application's session can use it."""
+        return self._session is not None
+
+    async def call(self, function: str, args: Mapping[str, Any]) -> Any:
+        """See ``Transport.call``."""
+        body = to_json(dict(args)).encode()
+        headers = {"apikey": self._key, "Content-Type": "application/json", "Accept": "application/json"}
+        # Only a JWT may stand in Authorization: Supabase refuses the newer keys there (supabase/supabase-py#1230).
+        token = self._key if _JWT.fullmatch(self._key) else None
+        if self._user_token is not None:
+            token = await self._user_token()
+        if token is not None:
+            headers["Authorization"] = f"Bearer {token}"
+        try:
+            async with self._own_session().post(
+                self._url + function,
+                data=body,
+                headers=headers,
+                timeout=self._timeout,
+                allow_redirects=False,
+            ) as answer:
+                text = await answer.text(errors="replace")
+                if answer.status >= 300:
+                    raise _refusal(function, answer.status, answer.headers.get("Retry-After"), text)
+        except aiohttp.ClientConnectorError as error:
+            raise Unavailable(f"cannot connect to the REST interface: {error.os_error}") from error
+        except (aiohttp.ClientError, TimeoutError) as error:
+            reason = "no answer in time" if isinstance(error, TimeoutError) else str(error)
+            raise Unavailable(
+                f"the REST interface did not answer: {reason or type(error).__name__}", may_have_happened=True
+            ) from error
+        try:
+            return json.loads(text) if text else None
+        except ValueError:
+            raise ClientError(
+                "the answer is not JSON", hint="does the URL lead to a Supabase project or to PostgREST?"
+            ) from None
+
+    async def close(self) -> None:
+        """Closes the connections of the running event loop. A session of the application stays open."""
+        session = self._sessions.pop(asyncio.get_running_loop(), None)
+        if session is not None:
+            await session.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    def _own_session(self) -> aiohttp.ClientSession:
+        if self._session is not None:
+            return self._session
+        loop = asyncio.get_running_loop()
+        session = self._sessions.get(loop)
+        if session is None or session.closed:
+            session = self._sessions[loop] = aiohttp.ClientSession(trust_env=True)
+        return session
+
+
+def _refusal(function: str, status: int, retry_after: str | None, text: str) -> ClientError:
+    """The error for an answer that is no success.
+
+    PostgREST answers with ``{code, message, details, hint}``; a gateway before it with anything.
+    """
+    try:
+        body = json.loads(text)
+    except ValueError:
+        body = None
+    body = body if isinstance(body, dict) else {}
+    code = body.get("code") if isinstance(body.get("code"), str) else None
+    message = body.get("message") if isinstance(body.get("message"), str) else None
+    hint = body.get("hint") if isinstance(body.get("hint"), str) else None
+    wait = float(retry_after) if retry_after and retry_after.isascii() and retry_after.isdigit() else None
+    if code and _SQLSTATE.fullmatch(code) and message:
+        error = from_sqlstate(code, message, hint)
+        if isinstance(error, Unavailable) and wait is not None:
+            error.retry_after = wait
+        return error
+    message = message or f"the REST interface answered {status}"
+    if code in ("PGRST202", "PGRST203"):
+        return NotInstalled(
+            message, code=code, hint="run `push-listener migrate`, then reload PostgREST's schema"
+        )
+    if status in (401, 403):
+        return NotAllowed(
+            message, code=code, hint=hint or "check the key, and whether the user's token has expired"
+        )
+    if status == 429:
+        return TooMany(message, code=code, hint=hint, retry_after=wait)
+    if status in _LATER or status >= 500 or status < 400:
+        # A gateway that gives up does not say whether PostgREST went on.
+        return Unavailable(
+            message if status >= 400 else f"{message}, a redirect: check the URL",
+            code=code,
+            hint=hint,
+            may_have_happened=status in (408, 502, 504) and code is None,
+            retry_after=wait,
+        )
+    if status == 404:
+        return NotFound(
+            f"{message}: is there a PostgREST at this URL, with {function}?", code=code, hint=hint
+        )
+    return InvalidArgument(message, code=code, hint=hint)

@@ -1,0 +1,135 @@
+"""Records of telemetry that wait, and the count of what became of all of them."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+MAX_RECORD_BYTES = 16_384
+"""Bytes of one record as JSON that ``flush_telemetry`` takes."""
+MAX_BATCH_BYTES = 512 * 1024
+"""Bytes of a batch as JSON. ``flush_telemetry`` takes 2 MiB as jsonb, which may be four times as large as text."""
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """What became of the records of this process. The sum is the number of calls of ``batch_log``."""
+
+    accepted: int = 0
+    """Stored."""
+    rejected: int = 0
+    """Refused for good, by ``batch_log`` or by the database."""
+    dropped: int = 0
+    """Lost: the buffer was full, or the service was closed already."""
+    pending: int = 0
+    """Neither yet. After ``close`` they are lost, except that an answer may have been on its way."""
+
+
+class Buffer:
+    """Records that are in no batch yet.
+
+    Any thread may call any method, and so may a signal handler or a finalizer that interrupts one: the lock is
+    reentrant, is held for microseconds, and no statement below leaves half of a change behind.
+    """
+
+    def __init__(self, bound: int) -> None:
+        self._bound = bound
+        self._lock = threading.RLock()
+        self._records: deque[str] = deque()
+        self.logged = 0
+        self.removed = 0
+        """Records that have left the buffer, the oldest first, for a batch or because it was full."""
+        self._accepted = self._rejected = self._dropped = 0
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def put(self, record: str) -> None:
+        """Adds a record, and drops the oldest if there is no room."""
+        with self._lock:
+            self._records.append(record)
+            self.logged += 1
+            while len(self._records) > self._bound:
+                self._records.popleft()
+                self.removed += 1
+                self._dropped += 1
+
+    def refuse(self, *, closed: bool) -> None:
+        """Counts a record that never came in: dropped if the service is closed, else rejected."""
+        with self._lock:
+            self.logged += 1
+            self.removed += 1
+            if closed:
+                self._dropped += 1
+            else:
+                self._rejected += 1
+
+    def cut(self, limit: int) -> list[str]:
+        """Takes a batch: the oldest records, at most ``limit``, and no more bytes than fit in one call."""
+        batch: list[str] = []
+        size = 0
+        with self._lock:
+            while self._records and len(batch) < limit:
+                size += len(self._records[0])
+                if batch and size > MAX_BATCH_BYTES:
+                    break
+                batch.append(self._records.popleft())
+                self.removed += 1
+        return batch
+
+    def settle(self, *, accepted: int = 0, rejected: int = 0) -> None:
+        """Counts records of a batch that are done."""
+        with self._lock:
+            self._accepted += accepted
+            self._rejected += rejected
+
+    def counts(self) -> Counts:
+        """What became of all records so far."""
+        with self._lock:
+            done = self._accepted + self._rejected + self._dropped
+            return Counts(self._accepted, self._rejected, self._dropped, self.logged - done)
+
+
+def encode(
+    kind: object,
+    message: object,
+    metadata: Mapping[str, Any] | None,
+    timestamp: datetime | None,
+    user_id: object,
+) -> str | None:
+    """A record as JSON in ASCII, with its time; None if the database would refuse it.
+
+    What is no JSON in the metadata is written as text. U+0000 and halves of surrogate pairs, which Postgres cannot
+    store, are replaced.
+    """
+    time = timestamp or datetime.now(UTC)
+    record: dict[str, Any] = {
+        "type": str(kind),
+        "message": str(message),
+        "timestamp": (time if time.tzinfo else time.astimezone(UTC)).isoformat(),
+    }
+    if not 1 <= len(record["type"]) <= 100:
+        return None
+    if metadata:
+        record["meta"] = dict(metadata)
+    if user_id is not None:
+        record["user_id"] = str(user_id)
+    text = json.dumps(record, default=str, allow_nan=False)
+    if "\\u0000" in text or "\\ud" in text:
+        text = json.dumps(_storable(json.loads(text)))
+    return text if len(text) <= MAX_RECORD_BYTES else None
+
+
+def _storable(value: Any) -> Any:
+    if isinstance(value, str):
+        return value.replace("\x00", "\ufffd").encode(errors="replace").decode()
+    if isinstance(value, list):
+        return [_storable(each) for each in value]
+    if isinstance(value, dict):
+        return {_storable(key): _storable(each) for key, each in value.items()}
+    return value

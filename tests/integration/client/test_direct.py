@@ -1,0 +1,210 @@
+"""What is particular to a connection: the caller's transaction, pools, and a server that goes away."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import AsyncIterator
+
+import psycopg
+import pytest
+from psycopg.conninfo import make_conninfo
+from psycopg.rows import dict_row
+from psycopg_pool import AsyncConnectionPool, ConnectionPool
+
+from listener import client
+from listener.client import (
+    Direct,
+    InvalidArgument,
+    NotAllowed,
+    Notification,
+    Push,
+    PushClient,
+    TelemetryService,
+    Unavailable,
+)
+from tests.support.client import way
+from tests.support.postgres import Database, Server
+from tests.support.service import PATIENCE, Rows
+
+PUSH = Push(token="phone", notification=Notification("t"))
+
+
+@pytest.fixture
+async def pushes(database: Database) -> AsyncIterator[PushClient]:
+    async with PushClient(Direct(database.dsn)) as opened:
+        yield opened
+
+
+async def test_a_push_belongs_to_the_callers_transaction(
+    database: Database, pushes: PushClient, rows: Rows
+) -> None:
+    async with await psycopg.AsyncConnection.connect(database.dsn, row_factory=dict_row) as conn:
+        await pushes.enqueue(PUSH, conn=conn)
+        await conn.rollback()
+        assert await rows.all() == {}
+        push_id = await pushes.enqueue(PUSH, conn=conn)
+        assert await rows.all() == {}
+        await conn.commit()
+    assert set(await rows.all()) == {push_id}
+
+
+async def test_a_refusal_leaves_the_transaction_to_its_owner(
+    database: Database, pushes: PushClient, rows: Rows
+) -> None:
+    async with await psycopg.AsyncConnection.connect(database.dsn) as conn:
+        push_id = await pushes.enqueue(PUSH, conn=conn)
+        with pytest.raises(InvalidArgument, match="nothing to send"):
+            async with conn.transaction():
+                await pushes.enqueue(Push(token="phone"), conn=conn)
+    assert set(await rows.all()) == {push_id}
+
+
+async def test_a_synchronous_connection(database: Database, rows: Rows) -> None:
+    def work() -> None:
+        with psycopg.connect(database.dsn, row_factory=dict_row) as conn:
+            first = client.enqueue(
+                conn, Push(token="phone", notification=Notification("t"), idempotency_key="k")
+            )
+            assert client.enqueue(conn, device_token="phone", title="t", idempotency_key="k") == first
+            assert client.progress(conn, first).status == "pending"
+            with pytest.raises(InvalidArgument, match="nothing to send"), conn.transaction():
+                client.enqueue(conn, Push(token="phone"))
+            with pytest.raises(TypeError, match="a Push, or columns"):
+                client.enqueue(conn, PUSH, title="t")
+            conn.rollback()
+        with psycopg.connect(database.dsn) as conn:
+            client.enqueue(conn, PUSH)
+
+    await asyncio.to_thread(work)
+    assert len(await rows.all()) == 1
+
+
+async def test_the_wrong_kind_of_connection_is_told_which_call_is_right(
+    database: Database, pushes: PushClient
+) -> None:
+    async with await psycopg.AsyncConnection.connect(database.dsn) as conn:
+        with pytest.raises(TypeError, match=r"use PushClient.enqueue\(push, conn=conn\)"):
+            client.enqueue(conn, PUSH)  # type: ignore[arg-type]
+        with pytest.raises(
+            TypeError, match="conn= needs a PushClient over Direct: Rest cannot join a transaction"
+        ):
+            await PushClient(client.Rest("https://x.supabase.co", "k")).enqueue(PUSH, conn=conn)
+    with (
+        psycopg.connect(database.dsn) as sync,
+        pytest.raises(TypeError, match=r"listener.client.enqueue\(conn, push\)"),
+    ):
+        await pushes.enqueue(PUSH, conn=sync)  # type: ignore[arg-type]
+
+
+async def test_an_array_of_json_arrives_as_it_is(database: Database) -> None:
+    odd = {'a"b\\c{},': ["\\", '"', "NULL", "\n\t", "ü🚀", {"x": None}], "": "", "n": 1.5}
+    with psycopg.connect(database.dsn) as conn:
+        conn.execute(
+            "create function public.echo(p_a jsonb[]) returns jsonb language sql as 'select to_jsonb(p_a)'"
+        )
+    transport = Direct(database.dsn)
+    assert await transport.call("echo", {"p_a": [odd, {}, odd]}) == [odd, {}, odd]
+    assert await transport.call("echo", {"p_a": []}) == []
+    await transport.close()
+
+
+@pytest.mark.parametrize("autocommit", [False, True])
+async def test_a_pool_of_the_application(database: Database, rows: Rows, autocommit: bool) -> None:
+    settings = {"autocommit": autocommit, "row_factory": dict_row}
+    async with AsyncConnectionPool(database.dsn, min_size=1, max_size=2, open=False, kwargs=settings) as pool:
+        transport = Direct(pool)
+        async with PushClient(transport) as pushes:
+            push_id = await pushes.enqueue(PUSH)
+            with pytest.raises(InvalidArgument):
+                await pushes.enqueue(Push(token="phone"))
+            await pushes.cancel(push_id)
+        assert pool.get_stats()["pool_available"] == pool.get_stats()["pool_size"]
+        with pytest.raises(ValueError, match="AsyncTelemetryService"):
+            TelemetryService(transport)
+    assert (await rows.get(push_id))["status"] == "cancelled"
+
+
+def test_what_is_no_address_is_refused() -> None:
+    with pytest.raises(TypeError, match="not ConnectionPool"):
+        Direct(ConnectionPool("", open=False))  # type: ignore[arg-type]
+
+
+async def test_a_role_that_may_not(database: Database) -> None:
+    dsn = make_conninfo(database.dsn_as("authenticator"), options="-c role=anon")
+    async with PushClient(Direct(dsn)) as pushes:
+        with pytest.raises(NotAllowed):
+            await pushes.enqueue(PUSH)
+
+
+async def test_why_there_is_no_connection_is_told(database: Database) -> None:
+    dsn = make_conninfo(database.dsn, dbname="no_such_database")
+    async with PushClient(Direct(dsn, connect_timeout=0.5)) as pushes:
+        with pytest.raises(Unavailable, match='database "no_such_database" does not exist') as failed:
+            await pushes.enqueue(PUSH)
+    assert not failed.value.may_have_happened
+
+
+async def test_after_a_restart_of_the_server_calls_succeed(
+    postgres: Server, database: Database, pushes: PushClient
+) -> None:
+    await pushes.enqueue(PUSH)
+    await asyncio.to_thread(postgres.stop)
+    await asyncio.to_thread(postgres.start)
+    async with asyncio.timeout(PATIENCE):
+        while True:  # a connection that was used a moment ago is not looked at before the call
+            try:
+                await pushes.enqueue(PUSH)
+                break
+            except Unavailable:
+                continue
+
+
+async def test_a_statement_that_takes_too_long_is_cancelled(database: Database, rows: Rows) -> None:
+    push_id = await rows.add(device_token="phone", title="t")
+    async with await psycopg.AsyncConnection.connect(database.dsn) as blocker:
+        await blocker.execute("select from push_notifications for update")
+        async with PushClient(Direct(database.dsn, timeout=0.2)) as pushes:
+            with pytest.raises(Unavailable, match=r"not answered within 0.2 s") as late:
+                await pushes.cancel(push_id)
+            assert late.value.may_have_happened
+            await blocker.rollback()
+            assert await pushes.cancel(push_id) is True
+
+
+async def test_a_server_that_says_nothing_is_cut_off(
+    database: Database, rows: Rows, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It does not even react to a request to cancel."""
+    monkeypatch.setattr("listener.client.direct._CUT_AFTER", 0.1)
+    async with PushClient(Direct(database.dsn, timeout=0.2)) as pushes:
+        push_id = await pushes.enqueue(PUSH)
+        (backend,) = await rows.query(
+            "select pid from pg_stat_activity where query like '%%enqueue_push%%' and pid <> pg_backend_pid()"
+        )
+        os.kill(backend["pid"], signal.SIGSTOP)
+        try:
+            with pytest.raises(Unavailable) as cut:
+                await pushes.cancel(push_id)
+            assert cut.value.may_have_happened
+        finally:
+            os.kill(backend["pid"], signal.SIGCONT)
+
+
+async def test_an_answer_that_is_lost_may_have_happened(database: Database) -> None:
+    with way("direct", database) as entry:
+        transport = entry.service()
+        entry.faults.lose_answers(1)
+        batch = {
+            "p_payloads": [{"type": "t", "message": "m"}],
+            "p_batch_id": "0f8fad5b-d9cb-469f-a165-70867728950e",
+        }
+        with pytest.raises(Unavailable, match="connection to Postgres has ended") as lost:
+            await transport.call("flush_telemetry", batch)
+        assert lost.value.may_have_happened
+        again = await transport.call("flush_telemetry", batch)
+        await transport.close()
+    assert again["accepted"] == 1
+    with psycopg.connect(database.dsn) as conn:
+        assert conn.execute("select count(*) from telemetry_logs").fetchone() == (1,)

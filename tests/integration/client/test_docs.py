@@ -1,0 +1,119 @@
+"""Every block of docs/clients.md runs, in its order, and does what the page says."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import AsyncIterator
+from typing import Any
+from uuid import UUID
+
+import aiohttp
+import pytest
+
+from listener.client import Push, PushClient
+from listener.emulator import Emulator
+from tests.support import rest
+from tests.support.postgres import Database
+from tests.support.rest import RestServer
+from tests.support.servers import forget_proxies
+from tests.support.service import PROJECT, Rows, serving, settings_for
+
+ANN = UUID("a0000000-0000-4000-8000-00000000000a")
+PAGE = (PROJECT / "docs/clients.md").read_text()
+
+
+def blocks() -> list[tuple[str, str]]:
+    """Each block of Python with the heading that it stands under."""
+    found, heading = [], ""
+    for part in re.finditer(r"^## ([^\n]+)$|^```python\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL):
+        if part[1]:
+            heading = part[1]
+        else:
+            found.append((heading, part[2]))
+    return found
+
+
+async def run(code: str, names: dict[str, Any]) -> None:
+    """Runs a block whose ``await`` may stand at the top."""
+    compiled = compile(
+        code, "docs/clients.md", "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT, dont_inherit=True
+    )
+    running = eval(compiled, names)
+    if running is not None:
+        await running
+
+
+@pytest.fixture
+async def server(database: Database, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[RestServer]:
+    forget_proxies(monkeypatch)
+    with rest.serving(database) as running:
+        yield running
+
+
+async def test_the_page_runs(database: Database, server: RestServer, rows: Rows, emulator: Emulator) -> None:
+    lines: list[str] = []
+    names: dict[str, Any] = {
+        "print": lambda *values: lines.append(" ".join(map(str, values))),
+        "DATABASE_URL": database.dsn,
+        "SUPABASE_URL": server.url,
+        "SUPABASE_SECRET_KEY": rest.SECRET_KEY,
+    }
+    await rows.device("a-registration-token", ANN)
+    await rows.query("create table orders (id int, status text); insert into orders values (17, 'new')")
+    printed: dict[str, list[str]] = {}
+    for heading, code in blocks():
+        if heading == "A first push":
+            async with serving(settings_for(database.dsn, emulator)):
+                await run(code, names)
+        else:
+            if heading == "A worker of your own":
+                await rows.add(device_token="a-lost-phone", title="t")
+            await run(code, names)
+        printed.setdefault(heading, []).extend(lines)
+        lines.clear()
+    assert printed["A first push"] == ["sent None True"]
+    assert printed["Many pushes"] == ["2500 0"]
+    assert printed["What became of it"] == ["sent 0 ['sent']"]
+    assert printed["Receipts"] == ["opened True None"]
+    assert printed["Telemetry"] == ["Counts(accepted=1, rejected=0, dropped=0, pending=0)"]
+    assert printed["A worker of your own"][0] == "0 1 0"
+    assert [
+        row["last_error"] for row in (await rows.all()).values() if row["device_token"] == "a-lost-phone"
+    ] == ["no such phone"]
+    await names["client"].close()
+    topics = [row["topic"] for row in (await rows.all()).values()]
+    assert (topics.count("news"), topics.count("kitchen")) == (1, 2)
+    assert await rows.query("select status from orders") == [{"status": "ready"}]
+
+
+async def test_the_transport_over_supabase_py(server: RestServer, rows: Rows) -> None:
+    """With what stands for ``await create_async_client(...)``: its ``rpc(...).execute()``, over HTTP as it sends it."""
+
+    class Query:
+        def __init__(self, function: str, arguments: dict[str, Any]) -> None:
+            self.function, self.arguments = function, arguments
+            self.data: Any = None
+
+        async def execute(self) -> Query:
+            headers = {"apikey": rest.SERVICE_KEY, "Authorization": f"Bearer {rest.SERVICE_KEY}"}
+            url = f"{server.url}/rest/v1/rpc/{self.function}"
+            async with (
+                aiohttp.ClientSession() as http,
+                http.post(url, json=self.arguments, headers=headers) as answer,
+            ):
+                self.data = await answer.json()
+            return self
+
+    class Client:
+        rpc = Query
+
+    names: dict[str, Any] = {}
+    (code,) = [code for _, code in blocks() if "class Supabase" in code]
+    await run(code, names)
+    async with PushClient(names["Supabase"](Client())) as client:
+        push_id = await client.enqueue(Push(topic="news", data={"a": "b"}))
+        answer = await client.enqueue_each([Push(topic="news", data={"a": "b"}), Push(topic="news")])
+        assert (await client.get(push_id)).status == "pending"
+    assert [each.success for each in answer.responses] == [True, False]
+    assert len(await rows.all()) == 2

@@ -1,0 +1,60 @@
+"""What importing listener.client brings along, each in an interpreter of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+
+import pytest
+
+from listener import client
+from tests.support.service import python
+
+SHOW = "\nimport sys, json; print(json.dumps(sorted(sys.modules)))"
+
+
+async def imported(code: str) -> set[str]:
+    async with python("-c", code + SHOW, env={"PATH": os.environ.get("PATH", "")}) as running:
+        assert await running.ended() == 0, running.output
+    return set(json.loads(running.out))
+
+
+@pytest.mark.parametrize(
+    ("code", "drivers"),
+    [
+        ("import listener.client", set()),
+        ("from listener.client import Push, PushClient, TelemetryService, PushWorkerClient", set()),
+        ("from listener.client import Rest; Rest('https://x.supabase.co', 'k')", {"aiohttp"}),
+        ("from listener.client import Direct; Direct('')", {"psycopg", "psycopg_pool"}),
+        ("from listener.client import enqueue", {"psycopg", "psycopg_pool"}),
+    ],
+)
+async def test_a_driver_is_imported_when_it_is_needed(code: str, drivers: set[str]) -> None:
+    modules = await imported(code)
+    heavy = {
+        "psycopg",
+        "psycopg_pool",
+        "aiohttp",
+        "firebase_admin",
+        "pydantic",
+        "structlog",
+        "orjson",
+        "tenacity",
+    }
+    assert modules & heavy == drivers
+    assert {each for each in modules if each.startswith("listener.")} <= {
+        f"listener.client{suffix}"
+        for suffix in (
+            "", ".direct", ".errors", ".platforms", ".push", ".push_client", ".push_progress", ".receipts", ".rest",
+            ".seldom", ".telemetry", ".telemetry_buffer", ".telemetry_shipper",
+            ".transaction", ".transport", ".worker_client",
+        )
+    }  # fmt: skip
+
+
+def test_every_public_name_is_there() -> None:
+    assert sorted(client.__all__) == sorted(dir(client))
+    for name in client.__all__:
+        assert getattr(client, name) is not None
+    with pytest.raises(AttributeError, match="no attribute 'Nothing'"):
+        client.Nothing  # noqa: B018

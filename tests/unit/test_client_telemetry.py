@@ -1,0 +1,359 @@
+"""Telemetry without a database: what is retried, isolated, dropped and counted."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import threading
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from listener.client import (
+    AsyncTelemetryService,
+    ClientError,
+    InvalidArgument,
+    NotAllowed,
+    NotInstalled,
+    TelemetryService,
+    TooMany,
+    Unavailable,
+)
+from listener.client.telemetry_buffer import Buffer, encode
+from listener.client.telemetry_shipper import Options, Shipper
+
+PATIENCE = 30.0
+
+
+class Store:
+    """A database: stores each batch once, unless ``fault`` has an error for a call."""
+
+    def __init__(
+        self, fault: Callable[[int, list[Any]], Exception | None] = lambda call, payloads: None
+    ) -> None:
+        self._fault = fault
+        self.calls: list[tuple[str, str]] = []
+        self.stored: dict[str, list[Any]] = {}
+        self.closed = False
+
+    @property
+    def messages(self) -> list[str]:
+        return [each["message"] for batch in self.stored.values() for each in batch]
+
+    async def call(self, function: str, args: Mapping[str, Any]) -> Any:
+        assert function == "flush_telemetry"
+        payloads = args["p_payloads"]
+        self.calls.append((args["p_batch_id"], json.dumps(payloads)))
+        error = self._fault(len(self.calls), payloads)
+        if error is not None:
+            raise error
+        self.stored.setdefault(args["p_batch_id"], payloads)
+        return {"batch_id": args["p_batch_id"], "accepted": len(payloads), "rejected": []}
+
+    async def close(self) -> None:
+        self.closed = True
+
+
+class NoPause(Shipper):
+    """Notes the pauses in place of making them."""
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self.pauses: list[float] = []
+
+    async def _pause(self, seconds: float) -> None:
+        self.pauses.append(seconds)
+        await asyncio.sleep(0)
+
+
+async def ship(store: Store, count: int, **options: Any) -> tuple[Buffer, NoPause]:
+    """Sends so many records until nothing is left."""
+    chosen = Options(**options)
+    buffer = Buffer(chosen.max_buffer)
+    for number in range(count):
+        text = encode("t", str(number), None, None, None)
+        assert text is not None
+        buffer.put(text)
+    shipper = NoPause(buffer, store, chosen)
+    shipper.close()
+    async with asyncio.timeout(PATIENCE):
+        await shipper.run()
+    return buffer, shipper
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        Unavailable("gone"),
+        TooMany("slow"),
+        NotAllowed("key"),
+        NotInstalled("none"),
+        OSError("odd"),
+        TimeoutError(),
+    ],
+)
+async def test_a_batch_keeps_its_id_and_bytes_through_retries(error: Exception) -> None:
+    store = Store(lambda call, payloads: error if call < 5 else None)
+    buffer, shipper = await ship(store, 50)
+    assert len(store.calls) == 5
+    assert len(set(store.calls)) == 1
+    assert buffer.counts().accepted == 50
+    assert len(shipper.pauses) == 4
+
+
+async def test_pauses_grow_to_a_limit_with_full_jitter() -> None:
+    _, shipper = await ship(Store(lambda call, payloads: Unavailable("gone") if call < 200 else None), 1)
+    limits = [min(60.0, 2.0**number) for number in range(199)]
+    assert all(0 <= pause <= limit for pause, limit in zip(shipper.pauses, limits, strict=True))
+    assert max(shipper.pauses) > 30
+    assert min(shipper.pauses[20:]) < 30
+
+
+async def test_the_other_side_may_name_the_pause() -> None:
+    _, shipper = await ship(
+        Store(lambda call, payloads: TooMany("slow", retry_after=120.0) if call < 3 else None), 1
+    )
+    assert all(pause >= 120 for pause in shipper.pauses)
+
+
+async def test_a_refused_caller_is_slow() -> None:
+    _, shipper = await ship(Store(lambda call, payloads: NotAllowed("key") if call < 3 else None), 1)
+    assert shipper.pauses == [60.0, 60.0]
+
+
+@given(st.integers(1, 300), st.sets(st.integers(0, 299)), st.integers(1, 100))
+def test_what_is_refused_for_good_is_isolated(count: int, bad: set[int], flush_at: int) -> None:
+    told = []
+
+    def fault(call: int, payloads: list[Any]) -> ClientError | None:
+        return InvalidArgument("bad") if any(int(each["message"]) in bad for each in payloads) else None
+
+    store = Store(fault)
+    options = {"flush_at": flush_at, "on_reject": lambda record, reason: told.append(int(record["message"]))}
+    buffer, _ = asyncio.run(ship(store, count, **options))
+    good = [number for number in range(count) if number not in bad]
+    assert [int(each) for each in store.messages] == good
+    assert told == sorted(number for number in bad if number < count)
+    counts = buffer.counts()
+    assert (counts.accepted, counts.rejected, counts.pending) == (len(good), count - len(good), 0)
+
+
+async def test_an_error_of_on_reject_does_no_harm() -> None:
+    def angry(record: Mapping[str, Any], reason: str) -> None:
+        raise RuntimeError
+
+    buffer, _ = await ship(Store(lambda call, payloads: InvalidArgument("bad")), 3, on_reject=angry)
+    assert buffer.counts().rejected == 3
+
+
+async def test_one_line_a_minute(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.DEBUG, "listener.client"):
+        await ship(Store(lambda call, payloads: Unavailable("gone") if call < 50 else None), 1)
+    assert len(caplog.records) == 1
+
+
+def test_a_thread_that_hangs_blocks_nobody() -> None:
+    entered = threading.Event()
+    let_go = threading.Event()
+
+    class Hangs(Store):
+        async def call(self, function: str, args: Mapping[str, Any]) -> Any:
+            entered.set()
+            let_go.wait(PATIENCE)  # blocks the loop of the thread, as a lookup of a name may
+            return await super().call(function, args)
+
+    store = Hangs()
+    service = TelemetryService(store, flush_at=10, max_buffer=100)
+    for number in range(5000):
+        assert service.batch_log("t", str(number))
+    assert entered.wait(PATIENCE)
+    assert service.flush(0.01) is False
+    counts = service.close(0.01)
+    assert counts.pending <= 110
+    assert counts.dropped + counts.pending == 5000
+    let_go.set()
+    assert service._ended.wait(PATIENCE)
+
+
+def test_many_threads_and_no_record_is_lost() -> None:
+    store = Store()
+    service = TelemetryService(store)
+    threads = [
+        threading.Thread(target=lambda: [service.batch_log("t", "m") for _ in range(1000)]) for _ in range(8)
+    ]
+    for each in threads:
+        each.start()
+    for each in threads:
+        each.join()
+    counts = service.close(PATIENCE)
+    assert (counts.accepted, counts.pending) == (8000, 0)
+    assert len(store.messages) == 8000
+    assert store.closed
+
+
+class _Rude:
+    def __str__(self) -> str:
+        raise RuntimeError("no")
+
+    __repr__ = __str__
+
+
+def test_nothing_is_raised_whatever_is_logged() -> None:
+    store = Store()
+    service = TelemetryService(store)
+    odd: list[Any] = [
+        ("", "m", None),
+        ("t" * 101, "m", None),
+        ("t", _Rude(), None),
+        ("t", "m", {"a": _Rude()}),
+        ("t", "m", {"a": "x" * 20_000}),
+        ("t", "m", {"a": float("inf")}),
+        ("t", "m", 17),
+        ("t", "m", {("a", 1): 1}),
+    ]
+    circle: dict[str, Any] = {}
+    circle["self"] = circle
+    assert [
+        service.batch_log(type, message, metadata=data) for type, message, data in [*odd, ("t", "m", circle)]
+    ] == [False] * (len(odd) + 1)
+    assert service.batch_log("t", timestamp="yesterday") is False  # type: ignore[arg-type]
+    assert service.close(PATIENCE).rejected == len(odd) + 2
+    assert store.calls == []
+
+
+def test_a_record_may_be_logged_while_one_is_logged() -> None:
+    store = Store()
+    service = TelemetryService(store)
+
+    class Logs:
+        def __str__(self) -> str:
+            service.batch_log("inner", "inner")
+            return "text"
+
+    assert service.batch_log("outer", "outer", metadata={"a": Logs()})
+    assert service.close(PATIENCE).accepted == 2
+    assert store.messages == ["inner", "outer"]
+
+
+def test_metadata_is_copied_at_once() -> None:
+    store = Store()
+    service = TelemetryService(store)
+    data = {"a": 1}
+    service.batch_log("t", metadata=data)
+    data["a"] = 2
+    service.close(PATIENCE)
+    assert [each["meta"] for batch in store.stored.values() for each in batch] == [{"a": 1}]
+
+
+def test_a_service_that_was_never_used_has_no_thread() -> None:
+    before = threading.active_count()
+    service = TelemetryService(Store())
+    assert service.flush() is True
+    assert threading.active_count() == before
+    assert service.close().pending == 0
+    assert service.batch_log("t") is False
+    assert service.counts().dropped == 1
+
+
+def test_a_thread_that_cannot_start_does_no_harm(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuses(self: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    store = Store()
+    service = TelemetryService(store)
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", refuses)
+        assert service.batch_log("t", "m")
+        assert service.flush() is False
+        counts = service.close(PATIENCE)
+    assert counts.accepted == 1
+
+
+async def test_a_transport_of_another_loop_is_refused() -> None:
+    class Bound(Store):
+        belongs_to_one_loop = True
+
+    with pytest.raises(ValueError, match="the telemetry thread has another"):
+        TelemetryService(Bound())
+    AsyncTelemetryService(Bound())
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"flush_at": 0},
+        {"flush_at": 1001},
+        {"max_buffer": 0},
+        {"flush_interval": 0},
+        {"timeout": 0},
+        {"first_pause": 2, "longest_pause": 1},
+    ],
+)
+def test_wrong_options_are_refused(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=next(reversed(wrong)).partition("_")[0]):
+        TelemetryService(Store(), **wrong)
+
+
+async def test_a_loop_may_begin_after_the_first_record() -> None:
+    store = Store()
+    service = AsyncTelemetryService(store)
+    await asyncio.to_thread(service.batch_log, "t", "from a thread")
+    assert store.calls == []
+    service.batch_log("t", "in the loop")
+    assert await service.flush(PATIENCE)
+    assert (await service.close()).accepted == 2
+    assert store.messages == ["from a thread", "in the loop"]
+    assert not store.closed
+
+
+async def test_a_batch_goes_as_soon_as_it_is_full() -> None:
+    stored = asyncio.Event()
+
+    class Tells(Store):
+        async def call(self, function: str, args: Mapping[str, Any]) -> Any:
+            answer = await super().call(function, args)
+            stored.set()
+            return answer
+
+    store = Tells()
+    service = AsyncTelemetryService(store, flush_at=5, flush_interval=3600)
+    for number in range(7):
+        service.batch_log("t", str(number))
+    async with asyncio.timeout(PATIENCE):
+        await stored.wait()
+    await service.close()
+    assert [len(batch) for batch in store.stored.values()] == [5, 2]
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+@given(
+    st.text(min_size=1, max_size=100),
+    st.text(st.characters(), max_size=50),
+    st.dictionaries(st.text(st.characters()), json_values, max_size=4),
+)
+def test_what_is_encoded_can_be_stored(kind: str, message: str, metadata: dict[str, Any]) -> None:
+    text = encode(kind, message, metadata, None, None)
+    assert text is not None
+    assert "\x00" not in str(json.loads(text))
+    json.loads(text)["message"].encode()
+    clean = [message.isprintable(), *(str(each).isprintable() for each in (metadata, kind))]
+    if all(clean):
+        assert json.loads(text).get("meta", {}) == metadata
+
+
+def test_a_time_without_a_zone_is_local() -> None:
+    text = encode("t", "", None, datetime(2026, 1, 2), None)
+    assert text is not None
+    assert json.loads(text)["timestamp"].endswith("+00:00")
+    assert datetime.fromisoformat(json.loads(text)["timestamp"]) == datetime(2026, 1, 2).astimezone(UTC)
