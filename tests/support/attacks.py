@@ -250,10 +250,10 @@ def called_functions() -> list[str]:
 
 @cache
 def statements() -> Mapping[str, str]:
-    """Every statement in the modules of the service and its commands, by module and line."""
+    """Every statement in the modules of the service, its commands and the client, by module and line."""
     found = {}
     for name in (
-        "client", "doctor.neighbours", "operating.acting",
+        "client.direct", "client.transaction", "doctor.neighbours", "operating.acting", "operating.reading",
         "postgres.connect", "postgres.locks", "postgres.overview", "postgres.put_back",
         "postgres.queue", "postgres.stats", "postgres.unwritable", "postgres.workers", "schema.migrate.structure",
         "schema.retention",
@@ -261,17 +261,25 @@ def statements() -> Mapping[str, str]:
     ):  # fmt: skip
         module = importlib.import_module(f"listener.{name}")
         tree = ast.parse(Path(str(module.__file__)).read_text())
-        # A statement from a file, or one that is composed of parts, is read as a whole, by its name in the module.
+        # A statement from a file, or one that is composed of parts, is read as a whole, by its name in the module. So
+        # are the statements of a dictionary.
         composed = {
             node.target if isinstance(node, ast.AnnAssign) else node.targets[0]: node.value
             for node in tree.body
-            if isinstance(node, ast.Assign | ast.AnnAssign) and isinstance(node.value, ast.BinOp | ast.Call)
+            if isinstance(node, ast.Assign | ast.AnnAssign)
+            and isinstance(node.value, ast.BinOp | ast.Call | ast.DictComp)
         }
         messages = [node for node in ast.walk(tree) if isinstance(node, ast.JoinedStr)]
         parts = {id(part) for whole in (*composed.values(), *messages) for part in ast.walk(whole)}
-        texts = [(getattr(module, ast.unparse(target)), target.lineno) for target in composed]
+        texts = []
+        for target in composed:
+            value = getattr(module, ast.unparse(target))
+            if isinstance(value, dict):
+                texts += [(text, f"{target.lineno} {key}") for key, text in value.items()]
+            else:
+                texts.append((value, str(target.lineno)))
         texts += [
-            (node.value, node.lineno)
+            (node.value, str(node.lineno))
             for node in ast.walk(tree)
             if isinstance(node, ast.Constant) and id(node) not in parts
         ]

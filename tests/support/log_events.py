@@ -25,8 +25,14 @@ class Event:
 
 
 def collect() -> Iterator[Event]:
-    """The events of every module of ``listener``; of the emulator and the demo there are none."""
-    for path in sorted((ROOT / "listener").rglob("*.py")):
+    """The events of every module of the service; of the emulator and the demo there are none.
+
+    What ``listener.client`` logs goes to the log of the application.
+    """
+    package = ROOT / "listener"
+    for path in sorted(package.rglob("*.py")):
+        if path.is_relative_to(package / "client"):
+            continue
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
                 yield from _event(node, node.func)
