@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from typing import Literal, get_args
 from uuid import UUID
 
-Kind = Literal["token", "user", "topic", "condition"]
+Kind = Literal["token", "fid", "user", "topic", "condition"]
 """What a push is addressed to."""
 
 STATUSES = ("pending", "processing", "sent", "delivered", "failed", "dead", "expired", "cancelled")

@@ -10,15 +10,15 @@ from uuid import UUID
 
 @dataclass(frozen=True, slots=True)
 class PushLine:
-    """One push in a list. No registration token: ``target`` shows a token as a short hash."""
+    """One push in a list. No registration token or fid: ``target`` shows a short hash of it."""
 
     id: UUID
     status: str
     priority: str
     kind: str
-    """token, user, topic, condition; '' for a push without a target."""
+    """token, fid, user, topic, condition; '' for a push without a target."""
     target: str
-    """Hash of the token ("token 1a2b3c4d"), user id, topic, or condition."""
+    """Hash of the token or fid ("token 1a2b3c4d"), user id, topic, or condition."""
     title: str | None
     error_code: str | None
     retry_count: int

@@ -1,11 +1,16 @@
--- What a list shows of a push "p": the fields of PushLine. A registration token leaves the database as a short hash only.
+-- What a list shows of a push "p": the fields of PushLine. A registration token or an installation id (fid)
+-- leaves the database as a short hash only.
 -- A time may be infinite, or no date that Python knows, so times are seconds.
 p.id, p.status::text as status, coalesce(p.priority::text, 'normal') as priority,
-    case when p.device_token is not null then 'token' when p.topic is not null then 'topic'
-         when p.condition is not null then 'condition' when p.user_id is not null then 'user' else '' end as kind,
+    case when p.device_token is not null then 'token' when p.fid is not null then 'fid'
+         when p.topic is not null then 'topic' when p.condition is not null then 'condition'
+         when p.user_id is not null then 'user' else '' end as kind,
     case when p.device_token is not null then
            pg_catalog.concat('token ', pg_catalog.left(pg_catalog.encode(
              pg_catalog.sha256(pg_catalog.convert_to(p.device_token::text, 'UTF8')), 'hex'), 8))
+         when p.fid is not null then
+           pg_catalog.concat('fid ', pg_catalog.left(pg_catalog.encode(
+             pg_catalog.sha256(pg_catalog.convert_to(p.fid::text, 'UTF8')), 'hex'), 8))
          when p.topic is not null then pg_catalog.left(p.topic::text, 200)
          when p.condition is not null then pg_catalog.left(p.condition::text, 200)
          else coalesce(p.user_id::text, '') end as target,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
+from hashlib import sha256
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -28,12 +29,13 @@ NOW = datetime.now(UTC)
 
 # Many rows have the same times, as after a statement that writes many.
 _ROWS = """
-insert into push_notifications (id, user_id, topic, condition, device_token, title, status, priority, error_code,
+insert into push_notifications (id, user_id, topic, condition, device_token, fid, title, status, priority, error_code,
                                 next_attempt_at, created_at, updated_at, expires_at)
 select md5('push' || n)::uuid,
        case when n %% 5 < 3 then ('00000000-0000-0000-0000-00000000000' || n %% 3)::uuid end,
        case when n %% 5 = 3 then 'news' end, case when n %% 5 = 4 then '''news'' in topics' end,
-       case when n %% 5 = 2 then 'token-' || n end, 'Ride', status, case when n %% 7 = 0 then 'high' else 'normal' end,
+       case when n %% 15 in (2, 7) then 'token-' || n end, case when n %% 15 = 12 then 'fid-' || n end, 'Ride',
+       status, case when n %% 7 = 0 then 'high' else 'normal' end,
        case when status in ('dead', 'expired', 'failed', 'cancelled')
             then (array['UNREGISTERED', 'INTERNAL'])[1 + n / 8 %% 2] end,
        case when status in ('pending', 'processing', 'failed') then now() + (n %% 7 - 3) * interval '1 min' end,
@@ -65,7 +67,8 @@ def _rows(database: Database) -> list[dict[str, Any]]:
     with psycopg.connect(database.dsn, row_factory=dict_row) as conn:
         return conn.execute(
             "select id, user_id, status, error_code, updated_at, case when device_token is not null then 'token' "
-            "when topic is not null then 'topic' when condition is not null then 'condition' else 'user' end as kind, "
+            "when fid is not null then 'fid' when topic is not null then 'topic' "
+            "when condition is not null then 'condition' else 'user' end as kind, "
             "expires_at, expires_at <= now() as is_past, "
             "status = 'processing' and next_attempt_at is null as is_nowhere, "
             "status = 'failed' and next_attempt_at is null as is_no_try from push_notifications"
@@ -188,6 +191,13 @@ async def test_what_is_newer_than_a_page_is_counted(database: Database) -> None:
         )
     for wanted, first in pages.items():
         assert (await shown.newer(wanted, first)).number == 3
+
+
+async def test_a_list_shows_the_hash_of_an_installation_id(database: Database) -> None:
+    with psycopg.connect(database.dsn, autocommit=True) as conn:
+        conn.execute("insert into push_notifications (fid, title) values ('secret-installation', 't')")
+    (line,) = (await Reading(connector(database.dsn)).pushes(Filter())).lines
+    assert (line.kind, line.target) == ("fid", "fid " + sha256(b"secret-installation").hexdigest()[:8])
 
 
 async def test_the_story_of_a_push_without_its_token(database: Database) -> None:
