@@ -343,6 +343,10 @@ def victims(database: Database) -> str:
     return str(row[0])
 
 
+_OURS = ("enqueue_push", "push_disable_token")
+"""Functions of ours in ``public`` that statements call."""
+
+
 def resolved_to(connection: psycopg.Connection[Any], statement: Any, values: Any) -> list[str]:
     """The functions and operators in ``public`` that Postgres takes a statement to mean, as psycopg would send it.
 
@@ -371,7 +375,10 @@ def resolved_to(connection: psycopg.Connection[Any], statement: Any, values: Any
             "where d.objid = 'test_resolution.f'::regproc and d.refclassid in "
             "('pg_catalog.pg_proc'::regclass, 'pg_catalog.pg_operator'::regclass)"
         ).fetchall()
-    ours = ("function push_listener.", "function push_disable_token(", "function public.push_disable_token(")
+    ours = (
+        "function push_listener.",
+        *(f"function {schema}{name}(" for schema in ("", "public.") for name in _OURS),
+    )
     return sorted(what for (what,) in found if not what.startswith(ours))
 
 
@@ -379,18 +386,23 @@ def resolved_to(connection: psycopg.Connection[Any], statement: Any, values: Any
 
 _SYNTAX = {
     "all", "and", "any", "array", "by", "coalesce", "conflict", "exists", "extract", "filter", "from", "greatest", "in",
-    "lateral", "least", "limit", "materialized", "not", "nullif", "on", "or", "over", "select", "values", "when",
-    "where",
+    "lateral", "least", "limit", "materialized", "not", "nullif", "on", "or", "over", "select", "then", "values",
+    "when", "where",
 }  # fmt: skip
 _NAMED = re.compile(
     r"\b(?:from|join|update|into|using) (?!public\.|push_listener\.|pg_catalog\.)([a-z_]\w*)\b(?!\()"
 )
 
 
+_CTE = re.compile(r"\b([a-z_]\w*)(?:\([a-z_, ]+\))? as (?:materialized )?\(")
+
+
 def looked_up(statement: str) -> list[str]:
     """The functions and relations that a statement names without their schema."""
     text = re.sub(r"--[^\n]*|'[^']*'", "''", re.sub(r"%\(\w+\)[sbt]|%s", "$1", statement))
     text = re.sub(r"extract\(epoch from", "extract(", text)
+    own = {"set", "skip", "of", "lateral", *_CTE.findall(text)}
+    text = _CTE.sub(r"\1 as (", text)
     found = []
     for match in re.finditer(r"(?<![\w.])([a-z_]\w*)\s*\(", text):
         name, before = match[1], text[: match.start()].split()[-1:]
@@ -398,7 +410,6 @@ def looked_up(statement: str) -> list[str]:
         if name in _SYNTAX or is_alias or (name == "unnest" and _arguments(text[match.end() :]) > 1):
             continue
         found.append(f"{name}()")
-    own = {"set", "skip", "of", "lateral", *re.findall(r"\b([a-z_]\w*) as (?:materialized )?\(", text)}
     # What comes after "distinct from" is no table.
     return found + [name for name in _NAMED.findall(text.replace("distinct from", "")) if name not in own]
 
