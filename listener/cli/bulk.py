@@ -83,8 +83,7 @@ def _perform_named(what: What, ids: list[UUID], choice: Choice) -> None:
     lines = process.run(_lines(ids))
     missing = len(ids) - len(lines)
     if not choice.as_json:
-        if lines:
-            console().print(terminal.pushes(lines, f"to be {_DONE[what]}"))
+        _print(lines)
         if missing:
             note(f"{missing:,} of these pushes do not exist")
     changed: list[UUID] = []
@@ -174,10 +173,18 @@ def _show(what: What, shown: Preview) -> None:
         more = "" if shown.pushes.is_exact else " among those that were looked at"
         click.echo(f"no push is to be {_DONE[what]}{more}")
         return
-    console().print(terminal.pushes(list(shown.examples), "some of them"))
-    click.echo(f"to be {_DONE[what]}: {shown.pushes} pushes, as they were at {terminal.local(shown.until)}")
+    click.echo(
+        f"to be {_DONE[what]}: {shown.pushes} pushes, as they were at {terminal.local(shown.until)}, such as"
+    )
+    _print(shown.examples)
     if shown.maybe_seen.number:
         note(f"{shown.maybe_seen} of them may be seen twice: FCM accepted them, or may have")
+
+
+def _print(lines: Sequence[PushLine]) -> None:
+    out = console()
+    for line in lines:
+        out.print(terminal.line(line), soft_wrap=True)
 
 
 def _ask(what: What, pushes: str, choice: Choice) -> None:

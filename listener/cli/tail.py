@@ -12,14 +12,13 @@ from uuid import UUID
 import click
 import psycopg
 import tenacity
-from rich.text import Text
 
 from listener import config, process
 from listener.cli import search, terminal
 from listener.cli.shared import console, note, print_json
 from listener.operating.filters import Filter
 from listener.operating.reading import Reading
-from listener.operating.records import Ended, PushLine
+from listener.operating.records import Ended
 from listener.operating.tail import Shown, follow
 from listener.postgres import errors
 from listener.postgres.connect import Connection
@@ -55,7 +54,7 @@ async def _follow(dsn: str, wanted: Filter, since: datetime | None, as_json: boo
     async with AsyncExitStack() as stack:
         reading = Reading(_kept(stack, search.connector(dsn, "push-listener tail")))
         shown = Shown(since or await reading.now())
-        show = print_json if as_json else _Printer()
+        out = console()
 
         @tenacity.retry(
             retry=tenacity.retry_if_exception_type(psycopg.OperationalError),
@@ -71,26 +70,10 @@ async def _follow(dsn: str, wanted: Filter, since: datetime | None, as_json: boo
                     "more pushes end than are read: some are missing here; choose some with --user or --code"
                 )
             for line in news.lines:
-                show(line)
-
-
-class _Printer:
-    """Prints pushes for people, each in a line."""
-
-    def __init__(self) -> None:
-        self._out = console()
-
-    def __call__(self, line: PushLine) -> None:
-        text = Text.assemble(
-            terminal.local(line.updated_at),
-            " ",
-            (terminal.plain(f"{line.status:<9}"), terminal.status(line.status).style),
-            f" {line.id} ",
-            terminal.plain(line.target),
-            f" {terminal.plain(line.error_code)}" if line.error_code else "",
-            f" {terminal.plain(line.title)}" if line.title else "",
-        )
-        self._out.print(text, soft_wrap=True)
+                if as_json:
+                    print_json(line)
+                else:
+                    out.print(terminal.line(line), soft_wrap=True)
 
 
 def _kept(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from datetime import datetime
 
-from rich.table import Table
 from rich.text import Text
 
 from listener.operating.records import PushLine
@@ -30,11 +29,6 @@ def plain(text: str | None) -> str:
     return "".join(c if c.isprintable() or c == _JOINER else " " for c in text or "")
 
 
-def status(word: str) -> Text:
-    """A status, coloured where there are colours."""
-    return Text(plain(word), style=_STYLES.get(word, ""))
-
-
 def local(time: datetime) -> str:
     """A time in the zone of this machine; one that is no date as it is."""
     try:
@@ -43,20 +37,14 @@ def local(time: datetime) -> str:
         return "no date"
 
 
-def pushes(lines: list[PushLine], title: str) -> Table:
-    """Pushes, for people."""
-    table = Table(title=Text(title), title_justify="left", box=None, padding=(0, 2, 0, 0))
-    for name, width in (("id", 36), ("status", 9), ("code", 12), ("changed", 19)):
-        table.add_column(name, no_wrap=True, min_width=width)
-    for name in ("to", "title"):
-        table.add_column(name, no_wrap=True, overflow="ellipsis")
-    for line in lines:
-        table.add_row(
-            Text(str(line.id)),
-            status(line.status),
-            Text(plain(line.error_code)),
-            Text(local(line.updated_at)),
-            Text(plain(line.target)),
-            Text(plain(line.title)),
-        )
-    return table
+def line(push: PushLine) -> Text:
+    """A push in one line; to be printed with ``soft_wrap``, so that no width cuts it."""
+    return Text.assemble(
+        local(push.updated_at),
+        " ",
+        (f"{plain(push.status):<9}", _STYLES.get(push.status, "")),
+        f" {push.id} ",
+        plain(push.target),
+        f" {plain(push.error_code)}" if push.error_code else "",
+        f" {plain(push.title)}" if push.title else "",
+    )
