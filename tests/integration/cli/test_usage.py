@@ -9,6 +9,7 @@ from listener import __version__, config
 from listener.cli.main import SUMMARIES, main
 from tests.support.cli import invoke
 from tests.support.postgres import Database
+from tests.support.service import PROJECT
 
 UNREACHABLE = "postgresql://postgres:S3cr3t@127.0.0.1:1/db"
 
@@ -30,6 +31,11 @@ async def test_help_lists_every_command() -> None:
     assert done.exit_code == 0
     for name, summary in SUMMARIES.items():
         assert f"{name} {summary}" in words(done.output)
+
+
+def test_the_readme_lists_every_command() -> None:
+    readme = (PROJECT / "README.md").read_text()
+    assert [name for name in SUMMARIES if f"\n| `push-listener {name}` | " not in readme] == []
 
 
 def words(text: str) -> str:
@@ -96,7 +102,17 @@ async def test_without_a_database_address(command: list[str]) -> None:
 
 
 @pytest.mark.parametrize(
-    "command", [["migrate"], ["migrate", "--status"], ["stats"], ["send", "--token", "t", "--title", "x"]]
+    "command",
+    [
+        ["migrate"],
+        ["migrate", "--status"],
+        ["stats"],
+        ["send", "--token", "t", "--title", "x"],
+        ["tail"],
+        ["tail", "--since", "1h"],
+        ["requeue", "--status", "dead"],
+    ],
+    ids=" ".join,
 )
 async def test_a_database_that_cannot_be_reached(command: list[str]) -> None:
     done = await invoke(UNREACHABLE, *command)
