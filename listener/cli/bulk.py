@@ -280,7 +280,9 @@ def _stopped_by_ctrl_c(run: Run, work: asyncio.Task[None]) -> Iterator[None]:
     def stop() -> None:
         if run.is_aborted:
             work.cancel()
-        run.abort()
+        else:
+            run.abort()
+            note("the batch that has begun ends first; another Ctrl-C undoes it")
 
     try:
         loop.add_signal_handler(signal.SIGINT, stop)
