@@ -9,7 +9,6 @@ from listener import __version__, config
 from listener.cli.main import SUMMARIES, main
 from tests.support.cli import invoke
 from tests.support.postgres import Database
-from tests.support.service import PROJECT
 
 UNREACHABLE = "postgresql://postgres:S3cr3t@127.0.0.1:1/db"
 
@@ -31,11 +30,6 @@ async def test_help_lists_every_command() -> None:
     assert done.exit_code == 0
     for name, summary in SUMMARIES.items():
         assert f"{name} {summary}" in words(done.output)
-
-
-def test_the_readme_lists_every_command() -> None:
-    readme = (PROJECT / "README.md").read_text()
-    assert [name for name in SUMMARIES if f"\n| `push-listener {name}` | " not in readme] == []
 
 
 def words(text: str) -> str:
