@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import math
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Hashable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
@@ -41,6 +41,7 @@ from listener.web.page.access import VISITOR, Visitor
 from listener.web.page.app import Context, Snapshot, State
 from listener.web.page.headers import CONTENT_SECURITY_POLICY
 from listener.web.page.history import Series
+from listener.web.page.rendering import Renderer
 from listener.web.page.views import render_home, routes
 
 STATIC = Path(__file__).parents[2] / "listener/web/page/static"
@@ -373,7 +374,7 @@ class FakeRuns:
     known: dict[UUID, FakeRun] = field(default_factory=dict)
     started: list[Any] = field(default_factory=list)
 
-    def start(self, run: object) -> UUID:
+    def start(self, run: object, asked: Hashable) -> UUID:
         self.started.append(run)
         self.known[push_id(999)] = FakeRun(Progress(0, 0, False))
         return push_id(999)
@@ -454,6 +455,7 @@ class FakePage:
             streams=cast(Any, FakeStreams(self.sample, self.prefix)),
             prefix=self.prefix,
             asset=self.asset,
+            renderer=Renderer(self.prefix, self.asset),
         )
 
     def app(self) -> web.Application:
