@@ -25,14 +25,12 @@ expect.set_options(timeout=PATIENCE * 1000)
 
 
 @asynccontextmanager
-async def page_of(
-    service: Service, path: str = "/", **options: object
-) -> AsyncIterator[tuple[Browser, Page]]:
+async def page_of(service: Service, path: str = "/", **options: Any) -> AsyncIterator[tuple[Browser, Page]]:
     """A page of the service in a browser of its own."""
     async with (
         chromium() as browser,
         tab(browser, f"http://127.0.0.1:{service.port}{path}", **options) as page,
-    ):  # type: ignore[arg-type]
+    ):
         yield browser, page
 
 
@@ -154,7 +152,7 @@ async def test_a_test_push_is_sent(rows: Rows, emulator: Emulator, service: Serv
         await page.get_by_role("main").get_by_role("button").click()
         await page.wait_for_url("**/pushes/*")
         await expect(page.locator("main")).to_contain_text("sent")
-    assert [record.message["token"] for record in emulator.received] == ["my-own-phone"]
+    assert [record.message and record.message["token"] for record in emulator.received] == ["my-own-phone"]
     assert [(who, what) for who, what, _ in await actions(rows)] == [("local", "send")]
 
 
