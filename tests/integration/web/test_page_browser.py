@@ -69,7 +69,7 @@ async def test_a_push_that_sql_inserts_appears_without_navigation(rows: Rows, se
         push_id = await rows.add(device_token="phone-1", title=NASTY)
         await expect(page.locator(f"#live-{push_id}")).to_contain_text("sent")
         await expect(page.locator(f"#live-{push_id}")).to_contain_text("<img src=x onerror=alert(1)> [red]")
-        await expect(page.locator(".verdict")).to_contain_text("Sending")
+        await expect(page.locator("#verdict")).to_contain_text("Sending")
         assert not navigated
         assert await page.locator("#latest img").count() == 0
 
