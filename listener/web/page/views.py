@@ -5,23 +5,24 @@ from __future__ import annotations
 import json
 import re
 import time
-from collections.abc import Awaitable, Callable, Mapping
-from datetime import datetime
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from datetime import UTC, datetime, timedelta
 from functools import partial, wraps
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 from uuid import UUID
 
-import jinja2
 import psycopg
 from aiohttp import web
 
+from listener.operating import order
 from listener.operating.acting import NotAllowed, Run
 from listener.operating.filters import KINDS, STATUSES, Filter, FilterFault
 from listener.operating.meanings import MEANINGS, meaning_of
 from listener.operating.records import Count, Revealed
 from listener.web.page import shapes
 from listener.web.page.access import VISITOR
+from listener.web.page.forms import read_form
+from listener.web.page.rendering import TEMPLATES
 
 if TYPE_CHECKING:
     from listener.web.page.app import Context, Snapshot
@@ -30,28 +31,14 @@ _What = Literal["requeue", "cancel"]
 _DONE: Mapping[str, str] = {"requeue": "requeued", "cancel": "cancelled"}
 _PAGE = 50
 _NEWER_MOST = 100
+_SILENCE = timedelta(minutes=1)
+"""A batch takes no more than seconds. After so long without one, a run of another process has stopped."""
+_POLL_S: Mapping[str, int] = {"at work": 1, "stops after this batch": 1, "at work in another process": 5}
+"""Seconds after which the progress of a run is read again, by its state; of others it does not change."""
 _TAIL = 12
 """Points of the charts in one event: those that the reading may have added since the last one, and a reserve."""
 _UUID = "[0-9a-fA-F-]{36}"
 _Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
-
-
-def _templates() -> jinja2.Environment:
-    found = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        auto_reload=False,
-    )
-    found.policies["json.dumps_kwargs"] = {"sort_keys": False}
-    found.filters.update(utc=shapes.utc, short=shapes.short, tone=shapes.tone, visible=shapes.visible)
-    found.globals["condition"] = shapes.condition
-    return found
-
-
-_TEMPLATES = _templates()
 
 
 def render_home(snapshot: Snapshot, prefix: str = "") -> dict[str, str]:
@@ -60,7 +47,7 @@ def render_home(snapshot: Snapshot, prefix: str = "") -> dict[str, str]:
     The event without a name is HTML with the parts to be replaced. "series" is JSON: the newest points of the charts.
     "beat" is always another.
     """
-    parts = _TEMPLATES.get_template("_live.html").render(
+    parts = TEMPLATES.get_template("_live.html").render(
         snapshot=snapshot, figures=shapes.figures(snapshot), prefix=prefix
     )
     # What has not changed is not sent again: the time tells that the listener is there.
@@ -118,6 +105,8 @@ class _Views:
         self._context = context
         self._reading = context.reading
         self._address = partial(shapes.address, context.prefix)
+        self._page = context.renderer.page
+        self._fault = context.renderer.fault
 
     # --- the first screen -------------------------------------------------------------------------------------------
 
@@ -140,13 +129,14 @@ class _Views:
     async def needs(self, request: web.Request) -> web.StreamResponse:
         return self._page(request, "_needs.html", needs=await self._needs())
 
-    async def _needs(self) -> list[tuple[object, object]] | None:
+    async def _needs(self) -> list[tuple[object, object, str | None]] | None:
         try:
             groups = await self._reading.codes()
         except psycopg.Error:
             return None
         ranked = sorted(groups, key=lambda group: (-group.pushes.number, group.status, group.code))
-        return [(group, meaning_of(group.code)) for group in ranked]
+        prefix = self._context.prefix
+        return [(group, meaning_of(group.code), shapes.group_address(prefix, group)) for group in ranked]
 
     # --- the list ---------------------------------------------------------------------------------------------------
 
@@ -218,6 +208,7 @@ class _Views:
         if is_later_page:
             newer = Count(0, True)
         elif than:
+            order.seconds(than, "than must be what a page says of its first row")
             newer = await self._reading.newer(applied, than, most=_NEWER_MOST)
         else:
             newer = await self._reading.count(applied, most=_NEWER_MOST)
@@ -338,20 +329,19 @@ class _Views:
 
     @_if_allowed
     async def act(self, request: web.Request) -> web.StreamResponse:
-        form = await request.post()
-        values = {name: value for name, value in form.items() if isinstance(value, str)}
-        what = _what(values.get("what", ""))
-        until = _at(values.get("frozen", ""))
-        who, reason = request[VISITOR].name, values.get("reason", "").strip()[:1000]
-        asked = form.getall("id", [])
+        form = await read_form(request)
+        what = _what(form.text("what"))
+        until = _at(form.text("frozen"))
+        who, reason = request[VISITOR].name, form.text("reason")[:1000]
+        asked = form.fields.get("id", ())
         if asked:
-            ids = _uuids([value for value in asked if isinstance(value, str)], _PAGE)
+            ids = _uuids(asked, _PAGE)
             act = getattr(self._context.acting, what)
             changed = await act(ids, who=who, reason=reason, until=until)
             if len(ids) == 1 and changed:
                 raise web.HTTPSeeOther(self._address(f"/pushes/{ids[0]}"))
             raise web.HTTPSeeOther(self._address("/actions", what=what, changed=len(changed), of=len(ids)))
-        applied = Filter.parse(values)
+        applied = Filter.parse({name: form.text(name) for name in form.fields})
 
         async def ids_after(after: str | None) -> tuple[list[UUID], str | None]:
             return await self._reading.ids(applied, what, until, after)
@@ -359,7 +349,8 @@ class _Views:
         run = Run(
             self._context.acting, ids_after, what=what, who=who, reason=reason, filter=applied, until=until
         )
-        raise web.HTTPSeeOther(self._address(f"/runs/{self._context.runs.start(run)}"))
+        started = self._context.runs.start(run, (who, what, applied, until))
+        raise web.HTTPSeeOther(self._address(f"/runs/{started}"))
 
     async def run(self, request: web.Request) -> web.StreamResponse:
         return await self._run(request, "run.html")
@@ -377,7 +368,9 @@ class _Views:
             )
         progress = run.progress if run else None
         if progress is None:
-            state = "not of this process"
+            # Another process performs it, or has; the records of its batches are all that tells.
+            has_stopped = last is None or datetime.now(UTC) - last > _SILENCE
+            state = "has stopped" if has_stopped else "at work in another process"
         elif not progress.is_over:
             state = "stops after this batch" if run and run.is_aborted else "at work"
         else:
@@ -392,6 +385,7 @@ class _Views:
             last=last,
             fault=fault,
             state=state,
+            poll_s=_POLL_S.get(state),
         )
 
     async def abort(self, request: web.Request) -> web.StreamResponse:
@@ -418,6 +412,7 @@ class _Views:
             before=before,
             next=found[-1].id if len(found) == _PAGE else None,
             changed=_changed(request.query),
+            most_ids=shapes.MOST_IDS,
         )
 
     # --- workers, a test push, the way in -----------------------------------------------------------------------------
@@ -440,8 +435,8 @@ class _Views:
 
     @_if_allowed
     async def send(self, request: web.Request) -> web.StreamResponse:
-        form = await request.post()
-        given = {name: value.strip() for name, value in form.items() if isinstance(value, str)}
+        form = await read_form(request)
+        given = {name: form.text(name) for name in form.fields}
         token = given.pop("token", "") or None
         faults = []
         user = next(iter(_uuids([given.get("user", "")], 1)), None)
@@ -481,23 +476,6 @@ class _Views:
             next=request.query.get("next", ""),
         )
 
-    # --- rendering --------------------------------------------------------------------------------------------------
-
-    def _fault(self, request: web.Request, status: int, title: str, *sentences: str) -> web.StreamResponse:
-        return self._page(request, "fault.html", status=status, here="", title=title, sentences=sentences)
-
-    def _page(
-        self, request: web.Request, template: str, *, status: int = 200, **values: object
-    ) -> web.Response:
-        text = _TEMPLATES.get_template(template).render(
-            prefix=self._context.prefix,
-            asset=self._context.asset,
-            address=self._address,
-            visitor=request[VISITOR],
-            **values,
-        )
-        return web.Response(text=text, status=status, content_type="text/html")
-
 
 def _id(request: web.Request) -> UUID:
     """The id in the path. Raises HTTPNotFound."""
@@ -507,7 +485,7 @@ def _id(request: web.Request) -> UUID:
     return found[0]
 
 
-def _uuids(texts: list[str], most: int) -> list[UUID]:
+def _uuids(texts: Sequence[str], most: int) -> list[UUID]:
     """The UUIDs among the texts, each once, no more than ``most``."""
     found: dict[UUID, None] = {}
     for text in texts:
@@ -535,7 +513,10 @@ def _at(text: str) -> datetime:
         raise web.HTTPBadRequest(text="frozen must be the time of the preview\n") from None
     if at.tzinfo is None:
         raise web.HTTPBadRequest(text="frozen must have a time zone\n")
-    return at
+    try:
+        return at.astimezone(UTC)
+    except OverflowError:
+        raise web.HTTPBadRequest(text="frozen must be a time from the year 1 to 9999, in UTC\n") from None
 
 
 def _changed(query: Mapping[str, str]) -> str | None:

@@ -6,7 +6,7 @@ import asyncio
 import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Literal
+from typing import Any, Literal
 from uuid import UUID
 
 import pytest
@@ -26,14 +26,12 @@ expect.set_options(timeout=PATIENCE * 1000)
 
 
 @asynccontextmanager
-async def page_of(
-    service: Service, path: str = "/", **options: object
-) -> AsyncIterator[tuple[Browser, Page]]:
+async def page_of(service: Service, path: str = "/", **options: Any) -> AsyncIterator[tuple[Browser, Page]]:
     """A page of the service in a browser of its own."""
     async with (
         chromium() as browser,
         tab(browser, f"http://127.0.0.1:{service.port}{path}", **options) as page,
-    ):  # type: ignore[arg-type]
+    ):
         yield browser, page
 
 
@@ -72,7 +70,7 @@ async def test_a_push_that_sql_inserts_appears_without_navigation(rows: Rows, se
         push_id = await rows.add(device_token="phone-1", title=NASTY)
         await expect(page.locator(f"#live-{push_id}")).to_contain_text("sent")
         await expect(page.locator(f"#live-{push_id}")).to_contain_text("<img src=x onerror=alert(1)> [red]")
-        await expect(page.locator(".verdict")).to_contain_text("Sending")
+        await expect(page.locator("#verdict")).to_contain_text("Sending")
         assert not navigated
         assert await page.locator("#latest img").count() == 0
 
@@ -155,7 +153,7 @@ async def test_a_test_push_is_sent(rows: Rows, emulator: Emulator, service: Serv
         await page.get_by_role("main").get_by_role("button").click()
         await page.wait_for_url("**/pushes/*")
         await expect(page.locator("main")).to_contain_text("sent")
-    assert [record.message["token"] for record in emulator.received] == ["my-own-phone"]
+    assert [record.message and record.message["token"] for record in emulator.received] == ["my-own-phone"]
     assert [(who, what) for who, what, _ in await actions(rows)] == [("local", "send")]
 
 
@@ -234,7 +232,7 @@ async def test_a_person_signs_in_acts_under_the_own_name_and_signs_out(
     database: Database, rows: Rows, emulator: Emulator
 ) -> None:
     (push_id,) = await dead(rows, 1, "UNREGISTERED")
-    tokens = {"page_token": "reading-token", "action_tokens": "anna:annas-own-token"}
+    tokens = {"page_token": "token-that-only-reads", "action_tokens": "anna:the-own-token-of-anna"}
     async with (
         serving(settings_for(database.dsn, emulator, **tokens)) as service,
         page_of(service, f"/pushes/{push_id}") as (_, page),
@@ -243,13 +241,13 @@ async def test_a_person_signs_in_acts_under_the_own_name_and_signs_out(
         await page.get_by_label("Token").fill("wrong-token-of-anna")
         await page.get_by_role("button", name="Sign in").click()
         await expect(page.get_by_role("alert")).to_be_visible()
-        await page.get_by_label("Token").fill("reading-token")
+        await page.get_by_label("Token").fill("token-that-only-reads")
         await page.get_by_role("button", name="Sign in").click()
         await page.wait_for_url(f"**/pushes/{push_id}")
         await expect(page.get_by_role("link", name="Requeue…")).to_have_count(0)
         await page.get_by_role("button", name="Sign out").click()
         await page.wait_for_url(re.compile("/login"))
-        await page.get_by_label("Token").fill("annas-own-token")
+        await page.get_by_label("Token").fill("the-own-token-of-anna")
         await page.get_by_role("button", name="Sign in").click()
         await page.goto(f"http://127.0.0.1:{service.port}/pushes/{push_id}")
         await page.get_by_role("link", name="Requeue…").click()
