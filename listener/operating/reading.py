@@ -80,9 +80,18 @@ def _entries(statement: str) -> LiteralString:
     return load(__file__, statement, columns=_COLUMNS, nearest=_NEAREST)
 
 
+_CUT = "pg_catalog.max(p.looked) over in_order = %(window)s::bigint"
+
+
 def _scan(statement: str, direction: str) -> LiteralString:
     return load(
-        __file__, "scan", line=_LINE, matches=_MATCHES, entries=_entries(statement), direction=direction
+        __file__,
+        "scan",
+        line=_LINE,
+        matches=_MATCHES,
+        entries=_entries(statement),
+        direction=direction,
+        is_cut="false" if statement in ("by_user", "near") else _CUT,
     )
 
 
@@ -101,7 +110,6 @@ COUNTS = {
     for statement in _SOURCES
 }
 LINES = load(__file__, "lines", line=_LINE)
-STILL_THERE = load(__file__, "still_there")
 MAYBE_SEEN = load(__file__, "maybe_seen")
 PULSE = load(__file__, "pulse", line=_LINE, columns=_COLUMNS, nearest=_NEAREST)
 CODES = load(__file__, "codes")
@@ -196,7 +204,7 @@ class Reading:
         Raises FilterFault for an ``after`` that is no place in this list.
         """
         plan = order.plan(filter)
-        start, _ = order.decode(after, plan)
+        start = order.decode(after, plan)
         async with self._transaction() as cursor:
             now = (await _one(cursor, _NOW))["now"]
             part, lines = await self._part(cursor, plan, filter, start, limit)
@@ -264,7 +272,7 @@ class Reading:
                     "until": _FOREVER[1],
                     "is_given_up": False,
                 }
-                rows = await _all(cursor, SCANS[source.statement], {**values, "skip": 0, "limit": most + 1})
+                rows = await _all(cursor, SCANS[source.statement], {**values, "limit": most + 1})
                 lines += [_line(row) for row in rows if row["matches"]]
                 edges += [_time(row["updated_at"]) for row in rows if row["is_edge"]]
         return Ended(lines, now, max(edges, default=None))
@@ -322,8 +330,8 @@ class Reading:
     ) -> tuple[list[UUID], str | None]:
         """The next pushes that an action on all that match is for, and where to go on; None: these were the last.
 
-        There may be none of them, and still a place to go on: a search looks at a bounded number of entries. The place
-        holds the ids, because what the action changes leaves the index; it is not for a URL. Raises FilterFault.
+        There may be none of them, and still a place to go on: a search looks at a bounded number of entries.
+        Raises FilterFault.
 
         Args:
             filter: what must apply.
@@ -333,20 +341,11 @@ class Reading:
             limit: of the ids.
         """
         plan = order.plan(filter, action=what)
-        start, handed_out = order.decode(after, plan)
+        start = order.decode(after, plan)
         async with self._transaction() as cursor:
-            start = await _without_gone(cursor, plan, start, handed_out)
             part, _ = await self._part(cursor, plan, filter, start, limit, what=what, until=until)
-        if not part.has_more:
-            return [entry.id for _, entry in part.entries], None
-        # Behind the entries that are handed out are those that the action leaves.
-        handed_out, positions = {}, dict(part.positions)
-        for source, entry in part.entries:
-            key, _ = part.positions[source.name]
-            if entry.key == key:
-                handed_out.setdefault(source.name, []).append(entry.id)
-                positions[source.name] = Position(key, positions[source.name].skip - 1)
-        return [entry.id for _, entry in part.entries], order.encode(positions, handed_out)
+        ids = [entry.id for _, entry in part.entries]
+        return ids, order.encode(part.positions) if part.has_more else None
 
     async def preview(self, filter: Filter, what: Action) -> Preview:
         """What an action on all that match would do now; counts stop at 1,000, or after a sixth of a second."""
@@ -402,18 +401,17 @@ class Reading:
         lines: dict[UUID, PushLine] = {}
         wanted = limit
         for source in plan.sources:
-            position = start[source.name]
             values = {
                 **_values(source, filter, self._window, what=what, until=until),
-                "at": position.key,
-                "skip": position.skip,
+                **_behind(source, start[source.name]),
                 "limit": wanted + 1,
             }
             scan = []
             for row in await _all(cursor, SCANS[source.statement], values):
-                scan.append(
-                    Entry(row["id"], row["key"], row["position"], bool(row["matches"]), row["is_edge"])
-                )
+                place = Position(row["key"], row["block"], row["id"])
+                if row["is_cut"]:
+                    place = Position.before(row["key"], row["block"])
+                scan.append(Entry(row["id"], place, bool(row["matches"]), row["is_edge"]))
                 lines[row["id"]] = _line(row)
             scans.append(scan)
             if not plan.is_merged:
@@ -476,30 +474,16 @@ def _values(
         "span": source.span,
         "near": _NEAR,
         "window": window,
-        "at": source.start.key,
+        **_behind(source, source.start),
         "at_least": -math.inf,
         "created_since": None,
     }
 
 
-async def _without_gone(
-    cursor: AsyncCursor[DictRow],
-    plan: Plan,
-    start: Mapping[str, Position],
-    handed_out: Mapping[str, Sequence[UUID]],
-) -> dict[str, Position]:
-    """The positions, behind those of the pushes handed out last that are still in their index, with the same key."""
-    if not handed_out:
-        return dict(start)
-    ids = [push for pushes in handed_out.values() for push in pushes]
-    rows = {row["id"]: row for row in await _all(cursor, STILL_THERE, {"ids": ids})}
-    positions = dict(start)
-    for source in plan.sources:
-        key, skip = positions[source.name]
-        found = [rows[push] for push in handed_out.get(source.name, ()) if push in rows]
-        still = sum(row["status"] in source.holds and row[source.key] == key for row in found)
-        positions[source.name] = Position(key, skip + still)
-    return positions
+def _behind(source: Source, position: Position) -> dict[str, Any]:
+    """The parameters by which a scan begins behind a position."""
+    beyond, own = source.parts(position)
+    return {"at": position.key, "beyond": beyond, "within": own, "behind": position.id}
 
 
 def _first(plan: Plan, lines: Sequence[PushLine], now: datetime) -> str:
