@@ -42,8 +42,8 @@ _ENDED = ("dead", "expired")
 _GIVEN_UP = ("dead", "expired", "failed", "cancelled")
 _OVER = ("sent", "delivered", "expired", "cancelled")
 
-_BLOCKS = 2**32
-"""A table has fewer. Source: MaxBlockNumber, storage/block.h of Postgres."""
+_MOST_BLOCKS = 2**32 - 1
+"""No table has more. Source: MaxBlockNumber, storage/block.h of Postgres."""
 _LAST = UUID(int=2**128 - 1)
 
 
@@ -67,28 +67,24 @@ class Source:
         return self.key != "due_at"
 
     @property
-    def has_blocks(self) -> bool:
-        """Whether the index has entries with the same key in the order of their blocks; else in that of their ids."""
-        return self.statement not in ("by_user", "near")
+    def is_backward(self) -> bool:
+        """Whether the index is read backwards.
+
+        Then entries with the same key come in no order. Source: _bt_readpage, nbtsearch.c of Postgres, which returns
+        each posting list in ascending order.
+        """
+        return self.statement in ("given_up", "over")
 
     @property
     def start(self) -> Position:
         """Before the first entry."""
         key = math.inf if self.is_newest_first else -math.inf
-        return Position(key, -_BLOCKS, _LAST) if self.has_blocks else Position(key, 0, UUID(int=0))
+        return Position(key, 0, UUID(int=0)) if self.has_ids_in_order else Position(key, -2, _LAST)
 
-    def parts(self, position: Position) -> tuple[str, str]:
-        """The tid at which the blocks behind a position begin, and that at which its own block does.
-
-        Where an index is read backwards, so is the table: there they are the ends.
-        """
-        block = position.block
-        beyond, own = (-block, 1 - block) if self.statement in ("given_up", "over") else (block + 1, block)
-        return _tid(beyond), _tid(own)
-
-
-def _tid(block: int) -> str:
-    return f"({min(max(block, 0), _BLOCKS - 1)},0)"
+    @property
+    def has_ids_in_order(self) -> bool:
+        """Whether the index has entries with the same key in the order of their ids; else in that of their blocks."""
+        return self.statement in ("by_user", "near")
 
 
 class Position(NamedTuple):
@@ -97,13 +93,19 @@ class Position(NamedTuple):
     key: float
     """Unix seconds; infinite where the column is."""
     block: int
-    """In which the row is; negative where the index is read backwards; 0 where it has the ids in order."""
+    """Of the table, in which the row is; 0 where the index has the ids in order."""
     id: UUID
 
     @classmethod
-    def before(cls, key: float, block: int) -> Position:
-        """Before the first entry with this key in a block."""
+    def before(cls, key: float, block: int = 0) -> Position:
+        """Before the first entry with this key from a block on."""
         return cls(key, block - 1, _LAST)
+
+    @property
+    def tids(self) -> tuple[str, str]:
+        """Where in the table the blocks behind this one begin, and where this one does."""
+        beyond, own = (min(max(block, 0), _MOST_BLOCKS) for block in (self.block + 1, self.block))
+        return f"({beyond},0)", f"({own},0)"
 
 
 @dataclass(frozen=True, slots=True)

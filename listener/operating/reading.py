@@ -80,10 +80,8 @@ def _entries(statement: str) -> LiteralString:
     return load(__file__, statement, columns=_COLUMNS, nearest=_NEAREST)
 
 
-_CUT = "pg_catalog.max(p.looked) over in_order = %(window)s::bigint"
-
-
-def _scan(statement: str, direction: str) -> LiteralString:
+def _scan(statement: str, direction: str, ties: str) -> LiteralString:
+    cut = "pg_catalog.max(p.looked) over in_order = %(window)s::bigint"
     return load(
         __file__,
         "scan",
@@ -91,20 +89,24 @@ def _scan(statement: str, direction: str) -> LiteralString:
         matches=_MATCHES,
         entries=_entries(statement),
         direction=direction,
-        is_cut="false" if statement in ("by_user", "near") else _CUT,
+        blocks=", p.block" if ties == "blocks" else "",
+        is_cut="false" if ties == "ids" else cut,
     )
 
 
+# In which order an index has its keys, and entries with the same key.
 _SOURCES = {
-    "by_user": "desc",
-    "by_code": "desc",
-    "given_up": "desc",
-    "over": "desc",
-    "near": "desc",
-    "waiting": "",
+    "by_user": ("desc", "ids"),
+    "by_code": ("desc", "blocks"),
+    "given_up": ("desc", "none"),
+    "over": ("desc", "none"),
+    "near": ("desc", "ids"),
+    "waiting": ("", "blocks"),
 }
 
-SCANS = {statement: _scan(statement, direction) for statement, direction in _SOURCES.items()}
+SCANS = {statement: _scan(statement, *how) for statement, how in _SOURCES.items()}
+SAME = {statement: _scan(f"{statement}_same", "", "blocks") for statement in ("given_up", "over")}
+"""Of the sources that are read backwards: the entries with the key of a position."""
 COUNTS = {
     statement: load(__file__, "count", matches=_MATCHES, entries=_entries(statement))
     for statement in _SOURCES
@@ -401,18 +403,10 @@ class Reading:
         lines: dict[UUID, PushLine] = {}
         wanted = limit
         for source in plan.sources:
-            values = {
-                **_values(source, filter, self._window, what=what, until=until),
-                **_behind(source, start[source.name]),
-                "limit": wanted + 1,
-            }
-            scan = []
-            for row in await _all(cursor, SCANS[source.statement], values):
-                place = Position(row["key"], row["block"], row["id"])
-                if row["is_cut"]:
-                    place = Position.before(row["key"], row["block"])
-                scan.append(Entry(row["id"], place, bool(row["matches"]), row["is_edge"]))
-                lines[row["id"]] = _line(row)
+            values = _values(source, filter, self._window, what=what, until=until)
+            rows = await _behind(cursor, source, values, start[source.name], wanted + 1)
+            scan = [entry for entry, _ in rows]
+            lines |= {entry.id: line for entry, line in rows}
             scans.append(scan)
             if not plan.is_merged:
                 wanted -= sum(entry.matches for entry in scan)
@@ -474,16 +468,58 @@ def _values(
         "span": source.span,
         "near": _NEAR,
         "window": window,
-        **_behind(source, source.start),
+        **_place(source.start),
+        "is_whole": True,
         "at_least": -math.inf,
         "created_since": None,
     }
 
 
-def _behind(source: Source, position: Position) -> dict[str, Any]:
-    """The parameters by which a scan begins behind a position."""
-    beyond, own = source.parts(position)
+def _place(position: Position) -> dict[str, Any]:
+    """The parameters of a scan that begins behind a position."""
+    beyond, own = position.tids
     return {"at": position.key, "beyond": beyond, "within": own, "behind": position.id}
+
+
+async def _behind(
+    cursor: AsyncCursor[DictRow], source: Source, values: Mapping[str, Any], position: Position, limit: int
+) -> list[tuple[Entry, PushLine]]:
+    """What is behind a position: the entries that match, and that at which the scan ended before its time."""
+    if not source.is_backward:
+        return await _scanned(cursor, SCANS[source.statement], values, position, limit)
+    found: list[tuple[Entry, PushLine]] = []
+    is_whole = position == source.start
+    if not is_whole:
+        found = await _scanned(cursor, SAME[source.statement], values, position, limit)
+        if len(found) == limit or (found and found[-1][0].is_edge):
+            return found
+    rest = {**values, "is_whole": is_whole}
+    found += await _scanned(
+        cursor, SCANS[source.statement], rest, position, limit - len(found), has_blocks=False
+    )
+    if (
+        len(found) == 1 and found[0][0].is_edge
+    ):  # nothing but entries that have one key, so many that it says nothing
+        return await _scanned(cursor, SAME[source.statement], values, found[0][0].place, limit)
+    return found
+
+
+async def _scanned(
+    cursor: AsyncCursor[DictRow],
+    statement: LiteralString,
+    values: Mapping[str, Any],
+    position: Position,
+    limit: int,
+    *,
+    has_blocks: bool = True,
+) -> list[tuple[Entry, PushLine]]:
+    found = []
+    for row in await _all(cursor, statement, {**values, **_place(position), "limit": limit}):
+        place = Position(row["key"], row["block"], row["id"])
+        if row["is_cut"]:
+            place = Position.before(row["key"], row["block"] if has_blocks else 0)
+        found.append((Entry(row["id"], place, bool(row["matches"]), row["is_edge"]), _line(row)))
+    return found
 
 
 def _first(plan: Plan, lines: Sequence[PushLine], now: datetime) -> str:
