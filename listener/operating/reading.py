@@ -87,28 +87,38 @@ def _entries(statement: str) -> LiteralString:
     return load(__file__, statement, columns=_COLUMNS, nearest=_NEAREST)
 
 
-def _scan(statement: str, direction: str) -> LiteralString:
+def _scan(statement: str, direction: str, ties: str) -> LiteralString:
+    cut = "pg_catalog.max(p.looked) over in_order = %(window)s::bigint"
     return load(
-        __file__, "scan", line=_LINE, matches=_MATCHES, entries=_entries(statement), direction=direction
+        __file__,
+        "scan",
+        line=_LINE,
+        matches=_MATCHES,
+        entries=_entries(statement),
+        direction=direction,
+        blocks=", p.block" if ties == "blocks" else "",
+        is_cut="false" if ties == "ids" else cut,
     )
 
 
+# In which order an index has its keys, and entries with the same key.
 _SOURCES = {
-    "by_user": "desc",
-    "by_code": "desc",
-    "given_up": "desc",
-    "over": "desc",
-    "near": "desc",
-    "waiting": "",
+    "by_user": ("desc", "ids"),
+    "by_code": ("desc", "blocks"),
+    "given_up": ("desc", "none"),
+    "over": ("desc", "none"),
+    "near": ("desc", "ids"),
+    "waiting": ("", "blocks"),
 }
 
-SCANS = {statement: _scan(statement, direction) for statement, direction in _SOURCES.items()}
+SCANS = {statement: _scan(statement, *how) for statement, how in _SOURCES.items()}
+SAME = {statement: _scan(f"{statement}_same", "", "blocks") for statement in ("given_up", "over")}
+"""Of the sources that are read backwards: the entries with the key of a position."""
 COUNTS = {
     statement: load(__file__, "count", matches=_MATCHES, entries=_entries(statement))
     for statement in _SOURCES
 }
 LINES = load(__file__, "lines", line=_LINE)
-STILL_THERE = load(__file__, "still_there")
 CHANGEABLE = load(__file__, "changeable")
 MAYBE_SEEN = load(__file__, "maybe_seen")
 PULSE = load(__file__, "pulse", line=_LINE, columns=_COLUMNS, nearest=_NEAREST)
@@ -213,7 +223,7 @@ class Reading:
         Raises FilterFault for an ``after`` that is no place in this list.
         """
         plan = order.plan(filter)
-        start, _ = order.decode(after, plan)
+        start = order.decode(after, plan)
         async with self._transaction() as cursor:
             now = (await _one(cursor, _NOW))["now"]
             part, lines = await self._part(cursor, plan, filter, start, limit)
@@ -281,7 +291,7 @@ class Reading:
                     "until": _FOREVER[1],
                     "is_given_up": False,
                 }
-                rows = await _all(cursor, SCANS[source.statement], {**values, "skip": 0, "limit": most + 1})
+                rows = await _all(cursor, SCANS[source.statement], {**values, "limit": most + 1})
                 lines += [_line(row) for row in rows if row["matches"]]
                 edges += [_time(row["updated_at"]) for row in rows if row["is_edge"]]
         return Ended(lines, now, max(edges, default=None))
@@ -341,8 +351,8 @@ class Reading:
     ) -> tuple[list[UUID], str | None]:
         """The next pushes that an action on all that match is for, and where to go on; None: these were the last.
 
-        There may be none of them, and still a place to go on: a search looks at a bounded number of entries. The place
-        holds the ids, because what the action changes leaves the index; it is not for a URL. Raises FilterFault.
+        There may be none of them, and still a place to go on: a search looks at a bounded number of entries.
+        Raises FilterFault.
 
         Args:
             filter: what must apply.
@@ -352,20 +362,11 @@ class Reading:
             limit: of the ids.
         """
         plan = order.plan(filter, action=what)
-        start, handed_out = order.decode(after, plan)
+        start = order.decode(after, plan)
         async with self._transaction() as cursor:
-            start = await _without_gone(cursor, plan, start, handed_out)
             part, _ = await self._part(cursor, plan, filter, start, limit, what=what, until=until)
-        if not part.has_more:
-            return [entry.id for _, entry in part.entries], None
-        # Behind the entries that are handed out are those that the action leaves.
-        handed_out, positions = {}, dict(part.positions)
-        for source, entry in part.entries:
-            key, _ = part.positions[source.name]
-            if entry.key == key:
-                handed_out.setdefault(source.name, []).append(entry.id)
-                positions[source.name] = Position(key, positions[source.name].skip - 1)
-        return [entry.id for _, entry in part.entries], order.encode(positions, handed_out)
+        ids = [entry.id for _, entry in part.entries]
+        return ids, order.encode(part.positions) if part.has_more else None
 
     async def preview(self, filter: Filter, what: Action, ids: Sequence[UUID] | None = None) -> Preview:
         """What an action would do now: on all that match, or on pushes that a person named.
@@ -441,19 +442,10 @@ class Reading:
         lines: dict[UUID, PushLine] = {}
         wanted = limit
         for source in plan.sources:
-            position = start[source.name]
-            values = {
-                **_values(source, filter, self._window, what=what, until=until),
-                "at": position.key,
-                "skip": position.skip,
-                "limit": wanted + 1,
-            }
-            scan = []
-            for row in await _all(cursor, SCANS[source.statement], values):
-                scan.append(
-                    Entry(row["id"], row["key"], row["position"], bool(row["matches"]), row["is_edge"])
-                )
-                lines[row["id"]] = _line(row)
+            values = _values(source, filter, self._window, what=what, until=until)
+            rows = await _behind(cursor, source, values, start[source.name], wanted + 1)
+            scan = [entry for entry, _ in rows]
+            lines |= {entry.id: line for entry, line in rows}
             scans.append(scan)
             if not plan.is_merged:
                 wanted -= sum(entry.matches for entry in scan)
@@ -527,30 +519,58 @@ def _values(
         "span": source.span,
         "near": _NEAR,
         "window": window,
-        "at": source.start.key,
+        **_place(source.start),
+        "is_whole": True,
         "at_least": -math.inf,
         "created_since": None,
     }
 
 
-async def _without_gone(
+def _place(position: Position) -> dict[str, Any]:
+    """The parameters of a scan that begins behind a position."""
+    beyond, own = position.tids
+    return {"at": position.key, "beyond": beyond, "within": own, "behind": position.id}
+
+
+async def _behind(
+    cursor: AsyncCursor[DictRow], source: Source, values: Mapping[str, Any], position: Position, limit: int
+) -> list[tuple[Entry, PushLine]]:
+    """What is behind a position: the entries that match, and that at which the scan ended before its time."""
+    if not source.is_backward:
+        return await _scanned(cursor, SCANS[source.statement], values, position, limit)
+    found: list[tuple[Entry, PushLine]] = []
+    is_whole = position == source.start
+    if not is_whole:
+        found = await _scanned(cursor, SAME[source.statement], values, position, limit)
+        if len(found) == limit or (found and found[-1][0].is_edge):
+            return found
+    rest = {**values, "is_whole": is_whole}
+    found += await _scanned(
+        cursor, SCANS[source.statement], rest, position, limit - len(found), has_blocks=False
+    )
+    if (
+        len(found) == 1 and found[0][0].is_edge
+    ):  # nothing but entries that have one key, so many that it says nothing
+        return await _scanned(cursor, SAME[source.statement], values, found[0][0].place, limit)
+    return found
+
+
+async def _scanned(
     cursor: AsyncCursor[DictRow],
-    plan: Plan,
-    start: Mapping[str, Position],
-    handed_out: Mapping[str, Sequence[UUID]],
-) -> dict[str, Position]:
-    """The positions, behind those of the pushes handed out last that are still in their index, with the same key."""
-    if not handed_out:
-        return dict(start)
-    ids = [push for pushes in handed_out.values() for push in pushes]
-    rows = {row["id"]: row for row in await _all(cursor, STILL_THERE, {"ids": ids})}
-    positions = dict(start)
-    for source in plan.sources:
-        key, skip = positions[source.name]
-        found = [rows[push] for push in handed_out.get(source.name, ()) if push in rows]
-        still = sum(row["status"] in source.holds and row[source.key] == key for row in found)
-        positions[source.name] = Position(key, skip + still)
-    return positions
+    statement: LiteralString,
+    values: Mapping[str, Any],
+    position: Position,
+    limit: int,
+    *,
+    has_blocks: bool = True,
+) -> list[tuple[Entry, PushLine]]:
+    found = []
+    for row in await _all(cursor, statement, {**values, **_place(position), "limit": limit}):
+        place = Position(row["key"], row["block"], row["id"])
+        if row["is_cut"]:
+            place = Position.before(row["key"], row["block"] if has_blocks else 0)
+        found.append((Entry(row["id"], place, bool(row["matches"]), row["is_edge"]), _line(row)))
+    return found
 
 
 def _first(plan: Plan, lines: Sequence[PushLine], now: datetime) -> str:

@@ -1,4 +1,4 @@
--- revision 2
+-- revision 3
 create or replace function push_listener.meant()
   returns table (kind text, object text, part text, role text, privilege text)
   language sql stable rows 200 set search_path = pg_catalog, pg_temp
@@ -11,7 +11,9 @@ as $$
       ('table', 'public.telemetry_logs', 'service_role', '{select,insert,update,delete}', '{""}'),
       ('table', 'public.push_recipients', 'service_role', '{select}', '{""}'),
 
-      ('table', 'public.push_notifications', 'push_listener', '{select}', push_listener.columns('push_notifications')),
+      -- ctid: the place of a row in the table, by which long lists go on.
+      ('table', 'public.push_notifications', 'push_listener', '{select}',
+       push_listener.columns('push_notifications') || '{ctid}'::text[]),
       ('table', 'public.push_notifications', 'push_listener', '{update}',
        '{status,next_attempt_at,retry_count,last_retry_at,delivery_attempts,last_error,error_code,fcm_message_id,
          claimed_by,lost_claims,push_first_due_at,sent_at,updated_at}'),
