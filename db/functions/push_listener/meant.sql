@@ -18,6 +18,7 @@ as $$
        '{status,next_attempt_at,retry_count,last_retry_at,delivery_attempts,last_error,error_code,fcm_message_id,
          claimed_by,lost_claims,push_first_due_at,sent_at,updated_at}'),
       ('table', 'public.push_delivery_logs', 'push_listener', '{select,insert}', '{push_id,device_token,status,details}'),
+      ('table', 'public.push_delivery_logs', 'push_listener', '{select}', '{created_at}'),
       ('table', 'public.push_recipients', 'push_listener', '{select}', '{""}'),
       ('table', 'public.push_devices', 'push_listener', '{select}', '{token,user_id,platform,disabled_at}'),
       ('schema', 'push_listener', 'push_listener', '{usage}', '{""}'),

@@ -441,6 +441,7 @@ async def test_the_role_of_the_service_may_read_it_all(filled: Database) -> None
     await shown.run_progress(uuid4())
     await shown.preview(Filter(), "requeue")
     await shown.lines([line.id for line in page.lines])
+    await shown.story(page.lines[0].id)
     await shown.ended(Filter(), NOW)
 
 
