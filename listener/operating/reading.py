@@ -57,6 +57,13 @@ _LOG_ROWS = 200
 _PREVIEW_S = 0.15
 _EXAMPLES = 5
 
+CUT = " ... (cut)"
+"""The end of a text of which there is more."""
+_SHORT = 200
+_LONG = 2000
+_CODE = 64
+_MESSAGE_ID = 512
+
 # The order must come from an index whatever Postgres knows of the table's size: its statistics may be from a time when
 # the table was empty, and then it would read and sort a million rows.
 _BEGIN: LiteralString = """
@@ -102,6 +109,7 @@ COUNTS = {
 }
 LINES = load(__file__, "lines", line=_LINE)
 STILL_THERE = load(__file__, "still_there")
+CHANGEABLE = load(__file__, "changeable")
 MAYBE_SEEN = load(__file__, "maybe_seen")
 PULSE = load(__file__, "pulse", line=_LINE, columns=_COLUMNS, nearest=_NEAREST)
 CODES = load(__file__, "codes")
@@ -117,6 +125,8 @@ select coalesce(pg_catalog.sum(affected), 0::numeric)::integer as done, pg_catal
 """
 _NOW = "select pg_catalog.now() as now"
 
+Connect = Callable[[], AbstractAsyncContextManager[Connection]]
+
 _FOREVER = ("-infinity", "infinity")
 
 
@@ -125,20 +135,27 @@ class Reading:
 
     Args:
         connect: gives a connection in autocommit, for one use.
+        connect_pulse: the same for ``pulse``, so that it need not wait for a search of a person, nor a person for it.
+            None: ``connect``.
         window: entries of an index that one search looks at, at most.
     """
 
     def __init__(
-        self, connect: Callable[[], AbstractAsyncContextManager[Connection]], *, window: int = WINDOW
+        self,
+        connect: Connect,
+        *,
+        connect_pulse: Connect | None = None,
+        window: int = WINDOW,
     ) -> None:
         self._connect = connect
+        self._connect_pulse = connect_pulse or connect
         self._window = window
 
     # --- The first screen
 
     async def pulse(self, latest: int = 20) -> Pulse:
         """What changes from second to second, in one statement."""
-        async with self._transaction() as cursor:
+        async with _transaction(self._connect_pulse) as cursor:
             row = await _one(cursor, PULSE, {"latest": latest, "near": latest})
         return Pulse(
             at=_time(row["at"]),
@@ -159,7 +176,7 @@ class Reading:
         groups = [
             CodeGroup(
                 row["status"],
-                row["code"],
+                _cut(row["code"], _CODE),
                 Count(
                     min(row["pushes"], _COUNTED), row["pushes"] <= _COUNTED and row["looked"] < _CODE_WINDOW
                 ),
@@ -302,21 +319,23 @@ class Reading:
         return Story(
             line=_line(row),
             user=row["user_id"],
-            collapse_key=row["collapse_key"],
-            idempotency_key=row["idempotency_key"],
+            collapse_key=_cut(row["collapse_key"], _SHORT),
+            idempotency_key=_cut(row["idempotency_key"], _SHORT),
             expires_at=_time_or_none(row["expires_at"]),
             sent_at=_time_or_none(row["sent_at"]),
             delivered_at=_time_or_none(row["delivered_at"]),
             last_retry_at=_time_or_none(row["last_retry_at"]),
-            last_error=None if row["last_error"] is None else without_tokens(row["last_error"]),
-            fcm_message_id=row["fcm_message_id"],
+            last_error=_answer(row["last_error"]),
+            fcm_message_id=_cut(row["fcm_message_id"], _MESSAGE_ID),
             claimed_by=row["claimed_by"],
             delivery_attempts=row["delivery_attempts"],
             lost_claims=row["lost_claims"],
             unwritable=row["unwritable"] or None,
             attempts=[_attempt(log) for log in shown if not log["is_receipt"]],
             receipts=[
-                Receipt(_time(log["at"]), log["device"], log["status"]) for log in shown if log["is_receipt"]
+                Receipt(_time(log["at"]), log["device"], _cut(log["status"], _CODE))
+                for log in shown
+                if log["is_receipt"]
             ],
             is_cut=is_cut,
         )
@@ -359,8 +378,18 @@ class Reading:
                 positions[source.name] = Position(key, positions[source.name].skip - 1)
         return [entry.id for _, entry in part.entries], order.encode(positions, handed_out)
 
-    async def preview(self, filter: Filter, what: Action) -> Preview:
-        """What an action on all that match would do now; counts stop at 1,000, or after a sixth of a second."""
+    async def preview(self, filter: Filter, what: Action, ids: Sequence[UUID] | None = None) -> Preview:
+        """What an action would do now: on all that match, or on pushes that a person named.
+
+        Of all that match, counts stop at 1,000, or after a sixth of a second.
+
+        Args:
+            filter: what must apply; not looked at if there are ``ids``.
+            what: pushes that it cannot change are left out.
+            ids: no more than 1,000.
+        """
+        if ids is not None:
+            return await self._preview_named(ids, what)
         async with self._transaction() as cursor:
             until = (await _one(cursor, _NOW))["now"]
             plan = order.plan(filter, action=what)
@@ -373,9 +402,7 @@ class Reading:
                 )
                 found += [entry.id for _, entry in part.entries]
                 positions, has_more = part.positions, part.has_more
-            seen = 0
-            if what == "requeue":
-                seen = (await _one(cursor, MAYBE_SEEN, {"ids": found[:_COUNTED]}))["count"]
+            seen = await _maybe_seen(cursor, what, found[:_COUNTED])
             examples = await self._lines(cursor, found[:_EXAMPLES])
         return Preview(
             Count(min(len(found), _COUNTED), not has_more and len(found) <= _COUNTED),
@@ -384,8 +411,20 @@ class Reading:
             until,
         )
 
+    async def _preview_named(self, ids: Sequence[UUID], what: Action) -> Preview:
+        async with self._transaction() as cursor:
+            until = (await _one(cursor, _NOW))["now"]
+            rows = await _all(cursor, CHANGEABLE, {"ids": list(ids), "what": what})
+            found = [row["id"] for row in rows]
+            seen = await _maybe_seen(cursor, what, found)
+            examples = await self._lines(cursor, found[:_EXAMPLES])
+        return Preview(Count(len(found), True), examples, Count(seen, True), until)
+
     async def actions(self, before: int | None = None, limit: int = 50) -> list[ActionLine]:
-        """What persons did, the newest first; ``before`` is the id of the last line of the part before."""
+        """What people did, the newest first, with no more than 20 ids of each.
+
+        ``before`` is the id of the last line of the part before.
+        """
         async with self._transaction() as cursor:
             rows = await _all(cursor, ACTIONS, {"before": before, "limit": limit})
         return [ActionLine(**row) for row in rows]
@@ -438,15 +477,19 @@ class Reading:
     async def _lines(self, cursor: AsyncCursor[DictRow], ids: Sequence[UUID]) -> list[PushLine]:
         return [_line(row) for row in await _all(cursor, LINES, {"ids": list(ids)})]
 
-    @asynccontextmanager
-    async def _transaction(self) -> AsyncIterator[AsyncCursor[DictRow]]:
-        async with self._connect() as conn:
-            await conn.execute(_BEGIN, prepare=False)
-            try:
-                yield conn.cursor(row_factory=dict_row)
-            finally:
-                if conn.info.transaction_status in (TransactionStatus.INTRANS, TransactionStatus.INERROR):
-                    await conn.execute("rollback", prepare=False)
+    def _transaction(self) -> AbstractAsyncContextManager[AsyncCursor[DictRow]]:
+        return _transaction(self._connect)
+
+
+@asynccontextmanager
+async def _transaction(connect: Connect) -> AsyncIterator[AsyncCursor[DictRow]]:
+    async with connect() as conn:
+        await conn.execute(_BEGIN, prepare=False)
+        try:
+            yield conn.cursor(row_factory=dict_row)
+        finally:
+            if conn.info.transaction_status in (TransactionStatus.INTRANS, TransactionStatus.INERROR):
+                await conn.execute("rollback", prepare=False)
 
 
 async def _all(
@@ -462,6 +505,14 @@ async def _one(
 ) -> DictRow:
     (row,) = await _all(cursor, statement, values)
     return row
+
+
+async def _maybe_seen(cursor: AsyncCursor[DictRow], what: Action, ids: Sequence[UUID]) -> int:
+    """How many of these pushes a person may see twice."""
+    if what != "requeue":
+        return 0
+    seen: int = (await _one(cursor, MAYBE_SEEN, {"ids": list(ids)}))["count"]
+    return seen
 
 
 def _values(
@@ -548,15 +599,24 @@ def _seconds(value: float | str) -> float:
     return float(value)
 
 
+def _cut(text: Any, most: int) -> Any:
+    """A text of a row, with a sign if the database has more than ``most`` characters of it. None stays None."""
+    return text if text is None or len(text) <= most else text[:most] + CUT
+
+
+def _answer(text: str | None) -> str | None:
+    return None if text is None else without_tokens(_cut(text, _LONG))
+
+
 def _line(row: Mapping[str, Any]) -> PushLine:
     return PushLine(
         id=row["id"] if isinstance(row["id"], UUID) else UUID(row["id"]),
         status=row["status"],
         priority=row["priority"],
         kind=row["kind"],
-        target=row["target"],
-        title=row["title"],
-        error_code=row["error_code"],
+        target=_cut(row["target"], _SHORT),
+        title=_cut(row["title"], _SHORT),
+        error_code=_cut(row["error_code"], _CODE),
         retry_count=row["retry_count"],
         created_at=_time(_seconds(row["created_at"])),
         updated_at=_time(_seconds(row["updated_at"])),
@@ -570,9 +630,9 @@ def _attempt(log: Mapping[str, Any]) -> Attempt:
         at=_time(log["at"]),
         attempt=int(attempt) if attempt is not None and attempt.is_integer() else None,
         device=log["device"],
-        platform=log["platform"],
-        status=log["status"],
-        code=log["code"],
-        answer=None if log["answer"] is None else without_tokens(log["answer"]),
-        message_id=log["message_id"],
+        platform=_cut(log["platform"], _CODE),
+        status=_cut(log["status"], _CODE),
+        code=_cut(log["code"], _CODE),
+        answer=_answer(log["answer"]),
+        message_id=_cut(log["message_id"], _MESSAGE_ID),
     )
