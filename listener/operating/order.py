@@ -25,6 +25,7 @@ import math
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from fractions import Fraction
 from typing import Literal, NamedTuple
 from uuid import UUID
 
@@ -218,15 +219,27 @@ def _in_order(plan: Plan, scans: Sequence[Sequence[Entry]]) -> Iterator[tuple[So
 
 # --- Cursors -----------------------------------------------------------------------------------------------------
 
-_CURSOR = re.compile(r"([a-z]+-?)\.(-?\d{1,18}|-?inf)\.(\d{1,12})(?:\.((?:[0-9a-f]{32},?)+))?")
+_CURSOR = re.compile(r"([a-z]+-?)\.(-?\d{1,19}|-?inf)\.(\d{1,12})(?:\.((?:[0-9a-f]{32},?)+))?")
 _SAYS = "after is not a place in this list: go back to its first page"
+
+_TIMES = range(-210_866_803_200_000_000, 9_224_318_016_000_000_000)
+"""In microseconds. Source: PostgreSQL, "Date/Time Types": from 4713 BC to 294276 AD."""
+
+
+def seconds(text: str, fault: str) -> float:
+    """Microseconds since 1970, as they stand in a URL, in seconds. Raises FilterFault for no time of Postgres."""
+    # A text of any length comes from a URL, and int() refuses more than 4,300 digits.
+    if not re.fullmatch(r"-?[0-9]{1,19}", text) or int(text) not in _TIMES:
+        raise FilterFault([fault])
+    return int(text) / 1_000_000
 
 
 def encode(positions: Mapping[str, Position], handed_out: Mapping[str, Iterable[UUID]] | None = None) -> str:
     """Positions as a text that a URL holds as it is."""
     parts = []
     for name, (key, skip) in positions.items():
-        at = str(round(key * 1_000_000)) if math.isfinite(key) else f"{'-' * (key < 0)}inf"
+        # Exact: a product of floats would not read back as the same key after the year 2255.
+        at = str(round(Fraction(key) * 1_000_000)) if math.isfinite(key) else f"{'-' * (key < 0)}inf"
         ids = ",".join(push.hex for push in (handed_out or {}).get(name, ()))
         parts.append(f"{name}.{at}.{skip}" + (f".{ids}" if ids else ""))
     return "~".join(parts)
@@ -241,7 +254,8 @@ def decode(text: str | None, plan: Plan) -> tuple[dict[str, Position], dict[str,
         if found is None or found[1] not in positions:
             raise FilterFault([_SAYS])
         name, at, skip, ids = found.groups()
-        positions[name] = Position(int(at) / 1_000_000 if "inf" not in at else float(at), int(skip))
+        key = float(at) if "inf" in at else seconds(at, _SAYS)
+        positions[name] = Position(key, int(skip))
         if ids:
             handed_out[name] = [UUID(hex=push) for push in ids.split(",") if push]
     return positions, handed_out

@@ -576,10 +576,7 @@ def _first(plan: Plan, lines: Sequence[PushLine], now: datetime) -> str:
 
 def _parse_first(text: str) -> float:
     """The first moment after it, in Unix seconds."""
-    try:
-        return (int(text) + 1) / 1_000_000
-    except ValueError:
-        raise FilterFault(["than must be what a page says of its first row"]) from None
+    return order.seconds(text, "than must be what a page says of its first row") + 1e-6
 
 
 def _time(seconds: float) -> datetime:

@@ -23,8 +23,8 @@ from listener.web.page.history import History
 from listener.web.server import Web
 
 NOWHERE = "postgresql://nobody@127.0.0.1:1/none"
-PAGE_TOKEN = "reading-token"
-ACTION_TOKEN = "acting-token"
+PAGE_TOKEN = "token-that-only-reads"
+ACTION_TOKEN = "token-that-also-acts"
 
 
 @dataclass(slots=True)

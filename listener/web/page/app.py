@@ -20,9 +20,10 @@ from listener.operating.verdict import ACCEPTED_WITHIN_S, Facts, Verdict, verdic
 from listener.postgres.errors import explain
 from listener.web.page.access import Access
 from listener.web.page.assets import Assets
-from listener.web.page.headers import with_errors, with_headers
+from listener.web.page.headers import with_errors
 from listener.web.page.history import History, Series, Sums
 from listener.web.page.live import Streams
+from listener.web.page.rendering import Renderer
 from listener.web.page.runs import Runs
 
 # What was under way when a pause began may be accepted for so long.
@@ -88,6 +89,7 @@ class Context:
     """'' or such as /push."""
     asset: Callable[[str], str]
     """The URL of a file in static/, such as app.css or vendor/htmx.min.js. Raises KeyError if there is none."""
+    renderer: Renderer
 
 
 class Page:
@@ -122,6 +124,7 @@ class Page:
         self._prefix = prefix
         self._sees_workers = sees_workers
         self._assets = Assets(prefix)
+        self._renderer = Renderer(prefix, self._assets.url)
         self._runs = Runs()
         self._streams = Streams(self._sample, watched)
         context = Context(
@@ -134,6 +137,7 @@ class Page:
             self._streams,
             prefix,
             self._assets.url,
+            self._renderer,
         )
         self.routes = [*self._own_routes(), *map(self._guarded, routes(context))]
         """What the web server answers."""
@@ -190,7 +194,7 @@ class Page:
             web.post(f"{self._prefix}/logout", self._public(self._access.logout)),
             web.get(
                 f"{self._prefix}/static/{{hash}}/{{name:.+}}",
-                with_headers(self._access.guarded(self._assets.serve, is_public=True), never_changes=True),
+                self._access.guarded(self._assets.serve, is_public=True),
             ),
         ]
         if self._prefix:
@@ -209,7 +213,7 @@ class Page:
         return self._answered(self._access.guarded(handler, is_public=True))
 
     def _answered(self, handler: Handler) -> Handler:
-        return with_headers(with_errors(handler, lambda: self._assets.url("app.css")))
+        return with_errors(handler, self._renderer)
 
     async def _to_front(self, request: web.Request) -> NoReturn:
-        raise web.HTTPPermanentRedirect(f"{self._prefix}/")
+        raise web.HTTPPermanentRedirect(request.rel_url.with_path(f"{self._prefix}/", keep_query=True))

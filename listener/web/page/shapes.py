@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlencode
 from uuid import UUID
 
-from listener.operating.filters import Filter
-from listener.operating.records import Attempt, Pulse, PushLine, Receipt, Revealed, Story
+from listener.operating.filters import Filter, FilterFault
+from listener.operating.records import Attempt, CodeGroup, Pulse, PushLine, Receipt, Revealed, Story
 
 if TYPE_CHECKING:
     from listener.metrics.shared import Figures
@@ -52,9 +52,20 @@ _HIDDEN = {
 }
 
 
-def visible(text: str) -> str:
-    """``text`` with a visible sign in the place of each control character and each character that turns the line."""
-    return text.translate(_HIDDEN)
+MOST_SHOWN = 16_000
+"""Characters of one value that a page shows. The event loop that makes the page also sends."""
+
+MOST_IDS = 20
+"""Ids that one row of the actions shows, and tokens of one push."""
+
+
+def visible(text: str, most: int = MOST_SHOWN) -> str:
+    """``text`` with a visible sign in the place of each control character and each character that turns the line.
+
+    What is longer than ``most`` characters is cut, and says so.
+    """
+    shown = text[:most].translate(_HIDDEN)
+    return shown if len(text) <= most else f"{shown}\u2026 (cut here: {len(text):,} characters)"
 
 
 def tone(status: str) -> str:
@@ -98,7 +109,7 @@ def utc(time: datetime) -> str:
 
 
 def short(identifier: UUID) -> str:
-    """The end of an id, for a list: ids that are made in order of time begin alike."""
+    """The last part of an id, for a list: the first one of a UUIDv7 is a time, the same for a minute."""
     return f"\u2026{str(identifier)[-8:]}"
 
 
@@ -113,7 +124,7 @@ def address(prefix: str, path: str, *values: Mapping[str, str | None], **more: s
 
 def for_input(time: datetime | None) -> str:
     """A time as ``<input type=datetime-local>`` holds it, in UTC."""
-    return f"{time.astimezone(UTC):%Y-%m-%dT%H:%M:%S}" if time else ""
+    return time.astimezone(UTC).isoformat(timespec="seconds")[:19] if time else ""
 
 
 def moment_of(name: str, value: str) -> datetime | None:
@@ -122,7 +133,7 @@ def moment_of(name: str, value: str) -> datetime | None:
         return None
     try:
         return datetime.fromisoformat(value)
-    except ValueError:
+    except (ValueError, OverflowError):
         return None
 
 
@@ -136,6 +147,16 @@ def described(applied: Filter) -> str:
     if applied.user:
         words.append(f"of user {short(applied.user)}")
     return ", ".join(words)
+
+
+def group_address(prefix: str, group: CodeGroup) -> str | None:
+    """The list of the pushes of a group; None for a code that no filter takes, such as '' or one with blanks."""
+    values = {"status": group.status, "code": group.code}
+    try:
+        is_found = Filter.parse(values).as_values() == values
+    except FilterFault:
+        return None
+    return address(prefix, "/pushes", values) if is_found else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -371,7 +392,6 @@ def ending(story: Story, now: datetime) -> str:
         devices = f" for at least {len(accepted)} devices" if len(accepted) > 1 else ""
     else:
         devices = f" for {len(accepted)} of {len(tried)} devices" if len(tried) > 1 else ""
-    tries = f"{line.retry_count} {'try is' if line.retry_count == 1 else 'tries are'} used."
     match line.status:
         case "sent" | "delivered":
             took = (
@@ -386,13 +406,13 @@ def ending(story: Story, now: datetime) -> str:
             )
             return f"FCM accepted it{devices}{took}.{end}"
         case "failed":
-            return f"It failed and is tried again. {tries}"
+            return f"It failed {_attempts(story.delivery_attempts)} and is tried again."
         case "pending":
             return _waits(line.due_at, now)
         case "processing":
             return "A worker has claimed it and sends it now."
         case "dead":
-            return f"It is given up{devices and ', accepted' + devices}. {tries}"
+            return f"It is given up {_attempts(story.delivery_attempts)}{devices and ', accepted' + devices}."
         case "expired":
             return "Its expires_at passed before FCM accepted it."
         case "cancelled":
@@ -415,6 +435,12 @@ def _waits(due_at: datetime | None, now: datetime) -> str:
         if late > _SOON_S
         else "It waits to be sent."
     )
+
+
+def _attempts(number: int) -> str:
+    if number == 0:
+        return "before any attempt"
+    return "at its first attempt" if number == 1 else f"after {number} attempts"
 
 
 def copies(story: Story) -> str | None:
@@ -453,16 +479,10 @@ def order(applied: Filter) -> str:
 
 
 def payload(revealed: Revealed) -> list[tuple[str, str | None]]:
-    """What a push says and where it goes, by name, in the order of the page."""
+    """What a push says and where it goes, by name, in the order of the page; no more of it than a page may show."""
 
     def text(value: object) -> str | None:
-        return (
-            None
-            if value is None
-            else value
-            if isinstance(value, str)
-            else json.dumps(value, ensure_ascii=False, indent=2)
-        )
+        return value if value is None or isinstance(value, str) else _json(value)
 
     found = [
         ("Title", revealed.title),
@@ -472,4 +492,21 @@ def payload(revealed: Revealed) -> list[tuple[str, str | None]]:
         ("Options", text(revealed.options)),
         ("Token", revealed.token),
     ]
-    return found + [("Token in the log", token) for token in revealed.tokens if token != revealed.token]
+    logged = [token for token in revealed.tokens if token != revealed.token]
+    found += [("Token in the log", token) for token in logged[:MOST_IDS]]
+    if len(logged) > MOST_IDS:
+        found.append(("Tokens in the log", f"{len(logged):,}, of which {MOST_IDS} are shown"))
+    return found
+
+
+def _json(value: object) -> str:
+    """``value`` as JSON, and soon no more than one character longer than what ``visible`` shows."""
+    # The encoder goes through a value as far as its text is taken.
+    parts: list[str] = []
+    length = 0
+    for part in json.JSONEncoder(ensure_ascii=False, indent=2).iterencode(value):
+        parts.append(part)
+        length += len(part)
+        if length > MOST_SHOWN:
+            break
+    return "".join(parts)

@@ -8,11 +8,9 @@ import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from functools import partial, wraps
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
-import jinja2
 import psycopg
 from aiohttp import web
 
@@ -24,6 +22,8 @@ from listener.operating.meanings import MEANINGS, Meaning, meaning_of
 from listener.operating.records import CodeGroup, Count, Page, Preview, Revealed
 from listener.web.page import shapes
 from listener.web.page.access import VISITOR
+from listener.web.page.forms import read_form
+from listener.web.page.rendering import TEMPLATES
 
 if TYPE_CHECKING:
     from listener.web.page.app import Context, Snapshot
@@ -31,6 +31,10 @@ if TYPE_CHECKING:
 _DONE: Mapping[str, str] = {"requeue": "requeued", "cancel": "cancelled"}
 _PAGE = 50
 _NEWER_MOST = 100
+_SILENCE = timedelta(minutes=1)
+"""A batch takes no more than seconds. After so long without one, a run of another process has ended, or stopped."""
+_POLL_S, _POLL_ELSEWHERE_S = 1, 5
+"""Seconds after which the progress of a run is read again."""
 _TAIL = 12
 """Points of the charts in one event: those that the reading may have added since the last one, and a reserve."""
 _FIELDS = ("status", "user", "code", "since", "until", "kind")
@@ -42,27 +46,7 @@ _CHOICES: Mapping[str, Any] = {
 _DELETED = "Finished pushes are deleted when they are older than RETENTION."
 _UUID = "[0-9a-fA-F-]{36}"
 _PART_OF_UUID = re.compile("\u2026[0-9a-fA-F-]+|[0-9a-fA-F]{8}|(?=.*-)[0-9a-fA-F-]{2,35}")
-_SILENT = timedelta(minutes=1)
-"""A run of another process that has written no batch for so long has ended, or stopped."""
 _Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
-
-
-def _templates() -> jinja2.Environment:
-    found = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        auto_reload=False,
-    )
-    found.policies["json.dumps_kwargs"] = {"sort_keys": False}
-    found.filters.update(utc=shapes.utc, short=shapes.short, tone=shapes.tone, visible=shapes.visible)
-    found.globals["moment_of"] = shapes.moment_of
-    return found
-
-
-_TEMPLATES = _templates()
 
 
 def render_home(snapshot: Snapshot, prefix: str = "") -> dict[str, str]:
@@ -71,7 +55,7 @@ def render_home(snapshot: Snapshot, prefix: str = "") -> dict[str, str]:
     The event without a name is HTML with the parts to be replaced. "series" is JSON: the newest points of the charts.
     "beat" is always another.
     """
-    parts = _TEMPLATES.get_template("_live.html").render(
+    parts = TEMPLATES.get_template("_live.html").render(
         snapshot=snapshot, figures=shapes.figures(snapshot), prefix=prefix
     )
     # What has not changed is not sent again: the time tells that the listener is there.
@@ -129,6 +113,8 @@ class _Views:
         self._context = context
         self._reading = context.reading
         self._address = partial(shapes.address, context.prefix)
+        self._page = context.renderer.page
+        self._fault = context.renderer.fault
 
     # --- the first screen -------------------------------------------------------------------------------------------
 
@@ -157,15 +143,8 @@ class _Views:
             groups = await self._reading.codes()
         except psycopg.Error:
             return None
-        return [(group, meaning_of(group.code), self._list_of(group)) for group in groups]
-
-    def _list_of(self, group: CodeGroup) -> str | None:
-        values = {"status": group.status, "code": group.code}
-        try:
-            is_asked_for = Filter.parse(values).as_values() == values
-        except FilterFault:
-            is_asked_for = False
-        return self._address("/pushes", values) if is_asked_for else None
+        prefix = self._context.prefix
+        return [(group, meaning_of(group.code), shapes.group_address(prefix, group)) for group in groups]
 
     # --- the list ---------------------------------------------------------------------------------------------------
 
@@ -362,20 +341,19 @@ class _Views:
 
     @_if_allowed
     async def act(self, request: web.Request) -> web.StreamResponse:
-        form = await request.post()
-        values = {name: value for name, value in form.items() if isinstance(value, str)}
-        what = _what(values.get("what", ""))
-        until = _at(values.get("frozen", ""))
-        who, reason = request[VISITOR].name, values.get("reason", "").strip()[:1000]
-        asked = form.getall("id", [])
+        form = await read_form(request)
+        what = _what(form.text("what"))
+        until = _at(form.text("frozen"))
+        who, reason = request[VISITOR].name, form.text("reason")[:1000]
+        asked = form.fields.get("id", ())
         if asked:
-            ids = _uuids([value for value in asked if isinstance(value, str)], _PAGE)
+            ids = _uuids(asked, _PAGE)
             act = self._context.acting.requeue if what == "requeue" else self._context.acting.cancel
             changed = await act(ids, who=who, reason=reason, until=until)
             if len(ids) == 1 and changed:
                 raise web.HTTPSeeOther(self._address(f"/pushes/{ids[0]}"))
             raise web.HTTPSeeOther(self._address("/actions", what=what, changed=len(changed), of=len(ids)))
-        applied = Filter.parse(values)
+        applied = Filter.parse({name: form.text(name) for name in form.fields})
 
         async def ids_after(after: str | None) -> tuple[list[UUID], str | None]:
             return await self._reading.ids(applied, what, until, after)
@@ -383,7 +361,8 @@ class _Views:
         run = Run(
             self._context.acting, ids_after, what=what, who=who, reason=reason, filter=applied, until=until
         )
-        raise web.HTTPSeeOther(self._address(f"/runs/{self._context.runs.start(run)}"))
+        started = self._context.runs.start(run, (who, what, applied, until))
+        raise web.HTTPSeeOther(self._address(f"/runs/{started}"))
 
     async def run(self, request: web.Request) -> web.StreamResponse:
         return await self._run(request, "run.html")
@@ -414,6 +393,7 @@ class _Views:
             fault=fault,
             state=state,
             poll=self._address(f"/runs/{run_id}/progress", since=since) if goes_on else None,
+            poll_s=_POLL_S if run else _POLL_ELSEWHERE_S,
         )
 
     async def _elsewhere(self, last: datetime | None, since: str) -> tuple[str, int | None]:
@@ -423,11 +403,11 @@ class _Views:
         """
         now = await self._reading.now()
         began = int(since) if re.fullmatch("[0-9]{1,10}", since) else int(now.timestamp())
-        if now - (last or datetime.fromtimestamp(began, UTC)) < _SILENT:
+        if now - (last or datetime.fromtimestamp(began, UTC)) < _SILENCE:
             return ("at work in another process" if last else "no batch yet"), began
         if last is None:
-            return "no batch: it changed nothing, or there is no such run", None
-        return "ended, or stopped with its process", None
+            return "no batch", None
+        return "has stopped", None
 
     async def abort(self, request: web.Request) -> web.StreamResponse:
         run_id = _id(request)
@@ -453,6 +433,7 @@ class _Views:
             before=before,
             next=found[-1].id if len(found) == _PAGE else None,
             changed=_changed(request.query),
+            most_ids=shapes.MOST_IDS,
         )
 
     # --- workers, a test push, the way in -----------------------------------------------------------------------------
@@ -475,8 +456,8 @@ class _Views:
 
     @_if_allowed
     async def send(self, request: web.Request) -> web.StreamResponse:
-        form = await request.post()
-        given = {name: value.strip() for name, value in form.items() if isinstance(value, str)}
+        form = await read_form(request)
+        given = {name: form.text(name) for name in form.fields}
         token = given.pop("token", "") or None
         faults = []
         user = next(iter(_uuids([given.get("user", "")], 1)), None)
@@ -516,23 +497,6 @@ class _Views:
             next=request.query.get("next", ""),
         )
 
-    # --- rendering --------------------------------------------------------------------------------------------------
-
-    def _fault(self, request: web.Request, status: int, title: str, *sentences: str) -> web.StreamResponse:
-        return self._page(request, "fault.html", status=status, here="", title=title, sentences=sentences)
-
-    def _page(
-        self, request: web.Request, template: str, *, status: int = 200, **values: object
-    ) -> web.Response:
-        text = _TEMPLATES.get_template(template).render(
-            prefix=self._context.prefix,
-            asset=self._context.asset,
-            address=self._address,
-            visitor=request[VISITOR],
-            **values,
-        )
-        return web.Response(text=text, status=status, content_type="text/html")
-
 
 def _id(request: web.Request) -> UUID:
     """The id in the path. Raises HTTPNotFound."""
@@ -542,7 +506,7 @@ def _id(request: web.Request) -> UUID:
     return found[0]
 
 
-def _uuids(texts: list[str], most: int) -> list[UUID]:
+def _uuids(texts: Sequence[str], most: int) -> list[UUID]:
     """The UUIDs among the texts, each once, no more than ``most``."""
     found: dict[UUID, None] = {}
     for text in texts:
@@ -575,7 +539,10 @@ def _at(text: str) -> datetime:
         raise web.HTTPBadRequest(text="frozen must be the time of the preview\n") from None
     if at.tzinfo is None:
         raise web.HTTPBadRequest(text="frozen must have a time zone\n")
-    return at
+    try:
+        return at.astimezone(UTC)
+    except OverflowError:
+        raise web.HTTPBadRequest(text="frozen must be a time from the year 1 to 9999, in UTC\n") from None
 
 
 def _changed(query: Mapping[str, str]) -> str | None:
