@@ -24,7 +24,7 @@ from psycopg.rows import DictRow, dict_row
 
 from listener.fcm.redaction import without_tokens
 from listener.operating import order
-from listener.operating.filters import Filter, FilterFault
+from listener.operating.filters import Filter
 from listener.operating.order import Action, Entry, Part, Plan, Position, Source
 from listener.operating.records import (
     ActionLine,
