@@ -17,6 +17,10 @@ from listener.operating.acting import Acting, Run
 from listener.operating.filters import KINDS, STATUSES, Filter, FilterFault
 from listener.operating.reading import COUNTS, SCANS, Reading
 from listener.operating.tail import Shown
+from listener.postgres.connect import Address
+from listener.postgres.on_demand import OnDemand
+from listener.service import Service
+from tests.support.access import APPLICATION, Regime, project
 from tests.support.postgres import Database, Server, Template
 from tests.support.reading import connector
 
@@ -68,8 +72,18 @@ def _rows(database: Database) -> list[dict[str, Any]]:
             "when topic is not null then 'topic' when condition is not null then 'condition' else 'user' end as kind, "
             "expires_at, expires_at <= now() as is_past, "
             "status = 'processing' and next_attempt_at is null as is_nowhere, "
+            "id in (select push_id from push_listener.unwritable_rows) as is_unwritable, "
             "status = 'failed' and next_attempt_at is null as is_no_try from push_notifications"
         ).fetchall()
+
+
+def _changes(what: order.Action, row: dict[str, Any]) -> bool:
+    """Whether an action changes a push that is named."""
+    if what == "cancel":
+        return row["status"] in ("pending", "failed")
+    return (row["status"] in ("dead", "expired", "failed", "cancelled") or row["is_unwritable"]) and not row[
+        "is_past"
+    ]
 
 
 def _applies(wanted: Filter, row: dict[str, Any]) -> bool:
@@ -106,9 +120,17 @@ FILTERS = [
 ]
 
 
+def _named(wanted: Filter) -> list[tuple[str, str]]:
+    """The conditions, for the name of a test: without values that differ from process to process."""
+    return [
+        (name, value if name in ("status", "code", "kind") else "")
+        for name, value in wanted.as_values().items()
+    ]
+
+
 @pytest.mark.parametrize("window", [100, 10_000])
 @pytest.mark.parametrize(
-    "wanted", FILTERS, ids=lambda wanted: "&".join(f"{k}={v}" for k, v in wanted.as_values().items()) or "all"
+    "wanted", FILTERS, ids=lambda wanted: "&".join(value or name for name, value in _named(wanted)) or "all"
 )
 async def test_a_list_has_every_push_once(filled: Database, wanted: Filter, window: int) -> None:
     listed: list[UUID] = []
@@ -172,6 +194,56 @@ async def test_an_action_on_all_that_match_changes_these_and_no_others(
     assert {action.run for action in await shown.actions()} <= {run.id}
 
 
+@pytest.mark.parametrize("what", ["requeue", "cancel"])
+async def test_the_preview_of_named_pushes_counts_what_the_action_changes(
+    database: Database, what: order.Action
+) -> None:
+    with psycopg.connect(database.dsn, autocommit=True) as conn:
+        _fill(conn, 400)
+        # What a person has seen; what could not be written; what is past its time is among the rows already.
+        conn.execute(
+            "update push_notifications set sent_at = now() where status = 'dead' and priority = 'high'"
+        )
+        conn.execute(
+            "insert into push_listener.unwritable_rows (push_id, statement, code, until) "
+            "select id, 'settle', '23514', now() + interval '1 h' from push_notifications "
+            "where status = 'processing' limit 3"
+        )
+    before = {row["id"]: row for row in _rows(database)}
+    shown, acting = Reading(connector(database.dsn)), Acting(connector(database.dsn))
+    named = [*before, uuid4()]
+    preview = await shown.preview(Filter(status="sent"), what, named)
+    seen = preview.maybe_seen
+    assert [line.id for line in preview.examples] == [
+        push for push in named if push in before and _changes(what, before[push])
+    ][:5]
+    changed = await (acting.requeue if what == "requeue" else acting.cancel)(
+        named, who="test", reason="", until=preview.until
+    )
+    assert (preview.pushes.number, preview.pushes.is_exact) == (len(changed), True)
+    assert seen.is_exact
+    assert (seen.number > 0) == (what == "requeue")
+    assert (await shown.preview(Filter(), what, [uuid4()])).pushes.number == 0
+
+
+async def test_the_pulse_and_the_searches_of_people_do_not_wait_for_each_other(database: Database) -> None:
+    pulses, searches = OnDemand(Address(database.dsn), "pulse"), OnDemand(Address(database.dsn), "search")
+    shown = Reading(searches.connection, connect_pulse=pulses.connection)
+    async with searches.connection():
+        await shown.pulse()
+    async with pulses.connection():
+        await shown.pushes(Filter())
+    await pulses.close()
+    await searches.close()
+
+
+async def test_the_service_reads_the_pulse_over_a_connection_of_its_own(service: Service) -> None:
+    async with service._reading.connection():
+        await service._page._reading.pulse()
+    async with service._pulse.connection():
+        await service._page._reading.pushes(Filter())
+
+
 async def test_what_is_newer_than_a_page_is_counted(database: Database) -> None:
     shown = Reading(connector(database.dsn))
     with psycopg.connect(database.dsn, autocommit=True) as conn:
@@ -217,6 +289,84 @@ async def test_the_story_of_a_push_without_its_token(database: Database) -> None
     assert TOKEN not in repr(story)
     assert TOKEN[:30] not in repr(story)
     assert await shown.story(uuid4()) is None
+
+
+HUGE = 5_000_000
+
+
+async def test_texts_of_any_length_are_cut_and_say_so(database: Database) -> None:
+    huge = "repeat('ü-', %s)"
+    with psycopg.connect(database.dsn, autocommit=True) as conn:
+        row = conn.execute(
+            "insert into push_notifications (topic, title, status, error_code, last_error, collapse_key, "
+            f"fcm_message_id, user_id) select t, t, 'dead', t, t, t, t, %s from (select {huge} as t) x returning id",
+            (USER, HUGE // 2),
+        ).fetchone()
+        assert row is not None
+        conn.execute(
+            "insert into push_delivery_logs (push_id, status, details) select %s, 'failed', jsonb_build_object("
+            "'code', t, 'reason', t, 'message_id', t, 'attempt', '1e400'::numeric, 'more', t) "
+            f"from (select {huge} as t) x",
+            (row[0], HUGE // 2),
+        )
+    shown = Reading(connector(database.dsn))
+    story = await shown.story(row[0])
+    assert story is not None
+    (line,), (attempt,) = await shown.lines([row[0]]), story.attempts
+    (group,) = await shown.codes()
+    assert attempt.attempt is None
+    assert line == story.line == (await shown.pulse()).latest[0] == (await shown.pushes(Filter())).lines[0]
+    for text, most in (
+        (line.target, 200), (line.title, 200), (line.error_code, 64), (group.code, 64), (story.last_error, 2000),
+        (story.collapse_key, 200), (story.fcm_message_id, 512), (attempt.code, 64), (attempt.answer, 2000),
+        (attempt.message_id, 512),
+    ):  # fmt: skip
+        assert text is not None
+        assert text == ("ü-" * most)[:most] + reading.CUT
+
+
+async def test_texts_that_are_not_too_long_are_whole(database: Database) -> None:
+    with psycopg.connect(database.dsn, autocommit=True) as conn:
+        row = conn.execute(
+            "insert into push_notifications (topic, title, status, error_code) values (%s, %s, 'dead', %s) "
+            "returning id",
+            ("ü" * 200, "ü" * 200, "C" * 64),
+        ).fetchone()
+    assert row is not None
+    shown = Reading(connector(database.dsn))
+    (line,), (group,) = await shown.lines([row[0]]), await shown.codes()
+    assert (line.target, line.title, line.error_code, group.code) == (
+        "ü" * 200,
+        "ü" * 200,
+        "C" * 64,
+        "C" * 64,
+    )
+    assert [found.id for found in (await shown.pushes(Filter(code="C" * 64))).lines] == [row[0]]
+
+
+async def test_a_longer_code_is_not_found_by_its_beginning(database: Database) -> None:
+    with psycopg.connect(database.dsn, autocommit=True) as conn:
+        conn.execute(
+            "insert into push_notifications (title, status, error_code) select 't', 'dead', repeat('C', n) "
+            "from generate_series(64, 66) n"
+        )
+    shown = Reading(connector(database.dsn))
+    assert (await shown.count(Filter(code="C" * 64))).number == 1
+    groups = await shown.codes()
+    assert [(group.code, group.pushes.number) for group in groups] == [
+        ("C" * 64 + reading.CUT, 2),
+        ("C" * 64, 1),
+    ]
+
+
+async def test_of_each_action_no_more_than_20_ids_are_read(database: Database) -> None:
+    with psycopg.connect(database.dsn, autocommit=True) as conn:
+        conn.execute(
+            "insert into push_listener.actions (who, what, filter, affected, ids) select 'anna', 'requeue', '{}', n, "
+            "array(select gen_random_uuid() from generate_series(1, n)) from unnest(array[20, 21, 500]) n"
+        )
+    actions = await Reading(connector(database.dsn)).actions()
+    assert [(action.affected, len(action.ids)) for action in actions] == [(500, 20), (21, 20), (20, 20)]
 
 
 async def test_times_that_are_no_dates(database: Database) -> None:
@@ -373,6 +523,33 @@ async def test_a_search_reads_its_index_and_a_bounded_part_of_it(history: Databa
                 assert {node.get("Index Name") for node in scans} == {_INDEXES[source.statement]}
                 for node in scans:
                     assert node["Actual Rows"] + node.get("Rows Removed by Filter", 0) <= window
+
+
+async def test_codes_of_an_adopted_column_of_another_type_are_read_by_their_index(postgres: Server) -> None:
+    before = f"{APPLICATION}; alter table public.push_notifications add column error_code varchar"
+    with project(postgres, Regime.NEW, before) as database:
+        with psycopg.connect(database.dsn, autocommit=True) as conn:
+            conn.execute(
+                "insert into push_notifications (title, body, status, error_code) "
+                "select 't', 'b', 'dead', 'CODE_' || n % 5 from generate_series(1, 1000) n"
+            )
+        wanted = Filter(code="CODE_1", status="dead")
+        (source,) = order.plan(wanted).sources
+        values = {**reading._values(source, wanted, 300), "near": 50, "skip": 0, "limit": 51}
+        codes = {"codes": 100, "window": 300}
+        for statement, given in ((SCANS["by_code"], values), (reading.CODES, codes)):
+            nodes = await _nodes(database, statement, given)
+            scans = [node for node in nodes if node.get("Relation Name") == "push_notifications"]
+            assert {node.get("Index Name") for node in scans} == {"push_notifications_code"}
+        assert len(await Reading(connector(database.dsn)).codes()) == 5
+
+
+async def test_the_codes_are_found_without_reading_what_they_have_in_common(history: Database) -> None:
+    nodes = await _nodes(history, reading.CODES, {"codes": 100, "window": 50})
+    scans = [node for node in nodes if node.get("Relation Name") == "push_notifications"]
+    assert {node.get("Index Name") for node in scans} == {"push_notifications_code"}
+    for node in scans:
+        assert node["Actual Rows"] + node.get("Rows Removed by Filter", 0) <= 50
 
 
 @pytest.mark.parametrize("statement", sorted(SCANS))

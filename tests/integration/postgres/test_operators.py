@@ -640,16 +640,6 @@ def test_a_table_with_a_long_code_can_be_migrated(database: Database) -> None:
     migrate.apply(database.dsn)
 
 
-async def test_the_codes_of_a_column_of_another_type_are_found_by_the_index(database: Database) -> None:
-    """An adopted table may have varchar there."""
-    number = next(step.version for step in migrate.load() if step.name == "operator_indexes")
-    migrate.rollback(database.dsn, 0)
-    with psycopg.connect(database.dsn, autocommit=True) as owner:
-        owner.execute("alter table push_notifications add column if not exists error_code varchar")
-    applied = migrate.apply(database.dsn)
-    assert number in [step.version for step in applied]
-
-
 def test_the_way_back_does_not_lose_the_record_unasked(database: Database) -> None:
     number = next(step.version for step in migrate.load() if step.name == "operators")
     with psycopg.connect(database.dsn, autocommit=True) as owner:
