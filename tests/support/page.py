@@ -237,6 +237,8 @@ class FakeReading:
 
     is_away: bool = False
     is_empty: bool = False
+    run_age: timedelta = timedelta()
+    """Since the last batch of the sample run."""
     asked: list[tuple[object, ...]] = field(default_factory=list)
     """What was asked, with the arguments."""
 
@@ -302,6 +304,7 @@ class FakeReading:
         if self.is_empty or before:
             return []
         some = [push_id(number) for number in range(5)]
+        many = [push_id(number) for number in range(500)]
         run = push_id(999)
         applied = {"status": "dead", "code": "UNAVAILABLE", "since": "2026-11-28T00:00:00+00:00"}
         return [
@@ -314,11 +317,13 @@ class FakeReading:
             ActionLine(7, now() - timedelta(minutes=31), "anna", "reveal", None, None, 1, some[:1], None),
             ActionLine(6, now() - timedelta(hours=3), "cli:root", "cancel", None, NASTY, 5, some, None),
             ActionLine(5, now() - timedelta(days=3), "jonas", "send", None, None, 1, some[1:2], None),
+            ActionLine(4, now() - timedelta(days=4), "jonas", "cancel", {}, "a mistake", 500, many, run),
+            ActionLine(3, now() - timedelta(days=4), "cli:root", "cancel", None, None, 500, many, None),
         ]
 
     async def run_progress(self, run: UUID) -> tuple[int, datetime | None]:
         self._note("run_progress", run)
-        return (714, now()) if run == push_id(999) else (0, None)
+        return (714, now() - self.run_age) if run == push_id(999) else (0, None)
 
     async def now(self) -> datetime:
         self._note("now")

@@ -42,7 +42,11 @@ class Served:
     """How often a snapshot was rendered."""
 
     async def ask(
-        self, method: str, path: str, *headers: Mapping[str, str], data: Mapping[str, str] | None = None
+        self,
+        method: str,
+        path: str,
+        *headers: Mapping[str, str],
+        data: Mapping[str, str] | bytes | None = None,
     ) -> Answer:
         """One request, with all of these headers, and no cookies but those in them."""
         given = {name: value for some in headers for name, value in some.items()}

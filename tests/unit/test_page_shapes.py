@@ -11,10 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from listener.operating.filters import STATUSES, Filter
-from listener.operating.records import Attempt
+from listener.operating.records import Attempt, CodeGroup, Count, Revealed
 from listener.web.page import shapes
 from listener.web.page.history import Series
-from tests.support.page import AWAY, NASTY, series, snapshot, story
+from tests.support.page import AWAY, NASTY, now, series, snapshot, story
 
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
 
@@ -221,6 +221,55 @@ def test_copies_are_told_with_their_reason() -> None:
     assert "more than once for 1 device" in (
         shapes.copies(replace(clean, attempts=[*clean.attempts, *clean.attempts])) or ""
     )
+
+
+@pytest.mark.parametrize(
+    ("attempts", "text"),
+    [
+        (0, "It is given up before any attempt."),
+        (1, "It is given up at its first attempt."),
+        (3, "It is given up after 3 attempts."),
+    ],
+)
+def test_the_end_of_a_dead_push_says_how_often_it_was_tried(attempts: int, text: str) -> None:
+    assert shapes.ending(replace(story(), delivery_attempts=attempts, attempts=[])) == text
+
+
+def test_an_id_in_a_list_differs_from_that_of_the_next_push() -> None:
+    """The first digits of a UUIDv7 are a time."""
+    ids = [UUID("019ad0c5-8a11-7c3e-9d52-0b1d6f6a1c11"), UUID("019ad0c5-8a12-7b00-8a01-77d2e8c0ffee")]
+    assert [shapes.short(each) for each in ids] == ["\u20266f6a1c11", "\u2026e8c0ffee"]
+
+
+def test_what_is_too_long_is_cut_and_says_so() -> None:
+    assert shapes.visible("x" * shapes.MOST_SHOWN) == "x" * shapes.MOST_SHOWN
+    assert shapes.visible("\x1bxyz", 2) == "\u241bx\u2026 (cut here: 4 characters)"
+
+
+def test_a_payload_is_no_longer_than_a_page_may_show() -> None:
+    revealed = Revealed(None, None, "b", [[]] * 1_000_000, None, {"a": 1}, [f"token-{n}" for n in range(30)])
+    found = shapes.payload(revealed)
+    values = dict(found)
+    assert shapes.MOST_SHOWN < len(values["Data"] or "") < shapes.MOST_SHOWN + 100
+    assert values["Options"] == '{\n  "a": 1\n}'
+    assert [name for name, _ in found].count("Token in the log") == shapes.MOST_IDS
+    assert values["Tokens in the log"] == "30, of which 20 are shown"
+
+
+@pytest.mark.parametrize("code", ["", "lower_case", "two words", "X" * 65, " UNREGISTERED"])
+def test_a_code_that_no_filter_takes_has_no_link(code: str) -> None:
+    group = CodeGroup("dead", code, Count(1, True), now())
+    assert shapes.group_address("/push", group) is None
+
+
+def test_a_code_leads_to_its_pushes() -> None:
+    group = CodeGroup("dead", "UNREGISTERED", Count(1, True), now())
+    assert shapes.group_address("/push", group) == "/push/pushes?status=dead&code=UNREGISTERED"
+
+
+@pytest.mark.parametrize("value", ["0001-01-01T00:00:00+14:00", "9999-12-31T23:59:00-14:00", "soon"])
+def test_a_time_in_a_record_that_is_none_here_is_shown_as_it_is(value: str) -> None:
+    assert shapes.condition("since", value) == value
 
 
 def test_a_filter_in_words() -> None:

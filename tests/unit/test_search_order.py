@@ -81,7 +81,9 @@ def test_every_match_is_listed_once_and_in_order(
         st.sampled_from(["a", "b", "c"]),
         st.tuples(
             st.one_of(
-                st.integers(-(10**15), 10**16).map(lambda micros: micros / 1_000_000),
+                st.integers(-210_866_803_200_000_000, 9_224_318_015_000_000_000).map(
+                    lambda micros: micros / 1_000_000
+                ),
                 st.sampled_from([math.inf, -math.inf]),
             ),
             st.integers(0, 10**9),
@@ -96,11 +98,30 @@ def test_a_cursor_is_read_back(positions: dict[str, Position]) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["x", "a.1", "a.1.1~", "a.nan.1", "z.1.1", "a.1.-1", "a.1.1.zz", "a.1.1; drop"]
+    "text",
+    [
+        "x",
+        "a.1",
+        "a.1.1~",
+        "a.nan.1",
+        "z.1.1",
+        "a.1.-1",
+        "a.1.1.zz",
+        "a.1.1; drop",
+        "a.-999999999999999999.1",
+        "a.9224318016000000000.1",
+        f"a.{'9' * 400}.1",
+    ],
 )
 def test_a_broken_cursor_is_refused(text: str) -> None:
     with pytest.raises(FilterFault):
         order.decode(text, Plan((source("a"),), is_merged=True))
+
+
+@pytest.mark.parametrize("than", ["9" * 400, "9" * 19, "x", "1.5"])
+def test_a_time_that_postgres_does_not_have_is_refused(than: str) -> None:
+    with pytest.raises(FilterFault):
+        order.seconds(than, "than")
 
 
 @pytest.mark.parametrize("status", [None, *STATUSES])

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
-from typing import Literal
+from typing import Any, Literal
 from uuid import UUID
 
 import pytest
@@ -26,14 +26,12 @@ expect.set_options(timeout=PATIENCE * 1000)
 
 
 @asynccontextmanager
-async def page_of(
-    service: Service, path: str = "/", **options: object
-) -> AsyncIterator[tuple[Browser, Page]]:
+async def page_of(service: Service, path: str = "/", **options: Any) -> AsyncIterator[tuple[Browser, Page]]:
     """A page of the service in a browser of its own."""
     async with (
         chromium() as browser,
         tab(browser, f"http://127.0.0.1:{service.port}{path}", **options) as page,
-    ):  # type: ignore[arg-type]
+    ):
         yield browser, page
 
 
@@ -72,7 +70,7 @@ async def test_a_push_that_sql_inserts_appears_without_navigation(rows: Rows, se
         push_id = await rows.add(device_token="phone-1", title=NASTY)
         await expect(page.locator(f"#live-{push_id}")).to_contain_text("sent")
         await expect(page.locator(f"#live-{push_id}")).to_contain_text("<img src=x onerror=alert(1)> [red]")
-        await expect(page.locator(".verdict")).to_contain_text("Sending")
+        await expect(page.locator("#verdict")).to_contain_text("Sending")
         assert not navigated
         assert await page.locator("#latest img").count() == 0
 
@@ -155,7 +153,7 @@ async def test_a_test_push_is_sent(rows: Rows, emulator: Emulator, service: Serv
         await page.get_by_role("main").get_by_role("button").click()
         await page.wait_for_url("**/pushes/*")
         await expect(page.locator("main")).to_contain_text("sent")
-    assert [record.message["token"] for record in emulator.received] == ["my-own-phone"]
+    assert [record.message and record.message["token"] for record in emulator.received] == ["my-own-phone"]
     assert [(who, what) for who, what, _ in await actions(rows)] == [("local", "send")]
 
 

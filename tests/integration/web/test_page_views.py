@@ -263,6 +263,31 @@ async def test_an_action_that_no_preview_made_is_refused(
     assert (page.acting.done, page.runs.started) == ([], [])
 
 
+async def test_a_run_of_another_process_that_does_nothing_more_is_said_to_have_stopped(
+    browser: ClientSession,
+) -> None:
+    page = FakePage()
+    _, text = await get(browser, page, f"/runs/{push_id(999)}")
+    assert "at work in another process" in text
+    assert "every 5s" in text
+    page.reading.run_age = timedelta(minutes=2)
+    _, text = await get(browser, page, f"/runs/{push_id(999)}")
+    assert "has stopped" in text
+    assert "hx-trigger" not in text
+
+
+async def test_an_action_on_everything_says_so_and_shows_a_few_of_many_ids(browser: ClientSession) -> None:
+    page = FakePage()
+    _, text = await get(browser, page, "/actions")
+    row = text[text.index('id="action-4"') :]
+    assert "all pushes" in row[: row.index("</tr>")]
+    row = text[text.index('id="action-3"') :]
+    row = row[: row.index("</tr>")]
+    assert row.count('href="/pushes/') == 20
+    assert "500 ids" in row
+    assert "and 480 more" in row
+
+
 async def test_a_preview_leaves_out_what_the_action_cannot_change(browser: ClientSession) -> None:
     dead, sent = push_id(9), push_id(0)
     _, text = await get(browser, FakePage(), f"/preview?what=requeue&id={dead}&id={sent}")
