@@ -1,6 +1,7 @@
 -- The log of one push, the newest rows of it. A registration token leaves the database as a short hash only. What a
 -- device reports stands in details under "receipt"; an application may have written anything else, of any length, so only
--- the details of the rows that are shown are read. Texts are cut as in line.sql.
+-- the details of the rows that are shown are read, and none of more than 16 kB: each -> reads them as a whole. Texts are cut
+-- as in line.sql.
 --
 -- OFFSET 0 keeps Postgres from reading the log in the order of another index.
 select extract(epoch from l.created_at)::float8 as at,
@@ -17,7 +18,10 @@ select extract(epoch from l.created_at)::float8 as at,
     (select pg_catalog.left(d.platform::text, 65) from public.push_recipients d
        where d.user_id = %(user)s::uuid and d.token::text = l.device_token limit 1) as platform
   from (
-    select n.created_at, n.device_token, n.status, n.details
+    select n.created_at, n.device_token, n.status,
+        case when pg_catalog.pg_column_size(n.details) > 16384
+             then pg_catalog.jsonb_build_object('reason', 'the details are larger than 16 kB and are not shown')
+             else n.details end as details
       from (
         select p.created_at, p.device_token::text as device_token, p.status::text as status, p.details
           from public.push_delivery_logs p

@@ -307,14 +307,23 @@ async def test_texts_of_any_length_are_cut_and_say_so(database: Database) -> Non
             "insert into push_delivery_logs (push_id, status, details) select %s, 'failed', jsonb_build_object("
             "'code', t, 'reason', t, 'message_id', t, 'attempt', '1e400'::numeric, 'more', t) "
             f"from (select {huge} as t) x",
-            (row[0], HUGE // 2),
+            (row[0], 50_000),
+        )
+        conn.execute(
+            "insert into push_delivery_logs (push_id, status, details) select %s, 'failed', jsonb_build_object("
+            "'code', 'INTERNAL', 'more', (select string_agg(md5(n::text), '') from generate_series(1, 10000) n)) "
+            "from generate_series(1, 3)",
+            (row[0],),
         )
     shown = Reading(connector(database.dsn))
     story = await shown.story(row[0])
     assert story is not None
-    (line,), (attempt,) = await shown.lines([row[0]]), story.attempts
+    (line,), (attempt, *others) = await shown.lines([row[0]]), story.attempts
     (group,) = await shown.codes()
     assert attempt.attempt is None
+    assert [(other.code, other.answer) for other in others] == [
+        (None, "the details are larger than 16 kB and are not shown")
+    ] * 3
     assert line == story.line == (await shown.pulse()).latest[0] == (await shown.pushes(Filter())).lines[0]
     for text, most in (
         (line.target, 200), (line.title, 200), (line.error_code, 64), (group.code, 64), (story.last_error, 2000),
