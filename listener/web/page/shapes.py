@@ -132,7 +132,7 @@ def moment_of(name: str, value: str) -> datetime | None:
     if name not in ("since", "until"):
         return None
     try:
-        return datetime.fromisoformat(value)
+        return datetime.fromisoformat(value).astimezone(UTC)
     except (ValueError, OverflowError):
         return None
 
