@@ -239,8 +239,7 @@ async def test_a_person_signs_in_acts_under_the_own_name_and_signs_out(
         serving(settings_for(database.dsn, emulator, **tokens)) as service,
         page_of(service, f"/pushes/{push_id}") as (_, page),
     ):
-        print(page.url, await page.inner_text("body"))
-        await page.wait_for_url("**/login*")
+        await page.wait_for_url("**/login**")
         await page.get_by_label("Token").fill("wrong-token-of-anna")
         await page.get_by_role("button", name="Sign in").click()
         await expect(page.get_by_role("alert")).to_be_visible()
@@ -249,7 +248,7 @@ async def test_a_person_signs_in_acts_under_the_own_name_and_signs_out(
         await page.wait_for_url(f"**/pushes/{push_id}")
         await expect(page.get_by_role("link", name="Requeue…")).to_have_count(0)
         await page.get_by_role("button", name="Sign out").click()
-        await page.wait_for_url("**/login*")
+        await page.wait_for_url("**/login**")
         await page.get_by_label("Token").fill("the-own-token-of-anna")
         await page.get_by_role("button", name="Sign in").click()
         await page.goto(f"http://127.0.0.1:{service.port}/pushes/{push_id}")
