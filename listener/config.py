@@ -137,6 +137,8 @@ def _action_tokens(value: object) -> object:
             faults.append(
                 f"entry {number} must be name:token, with a name of letters, digits and . _ @ - (at most 64 characters)"
             )
+        elif name == "local":
+            faults.append(f"entry {number} has the name of a person on a page that is open without a token")
         elif name in tokens:
             faults.append(f"entry {number} has the name of an earlier one")
         elif len(token) < _LEAST_PAGE_TOKEN:

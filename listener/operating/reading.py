@@ -24,7 +24,7 @@ from psycopg.rows import DictRow, dict_row
 
 from listener.fcm.redaction import without_tokens
 from listener.operating import order
-from listener.operating.filters import Filter, FilterFault
+from listener.operating.filters import Filter
 from listener.operating.order import Action, Entry, Part, Plan, Position, Source
 from listener.operating.records import (
     ActionLine,
@@ -234,20 +234,31 @@ class Reading:
             first=_first(plan, lines, now),
         )
 
-    async def newer(self, filter: Filter, than: str, most: int = 100) -> Count:
-        """How many pushes come before the first row of a page, whose ``first`` is ``than``.
+    async def newer(
+        self, filter: Filter, than: str, *, without: Sequence[UUID] = (), most: int = 100
+    ) -> Count:
+        """How many pushes would come before the first row of a page, whose ``first`` is ``than``.
 
-        In a list of waiting pushes new ones come last: there it is how many were inserted since. Raises FilterFault.
+        Of waiting pushes, which are not listed in the order of their changes, it is how many have changed since: were
+        inserted, requeued, or failed again. Raises FilterFault.
+
+        Args:
+            filter: what the page lists.
+            than: its ``first``.
+            without: the pushes that it shows, of which none counts, however they have changed.
+            most: where counting stops.
         """
         since = _parse_first(than)
         plan = order.plan(filter)
         number, is_exact = 0, True
         async with self._transaction() as cursor:
             for source in plan.sources:
-                values = {**_values(source, filter, self._window), "most": most + 1}
-                values |= (
-                    {"at": since, "created_since": since} if source.key == "due_at" else {"at_least": since}
-                )
+                values = {**_values(source, filter, self._window), "most": most + 1, "without": list(without)}
+                if source.key == "due_at":
+                    changed = _time(since)
+                    values |= {"at": since, "since": max(changed, filter.since or changed)}
+                else:
+                    values["at_least"] = since
                 row = await _one(cursor, COUNTS[source.statement], values)
                 number += row["matches"]
                 is_exact = is_exact and not row["is_edge"]
@@ -522,7 +533,7 @@ def _values(
         **_place(source.start),
         "is_whole": True,
         "at_least": -math.inf,
-        "created_since": None,
+        "without": [],
     }
 
 
@@ -585,10 +596,7 @@ def _first(plan: Plan, lines: Sequence[PushLine], now: datetime) -> str:
 
 def _parse_first(text: str) -> float:
     """The first moment after it, in Unix seconds."""
-    try:
-        return (int(text) + 1) / 1_000_000
-    except ValueError:
-        raise FilterFault(["than must be what a page says of its first row"]) from None
+    return order.seconds(text, "than must be what a page says of its first row") + 1e-6
 
 
 def _time(seconds: float) -> datetime:

@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, cast
 from uuid import UUID
 
 import psycopg
@@ -20,6 +20,7 @@ from aiohttp_sse import sse_response
 
 from listener.metrics.shared import Figures
 from listener.operating.acting import NotAllowed
+from listener.operating.changing import STATUSES, Action
 from listener.operating.filters import Filter
 from listener.operating.records import (
     ActionLine,
@@ -258,8 +259,10 @@ class FakeReading:
         self._note("count", applied)
         return Count(0, True) if self.is_empty else Count(most, False)
 
-    async def newer(self, applied: Filter, than: str, most: int = 100) -> Count:
-        self._note("newer", applied, than)
+    async def newer(
+        self, applied: Filter, than: str, *, without: Sequence[UUID] = (), most: int = 100
+    ) -> Count:
+        self._note("newer", applied, than, tuple(without))
         return Count(12, True)
 
     async def lines(self, ids: Sequence[UUID]) -> list[PushLine]:
@@ -322,8 +325,15 @@ class FakeReading:
         self._note("run_progress", run)
         return (714, now() - self.run_age) if run == push_id(999) else (0, None)
 
-    async def preview(self, applied: Filter, what: Literal["requeue", "cancel"]) -> Preview:
-        self._note("preview", applied, what)
+    async def now(self) -> datetime:
+        self._note("now")
+        return now()
+
+    async def preview(self, applied: Filter, what: Action, ids: Sequence[UUID] | None = None) -> Preview:
+        self._note("preview", applied, what, ids)
+        if ids is not None:
+            found = [line for line in await self.lines(ids) if line.status in STATUSES[what]]
+            return Preview(Count(len(found), True), found[:5], Count(1, True), now())
         if self.is_empty:
             return Preview(Count(0, True), [], Count(0, True), now())
         examples = [line(number, now() - timedelta(minutes=number), status="dead") for number in range(5)]

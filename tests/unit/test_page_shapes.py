@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
 import pytest
@@ -11,10 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from listener.operating.filters import STATUSES, Filter
-from listener.operating.records import CodeGroup, Count, Revealed
+from listener.operating.records import Attempt, CodeGroup, Count, Revealed
 from listener.web.page import shapes
 from listener.web.page.history import Series
 from tests.support.page import AWAY, NASTY, now, series, snapshot, story
+
+NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
 
 
 def test_every_status_has_a_tone() -> None:
@@ -69,7 +71,7 @@ def test_a_chip_leads_to_the_list_without_its_condition() -> None:
         "/pushes?status=dead&since=2026-01-31T12:00:00%2B00:00",
     )
     assert (since.value, since.without) == (
-        "2026-01-31 12:00:00 UTC",
+        "2026-01-31T12:00:00+00:00",
         "/pushes?status=dead&code=UNREGISTERED",
     )
 
@@ -81,6 +83,53 @@ def test_figures_that_nobody_can_know_are_not_zero() -> None:
     } == {shapes.UNKNOWN}
     known = {figure.label: figure.value for figure in shapes.figures(snapshot())}
     assert (known["Due now"], known["Wait for a retry"], known["Workers"]) == ("3", "27", "2")
+
+
+@pytest.mark.parametrize(
+    ("seen", "known", "shown"),
+    [
+        (2, 2, ("2", "plain")),
+        (0, 0, ("0", "bad")),
+        (0, None, (shapes.UNKNOWN, "plain")),  # WAKEUP=sweep: Postgres sees no worker
+        (1, None, ("1", "plain")),  # another process listens
+    ],
+)
+def test_workers_that_nobody_can_see_are_not_called_none(
+    seen: int, known: int | None, shown: tuple[str, str]
+) -> None:
+    found = snapshot()
+    assert found.state.figures is not None
+    assert found.pulse is not None
+    changed = replace(
+        found,
+        pulse=replace(found.pulse, workers=seen),
+        state=replace(found.state, figures=replace(found.state.figures, workers=known)),
+    )
+    (workers,) = [figure for figure in shapes.figures(changed) if figure.label == "Workers"]
+    assert (workers.value, workers.tone) == shown
+
+
+def test_before_the_first_reading_it_is_not_known_whether_workers_can_be_seen() -> None:
+    found = snapshot(figures=None)
+    assert found.pulse is not None
+    (workers,) = [
+        figure
+        for figure in shapes.figures(replace(found, pulse=replace(found.pulse, workers=0)))
+        if figure.label == "Workers"
+    ]
+    assert (workers.value, workers.tone) == (shapes.UNKNOWN, "plain")
+
+
+def test_the_quota_is_called_close_where_the_alert_fires() -> None:
+    tones = {
+        used: next(
+            figure.tone
+            for figure in shapes.figures(snapshot(quota_used=used))
+            if figure.label == "Quota used"
+        )
+        for used in (0.79, 0.8)
+    }
+    assert tones == {0.79: "plain", 0.8: "warn"}
 
 
 def test_the_table_of_the_charts_has_a_row_for_each_minute_and_dashes_for_gaps() -> None:
@@ -132,9 +181,37 @@ def test_a_story_is_told_in_order_of_time() -> None:
 
 @pytest.mark.parametrize("status", STATUSES)
 def test_every_status_has_an_ending_of_its_own(status: str) -> None:
-    text = shapes.ending(story(status=status))
+    text = shapes.ending(story(status=status), NOW)
     assert text
     assert "Its status is" not in text
+
+
+@pytest.mark.parametrize(
+    ("due_in_s", "text"),
+    [
+        (60, "It waits for its time."),
+        (-1, "It waits to be sent."),
+        (-82_800, "It waits to be sent, 23 h after it was due."),
+    ],
+)
+def test_a_pending_push_waits_for_its_time_only_until_it_is_due(due_in_s: int, text: str) -> None:
+    found = story(status="pending")
+    long_ago = NOW - timedelta(days=1)
+    due = replace(
+        found.line, created_at=long_ago, updated_at=long_ago, due_at=NOW + timedelta(seconds=due_in_s)
+    )
+    assert shapes.ending(replace(found, line=due), NOW) == text
+
+
+def test_a_story_that_is_cut_counts_no_more_than_it_shows() -> None:
+    """The log has more rows, and so there are more devices, and perhaps more copies."""
+    found = story(status="sent")
+    born = found.line.created_at
+    attempts = [Attempt(born, 1, f"{n:08x}", None, "sent", None, None, None) for n in range(200)]
+    attempts += [Attempt(born, 1, "aa", None, "unknown", None, None, None)]
+    cut = replace(found, attempts=attempts, receipts=[], is_cut=True)
+    assert "for at least 200 devices" in shapes.ending(cut, NOW)
+    assert "at least 1 attempt had no clear answer" in (shapes.copies(cut) or "")
 
 
 def test_copies_are_told_with_their_reason() -> None:
@@ -155,7 +232,7 @@ def test_copies_are_told_with_their_reason() -> None:
     ],
 )
 def test_the_end_of_a_dead_push_says_how_often_it_was_tried(attempts: int, text: str) -> None:
-    assert shapes.ending(replace(story(), delivery_attempts=attempts, attempts=[])) == text
+    assert shapes.ending(replace(story(), delivery_attempts=attempts, attempts=[]), NOW) == text
 
 
 def test_an_id_in_a_list_differs_from_that_of_the_next_push() -> None:
@@ -191,8 +268,8 @@ def test_a_code_leads_to_its_pushes() -> None:
 
 
 @pytest.mark.parametrize("value", ["0001-01-01T00:00:00+14:00", "9999-12-31T23:59:00-14:00", "soon"])
-def test_a_time_in_a_record_that_is_none_here_is_shown_as_it_is(value: str) -> None:
-    assert shapes.condition("since", value) == value
+def test_a_time_in_a_record_that_is_none_here_is_a_text(value: str) -> None:
+    assert shapes.moment_of("since", value) is None
 
 
 def test_a_filter_in_words() -> None:

@@ -2,33 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
-from listener.operating.records import Attempt, Count, WorkerLine
 from listener.operating.verdict import Facts, verdict
 from listener.web.page import shapes
 from listener.web.page.history import Point, Series, Sums, series
-from tests.support.page import snapshot, story
 
 NOON = datetime(2026, 3, 1, 12, tzinfo=UTC).timestamp()
-
-
-def test_a_push_that_is_overdue_does_not_wait_for_its_time() -> None:
-    yesterday = datetime.now(UTC) - timedelta(days=1)
-    found = story(status="pending")
-    line = replace(
-        found.line, created_at=yesterday, updated_at=yesterday, due_at=yesterday + timedelta(hours=1)
-    )
-    assert shapes.ending(replace(found, line=line)) != "It waits for its time."
-
-
-def test_a_story_that_is_cut_does_not_say_how_many_devices_there_are() -> None:
-    found = story(status="sent")
-    attempts = [
-        Attempt(found.line.created_at, 1, f"{n:08x}", None, "sent", None, None, None) for n in range(200)
-    ]
-    assert "of 200 devices" not in shapes.ending(replace(found, attempts=attempts, receipts=[], is_cut=True))
 
 
 def test_it_does_not_say_sending_while_it_does_not_know_whether_anything_is_accepted() -> None:
@@ -59,25 +39,3 @@ def test_the_sum_of_all_minutes_is_what_was_accepted() -> None:
     rows = shapes.minutes(found)
     assert len(rows) == 3  # 12:00, 12:01 and 12:02
     assert [row.accepted for row in rows if row.at.minute == 1] == ["10"]
-
-
-def test_with_sweep_the_number_of_workers_is_not_known() -> None:
-    """Postgres sees no worker then; figures.workers says so by None, and the verdict leaves it out."""
-    found = snapshot()
-    assert found.state.figures is not None
-    assert found.pulse is not None
-    sweeping = replace(
-        found,
-        pulse=replace(found.pulse, workers=0),
-        state=replace(found.state, figures=replace(found.state.figures, workers=None)),
-    )
-    (workers,) = [figure for figure in shapes.figures(sweeping) if figure.label == "Workers"]
-    assert (workers.value, workers.tone) == (shapes.UNKNOWN, "plain")
-
-
-def test_a_worker_that_holds_no_lock_is_not_called_unseen() -> None:
-    from listener.web.page.views import _TEMPLATES
-
-    worker = WorkerLine(4, "web.1", datetime.now(UTC), None, False, False, Count(3, True), is_guarded=False)
-    text = _TEMPLATES.get_template("_workers.html").render(workers=[worker], own=4)
-    assert "not seen" not in text

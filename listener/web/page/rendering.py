@@ -24,7 +24,7 @@ def _templates() -> jinja2.Environment:
     )
     found.policies["json.dumps_kwargs"] = {"sort_keys": False}
     found.filters.update(utc=shapes.utc, short=shapes.short, tone=shapes.tone, visible=shapes.visible)
-    found.globals["condition"] = shapes.condition
+    found.globals["moment_of"] = shapes.moment_of
     return found
 
 

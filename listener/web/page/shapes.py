@@ -14,9 +14,10 @@ from urllib.parse import urlencode
 from uuid import UUID
 
 from listener.operating.filters import Filter, FilterFault
-from listener.operating.records import Attempt, CodeGroup, PushLine, Receipt, Revealed, Story
+from listener.operating.records import Attempt, CodeGroup, Pulse, PushLine, Receipt, Revealed, Story
 
 if TYPE_CHECKING:
+    from listener.metrics.shared import Figures
     from listener.web.page.app import Snapshot
     from listener.web.page.history import Series
 
@@ -35,11 +36,8 @@ TONES: Mapping[str, str] = {
 }
 """The colour of a status, which the templates always show beside its word."""
 
-CHANGES: Mapping[str, frozenset[str]] = {
-    "requeue": frozenset({"dead", "expired", "failed", "cancelled"}),
-    "cancel": frozenset({"pending", "failed"}),
-}
-"""The statuses of the pushes that an action changes."""
+QUOTA_CLOSE = 0.8
+"""The part of the quota from which on the alert QuotaClose fires (docs/alerts.md)."""
 
 UNKNOWN = "\u2013"
 """A dash in the place of a figure."""
@@ -129,18 +127,18 @@ def for_input(time: datetime | None) -> str:
     return time.astimezone(UTC).isoformat(timespec="seconds")[:19] if time else ""
 
 
-def condition(name: str, value: str) -> str:
-    """The value of a field of a filter, for people: times as ``utc`` writes them."""
-    if name in ("since", "until"):
-        try:
-            return utc(datetime.fromisoformat(value))
-        except (ValueError, OverflowError):
-            return value
-    return value
+def moment_of(name: str, value: str) -> datetime | None:
+    """The time that the value of a field of a filter is; None: it is none."""
+    if name not in ("since", "until"):
+        return None
+    try:
+        return datetime.fromisoformat(value).astimezone(UTC)
+    except (ValueError, OverflowError):
+        return None
 
 
 def described(applied: Filter) -> str:
-    """A filter in words, for a heading: "dead pushes, code UNREGISTERED, of user …1a2b3c4d"."""
+    """A filter in words but for its times, for a heading: "dead pushes, code UNREGISTERED, of user …3c4d5e6f"."""
     words = [f"{applied.status} pushes" if applied.status else "all pushes"]
     if applied.kind:
         words.append(f"addressed to a {applied.kind}")
@@ -148,10 +146,6 @@ def described(applied: Filter) -> str:
         words.append(f"code {applied.code}")
     if applied.user:
         words.append(f"of user {short(applied.user)}")
-    if applied.since:
-        words.append(f"changed since {utc(applied.since)}")
-    if applied.until:
-        words.append(f"changed until {utc(applied.until)}")
     return ", ".join(words)
 
 
@@ -180,7 +174,7 @@ def chips(prefix: str, applied: Filter) -> list[Chip]:
     return [
         Chip(
             name,
-            condition(name, value),
+            value,
             address(prefix, "/pushes", {k: v for k, v in values.items() if k != name}),
         )
         for name, value in values.items()
@@ -198,6 +192,8 @@ class Figure:
     path: str | None = None
     """Where more is to be seen."""
     tone: str = "plain"
+    parts: Sequence[tuple[str, str]] = ()
+    """Names and paths of the lists that hold what is counted together."""
 
 
 def figures(snapshot: Snapshot) -> list[Figure]:
@@ -213,14 +209,13 @@ def figures(snapshot: Snapshot) -> list[Figure]:
     due = sum(read.due.values()) if read else 0
     oldest = pulse.oldest_due if pulse else max(read.oldest_due.values(), default=0.0) if read else None
     unwritable = sum(read.unwritable.values()) if read else 0
-    workers = pulse.workers if pulse else None
     return [
         Figure(
             "Due now",
             known(due),
             _oldest(oldest),
-            "/pushes?status=pending",
-            "warn" if (oldest or 0) > 5 else "plain",
+            tone="warn" if (oldest or 0) > 5 else "plain",
+            parts=(("new", "/pushes?status=pending"), ("retries", "/pushes?status=failed")),
         ),
         Figure("In flight", known(waiting["processing"]), f"{number(state.in_flight)} by this process"),
         Figure("Wait for a retry", known(waiting["failed"]), "", "/pushes?status=failed"),
@@ -234,16 +229,21 @@ def figures(snapshot: Snapshot) -> list[Figure]:
             "Quota used",
             percent(state.quota_used),
             "of this process",
-            tone="warn" if state.quota_used >= 0.9 else "plain",
+            tone="warn" if state.quota_used >= QUOTA_CLOSE else "plain",
         ),
-        Figure(
-            "Workers",
-            UNKNOWN if workers is None else number(workers),
-            "none is at work" if workers == 0 else "",
-            "/workers",
-            "bad" if workers == 0 else "plain",
-        ),
+        _workers(pulse, read),
     ]
+
+
+def _workers(pulse: Pulse | None, read: Figures | None) -> Figure:
+    """How many Postgres sees: with WAKEUP=sweep it sees none of them, which figures.workers tells by None."""
+    if pulse is None:
+        return Figure("Workers", UNKNOWN, "", "/workers")
+    if pulse.workers:
+        return Figure("Workers", number(pulse.workers), "", "/workers")
+    if read is None or read.workers is None:
+        return Figure("Workers", UNKNOWN, "Postgres sees none" if read else "", "/workers")
+    return Figure("Workers", "0", "none is at work", "/workers", "bad")
 
 
 def _oldest(seconds: float | None) -> str:
@@ -383,12 +383,15 @@ def moments(story: Story) -> list[Moment]:
     return [Moment(born, "", "inserted", "quiet"), *sorted(found, key=lambda moment: moment.at)]
 
 
-def ending(story: Story) -> str:
+def ending(story: Story, now: datetime) -> str:
     """What became of the push, in a sentence or two."""
     line = story.line
     accepted = {attempt.device for attempt in story.attempts if attempt.status == "sent"}
     tried = {attempt.device for attempt in story.attempts}
-    devices = "" if len(tried) < 2 else f" for {len(accepted)} of {len(tried)} devices"
+    if story.is_cut:  # the log has more devices than the story
+        devices = f" for at least {len(accepted)} devices" if len(accepted) > 1 else ""
+    else:
+        devices = f" for {len(accepted)} of {len(tried)} devices" if len(tried) > 1 else ""
     match line.status:
         case "sent" | "delivered":
             took = (
@@ -405,11 +408,7 @@ def ending(story: Story) -> str:
         case "failed":
             return f"It failed {_attempts(story.delivery_attempts)} and is tried again."
         case "pending":
-            return (
-                "It waits for its time."
-                if line.due_at and line.due_at > line.updated_at
-                else "It waits to be sent."
-            )
+            return _waits(line.due_at, now)
         case "processing":
             return "A worker has claimed it and sends it now."
         case "dead":
@@ -421,6 +420,23 @@ def ending(story: Story) -> str:
     return f"Its status is {line.status}."
 
 
+_SOON_S = 5.0
+"""The objective: a push is accepted within this time of being due (docs/alerts.md, Objectives)."""
+
+
+def _waits(due_at: datetime | None, now: datetime) -> str:
+    if due_at is None:
+        return "It waits to be sent."
+    if due_at > now:
+        return "It waits for its time."
+    late = (now - due_at).total_seconds()
+    return (
+        f"It waits to be sent, {duration(late)} after it was due."
+        if late > _SOON_S
+        else "It waits to be sent."
+    )
+
+
 def _attempts(number: int) -> str:
     if number == 0:
         return "before any attempt"
@@ -428,16 +444,19 @@ def _attempts(number: int) -> str:
 
 
 def copies(story: Story) -> str | None:
-    """Why a person may have seen the push more than once; None: there is no sign of it."""
+    """Why a person may have seen the push more than once; None: there is no sign of it in the rows of the story."""
+    least = "at least " if story.is_cut else ""
     unclear = sum(attempt.status == "unknown" for attempt in story.attempts)
     accepted = Counter(attempt.device for attempt in story.attempts if attempt.status == "sent")
     again = sum(times > 1 for times in accepted.values())
     signs = []
     if again:
-        signs.append(f"FCM accepted it more than once for {again} {'device' if again == 1 else 'devices'}")
+        signs.append(
+            f"FCM accepted it more than once for {least}{again} {'device' if again == 1 else 'devices'}"
+        )
     if unclear:
         signs.append(
-            f"{unclear} {'attempt' if unclear == 1 else 'attempts'} had no clear answer and may have arrived"
+            f"{least}{unclear} {'attempt' if unclear == 1 else 'attempts'} had no clear answer and may have arrived"
         )
     if story.lost_claims:
         signs.append(

@@ -6,7 +6,6 @@ from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
 import aiohttp
-import psycopg
 import pytest
 from psycopg_pool import AsyncConnectionPool
 
@@ -65,76 +64,6 @@ async def test_the_verdict_and_the_alert_know_the_same_oldest_push(database: Dat
     async with AsyncConnectionPool(database.dsn, open=False, kwargs={"autocommit": True}) as pool:
         figures = (await read(pool)).depth
     assert pulse.oldest_due == pytest.approx(max(figures.oldest_due.values()), abs=60)
-
-
-async def test_the_preview_of_ticked_pushes_leaves_out_those_whose_time_is_over(
-    database: Database, rows: Rows, emulator: Emulator
-) -> None:
-    gone = datetime.now(UTC) - timedelta(hours=1)
-    push = await rows.add(
-        device_token="t",
-        title="t",
-        status="expired",
-        error_code="EXPIRED",
-        expires_at=gone,
-        next_attempt_at=None,
-    )
-    async with (
-        serving(settings_for(database.dsn, emulator)) as service,
-        aiohttp.ClientSession(f"http://127.0.0.1:{service.port}") as http,
-        http.get(f"/preview?what=requeue&id={push}", headers={"Accept": "text/html"}) as answer,
-    ):
-        assert "Nothing to requeue" in await answer.text()
-
-
-async def test_the_preview_of_ticked_pushes_says_who_may_see_one_twice(
-    database: Database, rows: Rows, emulator: Emulator
-) -> None:
-    push = await rows.add(
-        device_token="t",
-        title="t",
-        status="dead",
-        error_code="NOT_WRITTEN",
-        sent_at=datetime.now(UTC),
-        next_attempt_at=None,
-    )
-    async with (
-        serving(settings_for(database.dsn, emulator)) as service,
-        aiohttp.ClientSession(f"http://127.0.0.1:{service.port}") as http,
-        http.get(f"/preview?what=requeue&id={push}", headers={"Accept": "text/html"}) as answer,
-    ):
-        assert "FCM may have accepted them" in await answer.text()
-
-
-async def test_a_run_of_another_process_is_shown_before_its_first_batch(
-    database: Database, rows: Rows, emulator: Emulator
-) -> None:
-    """Behind a load balancer the next request goes to another process."""
-    await rows.add(device_token="t", title="t", status="dead", error_code="INTERNAL", next_attempt_at=None)
-    settings = settings_for(database.dsn, emulator)
-    async with (
-        serving(settings) as one,
-        serving(settings) as other,
-        await psycopg.AsyncConnection.connect(database.dsn) as holder,
-        aiohttp.ClientSession() as http,
-    ):
-        await holder.execute(
-            "lock table push_listener.actions in share mode"
-        )  # the first batch takes its time
-        async with http.post(
-            f"http://127.0.0.1:{one.port}/act",
-            data={"what": "requeue", "status": "dead", "frozen": datetime.now(UTC).isoformat()},
-            headers={"Sec-Fetch-Site": "same-origin"},
-            allow_redirects=False,
-        ) as answer:
-            assert answer.status == 303
-            where = answer.headers["Location"]
-        async with http.get(
-            f"http://127.0.0.1:{other.port}{where}", headers={"Accept": "text/html"}
-        ) as answer:
-            status = answer.status
-        await holder.rollback()
-    assert status == 200
 
 
 async def test_pushes_that_all_die_are_not_a_green_verdict(

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import AsyncExitStack
+from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
 
 import aiohttp
+import psycopg
 import pytest
 
 from listener.emulator import Emulator
@@ -166,6 +168,58 @@ async def test_streams_end_before_the_work_does(database: Database, rows: Rows) 
                 assert late.status == 503
         running.terminate()
         assert await running.ended() == 0
+
+
+@pytest.mark.parametrize(
+    ("hours", "says"),
+    [(-1, "Nothing to requeue"), (1, "FCM may have accepted them")],
+    ids=["over", "in time"],
+)
+async def test_the_preview_of_ticked_pushes_says_what_would_come_of_it(
+    database: Database, rows: Rows, emulator: Emulator, hours: int, says: str
+) -> None:
+    """The push was accepted once, and may be worth nothing any more."""
+    push = await rows.add(
+        device_token="t",
+        title="t",
+        status="expired",
+        error_code="EXPIRED",
+        sent_at=datetime.now(UTC),
+        expires_at=datetime.now(UTC) + timedelta(hours=hours),
+        next_attempt_at=None,
+    )
+    async with serving(settings_for(database.dsn, emulator)) as service:
+        assert service.port is not None
+        _, text = await get(service.port, f"/preview?what=requeue&id={push}", **LOCAL)
+    assert says in text
+
+
+async def test_a_run_of_another_process_is_shown_before_its_first_batch(
+    database: Database, rows: Rows, emulator: Emulator
+) -> None:
+    """Behind a load balancer the next request goes to another process."""
+    await rows.add(device_token="t", title="t", status="dead", error_code="INTERNAL", next_attempt_at=None)
+    settings = settings_for(database.dsn, emulator)
+    async with (
+        serving(settings) as one,
+        serving(settings) as other,
+        await psycopg.AsyncConnection.connect(database.dsn) as holder,
+        aiohttp.ClientSession() as http,
+    ):
+        # The first batch takes its time.
+        await holder.execute("lock table push_listener.actions in share mode")
+        async with http.post(
+            f"http://127.0.0.1:{one.port}/act",
+            data={"what": "requeue", "status": "dead", "frozen": datetime.now(UTC).isoformat()},
+            headers={"Sec-Fetch-Site": "same-origin"},
+            allow_redirects=False,
+        ) as answer:
+            assert answer.status == 303
+            where = answer.headers["Location"]
+        assert other.port is not None
+        status, text = await get(other.port, where, **LOCAL)
+        await holder.rollback()
+    assert (status, "no batch yet" in text) == (200, True)
 
 
 # --- odd requests and odd rows ---------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
 from typing import Any, Literal
 from uuid import UUID
 
@@ -151,7 +152,9 @@ async def test_a_test_push_is_sent(rows: Rows, emulator: Emulator, service: Serv
         await page.get_by_label("Title").fill("Hello")
         await page.get_by_role("main").get_by_role("button").click()
         await page.wait_for_url("**/pushes/*")
-        await expect(page.locator("main")).to_contain_text("sent")
+        await rows.over()
+        await page.reload()  # a story does not change by itself
+        await expect(page.locator("main")).to_contain_text("FCM accepted it")
     assert [record.message and record.message["token"] for record in emulator.received] == ["my-own-phone"]
     assert [(who, what) for who, what, _ in await actions(rows)] == [("local", "send")]
 
@@ -257,3 +260,43 @@ async def test_a_person_signs_in_acts_under_the_own_name_and_signs_out(
         assert all(cookie["httpOnly"] and cookie["sameSite"] == "Strict" for cookie in cookies)
         assert all("token" not in str(cookie["value"]) for cookie in cookies)
     assert await actions(rows) == [("anna", "requeue", 1)]
+
+
+async def test_a_push_that_only_changed_is_not_called_newer(rows: Rows, service: Service) -> None:
+    """It is in the list, and its cells change in place."""
+    push = await rows.add(title="t", status="sent", next_attempt_at=None)
+    async with page_of(service, "/pushes") as (_, page):
+        await expect(page.locator(f"#state-{push}")).to_contain_text("sent")
+        await rows.query("update push_notifications set status = 'delivered', updated_at = now()")
+        await expect(page.locator(f"#state-{push}")).to_contain_text("delivered")
+        assert await page.locator("#newer").inner_text() == ""
+
+
+async def test_a_requeued_push_is_newer_in_the_list_of_what_waits(rows: Rows, service: Service) -> None:
+    later = datetime.now(UTC) + timedelta(hours=1)
+    first = await rows.add(title="t", device_token="t", next_attempt_at=later)
+    old = await rows.add(title="t", device_token="t", status="dead", next_attempt_at=None)
+    async with page_of(service, "/pushes?status=pending") as (_, page):
+        await rows.query(
+            "update push_notifications set status = 'pending', updated_at = now(), next_attempt_at = %(later)s "
+            "where id = %(old)s",
+            old=old,
+            later=later,
+        )
+        await rows.query("update push_notifications set retry_count = 1 where id = %(first)s", first=first)
+        await expect(page.locator(f"#tries-{first}")).to_have_text("1")  # the list has asked
+        assert "1 newer" in await page.locator("#newer").inner_text()
+
+
+async def test_no_page_is_wider_than_a_phone(rows: Rows, service: Service) -> None:
+    push = await rows.add(
+        title="A" * 180, topic="a" * 180, status="dead", error_code="X" * 60, next_attempt_at=None
+    )
+    wide = []
+    async with chromium() as browser:
+        for path in ("/", "/pushes", "/pushes?status=dead", f"/pushes/{push}", f"/preview?what=requeue&id={push}",
+                     "/workers", "/actions", "/send"):  # fmt: skip
+            async with tab(browser, f"http://127.0.0.1:{service.port}{path}", width=PHONE) as page:
+                if (await page.evaluate("document.documentElement.scrollWidth")) > PHONE:
+                    wide.append(path)
+    assert wide == []
