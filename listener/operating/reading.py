@@ -48,6 +48,8 @@ WINDOW = 5_000
 
 _NEAR = 1_000
 """Waiting pushes of each priority that are due next, and as many that became due last, in a list of everything."""
+_PULSE_WINDOW = 1_000
+"""Waiting pushes of each priority that the pulse looks at."""
 _MOST_CODES = 100
 _CODE_WINDOW = 2_000
 _COUNTED = 1_000
@@ -164,15 +166,22 @@ class Reading:
     # --- The first screen
 
     async def pulse(self, latest: int = 20) -> Pulse:
-        """What changes from second to second, in one statement."""
+        """What changes from second to second, in one statement.
+
+        How late the queue is, is told by the rule of the metrics, but of a bounded number of the waiting pushes: see
+        ``Pulse.is_whole``.
+        """
         async with _transaction(self._connect_pulse) as cursor:
-            row = await _one(cursor, PULSE, {"latest": latest, "near": latest})
+            row = await _one(cursor, PULSE, {"latest": latest, "near": latest, "window": _PULSE_WINDOW})
         return Pulse(
             at=_time(row["at"]),
             sent=row["sent"],
             failed=orjson.loads(row["failed"]),
             oldest_due=row["oldest_due"],
             workers=row["workers"],
+            is_due=row["is_due"],
+            retrying=row["retrying"],
+            is_whole=row["is_whole"],
             latest=[_line(line) for line in orjson.loads(row["latest"])],
         )
 
@@ -544,7 +553,13 @@ def _place(position: Position) -> dict[str, Any]:
 
 
 async def _behind(
-    cursor: AsyncCursor[DictRow], source: Source, values: Mapping[str, Any], position: Position, limit: int
+    cursor: AsyncCursor[DictRow],
+    source: Source,
+    values: Mapping[str, Any],
+    position: Position,
+    limit: int,
+    *,
+    is_first: bool = True,
 ) -> list[tuple[Entry, PushLine]]:
     """What is behind a position: the entries that match, and that at which the scan ended before its time."""
     if not source.is_backward:
@@ -559,10 +574,8 @@ async def _behind(
     found += await _scanned(
         cursor, SCANS[source.statement], rest, position, limit - len(found), has_blocks=False
     )
-    if (
-        len(found) == 1 and found[0][0].is_edge
-    ):  # nothing but entries that have one key, so many that it says nothing
-        return await _scanned(cursor, SAME[source.statement], values, found[0][0].place, limit)
+    if is_first and len(found) == 1 and found[0][0].is_edge:  # perhaps all have one key
+        return await _behind(cursor, source, values, found[0][0].place, limit, is_first=False)
     return found
 
 

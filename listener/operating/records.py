@@ -198,8 +198,16 @@ class Pulse:
     failed: Mapping[str, int]
     """Pushes that ended dead or expired today and yesterday, by code: for differences."""
     oldest_due: float
-    """Seconds for which the claimable push that is due longest has been due; 0: none is."""
-    workers: int
+    """Seconds for which the push that has waited longest has been due, counted from before its first try, also while it
+    waits for the next one: as push_queue_oldest_due_seconds. 0: there is none."""
+    workers: int | None
+    """None: Postgres does not see them, with WAKEUP=sweep."""
+    is_due: bool = False
+    """Whether a push could be claimed now."""
+    retrying: int = 0
+    """Pushes that were due and wait for their next try."""
+    is_whole: bool = True
+    """Whether ``oldest_due`` and ``retrying`` are of all pushes that wait; else of those that are due first."""
     latest: Sequence[PushLine] = field(default_factory=tuple)
     """The pushes that changed last, the newest first."""
 

@@ -168,6 +168,25 @@ def test_what_was_accepted_is_not_known_across_a_gap() -> None:
     assert accepted_since(points, NOON) is None
 
 
+def test_an_hour_of_what_ended_is_remembered_minute_by_minute() -> None:
+    now = NOON
+    history = History(BOUNDS, lambda: (0, 0, 0, 0), lambda: now)
+    for minute in range(120):
+        history.note(Sums(10 * minute, {"X": minute, "Y": 7}, 0.0))
+        history.note(None)  # a reading that failed hides nothing
+        now += 60
+    accepted, failed = history.ended_within(3600.0)
+    assert 580 <= accepted <= 600
+    assert failed == {"X": accepted // 10}
+    assert history.ended_within(600.0) == (100, {"X": 10})
+
+
+def test_what_ended_before_the_first_reading_does_not_count() -> None:
+    history = History(BOUNDS, lambda: (0, 0, 0, 0), lambda: NOON)
+    history.note(Sums(1000, {"X": 50}, 0.0))
+    assert history.ended_within(3600.0) == (0, {})
+
+
 def test_both_readings_and_samples_are_noted() -> None:
     now = NOON
     history = History(BOUNDS, lambda: (int(now - NOON), 0, 0, 0), lambda: now)

@@ -10,13 +10,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from listener.operating.durations import duration
 from listener.operating.filters import STATUSES, Filter
 from listener.operating.records import Attempt, CodeGroup, Count, Revealed
 from listener.web.page import shapes
-from listener.web.page.history import Series
+from listener.web.page.history import Point, Series, Sums
+from listener.web.page.history import series as series_of
 from tests.support.page import AWAY, NASTY, now, series, snapshot, story
 
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
+
+NOON = datetime(2026, 3, 1, 12, tzinfo=UTC).timestamp()
 
 
 def test_every_status_has_a_tone() -> None:
@@ -37,7 +41,7 @@ def test_every_status_has_a_tone() -> None:
     ],
 )
 def test_a_time_span_has_two_units_at_most(seconds: float, text: str) -> None:
-    assert shapes.duration(seconds) == text
+    assert duration(seconds) == text
 
 
 @given(st.floats(0, 1))
@@ -137,8 +141,8 @@ def test_the_table_of_the_charts_has_a_row_for_each_minute_and_dashes_for_gaps()
     found = shapes.minutes(
         Series(
             at,
-            [2.0, 4.0, None, None],
-            {"A": [1.0, 0.0, None, None]},
+            [None, 3.0, None, None],
+            {"A": [None, 0.5, None, None]},
             [0.0, 7.0, 1.0, 2.0],
             [None] * 4,
             [None] * 4,
@@ -279,3 +283,36 @@ def test_a_filter_in_words() -> None:
         == "dead pushes, code UNREGISTERED, of user \u20266f6a1c11"
     )
     assert shapes.described(Filter()) == "all pushes"
+
+
+def test_the_mean_of_a_minute_weighs_each_rate_by_its_time() -> None:
+    """600 pushes in 55 s, none in the 5 s after: 10 a second in this minute."""
+    sums = [Sums(0, {}, 0.0), Sums(600, {}, 0.0), Sums(600, {}, 0.0)]
+    points = [Point(NOON + at, each) for at, each in zip((0.0, 55.0, 59.9), sums, strict=True)]
+    (row,) = shapes.minutes(series_of(points, (float("inf"),)))
+    assert float(row.accepted) > 9.5
+
+
+def test_a_rate_counts_in_each_minute_that_it_is_of() -> None:
+    """Nobody watched for two minutes, in which 1,200 pushes were accepted; then points follow closely."""
+    at = [NOON, NOON + 120.0, NOON + 125.0, NOON + 130.0]
+    found = Series(
+        at=at, accepted=[None, 10.0, 0.0, 0.0], oldest_due=[0.0] * 4, p50=[None] * 4, p99=[None] * 4
+    )
+    rows = shapes.minutes(found)
+    assert len(rows) == 3  # 12:00, 12:01 and 12:02
+    assert [row.accepted for row in rows if row.at.minute == 1] == ["10"]
+
+
+def test_with_sweep_the_number_of_workers_is_not_known() -> None:
+    """Postgres sees no worker then; figures.workers says so by None, and the verdict leaves it out."""
+    found = snapshot()
+    assert found.state.figures is not None
+    assert found.pulse is not None
+    sweeping = replace(
+        found,
+        pulse=replace(found.pulse, workers=0),
+        state=replace(found.state, figures=replace(found.state.figures, workers=None)),
+    )
+    (workers,) = [figure for figure in shapes.figures(sweeping) if figure.label == "Workers"]
+    assert (workers.value, workers.tone) == (shapes.UNKNOWN, "plain")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import islice
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlencode
 from uuid import UUID
 
+from listener.operating.durations import duration
 from listener.operating.filters import Filter, FilterFault
 from listener.operating.records import Attempt, CodeGroup, Pulse, PushLine, Receipt, Revealed, Story
 
@@ -78,24 +79,6 @@ def number(value: float) -> str:
     if float(value).is_integer():
         return f"{int(value):,}"
     return f"{value:.2f}" if value < 10 else f"{value:,.1f}" if value < 100 else f"{value:,.0f}"
-
-
-def duration(seconds: float) -> str:
-    """A time span in two units at most: "0.2 s", "3 min 12 s", "2 h 5 min", "3 d 4 h"."""
-    if seconds < 0.0995:
-        return f"{max(seconds, 0.0) * 1000:.0f} ms"
-    if seconds < 9.95:
-        return f"{seconds:.1f} s"
-    whole = round(seconds)
-    for size, name, smaller, its_name in (
-        (86_400, "d", 3_600, "h"),
-        (3_600, "h", 60, "min"),
-        (60, "min", 1, "s"),
-    ):
-        if whole >= size:
-            rest = whole % size // smaller
-            return f"{whole // size} {name}" + (f" {rest} {its_name}" if rest else "")
-    return f"{whole} s"
 
 
 def percent(part: float) -> str:
@@ -265,37 +248,52 @@ class Minute:
 
 
 def minutes(series: Series) -> list[Minute]:
-    """The means of each minute (of the oldest due push: the maximum), the newest first. A dash: nothing was read."""
-    by_minute: dict[int, list[int]] = {}
-    for index, at in enumerate(series.at):
-        by_minute.setdefault(int(at // 60), []).append(index)
+    """What each minute had, the newest first. A dash: nothing was read.
 
-    def of(values: Sequence[float | None], found: list[int]) -> list[float]:
-        return [value for index in found if index < len(values) and (value := values[index]) is not None]
+    Rates are means over the time of which they are known; of the seconds it is the maximum. A rate is that of the time
+    since the point before, so it may belong to several minutes.
+    """
+    at, rows = series.at, sorted({int(time // 60) for time in _minutes_between(series.at)}, reverse=True)
+    failed = [
+        None if rate is None else sum(rates[index] or 0.0 for rates in series.failed.values())
+        for index, rate in enumerate(series.accepted)
+    ]
 
-    def mean(values: list[float]) -> str:
-        return number(round(sum(values) / len(values), 2)) if values else UNKNOWN
-
-    def span(values: list[float]) -> str:
-        return duration(max(values)) if values else UNKNOWN
-
-    rows = []
-    for minute, found in sorted(by_minute.items(), reverse=True):
-        failed = [
-            sum(value for code in series.failed.values() if (value := code[index]) is not None)
-            for index in found
+    def overlaps(minute: int) -> list[tuple[int, float]]:
+        """The points whose time since the point before belongs to the minute, and how many seconds of it do."""
+        found = [
+            (index, min(at[index], minute * 60 + 60) - max(at[index - 1], minute * 60))
+            for index in range(1, len(at))
         ]
-        rows.append(
-            Minute(
-                datetime.fromtimestamp(minute * 60, UTC),
-                mean(of(series.accepted, found)),
-                mean(failed if of(series.accepted, found) else []),
-                span(of(series.oldest_due, found)),
-                span(of(series.p50, found)),
-                span(of(series.p99, found)),
-            )
+        return [(index, seconds) for index, seconds in found if seconds > 0]
+
+    def mean(rates: Sequence[float | None], minute: int) -> str:
+        known = [(rate, seconds) for index, seconds in overlaps(minute) if (rate := rates[index]) is not None]
+        if not known:
+            return UNKNOWN
+        return number(round(sum(rate * seconds for rate, seconds in known) / sum(s for _, s in known), 2))
+
+    def most(values: Sequence[float | None], found: Iterable[int]) -> str:
+        known = [value for index in found if (value := values[index]) is not None]
+        return duration(max(known)) if known else UNKNOWN
+
+    return [
+        Minute(
+            datetime.fromtimestamp(minute * 60, UTC),
+            mean(series.accepted, minute),
+            mean(failed, minute),
+            most(series.oldest_due, (index for index, time in enumerate(at) if time // 60 == minute)),
+            most(series.p50, (index for index, _ in overlaps(minute))),
+            most(series.p99, (index for index, _ in overlaps(minute))),
         )
-    return rows
+        for minute in rows
+    ]
+
+
+def _minutes_between(at: Sequence[float]) -> Iterator[float]:
+    """A time in each minute from the first point to the last."""
+    if at:
+        yield from range(int(at[0] // 60) * 60, int(at[-1]) + 1, 60)
 
 
 MOST_CODES = 5

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -11,6 +11,7 @@ from uuid import UUID, uuid4
 import psycopg
 import pytest
 from psycopg.rows import dict_row
+from psycopg_pool import AsyncConnectionPool
 
 from listener.operating import order, reading
 from listener.operating.acting import Acting, Run
@@ -19,6 +20,7 @@ from listener.operating.reading import COUNTS, SCANS, Reading
 from listener.operating.tail import Shown
 from listener.postgres.connect import Address
 from listener.postgres.on_demand import OnDemand
+from listener.postgres.overview import Depth, read
 from listener.service import Service
 from tests.support.access import APPLICATION, Regime, project
 from tests.support.postgres import Database, Server, Template
@@ -244,6 +246,102 @@ async def test_the_service_reads_the_pulse_over_a_connection_of_its_own(service:
         await service._page._reading.pushes(Filter())
 
 
+async def test_an_action_leaves_nothing_behind_that_was_written_at_once_while_others_are_sent(
+    database: Database,
+) -> None:
+    """One statement inserts a campaign, so all are due at once. What does not match leaves the index meanwhile."""
+    wanted = Filter(status="pending", kind="token")
+    with psycopg.connect(database.dsn, autocommit=True) as conn:
+        conn.execute(
+            "insert into push_notifications (device_token, topic, title) select case when n %% 2 = 0 then 'phone-' || n "
+            "end, case when n %% 2 = 1 then 'news' end, 't' from generate_series(1, %(rows)s) n",
+            {"rows": 2000},
+        )
+
+        def meanwhile() -> None:
+            conn.execute(
+                "update push_notifications set status = 'sent', next_attempt_at = null where topic is not null"
+            )
+
+        done = await _performed(database, wanted, "cancel", meanwhile)
+        left = conn.execute(
+            "select count(*) from push_notifications where status = 'pending' and device_token is not null"
+        ).fetchone()
+    assert (left, done) == ((0,), 1000)
+
+
+async def test_an_action_leaves_nothing_behind_that_ended_at_once_while_others_are_purged(
+    database: Database,
+) -> None:
+    wanted = Filter(status="dead", kind="token")
+    with psycopg.connect(database.dsn, autocommit=True) as conn:
+        conn.execute(
+            "insert into push_notifications (device_token, topic, title, status, next_attempt_at, error_code) "
+            "select case when n %% 2 = 0 then 'phone-' || n end, case when n %% 2 = 1 then 'news' end, 't', 'dead', null, "
+            "'INTERNAL' from generate_series(1, %(rows)s) n",
+            {"rows": 2000},
+        )
+        done = await _performed(
+            database,
+            wanted,
+            "requeue",
+            lambda: conn.execute("delete from push_notifications where topic is not null"),
+        )
+        left = conn.execute("select count(*) from push_notifications where status = 'dead'").fetchone()
+    assert (left, done) == ((0,), 1000)
+
+
+async def _performed(
+    database: Database, wanted: Filter, what: order.Action, meanwhile: Callable[[], object]
+) -> int:
+    """How many pushes an action on all that match changes, when something happens after its first look."""
+    shown = Reading(connector(database.dsn), window=300)
+    until = (await shown.preview(wanted, what)).until
+
+    async def ids(after: str | None) -> tuple[list[UUID], str | None]:
+        found = await shown.ids(wanted, what, until, after, 20)
+        if after is None:
+            meanwhile()
+        return found
+
+    run = Run(
+        Acting(connector(database.dsn)), ids, what=what, who="anna", reason="", filter=wanted, until=until
+    )
+    await run.perform()
+    return run.progress.done
+
+
+@pytest.mark.parametrize(
+    "wanted", [Filter(status="sent"), Filter(code="INTERNAL"), Filter(user=USER)], ids=str
+)
+async def test_pages_of_what_was_written_at_once_miss_and_repeat_nothing_while_others_go(
+    database: Database, wanted: Filter
+) -> None:
+    shown = Reading(connector(database.dsn), window=300)
+    with psycopg.connect(database.dsn, autocommit=True) as conn:
+        conn.execute(
+            "insert into push_notifications (user_id, title, status, next_attempt_at, error_code) select %s, 't' || n % 3, "
+            "%s, null, %s from generate_series(1, 1500) n".replace("% 3", "%% 3"),
+            (USER, "sent" if wanted.status else "dead", wanted.code),
+        )
+        listed: list[UUID] = []
+        after: str | None = None
+        while True:
+            page = await shown.pushes(wanted, after=after, limit=40)
+            listed += [line.id for line in page.lines]
+            after = page.after
+            if after is None:
+                break
+            # Of those that were listed and of those that come, some go; what stays must be seen.
+            conn.execute(
+                "delete from push_notifications where id in (select id from push_notifications where title = 't1' "
+                "order by id limit 20)"
+            )
+        left = {row[0] for row in conn.execute("select id from push_notifications").fetchall()}
+    assert len(listed) == len(set(listed))
+    assert left <= set(listed)
+
+
 async def test_what_is_newer_than_a_page_is_counted(database: Database) -> None:
     shown = Reading(connector(database.dsn))
     with psycopg.connect(database.dsn, autocommit=True) as conn:
@@ -416,6 +514,46 @@ async def test_the_pulse(database: Database) -> None:
     assert found.oldest_due >= 0
     groups = await Reading(connector(database.dsn)).codes()
     assert [(group.status, group.code, str(group.pushes)) for group in groups] == [("dead", "INTERNAL", "1")]
+
+
+async def test_the_pulse_and_the_metrics_know_the_same_oldest_push(database: Database) -> None:
+    """While FCM answers each with an error, all wait for a next try. QueueStalled counts from the first due time."""
+    with psycopg.connect(database.dsn, autocommit=True) as conn:
+        _retrying(conn, 30)
+    pulse = await Reading(connector(database.dsn)).pulse()
+    figures = await _depth(database)
+    assert pulse.oldest_due == pytest.approx(max(figures.oldest_due.values()), abs=60)
+    assert pulse.oldest_due >= 3600
+    assert (pulse.is_due, pulse.retrying, pulse.is_whole) == (False, 30, True)
+
+
+async def test_the_pulse_says_when_it_does_not_look_at_all_that_wait(database: Database) -> None:
+    """2,000 are scheduled before the next try of the one that is late: the last reading for the metrics knows it."""
+    with psycopg.connect(database.dsn, autocommit=True) as conn:
+        _retrying(conn, 1)
+        conn.execute("alter table push_notifications enable trigger user")
+        conn.execute(
+            "insert into push_notifications (title, next_attempt_at) select 't', now() + interval '30 s' "
+            "from generate_series(1, 2000)"
+        )
+    pulse = await Reading(connector(database.dsn)).pulse()
+    assert (pulse.oldest_due, pulse.is_whole) == (0.0, False)
+    assert max((await _depth(database)).oldest_due.values()) >= 3600
+
+
+def _retrying(conn: psycopg.Connection[Any], pushes: int) -> None:
+    conn.execute("alter table push_notifications disable trigger user")
+    conn.execute(
+        "insert into push_notifications (title, status, retry_count, delivery_attempts, created_at, push_first_due_at, "
+        "next_attempt_at) select 't', 'failed', 3, 3, now() - interval '1 hour', now() - interval '1 hour', "
+        "now() + interval '1 min' from generate_series(1, %s)",
+        (pushes,),
+    )
+
+
+async def _depth(database: Database) -> Depth:
+    async with AsyncConnectionPool(database.dsn, open=False, kwargs={"autocommit": True}) as pool:
+        return (await read(pool)).depth
 
 
 async def test_codes_stop_counting(database: Database) -> None:
