@@ -15,10 +15,10 @@ from listener.limits.health import Pause
 from listener.metrics.labels import PAUSES
 from listener.operating.verdict import (
     ACCEPTED_WITHIN_S,
-    LATE_S,
     DEAD,
     FAILED,
     FAILED_SHARE,
+    LATE_S,
     OLD_S,
     RETRYING,
     STALLED_S,
