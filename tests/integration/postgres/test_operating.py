@@ -253,8 +253,8 @@ async def test_an_action_leaves_nothing_behind_that_was_written_at_once_while_ot
     wanted = Filter(status="pending", kind="token")
     with psycopg.connect(database.dsn, autocommit=True) as conn:
         conn.execute(
-            "insert into push_notifications (device_token, topic, title) select case when n %% 2 = 0 then 'phone-' || n "
-            "end, case when n %% 2 = 1 then 'news' end, 't' from generate_series(1, %(rows)s) n",
+            "insert into push_notifications (device_token, topic, title) "
+            "select case when n %% 2 = 0 then 'phone-' || n end, case when n %% 2 = 1 then 'news' end, 't' from generate_series(1, %(rows)s) n",
             {"rows": 2000},
         )
 
@@ -277,8 +277,8 @@ async def test_an_action_leaves_nothing_behind_that_ended_at_once_while_others_a
     with psycopg.connect(database.dsn, autocommit=True) as conn:
         conn.execute(
             "insert into push_notifications (device_token, topic, title, status, next_attempt_at, error_code) "
-            "select case when n %% 2 = 0 then 'phone-' || n end, case when n %% 2 = 1 then 'news' end, 't', 'dead', null, "
-            "'INTERNAL' from generate_series(1, %(rows)s) n",
+            "select case when n %% 2 = 0 then 'phone-' || n end, case when n %% 2 = 1 then 'news' end, 't', 'dead', "
+            "null, 'INTERNAL' from generate_series(1, %(rows)s) n",
             {"rows": 2000},
         )
         done = await _performed(
@@ -320,8 +320,8 @@ async def test_pages_of_what_was_written_at_once_miss_and_repeat_nothing_while_o
     shown = Reading(connector(database.dsn), window=300)
     with psycopg.connect(database.dsn, autocommit=True) as conn:
         conn.execute(
-            "insert into push_notifications (user_id, title, status, next_attempt_at, error_code) select %s, 't' || n % 3, "
-            "%s, null, %s from generate_series(1, 1500) n".replace("% 3", "%% 3"),
+            "insert into push_notifications (user_id, title, status, next_attempt_at, error_code) "
+            "select %s, 't' || n %% 3, %s, null, %s from generate_series(1, 1500) n",
             (USER, "sent" if wanted.status else "dead", wanted.code),
         )
         listed: list[UUID] = []

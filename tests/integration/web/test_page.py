@@ -65,6 +65,23 @@ async def test_the_charts_have_points_although_nobody_watched(
         assert (figures.sent, figures.failed) == (1, {"UNREGISTERED": 1})
 
 
+async def test_pushes_that_all_die_are_not_a_green_verdict(
+    database: Database, rows: Rows, emulator: Emulator
+) -> None:
+    """DeadLetters and FailureRatio are tickets among the alerts: at least attention."""
+    async with serving(settings_for(database.dsn, emulator)) as service:
+        assert service.port is not None
+        assert service._page is not None
+        await service._page.snapshot()
+        for n in range(40):
+            await rows.add(device_token=f"t-{n}", title="t", data={"from": "x"})
+        found = await rows.over()
+        assert {row["status"] for row in found.values()} == {"dead"}
+        _, text = await get(service.port, "/", **LOCAL)
+    assert 'class="verdict attention"' in text
+    assert "Pushes were given up in the last hour: 40 with " in text
+
+
 async def test_a_page_shows_the_work_of_another_process(
     database: Database, rows: Rows, emulator: Emulator
 ) -> None:
