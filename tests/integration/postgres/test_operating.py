@@ -254,7 +254,8 @@ async def test_an_action_leaves_nothing_behind_that_was_written_at_once_while_ot
     with psycopg.connect(database.dsn, autocommit=True) as conn:
         conn.execute(
             "insert into push_notifications (device_token, topic, title) "
-            "select case when n %% 2 = 0 then 'phone-' || n end, case when n %% 2 = 1 then 'news' end, 't' from generate_series(1, %(rows)s) n",
+            "select case when n %% 2 = 0 then 'phone-' || n end, "
+            "case when n %% 2 = 1 then 'news' end, 't' from generate_series(1, %(rows)s) n",
             {"rows": 2000},
         )
 
