@@ -98,6 +98,16 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         )
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests that take long, which have a timeout of their own, run first: none is left alone for the end of a run."""
+    items.sort(key=_allowed_time, reverse=True)
+
+
+def _allowed_time(test: pytest.Item) -> float:
+    mark = test.get_closest_marker("timeout")
+    return float(mark.args[0]) if mark else 0.0
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _few_key_pairs() -> Iterator[None]:
     with key_pairs.few():

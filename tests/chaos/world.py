@@ -182,7 +182,7 @@ class World:
             "shutdown_grace": str(GRACE),
         }
         env = environment(dsn, self.fcm, **{**variables, **(settings or {})})
-        started = await stack.enter_async_context(program("run", env=env))
+        started = await stack.enter_async_context(program("run", env=env, forked=True))
         listener = Listener(name, started, postgres, fcm, port, stack, time.time())
         self.processes.append(listener)
         return listener

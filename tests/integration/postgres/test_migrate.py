@@ -79,7 +79,6 @@ def test_there_and_back_leaves_nothing(blank_database: Database) -> None:
     assert everything(blank_database) == empty
 
 
-@pytest.mark.every_postgres
 def test_each_step_back_and_forth_leads_to_the_same(blank_database: Database) -> None:
     states = [everything(blank_database)]
     for migration in migrate.load():

@@ -6,6 +6,7 @@ import asyncio
 import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 
 import psycopg
 import pytest
@@ -58,7 +59,7 @@ async def test_the_encoding_is_kept_in_transaction_mode(postgres: Server, encodi
 
 async def work_through(env: dict[str, str], rows: Rows, emulator: Emulator) -> str:
     """Sends rows, by far more statements than it takes to prepare them; returns the metrics."""
-    async with program("run", env=env) as running:
+    async with program("run", env=env, forked=True) as running:
         await running.said("ready")
         for wave in range(20):
             await rows.query(
@@ -142,7 +143,7 @@ async def test_with_few_connections_behind_it_the_doorbell_has_one(
     """It refuses no client for which it has none, but lets it wait."""
     async with (
         pooler(database, "session", size) as dsn,
-        program("run", env=environment(dsn, emulator)) as running,
+        program("run", env=environment(dsn, emulator), forked=True) as running,
     ):
         await running.said("ready")
         for wave in range(5):
@@ -162,11 +163,11 @@ async def test_a_worker_behind_it_that_is_killed_is_missed_at_once(
 ) -> None:
     """The pooler lets go of the lock when its client is gone."""
     hang = emulator.add_fault("timeout")
-    async with program("run", env=environment(session, emulator)) as victim:
+    async with program("run", env=environment(session, emulator), forked=True) as victim:
         await victim.said("ready")
         push_id = await rows.add(device_token="t", title="t")
         await emulator.wait_received(1)
-        async with program("run", env=environment(session, emulator)) as heir:
+        async with program("run", env=environment(session, emulator), forked=True) as heir:
             await heir.said("ready")
             emulator.remove_fault(hang)
             await victim.close()
@@ -214,6 +215,23 @@ async def test_neither_a_direct_connection_nor_session_mode_is_taken_for_it(
             for _ in range(5):
                 assert not await is_transaction_pooler(Address(dsn))
                 assert not is_transaction_pooler_blocking(dsn)  # in a thread with a running event loop
+
+
+async def test_a_direct_connection_is_known_after_a_few_probes(
+    database: Database, session: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    probes = 0
+
+    async def counted(conn: psycopg.AsyncConnection[Any], statement: Any) -> Any:
+        nonlocal probes
+        probes += 1
+        return await fetch_value(conn, statement)
+
+    monkeypatch.setattr("listener.postgres.connect.fetch_value", counted)
+    assert not await is_transaction_pooler(Address(database.dsn))
+    directly, probes = probes, 0
+    assert not await is_transaction_pooler(Address(session))
+    assert directly < probes / 2, "a pooler tells its clients ids of its own"
 
 
 async def test_a_pooler_without_a_second_connection_is_not_waited_for_without_end(
@@ -270,7 +288,7 @@ async def test_behind_a_pooler_that_resets_nothing_everything_works(
     """A session comes with the prepared statements and the settings of its former client."""
     async with pooler(database, "session", 3, reset="") as dsn:
         for wave in range(2):
-            async with program("run", env=environment(dsn, emulator)) as running:
+            async with program("run", env=environment(dsn, emulator), forked=True) as running:
                 await running.said("ready")
                 for number in range(10):
                     await rows.add_many(10, f"phone-{wave}-{number}")

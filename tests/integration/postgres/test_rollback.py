@@ -63,7 +63,7 @@ async def test_it_is_refused_while_a_worker_lives(
 async def test_a_worker_that_was_killed_is_not_in_the_way(
     database: Database, emulator: Emulator, wakeup: str
 ) -> None:
-    async with program("run", env=environment(database.dsn, emulator, wakeup=wakeup)) as running:
+    async with program("run", env=environment(database.dsn, emulator, wakeup=wakeup), forked=True) as running:
         await running.said("ready")
         running.signal(signal.SIGKILL)
         await running.ended()

@@ -723,7 +723,7 @@ async def test_it_is_killed_or_frozen_at_each_step(
         conns = [await stack.enter_async_context(writer(database)) for _ in range(2)]
         variables = {"stop_at": point, "sweep_interval": "3600"}
         listener = await stack.enter_async_context(
-            python("-c", STOPPING, env=environment(database.dsn, emulator, **variables))
+            python("-c", STOPPING, env=environment(database.dsn, emulator, **variables), forked=True)
         )
         await listener.said("ready")
         settings = settings_for(database.dsn, emulator)

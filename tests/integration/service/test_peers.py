@@ -61,7 +61,7 @@ async def worker(
 ) -> AsyncIterator[Program]:
     """A process of its own, ready. The sweep, which could find rows as well, comes in an hour."""
     given = {"worker_name": name, "sweep_interval": "3600", **variables}
-    async with program("run", env=environment(database.dsn, emulator, **given)) as started:
+    async with program("run", env=environment(database.dsn, emulator, **given), forked=True) as started:
         await started.said("ready")
         yield started
 

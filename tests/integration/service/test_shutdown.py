@@ -24,7 +24,7 @@ SOON = 8.0
 
 @asynccontextmanager
 async def listener(database: Database, emulator: Emulator, **variables: str) -> AsyncIterator[Program]:
-    async with program("run", env=environment(database.dsn, emulator, **variables)) as started:
+    async with program("run", env=environment(database.dsn, emulator, **variables), forked=True) as started:
         await started.said("ready")
         yield started
 
@@ -149,7 +149,7 @@ async def test_during_a_start_without_a_database(database: Database) -> None:
     database.server.stop()
     async with (
         Emulator() as emulator,
-        program("run", env=environment(database.dsn, emulator, shutdown_grace="60")) as running,
+        program("run", env=environment(database.dsn, emulator, shutdown_grace="60"), forked=True) as running,
     ):
         await running.said("database cannot be reached")
         running.signal(signal.SIGTERM)
