@@ -293,6 +293,12 @@ def test_every_fault_of_the_tokens_is_told_at_once() -> None:
     )
 
 
+def test_nobody_is_called_like_the_person_of_an_open_page() -> None:
+    """The page shows that person no way to sign out, and records must tell both apart."""
+    (line,) = faults(action_tokens="local:0123456789abcdef")
+    assert "entry 1 has the name of a person on a page that is open without a token" in line
+
+
 def test_the_token_that_reads_does_not_act() -> None:
     told = faults(page_token="token-long-enough", action_tokens="anna:token-long-enough")
     assert told == ["ACTION_TOKENS has the token of PAGE_TOKEN: then all who read may act"]

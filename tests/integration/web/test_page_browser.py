@@ -70,7 +70,7 @@ async def test_a_push_that_sql_inserts_appears_without_navigation(rows: Rows, se
         push_id = await rows.add(device_token="phone-1", title=NASTY)
         await expect(page.locator(f"#live-{push_id}")).to_contain_text("sent")
         await expect(page.locator(f"#live-{push_id}")).to_contain_text("<img src=x onerror=alert(1)> [red]")
-        await expect(page.locator("#verdict")).to_contain_text("Sending")
+        await expect(page.locator("#verdict .verdict")).to_contain_text("Sending")
         assert not navigated
         assert await page.locator("#latest img").count() == 0
 
@@ -163,12 +163,12 @@ async def test_the_page_says_that_the_database_is_away_and_when_it_is_back(
     database: Database, rows: Rows, service: Service
 ) -> None:
     async with page_of(service) as (_, page):
-        await expect(page.locator(".verdict")).to_contain_text("Sending")
+        await expect(page.locator("#verdict .verdict")).to_contain_text("Sending")
         await asyncio.to_thread(database.server.stop)
-        await expect(page.locator(".verdict")).to_have_attribute("data-level", "trouble")
-        await expect(page.locator(".verdict")).to_contain_text("database")
+        await expect(page.locator("#verdict .verdict")).to_have_attribute("data-level", "trouble")
+        await expect(page.locator("#verdict .verdict")).to_contain_text("database")
         await asyncio.to_thread(database.server.start)
-        await expect(page.locator(".verdict")).to_have_attribute("data-level", "ok")
+        await expect(page.locator("#verdict .verdict")).to_have_attribute("data-level", "ok")
 
 
 async def test_the_page_of_an_idle_process_shows_the_work_of_another(
