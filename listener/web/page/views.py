@@ -80,6 +80,7 @@ def routes(context: Context) -> list[web.RouteDef]:
         web.get("/pushes", views.pushes),
         web.get("/pushes/newer", views.newer),
         web.get(push, views.story),
+        web.get(f"{push}/now", views.story_now),
         web.post(f"{push}/reveal", views.reveal),
         web.get("/preview", views.preview),
         web.post("/act", views.act),
@@ -245,18 +246,25 @@ class _Views:
     # --- one push ---------------------------------------------------------------------------------------------------
 
     async def story(self, request: web.Request) -> web.StreamResponse:
-        return await self._story(request, None)
+        return await self._story(request, "story.html", None)
 
-    async def _story(self, request: web.Request, revealed: Revealed | None) -> web.StreamResponse:
+    async def story_now(self, request: web.Request) -> web.StreamResponse:
+        """What may have changed in a story, for a page that is open. The payload stays as it is there."""
+        return await self._story(request, "_story_now.html", None)
+
+    async def _story(
+        self, request: web.Request, template: str, revealed: Revealed | None
+    ) -> web.StreamResponse:
         story = await self._reading.story(_id(request))
         if story is None:
             return self._gone(request)
         line, now = story.line, datetime.now(UTC)
         return self._page(
             request,
-            "story.html",
+            template,
             here="/pushes",
             story=story,
+            waits=line.status in ("pending", "processing", "failed"),
             moments=shapes.moments(story),
             ending=shapes.ending(story, now),
             copies=shapes.copies(story),
@@ -273,7 +281,7 @@ class _Views:
             return self._gone(request)
         if "HX-Request" in request.headers:
             return self._page(request, "_payload.html", revealed=shapes.payload(revealed))
-        return await self._story(request, revealed)
+        return await self._story(request, "story.html", revealed)
 
     def _gone(self, request: web.Request) -> web.StreamResponse:
         return self._fault(request, 404, "There is no such push", _DELETED)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
@@ -300,3 +301,20 @@ async def test_no_page_is_wider_than_a_phone(rows: Rows, service: Service) -> No
                 if (await page.evaluate("document.documentElement.scrollWidth")) > PHONE:
                     wide.append(path)
     assert wide == []
+
+
+async def test_a_story_goes_on_while_it_is_read(rows: Rows, service: Service) -> None:
+    push_id = await rows.add(
+        device_token="phone-1",
+        title="t",
+        body="the text",
+        next_attempt_at=datetime.now(UTC) + timedelta(hours=1),
+    )
+    async with page_of(service, f"/pushes/{push_id}") as (_, page):
+        await expect(page.locator("#story-head .status")).to_have_text("pending")
+        await page.get_by_role("button", name="Reveal").click()
+        await rows.query("update push_notifications set next_attempt_at = now()")
+        await expect(page.locator("#story-head .status")).to_have_text("sent")
+        await expect(page.locator("#moments")).to_contain_text("accepted")
+        await expect(page.locator("#story-poll")).not_to_have_attribute("hx-get", re.compile("."))
+        await expect(page.locator("#payload")).to_contain_text("the text")
