@@ -237,10 +237,10 @@ def called_functions() -> list[str]:
 
 @cache
 def statements() -> Mapping[str, str]:
-    """Every statement in the modules of the service and its commands, by module and line."""
+    """Every statement in the modules of the service, and its commands, by module and line."""
     found = {}
     for name in (
-        "client", "doctor.neighbours", "operating.acting",
+        "client", "doctor.neighbours", "operating.acting", "operating.reading",
         "postgres.connect", "postgres.locks", "postgres.overview", "postgres.put_back",
         "postgres.queue", "postgres.stats", "postgres.unwritable", "postgres.workers", "schema.migrate.structure",
         "schema.retention",
@@ -248,17 +248,25 @@ def statements() -> Mapping[str, str]:
     ):  # fmt: skip
         module = importlib.import_module(f"listener.{name}")
         tree = ast.parse(Path(str(module.__file__)).read_text())
-        # A statement from a file, or one that is composed of parts, is read as a whole, by its name in the module.
+        # A statement from a file, or one that is composed of parts, is read as a whole, by its name in the module. So
+        # are the statements of a dictionary.
         composed = {
             node.target if isinstance(node, ast.AnnAssign) else node.targets[0]: node.value
             for node in tree.body
-            if isinstance(node, ast.Assign | ast.AnnAssign) and isinstance(node.value, ast.BinOp | ast.Call)
+            if isinstance(node, ast.Assign | ast.AnnAssign)
+            and isinstance(node.value, ast.BinOp | ast.Call | ast.DictComp)
         }
         messages = [node for node in ast.walk(tree) if isinstance(node, ast.JoinedStr)]
         parts = {id(part) for whole in (*composed.values(), *messages) for part in ast.walk(whole)}
-        texts = [(getattr(module, ast.unparse(target)), target.lineno) for target in composed]
+        texts = []
+        for target in composed:
+            value = getattr(module, ast.unparse(target))
+            if isinstance(value, dict):
+                texts += [(text, f"{target.lineno} {key}") for key, text in value.items()]
+            else:
+                texts.append((value, str(target.lineno)))
         texts += [
-            (node.value, node.lineno)
+            (node.value, str(node.lineno))
             for node in ast.walk(tree)
             if isinstance(node, ast.Constant) and id(node) not in parts
         ]
@@ -322,6 +330,10 @@ def victims(database: Database) -> str:
     return str(row[0])
 
 
+_OURS = ("enqueue_push", "push_disable_token")
+"""Functions of ours in ``public`` that statements call."""
+
+
 def resolved_to(connection: psycopg.Connection[Any], statement: Any, values: Any) -> list[str]:
     """The functions and operators in ``public`` that Postgres takes a statement to mean, as psycopg would send it.
 
@@ -350,7 +362,10 @@ def resolved_to(connection: psycopg.Connection[Any], statement: Any, values: Any
             "where d.objid = 'test_resolution.f'::regproc and d.refclassid in "
             "('pg_catalog.pg_proc'::regclass, 'pg_catalog.pg_operator'::regclass)"
         ).fetchall()
-    ours = ("function push_listener.", "function push_disable_token(", "function public.push_disable_token(")
+    ours = (
+        "function push_listener.",
+        *(f"function {schema}{name}(" for schema in ("", "public.") for name in _OURS),
+    )
     return sorted(what for (what,) in found if not what.startswith(ours))
 
 
@@ -358,18 +373,23 @@ def resolved_to(connection: psycopg.Connection[Any], statement: Any, values: Any
 
 _SYNTAX = {
     "all", "and", "any", "array", "by", "coalesce", "conflict", "exists", "extract", "filter", "from", "greatest", "in",
-    "lateral", "least", "limit", "materialized", "not", "nullif", "on", "or", "over", "select", "values", "when",
-    "where",
+    "lateral", "least", "limit", "materialized", "not", "nullif", "on", "or", "over", "select", "then", "values",
+    "when", "where",
 }  # fmt: skip
 _NAMED = re.compile(
     r"\b(?:from|join|update|into|using) (?!public\.|push_listener\.|pg_catalog\.)([a-z_]\w*)\b(?!\()"
 )
 
 
+_CTE = re.compile(r"\b([a-z_]\w*)(?:\([a-z_, ]+\))? as (?:materialized )?\(")
+
+
 def looked_up(statement: str) -> list[str]:
     """The functions and relations that a statement names without their schema."""
     text = re.sub(r"--[^\n]*|'[^']*'", "''", re.sub(r"%\(\w+\)[sbt]|%s", "$1", statement))
     text = re.sub(r"extract\(epoch from", "extract(", text)
+    own = {"set", "skip", "of", "lateral", *_CTE.findall(text)}
+    text = _CTE.sub(r"\1 as (", text)
     found = []
     for match in re.finditer(r"(?<![\w.])([a-z_]\w*)\s*\(", text):
         name, before = match[1], text[: match.start()].split()[-1:]
@@ -377,7 +397,6 @@ def looked_up(statement: str) -> list[str]:
         if name in _SYNTAX or is_alias or (name == "unnest" and _arguments(text[match.end() :]) > 1):
             continue
         found.append(f"{name}()")
-    own = {"set", "skip", "of", "lateral", *re.findall(r"\b([a-z_]\w*) as (?:materialized )?\(", text)}
     # What comes after "distinct from" is no table.
     return found + [name for name in _NAMED.findall(text.replace("distinct from", "")) if name not in own]
 
