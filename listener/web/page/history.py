@@ -175,7 +175,11 @@ def quantile(counts: Sequence[int], bounds: Sequence[float], share: float) -> fl
     rank, below, start = share * total, 0, 0.0
     for count, end in zip(counts, bounds, strict=True):
         if count and below + count >= rank:
-            return start if end == float("inf") else start + (end - start) * (rank - below) / count
+            if end == float("inf"):
+                return start
+            return min(
+                end, start + (end - start) * (rank - below) / count
+            )  # a rounded sum may exceed the end
         below, start = below + count, start if end == float("inf") else end
     return start
 

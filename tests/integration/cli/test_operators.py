@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shlex
 import signal
 import sys
 from datetime import UTC, datetime, timedelta
@@ -347,7 +348,7 @@ async def test_json_for_a_reader_that_has_enough_ends_without_a_report(
 ) -> None:
     await _add(rows, "dead", "INTERNAL", 5000)
     shell = await asyncio.create_subprocess_shell(
-        f"{sys.executable} -m listener tail --json --since 1h | head -n 1",
+        f"{shlex.quote(sys.executable)} -m listener tail --json --since 1h | head -n 1",
         env=_environment(database),
         cwd=PROJECT,
         stdout=asyncio.subprocess.PIPE,
