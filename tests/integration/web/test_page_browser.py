@@ -11,7 +11,7 @@ from typing import Any, Literal
 from uuid import UUID
 
 import pytest
-from playwright.async_api import Browser, Page, expect
+from playwright.async_api import Browser, Page, Route, expect
 
 from listener.emulator import Emulator
 from listener.service import Service
@@ -318,3 +318,15 @@ async def test_a_story_goes_on_while_it_is_read(rows: Rows, service: Service) ->
         await expect(page.locator("#moments")).to_contain_text("accepted")
         await expect(page.locator("#story-poll")).not_to_have_attribute("hx-get", re.compile("."))
         await expect(page.locator("#payload")).to_contain_text("the text")
+
+
+async def test_the_first_screen_is_live_also_if_a_part_of_its_script_comes_late(service: Service) -> None:
+    async with page_of(service, "/workers") as (_, page):
+
+        async def late(route: Route) -> None:
+            await asyncio.sleep(1.0)
+            await route.continue_()
+
+        await page.route("**/hx-sse.min.js", late)
+        await page.goto(f"http://127.0.0.1:{service.port}/")
+        await expect(page.locator("[data-contact]")).to_have_text("Live")
