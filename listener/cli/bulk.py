@@ -19,7 +19,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from listener import config, interrupts, process
 from listener.cli import search, terminal
 from listener.cli.shared import console, explain, note, print_json
-from listener.operating.acting import MOST, Acting, NotAllowed, Run, What
+from listener.operating.acting import MOST, Acting, NotAllowed, Run
+from listener.operating.changing import WHY_NOT, Action
 from listener.operating.filters import Filter
 from listener.operating.reading import Reading
 from listener.operating.records import Count, Preview, PushLine
@@ -59,7 +60,7 @@ def options(command: F) -> F:
     return command
 
 
-def perform(what: What, ids: Sequence[str], wanted: Filter, choice: Choice) -> None:
+def perform(what: Action, ids: Sequence[str], wanted: Filter, choice: Choice) -> None:
     """Does it to the pushes with these ids, or to all to which the filter applies."""
     if bool(ids) != wanted.is_empty:
         raise click.UsageError(
@@ -78,7 +79,7 @@ def perform(what: What, ids: Sequence[str], wanted: Filter, choice: Choice) -> N
 # --- by ids ------------------------------------------------------------------------------------------------------
 
 
-def _perform_named(what: What, ids: list[UUID], choice: Choice) -> None:
+def _perform_named(what: Action, ids: list[UUID], choice: Choice) -> None:
     lines, shown = process.run(_preview_named(what, ids))
     missing = len(ids) - len(lines)
     if not choice.as_json:
@@ -110,14 +111,10 @@ def _perform_named(what: What, ids: list[UUID], choice: Choice) -> None:
         raise SystemExit(1)
 
 
-_WHY_NOT = {
-    "requeue": "only dead, expired, failed and cancelled pushes are requeued, and none past its expires_at",
-    "cancel": "only pending and failed pushes are cancelled; one that is being sent is not",
-}
 _MEANWHILE = "were changed by others meanwhile, or are locked"
 
 
-async def _preview_named(what: What, ids: list[UUID]) -> tuple[list[PushLine], Preview]:
+async def _preview_named(what: Action, ids: list[UUID]) -> tuple[list[PushLine], Preview]:
     """The pushes that exist, and what the action would do to them."""
     async with _reading() as reading:
         found = [await reading.preview(Filter(), what, ids=some) for some in _batches(ids)]
@@ -131,15 +128,14 @@ async def _preview_named(what: What, ids: list[UUID]) -> tuple[list[PushLine], P
 
 
 async def _act(
-    what: What, ids: list[UUID], reason: str, until: datetime
+    what: Action, ids: list[UUID], reason: str, until: datetime
 ) -> tuple[list[UUID], Exception | None]:
     """The pushes changed, and the error that ended it."""
     changed: list[UUID] = []
     try:
         async with _acting(what) as acting:
-            act = acting.requeue if what == "requeue" else acting.cancel
             for some in _batches(ids):
-                changed += await act(some, who=search.who(), reason=reason, until=until)
+                changed += await acting.change(what, some, who=search.who(), reason=reason, until=until)
     except (psycopg.Error, NotAllowed) as error:
         return changed, error
     return changed, None
@@ -152,7 +148,7 @@ def _batches(ids: list[UUID]) -> list[list[UUID]]:
 # --- all that match ----------------------------------------------------------------------------------------------
 
 
-def _perform_matching(what: What, wanted: Filter, choice: Choice) -> None:
+def _perform_matching(what: Action, wanted: Filter, choice: Choice) -> None:
     shown = process.run(_preview(what, wanted))
     if not choice.as_json:
         _show(what, shown)
@@ -196,7 +192,7 @@ def _as_json(shown: Preview) -> dict[str, object]:
     }
 
 
-def _show(what: What, shown: Preview) -> None:
+def _show(what: Action, shown: Preview) -> None:
     if not shown.examples:
         more = "" if shown.pushes.is_exact else " among those that were looked at"
         click.echo(f"no push is to be {_DONE[what]}{more}")
@@ -210,12 +206,12 @@ def _show(what: What, shown: Preview) -> None:
         note(f"{shown.maybe_seen} of them may be seen twice: FCM accepted them, or may have")
 
 
-def _show_left_out(what: What, lines: Sequence[PushLine], shown: Preview) -> None:
+def _show_left_out(what: Action, lines: Sequence[PushLine], shown: Preview) -> None:
     """The pushes that the action would not change; only their number when the examples do not tell which these are."""
     left_out = len(lines) - shown.pushes.number
     if not left_out:
         return
-    click.echo(f"not to be {_DONE[what]}: {left_out:,}; {_WHY_NOT[what]}")
+    click.echo(f"not to be {_DONE[what]}: {left_out:,}; {WHY_NOT[what]}")
     if len(shown.examples) == shown.pushes.number:
         wanted = {line.id for line in shown.examples}
         _print([line for line in lines if line.id not in wanted])
@@ -227,7 +223,7 @@ def _print(lines: Sequence[PushLine]) -> None:
         out.print(terminal.line(line), soft_wrap=True)
 
 
-def _ask(what: What, shown: Preview, choice: Choice) -> None:
+def _ask(what: Action, shown: Preview, choice: Choice) -> None:
     """Raises click.Abort when the answer is no, or when nobody answers."""
     if choice.yes:
         return
@@ -241,12 +237,12 @@ def _number(pushes: Count) -> str:
     return f"{pushes} push" if pushes == Count(1, True) else f"{pushes} pushes"
 
 
-async def _preview(what: What, wanted: Filter) -> Preview:
+async def _preview(what: Action, wanted: Filter) -> Preview:
     async with _reading() as reading:
         return await reading.preview(wanted, what)
 
 
-async def _run(what: What, wanted: Filter, shown: Preview, choice: Choice) -> tuple[Run, Exception | None]:
+async def _run(what: Action, wanted: Filter, shown: Preview, choice: Choice) -> tuple[Run, Exception | None]:
     """What was done, and the error that ended it."""
     async with _reading() as reading, _acting(what) as acting:
 
@@ -310,7 +306,7 @@ async def _reading() -> AsyncIterator[Reading]:
 
 
 @asynccontextmanager
-async def _acting(what: What) -> AsyncIterator[Acting]:
+async def _acting(what: Action) -> AsyncIterator[Acting]:
     """As OPERATOR_DATABASE_URL says, else as DATABASE_URL."""
     dsn = os.environ.get("OPERATOR_DATABASE_URL", "").strip() or (
         config.load_database().database_url.get_secret_value()

@@ -31,9 +31,9 @@ from fractions import Fraction
 from typing import Literal, NamedTuple
 from uuid import UUID
 
+from listener.operating.changing import STATUSES, Action
 from listener.operating.filters import Filter, FilterFault
 
-Action = Literal["requeue", "cancel"]
 Key = Literal["created_at", "updated_at", "due_at"]
 Span = Literal["any", "ahead", "behind"]
 
@@ -159,7 +159,7 @@ def _wanted(filter: Filter, action: Action | None) -> tuple[str, ...]:
     allowed = {
         None: _ALL,
         "requeue": _GIVEN_UP if filter.status == "cancelled" else ("dead", "expired", "failed"),
-        "cancel": ("pending", "failed"),
+        "cancel": STATUSES["cancel"],
     }[action]
     return tuple(status for status in allowed if filter.status in (None, status))
 

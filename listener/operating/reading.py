@@ -24,8 +24,9 @@ from psycopg.rows import DictRow, dict_row
 
 from listener.fcm.redaction import without_tokens
 from listener.operating import order
+from listener.operating.changing import Action
 from listener.operating.filters import Filter
-from listener.operating.order import Action, Entry, Part, Plan, Position, Source
+from listener.operating.order import Entry, Part, Plan, Position, Source
 from listener.operating.records import (
     ActionLine,
     Attempt,

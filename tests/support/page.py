@@ -358,12 +358,8 @@ class FakeActing:
             raise NotAllowed
         self.done.append(what)
 
-    async def requeue(self, ids: Sequence[UUID], **more: object) -> list[UUID]:
-        self._note("requeue", list(ids), more)
-        return list(ids)
-
-    async def cancel(self, ids: Sequence[UUID], **more: object) -> list[UUID]:
-        self._note("cancel", list(ids), more)
+    async def change(self, what: Action, ids: Sequence[UUID], **more: object) -> list[UUID]:
+        self._note(what, list(ids), more)
         return list(ids)
 
     async def reveal(self, wanted: UUID, *, who: str) -> Revealed | None:

@@ -19,6 +19,7 @@ from listener.operating.acting import NotAllowed, Run
 from listener.operating.changing import ACTIONS, STATUSES, WHY_NOT, Action, may_change
 from listener.operating.filters import Filter, FilterFault
 from listener.operating.meanings import MEANINGS, Meaning, meaning_of
+from listener.operating.order import WAITING
 from listener.operating.records import CodeGroup, Count, Page, Preview, Revealed
 from listener.web.page import shapes
 from listener.web.page.access import VISITOR
@@ -264,7 +265,7 @@ class _Views:
             template,
             here="/pushes",
             story=story,
-            waits=line.status in ("pending", "processing", "failed"),
+            waits=line.status in WAITING,
             moments=shapes.moments(story),
             ending=shapes.ending(story, now),
             copies=shapes.copies(story),
@@ -356,8 +357,7 @@ class _Views:
         asked = form.fields.get("id", ())
         if asked:
             ids = _uuids(asked, _PAGE)
-            act = self._context.acting.requeue if what == "requeue" else self._context.acting.cancel
-            changed = await act(ids, who=who, reason=reason, until=until)
+            changed = await self._context.acting.change(what, ids, who=who, reason=reason, until=until)
             if len(ids) == 1 and changed:
                 raise web.HTTPSeeOther(self._address(f"/pushes/{ids[0]}"))
             raise web.HTTPSeeOther(self._address("/actions", what=what, changed=len(changed), of=len(ids)))

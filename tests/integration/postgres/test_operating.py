@@ -15,6 +15,7 @@ from psycopg_pool import AsyncConnectionPool
 
 from listener.operating import order, reading
 from listener.operating.acting import Acting, Run
+from listener.operating.changing import Action
 from listener.operating.filters import KINDS, STATUSES, Filter, FilterFault
 from listener.operating.reading import COUNTS, SCANS, Reading
 from listener.operating.tail import Shown
@@ -79,7 +80,7 @@ def _rows(database: Database) -> list[dict[str, Any]]:
         ).fetchall()
 
 
-def _changes(what: order.Action, row: dict[str, Any]) -> bool:
+def _changes(what: Action, row: dict[str, Any]) -> bool:
     """Whether an action changes a push that is named."""
     if what == "cancel":
         return row["status"] in ("pending", "failed")
@@ -170,7 +171,7 @@ async def test_waiting_pushes_come_in_the_order_in_which_they_are_due(filled: Da
     ids=str,
 )
 async def test_an_action_on_all_that_match_changes_these_and_no_others(
-    database: Database, wanted: Filter, what: order.Action
+    database: Database, wanted: Filter, what: Action
 ) -> None:
     with psycopg.connect(database.dsn, autocommit=True) as conn:
         _fill(conn, ROWS)
@@ -198,7 +199,7 @@ async def test_an_action_on_all_that_match_changes_these_and_no_others(
 
 @pytest.mark.parametrize("what", ["requeue", "cancel"])
 async def test_the_preview_of_named_pushes_counts_what_the_action_changes(
-    database: Database, what: order.Action
+    database: Database, what: Action
 ) -> None:
     with psycopg.connect(database.dsn, autocommit=True) as conn:
         _fill(conn, 400)
@@ -219,9 +220,7 @@ async def test_the_preview_of_named_pushes_counts_what_the_action_changes(
     assert [line.id for line in preview.examples] == [
         push for push in named if push in before and _changes(what, before[push])
     ][:5]
-    changed = await (acting.requeue if what == "requeue" else acting.cancel)(
-        named, who="test", reason="", until=preview.until
-    )
+    changed = await acting.change(what, named, who="test", reason="", until=preview.until)
     assert (preview.pushes.number, preview.pushes.is_exact) == (len(changed), True)
     assert seen.is_exact
     assert (seen.number > 0) == (what == "requeue")
@@ -293,7 +292,7 @@ async def test_an_action_leaves_nothing_behind_that_ended_at_once_while_others_a
 
 
 async def _performed(
-    database: Database, wanted: Filter, what: order.Action, meanwhile: Callable[[], object]
+    database: Database, wanted: Filter, what: Action, meanwhile: Callable[[], object]
 ) -> int:
     """How many pushes an action on all that match changes, when something happens after its first look."""
     shown = Reading(connector(database.dsn), window=300)
