@@ -87,6 +87,8 @@ async def test_a_dead_push_is_requeued_by_keyboard_alone(rows: Rows, service: Se
         await expect(page.locator(f"#row-{push_id} input")).to_be_checked()
         await page.keyboard.press("r")
         await page.wait_for_url("**/preview?*")
+        # The browser gives the field its focus with the first frame that it draws, which may come after "load".
+        await expect(page.get_by_label("Reason")).to_be_focused()
         await page.keyboard.type("the token is back")
         await page.keyboard.press("Enter")
         await page.wait_for_url(lambda url: "/preview" not in url)
