@@ -112,11 +112,13 @@ def _project_id(value: object) -> object:
 
 
 _LEAST_TOKEN = 8
+_LEAST_PAGE_TOKEN = 16
+"""More than for the metrics: a token of the page may act, and wrong ones can be tried in any number."""
 
 
-def _hard_to_guess(value: SecretStr | None) -> SecretStr | None:
-    if value is not None and len(value) < _LEAST_TOKEN:
-        raise ValueError("has fewer than 8 characters: it can be guessed")
+def _hard_to_guess(value: SecretStr | None, least: int = _LEAST_TOKEN) -> SecretStr | None:
+    if value is not None and len(value) < least:
+        raise ValueError(f"has fewer than {least} characters: it can be guessed")
     return value
 
 
@@ -135,10 +137,14 @@ def _action_tokens(value: object) -> object:
             faults.append(
                 f"entry {number} must be name:token, with a name of letters, digits and . _ @ - (at most 64 characters)"
             )
+        elif name == "local":
+            faults.append(f"entry {number} has the name of a person on a page that is open without a token")
         elif name in tokens:
             faults.append(f"entry {number} has the name of an earlier one")
-        elif len(token) < _LEAST_TOKEN:
-            faults.append(f"entry {number} has a token of fewer than 8 characters: it can be guessed")
+        elif len(token) < _LEAST_PAGE_TOKEN:
+            faults.append(
+                f"entry {number} has a token of fewer than {_LEAST_PAGE_TOKEN} characters: it can be guessed"
+            )
         elif token in {known.get_secret_value() for known in tokens.values()}:
             faults.append(f"entry {number} has the token of an earlier one: the log could not tell who acted")
         else:
@@ -386,15 +392,18 @@ class Settings(DatabaseSettings):
         le=65535,
         description="port of the page, /metrics, /healthz and /readyz; 0: any free port",
     )
-    page_token: Annotated[SecretStr | None, AfterValidator(_hard_to_guess)] = _web(
+    page_token: Annotated[
+        SecretStr | None, AfterValidator(partial(_hard_to_guess, least=_LEAST_PAGE_TOKEN))
+    ] = _web(
         default=None,
-        description="token with which a person reads the page and changes nothing; without any token the page is open "
-        "on loopback only",
+        description="token with which a person reads the page and changes nothing, at least 16 characters; without any "
+        "token the page is open on loopback only",
     )
     action_tokens: Annotated[dict[str, SecretStr], NoDecode, BeforeValidator(_action_tokens)] = _web(
         default={},
         repr=False,
-        description="tokens with which persons also act on the page, each under a name: name:token,name:token",
+        description="tokens with which persons also act on the page, each under a name: name:token,name:token; "
+        "a token has at least 16 characters",
     )
     path_prefix: Annotated[str, BeforeValidator(_path_prefix)] = _web(
         default="", description="path under which the page answers, such as /push, behind a proxy; default: /"

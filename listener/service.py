@@ -114,6 +114,7 @@ class Service:
         self._quota = Quota(settings.fcm_quota, settings.fcm_ramp, time.monotonic())
         self._watched = asyncio.Event()
         self._reading = OnDemand(Address(settings.database_url.get_secret_value()), "push-listener page")
+        self._pulse = OnDemand(Address(settings.database_url.get_secret_value()), "push-listener pulse")
         self._acting = OnDemand(
             Address((settings.operator_database_url or settings.database_url).get_secret_value()),
             "push-listener operator",
@@ -157,7 +158,7 @@ class Service:
             watchdog = Watchdog(self.metrics, timeout=self._settings.stuck_after, on_stuck=self._on_stuck)
             watching = asyncio.create_task(watchdog.run())
             stack.callback(watching.cancel)
-            for close in (self._reading.close, self._acting.close, self._page.close):
+            for close in (self._reading.close, self._pulse.close, self._acting.close, self._page.close):
                 stack.push_async_callback(close)
             web = Web(self._settings, self.metrics.registry, self.obstacles, self._page)
             self.port = await stack.enter_async_context(web.serve())
@@ -238,7 +239,7 @@ class Service:
         self.metrics.shared.subscribe(history.note_figures)
         return Page(
             Access.of(self._settings),
-            Reading(self._reading.connection),
+            Reading(self._reading.connection, connect_pulse=self._pulse.connection),
             Acting(self._acting.connection),
             history,
             self.state,

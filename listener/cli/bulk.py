@@ -8,19 +8,22 @@ import signal
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any, TypeVar
 from uuid import UUID
 
 import click
+import psycopg
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from listener import config, interrupts, process
 from listener.cli import search, terminal
-from listener.cli.shared import Failed, console, note, print_json
-from listener.operating.acting import MOST, Acting, NotAllowed, Run, What
+from listener.cli.shared import console, explain, note, print_json
+from listener.operating.acting import MOST, Acting, NotAllowed, Run
+from listener.operating.changing import WHY_NOT, Action
 from listener.operating.filters import Filter
 from listener.operating.reading import Reading
-from listener.operating.records import Preview, PushLine
+from listener.operating.records import Count, Preview, PushLine
 from listener.postgres.connect import Connection
 
 _DONE = {"requeue": "requeued", "cancel": "cancelled"}
@@ -57,7 +60,7 @@ def options(command: F) -> F:
     return command
 
 
-def perform(what: What, ids: Sequence[str], wanted: Filter, choice: Choice) -> None:
+def perform(what: Action, ids: Sequence[str], wanted: Filter, choice: Choice) -> None:
     """Does it to the pushes with these ids, or to all to which the filter applies."""
     if bool(ids) != wanted.is_empty:
         raise click.UsageError(
@@ -67,67 +70,85 @@ def perform(what: What, ids: Sequence[str], wanted: Filter, choice: Choice) -> N
         raise click.UsageError("--json needs --yes or --dry-run")
     if len(choice.reason) > 1000:
         raise click.UsageError("--reason has more than 1,000 characters")
-    try:
-        if ids:
-            _perform_named(what, search.parse_ids(ids), choice)
-        else:
-            _perform_matching(what, wanted, choice)
-    except NotAllowed as error:
-        raise Failed(str(error)) from None
+    if ids:
+        _perform_named(what, search.parse_ids(ids), choice)
+    else:
+        _perform_matching(what, wanted, choice)
 
 
 # --- by ids ------------------------------------------------------------------------------------------------------
 
 
-def _perform_named(what: What, ids: list[UUID], choice: Choice) -> None:
-    lines = process.run(_lines(ids))
+def _perform_named(what: Action, ids: list[UUID], choice: Choice) -> None:
+    lines, shown = process.run(_preview_named(what, ids))
     missing = len(ids) - len(lines)
     if not choice.as_json:
-        _print(lines)
+        _show(what, shown)
+        _show_left_out(what, lines, shown)
         if missing:
             note(f"{missing:,} of these pushes do not exist")
-    changed: list[UUID] = []
     if choice.dry_run:
         if choice.as_json:
-            print_json({"examples": lines, "missing": missing, "dry_run": True})
+            print_json({**_as_json(shown), "missing": missing, "dry_run": True})
         return
-    if lines:
-        _ask(what, f"{len(lines):,}", choice)
-        changed = process.run(_act(what, [line.id for line in lines], choice.reason))
+    changed: list[UUID] = []
+    error: Exception | None = None
+    if shown.pushes.number:
+        _ask(what, shown, choice)
+        changed, error = process.run(_act(what, ids, choice.reason, shown.until))
+    unchanged = [push for push in ids if push not in set(changed)]
     if choice.as_json:
-        print_json({"changed": changed, "unchanged": [push for push in ids if push not in set(changed)]})
+        print_json({"changed": changed, "unchanged": unchanged, "error": _words(error)})
     else:
         click.echo(f"{_DONE[what]}: {len(changed):,} of {len(ids):,}")
-    if len(changed) < len(ids):
-        if lines and not choice.as_json:
-            note(_WHY_NOT[what])
+        if changed and unchanged:
+            click.echo("\n".join(["not changed:", *map(str, unchanged)]))
+    if error is not None:
+        raise error
+    if unchanged:
+        if len(changed) < shown.pushes.number and not choice.as_json:
+            note(f"some {_MEANWHILE}")
         raise SystemExit(1)
 
 
-_WHY_NOT = {
-    "requeue": "only dead, expired, failed and cancelled pushes are requeued, and none past its expires_at",
-    "cancel": "only pending and failed pushes are cancelled; one that is being sent is not",
-}
+_MEANWHILE = "were changed by others meanwhile, or are locked"
 
 
-async def _lines(ids: list[UUID]) -> list[PushLine]:
+async def _preview_named(what: Action, ids: list[UUID]) -> tuple[list[PushLine], Preview]:
+    """The pushes that exist, and what the action would do to them."""
     async with _reading() as reading:
-        return await reading.lines(ids)
+        found = [await reading.preview(Filter(), what, ids=some) for some in _batches(ids)]
+        lines = await reading.lines(ids)
+    return lines, Preview(
+        Count(sum(each.pushes.number for each in found), True),
+        [line for each in found for line in each.examples],
+        Count(sum(each.maybe_seen.number for each in found), True),
+        found[0].until,
+    )
 
 
-async def _act(what: What, ids: list[UUID], reason: str) -> list[UUID]:
-    async with _acting(what) as acting:
-        act = acting.requeue if what == "requeue" else acting.cancel
-        changed: list[UUID] = []
-        for first in range(0, len(ids), MOST):
-            changed += await act(ids[first : first + MOST], who=search.who(), reason=reason)
-        return changed
+async def _act(
+    what: Action, ids: list[UUID], reason: str, until: datetime
+) -> tuple[list[UUID], Exception | None]:
+    """The pushes changed, and the error that ended it."""
+    changed: list[UUID] = []
+    try:
+        async with _acting(what) as acting:
+            for some in _batches(ids):
+                changed += await acting.change(what, some, who=search.who(), reason=reason, until=until)
+    except (psycopg.Error, NotAllowed) as error:
+        return changed, error
+    return changed, None
+
+
+def _batches(ids: list[UUID]) -> list[list[UUID]]:
+    return [ids[first : first + MOST] for first in range(0, len(ids), MOST)]
 
 
 # --- all that match ----------------------------------------------------------------------------------------------
 
 
-def _perform_matching(what: What, wanted: Filter, choice: Choice) -> None:
+def _perform_matching(what: Action, wanted: Filter, choice: Choice) -> None:
     shown = process.run(_preview(what, wanted))
     if not choice.as_json:
         _show(what, shown)
@@ -137,25 +158,28 @@ def _perform_matching(what: What, wanted: Filter, choice: Choice) -> None:
         return
     if not shown.examples and shown.pushes.is_exact:
         if choice.as_json:
-            print_json({"changed": 0, "skipped": 0, "run": None, "aborted": False})
+            print_json({"changed": 0, "skipped": 0, "run": None, "aborted": False, "error": None})
         return
-    _ask(what, str(shown.pushes), choice)
-    run = process.run(_run(what, wanted, shown, choice))
-    progress = run.progress
+    _ask(what, shown, choice)
+    run, error = process.run(_run(what, wanted, shown, choice))
+    done, skipped = run.progress.done, run.progress.skipped
     if choice.as_json:
-        print_json(
-            {"changed": progress.done, "skipped": progress.skipped, "run": run.id, "aborted": run.is_aborted}
-        )
-    else:
-        skipped = (
-            f"; {progress.skipped:,} were changed by others meanwhile, or are locked"
-            if progress.skipped
-            else ""
-        )
-        click.echo(f"{_DONE[what]}: {progress.done:,}{skipped} (run {run.id})")
+        told = {"changed": done, "skipped": skipped, "run": run.id, "aborted": run.is_aborted}
+        print_json({**told, "error": _words(error)})
+    elif done or error is None:
+        others = f"; {skipped:,} {_MEANWHILE}" if skipped else ""
+        click.echo(f"{_DONE[what]}: {done:,}{others} (run {run.id})")
+    if error is not None:
+        if done and not choice.as_json:
+            note("an error ended it between two batches: what was changed stays changed")
+        raise error
     if run.is_aborted:
         note("stopped between two batches: what was changed stays changed")
         raise SystemExit(interrupts.EXIT_CODE)
+
+
+def _words(error: Exception | None) -> str | None:
+    return None if error is None else explain(error).message
 
 
 def _as_json(shown: Preview) -> dict[str, object]:
@@ -168,17 +192,29 @@ def _as_json(shown: Preview) -> dict[str, object]:
     }
 
 
-def _show(what: What, shown: Preview) -> None:
+def _show(what: Action, shown: Preview) -> None:
     if not shown.examples:
         more = "" if shown.pushes.is_exact else " among those that were looked at"
         click.echo(f"no push is to be {_DONE[what]}{more}")
         return
+    such_as = "" if shown.pushes.is_exact and len(shown.examples) == shown.pushes.number else ", such as"
     click.echo(
-        f"to be {_DONE[what]}: {shown.pushes} pushes, as they were at {terminal.local(shown.until)}, such as"
+        f"to be {_DONE[what]}: {_number(shown.pushes)}, as they were at {terminal.local(shown.until)}{such_as}"
     )
     _print(shown.examples)
     if shown.maybe_seen.number:
         note(f"{shown.maybe_seen} of them may be seen twice: FCM accepted them, or may have")
+
+
+def _show_left_out(what: Action, lines: Sequence[PushLine], shown: Preview) -> None:
+    """The pushes that the action would not change; only their number when the examples do not tell which these are."""
+    left_out = len(lines) - shown.pushes.number
+    if not left_out:
+        return
+    click.echo(f"not to be {_DONE[what]}: {left_out:,}; {WHY_NOT[what]}")
+    if len(shown.examples) == shown.pushes.number:
+        wanted = {line.id for line in shown.examples}
+        _print([line for line in lines if line.id not in wanted])
 
 
 def _print(lines: Sequence[PushLine]) -> None:
@@ -187,18 +223,27 @@ def _print(lines: Sequence[PushLine]) -> None:
         out.print(terminal.line(line), soft_wrap=True)
 
 
-def _ask(what: What, pushes: str, choice: Choice) -> None:
+def _ask(what: Action, shown: Preview, choice: Choice) -> None:
     """Raises click.Abort when the answer is no, or when nobody answers."""
-    if not choice.yes:
-        click.confirm(f"{what} {pushes} pushes?", abort=True)
+    if choice.yes:
+        return
+    if not shown.examples:
+        click.confirm(f"look through the others, and {what} all that match?", abort=True)
+    else:
+        click.confirm(f"{what} {_number(shown.pushes)}?", abort=True)
 
 
-async def _preview(what: What, wanted: Filter) -> Preview:
+def _number(pushes: Count) -> str:
+    return f"{pushes} push" if pushes == Count(1, True) else f"{pushes} pushes"
+
+
+async def _preview(what: Action, wanted: Filter) -> Preview:
     async with _reading() as reading:
         return await reading.preview(wanted, what)
 
 
-async def _run(what: What, wanted: Filter, shown: Preview, choice: Choice) -> Run:
+async def _run(what: Action, wanted: Filter, shown: Preview, choice: Choice) -> tuple[Run, Exception | None]:
+    """What was done, and the error that ended it."""
     async with _reading() as reading, _acting(what) as acting:
 
         async def ids(after: str | None) -> tuple[list[UUID], str | None]:
@@ -208,26 +253,32 @@ async def _run(what: What, wanted: Filter, shown: Preview, choice: Choice) -> Ru
             acting, ids, what=what, who=search.who(), reason=choice.reason, filter=wanted, until=shown.until
         )
         total = shown.pushes.number if shown.pushes.is_exact else None
-        with _stopped_by_ctrl_c(run), _bars(quiet=choice.as_json) as bars:
+        work = asyncio.create_task(run.perform())
+        with _stopped_by_ctrl_c(run, work), _bars(quiet=choice.as_json) as bars:
             bar = bars.add_task(what, total=total)
-            work = asyncio.create_task(run.perform())
             while not work.done():
                 await asyncio.wait([work], timeout=_BETWEEN_DRAWS_S)
                 bars.update(bar, completed=run.progress.done + run.progress.skipped)
-            await work
-        return run
+    try:
+        await work
+    except (psycopg.Error, NotAllowed) as error:
+        return run, error
+    except asyncio.CancelledError:  # by a second Ctrl-C
+        return run, None
+    return run, None
 
 
 @contextmanager
-def _stopped_by_ctrl_c(run: Run) -> Iterator[None]:
+def _stopped_by_ctrl_c(run: Run, work: asyncio.Task[None]) -> Iterator[None]:
     """The first Ctrl-C lets the batch end that has begun; another one cancels it, and Postgres undoes it."""
-    loop, task = asyncio.get_running_loop(), asyncio.current_task()
-    assert task is not None
+    loop = asyncio.get_running_loop()
 
     def stop() -> None:
         if run.is_aborted:
-            task.cancel()
-        run.abort()
+            work.cancel()
+        else:
+            run.abort()
+            note("the batch that has begun ends first; another Ctrl-C undoes it")
 
     try:
         loop.add_signal_handler(signal.SIGINT, stop)
@@ -255,7 +306,7 @@ async def _reading() -> AsyncIterator[Reading]:
 
 
 @asynccontextmanager
-async def _acting(what: What) -> AsyncIterator[Acting]:
+async def _acting(what: Action) -> AsyncIterator[Acting]:
     """As OPERATOR_DATABASE_URL says, else as DATABASE_URL."""
     dsn = os.environ.get("OPERATOR_DATABASE_URL", "").strip() or (
         config.load_database().database_url.get_secret_value()

@@ -9,12 +9,13 @@ import click
 
 from listener.cli import bulk, search
 from listener.cli.bulk import Choice
+from listener.operating.changing import STATUSES
 from listener.operating.filters import Filter, Kind
 
 
 @click.command()
 @bulk.options
-@search.options(("pending", "failed"))
+@search.options(STATUSES["cancel"])
 def command(
     ids: tuple[str, ...],
     user: UUID | None,

@@ -58,6 +58,8 @@ class Commands(click.Group):
             return super().invoke(ctx)
         except (click.ClickException, click.exceptions.Exit, click.Abort):
             raise
+        except BrokenPipeError:  # the reader of a pipe, such as head, has enough; click ends quietly
+            raise
         except Exception as error:
             from listener.cli.shared import explain
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
@@ -31,6 +32,7 @@ def explain(error: Exception) -> click.ClickException:
 
     from listener import log
     from listener.config import ConfigError
+    from listener.operating.acting import NotAllowed
     from listener.postgres import errors
     from listener.registration import NotMigrated
     from listener.schema.migrate import MigrationError
@@ -38,7 +40,7 @@ def explain(error: Exception) -> click.ClickException:
     match error:
         case ConfigError(faults=faults):
             return Misconfigured("\n  ".join(["the configuration cannot be used:", *faults]))
-        case MigrationError() | NotMigrated():
+        case MigrationError() | NotMigrated() | NotAllowed():
             return Failed(str(error))
         case psycopg.errors.UndefinedTable():
             return Failed(str(NotMigrated()))
@@ -74,5 +76,16 @@ def note(line: str) -> None:
 
 
 def print_json(value: object) -> None:
-    """Prints a value, dataclasses included, as one line of JSON."""
-    click.echo(orjson.dumps(value))
+    """Prints a value, dataclasses included, as one line of JSON.
+
+    JSON allows control characters beyond ASCII and changes of direction as they are, and a terminal obeys them.
+    """
+    text = orjson.dumps(value).decode()
+    click.echo(text if text.isprintable() else "".join(map(_printable, text)))
+
+
+def _printable(character: str) -> str:
+    """A character of a JSON text, as an escape of JSON unless it is printable."""
+    if character.isprintable():
+        return character
+    return json.dumps(character)[1:-1] if character != "\x7f" else "\\u007f"

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from datetime import datetime
 
 import click
-from rich.console import Group
+from rich import box
+from rich.console import Group, RenderableType
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
@@ -15,6 +17,9 @@ from listener import config
 from listener.cli.shared import console, print_json
 from listener.cli.terminal import plain
 from listener.postgres import stats
+
+_FRAME = 4
+"""Lines of a table beside its rows: title, header, rule, and a blank one."""
 
 
 @click.command()
@@ -43,10 +48,13 @@ def command(days: int, watch: float | None, as_json: bool) -> None:
             print_json(each)
     elif watch is None:
         console().print(*map(_shown, found))
-    else:
-        with Live(console=console(), auto_refresh=False) as live:
+    elif (out := console()).is_terminal:
+        with Live(console=out, auto_refresh=False, screen=True) as live:
             for each in found:
-                live.update(_shown(each), refresh=True)
+                live.update(_screen(each, out.height), refresh=True)
+    else:
+        for each in found:
+            out.print(f"at {datetime.now():%Y-%m-%d %H:%M:%S}", _shown(each))
 
 
 def _readings(dsn: str, days: int, watch: float | None) -> Iterator[stats.Stats]:
@@ -58,32 +66,65 @@ def _readings(dsn: str, days: int, watch: float | None) -> Iterator[stats.Stats]
 
 
 def _shown(found: stats.Stats) -> Group:
+    blank = ""
     return Group(
         _waiting(found),
-        f"the oldest has been due for {found.oldest_due:,.1f} s",
+        blank,
+        _oldest(found),
+        blank,
         _results(found),
-        _failures(found),
+        blank,
+        _failures(found.failures),
+        blank,
     )
 
 
+def _screen(found: stats.Stats, height: int) -> Table:
+    """All on one screen: what waits and what failed on the left, the results on the right."""
+    waiting = _waiting(found)
+    room = (
+        height - _FRAME * 2 - waiting.row_count - 3
+    )  # lines: the oldest one, a blank one, how many have no room
+    shown = found.failures[: max(1, room)]
+    left: list[RenderableType] = [waiting, "", _oldest(found), "", _failures(shown)]
+    if len(shown) < len(found.failures):
+        left.append(f"and {len(found.failures) - len(shown):,} more codes")
+    screen = Table.grid(padding=(0, 2))
+    screen.add_row(Group(*left), _results(found))
+    return screen
+
+
+def _oldest(found: stats.Stats) -> str:
+    return f"the oldest has been due for {found.oldest_due:,.1f} s"
+
+
 def _waiting(found: stats.Stats) -> Table:
-    table = Table("status", "pushes", title="waiting")
+    table = _table("status", "pushes", title="waiting")
     for status, count in sorted(found.waiting.items()):
         table.add_row(status, f"{count:,}")
     return table
 
 
 def _results(found: stats.Stats) -> Table:
-    table = Table("", "number", title=f"the last {found.days} days" if found.days > 1 else "today")
+    table = _table("", "number", title=f"the last {found.days} days" if found.days > 1 else "today")
     for name in ("sent", "delivered", "opened", "clicked", "dead", "expired", "cancelled", "retries"):
         table.add_row(name, f"{getattr(found, name):,}")
     for name, seconds in (("accepted", found.accepted_after), ("delivered", found.delivered_after)):
-        table.add_row(f"mean seconds until {name}", "" if seconds is None else f"{seconds:,.1f}")
+        table.add_row(f"mean s until {name}", "" if seconds is None else f"{seconds:,.1f}")
     return table
 
 
-def _failures(found: stats.Stats) -> Table:
-    table = Table("status", "error code", "pushes", title="why pushes were not sent")
-    for failure in found.failures:
+def _failures(shown: Sequence[stats.Failure]) -> Table:
+    table = _table("status", "error code", "pushes", title="why pushes were not sent")
+    for failure in shown:
         table.add_row(failure.status, Text(plain(failure.error_code)), f"{failure.pushes:,}")
+    return table
+
+
+def _table(*columns: str, title: str) -> Table:
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    for column in columns:
+        table.add_column(
+            column, overflow="fold", justify="right" if column in ("pushes", "number") else "left"
+        )
     return table

@@ -44,7 +44,7 @@ def command(
 
     It prints each push that is sent, dead, expired or cancelled, and once more when it is delivered; a failed try with
     --status failed. It reads twice a moment that has just passed, because a commit comes later than the time that it
-    writes, and it goes on when the database comes back. Ctrl-C ends it.
+    writes. When the database goes away, it goes on when the database comes back. Ctrl-C ends it.
     """
     wanted = Filter(status=status, user=user, code=code, kind=kind)
     process.run(_follow(config.load_database().database_url.get_secret_value(), wanted, since, as_json))
@@ -56,13 +56,21 @@ async def _follow(dsn: str, wanted: Filter, since: datetime | None, as_json: boo
         shown = Shown(since or await reading.now())
         out = console()
 
-        @tenacity.retry(
+        retrying = tenacity.AsyncRetrying(
             retry=tenacity.retry_if_exception_type(psycopg.OperationalError),
             wait=tenacity.wait_exponential(max=_LONGEST_WAIT_S),
             before_sleep=_tell,
         )
+        has_looked = False
+
         async def look(since: datetime) -> Ended:
-            return await reading.ended(wanted, since)
+            """The first one is not tried again: what keeps it from an answer, such as a wrong password, is lasting."""
+            nonlocal has_looked
+            if has_looked:
+                return await retrying(reading.ended, wanted, since)
+            found = await reading.ended(wanted, since)
+            has_looked = True
+            return found
 
         async for news in follow(look, lambda: asyncio.sleep(_BETWEEN_LOOKS_S), shown):
             if news.is_cut:

@@ -6,21 +6,20 @@ transaction. The functions are those of the migration "operators"; docs/sql.md d
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from datetime import datetime
-from typing import Any, Literal, LiteralString
+from typing import LiteralString
 from uuid import UUID, uuid4
 
 import psycopg
 from psycopg.rows import args_row
 from psycopg.types.json import Jsonb
 
+from listener.operating.changing import Action
 from listener.operating.filters import Filter
 from listener.operating.records import Progress, Revealed
 from listener.postgres.connect import Connection, fetch_value
-
-What = Literal["requeue", "cancel"]
 
 MOST = 1000
 """The number of ids in one call, at most. The database refuses more."""
@@ -62,8 +61,9 @@ class Acting:
     def __init__(self, connect: Callable[[], AbstractAsyncContextManager[Connection]]) -> None:
         self._connect = connect
 
-    async def requeue(
+    async def change(
         self,
+        what: Action,
         ids: Sequence[UUID],
         *,
         who: str,
@@ -72,11 +72,12 @@ class Acting:
         filter: Filter | None = None,
         run: UUID | None = None,
     ) -> list[UUID]:
-        """Puts those back in the queue that are dead, expired, failed or cancelled; returns the ids of these.
+        """Requeues or cancels those whose status allows it (``changing.STATUSES``); returns the ids of these.
 
-        Left out are pushes past their expires_at, and rows that another transaction has locked.
+        Left out are rows that another transaction has locked. No push is requeued past its expires_at.
 
         Args:
+            what: the action.
             ids: no more than ``MOST``.
             who: the person, for the record: 1 to 200 characters.
             reason: for the record: no more than 1,000 characters; empty: none.
@@ -84,27 +85,16 @@ class Acting:
             filter: what the person searched for, for the record.
             run: the same for all batches of one action.
         """
-        values = _recorded(ids, who, reason, until, filter, run)
+        values = {
+            "ids": list(ids),
+            "unchanged_since": until,
+            "who": who,
+            "why": reason or None,
+            "filter": None if filter is None else Jsonb(filter.as_values()),
+            "run": run,
+        }
         async with self._allowed() as conn:
-            return list(await fetch_value(conn, _REQUEUE, values))
-
-    async def cancel(
-        self,
-        ids: Sequence[UUID],
-        *,
-        who: str,
-        reason: str,
-        until: datetime | None = None,
-        filter: Filter | None = None,
-        run: UUID | None = None,
-    ) -> list[UUID]:
-        """Cancels those that wait in the queue; returns their ids. A push that is being sent is left out.
-
-        The arguments are those of ``requeue``.
-        """
-        values = _recorded(ids, who, reason, until, filter, run)
-        async with self._allowed() as conn:
-            return list(await fetch_value(conn, _CANCEL, values))
+            return list(await fetch_value(conn, _REQUEUE if what == "requeue" else _CANCEL, values))
 
     async def reveal(self, push_id: UUID, *, who: str) -> Revealed | None:
         """What a push says and where it goes; None: there is no such push."""
@@ -151,7 +141,7 @@ class Run:
         acting: Acting,
         ids: Callable[[str | None], Awaitable[tuple[list[UUID], str | None]]],
         *,
-        what: What,
+        what: Action,
         who: str,
         reason: str,
         filter: Filter,
@@ -160,7 +150,7 @@ class Run:
         self.id = uuid4()
         """Stands in the record of each batch."""
         self.is_aborted = False
-        self._act = acting.requeue if what == "requeue" else acting.cancel
+        self._acting, self._what = acting, what
         self._ids = ids
         self._who, self._reason, self._filter, self._until = who, reason, filter, until
         self._done, self._skipped, self._is_over = 0, 0, False
@@ -185,7 +175,8 @@ class Run:
             while not self.is_aborted:
                 batch, after = await self._ids(after)
                 if batch and not self.is_aborted:
-                    changed = await self._act(
+                    changed = await self._acting.change(
+                        self._what,
                         batch,
                         who=self._who,
                         reason=self._reason,
@@ -199,21 +190,3 @@ class Run:
                     return
         finally:
             self._is_over = True
-
-
-def _recorded(
-    ids: Sequence[UUID],
-    who: str,
-    reason: str,
-    until: datetime | None,
-    filter: Filter | None,
-    run: UUID | None,
-) -> Mapping[str, Any]:
-    return {
-        "ids": list(ids),
-        "unchanged_since": until,
-        "who": who,
-        "why": reason or None,
-        "filter": None if filter is None else Jsonb(filter.as_values()),
-        "run": run,
-    }

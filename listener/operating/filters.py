@@ -110,7 +110,10 @@ def _time(text: str) -> datetime:
         raise ValueError(
             "must be a time such as 2026-01-31T12:00, or with a zone, 2026-01-31T12:00+01:00"
         ) from None
-    return time if time.tzinfo else time.replace(tzinfo=UTC)
+    try:
+        return time.astimezone(UTC) if time.tzinfo else time.replace(tzinfo=UTC)
+    except OverflowError:
+        raise ValueError("must be a time from the year 1 to 9999, in UTC") from None
 
 
 _PARSERS = {"status": _status, "user": _user, "code": _code, "since": _time, "until": _time, "kind": _kind}

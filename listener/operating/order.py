@@ -1,7 +1,9 @@
 """In which order a search looks, and where a list goes on. Pure.
 
 A search looks through *sources*: each is the entries of one index, in its order. A list over several sources is their
-merge. A place in it is a *position* in each source: a key, and how many entries with this key are behind.
+merge. A place in it is a *position* in each source: behind an entry, whatever becomes of the others. Many entries may
+have the same key; an index has those in the order of their place in the table, so a position is a key, a block, and an
+id.
 
 ======================  ===========================================================================  =================
 the filter has          sources                                                                      order
@@ -25,12 +27,13 @@ import math
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from fractions import Fraction
 from typing import Literal, NamedTuple
 from uuid import UUID
 
+from listener.operating.changing import STATUSES, Action
 from listener.operating.filters import Filter, FilterFault
 
-Action = Literal["requeue", "cancel"]
 Key = Literal["created_at", "updated_at", "due_at"]
 Span = Literal["any", "ahead", "behind"]
 
@@ -39,6 +42,10 @@ _ALL = ("pending", "processing", "sent", "delivered", "failed", "dead", "expired
 _ENDED = ("dead", "expired")
 _GIVEN_UP = ("dead", "expired", "failed", "cancelled")
 _OVER = ("sent", "delivered", "expired", "cancelled")
+
+_MOST_BLOCKS = 2**32 - 1
+"""No table has more. Source: MaxBlockNumber, storage/block.h of Postgres."""
+_LAST = UUID(int=2**128 - 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,17 +68,45 @@ class Source:
         return self.key != "due_at"
 
     @property
+    def is_backward(self) -> bool:
+        """Whether the index is read backwards.
+
+        Then entries with the same key come in no order. Source: _bt_readpage, nbtsearch.c of Postgres, which returns
+        each posting list in ascending order.
+        """
+        return self.statement in ("given_up", "over")
+
+    @property
     def start(self) -> Position:
         """Before the first entry."""
-        return Position(math.inf if self.is_newest_first else -math.inf, 0)
+        key = math.inf if self.is_newest_first else -math.inf
+        return Position(key, 0, UUID(int=0)) if self.has_ids_in_order else Position(key, -2, _LAST)
+
+    @property
+    def has_ids_in_order(self) -> bool:
+        """Whether the index has entries with the same key in the order of their ids; else in that of their blocks."""
+        return self.statement in ("by_user", "near")
 
 
 class Position(NamedTuple):
-    """A place in a source: behind ``skip`` entries with this key."""
+    """A place in a source: behind the entry with this id, or where it would be."""
 
     key: float
     """Unix seconds; infinite where the column is."""
-    skip: int
+    block: int
+    """Of the table, in which the row is; 0 where the index has the ids in order."""
+    id: UUID
+
+    @classmethod
+    def before(cls, key: float, block: int = 0) -> Position:
+        """Before the first entry with this key from a block on."""
+        return cls(key, block - 1, _LAST)
+
+    @property
+    def tids(self) -> tuple[str, str]:
+        """Where in the table the blocks behind this one begin, and where this one does."""
+        beyond, own = (min(max(block, 0), _MOST_BLOCKS) for block in (self.block + 1, self.block))
+        return f"({beyond},0)", f"({own},0)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +159,7 @@ def _wanted(filter: Filter, action: Action | None) -> tuple[str, ...]:
     allowed = {
         None: _ALL,
         "requeue": _GIVEN_UP if filter.status == "cancelled" else ("dead", "expired", "failed"),
-        "cancel": ("pending", "failed"),
+        "cancel": STATUSES["cancel"],
     }[action]
     return tuple(status for status in allowed if filter.status in (None, status))
 
@@ -158,9 +193,8 @@ class Entry:
     """An entry that a scan of a source returned."""
 
     id: UUID
-    key: float
-    position: int
-    """The entries with this key up to this one, itself included."""
+    place: Position
+    """Behind this entry, or before it if it is to be looked at again."""
     matches: bool
     is_edge: bool
     """The scan ended here, because it has looked at as many entries as it may."""
@@ -192,7 +226,7 @@ def merge(plan: Plan, scans: Sequence[Sequence[Entry]], start: Mapping[str, Posi
         if len(part.entries) == limit:
             part.has_more = True
             return part
-        part.positions[source.name] = Position(entry.key, entry.position)
+        part.positions[source.name] = entry.place
         if entry.matches:
             part.entries.append((source, entry))
         if entry.is_edge:
@@ -205,7 +239,7 @@ def merge(plan: Plan, scans: Sequence[Sequence[Entry]], start: Mapping[str, Posi
 def _in_order(plan: Plan, scans: Sequence[Sequence[Entry]]) -> Iterator[tuple[Source, Entry]]:
     def place(found: tuple[int, Source, Entry]) -> tuple[float, int]:
         number, source, entry = found
-        key = -entry.key if source.is_newest_first else entry.key
+        key = -entry.place.key if source.is_newest_first else entry.place.key
         return (key, number) if plan.is_merged else (number, 0)
 
     streams: list[list[tuple[int, Source, Entry]]] = [
@@ -218,30 +252,39 @@ def _in_order(plan: Plan, scans: Sequence[Sequence[Entry]]) -> Iterator[tuple[So
 
 # --- Cursors -----------------------------------------------------------------------------------------------------
 
-_CURSOR = re.compile(r"([a-z]+-?)\.(-?\d{1,18}|-?inf)\.(\d{1,12})(?:\.((?:[0-9a-f]{32},?)+))?")
+_CURSOR = re.compile(r"([a-z]+-?)\.(-?\d{1,19}|-?inf)\.(-?\d{1,10})\.([0-9a-f]{32})")
 _SAYS = "after is not a place in this list: go back to its first page"
 
+_TIMES = range(-210_866_803_200_000_000, 9_224_318_016_000_000_000)
+"""In microseconds. Source: PostgreSQL, "Date/Time Types": from 4713 BC to 294276 AD."""
 
-def encode(positions: Mapping[str, Position], handed_out: Mapping[str, Iterable[UUID]] | None = None) -> str:
+
+def seconds(text: str, fault: str) -> float:
+    """Microseconds since 1970, as they stand in a URL, in seconds. Raises FilterFault for no time of Postgres."""
+    # A text of any length comes from a URL, and int() refuses more than 4,300 digits.
+    if not re.fullmatch(r"-?[0-9]{1,19}", text) or int(text) not in _TIMES:
+        raise FilterFault([fault])
+    return int(text) / 1_000_000
+
+
+def encode(positions: Mapping[str, Position]) -> str:
     """Positions as a text that a URL holds as it is."""
     parts = []
-    for name, (key, skip) in positions.items():
-        at = str(round(key * 1_000_000)) if math.isfinite(key) else f"{'-' * (key < 0)}inf"
-        ids = ",".join(push.hex for push in (handed_out or {}).get(name, ()))
-        parts.append(f"{name}.{at}.{skip}" + (f".{ids}" if ids else ""))
+    for name, (key, block, push) in positions.items():
+        # Exact: a product of floats would not read back as the same key after the year 2255.
+        at = str(round(Fraction(key) * 1_000_000)) if math.isfinite(key) else f"{'-' * (key < 0)}inf"
+        parts.append(f"{name}.{at}.{block}.{push.hex}")
     return "~".join(parts)
 
 
-def decode(text: str | None, plan: Plan) -> tuple[dict[str, Position], dict[str, list[UUID]]]:
+def decode(text: str | None, plan: Plan) -> dict[str, Position]:
     """What ``encode`` made a text of; without a text, the start of each source. Raises FilterFault."""
     positions = {source.name: source.start for source in plan.sources}
-    handed_out: dict[str, list[UUID]] = {}
     for part in text.split("~") if text else ():
         found = _CURSOR.fullmatch(part)
         if found is None or found[1] not in positions:
             raise FilterFault([_SAYS])
-        name, at, skip, ids = found.groups()
-        positions[name] = Position(int(at) / 1_000_000 if "inf" not in at else float(at), int(skip))
-        if ids:
-            handed_out[name] = [UUID(hex=push) for push in ids.split(",") if push]
-    return positions, handed_out
+        name, at, block, push = found.groups()
+        key = float(at) if "inf" in at else seconds(at, _SAYS)
+        positions[name] = Position(key, int(block), UUID(hex=push))
+    return positions

@@ -24,8 +24,9 @@ from psycopg.rows import DictRow, dict_row
 
 from listener.fcm.redaction import without_tokens
 from listener.operating import order
-from listener.operating.filters import Filter, FilterFault
-from listener.operating.order import Action, Entry, Part, Plan, Position, Source
+from listener.operating.changing import Action
+from listener.operating.filters import Filter
+from listener.operating.order import Entry, Part, Plan, Position, Source
 from listener.operating.records import (
     ActionLine,
     Attempt,
@@ -48,6 +49,8 @@ WINDOW = 5_000
 
 _NEAR = 1_000
 """Waiting pushes of each priority that are due next, and as many that became due last, in a list of everything."""
+_PULSE_WINDOW = 1_000
+"""Waiting pushes of each priority that the pulse looks at."""
 _MOST_CODES = 100
 _CODE_WINDOW = 2_000
 _COUNTED = 1_000
@@ -56,6 +59,13 @@ _ENDED_WORKERS = 20
 _LOG_ROWS = 200
 _PREVIEW_S = 0.15
 _EXAMPLES = 5
+
+CUT = " ... (cut)"
+"""The end of a text of which there is more."""
+_SHORT = 200
+_LONG = 2000
+_CODE = 64
+_MESSAGE_ID = 512
 
 # The order must come from an index whatever Postgres knows of the table's size: its statistics may be from a time when
 # the table was empty, and then it would read and sort a million rows.
@@ -80,28 +90,39 @@ def _entries(statement: str) -> LiteralString:
     return load(__file__, statement, columns=_COLUMNS, nearest=_NEAREST)
 
 
-def _scan(statement: str, direction: str) -> LiteralString:
+def _scan(statement: str, direction: str, ties: str) -> LiteralString:
+    cut = "pg_catalog.max(p.looked) over in_order = %(window)s::bigint"
     return load(
-        __file__, "scan", line=_LINE, matches=_MATCHES, entries=_entries(statement), direction=direction
+        __file__,
+        "scan",
+        line=_LINE,
+        matches=_MATCHES,
+        entries=_entries(statement),
+        direction=direction,
+        blocks=", p.block" if ties == "blocks" else "",
+        is_cut="false" if ties == "ids" else cut,
     )
 
 
+# In which order an index has its keys, and entries with the same key.
 _SOURCES = {
-    "by_user": "desc",
-    "by_code": "desc",
-    "given_up": "desc",
-    "over": "desc",
-    "near": "desc",
-    "waiting": "",
+    "by_user": ("desc", "ids"),
+    "by_code": ("desc", "blocks"),
+    "given_up": ("desc", "none"),
+    "over": ("desc", "none"),
+    "near": ("desc", "ids"),
+    "waiting": ("", "blocks"),
 }
 
-SCANS = {statement: _scan(statement, direction) for statement, direction in _SOURCES.items()}
+SCANS = {statement: _scan(statement, *how) for statement, how in _SOURCES.items()}
+SAME = {statement: _scan(f"{statement}_same", "", "blocks") for statement in ("given_up", "over")}
+"""Of the sources that are read backwards: the entries with the key of a position."""
 COUNTS = {
     statement: load(__file__, "count", matches=_MATCHES, entries=_entries(statement))
     for statement in _SOURCES
 }
 LINES = load(__file__, "lines", line=_LINE)
-STILL_THERE = load(__file__, "still_there")
+CHANGEABLE = load(__file__, "changeable")
 MAYBE_SEEN = load(__file__, "maybe_seen")
 PULSE = load(__file__, "pulse", line=_LINE, columns=_COLUMNS, nearest=_NEAREST)
 CODES = load(__file__, "codes")
@@ -117,6 +138,8 @@ select coalesce(pg_catalog.sum(affected), 0::numeric)::integer as done, pg_catal
 """
 _NOW = "select pg_catalog.now() as now"
 
+Connect = Callable[[], AbstractAsyncContextManager[Connection]]
+
 _FOREVER = ("-infinity", "infinity")
 
 
@@ -125,27 +148,41 @@ class Reading:
 
     Args:
         connect: gives a connection in autocommit, for one use.
+        connect_pulse: the same for ``pulse``, so that it need not wait for a search of a person, nor a person for it.
+            None: ``connect``.
         window: entries of an index that one search looks at, at most.
     """
 
     def __init__(
-        self, connect: Callable[[], AbstractAsyncContextManager[Connection]], *, window: int = WINDOW
+        self,
+        connect: Connect,
+        *,
+        connect_pulse: Connect | None = None,
+        window: int = WINDOW,
     ) -> None:
         self._connect = connect
+        self._connect_pulse = connect_pulse or connect
         self._window = window
 
     # --- The first screen
 
     async def pulse(self, latest: int = 20) -> Pulse:
-        """What changes from second to second, in one statement."""
-        async with self._transaction() as cursor:
-            row = await _one(cursor, PULSE, {"latest": latest, "near": latest})
+        """What changes from second to second, in one statement.
+
+        How late the queue is, is told by the rule of the metrics, but of a bounded number of the waiting pushes: see
+        ``Pulse.is_whole``.
+        """
+        async with _transaction(self._connect_pulse) as cursor:
+            row = await _one(cursor, PULSE, {"latest": latest, "near": latest, "window": _PULSE_WINDOW})
         return Pulse(
             at=_time(row["at"]),
             sent=row["sent"],
             failed=orjson.loads(row["failed"]),
             oldest_due=row["oldest_due"],
             workers=row["workers"],
+            is_due=row["is_due"],
+            retrying=row["retrying"],
+            is_whole=row["is_whole"],
             latest=[_line(line) for line in orjson.loads(row["latest"])],
         )
 
@@ -159,7 +196,7 @@ class Reading:
         groups = [
             CodeGroup(
                 row["status"],
-                row["code"],
+                _cut(row["code"], _CODE),
                 Count(
                     min(row["pushes"], _COUNTED), row["pushes"] <= _COUNTED and row["looked"] < _CODE_WINDOW
                 ),
@@ -196,7 +233,7 @@ class Reading:
         Raises FilterFault for an ``after`` that is no place in this list.
         """
         plan = order.plan(filter)
-        start, _ = order.decode(after, plan)
+        start = order.decode(after, plan)
         async with self._transaction() as cursor:
             now = (await _one(cursor, _NOW))["now"]
             part, lines = await self._part(cursor, plan, filter, start, limit)
@@ -207,20 +244,31 @@ class Reading:
             first=_first(plan, lines, now),
         )
 
-    async def newer(self, filter: Filter, than: str, most: int = 100) -> Count:
-        """How many pushes come before the first row of a page, whose ``first`` is ``than``.
+    async def newer(
+        self, filter: Filter, than: str, *, without: Sequence[UUID] = (), most: int = 100
+    ) -> Count:
+        """How many pushes would come before the first row of a page, whose ``first`` is ``than``.
 
-        In a list of waiting pushes new ones come last: there it is how many were inserted since. Raises FilterFault.
+        Of waiting pushes, which are not listed in the order of their changes, it is how many have changed since: were
+        inserted, requeued, or failed again. Raises FilterFault.
+
+        Args:
+            filter: what the page lists.
+            than: its ``first``.
+            without: the pushes that it shows, of which none counts, however they have changed.
+            most: where counting stops.
         """
         since = _parse_first(than)
         plan = order.plan(filter)
         number, is_exact = 0, True
         async with self._transaction() as cursor:
             for source in plan.sources:
-                values = {**_values(source, filter, self._window), "most": most + 1}
-                values |= (
-                    {"at": since, "created_since": since} if source.key == "due_at" else {"at_least": since}
-                )
+                values = {**_values(source, filter, self._window), "most": most + 1, "without": list(without)}
+                if source.key == "due_at":
+                    changed = _time(since)
+                    values |= {"at": since, "since": max(changed, filter.since or changed)}
+                else:
+                    values["at_least"] = since
                 row = await _one(cursor, COUNTS[source.statement], values)
                 number += row["matches"]
                 is_exact = is_exact and not row["is_edge"]
@@ -264,7 +312,7 @@ class Reading:
                     "until": _FOREVER[1],
                     "is_given_up": False,
                 }
-                rows = await _all(cursor, SCANS[source.statement], {**values, "skip": 0, "limit": most + 1})
+                rows = await _all(cursor, SCANS[source.statement], {**values, "limit": most + 1})
                 lines += [_line(row) for row in rows if row["matches"]]
                 edges += [_time(row["updated_at"]) for row in rows if row["is_edge"]]
         return Ended(lines, now, max(edges, default=None))
@@ -291,21 +339,23 @@ class Reading:
         return Story(
             line=_line(row),
             user=row["user_id"],
-            collapse_key=row["collapse_key"],
-            idempotency_key=row["idempotency_key"],
+            collapse_key=_cut(row["collapse_key"], _SHORT),
+            idempotency_key=_cut(row["idempotency_key"], _SHORT),
             expires_at=_time_or_none(row["expires_at"]),
             sent_at=_time_or_none(row["sent_at"]),
             delivered_at=_time_or_none(row["delivered_at"]),
             last_retry_at=_time_or_none(row["last_retry_at"]),
-            last_error=None if row["last_error"] is None else without_tokens(row["last_error"]),
-            fcm_message_id=row["fcm_message_id"],
+            last_error=_answer(row["last_error"]),
+            fcm_message_id=_cut(row["fcm_message_id"], _MESSAGE_ID),
             claimed_by=row["claimed_by"],
             delivery_attempts=row["delivery_attempts"],
             lost_claims=row["lost_claims"],
             unwritable=row["unwritable"] or None,
             attempts=[_attempt(log) for log in shown if not log["is_receipt"]],
             receipts=[
-                Receipt(_time(log["at"]), log["device"], log["status"]) for log in shown if log["is_receipt"]
+                Receipt(_time(log["at"]), log["device"], _cut(log["status"], _CODE))
+                for log in shown
+                if log["is_receipt"]
             ],
             is_cut=is_cut,
         )
@@ -322,8 +372,8 @@ class Reading:
     ) -> tuple[list[UUID], str | None]:
         """The next pushes that an action on all that match is for, and where to go on; None: these were the last.
 
-        There may be none of them, and still a place to go on: a search looks at a bounded number of entries. The place
-        holds the ids, because what the action changes leaves the index; it is not for a URL. Raises FilterFault.
+        There may be none of them, and still a place to go on: a search looks at a bounded number of entries.
+        Raises FilterFault.
 
         Args:
             filter: what must apply.
@@ -333,23 +383,24 @@ class Reading:
             limit: of the ids.
         """
         plan = order.plan(filter, action=what)
-        start, handed_out = order.decode(after, plan)
+        start = order.decode(after, plan)
         async with self._transaction() as cursor:
-            start = await _without_gone(cursor, plan, start, handed_out)
             part, _ = await self._part(cursor, plan, filter, start, limit, what=what, until=until)
-        if not part.has_more:
-            return [entry.id for _, entry in part.entries], None
-        # Behind the entries that are handed out are those that the action leaves.
-        handed_out, positions = {}, dict(part.positions)
-        for source, entry in part.entries:
-            key, _ = part.positions[source.name]
-            if entry.key == key:
-                handed_out.setdefault(source.name, []).append(entry.id)
-                positions[source.name] = Position(key, positions[source.name].skip - 1)
-        return [entry.id for _, entry in part.entries], order.encode(positions, handed_out)
+        ids = [entry.id for _, entry in part.entries]
+        return ids, order.encode(part.positions) if part.has_more else None
 
-    async def preview(self, filter: Filter, what: Action) -> Preview:
-        """What an action on all that match would do now; counts stop at 1,000, or after a sixth of a second."""
+    async def preview(self, filter: Filter, what: Action, ids: Sequence[UUID] | None = None) -> Preview:
+        """What an action would do now: on all that match, or on pushes that a person named.
+
+        Of all that match, counts stop at 1,000, or after a sixth of a second.
+
+        Args:
+            filter: what must apply; not looked at if there are ``ids``.
+            what: pushes that it cannot change are left out.
+            ids: no more than 1,000.
+        """
+        if ids is not None:
+            return await self._preview_named(ids, what)
         async with self._transaction() as cursor:
             until = (await _one(cursor, _NOW))["now"]
             plan = order.plan(filter, action=what)
@@ -362,9 +413,7 @@ class Reading:
                 )
                 found += [entry.id for _, entry in part.entries]
                 positions, has_more = part.positions, part.has_more
-            seen = 0
-            if what == "requeue":
-                seen = (await _one(cursor, MAYBE_SEEN, {"ids": found[:_COUNTED]}))["count"]
+            seen = await _maybe_seen(cursor, what, found[:_COUNTED])
             examples = await self._lines(cursor, found[:_EXAMPLES])
         return Preview(
             Count(min(len(found), _COUNTED), not has_more and len(found) <= _COUNTED),
@@ -373,8 +422,20 @@ class Reading:
             until,
         )
 
+    async def _preview_named(self, ids: Sequence[UUID], what: Action) -> Preview:
+        async with self._transaction() as cursor:
+            until = (await _one(cursor, _NOW))["now"]
+            rows = await _all(cursor, CHANGEABLE, {"ids": list(ids), "what": what})
+            found = [row["id"] for row in rows]
+            seen = await _maybe_seen(cursor, what, found)
+            examples = await self._lines(cursor, found[:_EXAMPLES])
+        return Preview(Count(len(found), True), examples, Count(seen, True), until)
+
     async def actions(self, before: int | None = None, limit: int = 50) -> list[ActionLine]:
-        """What persons did, the newest first; ``before`` is the id of the last line of the part before."""
+        """What people did, the newest first, with no more than 20 ids of each.
+
+        ``before`` is the id of the last line of the part before.
+        """
         async with self._transaction() as cursor:
             rows = await _all(cursor, ACTIONS, {"before": before, "limit": limit})
         return [ActionLine(**row) for row in rows]
@@ -402,19 +463,10 @@ class Reading:
         lines: dict[UUID, PushLine] = {}
         wanted = limit
         for source in plan.sources:
-            position = start[source.name]
-            values = {
-                **_values(source, filter, self._window, what=what, until=until),
-                "at": position.key,
-                "skip": position.skip,
-                "limit": wanted + 1,
-            }
-            scan = []
-            for row in await _all(cursor, SCANS[source.statement], values):
-                scan.append(
-                    Entry(row["id"], row["key"], row["position"], bool(row["matches"]), row["is_edge"])
-                )
-                lines[row["id"]] = _line(row)
+            values = _values(source, filter, self._window, what=what, until=until)
+            rows = await _behind(cursor, source, values, start[source.name], wanted + 1)
+            scan = [entry for entry, _ in rows]
+            lines |= {entry.id: line for entry, line in rows}
             scans.append(scan)
             if not plan.is_merged:
                 wanted -= sum(entry.matches for entry in scan)
@@ -427,15 +479,19 @@ class Reading:
     async def _lines(self, cursor: AsyncCursor[DictRow], ids: Sequence[UUID]) -> list[PushLine]:
         return [_line(row) for row in await _all(cursor, LINES, {"ids": list(ids)})]
 
-    @asynccontextmanager
-    async def _transaction(self) -> AsyncIterator[AsyncCursor[DictRow]]:
-        async with self._connect() as conn:
-            await conn.execute(_BEGIN, prepare=False)
-            try:
-                yield conn.cursor(row_factory=dict_row)
-            finally:
-                if conn.info.transaction_status in (TransactionStatus.INTRANS, TransactionStatus.INERROR):
-                    await conn.execute("rollback", prepare=False)
+    def _transaction(self) -> AbstractAsyncContextManager[AsyncCursor[DictRow]]:
+        return _transaction(self._connect)
+
+
+@asynccontextmanager
+async def _transaction(connect: Connect) -> AsyncIterator[AsyncCursor[DictRow]]:
+    async with connect() as conn:
+        await conn.execute(_BEGIN, prepare=False)
+        try:
+            yield conn.cursor(row_factory=dict_row)
+        finally:
+            if conn.info.transaction_status in (TransactionStatus.INTRANS, TransactionStatus.INERROR):
+                await conn.execute("rollback", prepare=False)
 
 
 async def _all(
@@ -451,6 +507,14 @@ async def _one(
 ) -> DictRow:
     (row,) = await _all(cursor, statement, values)
     return row
+
+
+async def _maybe_seen(cursor: AsyncCursor[DictRow], what: Action, ids: Sequence[UUID]) -> int:
+    """How many of these pushes a person may see twice."""
+    if what != "requeue":
+        return 0
+    seen: int = (await _one(cursor, MAYBE_SEEN, {"ids": list(ids)}))["count"]
+    return seen
 
 
 def _values(
@@ -476,30 +540,62 @@ def _values(
         "span": source.span,
         "near": _NEAR,
         "window": window,
-        "at": source.start.key,
+        **_place(source.start),
+        "is_whole": True,
         "at_least": -math.inf,
-        "created_since": None,
+        "without": [],
     }
 
 
-async def _without_gone(
+def _place(position: Position) -> dict[str, Any]:
+    """The parameters of a scan that begins behind a position."""
+    beyond, own = position.tids
+    return {"at": position.key, "beyond": beyond, "within": own, "behind": position.id}
+
+
+async def _behind(
     cursor: AsyncCursor[DictRow],
-    plan: Plan,
-    start: Mapping[str, Position],
-    handed_out: Mapping[str, Sequence[UUID]],
-) -> dict[str, Position]:
-    """The positions, behind those of the pushes handed out last that are still in their index, with the same key."""
-    if not handed_out:
-        return dict(start)
-    ids = [push for pushes in handed_out.values() for push in pushes]
-    rows = {row["id"]: row for row in await _all(cursor, STILL_THERE, {"ids": ids})}
-    positions = dict(start)
-    for source in plan.sources:
-        key, skip = positions[source.name]
-        found = [rows[push] for push in handed_out.get(source.name, ()) if push in rows]
-        still = sum(row["status"] in source.holds and row[source.key] == key for row in found)
-        positions[source.name] = Position(key, skip + still)
-    return positions
+    source: Source,
+    values: Mapping[str, Any],
+    position: Position,
+    limit: int,
+    *,
+    is_first: bool = True,
+) -> list[tuple[Entry, PushLine]]:
+    """What is behind a position: the entries that match, and that at which the scan ended before its time."""
+    if not source.is_backward:
+        return await _scanned(cursor, SCANS[source.statement], values, position, limit)
+    found: list[tuple[Entry, PushLine]] = []
+    is_whole = position == source.start
+    if not is_whole:
+        found = await _scanned(cursor, SAME[source.statement], values, position, limit)
+        if len(found) == limit or (found and found[-1][0].is_edge):
+            return found
+    rest = {**values, "is_whole": is_whole}
+    found += await _scanned(
+        cursor, SCANS[source.statement], rest, position, limit - len(found), has_blocks=False
+    )
+    if is_first and len(found) == 1 and found[0][0].is_edge:  # perhaps all have one key
+        return await _behind(cursor, source, values, found[0][0].place, limit, is_first=False)
+    return found
+
+
+async def _scanned(
+    cursor: AsyncCursor[DictRow],
+    statement: LiteralString,
+    values: Mapping[str, Any],
+    position: Position,
+    limit: int,
+    *,
+    has_blocks: bool = True,
+) -> list[tuple[Entry, PushLine]]:
+    found = []
+    for row in await _all(cursor, statement, {**values, **_place(position), "limit": limit}):
+        place = Position(row["key"], row["block"], row["id"])
+        if row["is_cut"]:
+            place = Position.before(row["key"], row["block"] if has_blocks else 0)
+        found.append((Entry(row["id"], place, bool(row["matches"]), row["is_edge"]), _line(row)))
+    return found
 
 
 def _first(plan: Plan, lines: Sequence[PushLine], now: datetime) -> str:
@@ -514,10 +610,7 @@ def _first(plan: Plan, lines: Sequence[PushLine], now: datetime) -> str:
 
 def _parse_first(text: str) -> float:
     """The first moment after it, in Unix seconds."""
-    try:
-        return (int(text) + 1) / 1_000_000
-    except ValueError:
-        raise FilterFault(["than must be what a page says of its first row"]) from None
+    return order.seconds(text, "than must be what a page says of its first row") + 1e-6
 
 
 def _time(seconds: float) -> datetime:
@@ -537,15 +630,24 @@ def _seconds(value: float | str) -> float:
     return float(value)
 
 
+def _cut(text: Any, most: int) -> Any:
+    """A text of a row, with a sign if the database has more than ``most`` characters of it. None stays None."""
+    return text if text is None or len(text) <= most else text[:most] + CUT
+
+
+def _answer(text: str | None) -> str | None:
+    return None if text is None else without_tokens(_cut(text, _LONG))
+
+
 def _line(row: Mapping[str, Any]) -> PushLine:
     return PushLine(
         id=row["id"] if isinstance(row["id"], UUID) else UUID(row["id"]),
         status=row["status"],
         priority=row["priority"],
         kind=row["kind"],
-        target=row["target"],
-        title=row["title"],
-        error_code=row["error_code"],
+        target=_cut(row["target"], _SHORT),
+        title=_cut(row["title"], _SHORT),
+        error_code=_cut(row["error_code"], _CODE),
         retry_count=row["retry_count"],
         created_at=_time(_seconds(row["created_at"])),
         updated_at=_time(_seconds(row["updated_at"])),
@@ -559,9 +661,9 @@ def _attempt(log: Mapping[str, Any]) -> Attempt:
         at=_time(log["at"]),
         attempt=int(attempt) if attempt is not None and attempt.is_integer() else None,
         device=log["device"],
-        platform=log["platform"],
-        status=log["status"],
-        code=log["code"],
-        answer=None if log["answer"] is None else without_tokens(log["answer"]),
-        message_id=log["message_id"],
+        platform=_cut(log["platform"], _CODE),
+        status=_cut(log["status"], _CODE),
+        code=_cut(log["code"], _CODE),
+        answer=_answer(log["answer"]),
+        message_id=_cut(log["message_id"], _MESSAGE_ID),
     )

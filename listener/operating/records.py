@@ -142,21 +142,27 @@ class ActionLine:
     filter: Mapping[str, str] | None
     reason: str | None
     affected: int
+    """How many pushes."""
     ids: Sequence[UUID]
+    """Of these pushes, no more than 20."""
     run: UUID | None
     """The same for all batches of one action."""
 
 
 @dataclass(frozen=True, slots=True)
 class Preview:
-    """What an action on all that match would do now."""
+    """What an action would do now."""
 
     pushes: Count
     examples: Sequence[PushLine]
     maybe_seen: Count
     """Of them: those that a person may see twice, because FCM may have accepted them."""
     until: datetime
-    """The time of the preview, by the database's clock: what changes later is left alone."""
+    """The time of the preview, by the database's clock: what a later transaction changes is left alone.
+
+    A push has the time at which the transaction began that changed it. So what a transaction changes that has begun
+    before the preview and ends after it is not left alone.
+    """
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,23 +198,34 @@ class Pulse:
     failed: Mapping[str, int]
     """Pushes that ended dead or expired today and yesterday, by code: for differences."""
     oldest_due: float
-    """Seconds for which the claimable push that is due longest has been due; 0: none is."""
-    workers: int
+    """Seconds for which the push that has waited longest has been due, counted from before its first try, also while it
+    waits for the next one: as push_queue_oldest_due_seconds. 0: there is none."""
+    workers: int | None
+    """None: Postgres does not see them, with WAKEUP=sweep."""
+    is_due: bool = False
+    """Whether a push could be claimed now."""
+    retrying: int = 0
+    """Pushes that were due and wait for their next try."""
+    is_whole: bool = True
+    """Whether ``oldest_due`` and ``retrying`` are of all pushes that wait; else of those that are due first."""
     latest: Sequence[PushLine] = field(default_factory=tuple)
     """The pushes that changed last, the newest first."""
 
 
 @dataclass(frozen=True, slots=True)
 class Revealed:
-    """What a push says and where it goes. Its repr shows nothing, so that no log and no error message can."""
+    """What a push says and where it goes. Its repr shows nothing, so that no log and no error message can.
+
+    Of a text the first 16,384 characters, and then a sign that it is cut.
+    """
 
     token: str | None = field(repr=False)
     title: str | None = field(repr=False)
     body: str | None = field(repr=False)
     data: object = field(repr=False)
-    """As JSON is loaded; None: the push has none."""
+    """As JSON is loaded, or a text if it was cut; None: the push has none."""
     image: str | None = field(repr=False)
     options: object = field(repr=False)
-    """As JSON is loaded; None: the push has none."""
+    """As JSON is loaded, or a text if it was cut; None: the push has none."""
     tokens: Sequence[str] = field(repr=False)
     """The registration tokens that its log names, no more than 1,000."""

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from datetime import datetime
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import Literal
+
+from listener.operating.durations import duration
 
 Level = Literal["ok", "attention", "trouble"]
 """ok: pushes go out in time. attention: what is a ticket among the alerts. trouble: pushes do not go out, or nobody can
@@ -14,10 +16,22 @@ tell: what calls a person."""
 LATE_S = 5.0
 """The objective: a push is accepted within this time of being due (docs/alerts.md, Objectives)."""
 STALLED_S = 60.0
-"""QueueStalled: a push was due longer ago than this, and none was accepted for ``ACCEPTED_WITHIN_S``."""
+"""QueueStalled: a push was first due longer ago than this, and none was accepted for ``ACCEPTED_WITHIN_S``."""
 ACCEPTED_WITHIN_S = 120.0
+RETRYING = 10
+"""QueueStalled: if none is due, because all wait for their next try, so many must. The alert counts failed requests."""
 OLD_S = 300.0
 """QueueOld."""
+DEAD = 5
+"""DeadLetters: pushes given up with one code within ``DEAD_WITHIN_S``."""
+DEAD_WITHIN_S = 3600.0
+FAILED = 20
+FAILED_SHARE = 0.2
+"""FailureRatio: more than this share failed within ``FAILED_WITHIN_S``, and no fewer than ``FAILED``. The alert counts
+requests, the page pushes."""
+FAILED_WITHIN_S = 900.0
+USUAL_CODES = frozenset({"UNREGISTERED", "SENDER_ID_MISMATCH", "NO_RECIPIENTS", "EXPIRED"})
+"""Codes with which pushes end although all is well: devices that are gone, and pushes whose time was over."""
 
 _STOPPING = "stopping"
 
@@ -59,7 +73,12 @@ class Facts:
     database: str | None = None
     """Why the page could not read the database; None: it could. What follows is then old or not known."""
     oldest_due: float | None = None
-    """Seconds for which the claimable push that is due longest has been due; 0: none is; None: not known."""
+    """Seconds for which the push that has waited longest has been due, also while it waits for its next try; 0: there
+    is none; None: not known."""
+    is_due: bool = True
+    """Whether a push could be claimed now."""
+    retrying: int = 0
+    """Pushes that were due and wait for their next try."""
     accepted: int | None = None
     """Pushes of the whole fleet that FCM accepted in the last ``ACCEPTED_WITHIN_S``, and since this process has paused;
     None: not known."""
@@ -69,6 +88,10 @@ class Facts:
     """Platforms to which this process sends nothing but probes."""
     unwritable: int = 0
     """Pushes that are passed over, because the application refuses what push-listener writes."""
+    dead: Mapping[str, int] = field(default_factory=dict)
+    """Pushes that ended dead or expired within ``DEAD_WITHIN_S``, by code; what this process has seen of it."""
+    ended: tuple[int, int] = (0, 0)
+    """Within ``FAILED_WITHIN_S``: pushes that FCM accepted, and those that ended with a code that is not usual."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +102,16 @@ class Verdict:
     sentence: str
     remedy: str
     """What to do; '' if nothing."""
+    since: datetime | None = None
+    """The time that the sentence names, in UTC; None: it names none."""
+
+    @property
+    def around_since(self) -> tuple[str, str]:
+        """The sentence before the time and after it, for a page that writes it in the reader's zone; or all, and ''."""
+        before, _, after = (
+            (self.sentence, "", "") if self.since is None else self.sentence.partition(_utc(self.since))
+        )
+        return before, after
 
 
 def verdict(facts: Facts) -> Verdict:
@@ -105,10 +138,16 @@ def verdict(facts: Facts) -> Verdict:
 
 def _paused(facts: Facts, *, goes_out: bool) -> Verdict:
     why, remedy = _PAUSES.get(facts.pause or "", ("the log has the reason", _DOCTOR))
-    since = "" if facts.paused_since is None else f" since {facts.paused_since:%H:%M} UTC"
+    paused = "" if facts.paused_since is None else f" since {_utc(facts.paused_since)}"
     if goes_out:
-        return Verdict("attention", f"This process has paused{since}: {why}. Others go on sending.", remedy)
-    return Verdict("trouble", f"Paused{since}: {why}. Pushes wait and lose no tries.", remedy)
+        told = f"This process has paused{paused}: {why}. Others go on sending."
+        return Verdict("attention", told, remedy, facts.paused_since)
+    told = f"Paused{paused}: {why}. Pushes wait and lose no tries."
+    return Verdict("trouble", told, remedy, facts.paused_since)
+
+
+def _utc(time: datetime) -> str:
+    return f"{time.astimezone(UTC):%Y-%m-%d %H:%M} UTC"
 
 
 def _unread(facts: Facts) -> Verdict:
@@ -137,13 +176,22 @@ def _sending(facts: Facts) -> Verdict:
     if oldest is None:
         return Verdict("attention", "This process can work; how the queue is, is not known yet.", "")
     waited = f"the oldest due push has waited {duration(oldest)}"
-    if oldest > STALLED_S and facts.accepted == 0:
+    if oldest > STALLED_S and facts.accepted == 0 and (facts.is_due or facts.retrying >= RETRYING):
         return Verdict(
             "trouble",
             f"No push goes out: {waited}, and FCM has accepted none for 2 minutes.",
             "Look at the error codes below and at the workers. " + _DOCTOR,
         )
-    if oldest > OLD_S:
+    if oldest > LATE_S and facts.accepted is None:
+        return Verdict(
+            "attention",
+            f"Late: {waited}. Whether FCM accepts any push is not known yet.",
+            "Look again in 2 minutes, and at the workers.",
+        )
+    if oldest > LATE_S and not facts.accepted:
+        next_try = "" if facts.is_due else ", and waits for its next try"
+        return Verdict("attention", f"Late: {waited}{next_try}.", "Look at the error codes below.")
+    if oldest > OLD_S and facts.is_due:
         return Verdict(
             "attention",
             f"Sending, but some pushes are late: {waited}.",
@@ -163,13 +211,23 @@ def _sending(facts: Facts) -> Verdict:
             "A trigger, an index or a constraint of the application refuses what push-listener writes "
             "(docs/runbooks.md, UnwritableRows).",
         )
+    if given_up := _given_up(facts):
+        return Verdict(
+            "attention",
+            given_up,
+            "Below, each code has its meaning and a remedy (docs/runbooks.md, DeadLetters and FailureRatio).",
+        )
     return Verdict("ok", f"Sending; {waited}." if oldest else "Sending; no push is due.", "")
 
 
-def duration(seconds: float) -> str:
-    """In words, to two digits or so: 0.2 s, 45 s, 12 min, 3.4 h, 5 days."""
-    for least, unit, name in ((172_800.0, 86_400.0, "days"), (5_400.0, 3_600.0, "h"), (90.0, 60.0, "min")):
-        if seconds >= least:
-            number = seconds / unit
-            return f"{number:.1f} {name}" if number < 10 and name == "h" else f"{number:.0f} {name}"
-    return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
+def _given_up(facts: Facts) -> str:
+    """What is to be said of pushes that fail; '' if few do."""
+    dead = {code: n for code, n in facts.dead.items() if n >= DEAD and code not in USUAL_CODES}
+    if dead:
+        codes = sorted(dead, key=lambda code: (-dead[code], code))
+        told = ", ".join(f"{dead[code]:,} with {code or 'no code'}" for code in codes)
+        return f"Pushes were given up in the last hour: {told}."
+    accepted, failed = facts.ended
+    if failed >= FAILED and failed > FAILED_SHARE * (accepted + failed):
+        return f"Of the pushes that ended in the last 15 minutes, {failed / (accepted + failed):.0%} failed."
+    return ""

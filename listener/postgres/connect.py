@@ -45,7 +45,6 @@ _LOGIN_PATIENCE_S = 15.0
 _BETWEEN_TRIES_TO_GROW_S = (10.0, 20.0)
 
 _PROBES = 24
-_PROBES_OF_BACKENDS = 3
 _PROBE_PATIENCE_S = 15.0
 # Random, so that the probes do not keep step with other clients and meet the same free backend each time.
 _BETWEEN_PROBES_S = 0.01
@@ -313,10 +312,6 @@ async def is_transaction_pooler(address: Address) -> bool:
     It does if one backend serves two connections, or two backends serve one connection. An idle pooler shows this at
     once. In a busy one, probes at random moments leave hardly a chance of missing it.
 
-    A server tells each client the process id of its backend, with which the client may cancel a statement. A pooler
-    tells an id of its own, because backends change behind it. Where both connections were told the ids of the backends
-    that answer, nothing is between, and a few probes are enough.
-
     Raises psycopg.OperationalError, also when the second connection is not served within some seconds.
     """
     backends: set[tuple[str, int]] = set()
@@ -326,8 +321,7 @@ async def is_transaction_pooler(address: Address) -> bool:
                 await stack.enter_async_context(await address.connect("push-listener", prepares=False))
                 for _ in range(2)
             ]
-            told = {("first", first.info.backend_pid), ("second", second.info.backend_pid)}
-            for probe in range(_PROBES):
+            for _ in range(_PROBES):
                 backends.add(("first", await fetch_value(first, _BACKEND)))
                 async with (
                     second.transaction()
@@ -336,8 +330,6 @@ async def is_transaction_pooler(address: Address) -> bool:
                     backends.add(("first", await fetch_value(first, _BACKEND)))
                 if _are_shared(backends):
                     return True
-                if backends == told and probe + 1 >= _PROBES_OF_BACKENDS:
-                    return False
                 await asyncio.sleep(random.uniform(0.0, _BETWEEN_PROBES_S))  # noqa: S311  # not secrecy
     except TimeoutError:
         raise ConnectionTimeout("connection timeout expired") from None

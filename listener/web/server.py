@@ -14,6 +14,7 @@ from prometheus_client.exposition import choose_encoder
 
 from listener.config import Settings
 from listener.web.page.app import Page
+from listener.web.page.headers import secure
 
 log = structlog.get_logger(__name__)
 
@@ -120,6 +121,7 @@ async def _listening(
     """Serves these routes while the block runs; yields the port. ``variables``: what sets host and port."""
     app = web.Application()
     app.add_routes(routes)
+    app.on_response_prepare.append(secure)
     runner = web.AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=_LEAVING_S)
     await runner.setup()
     try:

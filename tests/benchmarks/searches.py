@@ -25,8 +25,8 @@ import psycopg
 from rich.table import Table
 
 from listener.demo.embedded import EmbeddedPostgres
+from listener.operating.changing import Action
 from listener.operating.filters import STATUSES, Filter
-from listener.operating.order import Action
 from listener.operating.reading import Reading
 from listener.postgres.connect import Connection
 from tests.benchmarks import rig

@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import math
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Hashable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, cast
 from uuid import UUID
 
 import psycopg
@@ -20,6 +20,7 @@ from aiohttp_sse import sse_response
 
 from listener.metrics.shared import Figures
 from listener.operating.acting import NotAllowed
+from listener.operating.changing import STATUSES, Action
 from listener.operating.filters import Filter
 from listener.operating.records import (
     ActionLine,
@@ -41,6 +42,7 @@ from listener.web.page.access import VISITOR, Visitor
 from listener.web.page.app import Context, Snapshot, State
 from listener.web.page.headers import CONTENT_SECURITY_POLICY
 from listener.web.page.history import Series
+from listener.web.page.rendering import Renderer
 from listener.web.page.views import render_home, routes
 
 STATIC = Path(__file__).parents[2] / "listener/web/page/static"
@@ -235,6 +237,8 @@ class FakeReading:
 
     is_away: bool = False
     is_empty: bool = False
+    run_age: timedelta = timedelta()
+    """Since the last batch of the sample run."""
     asked: list[tuple[object, ...]] = field(default_factory=list)
     """What was asked, with the arguments."""
 
@@ -255,8 +259,10 @@ class FakeReading:
         self._note("count", applied)
         return Count(0, True) if self.is_empty else Count(most, False)
 
-    async def newer(self, applied: Filter, than: str, most: int = 100) -> Count:
-        self._note("newer", applied, than)
+    async def newer(
+        self, applied: Filter, than: str, *, without: Sequence[UUID] = (), most: int = 100
+    ) -> Count:
+        self._note("newer", applied, than, tuple(without))
         return Count(12, True)
 
     async def lines(self, ids: Sequence[UUID]) -> list[PushLine]:
@@ -298,6 +304,7 @@ class FakeReading:
         if self.is_empty or before:
             return []
         some = [push_id(number) for number in range(5)]
+        many = [push_id(number) for number in range(500)]
         run = push_id(999)
         applied = {"status": "dead", "code": "UNAVAILABLE", "since": "2026-11-28T00:00:00+00:00"}
         return [
@@ -310,14 +317,23 @@ class FakeReading:
             ActionLine(7, now() - timedelta(minutes=31), "anna", "reveal", None, None, 1, some[:1], None),
             ActionLine(6, now() - timedelta(hours=3), "cli:root", "cancel", None, NASTY, 5, some, None),
             ActionLine(5, now() - timedelta(days=3), "jonas", "send", None, None, 1, some[1:2], None),
+            ActionLine(4, now() - timedelta(days=4), "jonas", "cancel", {}, "a mistake", 500, many, run),
+            ActionLine(3, now() - timedelta(days=4), "cli:root", "cancel", None, None, 500, many, None),
         ]
 
     async def run_progress(self, run: UUID) -> tuple[int, datetime | None]:
         self._note("run_progress", run)
-        return (714, now()) if run == push_id(999) else (0, None)
+        return (714, now() - self.run_age) if run == push_id(999) else (0, None)
 
-    async def preview(self, applied: Filter, what: Literal["requeue", "cancel"]) -> Preview:
-        self._note("preview", applied, what)
+    async def now(self) -> datetime:
+        self._note("now")
+        return now()
+
+    async def preview(self, applied: Filter, what: Action, ids: Sequence[UUID] | None = None) -> Preview:
+        self._note("preview", applied, what, ids)
+        if ids is not None:
+            found = [line for line in await self.lines(ids) if line.status in STATUSES[what]]
+            return Preview(Count(len(found), True), found[:5], Count(1, True), now())
         if self.is_empty:
             return Preview(Count(0, True), [], Count(0, True), now())
         examples = [line(number, now() - timedelta(minutes=number), status="dead") for number in range(5)]
@@ -342,12 +358,8 @@ class FakeActing:
             raise NotAllowed
         self.done.append(what)
 
-    async def requeue(self, ids: Sequence[UUID], **more: object) -> list[UUID]:
-        self._note("requeue", list(ids), more)
-        return list(ids)
-
-    async def cancel(self, ids: Sequence[UUID], **more: object) -> list[UUID]:
-        self._note("cancel", list(ids), more)
+    async def change(self, what: Action, ids: Sequence[UUID], **more: object) -> list[UUID]:
+        self._note(what, list(ids), more)
         return list(ids)
 
     async def reveal(self, wanted: UUID, *, who: str) -> Revealed | None:
@@ -373,7 +385,7 @@ class FakeRuns:
     known: dict[UUID, FakeRun] = field(default_factory=dict)
     started: list[Any] = field(default_factory=list)
 
-    def start(self, run: object) -> UUID:
+    def start(self, run: object, asked: Hashable) -> UUID:
         self.started.append(run)
         self.known[push_id(999)] = FakeRun(Progress(0, 0, False))
         return push_id(999)
@@ -454,6 +466,7 @@ class FakePage:
             streams=cast(Any, FakeStreams(self.sample, self.prefix)),
             prefix=self.prefix,
             asset=self.asset,
+            renderer=Renderer(self.prefix, self.asset),
         )
 
     def app(self) -> web.Application:

@@ -23,8 +23,8 @@ from listener.web.page.history import History
 from listener.web.server import Web
 
 NOWHERE = "postgresql://nobody@127.0.0.1:1/none"
-PAGE_TOKEN = "reading-token"
-ACTION_TOKEN = "acting-token"
+PAGE_TOKEN = "token-that-only-reads"
+ACTION_TOKEN = "token-that-also-acts"
 
 
 @dataclass(slots=True)
@@ -42,7 +42,11 @@ class Served:
     """How often a snapshot was rendered."""
 
     async def ask(
-        self, method: str, path: str, *headers: Mapping[str, str], data: Mapping[str, str] | None = None
+        self,
+        method: str,
+        path: str,
+        *headers: Mapping[str, str],
+        data: Mapping[str, str] | bytes | None = None,
     ) -> Answer:
         """One request, with all of these headers, and no cookies but those in them."""
         given = {name: value for some in headers for name, value in some.items()}

@@ -197,7 +197,8 @@ WRONG = {
     "PAGE_TOKEN": ["S3cr3t", "short"],
     "ACTION_TOKENS": [
         "S3cr3t", "S3cr3t-S3cr3t", "anna:S3cr3t", ":S3cr3t-S3cr3t", "an na:S3cr3t-S3cr3t", "x" * 65 + ":S3cr3t-S3cr3t",
-        "anna:S3cr3t-S3cr3t,anna:other-S3cr3t", "anna:S3cr3t-S3cr3t,ben:S3cr3t-S3cr3t", ", ,",
+        "anna:S3cr3t-S3cr3t-S3cr3t,anna:other-S3cr3t-S3cr3t", "anna:S3cr3t-S3cr3t-S3cr3t,ben:S3cr3t-S3cr3t-S3cr3t",
+        ", ,",
     ],
     "PATH_PREFIX": ["push", "/pu sh", "/S3cr3t?x", "//S3cr3t", "/../S3cr3t", "/metrics", "/healthz/"],
     "OPERATOR_DATABASE_URL": ["https://S3cr3t", "postgresql://u:p@S3cr3t@h/d"],
@@ -263,27 +264,43 @@ def test_a_token_for_metrics_that_is_too_short_is_told_in_plain_words() -> None:
     assert faults(metrics_token="short") == ["METRICS_TOKEN has fewer than 8 characters: it can be guessed"]
 
 
+def test_a_token_of_the_page_is_longer_than_one_that_a_person_would_think_of() -> None:
+    told = ["PAGE_TOKEN has fewer than 16 characters: it can be guessed"]
+    assert faults(page_token="15-characters-x") == told
+    assert load(database_url=DSN, page_token="16-characters-xy").page_token is not None
+
+
 def test_the_tokens_of_the_page() -> None:
-    found = load(database_url=DSN, action_tokens=" anna:one:two-three , ben@example.com: 0123456789 ,")
+    found = load(
+        database_url=DSN, action_tokens=" anna:one:two-three-four , ben@example.com: 0123456789abcdef ,"
+    )
     assert {name: token.get_secret_value() for name, token in found.action_tokens.items()} == {
-        "anna": "one:two-three",
-        "ben@example.com": "0123456789",
+        "anna": "one:two-three-four",
+        "ben@example.com": "0123456789abcdef",
     }
     assert load(database_url=DSN).action_tokens == {}
-    assert "one:two-three" not in repr(found)
+    assert "one:two-three-four" not in repr(found)
 
 
 def test_every_fault_of_the_tokens_is_told_at_once() -> None:
-    (line,) = faults(action_tokens="anna:short,ben,anna:long-enough,carl:long-enough,dora:other-long")
+    (line,) = faults(
+        action_tokens="anna:15-characters-x,ben,anna:token-long-enough,carl:token-long-enough,dora:other-long-enough"
+    )
     assert line == (
-        "ACTION_TOKENS entry 1 has a token of fewer than 8 characters: it can be guessed; entry 2 must be name:token, "
+        "ACTION_TOKENS entry 1 has a token of fewer than 16 characters: it can be guessed; entry 2 must be name:token, "
         "with a name of letters, digits and . _ @ - (at most 64 characters); entry 4 has the token of an earlier one: "
         "the log could not tell who acted"
     )
 
 
+def test_nobody_is_called_like_the_person_of_an_open_page() -> None:
+    """The page shows that person no way to sign out, and records must tell both apart."""
+    (line,) = faults(action_tokens="local:0123456789abcdef")
+    assert "entry 1 has the name of a person on a page that is open without a token" in line
+
+
 def test_the_token_that_reads_does_not_act() -> None:
-    told = faults(page_token="long-enough", action_tokens="anna:long-enough")
+    told = faults(page_token="token-long-enough", action_tokens="anna:token-long-enough")
     assert told == ["ACTION_TOKENS has the token of PAGE_TOKEN: then all who read may act"]
 
 

@@ -6,7 +6,7 @@ import math
 from bisect import bisect_left
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from listener.metrics.shared import Figures
@@ -137,8 +137,8 @@ def test_without_points_there_are_no_charts() -> None:
     assert series([], BOUNDS) == Series(at=[], accepted=[], failed={}, oldest_due=[], p50=[], p99=[])
 
 
-@settings(deadline=None)
 @given(st.lists(st.floats(0.0, 100.0), min_size=1, max_size=50), st.sampled_from([0.5, 0.99, 1.0]))
+@example([0.0, 0.0, 0.0], 1.0)
 def test_a_quantile_lies_in_the_bucket_of_the_true_one(values: list[float], share: float) -> None:
     counts = [0] * len(BOUNDS)
     for value in values:
@@ -166,6 +166,25 @@ def test_what_was_accepted_since_a_time(since: float, accepted: int | None) -> N
 def test_what_was_accepted_is_not_known_across_a_gap() -> None:
     points = [Point(NOON, Sums(0, {}, 0.0)), Point(NOON + 10, None), Point(NOON + 20, Sums(9, {}, 0.0))]
     assert accepted_since(points, NOON) is None
+
+
+def test_an_hour_of_what_ended_is_remembered_minute_by_minute() -> None:
+    now = NOON
+    history = History(BOUNDS, lambda: (0, 0, 0, 0), lambda: now)
+    for minute in range(120):
+        history.note(Sums(10 * minute, {"X": minute, "Y": 7}, 0.0))
+        history.note(None)  # a reading that failed hides nothing
+        now += 60
+    accepted, failed = history.ended_within(3600.0)
+    assert 580 <= accepted <= 600
+    assert failed == {"X": accepted // 10}
+    assert history.ended_within(600.0) == (90, {"X": 9})
+
+
+def test_what_ended_before_the_first_reading_does_not_count() -> None:
+    history = History(BOUNDS, lambda: (0, 0, 0, 0), lambda: NOON)
+    history.note(Sums(1000, {"X": 50}, 0.0))
+    assert history.ended_within(3600.0) == (0, {})
 
 
 def test_both_readings_and_samples_are_noted() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from uuid import UUID
 
 import pytest
@@ -13,6 +14,7 @@ from listener.operating import order
 from listener.operating.filters import STATUSES, Filter, FilterFault
 from listener.operating.order import Entry, Plan, Position, Source
 
+_ID = UUID(int=1).hex
 _ALL = ("pending", "processing", "sent", "delivered", "failed", "dead", "expired", "cancelled")
 
 
@@ -20,58 +22,84 @@ def source(name: str) -> Source:
     return Source(name, "over", "updated_at", _ALL, _ALL)
 
 
-Row = tuple[float, bool, UUID]
+Row = tuple[float, bool, int, UUID]
+"""Key, whether it matches, block, id."""
 
 
 def scan(rows: list[Row], start: Position, limit: int, window: int) -> list[Entry]:
-    """What the statement does, in Python: ``rows`` are in order."""
-    behind = [row for row in rows if row[0] <= start.key]
-    looked = behind[start.skip :][:window]
-    found, positions = [], {start.key: start.skip}
-    for number, (key, matches, push) in enumerate(looked, 1):
-        positions[key] = positions.get(key, 0) + 1
-        if matches or number == window:
-            found.append(Entry(push, key, positions[key], matches, number == window))
+    """What the statements do with one key, and then with those behind it, in Python."""
+    here = sorted(
+        (row for row in rows if row[0] == start.key and (row[2], row[3]) > (start.block, start.id)),
+        key=lambda row: (row[2], row[3]),
+    )
+    rest = sorted((row for row in rows if row[0] < start.key), key=lambda row: (-row[0], row[2], row[3]))
+    looked = [*here, *rest][:window]
+    cut: Position | None = None
+    if len(looked) == window:
+        key, _, block, _ = looked[-1]
+        cut = Position.before(key, block)
+    found = []
+    for key, matches, block, push in looked:
+        if cut is not None and (key, block) == (cut.key, cut.block + 1):
+            found.append(Entry(push, cut, False, True))
+            break
+        if matches:
+            found.append(Entry(push, Position(key, block, push), True, False))
     return found[:limit]
 
 
 @given(
     st.lists(
         st.lists(
-            st.tuples(st.sampled_from([5.0, 4.0, 3.0, -math.inf, math.inf]), st.booleans()), max_size=12
+            st.tuples(
+                st.sampled_from([5.0, 4.0, 3.0, -math.inf, math.inf]), st.booleans(), st.integers(0, 20)
+            ),
+            max_size=12,
         ),
         min_size=1,
         max_size=3,
     ),
     st.integers(1, 5),
-    st.integers(1, 6),
+    st.data(),
 )
-def test_every_match_is_listed_once_and_in_order(
-    drawn: list[list[tuple[float, bool]]], limit: int, window: int
+def test_every_match_is_listed_once_and_in_order_whatever_becomes_of_the_others(
+    drawn: list[list[tuple[float, bool, int]]], limit: int, data: st.DataObject
 ) -> None:
     number = iter(range(1000))
     sources = [
-        [(key, matches, UUID(int=next(number))) for key, matches in sorted(rows, key=lambda row: -row[0])]
-        for rows in drawn
+        [(key, matches, block, UUID(int=next(number))) for key, matches, block in rows] for rows in drawn
     ]
+    expected = [(key, push) for rows in sources for key, matches, _, push in rows if matches]
+    most = max((n for rows in sources for n in Counter((row[0], row[2]) for row in rows).values()), default=0)
+    window = most + data.draw(st.integers(1, 6))  # a block fits into it
     plan = Plan(tuple(source("abc"[place]) for place in range(len(sources))), is_merged=True)
     listed: list[tuple[float, UUID]] = []
     after: str | None = None
     for _ in range(200):
-        start, _ids = order.decode(after, plan)
+        start = order.decode(after, plan)
         scans = [
             scan(rows, start[each.name], limit + 1, window)
             for each, rows in zip(plan.sources, sources, strict=True)
         ]
         part = order.merge(plan, scans, start, limit)
-        listed += [(entry.key, entry.id) for _, entry in part.entries]
+        listed += [(entry.place.key, entry.id) for _, entry in part.entries]
         assert len(part.entries) <= limit
         if not part.has_more:
             break
         after = order.encode(part.positions)
+        gone = data.draw(
+            st.sets(
+                st.sampled_from(
+                    [row[3] for rows in sources for row in rows if not row[1]] or [UUID(int=9999)]
+                )
+            )
+        )
+        sources = [[row for row in rows if row[3] not in gone] for rows in sources]
+        if data.draw(st.booleans()):  # as if an action had changed what was listed
+            taken = {push for _, push in listed}
+            sources = [[row for row in rows if row[3] not in taken] for rows in sources]
     else:
         pytest.fail("the list has no end")
-    expected = [(key, push) for rows in sources for key, matches, push in rows if matches]
     assert sorted(push for _, push in listed) == sorted(push for _, push in expected)
     assert [key for key, _ in listed] == sorted((key for key, _ in expected), reverse=True)
 
@@ -81,26 +109,49 @@ def test_every_match_is_listed_once_and_in_order(
         st.sampled_from(["a", "b", "c"]),
         st.tuples(
             st.one_of(
-                st.integers(-(10**15), 10**16).map(lambda micros: micros / 1_000_000),
+                st.integers(-210_866_803_200_000_000, 9_224_318_015_000_000_000).map(
+                    lambda micros: micros / 1_000_000
+                ),
                 st.sampled_from([math.inf, -math.inf]),
             ),
-            st.integers(0, 10**9),
-        ).map(lambda pair: Position(*pair)),
+            st.integers(-2, 2**32),
+            st.uuids(),
+        ).map(lambda parts: Position(*parts)),
         min_size=1,
     )
 )
 def test_a_cursor_is_read_back(positions: dict[str, Position]) -> None:
     plan = Plan((source("a"), source("b"), source("c")), is_merged=True)
-    read, _ = order.decode(order.encode(positions), plan)
+    read = order.decode(order.encode(positions), plan)
     assert {name: read[name] for name in positions} == positions
 
 
 @pytest.mark.parametrize(
-    "text", ["x", "a.1", "a.1.1~", "a.nan.1", "z.1.1", "a.1.-1", "a.1.1.zz", "a.1.1; drop"]
+    "text",
+    [
+        "x",
+        "a.1",
+        "a.1.1",
+        f"a.1.1.{_ID}~",
+        f"a.nan.1.{_ID}",
+        f"z.1.1.{_ID}",
+        f"a.1.12345678901.{_ID}",
+        "a.1.1.zz",
+        f"a.1.1.{_ID}; drop",
+        f"a.-999999999999999999.1.{_ID}",
+        f"a.9224318016000000000.1.{_ID}",
+        f"a.{'9' * 400}.1.{_ID}",
+    ],
 )
 def test_a_broken_cursor_is_refused(text: str) -> None:
     with pytest.raises(FilterFault):
         order.decode(text, Plan((source("a"),), is_merged=True))
+
+
+@pytest.mark.parametrize("than", ["9" * 400, "9" * 19, "x", "1.5"])
+def test_a_time_that_postgres_does_not_have_is_refused(than: str) -> None:
+    with pytest.raises(FilterFault):
+        order.seconds(than, "than")
 
 
 @pytest.mark.parametrize("status", [None, *STATUSES])
@@ -123,3 +174,9 @@ def test_what_was_cancelled_is_requeued_only_if_the_filter_says_so() -> None:
     assert statuses(Filter(code="INTERNAL")) == {"dead", "expired", "failed"}
     assert statuses(Filter(status="cancelled")) == {"cancelled"}
     assert statuses(Filter(status="sent")) == set()
+
+
+@given(st.integers(-2, 2**32))
+def test_a_place_in_the_table_is_one_that_postgres_reads(block: int) -> None:
+    beyond, own = (int(tid.strip("()").split(",")[0]) for tid in Position(0.0, block, UUID(int=0)).tids)
+    assert 0 <= own <= beyond <= 2**32 - 1

@@ -15,11 +15,15 @@ from listener.limits.health import Pause
 from listener.metrics.labels import PAUSES
 from listener.operating.verdict import (
     ACCEPTED_WITHIN_S,
+    DEAD,
+    FAILED,
+    FAILED_SHARE,
     LATE_S,
     OLD_S,
+    RETRYING,
     STALLED_S,
+    USUAL_CODES,
     Facts,
-    duration,
     verdict,
 )
 
@@ -38,6 +42,10 @@ any_facts = st.builds(
     workers=st.none() | st.integers(0, 3),
     platforms=st.lists(st.sampled_from(["ios", "web"]), unique=True),
     unwritable=st.integers(0, 2000),
+    is_due=st.booleans(),
+    retrying=st.integers(0, 20),
+    dead=st.dictionaries(st.sampled_from(["INTERNAL", "UNREGISTERED", ""]), st.integers(1, 9)),
+    ended=st.tuples(st.integers(0, 200), st.integers(0, 60)),
 )  # fmt: skip
 
 
@@ -61,6 +69,8 @@ def test_all_is_well_only_if_readyz_says_so_and_no_push_is_late(facts: Facts) ->
         and not facts.unwritable
         and facts.oldest_due is not None
         and facts.oldest_due <= LATE_S
+        and all(number < DEAD for code, number in facts.dead.items() if code not in USUAL_CODES)
+        and (facts.ended[1] < FAILED or facts.ended[1] <= FAILED_SHARE * sum(facts.ended))
     )
 
 
@@ -88,13 +98,13 @@ def test_every_obstacle_is_named_unless_the_pause_is(facts: Facts) -> None:
         (
             replace(WELL, pause="refused", paused_since=SINCE, accepted=None, obstacles=["sending is paused: x"]),
             "trouble",
-            "Paused since 12:03 UTC: FCM refuses our credentials, permissions or project. "
+            "Paused since 2026-03-01 12:03 UTC: FCM refuses our credentials, permissions or project. "
             "Pushes wait and lose no tries.",
         ),
         (
             replace(WELL, pause="away", paused_since=SINCE),
             "attention",
-            "This process has paused since 12:03 UTC: FCM does not answer. Others go on sending.",
+            "This process has paused since 2026-03-01 12:03 UTC: FCM does not answer. Others go on sending.",
         ),
         (
             replace(WELL, database="x", oldest_due=None, obstacles=["the database cannot be reached"]),
@@ -109,14 +119,40 @@ def test_every_obstacle_is_named_unless_the_pause_is(facts: Facts) -> None:
         (
             replace(WELL, oldest_due=75.0, accepted=0),
             "trouble",
-            "No push goes out: the oldest due push has waited 75 s, and FCM has accepted none for 2 minutes.",
+            "No push goes out: the oldest due push has waited 1 min 15 s, and FCM has accepted none for 2 minutes.",
         ),
-        (replace(WELL, oldest_due=75.0), "attention", "Sending, but late: the oldest due push has waited 75 s."),
+        (replace(WELL, oldest_due=75.0), "attention", "Sending, but late: the oldest due push has waited 1 min 15 s."),
         (
             replace(WELL, oldest_due=7200.0),
             "attention",
-            "Sending, but some pushes are late: the oldest due push has waited 2.0 h.",
+            "Sending, but some pushes are late: the oldest due push has waited 2 h.",
         ),
+        (
+            replace(WELL, oldest_due=86_400.0, accepted=None),
+            "attention",
+            "Late: the oldest due push has waited 1 d. Whether FCM accepts any push is not known yet.",
+        ),
+        (
+            replace(WELL, oldest_due=75.0, accepted=0, is_due=False, retrying=RETRYING),
+            "trouble",
+            "No push goes out: the oldest due push has waited 1 min 15 s, and FCM has accepted none for 2 minutes.",
+        ),
+        (
+            replace(WELL, oldest_due=75.0, accepted=0, is_due=False, retrying=1),
+            "attention",
+            "Late: the oldest due push has waited 1 min 15 s, and waits for its next try.",
+        ),
+        (
+            replace(WELL, dead={"INTERNAL": 5, "INVALID_ARGUMENT": 1200, "": 4, "UNREGISTERED": 900}),
+            "attention",
+            "Pushes were given up in the last hour: 1,200 with INVALID_ARGUMENT, 5 with INTERNAL.",
+        ),
+        (
+            replace(WELL, ended=(60, 20)),
+            "attention",
+            "Of the pushes that ended in the last 15 minutes, 25% failed.",
+        ),
+        (replace(WELL, ended=(80, 20)), "ok", "Sending; the oldest due push has waited 0.2 s."),
         (
             replace(WELL, workers=0, accepted=None, obstacles=["not listening for new rows"]),
             "trouble",
@@ -167,12 +203,22 @@ def test_the_limits_are_those_of_the_alerts() -> None:
     assert f"none for {ACCEPTED_WITHIN_S / 60:g} minutes" in stalled
     old = next(line for line in alerts.splitlines() if "#queueold" in line)
     assert f"more than {OLD_S:g} s ago" in old
+    letters = next(line for line in alerts.splitlines() if "#deadletters" in line)
+    assert f"at least {DEAD} dead with one code within an hour" in letters
+    rule = (ROOT / "deploy/prometheus/rules/causes.yml").read_text()
+    usual = re.search(r'push_dead_total\{code!~"([A-Z_|]+)"', rule)
+    assert usual is not None
+    assert {*usual[1].split("|"), "EXPIRED"} == USUAL_CODES
+    ratio = next(line for line in alerts.splitlines() if "#failureratio" in line)
+    assert f"more than {FAILED_SHARE:.0%} of the requests failed in 15 minutes, at least {FAILED}" in ratio
+    assert f"at least {RETRYING} requests failed" in stalled
 
 
-@pytest.mark.parametrize(
-    ("seconds", "words"),
-    [(0.0, "0.0 s"), (0.24, "0.2 s"), (9.4, "9.4 s"), (12.3, "12 s"), (89.0, "89 s"), (90.0, "2 min"),
-     (600.0, "10 min"), (5400.0, "1.5 h"), (40_000.0, "11 h"), (86_400.0 * 3, "3 days")],
-)  # fmt: skip
-def test_durations_in_words(seconds: float, words: str) -> None:
-    assert duration(seconds) == words
+@pytest.mark.parametrize("accepted", [0, 9])
+def test_the_time_of_a_pause_can_be_written_in_another_zone(accepted: int) -> None:
+    found = verdict(replace(WELL, pause="away", paused_since=SINCE, accepted=accepted))
+    before, after = found.around_since
+    assert f"{before}2026-03-01 12:03 UTC{after}" == found.sentence
+    assert before.endswith("since ")
+    assert found.since == SINCE
+    assert verdict(WELL).around_since == (verdict(WELL).sentence, "")

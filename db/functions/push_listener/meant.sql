@@ -11,11 +11,14 @@ as $$
       ('table', 'public.telemetry_logs', 'service_role', '{select,insert,update,delete}', '{""}'),
       ('table', 'public.push_recipients', 'service_role', '{select}', '{""}'),
 
-      ('table', 'public.push_notifications', 'push_listener', '{select}', push_listener.columns('push_notifications')),
+      -- ctid: the place of a row in the table, by which long lists go on.
+      ('table', 'public.push_notifications', 'push_listener', '{select}',
+       push_listener.columns('push_notifications') || '{ctid}'::text[]),
       ('table', 'public.push_notifications', 'push_listener', '{update}',
        '{status,next_attempt_at,retry_count,last_retry_at,delivery_attempts,last_error,error_code,fcm_message_id,
          claimed_by,lost_claims,push_first_due_at,sent_at,updated_at}'),
       ('table', 'public.push_delivery_logs', 'push_listener', '{select,insert}', '{push_id,device_token,status,details}'),
+      ('table', 'public.push_delivery_logs', 'push_listener', '{select}', '{created_at}'),
       ('table', 'public.push_recipients', 'push_listener', '{select}', '{""}'),
       ('table', 'public.push_devices', 'push_listener', '{select}', '{token,user_id,platform,disabled_at}'),
       ('schema', 'push_listener', 'push_listener', '{usage}', '{""}'),

@@ -8,11 +8,11 @@ with needed(kind, name, privilege, columns) as (
      '{id,user_id,device_token,fid,topic,condition,title,body,data,channel,priority,image,options,expires_at,
        collapse_key,idempotency_key,delivered_at,created_at,next_attempt_at,status,retry_count,last_retry_at,delivery_attempts,
        last_error,error_code,fcm_message_id,claimed_by,lost_claims,push_first_due_at,sent_at,
-       updated_at}'),
+       updated_at,ctid}'),
     ('table', 'public.push_notifications', 'update',
      '{next_attempt_at,status,retry_count,last_retry_at,delivery_attempts,last_error,error_code,fcm_message_id,
        claimed_by,lost_claims,push_first_due_at,sent_at,updated_at}'),
-    ('table', 'public.push_delivery_logs', 'select', '{push_id,device_token,status,details}'),
+    ('table', 'public.push_delivery_logs', 'select', '{push_id,device_token,status,details,created_at}'),
     ('table', 'public.push_delivery_logs', 'insert', '{push_id,device_token,status,details}'),
     ('table', 'public.push_devices', 'select', '{token,user_id,platform,disabled_at}'),
     ('table', 'public.push_recipients', 'select', '{}'),
@@ -74,7 +74,7 @@ lacking as (
   select w.kind, w.name, w.privilege, pg_catalog.array_agg(a.attname::text order by a.attnum)
     from needed w
     join relations r on r.name = w.name
-    join pg_catalog.pg_attribute a on a.attrelid = r.oid and a.attnum > 0 and not a.attisdropped
+    join pg_catalog.pg_attribute a on a.attrelid = r.oid and (a.attnum > 0 or a.attname = 'ctid') and not a.attisdropped
     where case when w.kind = 'table' and a.attname::text = any(w.columns)
                then not pg_catalog.has_column_privilege(r.oid, a.attnum, w.privilege) end
     group by w.kind, w.name, w.privilege

@@ -1,10 +1,13 @@
 -- The dead and expired pushes with an error code, those that changed last first.
 --
 -- The code is a range of one: for "=" Postgres drops it from the order, and then it may read the index of all that is given
--- up, and pass over most of it.
-select {columns}, updated_at as key
+-- up, and pass over most of it. The index holds the first 65 characters of a code, and a filter has no more than 64.
+select {columns}, updated_at as key, (ctid::text::point)[0]::bigint as block
   from public.push_notifications
-  where error_code::text >= %(code)s::text and error_code::text <= %(code)s::text and status::text in ('dead', 'expired')
+  where pg_catalog.left(error_code::text, 65) >= %(code)s::text and pg_catalog.left(error_code::text, 65) <= %(code)s::text
+    and status::text in ('dead', 'expired')
     and updated_at between pg_catalog.to_timestamp(%(at_least)s::float8) and pg_catalog.to_timestamp(%(at)s::float8)
     and updated_at between %(since)s::timestamptz and %(until)s::timestamptz
-  order by error_code::text, updated_at desc
+    and (updated_at < pg_catalog.to_timestamp(%(at)s::float8)
+         or ctid >= %(beyond)s::tid or ctid >= %(within)s::tid and id > %(behind)s::uuid)
+  order by pg_catalog.left(error_code::text, 65), updated_at desc

@@ -1,13 +1,13 @@
 -- The dead and expired pushes by their error codes. Each code costs one search of the index, and of each only the newest
--- entries are counted. A code is a range of one: see by_code.sql.
+-- entries are counted. A code is a range of one: see by_code.sql. Codes that differ behind 65 characters count as one.
 with recursive codes(code) as (
-  (select error_code::text from public.push_notifications
-     where status::text in ('dead', 'expired') and error_code is not null
-     order by error_code::text limit 1)
+  (select pg_catalog.left(error_code::text, 65) from public.push_notifications
+     where status::text in ('dead', 'expired') and pg_catalog.left(error_code::text, 65) is not null
+     order by pg_catalog.left(error_code::text, 65) limit 1)
   union all
-  select (select p.error_code::text from public.push_notifications p
-            where p.status::text in ('dead', 'expired') and p.error_code::text > c.code
-            order by p.error_code::text limit 1)
+  select (select pg_catalog.left(p.error_code::text, 65) from public.push_notifications p
+            where p.status::text in ('dead', 'expired') and pg_catalog.left(p.error_code::text, 65) > c.code
+            order by pg_catalog.left(p.error_code::text, 65) limit 1)
     from codes c
     where c.code is not null
 ), few as materialized (
@@ -21,8 +21,9 @@ select f.code, g.status, g.pushes, g.latest, g.looked
       from (
         select p.status::text as status, p.updated_at
           from public.push_notifications p
-          where p.error_code::text >= f.code and p.error_code::text <= f.code and p.status::text in ('dead', 'expired')
-          order by p.error_code::text, p.updated_at desc
+          where pg_catalog.left(p.error_code::text, 65) >= f.code and pg_catalog.left(p.error_code::text, 65) <= f.code
+            and p.status::text in ('dead', 'expired')
+          order by pg_catalog.left(p.error_code::text, 65), p.updated_at desc
           limit %(window)s::bigint
       ) e
       group by e.status
@@ -35,8 +36,8 @@ select '', g.status, g.pushes, g.latest, g.looked
       from (
         select p.status::text as status, p.updated_at
           from public.push_notifications p
-          where p.error_code is null and p.status::text in ('dead', 'expired')
-          order by p.error_code::text, p.updated_at desc
+          where pg_catalog.left(p.error_code::text, 65) is null and p.status::text in ('dead', 'expired')
+          order by pg_catalog.left(p.error_code::text, 65), p.updated_at desc
           limit %(window)s::bigint
       ) e
       group by e.status

@@ -4,7 +4,7 @@ select pg_catalog.count(*) filter (where c.matches) as matches,
   from (
     select p.matches, p.number
       from (
-        select ({matches}) as matches, pg_catalog.row_number() over () as number
+        select ({matches}) and p.id <> all(%(without)s::uuid[]) as matches, pg_catalog.row_number() over () as number
           from (
             {entries}
             limit %(window)s::bigint

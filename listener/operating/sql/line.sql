@@ -1,6 +1,7 @@
--- What a list shows of a push "p": the fields of PushLine. A registration token or an installation id (fid)
--- leaves the database as a short hash only.
--- A time may be infinite, or no date that Python knows, so times are seconds.
+-- What a list shows of a push "p": the fields of PushLine. A registration token or an installation id (fid) leaves the
+-- database as a short hash only.
+-- A time may be infinite, or no date that Python knows, so times are seconds. A text may have any length: one character more
+-- is read than is shown, which tells that the text is cut. left() reads no more of a long text than it returns.
 p.id, p.status::text as status, coalesce(p.priority::text, 'normal') as priority,
     case when p.device_token is not null then 'token' when p.fid is not null then 'fid'
          when p.topic is not null then 'topic' when p.condition is not null then 'condition'
@@ -11,10 +12,10 @@ p.id, p.status::text as status, coalesce(p.priority::text, 'normal') as priority
          when p.fid is not null then
            pg_catalog.concat('fid ', pg_catalog.left(pg_catalog.encode(
              pg_catalog.sha256(pg_catalog.convert_to(p.fid::text, 'UTF8')), 'hex'), 8))
-         when p.topic is not null then pg_catalog.left(p.topic::text, 200)
-         when p.condition is not null then pg_catalog.left(p.condition::text, 200)
+         when p.topic is not null then pg_catalog.left(p.topic::text, 201)
+         when p.condition is not null then pg_catalog.left(p.condition::text, 201)
          else coalesce(p.user_id::text, '') end as target,
-    pg_catalog.left(p.title::text, 200) as title, p.error_code::text as error_code,
+    pg_catalog.left(p.title::text, 201) as title, pg_catalog.left(p.error_code::text, 65) as error_code,
     coalesce(p.retry_count, 0)::integer as retry_count,
     extract(epoch from p.created_at)::float8 as created_at, extract(epoch from p.updated_at)::float8 as updated_at,
     case when p.status::text in ('pending', 'processing', 'failed')

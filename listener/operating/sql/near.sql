@@ -1,9 +1,10 @@
 -- What waits and is due soonest, or has become due last, what changed last first: no index has the waiting pushes in the
 -- order of their changes. Where more wait, the others are found by their status.
-select {columns}, updated_at as key
+select {columns}, updated_at as key, 0::bigint as block
   from (
     {nearest}
   ) waiting
   where updated_at between pg_catalog.to_timestamp(%(at_least)s::float8) and pg_catalog.to_timestamp(%(at)s::float8)
     and updated_at between %(since)s::timestamptz and %(until)s::timestamptz
-  order by updated_at desc, id desc
+    and (updated_at < pg_catalog.to_timestamp(%(at)s::float8) or id > %(behind)s::uuid)
+  order by updated_at desc, id

@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 import hmac
 import ipaddress
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NoReturn
@@ -17,6 +18,7 @@ from aiohttp.typedefs import Handler
 from itsdangerous import BadData, URLSafeTimedSerializer
 
 from listener.config import Settings
+from listener.web.page.forms import read_form
 
 log = structlog.get_logger(__name__)
 
@@ -111,7 +113,8 @@ def foreign(method: str, headers: Mapping[str, str], *, has_bearer: bool) -> str
     """Why a request is refused, because another site may have made it; None: it is not.
 
     Browsers send Sec-Fetch-Site where the page comes by https or from localhost, and Origin with each POST. A program
-    that sends a bearer token sends neither, and no other site could add that header.
+    that sends a bearer token sends neither, and no other site could add that header. ``has_bearer`` says so only where
+    a token is asked for: on a page that is open to all, any word would do.
     """
     site, origin = headers.get("Sec-Fetch-Site"), headers.get("Origin")
     if method in _SAFE:
@@ -150,7 +153,8 @@ def not_local(headers: Mapping[str, str]) -> str | None:
     """Why a page that is open on loopback does not answer a request; None: it does.
 
     A site whose name suddenly leads to 127.0.0.1 (DNS rebinding) has its own name in Host. A proxy that other machines
-    reach has, if it tells anything, its own in a header.
+    reach names them in a header, or passes on a Host of its own. One that does neither cannot be told from a browser on
+    this machine.
     """
     if any(name in headers for name in _FORWARDING):
         return "a proxy leads other machines to this page: set PAGE_TOKEN, or ACTION_TOKENS\n"
@@ -180,12 +184,22 @@ class Access:
     Args:
         is_open: there is no token, and only this machine can reach the page.
         patience: seconds that the answer to a wrong token takes.
-        most: wrong tokens that are answered at the same time. More are refused unread, so that in the long run no more
-            than ``most`` are tried in ``patience`` seconds, over all connections.
+        most: wrong tokens of one address that wait for this answer. More are refused at once.
+        most_of_all: wrong tokens of all addresses that wait.
+
+    A right token is never refused for the wrong ones of others, who may come from the same address, a proxy's. So these
+    bounds spare memory and connections. What keeps a token from being guessed is its length.
     """
 
     def __init__(
-        self, keys: Keys, *, is_open: bool, prefix: str, patience: float = 1.0, most: int = 8
+        self,
+        keys: Keys,
+        *,
+        is_open: bool,
+        prefix: str,
+        patience: float = 1.0,
+        most: int = 8,
+        most_of_all: int = 200,
     ) -> None:
         self._keys = keys
         self._is_open = is_open
@@ -193,7 +207,8 @@ class Access:
         self._prefix = prefix
         self._patience = patience
         self._most = most
-        self._answering = 0
+        self._most_of_all = most_of_all
+        self._waiting: Counter[str] = Counter()
 
     @classmethod
     def of(cls, settings: Settings) -> Access:
@@ -216,7 +231,7 @@ class Access:
         async def guard(request: web.Request) -> web.StreamResponse:
             token = _bearer(request)
             headers = request.headers
-            refusal = foreign(request.method, headers, has_bearer=token is not None)
+            refusal = foreign(request.method, headers, has_bearer=token is not None and not self._is_open)
             if refusal is None and self._is_open:
                 refusal = not_local(headers)
             if refusal is None and self._is_closed:
@@ -246,11 +261,10 @@ class Access:
 
     async def login(self, request: web.Request) -> NoReturn:
         """Answers POST /login: a form with the fields token and next."""
-        form = await request.post()
-        token, wanted = form.get("token"), form.get("next")
-        back = way_back(wanted if isinstance(wanted, str) else "", self._prefix)
+        form = await read_form(request)
+        back = way_back(form.text("next"), self._prefix)
         try:
-            visitor = await self._known(token.strip() if isinstance(token, str) else "")
+            visitor = await self._known(request, form.text("token"))
         except web.HTTPTooManyRequests:
             raise self._to_login(back, wrong="wait") from None
         if visitor is None:
@@ -280,22 +294,26 @@ class Access:
         if self._is_open:
             return LOCAL
         if token is not None:
-            return await self._known(token) or NOBODY
+            return await self._known(request, token) or NOBODY
         return self._keys.holder(request.cookies.get(COOKIE, "")) or NOBODY
 
-    async def _known(self, token: str) -> Visitor | None:
-        """Whose token it is; says no slowly. Raises HTTPTooManyRequests."""
-        if self._answering >= self._most:
-            raise web.HTTPTooManyRequests(headers={"Retry-After": "1"}, text="too many wrong tokens\n")
+    async def _known(self, request: web.Request, token: str) -> Visitor | None:
+        """Whose token it is; says no slowly. Raises HTTPTooManyRequests for a wrong one."""
         visitor = self._keys.visitor(token)
-        if visitor is None:
-            log.warning("wrong token for the page")
-            self._answering += 1
-            try:
-                await asyncio.sleep(self._patience)
-            finally:
-                self._answering -= 1
-        return visitor
+        if visitor is not None:
+            return visitor
+        where = request.remote or ""
+        if self._waiting[where] >= self._most or self._waiting.total() >= self._most_of_all:
+            raise web.HTTPTooManyRequests(headers={"Retry-After": "1"}, text="too many wrong tokens\n")
+        log.warning("wrong token for the page")
+        self._waiting[where] += 1
+        try:
+            await asyncio.sleep(self._patience)
+        finally:
+            self._waiting[where] -= 1
+            if not self._waiting[where]:
+                del self._waiting[where]
+        return None
 
     def _turn_away(self, request: web.Request) -> web.StreamResponse:
         """To the login, if a person can follow."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import NoReturn
 
@@ -16,13 +16,22 @@ from listener.metrics.shared import Figures
 from listener.operating.acting import Acting
 from listener.operating.reading import Reading
 from listener.operating.records import Pulse
-from listener.operating.verdict import ACCEPTED_WITHIN_S, Facts, Verdict, verdict
+from listener.operating.verdict import (
+    ACCEPTED_WITHIN_S,
+    DEAD_WITHIN_S,
+    FAILED_WITHIN_S,
+    USUAL_CODES,
+    Facts,
+    Verdict,
+    verdict,
+)
 from listener.postgres.errors import explain
 from listener.web.page.access import Access
 from listener.web.page.assets import Assets
-from listener.web.page.headers import with_errors, with_headers
+from listener.web.page.headers import with_errors
 from listener.web.page.history import History, Series, Sums
 from listener.web.page.live import Streams
+from listener.web.page.rendering import Renderer
 from listener.web.page.runs import Runs
 
 # What was under way when a pause began may be accepted for so long.
@@ -88,6 +97,7 @@ class Context:
     """'' or such as /push."""
     asset: Callable[[str], str]
     """The URL of a file in static/, such as app.css or vendor/htmx.min.js. Raises KeyError if there is none."""
+    renderer: Renderer
 
 
 class Page:
@@ -122,6 +132,7 @@ class Page:
         self._prefix = prefix
         self._sees_workers = sees_workers
         self._assets = Assets(prefix)
+        self._renderer = Renderer(prefix, self._assets.url)
         self._runs = Runs()
         self._streams = Streams(self._sample, watched)
         context = Context(
@@ -134,6 +145,7 @@ class Page:
             self._streams,
             prefix,
             self._assets.url,
+            self._renderer,
         )
         self.routes = [*self._own_routes(), *map(self._guarded, routes(context))]
         """What the web server answers."""
@@ -160,8 +172,10 @@ class Page:
             pulse = await self._reading.pulse()
         except psycopg.Error as error:
             fault = explain(error)
-        self._history.note(None if pulse is None else Sums.of_pulse(pulse))
         state = self._state()
+        if pulse is not None:
+            pulse = completed(pulse, state.figures, sees_workers=self._sees_workers)
+        self._history.note(None if pulse is None else Sums.of_pulse(pulse))
         now = datetime.now(UTC)
         return Snapshot(pulse, state, verdict(self._facts(pulse, fault, state, now)), self._history.series())
 
@@ -169,16 +183,22 @@ class Page:
         within = ACCEPTED_WITHIN_S
         if state.paused_since is not None:
             within = min(within, (now - state.paused_since).total_seconds() - _ECHO_S)
+        _, dead = self._history.ended_within(DEAD_WITHIN_S)
+        accepted, failed = self._history.ended_within(FAILED_WITHIN_S)
         return Facts(
             obstacles=state.obstacles,
             pause=state.pause,
             paused_since=state.paused_since,
             database=fault,
             oldest_due=None if pulse is None else pulse.oldest_due,
+            is_due=pulse is None or pulse.is_due,
+            retrying=0 if pulse is None else pulse.retrying,
             accepted=self._history.accepted_within(within) if within > 0.0 else None,
-            workers=pulse.workers if pulse is not None and self._sees_workers else None,
+            workers=None if pulse is None else pulse.workers,
             platforms=state.platforms,
             unwritable=0 if state.figures is None else sum(state.figures.unwritable.values()),
+            dead=dead,
+            ended=(accepted, sum(number for code, number in failed.items() if code not in USUAL_CODES)),
         )
 
     async def _sample(self) -> Mapping[str, str]:
@@ -190,7 +210,7 @@ class Page:
             web.post(f"{self._prefix}/logout", self._public(self._access.logout)),
             web.get(
                 f"{self._prefix}/static/{{hash}}/{{name:.+}}",
-                with_headers(self._access.guarded(self._assets.serve, is_public=True), never_changes=True),
+                self._access.guarded(self._assets.serve, is_public=True),
             ),
         ]
         if self._prefix:
@@ -209,7 +229,22 @@ class Page:
         return self._answered(self._access.guarded(handler, is_public=True))
 
     def _answered(self, handler: Handler) -> Handler:
-        return with_headers(with_errors(handler, lambda: self._assets.url("app.css")))
+        return with_errors(handler, self._renderer)
 
     async def _to_front(self, request: web.Request) -> NoReturn:
-        raise web.HTTPPermanentRedirect(f"{self._prefix}/")
+        raise web.HTTPPermanentRedirect(request.rel_url.with_path(f"{self._prefix}/", keep_query=True))
+
+
+def completed(pulse: Pulse, figures: Figures | None, *, sees_workers: bool) -> Pulse:
+    """The pulse, with what it cannot know by itself.
+
+    It looks at a bounded number of the pushes that wait. Where more do, the last reading for the metrics, which looks
+    at all, may know one that has waited longer; the pulse knows what has become due since.
+    """
+    if not pulse.is_whole and figures is not None:
+        oldest = max(figures.oldest_due.values(), default=0.0)
+        retrying = sum(pushes for (status, _), pushes in figures.depth.items() if status == "failed")
+        pulse = replace(
+            pulse, oldest_due=max(pulse.oldest_due, oldest), retrying=max(pulse.retrying, retrying)
+        )
+    return pulse if sees_workers else replace(pulse, workers=None)

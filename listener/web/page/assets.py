@@ -8,6 +8,8 @@ from pathlib import Path
 
 from aiohttp import web
 
+from listener.web.page.headers import NEVER_CHANGES
+
 _FOLDER = Path(__file__).parent / "static"
 _SERVED = (".css", ".js", ".svg", ".png", ".ico", ".woff2")
 
@@ -36,4 +38,5 @@ class Assets:
             raise web.HTTPNotFound
         kind = mimetypes.guess_type(name)[0] or "application/octet-stream"
         charset = "utf-8" if name.endswith((".css", ".js", ".svg")) else None
-        return web.Response(body=self._files[name], content_type=kind, charset=charset)
+        headers = {"Cache-Control": NEVER_CHANGES}
+        return web.Response(body=self._files[name], headers=headers, content_type=kind, charset=charset)

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import html
-import traceback
-from collections.abc import Callable, Sequence
-
 import psycopg
-import structlog
 from aiohttp import web
 from aiohttp.typedefs import Handler
 
 from listener.operating.acting import NotAllowed
 from listener.operating.filters import FilterFault
 from listener.postgres.errors import explain
-
-log = structlog.get_logger(__name__)
+from listener.web.page.faults import tell_fault
+from listener.web.page.forms import FormFault
+from listener.web.page.rendering import Renderer
+from listener.web.page.runs import TooManyRuns
 
 CONTENT_SECURITY_POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; form-action 'self'; "
@@ -28,87 +25,60 @@ _HEADERS = {
     "Cross-Origin-Opener-Policy": "same-origin",
     "Cross-Origin-Resource-Policy": "same-origin",
 }
-_NEVER_CHANGES = "public, max-age=31536000, immutable"
+NEVER_CHANGES = "public, max-age=31536000, immutable"
+"""Cache-Control of what has a hash of its content in its path."""
 
 
-def secure(response: web.StreamResponse, *, never_changes: bool = False) -> None:
-    """Sets the headers. ``never_changes``: the path holds a hash of the content."""
+async def secure(request: web.Request, response: web.StreamResponse) -> None:
+    """Sets the headers of an answer that is about to go out, one of aiohttp's own included (404, 405)."""
     response.headers.update(_HEADERS)
-    response.headers["Cache-Control"] = _NEVER_CHANGES if never_changes else "no-store"
+    if response.headers.get("Cache-Control") != NEVER_CHANGES:
+        response.headers["Cache-Control"] = "no-store"
 
 
-def with_headers(handler: Handler, *, never_changes: bool = False) -> Handler:
-    """The handler, whose answers get the headers. One that is prepared already must have got them by ``secure``."""
+def with_errors(handler: Handler, renderer: Renderer) -> Handler:
+    """The handler, whose errors become pages; texts for a program."""
 
-    async def answer(request: web.Request) -> web.StreamResponse:
-        try:
-            response = await handler(request)
-        except web.HTTPException as exception:
-            secure(exception)
-            raise
-        if not response.prepared:
-            secure(response, never_changes=never_changes and response.status == 200)
-        return response
-
-    return answer
-
-
-def with_errors(handler: Handler, style: Callable[[], str]) -> Handler:
-    """The handler, whose errors become pages. ``style``: the URL of the style sheet."""
+    def tell(request: web.Request, status: int, title: str, *sentences: str) -> web.StreamResponse:
+        if "text/html" in request.headers.get("Accept", ""):
+            answer = renderer.fault(request, status, title, *sentences)
+        else:
+            answer = web.Response(status=status, text="\n".join([f"{title}.", *sentences]) + "\n")
+        if status == 503:
+            answer.headers["Retry-After"] = "5"
+        return answer
 
     async def answer(request: web.Request) -> web.StreamResponse:
         try:
             return await handler(request)
         except web.HTTPException:
             raise
+        except FormFault as fault:
+            return tell(request, 400, "This form cannot be read", str(fault))
         except FilterFault as fault:
-            return _problem(request, 400, "These filters cannot be used", fault.faults, style())
+            return tell(request, 400, "These filters cannot be used", *fault.faults)
+        except TooManyRuns as error:
+            return tell(request, 429, "Too much is going on", str(error))
         except NotAllowed as error:
-            return _problem(request, 403, "The database does not let you do that", [str(error)], style())
+            return tell(request, 403, "The database does not let you do that", str(error))
         except psycopg.errors.QueryCanceled:
-            return _problem(request, 503, "The search took too long", [_NARROWER], style())
+            return tell(request, 503, "The search took too long", _NARROWER)
+        except psycopg.DataError:
+            return tell(request, 400, "The database cannot use that", _ODD)
         except psycopg.Error as error:
-            return _problem(request, 503, "The database cannot be read", [explain(error), _STAYS], style())
+            return tell(request, 503, "The database cannot be read", explain(error), _STAYS)
         except ConnectionResetError:  # the client has gone
             raise
         except Exception as error:
             tell_fault(_route(request), error)
-            return _problem(request, 500, "This page has a fault", ["The log says where."], style())
+            return tell(request, 500, "This page has a fault", "The log says where.")
 
     return answer
 
 
 _NARROWER = "Name a user, an error code or a shorter time, and try again."
+_ODD = "The address or the form holds a value that no column can hold, such as a time out of range."
 _STAYS = "Pushes wait in it and are sent when it is back. This page can be loaded again at any time."
-
-
-def tell_fault(route: str, error: Exception) -> None:
-    """Logs a fault of our own, without the text of the exception, which may quote a payload."""
-    where = traceback.extract_tb(error.__traceback__)[-1]
-    log.error(
-        "the page has a fault",
-        route=route,
-        error=type(error).__name__,
-        at=f"{where.filename}:{where.lineno}",
-    )
-
-
-def _problem(
-    request: web.Request, status: int, title: str, lines: Sequence[str], style: str
-) -> web.StreamResponse:
-    headers = {"Retry-After": "5"} if status == 503 else {}
-    if "text/html" not in request.headers.get("Accept", ""):
-        text = "\n".join([f"{title}.", *lines]) + "\n"
-        return web.Response(status=status, headers=headers, text=text)
-    paragraphs = "".join(f"<p>{html.escape(line)}</p>" for line in lines)
-    body = f'<section class="fault" role="alert"><h1>{html.escape(title)}</h1>{paragraphs}</section>'
-    if "HX-Request" not in request.headers:
-        body = (
-            f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title>'
-            '<meta name="viewport" content="width=device-width, initial-scale=1">'
-            f'<link rel="stylesheet" href="{html.escape(style)}"></head><body><main>{body}</main></body></html>'
-        )
-    return web.Response(status=status, headers=headers, text=body, content_type="text/html")
 
 
 def _route(request: web.Request) -> str:

@@ -1,4 +1,4 @@
-"""The last 15 minutes of what the charts show. Pure; times are Unix seconds and are passed in.
+"""The last 15 minutes of what the charts show, and an hour of what the verdict needs. Pure; times are Unix seconds.
 
 Two things add to it: each reading for the metrics, which goes on while nobody watches, and the sample that is taken
 each second while somebody does.
@@ -6,7 +6,7 @@ each second while somebody does.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 
@@ -16,6 +16,8 @@ from listener.operating.records import Pulse
 SPAN_S = 900.0
 STEP_S = 5.0
 """Least time between two points, but for the newest one."""
+_HOUR_S = 3600.0
+_MINUTE_S = 60.0
 
 _DAY_S = 86_400.0
 
@@ -83,10 +85,14 @@ class History:
         self._counts = counts
         self._clock = clock
         self._points: list[Point] = []
+        self._hour: list[Point] = []  # what was read, minute by minute
 
     def note(self, sums: Sums | None) -> None:
         """Adds what was read now; None: it could not be read."""
-        self._points = added(self._points, Point(self._clock(), sums, self._counts()))
+        point = Point(self._clock(), sums, self._counts())
+        self._points = added(self._points, point)
+        if sums is not None:
+            self._hour = added(self._hour, point, span=_HOUR_S, step=_MINUTE_S)
 
     def note_figures(self, figures: Figures | None) -> None:
         """Adds a reading for the metrics; None: it failed, or nobody reads any more."""
@@ -100,14 +106,23 @@ class History:
         """Pushes that FCM accepted in the last ``seconds``, of the whole fleet; None: nobody looked for so long."""
         return accepted_since(self._points, self._clock() - seconds)
 
+    def ended_within(self, seconds: float) -> tuple[int, Mapping[str, int]]:
+        """Pushes that FCM accepted in the last ``seconds``, an hour at most, and those that failed, by code; no fewer.
 
-def added(points: Sequence[Point], point: Point) -> list[Point]:
+        A push that ended before the first reading, or around midnight (UTC), does not count.
+        """
+        return ended_since(self._hour, self._clock() - seconds)
+
+
+def added(
+    points: Sequence[Point], point: Point, *, span: float = SPAN_S, step: float = STEP_S
+) -> list[Point]:
     """The points with one more, without those that are too old.
 
     The one that was the newest gives way if it is too close to the one before, unless it is the only sign of a gap.
     """
-    kept = [each for each in points if point.at - SPAN_S <= each.at < point.at]
-    if len(kept) > 1 and kept[-1].at - kept[-2].at < STEP_S:
+    kept = [each for each in points if point.at - span <= each.at < point.at]
+    if len(kept) > 1 and kept[-1].at - kept[-2].at < step:
         before, newest = kept[-2:]
         if newest.sums is not None or before.sums is None or point.sums is None:
             kept.pop()
@@ -119,7 +134,7 @@ def series(points: Sequence[Point], bounds: Sequence[float]) -> Series:
     codes = sorted({code for point in points if point.sums is not None for code in point.sums.failed})
     pairs = [*pairwise(points)]
     failed = {code: [None, *(_rate(one, two, _failed(code)) for one, two in pairs)] for code in codes}
-    spread = [(), *(_delta(one.counts, two.counts) for one, two in pairs)]
+    spread = [(), *(_differences(one.counts, two.counts) for one, two in pairs)]
     first = points[:1]
     return Series(
         at=[point.at for point in points],
@@ -140,6 +155,15 @@ def accepted_since(points: Sequence[Point], since: float) -> int | None:
     return sum(_grown(one, two, _sent) or 0 for one, two in pairwise(window))
 
 
+def ended_since(points: Sequence[Point], since: float) -> tuple[int, dict[str, int]]:
+    """By how much the sums have grown from ``since`` on: pushes accepted, and failed ones by code."""
+    pairs = [(one, two) for one, two in pairwise(points) if two.at > since]
+    codes = {code for _, two in pairs if two.sums is not None for code in two.sums.failed}
+    failed = {code: sum(_grown(one, two, _failed(code)) or 0 for one, two in pairs) for code in sorted(codes)}
+    accepted = sum(_grown(one, two, _sent) or 0 for one, two in pairs)
+    return accepted, {code: number for code, number in failed.items() if number}
+
+
 def quantile(counts: Sequence[int], bounds: Sequence[float], share: float) -> float | None:
     """Seconds below which ``share`` of the counted ones lie, evenly spread in each bucket; None: nothing was counted.
 
@@ -151,7 +175,11 @@ def quantile(counts: Sequence[int], bounds: Sequence[float], share: float) -> fl
     rank, below, start = share * total, 0, 0.0
     for count, end in zip(counts, bounds, strict=True):
         if count and below + count >= rank:
-            return start if end == float("inf") else start + (end - start) * (rank - below) / count
+            if end == float("inf"):
+                return start
+            return min(
+                end, start + (end - start) * (rank - below) / count
+            )  # a rounded sum may exceed the end
         below, start = below + count, start if end == float("inf") else end
     return start
 
@@ -179,10 +207,5 @@ def _rate(one: Point, two: Point, what: Callable[[Sums], int]) -> float | None:
     return None if grown is None else grown / (two.at - one.at)
 
 
-def _delta(before: Sequence[int], after: Sequence[int]) -> tuple[int, ...]:
-    return tuple(_differences(before, after))
-
-
-def _differences(before: Sequence[int], after: Sequence[int]) -> Iterator[int]:
-    for one, two in zip(before, after, strict=True):
-        yield max(0, two - one)
+def _differences(before: Sequence[int], after: Sequence[int]) -> tuple[int, ...]:
+    return tuple(max(0, two - one) for one, two in zip(before, after, strict=True))

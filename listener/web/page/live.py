@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from aiohttp import web
 from aiohttp_sse import EventSourceResponse
 
-from listener.web.page.headers import secure, tell_fault
+from listener.web.page.faults import tell_fault
 
 MOST = 16
 """Streams at the same time. A browser keeps one for each tab that is seen."""
@@ -59,7 +59,6 @@ class Streams:
         if self._sampling is None:
             self._sampling = asyncio.create_task(self._go_on_sampling())
         response = EventSourceResponse(ping_interval=self._ping, send_timeout=self._patience)
-        secure(response)
         try:
             await response.prepare(request)
             async with response:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Hashable
 from uuid import UUID
 
 import psycopg
@@ -10,29 +11,55 @@ import structlog
 
 from listener.operating.acting import NotAllowed, Run
 from listener.postgres.errors import explain, fault_name
+from listener.web.page.faults import tell_fault
 
 log = structlog.get_logger(__name__)
 
 _REMEMBERED = 100
+_AT_WORK = 4
 _LEAVING_S = 2.0
 
 
-class Runs:
-    """Runs in this process. The newest ones are remembered after their end."""
+class TooManyRuns(Exception):
+    """As many runs are at work as this process performs at the same time."""
 
-    def __init__(self, *, remembered: int = _REMEMBERED) -> None:
+    def __init__(self, most: int) -> None:
+        super().__init__(f"{most} actions on many pushes are at work. Wait until one is over, or stop one.")
+
+
+class Runs:
+    """Runs in this process, a few at the same time. The newest ones are remembered after their end."""
+
+    def __init__(self, *, remembered: int = _REMEMBERED, at_work: int = _AT_WORK) -> None:
         self._remembered = remembered
+        self._at_work = at_work
         self._runs: dict[UUID, Run] = {}
+        self._asked: dict[Hashable, UUID] = {}
         self._faults: dict[UUID, str] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
-    def start(self, run: Run) -> UUID:
-        """Performs it in the background; returns its id."""
-        self._runs[run.id] = run
+    def start(self, run: Run, asked: Hashable) -> UUID:
+        """Performs it in the background; returns its id.
+
+        Args:
+            run: what to perform.
+            asked: what a person asked for, at which time. A second click asks for the same: then the first run does it,
+                and its id is returned. One that ended by a fault can be asked for again.
+
+        Raises TooManyRuns.
+        """
+        known = self._asked.get(asked)
+        if known is not None and known not in self._faults:
+            return known
         over = [known for known, each in self._runs.items() if each.progress.is_over]
-        for forgotten in over[: max(0, len(self._runs) - self._remembered)]:
+        if len(self._runs) - len(over) >= self._at_work:
+            raise TooManyRuns(self._at_work)
+        for forgotten in over[: max(0, len(self._runs) + 1 - self._remembered)]:
             del self._runs[forgotten]
             self._faults.pop(forgotten, None)
+        self._asked = {each: known for each, known in self._asked.items() if known in self._runs}
+        self._runs[run.id] = run
+        self._asked[asked] = run.id
         task = asyncio.create_task(self._perform(run))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -60,7 +87,7 @@ class Runs:
             run.abort()
 
     async def close(self) -> None:
-        """Returns when all have ended. A batch that takes long is cancelled, and so changes nothing."""
+        """Returns when all have ended. A batch that takes long is cancelled: it is changed and recorded, or neither."""
         self.abort_all()
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=_LEAVING_S)
@@ -80,3 +107,8 @@ class Runs:
                 error=fault_name(error),
                 reason=explain(error),
             )
+        except Exception as error:
+            self._faults[run.id] = (
+                "The page has a fault; the log says where. What was changed before stays so."
+            )
+            tell_fault("a run", error)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import islice
@@ -13,10 +13,12 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlencode
 from uuid import UUID
 
-from listener.operating.filters import Filter
-from listener.operating.records import Attempt, PushLine, Receipt, Revealed, Story
+from listener.operating.durations import duration
+from listener.operating.filters import Filter, FilterFault
+from listener.operating.records import Attempt, CodeGroup, Pulse, PushLine, Receipt, Revealed, Story
 
 if TYPE_CHECKING:
+    from listener.metrics.shared import Figures
     from listener.web.page.app import Snapshot
     from listener.web.page.history import Series
 
@@ -35,11 +37,8 @@ TONES: Mapping[str, str] = {
 }
 """The colour of a status, which the templates always show beside its word."""
 
-CHANGES: Mapping[str, frozenset[str]] = {
-    "requeue": frozenset({"dead", "expired", "failed", "cancelled"}),
-    "cancel": frozenset({"pending", "failed"}),
-}
-"""The statuses of the pushes that an action changes."""
+QUOTA_CLOSE = 0.8
+"""The part of the quota from which on the alert QuotaClose fires (docs/alerts.md)."""
 
 UNKNOWN = "\u2013"
 """A dash in the place of a figure."""
@@ -54,9 +53,20 @@ _HIDDEN = {
 }
 
 
-def visible(text: str) -> str:
-    """``text`` with a visible sign in the place of each control character and each character that turns the line."""
-    return text.translate(_HIDDEN)
+MOST_SHOWN = 16_000
+"""Characters of one value that a page shows. The event loop that makes the page also sends."""
+
+MOST_IDS = 20
+"""Ids that one row of the actions shows, and tokens of one push."""
+
+
+def visible(text: str, most: int = MOST_SHOWN) -> str:
+    """``text`` with a visible sign in the place of each control character and each character that turns the line.
+
+    What is longer than ``most`` characters is cut, and says so.
+    """
+    shown = text[:most].translate(_HIDDEN)
+    return shown if len(text) <= most else f"{shown}\u2026 (cut here: {len(text):,} characters)"
 
 
 def tone(status: str) -> str:
@@ -71,24 +81,6 @@ def number(value: float) -> str:
     return f"{value:.2f}" if value < 10 else f"{value:,.1f}" if value < 100 else f"{value:,.0f}"
 
 
-def duration(seconds: float) -> str:
-    """A time span in two units at most: "0.2 s", "3 min 12 s", "2 h 5 min", "3 d 4 h"."""
-    if seconds < 0.0995:
-        return f"{max(seconds, 0.0) * 1000:.0f} ms"
-    if seconds < 9.95:
-        return f"{seconds:.1f} s"
-    whole = round(seconds)
-    for size, name, smaller, its_name in (
-        (86_400, "d", 3_600, "h"),
-        (3_600, "h", 60, "min"),
-        (60, "min", 1, "s"),
-    ):
-        if whole >= size:
-            rest = whole % size // smaller
-            return f"{whole // size} {name}" + (f" {rest} {its_name}" if rest else "")
-    return f"{whole} s"
-
-
 def percent(part: float) -> str:
     """A part from 0 to 1. What is not nothing never shows as 0 %."""
     return "0 %" if part <= 0 else "< 1 %" if part < 0.01 else f"{math.floor(part * 100)} %"
@@ -100,8 +92,8 @@ def utc(time: datetime) -> str:
 
 
 def short(identifier: UUID) -> str:
-    """The first part of an id, for a list."""
-    return str(identifier)[:8]
+    """The last part of an id, for a list: the first one of a UUIDv7 is a time, the same for a minute."""
+    return f"\u2026{str(identifier)[-8:]}"
 
 
 def address(prefix: str, path: str, *values: Mapping[str, str | None], **more: str | int | None) -> str:
@@ -115,21 +107,21 @@ def address(prefix: str, path: str, *values: Mapping[str, str | None], **more: s
 
 def for_input(time: datetime | None) -> str:
     """A time as ``<input type=datetime-local>`` holds it, in UTC."""
-    return f"{time.astimezone(UTC):%Y-%m-%dT%H:%M:%S}" if time else ""
+    return time.astimezone(UTC).isoformat(timespec="seconds")[:19] if time else ""
 
 
-def condition(name: str, value: str) -> str:
-    """The value of a field of a filter, for people: times as ``utc`` writes them."""
-    if name in ("since", "until"):
-        try:
-            return utc(datetime.fromisoformat(value))
-        except ValueError:
-            return value
-    return value
+def moment_of(name: str, value: str) -> datetime | None:
+    """The time that the value of a field of a filter is; None: it is none."""
+    if name not in ("since", "until"):
+        return None
+    try:
+        return datetime.fromisoformat(value).astimezone(UTC)
+    except (ValueError, OverflowError):
+        return None
 
 
 def described(applied: Filter) -> str:
-    """A filter in words, for a heading: "dead pushes, code UNREGISTERED, of user 1a2b3c4d"."""
+    """A filter in words but for its times, for a heading: "dead pushes, code UNREGISTERED, of user …3c4d5e6f"."""
     words = [f"{applied.status} pushes" if applied.status else "all pushes"]
     if applied.kind:
         words.append(f"addressed to a {applied.kind}")
@@ -137,11 +129,17 @@ def described(applied: Filter) -> str:
         words.append(f"code {applied.code}")
     if applied.user:
         words.append(f"of user {short(applied.user)}")
-    if applied.since:
-        words.append(f"changed since {utc(applied.since)}")
-    if applied.until:
-        words.append(f"changed until {utc(applied.until)}")
     return ", ".join(words)
+
+
+def group_address(prefix: str, group: CodeGroup) -> str | None:
+    """The list of the pushes of a group; None for a code that no filter takes, such as '' or one with blanks."""
+    values = {"status": group.status, "code": group.code}
+    try:
+        is_found = Filter.parse(values).as_values() == values
+    except FilterFault:
+        return None
+    return address(prefix, "/pushes", values) if is_found else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,7 +157,7 @@ def chips(prefix: str, applied: Filter) -> list[Chip]:
     return [
         Chip(
             name,
-            condition(name, value),
+            value,
             address(prefix, "/pushes", {k: v for k, v in values.items() if k != name}),
         )
         for name, value in values.items()
@@ -177,6 +175,8 @@ class Figure:
     path: str | None = None
     """Where more is to be seen."""
     tone: str = "plain"
+    parts: Sequence[tuple[str, str]] = ()
+    """Names and paths of the lists that hold what is counted together."""
 
 
 def figures(snapshot: Snapshot) -> list[Figure]:
@@ -192,14 +192,13 @@ def figures(snapshot: Snapshot) -> list[Figure]:
     due = sum(read.due.values()) if read else 0
     oldest = pulse.oldest_due if pulse else max(read.oldest_due.values(), default=0.0) if read else None
     unwritable = sum(read.unwritable.values()) if read else 0
-    workers = pulse.workers if pulse else None
     return [
         Figure(
             "Due now",
             known(due),
             _oldest(oldest),
-            "/pushes?status=pending",
-            "warn" if (oldest or 0) > 5 else "plain",
+            tone="warn" if (oldest or 0) > 5 else "plain",
+            parts=(("new", "/pushes?status=pending"), ("retries", "/pushes?status=failed")),
         ),
         Figure("In flight", known(waiting["processing"]), f"{number(state.in_flight)} by this process"),
         Figure("Wait for a retry", known(waiting["failed"]), "", "/pushes?status=failed"),
@@ -213,16 +212,21 @@ def figures(snapshot: Snapshot) -> list[Figure]:
             "Quota used",
             percent(state.quota_used),
             "of this process",
-            tone="warn" if state.quota_used >= 0.9 else "plain",
+            tone="warn" if state.quota_used >= QUOTA_CLOSE else "plain",
         ),
-        Figure(
-            "Workers",
-            UNKNOWN if workers is None else number(workers),
-            "none is at work" if workers == 0 else "",
-            "/workers",
-            "bad" if workers == 0 else "plain",
-        ),
+        _workers(pulse, read),
     ]
+
+
+def _workers(pulse: Pulse | None, read: Figures | None) -> Figure:
+    """How many Postgres sees: with WAKEUP=sweep it sees none of them, which figures.workers tells by None."""
+    if pulse is None:
+        return Figure("Workers", UNKNOWN, "", "/workers")
+    if pulse.workers:
+        return Figure("Workers", number(pulse.workers), "", "/workers")
+    if read is None or read.workers is None:
+        return Figure("Workers", UNKNOWN, "Postgres sees none" if read else "", "/workers")
+    return Figure("Workers", "0", "none is at work", "/workers", "bad")
 
 
 def _oldest(seconds: float | None) -> str:
@@ -244,37 +248,52 @@ class Minute:
 
 
 def minutes(series: Series) -> list[Minute]:
-    """The means of each minute (of the oldest due push: the maximum), the newest first. A dash: nothing was read."""
-    by_minute: dict[int, list[int]] = {}
-    for index, at in enumerate(series.at):
-        by_minute.setdefault(int(at // 60), []).append(index)
+    """What each minute had, the newest first. A dash: nothing was read.
 
-    def of(values: Sequence[float | None], found: list[int]) -> list[float]:
-        return [value for index in found if index < len(values) and (value := values[index]) is not None]
+    Rates are means over the time of which they are known; of the seconds it is the maximum. A rate is that of the time
+    since the point before, so it may belong to several minutes.
+    """
+    at, rows = series.at, sorted({int(time // 60) for time in _minutes_between(series.at)}, reverse=True)
+    failed = [
+        None if rate is None else sum(rates[index] or 0.0 for rates in series.failed.values())
+        for index, rate in enumerate(series.accepted)
+    ]
 
-    def mean(values: list[float]) -> str:
-        return number(round(sum(values) / len(values), 2)) if values else UNKNOWN
-
-    def span(values: list[float]) -> str:
-        return duration(max(values)) if values else UNKNOWN
-
-    rows = []
-    for minute, found in sorted(by_minute.items(), reverse=True):
-        failed = [
-            sum(value for code in series.failed.values() if (value := code[index]) is not None)
-            for index in found
+    def overlaps(minute: int) -> list[tuple[int, float]]:
+        """The points whose time since the point before belongs to the minute, and how many seconds of it do."""
+        found = [
+            (index, min(at[index], minute * 60 + 60) - max(at[index - 1], minute * 60))
+            for index in range(1, len(at))
         ]
-        rows.append(
-            Minute(
-                datetime.fromtimestamp(minute * 60, UTC),
-                mean(of(series.accepted, found)),
-                mean(failed if of(series.accepted, found) else []),
-                span(of(series.oldest_due, found)),
-                span(of(series.p50, found)),
-                span(of(series.p99, found)),
-            )
+        return [(index, seconds) for index, seconds in found if seconds > 0]
+
+    def mean(rates: Sequence[float | None], minute: int) -> str:
+        known = [(rate, seconds) for index, seconds in overlaps(minute) if (rate := rates[index]) is not None]
+        if not known:
+            return UNKNOWN
+        return number(round(sum(rate * seconds for rate, seconds in known) / sum(s for _, s in known), 2))
+
+    def most(values: Sequence[float | None], found: Iterable[int]) -> str:
+        known = [value for index in found if (value := values[index]) is not None]
+        return duration(max(known)) if known else UNKNOWN
+
+    return [
+        Minute(
+            datetime.fromtimestamp(minute * 60, UTC),
+            mean(series.accepted, minute),
+            mean(failed, minute),
+            most(series.oldest_due, (index for index, time in enumerate(at) if time // 60 == minute)),
+            most(series.p50, (index for index, _ in overlaps(minute))),
+            most(series.p99, (index for index, _ in overlaps(minute))),
         )
-    return rows
+        for minute in rows
+    ]
+
+
+def _minutes_between(at: Sequence[float]) -> Iterator[float]:
+    """A time in each minute from the first point to the last."""
+    if at:
+        yield from range(int(at[0] // 60) * 60, int(at[-1]) + 1, 60)
 
 
 MOST_CODES = 5
@@ -362,13 +381,15 @@ def moments(story: Story) -> list[Moment]:
     return [Moment(born, "", "inserted", "quiet"), *sorted(found, key=lambda moment: moment.at)]
 
 
-def ending(story: Story) -> str:
+def ending(story: Story, now: datetime) -> str:
     """What became of the push, in a sentence or two."""
     line = story.line
     accepted = {attempt.device for attempt in story.attempts if attempt.status == "sent"}
     tried = {attempt.device for attempt in story.attempts}
-    devices = "" if len(tried) < 2 else f" for {len(accepted)} of {len(tried)} devices"
-    tries = f"{line.retry_count} {'try is' if line.retry_count == 1 else 'tries are'} used."
+    if story.is_cut:  # the log has more devices than the story
+        devices = f" for at least {len(accepted)} devices" if len(accepted) > 1 else ""
+    else:
+        devices = f" for {len(accepted)} of {len(tried)} devices" if len(tried) > 1 else ""
     match line.status:
         case "sent" | "delivered":
             took = (
@@ -383,17 +404,13 @@ def ending(story: Story) -> str:
             )
             return f"FCM accepted it{devices}{took}.{end}"
         case "failed":
-            return f"It failed and is tried again. {tries}"
+            return f"It failed {_attempts(story.delivery_attempts)} and is tried again."
         case "pending":
-            return (
-                "It waits for its time."
-                if line.due_at and line.due_at > line.updated_at
-                else "It waits to be sent."
-            )
+            return _waits(line.due_at, now)
         case "processing":
             return "A worker has claimed it and sends it now."
         case "dead":
-            return f"It is given up{devices and ', accepted' + devices}. {tries}"
+            return f"It is given up {_attempts(story.delivery_attempts)}{devices and ', accepted' + devices}."
         case "expired":
             return "Its expires_at passed before FCM accepted it."
         case "cancelled":
@@ -401,17 +418,43 @@ def ending(story: Story) -> str:
     return f"Its status is {line.status}."
 
 
+_SOON_S = 5.0
+"""The objective: a push is accepted within this time of being due (docs/alerts.md, Objectives)."""
+
+
+def _waits(due_at: datetime | None, now: datetime) -> str:
+    if due_at is None:
+        return "It waits to be sent."
+    if due_at > now:
+        return "It waits for its time."
+    late = (now - due_at).total_seconds()
+    return (
+        f"It waits to be sent, {duration(late)} after it was due."
+        if late > _SOON_S
+        else "It waits to be sent."
+    )
+
+
+def _attempts(number: int) -> str:
+    if number == 0:
+        return "before any attempt"
+    return "at its first attempt" if number == 1 else f"after {number} attempts"
+
+
 def copies(story: Story) -> str | None:
-    """Why a person may have seen the push more than once; None: there is no sign of it."""
+    """Why a person may have seen the push more than once; None: there is no sign of it in the rows of the story."""
+    least = "at least " if story.is_cut else ""
     unclear = sum(attempt.status == "unknown" for attempt in story.attempts)
     accepted = Counter(attempt.device for attempt in story.attempts if attempt.status == "sent")
     again = sum(times > 1 for times in accepted.values())
     signs = []
     if again:
-        signs.append(f"FCM accepted it more than once for {again} {'device' if again == 1 else 'devices'}")
+        signs.append(
+            f"FCM accepted it more than once for {least}{again} {'device' if again == 1 else 'devices'}"
+        )
     if unclear:
         signs.append(
-            f"{unclear} {'attempt' if unclear == 1 else 'attempts'} had no clear answer and may have arrived"
+            f"{least}{unclear} {'attempt' if unclear == 1 else 'attempts'} had no clear answer and may have arrived"
         )
     if story.lost_claims:
         signs.append(
@@ -434,16 +477,10 @@ def order(applied: Filter) -> str:
 
 
 def payload(revealed: Revealed) -> list[tuple[str, str | None]]:
-    """What a push says and where it goes, by name, in the order of the page."""
+    """What a push says and where it goes, by name, in the order of the page; no more of it than a page may show."""
 
     def text(value: object) -> str | None:
-        return (
-            None
-            if value is None
-            else value
-            if isinstance(value, str)
-            else json.dumps(value, ensure_ascii=False, indent=2)
-        )
+        return value if value is None or isinstance(value, str) else _json(value)
 
     found = [
         ("Title", revealed.title),
@@ -453,4 +490,21 @@ def payload(revealed: Revealed) -> list[tuple[str, str | None]]:
         ("Options", text(revealed.options)),
         ("Token", revealed.token),
     ]
-    return found + [("Token in the log", token) for token in revealed.tokens if token != revealed.token]
+    logged = [token for token in revealed.tokens if token != revealed.token]
+    found += [("Token in the log", token) for token in logged[:MOST_IDS]]
+    if len(logged) > MOST_IDS:
+        found.append(("Tokens in the log", f"{len(logged):,}, of which {MOST_IDS} are shown"))
+    return found
+
+
+def _json(value: object) -> str:
+    """``value`` as JSON, and soon no more than one character longer than what ``visible`` shows."""
+    # The encoder goes through a value as far as its text is taken.
+    parts: list[str] = []
+    length = 0
+    for part in json.JSONEncoder(ensure_ascii=False, indent=2).iterencode(value):
+        parts.append(part)
+        length += len(part)
+        if length > MOST_SHOWN:
+            break
+    return "".join(parts)

@@ -5,53 +5,49 @@ from __future__ import annotations
 import json
 import re
 import time
-from collections.abc import Awaitable, Callable, Mapping
-from datetime import datetime
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from datetime import UTC, datetime, timedelta
 from functools import partial, wraps
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
-import jinja2
 import psycopg
 from aiohttp import web
 
+from listener.operating import filters
 from listener.operating.acting import NotAllowed, Run
-from listener.operating.filters import KINDS, STATUSES, Filter, FilterFault
-from listener.operating.meanings import MEANINGS, meaning_of
-from listener.operating.records import Count, Revealed
+from listener.operating.changing import ACTIONS, STATUSES, WHY_NOT, Action, may_change
+from listener.operating.filters import Filter, FilterFault
+from listener.operating.meanings import MEANINGS, Meaning, meaning_of
+from listener.operating.order import WAITING
+from listener.operating.records import CodeGroup, Count, Page, Preview, Revealed
 from listener.web.page import shapes
 from listener.web.page.access import VISITOR
+from listener.web.page.forms import read_form
+from listener.web.page.rendering import TEMPLATES
 
 if TYPE_CHECKING:
     from listener.web.page.app import Context, Snapshot
 
-_What = Literal["requeue", "cancel"]
 _DONE: Mapping[str, str] = {"requeue": "requeued", "cancel": "cancelled"}
 _PAGE = 50
 _NEWER_MOST = 100
+_SILENCE = timedelta(minutes=1)
+"""A batch takes no more than seconds. After so long without one, a run of another process has ended, or stopped."""
+_POLL_S, _POLL_ELSEWHERE_S = 1, 5
+"""Seconds after which the progress of a run is read again."""
 _TAIL = 12
 """Points of the charts in one event: those that the reading may have added since the last one, and a reserve."""
+_FIELDS = ("status", "user", "code", "since", "until", "kind")
+_CHOICES: Mapping[str, Any] = {
+    "codes": sorted(MEANINGS),
+    "statuses": filters.STATUSES,
+    "kinds": filters.KINDS,
+}
+_DELETED = "Finished pushes are deleted when they are older than RETENTION."
 _UUID = "[0-9a-fA-F-]{36}"
+_PART_OF_UUID = re.compile("\u2026[0-9a-fA-F-]+|[0-9a-fA-F]{8}|(?=.*-)[0-9a-fA-F-]{2,35}")
 _Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
-
-
-def _templates() -> jinja2.Environment:
-    found = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        auto_reload=False,
-    )
-    found.policies["json.dumps_kwargs"] = {"sort_keys": False}
-    found.filters.update(utc=shapes.utc, short=shapes.short, tone=shapes.tone, visible=shapes.visible)
-    found.globals["condition"] = shapes.condition
-    return found
-
-
-_TEMPLATES = _templates()
 
 
 def render_home(snapshot: Snapshot, prefix: str = "") -> dict[str, str]:
@@ -60,7 +56,7 @@ def render_home(snapshot: Snapshot, prefix: str = "") -> dict[str, str]:
     The event without a name is HTML with the parts to be replaced. "series" is JSON: the newest points of the charts.
     "beat" is always another.
     """
-    parts = _TEMPLATES.get_template("_live.html").render(
+    parts = TEMPLATES.get_template("_live.html").render(
         snapshot=snapshot, figures=shapes.figures(snapshot), prefix=prefix
     )
     # What has not changed is not sent again: the time tells that the listener is there.
@@ -85,6 +81,7 @@ def routes(context: Context) -> list[web.RouteDef]:
         web.get("/pushes", views.pushes),
         web.get("/pushes/newer", views.newer),
         web.get(push, views.story),
+        web.get(f"{push}/now", views.story_now),
         web.post(f"{push}/reveal", views.reveal),
         web.get("/preview", views.preview),
         web.post("/act", views.act),
@@ -118,6 +115,8 @@ class _Views:
         self._context = context
         self._reading = context.reading
         self._address = partial(shapes.address, context.prefix)
+        self._page = context.renderer.page
+        self._fault = context.renderer.fault
 
     # --- the first screen -------------------------------------------------------------------------------------------
 
@@ -140,68 +139,63 @@ class _Views:
     async def needs(self, request: web.Request) -> web.StreamResponse:
         return self._page(request, "_needs.html", needs=await self._needs())
 
-    async def _needs(self) -> list[tuple[object, object]] | None:
+    async def _needs(self) -> list[tuple[CodeGroup, Meaning, str | None]] | None:
+        """Each with the address of the list of these pushes, if a filter can ask for them."""
         try:
             groups = await self._reading.codes()
         except psycopg.Error:
             return None
-        ranked = sorted(groups, key=lambda group: (-group.pushes.number, group.status, group.code))
-        return [(group, meaning_of(group.code)) for group in ranked]
+        prefix = self._context.prefix
+        return [(group, meaning_of(group.code), shapes.group_address(prefix, group)) for group in groups]
 
     # --- the list ---------------------------------------------------------------------------------------------------
 
     async def pushes(self, request: web.Request) -> web.StreamResponse:
-        given = {
-            name: request.query.get(name, "").strip()
-            for name in ("status", "user", "code", "since", "until", "kind")
-        }
-        given = {name: value for name, value in given.items() if value}
+        given = {name: text for name in _FIELDS if (text := request.query.get(name, "").strip())}
         try:
             applied = Filter.parse(given)
         except FilterFault as fault:
-            return self._list(request, given, faults=fault.faults)
+            return self._page(
+                request,
+                "pushes.html",
+                status=400,
+                here="/pushes",
+                values=given,
+                since=given.get("since", ""),
+                until=given.get("until", ""),
+                faults=fault.faults,
+                chips=[],
+                meaning=None,
+                poll=None,
+                **_CHOICES,
+            )
         after = request.query.get("after") or None
         page = await self._reading.pushes(applied, after=after, limit=_PAGE)
         values = applied.as_values()
-        ids = ",".join(str(line.id) for line in page.lines)
-        return self._list(
+        return self._page(
             request,
-            values,
-            page=page,
-            count=await self._count(applied),
-            after=after,
-            order=shapes.order(applied),
-            chips=shapes.chips(self._context.prefix, applied),
+            "pushes.html",
+            here="/pushes",
+            values=values,
             since=shapes.for_input(applied.since),
             until=shapes.for_input(applied.until),
-            poll=self._address(
-                "/pushes/newer", values, than=None if after else page.first, ids=ids, on=after and "1"
-            ),
+            faults=[],
+            chips=shapes.chips(self._context.prefix, applied),
             meaning=meaning_of(applied.code) if applied.code else None,
-            changes=[
-                what for what, statuses in shapes.CHANGES.items() if applied.status in (None, *statuses)
-            ],
+            poll=self._poll(values, page, after),
+            page=page,
+            after=after,
+            count=await self._count(applied),
+            order=shapes.order(applied),
+            changes=_changes(applied.status) if request[VISITOR].may_act else [],
+            **_CHOICES,
         )
 
-    def _list(self, request: web.Request, values: Mapping[str, str], **more: object) -> web.StreamResponse:
-        nothing: dict[str, object] = {
-            "page": None,
-            "count": None,
-            "after": None,
-            "order": "",
-            "chips": [],
-            "poll": None,
-            "meaning": None,
-        }
-        texts = {
-            "since": values.get("since", ""),
-            "until": values.get("until", ""),
-            "faults": [],
-            "changes": [],
-        }
-        shown = {**nothing, **texts, "codes": sorted(MEANINGS), "statuses": STATUSES, "kinds": KINDS, **more}
-        status = 400 if shown["faults"] else 200
-        return self._page(request, "pushes.html", status=status, here="/pushes", values=values, **shown)
+    def _poll(self, values: Mapping[str, str], page: Page, after: str | None) -> str:
+        """The address that tells what has changed since this page of the list was loaded."""
+        than = None if after else page.first
+        ids = ",".join(str(line.id) for line in page.lines)
+        return self._address("/pushes/newer", values, than=than, ids=ids)
 
     async def _count(self, applied: Filter) -> Count | None:
         """None: counting took too long; the list is there all the same."""
@@ -213,14 +207,10 @@ class _Views:
     async def newer(self, request: web.Request) -> web.StreamResponse:
         """What has changed since the list was loaded: nothing moves, cells change."""
         applied = Filter.parse(request.query)
-        than, is_later_page = request.query.get("than"), "on" in request.query
         ids = _uuids(request.query.get("ids", "").split(","), _PAGE)
-        if is_later_page:
-            newer = Count(0, True)
-        elif than:
-            newer = await self._reading.newer(applied, than, most=_NEWER_MOST)
-        else:
-            newer = await self._reading.count(applied, most=_NEWER_MOST)
+        newer = Count(0, True)
+        if than := request.query.get("than"):  # a later page has none
+            newer = await self._reading.newer(applied, than, without=ids, most=_NEWER_MOST)
         return self._page(
             request,
             "_newer.html",
@@ -233,12 +223,22 @@ class _Views:
         """Leads from what a person has pasted to the push, the user or the error code that it names."""
         sought = request.query.get("q", "").strip()
         if ids := _uuids([sought], 1):
-            is_push = bool(await self._reading.lines(ids))
-            raise web.HTTPSeeOther(
-                self._address(f"/pushes/{ids[0]}") if is_push else self._address("/pushes", user=sought)
+            if await self._reading.lines(ids):
+                raise web.HTTPSeeOther(self._address(f"/pushes/{ids[0]}"))
+            if (await self._reading.count(Filter(user=ids[0]), most=1)).number:
+                raise web.HTTPSeeOther(self._address("/pushes", user=str(ids[0])))
+            return self._fault(request, 404, "No push and no user has this id", _DELETED)
+        code = sought.upper()
+        if code not in MEANINGS and _PART_OF_UUID.fullmatch(sought):
+            return self._fault(
+                request,
+                400,
+                "That is a part of an id",
+                "Only a whole id can be found, such as 6f1e0c9a-7a64-4f0e-9d52-0b1d6f6a1c11. "
+                "The page of a push shows it, and so do the log and the table.",
             )
         try:
-            values = Filter.parse({"code": sought.upper()}).as_values()
+            values = Filter.parse({"code": code}).as_values()
         except FilterFault:
             text = "Write the id of a push, the id of a user, or an error code such as UNREGISTERED."
             return self._fault(request, 400, "That is neither an id nor an error code", text)
@@ -247,24 +247,31 @@ class _Views:
     # --- one push ---------------------------------------------------------------------------------------------------
 
     async def story(self, request: web.Request) -> web.StreamResponse:
-        return await self._story(request, None)
+        return await self._story(request, "story.html", None)
 
-    async def _story(self, request: web.Request, revealed: Revealed | None) -> web.StreamResponse:
+    async def story_now(self, request: web.Request) -> web.StreamResponse:
+        """What may have changed in a story, for a page that is open. The payload stays as it is there."""
+        return await self._story(request, "_story_now.html", None)
+
+    async def _story(
+        self, request: web.Request, template: str, revealed: Revealed | None
+    ) -> web.StreamResponse:
         story = await self._reading.story(_id(request))
         if story is None:
             return self._gone(request)
-        status = story.line.status
+        line, now = story.line, datetime.now(UTC)
         return self._page(
             request,
-            "story.html",
+            template,
             here="/pushes",
             story=story,
+            waits=line.status in WAITING,
             moments=shapes.moments(story),
-            ending=shapes.ending(story),
+            ending=shapes.ending(story, now),
             copies=shapes.copies(story),
-            due=shapes.waits_until(story.line),
-            meaning=meaning_of(story.line.error_code) if story.line.error_code else None,
-            changes=[what for what, statuses in shapes.CHANGES.items() if status in statuses],
+            due=shapes.waits_until(line),
+            meaning=meaning_of(line.error_code) if line.error_code else None,
+            changes=[what for what in ACTIONS if may_change(what, line.status, story.expires_at, now)],
             revealed=revealed and shapes.payload(revealed),
         )
 
@@ -275,15 +282,10 @@ class _Views:
             return self._gone(request)
         if "HX-Request" in request.headers:
             return self._page(request, "_payload.html", revealed=shapes.payload(revealed))
-        return await self._story(request, revealed)
+        return await self._story(request, "story.html", revealed)
 
     def _gone(self, request: web.Request) -> web.StreamResponse:
-        return self._fault(
-            request,
-            404,
-            "There is no such push",
-            "Finished pushes are deleted when they are older than RETENTION.",
-        )
+        return self._fault(request, 404, "There is no such push", _DELETED)
 
     # --- actions ----------------------------------------------------------------------------------------------------
 
@@ -292,66 +294,74 @@ class _Views:
         asked = request.query.getall("id", [])
         return await (self._preview_ids(request, what, asked) if asked else self._preview_all(request, what))
 
-    async def _preview_ids(self, request: web.Request, what: _What, asked: list[str]) -> web.StreamResponse:
-        found = await self._reading.lines(_uuids(asked, _PAGE))
-        lines = [line for line in found if line.status in shapes.CHANGES[what]]
-        is_one = len(asked) == 1
+    async def _preview_ids(self, request: web.Request, what: Action, asked: list[str]) -> web.StreamResponse:
+        ids = _uuids(asked, _PAGE)
+        preview = await self._reading.preview(Filter(), what, ids)
+        found = await self._reading.lines(ids)
+        is_one = len(ids) == 1
         return self._preview(
             request,
             what,
-            subject="this push" if is_one else f"{len(asked)} ticked pushes",
-            count=Count(len(lines), True),
-            lines=lines,
-            until=max((line.updated_at for line in found), default=None),
-            ids=[line.id for line in lines],
-            left_out=len(asked) - len(lines),
-            back=self._address(f"/pushes/{asked[0]}" if is_one and found else "/pushes"),
+            preview,
+            subject="this push" if is_one else f"{len(ids)} ticked pushes",
+            back=self._address(f"/pushes/{ids[0]}" if is_one and found else "/pushes"),
+            ids=[line.id for line in found if line.status in STATUSES[what]],
+            left_out=len(ids) - preview.pushes.number,
         )
 
-    async def _preview_all(self, request: web.Request, what: _What) -> web.StreamResponse:
+    async def _preview_all(self, request: web.Request, what: Action) -> web.StreamResponse:
         applied = Filter.parse(request.query)
-        preview = await self._reading.preview(applied, what)
         values = applied.as_values()
         return self._preview(
             request,
             what,
+            await self._reading.preview(applied, what),
             subject=shapes.described(applied),
-            count=preview.pushes,
-            maybe_seen=preview.maybe_seen,
-            lines=preview.examples,
-            until=preview.until,
-            values=values,
             back=self._address("/pushes", values),
+            values=values,
         )
 
-    def _preview(self, request: web.Request, what: _What, **more: Any) -> web.StreamResponse:
-        shown: dict[str, Any] = {"maybe_seen": None, "values": {}, "ids": [], "left_out": 0, **more}
+    def _preview(
+        self,
+        request: web.Request,
+        what: Action,
+        preview: Preview,
+        *,
+        subject: str,
+        back: str,
+        values: Mapping[str, str] | None = None,
+        ids: Sequence[UUID] = (),
+        left_out: int = 0,
+    ) -> web.StreamResponse:
         return self._page(
             request,
             "preview.html",
             here="/pushes",
             what=what,
             done=_DONE[what],
-            allowed=sorted(shapes.CHANGES[what]),
-            **shown,
+            why_not=WHY_NOT[what],
+            preview=preview,
+            subject=subject,
+            back=back,
+            values=values or {},
+            ids=ids,
+            left_out=left_out,
         )
 
     @_if_allowed
     async def act(self, request: web.Request) -> web.StreamResponse:
-        form = await request.post()
-        values = {name: value for name, value in form.items() if isinstance(value, str)}
-        what = _what(values.get("what", ""))
-        until = _at(values.get("frozen", ""))
-        who, reason = request[VISITOR].name, values.get("reason", "").strip()[:1000]
-        asked = form.getall("id", [])
+        form = await read_form(request)
+        what = _what(form.text("what"))
+        until = _at(form.text("frozen"))
+        who, reason = request[VISITOR].name, form.text("reason")[:1000]
+        asked = form.fields.get("id", ())
         if asked:
-            ids = _uuids([value for value in asked if isinstance(value, str)], _PAGE)
-            act = getattr(self._context.acting, what)
-            changed = await act(ids, who=who, reason=reason, until=until)
+            ids = _uuids(asked, _PAGE)
+            changed = await self._context.acting.change(what, ids, who=who, reason=reason, until=until)
             if len(ids) == 1 and changed:
                 raise web.HTTPSeeOther(self._address(f"/pushes/{ids[0]}"))
             raise web.HTTPSeeOther(self._address("/actions", what=what, changed=len(changed), of=len(ids)))
-        applied = Filter.parse(values)
+        applied = Filter.parse({name: form.text(name) for name in form.fields})
 
         async def ids_after(after: str | None) -> tuple[list[UUID], str | None]:
             return await self._reading.ids(applied, what, until, after)
@@ -359,7 +369,8 @@ class _Views:
         run = Run(
             self._context.acting, ids_after, what=what, who=who, reason=reason, filter=applied, until=until
         )
-        raise web.HTTPSeeOther(self._address(f"/runs/{self._context.runs.start(run)}"))
+        started = self._context.runs.start(run, (who, what, applied, until))
+        raise web.HTTPSeeOther(self._address(f"/runs/{started}"))
 
     async def run(self, request: web.Request) -> web.StreamResponse:
         return await self._run(request, "run.html")
@@ -371,28 +382,40 @@ class _Views:
         run_id = _id(request)
         run, fault = self._context.runs.get(run_id), self._context.runs.fault(run_id)
         changed, last = await self._reading.run_progress(run_id)
-        if run is None and last is None:
-            return self._fault(
-                request, 404, "There is no such run", "It changed nothing, or the address is wrong."
-            )
-        progress = run.progress if run else None
-        if progress is None:
-            state = "not of this process"
-        elif not progress.is_over:
-            state = "stops after this batch" if run and run.is_aborted else "at work"
+        since = None
+        if run is None:
+            state, since = await self._elsewhere(last, request.query.get("since", ""))
+        elif not run.progress.is_over:
+            state = "stops after this batch" if run.is_aborted else "at work"
         else:
-            state = "failed" if fault else "stopped" if run and run.is_aborted else "done"
+            state = "failed" if fault else "stopped" if run.is_aborted else "done"
+        goes_on = not run.progress.is_over if run else since is not None
         return self._page(
             request,
             template,
             here="/actions",
             run=run_id,
-            progress=progress,
-            done=progress.done if progress else changed,
+            progress=run.progress if run else None,
+            done=run.progress.done if run else changed,
             last=last,
             fault=fault,
             state=state,
+            poll=self._address(f"/runs/{run_id}/progress", since=since) if goes_on else None,
+            poll_s=_POLL_S if run else _POLL_ELSEWHERE_S,
         )
+
+    async def _elsewhere(self, last: datetime | None, since: str) -> tuple[str, int | None]:
+        """The state of a run that this process does not know; and since when it is looked at, if it may go on.
+
+        Only its batches tell of it. Each is in the database when it is done, so at first there may be none.
+        """
+        now = await self._reading.now()
+        began = int(since) if re.fullmatch("[0-9]{1,10}", since) else int(now.timestamp())
+        if now - (last or datetime.fromtimestamp(began, UTC)) < _SILENCE:
+            return ("at work in another process" if last else "no batch yet"), began
+        if last is None:
+            return "no batch", None
+        return "has stopped", None
 
     async def abort(self, request: web.Request) -> web.StreamResponse:
         run_id = _id(request)
@@ -418,6 +441,7 @@ class _Views:
             before=before,
             next=found[-1].id if len(found) == _PAGE else None,
             changed=_changed(request.query),
+            most_ids=shapes.MOST_IDS,
         )
 
     # --- workers, a test push, the way in -----------------------------------------------------------------------------
@@ -440,8 +464,8 @@ class _Views:
 
     @_if_allowed
     async def send(self, request: web.Request) -> web.StreamResponse:
-        form = await request.post()
-        given = {name: value.strip() for name, value in form.items() if isinstance(value, str)}
+        form = await read_form(request)
+        given = {name: form.text(name) for name in form.fields}
         token = given.pop("token", "") or None
         faults = []
         user = next(iter(_uuids([given.get("user", "")], 1)), None)
@@ -481,23 +505,6 @@ class _Views:
             next=request.query.get("next", ""),
         )
 
-    # --- rendering --------------------------------------------------------------------------------------------------
-
-    def _fault(self, request: web.Request, status: int, title: str, *sentences: str) -> web.StreamResponse:
-        return self._page(request, "fault.html", status=status, here="", title=title, sentences=sentences)
-
-    def _page(
-        self, request: web.Request, template: str, *, status: int = 200, **values: object
-    ) -> web.Response:
-        text = _TEMPLATES.get_template(template).render(
-            prefix=self._context.prefix,
-            asset=self._context.asset,
-            address=self._address,
-            visitor=request[VISITOR],
-            **values,
-        )
-        return web.Response(text=text, status=status, content_type="text/html")
-
 
 def _id(request: web.Request) -> UUID:
     """The id in the path. Raises HTTPNotFound."""
@@ -507,7 +514,7 @@ def _id(request: web.Request) -> UUID:
     return found[0]
 
 
-def _uuids(texts: list[str], most: int) -> list[UUID]:
+def _uuids(texts: Sequence[str], most: int) -> list[UUID]:
     """The UUIDs among the texts, each once, no more than ``most``."""
     found: dict[UUID, None] = {}
     for text in texts:
@@ -519,12 +526,17 @@ def _uuids(texts: list[str], most: int) -> list[UUID]:
     return list(found)[:most]
 
 
-def _what(text: str) -> _What:
+def _what(text: str) -> Action:
     """Raises HTTPBadRequest."""
-    for what in get_args(_What):
+    for what in ACTIONS:
         if what == text:
-            return what  # type: ignore[no-any-return]
+            return what
     raise web.HTTPBadRequest(text="what must be requeue or cancel\n")
+
+
+def _changes(status: str | None) -> list[Action]:
+    """What may be done to some of the pushes of a list."""
+    return [what for what in ACTIONS if status is None or status in STATUSES[what]]
 
 
 def _at(text: str) -> datetime:
@@ -535,7 +547,10 @@ def _at(text: str) -> datetime:
         raise web.HTTPBadRequest(text="frozen must be the time of the preview\n") from None
     if at.tzinfo is None:
         raise web.HTTPBadRequest(text="frozen must have a time zone\n")
-    return at
+    try:
+        return at.astimezone(UTC)
+    except OverflowError:
+        raise web.HTTPBadRequest(text="frozen must be a time from the year 1 to 9999, in UTC\n") from None
 
 
 def _changed(query: Mapping[str, str]) -> str | None:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
+import shlex
 import signal
-from typing import Any
+import sys
+from datetime import UTC, datetime, timedelta
+from typing import Any, LiteralString
 from uuid import uuid4
 
 import orjson
@@ -12,9 +16,11 @@ import psycopg
 import pytest
 
 from listener.interrupts import EXIT_CODE
+from listener.operating.reading import Reading
+from listener.operating.records import Count, Preview
 from tests.support.cli import invoke
 from tests.support.postgres import Database
-from tests.support.service import Rows, program
+from tests.support.service import PATIENCE, PROJECT, Rows, program
 
 EVIL = "[red]x[/red]\x1b[2J\x9b31m\u202egnp.exe"
 """Markup, escape sequences, and a text that runs the other way."""
@@ -24,6 +30,7 @@ _ENDED = (
     "select %(title)s, %(status)s, null, %(code)s, %(user)s::uuid from generate_series(1, %(number)s::integer)"
 )
 USER = uuid4()
+ANY_ID = "01a22910-9894-769c-b4e5-0ec9eb781c60"
 
 
 async def _add(rows: Rows, status: str, code: str | None, number: int = 1, user: Any = None) -> None:
@@ -81,6 +88,151 @@ async def test_who_may_see_a_push_twice_is_told(database: Database, rows: Rows) 
     assert "1 of them may be seen twice" in done.stderr
 
 
+async def test_who_may_see_a_push_twice_is_told_for_ids(database: Database, rows: Rows) -> None:
+    push = await rows.add(
+        device_token="t",
+        title="t",
+        status="dead",
+        error_code="NOT_WRITTEN",
+        sent_at=datetime.now(UTC),
+        next_attempt_at=None,
+    )
+    done = await invoke(database.dsn, "requeue", str(push), "--dry-run")
+    assert "1 of them may be seen twice" in done.stderr
+
+
+async def test_a_preview_by_ids_tells_what_will_not_be_changed(database: Database, rows: Rows) -> None:
+    gone = datetime.now(UTC) - timedelta(hours=1)
+    sent = await rows.add(device_token="t", title="t", status="sent", next_attempt_at=None)
+    late = await rows.add(device_token="t", title="t", status="dead", expires_at=gone, next_attempt_at=None)
+    dead = await rows.add(device_token="t", title="t", status="dead", next_attempt_at=None)
+    done = await invoke(database.dsn, "requeue", str(sent), "--dry-run")
+    assert done.exit_code == 0
+    assert "no push is to be requeued" in done.stdout
+    done = await invoke(database.dsn, "requeue", str(sent), str(late), str(dead), "--dry-run")
+    will, will_not = done.stdout.split("not to be requeued: 2; only dead, expired,")
+    assert will.startswith("to be requeued: 1 push, ")
+    assert (str(dead) in will, str(sent) in will_not, str(late) in will_not) == (True, True, True)
+    done = await invoke(database.dsn, "requeue", str(sent), str(late), str(dead), "--yes")
+    assert (done.exit_code, done.stdout.splitlines()[-4:]) == (
+        1,
+        ["requeued: 1 of 3", "not changed:", str(sent), str(late)],
+    )
+
+
+async def test_what_changes_after_the_question_is_left_alone(
+    database: Database, rows: Rows, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    push = await rows.add(
+        device_token="t", title="t", status="dead", error_code="INTERNAL", next_attempt_at=None
+    )
+    loop = asyncio.get_running_loop()
+
+    def meanwhile(*_: object, **__: object) -> bool:
+        work = rows.query("update push_notifications set error_code = 'UNREGISTERED', updated_at = now()")
+        asyncio.run_coroutine_threadsafe(work, loop).result(PATIENCE)
+        return True
+
+    monkeypatch.setattr("click.confirm", meanwhile)
+    done = await invoke(database.dsn, "requeue", str(push))
+    assert (done.exit_code, done.stdout.splitlines()[-1]) == (1, "requeued: 0 of 1")
+    assert "changed by others meanwhile" in done.stderr
+    assert (await rows.get(push))["status"] == "dead"
+
+
+async def test_a_preview_shows_whole_ids_and_statuses_in_80_columns(database: Database, rows: Rows) -> None:
+    push = await rows.add(
+        device_token="t", title="A title", status="dead", error_code="UNREGISTERED", next_attempt_at=None
+    )
+    done = await invoke(database.dsn, "requeue", "--code", "UNREGISTERED", "--dry-run", COLUMNS="80")
+    assert f"dead      {push} token " in done.stdout
+
+
+async def test_json_on_a_terminal_is_obeyed_by_no_terminal(database: Database, rows: Rows) -> None:
+    """U+009B is what ESC [ is. JSON may hold it as it is, and can write it as an escape."""
+    title = "\x9b31m\u202egnp \x7f \U000e0001 é"
+    push = await rows.add(title=title, status="dead", error_code="X", next_attempt_at=None)
+    done = await invoke(database.dsn, "requeue", str(push), "--dry-run", "--json")
+    assert orjson.loads(done.stdout)["examples"][0]["title"] == title
+    assert _is_harmless(done.stdout)
+    assert "é" in done.stdout
+
+
+_REFUSE_AFTER_ONE_BATCH: LiteralString = """
+create function public.refuse() returns trigger language plpgsql as $$ begin
+  if (select count(*) from push_listener.actions) >= 1 then raise exception 'no'; end if;
+  return new;
+end $$;
+create trigger refuse before update on push_notifications for each row execute function public.refuse()
+"""
+
+
+@pytest.mark.parametrize("as_json", [False, True])
+async def test_an_error_in_the_middle_says_what_was_changed(
+    database: Database, rows: Rows, as_json: bool
+) -> None:
+    await _add(rows, "dead", "INTERNAL", 600)
+    await rows.query(_REFUSE_AFTER_ONE_BATCH)
+    done = await invoke(
+        database.dsn, "requeue", "--code", "INTERNAL", "--yes", *(["--json"] if as_json else [])
+    )
+    (action,) = await rows.query("select run from push_listener.actions")
+    assert done.exit_code == 1
+    assert "Error: the database: " in done.stderr
+    if as_json:
+        told = orjson.loads(done.stdout)
+        assert (told["changed"], told["run"]) == (500, str(action["run"]))
+        assert told["error"].startswith("the database: ")
+    else:
+        assert f"requeued: 500 (run {action['run']})" in done.stdout
+        assert "what was changed stays changed" in done.stderr
+    assert await _statuses(rows) == {("pending", "INTERNAL"): 500, ("dead", "INTERNAL"): 100}
+
+
+_WAIT_AFTER_ONE_BATCH: LiteralString = """
+create function public.hold() returns trigger language plpgsql as $$ begin
+  if (select count(*) from push_listener.actions) >= 1 then perform pg_advisory_xact_lock(1, 1); end if;
+  return new;
+end $$;
+create trigger hold before update on push_notifications for each row execute function public.hold()
+"""
+_SOMEBODY_WAITS: LiteralString = (
+    "select 1 from pg_stat_activity where wait_event_type = 'Lock' and datname = current_database()"
+)
+
+
+async def test_a_second_ctrl_c_ends_the_batch_too_and_says_what_was_changed(
+    database: Database, rows: Rows
+) -> None:
+    await _add(rows, "dead", "INTERNAL", 600)
+    await rows.query(_WAIT_AFTER_ONE_BATCH)
+    async with await psycopg.AsyncConnection.connect(database.dsn) as holder:
+        await holder.execute("select pg_advisory_xact_lock(1, 1)")
+        async with program("requeue", "--code", "INTERNAL", "--yes", env=_environment(database)) as running:
+            async with asyncio.timeout(PATIENCE):
+                while not await rows.query(_SOMEBODY_WAITS):  # noqa: ASYNC110  # it tells nobody
+                    await asyncio.sleep(0.05)
+            running.signal(signal.SIGINT)
+            await running.printed_to_stderr("another Ctrl-C undoes it")
+            running.signal(signal.SIGINT)
+            assert await running.ended() == EXIT_CODE
+    assert "requeued: 500 (run " in running.out
+    assert "Traceback" not in running.output
+    assert await _statuses(rows) == {("pending", "INTERNAL"): 500, ("dead", "INTERNAL"): 100}
+
+
+async def test_a_preview_that_has_found_nothing_yet_does_not_ask_about_0_pushes(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def preview(*_: object, **__: object) -> Preview:
+        return Preview(Count(0, False), [], Count(0, False), datetime.now(UTC))
+
+    monkeypatch.setattr(Reading, "preview", preview)
+    done = await invoke(database.dsn, "requeue", "--code", "INTERNAL")
+    assert (done.exit_code, "0" in done.stdout) == (1, False)
+    assert "look through the others, and requeue all that match?" in done.stdout
+
+
 async def test_by_ids(database: Database, rows: Rows) -> None:
     await _add(rows, "cancelled", None)
     await _add(rows, "sent", None)
@@ -90,7 +242,8 @@ async def test_by_ids(database: Database, rows: Rows) -> None:
     done = await invoke(database.dsn, "requeue", ids["cancelled"], ids["cancelled"], "--yes")
     assert (done.exit_code, done.stdout.splitlines()[-1]) == (0, "requeued: 1 of 1")
     done = await invoke(database.dsn, "cancel", ids["cancelled"], ids["sent"], str(uuid4()), "--yes")
-    assert (done.exit_code, done.stdout.splitlines()[-1]) == (1, "cancelled: 1 of 3")
+    assert done.exit_code == 1
+    assert "\ncancelled: 1 of 3\nnot changed:\n" in done.stdout
     assert "1 of these pushes do not exist" in done.stderr
     assert await _statuses(rows) == {("cancelled", ""): 1, ("sent", ""): 1}
 
@@ -120,7 +273,7 @@ async def test_cancel_all_of_a_user(database: Database, rows: Rows) -> None:
     [
         ["requeue"],
         ["requeue", "no-id"],
-        ["requeue", str(uuid4()), "--code", "INTERNAL"],
+        ["requeue", ANY_ID, "--code", "INTERNAL"],
         ["requeue", "--code", "internal"],
         ["requeue", "--status", "sent"],
         ["cancel", "--status", "dead"],
@@ -176,6 +329,34 @@ async def test_tail_follows_what_ends(database: Database, rows: Rows, as_json: b
         assert "[red]x[/red]" in lines[0]
     assert "\x1b" not in running.output
     assert "Traceback" not in running.output
+
+
+async def test_tail_goes_on_when_the_database_comes_back(database: Database, rows: Rows) -> None:
+    await _add(rows, "dead", "UNREGISTERED")
+    async with program("tail", "--since", "1h", env=_environment(database)) as running:
+        await running.printed("UNREGISTERED")
+        await rows.query(
+            "select pg_terminate_backend(pid) from pg_stat_activity where application_name = 'push-listener tail'"
+        )
+        await running.printed_to_stderr("it is tried again")
+        await _add(rows, "dead", "INTERNAL")
+        await running.printed("INTERNAL")
+
+
+async def test_json_for_a_reader_that_has_enough_ends_without_a_report(
+    database: Database, rows: Rows
+) -> None:
+    await _add(rows, "dead", "INTERNAL", 5000)
+    shell = await asyncio.create_subprocess_shell(
+        f"{shlex.quote(sys.executable)} -m listener tail --json --since 1h | head -n 1",
+        env=_environment(database),
+        cwd=PROJECT,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    async with asyncio.timeout(PATIENCE):
+        out, err = await shell.communicate()
+    assert (len(out.splitlines()), err.decode()) == (1, "")
 
 
 async def test_stats_are_shown_anew(database: Database) -> None:

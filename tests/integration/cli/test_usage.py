@@ -96,7 +96,17 @@ async def test_without_a_database_address(command: list[str]) -> None:
 
 
 @pytest.mark.parametrize(
-    "command", [["migrate"], ["migrate", "--status"], ["stats"], ["send", "--token", "t", "--title", "x"]]
+    "command",
+    [
+        ["migrate"],
+        ["migrate", "--status"],
+        ["stats"],
+        ["send", "--token", "t", "--title", "x"],
+        ["tail"],
+        ["tail", "--since", "1h"],
+        ["requeue", "--status", "dead"],
+    ],
+    ids=" ".join,
 )
 async def test_a_database_that_cannot_be_reached(command: list[str]) -> None:
     done = await invoke(UNREACHABLE, *command)

@@ -482,8 +482,9 @@ VALUES: dict[str, object] = {
 _READING: dict[str, object] = {
     "statuses": ["dead"], "user": OWNER, "code": "C", "since": "-infinity", "until": datetime(2026, 1, 31, tzinfo=UTC),
     "kind": "token", "is_in_time": True, "is_given_up": True, "lane": 0, "span": "any", "near": 10, "window": 100,
-    "at": math.inf, "at_least": -math.inf, "created_since": 1.8e9, "skip": 0, "limit": 10, "most": 10, "latest": 10,
-    "codes": 10, "workers": 10, "ended": 10, "before": 10, "rows": 10, "id": OWNER, "ids": [OWNER], "run": OWNER,
+    "at": math.inf, "at_least": -math.inf, "beyond": "(0,0)", "within": "(0,0)", "behind": OWNER, "limit": 10,
+    "most": 10, "latest": 10, "codes": 10, "workers": 10, "ended": 10, "before": 10, "rows": 10, "id": OWNER,
+    "ids": [OWNER], "without": [OWNER], "run": OWNER, "is_whole": True, "what": "requeue",
 }  # fmt: skip
 _OTHERS: dict[str, dict[str, object]] = {"reading": _READING, "direct": {"age": timedelta(days=1)}}
 """Where a name stands for something else in a module."""

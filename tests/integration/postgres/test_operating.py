@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from hashlib import sha256
@@ -12,12 +12,19 @@ from uuid import UUID, uuid4
 import psycopg
 import pytest
 from psycopg.rows import dict_row
+from psycopg_pool import AsyncConnectionPool
 
 from listener.operating import order, reading
 from listener.operating.acting import Acting, Run
+from listener.operating.changing import Action
 from listener.operating.filters import KINDS, STATUSES, Filter, FilterFault
 from listener.operating.reading import COUNTS, SCANS, Reading
 from listener.operating.tail import Shown
+from listener.postgres.connect import Address
+from listener.postgres.on_demand import OnDemand
+from listener.postgres.overview import Depth, read
+from listener.service import Service
+from tests.support.access import APPLICATION, Regime, project
 from tests.support.postgres import Database, Server, Template
 from tests.support.reading import connector
 
@@ -71,8 +78,18 @@ def _rows(database: Database) -> list[dict[str, Any]]:
             "when condition is not null then 'condition' else 'user' end as kind, "
             "expires_at, expires_at <= now() as is_past, "
             "status = 'processing' and next_attempt_at is null as is_nowhere, "
+            "id in (select push_id from push_listener.unwritable_rows) as is_unwritable, "
             "status = 'failed' and next_attempt_at is null as is_no_try from push_notifications"
         ).fetchall()
+
+
+def _changes(what: Action, row: dict[str, Any]) -> bool:
+    """Whether an action changes a push that is named."""
+    if what == "cancel":
+        return row["status"] in ("pending", "failed")
+    return (row["status"] in ("dead", "expired", "failed", "cancelled") or row["is_unwritable"]) and not row[
+        "is_past"
+    ]
 
 
 def _applies(wanted: Filter, row: dict[str, Any]) -> bool:
@@ -109,9 +126,17 @@ FILTERS = [
 ]
 
 
-@pytest.mark.parametrize("window", [100, 10_000])
+def _named(wanted: Filter) -> list[tuple[str, str]]:
+    """The conditions, for the name of a test: without values that differ from process to process."""
+    return [
+        (name, value if name in ("status", "code", "kind") else "")
+        for name, value in wanted.as_values().items()
+    ]
+
+
+@pytest.mark.parametrize("window", [300, 10_000])
 @pytest.mark.parametrize(
-    "wanted", FILTERS, ids=lambda wanted: "&".join(f"{k}={v}" for k, v in wanted.as_values().items()) or "all"
+    "wanted", FILTERS, ids=lambda wanted: "&".join(value or name for name, value in _named(wanted)) or "all"
 )
 async def test_a_list_has_every_push_once(filled: Database, wanted: Filter, window: int) -> None:
     listed: list[UUID] = []
@@ -138,8 +163,8 @@ async def test_the_order_is_the_newest_change_first(filled: Database) -> None:
 
 async def test_waiting_pushes_come_in_the_order_in_which_they_are_due(filled: Database) -> None:
     page = await Reading(connector(filled.dsn)).pushes(Filter(status="pending"), limit=500)
-    keys = [(line.priority != "high", line.due_at) for line in page.lines]
-    assert keys == sorted(keys, key=str)
+    keys = [(line.priority != "high", line.due_at or NOW) for line in page.lines]
+    assert keys == sorted(keys)
 
 
 @pytest.mark.parametrize("what", ["requeue", "cancel"])
@@ -149,12 +174,12 @@ async def test_waiting_pushes_come_in_the_order_in_which_they_are_due(filled: Da
     ids=str,
 )
 async def test_an_action_on_all_that_match_changes_these_and_no_others(
-    database: Database, wanted: Filter, what: order.Action
+    database: Database, wanted: Filter, what: Action
 ) -> None:
     with psycopg.connect(database.dsn, autocommit=True) as conn:
         _fill(conn, ROWS)
     before = {row["id"]: row for row in _rows(database)}
-    shown = Reading(connector(database.dsn), window=70)
+    shown = Reading(connector(database.dsn), window=300)
     preview = await Reading(connector(database.dsn)).preview(wanted, what)
     run = Run(
         Acting(connector(database.dsn)),
@@ -173,6 +198,151 @@ async def test_an_action_on_all_that_match_changes_these_and_no_others(
     assert run.progress.done == len(expected)
     assert (await shown.run_progress(run.id))[0] == len(expected)
     assert {action.run for action in await shown.actions()} <= {run.id}
+
+
+@pytest.mark.parametrize("what", ["requeue", "cancel"])
+async def test_the_preview_of_named_pushes_counts_what_the_action_changes(
+    database: Database, what: Action
+) -> None:
+    with psycopg.connect(database.dsn, autocommit=True) as conn:
+        _fill(conn, 400)
+        # What a person has seen; what could not be written; what is past its time is among the rows already.
+        conn.execute(
+            "update push_notifications set sent_at = now() where status = 'dead' and priority = 'high'"
+        )
+        conn.execute(
+            "insert into push_listener.unwritable_rows (push_id, statement, code, until) "
+            "select id, 'settle', '23514', now() + interval '1 h' from push_notifications "
+            "where status = 'processing' limit 3"
+        )
+    before = {row["id"]: row for row in _rows(database)}
+    shown, acting = Reading(connector(database.dsn)), Acting(connector(database.dsn))
+    named = [*before, uuid4()]
+    preview = await shown.preview(Filter(status="sent"), what, named)
+    seen = preview.maybe_seen
+    assert [line.id for line in preview.examples] == [
+        push for push in named if push in before and _changes(what, before[push])
+    ][:5]
+    changed = await acting.change(what, named, who="test", reason="", until=preview.until)
+    assert (preview.pushes.number, preview.pushes.is_exact) == (len(changed), True)
+    assert seen.is_exact
+    assert (seen.number > 0) == (what == "requeue")
+    assert (await shown.preview(Filter(), what, [uuid4()])).pushes.number == 0
+
+
+async def test_the_pulse_and_the_searches_of_people_do_not_wait_for_each_other(database: Database) -> None:
+    pulses, searches = OnDemand(Address(database.dsn), "pulse"), OnDemand(Address(database.dsn), "search")
+    shown = Reading(searches.connection, connect_pulse=pulses.connection)
+    async with searches.connection():
+        await shown.pulse()
+    async with pulses.connection():
+        await shown.pushes(Filter())
+    await pulses.close()
+    await searches.close()
+
+
+async def test_the_service_reads_the_pulse_over_a_connection_of_its_own(service: Service) -> None:
+    async with service._reading.connection():
+        await service._page._reading.pulse()
+    async with service._pulse.connection():
+        await service._page._reading.pushes(Filter())
+
+
+async def test_an_action_leaves_nothing_behind_that_was_written_at_once_while_others_are_sent(
+    database: Database,
+) -> None:
+    """One statement inserts a campaign, so all are due at once. What does not match leaves the index meanwhile."""
+    wanted = Filter(status="pending", kind="token")
+    with psycopg.connect(database.dsn, autocommit=True) as conn:
+        conn.execute(
+            "insert into push_notifications (device_token, topic, title) "
+            "select case when n %% 2 = 0 then 'phone-' || n end, "
+            "case when n %% 2 = 1 then 'news' end, 't' from generate_series(1, %(rows)s) n",
+            {"rows": 2000},
+        )
+
+        def meanwhile() -> None:
+            conn.execute(
+                "update push_notifications set status = 'sent', next_attempt_at = null where topic is not null"
+            )
+
+        done = await _performed(database, wanted, "cancel", meanwhile)
+        left = conn.execute(
+            "select count(*) from push_notifications where status = 'pending' and device_token is not null"
+        ).fetchone()
+    assert (left, done) == ((0,), 1000)
+
+
+async def test_an_action_leaves_nothing_behind_that_ended_at_once_while_others_are_purged(
+    database: Database,
+) -> None:
+    wanted = Filter(status="dead", kind="token")
+    with psycopg.connect(database.dsn, autocommit=True) as conn:
+        conn.execute(
+            "insert into push_notifications (device_token, topic, title, status, next_attempt_at, error_code) "
+            "select case when n %% 2 = 0 then 'phone-' || n end, case when n %% 2 = 1 then 'news' end, 't', 'dead', "
+            "null, 'INTERNAL' from generate_series(1, %(rows)s) n",
+            {"rows": 2000},
+        )
+        done = await _performed(
+            database,
+            wanted,
+            "requeue",
+            lambda: conn.execute("delete from push_notifications where topic is not null"),
+        )
+        left = conn.execute("select count(*) from push_notifications where status = 'dead'").fetchone()
+    assert (left, done) == ((0,), 1000)
+
+
+async def _performed(
+    database: Database, wanted: Filter, what: Action, meanwhile: Callable[[], object]
+) -> int:
+    """How many pushes an action on all that match changes, when something happens after its first look."""
+    shown = Reading(connector(database.dsn), window=300)
+    until = (await shown.preview(wanted, what)).until
+
+    async def ids(after: str | None) -> tuple[list[UUID], str | None]:
+        found = await shown.ids(wanted, what, until, after, 20)
+        if after is None:
+            meanwhile()
+        return found
+
+    run = Run(
+        Acting(connector(database.dsn)), ids, what=what, who="anna", reason="", filter=wanted, until=until
+    )
+    await run.perform()
+    return run.progress.done
+
+
+@pytest.mark.parametrize(
+    "wanted", [Filter(status="sent"), Filter(code="INTERNAL"), Filter(user=USER)], ids=str
+)
+async def test_pages_of_what_was_written_at_once_miss_and_repeat_nothing_while_others_go(
+    database: Database, wanted: Filter
+) -> None:
+    shown = Reading(connector(database.dsn), window=300)
+    with psycopg.connect(database.dsn, autocommit=True) as conn:
+        conn.execute(
+            "insert into push_notifications (user_id, title, status, next_attempt_at, error_code) "
+            "select %s, 't' || n %% 3, %s, null, %s from generate_series(1, 1500) n",
+            (USER, "sent" if wanted.status else "dead", wanted.code),
+        )
+        listed: list[UUID] = []
+        after: str | None = None
+        while True:
+            page = await shown.pushes(wanted, after=after, limit=40)
+            listed += [line.id for line in page.lines]
+            after = page.after
+            if after is None:
+                break
+            # Of those that were listed and of those that come, some go; what stays must be seen.
+            conn.execute(
+                "delete from push_notifications where id in (select id from push_notifications where title = 't1' "
+                "order by id limit 20)"
+            )
+        left = {row[0] for row in conn.execute("select id from push_notifications").fetchall()}
+    assert len(listed) == len(set(listed))
+    assert left <= set(listed)
 
 
 async def test_what_is_newer_than_a_page_is_counted(database: Database) -> None:
@@ -229,6 +399,93 @@ async def test_the_story_of_a_push_without_its_token(database: Database) -> None
     assert await shown.story(uuid4()) is None
 
 
+HUGE = 5_000_000
+
+
+async def test_texts_of_any_length_are_cut_and_say_so(database: Database) -> None:
+    huge = "repeat('ü-', %s)"
+    with psycopg.connect(database.dsn, autocommit=True) as conn:
+        row = conn.execute(
+            "insert into push_notifications (topic, title, status, error_code, last_error, collapse_key, "
+            f"fcm_message_id, user_id) select t, t, 'dead', t, t, t, t, %s from (select {huge} as t) x returning id",
+            (USER, HUGE // 2),
+        ).fetchone()
+        assert row is not None
+        conn.execute(
+            "insert into push_delivery_logs (push_id, status, details) select %s, 'failed', jsonb_build_object("
+            "'code', t, 'reason', t, 'message_id', t, 'attempt', '1e400'::numeric, 'more', t) "
+            f"from (select {huge} as t) x",
+            (row[0], 50_000),
+        )
+        conn.execute(
+            "insert into push_delivery_logs (push_id, status, details) select %s, 'failed', jsonb_build_object("
+            "'code', 'INTERNAL', 'more', (select string_agg(md5(n::text), '') from generate_series(1, 10000) n)) "
+            "from generate_series(1, 3)",
+            (row[0],),
+        )
+    shown = Reading(connector(database.dsn))
+    story = await shown.story(row[0])
+    assert story is not None
+    (line,), (attempt, *others) = await shown.lines([row[0]]), story.attempts
+    (group,) = await shown.codes()
+    assert attempt.attempt is None
+    assert [(other.code, other.answer) for other in others] == [
+        (None, "the details are larger than 16 kB and are not shown")
+    ] * 3
+    assert line == story.line == (await shown.pulse()).latest[0] == (await shown.pushes(Filter())).lines[0]
+    for text, most in (
+        (line.target, 200), (line.title, 200), (line.error_code, 64), (group.code, 64), (story.last_error, 2000),
+        (story.collapse_key, 200), (story.fcm_message_id, 512), (attempt.code, 64), (attempt.answer, 2000),
+        (attempt.message_id, 512),
+    ):  # fmt: skip
+        assert text is not None
+        assert text == ("ü-" * most)[:most] + reading.CUT
+
+
+async def test_texts_that_are_not_too_long_are_whole(database: Database) -> None:
+    with psycopg.connect(database.dsn, autocommit=True) as conn:
+        row = conn.execute(
+            "insert into push_notifications (topic, title, status, error_code) values (%s, %s, 'dead', %s) "
+            "returning id",
+            ("ü" * 200, "ü" * 200, "C" * 64),
+        ).fetchone()
+    assert row is not None
+    shown = Reading(connector(database.dsn))
+    (line,), (group,) = await shown.lines([row[0]]), await shown.codes()
+    assert (line.target, line.title, line.error_code, group.code) == (
+        "ü" * 200,
+        "ü" * 200,
+        "C" * 64,
+        "C" * 64,
+    )
+    assert [found.id for found in (await shown.pushes(Filter(code="C" * 64))).lines] == [row[0]]
+
+
+async def test_a_longer_code_is_not_found_by_its_beginning(database: Database) -> None:
+    with psycopg.connect(database.dsn, autocommit=True) as conn:
+        conn.execute(
+            "insert into push_notifications (title, status, error_code) select 't', 'dead', repeat('C', n) "
+            "from generate_series(64, 66) n"
+        )
+    shown = Reading(connector(database.dsn))
+    assert (await shown.count(Filter(code="C" * 64))).number == 1
+    groups = await shown.codes()
+    assert [(group.code, group.pushes.number) for group in groups] == [
+        ("C" * 64 + reading.CUT, 2),
+        ("C" * 64, 1),
+    ]
+
+
+async def test_of_each_action_no_more_than_20_ids_are_read(database: Database) -> None:
+    with psycopg.connect(database.dsn, autocommit=True) as conn:
+        conn.execute(
+            "insert into push_listener.actions (who, what, filter, affected, ids) select 'anna', 'requeue', '{}', n, "
+            "array(select gen_random_uuid() from generate_series(1, n)) from unnest(array[20, 21, 500]) n"
+        )
+    actions = await Reading(connector(database.dsn)).actions()
+    assert [(action.affected, len(action.ids)) for action in actions] == [(500, 20), (21, 20), (20, 20)]
+
+
 async def test_times_that_are_no_dates(database: Database) -> None:
     with psycopg.connect(database.dsn, autocommit=True) as conn:
         conn.execute("alter table push_notifications disable trigger user")
@@ -269,6 +526,46 @@ async def test_the_pulse(database: Database) -> None:
     assert [(group.status, group.code, str(group.pushes)) for group in groups] == [("dead", "INTERNAL", "1")]
 
 
+async def test_the_pulse_and_the_metrics_know_the_same_oldest_push(database: Database) -> None:
+    """While FCM answers each with an error, all wait for a next try. QueueStalled counts from the first due time."""
+    with psycopg.connect(database.dsn, autocommit=True) as conn:
+        _retrying(conn, 30)
+    pulse = await Reading(connector(database.dsn)).pulse()
+    figures = await _depth(database)
+    assert pulse.oldest_due == pytest.approx(max(figures.oldest_due.values()), abs=60)
+    assert pulse.oldest_due >= 3600
+    assert (pulse.is_due, pulse.retrying, pulse.is_whole) == (False, 30, True)
+
+
+async def test_the_pulse_says_when_it_does_not_look_at_all_that_wait(database: Database) -> None:
+    """2,000 are scheduled before the next try of the one that is late: the last reading for the metrics knows it."""
+    with psycopg.connect(database.dsn, autocommit=True) as conn:
+        _retrying(conn, 1)
+        conn.execute("alter table push_notifications enable trigger user")
+        conn.execute(
+            "insert into push_notifications (title, next_attempt_at) select 't', now() + interval '30 s' "
+            "from generate_series(1, 2000)"
+        )
+    pulse = await Reading(connector(database.dsn)).pulse()
+    assert (pulse.oldest_due, pulse.is_whole) == (0.0, False)
+    assert max((await _depth(database)).oldest_due.values()) >= 3600
+
+
+def _retrying(conn: psycopg.Connection[Any], pushes: int) -> None:
+    conn.execute("alter table push_notifications disable trigger user")
+    conn.execute(
+        "insert into push_notifications (title, status, retry_count, delivery_attempts, created_at, push_first_due_at, "
+        "next_attempt_at) select 't', 'failed', 3, 3, now() - interval '1 hour', now() - interval '1 hour', "
+        "now() + interval '1 min' from generate_series(1, %s)",
+        (pushes,),
+    )
+
+
+async def _depth(database: Database) -> Depth:
+    async with AsyncConnectionPool(database.dsn, open=False, kwargs={"autocommit": True}) as pool:
+        return (await read(pool)).depth
+
+
 async def test_codes_stop_counting(database: Database) -> None:
     with psycopg.connect(database.dsn, autocommit=True) as conn:
         conn.execute(
@@ -292,6 +589,7 @@ async def test_the_role_of_the_service_may_read_it_all(filled: Database) -> None
     await shown.run_progress(uuid4())
     await shown.preview(Filter(), "requeue")
     await shown.lines([line.id for line in page.lines])
+    await shown.story(page.lines[0].id)
     await shown.ended(Filter(), NOW)
 
 
@@ -375,7 +673,7 @@ async def test_a_search_reads_its_index_and_a_bounded_part_of_it(history: Databa
     for wanted in FILTERS:
         for source in order.plan(wanted).sources:
             values = {
-                **reading._values(source, wanted, window), "near": 50, "skip": 0, "limit": 51, "most": 1000,
+                **reading._values(source, wanted, window), "near": 50, "limit": 51, "most": 1000,
             }  # fmt: skip
             for statement in (SCANS[source.statement], COUNTS[source.statement]):
                 nodes = await _nodes(history, statement, values)
@@ -385,13 +683,40 @@ async def test_a_search_reads_its_index_and_a_bounded_part_of_it(history: Databa
                     assert node["Actual Rows"] + node.get("Rows Removed by Filter", 0) <= window
 
 
+async def test_codes_of_an_adopted_column_of_another_type_are_read_by_their_index(postgres: Server) -> None:
+    before = f"{APPLICATION}; alter table public.push_notifications add column error_code varchar"
+    with project(postgres, Regime.NEW, before) as database:
+        with psycopg.connect(database.dsn, autocommit=True) as conn:
+            conn.execute(
+                "insert into push_notifications (title, body, status, error_code) "
+                "select 't', 'b', 'dead', 'CODE_' || n % 5 from generate_series(1, 1000) n"
+            )
+        wanted = Filter(code="CODE_1", status="dead")
+        (source,) = order.plan(wanted).sources
+        values = {**reading._values(source, wanted, 300), "near": 50, "skip": 0, "limit": 51}
+        codes = {"codes": 100, "window": 300}
+        for statement, given in ((SCANS["by_code"], values), (reading.CODES, codes)):
+            nodes = await _nodes(database, statement, given)
+            scans = [node for node in nodes if node.get("Relation Name") == "push_notifications"]
+            assert {node.get("Index Name") for node in scans} == {"push_notifications_code"}
+        assert len(await Reading(connector(database.dsn)).codes()) == 5
+
+
+async def test_the_codes_are_found_without_reading_what_they_have_in_common(history: Database) -> None:
+    nodes = await _nodes(history, reading.CODES, {"codes": 100, "window": 50})
+    scans = [node for node in nodes if node.get("Relation Name") == "push_notifications"]
+    assert {node.get("Index Name") for node in scans} == {"push_notifications_code"}
+    for node in scans:
+        assert node["Actual Rows"] + node.get("Rows Removed by Filter", 0) <= 50
+
+
 @pytest.mark.parametrize("statement", sorted(SCANS))
 async def test_a_search_without_its_index_is_caught(history: Database, statement: str) -> None:
     with psycopg.connect(history.dsn, autocommit=True) as conn:
         conn.execute(f"drop index {_INDEXES[statement]}".encode())
     wanted = Filter(user=USER, code="INTERNAL")
     source = order.Source("x", statement, "updated_at", STATUSES, STATUSES)  # type: ignore[arg-type]
-    values = {**reading._values(source, wanted, 300), "near": 50, "skip": 0, "limit": 51}
+    values = {**reading._values(source, wanted, 300), "near": 50, "limit": 51}
     nodes = await _nodes(history, SCANS[statement], values)
     scans = [node for node in nodes if node.get("Relation Name") == "push_notifications"]
     assert {node.get("Index Name") for node in scans} != {_INDEXES[statement]}

@@ -6,7 +6,6 @@ import asyncio
 import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Any
 
 import psycopg
 import pytest
@@ -215,23 +214,6 @@ async def test_neither_a_direct_connection_nor_session_mode_is_taken_for_it(
             for _ in range(5):
                 assert not await is_transaction_pooler(Address(dsn))
                 assert not is_transaction_pooler_blocking(dsn)  # in a thread with a running event loop
-
-
-async def test_a_direct_connection_is_known_after_a_few_probes(
-    database: Database, session: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    probes = 0
-
-    async def counted(conn: psycopg.AsyncConnection[Any], statement: Any) -> Any:
-        nonlocal probes
-        probes += 1
-        return await fetch_value(conn, statement)
-
-    monkeypatch.setattr("listener.postgres.connect.fetch_value", counted)
-    assert not await is_transaction_pooler(Address(database.dsn))
-    directly, probes = probes, 0
-    assert not await is_transaction_pooler(Address(session))
-    assert directly < probes / 2, "a pooler tells its clients ids of its own"
 
 
 async def test_a_pooler_without_a_second_connection_is_not_waited_for_without_end(

@@ -151,7 +151,8 @@ async def test_the_pages_of_the_web_server(database: Database) -> None:
         async with program("run", env=env) as running, rows_of(database.dsn) as rows:
             await running.said("ready")
             for token in ("good", "bad token"):
-                await rows.add(device_token=f"{SECRET}-{token}", title=SECRET)
+                # The page shows titles, and nothing else of a payload.
+                await rows.add(device_token=f"{SECRET}-{token}", title="t", body=SECRET, data={"a": SECRET})
             await rows.over()
             port = await running.port()
             pages = [await get(port, path) for path in ("/", "/metrics", "/healthz", "/readyz")]

@@ -1,14 +1,19 @@
-"""The page of a running service: what it reads, what it says without a database, and how it ends."""
+"""The page of a running service: what it reads, what it makes of odd requests and rows, and how it ends."""
 
 from __future__ import annotations
 
 import asyncio
 from contextlib import AsyncExitStack
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from uuid import UUID
 
 import aiohttp
+import psycopg
 import pytest
 
 from listener.emulator import Emulator
+from listener.service import Service
 from tests.support.postgres import Database
 from tests.support.service import (
     PATIENCE,
@@ -24,6 +29,7 @@ from tests.support.service import (
 )
 
 LOCAL = {"Accept": "text/html"}
+LATER = "2099-01-01T00:00:00+00:00"
 
 
 async def test_an_unwatched_page_holds_no_connection(
@@ -57,6 +63,23 @@ async def test_the_charts_have_points_although_nobody_watched(
         figures = service.state().figures
         assert figures is not None
         assert (figures.sent, figures.failed) == (1, {"UNREGISTERED": 1})
+
+
+async def test_pushes_that_all_die_are_not_a_green_verdict(
+    database: Database, rows: Rows, emulator: Emulator
+) -> None:
+    """DeadLetters and FailureRatio are tickets among the alerts: at least attention."""
+    async with serving(settings_for(database.dsn, emulator)) as service:
+        assert service.port is not None
+        assert service._page is not None
+        await service._page.snapshot()
+        for n in range(40):
+            await rows.add(device_token=f"t-{n}", title="t", data={"from": "x"})
+        found = await rows.over()
+        assert {row["status"] for row in found.values()} == {"dead"}
+        _, text = await get(service.port, "/", **LOCAL)
+    assert 'class="verdict attention"' in text
+    assert "Pushes were given up in the last hour: 40 with " in text
 
 
 async def test_a_page_shows_the_work_of_another_process(
@@ -162,3 +185,140 @@ async def test_streams_end_before_the_work_does(database: Database, rows: Rows) 
                 assert late.status == 503
         running.terminate()
         assert await running.ended() == 0
+
+
+@pytest.mark.parametrize(
+    ("hours", "says"),
+    [(-1, "Nothing to requeue"), (1, "FCM may have accepted them")],
+    ids=["over", "in time"],
+)
+async def test_the_preview_of_ticked_pushes_says_what_would_come_of_it(
+    database: Database, rows: Rows, emulator: Emulator, hours: int, says: str
+) -> None:
+    """The push was accepted once, and may be worth nothing any more."""
+    push = await rows.add(
+        device_token="t",
+        title="t",
+        status="expired",
+        error_code="EXPIRED",
+        sent_at=datetime.now(UTC),
+        expires_at=datetime.now(UTC) + timedelta(hours=hours),
+        next_attempt_at=None,
+    )
+    async with serving(settings_for(database.dsn, emulator)) as service:
+        assert service.port is not None
+        _, text = await get(service.port, f"/preview?what=requeue&id={push}", **LOCAL)
+    assert says in text
+
+
+async def test_a_run_of_another_process_is_shown_before_its_first_batch(
+    database: Database, rows: Rows, emulator: Emulator
+) -> None:
+    """Behind a load balancer the next request goes to another process."""
+    await rows.add(device_token="t", title="t", status="dead", error_code="INTERNAL", next_attempt_at=None)
+    settings = settings_for(database.dsn, emulator)
+    async with (
+        serving(settings) as one,
+        serving(settings) as other,
+        await psycopg.AsyncConnection.connect(database.dsn) as holder,
+        aiohttp.ClientSession() as http,
+    ):
+        # The first batch takes its time.
+        await holder.execute("lock table push_listener.actions in share mode")
+        async with http.post(
+            f"http://127.0.0.1:{one.port}/act",
+            data={"what": "requeue", "status": "dead", "frozen": datetime.now(UTC).isoformat()},
+            headers={"Sec-Fetch-Site": "same-origin"},
+            allow_redirects=False,
+        ) as answer:
+            assert answer.status == 303
+            where = answer.headers["Location"]
+        assert other.port is not None
+        status, text = await get(other.port, where, **LOCAL)
+        await holder.rollback()
+    assert (status, "no batch yet" in text) == (200, True)
+
+
+# --- odd requests and odd rows ---------------------------------------------------------------------------------------
+
+
+async def ask(service: Service, method: str, path: str, **options: Any) -> tuple[int, str]:
+    """One request, as the page itself makes it."""
+    headers = {"Origin": f"http://127.0.0.1:{service.port}", **LOCAL}
+    url = f"http://127.0.0.1:{service.port}{path}"
+    async with (
+        aiohttp.ClientSession() as http,
+        http.request(method, url, headers=headers, allow_redirects=False, **options) as answer,
+    ):
+        return answer.status, await answer.text()
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/pushes?since=0001-01-01T00:00%2B14:00",
+        "/pushes?until=9999-12-31T23:59-14:00",
+        "/preview?what=requeue&until=9999-12-31T23:59-14:00",
+        f"/pushes/newer?than={'9' * 400}",
+        f"/pushes/newer?than={'9' * 25}",
+        "/pushes?after=given.-999999999999999999.1",
+    ],
+)
+async def test_an_odd_address_is_the_readers_mistake(service: Service, path: str) -> None:
+    status, _ = await ask(service, "GET", path)
+    assert status == 400
+
+
+@pytest.mark.parametrize("path", ["/pushes?since=0001-01-01T00:00", "/pushes?until=9999-12-31T23:59:59"])
+async def test_the_first_and_the_last_year_are_times(service: Service, path: str) -> None:
+    status, _ = await ask(service, "GET", path)
+    assert status == 200
+
+
+@pytest.mark.parametrize(
+    ("path", "form"),
+    [
+        ("/send", {"token": "abc", "title": "a\0b"}),
+        ("/send", {"token": "a\0c", "title": "a"}),
+        ("/act", {"what": "requeue", "id": str(UUID(int=1)), "frozen": LATER, "reason": "a\0b"}),
+        ("/act", {"what": "requeue", "id": str(UUID(int=1)), "frozen": "9999-12-31T23:59-14:00"}),
+    ],
+)
+async def test_what_no_column_can_hold_is_refused(service: Service, path: str, form: dict[str, str]) -> None:
+    status, text = await ask(service, "POST", path, data=form)
+    assert (status, "The database cannot be read" in text) == (400, False)
+
+
+async def test_all_pushes_that_wait_for_a_far_time_can_be_cancelled(rows: Rows, service: Service) -> None:
+    await rows.query(
+        "insert into push_notifications (title, device_token, next_attempt_at) "
+        "select 't', 't', '200000-01-01' from generate_series(1, 1200) returning id"
+    )
+    asked = {"what": "cancel", "status": "pending", "frozen": LATER, "reason": "x"}
+    status, text = await ask(service, "POST", "/act", data=asked)
+    assert status == 303, text
+    runs = service._page._runs._runs
+    await until(lambda: all(run.progress.is_over for run in runs.values()))
+    (left,) = await rows.query("select count(*) as number from push_notifications where status = 'pending'")
+    assert left["number"] == 0
+
+
+async def test_the_record_of_a_requeue_of_everything_is_a_small_page(rows: Rows, service: Service) -> None:
+    await rows.query(
+        "insert into push_listener.actions (who, what, filter, affected, ids, run) "
+        "select 'anna', 'requeue', '{}', 500, array(select gen_random_uuid() from generate_series(1, 500)), "
+        "gen_random_uuid() from generate_series(1, 50) returning id"
+    )
+    _, text = await ask(service, "GET", "/actions")
+    assert "all pushes" in text
+    assert len(text) < 100_000
+
+
+async def test_a_huge_row_is_a_small_page(rows: Rows, service: Service) -> None:
+    push = await rows.add(
+        title="t", body="b" * 20_000_000, device_token="t", status="sent", last_error="no " * 2_000_000
+    )
+    for method, path in (("GET", f"/pushes/{push}"), ("POST", f"/pushes/{push}/reveal")):
+        status, text = await ask(service, method, path)
+        assert (status, "cut" in text) == (200, True)
+        assert len(text) < 100_000

@@ -52,7 +52,7 @@ def visitors(keys: Keys) -> dict[str, dict[str, str]]:
         "wrong bearer": {"Authorization": "Bearer wrong-token"},
         "empty bearer": {"Authorization": "Bearer "},
         "token as basic": {"Authorization": f"Basic {ACTION_TOKEN}"},
-        "wrong cookie": {"Cookie": f"{COOKIE}={anna[:-1]}{'A' if anna[-1] != 'A' else 'B'}"},
+        "wrong cookie": {"Cookie": f"{COOKIE}={anna[:-2]}{'A' if anna[-2] != 'A' else 'B'}{anna[-1]}"},
         "token as cookie": {"Cookie": f"{COOKIE}={ACTION_TOKEN}"},
         "cookie before rotation": {"Cookie": f"{COOKIE}={other.cookie(ANNA)}"},
         "wrong bearer with anna's cookie": {
@@ -191,10 +191,17 @@ async def test_on_loopback_an_own_host_with_a_foreign_origin_is_refused() -> Non
 
 
 @pytest.mark.parametrize("header", ["X-Forwarded-For", "Forwarded", "X-Real-IP", "Via", "X-Forwarded-Host"])
-async def test_on_loopback_behind_a_proxy_the_page_is_closed(header: str) -> None:
+async def test_on_loopback_behind_a_proxy_that_names_its_clients_the_page_is_closed(header: str) -> None:
     async with served(host="127.0.0.1") as page:
         answer = await page.ask("GET", "/pushes", {header: "203.0.113.7"})
         assert (answer.status, "set PAGE_TOKEN" in answer.text) == (403, True)
+
+
+async def test_on_loopback_a_bearer_token_that_nobody_asks_for_opens_nothing() -> None:
+    """nginx as it comes names the upstream in Host and adds no header: then only Origin tells the page's own forms."""
+    async with served(host="127.0.0.1") as page:
+        assert (await page.ask("POST", "/pushes", {"Authorization": "Bearer x"})).status == 403
+        assert page.acts == []
 
 
 # --- the login -------------------------------------------------------------------------------------------------------
@@ -266,6 +273,28 @@ async def test_a_wrong_token_sets_no_cookie(page: Served) -> None:
         assert asked_of(answer.headers["Location"]) == {"next": "/pushes?status=dead", "wrong": "1"}
 
 
+@pytest.mark.parametrize(
+    ("kind", "body"),
+    [
+        ("application/x-www-form-urlencoded", b"token=\xff"),
+        ("application/x-www-form-urlencoded", b"token=%ff"),
+        ("application/x-www-form-urlencoded", b"token=a%00b"),
+        ("application/x-www-form-urlencoded", b"a=b&" * 1000),
+        ("application/x-www-form-urlencoded; charset=nonsense", b"token=a"),
+        ("multipart/form-data; boundary=x", b"--x\r\nfoo\r\n\r\n--x--"),
+        ("multipart/form-data", b"token=a"),
+        ("text/plain", b"token=a"),
+    ],
+)
+async def test_a_broken_form_of_a_stranger_is_no_fault_of_the_page(
+    page: Served, caplog: pytest.LogCaptureFixture, kind: str, body: bytes
+) -> None:
+    own = {"Origin": f"http://127.0.0.1:{page.port}"}
+    answer = await page.ask("POST", "/login", own, {"Content-Type": kind}, data=body)
+    assert (answer.status, "This form cannot be read" in answer.text) == (400, True)
+    assert "fault" not in caplog.text
+
+
 async def test_only_a_few_wrong_tokens_are_tried_at_a_time() -> None:
     async with served(access={"patience": 3600.0, "most": 2}, **TOKENS) as page:
         wrong = [
@@ -278,12 +307,17 @@ async def test_only_a_few_wrong_tokens_are_tried_at_a_time() -> None:
         assert (answer.status, answer.headers["Retry-After"]) == (429, "1")
         answer = await log_in(page, "x")
         assert answer.headers["Location"].endswith("&wrong=wait")
-        # A cookie is no guess.
+        # Nobody is kept out by the guesses of others.
         cookie = f"{COOKIE}={page.keys.cookie(READER)}"
         assert (await page.ask("GET", "/pushes", {"Cookie": cookie})).status == 200
+        assert (await page.ask("GET", "/pushes", bearer)).status == 200
+        assert "Set-Cookie" in (await log_in(page, ACTION_TOKEN)).headers
         for task in wrong:
             task.cancel()
         await asyncio.gather(*wrong, return_exceptions=True)
+    async with served(access={"patience": 3600.0, "most_of_all": 0}, **TOKENS) as page:
+        assert (await page.ask("GET", "/pushes", {"Authorization": "Bearer 1"})).status == 429
+        assert (await page.ask("GET", "/pushes", bearer)).status == 200
     async with served(access={"most": 2}, **TOKENS) as page:
         for n in range(5):
             assert (await page.ask("GET", "/pushes", {"Authorization": f"Bearer {n}"})).status == 401
@@ -294,7 +328,7 @@ async def until_busy(page: Served) -> None:
     """Returns once as many wrong tokens as may be are being answered."""
     assert page.page is not None
     access = page.page._access
-    await until(lambda: access._answering == access._most)
+    await until(lambda: access._waiting.total() == access._most)
 
 
 # --- where those are led that are not known --------------------------------------------------------------------------
@@ -334,7 +368,8 @@ async def test_every_answer_has_the_headers(page: Served) -> None:
         ("GET", "/pushes", reader, 200), ("GET", "/events", reader, 200), ("GET", "/pushes", HTML, 303),
         ("GET", "/pushes", {}, 401), ("POST", "/pushes", reader, 403), ("GET", "/login", {}, 200),
         ("GET", "/fail", reader, 500), ("GET", "/workers", reader, 503), ("GET", style, {}, 200),
-        ("GET", "/static/0123456789abcdef/vendor/uPlot.min.css", {}, 404),
+        ("GET", "/static/0123456789abcdef/vendor/uPlot.min.css", {}, 404), ("GET", "/nothing", {}, 404),
+        ("DELETE", "/pushes", reader, 405), ("GET", "/healthz", {}, 200),
     ]  # fmt: skip
     for method, path, headers, status in asked:
         answer = await page.ask(method, path, headers)
@@ -354,8 +389,9 @@ async def test_under_a_prefix_the_page_answers_there_only() -> None:
     async with served(host="127.0.0.1", path_prefix="/push/") as page:
         assert page.prefix == "/push"
         assert (await page.ask("GET", "/pushes")).status == 200
-        answer = await page.ask("GET", "")
-        assert (answer.status, answer.headers["Location"]) == (308, "/push/")
+        answer = await page.ask("GET", "?a=b%26c")
+        assert (answer.status, answer.headers["Location"]) == (308, "/push/?a=b%26c")
+        assert answer.headers["Content-Security-Policy"] == CONTENT_SECURITY_POLICY
         page.prefix = ""
         assert (await page.ask("GET", "/pushes")).status == (await page.ask("GET", "/")).status == 404
         assert (await page.ask("GET", "/healthz")).status == (await page.ask("GET", "/metrics")).status == 200
@@ -370,6 +406,15 @@ async def test_a_fault_quotes_nothing(page: Served, caplog: pytest.LogCaptureFix
     answer = await page.ask("GET", "/fail", HTML, {"Authorization": f"Bearer {PAGE_TOKEN}"})
     assert answer.status == 500
     assert "payload" not in answer.text + caplog.text
+
+
+async def test_what_goes_wrong_is_told_on_a_page_that_leads_back() -> None:
+    async with served(host="127.0.0.1", path_prefix="/push") as page:
+        assert page.context is not None
+        for path in ("/fail", "/workers"):
+            text = (await page.ask("GET", path, HTML)).text
+            assert f'href="{page.context.asset("app.css")}"' in text
+            assert '<a href="/push/">Overview</a>' in text
 
 
 async def test_without_a_database_the_page_says_so(page: Served) -> None:

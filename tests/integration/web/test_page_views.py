@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import AsyncIterator
-from datetime import UTC, datetime
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from html.parser import HTMLParser
+from uuid import UUID
 
 import pytest
 from aiohttp import ClientSession
 
 from listener.operating.filters import Filter
-from listener.operating.records import Progress
-from tests.support.page import NOBODY, PAGES, READER, FakePage, FakeRun, push_id
+from listener.operating.records import CodeGroup, Count, Progress, Story, WorkerLine
+from tests.support.page import NOBODY, PAGES, READER, FakePage, FakeRun, now, push_id, story
 
 
 @pytest.fixture
@@ -132,6 +134,7 @@ async def test_what_is_new_changes_cells_and_moves_nothing(browser: ClientSessio
         (str(push_id(3)), f"/pushes/{push_id(3)}"),
         (f" {push_id(300)} ", f"/pushes?user={push_id(300)}"),
         ("unregistered", "/pushes?code=UNREGISTERED"),
+        ("http_404", "/pushes?code=HTTP_404"),
     ],
 )
 async def test_what_is_pasted_is_found(browser: ClientSession, sought: str, leads_to: str) -> None:
@@ -141,6 +144,80 @@ async def test_what_is_pasted_is_found(browser: ClientSession, sought: str, lead
     ):
         assert answer.status == 303
         assert answer.headers["Location"] == leads_to
+
+
+@pytest.mark.parametrize("part", ["aa276b2f", "1a2b3c4d", "\u20266f6a1c11", "6f1e0c9a-7a64"])
+async def test_a_part_of_an_id_is_called_so(browser: ClientSession, part: str) -> None:
+    """Lists show the last eight digits."""
+    status, text = await get(browser, FakePage(), f"/find?q={part}")
+    assert status == 400
+    assert "That is a part of an id" in text
+
+
+async def test_an_id_of_nothing_leads_nowhere(browser: ClientSession) -> None:
+    """A push that was deleted has an id that looks like that of a user."""
+    page = FakePage()
+    page.reading.is_empty = True
+    status, text = await get(browser, page, f"/find?q={push_id(300)}")
+    assert status == 404
+    assert "RETENTION" in text
+
+
+@pytest.mark.parametrize("status", ["sent", "delivered", "processing"])
+async def test_a_list_without_actions_has_no_boxes_to_tick(browser: ClientSession, status: str) -> None:
+    _, text = await get(browser, FakePage(), f"/pushes?status={status}")
+    assert "All that match" not in text
+    assert "checkbox" not in text
+    assert f'id="state-{push_id(0)}"' in text  # it changes in place all the same
+
+
+@pytest.mark.parametrize(("code", "links"), [("", 0), ("two words", 0), ("UNREGISTERED", 1)])
+async def test_what_needs_a_person_is_linked_only_if_a_filter_finds_it(
+    browser: ClientSession, code: str, links: int
+) -> None:
+    page = FakePage()
+
+    async def codes() -> list[CodeGroup]:
+        return [CodeGroup("dead", code, Count(3, True), now())]
+
+    page.reading.codes = codes  # type: ignore[method-assign]
+    _, text = await get(browser, page, "/needs")
+    assert len(re.findall(r'<a href="/pushes[^"]*">3', text)) == links
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/actions",
+        "/pushes?since=2026-11-28T00:00:00%2B00:00",
+        "/preview?what=requeue&since=2026-11-28T00:00:00%2B00:00",
+    ],
+)
+async def test_the_time_of_a_condition_is_one_for_the_zone_of_the_browser(
+    browser: ClientSession, path: str
+) -> None:
+    _, text = await get(browser, FakePage(), path)
+    assert re.search(r'since (<b>)?<time datetime="2026-11-28T00:00:00\+00:00"', text)
+
+
+async def test_the_list_asks_for_what_is_newer_than_what_it_shows(browser: ClientSession) -> None:
+    page = FakePage()
+    await get(browser, page, f"/pushes/newer?status=dead&than=7&ids={push_id(3)}")
+    assert ("newer", Filter(status="dead"), "7", (push_id(3),)) in page.reading.asked
+
+
+@pytest.mark.parametrize(("hours", "is_offered"), [(-1, False), (1, True)])
+async def test_a_push_is_offered_for_requeue_until_its_time_is_over(
+    browser: ClientSession, hours: int, is_offered: bool
+) -> None:
+    page, found = FakePage(), story(13, status="expired")
+
+    async def told(wanted: UUID) -> Story:
+        return replace(found, expires_at=now() + timedelta(hours=hours))
+
+    page.reading.story = told  # type: ignore[method-assign]
+    _, text = await get(browser, page, f"/pushes/{found.line.id}")
+    assert ('data-do="requeue"' in text) == is_offered
 
 
 async def test_ticked_pushes_are_requeued_by_name_unless_they_changed(browser: ClientSession) -> None:
@@ -184,6 +261,31 @@ async def test_an_action_that_no_preview_made_is_refused(
     async with page.serve() as url, browser.post(f"{url}/act", data=values, allow_redirects=False) as answer:
         assert answer.status == 400
     assert (page.acting.done, page.runs.started) == ([], [])
+
+
+async def test_a_run_of_another_process_that_does_nothing_more_is_said_to_have_stopped(
+    browser: ClientSession,
+) -> None:
+    page = FakePage()
+    _, text = await get(browser, page, f"/runs/{push_id(999)}")
+    assert "at work in another process" in text
+    assert "every 5s" in text
+    page.reading.run_age = timedelta(minutes=2)
+    _, text = await get(browser, page, f"/runs/{push_id(999)}")
+    assert "has stopped" in text
+    assert "hx-trigger" not in text
+
+
+async def test_an_action_on_everything_says_so_and_shows_a_few_of_many_ids(browser: ClientSession) -> None:
+    page = FakePage()
+    _, text = await get(browser, page, "/actions")
+    row = text[text.index('id="action-4"') :]
+    assert "all pushes" in row[: row.index("</tr>")]
+    row = text[text.index('id="action-3"') :]
+    row = row[: row.index("</tr>")]
+    assert row.count('href="/pushes/') == 20
+    assert "500 ids" in row
+    assert "and 480 more" in row
 
 
 async def test_a_preview_leaves_out_what_the_action_cannot_change(browser: ClientSession) -> None:
@@ -249,6 +351,56 @@ async def test_a_run_is_followed_and_stopped(browser: ClientSession) -> None:
     assert run.is_aborted
     assert "every 1s" not in text
     assert "stopped" in text
+
+
+async def test_a_run_of_another_process_is_awaited_for_a_minute(browser: ClientSession) -> None:
+    page, path = FakePage(), f"/runs/{push_id(300)}"
+    async with page.serve() as url:
+        async with browser.get(url + path) as answer:
+            text = await answer.text()
+            assert answer.status == 200
+        assert "no batch yet" in text
+        (poll,) = re.findall(r'hx-get="(/runs/[^"]+)"', text)
+        long_ago = int((now() - timedelta(minutes=2)).timestamp())
+        async with browser.get(url + re.sub(r"since=\d+", f"since={long_ago}", poll)) as answer:
+            text = await answer.text()
+    assert "hx-get" not in text
+    assert "it changed nothing, or the address is wrong" in text
+
+
+@pytest.mark.parametrize(
+    ("minutes", "state", "goes_on"), [(0, "at work in another process", True), (2, "has stopped", False)]
+)
+async def test_a_run_of_another_process_is_followed_by_its_batches(
+    browser: ClientSession, minutes: int, state: str, goes_on: bool
+) -> None:
+    page = FakePage()
+
+    async def progress(run: UUID) -> tuple[int, datetime | None]:
+        return 500, now() - timedelta(minutes=minutes)
+
+    page.reading.run_progress = progress  # type: ignore[method-assign]
+    _, text = await get(browser, page, f"/runs/{push_id(300)}")
+    assert state in text
+    assert ("hx-get" in text) == goes_on
+    assert "abort" not in text
+
+
+async def test_the_workers_that_hold_no_lock_are_not_called_unseen(browser: ClientSession) -> None:
+    """With WAKEUP=sweep no worker holds one, and so Postgres cannot see whether it lives."""
+    page = FakePage()
+    own = page.sample().state.worker
+    assert own is not None
+
+    async def workers() -> list[WorkerLine]:
+        none = Count(0, True)
+        return [
+            WorkerLine(n, "web", now(), None, False, False, none, is_guarded=False) for n in (own, own + 1)
+        ]
+
+    page.reading.workers = workers  # type: ignore[method-assign]
+    _, text = await get(browser, page, "/workers/table")
+    assert re.findall(r'class="status \w+"[^>]*>([^<]+)', text) == ["at work", "not known"]
 
 
 async def test_the_stream_brings_the_parts_of_the_first_screen(browser: ClientSession) -> None:

@@ -121,18 +121,16 @@
     plots.clear();
     draw();
   }
-  const column = (values, length) => values ?? Array(length).fill(null);
   function extend(tail) {
     if (!tail.at.length) return;
     const kept = series.at.findIndex((at) => at >= tail.at[0]);
     const end = kept < 0 ? series.at.length : kept;
     const start = Math.max(series.at.findIndex((at) => at >= tail.at.at(-1) - WINDOW), 0);
-    const join = (old, more) => [...column(old, series.at.length).slice(start, end), ...column(more, tail.at.length)];
-    const codes = new Set([...Object.keys(series.failed), ...Object.keys(tail.failed)]);
+    const join = (old, more) => [...old.slice(start, end), ...more];
     series = {
       at: join(series.at, tail.at),
       accepted: join(series.accepted, tail.accepted),
-      failed: Object.fromEntries([...codes].map((code) => [code, join(series.failed[code], tail.failed[code])])),
+      failed: Object.fromEntries(Object.keys(tail.failed).map((code) => [code, join(series.failed[code], tail.failed[code])])),
       oldest_due: join(series.oldest_due, tail.oldest_due),
       p50: join(series.p50, tail.p50),
       p99: join(series.p99, tail.p99),
@@ -172,7 +170,9 @@
     const tail = JSON.parse(event.detail.message.data);
     if (!series || !tail.at.length) return;
     const last = series.at.at(-1);
-    if (last === undefined || tail.at[0] - last > AWAY) reread(live);
+    // Which codes have a line of their own changes with the window, and so does what "other" stands for.
+    const hasOthers = Object.keys(tail.failed).sort().join() !== Object.keys(series.failed).sort().join();
+    if (last === undefined || tail.at[0] - last > AWAY || hasOthers) reread(live);
     else { extend(tail); draw(); }
   }
   const titleOf = (found) => `${{ ok: "Sending", attention: "Attention", trouble: "Trouble" }[found]} · push-listener`;
