@@ -9,9 +9,8 @@ turn; every commit waits for the disk:
 - ``Direct.enqueue``: ``PushClient.enqueue`` over ``Direct``, four at a time
 - ``Direct.enqueue_each``: all of them in one call of the client
 - ``Rest.enqueue``, ``Rest.enqueue_each``: likewise over HTTP, to the tests' stand-in for PostgREST
-- ``rows over REST``: what supabase-py's ``table(...).insert([...])`` does, 1000 rows in a body, which PostgREST
-  inserts with one statement: ``insert ... select ... from json_to_recordset``. It checks nothing, and one bad row
-  refuses all.
+- ``supabase-py, insert``: ``await supabase.table("push_notifications").insert([...]).execute()``, 1000 rows in each,
+  which PostgREST inserts with one statement. It checks nothing, and one bad row refuses all.
 
 The stand-in is Python and shares the cores; PostgREST itself is faster. What is shown is what the client costs, not
 what a project on Supabase reaches.
@@ -28,8 +27,10 @@ from typing import Any
 
 import click
 import psycopg
+from postgrest.types import ReturnMethod
 from psycopg.rows import scalar_row
 from rich.table import Table
+from supabase import acreate_client
 
 from listener.client import Direct, Notification, Push, PushClient, Rest, Transport
 from tests.benchmarks import rig
@@ -40,12 +41,6 @@ _AT_ONCE = 4
 _ROWS = 1000
 _SINGLE = ("insert, one by one", "Direct.enqueue", "Rest.enqueue")
 _SINGLES = 1000
-
-_INSERT_ROWS = """
-insert into public.push_notifications (device_token, title, body, data)
-  select device_token, title, body, data
-    from json_to_recordset(%s::json) as r(device_token text, title text, body text, data jsonb)
-"""
 
 Way = Callable[[list[Push]], Coroutine[Any, Any, None]]
 
@@ -97,21 +92,13 @@ def _enqueue_each(transport: Callable[[], Transport]) -> Way:
     return run
 
 
-def _rows_over_rest(dsn: str, server: rest.RestServer) -> Way:
-    """As supabase-py's insert: the stand-in has no tables, so a function stands for PostgREST's own statement."""
-    with psycopg.connect(dsn) as conn:
-        conn.execute(
-            "create or replace function public.bench_insert(p_rows json) returns void language sql as $$"
-            + _INSERT_ROWS.replace("%s::json", "p_rows")
-            + "$$; grant execute on function public.bench_insert(json) to service_role"
-        )
-
+def _supabase_insert(server: rest.RestServer) -> Way:
     async def run(made: list[Push]) -> None:
-        transport = Rest(server.url, rest.SECRET_KEY)
-        rows = [push.columns() for push in made]
+        client = await acreate_client(server.url, rest.SERVICE_KEY)
+        rows: list[Any] = [push.columns() for push in made]
         for start in range(0, len(rows), _ROWS):
-            await transport.call("bench_insert", {"p_rows": rows[start : start + _ROWS]})
-        await transport.close()
+            chunk = rows[start : start + _ROWS]
+            await client.table("push_notifications").insert(chunk, returning=ReturnMethod.minimal).execute()
 
     return run
 
@@ -148,7 +135,7 @@ def _ways(database: Database, server: rest.RestServer) -> dict[str, Way]:
         "Direct.enqueue_each": _enqueue_each(direct),
         "Rest.enqueue": _enqueue(over_rest),
         "Rest.enqueue_each": _enqueue_each(over_rest),
-        "rows over REST": _rows_over_rest(database.dsn, server),
+        "supabase-py, insert": _supabase_insert(server),
     }
 
 

@@ -1,9 +1,9 @@
-"""A stand-in for Supabase's REST interface: the gateway that checks the API key, and PostgREST's ``/rpc``.
+"""A stand-in for Supabase's REST interface: the gateway that checks the API key, and PostgREST's ``/rpc`` and inserts.
 
 It does what PostgREST 12 does for a call of a function: checks the token, sets the role with its settings and the
 claims for one transaction, binds the keys of the body to arguments by name, converts them in Postgres, and answers
 errors with ``{code, message, details, hint}`` and the status that belongs to the SQLSTATE (postgrest.org, "Errors").
-It can also be told to fail.
+Of tables it knows the insert of rows that all have the same keys. It can also be told to fail.
 """
 
 from __future__ import annotations
@@ -73,6 +73,7 @@ class Request:
     """One that has come, and what was answered."""
 
     function: str
+    """Or the table."""
     headers: dict[str, str]
     body: bytes
     status: int | None = None
@@ -113,7 +114,9 @@ def serving(database: Database) -> Iterator[RestServer]:
         )
         async with pool:
             app = web.Application(client_max_size=64 << 20)
-            app.router.add_post("/rest/v1/rpc/{function}", _Handler(server, pool).handle)
+            handler = _Handler(server, pool)
+            app.router.add_post("/rest/v1/rpc/{function}", handler.handle)
+            app.router.add_post("/rest/v1/{table}", handler.handle)
             runner = web.AppRunner(app, access_log=None, shutdown_timeout=1.0)
             await runner.setup()
             site = web.TCPSite(runner, "127.0.0.1", 0)
@@ -153,8 +156,8 @@ class _Handler:
         self._pool = pool
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
-        function = request.match_info["function"]
-        seen = Request(function, dict(request.headers), await request.read())
+        called = request.match_info.get("function")
+        seen = Request(called or request.match_info["table"], dict(request.headers), await request.read())
         self._server.requests.append(seen)
         fault = self._server.faults.popleft() if self._server.faults else ""
         if self._server.away or fault == "reset":
@@ -166,7 +169,10 @@ class _Handler:
                 status=fault, text="<html>gateway</html>", content_type="text/html", headers=headers
             )
         try:
-            found = await self._call(function, request, seen.body)
+            if called is None:
+                found = await self._insert(seen.function, request, seen.body)
+            else:
+                found = await self._call(called, request, seen.body)
             answer = web.Response(status=204) if found is None else web.json_response(text=found)
         except _Refused as refused:
             answer = web.json_response(refused.body, status=refused.status)
@@ -193,6 +199,33 @@ class _Handler:
             return None if chosen.is_void else str(found)
         except psycopg.Error as error:
             raise _refusal(error, role) from error
+
+    async def _insert(self, table: str, request: web.Request, body: bytes) -> str | None:
+        """The rows as JSON; None if the caller does not want them. One statement, as PostgREST makes it."""
+        claims = _claims(request)
+        rows = json.loads(body)
+        names = list((rows if isinstance(rows, list) else [rows])[0])
+        wants_rows = "return=minimal" not in request.headers.get("Prefer", "")
+        columns = sql.SQL(", ").join(map(sql.Identifier, names))
+        statement = sql.SQL(
+            "with added as (insert into public.{table} ({columns}) "
+            "select {columns} from json_populate_recordset(null::public.{table}, %(body)s::json) returning *) "
+            "select {answer} from added"
+        ).format(
+            table=sql.Identifier(table),
+            columns=columns,
+            answer=sql.SQL("json_agg(added)::text" if wants_rows else "count(*)::text"),
+        )
+        text = body.decode() if isinstance(rows, list) else f"[{body.decode()}]"
+        try:
+            async with self._pool.connection() as connection, connection.transaction():
+                await self._become(connection, claims["role"], claims)
+                async with connection.cursor(row_factory=scalar_row) as cursor:
+                    await cursor.execute(statement, {"body": text})
+                    found = await cursor.fetchone()
+            return str(found) if wants_rows else None
+        except psycopg.Error as error:
+            raise _refusal(error, claims["role"]) from error
 
     async def _become(
         self, connection: psycopg.AsyncConnection[Any], role: str, claims: dict[str, Any]

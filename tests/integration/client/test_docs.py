@@ -8,8 +8,8 @@ from collections.abc import AsyncIterator
 from typing import Any
 from uuid import UUID
 
-import aiohttp
 import pytest
+from supabase import acreate_client
 
 from listener.client import Push, PushClient
 from listener.emulator import Emulator
@@ -88,30 +88,11 @@ async def test_the_page_runs(database: Database, server: RestServer, rows: Rows,
 
 
 async def test_the_transport_over_supabase_py(server: RestServer, rows: Rows) -> None:
-    """With what stands for ``await create_async_client(...)``: its ``rpc(...).execute()``, over HTTP as it sends it."""
-
-    class Query:
-        def __init__(self, function: str, arguments: dict[str, Any]) -> None:
-            self.function, self.arguments = function, arguments
-            self.data: Any = None
-
-        async def execute(self) -> Query:
-            headers = {"apikey": rest.SERVICE_KEY, "Authorization": f"Bearer {rest.SERVICE_KEY}"}
-            url = f"{server.url}/rest/v1/rpc/{self.function}"
-            async with (
-                aiohttp.ClientSession() as http,
-                http.post(url, json=self.arguments, headers=headers) as answer,
-            ):
-                self.data = await answer.json()
-            return self
-
-    class Client:
-        rpc = Query
-
     names: dict[str, Any] = {}
     (code,) = [code for _, code in blocks() if "class Supabase" in code]
     await run(code, names)
-    async with PushClient(names["Supabase"](Client())) as client:
+    supabase = await acreate_client(server.url, rest.SERVICE_KEY)
+    async with PushClient(names["Supabase"](supabase)) as client:
         push_id = await client.enqueue(Push(topic="news", data={"a": "b"}))
         answer = await client.enqueue_each([Push(topic="news", data={"a": "b"}), Push(topic="news")])
         assert (await client.get(push_id)).status == "pending"
