@@ -9,6 +9,7 @@ import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
 from datetime import timedelta
+from functools import lru_cache
 from typing import Any, LiteralString, Self
 from weakref import WeakKeyDictionary
 
@@ -322,12 +323,16 @@ def statement_for(
     function: str, args: Mapping[str, Any], *, is_void: bool = False
 ) -> tuple[sql.Composed, dict[str, Any]]:
     """The statement that calls a function with named arguments, and its values. The result is JSON."""
-    statement = sql.SQL("select {} from public.{}({}) as f").format(
+    return _statement(function, tuple(args), is_void), {name: _adapted(value) for name, value in args.items()}
+
+
+@lru_cache(maxsize=256)  # to compose one takes as long as the rest of a call
+def _statement(function: str, names: tuple[str, ...], is_void: bool) -> sql.Composed:
+    return sql.SQL("select {} from public.{}({}) as f").format(
         sql.SQL("null" if is_void else "pg_catalog.to_jsonb(f)"),
         sql.Identifier(function),
-        sql.SQL(", ").join(sql.SQL("{} => {}").format(sql.Identifier(n), sql.Placeholder(n)) for n in args),
+        sql.SQL(", ").join(sql.SQL("{} => {}").format(sql.Identifier(n), sql.Placeholder(n)) for n in names),
     )
-    return statement, {name: _adapted(value) for name, value in args.items()}
 
 
 def _adapted(value: Any) -> Any:
