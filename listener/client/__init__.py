@@ -42,8 +42,9 @@ from listener.client.push_client import BatchResponse, PushClient, SendResponse
 from listener.client.push_progress import ACCEPTED, OVER, DeviceProgress, Progress
 from listener.client.receipts import DeliveryReceipts, Receipt, Recorded
 from listener.client.telemetry import AsyncTelemetryService, TelemetryService
+from listener.client.telemetry_buffer import TelemetryCounts
 from listener.client.transport import Transport
-from listener.client.worker_client import PendingPush, PushWorkerClient, SendFailed, Stats
+from listener.client.worker_client import PendingPush, ProcessingCounts, PushWorkerClient, SendFailed, Stats
 
 if TYPE_CHECKING:
     from listener.client.direct import Direct
@@ -76,6 +77,7 @@ __all__ = [
     "NotInstalled",
     "Notification",
     "PendingPush",
+    "ProcessingCounts",
     "Progress",
     "Push",
     "PushClient",
@@ -86,6 +88,7 @@ __all__ = [
     "SendFailed",
     "SendResponse",
     "Stats",
+    "TelemetryCounts",
     "TelemetryService",
     "TooMany",
     "Transport",

@@ -29,7 +29,7 @@ from typing import Any, Self
 from uuid import UUID
 from weakref import WeakSet
 
-from listener.client.telemetry_buffer import Buffer, Counts, encode
+from listener.client.telemetry_buffer import Buffer, TelemetryCounts, encode
 from listener.client.telemetry_shipper import OnReject, Options, Shipper
 from listener.client.transport import Transport
 
@@ -102,7 +102,7 @@ class _Telemetry:
             log.debug("telemetry: a record was taken, but cannot be sent now", exc_info=True)
         return True
 
-    def counts(self) -> Counts:
+    def counts(self) -> TelemetryCounts:
         """What became of the records of this process so far."""
         self._check_process()
         return self._buffer.counts()
@@ -181,7 +181,7 @@ class TelemetryService(_Telemetry):
             return self.counts().pending == 0
         return done.wait(timeout)
 
-    def close(self, timeout: float = CLOSE_TIMEOUT) -> Counts:
+    def close(self, timeout: float = CLOSE_TIMEOUT) -> TelemetryCounts:
         """Takes no more records, sends what waits, and returns after ``timeout`` s at the latest, whatever happens."""
         self._begin_closing()
         if self._thread is None and len(self._buffer):
@@ -313,7 +313,7 @@ class AsyncTelemetryService(_Telemetry):
             return False
         return True
 
-    async def close(self, timeout: float = CLOSE_TIMEOUT) -> Counts:  # noqa: ASYNC109  # returns what is left
+    async def close(self, timeout: float = CLOSE_TIMEOUT) -> TelemetryCounts:  # noqa: ASYNC109  # returns what is left
         """Takes no more records, sends what waits, and returns after ``timeout`` s. The transport stays open."""
         self._check_process()
         self._closed = True

@@ -17,7 +17,7 @@ MAX_BATCH_BYTES = 512 * 1024
 
 
 @dataclass(frozen=True, slots=True)
-class Counts:
+class TelemetryCounts:
     """What became of the records of this process. The sum is the number of calls of ``batch_log``."""
 
     accepted: int = 0
@@ -88,11 +88,11 @@ class Buffer:
             self._accepted += accepted
             self._rejected += rejected
 
-    def counts(self) -> Counts:
+    def counts(self) -> TelemetryCounts:
         """What became of all records so far."""
         with self._lock:
             done = self._accepted + self._rejected + self._dropped
-            return Counts(self._accepted, self._rejected, self._dropped, self.logged - done)
+            return TelemetryCounts(self._accepted, self._rejected, self._dropped, self.logged - done)
 
 
 def encode(

@@ -51,7 +51,7 @@ class PendingPush:
 
 
 @dataclass(frozen=True, slots=True)
-class Counts:
+class ProcessingCounts:
     """What ``trigger_processing`` has done."""
 
     sent: int = 0
@@ -121,7 +121,7 @@ class PushWorkerClient:
             args["p_error"] = error.replace("\x00", "").encode(errors="replace").decode()
         return str(await self._transport.call("mark_push_failed", args))
 
-    async def trigger_processing(self, send: Send, limit: int = 100) -> Counts:
+    async def trigger_processing(self, send: Send, limit: int = 100) -> ProcessingCounts:
         """Fetches due pushes, calls ``send`` for each, ten at a time, and reports: sent, or the error that it raised.
 
         A push for which less than 20 s of its lease are left is not begun, and ``send`` is cancelled 5 s before its
@@ -138,7 +138,7 @@ class PushWorkerClient:
                 return await self._process(push, send, fetched_at + _END_WITHIN)
 
         done = await asyncio.gather(*map(one, pushes))
-        return Counts(done.count("sent"), done.count("failed"), done.count("left"))
+        return ProcessingCounts(done.count("sent"), done.count("failed"), done.count("left"))
 
     async def start_polling(self, send: Send, interval: float = 1.0, *, limit: int = 100) -> None:
         """Begins to call ``trigger_processing`` in a task, every ``interval`` s, and at once after a full batch.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import os
 import re
 from collections.abc import AsyncIterator
 from typing import Any
@@ -17,7 +18,7 @@ from tests.support import rest
 from tests.support.postgres import Database
 from tests.support.rest import RestServer
 from tests.support.servers import forget_proxies
-from tests.support.service import PROJECT, Rows, serving, settings_for
+from tests.support.service import PROJECT, Rows, python, serving, settings_for
 
 ANN = UUID("a0000000-0000-4000-8000-00000000000a")
 PAGE = (PROJECT / "docs/clients.md").read_text()
@@ -44,6 +45,13 @@ async def run(code: str, names: dict[str, Any]) -> None:
         await running
 
 
+async def first(code: str, database: Database) -> list[str]:
+    """What the script of the first section prints, run as a reader runs it."""
+    async with python("-c", code, env={**os.environ, "DATABASE_URL": database.dsn}) as script:
+        assert await script.ended() == 0
+        return script.out.splitlines()
+
+
 @pytest.fixture
 async def server(database: Database, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[RestServer]:
     forget_proxies(monkeypatch)
@@ -65,18 +73,19 @@ async def test_the_page_runs(database: Database, server: RestServer, rows: Rows,
     for heading, code in blocks():
         if heading == "A first push":
             async with serving(settings_for(database.dsn, emulator)):
-                await run(code, names)
+                lines += await first(code, database)
+            names["push_id"] = UUID(lines[0].split()[0])
         else:
             if heading == "A worker of your own":
                 await rows.add(device_token="a-lost-phone", title="t")
             await run(code, names)
         printed.setdefault(heading, []).extend(lines)
         lines.clear()
-    assert printed["A first push"] == ["sent None True"]
+    assert printed["A first push"] == [f"{names['push_id']} sent None"]
     assert printed["Many pushes"] == ["2500 0"]
     assert printed["What became of it"] == ["sent 0 ['sent']"]
     assert printed["Receipts"] == ["opened True None"]
-    assert printed["Telemetry"] == ["Counts(accepted=1, rejected=0, dropped=0, pending=0)"]
+    assert printed["Telemetry"] == ["TelemetryCounts(accepted=1, rejected=0, dropped=0, pending=0)"]
     assert printed["A worker of your own"][0] == "0 1 0"
     assert [
         row["last_error"] for row in (await rows.all()).values() if row["device_token"] == "a-lost-phone"

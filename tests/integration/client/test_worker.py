@@ -9,8 +9,15 @@ from uuid import UUID, uuid4
 
 import pytest
 
-from listener.client import NotAllowed, NotFound, PendingPush, PushWorkerClient, SendFailed, WrongState
-from listener.client.worker_client import Counts
+from listener.client import (
+    NotAllowed,
+    NotFound,
+    PendingPush,
+    ProcessingCounts,
+    PushWorkerClient,
+    SendFailed,
+    WrongState,
+)
 from tests.support.client import Way
 from tests.support.service import PATIENCE, Rows, until
 
@@ -60,8 +67,8 @@ async def test_trigger_processing(worker: PushWorkerClient, rows: Rows) -> None:
         if number == 4:
             raise RuntimeError(f"of {push.device_token}")
 
-    assert await worker.trigger_processing(send, limit=20) == Counts(sent=18, failed=2, left=0)
-    assert await worker.trigger_processing(send, limit=20) == Counts(sent=5)
+    assert await worker.trigger_processing(send, limit=20) == ProcessingCounts(sent=18, failed=2, left=0)
+    assert await worker.trigger_processing(send, limit=20) == ProcessingCounts(sent=5)
     errors = {
         row["device_token"]: row["last_error"] for row in (await rows.all()).values() if row["last_error"]
     }
@@ -74,7 +81,7 @@ async def test_a_push_that_is_taken_away_meanwhile_is_left(worker: PushWorkerCli
     async def send(push: PendingPush) -> None:
         await rows.query("delete from push_notifications")
 
-    assert await worker.trigger_processing(send) == Counts(left=1)
+    assert await worker.trigger_processing(send) == ProcessingCounts(left=1)
 
 
 async def test_polling_goes_on_until_it_is_stopped(entry: Way, worker: PushWorkerClient, rows: Rows) -> None:
