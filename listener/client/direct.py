@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import socket
 import time
@@ -26,6 +27,8 @@ from listener.client.transport import TIMEOUT, to_json
 MAX_CONNECTIONS = 4
 CONNECT_TIMEOUT = 10.0
 """Seconds within which a connection must be there."""
+
+_POOL_NAME = "listener.client"
 
 _TRUST_IDLE = 1.0
 """Seconds for which a connection is taken to be alive without a look, a round trip."""
@@ -219,6 +222,20 @@ class _Connection(psycopg.AsyncConnection[Any]):
     used_at = 0.0
 
 
+class _AlreadyTold(logging.Filter):
+    """Leaves out what psycopg_pool logs of the pools here, line after line while the database is away.
+
+    The error that the caller gets says the same.
+    """
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        values = record.args if isinstance(record.args, tuple) else ()
+        return not any(each == _POOL_NAME or isinstance(each, _Connection) for each in values)
+
+
+logging.getLogger("psycopg.pool").addFilter(_AlreadyTold())
+
+
 class _Pool(AsyncConnectionPool[psycopg.AsyncConnection[Any]]):
     """A pool that remembers why it could not connect: psycopg_pool only says that it took too long."""
 
@@ -252,7 +269,7 @@ class _Pool(AsyncConnectionPool[psycopg.AsyncConnection[Any]]):
             open=False,
             check=_check,
             reset=_note_use,
-            name="listener.client",
+            name=_POOL_NAME,
         )
 
 

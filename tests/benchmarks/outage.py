@@ -3,7 +3,7 @@
     python -m tests.benchmarks.outage --seconds 60
 
 An application logs 5,000 records with the default options of ``TelemetryService``, half of them while nothing answers,
-the others once the database is back. Of the first calls that arrive then, 20 are carried out and get no answer. Ways:
+the others once the database is back. Of the first calls that arrive then, three are carried out and get no answer. Ways:
 ``Direct`` through a relay, and ``Rest`` to the tests' stand-in for PostgREST.
 """
 
@@ -21,7 +21,7 @@ from tests.support.client import WAYS, Way, way
 from tests.support.postgres import Server, Template, programs
 
 _RECORDS = 5000
-_LOST = 20
+_LOST = 3
 
 
 def _outage(entry: Way, seconds: float) -> tuple[TelemetryCounts, int, int, float]:

@@ -64,6 +64,21 @@ async def test_exactly_5000_rows_though_the_database_is_away_and_answers_are_los
     assert stored(entry.database) == [str(number) for number in range(5000)]
 
 
+async def test_an_outage_is_one_line_in_the_log(entry: Way, caplog: pytest.LogCaptureFixture) -> None:
+    service = TelemetryService(entry.service(), **QUICK)
+    service.batch_log("load", "0")
+    assert await asyncio.to_thread(service.flush, PATIENCE)
+    entry.faults.go_away()
+    service.batch_log("load", "1")
+    await until(lambda: entry.faults.attempts() >= 3)
+    entry.faults.come_back()
+    assert await asyncio.to_thread(service.flush, PATIENCE)
+    counts = await asyncio.to_thread(service.close, PATIENCE)
+    assert (counts.accepted, counts.pending) == (2, 0)
+    warnings = [record for record in caplog.records if record.levelname == "WARNING"]
+    assert [record.name for record in warnings] == ["listener.client.telemetry_shipper"]
+
+
 async def test_a_full_buffer_counts_what_it_drops(entry: Way) -> None:
     service = TelemetryService(entry.service(), max_buffer=100, **QUICK)
     entry.faults.go_away()
