@@ -67,6 +67,7 @@ begin
 
   -- The same batch in another session waits here until this one is committed, and is then answered as this one.
   if p_batch_id is not null then
+    perform push_listener.forget_telemetry_use();
     insert into push_listener.telemetry_batches (user_id, batch_id, accepted, rejected)
       values (v_owner, p_batch_id, coalesce(pg_catalog.cardinality(v_good), 0),
               array(select (r.value -> 'index')::integer from pg_catalog.jsonb_array_elements(v_rejected) with ordinality r(value, nth)
