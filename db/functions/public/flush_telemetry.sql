@@ -50,6 +50,9 @@ begin
         message = 'this user has sent too much telemetry: 50000 elements and 32 MiB are taken within an hour',
         hint = pg_catalog.format('Send this batch again in %s seconds.', v_wait);
     end if;
+  elsif p_batch_id is not null then
+    -- telemetry_wait does it for users. Where only services send telemetry, nobody else would.
+    perform push_listener.forget_telemetry_use();
   end if;
 
   select pg_catalog.array_agg(c.payload order by c.place) filter (where c.problem is null),
@@ -67,7 +70,6 @@ begin
 
   -- The same batch in another session waits here until this one is committed, and is then answered as this one.
   if p_batch_id is not null then
-    perform push_listener.forget_telemetry_use();
     insert into push_listener.telemetry_batches (user_id, batch_id, accepted, rejected)
       values (v_owner, p_batch_id, coalesce(pg_catalog.cardinality(v_good), 0),
               array(select (r.value -> 'index')::integer from pg_catalog.jsonb_array_elements(v_rejected) with ordinality r(value, nth)
