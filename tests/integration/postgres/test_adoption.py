@@ -982,13 +982,11 @@ def test_what_is_in_the_way_of_a_later_step_is_named_by_it(database: Database) -
             migrate.apply(dsn)
         for line in (
             "there is a function public.enqueue_pushes(integer), named as one that push-listener makes",
-            "there is a function public.flush_telemetry(jsonb[],uuid), with the arguments that push-listener's own gets now",
+            "there is a function public.flush_telemetry(jsonb[],uuid), with the arguments that push-listener's own",
             "push_notifications.fid is uuid, and has to be text: rename it",
         ):
             assert line in str(refusal.value)
-        connection.execute(
-            "drop function enqueue_pushes(integer); drop function flush_telemetry(jsonb[], uuid)"
-        )
+        connection.execute("drop function enqueue_pushes(integer); drop function flush_telemetry(jsonb[])")
         connection.execute("alter table push_notifications rename column fid to flight")
     migrate.apply(dsn)
     assert all(state.applied_at is not None for state in migrate.status(dsn))
