@@ -18,6 +18,7 @@ create view push_listener.preflight_wanted(relation, name, types) as
     ('push_notifications', 'id', '{uuid}'::regtype[]),
     ('push_notifications', 'user_id', '{uuid}'),
     ('push_notifications', 'device_token', '{text,varchar}'),
+    ('push_notifications', 'fid', '{text,varchar}'),
     ('push_notifications', 'topic', '{text,varchar}'),
     ('push_notifications', 'condition', '{text,varchar}'),
     ('push_notifications', 'title', '{text,varchar}'),
@@ -86,17 +87,21 @@ create view push_listener.preflight_offered(name, arguments, types, required) as
     ('fetch_pending_pushes', '{p_limit}'::text[], '{int4}'::regtype[], 0),
     ('mark_push_sent', '{p_push_id}', '{uuid}', 1),
     ('mark_push_failed', '{p_push_id,p_error}', '{uuid,text}', 1),
-    ('record_delivery_receipt', '{p_push_id,p_device_token,p_status,p_details}', '{uuid,text,text,jsonb}', 3),
-    ('flush_telemetry', '{p_payloads}', '{jsonb[]}', 1),
+    ('record_delivery_receipt', '{p_push_id,p_device_token,p_status,p_details,p_at}', '{uuid,text,text,jsonb,timestamptz}', 3),
+    ('record_delivery_receipts', '{p_receipts}', '{jsonb[]}', 1),
+    ('flush_telemetry', '{p_payloads,p_batch_id}', '{jsonb[],uuid}', 1),
+    ('get_push', '{p_push_id}', '{uuid}', 1),
     ('get_push_delivery_stats', '{p_days}', '{int4}', 0),
     ('enqueue_push',
-     '{p_user_id,p_device_token,p_topic,p_condition,p_title,p_body,p_data,p_channel,p_priority,p_image,p_options,p_collapse_key,p_idempotency_key,p_expires_at,p_send_at}',
-     '{uuid,text,text,text,text,text,jsonb,text,text,text,jsonb,text,text,timestamptz,timestamptz}', 0),
+     '{p_user_id,p_device_token,p_topic,p_condition,p_title,p_body,p_data,p_channel,p_priority,p_image,p_options,p_collapse_key,p_idempotency_key,p_expires_at,p_send_at,p_fid}',
+     '{uuid,text,text,text,text,text,jsonb,text,text,text,jsonb,text,text,timestamptz,timestamptz,text}', 0),
+    ('enqueue_pushes', '{p_pushes}', '{jsonb[]}', 1),
     ('register_device', '{p_token,p_platform,p_user_id}', '{text,text,uuid}', 2),
     ('unregister_device', '{p_token}', '{text}', 1),
     ('cancel_push', '{p_push_id}', '{uuid}', 1),
     ('push_is_service', '{p_role}', '{name}', 1),
-    ('requeue_pushes', '{p_ids,p_error_code,p_since,p_limit}', '{uuid[],text,timestamptz,int4}', 0);
+    ('requeue_pushes', '{p_ids,p_error_code,p_since,p_limit,p_status,p_user_id,p_until}',
+     '{uuid[],text,timestamptz,int4,text,uuid,timestamptz}', 0);
 
 -- What is there ----------------------------------------------------------------------------------------------------
 

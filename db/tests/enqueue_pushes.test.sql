@@ -56,6 +56,9 @@ insert into made select 'bad', * from public.enqueue_pushes(array[
   '{"topic": "a", "title": "x", "send_at": "2026-01-01T00:00:00+99"}', '{"topic": "a", "title": "x", "send_at": "0000-01-01T00:00:00Z"}',
   '{"topic": "a", "title": "x", "send_at": 1767225600}', '{"user_id": "me", "title": "x"}', '{"fid": "", "title": "x"}',
   '{"fid": "a", "device_token": "b", "title": "x"}', jsonb_build_object('topic', 'a', 'title', repeat('x', 500000)),
+  -- More than a gigabyte as text.
+  jsonb_build_object('topic', 'a', 'title', (select jsonb_agg('1e131071'::jsonb) from generate_series(1, 20000))),
+  jsonb_build_object('topic', 'a', 'data', jsonb_build_object('a', (select jsonb_agg('1e131071'::jsonb) from generate_series(1, 20000)))),
   '{"topic": "a", "title": "good"}']::jsonb[]);
 select results_eq($$select place, error from made where call = 'bad' order by place$$, $$values
   (0, 'this is not a JSON object'), (1, 'this is not a JSON object'), (2, 'this is not a JSON object'), (3, 'this is not a JSON object'),
@@ -67,8 +70,9 @@ select results_eq($$select place, error from made where call = 'bad' order by pl
   (12, 'send_at must be a time in ISO 8601'), (13, 'send_at must be a time in ISO 8601'), (14, 'send_at must be a time in ISO 8601'),
   (15, 'send_at must be a string'), (16, 'user_id must be a UUID'), (17, 'fid must be a Firebase installation id, as the app got it'),
   (18, 'set exactly one of device_token, fid, topic, condition and user_id (beside device_token or fid, user_id says whose device it is)'),
-  (19, 'this is far too large: more than 400000 bytes as jsonb'), (20, null)$$, 'each is told what is wrong with it');
-select ok(id is not null and is_new, 'and the good one is there') from made where call = 'bad' and place = 20;
+  (19, 'this is far too large: more than 400000 bytes as jsonb'), (20, 'title must be a string'),
+  (21, 'data or options has a number of more than 400 digits'), (22, null)$$, 'each is told what is wrong with it');
+select ok(id is not null and is_new, 'and the good one is there') from made where call = 'bad' and place = 22;
 
 -- The rules of an element are those of enqueue_push.
 create function pg_temp.one(p jsonb) returns text language plpgsql as $$
@@ -93,7 +97,9 @@ create temporary table tried on commit drop as select p from unnest(array[
   '{"title": "x", "device_token": "a", "data": "{}"}', '{"title": "x", "device_token": "a", "data": {"googlefoo": "b"}}',
   '{"title": "x", "device_token": "a", "options": []}', '{"title": "x", "device_token": "a", "options": {"ios": {}}}',
   '{"title": "x", "device_token": "a", "options": {"apns": 1}}', '{"device_token": "a", "title": "", "data": {}}',
-  '{"device_token": "a", "options": {"apns": {"payload": {}}, "android": null}}', '{"device_token": "a", "body": "x"}',
+  '{"device_token": "a", "options": {"apns": {"payload": {}}, "android": null}}', '{"device_token": "a", "data": {"a": [{"b": 1e400}]}}',
+  '{"device_token": "a", "data": {"a": -1e131071}}', '{"device_token": "a", "options": {"apns": {"a": 1e-401}}}',
+  '{"device_token": "a", "data": {"a": [0, 1e-400, -9e399, "1e500"]}}', '{"device_token": "a", "body": "x"}',
   '{"device_token": "a", "body": "x", "options": {}}', '{"device_token": "a", "options": {"apns": {"payload": {"aps": {"badge": 3}}}}}',
   '{"title": "x", "device_token": "a", "idempotency_key": ""}', '{"title": "x", "device_token": "a", "expires_at": "1999-01-01T00:00:00Z"}',
   '{"title": "x", "device_token": "a", "send_at": "2999-01-02T00:00:00Z", "expires_at": "2999-01-01T00:00:00Z"}']::jsonb[]

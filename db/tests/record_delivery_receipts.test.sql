@@ -14,6 +14,7 @@ update public.push_notifications set status = 'processing', sent_at = null, next
   where id = '00000000-0000-0000-0000-000000000006';
 
 create function pg_temp.push(n integer) returns uuid language sql as $$ select format('00000000-0000-0000-0000-%s', lpad(n::text, 12, '0'))::uuid $$;
+create function pg_temp.huge() returns jsonb language sql as $$ select jsonb_agg('1e131071'::jsonb) from generate_series(1, 20000) $$;
 create function pg_temp.receipt(n integer, status text, at timestamptz) returns boolean language sql as
   $$ select public.record_delivery_receipt(p_push_id => pg_temp.push(n), p_device_token => 'phone', p_status => status, p_at => at) $$;
 set local role authenticated;
@@ -52,7 +53,13 @@ insert into noted select * from public.record_delivery_receipts(array[
   jsonb_build_object('push_id', pg_temp.push(8), 'device_token', 'phone', 'status', 'opened', 'at', 'yesterday'),
   jsonb_build_object('push_id', pg_temp.push(8), 'device_token', 'phone', 'status', 'opened', 'more', 1),
   null, '7', '{"push_id": 1}', '{"push_id": "x"}', jsonb_build_object('push_id', pg_temp.push(8)),
-  jsonb_build_object('push_id', pg_temp.push(8), 'device_token', '', 'status', 'opened')]);
+  jsonb_build_object('push_id', pg_temp.push(8), 'device_token', '', 'status', 'opened'),
+  -- Each of these would be more than a gigabyte as text.
+  jsonb_build_object('push_id', pg_temp.huge(), 'device_token', 'phone', 'status', 'opened'),
+  jsonb_build_object('push_id', pg_temp.push(8), 'device_token', pg_temp.huge(), 'status', 'opened'),
+  jsonb_build_object('push_id', pg_temp.push(8), 'device_token', 'phone', 'status', pg_temp.huge()),
+  jsonb_build_object('push_id', pg_temp.push(8), 'device_token', 'phone', 'status', 'opened', 'at', pg_temp.huge()),
+  jsonb_build_object('push_id', pg_temp.push(8), 'device_token', 'phone', 'status', 'opened', 'details', jsonb_build_object('a', pg_temp.huge()))]);
 reset role;
 select results_eq('select * from noted', $$values
   (0, true, null), (1, false, null), (2, true, null), (3, false, 'this is no push of yours to this device'),
@@ -60,7 +67,9 @@ select results_eq('select * from noted', $$values
   (6, false, 'details: larger than 2048 bytes'), (7, false, 'at must be a time in ISO 8601'),
   (8, false, 'the keys of a receipt are push_id, device_token, status, details and at'), (9, false, 'this is not a JSON object'),
   (10, false, 'this is not a JSON object'), (11, false, 'push_id must be a UUID'), (12, false, 'push_id must be a UUID'),
-  (13, false, 'device_token must be a string'), (14, false, 'device_token must be the registration token of the device')$$,
+  (13, false, 'device_token must be a string'), (14, false, 'device_token must be the registration token of the device'),
+  (15, false, 'push_id must be a UUID'), (16, false, 'device_token must be a string'), (17, false, 'status must be a string'),
+  (18, false, 'at must be a time in ISO 8601'), (19, false, 'details: larger than 2048 bytes')$$,
   'each by itself, in order');
 select is(delivered_at, now() - interval '15 min', 'with its time') from public.push_notifications where id = pg_temp.push(8);
 select results_eq($$select status, details -> 'receipt' from public.push_delivery_logs where push_id = pg_temp.push(8) and details ? 'receipt' order by 1$$,

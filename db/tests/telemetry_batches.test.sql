@@ -1,6 +1,6 @@
 -- A batch with an id is stored once, however often it is sent.
 begin;
-select plan(17);
+select plan(18);
 
 create temporary table answer (name text primary key, value jsonb) on commit drop;
 grant all on answer to authenticated, service_role;
@@ -43,17 +43,31 @@ select is(value -> 'accepted', '1', 'the same again') from answer where name = '
 select is((select jsonb_agg(r -> 'index') from jsonb_array_elements(value -> 'rejected') r), '[0, 1]', 'and the same places') from answer where name = 'refused again';
 select is(value -> 'rejected' -> 1 ->> 'reason', 'telemetry_logs does not take it', 'whose reason is not remembered') from answer where name = 'refused again';
 
--- It counts as ten elements at least, so that no user fills the table of the ids.
+-- It counts as ten elements at least, so that no user fills the table of the ids: 5000 batches an hour.
 set local role authenticated;
 set local request.jwt.claims = '{"sub": "c0000000-0000-0000-0000-00000000000c"}';
-select lives_ok($$select pg_temp.flush(gen_random_uuid()::text, 'null') from generate_series(1, 5000)$$, '5000 batches an hour');
-select throws_ok($$select pg_temp.flush(gen_random_uuid()::text, 'null')$$, 'PT429', null, 'and no more');
+insert into answer select 'small', pg_temp.flush(gen_random_uuid()::text, 'null');
 reset role;
-update push_listener.telemetry_batches set stored_at = now() - interval '8 d' where user_id = 'c0000000-0000-0000-0000-00000000000c';
-select ok(count(*) >= 5000, 'they are kept') from push_listener.telemetry_batches;
-select push_listener.forget_telemetry_use() from generate_series(1, 5000);
-select is(count(*)::integer, 0, 'for seven days') from push_listener.telemetry_batches where stored_at < now() - interval '7 d';
-select is(count(*)::integer, 5, 'the others stay') from push_listener.telemetry_batches;
+select is(records_until - now(), interval '1 hour' / 5000, 'a small batch with an id counts as ten elements')
+  from push_listener.telemetry_use where user_id = 'c0000000-0000-0000-0000-00000000000c';
+update push_listener.telemetry_use set records_until = now() + interval '1 hour' - interval '1 hour' / 10000 where user_id = 'c0000000-0000-0000-0000-00000000000c';
+set local role authenticated;
+select throws_ok($$select pg_temp.flush(gen_random_uuid()::text, 'null')$$, 'PT429', null, 'and there is a limit');
+select lives_ok($$select pg_temp.flush(null, 'null')$$, 'which one without an id is below');
+
+-- They are kept for seven days. One call in a hundred forgets them.
+reset role;
+update push_listener.telemetry_batches set stored_at = now() - interval '8 d' where user_id = 'a0000000-0000-0000-0000-00000000000a';
+select push_listener.forget_telemetry_use() from generate_series(1, 2500);
+select is(count(*)::integer, 0, 'those of a week ago are forgotten') from push_listener.telemetry_batches where stored_at < now() - interval '7 d';
+select is(count(*)::integer, 4, 'the others stay') from push_listener.telemetry_batches;
+-- Services have no limit, and may be the only ones that send telemetry.
+update push_listener.telemetry_batches set stored_at = now() - interval '8 d';
+set local role service_role;
+set local request.jwt.claims = '{}';
+do $$ begin for i in 1 .. 2500 loop perform public.flush_telemetry('{}', gen_random_uuid()); end loop; end $$;
+reset role;
+select is(count(*)::integer, 0, 'so their calls forget them too') from push_listener.telemetry_batches where stored_at < now() - interval '7 d';
 
 select * from finish();
 rollback;

@@ -195,8 +195,9 @@ with recursive queue as (
          f.about, r.name, r.is_service, 'execute', o.oid::regprocedure::text,
          pg_catalog.format('trigger "%%s"', g.tgname), false, null, null
     from (values ('push_devices', 'public.register_device(text, text, uuid)', 4 | 8 | 16),
-                 ('push_delivery_logs', 'public.record_delivery_receipt(uuid, text, text, jsonb)', 4),
-                 ('telemetry_logs', 'public.flush_telemetry(jsonb[])', 4)) w(relation, function, bits)
+                 ('push_delivery_logs', 'public.record_delivery_receipt(uuid, text, text, jsonb, timestamptz)', 4),
+                 ('push_delivery_logs', 'public.record_delivery_receipts(jsonb[])', 4),
+                 ('telemetry_logs', 'public.flush_telemetry(jsonb[], uuid)', 4)) w(relation, function, bits)
     join ours_functions o on o.oid = pg_catalog.to_regprocedure(w.function)
     join pg_catalog.pg_class c on c.relname = w.relation and c.relnamespace = 'public'::pg_catalog.regnamespace
     join pg_catalog.pg_trigger g on g.tgrelid = c.oid and not g.tgisinternal and g.tgenabled <> 'D' and g.tgtype & w.bits > 0

@@ -22,6 +22,7 @@ create or replace function public.enqueue_push(
   language plpgsql set search_path = pg_catalog, pg_temp
 as $$
 declare
+  c_number constant jsonpath := 'strict $.** ? (@.type() == "number" && (@.abs() >= 1e400 || @.abs() < 1e-400 && @ != 0))';
   v_problem text;
   v_limit integer := case when p_topic is null and p_condition is null then 4096 else 2048 end;
   v_size bigint;
@@ -60,6 +61,9 @@ begin
                    where o.key not in ('android', 'apns', 'webpush', 'fcm_options')
                      or pg_catalog.jsonb_typeof(o.value) not in ('object', 'null'))
       then 'p_options may have only android, apns, webpush and fcm_options, each an object'
+    -- Before these are written out: 1e131071 is 8 bytes to send and 131 KB as text.
+    when pg_catalog.jsonb_path_exists(p_data, c_number) or pg_catalog.jsonb_path_exists(p_options, c_number)
+      then 'p_data or p_options has a number of more than 400 digits'
     when pg_catalog.octet_length(p_options::text) > 32768 then 'p_options must be no larger than 32768 bytes'
     when coalesce(p_title, '') = '' and coalesce(p_body, '') = '' and coalesce(p_data, '{}') = '{}'
       and pg_catalog.num_nonnulls(

@@ -3,7 +3,8 @@
 -- in the same order; a test compares the two.
 --
 -- All elements are checked in one statement and inserted in another. If the table refuses a row, its half of the batch is
--- inserted again in halves, until the row is alone and the others are in.
+-- inserted again in halves, until the row is alone and the others are in. When it has refused a hundred rows in a row, it
+-- probably refuses all, and further parts that it refuses are not halved: to try each row takes minutes.
 create or replace function public.enqueue_pushes(p_pushes jsonb[])
   returns table (place integer, id uuid, is_new boolean, error text)
   language plpgsql set search_path = pg_catalog, pg_temp
@@ -14,7 +15,10 @@ declare
   c_objects constant text[] := '{data,options}';
   -- A time that Postgres can read: only the last day of the month is left to check.
   c_time constant text := '^(?!0000)[0-9]{4}-(0[1-9]|1[0-2])-(0[1-9]|[12][0-9]|3[01])[T ]([01][0-9]|2[0-3]):[0-5][0-9](:[0-5][0-9]([.][0-9]{1,9})?)?(Z|[+-](0[0-9]|1[0-5])(:?[0-5][0-9])?)?$';
+  -- A number whose text is much longer than its input.
+  c_number constant jsonpath := 'strict $.** ? (@.type() == "number" && (@.abs() >= 1e400 || @.abs() < 1e-400 && @ != 0))';
   c_rounds constant integer := 10;
+  c_refused constant integer := 100;
   v_size constant integer := pg_catalog.cardinality(p_pushes);
   v_insert text;
   -- Of each element, by its place from 1.
@@ -25,14 +29,14 @@ declare
   v_ids uuid[];
   v_new boolean[];
   -- The elements to be inserted, in order, and the parts of that list that are still to be tried.
-  v_places integer[];
+  v_list_places integer[];
+  v_list_pushes jsonb[];
+  v_list_send_at timestamptz[];
+  v_list_expires_at timestamptz[];
   v_parts integer[];
   v_from integer;
   v_to integer;
-  v_part_pushes jsonb[];
-  v_part_places integer[];
-  v_part_send_at timestamptz[];
-  v_part_expires_at timestamptz[];
+  v_refused integer := 0;
   v_made_places integer[];
   v_made_ids uuid[];
   v_status text;
@@ -52,11 +56,10 @@ begin
       message = pg_catalog.format('p_pushes has %s elements, and at most 10000 are taken at once', v_size);
   end if;
 
-  with element as (
-    select e.place, e.push, f.*,
-           case
+  -- Materialized, because a problem in here keeps the text of an element from being written out below.
+  with formed as materialized (
+    select e.place, e.push, case
              when e.push is null or pg_catalog.jsonb_typeof(e.push) <> 'object' then 'this is not a JSON object'
-             -- Before any of it is written out as text, which can be much longer.
              when pg_catalog.pg_column_size(e.push) > 400000 then 'this is far too large: more than 400000 bytes as jsonb'
              when e.push - c_texts - c_objects <> '{}' then coalesce(
                -- A key that is no plain word may be anything, a token too, and is not repeated.
@@ -70,11 +73,14 @@ begin
                select pg_catalog.format('%s must be a string', min(k.key))
                  from pg_catalog.jsonb_each(e.push - c_objects) as k(key, value)
                  where pg_catalog.jsonb_typeof(k.value) not in ('string', 'null'))
+             when pg_catalog.jsonb_path_exists(e.push, c_number) then 'data or options has a number of more than 400 digits'
            end as problem
       from pg_catalog.unnest(p_pushes) with ordinality as e(push, place)
-      left join lateral pg_catalog.jsonb_to_record(
-        case when pg_catalog.jsonb_typeof(e.push) = 'object' and pg_catalog.pg_column_size(e.push) <= 400000 then e.push end
-      ) as f(user_id text, device_token text, fid text, topic text, condition text, title text, body text, data jsonb,
+  ), element as (
+    select e.place, e.problem, f.*
+      from formed e
+      left join lateral pg_catalog.jsonb_to_record(case when e.problem is null then e.push end)
+        as f(user_id text, device_token text, fid text, topic text, condition text, title text, body text, data jsonb,
              channel text, priority text, image text, options jsonb, collapse_key text, idempotency_key text,
              send_at text, expires_at text) on true
   ), timed as (
@@ -211,39 +217,44 @@ begin
   for v_round in 1 .. c_rounds loop
     -- Those with a key in the order of their keys, so that two calls with the same keys do not wait for each other in a
     -- circle; of each key the first.
-    v_places := array(
-      select w.place
-        from (
-          select e.place, e.key, pg_catalog.row_number() over (partition by e.key order by e.place) as nth
-            from unnest(v_keys, v_errors, v_ids) with ordinality as e(key, problem, id, place)
-            where e.problem is null and e.id is null
-        ) w
-        where w.key is null or w.nth = 1
-        order by w.key nulls first, w.place);
-    exit when v_places = '{}';
-    v_parts := array[1, pg_catalog.cardinality(v_places)];
+    select pg_catalog.array_agg(w.place order by w.key nulls first, w.place),
+           pg_catalog.array_agg(w.push order by w.key nulls first, w.place),
+           pg_catalog.array_agg(w.send_at order by w.key nulls first, w.place),
+           pg_catalog.array_agg(w.expires_at order by w.key nulls first, w.place)
+      into v_list_places, v_list_pushes, v_list_send_at, v_list_expires_at
+      from (
+        select e.*, pg_catalog.row_number() over (partition by e.key order by e.place) as nth
+          from unnest(p_pushes, v_keys, v_send_at, v_expires_at, v_errors, v_ids) with ordinality
+            as e(push, key, send_at, expires_at, problem, id, place)
+          where e.problem is null and e.id is null
+      ) w
+      where w.key is null or w.nth = 1;
+    exit when v_list_places is null;
+    v_parts := array[1, pg_catalog.cardinality(v_list_places)];
     while v_parts <> '{}' loop
       v_to := v_parts[pg_catalog.cardinality(v_parts)];
       v_from := v_parts[pg_catalog.cardinality(v_parts) - 1];
       v_parts := v_parts[:pg_catalog.cardinality(v_parts) - 2];
-      -- A join, because p_pushes[n] is found by walking over the elements before it.
-      select pg_catalog.array_agg(e.push order by o.nth), pg_catalog.array_agg(o.place order by o.nth),
-             pg_catalog.array_agg(e.send_at order by o.nth), pg_catalog.array_agg(e.expires_at order by o.nth)
-        into v_part_pushes, v_part_places, v_part_send_at, v_part_expires_at
-        from pg_catalog.unnest(v_places[v_from:v_to]) with ordinality as o(place, nth)
-        join unnest(p_pushes, v_send_at, v_expires_at) with ordinality as e(push, send_at, expires_at, place) on e.place = o.place;
       begin
         execute v_insert
           into v_made_places, v_made_ids, v_status
-          using v_part_pushes, v_part_places, v_part_send_at, v_part_expires_at;
+          using v_list_pushes[v_from:v_to], v_list_places[v_from:v_to], v_list_send_at[v_from:v_to],
+                v_list_expires_at[v_from:v_to];
         if v_status is not null then
           raise exception using errcode = 'PL001', message = pg_catalog.format(
             'a trigger on push_notifications has given the new row the status %L: it would never be sent', v_status);
         end if;
+        v_refused := 0;
       exception when data_exception or integrity_constraint_violation or raise_exception or program_limit_exceeded or sqlstate 'PL001' then
         v_made_places := '{}';
         if v_from = v_to then
-          v_errors[v_places[v_from]] := sqlerrm;
+          v_refused := v_refused + 1;
+          v_errors[v_list_places[v_from]] := sqlerrm;
+        elsif v_refused >= c_refused then
+          for i in v_from .. v_to loop
+            v_errors[v_list_places[i]] := pg_catalog.format(
+              'refused together with %s others, after %s had been refused one by one: %s', v_to - v_from, v_refused, sqlerrm);
+          end loop;
         else
           v_parts := v_parts || array[(v_from + v_to) / 2 + 1, v_to, v_from, (v_from + v_to) / 2];
         end if;

@@ -50,6 +50,9 @@ begin
         message = 'this user has sent too much telemetry: 50000 elements and 32 MiB are taken within an hour',
         hint = pg_catalog.format('Send this batch again in %s seconds.', v_wait);
     end if;
+  elsif p_batch_id is not null then
+    -- telemetry_wait does it for users. Where only services send telemetry, nobody else would.
+    perform push_listener.forget_telemetry_use();
   end if;
 
   select pg_catalog.array_agg(c.payload order by c.place) filter (where c.problem is null),

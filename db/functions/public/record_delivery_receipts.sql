@@ -27,11 +27,12 @@ begin
   end if;
 
   -- Each receipt locks the row of its push until the end. In the order of their ids, so that two devices of one user do not
-  -- wait for each other in a circle.
+  -- wait for each other in a circle. What is no string is not written out: a few bytes can be a gigabyte of text.
   for v_place, v_receipt in
     select e.place, e.receipt
       from pg_catalog.unnest(p_receipts) with ordinality as e(receipt, place)
-      order by pg_catalog.lower(e.receipt ->> 'push_id') collate "C", e.place
+      order by case when pg_catalog.jsonb_typeof(e.receipt -> 'push_id') = 'string'
+                    then pg_catalog.lower(e.receipt ->> 'push_id') end collate "C", e.place
   loop
     begin
       v_problem := push_listener.receipt_fault(v_receipt);

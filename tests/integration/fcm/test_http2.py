@@ -269,6 +269,7 @@ async def test_burst_after_an_outage_opens_few_connections(tls: Tls) -> None:
 
 async def test_requests_that_hang_do_not_delay_others(tls: Tls) -> None:
     hanging = 0
+    all_hang = asyncio.Event()
 
     async def handle(reader: Reader, writer: Writer) -> None:
         nonlocal hanging
@@ -277,13 +278,16 @@ async def test_requests_that_hang_do_not_delay_others(tls: Tls) -> None:
             stream = await connection.request()
             if hanging < OPENING_LIMIT:
                 hanging += 1
+                if hanging == OPENING_LIMIT:
+                    all_hang.set()
             else:
                 connection.answer(stream)
 
     async with served_by(handle, tls) as client:
         hang = [asyncio.create_task(client.post()) for _ in range(OPENING_LIMIT)]
-        await asyncio.sleep(0)
+        await all_hang.wait()
         assert (await client.post()).status == 200
+        assert not any(task.done() for task in hang)
         for task in hang:
             task.cancel()
         await asyncio.wait(hang)

@@ -960,6 +960,64 @@ def test_preflight_knows_every_name_that_is_made(database: Database, blank_datab
         assert f"there is a table {index['name']}, named as an index" in said
 
 
+def before(step: str) -> int:
+    """The version of a database that does not have this step yet."""
+    return next(each.version for each in migrate.load() if each.name == step) - 1
+
+
+def test_what_is_in_the_way_of_a_later_step_is_named_by_it(database: Database) -> None:
+    """A database that has the first steps is not looked at by the preflight again."""
+    dsn = database.dsn
+    migrate.rollback(dsn, before("clients"))
+    with connected(dsn) as connection:
+        connection.execute(
+            "create function enqueue_pushes(n integer) returns integer language sql as 'select n'"
+        )
+        # Of the two that are there now, the one with a batch id is taken for the application's.
+        connection.execute(
+            "create function flush_telemetry(a jsonb[]) returns integer language sql as 'select 1'"
+        )
+        connection.execute("alter table push_notifications add column fid uuid")
+        with pytest.raises(migrate.MigrationError) as refusal:
+            migrate.apply(dsn)
+        for line in (
+            "there is a function public.enqueue_pushes(integer), named as one that push-listener makes",
+            "there is a function public.flush_telemetry(jsonb[],uuid), with the arguments that push-listener's own",
+            "push_notifications.fid is uuid, and has to be text: rename it",
+        ):
+            assert line in str(refusal.value)
+        connection.execute("drop function enqueue_pushes(integer); drop function flush_telemetry(jsonb[])")
+        connection.execute("alter table push_notifications rename column fid to flight")
+    migrate.apply(dsn)
+    assert all(state.applied_at is not None for state in migrate.status(dsn))
+
+
+def test_a_column_fid_of_the_applications_own_is_used_and_left(blank_database: Database) -> None:
+    dsn = blank_database.dsn
+    load(blank_database, "reference")
+    said: list[str] = []
+    with connected(dsn) as connection:
+        connection.execute("alter table push_notifications add column fid varchar(22)")
+        migrate.apply(dsn, warn=said.append)
+        assert [line for line in said if line.startswith("push_notifications has a column fid, which stays")]
+        connection.execute("select enqueue_push(p_fid => 'dIsVQ2QVRT-TWzQVxvNYhM', p_title => 't')")
+        migrate.rollback(dsn, before("clients"))
+        assert connection.execute("select fid from push_notifications where fid is not null").fetchall() == [
+            {"fid": "dIsVQ2QVRT-TWzQVxvNYhM"}
+        ]
+
+
+def test_installation_ids_are_not_lost_unasked(database: Database) -> None:
+    with connected(database.dsn) as connection:
+        connection.execute("select enqueue_push(p_fid => 'dIsVQ2QVRT-TWzQVxvNYhM', p_title => 't')")
+        with pytest.raises(migrate.MigrationError, match="1 rows that name their device in fid alone"):
+            migrate.rollback(database.dsn, before("clients"))
+        migrate.rollback(database.dsn, before("clients"), discard_data=True)
+        row = connection.execute("select * from push_notifications").fetchone()
+    assert row is not None
+    assert "fid" not in row
+
+
 # --- beside an application at work -----------------------------------------------------------------------
 
 

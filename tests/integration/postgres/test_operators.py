@@ -658,5 +658,6 @@ def test_the_way_back_does_not_lose_the_record_unasked(database: Database) -> No
         MigrationError, match=r"record of what operators did \(push_listener.actions\) has 1 rows"
     ):
         migrate.rollback(database.dsn, number - 1)
-    assert len(migrate.rollback(database.dsn, number - 1, discard_data=True)) == 2
+    undone = migrate.rollback(database.dsn, number - 1, discard_data=True)
+    assert undone[-1].version == number
     migrate.apply(database.dsn)

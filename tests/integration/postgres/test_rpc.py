@@ -670,6 +670,8 @@ def test_ten_thousand_pushes_are_one_insert_and_a_refused_one_costs_a_few(databa
         for titles, inserts in (
             (["hello"] * 10_000, 1),
             (["hello"] * 999 + ["damn"], 1 + 2 * 10),  # the halves of 1,000
+            (["damn"] * 10_000, 300),  # a hundred alone, and what is left of each half together
+            (["hello", "damn"] * 110, 440),  # they are not all of that kind, so each is tried
         ):
             connection.execute("alter sequence public.inserts restart")
             pushes = [
