@@ -52,6 +52,7 @@ async def test_the_customer_gets_a_push(
         answer = await shop.post("/orders/1/ready")
         (received,) = await emulator.wait_accepted(1)
     assert answer.status_code == 200, answer.text
+    assert received.message is not None
     assert received.message["token"] == "anns-phone"
     assert received.message["data"] == {"order": "1", "push_id": answer.json()["push"]}
     assert await orders(rows) == [("ready", BOB)]

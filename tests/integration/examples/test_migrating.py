@@ -121,7 +121,8 @@ async def test_from_a_webhook(database: Database, rows: Rows, emulator: Emulator
     assert await rows.query("select body ->> 'title' as title from called") == [{"title": "by the webhook"}]
     async with serving(settings_for(database.dsn, emulator)):
         await rows.over()
-    assert [each.message["notification"]["title"] for each in emulator.received] == ["by the listener"]
+    titles = [each.message and each.message["notification"]["title"] for each in emulator.received]
+    assert titles == ["by the listener"]
     await rows.connection.execute(before.encode())  # and back again
 
 
@@ -196,20 +197,24 @@ async def test_from_firebase_admin(
     (after,) = blocks("From firebase-admin in the request", "After", "python")
     old, new = defined(before)["table_is_ready"], defined(after)["table_is_ready"]
     await book(old, commit=False)
-    (by_sdk,) = await emulator.wait_accepted(1)  # for a booking that was rolled back
+    (received,) = await emulator.wait_accepted(1)
+    by_sdk = received.message  # for a booking that was rolled back
     async with serving(settings_for(database.dsn, emulator)):
         await book(new, commit=False)
         assert await rows.all() == {}
         await book(new, commit=True)
         await book(new, commit=True)
         await rows.over()
-    (by_listener,) = emulator.received[1:]
+    (received,) = emulator.received[1:]
+    by_listener = received.message
+    assert by_sdk is not None
+    assert by_listener is not None
     (row,) = (await rows.all()).values()
     assert row["user_id"] == ANN
-    assert by_listener.message["data"] == {**by_sdk.message["data"], "push_id": str(row["id"])}
+    assert by_listener["data"] == {**by_sdk["data"], "push_id": str(row["id"])}
     for name in ("token", "notification"):
-        assert by_listener.message[name] == by_sdk.message[name]
-    assert by_listener.message["android"]["priority"] == by_sdk.message["android"]["priority"] == "high"
+        assert by_listener[name] == by_sdk[name]
+    assert by_listener["android"]["priority"] == by_sdk["android"]["priority"] == "high"
 
 
 async def test_from_onesignal(database: Database, rows: Rows, monkeypatch: pytest.MonkeyPatch) -> None:

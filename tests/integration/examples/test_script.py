@@ -34,9 +34,9 @@ async def test_the_script_sends_a_push_and_tells_what_became_of_it(
     for number, how in enumerate(([], ["--async"])):
         token = f"phone-{number}"
         assert await run(token, *how) == (0, "sent")
-        received = (await emulator.wait_accepted(number + 1))[-1]
-        assert received.message["token"] == token
-        assert received.message["notification"]["title"] == "The backup is done"
+        message = (await emulator.wait_accepted(number + 1))[-1].message
+        assert message is not None
+        assert (message["token"], message["notification"]["title"]) == (token, "The backup is done")
         # A second start on the same day adds nothing, and tells of the first push.
         assert await run(token, *how) == (0, "sent")
         assert len(await rows.all()) == 1

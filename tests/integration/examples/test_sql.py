@@ -119,5 +119,5 @@ async def test_a_broadcast_reaches_each_device_once(service: Service, emulator: 
         row["token"]
         for row in await rows.query("select 'phone-' || id as token from profiles where wants_news")
     }
-    assert {each.message["token"] for each in received} == wanted
+    assert {each.message and each.message["token"] for each in received} == wanted
     assert len(emulator.received) == 180
