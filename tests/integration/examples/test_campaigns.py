@@ -15,7 +15,7 @@ from psycopg.rows import dict_row
 
 from listener.schema import migrate
 from tests.support.examples import ANN, BOB, example_sql
-from tests.support.postgres import FAST, VERSIONS, Database, Server, programs
+from tests.support.postgres import FAST, VERSIONS, Database, Server
 from tests.support.service import PATIENCE, until
 from tests.support.tools import lacking
 
@@ -23,12 +23,14 @@ DATABASE = "campaigns"
 
 
 def _with_cron() -> tuple[int, Path]:
-    """The newest version that has pg_cron, and its programs."""
+    """The newest version of the system that has pg_cron, and its programs."""
     for version in reversed(VERSIONS):
-        bin_dir = programs(version)
-        for share in (f"/usr/share/postgresql/{version}", f"/usr/pgsql-{version}/share"):
-            if bin_dir and (Path(share) / "extension" / "pg_cron.control").exists():
-                return version, bin_dir
+        for programs, share in (
+            (f"/usr/lib/postgresql/{version}/bin", f"/usr/share/postgresql/{version}"),
+            (f"/usr/pgsql-{version}/bin", f"/usr/pgsql-{version}/share"),
+        ):
+            if Path(programs, "initdb").exists() and Path(share, "extension", "pg_cron.control").exists():
+                return version, Path(programs)
     return lacking("pg_cron")
 
 
