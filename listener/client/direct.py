@@ -18,7 +18,9 @@ import psycopg
 from psycopg import sql
 from psycopg.abc import AdaptContext
 from psycopg.rows import scalar_row, tuple_row
-from psycopg.types.json import Jsonb
+from psycopg.types.datetime import TimestamptzLoader
+from psycopg.types.json import Jsonb, JsonbLoader
+from psycopg.types.uuid import UUIDLoader
 from psycopg_pool import AsyncConnectionPool, PoolClosed, PoolTimeout, TooManyRequests
 
 from listener.client.errors import ClientError, InvalidArgument, Unavailable, from_sqlstate, not_installed
@@ -329,11 +331,19 @@ async def _call_on(
     is_set, is_void = returns[function]
     statement, values = statement_for(function, args, is_void=is_void)
     async with connection.cursor(row_factory=scalar_row) as cursor:
+        read_as_psycopg(cursor)
         await cursor.execute(statement, values)
         found = await cursor.fetchall()
     if is_void:
         return None
     return found if is_set else found[0]
+
+
+def read_as_psycopg(cursor: psycopg.AsyncCursor[Any] | psycopg.Cursor[Any]) -> None:
+    """Undoes for one cursor what a framework has registered on its connection: Django's reads jsonb as text."""
+    cursor.adapters.register_loader("jsonb", JsonbLoader)
+    cursor.adapters.register_loader("timestamptz", TimestamptzLoader)
+    cursor.adapters.register_loader("uuid", UUIDLoader)
 
 
 def statement_for(

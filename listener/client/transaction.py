@@ -13,7 +13,7 @@ from psycopg import sql
 from psycopg.rows import class_row, scalar_row, tuple_row
 from psycopg.types.json import Jsonb
 
-from listener.client.direct import statement_for, translated
+from listener.client.direct import read_as_psycopg, statement_for, translated
 from listener.client.push import Push
 from listener.client.push_progress import OVER, Progress
 
@@ -116,6 +116,7 @@ def _enqueue_push(conn: psycopg.Connection[Any], push: Push) -> UUID:
     statement, values = statement_for("enqueue_push", push.arguments())
     try:
         with conn.cursor(row_factory=scalar_row) as cursor:
+            read_as_psycopg(cursor)
             found = cursor.execute(statement, values).fetchone()
     except psycopg.Error as error:
         raise translated(error) from error
@@ -125,6 +126,7 @@ def _enqueue_push(conn: psycopg.Connection[Any], push: Push) -> UUID:
 def progress(conn: psycopg.Connection[Any], push_id: UUID) -> Progress:
     """How far a push has got. Raises LookupError when there is no such row, or psycopg.Error."""
     with conn.cursor(row_factory=class_row(Progress)) as cursor:
+        read_as_psycopg(cursor)
         cursor.execute(
             "select id as push_id, status, coalesce(retry_count, 0) as retry_count, error_code, last_error, "
             "fcm_message_id, created_at, next_attempt_at, sent_at, delivered_at "

@@ -10,7 +10,7 @@ import pytest
 from click.testing import CliRunner
 
 from tests.benchmarks import __main__ as command
-from tests.benchmarks import clients, drain, history, latency, lookups, queues, rig, scale
+from tests.benchmarks import broadcast, clients, drain, history, latency, lookups, queues, rig, scale
 from tests.benchmarks.options import Options
 from tests.benchmarks.report import Line, at_least
 
@@ -44,6 +44,13 @@ def test_every_way_in_is_measured() -> None:
     found = clients.measure(50, 1)
     assert len(found) == 6
     assert all(rate > 0 for rates in found.values() for rate in rates), found
+
+
+def test_a_broadcast_is_measured_beside_pushes_to_devices(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(broadcast, "_BEFORE_S", 0.5)
+    found = broadcast.measure(300)
+    assert list(found) == ["to devices", "broadcast"]
+    assert all(arm.insert_s > 0 and arm.sent_per_s > 0 for arm in found.values()), found
 
 
 def test_what_fails_is_told_and_the_rest_goes_on(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

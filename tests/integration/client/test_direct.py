@@ -11,6 +11,7 @@ import psycopg
 import pytest
 from psycopg.conninfo import make_conninfo
 from psycopg.rows import dict_row
+from psycopg.types.string import TextLoader
 from psycopg_pool import AsyncConnectionPool, ConnectionPool
 
 from listener import client
@@ -47,6 +48,18 @@ async def test_a_push_belongs_to_the_callers_transaction(
         push_id = await pushes.enqueue(PUSH, conn=conn)
         assert await rows.all() == {}
         await conn.commit()
+    assert set(await rows.all()) == {push_id}
+
+
+async def test_a_connection_of_a_framework_that_reads_values_as_text(
+    database: Database, pushes: PushClient, rows: Rows
+) -> None:
+    async with await psycopg.AsyncConnection.connect(database.dsn) as conn:
+        for name in ("jsonb", "timestamptz", "uuid"):
+            conn.adapters.register_loader(name, TextLoader)
+        push_id = await pushes.enqueue(PUSH, conn=conn)
+        cursor = await conn.execute("select now(), '1'::jsonb")
+        assert all(isinstance(value, str) for value in await cursor.fetchone() or [None])
     assert set(await rows.all()) == {push_id}
 
 

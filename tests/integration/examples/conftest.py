@@ -1,0 +1,49 @@
+"""The Django project of examples/, as its manage.py makes it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from tests.support.examples import DIRECTORY
+from tests.support.postgres import Database
+
+
+@pytest.fixture(scope="session")
+def django_project() -> Iterator[None]:
+    """Django with the example's settings. It can be set up once in a process."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(DIRECTORY / "django_shop")
+        patch.setenv("DJANGO_SETTINGS_MODULE", "settings")
+        patch.setenv("DATABASE_URL", "dbname=none")
+        patch.setenv("DJANGO_SECRET_KEY", "of-the-tests")
+        import django
+
+        django.setup()
+        yield
+
+
+@pytest.fixture
+def django_shop(django_project: None, database: Database, request: pytest.FixtureRequest) -> Iterator[Any]:
+    """Django's test client, with the database migrated; parametrized with the OPTIONS of the database."""
+    from django.core.management import call_command
+    from django.db import connections
+    from django.test import Client
+    from psycopg.conninfo import conninfo_to_dict
+
+    where = conninfo_to_dict(database.dsn)
+    alias = connections["default"]
+    alias.close()
+    alias.settings_dict.update(
+        NAME=where["dbname"],
+        USER=where["user"],
+        HOST=where["host"],
+        PORT=where["port"],
+        OPTIONS=request.param,
+    )
+    del connections["default"]  # a new one reads the options anew
+    call_command("migrate", verbosity=0)
+    yield Client()
+    connections["default"].close()
