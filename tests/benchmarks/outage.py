@@ -3,7 +3,8 @@
     python -m tests.benchmarks.outage --seconds 60
 
 An application logs 5,000 records with the default options of ``TelemetryService``, half of them while nothing answers,
-the others once the database is back. Of the first calls that arrive then, three are carried out and get no answer. Ways:
+the others once the database is back. Of the first calls that arrive then, three are carried out and get no answer.
+Ways:
 ``Direct`` through a relay, and ``Rest`` to the tests' stand-in for PostgREST.
 """
 
