@@ -24,10 +24,10 @@ def calls(code: str) -> list[Call]:
     Raises ``ValueError`` if the file names an argument in any other place.
     """
     found = list(_CALL.finditer(code))
-    ends = [match.start() for match in found[1:]] + [len(code)]
+    starts = [*(match.start() for match in found), len(code)]
     result = [
         Call(match[1] or match[2], frozenset(_ARGUMENT.findall(code, match.end(), end)))
-        for match, end in zip(found, ends, strict=True)
+        for match, end in zip(found, starts[1:], strict=True)
     ]
     stray = set(_NAME.findall(code)) - {name for call in result for name in call.arguments}
     if stray:

@@ -90,7 +90,7 @@ export class Push {
     await db.put('session', { userId, accessToken: session.access_token, expiresAt: session.expires_at ?? 0 }, 'now');
     if (this.registeredFor === userId) return;
     this.registeredFor = userId;
-    if (Notification.permission === 'granted') await this.enable().catch(() => (this.registeredFor = undefined));
+    if (Notification.permission === 'granted') await this.enable().catch((error) => this.later(error));
     await flushReceipts(this.supabase, userId);
   }
 
@@ -102,8 +102,14 @@ export class Push {
     const { data } = await this.supabase.auth.getSession();
     if (!data.session) return; // signedIn() comes back to it
     const { error } = await this.supabase.rpc('register_device', { p_token: fid, p_platform: 'web' });
-    if (error) this.registeredFor = undefined; // tried again when the session is refreshed, and at the next start
+    if (error) return this.later(error);
     if (before && before !== fid) await this.supabase.rpc('unregister_device', { p_token: before });
+  }
+
+  /** Tries again when the session is refreshed, and at the next start. */
+  private later(error: unknown): void {
+    this.registeredFor = undefined;
+    console.warn('This browser is not registered for pushes yet', error);
   }
 
   private async unregistered(fid: string): Promise<void> {
