@@ -15,7 +15,10 @@ _INSTALLED = PROJECT / ".cache/typescript"
 
 
 def project(folder: Path) -> Path:
-    """A copy of docs/phones/javascript in a folder, with the SDKs. Skips the test without them; where CI=true, fails it."""
+    """A copy of docs/phones/javascript in a folder, with the SDKs.
+
+    Without them the test is skipped; where CI=true, it fails.
+    """
     tool("node")
     installed, wanted = _INSTALLED / "package-lock.json", _LOCK / "package-lock.json"
     if not installed.exists() or installed.read_bytes() != wanted.read_bytes():
@@ -29,6 +32,10 @@ def project(folder: Path) -> Path:
 def run(folder: Path, program: str, *arguments: str) -> str:
     """What a program of ``node_modules`` says; nothing if it is content."""
     done = subprocess.run(
-        [f"node_modules/.bin/{program}", *arguments], cwd=folder, text=True, stdout=subprocess.PIPE, check=False
+        [f"node_modules/.bin/{program}", *arguments],
+        cwd=folder,
+        text=True,
+        stdout=subprocess.PIPE,
+        check=False,
     )
     return done.stdout or ("" if done.returncode == 0 else f"{program} ended with {done.returncode}")

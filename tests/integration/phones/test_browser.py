@@ -1,13 +1,13 @@
-"""The code of docs/javascript.md in a real Chromium: Firebase's SDK, a service worker, pushes, and the stand-in for REST.
+"""The code of docs/javascript.md in a real Chromium, with Firebase's SDK, supabase-js, a service worker and pushes.
 
-Google's servers are pretended, and so is the subscription, for which Chromium would ask Google; everything else is real.
+Google's servers are pretended, and so is the subscription, for which Chromium would ask Google.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -47,10 +47,33 @@ PushManager.prototype.getSubscription = async () =>
 
 # What the pages use is put where the test reaches it.
 _PROBE = """
+import { createClient } from '@supabase/supabase-js';
+import { supabaseKey, supabaseUrl } from './config';
 import * as receipts from './receipts';
 import * as store from './store';
 import { Telemetry } from './telemetry';
-Object.assign(window, { probe: { ...receipts, ...store, Telemetry } });
+const telemetry = new Telemetry(createClient(supabaseUrl, supabaseKey));
+Object.assign(window, { probe: { ...receipts, ...store }, telemetry });
+"""
+
+_FILL = """
+async () => {
+  for (let n = 0; n < 101; n++) {
+    telemetry.log('offline');
+    await telemetry.freeze();
+  }
+  const db = await probe.store();
+  await db.put('session', { userId: 'u', accessToken: 't', expiresAt: 1 }, 'now');
+  await db.put('device', 'd', 'now');
+  const tx = db.transaction('receipts', 'readwrite');
+  for (const id of ['first', 'second', ...Array(498).fill('later')]) void tx.store.add({ push_id: id, user_id: 'u' });
+  await tx.done;
+  await probe.record('last', 'delivered');
+  for (let n = 0; n <= 200; n++) await probe.isFirst(String(n));
+  const [{ push_id: oldest }] = await db.getAll('receipts', null, 1);
+  const [batches, receipts, shown] = await Promise.all(['batches', 'receipts', 'shown'].map((name) => db.count(name)));
+  return { batches, dropped: telemetry.dropped, receipts, oldest, shown };
+}
 """
 
 _SIGN_IN = """
@@ -84,6 +107,14 @@ async (tag) => {
   await Promise.all(work);
   return self.openedUrl;
 }
+"""
+
+_WAITING = """
+new Promise((resolve) => {
+  indexedDB.open('push-listener').onsuccess = ({ target: { result: db } }) => {
+    db.transaction('receipts').objectStore('receipts').count().onsuccess = ({ target }) => resolve(target.result);
+  };
+})
 """
 
 _SHOWN = "self.registration.getNotifications().then((all) => all.map(({ title, tag }) => [title, tag]))"
@@ -124,8 +155,12 @@ class Site:
 
     async def shown(self, title: str) -> None:
         """Returns once the browser shows a notification."""
+        await self.worker_says(_SHOWN, lambda shown: title in [each for each, _ in shown])
+
+    async def worker_says(self, script: str, good: Callable[[Any], bool]) -> None:
+        """Returns once the script's result is good."""
         async with asyncio.timeout(PATIENCE):
-            while title not in [each for each, _ in await self.in_worker(_SHOWN)]:
+            while not good(await self.in_worker(script)):
                 await asyncio.sleep(0.01)
 
     def calls(self, function: str) -> list[dict[str, Any]]:
@@ -237,7 +272,7 @@ async def test_a_browser_registers_reports_pushes_and_leaves(site: Site, rows: R
     assert (await rows.get(UUID(push_id)))["status"] == "delivered"
     await page.close()
 
-    # In the background: data-only, and one with a title; each is shown by the worker or the SDK, copies by tag only once.
+    # In the background: data-only, which the worker shows, a copy of it, and one with a title, which the SDK shows.
     quiet = await sent(rows, data={"title": "Quietly"})
     loud = await sent(rows, title="Loudly")
     for _ in range(2):
@@ -259,7 +294,7 @@ async def test_a_browser_registers_reports_pushes_and_leaves(site: Site, rows: R
     await page.close()
     late = await sent(rows, title="Late")
     await site.push(data={"push_id": late}, notification={"title": "Late", "tag": late})
-    await site.shown("Late")
+    await site.worker_says(_WAITING, lambda count: count == 1)
 
     # The next page sends it, with the time at which it happened.
     page = await site.open()
@@ -290,8 +325,32 @@ async def test_a_browser_registers_reports_pushes_and_leaves(site: Site, rows: R
     assert [request.status for request in site.server.requests if (request.status or 500) >= 300] == []
 
 
-async def test_telemetry_is_stored_once_and_queues_have_bounds(site: Site, rows: Rows) -> None:
+async def test_telemetry_is_stored_once_and_what_waits_has_bounds(site: Site, rows: Rows) -> None:
     await site.sign_in()
-    page = await site.open()
-    await site.called("register_device") if False else None
-    await page.close()
+    page = await site.open("/probe")
+    await page.wait_for_function("telemetry.log('start', 'cold', { ms: 412 })")
+    site.server.faults.append("cut")
+    await page.evaluate("telemetry.flush()")  # stored, but the page does not know
+    await page.evaluate("telemetry.flush()")
+    first, second = await site.called("flush_telemetry", 2)
+    assert first == second
+    # The database refuses a batch with this character as a whole.
+    await page.evaluate("for (const text of ['one', '\\u0000', 'two', 'three']) telemetry.log('tap', text)")
+    await page.evaluate("telemetry.log('x'.repeat(101))")  # and of another one this record alone
+    assert await page.evaluate("telemetry.flush().then(() => telemetry.dropped)") == 2
+    stored = await rows.query("select message, meta, user_id from telemetry_logs order by message")
+    assert [row["message"] for row in stored] == ["cold", "one", "three", "two"]
+    assert (stored[0]["meta"], {row["user_id"] for row in stored}) == ({"ms": 412}, {ANN})
+    assert await page.evaluate("probe.store().then((db) => db.count('batches'))") == 0
+
+    # Without a network.
+    site.server.away = True
+    assert await page.evaluate(_FILL) == {
+        "batches": 100,
+        "dropped": 3,
+        "receipts": 500,
+        "oldest": "second",
+        "shown": 200,
+    }
+    first_again, last_again = await page.evaluate("Promise.all([probe.isFirst('0'), probe.isFirst('200')])")
+    assert (first_again, last_again) == (True, False)

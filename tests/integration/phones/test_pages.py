@@ -1,4 +1,4 @@
-"""The code of docs/flutter.md and docs/javascript.md: the files that the pages show, parsed, checked, and up to date."""
+"""The code of docs/flutter.md and docs/javascript.md is what the files hold, can be parsed, and is up to date."""
 
 from __future__ import annotations
 
@@ -41,7 +41,9 @@ def test_the_pages_show_each_file_once_and_as_it_is() -> None:
 def test_the_pages_link_each_request() -> None:
     for page in PAGES:
         text = page.read_text()
-        assert {name for name in PHONE_FUNCTIONS if f"(phones/requests/{name}.http)" in text} == PHONE_FUNCTIONS
+        assert {
+            name for name in PHONE_FUNCTIONS if f"(phones/requests/{name}.http)" in text
+        } == PHONE_FUNCTIONS
 
 
 def faults(code: bytes, language: Callable[[], object]) -> Iterator[str]:

@@ -120,7 +120,10 @@ async def test_a_queue_of_receipts_is_sent_in_one_call(phone: Phone, rows: Rows)
     await phone.send("register_device", ANN)
     push_id = await sent(rows)
     status, answer = await phone.send("record_delivery_receipts", BOB, PUSH_ID=str(push_id))
-    assert (status, [(each["recorded"], bool(each["error"])) for each in answer]) == (200, [(False, True)] * 2)
+    assert (status, [(each["recorded"], bool(each["error"])) for each in answer]) == (
+        200,
+        [(False, True)] * 2,
+    )
     status, answer = await phone.send("record_delivery_receipts", ANN, PUSH_ID=str(push_id))
     assert (status, [(each["recorded"], each["error"]) for each in answer]) == (200, [(True, None)] * 2)
     assert sorted(row["status"] for row in await rows.logs(push_id)) == ["delivered", "opened", "sent"]
@@ -131,8 +134,12 @@ async def test_a_batch_of_telemetry_that_is_sent_twice_is_stored_once(phone: Pho
     first = await phone.send("flush_telemetry", ANN)
     assert (first[0], first[1]["accepted"], first[1]["rejected"]) == (200, 2, [])
     assert await phone.send("flush_telemetry", ANN) == first
-    stored = await rows.query("select type, message, meta, timestamp, user_id from telemetry_logs order by type")
-    assert [(row["type"], row["message"], row["meta"], row["timestamp"], row["user_id"]) for row in stored] == [
+    stored = await rows.query(
+        "select type, message, meta, timestamp, user_id from telemetry_logs order by type"
+    )
+    assert [
+        (row["type"], row["message"], row["meta"], row["timestamp"], row["user_id"]) for row in stored
+    ] == [
         ("checkout", "paid", {"ms": 412}, AT, ANN),
         ("push", "allowed", None, AT, ANN),
     ]
