@@ -42,7 +42,7 @@ export class Push {
       onPush(payload);
       await record(pushId, 'delivered');
     });
-    // Only setTimeout leaves the callback: it runs under a lock, for which other calls of supabase-js wait.
+    // setTimeout leaves the callback: calls of supabase-js from inside it may wait for each other for ever.
     supabase.auth.onAuthStateChange((_event, session) => void setTimeout(() => void push.signedIn(session)));
     return push;
   }

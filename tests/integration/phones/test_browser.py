@@ -160,7 +160,7 @@ class Site:
     async def worker_says(self, script: str, good: Callable[[Any], bool]) -> None:
         """Returns once the script's result is good."""
         async with asyncio.timeout(PATIENCE):
-            while not good(await self.in_worker(script)):
+            while not good(await self.in_worker(script)):  # noqa: ASYNC110  # a worker tells nobody
                 await asyncio.sleep(0.01)
 
     def calls(self, function: str) -> list[dict[str, Any]]:
