@@ -18,6 +18,7 @@ import { isFirst, store } from './store';
 
 export class Push {
   private registeredFor: string | undefined;
+  private isLeaving = false;
 
   private constructor(
     private readonly supabase: SupabaseClient,
@@ -59,6 +60,7 @@ export class Push {
    * told: this browser may still get pushes of the user.
    */
   async signOut(): Promise<boolean> {
+    this.isLeaving = true;
     const db = await store();
     const device = await db.get('device', 'now');
     const { data } = await this.supabase.auth.getSession();
@@ -75,6 +77,7 @@ export class Push {
     await Promise.all([db.clear('device'), db.clear('session')]);
     this.registeredFor = undefined;
     await this.supabase.auth.signOut({ scope: 'local' });
+    this.isLeaving = false;
     return isGone;
   }
 
@@ -112,7 +115,9 @@ export class Push {
     console.warn('This browser is not registered for pushes yet', error);
   }
 
+  /** The SDK calls it for unregister(), and when the browser takes the subscription away. */
   private async unregistered(fid: string): Promise<void> {
+    if (this.isLeaving) return; // signOut() has done it
     const { data } = await this.supabase.auth.getSession();
     if (data.session) await this.supabase.rpc('unregister_device', { p_token: fid });
   }
