@@ -3,7 +3,8 @@
 It does what PostgREST 12 does for a call of a function: checks the token, sets the role with its settings and the
 claims for one transaction, binds the keys of the body to arguments by name, converts them in Postgres, and answers
 errors with ``{code, message, details, hint}`` and the status that belongs to the SQLSTATE (postgrest.org, "Errors").
-Of tables it knows the insert of rows that all have the same keys. It can also be told to fail.
+Of tables it knows the insert of rows that all have the same keys. Pages of any origin may call it, and may sign out; it never
+refreshes a session. It can also be told to fail.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from typing import Any
 import jwt
 import psycopg
 from aiohttp import web
+from aiohttp.typedefs import Handler
 from psycopg import sql
 from psycopg.rows import namedtuple_row, scalar_row
 from psycopg_pool import AsyncConnectionPool
@@ -113,10 +115,11 @@ def serving(database: Database) -> Iterator[RestServer]:
             database.dsn_as("authenticator"), min_size=0, max_size=10, open=False, name="rest"
         )
         async with pool:
-            app = web.Application(client_max_size=64 << 20)
+            app = web.Application(client_max_size=64 << 20, middlewares=[_for_any_origin])
             handler = _Handler(server, pool)
             app.router.add_post("/rest/v1/rpc/{function}", handler.handle)
             app.router.add_post("/rest/v1/{table}", handler.handle)
+            app.router.add_post("/auth/v1/{function}", handler.handle_auth)
             runner = web.AppRunner(app, access_log=None, shutdown_timeout=1.0)
             await runner.setup()
             site = web.TCPSite(runner, "127.0.0.1", 0)
@@ -179,6 +182,14 @@ class _Handler:
         seen.status = answer.status
         return _cut(request) if fault == "cut" else answer
 
+    async def handle_auth(self, request: web.Request) -> web.StreamResponse:
+        function = request.match_info["function"]
+        status = 204 if function == "logout" else 400
+        self._server.requests.append(
+            Request(f"auth/{function}", dict(request.headers), await request.read(), status)
+        )
+        return web.Response(status=status)
+
     async def _call(self, function: str, request: web.Request, body: bytes) -> str | None:
         """The JSON of the answer; None for a function that returns nothing."""
         claims = _claims(request)
@@ -236,6 +247,18 @@ class _Handler:
                 await cursor.execute("select set_config(%s, %s, true)", (name, value))
             await cursor.execute(sql.SQL("set local role {}").format(sql.Identifier(role)))
             await cursor.execute("select set_config('request.jwt.claims', %s, true)", (json.dumps(claims),))
+
+
+@web.middleware
+async def _for_any_origin(request: web.Request, handler: Handler) -> web.StreamResponse:
+    answer = web.Response() if request.method == "OPTIONS" else await handler(request)
+    answer.headers.update(
+        {
+            "Access-Control-Allow-Origin": "*",
+            "Access-Control-Allow-Headers": request.headers.get("Access-Control-Request-Headers", "*"),
+        }
+    )
+    return answer
 
 
 def _claims(request: web.Request) -> dict[str, Any]:

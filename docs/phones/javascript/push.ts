@@ -1,0 +1,124 @@
+// Registers this browser, and hears of pushes while a page is visible.
+import { initializeApp } from 'firebase/app';
+import {
+  getMessaging,
+  isSupported,
+  onMessage,
+  onRegistered,
+  onUnregistered,
+  register,
+  unregister,
+  type MessagePayload,
+  type Messaging,
+} from 'firebase/messaging';
+import type { Session as AuthSession, SupabaseClient } from '@supabase/supabase-js';
+import { firebaseConfig, vapidKey } from './config';
+import { flushReceipts, record } from './receipts';
+import { isFirst, store } from './store';
+
+export class Push {
+  private registeredFor: string | undefined;
+  private isLeaving = false;
+
+  private constructor(
+    private readonly supabase: SupabaseClient,
+    private readonly messaging: Messaging,
+    private readonly worker: ServiceWorkerRegistration,
+  ) {}
+
+  /**
+   * Call it once on every page, before anybody is signed in too. Null where the browser has no push.
+   * `onPush` gets each push that arrives while the page is visible, once: the browser shows nothing then.
+   */
+  static async start(supabase: SupabaseClient, onPush: (payload: MessagePayload) => void): Promise<Push | null> {
+    if (!(await isSupported())) return null;
+    const worker = await navigator.serviceWorker.register('/service-worker.js');
+    const messaging = getMessaging(initializeApp(firebaseConfig));
+    const push = new Push(supabase, messaging, worker);
+    onRegistered(messaging, (fid) => void push.registered(fid));
+    onUnregistered(messaging, (fid) => void push.unregistered(fid));
+    onMessage(messaging, async (payload) => {
+      const pushId = payload.data?.push_id;
+      if (pushId && !(await isFirst(pushId))) return; // a copy, or another tab has it
+      onPush(payload);
+      await record(pushId, 'delivered');
+    });
+    // setTimeout leaves the callback: calls of supabase-js from inside it may wait for each other for ever.
+    supabase.auth.onAuthStateChange((_event, session) => void setTimeout(() => void push.signedIn(session)));
+    return push;
+  }
+
+  /** Call it in the handler of a click: browsers ask for permission only then. Whether the user has allowed pushes. */
+  async enable(): Promise<boolean> {
+    if ((await Notification.requestPermission()) !== 'granted') return false;
+    await register(this.messaging, { vapidKey, serviceWorkerRegistration: this.worker });
+    return true;
+  }
+
+  /**
+   * In this order: without a session nobody can unregister the device. False if neither the database nor FCM could be
+   * told: this browser may still get pushes of the user.
+   */
+  async signOut(): Promise<boolean> {
+    this.isLeaving = true;
+    const db = await store();
+    const device = await db.get('device', 'now');
+    const { data } = await this.supabase.auth.getSession();
+    let isGone = !device;
+    if (data.session) await flushReceipts(this.supabase, data.session.user.id);
+    if (device && data.session) {
+      const { error } = await this.supabase.rpc('unregister_device', { p_token: device });
+      isGone = !error;
+    }
+    if (device) {
+      // One of the two is enough: FCM's next answer for this device would remove it, too.
+      isGone = (await unregister(this.messaging).then(() => true, () => false)) || isGone;
+    }
+    await Promise.all([db.clear('device'), db.clear('session')]);
+    this.registeredFor = undefined;
+    await this.supabase.auth.signOut({ scope: 'local' });
+    this.isLeaving = false;
+    return isGone;
+  }
+
+  /** At every start, after sign-in, whenever the session is refreshed, and on sign-out in any tab. */
+  private async signedIn(session: AuthSession | null): Promise<void> {
+    const db = await store();
+    if (!session) {
+      this.registeredFor = undefined;
+      await db.clear('session');
+      return;
+    }
+    const userId = session.user.id;
+    await db.put('session', { userId, accessToken: session.access_token, expiresAt: session.expires_at ?? 0 }, 'now');
+    if (this.registeredFor === userId) return;
+    this.registeredFor = userId;
+    if (Notification.permission === 'granted') await this.enable().catch((error) => this.later(error));
+    await flushReceipts(this.supabase, userId);
+  }
+
+  /** The SDK calls it for each register(), and when the id changes. */
+  private async registered(fid: string): Promise<void> {
+    const db = await store();
+    const before = await db.get('device', 'now');
+    await db.put('device', fid, 'now');
+    const { data } = await this.supabase.auth.getSession();
+    if (!data.session) return; // signedIn() comes back to it
+    const { error } = await this.supabase.rpc('register_device', { p_token: fid, p_platform: 'web' });
+    if (error) return this.later(error);
+    if (before && before !== fid) await this.supabase.rpc('unregister_device', { p_token: before });
+  }
+
+  /** Tries again when the session is refreshed, and at the next start. */
+  private later(error: unknown): void {
+    this.registeredFor = undefined;
+    console.warn('This browser is not registered for pushes yet', error);
+  }
+
+  /** The SDK calls it for unregister(), and when the browser takes the subscription away. */
+  private async unregistered(fid: string): Promise<void> {
+    if (this.isLeaving) return; // signOut() has done it
+    const { data } = await this.supabase.auth.getSession();
+    if (data.session) await this.supabase.rpc('unregister_device', { p_token: fid });
+  }
+}
