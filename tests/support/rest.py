@@ -3,8 +3,8 @@
 It does what PostgREST 12 does for a call of a function: checks the token, sets the role with its settings and the
 claims for one transaction, binds the keys of the body to arguments by name, converts them in Postgres, and answers
 errors with ``{code, message, details, hint}`` and the status that belongs to the SQLSTATE (postgrest.org, "Errors").
-Of tables it knows the insert of rows that all have the same keys. Pages of any origin may call it, and may sign out; it never
-refreshes a session. It can also be told to fail.
+Of tables it knows the insert of rows that all have the same keys. Pages of any origin may call it, and may sign out; it
+never refreshes a session. It can also be told to fail.
 """
 
 from __future__ import annotations
