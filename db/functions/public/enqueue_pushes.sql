@@ -87,7 +87,7 @@ begin
     select s.*, t.not_time, t.send_time, t.expires_time
       from element s
       left join lateral (
-        select min(o.name) filter (where o.text is not null and not o.is_time) as not_time,
+        select min(o.name) filter (where not o.is_time) as not_time,
                min(o.at) filter (where o.name = 'send_at') as send_time,
                min(o.at) filter (where o.name = 'expires_at') as expires_time
           from (
@@ -102,6 +102,7 @@ begin
                                    + interval '1 month' - interval '1 day')
                             else false end as is_time
                   from (values ('send_at', s.send_at), ('expires_at', s.expires_at)) as g(name, text)
+                  where g.text is not null
               ) c
           ) o
       ) t on s.send_at is not null or s.expires_at is not null
