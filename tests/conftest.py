@@ -15,8 +15,12 @@ from functools import cache
 import hypothesis
 import pytest
 
+from listener import registration
+from listener.doctor import examination
+from listener.postgres.connect import Address, is_transaction_pooler, is_transaction_pooler_blocking
+from listener.schema.migrate import session
 from tests.support import key_pairs, tools
-from tests.support.postgres import VERSIONS, Database, Server, Template, programs
+from tests.support.postgres import VERSIONS, Database, Server, Template, is_direct, programs
 
 # No deadline: on a busy machine an example may take any time. `make check` asks for "quick".
 hypothesis.settings.register_profile("push-listener", deadline=None)
@@ -111,6 +115,28 @@ def _allowed_time(test: pytest.Item) -> float:
 @pytest.fixture(scope="session", autouse=True)
 def _few_key_pairs() -> Iterator[None]:
     with key_pairs.few():
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _known_addresses() -> Iterator[None]:
+    """A test's own server is no pooler: to make sure of it would take 90 ms of CPU time, and longer, at each start.
+
+    ``migrate`` does not ask; the service and the doctor ask once. They still connect, and meet what is wrong.
+    """
+
+    def asks_blocking(dsn: str) -> bool:
+        return not is_direct(dsn) and is_transaction_pooler_blocking(dsn)
+
+    async def asks(address: Address) -> bool:
+        return await (
+            is_transaction_pooler(address, probes=1) if is_direct(address.dsn) else is_transaction_pooler(address)
+        )
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(session, "is_transaction_pooler_blocking", asks_blocking)
+        for module in (registration, examination):
+            patch.setattr(module, "is_transaction_pooler", asks)
         yield
 
 
