@@ -7,8 +7,9 @@ tested on. A test that uses a database runs on the newest of them; marked ``olde
 
 from __future__ import annotations
 
+import gc
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack
 from functools import cache
 
@@ -102,6 +103,17 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         )
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """Without garbage collection, which would look through nine thousand tests again and again, now and later."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Tests that take long, which have a timeout of their own, run first: none is left alone for the end of a run."""
     items.sort(key=_allowed_time, reverse=True)
@@ -130,7 +142,9 @@ def _known_addresses() -> Iterator[None]:
 
     async def asks(address: Address) -> bool:
         return await (
-            is_transaction_pooler(address, probes=1) if is_direct(address.dsn) else is_transaction_pooler(address)
+            is_transaction_pooler(address, probes=1)
+            if is_direct(address.dsn)
+            else is_transaction_pooler(address)
         )
 
     with pytest.MonkeyPatch.context() as patch:

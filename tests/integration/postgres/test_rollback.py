@@ -199,6 +199,8 @@ async def test_every_loss_is_told_before_the_first_step(database: Database, rows
 @pytest.mark.newest_postgres
 async def test_the_command_says_who_is_in_the_way(database: Database, emulator: Emulator) -> None:
     async with serving(settings_for(database.dsn, emulator, worker_name="web.1")):
-        code, out, said = await run("migrate", "--down", "0", env=environment(database.dsn, emulator))
+        code, out, said = await run(
+            "migrate", "--down", "0", env=environment(database.dsn, emulator), forked=True
+        )
     assert (code, out) == (1, "")
     assert said.startswith("Error: push-listener is at work on this database: worker 1, web.1 (pid ")
