@@ -174,6 +174,12 @@ def postgres(request: pytest.FixtureRequest, postgres_servers: Callable[[int], S
     return postgres_servers(request.param)
 
 
+@pytest.fixture(scope="session")
+def oldest_server(pytestconfig: pytest.Config, postgres_servers: Callable[[int], Server]) -> Server:
+    """Of the chosen versions the oldest, for a test that compares two."""
+    return postgres_servers(pytestconfig.stash[_CHOSEN][0])
+
+
 @pytest.fixture
 def database(postgres: Server) -> Iterator[Database]:
     """Like a new Supabase project, with all migrations applied."""
