@@ -23,7 +23,7 @@ from listener.schema import export, migrate
 from listener.schema.migrate import Migration, MigrationError, Standing, session
 from tests.support.catalog import describe
 from tests.support.pgtap import prove
-from tests.support.postgres import Database, Template
+from tests.support.postgres import Database
 from tests.support.service import run
 from tests.support.tools import tool
 
@@ -570,27 +570,31 @@ def test_the_files_make_the_same_database(
     way: Callable[..., None],
     shapes: tuple[str, ...],
 ) -> None:
+    def adopt(database: Database) -> None:
+        with psycopg.connect(database.dsn, autocommit=True) as connection:
+            for shape in shapes:
+                connection.execute((SHAPES / f"{shape}.sql").read_bytes())
+        migrate.apply(database.dsn)
+
     with (
-        blank_database.server.database(Template.SUPABASE) as other,
-        psycopg.connect(blank_database.dsn, autocommit=True) as one,
-        psycopg.connect(other.dsn, autocommit=True) as two,
+        blank_database.server.prepared(f"adopted {shapes}", adopt) as wanted,
+        psycopg.connect(wanted.dsn, autocommit=True) as one,
+        psycopg.connect(blank_database.dsn, autocommit=True) as two,
     ):
         for shape in shapes:
-            one.execute((SHAPES / f"{shape}.sql").read_bytes())
             two.execute((SHAPES / f"{shape}.sql").read_bytes())
-        migrate.apply(blank_database.dsn)
-        way(other, *emitted)
-        assert everything(other) == everything(blank_database)
-        assert ledger(other) == ledger(blank_database)
-        assert before(other) == before(blank_database)
+        way(blank_database, *emitted)
+        assert everything(blank_database) == everything(wanted)
+        assert ledger(blank_database) == ledger(wanted)
+        assert before(blank_database) == before(wanted)
         if shapes:
             rows = (
                 "select id, status, next_attempt_at is null, error_code from push_notifications order by id"
             )
             assert two.execute(rows).fetchall() == one.execute(rows).fetchall()
-        there = everything(other)
-        assert migrate.apply(other.dsn) == []
-        assert everything(other) == there
+        there = everything(blank_database)
+        assert migrate.apply(blank_database.dsn) == []
+        assert everything(blank_database) == there
 
 
 @pytest.mark.newest_postgres
