@@ -7,16 +7,21 @@ tested on. A test that uses a database runs on the newest of them; marked ``olde
 
 from __future__ import annotations
 
+import gc
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack
 from functools import cache
 
 import hypothesis
 import pytest
 
+from listener import registration
+from listener.doctor import examination
+from listener.postgres.connect import Address, is_transaction_pooler, is_transaction_pooler_blocking
+from listener.schema.migrate import session
 from tests.support import key_pairs, tools
-from tests.support.postgres import VERSIONS, Database, Server, Template, programs
+from tests.support.postgres import VERSIONS, Database, Server, Template, is_direct, programs
 
 # No deadline: on a busy machine an example may take any time. `make check` asks for "quick".
 hypothesis.settings.register_profile("push-listener", deadline=None)
@@ -98,6 +103,17 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         )
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """Without garbage collection, which would look through nine thousand tests again and again, now and later."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Tests that take long, which have a timeout of their own, run first: none is left alone for the end of a run."""
     items.sort(key=_allowed_time, reverse=True)
@@ -111,6 +127,30 @@ def _allowed_time(test: pytest.Item) -> float:
 @pytest.fixture(scope="session", autouse=True)
 def _few_key_pairs() -> Iterator[None]:
     with key_pairs.few():
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _known_addresses() -> Iterator[None]:
+    """A test's own server is no pooler: to make sure of it would take 90 ms of CPU time, and longer, at each start.
+
+    ``migrate`` does not ask; the service and the doctor ask once. They still connect, and meet what is wrong.
+    """
+
+    def asks_blocking(dsn: str) -> bool:
+        return not is_direct(dsn) and is_transaction_pooler_blocking(dsn)
+
+    async def asks(address: Address) -> bool:
+        return await (
+            is_transaction_pooler(address, probes=1)
+            if is_direct(address.dsn)
+            else is_transaction_pooler(address)
+        )
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(session, "is_transaction_pooler_blocking", asks_blocking)
+        for module in (registration, examination):
+            patch.setattr(module, "is_transaction_pooler", asks)
         yield
 
 
@@ -132,6 +172,12 @@ def postgres_servers() -> Iterator[Callable[[int], Server]]:
 def postgres(request: pytest.FixtureRequest, postgres_servers: Callable[[int], Server]) -> Server:
     """A running server with a database of its own for each test, and roles that they share."""
     return postgres_servers(request.param)
+
+
+@pytest.fixture(scope="session")
+def oldest_server(pytestconfig: pytest.Config, postgres_servers: Callable[[int], Server]) -> Server:
+    """Of the chosen versions the oldest, for a test that compares two."""
+    return postgres_servers(pytestconfig.stash[_CHOSEN][0])
 
 
 @pytest.fixture

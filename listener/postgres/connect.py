@@ -306,11 +306,11 @@ async def fetch_value(
     return await cursor.fetchone()
 
 
-async def is_transaction_pooler(address: Address) -> bool:
+async def is_transaction_pooler(address: Address, probes: int = _PROBES) -> bool:
     """Whether an address leads to a pooler in transaction mode, of any make.
 
     It does if one backend serves two connections, or two backends serve one connection. An idle pooler shows this at
-    once. In a busy one, probes at random moments leave hardly a chance of missing it.
+    once. In a busy one, ``probes`` at random moments leave hardly a chance of missing it.
 
     Raises psycopg.OperationalError, also when the second connection is not served within some seconds.
     """
@@ -321,7 +321,7 @@ async def is_transaction_pooler(address: Address) -> bool:
                 await stack.enter_async_context(await address.connect("push-listener", prepares=False))
                 for _ in range(2)
             ]
-            for _ in range(_PROBES):
+            for _ in range(probes):
                 backends.add(("first", await fetch_value(first, _BACKEND)))
                 async with (
                     second.transaction()

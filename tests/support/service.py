@@ -438,9 +438,9 @@ async def _start(arguments: Sequence[str], env: Mapping[str, str]) -> asyncio.su
     )
 
 
-async def run(*arguments: str, env: Mapping[str, str]) -> tuple[int, str, str]:
+async def run(*arguments: str, env: Mapping[str, str], forked: bool = False) -> tuple[int, str, str]:
     """Exit code, standard output and standard error of a command that ends by itself."""
-    async with program(*arguments, env=env) as started:
+    async with program(*arguments, env=env, forked=forked) as started:
         code = await started.ended()
         return code, started.out, started.err
 

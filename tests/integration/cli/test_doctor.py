@@ -107,7 +107,7 @@ async def test_the_text(database: Database, emulator: Emulator) -> None:
 
 
 async def test_json_is_a_list_of_findings(database: Database, emulator: Emulator) -> None:
-    async with program("doctor", "--json", env=environment(database.dsn, emulator)) as running:
+    async with program("doctor", "--json", env=environment(database.dsn, emulator), forked=True) as running:
         assert await running.ended() == 0
     rows = orjson.loads(running.out)
     assert {frozenset(row) for row in rows} == {frozenset({"group", "level", "text", "remedy", "is_setting"})}
@@ -181,7 +181,7 @@ async def test_an_address_to_listen_on_that_this_machine_has_not(
     database: Database, emulator: Emulator, variables: dict[str, str]
 ) -> None:
     """``run`` does not start with it."""
-    async with program("run", env=environment(database.dsn, emulator, **variables)) as running:
+    async with program("run", env=environment(database.dsn, emulator, **variables), forked=True) as running:
         assert await running.ended() == 2
     assert (await examine(database.dsn, emulator, **variables)).exit_code == 2
 

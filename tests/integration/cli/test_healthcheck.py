@@ -21,7 +21,7 @@ async def ask(*arguments: str, **variables: str) -> tuple[int, str, str]:
 
 
 async def test_a_service_that_works(database: Database, emulator: Emulator) -> None:
-    async with program("run", env=environment(database.dsn, emulator)) as running:
+    async with program("run", env=environment(database.dsn, emulator), forked=True) as running:
         await running.said("ready")
         port = str(await running.port())
         assert await ask(PORT=port) == (0, f"http://127.0.0.1:{port}/healthz answers 200: ok\n", "")
@@ -30,7 +30,7 @@ async def test_a_service_that_works(database: Database, emulator: Emulator) -> N
 
 async def test_a_service_that_lives_and_cannot_work(emulator: Emulator) -> None:
     env = environment(f"postgresql://nobody:S3cr3t@127.0.0.1:{closed_port()}/none", emulator)
-    async with program("run", env=env) as running:
+    async with program("run", env=env, forked=True) as running:
         port = str(await running.port())
         assert (await ask(PORT=port))[0] == 0
         code, out, err = await ask("--ready", PORT=port)
@@ -57,7 +57,7 @@ async def test_it_asks_where_the_service_listens(
     if ":" in binds and not socket.has_dualstack_ipv6():
         pytest.skip("this machine has no IPv6")
     env = environment(f"postgresql://nobody@127.0.0.1:{closed_port()}/none", emulator, host=binds)
-    async with program("run", env=env) as running:
+    async with program("run", env=env, forked=True) as running:
         port = str(await running.port())
         for written in (host, f'"{host}"'):
             assert await ask(PORT=f'"{port}"', HOST=written) == (

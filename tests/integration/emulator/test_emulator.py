@@ -7,6 +7,7 @@ import json
 import re
 import stat
 import time
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -764,6 +765,7 @@ async def test_an_oversized_request(client: Client) -> None:
     assert (await client.send(token="a")).status == 200
 
 
+@cache
 def _anything() -> st.SearchStrategy[Any]:
     """JSON with names and some values of FCM mixed in."""
     words = {

@@ -277,6 +277,7 @@ def test_given_back_at_once_nothing_has_happened(blank_database: Database, shape
         )
 
 
+@pytest.mark.newest_postgres
 def test_statuses_become_the_nearest_that_the_application_knows(blank_database: Database) -> None:
     dsn = blank_database.dsn
     load(blank_database, "reference")
@@ -301,6 +302,7 @@ def test_statuses_become_the_nearest_that_the_application_knows(blank_database: 
     }
 
 
+@pytest.mark.newest_postgres
 def test_without_a_check_only_what_is_under_way_is_put_back(blank_database: Database) -> None:
     dsn = blank_database.dsn
     load(blank_database, "no_check")
@@ -319,6 +321,7 @@ def test_without_a_check_only_what_is_under_way_is_put_back(blank_database: Data
     )
 
 
+@pytest.mark.newest_postgres
 def test_rows_that_the_old_shape_cannot_hold_are_named_and_kept(blank_database: Database) -> None:
     dsn = blank_database.dsn
     load(blank_database, "own_words")
@@ -336,6 +339,7 @@ def test_rows_that_the_old_shape_cannot_hold_are_named_and_kept(blank_database: 
     assert "without a user" not in {row["title"] for row in contents(dsn)["push_notifications"].values()}
 
 
+@pytest.mark.newest_postgres
 def test_log_rows_that_the_old_check_forbids_are_kept_beside_it(blank_database: Database) -> None:
     dsn = blank_database.dsn
     load(blank_database, "reference", "logs")
@@ -366,6 +370,7 @@ def test_log_rows_that_the_old_check_forbids_are_kept_beside_it(blank_database: 
 # --- what the application does goes on working -----------------------------------------------------------
 
 
+@pytest.mark.newest_postgres
 def test_the_applications_own_statements_go_on_working(blank_database: Database) -> None:
     dsn = blank_database.dsn
     load(blank_database, "reference", "logs")
@@ -415,6 +420,7 @@ def test_the_applications_own_statements_go_on_working(blank_database: Database)
             )
 
 
+@pytest.mark.newest_postgres
 def test_a_row_that_becomes_pending_again_is_looked_at_and_rings(blank_database: Database) -> None:
     """The application says so in its own way, which knows nothing of next_attempt_at."""
     dsn = blank_database.dsn
@@ -456,6 +462,7 @@ def test_the_index_of_the_queue_serves_every_shape(blank_database: Database, sha
     assert not any("Sort" in row["QUERY PLAN"] for row in plan), plan
 
 
+@pytest.mark.newest_postgres
 async def test_counters_that_are_null_count_from_nothing(blank_database: Database) -> None:
     dsn = blank_database.dsn
     load(blank_database, "nearly_ours")
@@ -476,6 +483,7 @@ async def test_counters_that_are_null_count_from_nothing(blank_database: Databas
         assert (push.attempt, push.retry_count) == (2, 1)
 
 
+@pytest.mark.newest_postgres
 async def test_tokens_in_profiles_as_the_documentation_has_it(blank_database: Database) -> None:
     dsn = blank_database.dsn
     load(blank_database, "reference")
@@ -555,6 +563,7 @@ def test_what_is_too_old_is_said(
     assert migrate.foresee(dsn) == []
 
 
+@pytest.mark.newest_postgres
 def test_rows_whose_users_have_devices_are_not_warned_of(blank_database: Database) -> None:
     with connected(blank_database.dsn) as connection:
         connection.execute(
@@ -584,6 +593,7 @@ def test_old_rows_are_decided_in_batches(blank_database: Database) -> None:
     assert row["transactions"] > 3
 
 
+@pytest.mark.newest_postgres
 def test_a_queue_without_dates_is_not_poured_out(blank_database: Database) -> None:
     dsn = blank_database.dsn
     with connected(dsn) as connection:
@@ -628,6 +638,7 @@ WAITS = (
 )
 
 
+@pytest.mark.newest_postgres
 @pytest.mark.parametrize(("body", "obstacle"), REFUSING.values(), ids=REFUSING.keys())
 def test_a_trigger_that_refuses_a_status_is_named_before_anything_changes(
     blank_database: Database, body: str, obstacle: str
@@ -667,6 +678,7 @@ def test_a_publication_without_a_replica_identity_is_named_before_anything_chang
     migrate.rollback(dsn, 0)
 
 
+@pytest.mark.newest_postgres
 def test_the_way_back_works_where_a_publication_refuses_updates(blank_database: Database) -> None:
     dsn = blank_database.dsn
     load(blank_database, "reference")
@@ -683,6 +695,7 @@ def test_the_way_back_works_where_a_publication_refuses_updates(blank_database: 
     assert describe(dsn) == before
 
 
+@pytest.mark.newest_postgres
 def test_a_trigger_that_came_later_is_named_by_the_step_that_decides(blank_database: Database) -> None:
     dsn = blank_database.dsn
     with connected(dsn) as connection:
@@ -699,6 +712,7 @@ def test_a_trigger_that_came_later_is_named_by_the_step_that_decides(blank_datab
     migrate.rollback(dsn, 0)
 
 
+@pytest.mark.newest_postgres
 def test_a_trigger_that_gives_new_rows_a_status_of_its_own_is_named(blank_database: Database) -> None:
     dsn = blank_database.dsn
     migrate.apply(dsn)
@@ -713,6 +727,7 @@ def test_a_trigger_that_gives_new_rows_a_status_of_its_own_is_named(blank_databa
     assert not contents(dsn)["push_notifications"]
 
 
+@pytest.mark.newest_postgres
 def test_rows_that_come_in_on_the_way_are_sent(blank_database: Database) -> None:
     """Between the step that adds the columns and the one that decides about old rows, days later even."""
     dsn = blank_database.dsn
@@ -846,6 +861,7 @@ def test_the_remedies_help(blank_database: Database) -> None:
     assert {row["status"] for row in contents(dsn)["push_notifications"].values()} == {"sent", "pending"}
 
 
+@pytest.mark.newest_postgres
 def test_rows_without_a_status_are_nobodys_to_send(blank_database: Database) -> None:
     dsn = blank_database.dsn
     with connected(dsn) as connection:
@@ -880,6 +896,7 @@ def test_tables_of_another_role_are_refused_by_its_name(blank_database: Database
             )
 
 
+@pytest.mark.newest_postgres
 def test_what_deserves_a_look_is_pointed_out(blank_database: Database) -> None:
     with connected(blank_database.dsn) as connection:
         connection.execute(
@@ -898,6 +915,7 @@ def test_what_deserves_a_look_is_pointed_out(blank_database: Database) -> None:
     ]
 
 
+@pytest.mark.newest_postgres
 def test_a_status_without_a_default_is_pointed_out(blank_database: Database) -> None:
     with connected(blank_database.dsn) as connection:
         connection.execute(
@@ -910,6 +928,7 @@ def test_a_status_without_a_default_is_pointed_out(blank_database: Database) -> 
     ]
 
 
+@pytest.mark.newest_postgres
 def test_webhooks_that_may_send_already_are_pointed_out(blank_database: Database) -> None:
     load(blank_database, "reference")
     with connected(blank_database.superuser_dsn) as connection:
@@ -1046,6 +1065,7 @@ def test_whoever_reads_for_long_is_waited_for_without_anybody_waiting_for_us(
     assert all(state.applied_at is not None for state in migrate.status(dsn))
 
 
+@pytest.mark.newest_postgres
 def test_a_row_that_others_have_locked_is_neither_waited_for_nor_forgotten(blank_database: Database) -> None:
     """The rows after it are decided at once; it is decided when it is free."""
     dsn = blank_database.dsn
@@ -1066,6 +1086,7 @@ def test_a_row_that_others_have_locked_is_neither_waited_for_nor_forgotten(blank
     assert all(state.applied_at is not None for state in migrate.status(dsn))
 
 
+@pytest.mark.newest_postgres
 def test_a_row_that_stays_locked_stops_the_step_which_names_the_holder(blank_database: Database) -> None:
     dsn = blank_database.dsn
     load(blank_database, "reference")

@@ -206,7 +206,7 @@ async def test_run_tells_that_its_role_may_not_use_the_schema_public(database: D
         superuser.execute("revoke usage on schema public from public, push_listener")
     async with (
         Emulator() as emulator,
-        program("run", env=environment(database.dsn_as(WORKER), emulator)) as run,
+        program("run", env=environment(database.dsn_as(WORKER), emulator), forked=True) as run,
     ):
         assert await run.ended() == 1
     assert "permission denied for schema public" in run.output

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import re
 import shutil
@@ -22,7 +23,8 @@ from listener.schema import export, migrate
 from listener.schema.migrate import Migration, MigrationError, Standing, session
 from tests.support.catalog import describe
 from tests.support.pgtap import prove
-from tests.support.postgres import Database, Template
+from tests.support.postgres import Database
+from tests.support.service import run
 from tests.support.tools import tool
 
 pytestmark = pytest.mark.oldest_postgres
@@ -89,6 +91,7 @@ def test_each_step_back_and_forth_leads_to_the_same(blank_database: Database) ->
         assert everything(blank_database) == states[version], f"after the way back to {version}"
 
 
+@pytest.mark.newest_postgres
 def test_a_failing_step_leaves_nothing_of_itself(bare_database: Database) -> None:
     known = steps(
         "create table public.made_1 ()",
@@ -107,6 +110,7 @@ def test_a_failing_step_leaves_nothing_of_itself(bare_database: Database) -> Non
     assert made == [("made_1",)]
 
 
+@pytest.mark.newest_postgres
 def test_a_first_step_that_fails_leaves_no_ledger(bare_database: Database) -> None:
     empty = everything(bare_database)
     with pytest.raises(MigrationError, match="0001_step_1"):
@@ -114,6 +118,7 @@ def test_a_first_step_that_fails_leaves_no_ledger(bare_database: Database) -> No
     assert everything(bare_database) == empty
 
 
+@pytest.mark.newest_postgres
 def test_a_file_that_was_edited_after_it_was_applied_is_refused(bare_database: Database) -> None:
     known = steps("create table public.made_1 ()", "create table public.made_2 ()")
     migrate.apply(bare_database.dsn, known[:1])
@@ -123,6 +128,7 @@ def test_a_file_that_was_edited_after_it_was_applied_is_refused(bare_database: D
         migrate.apply(bare_database.dsn, edited)
 
 
+@pytest.mark.newest_postgres
 def test_a_database_of_a_newer_version_is_refused(bare_database: Database) -> None:
     known = steps("select 1", "select 2")
     migrate.apply(bare_database.dsn, known)
@@ -130,6 +136,7 @@ def test_a_database_of_a_newer_version_is_refused(bare_database: Database) -> No
         migrate.apply(bare_database.dsn, known[:1])
 
 
+@pytest.mark.newest_postgres
 def test_two_at_once_do_it_once(blank_database: Database) -> None:
     done: list[list[Migration]] = []
     threads = [
@@ -173,6 +180,7 @@ def test_an_autovacuum_that_holds_the_table_is_waited_for_long_enough(bare_datab
     assert session.LOCK_TIMEOUTS_MS[0] < row[0]
 
 
+@pytest.mark.newest_postgres
 def test_a_table_that_is_never_free_is_named_as_the_reason(
     blank_database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -261,6 +269,7 @@ def refusal_of_cancel_push(database: Database) -> str:
     return str(refusal.value.diag.message_primary)
 
 
+@pytest.mark.newest_postgres
 def test_a_changed_function_is_replaced_and_nothing_else_changes(
     database: Database, newer: list[Migration]
 ) -> None:
@@ -279,12 +288,14 @@ def test_a_changed_function_is_replaced_and_nothing_else_changes(
     assert replaced == ["public.cancel_push"]
 
 
+@pytest.mark.newest_postgres
 def test_a_change_without_a_higher_revision_is_applied_too(database: Database, tmp_path: Path) -> None:
     edited = functions_with(tmp_path, "public.cancel_push", OTHER_TEXT)
     migrate.apply(database.dsn, edited)
     assert refusal_of_cancel_push(database) == "p_push_id must be given"
 
 
+@pytest.mark.newest_postgres
 def test_an_older_version_leaves_a_newer_function_as_it_is(
     database: Database, newer: list[Migration]
 ) -> None:
@@ -299,6 +310,7 @@ def test_an_older_version_leaves_a_newer_function_as_it_is(
     assert refusal_of_cancel_push(database) == "p_push_id must be given"
 
 
+@pytest.mark.newest_postgres
 def test_after_the_way_back_an_older_version_applies_its_own(
     database: Database, newer: list[Migration]
 ) -> None:
@@ -313,6 +325,7 @@ def test_after_the_way_back_an_older_version_applies_its_own(
     )
 
 
+@pytest.mark.newest_postgres
 def test_a_new_database_gets_the_present_functions_at_once(
     database: Database, blank_database: Database, newer: list[Migration]
 ) -> None:
@@ -322,6 +335,7 @@ def test_a_new_database_gets_the_present_functions_at_once(
     assert ledger(blank_database) == ledger(database)
 
 
+@pytest.mark.newest_postgres
 def test_functions_that_fail_leave_nothing_of_themselves(database: Database, tmp_path: Path) -> None:
     functions_with(tmp_path, "public.fetch_pending_pushes", ("must be from 1 to 1000", "is out of range"))
     path = tmp_path / "functions" / "public" / "mark_push_sent.sql"
@@ -333,6 +347,7 @@ def test_functions_that_fail_leave_nothing_of_themselves(database: Database, tmp
     assert set(standing(database, known)) == {"public.mark_push_sent", "public.fetch_pending_pushes"}
 
 
+@pytest.mark.newest_postgres
 def test_a_function_of_another_is_not_taken_for_ours(blank_database: Database) -> None:
     """To replace it would leave it to its owner, who could then put anything in it."""
     known = migrate.load()
@@ -430,6 +445,7 @@ def test_a_plain_owner_can_adopt(plain_owner: Database) -> None:
     assert everything(plain_owner) == shape
 
 
+@pytest.mark.newest_postgres
 def test_an_owner_who_does_not_see_all_rows_is_told(plain_owner: Database) -> None:
     with psycopg.connect(plain_owner.dsn, autocommit=True) as connection:
         connection.execute(
@@ -465,13 +481,8 @@ def command(database: Database | None, *arguments: object) -> subprocess.Complet
     environment = {name: value for name, value in os.environ.items() if not name.endswith("DATABASE_URL")}
     if database is not None:
         environment["DATABASE_URL"] = database.dsn
-    return subprocess.run(
-        [sys.executable, "-m", "listener", "migrate", *map(str, arguments)],
-        env=environment,
-        cwd=PROJECT,
-        capture_output=True,
-        text=True,
-    )
+    words = ["migrate", *map(str, arguments)]
+    return subprocess.CompletedProcess(words, *asyncio.run(run(*words, env=environment, forked=True)))
 
 
 @pytest.mark.newest_postgres
@@ -499,6 +510,7 @@ def test_the_command_says_what_becomes_of_rows_that_wait(blank_database: Databas
     assert command(blank_database, "--status").stderr == ""
 
 
+@pytest.mark.newest_postgres
 @pytest.mark.parametrize("arguments", [[], ["--dry-run"], ["--status"]], ids=str)
 def test_the_command_fails_where_the_database_cannot_be_adopted(
     blank_database: Database, arguments: list[str]
@@ -558,29 +570,34 @@ def test_the_files_make_the_same_database(
     way: Callable[..., None],
     shapes: tuple[str, ...],
 ) -> None:
+    def adopt(database: Database) -> None:
+        with psycopg.connect(database.dsn, autocommit=True) as connection:
+            for shape in shapes:
+                connection.execute((SHAPES / f"{shape}.sql").read_bytes())
+        migrate.apply(database.dsn)
+
     with (
-        blank_database.server.database(Template.SUPABASE) as other,
-        psycopg.connect(blank_database.dsn, autocommit=True) as one,
-        psycopg.connect(other.dsn, autocommit=True) as two,
+        blank_database.server.prepared(f"adopted {shapes}", adopt) as wanted,
+        psycopg.connect(wanted.dsn, autocommit=True) as one,
+        psycopg.connect(blank_database.dsn, autocommit=True) as two,
     ):
         for shape in shapes:
-            one.execute((SHAPES / f"{shape}.sql").read_bytes())
             two.execute((SHAPES / f"{shape}.sql").read_bytes())
-        migrate.apply(blank_database.dsn)
-        way(other, *emitted)
-        assert everything(other) == everything(blank_database)
-        assert ledger(other) == ledger(blank_database)
-        assert before(other) == before(blank_database)
+        way(blank_database, *emitted)
+        assert everything(blank_database) == everything(wanted)
+        assert ledger(blank_database) == ledger(wanted)
+        assert before(blank_database) == before(wanted)
         if shapes:
             rows = (
                 "select id, status, next_attempt_at is null, error_code from push_notifications order by id"
             )
             assert two.execute(rows).fetchall() == one.execute(rows).fetchall()
-        there = everything(other)
-        assert migrate.apply(other.dsn) == []
-        assert everything(other) == there
+        there = everything(blank_database)
+        assert migrate.apply(blank_database.dsn) == []
+        assert everything(blank_database) == there
 
 
+@pytest.mark.newest_postgres
 def test_the_files_find_nothing_to_do_after_migrate(database: Database, emitted: list[Path]) -> None:
     there, known = everything(database), ledger(database)
     psql(database, *emitted)
@@ -588,12 +605,14 @@ def test_the_files_find_nothing_to_do_after_migrate(database: Database, emitted:
     assert ledger(database) == known
 
 
+@pytest.mark.newest_postgres
 def test_migrate_goes_on_where_the_files_have_come_to(blank_database: Database, emitted: list[Path]) -> None:
     psql(blank_database, *emitted[:5])
     assert [m.version for m in migrate.apply(blank_database.dsn)] == [m.version for m in migrate.load()[5:]]
     psql(blank_database, *emitted)
 
 
+@pytest.mark.newest_postgres
 def test_a_file_that_fails_leaves_nothing_of_itself(blank_database: Database, emitted: list[Path]) -> None:
     with psycopg.connect(blank_database.dsn, autocommit=True) as connection:
         connection.execute((SHAPES / "refused_types.sql").read_bytes())
@@ -673,6 +692,7 @@ def test_files_are_written_into_the_folder_of_a_project(tmp_path: Path, there: s
     assert export.emit(tmp_path)
 
 
+@pytest.mark.newest_postgres
 def test_a_function_that_has_changed_is_emitted_once_more(
     blank_database: Database, tmp_path: Path, newer: list[Migration]
 ) -> None:
@@ -698,6 +718,7 @@ def test_a_new_project_has_no_file_for_functions(tmp_path: Path, newer: list[Mig
     assert export.emit(tmp_path, newer) == []
 
 
+@pytest.mark.newest_postgres
 def test_an_emitted_function_does_not_replace_a_newer_one(
     database: Database, tmp_path: Path, newer: list[Migration]
 ) -> None:
@@ -722,6 +743,7 @@ def test_a_function_that_was_edited_in_an_emitted_file_is_noticed(tmp_path: Path
         export.emit(tmp_path)
 
 
+@pytest.mark.newest_postgres
 def test_the_emitted_tests_pass_where_the_files_were_applied(
     blank_database: Database, emitted: list[Path], tmp_path: Path
 ) -> None:

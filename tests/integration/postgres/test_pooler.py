@@ -84,7 +84,7 @@ async def work_through(env: dict[str, str], rows: Rows, emulator: Emulator) -> s
 
 
 async def test_alone_it_is_refused_with_a_word_on_what_to_do(transaction: str, emulator: Emulator) -> None:
-    code, _, said = await run("run", env=environment(transaction, emulator))
+    code, _, said = await run("run", env=environment(transaction, emulator), forked=True)
     assert code == 2
     assert "it is a pooler in transaction mode (on Supabase: port 6543)" in said
     assert "Set LISTEN_DATABASE_URL" in said
@@ -96,7 +96,7 @@ async def test_so_it_is_as_the_address_to_listen_at(
     database: Database, transaction: str, emulator: Emulator
 ) -> None:
     env = environment(database.dsn, emulator, listen_database_url=transaction)
-    code, _, said = await run("run", env=env)
+    code, _, said = await run("run", env=env, forked=True)
     assert (code, "LISTEN cannot work through this address" in said) == (2, True)
 
 
@@ -124,7 +124,7 @@ async def test_migrations_are_refused_with_a_word_on_what_to_do(
             assert "LISTEN_DATABASE_URL" in said
             assert "Traceback" not in said
         env = environment(dsn, emulator, listen_database_url=blank_database.dsn)
-        code, out, _ = await run("migrate", env=env)
+        code, out, _ = await run("migrate", env=env, forked=True)
         assert (code, "migrations applied" in out) == (0, True)
 
 
@@ -257,10 +257,10 @@ async def test_doctor_tells_of_a_pooler_that_keeps_the_locks_of_the_dead(
     database: Database, emulator: Emulator
 ) -> None:
     async with pooler(database, "session", reset="") as dsn:
-        code, said, _ = await run("doctor", env=environment(dsn, emulator))
+        code, said, _ = await run("doctor", env=environment(dsn, emulator), forked=True)
     assert (code, "keeps the locks of clients that have gone" in said) == (1, True)
     async with pooler(database, "session") as dsn:
-        _, said, _ = await run("doctor", env=environment(dsn, emulator))
+        _, said, _ = await run("doctor", env=environment(dsn, emulator), forked=True)
     assert "keeps the locks" not in said
 
 

@@ -22,7 +22,7 @@ from listener.schema import migrate
 from tests.support.postgres import Database
 from tests.support.service import PATIENCE, Rows, pool_of, rows_of, workers_of
 
-pytestmark = pytest.mark.every_postgres
+pytestmark = pytest.mark.oldest_postgres
 
 LEASE = 60.0
 

@@ -43,6 +43,7 @@ async def down_once_sessions_are_gone(database: Database) -> None:
                 return
 
 
+@pytest.mark.newest_postgres
 @pytest.mark.parametrize("wakeup", ["listen", "sweep"])
 async def test_it_is_refused_while_a_worker_lives(
     database: Database, emulator: Emulator, wakeup: str
@@ -59,6 +60,7 @@ async def test_it_is_refused_while_a_worker_lives(
     assert await down(database) == len(migrate.load())
 
 
+@pytest.mark.newest_postgres
 @pytest.mark.parametrize("wakeup", ["listen", "sweep"])
 async def test_a_worker_that_was_killed_is_not_in_the_way(
     database: Database, emulator: Emulator, wakeup: str
@@ -147,6 +149,7 @@ async def test_what_is_added_during_the_way_back_waits_for_it(database: Database
     assert applied(database) == len(migrate.load())
 
 
+@pytest.mark.newest_postgres
 async def test_no_worker_begins_while_it_is_at_work(database: Database, emulator: Emulator) -> None:
     async with AsyncExitStack() as stack:
         pool = ServicePool(Address(database.dsn), prepares=True)
@@ -199,6 +202,8 @@ async def test_every_loss_is_told_before_the_first_step(database: Database, rows
 @pytest.mark.newest_postgres
 async def test_the_command_says_who_is_in_the_way(database: Database, emulator: Emulator) -> None:
     async with serving(settings_for(database.dsn, emulator, worker_name="web.1")):
-        code, out, said = await run("migrate", "--down", "0", env=environment(database.dsn, emulator))
+        code, out, said = await run(
+            "migrate", "--down", "0", env=environment(database.dsn, emulator), forked=True
+        )
     assert (code, out) == (1, "")
     assert said.startswith("Error: push-listener is at work on this database: worker 1, web.1 (pid ")

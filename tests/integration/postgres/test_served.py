@@ -96,7 +96,7 @@ async def test_a_copy_in_which_rows_wait_is_refused_and_nothing_is_sent(
     copy: Database, original: Database, emulator: Emulator
 ) -> None:
     before = states(copy.dsn)
-    code, out, said = await run("run", env=environment(copy.dsn, emulator))
+    code, out, said = await run("run", env=environment(copy.dsn, emulator), forked=True)
     assert (code, out) == (2, "")
     error = said[said.index("Error: ") :]
     assert error.startswith(
@@ -191,7 +191,7 @@ async def test_a_database_that_is_dropped_and_restored_under_its_name_is_refused
 
 async def test_left_to_expire_it_starts_and_sends_what_is_new(copy: Database, emulator: Emulator) -> None:
     env = environment(copy.dsn, emulator)
-    async with program("run", "--adopt-copy", "expire", env=env) as running:
+    async with program("run", "--adopt-copy", "expire", env=env, forked=True) as running:
         assert (await running.said("serving a copy"))["expired"] == 4
         await running.said("ready")
         running.terminate()
@@ -202,7 +202,7 @@ async def test_left_to_expire_it_starts_and_sends_what_is_new(copy: Database, em
     assert emulator.stats()["received"] == 0
     # The option may stay: it touches nothing of what is new, and says that it should go.
     execute(copy.dsn, "insert into push_notifications (device_token, title) values ('new', 't')")
-    async with program("run", "--adopt-copy", "expire", env=env) as running:
+    async with program("run", "--adopt-copy", "expire", env=env, forked=True) as running:
         await running.said(
             "--adopt-copy has nothing to do: remove it, or it decides about the next copy unasked"
         )
@@ -213,7 +213,9 @@ async def test_left_to_expire_it_starts_and_sends_what_is_new(copy: Database, em
 
 
 async def test_sent_on_request(copy: Database, emulator: Emulator) -> None:
-    async with program("run", "--adopt-copy", "send", env=environment(copy.dsn, emulator)) as running:
+    async with program(
+        "run", "--adopt-copy", "send", env=environment(copy.dsn, emulator), forked=True
+    ) as running:
         await running.said("ready")
         running.terminate()
         assert await running.ended() == 0
@@ -321,13 +323,15 @@ async def until_blocked_by(database: Database, connection: psycopg.Connection[tu
 
 async def test_decided_by_migrate(copy: Database, original: Database, emulator: Emulator) -> None:
     env = environment(copy.dsn, emulator)
-    code, out, _ = await run("migrate", "--adopt-copy", "expire", env=env)
+    code, out, _ = await run("migrate", "--adopt-copy", "expire", env=env, forked=True)
     assert (code, out.splitlines()[-1]) == (0, "4 waiting pushes have expired")
     async with serving(settings_for(copy.dsn, emulator)):
         pass
     assert emulator.stats()["received"] == 0
     # After a restore in place the identity is the one that it was, and rows wait that have been sent since.
-    code, out, _ = await run("migrate", "--adopt-copy", "expire", env=environment(original.dsn, emulator))
+    code, out, _ = await run(
+        "migrate", "--adopt-copy", "expire", env=environment(original.dsn, emulator), forked=True
+    )
     assert (code, out.splitlines()[-1]) == (0, "4 waiting pushes have expired")
 
 
@@ -360,7 +364,9 @@ def test_a_trigger_that_keeps_rows_waiting_is_named_and_ends_it(database: Databa
         "create trigger keep before update on push_notifications for each row execute function keep()",
     )
     before = states(database.dsn)
-    done = asyncio.run(run("migrate", "--adopt-copy", "expire", env={"DATABASE_URL": database.dsn}))
+    done = asyncio.run(
+        run("migrate", "--adopt-copy", "expire", env={"DATABASE_URL": database.dsn}, forked=True)
+    )
     assert done[0] == 1
     assert "a trigger on push_notifications keeps waiting pushes from becoming expired" in done[2]
     assert states(database.dsn) == before

@@ -72,7 +72,7 @@ async def test_a_key_file_that_is_replaced_ends_the_pause(
     env = environment(
         database.dsn, emulator, fcm_service_account_json="", google_application_credentials=str(path)
     )
-    async with program("run", env=env) as running:
+    async with program("run", env=env, forked=True) as running:
         port = await running.port()
         await running.said("ready")
         await shows(port, (503, NO_TOKEN.format("the credentials are refused")))

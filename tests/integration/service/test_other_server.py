@@ -259,7 +259,7 @@ async def test_an_address_to_listen_at_that_names_another_database_is_refused(
 ) -> None:
     with database.server.database(Template.MIGRATED) as other:
         env = environment(database.dsn, emulator, listen_database_url=other.dsn)
-        code, _, said = await run("run", env=env)
+        code, _, said = await run("run", env=env, forked=True)
     assert (code, "LISTEN_DATABASE_URL leads to another database than DATABASE_URL" in said) == (2, True)
     assert "Traceback" not in said
 
@@ -271,7 +271,7 @@ async def test_an_address_to_listen_at_that_leads_to_a_standby_is_named_and_wait
         async with movable(database.dsn) as (link, dsn):
             link.lead_to(to_unix(socket_of(standby.uri)))
             env = environment(database.dsn, emulator, listen_database_url=dsn)
-            async with program("run", env=env) as running:
+            async with program("run", env=env, forked=True) as running:
                 told = await running.said("database cannot be reached")
                 assert "another server than DATABASE_URL" in told["reason"]
                 assert told["setting"] == "LISTEN_DATABASE_URL"

@@ -257,7 +257,7 @@ async def process(
     database: Database, emulator: Emulator, name: str, **variables: str
 ) -> AsyncIterator[Program]:
     given = {"worker_name": name, "fcm_ramp": "0", "sweep_interval": "3600", **variables}
-    async with program("run", env=environment(database.dsn, emulator, **given)) as started:
+    async with program("run", env=environment(database.dsn, emulator, **given), forked=True) as started:
         await started.said("ready")
         yield started
 

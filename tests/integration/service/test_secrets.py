@@ -58,7 +58,7 @@ async def test_the_whole_output_of_an_eventful_life(database: Database, log_form
             metrics_token=f"{SECRET}-metrics",
             port="0",
         )
-        async with program("run", env=env) as running:
+        async with program("run", env=env, forked=True) as running:
             async with rows_of(database.dsn) as rows:
                 user = uuid4()
                 await rows.device(f"{SECRET}-phone", user)
@@ -124,7 +124,7 @@ async def test_the_whole_output_of_an_eventful_life(database: Database, log_form
 async def test_a_start_that_cannot_reach_the_database(database: Database) -> None:
     async with Emulator() as emulator:
         env = environment(f"postgresql://u:{SECRET}@127.0.0.1:1/db", emulator, log_level="debug")
-        async with program("run", env=env) as running:
+        async with program("run", env=env, forked=True) as running:
             told = await running.said("database cannot be reached")
             assert told["reason"].startswith("the host refuses the connection")
             assert told["setting"] == "DATABASE_URL"
@@ -139,7 +139,7 @@ async def test_a_password_that_is_refused_is_not_repeated(database: Database) ->
     async with Emulator() as emulator:
         env = environment(with_password(database.dsn), emulator, log_level="debug")
         for command in (["stats"], ["send", "--token", f"{SECRET}-t", "--title", SECRET], ["migrate"]):
-            async with program(*command, env=env) as running:
+            async with program(*command, env=env, forked=True) as running:
                 assert await running.ended() == 1
             assert "Traceback" not in running.output
             assert SECRET not in running.output
@@ -148,7 +148,7 @@ async def test_a_password_that_is_refused_is_not_repeated(database: Database) ->
 async def test_the_pages_of_the_web_server(database: Database) -> None:
     async with Emulator() as emulator:
         env = environment(with_password(database.dsn), emulator)
-        async with program("run", env=env) as running, rows_of(database.dsn) as rows:
+        async with program("run", env=env, forked=True) as running, rows_of(database.dsn) as rows:
             await running.said("ready")
             for token in ("good", "bad token"):
                 # The page shows titles, and nothing else of a payload.
@@ -224,7 +224,7 @@ async def test_an_ambiguous_address_stops_the_start(fault: str) -> None:
     given, advice = AMBIGUOUS[fault]
     async with Emulator() as emulator:
         env = environment(given, emulator)
-        async with program("run", env=env) as running:
+        async with program("run", env=env, forked=True) as running:
             assert await running.ended() == 2
     assert running.out == ""
     assert running.err.startswith("Error: the configuration cannot be used:\n  DATABASE_URL ")
@@ -237,7 +237,7 @@ async def test_every_fault_of_both_addresses_is_told_at_once() -> None:
         env = environment(
             "postgresql://u:S3cr@t%Tail99@host/db", emulator, listen_database_url=GIVEN, port="S3cr3t"
         )
-        async with program("run", env=env) as running:
+        async with program("run", env=env, forked=True) as running:
             assert await running.ended() == 2
     lines = running.err.splitlines()[1:]
     assert [line.split()[0] for line in lines] == ["DATABASE_URL", "LISTEN_DATABASE_URL", "PORT:"]
@@ -261,7 +261,7 @@ async def test_a_wrong_address_is_told_by_its_kind_in_the_log(database: Database
     template, told = WRONG[fault]
     async with Emulator() as emulator:
         env = environment(address(template, database), emulator, log_level="debug")
-        async with program("run", env=env) as running:
+        async with program("run", env=env, forked=True) as running:
             record = await running.said("database cannot be reached")
             conditions = f"{CONDITIONS[fault]}\n" if fault in CONDITIONS else ""
             assert await get(await running.port(), "/readyz") == (
@@ -289,7 +289,7 @@ async def test_the_log_names_the_setting_that_is_wrong(database: Database) -> No
         env = environment(
             database.dsn, emulator, listen_database_url="postgresql://u:S3cr3t@127.0.0.1:1/Tail99"
         )
-        async with program("run", env=env) as running:
+        async with program("run", env=env, forked=True) as running:
             record = await running.said("database cannot be reached")
             running.terminate()
             assert await running.ended() == 0
@@ -382,7 +382,7 @@ async def test_readyz_tells_that_fcm_refuses_but_not_its_words(database: Databas
     async with Emulator(project_id="s3cr3t-project") as emulator:
         emulator.add_fault("permission_denied")
         env = environment(database.dsn, emulator)
-        async with program("run", env=env) as running:
+        async with program("run", env=env, forked=True) as running:
             await rows.add(device_token="t", title="t")
             record = await running.said("sending paused")
             answer = await get(await running.port(), "/readyz")

@@ -207,7 +207,7 @@ async def test_a_start_waits_for_the_database_and_then_works(database: Database)
     database.server.stop()
     async with (
         Emulator() as emulator,
-        program("run", env=environment(database.dsn, emulator)) as running,
+        program("run", env=environment(database.dsn, emulator), forked=True) as running,
     ):
         await running.said("database cannot be reached")
         await asyncio.to_thread(database.server.start)
@@ -219,7 +219,7 @@ async def test_a_start_waits_for_the_database_and_then_works(database: Database)
 async def test_a_database_without_the_tables_ends_it_with_a_hint(blank_database: Database) -> None:
     async with (
         Emulator() as emulator,
-        program("run", env=environment(blank_database.dsn, emulator)) as running,
+        program("run", env=environment(blank_database.dsn, emulator), forked=True) as running,
     ):
         assert await running.ended() == 1
         assert (

@@ -87,7 +87,7 @@ async def test_a_page_shows_the_work_of_another_process(
 ) -> None:
     async with (
         serving(settings_for(database.dsn, emulator)) as working,
-        program("run", env=environment(database.dsn, emulator, max_in_flight="1")) as other,
+        program("run", env=environment(database.dsn, emulator, max_in_flight="1"), forked=True) as other,
     ):
         await other.said("ready")
         port = await other.port()
@@ -116,7 +116,10 @@ async def test_it_reads_the_queue_often_while_somebody_watches(
 
 
 async def test_without_a_database_the_page_says_so_and_the_process_is_healthy(database: Database) -> None:
-    async with Emulator() as emulator, program("run", env=environment(database.dsn, emulator)) as running:
+    async with (
+        Emulator() as emulator,
+        program("run", env=environment(database.dsn, emulator), forked=True) as running,
+    ):
         await running.said("ready")
         port = await running.port()
         assert (await get(port, "/", **LOCAL))[0] == 200
@@ -138,7 +141,7 @@ async def test_streams_do_not_delay_the_end(database: Database, emulator: Emulat
     """They end as soon as SIGTERM comes, while the push that is in flight still has most of the grace period."""
     async with AsyncExitStack() as stack:
         running = await stack.enter_async_context(
-            program("run", env=environment(database.dsn, emulator, shutdown_grace="3600"))
+            program("run", env=environment(database.dsn, emulator, shutdown_grace="3600"), forked=True)
         )
         await running.said("ready")
         port = await running.port()
@@ -170,7 +173,7 @@ async def test_streams_end_before_the_work_does(database: Database, rows: Rows) 
     """The end of the streams waits for nothing: here a push is in flight, and FCM does not answer."""
     async with (
         Emulator(faults=["timeout,token=slow"]) as emulator,
-        program("run", env=environment(database.dsn, emulator)) as running,
+        program("run", env=environment(database.dsn, emulator), forked=True) as running,
         aiohttp.ClientSession() as http,
     ):
         await running.said("ready")

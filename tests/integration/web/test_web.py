@@ -154,7 +154,7 @@ async def test_a_process_without_a_database_is_healthy_but_not_ready(database: D
     database.server.stop()
     async with (
         Emulator() as emulator,
-        program("run", env=environment(database.dsn, emulator)) as running,
+        program("run", env=environment(database.dsn, emulator), forked=True) as running,
     ):
         port = await running.port()
         assert await get(port, "/readyz") == (503, "the database has not been reached yet\n")
@@ -177,7 +177,7 @@ async def test_a_port_in_use_is_a_fault_of_the_configuration(database: Database)
         port = str(taken.getsockname()[1])
         async with (
             Emulator() as emulator,
-            program("run", env=environment(database.dsn, emulator, port=port)) as running,
+            program("run", env=environment(database.dsn, emulator, port=port), forked=True) as running,
         ):
             assert await running.ended() == 2
     assert f"HOST, PORT: cannot listen on port {port}" in running.err
