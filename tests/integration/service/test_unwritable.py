@@ -50,7 +50,8 @@ async def end_lease(rows: Rows, push_id: UUID) -> None:
     async with rows.connection.transaction():  # so that nobody else's write passes them
         await rows.query("alter table push_notifications disable trigger user")
         await rows.query(
-            "update push_notifications set next_attempt_at = now() - interval '1 s' where id = %(id)s", id=push_id
+            "update push_notifications set next_attempt_at = now() - interval '1 s' where id = %(id)s",
+            id=push_id,
         )
         await rows.query("alter table push_notifications enable trigger user")
 
