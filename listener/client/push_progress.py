@@ -54,20 +54,21 @@ class Progress:
 
 
 def read_progress(found: Mapping[str, Any]) -> Progress:
-    """What ``get_push`` returns."""
+    """What ``get_push`` returns, or ``progress`` has read."""
     return Progress(
         push_id=UUID(found["id"]),
         status=found["status"],
         retry_count=found["retry_count"] or 0,
         error_code=found["error_code"],
         last_error=found["last_error"],
+        fcm_message_id=found.get("fcm_message_id"),
         created_at=read_time(found["created_at"]),
         next_attempt_at=read_time(found["next_attempt_at"]),
         sent_at=read_time(found["sent_at"]),
         delivered_at=read_time(found["delivered_at"]),
         devices=tuple(
             DeviceProgress(each["status"], each["platform"], read_time(each["at"]), each["code"])
-            for each in found["devices"] or ()
+            for each in found.get("devices") or ()
         ),
     )
 

@@ -10,15 +10,25 @@ from uuid import UUID
 
 import psycopg
 from psycopg import sql
-from psycopg.rows import class_row, scalar_row, tuple_row
+from psycopg.rows import scalar_row, tuple_row
 from psycopg.types.json import Jsonb
 
 from listener.client.direct import read_as_psycopg, statement_for, translated
 from listener.client.push import Push
-from listener.client.push_progress import OVER, Progress
+from listener.client.push_progress import OVER, Progress, read_progress
 
 # As a number: the text of a time depends on DateStyle.
 _TIME = "select extract(epoch from pg_catalog.clock_timestamp())::float8 + %s::float8"
+
+# As JSON, for the same reason.
+_PROGRESS = """
+select pg_catalog.jsonb_build_object(
+    'id', id, 'status', status, 'retry_count', retry_count, 'error_code', error_code, 'last_error', last_error,
+    'fcm_message_id', fcm_message_id, 'created_at', created_at, 'next_attempt_at', next_attempt_at, 'sent_at', sent_at,
+    'delivered_at', delivered_at)
+  from public.push_notifications
+  where id = %s
+"""
 
 _REQUIRED = """
 select attname::text
@@ -125,18 +135,12 @@ def _enqueue_push(conn: psycopg.Connection[Any], push: Push) -> UUID:
 
 def progress(conn: psycopg.Connection[Any], push_id: UUID) -> Progress:
     """How far a push has got. Raises LookupError when there is no such row, or psycopg.Error."""
-    with conn.cursor(row_factory=class_row(Progress)) as cursor:
+    with conn.cursor(row_factory=scalar_row) as cursor:
         read_as_psycopg(cursor)
-        cursor.execute(
-            "select id as push_id, status, coalesce(retry_count, 0) as retry_count, error_code, last_error, "
-            "fcm_message_id, created_at, next_attempt_at, sent_at, delivered_at "
-            "from public.push_notifications where id = %s",
-            (push_id,),
-        )
-        row = cursor.fetchone()
-    if row is None:
+        found = cursor.execute(_PROGRESS, (push_id,)).fetchone()
+    if found is None:
         raise LookupError(f"no push {push_id}")
-    return row
+    return read_progress(found)
 
 
 def wait_for(conn: psycopg.Connection[Any], push_id: UUID, seconds: float) -> Progress:

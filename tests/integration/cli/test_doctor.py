@@ -100,7 +100,7 @@ async def test_the_text(database: Database, emulator: Emulator) -> None:
     assert "    try this: start push-listener run" in lines
     # Long lines are not wrapped.
     assert any(
-        line.startswith("  ✗ ") and "enqueue_push(uuid,text," in line and "with time zone)" in line
+        line.startswith("  ✗ ") and "enqueue_push(uuid,text," in line and "with time zone,text)" in line
         for line in lines
     )
     assert done.output.count("run push-listener migrate") == 1  # once for everything that it repairs

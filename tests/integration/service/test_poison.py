@@ -55,8 +55,8 @@ BAD: dict[str, tuple[dict[str, object], str, str]] = {
         "EMPTY_MESSAGE",
         "title, body, data and options are all empty: nothing to send",
     ),
-    "no target": ({"device_token": None}, "NO_TARGET", "set device_token, topic, condition or user_id"),
-    "two targets": ({"topic": "news"}, "INVALID_TARGET", "more than one of device_token, topic and condition"),
+    "no target": ({"device_token": None}, "NO_TARGET", "set device_token, fid, topic, condition or user_id"),
+    "two targets": ({"topic": "news"}, "INVALID_TARGET", "more than one of device_token, fid, topic and condition"),
     "unknown priority": ({"priority": SECRET}, "INVALID_PRIORITY", "priority must be 'normal' or 'high'"),
     "options a list": ({"options": [SECRET]}, "INVALID_OPTIONS", "options may have only android, apns"),
     "options of nobody": (

@@ -47,11 +47,13 @@ async def until_noted(rows: Rows, *ids: UUID) -> None:
 
 async def end_lease(rows: Rows, push_id: UUID) -> None:
     """Makes the row due, past every trigger."""
-    await rows.query("alter table push_notifications disable trigger user")
-    await rows.query(
-        "update push_notifications set next_attempt_at = now() - interval '1 s' where id = %(id)s", id=push_id
-    )
-    await rows.query("alter table push_notifications enable trigger user")
+    async with rows.connection.transaction():  # so that nobody else's write passes them
+        await rows.query("alter table push_notifications disable trigger user")
+        await rows.query(
+            "update push_notifications set next_attempt_at = now() - interval '1 s' where id = %(id)s",
+            id=push_id,
+        )
+        await rows.query("alter table push_notifications enable trigger user")
 
 
 def tokens(emulator: Emulator) -> list[str]:
