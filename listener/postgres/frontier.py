@@ -19,16 +19,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-# Rows are committed later than they are due: an insert makes them due at the beginning of its transaction. Rows of a
-# transaction that lasts no longer than this are found at once.
-_MARGIN_S = 1.0
-
-_AT_MOST_S = 0.8
-
-# A question over the whole range that is cheap is asked more often: it may take a twentieth of the time.
-_PART_OF_QUESTIONS = 20.0
 # If millions of entries are in the way, looks over the whole range take a quarter of the time at most.
-_PART_OF_DEAR_LOOKS = 4.0
+_DEAR = 4.0
 
 # Timers fire that much too early.
 _TIMERS_EARLY_S = 0.01
@@ -74,13 +66,23 @@ class _Lane:
 
 
 class Frontier:
-    """How far one worker has claimed, and when it has to look at what lies before."""
+    """How far one worker has claimed, and when it has to look at what lies before.
 
-    def __init__(self) -> None:
+    Args:
+        margin: seconds by which a look begins before what is claimed. An insert makes rows due at the beginning of its
+            transaction, so they are committed later. Those of a transaction that lasts no longer are found at once.
+        at_most: seconds for which claims may begin later.
+        cheap: a question over the whole range that takes a second may be repeated after so many, and after ``at_most``.
+    """
+
+    def __init__(self, *, margin: float = 1.0, at_most: float = 0.8, cheap: float = 20.0) -> None:
+        self._margin = margin
+        self._at_most = at_most
+        self._cheap = cheap
         self._high, self._normal = _Lane(), _Lane()
         self._question_at = -math.inf
         self._question_cost = 0.0
-        self._patience = _AT_MOST_S
+        self._patience = at_most
         self._restarted_at = -math.inf
 
     def restart(self, now: float) -> None:
@@ -114,21 +116,21 @@ class Frontier:
         lanes = ((self._high, seen.high), (self._normal, seen.normal))
         for lane, through in lanes:
             if through is not None:
-                lane.floor = min(through, seen.now - _MARGIN_S)
+                lane.floor = min(through, seen.now - self._margin)
                 if begin.is_whole:
                     self._has_looked(lane, began)
         if begin.is_whole:
-            self._patience = _patience(ended - began)
+            self._patience = self._patience_after(ended - began)
             if all(through is not None for _, through in lanes):
-                self._question_at = began + _between_questions(self._question_cost)
+                self._question_at = began + self._between_questions()
 
     def asked(self, begin: Begin, is_due: bool, began: float, ended: float) -> None:
         """A question that lasted from ``began`` to ``ended`` was answered: a row is due, or none."""
         if not begin.is_whole:
             return
         self._question_cost = ended - began
-        self._patience = _patience(ended - began)
-        self._question_at = began + _between_questions(ended - began)
+        self._patience = self._patience_after(ended - began)
+        self._question_at = began + self._between_questions()
         if is_due:
             self.restart(began)
         for lane in (self._high, self._normal):
@@ -139,12 +141,11 @@ class Frontier:
         if began > self._restarted_at:
             lane.owes_since = None
 
+    def _between_questions(self) -> float:
+        """Seconds from the beginning of a look over the whole range to a question over it."""
+        cost = self._question_cost
+        return max(min(self._at_most, self._cheap * cost), _DEAR * cost)
 
-def _between_questions(cost: float) -> float:
-    """Seconds from one question over the whole range, which took ``cost`` seconds, to the next."""
-    return max(min(_AT_MOST_S, _PART_OF_QUESTIONS * cost), _PART_OF_DEAR_LOOKS * cost)
-
-
-def _patience(cost: float) -> float:
-    """Seconds for which claims may begin later, if a look over the whole range takes ``cost`` seconds."""
-    return max(_AT_MOST_S, _PART_OF_DEAR_LOOKS * cost)
+    def _patience_after(self, cost: float) -> float:
+        """Seconds for which claims may begin later, after a look over the whole range that took ``cost`` seconds."""
+        return max(self._at_most, _DEAR * cost)
