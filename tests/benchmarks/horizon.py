@@ -25,10 +25,11 @@ from dataclasses import dataclass
 
 import click
 import psycopg
+from psycopg_pool import AsyncConnectionPool
 from rich.table import Table
 
 from listener.postgres import workers
-from listener.postgres.connect import Address, Pool, ServicePool
+from listener.postgres.connect import Pool
 from listener.postgres.queue import Queue
 from listener.push import Decision, LogLine, Settlement, Status
 from tests.benchmarks import drain, rig
@@ -104,28 +105,34 @@ class Step:
 class Worker:
     """Claims through one connection and settles through another, whose backends can be told apart."""
 
-    pools: Sequence[Pool]
     claims: Queue
     settles: Queue
+    claiming: int
+    settling: int
+    """Process ids of the backends."""
 
     @classmethod
     async def start(cls, stack: AsyncExitStack, dsn: str) -> Worker:
-        pools = [await stack.enter_async_context(ServicePool(Address(dsn), prepares=True)) for _ in range(2)]
+        pools = [
+            await stack.enter_async_context(
+                AsyncConnectionPool(dsn, min_size=1, max_size=1, open=False, kwargs={"autocommit": True})
+            )
+            for _ in range(2)
+        ]
         worker = await workers.register(pools[0], "bench")
-        return cls(pools, *(Queue(pool, worker_id=worker, lease=_LEASE_S) for pool in pools))
+        claims, settles = (Queue(pool, worker_id=worker, lease=_LEASE_S) for pool in pools)
+        return cls(claims, settles, *[await _backend(pool) for pool in pools])
 
     async def step(self, pushes: int, batch: int) -> Step:
         """Claims and settles so many, and tells what that took."""
-        # A pool closes connections that are not used, as while the other database has its turn.
-        claiming, settling = [await _backend(pool) for pool in self.pools]
-        step, began, settled = Step(), time.monotonic(), rig.cpu_seconds(settling)
+        step, began, settling = Step(), time.monotonic(), rig.cpu_seconds(self.settling)
         for _ in range(pushes // batch):
             begin = self.claims.frontier.begin_claim(time.monotonic())
-            before = rig.cpu_seconds(claiming)
+            before = rig.cpu_seconds(self.claiming)
             claimed = await self.claims.claim(batch, begin=begin)
             if len(claimed) != batch:
                 raise rig.BenchmarkFailed(f"a claim of {batch} brought {len(claimed)}")
-            used = (rig.cpu_seconds(claiming) - before) * 1e3
+            used = (rig.cpu_seconds(self.claiming) - before) * 1e3
             if begin.is_whole:
                 step.whole, step.wholes = step.whole + used, step.wholes + 1
             else:
@@ -135,7 +142,7 @@ class Worker:
                 for one in claimed
             ]
             await self.settles.settle(results)
-        step.settle, step.settled = (rig.cpu_seconds(settling) - settled) * 1e3, pushes
+        step.settle, step.settled = (rig.cpu_seconds(self.settling) - settling) * 1e3, pushes
         step.seconds = time.monotonic() - began
         return step
 
@@ -182,6 +189,9 @@ async def measure(rows: int, sent: int, batch: int, shared_buffers: str) -> Foun
             for _ in range(_STEPS):
                 free.append(await one.step(each, batch))
                 held.append(await other.step(each, batch))
+                rig.say(
+                    f"a claim of 1,000: {free[-1].a_claim:.1f} ms, with the snapshot {held[-1].a_claim:.1f} ms"
+                )
             await holder.close()
             released = await other.step(each, batch)
             with psycopg.connect(dsns[1], autocommit=True) as conn:
