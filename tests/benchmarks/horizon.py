@@ -29,7 +29,7 @@ from psycopg_pool import AsyncConnectionPool
 from rich.table import Table
 
 from listener.postgres import workers
-from listener.postgres.connect import Pool
+from listener.postgres.connect import Pool, prepare_session
 from listener.postgres.queue import Queue
 from listener.push import Decision, LogLine, Settlement, Status
 from tests.benchmarks import drain, rig
@@ -115,7 +115,14 @@ class Worker:
     async def start(cls, stack: AsyncExitStack, dsn: str) -> Worker:
         pools = [
             await stack.enter_async_context(
-                AsyncConnectionPool(dsn, min_size=1, max_size=1, open=False, kwargs={"autocommit": True})
+                AsyncConnectionPool(
+                    dsn,
+                    min_size=1,
+                    max_size=1,
+                    open=False,
+                    kwargs={"autocommit": True},
+                    configure=prepare_session,
+                )
             )
             for _ in range(2)
         ]
