@@ -6,6 +6,7 @@ The statements are in the folder sql; what they have in common is explained in s
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -24,6 +25,7 @@ from listener.log import should_log
 from listener.postgres.batch_limit import BatchLimit
 from listener.postgres.connect import STATEMENT_PATIENCE_S, Connection, Pool, fetch_value
 from listener.postgres.errors import ROW_FAULTS, fault_name, is_of_rows
+from listener.postgres.frontier import WHOLE, Begin, Frontier, Seen
 from listener.postgres.halving import Halving
 from listener.postgres.locks import STRANGERS, LockHolder
 from listener.postgres.parts import MANY_REFUSED, NotAsWritten, write_in_parts
@@ -156,6 +158,8 @@ class Queue:
         self._lease = lease
         self.unwritable = UnwritableRows(pool)
         """The rows that no worker can write."""
+        self.frontier = Frontier()
+        """Where this worker begins to look."""
         self._batch_limit = BatchLimit(_NO_LIMIT)
         # Until look_for_triggers, or the first sweep, the application may have any trigger.
         self._verifies = True
@@ -172,7 +176,11 @@ class Queue:
         return self._worker
 
     async def claim(
-        self, limit: int, normal_limit: int | None = None, excluded: Sequence[UUID] = ()
+        self,
+        limit: int,
+        normal_limit: int | None = None,
+        excluded: Sequence[UUID] = (),
+        begin: Begin = WHOLE,
     ) -> list[Push]:
         """Claims due rows under a lease: high priority first, then by due time.
 
@@ -182,6 +190,7 @@ class Queue:
             limit: at most this number of rows.
             normal_limit: at most this number of rows of normal priority; None: ``limit``.
             excluded: rows that are not claimed.
+            begin: rows that are due earlier are not claimed.
         """
         normal_limit = limit if normal_limit is None else normal_limit
         ends = time.monotonic() + STATEMENT_PATIENCE_S / 4
@@ -191,41 +200,51 @@ class Queue:
             limit = min(limit, most)
             try:
                 if most == _NO_LIMIT:
-                    return await self._claim_at_once(limit, normal_limit, excluded)
+                    return await self._claim_at_once(limit, normal_limit, excluded, begin)
             except asyncio.CancelledError:  # it took too long
                 self._batch_limit.timed_out(limit, now)
                 raise
             except ROW_FAULTS as error:
                 if not is_of_rows(error):
                     raise
-            pushes, refused = await self._claim_in_parts(limit, normal_limit, excluded)
+            pushes, refused = await self._claim_in_parts(limit, normal_limit, excluded, begin)
             if pushes or not refused or time.monotonic() >= ends:
                 return pushes
 
-    async def _claim_at_once(self, limit: int, normal_limit: int, excluded: Sequence[UUID]) -> list[Push]:
+    async def _claim_at_once(
+        self, limit: int, normal_limit: int, excluded: Sequence[UUID], begin: Begin
+    ) -> list[Push]:
         """Raises psycopg.Error or NotAsWritten, and claims nothing, if a row cannot be claimed."""
-        values = {"limit": limit, "normal_limit": normal_limit, "excluded": list(excluded), "is_strict": True}
+        values = {**_due_values(limit, normal_limit, excluded, begin), "is_strict": True}
+        began, reader = time.monotonic(), _Reader()
         async with self._pool.connection() as conn:
             if not self._verifies:
-                return await self._take(conn, _CLAIM, values)
-            async with conn.transaction():
-                await conn.execute(_NOT_DEFERRED)
-                return await self._take(conn, _CLAIM, values)
+                pushes = await self._take(conn, _CLAIM, values, reader)
+            else:
+                async with conn.transaction():
+                    await conn.execute(_NOT_DEFERRED)
+                    pushes = await self._take(conn, _CLAIM, values, reader)
+        self.frontier.claimed(begin, reader.seen(limit, normal_limit), began, time.monotonic())
+        return pushes
 
     async def _claim_in_parts(
-        self, limit: int, normal_limit: int, excluded: Sequence[UUID]
+        self, limit: int, normal_limit: int, excluded: Sequence[UUID], begin: Begin
     ) -> tuple[list[Push], int]:
-        """Claims what can be claimed, and notes the rest; returns the number of the latter as well."""
+        """Claims what can be claimed, and notes the rest; returns the number of the latter as well.
+
+        The frontier stays where it is, so that the next look sees the rows that this one has passed over.
+        """
         async with self._pool.connection() as conn, conn.transaction():
             await conn.execute(_NOT_DEFERRED)
 
             async def claim(part: Sequence[UUID]) -> list[Push]:
-                return await self._take(conn, _CLAIM_THESE, {"ids": list(part), "is_strict": False})
+                return await self._take(
+                    conn, _CLAIM_THESE, {"ids": list(part), "is_strict": False}, _Reader()
+                )
 
             await claim([])  # what fails without rows is no row's fault
             cursor = conn.cursor(row_factory=scalar_row)
-            values = {"limit": limit, "normal_limit": normal_limit, "excluded": list(excluded)}
-            await cursor.execute(_LOCK_DUE, values)
+            await cursor.execute(_LOCK_DUE, _due_values(limit, normal_limit, excluded, begin))
             written = await write_in_parts(conn, await cursor.fetchall(), claim, may_stop=True)
             refused = written.refused
             if len(refused) >= MANY_REFUSED:
@@ -248,11 +267,11 @@ class Queue:
             return {}
 
     async def _take(
-        self, conn: Connection, statement: LiteralString, values: dict[str, object]
+        self, conn: Connection, statement: LiteralString, values: dict[str, object], reader: _Reader
     ) -> list[Push]:
         """Claims rows. Raises NotAsWritten, within the transaction, if a trigger has ignored or changed a claim."""
         # By position: a mapping by name (class_row) doubles the CPU time that 500 rows take here.
-        cursor = conn.cursor(binary=True, row_factory=args_row(_claimed))
+        cursor = conn.cursor(binary=True, row_factory=args_row(reader))
         await cursor.execute(statement, {"lease": self._lease, "worker": self._worker, **values})
         claimed = await cursor.fetchall()
         pushes = [each for each in claimed if isinstance(each, Push)]
@@ -453,28 +472,33 @@ class Queue:
             await cursor.execute(_RELEASE, {"worker": self._worker, "held": list(held)})
             return await put_back(conn, await cursor.fetchall(), are_lost=False)
 
-    async def expire(self, rows: int, excluded: Sequence[UUID] = ()) -> int:
+    async def expire(self, rows: int, excluded: Sequence[UUID] = (), begin: Begin = WHOLE) -> int:
         """Expires pushes past ``expires_at`` among the first due rows of each lane; returns their number.
 
         Args:
             rows: at most this number of rows of each lane is read.
             excluded: rows that are left alone.
+            begin: rows that are due earlier are left alone.
         """
-        values = {"rows": rows, "excluded": list(excluded), "reason": EXPIRED_REASON}
+        values = {"rows": rows, "excluded": list(excluded), "reason": EXPIRED_REASON, **_from(begin)}
         async with self._pool.connection() as conn:
             return int(await fetch_value(conn, _EXPIRE, values))
 
-    async def earliest(self, excluded: Sequence[UUID] = ()) -> float | None:
+    async def earliest(self, excluded: Sequence[UUID] = (), begin: Begin = WHOLE) -> float | None:
         """Seconds, by the database's clock, until the first row that is not ``excluded`` is due.
 
-        Negative: it is due. None: no row waits.
+        Negative: it is due. None: no row waits; or if the question is not ``WHOLE``, none within its range.
         """
+        began = time.monotonic()
+        values = {"excluded": list(excluded), **_from(begin), "ahead": begin.ahead}
         async with self._pool.connection() as conn:
-            value: float | None = await fetch_value(conn, _EARLIEST, {"excluded": list(excluded)})
+            value: float | None = await fetch_value(conn, _EARLIEST, values)
+        self.frontier.asked(begin, value is not None and value <= 0.0, began, time.monotonic())
         return value
 
     async def sweep(self, excluded: Sequence[UUID] = ()) -> Sweep:
         """Returns what ``earliest`` returns, and what may keep notifications from this worker."""
+        began = time.monotonic()
         async with self._pool.connection() as conn:
             cursor = conn.cursor(row_factory=kwargs_row(_sweep))
             await cursor.execute(
@@ -483,10 +507,14 @@ class Queue:
                     "worker": self._worker,
                     "incarnation": self._incarnation,
                     "excluded": list(excluded),
+                    **_from(WHOLE),
+                    "ahead": WHOLE.ahead,
                 },
             )
             sweep = await cursor.fetchone()
         assert sweep is not None
+        is_due = sweep.earliest is not None and sweep.earliest <= 0.0
+        self.frontier.asked(WHOLE, is_due, began, time.monotonic())
         self._verifies = sweep.has_foreign_triggers or self._has_been_undone
         if sweep.is_restricted and not self._is_restricted:
             log.warning(
@@ -520,15 +548,53 @@ def _log_values(lines: Sequence[tuple[UUID, LogLine]]) -> dict[str, object]:
     }
 
 
-def _claimed(is_written: bool, *columns: Any) -> Push | UUID:
-    """A row of _CLAIM: its columns are the fields of Push in their order, and the first is the id."""
-    if not is_written:
-        push_id: UUID = columns[0]
-        return push_id
-    push = Push(*columns)
-    found = orjson.loads(columns[9]) if columns[9] else []
-    push.recipients = [(token, platform) for token, platform in found]
-    return push
+def _from(begin: Begin) -> dict[str, object]:
+    return {"from_high": begin.high, "from_normal": begin.normal}
+
+
+def _due_values(limit: int, normal_limit: int, excluded: Sequence[UUID], begin: Begin) -> dict[str, object]:
+    return {
+        "limit": limit,
+        "normal_limit": normal_limit,
+        "excluded": list(excluded),
+        **_from(begin),
+    }
+
+
+class _Reader:
+    """Makes pushes of the rows of _CLAIM, and remembers how far the claim has come."""
+
+    def __init__(self) -> None:
+        self._now = -math.inf
+        self._counts = [0, 0]
+        self._last = [-math.inf, -math.inf]
+
+    def __call__(
+        self, is_written: bool, now: float, lane: int, due_at: float, *columns: Any
+    ) -> Push | UUID | None:
+        """A row: the columns that follow are the fields of Push in their order, and the first is the id."""
+        self._now = now
+        push_id: UUID | None = columns[0]
+        if push_id is None:
+            return None
+        self._counts[lane] += 1
+        self._last[lane] = due_at
+        if not is_written:
+            return push_id
+        push = Push(*columns)
+        found = orjson.loads(columns[9]) if columns[9] else []
+        push.recipients = [(token, platform) for token, platform in found]
+        return push
+
+    def seen(self, limit: int, normal_limit: int) -> Seen:
+        """How far a claim with these limits has come."""
+        room = min(normal_limit, limit - self._counts[0])
+        return Seen(self._now, self._through(0, limit), self._through(1, room))
+
+    def _through(self, lane: int, limit: int) -> float | None:
+        if limit <= 0:
+            return None
+        return self._last[lane] if self._counts[lane] >= limit else self._now
 
 
 def _sweep(*, strangers: str, **columns: Any) -> Sweep:

@@ -151,7 +151,9 @@ class Dispatcher:
         async with asyncio.timeout(STATEMENT_PATIENCE_S):
             if self._reach.is_recovering:
                 await self._release()
-            pushes = await self._queue.claim(claim.budget.total, claim.budget.normal, self._held.old)
+                self._queue.frontier.restart(began)
+            begin = self._queue.frontier.begin_claim(time.monotonic(), normal=claim.budget.normal > 0)
+            pushes = await self._queue.claim(claim.budget.total, claim.budget.normal, self._held.old, begin)
         self._reach.answered(time.monotonic() - began)
         self._settler.given_up(self._queue.take_unreadable())
         self._admission.claimed(claim.budget, len(pushes), began)

@@ -8,6 +8,7 @@ import random
 import time
 
 from listener.postgres.connect import STATEMENT_PATIENCE_S
+from listener.postgres.frontier import WHOLE, Begin
 from listener.postgres.locks import LockWatch
 from listener.postgres.queue import Queue
 from listener.sending.held import HeldRows
@@ -57,27 +58,33 @@ class Sleeper:
 
     async def sleep(self) -> None:
         """Returns when the queue is to be looked at. Raises psycopg.Error or TimeoutError."""
+        began = time.monotonic()
         while True:
             self._look.prepare_to_sleep()
-            earliest = await self.earliest()
+            begin = self._queue.frontier.begin_question(time.monotonic())
+            earliest = await self.earliest(begin)
             self._reach.succeeded()
             if earliest is not None and earliest <= 0.0:
                 # The row fell due after the claim, or another transaction has locked it, perhaps for long.
-                await self._look.wait(_wait_for_locked(self._passed_over))
+                slept = time.monotonic() - began
+                await self._look.wait(max(0.0, _wait_for_locked(self._passed_over) - slept))
                 self._passed_over += 1
                 return
-            self._passed_over = 0
             seconds = max(0.0, self._sweep_at - time.monotonic())
             if earliest is not None:
                 seconds = min(seconds, earliest)
+            if begin.is_whole:
+                self._passed_over = 0
+            else:
+                seconds = min(seconds, self._queue.frontier.question_in(time.monotonic()))
             if await self._look.sleep(seconds):
                 return
 
-    async def earliest(self) -> float | None:
+    async def earliest(self, begin: Begin = WHOLE) -> float | None:
         """Seconds until the first row is due; None: none waits. When a sweep is due, the same statement sweeps."""
         async with asyncio.timeout(STATEMENT_PATIENCE_S):
             if time.monotonic() < self._sweep_at - _TIMERS_EARLY_S:
-                return await self._queue.earliest(self._held.old)
+                return await self._queue.earliest(self._held.old, begin)
             sweep = await self._queue.sweep(self._held.old)
         self._sweep_at = time.monotonic() + self._sweep_interval * self._rng.uniform(0.9, 1.0)
         self._lock_watch.saw(sweep.strangers)

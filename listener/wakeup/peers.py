@@ -121,6 +121,7 @@ class PeerWatch:
                     "workers have died; their rows are back in the queue", workers=sorted(lost), rows=rescued
                 )
                 self._polling.request_recheck()
+                self._queue.frontier.restart(time.monotonic())
                 self._look.notify()
             silent -= set(dead)
         return silent
@@ -132,6 +133,9 @@ class PeerWatch:
         """
         if has_peers and (time.monotonic() < self._attentive_until or await self._workers.peers_hold_rows()):
             return 0.0
+        begin = self._queue.frontier.begin_question(time.monotonic())
+        if not begin.is_whole:
+            return 0.0  # the whole range was looked at just now, and will be again
         earliest = await self._queue.earliest()
         if earliest is not None and earliest <= 0.0:
             # The worker that was notified of this row may have died before it claimed the row.

@@ -16,6 +16,7 @@ from listener.limits.quota import Quota
 from listener.limits.shared_quota import SharedQuota
 from listener.limits.slow_start import SlowStart
 from listener.metrics.own import Metrics
+from listener.postgres.frontier import Frontier
 from listener.postgres.locks import LockWatch
 from listener.postgres.queue import Queue
 from listener.postgres.workers import Workers
@@ -39,7 +40,12 @@ async def test_the_database_is_reached_as_soon_as_a_claim_is_answered_whatever_c
     settings, metrics = config.load(database_url="postgresql://nobody@localhost/none"), Metrics()
     sending = assemble(
         settings,
-        cast(Queue, SimpleNamespace(claim=claim, sweep=sweep, take_unreadable=lambda: 0, worker_id=1)),
+        cast(
+            Queue,
+            SimpleNamespace(
+                claim=claim, sweep=sweep, take_unreadable=lambda: 0, worker_id=1, frontier=Frontier()
+            ),
+        ),
         SweepingWaker(),
         cast(Sender, None),
         FcmHealth(SlowStart(1000, 1.0, 0.0)),

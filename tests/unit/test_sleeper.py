@@ -30,7 +30,7 @@ async def test_a_timer_that_fires_a_moment_early_leads_to_a_sweep_and_to_no_othe
             strangers=[],
         )
 
-    async def earliest(_: object) -> None:
+    async def earliest(*_: object) -> None:
         asked.append("earliest")
 
     metrics = Metrics()

@@ -1,9 +1,9 @@
 -- Claims due rows under a lease and returns all that is needed to send them: high priority first, then by due time.
 --
 -- The first column tells whether the row holds what the claim has written. If not, a trigger of the application has
--- ignored or changed the claim, and the row must not be sent. The other columns are the fields of Push, in the same
--- order. A row that is too large to send is returned without its texts, and oversized names the columns that are too
--- large.
+-- ignored or changed the claim, and the row must not be sent. Then come the time of the claim, and the row's lane and due
+-- time. The other columns are the fields of Push, in the same order. If nothing was due, one row without an id tells the
+-- time. A row that is too large to send is returned without its texts, and oversized names the columns that are too large.
 --
 -- The statement is undone as a whole if such a row is among many (is_strict): the cast of a text that is no boolean
 -- fails. Then the rows are claimed in parts.
@@ -52,9 +52,13 @@ with {due}, claimed as (
       ], null) as oversized
 )
 select case when c.is_written then true
+            when due.id is null then false
             when %(is_strict)s then
               pg_catalog.concat('a trigger has ignored or changed the claim of the push ', due.id)::boolean
             else false end as is_written,
+    extract(epoch from clock.now)::float8 as now,
+    due.lane,
+    extract(epoch from due.due_at)::float8 as due_at,
     due.id, c.delivery_attempts as attempt, c.retry_count, c.lost_claims,
     case when o.fits then c.device_token end as device_token,
     case when o.fits then c.fid end as fid,
@@ -79,7 +83,8 @@ select case when c.is_written then true
          then extract(epoch from pg_catalog.now())::float8 - extract(epoch from c.push_first_due_at)::float8
          else 0 end as waited,
     case when not o.fits then pg_catalog.array_to_string(c.oversized, ', ') end as oversized
-  from due
+  from (select pg_catalog.now() as now) clock
+  left join due on true
   left join claimed c on c.id = due.id
   cross join lateral (
     select pg_catalog.cardinality(c.oversized) = 0 as fits,

@@ -1,4 +1,4 @@
--- The rows that a claim takes: those that are due.
+-- The rows that a claim takes: those that are due, from a due time on; see frontier.py.
 --
 -- lock_timeout is set inside the statement because a transaction pooler loses SET: a trigger of the application may wait
 -- for a lock. A LIMIT is evaluated before the first row is read.
@@ -10,6 +10,7 @@ high as materialized (
   select id, next_attempt_at as due_at, 0 as lane, coalesce(delivery_attempts, 0) + 1 as attempt
     from public.push_notifications
     where (case priority::text when 'high' then 0 else 1 end) = 0 and next_attempt_at <= pg_catalog.now()
+      and next_attempt_at >= pg_catalog.to_timestamp(%(from_high)s::float8)
       and next_attempt_at is not null and status::text in ('pending', 'processing', 'failed')
       and id <> all(%(excluded)s::uuid[])
       and not exists (select from push_listener.unwritable_rows u
@@ -21,6 +22,7 @@ high as materialized (
   select id, next_attempt_at as due_at, 1 as lane, coalesce(delivery_attempts, 0) + 1 as attempt
     from public.push_notifications
     where (case priority::text when 'high' then 0 else 1 end) = 1 and next_attempt_at <= pg_catalog.now()
+      and next_attempt_at >= pg_catalog.to_timestamp(%(from_normal)s::float8)
       and next_attempt_at is not null and status::text in ('pending', 'processing', 'failed')
       and id <> all(%(excluded)s::uuid[])
       and not exists (select from push_listener.unwritable_rows u

@@ -1,4 +1,5 @@
--- Expires pushes past expires_at that stand first in the queue; returns their number.
+-- Expires pushes past expires_at that stand first in the queue, from a due time on (see frontier.py); returns their
+-- number.
 --
 -- It reads a bounded number of due rows of each lane, so that a few expired rows before a long backlog cost little. A
 -- push to several devices that FCM has accepted for one of them ends as sent, so it is left to a claim.
@@ -12,6 +13,7 @@ with bounds as materialized (
   (select id, expires_at
      from public.push_notifications
      where (case priority::text when 'high' then 0 else 1 end) = 0 and next_attempt_at <= pg_catalog.now()
+       and next_attempt_at >= pg_catalog.to_timestamp(%(from_high)s::float8)
        and next_attempt_at is not null and status::text in ('pending', 'processing', 'failed')
        and id <> all(%(excluded)s::uuid[])
        and not exists (select from push_listener.unwritable_rows u
@@ -22,6 +24,7 @@ with bounds as materialized (
   (select id, expires_at
      from public.push_notifications
      where (case priority::text when 'high' then 0 else 1 end) = 1 and next_attempt_at <= pg_catalog.now()
+       and next_attempt_at >= pg_catalog.to_timestamp(%(from_normal)s::float8)
        and next_attempt_at is not null and status::text in ('pending', 'processing', 'failed')
        and id <> all(%(excluded)s::uuid[])
        and not exists (select from push_listener.unwritable_rows u

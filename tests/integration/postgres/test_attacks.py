@@ -26,6 +26,7 @@ from listener import client
 from listener.client import direct
 from listener.emulator import Emulator
 from listener.postgres import overview, queue, stats, workers
+from listener.postgres.frontier import WHOLE
 from listener.postgres.locks import LIVENESS_CLASS, PURGE_LOCK, ROLLBACK_LOCK
 from listener.postgres.queue import Fate, Queue
 from listener.postgres.unwritable import Pause
@@ -358,7 +359,7 @@ async def live(database: Database, dsn: str) -> None:
         assert await hands.settle([Settlement(others[0].id, others[0].attempt, failed)]) == [Fate.WRITTEN]
         assert await hands.locked([first.id]) == set()
         await hands.log([(first.id, line) for line in log])
-        assert await hands._claim_in_parts(0, 0, [uuid4()]) == ([], 0)
+        assert await hands._claim_in_parts(0, 0, [uuid4()], WHOLE) == ([], 0)
         await hands.unwritable.note({others[1].id: "P0001"}, Pause.LONG)
         await hands.unwritable.retry()
         await hands.unwritable.forget([others[1].id])
@@ -469,6 +470,7 @@ VALUES: dict[str, object] = {
     "is_strict": True, "with_probe": True, "role": "0",
     "pause": 1.0, "longest": 2.0, "tokens": ["t"], "class": LIVENESS_CLASS, "suspects": [1], "fraction": 0.5,
     "recovery": 60, "before": 1.8e9, "start": -math.inf, "beyond": False,
+    "from_high": -math.inf, "from_normal": 0.0, "ahead": 1.0,
     "limit": 10, "after": OWNER, "until": OWNER, "block": 0, "end": 500, "days": 7,
     "age": 86400.0, "key": PURGE_LOCK,
     "incarnation": OWNER, "pids": [1], "started": ["1.5"], "high": 1, "low": 2,

@@ -8,6 +8,7 @@ is then run without the index it lives by, and has to be caught.
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -45,6 +46,12 @@ insert into push_delivery_logs (push_id, device_token, status, created_at)
 select md5('push' || n)::uuid, 'token-' || n, 'sent', now() - make_interval(secs => 200.0 * n)
   from generate_series(1, %(history)s) n
 """
+_ALL = {"from_high": -math.inf, "from_normal": -math.inf, "ahead": math.inf}
+"""The whole range of due times."""
+
+_BEHIND = {"from_high": time.time() - 3600.0, "from_normal": time.time() - 3600.0, "ahead": 1.0}
+"""From a due time on, before which nothing waits."""
+
 _WAITING = """
 insert into push_notifications (device_token, title, priority)
 select 'token-' || n, 'Your ride is here', case when n %% 10 = 0 then 'high' else 'normal' end
@@ -163,7 +170,7 @@ def _expired(conn: Connection) -> dict[str, object]:
         "where id in (select id from push_notifications where status = 'pending' limit %s)",
         (uuid4(), WAITING // 2),
     )
-    return {"rows": WAITING, "excluded": [uuid4()], "reason": "late"}
+    return {"rows": WAITING, "excluded": [uuid4()], "reason": "late", **_ALL}
 
 
 def _users_own(conn: Connection) -> dict[str, object]:
@@ -215,6 +222,7 @@ _OVER: LiteralString = "drop index push_notifications_over"
 _GIVEN_UP: LiteralString = "drop index push_notifications_given_up"
 
 _CLAIM = {
+    **_ALL,
     "limit": BATCH,
     "normal_limit": BATCH,
     "lease": 60.0,
@@ -225,6 +233,7 @@ _CLAIM = {
 
 CASES = [
     Case("claim", queue._CLAIM, _DUE, _CLAIM),
+    Case("claim, behind what is claimed", queue._CLAIM, _DUE, {**_CLAIM, **_BEHIND}),
     Case("claim, its update", queue._CLAIM, _KEY, _CLAIM),
     Case("lock due", queue._LOCK_DUE, _DUE, _CLAIM),
     Case("claim these", queue._CLAIM_THESE, _KEY, _waiting),
@@ -239,8 +248,9 @@ CASES = [
     Case("expire", queue._EXPIRE, _DUE, _expired),
     Case("expire, its update", queue._EXPIRE, _KEY, _expired),
     Case("expire, what was accepted", queue._EXPIRE, _LOG, _expired),
-    Case("earliest", queue._EARLIEST, _DUE, {"excluded": []}),
-    Case("sweep", queue._SWEEP, _DUE, {"excluded": [], "worker": 1, "incarnation": uuid4()}),
+    Case("earliest", queue._EARLIEST, _DUE, {"excluded": [], **_ALL}),
+    Case("earliest, behind what is claimed", queue._EARLIEST, _DUE, {"excluded": [], **_BEHIND}),
+    Case("sweep", queue._SWEEP, _DUE, {"excluded": [], "worker": 1, "incarnation": uuid4(), **_ALL}),
     Case("depth", overview.DEPTH, _DUE, _by_index),
     Case("overview", overview.OVERVIEW, _DUE, _by_index),
     Case("get_push_delivery_stats", "select * from get_push_delivery_stats(3650)", _DUE),
@@ -447,7 +457,7 @@ def test_many_rows_that_are_passed_over_are_looked_up_and_not_searched(database:
         assert "Materialize" not in plan
         values = {
             "limit": BATCH, "normal_limit": BATCH, "lease": 60.0, "worker": 1, "excluded": [], "is_strict": True,
-            "rows": BATCH, "reason": "",
+            "rows": BATCH, "reason": "", **_ALL,
         }  # fmt: skip
         for statement in (queue._CLAIM, queue._EARLIEST, queue._EXPIRE):
             found = psycopg.ClientCursor(conn).execute(f"explain {statement}".encode(), values)

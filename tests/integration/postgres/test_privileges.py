@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -889,6 +890,8 @@ def test_row_level_security_costs_the_listener_no_plan(postgres: Server, applica
                     "lease": 60.0,
                     "worker": 1,
                     "excluded": [],
+                    "from_high": -math.inf,
+                    "from_normal": -math.inf,
                     "is_strict": True,
                 }
                 rows = connection.execute(f"explain (costs off) {queue._CLAIM}", values).fetchall()

@@ -15,6 +15,7 @@ from psycopg import sql
 
 from listener.postgres import errors, overview, queue, workers
 from listener.postgres.connect import Address, Pool, ServicePool
+from listener.postgres.frontier import WHOLE
 from listener.postgres.overview import Depth
 from listener.postgres.queue import Fate, Queue
 from listener.push import Decision, LogLine, Push, Settlement, Status
@@ -105,11 +106,12 @@ async def test_a_claim_brings_every_column_that_is_sent(pool: Pool, rows: Rows) 
 
 
 async def test_the_columns_of_a_claim_are_the_fields_of_a_push_in_their_order(database: Database) -> None:
-    values = {"limit": 0, "normal_limit": 0, "lease": LEASE, "worker": 1, "excluded": [], "is_strict": True}
+    due = queue._due_values(0, 0, [], WHOLE)
+    values = {**due, "lease": LEASE, "worker": 1, "is_strict": True}
     with psycopg.connect(database.dsn) as conn:
         columns = conn.execute(queue._CLAIM, values).description
     assert columns is not None
-    assert [column.name for column in columns[1:]] == [field.name for field in dataclasses.fields(Push)]
+    assert [column.name for column in columns[4:]] == [field.name for field in dataclasses.fields(Push)]
 
 
 async def test_high_priority_first_then_by_due_time_up_to_the_limit(pool: Pool, rows: Rows) -> None:
@@ -855,6 +857,9 @@ async def test_the_history_is_not_read(rows: Rows) -> None:
         "lease": 60.0,
         "worker": 1,
         "excluded": [uuid4()],
+        "from_high": -math.inf,
+        "from_normal": -math.inf,
+        "ahead": math.inf,
         "is_strict": True,
     }
     for statement in (queue._CLAIM, queue._EARLIEST, overview.DEPTH):

@@ -22,6 +22,7 @@ from listener.fcm.transports.base import Outgoing
 from listener.fcm.transports.http1 import Http1Transport
 from listener.limits.circuit_breaker import CircuitBreaker
 from listener.limits.health import FcmHealth, Pause, PauseTimes
+from listener.postgres.frontier import WHOLE, Begin
 from listener.postgres.queue import Fate, Queue
 from listener.postgres.workers import register
 from listener.push import Push, Settlement
@@ -546,9 +547,13 @@ class Held(Queue):
         self.claims = 0
 
     async def claim(
-        self, limit: int, normal_limit: int | None = None, excluded: Sequence[UUID] = ()
+        self,
+        limit: int,
+        normal_limit: int | None = None,
+        excluded: Sequence[UUID] = (),
+        begin: Begin = WHOLE,
     ) -> list[Push]:
-        pushes = await super().claim(limit, normal_limit, excluded)
+        pushes = await super().claim(limit, normal_limit, excluded, begin)
         self.claims += bool(pushes)
         if pushes and self.claims == 2:
             self.taken.set()
@@ -616,9 +621,13 @@ class Deaf(Queue):
     deaf = False
 
     async def claim(
-        self, limit: int, normal_limit: int | None = None, excluded: Sequence[UUID] = ()
+        self,
+        limit: int,
+        normal_limit: int | None = None,
+        excluded: Sequence[UUID] = (),
+        begin: Begin = WHOLE,
     ) -> list[Push]:
-        pushes = await super().claim(limit, normal_limit, excluded)
+        pushes = await super().claim(limit, normal_limit, excluded, begin)
         if self.deaf and pushes:
             self.deaf = False
             raise psycopg.OperationalError("the connection is lost")

@@ -1,0 +1,131 @@
+"""What lies before the place where a worker begins to look is found, with a transaction that keeps an old snapshot."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import cast
+from uuid import UUID
+
+import pytest
+
+from listener.emulator import Emulator
+from listener.postgres import workers
+from listener.postgres.frontier import Frontier
+from listener.postgres.locks import LIVENESS_CLASS
+from listener.postgres.queue import Queue
+from tests.support.postgres import Database
+from tests.support.service import (
+    Connection,
+    Rows,
+    connect,
+    pool_of,
+    serving,
+    settings_for,
+    with_arguments,
+    workers_of,
+)
+
+Ways = dict[str, UUID]
+"""Pushes that are due before what is claimed, by the way in which they came there."""
+
+
+@asynccontextmanager
+async def early_pushes(
+    database: Database, rows: Rows, passes: Callable[[], Awaitable[None]]
+) -> AsyncIterator[Ways]:
+    """Puts them into the queue, where a claim that begins later does not see them.
+
+    Args:
+        passes: returns when what is due now is claimed, and looks begin later.
+    """
+    async with AsyncExitStack() as stack:
+        snapshot, slow, locking, holding, dead = [
+            await stack.enter_async_context(await connect(database.dsn)) for _ in range(5)
+        ]
+        await snapshot.execute("begin transaction isolation level repeatable read")
+        await snapshot.execute("select from push_notifications limit 1")
+
+        given_up = await rows.add(device_token="given up", title="t")
+        await rows.query(
+            "update push_notifications set status = 'dead', next_attempt_at = null where id = %(id)s",
+            id=given_up,
+        )
+        scheduled = await _insert(holding, "locked", "now() + interval '0.2 s'")
+        await locking.execute("begin")
+        await locking.execute("select from push_notifications where id = %s for update", (scheduled,))
+        await slow.execute("begin")
+        inserted = await _insert(slow, "inserted", "now()")
+        await holding.execute("begin")
+        await holding.execute("select requeue_pushes(array[%s::uuid])", (given_up,))
+
+        await rows.query(
+            "select pg_sleep_until(next_attempt_at) from push_notifications where id = %(id)s", id=scheduled
+        )
+        await passes()
+        rescued = await _rescued(database, dead)
+        past = await _insert(rows.connection, "past", "now() - interval '1 h'")
+        urgent = await _insert(rows.connection, "urgent", "now() - interval '1 h'", "high")
+        await slow.execute("commit")
+        await holding.execute("commit")
+        await locking.execute("rollback")
+        await passes()
+        yield {
+            "inserted by a transaction that was open for long": inserted,
+            "requeued by a transaction that was open for long": given_up,
+            "behind a locked row": scheduled,
+            "scheduled for a time that has passed": past,
+            "the same, urgent": urgent,
+            "of a dead worker": rescued,
+        }
+
+
+async def _insert(conn: Connection, token: str, due: str, priority: str = "normal") -> UUID:
+    cursor = await conn.execute(
+        "insert into push_notifications (device_token, title, priority, next_attempt_at, created_at) "
+        f"values (%s, 't', %s, {due}, now() - interval '1 h') returning id".encode(),
+        (token, priority),
+    )
+    found = await cursor.fetchone()
+    assert found is not None
+    return cast(UUID, found["id"])
+
+
+async def _rescued(database: Database, life: Connection) -> UUID:
+    """A push whose worker has died, and that another has put back: it is due since it was inserted."""
+    async with pool_of(database.dsn) as pool:
+        peer, saver = [await workers.register(pool, "peer") for _ in range(2)]
+        await life.execute("select pg_advisory_lock(%s, %s)", (LIVENESS_CLASS, peer))
+        push_id = await _insert(life, "rescued", "now() + interval '1 h'")
+        await life.execute(
+            "update push_notifications set status = 'processing', claimed_by = %s, delivery_attempts = 1 where id = %s",
+            (peer, push_id),
+        )
+        await life.execute("update push_listener.workers set guarded = true where id = %s", (peer,))
+        await life.execute("select pg_advisory_unlock_all()")
+        assert await workers_of(Queue(pool, worker_id=saver, lease=60.0)).rescue({peer}) == ([peer], 1)
+    return push_id
+
+
+@pytest.mark.parametrize("looks_again", [True, False])
+async def test_what_is_due_before_all_that_is_claimed_is_found(
+    database: Database, rows: Rows, emulator: Emulator, monkeypatch: pytest.MonkeyPatch, looks_again: bool
+) -> None:
+    """Because the worker looks over the whole range now and then: without these looks every one of them waits."""
+    with_arguments(monkeypatch, Frontier, margin=0.0, at_most=0.05 if looks_again else 3600.0, cheap=1e9)
+    settings = settings_for(database.dsn, emulator, sweep_interval=3600.0)
+
+    async with serving(settings):
+
+        async def passes() -> None:
+            await rows.one_over(await rows.add(device_token="usual", title="t"))
+
+        await passes()
+        async with early_pushes(database, rows, passes) as early:
+            if looks_again:
+                await rows.over(*early.values())
+            else:
+                found = await rows.all(early.values())
+                assert {way: found[push_id]["status"] for way, push_id in early.items()} == dict.fromkeys(
+                    early, "pending"
+                )

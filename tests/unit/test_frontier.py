@@ -1,0 +1,247 @@
+"""Where a worker begins to look: whatever comes late is found within a second, and what comes in time at once."""
+
+from __future__ import annotations
+
+import bisect
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from listener.postgres.frontier import WHOLE, Begin, Frontier, Seen
+
+MARGIN, AT_MOST = 1.0, 0.8
+LONGEST_LOOK = 0.1
+POLL = 0.003
+ENOUGH = 10_000
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row, by the database's clock."""
+
+    due: float
+    commits: float
+    high: bool
+    unlocked: float
+
+
+@dataclass
+class Play:
+    """A worker, and what it finds when; as Dispatcher and Sleeper do it."""
+
+    rows: list[Row]
+    cost: float
+    """Seconds that a look takes which begins later; twice that over the whole range."""
+    polls: bool
+    """It claims again and again, and asks nothing."""
+    limit: int = ENOUGH
+    frontier: Frontier = field(default_factory=Frontier)
+    now: float = 0.0
+    found: dict[int, float] = field(default_factory=dict)
+    """When the claim began that took a row."""
+    claims: list[tuple[float, Begin]] = field(default_factory=list)
+    spent_on_whole: float = 0.0
+
+    def waiting(self, begin: Begin, until: float, locked: bool) -> list[int]:
+        """What a look sees that begins now."""
+        return sorted(
+            (
+                number
+                for number, row in enumerate(self.rows)
+                if number not in self.found
+                and row.commits <= self.now
+                and (locked or row.unlocked <= self.now)
+                and (begin.high if row.high else begin.normal) <= row.due <= until
+            ),
+            key=lambda number: (not self.rows[number].high, self.rows[number].due),
+        )
+
+    def takes(self, begin: Begin) -> float:
+        """A look; returns when it began."""
+        began = self.now
+        lasts = self.cost * (2 if begin.is_whole else 1)
+        self.spent_on_whole += lasts if begin.is_whole else 0.0
+        self.now += lasts
+        return began
+
+    def claim(self) -> bool:
+        """Whether nothing more is due."""
+        begin = self.frontier.begin_claim(self.now)
+        self.claims.append((self.now, begin))
+        found = self.waiting(begin, self.now, locked=False)[: self.limit]
+        self.found |= dict.fromkeys(found, self.now)
+        high = [self.rows[number].due for number in found if self.rows[number].high]
+        normal = [self.rows[number].due for number in found if not self.rows[number].high]
+        room = self.limit - len(high)
+        now = self.now
+        seen = Seen(
+            now,
+            high[-1] if room == 0 else now,
+            None if room == 0 else normal[-1] if len(normal) == room else now,
+        )
+        began = self.takes(begin)
+        self.frontier.claimed(begin, seen, began, self.now)
+        return len(found) < self.limit
+
+    def sleep(self, until: float) -> None:
+        began, looks = self.now, 0
+        while True:
+            begin = self.frontier.begin_question(self.now)
+            found = self.waiting(begin, self.now + begin.ahead, locked=True)
+            earliest = min((self.rows[number].due - self.now for number in found), default=math.inf)
+            asked = self.takes(begin)
+            self.frontier.asked(begin, earliest <= 0.0, asked, self.now)
+            if earliest <= 0.0:
+                self.now = max(self.now, began + 0.01)
+                return
+            seconds = min(earliest, math.inf if begin.is_whole else self.frontier.question_in(self.now))
+            woken = next((row.commits for row in self.rows if row.commits > asked), math.inf)
+            assert looks < 2 or seconds > 0.0
+            looks += 1
+            if min(woken, until) <= self.now + seconds:
+                self.now = max(self.now, min(woken, until))
+                return
+            self.now += seconds
+
+    def run(self, until: float) -> None:
+        self.rows.sort(key=lambda row: row.commits)
+        while self.now < until:
+            if self.claim():
+                if self.polls:
+                    self.now += POLL
+                else:
+                    self.sleep(until)
+
+
+def _rows(latest: float = 2.0) -> st.SearchStrategy[list[Row]]:
+    """Rows of all ages; the commit of each wakes the worker."""
+    times = st.floats(0.0, latest)
+    due_before = st.one_of(st.floats(0.0, 1.0), st.floats(0.0, 3600.0), st.just(0.0))
+    return st.lists(
+        st.builds(
+            lambda commits, before, high, locked: Row(commits - before, commits, high, commits + locked),
+            times,
+            due_before,
+            st.booleans(),
+            st.one_of(st.just(0.0), st.floats(0.0, 1.5)),
+        ),
+        max_size=20,
+    )
+
+
+COSTS = st.floats(0.0001, LONGEST_LOOK)
+
+
+@given(_rows(), COSTS, st.booleans())
+def test_whatever_comes_late_is_found_within_a_second(rows: list[Row], cost: float, polls: bool) -> None:
+    """Be it that a transaction was open for long, that a time had passed, or that the row was locked."""
+    play = Play(rows, cost, polls)
+    play.run(6.0)
+    assert len(play.found) == len(rows)
+    for number, row in enumerate(play.rows):
+        # What was under way when the row came, and the looks that find it.
+        assert play.found[number] <= row.unlocked + AT_MOST + 8 * cost + POLL + 0.02
+
+
+@given(_rows(), COSTS, st.booleans())
+def test_what_comes_in_time_is_found_by_the_next_claim(rows: list[Row], cost: float, polls: bool) -> None:
+    play = Play(rows, cost, polls)
+    play.run(6.0)
+    began = [at for at, _ in play.claims]
+    for number, row in enumerate(play.rows):
+        if row.unlocked - row.due < MARGIN:
+            assert play.found[number] == began[bisect.bisect_left(began, row.unlocked)]
+
+
+@given(_rows(), COSTS, st.booleans(), st.integers(1, 3))
+def test_a_backlog_is_claimed_to_its_end(rows: list[Row], cost: float, polls: bool, limit: int) -> None:
+    play = Play(rows, cost, polls, limit)
+    play.run(20.0)
+    assert len(play.found) == len(rows)
+
+
+@given(st.floats(0.0001, 5.0))
+def test_looks_over_the_whole_range_do_not_take_the_time(cost: float) -> None:
+    play = Play([], cost, polls=True)
+    play.run(100.0)
+    whole = sum(begin.is_whole for _, begin in play.claims)
+    assert whole <= 100.0 / AT_MOST + 1
+    assert (
+        play.spent_on_whole <= 100.0 * max(2 * cost / AT_MOST if 8 * cost < AT_MOST else 0.25, 0.0) + 4 * cost
+    )
+
+
+def test_a_claim_begins_where_the_last_one_ended() -> None:
+    frontier = Frontier()
+    assert frontier.begin_claim(10.0) == WHOLE
+    frontier.claimed(WHOLE, Seen(1000.0, None, 500.0), 10.0, 10.01)
+    assert frontier.begin_claim(10.1) == Begin(-math.inf, 500.0)
+    frontier.claimed(Begin(-math.inf, 500.0), Seen(1000.1, 1000.1, 700.0), 10.1, 10.11)
+    assert frontier.begin_claim(10.2) == Begin(1000.1 - MARGIN, 700.0)
+
+
+def test_a_clock_of_the_database_that_is_set_back_costs_one_look() -> None:
+    frontier = Frontier()
+    frontier.claimed(frontier.begin_claim(10.0), Seen(5000.0, 5000.0, 5000.0), 10.0, 10.01)
+    begin = frontier.begin_claim(10.1)
+    frontier.claimed(begin, Seen(1000.0, 1000.0, 1000.0), 10.1, 10.11)
+    assert frontier.begin_claim(10.2) == Begin(1000.0 - MARGIN, 1000.0 - MARGIN)
+
+
+def _known() -> Frontier:
+    """Of a worker that has claimed everything at 10 s, and has just begun to claim later."""
+    frontier = Frontier()
+    frontier.claimed(frontier.begin_claim(10.0), Seen(1000.0, 1000.0, 1000.0), 10.0, 10.01)
+    assert not frontier.begin_claim(10.02).is_whole
+    return frontier
+
+
+def test_urgent_looks_do_not_stand_for_looks_at_the_rest() -> None:
+    frontier = _known()
+    assert frontier.begin_claim(11.0, normal=False) == WHOLE
+    frontier.claimed(WHOLE, Seen(1001.0, 1001.0, None), 11.0, 11.01)
+    assert not frontier.begin_claim(11.1, normal=False).is_whole
+    assert frontier.begin_claim(11.1) == WHOLE
+
+
+@pytest.mark.parametrize(
+    "looks",
+    [
+        lambda frontier: frontier.claimed(WHOLE, Seen(1001.0, 1001.0, 1001.0), 10.5, 10.7),
+        lambda frontier: frontier.asked(WHOLE, False, 10.5, 10.7),
+    ],
+    ids=["claim", "question"],
+)
+def test_a_look_that_was_under_way_when_a_worker_died_is_not_enough(
+    looks: Callable[[Frontier], None],
+) -> None:
+    frontier = _known()
+    frontier.restart(10.6)
+    looks(frontier)
+    assert frontier.begin_claim(10.7) == WHOLE
+    frontier = _known()
+    frontier.restart(10.4)
+    looks(frontier)
+    assert not frontier.begin_claim(10.7).is_whole
+
+
+def test_after_a_question_that_finds_a_due_row_a_claim_looks_for_it() -> None:
+    frontier = _known()
+    frontier.asked(WHOLE, True, 10.1, 10.2)
+    assert frontier.begin_claim(10.3) == WHOLE
+
+
+def test_cheap_questions_are_always_over_the_whole_range() -> None:
+    """So without an old snapshot, what a worker asks before it sleeps is all there is to ask."""
+    frontier = _known()
+    frontier.asked(frontier.begin_question(10.1), False, 10.1, 10.1005)
+    assert frontier.begin_question(10.12) == WHOLE
+    frontier.asked(WHOLE, False, 10.12, 10.2)
+    begin = frontier.begin_question(10.3)
+    assert not begin.is_whole
+    assert begin.ahead == pytest.approx(frontier.question_in(10.3)) == pytest.approx(10.12 + AT_MOST - 10.3)
+    assert frontier.begin_question(10.92) == WHOLE
