@@ -224,7 +224,9 @@ async def test_a_send_whose_inner_task_was_cancelled_does_not_end_the_polling() 
             if function != "fetch_pending_pushes":
                 return "failed"
             tried.release()
-            return [{**row, "id": str(uuid4()), "status": "processing", "retry_count": 0, "delivery_attempts": 1}]
+            return [
+                {**row, "id": str(uuid4()), "status": "processing", "retry_count": 0, "delivery_attempts": 1}
+            ]
 
         async def close(self) -> None:
             pass
@@ -250,7 +252,9 @@ async def test_a_send_whose_inner_task_was_cancelled_does_not_end_the_polling() 
 @pytest.mark.parametrize("code", ["25P02", "25P03", "25P04"])
 def test_a_transaction_that_was_ended_is_no_wrong_argument(code: str) -> None:
     """25P04: ``transaction_timeout`` of a role (PostgreSQL 17). Telemetry would drop the records for good."""
-    assert not isinstance(from_sqlstate(code, "terminating connection due to transaction timeout"), InvalidArgument)
+    assert not isinstance(
+        from_sqlstate(code, "terminating connection due to transaction timeout"), InvalidArgument
+    )
 
 
 @pytest.mark.parametrize(
