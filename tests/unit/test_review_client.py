@@ -15,6 +15,7 @@ from aiohttp import web
 
 from listener.client import (
     AsyncTelemetryService,
+    ClientError,
     Direct,
     PendingPush,
     Push,
@@ -264,7 +265,7 @@ def test_a_transaction_that_was_ended_is_no_wrong_argument(code: str) -> None:
 )
 async def test_a_mistake_in_the_address_does_not_show_the_password(dsn: str) -> None:
     async with PushClient(Direct(dsn, connect_timeout=0.3)) as client:
-        with pytest.raises(Exception) as caught:
+        with pytest.raises(ClientError) as caught:
             await client.enqueue(Push(topic="a", data={"a": "b"}))
     assert "s3cret" not in str(caught.value)
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tests.integration.examples.test_edge_function import SECRET, deployed, server  # noqa: F401
+from tests.integration.examples.test_edge_function import SECRET, deployed, server  # noqa: F401, TID251
 from tests.support import rest
 from tests.support.examples import ANN, BOB
 from tests.support.rest import RestServer

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from tests.integration.phones.test_browser import Site, site  # noqa: F401
+from tests.integration.phones.test_browser import Site, site  # noqa: F401, TID251
 from tests.support.service import Rows
 
 
