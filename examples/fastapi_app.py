@@ -2,20 +2,23 @@
 
 psql "$DATABASE_URL" -f sql/orders.sql
 uvicorn fastapi_app:app
-curl -X POST localhost:8000/orders/1/ready
+curl -X POST -H "Authorization: Bearer $KITCHEN_TOKEN" localhost:8000/orders/1/ready
 
-Environment: DATABASE_URL, of the owner of the tables or of a role with the rights of service_role.
+Environment: DATABASE_URL, of the owner of the tables or of a role with the rights of service_role; KITCHEN_TOKEN, a
+secret of the kitchen's.
 """
 
 from __future__ import annotations
 
 import os
+import secrets
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any, TypedDict
 
 from fastapi import Depends, FastAPI, HTTPException, Request
+from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from psycopg import AsyncConnection
 from psycopg_pool import AsyncConnectionPool
 
@@ -28,6 +31,7 @@ class State(TypedDict):
     pool: AsyncConnectionPool[AsyncConnection[Any]]
     pushes: PushClient
     telemetry: AsyncTelemetryService
+    kitchen_token: bytes
 
 
 @asynccontextmanager
@@ -35,10 +39,23 @@ async def lifespan(app: FastAPI) -> AsyncIterator[State]:
     async with AsyncConnectionPool(os.environ["DATABASE_URL"], open=False) as pool:
         database = Direct(pool)
         async with AsyncTelemetryService(database) as telemetry:  # sends what waits before it closes
-            yield State(pool=pool, pushes=PushClient(database), telemetry=telemetry)
+            yield State(
+                pool=pool,
+                pushes=PushClient(database),
+                telemetry=telemetry,
+                kitchen_token=os.environ["KITCHEN_TOKEN"].encode(),
+            )
 
 
 app = FastAPI(lifespan=lifespan)
+
+
+async def kitchen(
+    request: Request, given: Annotated[HTTPAuthorizationCredentials, Depends(HTTPBearer())]
+) -> None:
+    """The place of your application's own authentication: a caller causes pushes."""
+    if not secrets.compare_digest(given.credentials.encode(), request.state.kitchen_token):
+        raise HTTPException(401, "wrong token", headers={"WWW-Authenticate": "Bearer"})
 
 
 async def transaction(request: Request) -> AsyncIterator[AsyncConnection[Any]]:
@@ -52,7 +69,7 @@ async def transaction(request: Request) -> AsyncIterator[AsyncConnection[Any]]:
 Transaction = Annotated[AsyncConnection[Any], Depends(transaction, scope="function")]
 
 
-@app.post("/orders/{order_id}/ready")
+@app.post("/orders/{order_id}/ready", dependencies=[Depends(kitchen)])  # before the transaction begins
 async def ready(order_id: int, conn: Transaction, request: Request) -> dict[str, str]:
     changed = await conn.execute(
         "update orders set status = 'ready' where id = %s and status = 'cooking' returning customer_id",

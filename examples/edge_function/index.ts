@@ -4,8 +4,8 @@
 //   supabase secrets set TILL_SECRET=...          what the till sends in the header x-till-secret
 //   supabase functions deploy orders-ready --no-verify-jwt
 //
-// It needs no library. The till may repeat a request for as long as it gets no 2xx: with the idempotency keys no
-// customer gets a push twice.
+// It needs no library. The till may repeat a request for as long as it gets a 5xx or no answer: with the idempotency keys
+// no customer gets a push twice. A 4xx is for good, and says why.
 
 import { timingSafeEqual } from "node:crypto";
 
@@ -43,6 +43,9 @@ const url = needed("SUPABASE_URL");
 const key = secretKey();
 const tillSecret = needed("TILL_SECRET");
 
+// The gateway's statuses that come again with the same request: 409 is a constraint of the database, 413 too much.
+const FOR_GOOD: Record<number, number> = { 400: 400, 409: 422, 413: 413 };
+
 async function rpc<T>(name: string, args: Record<string, unknown>): Promise<T> {
   const headers: Record<string, string> = { apikey: key, "Content-Type": "application/json" };
   // A key of the newer kind is no JWT: the gateway refuses it as Authorization.
@@ -51,10 +54,12 @@ async function rpc<T>(name: string, args: Record<string, unknown>): Promise<T> {
     method: "POST",
     headers,
     body: JSON.stringify(args),
+  }).catch(() => {
+    throw new Refused(503, "the database cannot be reached");
   });
   if (!answer.ok) {
     const { message } = await answer.json().catch(() => ({ message: "no JSON" }));
-    throw new Refused(answer.status, message);
+    throw new Refused(FOR_GOOD[answer.status] ?? 503, message);
   }
   return await answer.json();
 }
@@ -83,6 +88,20 @@ async function many(orders: Order[]): Promise<Response> {
   });
 }
 
+/** The orders of a request. Each key of idempotency needs a number, so one order without it refuses them all. */
+async function ordersOf(request: Request): Promise<Order[]> {
+  const body: unknown = await request.json().catch(() => {
+    throw new Refused(400, "the body is no JSON");
+  });
+  if (!Array.isArray(body)) throw new Refused(400, "the body is no list of orders");
+  return body.map((each, place) => {
+    const { id, customer } = each ?? {};
+    if (!Number.isSafeInteger(id)) throw new Refused(400, `order ${place} of the list: id is no whole number`);
+    if (typeof customer !== "string") throw new Refused(400, `order ${place} of the list: customer is no text`);
+    return { id, customer };
+  });
+}
+
 function isFromTheTill(request: Request): boolean {
   const encoder = new TextEncoder();
   const given = encoder.encode(request.headers.get("x-till-secret") ?? "");
@@ -93,12 +112,10 @@ function isFromTheTill(request: Request): boolean {
 Deno.serve(async (request) => {
   if (!isFromTheTill(request)) return Response.json({ error: "who are you?" }, { status: 401 });
   try {
-    const orders: Order[] = await request.json();
+    const orders = await ordersOf(request);
     return await (orders.length === 1 ? one(orders[0]) : many(orders));
   } catch (error) {
-    if (error instanceof SyntaxError) return Response.json({ error: "no JSON" }, { status: 400 });
     if (!(error instanceof Refused)) throw error; // 500: the till tries again
-    // What Postgres refuses will be refused again; what it could not do may work later.
-    return Response.json({ error: error.message }, { status: error.status === 400 ? 400 : 503 });
+    return Response.json({ error: error.message }, { status: error.status });
   }
 });

@@ -2,10 +2,11 @@
 
 from datetime import timedelta
 
+from django.contrib.auth.decorators import login_required, permission_required
 from django.db import connection, transaction
-from django.http import Http404, HttpRequest, JsonResponse
+from django.http import Http404, HttpRequest, HttpResponse, JsonResponse
+from django.shortcuts import render
 from django.utils import timezone
-from django.views.decorators.csrf import csrf_exempt
 from django.views.decorators.http import require_POST
 
 from listener.client import ClientError, Notification, Push, enqueue
@@ -16,8 +17,15 @@ class NoCourier(Exception):
     pass
 
 
-@csrf_exempt  # for the kitchen's till, which has no cookies
+@login_required
+def kitchen(request: HttpRequest) -> HttpResponse:
+    return render(request, "kitchen.html", {"orders": Order.objects.filter(status="cooking")})
+
+
+# A caller causes pushes, so only users with this permission may call it; others get 403. Django's check of the CSRF
+# token is on, so no other site can make their browsers call it.
 @require_POST
+@permission_required("orders.change_order", raise_exception=True)
 def ready(request: HttpRequest, order_id: int) -> JsonResponse:
     try:
         with transaction.atomic():

@@ -27,7 +27,11 @@ def django_project() -> Iterator[None]:
 
 @pytest.fixture
 def django_shop(django_project: None, database: Database, request: pytest.FixtureRequest) -> Iterator[Any]:
-    """Django's test client, with the database migrated; parametrized with the OPTIONS of the database."""
+    """Django's test client, in which a cook is signed in, with the database migrated.
+
+    Parametrized with the OPTIONS of the database.
+    """
+    from django.contrib.auth.models import Permission, User
     from django.core.management import call_command
     from django.db import connections
     from django.test import Client
@@ -45,5 +49,9 @@ def django_shop(django_project: None, database: Database, request: pytest.Fixtur
     )
     del connections["default"]  # a new one reads the options anew
     call_command("migrate", verbosity=0)
-    yield Client()
+    cook = User.objects.create_user("cook")
+    cook.user_permissions.add(Permission.objects.get(codename="change_order"))
+    client = Client()
+    client.force_login(cook)
+    yield client
     connections["default"].close()

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import re
 import subprocess
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
+from typing import Any
 
 import httpx
 import pytest
@@ -107,3 +109,54 @@ async def test_an_older_key_is_a_token_too(server: RestServer, rows: Rows) -> No
         answer = await function.post("/", json=[{"id": 1, "customer": str(ANN)}], headers=SECRET)
     assert answer.status_code == 200, answer.text
     assert len(await rows.all()) == 1
+
+
+@pytest.mark.parametrize("secret", ["", "of the tilL", "of the tiller", "of the till\xe9"])
+async def test_nobody_but_the_till_causes_a_push(server: RestServer, secret: str) -> None:
+    headers = [(b"x-till-secret", secret.encode("latin-1"))]
+    async with deployed(server, SUPABASE_SERVICE_ROLE_KEY=rest.SERVICE_KEY) as function:
+        answer = await function.post("/", json=[{"id": 1, "customer": str(ANN)}], headers=headers)
+    assert answer.status_code == 401
+    assert server.requests == []
+
+
+async def test_what_is_no_list_of_orders_is_refused_for_good_and_as_a_whole(server: RestServer) -> None:
+    """Without their numbers two orders would be one push: they would share the key of idempotency."""
+    good: dict[str, Any] = {"id": 1, "customer": str(ANN)}
+    wrong: dict[str, list[Any]] = {
+        "the body is no list of orders": [{}, None, 1, good],
+        "order 0 of the list: id is no whole number": [[None], [1], [{}], [{"customer": str(ANN)}]],
+        "order 1 of the list: id is no whole number": [
+            [good, {**good, "id": number}] for number in (None, "1", 1.5, 2**60, [1], True)
+        ],
+        "order 1 of the list: customer is no text": [[good, {"id": 2}], [good, {"id": 2, "customer": 3}]],
+    }
+    async with deployed(server, SUPABASE_SERVICE_ROLE_KEY=rest.SERVICE_KEY) as function:
+        for error, bodies in wrong.items():
+            for body in bodies:
+                answer = await function.post("/", content=json.dumps(body), headers=SECRET)
+                assert (answer.status_code, answer.json()) == (400, {"error": error}), body
+        empty = await function.post("/", json=[], headers=SECRET)
+        assert (empty.status_code, empty.json()) == (200, {"pushes": [], "refused": []})
+    assert [request.function for request in server.requests] == ["enqueue_pushes"]
+
+
+async def test_the_till_learns_what_to_repeat(server: RestServer, rows: Rows) -> None:
+    """A constraint and too much are refused for good; what the database could not do may work later."""
+    await rows.query(
+        "create table customers (id uuid primary key);"
+        "alter table push_notifications add foreign key (user_id) references customers"
+    )
+    ann = [{"id": 1, "customer": str(ANN)}]
+    async with deployed(server, SUPABASE_SERVICE_ROLE_KEY=rest.SERVICE_KEY) as function:
+        constraint = await function.post("/", json=ann, headers=SECRET)
+        assert constraint.status_code == 422
+        assert "foreign key" in constraint.json()["error"]
+        for fault, status in [(413, 413), (401, 503), (404, 503), (500, 503)]:
+            server.faults.append(fault)
+            assert (await function.post("/", json=ann, headers=SECRET)).status_code == status
+        server.away = True
+        assert (await function.post("/", json=ann, headers=SECRET)).status_code == 503
+        server.away = False
+        await rows.query("insert into customers values (%(ann)s)", ann=ANN)
+        assert (await function.post("/", json=ann, headers=SECRET)).status_code == 200

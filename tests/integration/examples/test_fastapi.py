@@ -16,14 +16,17 @@ from tests.support.postgres import Database
 from tests.support.servers import forget_proxies
 from tests.support.service import Rows, serving, settings_for, until
 
+KITCHEN = {"Authorization": "Bearer of-the-kitchen"}
+
 
 @pytest.fixture
 async def shop(
     database: Database, rows: Rows, monkeypatch: pytest.MonkeyPatch
 ) -> AsyncIterator[httpx.AsyncClient]:
-    """The application, with one order that is cooking and one free courier."""
+    """The kitchen before the application, with one order that is cooking and one free courier."""
     forget_proxies(monkeypatch)
     monkeypatch.setenv("DATABASE_URL", database.dsn)
+    monkeypatch.setenv("KITCHEN_TOKEN", "of-the-kitchen")
     await rows.connection.execute(example_sql("orders.sql"))
     await rows.query("insert into orders (customer_id) values (%(ann)s)", ann=ANN)
     await rows.query("insert into couriers (id) values (%(bob)s)", bob=BOB)
@@ -31,7 +34,7 @@ async def shop(
     running = asyncio.create_task(server.serve())
     await until(lambda: server.started or running.done())
     port = server.servers[0].sockets[0].getsockname()[1]
-    async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}") as client:
+    async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", headers=KITCHEN) as client:
         yield client
     server.should_exit = True
     await running
@@ -60,6 +63,16 @@ async def test_the_customer_gets_a_push(
     assert len(await rows.all()) == 1
 
 
+@pytest.mark.parametrize(
+    "sent", ["", "Bearer", "Bearer of-the-Kitchen", "Bearer \xe9", "Basic of-the-kitchen"]
+)
+async def test_nobody_but_the_kitchen_causes_a_push(shop: httpx.AsyncClient, rows: Rows, sent: str) -> None:
+    answer = await shop.post("/orders/1/ready", headers=[(b"Authorization", sent.encode("latin-1"))])
+    assert (answer.status_code, answer.headers["WWW-Authenticate"]) == (401, "Bearer")
+    assert await rows.all() == {}
+    assert await orders(rows) == [("cooking", None)]
+
+
 async def test_a_handler_that_fails_leaves_no_push(shop: httpx.AsyncClient, rows: Rows) -> None:
     await rows.query("update couriers set is_free = false")
     answer = await shop.post("/orders/1/ready")
@@ -84,6 +97,7 @@ async def test_telemetry_is_stored_when_the_application_ends(
     database: Database, rows: Rows, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("DATABASE_URL", database.dsn)
+    monkeypatch.setenv("KITCHEN_TOKEN", "of-the-kitchen")
     async with app.router.lifespan_context(app) as state:
         assert state is not None
         state["telemetry"].batch_log("order", "ready", metadata={"order": 1})
