@@ -493,7 +493,7 @@ _OTHERS: dict[str, dict[str, object]] = {"reading": _READING, "direct": {"age": 
 
 IN_ORDER: dict[str, tuple[object, ...]] = {
     "select extract(epoch from pg_catalog.clock_timestamp())": (5.0,),
-    "select id as push_id": (OWNER,),
+    "select pg_catalog.jsonb_build_object(": (OWNER,),
     "select id from public.push_notifications where idempotency_key": ("key",),
     "select pg_catalog.count(*)\n  from (\n    select from": (10,),
     "select p.proretset": ("enqueue_push",),
