@@ -41,7 +41,9 @@ interface Schema extends DBSchema {
 let opened: Promise<IDBPDatabase<Schema>> | undefined;
 
 export function store(): Promise<IDBPDatabase<Schema>> {
-  opened ??= openDB<Schema>('push-listener', 1, {
+  if (opened) return opened;
+  opened = openDB<Schema>('push-listener', 1, {
+    terminated: () => (opened = undefined), // by the browser: the next call opens it again
     upgrade(db) {
       db.createObjectStore('session');
       db.createObjectStore('device');
@@ -50,6 +52,7 @@ export function store(): Promise<IDBPDatabase<Schema>> {
       db.createObjectStore('batches', { autoIncrement: true }).createIndex('user_id', 'user_id');
     },
   });
+  opened.catch(() => (opened = undefined));
   return opened;
 }
 
