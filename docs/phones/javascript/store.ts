@@ -40,10 +40,11 @@ interface Schema extends DBSchema {
 
 let opened: Promise<IDBPDatabase<Schema>> | undefined;
 
-export function store(): Promise<IDBPDatabase<Schema>> {
+/** A failure is not kept: the next call tries again. */
+export async function store(): Promise<IDBPDatabase<Schema>> {
   if (opened) return opened;
   opened = openDB<Schema>('push-listener', 1, {
-    terminated: () => (opened = undefined), // by the browser: the next call opens it again
+    terminated: () => (opened = undefined), // the browser has closed it
     upgrade(db) {
       db.createObjectStore('session');
       db.createObjectStore('device');

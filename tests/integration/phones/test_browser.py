@@ -87,6 +87,17 @@ _LOSE_THE_STORE = """
 }
 """
 
+_FAIL_TO_OPEN_ONCE = """
+async () => {
+  await new Promise((resolve) => {
+    indexedDB.open('push-listener', 2).onsuccess = ({ target }) => { target.result.close(); resolve(); };
+  });
+  const first = await probe.store().catch((error) => error.name);
+  await new Promise((resolve) => { indexedDB.deleteDatabase('push-listener').onsuccess = resolve; });
+  return [first, (await probe.store()).version];
+}
+"""
+
 # Two tabs may add at once, and each deletes what is too much after that.
 _TOO_MANY_RECEIPTS = """
 async (user) => {
@@ -455,3 +466,14 @@ async def test_no_more_receipts_are_sent_at_once_than_the_database_takes(site: S
     (flushed,) = await site.called("record_delivery_receipts")
     assert len(flushed["p_receipts"]) == 500
     assert [request.status for request in site.server.requests if (request.status or 500) >= 300] == []
+
+
+async def test_the_store_is_opened_again_after_a_failure_and_after_the_browser_has_closed_it(
+    site: Site,
+) -> None:
+    page = await site.open("/probe")
+    await page.wait_for_function("window.probe")
+    assert await page.evaluate(_FAIL_TO_OPEN_ONCE) == ["VersionError", 1]
+    assert await page.evaluate("probe.isFirst('a push')") is True
+    await site.keeper.send("Storage.clearDataForOrigin", {"origin": site.url, "storageTypes": "indexeddb"})
+    await page.wait_for_function("probe.isFirst('a push').catch(() => false)")
