@@ -25,7 +25,7 @@ Future<void> main() async {
     ),
     onTap: (message) => telemetry.log('push', 'tapped', {'link': message.data['link']}),
   );
-  await push.start();
+  push.start();
   runApp(MaterialApp(scaffoldMessengerKey: messenger, home: const Settings()));
 }
 

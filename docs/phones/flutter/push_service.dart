@@ -1,9 +1,10 @@
 // Registers this phone, and hears of pushes and of taps while the app runs.
 import 'dart:async';
 import 'dart:io';
-import 'dart:ui';
+import 'dart:ui' show DartPluginRegistrant;
 
 import 'package:firebase_messaging/firebase_messaging.dart';
+import 'package:flutter/widgets.dart' show WidgetsBinding;
 import 'package:supabase_flutter/supabase_flutter.dart';
 
 import 'push_store.dart';
@@ -22,7 +23,7 @@ class PushService {
   /// A push that has come while the app is open, once. Android shows nothing then.
   final void Function(RemoteMessage) onPush;
 
-  /// The user has tapped on a push.
+  /// The user has tapped on a push. Not before the first frame, so that there is a navigator.
   final void Function(RemoteMessage) onTap;
 
   final SupabaseClient _supabase;
@@ -30,13 +31,20 @@ class PushService {
   String? _registeredFor;
   var _isLeaving = false;
 
-  /// Call it once, at the start of the app, before anybody is signed in too.
-  Future<void> start() async {
+  /// Call it once, before `runApp`, before anybody is signed in too. It waits for nothing.
+  void start() {
     FirebaseMessaging.onMessage.listen(_received);
     FirebaseMessaging.onMessageOpenedApp.listen(_tapped);
     _messaging.onTokenRefresh.listen(_register);
     _supabase.auth.onAuthStateChange.listen((state) => _signedIn(state.session), onError: (Object _) {});
-    if (await _messaging.getInitialMessage() case final message?) await _tapped(message);
+    unawaited(_startedByTap());
+  }
+
+  Future<void> _startedByTap() async {
+    final message = await _messaging.getInitialMessage();
+    if (message == null) return;
+    await WidgetsBinding.instance.endOfFrame;
+    await _tapped(message);
   }
 
   /// Asks for permission, when the user understands why, and registers the phone. Whether the user has allowed pushes.
@@ -47,31 +55,46 @@ class PushService {
   }
 
   /// In this order: without a session nobody can unregister the device. False if neither the database nor FCM could be
-  /// told: this phone may still get pushes of the user.
+  /// told: this phone may still get pushes of the user. The user is signed out in any case.
   Future<bool> signOut() async {
-    final device = await PushStore.device;
-    var isGone = device == null;
     _isLeaving = true; // FCM may give a new token as soon as the old one is deleted
-    await flushReceipts(_supabase);
-    if (device != null) {
+    try {
+      return await _leave();
+    } finally {
+      _registeredFor = null;
       try {
-        await _supabase.rpc<dynamic>('unregister_device', params: {'p_token': device});
-        isGone = true;
+        await _supabase.auth.signOut(scope: SignOutScope.local);
       } on Exception {
-        // FCM may still take it away.
-      }
-      try {
-        await _messaging.deleteToken();
-        isGone = true;
-      } on Exception {
-        // No network, or no APNs token.
+        // No network: the phone has forgotten the session, and the server has not heard of it.
+      } finally {
+        _isLeaving = false;
       }
     }
-    await PushStore.keepDevice(null);
-    await PushStore.keepSession(null);
-    _registeredFor = null;
-    await _supabase.auth.signOut(scope: SignOutScope.local);
-    _isLeaving = false;
+  }
+
+  /// Tells the database and FCM. One of the two is enough: FCM's next answer for this device would remove it, too.
+  Future<bool> _leave() async {
+    var isGone = false;
+    try {
+      final device = await PushStore.device;
+      await flushReceipts(_supabase);
+      if (device != null) await _supabase.rpc<dynamic>('unregister_device', params: {'p_token': device});
+      isGone = true;
+    } on Exception {
+      // No network, or the phone cannot read its store. FCM may still take the device away.
+    }
+    try {
+      await _messaging.deleteToken();
+      isGone = true;
+    } on Exception {
+      // No network, or no APNs token.
+    }
+    try {
+      await PushStore.keepDevice(null);
+      await PushStore.keepSession(null);
+    } on Exception {
+      // The next sign-in overwrites both.
+    }
     return isGone;
   }
 
@@ -127,9 +150,18 @@ class PushService {
 
   Future<void> _received(RemoteMessage message) async {
     final pushId = message.data['push_id'] as String?;
-    if (pushId != null && !await PushStore.isFirst(pushId)) return;
+    if (pushId != null && !await _isFirst(pushId)) return;
     onPush(message);
     await recordReceipt(pushId, 'delivered');
+  }
+
+  /// Without a store a push is better shown twice than never.
+  Future<bool> _isFirst(String pushId) async {
+    try {
+      return await PushStore.isFirst(pushId);
+    } on Exception {
+      return true;
+    }
   }
 
   Future<void> _tapped(RemoteMessage message) async {

@@ -84,6 +84,7 @@ abstract final class PushStore {
 }
 
 const _receipts = 'push.receipt.';
+const _mostReceipts = 500; // of those that wait, and in one call: the database refuses more as a whole
 
 /// Keeps the receipt and, if the access token is still good, sends it. What is not sent waits for [flushReceipts].
 ///
@@ -99,7 +100,7 @@ Future<void> recordReceipt(String? pushId, String status) async {
     key,
     {'push_id': pushId, 'device_token': device, 'status': status, 'at': at, 'user_id': session['user_id']},
     queue: _receipts,
-    most: 500,
+    most: _mostReceipts,
   );
   final now = DateTime.now().millisecondsSinceEpoch ~/ 1000;
   if ((session['expires_at'] as int) < now + 10) return;
@@ -124,21 +125,21 @@ Future<void> recordReceipt(String? pushId, String status) async {
   }
 }
 
-/// In the app, with a session: sends what waits of this user, up to 500 receipts, in one call.
+/// In the app, with a session: sends what waits of this user, up to 500 receipts in one call.
 Future<void> flushReceipts(SupabaseClient supabase) async {
   final userId = supabase.auth.currentUser?.id;
   if (userId == null) return;
-  final waiting = await PushStore.waiting(_receipts, userId);
+  final waiting = (await PushStore.waiting(_receipts, userId)).entries.take(_mostReceipts).toList();
   if (waiting.isEmpty) return;
   try {
     await supabase.rpc<dynamic>('record_delivery_receipts', params: {
       'p_receipts': [
-        for (final receipt in waiting.values)
+        for (final MapEntry(value: receipt) in waiting)
           {for (final name in ['push_id', 'device_token', 'status', 'at']) name: receipt[name]},
       ],
     });
   } on Exception {
     return; // later
   }
-  await PushStore.remove(waiting.keys); // recorded, recorded before, or refused for good
+  await PushStore.remove([for (final MapEntry(:key) in waiting) key]); // recorded, recorded before, or refused for good
 }

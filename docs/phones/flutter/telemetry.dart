@@ -32,7 +32,7 @@ class Telemetry {
   String? _userId;
   Future<void> _chain = Future.value();
 
-  /// Records that the database has refused.
+  /// Records that are no JSON, or that the phone or the database has refused.
   int dropped = 0;
 
   /// Never waits and never throws. False if nobody is signed in (telemetry belongs to a user) or [meta] is no JSON.
@@ -44,16 +44,17 @@ class Telemetry {
       'timestamp': DateTime.now().toUtc().toIso8601String(),
       if (meta != null) 'meta': meta,
     };
-    final int size;
+    final String text;
     try {
-      size = jsonEncode(record).length;
+      text = jsonEncode(record);
     } on JsonUnsupportedObjectError {
       dropped++;
       return false;
     }
-    if (_characters + size > _mostCharacters) unawaited(flush());
-    _records.add(record);
-    _characters += size;
+    if (_characters + text.length > _mostCharacters) unawaited(flush());
+    // A copy: the caller may change [meta], and what is no JSON any more would take the whole batch with it.
+    _records.add(jsonDecode(text) as Map<String, Object?>);
+    _characters += text.length;
     if (_records.length >= _mostRecords) unawaited(flush());
     return true;
   }
@@ -69,7 +70,11 @@ class Telemetry {
     final (records, userId) = (_records, _userId);
     (_records, _characters) = ([], 0);
     if (records.isEmpty || userId == null) return;
-    await _keep(DateTime.now().toUtc().toIso8601String(), const Uuid().v4(), userId, records);
+    try {
+      await _keep(DateTime.now().toUtc().toIso8601String(), const Uuid().v4(), userId, records);
+    } on Exception {
+      dropped += records.length; // the phone has no room
+    }
   }
 
   Future<void> _keep(String at, String id, String userId, List<Object?> records) => PushStore.add(

@@ -4,6 +4,8 @@ import FirebaseMessaging
 import UserNotifications
 
 private let appGroup = "group.com.example.app"  // as in push_store.dart
+private let receipts = "push.receipt."  // as in push_store.dart, and so the bound
+private let mostReceipts = 500
 
 /// What push_store.dart has kept.
 private struct Session: Decodable {
@@ -49,12 +51,15 @@ final class NotificationService: UNNotificationServiceExtension {
     let format = ISO8601DateFormatter()
     format.formatOptions = [.withInternetDateTime, .withFractionalSeconds]
     let at = format.string(from: Date())
-    let key = "push.receipt.\(at).\(pushId).delivered"
+    let key = receipts + "\(at).\(pushId).delivered"
     let receipt = [
       "push_id": pushId, "device_token": device, "status": "delivered", "at": at, "user_id": session.user_id,
     ]
     guard let kept = try? JSONEncoder().encode(receipt) else { return done() }
     defaults.set(String(decoding: kept, as: UTF8.self), forKey: key)
+    // The app may not be opened for months. Keys sort by time.
+    let waiting = defaults.dictionaryRepresentation().keys.filter { $0.hasPrefix(receipts) }.sorted()
+    for oldest in waiting.dropLast(mostReceipts) { defaults.removeObject(forKey: oldest) }
 
     guard
       session.expires_at > Date().timeIntervalSince1970 + 10,

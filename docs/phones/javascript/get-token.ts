@@ -20,7 +20,10 @@ export async function registerToken(
 
 /** Before auth.signOut(), in the place of unregister(). */
 export async function unregisterToken(supabase: SupabaseClient, messaging: Messaging): Promise<void> {
-  const token = await (await store()).get('device', 'now');
-  if (token) await supabase.rpc('unregister_device', { p_token: token });
-  await deleteToken(messaging).catch(() => undefined);
+  try {
+    const token = await (await store()).get('device', 'now');
+    if (token) await supabase.rpc('unregister_device', { p_token: token });
+  } finally {
+    await deleteToken(messaging).catch(() => undefined); // although the browser may have lost its database
+  }
 }

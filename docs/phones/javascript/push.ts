@@ -23,7 +23,7 @@ export class Push {
   private constructor(
     private readonly supabase: SupabaseClient,
     private readonly messaging: Messaging,
-    private readonly worker: ServiceWorkerRegistration,
+    private readonly worker: Promise<ServiceWorkerRegistration>,
   ) {}
 
   /**
@@ -32,14 +32,17 @@ export class Push {
    */
   static async start(supabase: SupabaseClient, onPush: (payload: MessagePayload) => void): Promise<Push | null> {
     if (!(await isSupported())) return null;
-    const worker = await navigator.serviceWorker.register('/service-worker.js');
+    // Whether this works or not, the user can sign out: only enable() waits for it.
+    const worker = navigator.serviceWorker.register('/service-worker.js');
+    worker.catch((error) => console.warn('This page has no service worker', error));
     const messaging = getMessaging(initializeApp(firebaseConfig));
     const push = new Push(supabase, messaging, worker);
     onRegistered(messaging, (fid) => void push.registered(fid));
     onUnregistered(messaging, (fid) => void push.unregistered(fid));
     onMessage(messaging, async (payload) => {
       const pushId = payload.data?.push_id;
-      if (pushId && !(await isFirst(pushId))) return; // a copy, or another tab has it
+      // A copy, or another tab has it. Without a store a push is better shown twice than never.
+      if (pushId && !(await isFirst(pushId).catch(() => true))) return;
       onPush(payload);
       await record(pushId, 'delivered');
     });
@@ -48,37 +51,49 @@ export class Push {
     return push;
   }
 
-  /** Call it in the handler of a click: browsers ask for permission only then. Whether the user has allowed pushes. */
+  /**
+   * Call it in the handler of a click: browsers ask for permission only then. Whether the user has allowed pushes.
+   * Throws if there is no service worker, or FCM does not answer.
+   */
   async enable(): Promise<boolean> {
     if ((await Notification.requestPermission()) !== 'granted') return false;
-    await register(this.messaging, { vapidKey, serviceWorkerRegistration: this.worker });
+    await register(this.messaging, { vapidKey, serviceWorkerRegistration: await this.worker });
     return true;
   }
 
   /**
    * In this order: without a session nobody can unregister the device. False if neither the database nor FCM could be
-   * told: this browser may still get pushes of the user.
+   * told: this browser may still get pushes of the user. The user is signed out in any case.
    */
   async signOut(): Promise<boolean> {
     this.isLeaving = true;
-    const db = await store();
-    const device = await db.get('device', 'now');
+    try {
+      return await this.leave();
+    } finally {
+      this.registeredFor = undefined;
+      await this.supabase.auth.signOut({ scope: 'local' }).finally(() => (this.isLeaving = false));
+    }
+  }
+
+  /** Tells the database and FCM. One of the two is enough: FCM's next answer for this device would remove it, too. */
+  private async leave(): Promise<boolean> {
+    // A browser may lose its database. Then this code does not know whether there is a device, and tells FCM anyway.
+    const device = await store().then((db) => db.get('device', 'now')).catch(() => null);
     const { data } = await this.supabase.auth.getSession();
-    let isGone = !device;
-    if (data.session) await flushReceipts(this.supabase, data.session.user.id);
+    let isGone = device === undefined;
+    if (data.session) await flushReceipts(this.supabase, data.session.user.id).catch(() => undefined);
     if (device && data.session) {
       const { error } = await this.supabase.rpc('unregister_device', { p_token: device });
       isGone = !error;
     }
-    if (device) {
-      // One of the two is enough: FCM's next answer for this device would remove it, too.
-      isGone = (await unregister(this.messaging).then(() => true, () => false)) || isGone;
-    }
-    await Promise.all([db.clear('device'), db.clear('session')]);
-    this.registeredFor = undefined;
-    await this.supabase.auth.signOut({ scope: 'local' });
-    this.isLeaving = false;
+    if (device !== undefined) isGone = (await unregister(this.messaging).then(() => true, () => false)) || isGone;
+    await this.forgetUser().catch(() => undefined); // the browser has lost its database
     return isGone;
+  }
+
+  private async forgetUser(): Promise<void> {
+    const db = await store();
+    await Promise.all([db.clear('device'), db.clear('session')]);
   }
 
   /** At every start, after sign-in, whenever the session is refreshed, and on sign-out in any tab. */

@@ -3,6 +3,8 @@ import type { SupabaseClient } from '@supabase/supabase-js';
 import { supabaseKey, supabaseUrl } from './config';
 import { bound, forget, store, type Receipt, type Session } from './store';
 
+const MOST_RECEIPTS = 500; // of those that wait, and in one call: the database refuses more as a whole
+
 /**
  * Keeps the receipt and, if the access token is still good, sends it. What is not sent waits for the next page.
  *
@@ -15,7 +17,7 @@ export async function record(pushId: string | undefined, status: Receipt['status
   if (!pushId || !session || !device) return;
   const receipt: Receipt = { push_id: pushId, device_token: device, status, at: new Date().toISOString() };
   const key = await db.add('receipts', { ...receipt, user_id: session.userId });
-  await bound('receipts', 500);
+  await bound('receipts', MOST_RECEIPTS);
   const isGood = session.expiresAt > Date.now() / 1000 + 10;
   if (isGood && (await send(session, receipt))) await forget('receipts', [key]);
 }
@@ -46,10 +48,10 @@ async function send(session: Session, receipt: Receipt): Promise<boolean> {
 
 /** For pages: sends what waits of this user, up to 500 receipts, in one call. */
 export async function flushReceipts(supabase: SupabaseClient, userId: string): Promise<void> {
-  const db = await store();
+  const { store: kept } = (await store()).transaction('receipts');
   const [keys, waiting] = await Promise.all([
-    db.getAllKeysFromIndex('receipts', 'user_id', userId),
-    db.getAllFromIndex('receipts', 'user_id', userId),
+    kept.index('user_id').getAllKeys(userId, MOST_RECEIPTS),
+    kept.index('user_id').getAll(userId, MOST_RECEIPTS),
   ]);
   if (waiting.length === 0) return;
   const receipts = waiting.map(({ push_id, device_token, status, at }) => ({ push_id, device_token, status, at }));

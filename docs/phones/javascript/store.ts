@@ -40,8 +40,11 @@ interface Schema extends DBSchema {
 
 let opened: Promise<IDBPDatabase<Schema>> | undefined;
 
-export function store(): Promise<IDBPDatabase<Schema>> {
-  opened ??= openDB<Schema>('push-listener', 1, {
+/** A failure is not kept: the next call tries again. */
+export async function store(): Promise<IDBPDatabase<Schema>> {
+  if (opened) return opened;
+  opened = openDB<Schema>('push-listener', 1, {
+    terminated: () => (opened = undefined), // the browser has closed it
     upgrade(db) {
       db.createObjectStore('session');
       db.createObjectStore('device');
@@ -50,6 +53,7 @@ export function store(): Promise<IDBPDatabase<Schema>> {
       db.createObjectStore('batches', { autoIncrement: true }).createIndex('user_id', 'user_id');
     },
   });
+  opened.catch(() => (opened = undefined));
   return opened;
 }
 

@@ -8,7 +8,7 @@ const MOST_BATCHES = 100;
 const EVERY_MS = 10_000;
 
 export class Telemetry {
-  /** Records that the database will not take, or for which there was no room. */
+  /** Records that are no JSON, that this browser or the database will not take, or for which there was no room. */
   dropped = 0;
   private records: TelemetryRecord[] = [];
   private characters = 0;
@@ -24,14 +24,21 @@ export class Telemetry {
     document.addEventListener('visibilitychange', () => document.hidden && void this.flush());
   }
 
-  /** Never waits and never throws. False if nobody is signed in: telemetry belongs to a user. */
+  /** Never waits and never throws. False if nobody is signed in (telemetry belongs to a user) or `meta` is no JSON. */
   log(type: string, message = '', meta?: Record<string, unknown>): boolean {
     if (!this.userId) return false;
     const record: TelemetryRecord = { type, message, timestamp: new Date().toISOString(), ...(meta && { meta }) };
-    const size = JSON.stringify(record).length;
-    if (this.characters + size > MOST_CHARACTERS) void this.flush();
-    this.records.push(record);
-    this.characters += size;
+    let text: string;
+    try {
+      text = JSON.stringify(record);
+    } catch {
+      this.dropped += 1; // a cycle, a bigint
+      return false;
+    }
+    if (this.characters + text.length > MOST_CHARACTERS) void this.flush();
+    // The copy is plain: IndexedDB refuses functions and proxies, and with one of them the whole batch.
+    this.records.push(JSON.parse(text));
+    this.characters += text.length;
     if (this.records.length >= MOST_RECORDS) void this.flush();
     return true;
   }
@@ -48,8 +55,18 @@ export class Telemetry {
     const [records, userId] = [this.records, this.userId];
     [this.records, this.characters] = [[], 0];
     if (records.length === 0 || !userId) return;
+    try {
+      const db = await store();
+      await db.add('batches', { id: crypto.randomUUID(), user_id: userId, records });
+    } catch {
+      this.dropped += records.length; // the browser has no room, or has lost its database
+      return;
+    }
+    await this.makeRoom();
+  }
+
+  private async makeRoom(): Promise<void> {
     const db = await store();
-    await db.add('batches', { id: crypto.randomUUID(), user_id: userId, records });
     const [oldest] = (await db.count('batches')) > MOST_BATCHES ? await db.getAll('batches', null, 1) : [];
     this.dropped += oldest?.records.length ?? 0;
     await bound('batches', MOST_BATCHES);

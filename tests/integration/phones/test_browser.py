@@ -76,6 +76,38 @@ async () => {
 }
 """
 
+# As Safari says it: "Connection to Indexed Database server lost".
+_LOSE_THE_STORE = """
+() => {
+  const { transaction } = IDBDatabase.prototype;
+  IDBDatabase.prototype.transaction = function (...names) {
+    if (this.name === 'push-listener') throw new DOMException('lost');
+    return transaction.apply(this, names);
+  };
+}
+"""
+
+_FAIL_TO_OPEN_ONCE = """
+async () => {
+  await new Promise((resolve) => {
+    indexedDB.open('push-listener', 2).onsuccess = ({ target }) => { target.result.close(); resolve(); };
+  });
+  const first = await probe.store().catch((error) => error.name);
+  await new Promise((resolve) => { indexedDB.deleteDatabase('push-listener').onsuccess = resolve; });
+  return [first, (await probe.store()).version];
+}
+"""
+
+# Two tabs may add at once, and each deletes what is too much after that.
+_TOO_MANY_RECEIPTS = """
+async (user) => {
+  const tx = (await probe.store()).transaction('receipts', 'readwrite');
+  const receipt = { push_id: crypto.randomUUID(), device_token: 'd', status: 'opened', at: new Date().toISOString() };
+  for (let n = 0; n < 501; n++) void tx.store.add({ ...receipt, user_id: user });
+  await tx.done;
+}
+"""
+
 _SIGN_IN = """
 ([key, token, user, seconds]) => localStorage.setItem(key, JSON.stringify({
   access_token: token, refresh_token: 'single-use', token_type: 'bearer', expires_in: seconds,
@@ -142,6 +174,17 @@ class Site:
         token = rest.token("authenticated", str(ANN))
         await page.evaluate(_SIGN_IN, ["sb-127-auth-token", token, str(ANN), 3600])
         await page.close()
+
+    async def registered(self) -> Page:
+        """A page at which Ann is signed in, after the browser was registered."""
+        page = await self.open()
+        await page.get_by_role("button", name="Tell me").click()
+        await until(lambda: self.google)
+        await page.close()
+        await self.sign_in()
+        page = await self.open()
+        await self.called("register_device")
+        return page
 
     async def push(self, **message: Any) -> None:
         """What FCM's message is for the browser."""
@@ -354,3 +397,83 @@ async def test_telemetry_is_stored_once_and_what_waits_has_bounds(site: Site, ro
     }
     first_again, last_again = await page.evaluate("Promise.all([probe.isFirst('0'), probe.isFirst('200')])")
     assert (first_again, last_again) == (True, False)
+
+
+async def test_a_record_that_is_no_json_is_counted_and_takes_no_other_with_it(site: Site, rows: Rows) -> None:
+    """``JSON.stringify`` leaves out a function and reads a Proxy of Vue's; IndexedDB refuses both."""
+    await site.sign_in()
+    page = await site.open("/probe")
+    await page.wait_for_function("telemetry.log('first')")
+    logged = await page.evaluate("""() => {
+      const circle = { size: 1n };
+      circle.self = circle;
+      return [{ retry: () => 1 }, { order: new Proxy({ id: 7 }, {}) }, circle, { size: 1n }, undefined].map(
+        (meta) => telemetry.log('another', '', meta));
+    }""")
+    assert logged == [True, True, False, False, True]
+    assert await page.evaluate("telemetry.flush().then(() => telemetry.dropped)") == 2
+    stored = await rows.query("select meta from telemetry_logs where type = 'another'")
+    assert sorted(str(row["meta"]) for row in stored) == sorted(["{}", "{'order': {'id': 7}}", "None"])
+
+
+async def test_records_that_the_browser_does_not_keep_are_counted(site: Site) -> None:
+    await site.sign_in()
+    page = await site.open("/probe")
+    await page.wait_for_function("telemetry.log('first')")
+    await page.evaluate(_LOSE_THE_STORE)
+    await page.evaluate("telemetry.log('second')")
+    assert await page.evaluate("telemetry.flush().then(() => telemetry.dropped)") == 2
+
+
+async def test_the_user_is_signed_out_though_the_store_is_lost(site: Site) -> None:
+    page = await site.registered()
+    await page.evaluate(_LOSE_THE_STORE)
+    await page.get_by_role("button", name="Sign out").click()
+    await site.called("auth/logout")
+    assert site.google[-1][0] == "DELETE"  # the store may have known a device, so FCM is told
+
+
+async def test_a_push_is_shown_though_the_store_is_lost(site: Site) -> None:
+    page = await site.registered()
+    await page.evaluate(_LOSE_THE_STORE)
+    await site.push(data={"push_id": str(ANN)}, notification={"title": "Hello"})
+    await expect(page.locator("#pushes li")).to_have_text(["Hello"])
+
+
+async def test_a_page_without_a_service_worker_signs_the_user_and_the_device_out(
+    site: Site, rows: Rows
+) -> None:
+    page = await site.registered()
+    await page.close()
+    page = await site.context.new_page()
+    await page.add_init_script(
+        "navigator.serviceWorker.register = async () => { throw new TypeError('404'); }"
+    )
+    await page.goto(site.url + "/")
+    await page.get_by_role("button", name="Tell me").click()
+    await page.get_by_role("button", name="Sign out").click()
+    await site.called("auth/logout")
+    assert await rows.query("select token from push_devices") == []
+    stored = await rows.query("select message from telemetry_logs")
+    assert [row["message"] for row in stored] == ["failed"]
+
+
+async def test_no_more_receipts_are_sent_at_once_than_the_database_takes(site: Site) -> None:
+    await site.sign_in()
+    page = await site.open("/probe")
+    await page.evaluate(_TOO_MANY_RECEIPTS, str(ANN))
+    page = await site.open()
+    (flushed,) = await site.called("record_delivery_receipts")
+    assert len(flushed["p_receipts"]) == 500
+    assert [request.status for request in site.server.requests if (request.status or 500) >= 300] == []
+
+
+async def test_the_store_is_opened_again_after_a_failure_and_after_the_browser_has_closed_it(
+    site: Site,
+) -> None:
+    page = await site.open("/probe")
+    await page.wait_for_function("window.probe")
+    assert await page.evaluate(_FAIL_TO_OPEN_ONCE) == ["VersionError", 1]
+    # What a browser does when it closes the database of a page.
+    await page.evaluate("probe.store().then((db) => { db.close(); db.dispatchEvent(new Event('close')); })")
+    assert await page.evaluate("probe.isFirst('a push')") is True
