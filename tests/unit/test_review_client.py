@@ -15,6 +15,7 @@ from aiohttp import web
 
 from listener.client import (
     AsyncTelemetryService,
+    ClientError,
     Direct,
     PendingPush,
     Push,
@@ -224,7 +225,9 @@ async def test_a_send_whose_inner_task_was_cancelled_does_not_end_the_polling() 
             if function != "fetch_pending_pushes":
                 return "failed"
             tried.release()
-            return [{**row, "id": str(uuid4()), "status": "processing", "retry_count": 0, "delivery_attempts": 1}]
+            return [
+                {**row, "id": str(uuid4()), "status": "processing", "retry_count": 0, "delivery_attempts": 1}
+            ]
 
         async def close(self) -> None:
             pass
@@ -250,7 +253,9 @@ async def test_a_send_whose_inner_task_was_cancelled_does_not_end_the_polling() 
 @pytest.mark.parametrize("code", ["25P02", "25P03", "25P04"])
 def test_a_transaction_that_was_ended_is_no_wrong_argument(code: str) -> None:
     """25P04: ``transaction_timeout`` of a role (PostgreSQL 17). Telemetry would drop the records for good."""
-    assert not isinstance(from_sqlstate(code, "terminating connection due to transaction timeout"), InvalidArgument)
+    assert not isinstance(
+        from_sqlstate(code, "terminating connection due to transaction timeout"), InvalidArgument
+    )
 
 
 @pytest.mark.parametrize(
@@ -260,7 +265,7 @@ def test_a_transaction_that_was_ended_is_no_wrong_argument(code: str) -> None:
 )
 async def test_a_mistake_in_the_address_does_not_show_the_password(dsn: str) -> None:
     async with PushClient(Direct(dsn, connect_timeout=0.3)) as client:
-        with pytest.raises(Exception) as caught:
+        with pytest.raises(ClientError) as caught:
             await client.enqueue(Push(topic="a", data={"a": "b"}))
     assert "s3cret" not in str(caught.value)
 

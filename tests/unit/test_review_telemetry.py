@@ -22,7 +22,9 @@ async def test_over_supabase_py_a_record_that_is_refused_for_good_does_not_stop_
         async def call(self, function: str, args: Mapping[str, Any]) -> Any:
             messages = [each["message"] for each in args["p_payloads"]]
             if "bad" in messages:
-                raise APIError({"code": "22P05", "message": "unsupported Unicode", "details": None, "hint": None})
+                raise APIError(
+                    {"code": "22P05", "message": "unsupported Unicode", "details": None, "hint": None}
+                )
             stored.extend(messages)
             return {"accepted": len(messages), "rejected": []}
 

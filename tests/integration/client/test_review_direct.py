@@ -9,7 +9,16 @@ import psycopg
 import pytest
 from psycopg import AsyncRawCursor
 
-from listener.client import Direct, NotFound, Notification, Push, PushClient, enqueue
+from listener.client import (
+    BatchResponse,
+    ClientError,
+    Direct,
+    NotFound,
+    Notification,
+    Push,
+    PushClient,
+    enqueue,
+)
 from tests.support.client import Way
 from tests.support.postgres import Database
 from tests.support.service import Rows
@@ -59,3 +68,18 @@ async def test_each_form_of_a_user_id_is_taken_by_both_calls(entry: Way) -> None
     async with PushClient(entry.service()) as client:
         await client.enqueue(push)
         (await client.enqueue_each([push])).raise_for_failures()
+
+
+async def test_a_number_as_a_key_is_treated_alike_by_every_call(entry: Way) -> None:
+    """An order's id as idempotency_key: Direct.enqueue says "run migrate", Rest takes it, enqueue_each refuses it."""
+    said: list[str] = []
+    async with PushClient(entry.service()) as client:
+        for number, call in enumerate((client.enqueue, lambda each: client.enqueue_each([each]))):
+            push = Push(topic="a", data={"a": "b"}, idempotency_key=number)  # type: ignore[arg-type]
+            try:
+                answer = await call(push)
+                ok = not isinstance(answer, BatchResponse) or answer.failure_count == 0
+                said.append("taken" if ok else "InvalidArgument")
+            except ClientError as error:
+                said.append(type(error).__name__)
+    assert said in (["taken"] * 2, ["InvalidArgument"] * 2)
