@@ -275,7 +275,7 @@ async def test_get_for_users(entry: Way, rows: Rows) -> None:
         assert (await client.get(push_id)).status == "sent"
     async with PushClient(entry.user(BOB)) as client:
         for other in (push_id, uuid4()):
-            with pytest.raises(NotAllowed, match="no push of yours"):
+            with pytest.raises(NotFound, match="there is no push"):
                 await client.get(other)
 
 
