@@ -204,7 +204,7 @@ class PushClient:
             try:
                 now = await _within(max(left, _ONE_LOOK), self.get(push_id))
             except Unavailable:
-                if left <= 0:
+                if time.monotonic() >= until:
                     raise
             else:
                 if now.is_over or left <= 0:

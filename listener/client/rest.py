@@ -143,14 +143,9 @@ class _Connections:
 
     def __init__(self, url: str) -> None:
         self._sockets: WeakSet[socket.socket] = WeakSet()
-        proxy = _proxy_for(URL(url))
         # Not trust_env=True: with it aiohttp would also send what a .netrc has for this host, or for any.
         self.session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(socket_factory=self._open),
-            proxy=None if proxy is None else proxy.with_user(None),
-            proxy_auth=None
-            if proxy is None or proxy.user is None
-            else aiohttp.BasicAuth(proxy.user, proxy.password or ""),
+            connector=aiohttp.TCPConnector(socket_factory=self._open), proxy=_proxy_for(URL(url))
         )
 
     def _open(self, address: aiohttp.AddrInfoType) -> socket.socket:
