@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import re
 import socket
 import time
 from collections.abc import AsyncIterator, Mapping
@@ -12,11 +13,12 @@ from contextlib import asynccontextmanager, suppress
 from datetime import timedelta
 from functools import lru_cache
 from typing import Any, LiteralString, Self
-from weakref import WeakKeyDictionary
+from weakref import WeakSet
 
 import psycopg
 from psycopg import sql
 from psycopg.abc import AdaptContext
+from psycopg.conninfo import conninfo_to_dict
 from psycopg.rows import scalar_row, tuple_row
 from psycopg.types.datetime import TimestamptzLoader
 from psycopg.types.json import Jsonb, JsonbLoader
@@ -24,6 +26,7 @@ from psycopg.types.uuid import UUIDLoader
 from psycopg_pool import AsyncConnectionPool, PoolClosed, PoolTimeout, TooManyRequests
 
 from listener.client.errors import ClientError, InvalidArgument, Unavailable, from_sqlstate, not_installed
+from listener.client.loops import PerLoop
 from listener.client.transport import TIMEOUT, to_json
 
 MAX_CONNECTIONS = 4
@@ -107,10 +110,9 @@ class Direct:
                 f"Direct takes a connection string or a psycopg_pool.AsyncConnectionPool, not {type(dsn).__name__}"
             )
         self._dsn = dsn
-        self._max_connections = max_connections
         self._connect_timeout = connect_timeout
         self._timeout = timeout
-        self._pools: WeakKeyDictionary[asyncio.AbstractEventLoop, _Pool] = WeakKeyDictionary()
+        self._pools = PerLoop(lambda: _Pool(str(dsn), max_connections), _Pool.let_go)
         self._returns: dict[str, tuple[bool, bool]] = {}
 
     @property
@@ -120,17 +122,16 @@ class Direct:
 
     async def call(self, function: str, args: Mapping[str, Any]) -> Any:
         """See ``Transport.call``."""
+        problem: ClientError
         try:
             async with self._connection() as connection, _limit(connection, self._timeout):
                 return await _call_on(connection, function, args, self._returns)
         except psycopg.Error as error:
-            raise translated(error) from error
-        except TimeoutError as error:
-            raise Unavailable(
-                f"Postgres has not answered within {self._timeout:g} s",
-                hint="the statement was cancelled, unless it had just ended",
-                may_have_happened=True,
-            ) from error
+            problem = translated(error)
+        except TimeoutError:
+            problem = self._too_late()
+        # Outside of the except clause, so that psycopg's error is no context: its text may hold the row.
+        raise problem
 
     async def call_in(
         self, connection: psycopg.AsyncConnection[Any], function: str, args: Mapping[str, Any]
@@ -148,7 +149,8 @@ class Direct:
         try:
             return await _call_on(connection, function, args, self._returns)
         except psycopg.Error as error:
-            raise translated(error) from error
+            problem = translated(error)
+        raise problem
 
     async def delete_ended(self, older_than: timedelta) -> int:
         """Deletes pushes that ended longer ago than that, with their log rows, in short transactions; returns how many.
@@ -156,6 +158,7 @@ class Direct:
         Needs the right to delete, which the owner and ``service_role`` have. Rows that others have locked are left.
         """
         deleted = 0
+        problem: ClientError
         try:
             for condition in _ENDED:
                 statement = sql.SQL(_DELETE).format(ended=sql.SQL(condition))
@@ -163,20 +166,23 @@ class Direct:
                     async with (
                         self._connection() as connection,
                         _limit(connection, self._timeout),
-                        connection.cursor(row_factory=scalar_row) as cursor,
+                        psycopg.AsyncCursor(connection, row_factory=scalar_row) as cursor,
                     ):
                         await cursor.execute(statement, {"age": older_than, "limit": _DELETED_AT_ONCE})
                         count = await cursor.fetchone() or 0
                     deleted += count
                     if count < _DELETED_AT_ONCE:
                         break
+            return deleted
         except psycopg.Error as error:
-            raise translated(error) from error
-        return deleted
+            problem = translated(error)
+        except TimeoutError:
+            problem = self._too_late()
+        raise problem
 
     async def close(self) -> None:
         """Closes the connections of the running event loop. A pool of the application stays open."""
-        pool = self._pools.pop(asyncio.get_running_loop(), None)
+        pool = self._pools.pop()
         if pool is not None:
             await pool.close()
 
@@ -192,14 +198,16 @@ class Direct:
             pool: Pool = self._dsn
         else:
             pool = await self._own_pool(self._dsn)
+        connection, reason = None, ""
         try:
             connection = await pool.getconn(self._connect_timeout)
         except (PoolTimeout, TooManyRequests, PoolClosed) as error:
-            reason = pool.last_error if isinstance(pool, _Pool) else None
+            reason = (isinstance(pool, _Pool) and pool.why_not()) or str(error)
+        if connection is None:
             raise Unavailable(
-                f"no connection to Postgres within {self._connect_timeout:g} s: {reason or error}",
+                f"no connection to Postgres within {self._connect_timeout:g} s: {reason}",
                 hint="check the address, the password and the number of connections",
-            ) from error
+            )
         try:
             if connection.autocommit:
                 yield connection
@@ -210,12 +218,18 @@ class Direct:
             await pool.putconn(connection)
 
     async def _own_pool(self, dsn: str) -> _Pool:
-        loop = asyncio.get_running_loop()
-        pool = self._pools.get(loop)
-        if pool is None:
-            pool = self._pools[loop] = _Pool(dsn, self._max_connections)
+        pool = self._pools.get()
+        if pool.closed:
+            _check_dsn(dsn)
             await pool.open()
         return pool
+
+    def _too_late(self) -> Unavailable:
+        return Unavailable(
+            f"Postgres has not answered within {self._timeout:g} s",
+            hint="the statement was cancelled, unless it had just ended",
+            may_have_happened=True,
+        )
 
 
 class _Connection(psycopg.AsyncConnection[Any]):
@@ -243,6 +257,8 @@ class _Pool(AsyncConnectionPool[psycopg.AsyncConnection[Any]]):
 
     def __init__(self, dsn: str, max_connections: int) -> None:
         self.last_error: psycopg.Error | None = None
+        self._connections: WeakSet[_Connection] = WeakSet()
+        self._dsn = dsn
         pool = self
 
         class Remembering(_Connection):
@@ -260,6 +276,7 @@ class _Pool(AsyncConnectionPool[psycopg.AsyncConnection[Any]]):
                     pool.last_error = error
                     raise
                 pool.last_error = None
+                pool._connections.add(connection)
                 return connection
 
         super().__init__(
@@ -273,6 +290,42 @@ class _Pool(AsyncConnectionPool[psycopg.AsyncConnection[Any]]):
             reset=_note_use,
             name=_POOL_NAME,
         )
+
+    def why_not(self) -> str | None:
+        """Why it could not connect, without a password; None if it could."""
+        return None if self.last_error is None else _without_password(self._dsn, str(self.last_error))
+
+    def let_go(self) -> None:
+        """Closes the connections without the event loop, which is closed."""
+        for each in list(self._connections):
+            each.pgconn.finish()
+
+
+def _check_dsn(dsn: str) -> None:
+    """Raises InvalidArgument if it cannot be read; libpq's own error repeats a part of it, which may be a password."""
+    with suppress(psycopg.Error):
+        conninfo_to_dict(dsn)
+        return
+    raise InvalidArgument(
+        "the connection string cannot be read",
+        hint="a URL begins with postgresql://, and in a password each of : / @ ? # % is written as in %40",
+    )
+
+
+def _without_password(dsn: str, reason: str) -> str:
+    """A reason of libpq, which names host, port, user and database. Part of a password can have got into those."""
+    parts = {name: str(value) for name, value in conninfo_to_dict(dsn).items() if value is not None}
+    odd = any(
+        "@" in parts.get(name, "")[1:] for name in ("host", "user", "dbname")
+    )  # a socket may begin with @
+    if odd or not re.fullmatch(r"[\d,]*", parts.get("port", "")):
+        return (
+            "the connection string seems to have a password with a character that must be written as in %40"
+        )
+    for name in ("password", "sslpassword"):
+        if parts.get(name):
+            reason = reason.replace(parts[name], "...")
+    return reason
 
 
 async def _check(connection: psycopg.AsyncConnection[Any]) -> None:
@@ -322,15 +375,16 @@ async def _call_on(
         InvalidArgument: an argument cannot be sent.
     """
     if function not in returns:
-        async with connection.cursor(row_factory=tuple_row) as cursor:
-            await cursor.execute(_RETURNS, (function,))
-            row = await cursor.fetchone()
+        async with psycopg.AsyncCursor(connection, row_factory=tuple_row) as looks:
+            await looks.execute(_RETURNS, (function,))
+            row = await looks.fetchone()
         if row is None:
             raise not_installed(function, list(args))
         returns[function] = row
     is_set, is_void = returns[function]
     statement, values = statement_for(function, args, is_void=is_void)
-    async with connection.cursor(row_factory=scalar_row) as cursor:
+    # The connection's own cursors may be raw ones, say, and have placeholders of another kind.
+    async with psycopg.AsyncCursor(connection, row_factory=scalar_row) as cursor:
         read_as_psycopg(cursor)
         await cursor.execute(statement, values)
         found = await cursor.fetchall()

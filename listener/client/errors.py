@@ -72,8 +72,17 @@ class TooMany(Unavailable):
     """More than this caller may send for now. ``retry_after`` says when to send it again."""
 
 
+SQLSTATE = re.compile(r"(?=.*\d)[0-9A-Z]{5}")
+"""Five characters, of which one is a digit: ``EPIPE`` is none."""
 _SECONDS = re.compile(r"\bin (\d+) seconds?\b")
 _MIGRATE = "run `push-listener migrate` on this database, and then have PostgREST reload its schema"
+
+
+# Classes of SQLSTATE that say nothing of the arguments: the connection, the transaction, a prepared statement that a
+# pooler has lost, the state or the resources of the server.
+_MAY_PASS = frozenset({"08", "25", "26", "40", "53", "55", "57", "58", "72", "F0", "XX"})
+_DATA_EXCEPTIONS = frozenset({"22001", "22003", "22007", "22008", "22P02", "22P03", "22P05"})
+"""Those for which Postgres itself repeats the value, in quotes."""
 
 
 def from_sqlstate(code: str, message: str, hint: str | None = None) -> ClientError:
@@ -82,6 +91,8 @@ def from_sqlstate(code: str, message: str, hint: str | None = None) -> ClientErr
     Args:
         code: five characters; push-listener's functions also raise PT404, PT413 and PT429, as PostgREST reads them.
     """
+    if code in _DATA_EXCEPTIONS:
+        message = re.sub(r'".*"', "...", message, flags=re.DOTALL)
     if code == "PT404" or code == "P0002":
         return NotFound(message, code=code, hint=hint)
     if code == "PT429":
@@ -94,9 +105,26 @@ def from_sqlstate(code: str, message: str, hint: str | None = None) -> ClientErr
     # Checked before 55*, the rest of which passes: a lock that was not available, say.
     if code == "55000":
         return WrongState(message, code=code, hint=hint)
-    if code[:2] in ("08", "40", "53", "55", "57", "58", "XX") or code == "25006":
+    if code[:2] in _MAY_PASS:
         return Unavailable(message, code=code, hint=hint)
     return InvalidArgument(message, code=code, hint=hint)
+
+
+def reported_by(error: BaseException) -> ClientError | None:
+    """The error for one of another library that says what Postgres or PostgREST has reported; else None.
+
+    psycopg and asyncpg have a ``sqlstate``; postgrest, the library of supabase-py, has a ``code``. The text of such an
+    error may hold a payload, and is left out.
+    """
+    code = getattr(error, "sqlstate", None) or getattr(error, "code", None)
+    if not isinstance(code, str):
+        return None
+    message = f"{type(error).__name__} {code}"
+    if SQLSTATE.fullmatch(code):
+        return from_sqlstate(code, message)
+    if code in ("PGRST202", "PGRST203"):
+        return NotInstalled(message, code=code, hint=_MIGRATE)
+    return None
 
 
 def not_installed(function: str, arguments: list[str]) -> NotInstalled:

@@ -18,7 +18,7 @@ from listener.client.platforms import (
     Notification,
     WebpushConfig,
 )
-from listener.client.transport import time_text, to_json, uuid_text
+from listener.client.transport import object_of, text_of, time_text, to_json, uuid_text
 
 TARGETS = ("fid", "token", "topic", "condition", "user_id")
 
@@ -146,16 +146,14 @@ class Push:
             InvalidArgument: something cannot be written as JSON, or FCM would refuse it.
         """
         shown = self.notification or Notification()
-        try:
-            options = {
-                name: written
-                for name in ("android", "apns", "webpush", "fcm_options")
-                if (written := _written(getattr(self, name)))
-            }
-        except ValueError as error:
-            raise InvalidArgument(str(error)) from None
-        columns = {
-            "user_id": self.user_id and str(self.user_id),
+        if not isinstance(shown, Notification):
+            raise InvalidArgument(f"notification must be a Notification, not {type(shown).__name__}")
+        options = {
+            name: written
+            for name in ("android", "apns", "webpush", "fcm_options")
+            if (written := _written(name, getattr(self, name)))
+        }
+        texts = {
             "fid": self.fid,
             "device_token": self.token,
             "topic": self.topic,
@@ -163,12 +161,16 @@ class Push:
             "title": shown.title,
             "body": shown.body,
             "image": shown.image,
-            "data": None if self.data is None else dict(self.data),
-            "options": options or None,
             "channel": self.channel,
             "priority": self.priority,
             "collapse_key": self.collapse_key,
             "idempotency_key": self.idempotency_key,
+        }
+        columns = {
+            **{name: text_of(name, value) for name, value in texts.items()},
+            "user_id": None if self.user_id is None else uuid_text("user_id", self.user_id),
+            "data": object_of("data", self.data),
+            "options": options or None,
             "send_at": self.send_at and time_text("send_at", self.send_at),
             "expires_at": self.expires_at and time_text("expires_at", self.expires_at),
         }
@@ -184,7 +186,18 @@ class Push:
         return {f"p_{name}": value for name, value in self.columns().items()}
 
 
-def _written(option: Any) -> dict[str, Any] | None:
+def _written(name: str, option: Any) -> dict[str, Any] | None:
+    """An option as FCM has it. Raises InvalidArgument if it is none, or has a value that FCM would refuse."""
     if option is None:
         return None
-    return dict(option) if isinstance(option, Mapping) else option.to_fcm()
+    if isinstance(option, Mapping):
+        return dict(option)
+    try:
+        written: dict[str, Any] = option.to_fcm()
+    except ValueError as error:
+        raise InvalidArgument(str(error)) from None
+    except (TypeError, AttributeError, ArithmeticError) as error:  # a number where a text belongs, say
+        problem = type(error).__name__
+    else:
+        return written
+    raise InvalidArgument(f"{name} has a value of a wrong type ({problem})")

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Coroutine, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Self
 from uuid import UUID
 
-from listener.client.errors import ClientError, InvalidArgument, NotFound, Unavailable
+from listener.client.errors import ClientError, InvalidArgument, NotAllowed, NotFound, Unavailable
 from listener.client.push import Push
 from listener.client.push_progress import Progress, read_progress
 from listener.client.transport import Transport, time_text, uuid_text
@@ -22,9 +22,14 @@ if TYPE_CHECKING:
 CHUNK = 1000
 """Pushes in one call of ``enqueue_pushes``, which takes 10,000; Supabase cancels a call after 8 s."""
 
+_NOT_YOURS = "this is no push of yours"
+"""What ``get_push`` says to a user, of another user's push and of none."""
+
 _FIRST_LOOK = 0.05
 _LAST_LOOK = 1.0
 """Seconds between two looks of ``wait``: at first, and at most."""
+_ONE_LOOK = 1.0
+"""Seconds that the last look has, however few are left."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +126,8 @@ class PushClient:
         places, elements = [], []
         for place, push in enumerate(pushes):
             try:
+                if not isinstance(push, Push):
+                    raise InvalidArgument(f"a Push is needed, not {type(push).__name__}")
                 elements.append(push.columns())
                 places.append(place)
             except InvalidArgument as error:
@@ -175,7 +182,12 @@ class PushClient:
 
     async def get(self, push_id: UUID | str) -> Progress:
         """How far a push has got. Raises NotFound if there is none, or if it is another user's."""
-        found = await self._transport.call("get_push", {"p_push_id": uuid_text("push_id", push_id)})
+        found = None
+        try:
+            found = await self._transport.call("get_push", {"p_push_id": uuid_text("push_id", push_id)})
+        except NotAllowed as error:
+            if error.message != _NOT_YOURS:
+                raise
         if found is None:
             raise NotFound(f"there is no push {push_id}")
         return read_progress(found)
@@ -183,15 +195,16 @@ class PushClient:
     async def wait(self, push_id: UUID | str, timeout: float) -> Progress:  # noqa: ASYNC109  # no error: see below
         """How far a push has got as soon as it is over, or after ``timeout`` seconds: look at ``is_over``.
 
-        A time without the database is waited out.
+        A time without the database is waited out. A call that gets no answer is given up when the time is over; the
+        last one has a second at least.
         """
         until, pause = time.monotonic() + timeout, _FIRST_LOOK
         while True:
             left = until - time.monotonic()
             try:
-                now = await self.get(push_id)
+                now = await _within(max(left, _ONE_LOOK), self.get(push_id))
             except Unavailable:
-                if left <= 0:
+                if time.monotonic() >= until:
                     raise
             else:
                 if now.is_over or left <= 0:
@@ -214,6 +227,28 @@ def _chunks(pushes: Iterable[Push]) -> Iterator[list[Push]]:
     remaining = iter(pushes)
     while chunk := list(islice(remaining, CHUNK)):
         yield chunk
+
+
+async def _within(seconds: float, look: Coroutine[Any, Any, Progress]) -> Progress:
+    """The result of a look. Raises Unavailable if it takes longer.
+
+    A look is cancelled then, and not waited for: psycopg takes up to 10 s to end a statement of a silent server.
+    """
+    looking = asyncio.ensure_future(look)
+    try:
+        await asyncio.wait({looking}, timeout=seconds)
+        if looking.done():
+            return looking.result()
+    finally:
+        looking.cancel()
+        looking.add_done_callback(_drop_error)
+    raise Unavailable(f"no answer within {seconds:.1f} s")
+
+
+def _drop_error(looking: asyncio.Future[Progress]) -> None:
+    """Keeps asyncio from reporting an error that nobody waits for."""
+    if not looking.cancelled():
+        looking.exception()
 
 
 def _ends_all(error: ClientError | None) -> bool:

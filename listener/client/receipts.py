@@ -9,7 +9,7 @@ from typing import Any
 from uuid import UUID
 
 from listener.client.errors import ClientError, InvalidArgument
-from listener.client.transport import Transport, time_text, to_json, uuid_text
+from listener.client.transport import Transport, object_of, text_of, time_text, to_json, uuid_text
 
 CHUNK = 500
 """Receipts in one call of ``record_delivery_receipts``, which takes no more."""
@@ -31,9 +31,9 @@ class Receipt:
         """As ``record_delivery_receipts`` takes it. Raises InvalidArgument."""
         columns = {
             "push_id": uuid_text("push_id", self.push_id),
-            "device_token": self.device_token,
-            "status": self.status,
-            "details": None if self.details is None else dict(self.details),
+            "device_token": text_of("device_token", self.device_token),
+            "status": text_of("status", self.status),
+            "details": object_of("details", self.details),
             "at": self.at and time_text("at", self.at),
         }
         given = {name: value for name, value in columns.items() if value is not None}
@@ -95,6 +95,8 @@ class DeliveryReceipts:
         places, elements = [], []
         for place, receipt in enumerate(receipts):
             try:
+                if not isinstance(receipt, Receipt):
+                    raise InvalidArgument(f"a Receipt is needed, not {type(receipt).__name__}")
                 elements.append(receipt.columns())
                 places.append(place)
             except InvalidArgument as error:

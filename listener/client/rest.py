@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import re
+import socket
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
 from typing import Any, Self
-from weakref import WeakKeyDictionary
+from urllib.request import getproxies, proxy_bypass
+from weakref import WeakSet
 
 import aiohttp
+from yarl import URL
 
 from listener.client.errors import (
+    SQLSTATE,
     ClientError,
     InvalidArgument,
     NotAllowed,
@@ -21,10 +25,10 @@ from listener.client.errors import (
     Unavailable,
     from_sqlstate,
 )
+from listener.client.loops import PerLoop
 from listener.client.transport import TIMEOUT, to_json
 
 _JWT = re.compile(r"eyJ[\w-]+\.[\w-]+\.[\w-]+")
-_SQLSTATE = re.compile(r"[0-9A-Z]{5}")
 _LATER = frozenset({408, 425, 429})
 
 
@@ -67,9 +71,7 @@ class Rest:
         self._user_token = user_token
         self._session = session
         self._timeout = aiohttp.ClientTimeout(total=timeout)
-        self._sessions: WeakKeyDictionary[asyncio.AbstractEventLoop, aiohttp.ClientSession] = (
-            WeakKeyDictionary()
-        )
+        self._sessions = PerLoop(lambda: _Connections(self._url), _Connections.let_go)
 
     @property
     def belongs_to_one_loop(self) -> bool:
@@ -84,8 +86,11 @@ class Rest:
         token = self._key if _JWT.fullmatch(self._key) else None
         if self._user_token is not None:
             token = await self._user_token()
+            if not isinstance(token, str) or not token.isascii() or not token.isprintable():
+                raise NotAllowed("user_token has returned something that is no access token")
         if token is not None:
             headers["Authorization"] = f"Bearer {token}"
+        text, problem = "", None
         try:
             async with self._own_session().post(
                 self._url + function,
@@ -96,26 +101,30 @@ class Rest:
             ) as answer:
                 text = await answer.text(errors="replace")
                 if answer.status >= 300:
-                    raise _refusal(function, answer.status, answer.headers.get("Retry-After"), text)
+                    problem = _refusal(function, answer.status, answer.headers.get("Retry-After"), text)
         except aiohttp.ClientConnectorError as error:
-            raise Unavailable(f"cannot connect to the REST interface: {error.os_error}") from error
+            problem = Unavailable(f"cannot connect to the REST interface: {error.os_error}")
         except (aiohttp.ClientError, TimeoutError) as error:
-            reason = "no answer in time" if isinstance(error, TimeoutError) else str(error)
-            raise Unavailable(
-                f"the REST interface did not answer: {reason or type(error).__name__}", may_have_happened=True
-            ) from error
-        try:
+            problem = Unavailable(
+                f"the REST interface did not answer: {_reason(error)}", may_have_happened=True
+            )
+        # Outside of the except clauses, so that the error has no context, whose text may hold anything.
+        if problem is not None:
+            raise problem
+        with suppress(ValueError):
             return json.loads(text) if text else None
-        except ValueError:
-            raise ClientError(
-                "the answer is not JSON", hint="does the URL lead to a Supabase project or to PostgREST?"
-            ) from None
+        # A page of a gateway, for maintenance say. PostgREST may have carried the call out behind it.
+        raise Unavailable(
+            "the answer is not JSON",
+            hint="does the URL lead to a Supabase project or to PostgREST?",
+            may_have_happened=True,
+        )
 
     async def close(self) -> None:
         """Closes the connections of the running event loop. A session of the application stays open."""
-        session = self._sessions.pop(asyncio.get_running_loop(), None)
-        if session is not None:
-            await session.close()
+        connections = self._sessions.pop()
+        if connections is not None:
+            await connections.session.close()
 
     async def __aenter__(self) -> Self:
         return self
@@ -126,11 +135,51 @@ class Rest:
     def _own_session(self) -> aiohttp.ClientSession:
         if self._session is not None:
             return self._session
-        loop = asyncio.get_running_loop()
-        session = self._sessions.get(loop)
-        if session is None or session.closed:
-            session = self._sessions[loop] = aiohttp.ClientSession(trust_env=True)
-        return session
+        return self._sessions.get().session
+
+
+class _Connections:
+    """A session of one event loop, and its sockets, which can be closed without the loop."""
+
+    def __init__(self, url: str) -> None:
+        self._sockets: WeakSet[socket.socket] = WeakSet()
+        # Not trust_env=True: with it aiohttp would also send what a .netrc has for this host, or for any.
+        self.session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(socket_factory=self._open), proxy=_proxy_for(URL(url))
+        )
+
+    def _open(self, address: aiohttp.AddrInfoType) -> socket.socket:
+        family, kind, protocol, _, _ = address
+        opened = socket.socket(family, kind, protocol)
+        self._sockets.add(opened)
+        return opened
+
+    def let_go(self) -> None:
+        """Closes the connections without the event loop, which is closed."""
+        connector = self.session.connector
+        self.session.detach()
+        for each in list(self._sockets):
+            each.close()
+        if connector is not None:
+            # Without its loop it only marks itself as closed, and waits for nothing.
+            with suppress(StopIteration, RuntimeError):
+                connector.close().__await__().__next__()
+
+
+def _proxy_for(url: URL) -> URL | None:
+    """The proxy of the environment for this address."""
+    proxy = getproxies().get(url.scheme)
+    if proxy is None or url.host is None or proxy_bypass(url.host):
+        return None
+    return URL(proxy)
+
+
+def _reason(error: aiohttp.ClientError | TimeoutError) -> str:
+    if isinstance(error, TimeoutError):
+        return "no answer in time"
+    if isinstance(error, aiohttp.ClientResponseError | aiohttp.InvalidURL):
+        return type(error).__name__  # its text has the URL, in which a password may stand
+    return str(error) or type(error).__name__
 
 
 def _refusal(function: str, status: int, retry_after: str | None, text: str) -> ClientError:
@@ -147,7 +196,7 @@ def _refusal(function: str, status: int, retry_after: str | None, text: str) -> 
     message = body.get("message") if isinstance(body.get("message"), str) else None
     hint = body.get("hint") if isinstance(body.get("hint"), str) else None
     wait = float(retry_after) if retry_after and retry_after.isascii() and retry_after.isdigit() else None
-    if code and _SQLSTATE.fullmatch(code) and message:
+    if code and SQLSTATE.fullmatch(code) and message:
         error = from_sqlstate(code, message, hint)
         if isinstance(error, Unavailable) and wait is not None:
             error.retry_after = wait

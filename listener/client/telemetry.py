@@ -9,6 +9,7 @@ Both do the same:
 - What may pass is waited out: the network, 408, 429 and 5xx, SQLSTATE 08, 40, 53 and 57, with pauses of up to 1 s at
   first and of up to 60 s at last, or as long as the other side says. If the caller is refused (401, 403) or the
   function does not exist, the records are kept too, and the next try is a minute later.
+- An answer that cannot be read is none: the batch is sent again, under its id.
 - A batch that is refused for good is halved until the record at fault is alone. That one is dropped and counted.
 - A full buffer drops the oldest record that is in no batch yet, and counts it.
 """
@@ -19,16 +20,18 @@ import asyncio
 import atexit
 import logging
 import os
+import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from contextlib import suppress
 from datetime import datetime
 from typing import Any, Self
 from uuid import UUID
 from weakref import WeakSet
 
+from listener.client.loops import is_cancelled
 from listener.client.telemetry_buffer import Buffer, TelemetryCounts, encode
 from listener.client.telemetry_shipper import OnReject, Options, Shipper
 from listener.client.transport import Transport
@@ -258,8 +261,12 @@ class TelemetryService(_Telemetry):
         self._tell(self._shipper.close)
 
     def _send_without_thread(self, timeout: float) -> None:
-        """The last records, where no thread could be started: the interpreter is ending, say."""
-        loop = self._loop = _Loop()
+        """The last records, where no thread could be started: the interpreter is ending, say.
+
+        No name is looked up but localhost: here nothing could end that in time. The records of a service that has had
+        no thread before, and whose database has a name, are then lost.
+        """
+        loop = self._loop = _Loop(looks_up=False)
         self._shipper.close()
         loop.call_later(timeout, self._stop)
         with suppress(RuntimeError):  # called in a coroutine: this thread has a running loop
@@ -267,9 +274,11 @@ class TelemetryService(_Telemetry):
 
 
 class AsyncTelemetryService(_Telemetry):
-    """Telemetry sent by a task of the running event loop, which starts with the first record that is logged in it.
+    """Telemetry sent by a task of the running event loop.
 
-    Close it before the loop ends: there is nobody left to send after that.
+    The task starts with ``async with``, or with the first record that is logged in the loop; what other threads log is
+    sent by it too. If its loop ends before ``close``, the next one that uses the service goes on with what is left.
+    Close it before the last loop ends: there is nobody left to send after that.
     """
 
     def __init__(
@@ -301,32 +310,34 @@ class AsyncTelemetryService(_Telemetry):
     async def flush(self, timeout: float = FLUSH_TIMEOUT) -> bool:  # noqa: ASYNC109  # returns False
         """Sends what was logged so far, and waits for that. True if nothing of it waits any more."""
         self._check_process()
-        self._ensure_started()
-        if self._task is None or self._task.done():
+        if not self._closed:
+            self._ensure_started()
+        if not self._is_sending():
             return self._buffer.counts().pending == 0
-        done = asyncio.Event()
-        self._shipper.flush(done.set)
         try:
             async with asyncio.timeout(timeout):
-                await done.wait()
-        except TimeoutError:
-            return False
+                await self._in_its_loop(self._flushed())
+        except (TimeoutError, RuntimeError):  # too late, or its loop has just ended
+            return self._buffer.counts().pending == 0
         return True
 
     async def close(self, timeout: float = CLOSE_TIMEOUT) -> TelemetryCounts:  # noqa: ASYNC109  # returns what is left
         """Takes no more records, sends what waits, and returns after ``timeout`` s. The transport stays open."""
         self._check_process()
-        self._closed = True
-        if len(self._buffer):
+        if not self._closed and self._buffer.counts().pending:
             self._ensure_started()
-        self._shipper.close()
-        if self._task is not None:
-            done, _ = await asyncio.wait({self._task}, timeout=timeout)
-            if not done:
-                self._task.cancel()
+        self._closed = True
+        if self._is_sending():
+            try:
+                async with asyncio.timeout(timeout):
+                    await self._in_its_loop(self._ended())
+            except (TimeoutError, RuntimeError):  # too late, or its loop has just ended
+                self._tell(self._cancel)
         return self._buffer.counts()
 
     async def __aenter__(self) -> Self:
+        self._check_process()
+        self._ensure_started()
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -335,22 +346,95 @@ class AsyncTelemetryService(_Telemetry):
     def _reset(self) -> None:
         super()._reset()
         self._task: asyncio.Task[None] | None = None
+        self._starting = threading.Lock()
+        self._start_asked = False
+
+    def _is_sending(self) -> bool:
+        return (
+            self._task is not None
+            and not self._task.done()
+            and self._loop is not None
+            and self._loop.is_running()
+        )
 
     def _ensure_started(self) -> None:
-        if self._task is not None:
+        if self._is_sending():
             return
         try:
-            self._loop = asyncio.get_running_loop()
+            loop = asyncio.get_running_loop()
         except RuntimeError:
-            return  # logged before the loop runs, or in another thread: the record waits
-        self._task = self._loop.create_task(self._shipper.run(), name="push-telemetry")
+            # Logged by another thread, or while no loop runs: the loop of the service starts it, if it has one.
+            if not self._start_asked:
+                self._start_asked = self._tell(self._start_as_asked)
+            return
+        if not self._starting.acquire(blocking=False):
+            return  # another thread, or what this call interrupts, is starting it
+        try:
+            if not self._is_sending():
+                self._start(loop)
+        finally:
+            self._starting.release()
+
+    def _start_as_asked(self) -> None:
+        self._start_asked = False
+        self._ensure_started()
+
+    def _start(self, loop: asyncio.AbstractEventLoop) -> None:
+        if self._task is not None:  # its loop has ended, or does not run, or has cancelled it
+            with suppress(RuntimeError):
+                self._task.cancel()
+            self._shipper = self._shipper.successor()
+            self._wake_asked = self._start_asked = False
+        self._loop = loop
+        self._task = loop.create_task(self._shipper.run(), name="push-telemetry")
+
+    async def _in_its_loop(self, work: Coroutine[Any, Any, None]) -> None:
+        """Runs something in the loop of the task. Raises RuntimeError if that has ended, or ends meanwhile."""
+        if self._loop is None or self._loop is asyncio.get_running_loop():
+            await work
+            return
+        try:
+            there = asyncio.run_coroutine_threadsafe(work, self._loop)
+        except RuntimeError:
+            work.close()
+            raise
+        try:
+            await asyncio.wrap_future(there)
+        except asyncio.CancelledError:
+            if is_cancelled():
+                raise
+            raise RuntimeError("the event loop of the service has ended") from None
+
+    async def _flushed(self) -> None:
+        done = asyncio.Event()
+        self._shipper.flush(done.set)
+        await done.wait()
+
+    async def _ended(self) -> None:
+        self._shipper.close()
+        if self._task is not None:
+            await asyncio.wait({self._task})
+
+    def _cancel(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
 
 
 class _Loop(asyncio.SelectorEventLoop):
     """A loop without an executor, which refuses to work when the interpreter is ending.
 
-    Looking up a name and reading a .netrc block this loop; its thread has nothing else to do.
+    Looking up a name blocks this loop; its thread has nothing else to do.
     """
+
+    def __init__(self, *, looks_up: bool = True) -> None:
+        """Args: looks_up: whether it looks up other names than localhost."""
+        super().__init__()
+        self._looks_up = looks_up
+
+    async def getaddrinfo(self, host: Any, port: Any, **rest: Any) -> Any:
+        if not self._looks_up and host != "localhost":
+            raise socket.gaierror("no thread can be started to look up a name")
+        return await super().getaddrinfo(host, port, **rest)
 
     def run_in_executor(  # type: ignore[override]  # its type variables add nothing here
         self, executor: Any, func: Callable[..., Any], *args: Any

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 import threading
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
+from uuid import UUID
 
 MAX_RECORD_BYTES = 16_384
 """Bytes of one record as JSON that ``flush_telemetry`` takes."""
@@ -41,7 +43,9 @@ class Buffer:
         self._bound = bound
         self._lock = threading.RLock()
         self._records: deque[str] = deque()
-        self.logged = 0
+        self._logged = 0
+        self.entered = 0
+        """Records that have come in. So many must be removed until none of them waits here."""
         self.removed = 0
         """Records that have left the buffer, the oldest first, for a batch or because it was full."""
         self._accepted = self._rejected = self._dropped = 0
@@ -53,7 +57,8 @@ class Buffer:
         """Adds a record, and drops the oldest if there is no room."""
         with self._lock:
             self._records.append(record)
-            self.logged += 1
+            self._logged += 1
+            self.entered += 1
             while len(self._records) > self._bound:
                 self._records.popleft()
                 self.removed += 1
@@ -62,8 +67,7 @@ class Buffer:
     def refuse(self, *, closed: bool) -> None:
         """Counts a record that never came in: dropped if the service is closed, else rejected."""
         with self._lock:
-            self.logged += 1
-            self.removed += 1
+            self._logged += 1
             if closed:
                 self._dropped += 1
             else:
@@ -92,7 +96,7 @@ class Buffer:
         """What became of all records so far."""
         with self._lock:
             done = self._accepted + self._rejected + self._dropped
-            return TelemetryCounts(self._accepted, self._rejected, self._dropped, self.logged - done)
+            return TelemetryCounts(self._accepted, self._rejected, self._dropped, self._logged - done)
 
 
 def encode(
@@ -104,8 +108,11 @@ def encode(
 ) -> str | None:
     """A record as JSON in ASCII, with its time; None if the database would refuse it.
 
-    What is no JSON in the metadata is written as text. U+0000 and halves of surrogate pairs, which Postgres cannot
-    store, are replaced.
+    What is no JSON in the metadata is written as text, NaN and keys too. U+0000 and halves of surrogate pairs, which
+    Postgres cannot store, are replaced.
+
+    Raises:
+        Exception: a method of the metadata raised it, or the metadata contains itself or is no mapping.
     """
     time = timestamp or datetime.now(UTC)
     record: dict[str, Any] = {
@@ -118,11 +125,46 @@ def encode(
     if metadata:
         record["meta"] = dict(metadata)
     if user_id is not None:
-        record["user_id"] = str(user_id)
-    text = json.dumps(record, default=str, allow_nan=False)
+        record["user_id"] = _uuid_or_text(user_id)
+    try:
+        text = json.dumps(record, default=str, allow_nan=False)
+    except (TypeError, ValueError):  # a key, or a number that JSON does not have
+        text = json.dumps(_plain(record), default=str, allow_nan=False)
     if "\\u0000" in text or "\\ud" in text:
         text = json.dumps(_storable(json.loads(text)))
-    return text if len(text) <= MAX_RECORD_BYTES else None
+    return text if _fits(text) else None
+
+
+def _fits(text: str) -> bool:
+    """Whether the database takes it: it counts bytes of UTF-8. A character has up to six in ASCII, and two at least."""
+    if len(text) <= MAX_RECORD_BYTES:
+        return True
+    if len(text) > 3 * MAX_RECORD_BYTES:
+        return False
+    return len(json.dumps(json.loads(text), ensure_ascii=False).encode()) <= MAX_RECORD_BYTES
+
+
+def _uuid_or_text(user_id: object) -> str:
+    """A user id in the one form that the database takes; what is no UUID stays, and is refused there."""
+    try:
+        return str(UUID(str(user_id)))
+    except ValueError:
+        return str(user_id)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    if isinstance(value, list | tuple):
+        return [_plain(each) for each in value]
+    if isinstance(value, dict):
+        return {_plain_key(key): _plain(each) for key, each in value.items()}
+    return value
+
+
+def _plain_key(key: Any) -> Any:
+    # Python's json writes these as JavaScript does: true, null, 1.
+    return key if isinstance(key, str | bool | int | None) else str(key)
 
 
 def _storable(value: Any) -> Any:

@@ -8,11 +8,20 @@ import logging
 import random
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, Self
 from uuid import UUID, uuid4
 
-from listener.client.errors import ClientError, NotAllowed, NotInstalled, Unavailable
+from listener.client.errors import (
+    SQLSTATE,
+    ClientError,
+    NotAllowed,
+    NotFound,
+    NotInstalled,
+    Unavailable,
+    reported_by,
+)
+from listener.client.loops import is_cancelled
 from listener.client.seldom import Seldom
 from listener.client.telemetry_buffer import Buffer
 from listener.client.transport import Transport
@@ -21,6 +30,8 @@ MAX_BATCH = 1000
 """Records that ``flush_telemetry`` takes in one call."""
 _LONGEST_RETRY_AFTER = 3600.0
 _PAUSE_WHILE_CLOSING = 0.2
+_MOST_DOUBTS = 10
+"""Refusals of a gateway after a try without an answer, until the batch is given up."""
 
 log = logging.getLogger(__name__)
 
@@ -55,6 +66,16 @@ class Options:
             raise ValueError("longest_pause must not be less than first_pause")
 
 
+@dataclass(slots=True)
+class Batch:
+    """Records that are stored together, under one id however often they are sent."""
+
+    records: list[str]
+    id: UUID = field(default_factory=uuid4)
+    may_be_stored: bool = False
+    """A try has ended without an answer."""
+
+
 class Shipper:
     """The loop that cuts batches and sends them, one after the other."""
 
@@ -67,6 +88,17 @@ class Shipper:
         """Somebody asked for a flush, the buffer has enough for a batch, or the service is closing."""
         self._flushes: list[tuple[int, Callable[[], object]]] = []
         self._closing = False
+        self._work: list[Batch] = []
+        """Batches that are neither stored nor refused. The last one is sent first."""
+
+    def successor(self) -> Self:
+        """One for another event loop, which goes on with what is under way. This one must not run any more."""
+        heir = type(self)(self._buffer, self._transport, self._options)
+        heir._seldom, heir._closing = self._seldom, self._closing
+        heir._work, self._work = self._work, []
+        for batch in heir._work[-1:]:
+            batch.may_be_stored = True
+        return heir
 
     def wake(self) -> None:
         """There is enough for a batch."""
@@ -74,7 +106,7 @@ class Shipper:
 
     def flush(self, done: Callable[[], object]) -> None:
         """Sends at once what is there; ``done`` is called when nothing of it waits any more. Ends a pause."""
-        self._flushes.append((self._buffer.logged, done))
+        self._flushes.append((self._buffer.entered, done))
         self._wanted.set()
 
     def close(self) -> None:
@@ -84,12 +116,16 @@ class Shipper:
 
     async def run(self) -> None:
         """Sends until ``close`` was called and nothing is left."""
+        if self._work:  # what another loop has left
+            await self._deliver()
+            self._report()
         while not (self._closing and len(self._buffer) == 0):
             await self._wait(self._options.flush_interval)
             # What comes in from now on waits until it is enough for a batch.
-            target = self._buffer.logged
-            while self._buffer.removed < target and (batch := self._buffer.cut(self._options.flush_at)):
-                await self._deliver(batch)
+            target = self._buffer.entered
+            while self._buffer.removed < target and (records := self._buffer.cut(self._options.flush_at)):
+                self._work.append(Batch(records))
+                await self._deliver()
             self._report()
         self._report()
 
@@ -123,57 +159,76 @@ class Shipper:
         while not self._closing and len(self._flushes) == before and (left := end - loop.time()) > 0:
             await self._wait(left)
 
-    async def _deliver(self, records: list[str]) -> None:
-        """Sends one batch until each of its records is stored or refused."""
-        work = [records]
-        while work:
-            records = work.pop()
-            refusal = await self._store(records, uuid4())
+    async def _deliver(self) -> None:
+        """Sends the batches that are under way, until each of their records is stored or refused."""
+        while self._work:
+            batch = self._work[-1]
+            refusal = await self._store(batch)
+            self._work.pop()
             if refusal is None:
                 continue
-            if len(records) == 1:
-                self._reject(records[0], refusal)
+            if len(batch.records) == 1 or batch.may_be_stored:
+                for each in batch.records:
+                    self._reject(each, refusal)
             else:
                 # Nothing of it was stored, so the halves may have ids of their own.
-                middle = len(records) // 2
-                work += [records[middle:], records[:middle]]
+                middle = len(batch.records) // 2
+                self._work += [Batch(batch.records[middle:]), Batch(batch.records[:middle])]
 
-    async def _store(self, records: list[str], batch_id: UUID) -> str | None:
+    async def _store(self, batch: Batch) -> str | None:
         """Stores one batch; returns why not if it was refused for good."""
-        args = {"p_payloads": [json.loads(each) for each in records], "p_batch_id": str(batch_id)}
-        limit = self._options.first_pause
+        args = {"p_payloads": [json.loads(each) for each in batch.records], "p_batch_id": str(batch.id)}
+        limit, doubts = self._options.first_pause, 0
         while True:
-            try:
-                async with asyncio.timeout(self._options.timeout):
-                    answer = await self._transport.call("flush_telemetry", args)
-                self._note(records, answer)
+            problem = await self._try(batch, args)
+            if problem is None:
                 return None
-            except (NotAllowed, NotInstalled) as error:
-                # No fault of the records: a key may be replaced, a migration may follow.
-                pause, reason = self._options.longest_pause, str(error)
-            except Unavailable as error:
-                pause, reason = random.uniform(0, limit), str(error)  # noqa: S311  # jitter, not secrecy
-                if error.retry_after is not None:
-                    pause += min(error.retry_after, _LONGEST_RETRY_AFTER)
-            except ClientError as error:
-                return str(error)
-            except TimeoutError:
-                pause = random.uniform(0, limit)  # noqa: S311
-                reason = f"no answer within {self._options.timeout:g} s"
-            except Exception as error:
-                # Of a transport of the application, say: telemetry must survive it. Its text may hold anything.
-                pause, reason = random.uniform(0, limit), type(error).__name__  # noqa: S311
-            waiting = len(records) + len(self._buffer)
+            reason = str(problem)
+            pause = random.uniform(0, limit)  # noqa: S311  # jitter, not secrecy
+            if isinstance(problem, Unavailable):
+                if problem.retry_after is not None:
+                    pause += min(problem.retry_after, _LONGEST_RETRY_AFTER)
+                batch.may_be_stored |= problem.may_have_happened
+            elif isinstance(problem, NotAllowed | NotInstalled | NotFound):
+                # No fault of the records: a key may be replaced, a migration or PostgREST may follow.
+                pause = self._options.longest_pause
+            elif SQLSTATE.fullmatch(problem.code or ""):
+                # The database says so to every try with these bytes, so none of them was stored.
+                batch.may_be_stored = False
+                return reason
+            elif not batch.may_be_stored or doubts == _MOST_DOUBTS:
+                return reason
+            else:  # a gateway, which does not know what became of the try without an answer
+                pause, doubts = self._options.longest_pause, doubts + 1
+            waiting = sum(len(each.records) for each in self._work) + len(self._buffer)
             self._seldom.warn("telemetry: %s records wait, next try in %.0f s: %s", waiting, pause, reason)
             limit = min(2 * limit, self._options.longest_pause)
             await self._pause(pause)
 
+    async def _try(self, batch: Batch, args: Mapping[str, Any]) -> ClientError | None:
+        """Sends a batch once, and counts what the database says of it; returns what went wrong."""
+        try:
+            async with asyncio.timeout(self._options.timeout):
+                answer = await self._transport.call("flush_telemetry", args)
+            self._note(batch.records, answer)
+            return None
+        except ClientError as error:
+            return error
+        except TimeoutError:
+            return Unavailable(f"no answer within {self._options.timeout:g} s", may_have_happened=True)
+        except (Exception, asyncio.CancelledError) as error:
+            if isinstance(error, asyncio.CancelledError) and is_cancelled():
+                raise
+            # Of a transport of the application, say: telemetry must survive it. Its text may hold anything.
+            name = type(error).__name__
+            return reported_by(error) or Unavailable(name, may_have_happened=True)
+
     def _note(self, records: list[str], answer: Any) -> None:
-        """Counts what the database says of a batch that it has taken."""
-        rejected = answer["rejected"]
+        """Counts what the database says of a batch that it has taken. Raises something if it cannot be read."""
+        rejected = [(records[each["index"]], str(each["reason"])) for each in answer["rejected"]]
         self._buffer.settle(accepted=len(records) - len(rejected))
-        for each in rejected:
-            self._reject(records[each["index"]], each["reason"])
+        for record, reason in rejected:
+            self._reject(record, reason)
 
     def _reject(self, record: str, reason: str) -> None:
         self._buffer.settle(rejected=1)

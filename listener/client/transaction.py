@@ -43,6 +43,7 @@ def enqueue(
     /,
     *,
     user_id: UUID | str | None = None,
+    fid: str | None = None,
     device_token: str | None = None,
     topic: str | None = None,
     condition: str | None = None,
@@ -70,7 +71,8 @@ def enqueue(
         TypeError: the connection is asynchronous (use ``PushClient``), or is not psycopg's, or there are both a push
             and columns.
         ClientError: the database has refused the ``Push``. This has failed the caller's transaction.
-        psycopg.Error: the database has refused the columns.
+        psycopg.Error: the database has refused the columns. Its text has no DETAIL, which may repeat the row;
+            ``diag`` has it.
     """
     if not isinstance(conn, psycopg.Connection):
         raise TypeError(
@@ -79,6 +81,7 @@ def enqueue(
         )
     given = {
         "user_id": user_id,
+        "fid": fid,
         "device_token": device_token,
         "topic": topic,
         "condition": condition,
@@ -100,10 +103,19 @@ def enqueue(
         if len(values) > 1:
             raise TypeError("give a Push, or columns, and not both")
         return _enqueue_push(conn, push)
-    if title is None or body is None:
+    try:
+        return _insert(conn, values)
+    except psycopg.Error as error:
+        if error.sqlstate is not None:
+            error.args = (translated(error).message,)
+        raise
+
+
+def _insert(conn: psycopg.Connection[Any], values: dict[str, Any]) -> UUID:
+    if "title" not in values or "body" not in values:
         # An adopted table may require them: an empty text shows nothing.
-        with conn.cursor(row_factory=scalar_row) as cursor:
-            values |= {name: "" for name in cursor.execute(_REQUIRED) if name not in values}
+        with psycopg.Cursor(conn, row_factory=scalar_row) as looks:
+            values |= {name: "" for name in looks.execute(_REQUIRED) if name not in values}
     insert = sql.SQL(
         "insert into public.push_notifications ({}) values ({}) "
         "on conflict (idempotency_key) where idempotency_key is not null do nothing returning id"
@@ -111,12 +123,12 @@ def enqueue(
         sql.SQL(", ").join(map(sql.Identifier, values)),
         sql.SQL(", ").join(map(sql.Placeholder, values)),
     )
-    with conn.cursor(row_factory=tuple_row) as cursor:
+    with psycopg.Cursor(conn, row_factory=tuple_row) as cursor:
         row = cursor.execute(insert, values).fetchone()
         if row is None:
             row = cursor.execute(
                 "select id from public.push_notifications where idempotency_key::text = %s",
-                (idempotency_key,),
+                (values["idempotency_key"],),
             ).fetchone()
     assert row is not None
     return UUID(str(row[0]))
@@ -125,17 +137,19 @@ def enqueue(
 def _enqueue_push(conn: psycopg.Connection[Any], push: Push) -> UUID:
     statement, values = statement_for("enqueue_push", push.arguments())
     try:
-        with conn.cursor(row_factory=scalar_row) as cursor:
+        # The connection's own cursors may be raw ones, say, and have placeholders of another kind.
+        with psycopg.Cursor(conn, row_factory=scalar_row) as cursor:
             read_as_psycopg(cursor)
-            found = cursor.execute(statement, values).fetchone()
+            return UUID(str(cursor.execute(statement, values).fetchone()))
     except psycopg.Error as error:
-        raise translated(error) from error
-    return UUID(str(found))
+        problem = translated(error)
+    # Outside of the except clause, so that psycopg's error is no context: its text may hold the row.
+    raise problem
 
 
 def progress(conn: psycopg.Connection[Any], push_id: UUID) -> Progress:
     """How far a push has got. Raises LookupError when there is no such row, or psycopg.Error."""
-    with conn.cursor(row_factory=scalar_row) as cursor:
+    with psycopg.Cursor(conn, row_factory=scalar_row) as cursor:
         read_as_psycopg(cursor)
         found = cursor.execute(_PROGRESS, (push_id,)).fetchone()
     if found is None:
@@ -156,7 +170,7 @@ def wait_for(conn: psycopg.Connection[Any], push_id: UUID, seconds: float) -> Pr
 
 def database_time(conn: psycopg.Connection[Any], *, ahead: float = 0.0) -> datetime:
     """``ahead`` seconds from now by the database's clock, which is what counts for ``send_at`` and ``expires_at``."""
-    with conn.cursor(row_factory=tuple_row) as cursor:
+    with psycopg.Cursor(conn, row_factory=tuple_row) as cursor:
         row = cursor.execute(_TIME, (ahead,)).fetchone()
     assert row is not None
     return datetime.fromtimestamp(float(row[0]), UTC)

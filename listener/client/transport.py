@@ -77,8 +77,26 @@ def uuid_text(name: str, value: UUID | str) -> str:
         raise InvalidArgument(f"{name} is no UUID") from None
 
 
+def object_of(name: str, value: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """A copy of what becomes a JSON object. Raises InvalidArgument if it is none."""
+    if value is None:
+        return None
+    if not isinstance(value, Mapping):
+        raise InvalidArgument(f"{name} must be an object with names, not {type(value).__name__}")
+    return dict(value)
+
+
+def text_of(name: str, value: str | None) -> str | None:
+    """A text. Raises InvalidArgument if it is none: Postgres and PostgREST do not treat a number alike."""
+    if value is not None and not isinstance(value, str):
+        raise InvalidArgument(f"{name} must be text, not {type(value).__name__}")
+    return value
+
+
 def time_text(name: str, value: datetime) -> str:
-    """A time as text. Raises InvalidArgument for one without a zone."""
+    """A time as text. Raises InvalidArgument for one without a zone, and for what is no time."""
+    if not isinstance(value, datetime):
+        raise InvalidArgument(f"{name} must be a datetime, not {type(value).__name__}")
     if value.tzinfo is None:
         raise InvalidArgument(f"{name} has no time zone: write datetime.now(UTC), for example")
     return value.astimezone(UTC).isoformat()

@@ -14,6 +14,7 @@ from typing import Any, Self
 from uuid import UUID
 
 from listener.client.errors import ClientError, NotFound, Unavailable, WrongState
+from listener.client.loops import is_cancelled
 from listener.client.push_progress import read_time
 from listener.client.seldom import Seldom
 from listener.client.transport import Transport, uuid_text
@@ -238,7 +239,9 @@ class PushWorkerClient:
         try:
             async with asyncio.timeout(deadline - time.monotonic()):
                 await send(push)
-        except Exception as error:
+        except (Exception, asyncio.CancelledError) as error:
+            if isinstance(error, asyncio.CancelledError) and is_cancelled():
+                raise
             problem = str(error) if isinstance(error, SendFailed) else f"send raised {type(error).__name__}"
             self._seldom.warn("push %s: send raised %s", push.id, type(error).__name__)
         return await self._settle(push.id, problem, deadline)

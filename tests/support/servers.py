@@ -66,6 +66,21 @@ async def tcp_server(
         await asyncio.gather(*handlers, return_exceptions=True)
 
 
+@asynccontextmanager
+async def answering(*answers: bytes) -> AsyncIterator[tuple[str, list[bytes]]]:
+    """A server that gives these answers, and the last one for ever; yields its URL, and the heads of the requests."""
+    left, heads = list(answers), []
+
+    async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while True:
+            head, _ = await read_request(reader)
+            heads.append(head)
+            writer.write(left.pop(0) if len(left) > 1 else left[0])
+
+    async with tcp_server(handle) as port:
+        yield f"http://127.0.0.1:{port}", heads
+
+
 async def read_request(reader: asyncio.StreamReader) -> tuple[bytes, bytes]:
     """The head and the body of one HTTP request.
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import traceback
+from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID, uuid4
@@ -15,6 +17,7 @@ from listener.client import (
     APNSConfig,
     APNSPayload,
     Aps,
+    BatchResponse,
     ClientError,
     DeliveryReceipts,
     FCMOptions,
@@ -275,7 +278,7 @@ async def test_get_for_users(entry: Way, rows: Rows) -> None:
         assert (await client.get(push_id)).status == "sent"
     async with PushClient(entry.user(BOB)) as client:
         for other in (push_id, uuid4()):
-            with pytest.raises(NotAllowed, match="no push of yours"):
+            with pytest.raises(NotFound, match="there is no push"):
                 await client.get(other)
 
 
@@ -432,3 +435,46 @@ async def test_one_transport_serves_several_loops(entry: Way, rows: Rows) -> Non
     third = await PushClient(transport).enqueue(push())
     await transport.close()
     assert set(await rows.all()) == {first, second, third}
+
+
+RULE = "alter table push_notifications add constraint polite check (title <> 'forbidden')"
+
+
+async def test_a_traceback_shows_neither_token_nor_payload(entry: Way, rows: Rows) -> None:
+    """``logging.exception`` and Sentry write ``__cause__`` too: psycopg's DETAIL is the failing row."""
+    token = "a-token-that-nobody-may-read"
+    secret = Push(token=token, notification=Notification("forbidden", "a private text"))
+    await rows.query(RULE)
+    async with PushClient(entry.service()) as client:
+        with pytest.raises(ClientError) as caught:
+            await client.enqueue(secret)
+    text = "".join(traceback.format_exception(caught.value))
+    assert token not in text
+    assert "a private text" not in text
+    assert (caught.value.__cause__, caught.value.__context__) == (None, None)
+
+
+async def test_each_form_of_a_user_id_is_taken_by_both_calls(entry: Way) -> None:
+    any_form = Push(user_id="a000000000004000800000000000000a", notification=Notification("t"))
+    async with PushClient(entry.service()) as client:
+        await client.enqueue(any_form)
+        (await client.enqueue_each([any_form])).raise_for_failures()
+
+
+async def test_a_number_as_a_key_is_treated_alike_by_every_call(entry: Way) -> None:
+    """An order's id as idempotency_key: Direct.enqueue says "run migrate", Rest takes it, enqueue_each refuses it."""
+    said: list[str] = []
+    async with PushClient(entry.service()) as client:
+        calls: list[Callable[[Push], Awaitable[object]]] = [
+            client.enqueue,
+            lambda each: client.enqueue_each([each]),
+        ]
+        for number, call in enumerate(calls):
+            numbered = Push(topic="a", data={"a": "b"}, idempotency_key=number)  # type: ignore[arg-type]
+            try:
+                answer = await call(numbered)
+                ok = not isinstance(answer, BatchResponse) or answer.failure_count == 0
+                said.append("taken" if ok else "InvalidArgument")
+            except ClientError as error:
+                said.append(type(error).__name__)
+    assert said in (["taken"] * 2, ["InvalidArgument"] * 2)

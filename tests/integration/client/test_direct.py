@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import signal
-from collections.abc import AsyncIterator
+import time
+import traceback
+from collections.abc import AsyncIterator, Callable
 
 import psycopg
 import pytest
+from psycopg import AsyncRawCursor, RawCursor
 from psycopg.conninfo import make_conninfo
 from psycopg.rows import dict_row
 from psycopg.types.string import TextLoader
@@ -16,6 +20,7 @@ from psycopg_pool import AsyncConnectionPool, ConnectionPool
 
 from listener import client
 from listener.client import (
+    ClientError,
     Direct,
     InvalidArgument,
     NotAllowed,
@@ -221,3 +226,97 @@ async def test_an_answer_that_is_lost_may_have_happened(database: Database) -> N
     assert again["accepted"] == 1
     with psycopg.connect(database.dsn) as conn:
         assert conn.execute("select count(*) from telemetry_logs").fetchone() == (1,)
+
+
+async def test_a_traceback_of_the_synchronous_call_shows_no_token(database: Database, rows: Rows) -> None:
+    """Of a push, and of columns, for which the error is psycopg's."""
+    token = "a-token-that-nobody-may-read"
+    await rows.query("alter table push_notifications add constraint polite check (title <> 'forbidden')")
+
+    def work() -> list[str]:
+        texts = []
+        with psycopg.connect(database.dsn) as conn:
+            calls: list[Callable[[], object]] = [
+                lambda: client.enqueue(conn, Push(token=token, notification=Notification("forbidden"))),
+                lambda: client.enqueue(conn, device_token=token, title="forbidden"),
+            ]
+            for call in calls:
+                with (
+                    pytest.raises((ClientError, psycopg.errors.CheckViolation)) as caught,
+                    conn.transaction(),
+                ):
+                    call()
+                texts.append("".join(traceback.format_exception(caught.value)))
+        return texts
+
+    for text in await asyncio.to_thread(work):
+        assert "polite" in text
+        assert token not in text
+
+
+def test_an_event_loop_that_has_ended_leaves_no_connection(database: Database) -> None:
+    """Django's ``async_to_sync`` and Celery tasks make a loop for each call; the client lives as long as they do."""
+
+    def connections() -> int:
+        row = watcher.execute(
+            "select count(*) from pg_stat_activity where datname = current_database() and pid <> pg_backend_pid()"
+            " and backend_type = 'client backend'"
+        ).fetchone()
+        assert row is not None
+        return int(row[0])
+
+    def await_connections(most: int) -> None:
+        until = time.monotonic() + PATIENCE  # the server notices the end of a connection a little later
+        while connections() > most:
+            assert time.monotonic() < until
+            time.sleep(0.01)
+
+    with psycopg.connect(database.dsn, autocommit=True) as watcher:
+        pushes = PushClient(Direct(database.dsn))
+        for _ in range(6):
+            asyncio.run(pushes.enqueue(PUSH))
+        await_connections(1)
+        del pushes
+        gc.collect()
+        await_connections(0)
+
+
+async def test_connections_with_raw_cursors(database: Database) -> None:
+    async with (
+        await psycopg.AsyncConnection.connect(database.dsn, cursor_factory=AsyncRawCursor) as conn,
+        PushClient(Direct(database.dsn)) as pushes,
+    ):
+        await pushes.enqueue(PUSH, conn=conn)
+
+    def work() -> None:
+        with psycopg.connect(database.dsn, cursor_factory=RawCursor) as conn:
+            push_id = client.enqueue(conn, PUSH)
+            client.enqueue(conn, device_token="phone", title="t")
+            assert client.progress(conn, push_id).status == "pending"
+            client.database_time(conn)
+
+    await asyncio.to_thread(work)
+
+
+async def test_columns_may_name_an_installation_id(database: Database, rows: Rows) -> None:
+    def work() -> None:
+        with psycopg.connect(database.dsn) as conn:
+            client.enqueue(conn, fid="dTnB3Zx8QhGkPq1WvYcR0s", title="t")
+
+    await asyncio.to_thread(work)
+    (row,) = (await rows.all()).values()
+    assert row["fid"] == "dTnB3Zx8QhGkPq1WvYcR0s"
+
+
+async def test_wait_keeps_its_time_though_the_server_says_nothing(database: Database, rows: Rows) -> None:
+    async with PushClient(Direct(database.dsn)) as pushes:
+        push_id = await pushes.enqueue(PUSH)
+        (backend,) = await rows.query(
+            "select pid from pg_stat_activity where query like '%%enqueue_push%%' and pid <> pg_backend_pid()"
+        )
+        os.kill(backend["pid"], signal.SIGSTOP)
+        try:
+            with pytest.raises(Unavailable, match="no answer within"):
+                await pushes.wait(push_id, timeout=0.1)
+        finally:
+            os.kill(backend["pid"], signal.SIGCONT)

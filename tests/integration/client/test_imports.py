@@ -45,8 +45,8 @@ async def test_a_driver_is_imported_when_it_is_needed(code: str, drivers: set[st
     assert {each for each in modules if each.startswith("listener.")} <= {
         f"listener.client{suffix}"
         for suffix in (
-            "", ".direct", ".errors", ".platforms", ".push", ".push_client", ".push_progress", ".receipts", ".rest",
-            ".seldom", ".telemetry", ".telemetry_buffer", ".telemetry_shipper",
+            "", ".direct", ".errors", ".loops", ".platforms", ".push", ".push_client", ".push_progress", ".receipts",
+            ".rest", ".seldom", ".telemetry", ".telemetry_buffer", ".telemetry_shipper",
             ".transaction", ".transport", ".worker_client",
         )
     }  # fmt: skip
