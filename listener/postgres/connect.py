@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from typing import Any, Self
-from weakref import WeakSet
+from weakref import WeakKeyDictionary, WeakSet
 
 import psycopg
 from psycopg import AsyncConnection
@@ -60,6 +60,11 @@ select pg_catalog.set_config('default_transaction_isolation', 'read committed', 
        pg_catalog.set_config('idle_session_timeout', '0', false),
        pg_catalog.set_config('jit', 'off', false)
 """
+
+_MANY_ROWS = 100
+_PLANS_LAST_S = 5.0
+_planned_at: WeakKeyDictionary[Connection, float] = WeakKeyDictionary()
+"""When a session last planned anew, by the monotonic clock. Infinity: it is to do so before its next statement."""
 
 _LOOKS_FOR_LOCK = 20
 _BETWEEN_LOOKS_S = 0.1
@@ -172,6 +177,24 @@ def with_defaults(dsn: str) -> str:
     return make_conninfo(_KEEPALIVE, **{**given, "client_encoding": ENCODING})
 
 
+def met_rows(conn: Connection, rows: int) -> None:
+    """Tells that a statement has read or written so many rows: a service's pool then has the session plan anew.
+
+    A session keeps the plans of its statements, and that of the check of a foreign key, until the tables are analyzed.
+    A plan that was made while they were small reads all of the table, once for each row of a batch. In a new database
+    that is so from the first broadcast to the next round of autovacuum. Many rows are a sign that the tables may have
+    grown; plans are made anew seldom enough to cost nothing.
+    """
+    if rows >= _MANY_ROWS and time.monotonic() >= _planned_at.get(conn, -math.inf) + _PLANS_LAST_S:
+        _planned_at[conn] = math.inf
+
+
+async def _plan_anew(conn: Connection) -> None:
+    if _planned_at.get(conn) == math.inf:
+        await conn.execute("discard plans", prepare=False)
+        _planned_at[conn] = time.monotonic()
+
+
 async def prepare_session(conn: Connection) -> None:
     """Makes a new session what the service relies on. Raises psycopg.Error.
 
@@ -226,6 +249,7 @@ class ServicePool(Pool):
         try:
             async with super().connection(timeout) as conn:
                 try:
+                    await _plan_anew(conn)
                     yield conn
                 except psycopg.Error as error:
                     if spoils_session(error):

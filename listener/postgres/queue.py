@@ -23,7 +23,7 @@ from psycopg.rows import args_row, kwargs_row, scalar_row
 
 from listener.log import should_log
 from listener.postgres.batch_limit import BatchLimit
-from listener.postgres.connect import STATEMENT_PATIENCE_S, Connection, Pool, fetch_value
+from listener.postgres.connect import STATEMENT_PATIENCE_S, Connection, Pool, fetch_value, met_rows
 from listener.postgres.errors import ROW_FAULTS, fault_name, is_of_rows
 from listener.postgres.frontier import WHOLE, Begin, Frontier, Seen
 from listener.postgres.halving import Halving
@@ -224,6 +224,7 @@ class Queue:
                 async with conn.transaction():
                     await conn.execute(_NOT_DEFERRED)
                     pushes = await self._take(conn, _CLAIM, values, reader)
+            met_rows(conn, len(pushes))
         self.frontier.claimed(begin, reader.seen(limit, normal_limit), began, time.monotonic())
         return pushes
 
@@ -368,6 +369,7 @@ class Queue:
             async with self._pool.connection() as conn:
                 if not (dead or accepted or self._verifies or any(s.attempt > 1 for s in batch)):
                     written, changed = await _settle(conn, values)
+                    met_rows(conn, len(batch))
                 else:
                     async with conn.transaction():
                         if self._verifies:

@@ -15,10 +15,13 @@
 -- row passes the fence, and on a table without statistics it would compare every row with every result.
 --
 -- lock_timeout is set inside the statement because a transaction pooler loses SET. The CTE is MATERIALIZED so that the
--- timeout applies before the first row lock.
+-- timeout applies before the first row lock. enable_seqscan is for the check of the foreign key of the logs: its plan is
+-- made after the statement, and a session keeps it, which may have been made while the table was small. Only behind a
+-- transaction pooler it may last: see plan_anew.
 with result as materialized (
   select r.*, %(worker)s::integer as worker, 'processing' as held
-    from (select pg_catalog.set_config('lock_timeout', '200ms', true)) as patience,
+    from (select pg_catalog.set_config('lock_timeout', '200ms', true),
+                 pg_catalog.set_config('enable_seqscan', 'off', true)) as patience,
       unnest(%(ids)b::uuid[], %(attempts)b::integer[], %(statuses)b::text[], %(delays)b::float8[],
              %(tries)b::boolean[], %(codes)b::text[], %(reasons)b::text[], %(message_ids)b::text[])
         with ordinality as r(id, attempt, status, delay, uses_try, code, reason, message_id, position)

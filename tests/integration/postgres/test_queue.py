@@ -73,6 +73,48 @@ async def due_at(rows: Rows, push_id: UUID, moment: str, **columns: str) -> None
         )
 
 
+# --- plans that a session keeps ---------------------------------------------------------------------------
+
+
+async def test_plans_that_were_made_while_the_tables_were_small_do_not_last(
+    database: Database, rows: Rows
+) -> None:
+    """The first broadcast in a new database. Nothing invalidates a plan before the tables are analyzed."""
+    async with ServicePool(Address(database.dsn), prepares=True) as pool:
+        mine = await worker(pool)
+
+        async def send(count: int) -> None:
+            pushes = await mine.claim(count)
+            assert len(pushes) == count
+            await mine.settle([sent(push, "a") for push in pushes])
+
+        async def read() -> int:
+            async with pool.connection() as conn:
+                await conn.execute("select pg_stat_force_next_flush()")
+            (found,) = await rows.query(
+                "select sum(seq_tup_read + coalesce(idx_tup_fetch, 0))::bigint as read from pg_stat_user_tables "
+                "where relname in ('push_notifications', 'push_delivery_logs')"
+            )
+            return int(found["read"])
+
+        # psycopg prepares a statement after 5 times, and Postgres keeps a plan after 5 more.
+        for _ in range(12):
+            await rows.add_many(1)
+            await send(1)
+        await rows.query("truncate push_notifications, push_delivery_logs")
+        await rows.query("vacuum analyze push_notifications, push_delivery_logs")
+        for _ in range(12):
+            await rows.add_many(1)
+            await send(1)
+        await rows.add_many(5000)
+        await send(200)
+        before = await read()
+        for _ in range(10):
+            await send(200)
+        # Some rows for each push, and not the whole table for each batch or even each push.
+        assert await read() - before < 10 * 5000
+
+
 # --- claim ---------------------------------------------------------------------------------------------
 
 
