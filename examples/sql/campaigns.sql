@@ -1,4 +1,4 @@
--- Campaigns that start at a given time, with pg_cron: whoever subscribes then gets the push.
+-- Campaigns that start at a given time, with pg_cron: each user who subscribes by then gets the push.
 --
 -- A push to people who are known now needs no cron: insert it with next_attempt_at in the future. Cron is for what
 -- repeats, and for an audience that is chosen only when the time has come.
