@@ -262,7 +262,7 @@ async def _for_any_origin(request: web.Request, handler: Handler) -> web.StreamR
 
 
 def _claims(request: web.Request) -> dict[str, Any]:
-    """Whom the request comes from: first the gateway, which knows the keys, then PostgREST, which knows JWTs."""
+    """Who sent the request: first the gateway, which knows the keys, then PostgREST, which knows JWTs."""
     key = request.headers.get("apikey")
     if not key:
         raise _Refused(

@@ -1,4 +1,4 @@
-// Registers this phone, and hears of pushes and of taps while the app runs.
+// Registers this phone, and handles pushes and taps while the app runs.
 import 'dart:async';
 import 'dart:io';
 import 'dart:ui' show DartPluginRegistrant;

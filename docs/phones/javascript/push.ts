@@ -1,4 +1,4 @@
-// Registers this browser, and hears of pushes while a page is visible.
+// Registers this browser, and handles pushes while a page is visible.
 import { initializeApp } from 'firebase/app';
 import {
   getMessaging,

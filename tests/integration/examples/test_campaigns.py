@@ -64,7 +64,7 @@ def shop() -> Iterator[Database]:
 
 
 def change_job(shop: Database, values: str) -> None:
-    """As the superuser, whom alone pg_cron lets do that."""
+    """As the superuser: pg_cron lets nobody else do that."""
     with psycopg.connect(shop.superuser_dsn) as admin:
         admin.execute(f"update cron.job set {values}".encode())
 
