@@ -27,7 +27,7 @@ import time
 from collections.abc import Callable, Coroutine, Mapping
 from contextlib import suppress
 from datetime import datetime
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 from uuid import UUID
 from weakref import WeakSet
 
@@ -46,9 +46,42 @@ _TRANSPORT_CLOSE_TIMEOUT = 0.5
 class _Telemetry:
     """What both services have in common: the buffer, and a process that may be forked."""
 
-    def __init__(self, transport: Transport, options: Options) -> None:
+    _has_own_loop: ClassVar[bool] = False
+    """Whether the transport is used in another event loop than the application's."""
+
+    def __init__(
+        self,
+        transport: Transport,
+        *,
+        flush_at: int = Options.flush_at,
+        flush_interval: float = Options.flush_interval,
+        max_buffer: int = Options.max_buffer,
+        timeout: float = Options.timeout,  # of each try
+        first_pause: float = Options.first_pause,
+        longest_pause: float = Options.longest_pause,
+        on_reject: OnReject | None = None,
+    ) -> None:
+        """Connects nowhere yet. The arguments are those of ``Options``.
+
+        Raises:
+            ValueError: an option is out of range, or the service sends in a loop of its own and the transport has a
+                pool or session that belongs to another one.
+        """
+        if self._has_own_loop and getattr(transport, "belongs_to_one_loop", False):
+            raise ValueError(
+                "this transport has a pool or session of one event loop, and the telemetry thread has another: "
+                "give it a Direct(dsn) or Rest(url, key) without them, or use AsyncTelemetryService"
+            )
         self._transport = transport
-        self._options = options
+        self._options = Options(
+            flush_at=flush_at,
+            flush_interval=flush_interval,
+            max_buffer=max_buffer,
+            timeout=timeout,
+            first_pause=first_pause,
+            longest_pause=longest_pause,
+            on_reject=on_reject,
+        )
         self._closed = False
         self._reset()
         _all.add(self)
@@ -136,41 +169,7 @@ class TelemetryService(_Telemetry):
     ``close`` before.
     """
 
-    def __init__(
-        self,
-        transport: Transport,
-        *,
-        flush_at: int = Options.flush_at,
-        flush_interval: float = Options.flush_interval,
-        max_buffer: int = Options.max_buffer,
-        timeout: float = Options.timeout,
-        first_pause: float = Options.first_pause,
-        longest_pause: float = Options.longest_pause,
-        on_reject: OnReject | None = None,
-    ) -> None:
-        """Connects nowhere yet. The arguments are those of ``Options``.
-
-        Raises:
-            ValueError: an option is out of range, or the transport has a pool or session that belongs to another
-                event loop.
-        """
-        if getattr(transport, "belongs_to_one_loop", False):
-            raise ValueError(
-                "this transport has a pool or session of one event loop, and the telemetry thread has another: "
-                "give it a Direct(dsn) or Rest(url, key) without them, or use AsyncTelemetryService"
-            )
-        super().__init__(
-            transport,
-            Options(
-                flush_at=flush_at,
-                flush_interval=flush_interval,
-                max_buffer=max_buffer,
-                timeout=timeout,
-                first_pause=first_pause,
-                longest_pause=longest_pause,
-                on_reject=on_reject,
-            ),
-        )
+    _has_own_loop = True
 
     def flush(self, timeout: float = FLUSH_TIMEOUT) -> bool:
         """Sends what was logged so far, and waits for that. True if nothing of it waits any more."""
@@ -280,32 +279,6 @@ class AsyncTelemetryService(_Telemetry):
     sent by it too. If its loop ends before ``close``, the next one that uses the service goes on with what is left.
     Close it before the last loop ends: there is nobody left to send after that.
     """
-
-    def __init__(
-        self,
-        transport: Transport,
-        *,
-        flush_at: int = Options.flush_at,
-        flush_interval: float = Options.flush_interval,
-        max_buffer: int = Options.max_buffer,
-        timeout: float = Options.timeout,  # of each try
-        first_pause: float = Options.first_pause,
-        longest_pause: float = Options.longest_pause,
-        on_reject: OnReject | None = None,
-    ) -> None:
-        """Connects nowhere yet. The arguments are those of ``Options``. Raises ValueError if one is out of range."""
-        super().__init__(
-            transport,
-            Options(
-                flush_at=flush_at,
-                flush_interval=flush_interval,
-                max_buffer=max_buffer,
-                timeout=timeout,
-                first_pause=first_pause,
-                longest_pause=longest_pause,
-                on_reject=on_reject,
-            ),
-        )
 
     async def flush(self, timeout: float = FLUSH_TIMEOUT) -> bool:  # noqa: ASYNC109  # returns False
         """Sends what was logged so far, and waits for that. True if nothing of it waits any more."""
