@@ -369,7 +369,6 @@ class Queue:
             async with self._pool.connection() as conn:
                 if not (dead or accepted or self._verifies or any(s.attempt > 1 for s in batch)):
                     written, changed = await _settle(conn, values)
-                    met_rows(conn, len(batch))
                 else:
                     async with conn.transaction():
                         if self._verifies:
@@ -379,6 +378,7 @@ class Queue:
                             disabled = await self._disable(conn, dead)
                         await self._check_accepted(conn, accepted)
                         await self._note_reopened(conn, [batch[position - 1] for position in written])
+                met_rows(conn, len(batch))
         except _Unlogged as undone:
             rest = [s for s in batch if s.push_id not in undone.ids]
             fates = iter(await self.settle(rest, is_retry=is_retry) if rest else [])
