@@ -10,7 +10,7 @@ import math
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any, LiteralString
 from uuid import UUID
@@ -40,6 +40,7 @@ log = structlog.get_logger(__name__)
 _DUE = load(__file__, "due")
 _CLAIM = load(__file__, "claim", due=_DUE)
 _CLAIM_THESE = load(__file__, "claim", due=load(__file__, "these"))
+_CLAIM_FORGOTTEN = load(__file__, "claim", due=load(__file__, "forgotten"))
 _LOCK_DUE: LiteralString = f"with {_DUE} select id from due order by lane, due_at"  # noqa: S608  # no values
 _UNCLAIMABLE = """
 select push_id, code
@@ -97,6 +98,8 @@ class Fate(StrEnum):
     """The row is gone."""
     REFUSED = "refused"
     """The row is still claimed: a trigger of the application has ignored or changed the result."""
+    FORGOTTEN = "forgotten"
+    """The row is as it was before the claim, which Postgres has forgotten in a crash. ``settle`` does not return it."""
     UNLOGGED = "unlogged"
     """The row is still claimed: the log would not hold which devices have accepted it, and the others are to be tried
     again."""
@@ -332,12 +335,46 @@ class Queue:
     async def settle(self, batch: Sequence[Settlement], *, is_retry: bool = False) -> list[Fate]:
         """Writes rows, log rows and dead tokens in one transaction; returns what has become of each row.
 
+        Claims that Postgres has forgotten in a crash are made again first, if no other worker has claimed the rows.
+
         Raises psycopg.errors.LockNotAvailable when another transaction holds the lock of a row for more than a moment.
 
         Args:
             batch: if empty, the method fails only for a reason that is not in a row.
             is_retry: an earlier call may have been committed although it failed here.
         """
+        fates = await self._settle(batch, is_retry)
+        forgotten = [
+            replace(settlement, dead_tokens=[])
+            for settlement, fate in zip(batch, fates, strict=True)
+            if fate is Fate.FORGOTTEN
+        ]
+        if not forgotten:
+            return fates
+        await self._claim_forgotten(forgotten)
+        # The log rows are written already.
+        later = iter(await self._settle(forgotten, is_retry=True))
+        fates = [next(later) if fate is Fate.FORGOTTEN else fate for fate in fates]
+        return [Fate.TAKEN if fate is Fate.FORGOTTEN else fate for fate in fates]
+
+    async def _claim_forgotten(self, batch: Sequence[Settlement]) -> None:
+        """Claims rows again for the same attempts; not those that another transaction has locked."""
+        values: dict[str, object] = {
+            "ids": [s.push_id for s in batch],
+            "attempts": [s.attempt for s in batch],
+            "is_strict": False,
+        }
+        try:
+            async with self._pool.connection() as conn, conn.transaction():
+                await conn.execute(_NOT_DEFERRED)
+                claimed = await self._take(conn, _CLAIM_FORGOTTEN, values, _Reader())
+        except ROW_FAULTS as error:
+            if not is_of_rows(error):
+                raise
+            return  # other workers may claim them
+        log.warning("claims that Postgres forgot in a crash were made again", rows=len(claimed))
+
+    async def _settle(self, batch: Sequence[Settlement], is_retry: bool) -> list[Fate]:
         statuses, delays, tries, codes, reasons, message_ids = (
             map(list, zip(*(s.decision for s in batch), strict=True))
             if batch
@@ -368,12 +405,12 @@ class Queue:
         try:
             async with self._pool.connection() as conn:
                 if not (dead or accepted or self._verifies or any(s.attempt > 1 for s in batch)):
-                    written, changed = await _settle(conn, values)
+                    written, changed = await _write(conn, values)
                 else:
                     async with conn.transaction():
                         if self._verifies:
                             await conn.execute(_NOT_DEFERRED)
-                        written, changed = await _settle(conn, values)
+                        written, changed = await _write(conn, values)
                         if dead:
                             disabled = await self._disable(conn, dead)
                         await self._check_accepted(conn, accepted)
@@ -381,7 +418,7 @@ class Queue:
                 met_rows(conn, len(batch))
         except _Unlogged as undone:
             rest = [s for s in batch if s.push_id not in undone.ids]
-            fates = iter(await self.settle(rest, is_retry=is_retry) if rest else [])
+            fates = iter(await self._settle(rest, is_retry) if rest else [])
             return [Fate.UNLOGGED if s.push_id in undone.ids else next(fates) for s in batch]
         fates_of_all = await self._fates(batch, values, set(written), set(changed))
         self._disabled.update(code for _, code in disabled)
@@ -533,7 +570,7 @@ class Queue:
         self._verifies = found or self._has_been_undone
 
 
-async def _settle(conn: Connection, values: Mapping[str, object]) -> tuple[list[int], list[int]]:
+async def _write(conn: Connection, values: Mapping[str, object]) -> tuple[list[int], list[int]]:
     """The positions of the results that were written, and of those that a trigger has changed."""
     row = await (await conn.execute(_SETTLE, values)).fetchone()
     assert row is not None

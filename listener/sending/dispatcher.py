@@ -148,18 +148,19 @@ class Dispatcher:
         self.looks += 1
         self._waker.note_look()
         began, claimed_at = time.monotonic(), elapsed()
+        self._held.claim_begins()
         async with asyncio.timeout(STATEMENT_PATIENCE_S):
             if self._reach.is_recovering:
                 await self._release()
                 self._queue.frontier.restart(began)
             begin = self._queue.frontier.begin_claim(time.monotonic(), normal=claim.budget.normal > 0)
-            pushes = await self._queue.claim(claim.budget.total, claim.budget.normal, self._held.old, begin)
+            claimed = await self._queue.claim(claim.budget.total, claim.budget.normal, self._held.old, begin)
+        pushes = self._held.add(claimed, claimed_at)
         self._reach.answered(time.monotonic() - began)
         self._settler.given_up(self._queue.take_unreadable())
         self._admission.claimed(claim.budget, len(pushes), began)
         self._quota.claimed(pushes, began)
         self._expiry.met(pushes)
-        self._held.add(pushes, claimed_at)
         if self._trail.is_on:
             self._trail.claimed(pushes, began)
         for push in pushes:

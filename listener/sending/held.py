@@ -19,6 +19,7 @@ class HeldRows:
         self._metrics = metrics
         self._lease = lease
         self._claimed_at: dict[tuple[UUID, int], float] = {}  # by id and attempt, the oldest first
+        self._settled_meanwhile: set[tuple[UUID, int]] = set()
         self._empty = asyncio.Event()
         self._empty.set()
         metrics.in_flight.set(0)  # a worker before may have been abandoned with what it held
@@ -38,19 +39,34 @@ class HeldRows:
         rows = itertools.takewhile(lambda row: row[1] < before, self._claimed_at.items())
         return [push_id for (push_id, _), _ in rows]
 
-    def add(self, pushes: Sequence[Push], claimed_at: float) -> None:
-        """A claim that began at ``claimed_at`` (see ``clock.elapsed``) has brought these."""
-        for push in pushes:
+    def claim_begins(self) -> None:
+        """Claims follow one another: the next ``add`` is of this claim."""
+        self._settled_meanwhile.clear()
+
+    def add(self, pushes: Sequence[Push], claimed_at: float) -> list[Push]:
+        """A claim that began at ``claimed_at`` (see ``clock.elapsed``) has brought these; returns those that are new.
+
+        If Postgres forgets claims in a crash, the next claim brings the same attempts once more. They are under way, or
+        have just been settled.
+        """
+        new = [push for push in pushes if not self._is_known((push.id, push.attempt))]
+        for push in new:
             self._claimed_at[push.id, push.attempt] = claimed_at
-        if pushes:
+        if new:
             self._empty.clear()
-        self._metrics.claimed.inc(len(pushes))
+        self._metrics.claimed.inc(len(new))
         self._metrics.in_flight.set(len(self))
+        return new
+
+    def _is_known(self, row: tuple[UUID, int]) -> bool:
+        return row in self._claimed_at or row in self._settled_meanwhile
 
     def remove(self, settlements: Iterable[Settlement]) -> None:
         """These are settled."""
         for settlement in settlements:
-            self._claimed_at.pop((settlement.push_id, settlement.attempt), None)
+            row = (settlement.push_id, settlement.attempt)
+            self._claimed_at.pop(row, None)
+            self._settled_meanwhile.add(row)
         self._metrics.in_flight.set(len(self))
         if not self._claimed_at:
             self._empty.set()

@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 from typing import Any
 from uuid import UUID
 
-from tests.chaos.faults import Event
+from tests.chaos.faults import CRASH, Event
 from tests.chaos.fcm import Exchange
-from tests.chaos.world import FCM_REQUEST_TIMEOUT, MAX_TRIES, Listener
+from tests.chaos.world import FCM_REQUEST_TIMEOUT, LEASE, MAX_TRIES, Listener
 from tests.chaos.writers import Ledger
 from tests.support.service import OVER
 
@@ -31,6 +31,8 @@ _CLOCK = 0.002
 """Seconds by which two readings of one clock may seem to disagree."""
 _FOR_THE_WAY = 1.0
 """Seconds from the last look at ``expires_at`` to the request's arrival, when this machine is busy."""
+_UNTIL_ON_DISK = 1.0
+"""Seconds after which a commit that does not wait for the disk is there: three times wal_writer_delay, and some more."""
 _STATUS_BEFORE_LOG = 10.0
 """Seconds. A result that takes too long is written without its log rows; a process that dies takes these with it."""
 
@@ -63,6 +65,8 @@ class Findings:
     """Copies that a device got beyond the first, by why."""
     unlogged: Counter[str] = field(default_factory=Counter)
     """Requests without a log row, by the process that died of SIGKILL before it could write it."""
+    forgotten: set[tuple[UUID, int]] = field(default_factory=set)
+    """Pushes and attempts whose first claim Postgres has forgotten in a crash, although requests were made."""
     held_at_kill: dict[str, int] = field(default_factory=dict)
     """Rows in the hands of each killed process."""
 
@@ -186,11 +190,27 @@ def _by_claim(
             if evidence.workers.get(claim.worker) == ports[exchange.port]
             and claim.at <= exchange.began + _CLOCK
         ]
-        if not before:
+        if not before and _may_be_forgotten(evidence, exchange):
+            last = max(
+                (c.attempt for c in claims.get(exchange.push_id, ()) if c.at <= exchange.began), default=0
+            )
+            found.forgotten.add((exchange.push_id, last + 1))
+            if exchange.status != 401:
+                requests[exchange.push_id, last + 1, exchange.target].append(exchange)
+        elif not before:
             found.wrong(f"{exchange.push_id} was sent by {ports[exchange.port]}, which had not claimed it")
         elif exchange.status != 401:  # after which the same attempt asks again
             requests[exchange.push_id, before[-1].attempt, exchange.target].append(exchange)
+    found.counts["claims that Postgres forgot in a crash"] = len(found.forgotten)
     return requests
+
+
+def _may_be_forgotten(evidence: Evidence, exchange: Exchange) -> bool:
+    """Whether a crash may have undone the claim for which a request was made."""
+    return any(
+        event.fault == CRASH and event.began - _UNTIL_ON_DISK <= exchange.began <= event.ended + LEASE
+        for event in evidence.events
+    )
 
 
 def _logs(
@@ -221,7 +241,12 @@ def _logs(
         written, made = lines.get(key, []), requests.get(key, [])
         push_id, attempt, _ = key
         claim = next((one for one in claims.get(push_id, ()) if one.attempt == attempt), None)
-        if claim is None:
+        if (push_id, attempt) in found.forgotten and (claim is None or len(made) > 1):
+            if len(written) > len(made):
+                found.wrong(
+                    f"{push_id}: {len(made)} requests of claim {attempt} were logged {len(written)} times"
+                )
+        elif claim is None:
             found.wrong(f"{push_id}: a log row for claim {attempt}, which never was")
         elif len(written) > 1:
             found.wrong(f"{push_id}: claim {attempt} was logged {len(written)} times")
@@ -290,6 +315,8 @@ def _doubles(
         fates = {claim.attempt: claim for claim in claims[push_id]}
         for (attempt, first), (later, second) in itertools.pairwise(all_made):
             # A worker that lost its claim may not know it yet, and its request may come long after.
+            if {(push_id, attempt), (push_id, later)} & found.forgotten:
+                continue
             held = fates[attempt].fate == "settled" and fates[later].fate in ("settled", "held")
             overlap = second.port != first.port and second.began < (first.ended or 1e99)
             if held and overlap and not _was_cut_off(evidence, first):
@@ -298,6 +325,9 @@ def _doubles(
         if len({exchange.hiding for _, exchange in copies}) > 1:
             found.wrong(f"{push_id}: copies that do not hide each other")
         for attempt, _ in copies[:-1]:
+            if (push_id, attempt) in found.forgotten:
+                found.doubles["Postgres forgot the claim in a crash, and another worker claimed the row"] += 1
+                continue
             claim = fates[attempt]
             line = written.get((push_id, attempt, target))
             name = evidence.workers[claim.worker]

@@ -33,6 +33,10 @@ class Step:
     degree: float
 
 
+CRASH = "Postgres restarted (immediate)"
+"""The fault after which Postgres has forgotten what did not wait for the disk."""
+
+
 @dataclass(frozen=True, slots=True)
 class Event:
     """A fault that has been: Unix times, and whom it hit (None: all)."""
@@ -310,7 +314,7 @@ ACTS: dict[str, tuple[Act, tuple[float, float]]] = {
     "SIGSTOP for some seconds": (_stop, (1.0, 5.0)),
     _LAST_PROCESS: (_stop_long, (0.0, 0.0)),
     "Postgres restarted (fast)": (_restart_fast, (0.0, 2.0)),
-    "Postgres restarted (immediate)": (_restart_immediate, (0.0, 2.0)),
+    CRASH: (_restart_immediate, (0.0, 2.0)),
     "LISTEN backends terminated": (_terminate_doorbells, (0.0, 0.0)),
     "pool backends terminated": (_terminate_pools, (0.0, 0.0)),
     "all backends terminated": (_terminate_all, (0.0, 0.0)),

@@ -10,7 +10,7 @@ from uuid import UUID
 import pytest
 
 from tests.chaos.checker import Evidence, check
-from tests.chaos.faults import Event
+from tests.chaos.faults import CRASH, Event
 from tests.chaos.fcm import Exchange
 from tests.chaos.world import MAX_TRIES, Listener
 from tests.chaos.writers import Ledger, Wish
@@ -173,6 +173,43 @@ def test_a_server_that_was_cut_off_does_not_hear_that_the_worker_has_given_up() 
     assert check(evidence).violations == []
 
 
+def forgotten(evidence: Evidence) -> None:
+    """Postgres crashes after the first claim, which is gone; another worker makes its first claim."""
+    created, _, settled = evidence.audit
+    evidence.audit = [
+        created,
+        change(14.0, "pending", "processing", 1, worker=2),
+        {**settled, "at": 15.0, "worker": 2},
+    ]
+    evidence.exchanges = [*evidence.exchanges, exchange(port=2, began=14.5, name="m/2")]
+    evidence.logs = [*evidence.logs, {**evidence.logs[0], "details": {"attempt": 1, "message_id": "m/2"}}]
+
+
+def test_a_crash_of_postgres_may_undo_a_claim_after_its_request() -> None:
+    evidence = sent_once()
+    forgotten(evidence)
+    evidence.events = [Event(CRASH, 11.5, 13.0, None)]
+    found = check(evidence)
+    assert found.violations == []
+    assert sum(found.doubles.values()) == 1
+
+
+def test_a_claim_that_was_forgotten_and_made_again_is_no_double() -> None:
+    evidence = sent_once()
+    created, claimed, settled = evidence.audit
+    evidence.audit = [created, {**claimed, "at": 13.5}, {**settled, "at": 13.6}]
+    evidence.events = [Event(CRASH, 11.5, 13.0, None)]
+    found = check(evidence)
+    assert found.violations == []
+    assert sum(found.doubles.values()) == 0
+
+
+def forgotten_too_late(evidence: Evidence) -> None:
+    """The crash came so long after the request that the claim was on disk."""
+    forgotten(evidence)
+    evidence.events = [Event(CRASH, 12.5, 13.0, None)]
+
+
 @pytest.mark.parametrize(
     ("tamper", "complaint"),
     [
@@ -190,6 +227,8 @@ def test_a_server_that_was_cut_off_does_not_hear_that_the_worker_has_given_up() 
         (tampered("exchanges", lambda made: [*made, exchange(port=2)]), "had not claimed it"),
         (again, "and sent again"),
         (in_two_hands, "two workers at once"),
+        (forgotten, "had not claimed it"),
+        (forgotten_too_late, "had not claimed it"),
         (not_hiding, "do not hide each other"),
         (late, "after its expiry"),
         (tampered("audit", lambda rows: [{**rows[0], "due": 12.0}, *rows[1:]]), "before its time"),

@@ -3,6 +3,9 @@
 -- lock_timeout is set inside the statement because a transaction pooler loses SET: a trigger of the application may wait
 -- for a lock. A LIMIT is evaluated before the first row is read.
 --
+-- The commit of a claim does not wait for the disk, or for a replica (synchronous_commit). Requests begin that much
+-- earlier. If Postgres crashes before the claim is on disk, the row is as it was before; see forgotten.sql.
+--
 -- OFFSET 0 makes "not exists" a search of the index for each row. Without it, Postgres would turn it into a join, which
 -- loses the order of the index, and then it would read and sort all due rows. "not in" would compare each due row with
 -- every row that cannot be written as soon as these do not fit into work_mem.
@@ -16,7 +19,8 @@ high as materialized (
       and not exists (select from push_listener.unwritable_rows u
                         where u.push_id = push_notifications.id and u.until > pg_catalog.now() offset 0)
     order by next_attempt_at
-    limit case when pg_catalog.set_config('lock_timeout', '200ms', true) is not null then %(limit)s::bigint end
+    limit case when pg_catalog.set_config('lock_timeout', '200ms', true) is not null
+                and pg_catalog.set_config('synchronous_commit', 'off', true) is not null then %(limit)s::bigint end
     for no key update skip locked
 ), normal as materialized (
   select id, next_attempt_at as due_at, 1 as lane, coalesce(delivery_attempts, 0) + 1 as attempt

@@ -11,6 +11,8 @@ select r.position, case
       when p.status::text = r.status or r.status = 'sent' and p.status::text = 'delivered' then 'written'
       when p.status::text = 'processing' then 'refused'
       else 'changed' end
+    when coalesce(p.delivery_attempts, 0) = r.attempt - 1 and p.next_attempt_at <= pg_catalog.now()
+      and p.status::text in ('pending', 'processing', 'failed') then 'forgotten'
     -- For "exists" Postgres might read the whole log.
     when %(is_retry)s and (
       select true from public.push_delivery_logs o
