@@ -32,7 +32,7 @@ _CLOCK = 0.002
 _FOR_THE_WAY = 1.0
 """Seconds from the last look at ``expires_at`` to the request's arrival, when this machine is busy."""
 _UNTIL_ON_DISK = 1.0
-"""Seconds after which a commit that does not wait for the disk is there: three times wal_writer_delay, and some more."""
+"""Seconds after which a commit that does not wait for the disk is there: three times wal_writer_delay, or more."""
 _STATUS_BEFORE_LOG = 10.0
 """Seconds. A result that takes too long is written without its log rows; a process that dies takes these with it."""
 

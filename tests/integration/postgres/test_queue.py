@@ -111,7 +111,7 @@ async def test_plans_that_were_made_while_the_tables_were_small_do_not_last(
         before = await read()
         for _ in range(10):
             await send(200)
-        # Some rows for each push. The table is small enough to be read as a whole once for a batch, as the planner does,
+        # Some rows for each push. The table is so small that the planner reads it as a whole once for a batch,
         # and not by several statements or even for each push.
         assert await read() - before < 10 * (5000 + 200 * 10)
 
