@@ -24,6 +24,8 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from tests.benchmarks import (
     backlog,
+    broadcast,
+    compare,
     drain,
     faults,
     history,
@@ -35,6 +37,7 @@ from tests.benchmarks import (
     scale,
     takeover,
 )
+from tests.benchmarks.calibration import calibrate
 from tests.benchmarks.options import Options, setting
 from tests.benchmarks.report import Fraction, Line, markdown, table
 
@@ -45,22 +48,26 @@ PARTS: dict[str, Callable[[Options], list[Line]]] = {
     "inserts": inserts.part,
     "idle": idle.part,
     "history": history.part,
+    "broadcast": broadcast.part,
     "scale": scale.part,
     "takeover": takeover.part,
     "faults": faults.part,
 }
+_ONCE = ("backlog", "idle", "history", "broadcast")
 _LIBRARIES = ("psycopg", "aiohttp", "uvloop", "orjson", "pydantic")
 
 
 def run_part(name: str, options: Options) -> Fraction:
     """One part; whatever it fails of is what it has found."""
     began, load = time.monotonic(), os.getloadavg()[0]
+    with rig.postgres() as server:
+        calibration = calibrate(server)
     try:
         lines, failure = PARTS[name](options), None
     except Exception as error:
         rig.errors.print(traceback.format_exc(), markup=False)
         lines, failure = [], f"{type(error).__name__}: {error}"
-    return Fraction(name, time.monotonic() - began, load, lines, failure)
+    return Fraction(name, time.monotonic() - began, load, lines, failure, calibration)
 
 
 def machine(peers: tuple[str, ...]) -> dict[str, Any]:
@@ -91,26 +98,58 @@ def _processor() -> str:
 
 def _described(facts: dict[str, Any], options: Options) -> str:
     """The machine and the run in a sentence."""
-    runs = f"{options.runs} runs (backlog, idle, history: one)" if options.runs > 1 else "one run"
+    runs = f"{options.runs} runs ({', '.join(_ONCE)}: one)" if options.runs > 1 else "one run"
     return (
         f"{facts['cores']} cores of an {facts['processor']}, {facts['system']}, Python {facts['python']}, "
         f"PostgreSQL {facts['postgres']}, load average {facts['load'][0]:.1f} before it began; "
         f"{facts['date'][:10]}; {runs}. What was taken several times is the median (memory, and times after "
-        "a fault: the worst), with the least and the most in brackets."
+        "a fault: the worst), with the least and the most in brackets. A line that depends on nothing holds on any "
+        "machine."
     )
 
 
-def as_json(facts: dict[str, Any], options: Options, parts: list[Fraction]) -> bytes:
-    """Everything: the machine, how it was run, each figure with what it was of each run."""
-    how = {
+def options_as_dict(options: Options) -> dict[str, Any]:
+    """For JSON: how it is run."""
+    return {
         "runs": options.runs,
         "quick": options.quick,
         "latency_ms": options.latency_ms,
         "tls": options.tls,
+        "peers": list(options.peers),
         "settings": dict(options.settings),
     }
-    found = {"machine": facts, "options": how, "parts": [part.as_dict() for part in parts]}
+
+
+def as_json(facts: dict[str, Any], options: Options, parts: list[Fraction]) -> bytes:
+    """Everything: the machine, how it was run, each figure with what it was of each run."""
+    found = {
+        "machine": facts,
+        "options": options_as_dict(options),
+        "parts": [part.as_dict() for part in parts],
+    }
     return orjson.dumps(found, option=orjson.OPT_INDENT_2) + b"\n"
+
+
+def _earlier(_: click.Context, __: click.Parameter, file: Path | None) -> dict[str, Any] | None:
+    """What an earlier run has written."""
+    if file is None:
+        return None
+    try:
+        found: dict[str, Any] = orjson.loads(file.read_bytes())
+    except ValueError as error:
+        raise click.BadParameter(f"{file} is no JSON: {error}") from None
+    return found
+
+
+def _show_compared(old: dict[str, Any], new: dict[str, Any]) -> None:
+    lines = compare.compare(old, new)
+    rig.console.print(compare.table(lines, f"beside the run of {old['machine']['date']}"))
+    for what in compare.differences(old["machine"], new["machine"]):
+        rig.console.print(f"the machine differs, so only ratios within a run compare: {what}", markup=False)
+    for what in compare.missing(old, new):
+        rig.console.print(what, markup=False)
+    worse = [line.what for line in lines if line.verdict == "worse"]
+    rig.console.print(f"worse: {'; '.join(worse) or 'nothing'}", markup=False)
 
 
 def _writable(_: click.Context, __: click.Parameter, file: Path | None) -> Path | None:
@@ -155,6 +194,13 @@ def _with_peers() -> bool:
 @setting
 @click.option("--json", "json_file", type=_FILE, callback=_writable, help="The figures of each run.")
 @click.option("--markdown", "markdown_file", type=_FILE, callback=_writable, help="The table.")
+@click.option(
+    "--compare",
+    "old",
+    type=click.Path(dir_okay=False, exists=True, path_type=Path),
+    callback=_earlier,
+    help="What --json has written of an earlier run: says what has become worse since.",
+)
 def main(
     quick: bool,
     only: tuple[str, ...],
@@ -165,6 +211,7 @@ def main(
     settings: dict[str, str],
     json_file: Path | None,
     markdown_file: Path | None,
+    old: dict[str, Any] | None,
 ) -> None:
     """Measures what push-listener is to reach, beside other queues, on a Postgres and a stand-in for FCM of its own.
 
@@ -178,6 +225,11 @@ def main(
     """
     beside = queues.PEERS if peers and _with_peers() else ()
     options = Options(runs or (1 if quick else 3), quick, latency, tls, beside, settings)
+    if old is not None:
+        try:
+            compare.check(old, options_as_dict(options))
+        except compare.NotComparable as why:
+            raise click.BadParameter(str(why), param_hint="--compare") from None
     facts = machine(beside)
     parts: list[Fraction] = []
     with Progress(
@@ -193,6 +245,8 @@ def main(
             if markdown_file is not None:
                 markdown_file.write_text(f"{_described(facts, options)}\n\n{markdown(parts)}")
     rig.console.print(table(parts, _described(facts, options)))
+    if old is not None:
+        _show_compared(old, orjson.loads(as_json(facts, options, parts)))
     for part in parts:
         if part.failure is not None:
             rig.console.print(f"{part.name} failed: {part.failure}", style="red", markup=False)

@@ -20,7 +20,7 @@ from rich.table import Table
 
 from tests.benchmarks import queues, rig
 from tests.benchmarks.options import Options
-from tests.benchmarks.report import Line, at_most
+from tests.benchmarks.report import Depends, Line, at_most
 
 _REST_S = 15.0
 _LONGEST = 60
@@ -92,6 +92,7 @@ def part(options: Options) -> list[Line]:
             [here.cpu_ms],
             None,
             {name: [one.cpu_ms] for name, one in found.items()},
+            depends=Depends.CPU,
         ),
     ]
 

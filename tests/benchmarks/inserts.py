@@ -28,7 +28,7 @@ from listener.demo.embedded import EmbeddedPostgres
 from tests.benchmarks import queues, rig
 from tests.benchmarks.options import Options
 from tests.benchmarks.queues import Installed
-from tests.benchmarks.report import Line, at_least, ratios
+from tests.benchmarks.report import Depends, Line, at_least, ratios
 
 CLIENTS = 32
 ARMS = ("none", "asleep", "polling", "draining")
@@ -76,8 +76,7 @@ def measure(
     """Inserts a second for each of the arms, so many times in turn; ``flush_ms``: see ``main``."""
     found: dict[str, list[float]] = {arm: [] for arm in arms}
     with ExitStack() as stack:
-        slow_disk = {"commit_delay": str(round(1000 * flush_ms)), "commit_siblings": "0"} if flush_ms else {}
-        server = stack.enter_context(rig.postgres(**slow_disk))
+        server = stack.enter_context(rig.postgres(**rig.slow_disk(flush_ms)))
         made = {arm: stack.enter_context(_arm(server, name, arm, settings, latency_ms)) for arm in arms}
         for number in range(rounds):
             for arm in arms if number % 2 else reversed(arms):
@@ -109,6 +108,7 @@ def part(options: Options) -> list[Line]:
             ratios(here[arm], here["none"]),
             None if goal is None else at_least(goal),
             {name: ratios(found[arm], found["none"]) for name, found in peers.items()},
+            more_is_better=True,
         )
 
     return [
@@ -118,6 +118,8 @@ def part(options: Options) -> list[Line]:
             here["none"],
             None,
             {name: found["none"] for name, found in peers.items()},
+            depends=Depends.CPU,
+            more_is_better=True,
         ),
         line("polling", "trigger, listener polling", 0.95),
         line("draining", "trigger, listener sending on the same cores"),

@@ -13,6 +13,17 @@ from rich.table import Table
 from rich.text import Text
 
 
+class Depends(StrEnum):
+    """What of the machine a figure depends on."""
+
+    NOTHING = ""
+    """A ratio within one run, a count, or a time that a timer sets: it holds on any machine."""
+    CPU = "CPU"
+    """The speed of its cores."""
+    COMMIT = "commit"
+    """The time of a commit, and so the disk."""
+
+
 class Of(StrEnum):
     """What is made of the samples of several runs."""
 
@@ -44,7 +55,7 @@ class Line:
     """One figure: the samples taken of it here, and of the peers in the same run.
 
     ``form`` is how a value is written, as in ``form.format(value)``. A peer that had no figure to give has a text
-    that says why.
+    that says why. Where there is no goal, ``more_is_better`` tells which of two figures is the better one.
     """
 
     what: str
@@ -53,6 +64,13 @@ class Line:
     goal: Goal | None = None
     peers: Mapping[str, Sequence[float] | str] = field(default_factory=dict)
     of: Of = Of.MEDIAN
+    depends: Depends = Depends.NOTHING
+    more_is_better: bool = False
+
+    @property
+    def gains_by_more(self) -> bool:
+        """Whether a larger figure is the better one."""
+        return self.more_is_better if self.goal is None else not self.goal.at_most
 
     @property
     def value(self) -> float:
@@ -81,7 +99,15 @@ class Line:
             for name, samples in self.peers.items()
         }
         here = {**_figure(self.here, self.value), "of": self.of.value}
-        return {"what": self.what, "goal": goal, "here": here, "peers": peers, "met": self.met}
+        return {
+            "what": self.what,
+            "goal": goal,
+            "here": here,
+            "peers": peers,
+            "met": self.met,
+            "depends": self.depends.value,
+            "more_is_better": self.gains_by_more,
+        }
 
 
 def _figure(samples: Sequence[float], value: float | None) -> dict[str, Any]:
@@ -98,6 +124,8 @@ class Fraction:
     """Load average over a minute, before it began."""
     lines: Sequence[Line] = ()
     failure: str | None = None
+    calibration: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    """What a fixed piece of work took before it began; see ``calibration.py``."""
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -106,6 +134,7 @@ class Fraction:
             "seconds": self.seconds,
             "load_before": self.load,
             "failure": self.failure,
+            "calibration": {name: list(samples) for name, samples in self.calibration.items()},
             "lines": [line.as_dict() for line in self.lines],
         }
 
@@ -151,13 +180,13 @@ def markdown(parts: Sequence[Fraction]) -> str:
 def _rows(parts: Sequence[Fraction]) -> list[list[str]]:
     """The head, then each line; an empty list between two parts."""
     names = list(dict.fromkeys(name for part in parts for line in part.lines for name in line.peers))
-    rows = [["", "goal", "here", *names, "met"]]
+    rows = [["", "goal", "here", *names, "met", "depends on"]]
     for part in parts:
         if len(rows) > 1:
             rows.append([])
         rows += [_cells(line, names) for line in part.lines]
         if part.failure is not None:
-            rows.append([part.name, "", "failed", *("" for _ in names), "NO"])
+            rows.append([part.name, "", "failed", *("" for _ in names), "NO", ""])
     return rows
 
 
@@ -174,4 +203,4 @@ def _cells(line: Line, names: Sequence[str]) -> list[str]:
     if len(line.here) > 1:
         here += f" ({written(min(line.here))} to {written(max(line.here))})"
     met = {True: "yes", False: "NO", None: ""}[line.met]
-    return [line.what, goal, here, *map(peer, names), met]
+    return [line.what, goal, here, *map(peer, names), met, line.depends]

@@ -65,6 +65,11 @@ def postgres(**settings: str) -> Iterator[EmbeddedPostgres]:
         yield server
 
 
+def slow_disk(flush_ms: float) -> dict[str, str]:
+    """Settings of a Postgres with which each flush of the WAL takes so much longer, as on a slow disk."""
+    return {"commit_delay": str(round(1000 * flush_ms)), "commit_siblings": "0"} if flush_ms else {}
+
+
 def new_database(server: EmbeddedPostgres, name: str) -> str:
     """Creates a database with all migrations; returns its DSN, as superuser."""
     dsn = server.create_database(name)
@@ -295,19 +300,23 @@ def pgbench(
     each: int | None = None,
     rate: float | None = None,
     durable: bool = True,
+    log: Path | None = None,
 ) -> float:
     """Runs a statement again and again, each time a transaction of its own; returns how many a second.
 
-    ``:n`` in it is a random number. For so many ``seconds``, or ``each`` of the clients so many times; as fast as it
-    goes, or at a ``rate`` for all clients together. Without ``durable`` a commit does not wait for the disk.
+    ``:n`` in it is a random number, and ``:k`` counts the transactions of a client, from 1 on. For so many ``seconds``,
+    or ``each`` of the clients so many times; as fast as it goes, or at a ``rate`` for all clients together. Without
+    ``durable`` a commit does not wait for the disk. With ``log`` pgbench logs each transaction to files whose names
+    begin so.
     """
     command = [str(packaged_binaries(POSTGRES) / "pgbench"), "-n", "-M", "prepared", "-c", str(clients)]
     command += ["-T", str(seconds)] if seconds is not None else ["-t", str(each)]
     command += ["-R", f"{rate:g}"] if rate is not None else []
+    command += ["-l", f"--log-prefix={log}"] if log is not None else []
     options = {} if durable else {"PGOPTIONS": "-c synchronous_commit=off"}
     done = subprocess.run(
-        [*command, "-f", "/dev/stdin", dsn],
-        input=f"\\set n random(1, 1000000000)\n{statement};\n",
+        [*command, "-D", "k=0", "-f", "/dev/stdin", dsn],
+        input=f"\\set n random(1, 1000000000)\n\\set k :k + 1\n{statement};\n",
         env={**os.environ, **options},
         capture_output=True,
         text=True,

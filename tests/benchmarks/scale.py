@@ -27,7 +27,7 @@ from listener.demo.embedded import EmbeddedPostgres
 from listener.postgres.locks import CHANNEL, LIVENESS_CLASS
 from tests.benchmarks import drain, queues, rig
 from tests.benchmarks.options import Options, setting
-from tests.benchmarks.report import Line, ratios
+from tests.benchmarks.report import Depends, Line, ratios
 
 _COUNTS = (1, 2, 4, 8)
 _ROWS = 60_000
@@ -281,11 +281,18 @@ def part(options: Options) -> list[Line]:
     lines = []
     for count in counts:
         lines += [
-            Line(f"{count} processes: pushes a second", "{:,.0f}", samples(count, "pushes_per_s")),
+            Line(
+                f"{count} processes: pushes a second",
+                "{:,.0f}",
+                samples(count, "pushes_per_s"),
+                depends=Depends.CPU,
+                more_is_better=True,
+            ),
             Line(
                 f"{count} processes: Postgres for 1,000 pushes",
                 "{:.0f} ms",
                 samples(count, "postgres_cpu_ms"),
+                depends=Depends.CPU,
             ),
         ]
         if count > 1:
@@ -296,6 +303,7 @@ def part(options: Options) -> list[Line]:
                     f"{count} processes: least against most that one has sent",
                     "{:.2f}",
                     samples(count, "fairness"),
+                    more_is_better=True,
                 ),
             ]
     return lines

@@ -163,15 +163,15 @@ def test_every_high_priority_push_counts_once_from_its_stamp() -> None:
 
 def test_a_run_that_fell_behind_is_a_goal_missed_beside_the_figures_of_the_others() -> None:
     kept = AtRate(190.0, [1.0, 2.0, 3.0])
-    behind, *figures = rate_lines(200, {queues.LISTENER: [kept, None], "other": [None]})
+    behind, *figures = rate_lines("200 a second", {queues.LISTENER: [kept, None], "other": [None]})
     assert (behind.here, behind.met, behind.peers) == ([1.0], False, {"other": [1.0]})
     assert [(line.here, line.peers) for line in figures] == [
         ([2.0], {"other": "falls behind"}),
         ([3.0], {"other": "falls behind"}),
         ([190.0], {"other": "falls behind"}),
     ]
-    assert [line.met for line in rate_lines(200, {queues.LISTENER: [None]})] == [False]
-    assert len(rate_lines(200, {queues.LISTENER: [kept]})) == 3
+    assert [line.met for line in rate_lines("200 a second", {queues.LISTENER: [None]})] == [False]
+    assert len(rate_lines("200 a second", {queues.LISTENER: [kept]})) == 3
 
 
 def test_neither_settings_nor_proxies_of_the_environment_reach_what_is_measured() -> None:
