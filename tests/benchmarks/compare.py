@@ -54,9 +54,14 @@ class Compared:
     """Whether both sides were measured more than once."""
 
 
-def check(old: Json, options: Json) -> None:
-    """Raises NotComparable when the old run was another kind of run."""
-    if not all("calibration" in part for part in old.get("parts", [{}])):
+def check(old: Any, options: Json) -> None:
+    """Raises NotComparable when ``old`` is nothing that a run with these options has written."""
+    match old:
+        case {"parts": [*parts], "options": {}, "machine": {}}:
+            pass
+        case _:
+            raise NotComparable("it is no run of this benchmark")
+    if not all("calibration" in part for part in parts):
         raise NotComparable("it has no calibration: an older version of the benchmark has written it")
     then: Json = old["options"]
     differ = [name for name in {**then, **options} if then.get(name) != options.get(name)]

@@ -14,8 +14,10 @@ from rich.console import Console
 
 from tests.benchmarks import queues, rig
 from tests.benchmarks.backlog import waits_ms
-from tests.benchmarks.latency import AtRate, rate_lines, stamp_us
+from tests.benchmarks.drain import allowed_per_s, drain_lines
+from tests.benchmarks.latency import AtRate, idle_lines, rate_lines, stamp_us
 from tests.benchmarks.report import (
+    Depends,
     Fraction,
     Goal,
     Line,
@@ -32,7 +34,12 @@ from tests.benchmarks.report import (
 samples = st.lists(st.floats(0.001, 1e9), min_size=1, max_size=50)
 
 RATE = Line(
-    "pushes a second", "{:,.0f}/s", [9_000.0, 12_000.0, 11_000.0], at_least(10_000), {"other": [2_500.0]}
+    "pushes a second",
+    "{:,.0f}/s",
+    [9_000.0, 12_000.0, 11_000.0],
+    at_least(10_000),
+    {"other": [2_500.0]},
+    depends=Depends.CPU,
 )
 
 
@@ -110,14 +117,16 @@ def test_markdown_has_the_same_cells() -> None:
     lines = markdown(
         [Fraction("drain", 1.0, 0.5, [RATE]), Fraction("idle", 1.0, 0.5, failure="no")]
     ).splitlines()
-    assert lines[0] == "|  | goal | here | other | met |"
-    assert lines[2] == "| pushes a second | ≥ 10,000/s | 11,000/s (9,000/s to 12,000/s) | 2,500/s | yes |"
-    assert lines[3] == "| idle |  | failed |  | NO |"
+    assert lines[0] == "|  | goal | here | other | met | depends on |"
+    assert (
+        lines[2] == "| pushes a second | ≥ 10,000/s | 11,000/s (9,000/s to 12,000/s) | 2,500/s | yes | CPU |"
+    )
+    assert lines[3] == "| idle |  | failed |  | NO |  |"
 
 
 def test_markdown_keeps_the_names_of_rows() -> None:
     (row,) = markdown([Fraction("x", 1.0, 0.5, [Line("free", "{:.2f}", [1.0])])]).splitlines()[2:]
-    assert row == "| free |  | 1.00 |  |"
+    assert row == "| free |  | 1.00 |  |  |"
 
 
 def test_a_part_that_failed_is_shown_beside_those_that_did_not() -> None:
@@ -136,6 +145,8 @@ def test_json_has_every_sample() -> None:
         "here": {"value": 11_000.0, "samples": [9_000.0, 12_000.0, 11_000.0], "of": "median"},
         "peers": {"other": {"value": 2_500.0, "samples": [2_500.0]}},
         "met": True,
+        "depends": "CPU",
+        "more_is_better": True,
     }
     assert found["lines"][1]["peers"] == {"other": {"missing": "falls behind"}}
 
@@ -172,6 +183,58 @@ def test_a_run_that_fell_behind_is_a_goal_missed_beside_the_figures_of_the_other
     ]
     assert [line.met for line in rate_lines("200 a second", {queues.LISTENER: [None]})] == [False]
     assert len(rate_lines("200 a second", {queues.LISTENER: [kept]})) == 3
+
+
+def test_at_a_rate_the_median_and_the_99_percent_are_to_be_below_those_of_the_best_peer() -> None:
+    ran = {
+        queues.LISTENER: [AtRate(200.0, [1.0, 2.0, 8.0])],
+        "one": [AtRate(200.0, [4.0, 4.0, 4.0])],
+        "other": [AtRate(200.0, [3.0, 5.0, 9.0])],
+    }
+    against = [(line.here, line.met) for line in rate_lines("200 a second", ran) if "best peer" in line.what]
+    assert against == [([0.5], True), ([2.0], False)]
+
+
+def test_what_a_push_costs_is_told_beside_sending_alone_and_beside_what_two_cores_allow() -> None:
+    run = dict.fromkeys(("wal_bytes", "dead_versions", "peak_rss_mb"), 1.0) | {
+        "worker_cpu_ms": 50.0,
+        "postgres_cpu_ms": 30.0,
+        "sink_cpu_ms": 20.0,
+        "pushes_per_s": 15_000.0,
+    }
+    assert allowed_per_s(run) == 20_000.0
+    alone = {"worker_cpu_ms": 200.0}
+    first, second, third, *others = drain_lines(
+        {queues.LISTENER: [run, run], "other": [{**run, "pushes_per_s": 5_000.0}] * 2},
+        [alone, alone],
+        "plain",
+        cost=True,
+    )
+    assert (first.here, first.met, first.peers) == ([0.25, 0.25], True, {"other": [0.25, 0.25]})
+    assert (second.here, second.met, second.peers) == ([0.75, 0.75], False, {"other": [0.25, 0.25]})
+    assert third.here == [3.0, 3.0]
+    assert all(line.depends is Depends.NOTHING for line in (first, second, third))
+    assert all(line.goal is None for line in others if line.depends is not Depends.NOTHING)
+
+
+def test_on_a_slow_disk_what_comes_after_the_commit_is_told_in_bare_loops_of_the_fast_one() -> None:
+    def figures(insert: float, own: float) -> dict[str, float]:
+        return {
+            "insert_p50_ms": insert,
+            "insert_p99_ms": 2 * insert,
+            "commit_p50_ms": insert - own,
+            "own_p50_ms": own,
+        }
+
+    fast = {queues.LISTENER: figures(2.4, 1.0), queues.BARE: figures(2.0, 1.0), "other": figures(3.0, 1.0)}
+    slow = {queues.LISTENER: figures(8.0, 6.0), "other": figures(14.0, 6.0)}
+    lines = {line.what: line for line in idle_lines([fast], [slow], ["other"])}
+    assert lines["insert to request, idle, median, to the bare loop's"].here == [1.2]
+    (after,) = (line for what, line in lines.items() if what.startswith("from the commit"))
+    assert (after.here, after.met, after.peers) == ([1.0], True, {"other": [4.0]})
+    against = {what: line.met for what, line in lines.items() if what.endswith("the best peer's")}
+    assert len(against) == 4
+    assert all(against.values())
 
 
 def test_neither_settings_nor_proxies_of_the_environment_reach_what_is_measured() -> None:

@@ -9,8 +9,21 @@ import orjson
 import pytest
 from click.testing import CliRunner
 
+from listener.demo.embedded import EmbeddedPostgres
 from tests.benchmarks import __main__ as command
-from tests.benchmarks import broadcast, clients, drain, history, latency, lookups, queues, rig, scale
+from tests.benchmarks import (
+    broadcast,
+    calibration,
+    clients,
+    drain,
+    history,
+    latency,
+    lookups,
+    queues,
+    rig,
+    scale,
+    stages,
+)
 from tests.benchmarks.options import Options
 from tests.benchmarks.report import Line, at_least
 
@@ -20,6 +33,27 @@ def test_a_backlog_is_drained_over_tls() -> None:
     assert set(found) == set(drain.FIGURES)
     assert all(value > 0 for value in found.values()), found
     assert found["dead_versions"] >= 2  # claimed and settled
+
+
+def test_sending_alone_is_measured_beside_it() -> None:
+    found = drain.measure_alone(4_000, 20.0, tls=True)
+    assert set(found) == {"worker_cpu_ms", "pushes_per_s"}
+    assert all(value > 0 for value in found.values()), found
+
+
+def test_every_push_is_cut_into_its_stages(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(latency, "_WARM_UP", 2)
+    found = stages.measure(100, 1, 0.0, {})
+    assert len(found) > 10
+    assert all(0 <= time < 60_000 for push in found for time in push.values()), found
+
+
+def test_a_machine_is_calibrated() -> None:
+    with rig.postgres() as server:
+        found = calibration.calibrate(server)
+        calibration.calibrate(server)
+    assert set(found) >= set(calibration.SCALES.values())
+    assert all(sample > 0 for samples in found.values() for sample in samples)
 
 
 def test_the_indexes_for_lookups_are_in_one_database_and_not_in_the_other() -> None:
@@ -48,9 +82,33 @@ def test_every_way_in_is_measured() -> None:
 
 def test_a_broadcast_is_measured_beside_pushes_to_devices(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(broadcast, "_BEFORE_S", 0.5)
-    found = broadcast.measure(300)
-    assert list(found) == ["to devices", "broadcast"]
+    found = broadcast.measure(300, 600)
+    assert list(found) == ["to devices", "broadcast", "in one INSERT"]
     assert all(arm.insert_s > 0 and arm.sent_per_s > 0 for arm in found.values()), found
+    assert all(arm.postgres_us > 0 and arm.peak_mb > 0 for arm in found.values()), found
+
+
+def _calibrated(server: EmbeddedPostgres) -> dict[str, list[float]]:
+    return {name: [1.0] for name in calibration.SCALES.values()}
+
+
+def test_a_run_is_compared_with_an_earlier_one(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    figures = iter([1.0, 1.0, 2.0, 2.0])
+
+    def works(options: Options) -> list[Line]:
+        return [Line("a figure", "{:.0f}", [next(figures) for _ in range(options.runs)])]
+
+    monkeypatch.setattr(command, "PARTS", {"part": works})
+    monkeypatch.setattr(command, "calibrate", _calibrated)
+    file = tmp_path / "figures.json"
+    arguments = ["--no-peers", "--runs", "2", "--json", str(file)]
+    assert CliRunner().invoke(command.main, arguments).exit_code == 0
+    done = CliRunner().invoke(command.main, [*arguments, "--compare", str(file)])
+    assert done.exit_code == 0, done.output
+    assert "worse: a figure" in done.output
+    refused = CliRunner().invoke(command.main, [*arguments, "--compare", str(file), "--quick"])
+    assert refused.exit_code == 2
+    assert "quick was False and is True" in refused.output
 
 
 def test_what_fails_is_told_and_the_rest_goes_on(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -61,6 +119,7 @@ def test_what_fails_is_told_and_the_rest_goes_on(monkeypatch: pytest.MonkeyPatch
         return [Line("latency given", "{:.0f} ms", [options.latency_ms] * options.runs, at_least(5))]
 
     monkeypatch.setattr(command, "PARTS", {"bad": fails, "good": works})
+    monkeypatch.setattr(command, "calibrate", _calibrated)
     file = tmp_path / "figures.json"
     arguments = ["--no-peers", "--runs", "2", "--latency", "7", "--set", "LEASE=60", "--json", str(file)]
     done = CliRunner().invoke(command.main, arguments)
@@ -104,6 +163,7 @@ def test_what_has_been_measured_is_kept_when_a_run_is_ended(
         raise KeyboardInterrupt
 
     monkeypatch.setattr(command, "PARTS", {"first": works, "second": interrupted})
+    monkeypatch.setattr(command, "calibrate", _calibrated)
     as_json, as_markdown = tmp_path / "figures.json", tmp_path / "figures.md"
     arguments = ["--no-peers", "--json", str(as_json), "--markdown", str(as_markdown)]
     assert CliRunner().invoke(command.main, arguments).exit_code == 1
