@@ -22,6 +22,7 @@ import orjson
 import psycopg
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
+from listener.demo.embedded import EmbeddedPostgres
 from tests.benchmarks import (
     backlog,
     broadcast,
@@ -57,11 +58,10 @@ _ONCE = ("backlog", "idle", "history", "broadcast")
 _LIBRARIES = ("psycopg", "aiohttp", "uvloop", "orjson", "pydantic")
 
 
-def run_part(name: str, options: Options) -> Fraction:
-    """One part; whatever it fails of is what it has found."""
+def run_part(name: str, options: Options, server: EmbeddedPostgres) -> Fraction:
+    """One part; whatever it fails of is what it has found. The server is for the calibration."""
     began, load = time.monotonic(), os.getloadavg()[0]
-    with rig.postgres() as server:
-        calibration = calibrate(server)
+    calibration = calibrate(server)
     try:
         lines, failure = PARTS[name](options), None
     except Exception as error:
@@ -70,9 +70,9 @@ def run_part(name: str, options: Options) -> Fraction:
     return Fraction(name, time.monotonic() - began, load, lines, failure, calibration)
 
 
-def machine(peers: tuple[str, ...]) -> dict[str, Any]:
+def machine(server: EmbeddedPostgres, peers: tuple[str, ...]) -> dict[str, Any]:
     """What the figures are of."""
-    with rig.postgres() as server, psycopg.connect(server.uri) as conn:
+    with psycopg.connect(server.uri) as conn:
         row = conn.execute("select current_setting('server_version')").fetchone()
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -230,15 +230,18 @@ def main(
             compare.check(old, options_as_dict(options))
         except compare.NotComparable as why:
             raise click.BadParameter(str(why), param_hint="--compare") from None
-    facts = machine(beside)
     parts: list[Fraction] = []
-    with Progress(
-        SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn(), console=rig.errors
-    ) as shown:
+    with (
+        rig.postgres() as server,
+        Progress(
+            SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn(), console=rig.errors
+        ) as shown,
+    ):
+        facts = machine(server, beside)
         names = [name for name in PARTS if name in (only or PARTS)]
         for number, name in enumerate(names, 1):
             task = shown.add_task(f"{name} ({number} of {len(names)})", total=None)
-            parts.append(run_part(name, options))
+            parts.append(run_part(name, options, server))
             shown.remove_task(task)
             if json_file is not None:
                 json_file.write_bytes(as_json(facts, options, parts))

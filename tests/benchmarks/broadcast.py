@@ -18,7 +18,7 @@ from __future__ import annotations
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -185,7 +185,11 @@ def _insert(conn: psycopg.Connection, statement: str, rows: int) -> tuple[int, i
 def part(options: Options) -> list[Line]:
     """One run."""
     users, rows = (20_000, 100_000) if options.quick else (USERS, 1_000_000)
-    found = measure(users, rows)
+    return broadcast_lines(measure(users, rows), rows)
+
+
+def broadcast_lines(found: Mapping[str, Arm], rows: int) -> list[Line]:
+    """The figures of all three arms; ``rows``: pushes of the third one."""
     devices, broadcast, many = found[DEVICES], found[BROADCAST], found[ROWS]
     one_insert = f"one INSERT of {rows:,}"
     lines = [

@@ -91,13 +91,13 @@ class Source:
         """Inserts pushes until they arrive, and then some more."""
         for _ in range(_WARM_UP):
             before = sink.count()
-            for _ in range(100):
+
+            def arrives(before: int = before) -> bool:
                 self.insert()
                 time.sleep(0.1)
-                if sink.count() > before:
-                    break
-            else:
-                raise rig.BenchmarkFailed("what was inserted never came to the sink")
+                return sink.count() > before
+
+            rig.until(arrives, "what was inserted has not come to the sink")
         self.inserts.clear()
 
     def latencies(self, arrived: Mapping[UUID, int]) -> dict[str, list[float]]:

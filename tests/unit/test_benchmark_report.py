@@ -12,8 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from tests.benchmarks import queues, rig
+from tests.benchmarks import broadcast, queues, rig
 from tests.benchmarks.backlog import waits_ms
+from tests.benchmarks.broadcast import Arm, broadcast_lines
 from tests.benchmarks.drain import allowed_per_s, drain_lines
 from tests.benchmarks.latency import AtRate, idle_lines, rate_lines, stamp_us
 from tests.benchmarks.report import (
@@ -215,6 +216,21 @@ def test_what_a_push_costs_is_told_beside_sending_alone_and_beside_what_two_core
     assert third.here == [3.0, 3.0]
     assert all(line.depends is Depends.NOTHING for line in (first, second, third))
     assert all(line.goal is None for line in others if line.depends is not Depends.NOTHING)
+
+
+def test_pushes_to_users_are_told_beside_those_to_devices() -> None:
+    devices = Arm(1.0, 4_000.0, 100.0, 90.0, before_ms=[5.0], inserting_ms=[], sending_ms=[50.0, 120.0])
+    users = replace(devices, sent_per_s=3_000.0, postgres_us=130.0)
+    found = {broadcast.DEVICES: devices, broadcast.BROADCAST: users, broadcast.ROWS: devices}
+    lines = {line.what: (line.value, line.met) for line in broadcast_lines(found, 1_000)}
+    assert lines == {
+        "Postgres' CPU of a push, to users against to devices": (1.3, False),
+        "pushes a second, to users against to devices": (0.75, None),
+        "one INSERT of 1,000: pushes a second": (4_000.0, None),
+        "one INSERT of 1,000: memory of the process, most": (90.0, True),
+        "one INSERT of 1,000: high priority while it is sent, median": (50.0, None),
+        "one INSERT of 1,000: high priority while it is sent, 99 %": (120.0, False),
+    }
 
 
 def test_on_a_slow_disk_what_comes_after_the_commit_is_told_in_bare_loops_of_the_fast_one() -> None:
