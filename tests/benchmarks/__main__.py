@@ -30,6 +30,7 @@ from tests.benchmarks import (
     drain,
     faults,
     history,
+    horizon,
     idle,
     inserts,
     latency,
@@ -50,11 +51,12 @@ PARTS: dict[str, Callable[[Options], list[Line]]] = {
     "idle": idle.part,
     "history": history.part,
     "broadcast": broadcast.part,
+    "horizon": horizon.part,
     "scale": scale.part,
     "takeover": takeover.part,
     "faults": faults.part,
 }
-_ONCE = ("backlog", "idle", "history", "broadcast")
+_ONCE = ("backlog", "idle", "history", "broadcast", "horizon")
 _LIBRARIES = ("psycopg", "aiohttp", "uvloop", "orjson", "pydantic")
 
 
@@ -175,7 +177,7 @@ def _with_peers() -> bool:
 
 
 @click.command()
-@click.option("--quick", is_flag=True, help="Eight minutes instead of half an hour: one run, fewer rows.")
+@click.option("--quick", is_flag=True, help="A quarter of an hour instead of an hour: one run, fewer rows.")
 @click.option("--only", multiple=True, type=click.Choice(list(PARTS)), help="Default: all of them.")
 @click.option("--runs", type=click.IntRange(1), help="Of each measurement; default 3, with --quick 1.")
 @click.option(

@@ -33,6 +33,8 @@ from listener.postgres.connect import Pool, prepare_session
 from listener.postgres.queue import Queue
 from listener.push import Decision, LogLine, Settlement, Status
 from tests.benchmarks import drain, rig
+from tests.benchmarks.options import Options
+from tests.benchmarks.report import Line, at_most
 
 _LEASE_S = 5.0
 """Short: what was in the index as a lease that was to end is in the way of a claim once that time has come."""
@@ -206,6 +208,23 @@ async def measure(rows: int, sent: int, batch: int, shared_buffers: str) -> Foun
             return Found(free, held, released, await other.step(each, batch))
 
 
+def ratio(found: Found) -> float:
+    """What a push costs a claim with the snapshot, to without."""
+    free, held = (
+        sum(step.claim for step in steps) / sum(step.claimed for step in steps)
+        for steps in (found.free, found.held)
+    )
+    return held / free
+
+
+def part(options: Options) -> list[Line]:
+    """One run."""
+    sent = 200_000 if options.quick else 1_000_000
+    found = asyncio.run(measure(16_000, sent, 500, "1GB"))
+    what = f"claim with {sent:,} pushes sent since the oldest snapshot, to without one"
+    return [Line(what, "{:.2f}", [ratio(found)], at_most(1.5))]
+
+
 @click.command()
 @click.option("--rows", default=200_000, show_default=True, type=click.IntRange(10_000))
 @click.option(
@@ -238,11 +257,11 @@ def main(rows: int, sent: int, batch: int, shared_buffers: str) -> None:
     for head in heads:
         table.add_column(head, justify="right")
     for number, (free, held) in enumerate(zip(found.free, found.held, strict=True), 1):
-        ratio = held.a_claim / free.a_claim
-        cells = (free.a_claim, held.a_claim, ratio, free.a_whole, held.a_whole, held.wholes / held.seconds)
+        dearer = held.a_claim / free.a_claim
+        cells = (free.a_claim, held.a_claim, dearer, free.a_whole, held.a_whole, held.wholes / held.seconds)
         table.add_row(
             f"up to {sent + rows * number // _STEPS:,}",
-            *(f"{value:.2f}" if value is ratio else f"{value:.1f}" for value in cells),
+            *(f"{value:.2f}" if value is dearer else f"{value:.1f}" for value in cells),
             f"{free.a_settle:.1f}",
             f"{held.a_settle:.1f}",
         )
@@ -252,10 +271,7 @@ def main(rows: int, sent: int, batch: int, shared_buffers: str) -> None:
             what, "", f"{step.a_claim:.1f}", "", "", f"{step.a_whole:.1f}", "", "", f"{step.a_settle:.1f}"
         )
     rig.console.print(table)
-    means = [
-        sum(s.claim for s in steps) / sum(s.claimed for s in steps) for steps in (found.free, found.held)
-    ]
-    rig.console.print(f"claims with a snapshot against without, all together: {means[1] / means[0]:.2f}")
+    rig.console.print(f"claims with a snapshot against without, all together: {ratio(found):.2f}")
 
 
 if __name__ == "__main__":
