@@ -88,7 +88,7 @@ _WAITS: dict[str, Callable[[Arm], list[float]]] = {
 }
 
 
-def measure(users: int, rows: int = 0) -> dict[str, Arm]:
+def measure(users: int, rows: int = 0, settings: Mapping[str, str] | None = None) -> dict[str, Arm]:
     """One run of each arm."""
     statements = {}
     if users:
@@ -99,7 +99,7 @@ def measure(users: int, rows: int = 0) -> dict[str, Arm]:
     found = {}
     with rig.postgres() as server, rig.sink(_LATENCY_MS) as sink:
         queue = queues.install(queues.LISTENER, server, "broadcast")
-        with queue.connect() as conn, queue.worker(sink, {}) as worker:
+        with queue.connect() as conn, queue.worker(sink, settings or {}) as worker:
             conn.execute(_LOAD.format(users=users).encode())
             conn.execute(queue.insert(Push()).replace(":n", "0").encode())
             rig.until(lambda: sink.count() > 0, "no push has come to the sink", by=worker)
@@ -185,7 +185,7 @@ def _insert(conn: psycopg.Connection, statement: str, rows: int) -> tuple[int, i
 def part(options: Options) -> list[Line]:
     """One run."""
     users, rows = (20_000, 100_000) if options.quick else (USERS, 1_000_000)
-    return broadcast_lines(measure(users, rows), rows)
+    return broadcast_lines(measure(users, rows, options.settings), rows)
 
 
 def broadcast_lines(found: Mapping[str, Arm], rows: int) -> list[Line]:
