@@ -220,8 +220,8 @@ def main(
     Each part is a module of tests.benchmarks as well, with options of its own. The exit code is 1 when a part could not
     be measured; a goal that is missed is shown, and changes nothing. The files are written after each part.
 
-    --set reaches all parts but history, horizon and faults. Settings of push-listener and proxies in the environment reach
-    nothing that is measured.
+    --set reaches all parts but history, horizon and faults. Settings of push-listener and proxies in the environment
+    reach nothing that is measured.
 
     Needs Linux, and for history 25 GB of disk (with --quick 2.5 GB) where temporary files are made.
     """

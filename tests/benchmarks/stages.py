@@ -26,6 +26,7 @@ import click
 import orjson
 from rich.table import Table
 
+from listener.demo.embedded import EmbeddedPostgres
 from tests.benchmarks import latency, queues, rig
 from tests.benchmarks.options import setting
 from tests.benchmarks.queues import Push
@@ -65,28 +66,28 @@ def cut(
     found = []
     claimed = {push_id: (began, ended) for began, ended, ids in claims for push_id in ids}
     for push_id, arrival in arrived_ns.items():
-        inserted = latency.stamp_us(push_id)
-        if inserted is None:
+        stamp = latency.stamp_us(push_id)
+        if stamp is None:
             continue
+        inserted = stamp * 1000
         began, ended = claimed[push_id]
-        committed = min(commits[number_of(push_id)], began)
-        at = (inserted * 1000, committed, began, ended, arrival)
+        # A claim that waits for a connection may begin before the INSERT whose row it finds.
+        began = max(began, inserted)
+        at = (inserted, min(commits[number_of(push_id)], began), began, ended, arrival)
         found.append(
             {stage: (until - since) / 1e6 for stage, since, until in zip(STAGES, at, at[1:], strict=False)}
         )
     return found
 
 
-def measure(rate: int, seconds: int, flush_ms: float, settings: Mapping[str, str]) -> list[dict[str, float]]:
-    """One run."""
-    with (
-        tempfile.TemporaryDirectory() as directory,
-        rig.postgres(**rig.slow_disk(flush_ms)) as server,
-        rig.sink() as sink,
-    ):
-        queue = queues.install(queues.LISTENER, server)
+def measure(
+    server: EmbeddedPostgres, rate: int, seconds: int, settings: Mapping[str, str] | None = None
+) -> list[dict[str, float]]:
+    """One run, in a new database."""
+    with tempfile.TemporaryDirectory() as directory, rig.sink() as sink:
+        queue = queues.install(queues.LISTENER, server, "stages")
         claims, log = Path(directory, "claims"), Path(directory, "log")
-        environment = rig.listener_environment(queue.dsn, sink, **settings)
+        environment = rig.listener_environment(queue.dsn, sink, **(settings or {}))
         with (
             rig.module("tests.benchmarks.watched", str(claims), environment=environment) as worker,
             queue.connect() as conn,
@@ -95,7 +96,6 @@ def measure(rate: int, seconds: int, flush_ms: float, settings: Mapping[str, str
             source.warm_up(sink)
             source.close()
             sink.reset()
-            rig.say(f"stages: {rate:,} a second, {flush_ms:g} ms to commit")
             rig.pgbench(
                 queue.dsn,
                 queue.insert(Push(id=_NUMBERED)),
@@ -141,7 +141,8 @@ def main(rate: int, seconds: int, disks: tuple[float, ...], settings: dict[str, 
     """Where the time goes from insert to request."""
     rig.console.print(rig.machine())
     for flush_ms in disks:
-        pushes = measure(rate, seconds, flush_ms, settings)
+        with rig.postgres(**rig.slow_disk(flush_ms)) as server:
+            pushes = measure(server, rate, seconds, settings)
         rig.console.print(show(f"{rate:,} a second, {flush_ms:g} ms more to commit", pushes))
 
 

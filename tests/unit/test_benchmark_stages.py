@@ -32,15 +32,15 @@ def test_pgbench_logs_the_pushes_of_each_client_in_order() -> None:
 
 
 @pytest.mark.parametrize(
-    ("committed", "stages"),
+    ("committed", "began", "stages"),
     [
-        (2.0, [2.0, 3.0, 1.0, 0.5]),
-        (5.5, [5.0, 0.0, 1.0, 0.5]),  # the claim has seen the row before the client was told
+        (2.0, 5.0, [2.0, 3.0, 1.0, 0.5]),
+        (5.5, 5.0, [5.0, 0.0, 1.0, 0.5]),  # the claim has seen the row before the client was told
+        (2.0, -1.0, [0.0, 0.0, 6.0, 0.5]),  # the claim began before the INSERT
     ],
 )
-def test_each_stage_ends_where_the_next_begins(committed: float, stages: list[float]) -> None:
+def test_each_stage_ends_where_the_next_begins(committed: float, began: float, stages: list[float]) -> None:
     push = stamped(0, 1)
-    found = cut(
-        {push: after(6.5), "no stamp": 1}, {(0, 1): after(committed)}, [(after(5.0), after(6.0), [push])]
-    )
+    claim = (after(began), after(6.0), [push])
+    found = cut({push: after(6.5), "no stamp": 1}, {(0, 1): after(committed)}, [claim])
     assert found == [pytest.approx(dict(zip(STAGES, stages, strict=True)), abs=1e-3)]

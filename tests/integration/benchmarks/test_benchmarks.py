@@ -29,7 +29,7 @@ from tests.benchmarks.report import Line, at_least
 
 
 def test_a_backlog_is_drained_over_tls() -> None:
-    found = drain.measure(queues.LISTENER, 4_000, 20.0, tls=True)
+    found = drain.measure(queues.LISTENER, 4_000, 20.0, tls=True, settings={"MAX_IN_FLIGHT": "100"})
     assert set(found) == set(drain.FIGURES)
     assert all(value > 0 for value in found.values()), found
     assert found["dead_versions"] >= 2  # claimed and settled
@@ -42,13 +42,6 @@ def test_sending_alone_is_measured_beside_it(monkeypatch: pytest.MonkeyPatch) ->
     assert all(value > 0 for value in found.values()), found
 
 
-def test_every_push_is_cut_into_its_stages(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(latency, "_WARM_UP", 2)
-    found = stages.measure(100, 1, 0.0, {})
-    assert len(found) > 10
-    assert all(0 <= time < 60_000 for push in found for time in push.values()), found
-
-
 def test_the_indexes_for_lookups_are_in_one_database_and_not_in_the_other() -> None:
     found = lookups.measure(4 * lookups.CLIENTS, 1, 1000, 100, ["of a user", "of a user, dead"])
     for arms in found.values():
@@ -57,14 +50,19 @@ def test_the_indexes_for_lookups_are_in_one_database_and_not_in_the_other() -> N
             assert arms["with"][figure] > arms["without"][figure]
 
 
-def test_pushes_at_a_rate_arrive(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pushes_at_a_rate_arrive_and_the_time_of_each_is_cut_into_stages(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(latency, "_WARM_UP", 2)
-    with rig.postgres() as server:
+    with rig.postgres(**rig.slow_disk(1)) as server:
         found = latency.at_rate(server, queues.LISTENER, 100, 1)
+        pushes = stages.measure(server, 100, 1)
     assert found is not None
     assert found.inserted_per_s > 10
     assert len(found.ms) > 10
     assert all(0 < value < 60_000 for value in found.ms)
+    assert len(pushes) > 10
+    assert all(0 <= value < 60_000 for push in pushes for value in push.values()), pushes
 
 
 def test_every_way_in_is_measured() -> None:
