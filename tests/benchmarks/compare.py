@@ -42,9 +42,9 @@ class Compared:
     """One line in both runs."""
 
     what: str
-    old: float
-    """Scaled."""
-    new: float
+    old: Sequence[float]
+    """The figure, scaled, and the least and the most of the runs."""
+    new: Sequence[float]
     ratio: float
     """New to old."""
     verdict: str
@@ -128,8 +128,15 @@ def _compared(old: Json, new: Json, factor: Factor) -> Compared:
         verdict = "better" if new["more_is_better"] else "worse"
     elif ratio < 1 / _TOLERATED and max(now) < min(then) * factor.least:
         verdict = "worse" if new["more_is_better"] else "better"
-    has_spread = min(len(then), len(now)) > 1
-    return Compared(new["what"], scaled, value, ratio, verdict, new["depends"], has_spread)
+    return Compared(
+        new["what"],
+        (scaled, min(then) * factor.value, max(then) * factor.value),
+        (value, min(now), max(now)),
+        ratio,
+        verdict,
+        new["depends"],
+        has_spread=min(len(then), len(now)) > 1,
+    )
 
 
 def table(lines: Sequence[Compared], title: str) -> Table:
@@ -142,6 +149,13 @@ def table(lines: Sequence[Compared], title: str) -> Table:
     colours = {"worse": "red", "better": "green", "": ""}
     for line in lines:
         verdict = line.verdict if line.has_spread or not line.verdict else f"{line.verdict}? (one run)"
-        figures = (f"{line.old:,.4g}", f"{line.new:,.4g}", f"{line.ratio:.2f}")
-        made.add_row(line.what, *figures, Text(verdict, colours[line.verdict]), line.depends)
+        then, now = (_written(side, line.has_spread) for side in (line.old, line.new))
+        made.add_row(
+            line.what, then, now, f"{line.ratio:.2f}", Text(verdict, colours[line.verdict]), line.depends
+        )
     return made
+
+
+def _written(side: Sequence[float], has_spread: bool) -> str:
+    value, least, most = (f"{each:,.0f}" if abs(each) >= 1000 else f"{each:.3g}" for each in side)
+    return f"{value} ({least} to {most})" if has_spread else value

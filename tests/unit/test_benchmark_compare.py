@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tests.benchmarks.calibration import CPU_MS, SCALES
-from tests.benchmarks.compare import Compared, NotComparable, check, compare, differences, missing, table
+from tests.benchmarks.compare import NotComparable, check, compare, differences, missing, table
 from tests.benchmarks.report import Depends, Fraction, Goal, Line, at_least, at_most
 
 OPTIONS = {"runs": 3, "quick": False, "settings": {}}
@@ -111,5 +111,12 @@ def test_other_machines_and_lines_that_only_one_run_has_are_told() -> None:
 
 
 def test_a_verdict_of_single_runs_is_doubted() -> None:
-    shown = table([Compared("x", 1.0, 2.0, 2.0, "worse", "", has_spread=False)], "a title")
-    assert [str(cell) for cell in shown.columns[4].cells] == ["worse? (one run)"]
+    several = compare(run([1.0, 1.2], what="several"), run([1500.0, 2000.0], what="several"))
+    single = compare(run([1.0], what="single"), run([2.0], what="single"))
+    then, now, verdicts = (
+        [str(cell) for cell in table([*several, *single], "a title").columns[number].cells]
+        for number in (1, 2, 4)
+    )
+    assert then == ["1.1 (1 to 1.2)", "1"]
+    assert now == ["1,750 (1,500 to 2,000)", "2"]
+    assert verdicts == ["worse", "worse? (one run)"]
