@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 
 import pytest
@@ -81,12 +82,32 @@ def test_a_refused_lock_is_not_asked_for_again_at_once() -> None:
     assert policy.want(100.56) is Want.POLL
 
 
-def test_whether_transactions_queue_is_asked_once_a_second() -> None:
+def questions(policy: PollingPolicy, since: float, seconds: float) -> list[float]:
+    """Notifications come 100 times a second; returns when the worker asks whether transactions queue, and none does."""
+    asked, now = [], since
+    while now < since + seconds:
+        now += 0.01
+        policy.notified(now)
+        if policy.want(now) is Want.POLL_IF_CROWDED:
+            policy.tried(now)
+            asked.append(now - since)
+    return asked
+
+
+def test_whether_transactions_queue_is_asked_soon_again_and_then_once_a_second() -> None:
     policy = PollingPolicy()
-    assert notifications(policy, 100.0, 1.0, 100.0)[-1] is Want.POLL_IF_CROWDED
-    policy.tried(101.0)
-    assert set(notifications(policy, 101.0, 0.97, 100.0)) == {Want.SLEEP}
-    assert notifications(policy, 101.97, 0.05, 100.0)[-1] is Want.POLL_IF_CROWDED
+    asked = questions(policy, 100.0, 6.0)
+    pauses = [later - earlier for earlier, later in itertools.pairwise(asked)]
+    assert pauses[:6] == pytest.approx([0.1, 0.2, 0.4, 0.8, 1.0, 1.0], abs=0.02)
+    assert min(pauses[6:]) > 0.97
+    assert asked[0] < 0.1
+
+
+def test_after_a_pause_it_is_asked_soon_again() -> None:
+    policy = PollingPolicy()
+    questions(policy, 100.0, 6.0)
+    first, second, *_ = questions(policy, 109.0, 1.0)
+    assert second - first == pytest.approx(0.1, abs=0.02)
 
 
 def test_polling_stops_when_nothing_comes_but_not_at_once() -> None:
