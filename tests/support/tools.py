@@ -12,11 +12,14 @@ missing: set[str] = set()
 """The programs that tests asked for and this machine lacks."""
 
 
-def tool(name: str) -> str:
-    """The path of a program such as promtool. Without it the test is skipped; where CI=true, it fails."""
+def tool(*names: str) -> str:
+    """The path of a program such as promtool: the first of these that is here. Without one the test is skipped; where
+    CI=true, it fails.
+    """
     # Debian has servers where only root's path leads.
-    found = shutil.which(name, path=os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/sbin"]))
-    return found or lacking(name)
+    places = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/sbin"])
+    found = (shutil.which(name, path=places) for name in names)
+    return next(filter(None, found), None) or lacking(names[-1])
 
 
 def lacking(name: str) -> NoReturn:

@@ -257,7 +257,7 @@ async def site(database: Database, monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
     expect.set_options(timeout=PATIENCE * 1000)
     with rest.serving(database) as server:
         build(tmp_path, server)
-        async with hosting(tmp_path / "public") as url, chromium() as browser:
+        async with hosting(tmp_path / "public") as url, chromium(whole=True) as browser:
             context = await browser.new_context()
             await context.grant_permissions(["notifications"], origin=url)
             await context.add_init_script(_SUBSCRIBED)

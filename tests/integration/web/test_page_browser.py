@@ -1,4 +1,8 @@
-"""The page of a real service in a real Chromium. ``tab`` fails a test whose page breaks the security policy."""
+"""The page of a real service in a real Chromium. ``tab`` fails a test whose page breaks the security policy.
+
+To start a browser takes as long as most of these tests. They share one, and so an event loop, and each has a profile
+of its own.
+"""
 
 from __future__ import annotations
 
@@ -7,17 +11,20 @@ import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
-from typing import Any, Literal
+from typing import Any
 from uuid import UUID
 
 import pytest
+import pytest_asyncio
 from playwright.async_api import Browser, Page, Route, expect
 
 from listener.emulator import Emulator
 from listener.service import Service
 from tests.support.browser import DESK, PHONE, barriers, chromium, tab
 from tests.support.postgres import Database
-from tests.support.service import PATIENCE, Rows, serving, settings_for
+from tests.support.service import PATIENCE, Rows, rows_of, serving, settings_for
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 NASTY = "<img src=x onerror=alert(1)> [red]\x1b[2J"
 USER, OTHER = UUID(int=1), UUID(int=2)
@@ -26,14 +33,35 @@ USER, OTHER = UUID(int=1), UUID(int=2)
 expect.set_options(timeout=PATIENCE * 1000)
 
 
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def browser() -> AsyncIterator[Browser]:
+    async with chromium() as started:
+        yield started
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def rows(database: Database) -> AsyncIterator[Rows]:
+    async with rows_of(database.dsn) as opened:
+        yield opened
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def emulator() -> AsyncIterator[Emulator]:
+    async with Emulator() as started:
+        yield started
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def service(database: Database, emulator: Emulator) -> AsyncIterator[Service]:
+    async with serving(settings_for(database.dsn, emulator)) as running:
+        yield running
+
+
 @asynccontextmanager
-async def page_of(service: Service, path: str = "/", **options: Any) -> AsyncIterator[tuple[Browser, Page]]:
-    """A page of the service in a browser of its own."""
-    async with (
-        chromium() as browser,
-        tab(browser, f"http://127.0.0.1:{service.port}{path}", **options) as page,
-    ):
-        yield browser, page
+async def page_of(browser: Browser, service: Service, path: str = "/", **options: Any) -> AsyncIterator[Page]:
+    """A page of the service."""
+    async with tab(browser, f"http://127.0.0.1:{service.port}{path}", **options) as page:
+        yield page
 
 
 async def dead(rows: Rows, count: int, code: str, user: UUID = USER, title: str = "t") -> list[UUID]:
@@ -57,8 +85,10 @@ async def actions(rows: Rows) -> list[tuple[str, str, int]]:
     return [(row["who"], row["what"], row["affected"]) for row in found]
 
 
-async def test_a_push_that_sql_inserts_appears_without_navigation(rows: Rows, service: Service) -> None:
-    async with page_of(service) as (_, page):
+async def test_a_push_that_sql_inserts_appears_without_navigation(
+    browser: Browser, rows: Rows, service: Service
+) -> None:
+    async with page_of(browser, service) as page:
         await expect(page.locator("#latest")).to_contain_text("No push yet")
         await expect(page.locator("[data-contact]")).to_have_text("Live")
         navigated = False
@@ -76,9 +106,11 @@ async def test_a_push_that_sql_inserts_appears_without_navigation(rows: Rows, se
         assert await page.locator("#latest img").count() == 0
 
 
-async def test_a_dead_push_is_requeued_by_keyboard_alone(rows: Rows, service: Service) -> None:
+async def test_a_dead_push_is_requeued_by_keyboard_alone(
+    browser: Browser, rows: Rows, service: Service
+) -> None:
     (push_id,) = await dead(rows, 1, "UNREGISTERED")
-    async with page_of(service) as (_, page):
+    async with page_of(browser, service) as page:
         await page.keyboard.press("g")
         await page.keyboard.press("p")
         await page.wait_for_url("**/pushes")
@@ -99,10 +131,12 @@ async def test_a_dead_push_is_requeued_by_keyboard_alone(rows: Rows, service: Se
     assert (row["status"], row["error_code"]) != ("dead", "UNREGISTERED")
 
 
-async def test_what_matches_a_filter_is_requeued_and_nothing_else(rows: Rows, service: Service) -> None:
+async def test_what_matches_a_filter_is_requeued_and_nothing_else(
+    browser: Browser, rows: Rows, service: Service
+) -> None:
     matching = await dead(rows, 3, "TOKEN_LOSS", USER)
     others = [*await dead(rows, 2, "TOKEN_LOSS", OTHER), *await dead(rows, 2, "UNREGISTERED", USER)]
-    async with page_of(service, f"/pushes?status=dead&code=TOKEN_LOSS&user={USER}") as (_, page):
+    async with page_of(browser, service, f"/pushes?status=dead&code=TOKEN_LOSS&user={USER}") as page:
         await expect(page.locator(".count")).to_have_text("3 match")
         await page.get_by_role("link", name="Requeue all…").click()
         await expect(page.locator(".preview .figures")).to_contain_text("3 pushes")
@@ -121,9 +155,11 @@ async def test_what_matches_a_filter_is_requeued_and_nothing_else(rows: Rows, se
         assert (row["status"], row["last_error"]) == ("dead", "as FCM said")
 
 
-async def test_ticked_boxes_survive_what_happens_meanwhile(rows: Rows, service: Service) -> None:
+async def test_ticked_boxes_survive_what_happens_meanwhile(
+    browser: Browser, rows: Rows, service: Service
+) -> None:
     ticked = await dead(rows, 2, "UNREGISTERED")
-    async with page_of(service, "/pushes") as (_, page):
+    async with page_of(browser, service, "/pushes") as page:
         for push_id in ticked:
             await page.locator(f"#row-{push_id} input").check()
         order = await page.locator("tr[data-row]").evaluate_all("rows => rows.map(row => row.id)")
@@ -138,10 +174,10 @@ async def test_ticked_boxes_survive_what_happens_meanwhile(rows: Rows, service: 
 
 
 async def test_a_payload_shows_when_it_is_asked_for_and_that_is_recorded(
-    rows: Rows, service: Service
+    browser: Browser, rows: Rows, service: Service
 ) -> None:
     push_id = await rows.add(device_token="secret-token-of-a-phone", title="t", body="your code is 4711")
-    async with page_of(service, f"/pushes/{push_id}") as (_, page):
+    async with page_of(browser, service, f"/pushes/{push_id}") as page:
         assert "4711" not in await page.content()
         assert "secret-token" not in await page.content()
         await page.get_by_role("button", name="Reveal").click()
@@ -149,8 +185,10 @@ async def test_a_payload_shows_when_it_is_asked_for_and_that_is_recorded(
     assert await actions(rows) == [("local", "reveal", 1)]
 
 
-async def test_a_test_push_is_sent(rows: Rows, emulator: Emulator, service: Service) -> None:
-    async with page_of(service, "/send") as (_, page):
+async def test_a_test_push_is_sent(
+    browser: Browser, rows: Rows, emulator: Emulator, service: Service
+) -> None:
+    async with page_of(browser, service, "/send") as page:
         await page.get_by_label("token", exact=False).first.fill("my-own-phone")
         await page.get_by_label("Title").fill("Hello")
         await page.get_by_role("main").get_by_role("button").click()
@@ -163,9 +201,9 @@ async def test_a_test_push_is_sent(rows: Rows, emulator: Emulator, service: Serv
 
 
 async def test_the_page_says_that_the_database_is_away_and_when_it_is_back(
-    database: Database, rows: Rows, service: Service
+    browser: Browser, database: Database, rows: Rows, service: Service
 ) -> None:
-    async with page_of(service) as (_, page):
+    async with page_of(browser, service) as page:
         await expect(page.locator("#verdict .verdict")).to_contain_text("Sending")
         await asyncio.to_thread(database.server.stop)
         await expect(page.locator("#verdict .verdict")).to_have_attribute("data-level", "trouble")
@@ -175,13 +213,13 @@ async def test_the_page_says_that_the_database_is_away_and_when_it_is_back(
 
 
 async def test_the_page_of_an_idle_process_shows_the_work_of_another(
-    database: Database, rows: Rows, emulator: Emulator, service: Service
+    browser: Browser, database: Database, rows: Rows, emulator: Emulator, service: Service
 ) -> None:
     """The first process is paused by a network of its own that refuses it; the second one sends."""
     async with serving(settings_for(database.dsn, emulator, worker_name="other")):
-        async with page_of(service, "/workers") as (_, page):
+        async with page_of(browser, service, "/workers") as page:
             await expect(page.locator("main")).to_contain_text("other")
-        async with page_of(service) as (_, page):
+        async with page_of(browser, service) as page:
             await expect(page.locator("[data-contact]")).to_have_text("Live")
             await rows.add_many(5)
             await expect(page.locator("#latest tr[data-row]")).to_have_count(5)
@@ -192,11 +230,7 @@ async def test_the_page_of_an_idle_process_shows_the_work_of_another(
 PATHS = ["/", "/pushes", "/pushes?status=dead", "/workers", "/actions", "/send"]
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("width", [PHONE, DESK])
-async def test_no_page_has_barriers(
-    rows: Rows, service: Service, width: int, scheme: Literal["light", "dark"]
-) -> None:
+async def test_no_page_has_barriers(browser: Browser, rows: Rows, service: Service) -> None:
     (push_id,) = await dead(rows, 1, "UNREGISTERED", title=NASTY)
     await rows.add_many(3)
     await rows.over(*[each for each in await rows.all() if each != push_id])
@@ -206,19 +240,25 @@ async def test_no_page_has_barriers(
         f"/preview?what=requeue&id={push_id}",
         "/preview?what=requeue&status=dead",
     ]
-    async with chromium() as browser:
-        for path in paths:
-            url = f"http://127.0.0.1:{service.port}{path}"
-            async with tab(browser, url, width=width, scheme=scheme, bypass_csp=True) as page:
-                await page.wait_for_load_state("load")
-                assert await barriers(page) == [], path
-                wide = await page.evaluate(
-                    "document.documentElement.scrollWidth > document.documentElement.clientWidth"
-                )
-                assert not wide, f"{path} is wider than the window"
+    for width in (PHONE, DESK):
+        async with page_of(browser, service, width=width, bypass_csp=True) as page:
+            for path in paths:
+                await page.goto(f"http://127.0.0.1:{service.port}{path}")
+                assert not await is_wide(page), f"{path} is wider than the window"
+                await page.emulate_media(color_scheme="light")
+                assert await barriers(page) == [], (path, width, "light")
+                await page.emulate_media(color_scheme="dark")
+                assert await barriers(page) == [], (path, width, "dark")
 
 
-async def test_no_page_breaks_the_policy(rows: Rows, service: Service) -> None:
+async def is_wide(page: Page) -> bool:
+    """Whether a reader has to scroll to the side."""
+    return bool(
+        await page.evaluate("document.documentElement.scrollWidth > document.documentElement.clientWidth")
+    )
+
+
+async def test_no_page_breaks_the_policy(browser: Browser, rows: Rows, service: Service) -> None:
     (push_id,) = await dead(rows, 1, "UNREGISTERED", title=NASTY)
     paths = [
         *PATHS,
@@ -227,20 +267,19 @@ async def test_no_page_breaks_the_policy(rows: Rows, service: Service) -> None:
         f"/preview?what=requeue&id={push_id}",
         "/pushes?status=nonsense",
     ]
-    async with chromium() as browser:
+    async with page_of(browser, service) as page:
         for path in paths:
-            async with tab(browser, f"http://127.0.0.1:{service.port}{path}") as page:
-                await page.wait_for_load_state("load")
+            await page.goto(f"http://127.0.0.1:{service.port}{path}")
 
 
 async def test_a_person_signs_in_acts_under_the_own_name_and_signs_out(
-    database: Database, rows: Rows, emulator: Emulator
+    browser: Browser, database: Database, rows: Rows, emulator: Emulator
 ) -> None:
     (push_id,) = await dead(rows, 1, "UNREGISTERED")
     tokens = {"page_token": "token-that-only-reads", "action_tokens": "anna:the-own-token-of-anna"}
     async with (
         serving(settings_for(database.dsn, emulator, **tokens)) as service,
-        page_of(service, f"/pushes/{push_id}") as (_, page),
+        page_of(browser, service, f"/pushes/{push_id}") as page,
     ):
         await page.wait_for_url("**/login**")
         await page.get_by_label("Token").fill("wrong-token-of-anna")
@@ -265,21 +304,25 @@ async def test_a_person_signs_in_acts_under_the_own_name_and_signs_out(
     assert await actions(rows) == [("anna", "requeue", 1)]
 
 
-async def test_a_push_that_only_changed_is_not_called_newer(rows: Rows, service: Service) -> None:
+async def test_a_push_that_only_changed_is_not_called_newer(
+    browser: Browser, rows: Rows, service: Service
+) -> None:
     """It is in the list, and its cells change in place."""
     push = await rows.add(title="t", status="sent", next_attempt_at=None)
-    async with page_of(service, "/pushes") as (_, page):
+    async with page_of(browser, service, "/pushes") as page:
         await expect(page.locator(f"#state-{push}")).to_contain_text("sent")
         await rows.query("update push_notifications set status = 'delivered', updated_at = now()")
         await expect(page.locator(f"#state-{push}")).to_contain_text("delivered")
         assert await page.locator("#newer").inner_text() == ""
 
 
-async def test_a_requeued_push_is_newer_in_the_list_of_what_waits(rows: Rows, service: Service) -> None:
+async def test_a_requeued_push_is_newer_in_the_list_of_what_waits(
+    browser: Browser, rows: Rows, service: Service
+) -> None:
     later = datetime.now(UTC) + timedelta(hours=1)
     first = await rows.add(title="t", device_token="t", next_attempt_at=later)
     old = await rows.add(title="t", device_token="t", status="dead", next_attempt_at=None)
-    async with page_of(service, "/pushes?status=pending") as (_, page):
+    async with page_of(browser, service, "/pushes?status=pending") as page:
         await rows.query(
             "update push_notifications set status = 'pending', updated_at = now(), next_attempt_at = %(later)s "
             "where id = %(old)s",
@@ -291,28 +334,37 @@ async def test_a_requeued_push_is_newer_in_the_list_of_what_waits(rows: Rows, se
         assert "1 newer" in await page.locator("#newer").inner_text()
 
 
-async def test_no_page_is_wider_than_a_phone(rows: Rows, service: Service) -> None:
+async def test_no_page_is_wider_than_a_phone(browser: Browser, rows: Rows, service: Service) -> None:
     push = await rows.add(
         title="A" * 180, topic="a" * 180, status="dead", error_code="X" * 60, next_attempt_at=None
     )
+    paths = [
+        "/",
+        "/pushes",
+        "/pushes?status=dead",
+        f"/pushes/{push}",
+        f"/preview?what=requeue&id={push}",
+        "/workers",
+        "/actions",
+        "/send",
+    ]
     wide = []
-    async with chromium() as browser:
-        for path in ("/", "/pushes", "/pushes?status=dead", f"/pushes/{push}", f"/preview?what=requeue&id={push}",
-                     "/workers", "/actions", "/send"):  # fmt: skip
-            async with tab(browser, f"http://127.0.0.1:{service.port}{path}", width=PHONE) as page:
-                if (await page.evaluate("document.documentElement.scrollWidth")) > PHONE:
-                    wide.append(path)
+    async with page_of(browser, service, width=PHONE) as page:
+        for path in paths:
+            await page.goto(f"http://127.0.0.1:{service.port}{path}")
+            if await is_wide(page):
+                wide.append(path)
     assert wide == []
 
 
-async def test_a_story_goes_on_while_it_is_read(rows: Rows, service: Service) -> None:
+async def test_a_story_goes_on_while_it_is_read(browser: Browser, rows: Rows, service: Service) -> None:
     push_id = await rows.add(
         device_token="phone-1",
         title="t",
         body="the text",
         next_attempt_at=datetime.now(UTC) + timedelta(hours=1),
     )
-    async with page_of(service, f"/pushes/{push_id}") as (_, page):
+    async with page_of(browser, service, f"/pushes/{push_id}") as page:
         await expect(page.locator("#story-head .status")).to_have_text("pending")
         await page.get_by_role("button", name="Reveal").click()
         await rows.query("update push_notifications set next_attempt_at = now()")
@@ -322,8 +374,10 @@ async def test_a_story_goes_on_while_it_is_read(rows: Rows, service: Service) ->
         await expect(page.locator("#payload")).to_contain_text("the text")
 
 
-async def test_the_first_screen_is_live_also_if_a_part_of_its_script_comes_late(service: Service) -> None:
-    async with page_of(service, "/workers") as (_, page):
+async def test_the_first_screen_is_live_also_if_a_part_of_its_script_comes_late(
+    browser: Browser, service: Service
+) -> None:
+    async with page_of(browser, service, "/workers") as page:
 
         async def late(route: Route) -> None:
             await asyncio.sleep(1.0)
