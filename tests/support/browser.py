@@ -108,9 +108,23 @@ async def tab(
         await context.close()
 
 
-async def barriers(page: Page) -> list[str]:
-    """What axe calls serious or critical, one line each. The page must be open with ``bypass_csp``."""
-    found = await Axe().run(page)
+CONTRAST = "color-contrast"
+"""The rule of axe about colours."""
+
+
+async def barriers(page: Page, *, only: str | None = None, without: str | None = None) -> list[str]:
+    """What axe calls serious or critical, one line each. The page must be open with ``bypass_csp``.
+
+    Args:
+        only: the one rule to try.
+        without: a rule not to try.
+    """
+    options: dict[str, object] = {"resultTypes": ["violations"]}
+    if only is not None:
+        options["runOnly"] = [only]
+    if without is not None:
+        options["rules"] = {without: {"enabled": False}}
+    found = await Axe().run(page, options=options)
     return [
         f"{violation['id']}: {node['html']}"
         for violation in found.response["violations"]
