@@ -8,7 +8,7 @@ from listener.schema import migrate
 from tests.support.pgtap import prove
 from tests.support.postgres import Database
 
-pytestmark = pytest.mark.every_postgres
+pytestmark = pytest.mark.oldest_postgres
 
 
 def test_pgtap(database: Database) -> None:

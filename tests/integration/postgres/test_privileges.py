@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -151,16 +151,9 @@ class Installation:
             connection.rollback()
 
 
-@pytest.fixture(scope="module", params=["fresh", "adopted"])
-def shape(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
-
-
-@pytest.fixture(scope="module", params=list(Regime))
-def installation(postgres: Server, request: pytest.FixtureRequest, shape: str) -> Iterator[Installation]:
-    with ExitStack() as stack:
-        application = APPLICATION if shape == "adopted" else ""
-        database = stack.enter_context(project(postgres, request.param, application))
+@contextmanager
+def installed(server: Server, regime: Regime, application: str) -> Iterator[Installation]:
+    with project(server, regime, application) as database, ExitStack() as stack:
         make_worker(database)
         make_operator(database)
         found = Installation(database, adopted=bool(application))
@@ -345,19 +338,30 @@ def listed(table: str) -> set[str]:
 # --- cell by cell ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "line", document(), ids=lambda line: ", ".join([line.name, *line.columns, line.part])[:60]
-)
-def test_every_cell_is_as_written(installation: Installation, line: Line) -> None:
+@pytest.mark.newest_postgres
+@pytest.mark.parametrize("regime", list(Regime))
+@pytest.mark.parametrize("application", ["", APPLICATION], ids=["fresh", "adopted"])
+def test_every_cell_is_as_written(postgres: Server, regime: Regime, application: str) -> None:
+    with installed(postgres, regime, application) as installation:
+        assert [fault for line in document() for fault in faults(installation, line)] == []
+
+
+def test_every_cell_is_as_written_on_the_oldest_postgres(oldest_server: Server) -> None:
+    with installed(oldest_server, Regime.OLD, APPLICATION) as installation:
+        assert [fault for line in document() for fault in faults(installation, line)] == []
+
+
+def faults(installation: Installation, line: Line) -> Iterator[str]:
+    """What is allowed against the document, and what is denied."""
     if line.name == "telemetry_logs_id_seq" and installation.adopted:
         return  # this application numbers telemetry by UUID
     if line.name == "push_delivery_logs_id_seq" and not installation.adopted:
         return  # and push-listener the logs
-    faults = []
     for number, actor in enumerate(ACTORS):
         allowed = line.allowed(number, adopted=installation.adopted)
-        assert allowed.keys() <= operations(installation, line, actor).keys()
-        for operation, statements in operations(installation, line, actor).items():
+        possible = operations(installation, line, actor)
+        assert allowed.keys() <= possible.keys()
+        for operation, statements in possible.items():
             for place, (statement, reaches) in enumerate(statements):
                 expected = operation in allowed
                 if expected and line.columns and installation.adopted and allowed[operation]:
@@ -366,10 +370,7 @@ def test_every_cell_is_as_written(installation: Installation, line: Line) -> Non
                 count = installation.attempt(actor, statement)
                 good = (count == reaches if reaches else bool(count)) if expected else not count
                 if not good:
-                    faults.append(
-                        f"{actor.title}, {'allowed' if expected else 'denied'}: {statement}: {count}"
-                    )
-    assert not faults
+                    yield f"{actor.title}, {'allowed' if expected else 'denied'}: {statement}: {count}"
 
 
 def test_the_document_lists_all_there_is_and_nothing_else(database: Database) -> None:
@@ -472,11 +473,20 @@ WAYS_BACK = {
 }
 
 
+@pytest.mark.newest_postgres
 @pytest.mark.parametrize(("regime", "application"), WAYS_BACK.values(), ids=WAYS_BACK)
 def test_the_way_back_restores_every_grant(postgres: Server, regime: Regime, application: str) -> None:
+    go_back(postgres, regime, application)
+
+
+def test_the_way_back_restores_every_grant_on_the_oldest_postgres(oldest_server: Server) -> None:
+    go_back(oldest_server, Regime.OLD, APPLICATION)
+
+
+def go_back(server: Server, regime: Regime, application: str) -> None:
     known = migrate.load()
     privileges = version_of("privileges")
-    with postgres.database(Template.SUPABASE) as database:
+    with server.database(Template.SUPABASE) as database:
         prepare(database, regime, application)
         first = state(database)
         migrate.apply(database.dsn, known[: privileges - 1])
