@@ -13,10 +13,10 @@ from tests.support.tools import tool
 
 MODEL = Path(__file__).with_name("busy_polling.pml")
 
+# A third inserter (INSERTERS=3, 24 s of CPU time) shows no mutant that two do not.
 BOUNDS = {
     "polls twice, a fault": {"TAKES": 2, "FAULTS": 1},
     "rollbacks, to savepoints too": {"TAKES": 1, "FAULTS": 1, "ROLLBACKS": 1},
-    "three inserters": {"TAKES": 1, "FAULTS": 0, "INSERTERS": 3},
     "two faults": {"TAKES": 1, "FAULTS": 2, "NOT_FROZEN": 1},
     "a stranger": {"TAKES": 1, "FAULTS": 0, "STRANGERS": 1},
 }

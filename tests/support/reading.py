@@ -10,6 +10,20 @@ import psycopg
 from listener.postgres.connect import ENCODING, Connection
 
 
+@asynccontextmanager
+async def one_connection(
+    dsn: str,
+) -> AsyncIterator[Callable[[], AbstractAsyncContextManager[Connection]]]:
+    """Gives one connection for each use, for what asks many times: to connect takes longer than a question."""
+    async with connector(dsn)() as conn:
+
+        @asynccontextmanager
+        async def connect() -> AsyncIterator[Connection]:
+            yield conn
+
+        yield connect
+
+
 def connector(dsn: str) -> Callable[[], AbstractAsyncContextManager[Connection]]:
     """Gives a connection of its own for each use."""
 

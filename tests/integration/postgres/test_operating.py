@@ -23,15 +23,14 @@ from listener.operating.tail import Shown
 from listener.postgres.connect import Address
 from listener.postgres.on_demand import OnDemand
 from listener.postgres.overview import Depth, read
+from listener.schema import migrate
 from listener.service import Service
 from tests.support.access import APPLICATION, Regime, project
 from tests.support.postgres import Database, Server, Template
-from tests.support.reading import connector
-
-pytestmark = pytest.mark.oldest_postgres
+from tests.support.reading import connector, one_connection
 
 TOKEN = "cJug2GoHzEfcshCE_OLL24:APA91bHa8-Viell9xjbeV96V4Njhufk9V7KcOA940Gp7FY1Dxsxmo8AJ7"
-ROWS = 3000
+ROWS = 1200
 NOW = datetime.now(UTC)
 
 # Many rows have the same times, as after a statement that writes many.
@@ -141,14 +140,15 @@ def _named(wanted: Filter) -> list[tuple[str, str]]:
 async def test_a_list_has_every_push_once(filled: Database, wanted: Filter, window: int) -> None:
     listed: list[UUID] = []
     after: str | None = None
-    shown = Reading(connector(filled.dsn), window=window)
-    while True:
-        page = await shown.pushes(wanted, after=after, limit=40)
-        listed += [line.id for line in page.lines]
-        assert len(page.lines) == 40 or page.is_partial or page.after is None
-        after = page.after
-        if after is None:
-            break
+    async with one_connection(filled.dsn) as connect:
+        shown = Reading(connect, window=window)
+        while True:
+            page = await shown.pushes(wanted, after=after, limit=40)
+            listed += [line.id for line in page.lines]
+            assert len(page.lines) == 40 or page.is_partial or page.after is None
+            after = page.after
+            if after is None:
+                break
     expected = [row["id"] for row in _rows(filled) if _applies(wanted, row)]
     assert sorted(listed) == sorted(expected)
     count = await Reading(connector(filled.dsn)).count(wanted, most=500)
@@ -258,7 +258,7 @@ async def test_an_action_leaves_nothing_behind_that_was_written_at_once_while_ot
             "insert into push_notifications (device_token, topic, title) "
             "select case when n %% 2 = 0 then 'phone-' || n end, "
             "case when n %% 2 = 1 then 'news' end, 't' from generate_series(1, %(rows)s) n",
-            {"rows": 2000},
+            {"rows": 700},
         )
 
         def meanwhile() -> None:
@@ -270,7 +270,7 @@ async def test_an_action_leaves_nothing_behind_that_was_written_at_once_while_ot
         left = conn.execute(
             "select count(*) from push_notifications where status = 'pending' and device_token is not null"
         ).fetchone()
-    assert (left, done) == ((0,), 1000)
+    assert (left, done) == ((0,), 350)
 
 
 async def test_an_action_leaves_nothing_behind_that_ended_at_once_while_others_are_purged(
@@ -282,7 +282,7 @@ async def test_an_action_leaves_nothing_behind_that_ended_at_once_while_others_a
             "insert into push_notifications (device_token, topic, title, status, next_attempt_at, error_code) "
             "select case when n %% 2 = 0 then 'phone-' || n end, case when n %% 2 = 1 then 'news' end, 't', 'dead', "
             "null, 'INTERNAL' from generate_series(1, %(rows)s) n",
-            {"rows": 2000},
+            {"rows": 700},
         )
         done = await _performed(
             database,
@@ -291,26 +291,25 @@ async def test_an_action_leaves_nothing_behind_that_ended_at_once_while_others_a
             lambda: conn.execute("delete from push_notifications where topic is not null"),
         )
         left = conn.execute("select count(*) from push_notifications where status = 'dead'").fetchone()
-    assert (left, done) == ((0,), 1000)
+    assert (left, done) == ((0,), 350)
 
 
 async def _performed(
     database: Database, wanted: Filter, what: Action, meanwhile: Callable[[], object]
 ) -> int:
     """How many pushes an action on all that match changes, when something happens after its first look."""
-    shown = Reading(connector(database.dsn), window=300)
-    until = (await shown.preview(wanted, what)).until
+    async with one_connection(database.dsn) as connect:
+        shown = Reading(connect, window=300)
+        until = (await shown.preview(wanted, what)).until
 
-    async def ids(after: str | None) -> tuple[list[UUID], str | None]:
-        found = await shown.ids(wanted, what, until, after, 20)
-        if after is None:
-            meanwhile()
-        return found
+        async def ids(after: str | None) -> tuple[list[UUID], str | None]:
+            found = await shown.ids(wanted, what, until, after, 20)
+            if after is None:
+                meanwhile()
+            return found
 
-    run = Run(
-        Acting(connector(database.dsn)), ids, what=what, who="anna", reason="", filter=wanted, until=until
-    )
-    await run.perform()
+        run = Run(Acting(connect), ids, what=what, who="anna", reason="", filter=wanted, until=until)
+        await run.perform()
     return run.progress.done
 
 
@@ -577,6 +576,7 @@ async def test_codes_stop_counting(database: Database) -> None:
     assert [(group.code, str(group.pushes)) for group in groups] == [("A", "1,000+"), ("B", "3"), ("", "1")]
 
 
+@pytest.mark.oldest_postgres
 async def test_the_role_of_the_service_may_read_it_all(filled: Database) -> None:
     with psycopg.connect(filled.superuser_dsn, autocommit=True) as conn:
         conn.execute("create role reader login in role push_listener")
@@ -659,28 +659,34 @@ _INDEXES = {
 
 @pytest.fixture(params=["analyzed", "never analyzed"])
 def history(request: pytest.FixtureRequest, postgres: Server) -> Iterator[Database]:
-    with postgres.database(Template.MIGRATED) as made:
-        with psycopg.connect(made.dsn, autocommit=True) as conn:
+    def build(database: Database) -> None:
+        migrate.apply(database.dsn)
+        with psycopg.connect(database.dsn, autocommit=True) as conn:
             conn.execute("alter table push_notifications set (autovacuum_enabled = off)")
             _fill(conn, 20_000)
-            if request.param == "analyzed":
+
+    with postgres.prepared("a history for operators", build) as made:
+        if request.param == "analyzed":
+            with psycopg.connect(made.dsn, autocommit=True) as conn:
                 conn.execute("vacuum analyze push_notifications")
         yield made
 
 
+@pytest.mark.oldest_postgres
 async def test_a_search_reads_its_index_and_a_bounded_part_of_it(history: Database) -> None:
     window = 300
-    for wanted in FILTERS:
-        for source in order.plan(wanted).sources:
-            values = {
-                **reading._values(source, wanted, window), "near": 50, "limit": 51, "most": 1000,
-            }  # fmt: skip
-            for statement in (SCANS[source.statement], COUNTS[source.statement]):
-                nodes = await _nodes(history, statement, values)
-                scans = [node for node in nodes if node.get("Relation Name") == "push_notifications"]
-                assert {node.get("Index Name") for node in scans} == {_INDEXES[source.statement]}
-                for node in scans:
-                    assert node["Actual Rows"] + node.get("Rows Removed by Filter", 0) <= window
+    async with one_connection(history.dsn) as connect:
+        for wanted in FILTERS:
+            for source in order.plan(wanted).sources:
+                values = {
+                    **reading._values(source, wanted, window), "near": 50, "limit": 51, "most": 1000,
+                }  # fmt: skip
+                for statement in (SCANS[source.statement], COUNTS[source.statement]):
+                    nodes = await _nodes(Reading(connect), statement, values)
+                    scans = [node for node in nodes if node.get("Relation Name") == "push_notifications"]
+                    assert {node.get("Index Name") for node in scans} == {_INDEXES[source.statement]}
+                    for node in scans:
+                        assert node["Actual Rows"] + node.get("Rows Removed by Filter", 0) <= window
 
 
 async def test_codes_of_an_adopted_column_of_another_type_are_read_by_their_index(postgres: Server) -> None:
@@ -696,20 +702,22 @@ async def test_codes_of_an_adopted_column_of_another_type_are_read_by_their_inde
         values = {**reading._values(source, wanted, 300), "near": 50, "skip": 0, "limit": 51}
         codes = {"codes": 100, "window": 300}
         for statement, given in ((SCANS["by_code"], values), (reading.CODES, codes)):
-            nodes = await _nodes(database, statement, given)
+            nodes = await _nodes(Reading(connector(database.dsn)), statement, given)
             scans = [node for node in nodes if node.get("Relation Name") == "push_notifications"]
             assert {node.get("Index Name") for node in scans} == {"push_notifications_code"}
         assert len(await Reading(connector(database.dsn)).codes()) == 5
 
 
+@pytest.mark.oldest_postgres
 async def test_the_codes_are_found_without_reading_what_they_have_in_common(history: Database) -> None:
-    nodes = await _nodes(history, reading.CODES, {"codes": 100, "window": 50})
+    nodes = await _nodes(Reading(connector(history.dsn)), reading.CODES, {"codes": 100, "window": 50})
     scans = [node for node in nodes if node.get("Relation Name") == "push_notifications"]
     assert {node.get("Index Name") for node in scans} == {"push_notifications_code"}
     for node in scans:
         assert node["Actual Rows"] + node.get("Rows Removed by Filter", 0) <= 50
 
 
+@pytest.mark.parametrize("history", ["analyzed"], indirect=True)
 @pytest.mark.parametrize("statement", sorted(SCANS))
 async def test_a_search_without_its_index_is_caught(history: Database, statement: str) -> None:
     with psycopg.connect(history.dsn, autocommit=True) as conn:
@@ -717,13 +725,13 @@ async def test_a_search_without_its_index_is_caught(history: Database, statement
     wanted = Filter(user=USER, code="INTERNAL")
     source = order.Source("x", statement, "updated_at", STATUSES, STATUSES)  # type: ignore[arg-type]
     values = {**reading._values(source, wanted, 300), "near": 50, "limit": 51}
-    nodes = await _nodes(history, SCANS[statement], values)
+    nodes = await _nodes(Reading(connector(history.dsn)), SCANS[statement], values)
     scans = [node for node in nodes if node.get("Relation Name") == "push_notifications"]
     assert {node.get("Index Name") for node in scans} != {_INDEXES[statement]}
 
 
-async def _nodes(database: Database, statement: str, values: dict[str, Any]) -> list[dict[str, Any]]:
-    async with Reading(connector(database.dsn))._transaction() as cursor:
+async def _nodes(shown: Reading, statement: str, values: dict[str, Any]) -> list[dict[str, Any]]:
+    async with shown._transaction() as cursor:
         await cursor.execute(f"explain (analyze, format json) {statement}".encode(), values)
         row = await cursor.fetchone()
     assert row is not None
