@@ -29,8 +29,6 @@ from tests.support.catalog import describe
 from tests.support.postgres import Database
 from tests.support.service import workers_of
 
-pytestmark = pytest.mark.oldest_postgres
-
 SHAPES = Path(__file__).parents[2] / "support" / "shapes"
 DOCUMENTATION = Path(__file__).parents[3] / "docs" / "adoption.md"
 ADOPTED = {
@@ -113,13 +111,13 @@ def changed(old: dict[str, Any], new: dict[str, Any]) -> set[str]:
 # --- adopted, worked with, given back --------------------------------------------------------------------
 
 
+@pytest.mark.oldest_postgres
 @pytest.mark.parametrize("shape", ADOPTED)
 async def test_adopted_worked_with_and_given_back(blank_database: Database, shape: str) -> None:
     load(blank_database, *ADOPTED[shape])
     await adopt_work_and_give_back(blank_database.dsn)
 
 
-@pytest.mark.newest_postgres
 async def test_columns_of_the_application_may_have_any_name(
     database: Database, blank_database: Database
 ) -> None:
@@ -148,7 +146,6 @@ async def test_columns_of_the_application_may_have_any_name(
         connection.execute("select * from get_push_delivery_stats()")
 
 
-@pytest.mark.newest_postgres
 async def test_a_large_backlog_adopted_worked_with_and_given_back(blank_database: Database) -> None:
     load(blank_database, "backlog")
     await adopt_work_and_give_back(blank_database.dsn)
@@ -277,7 +274,6 @@ def test_given_back_at_once_nothing_has_happened(blank_database: Database, shape
         )
 
 
-@pytest.mark.newest_postgres
 def test_statuses_become_the_nearest_that_the_application_knows(blank_database: Database) -> None:
     dsn = blank_database.dsn
     load(blank_database, "reference")
@@ -302,7 +298,6 @@ def test_statuses_become_the_nearest_that_the_application_knows(blank_database: 
     }
 
 
-@pytest.mark.newest_postgres
 def test_without_a_check_only_what_is_under_way_is_put_back(blank_database: Database) -> None:
     dsn = blank_database.dsn
     load(blank_database, "no_check")
@@ -321,7 +316,6 @@ def test_without_a_check_only_what_is_under_way_is_put_back(blank_database: Data
     )
 
 
-@pytest.mark.newest_postgres
 def test_rows_that_the_old_shape_cannot_hold_are_named_and_kept(blank_database: Database) -> None:
     dsn = blank_database.dsn
     load(blank_database, "own_words")
@@ -339,7 +333,6 @@ def test_rows_that_the_old_shape_cannot_hold_are_named_and_kept(blank_database: 
     assert "without a user" not in {row["title"] for row in contents(dsn)["push_notifications"].values()}
 
 
-@pytest.mark.newest_postgres
 def test_log_rows_that_the_old_check_forbids_are_kept_beside_it(blank_database: Database) -> None:
     dsn = blank_database.dsn
     load(blank_database, "reference", "logs")
@@ -370,7 +363,6 @@ def test_log_rows_that_the_old_check_forbids_are_kept_beside_it(blank_database: 
 # --- what the application does goes on working -----------------------------------------------------------
 
 
-@pytest.mark.newest_postgres
 def test_the_applications_own_statements_go_on_working(blank_database: Database) -> None:
     dsn = blank_database.dsn
     load(blank_database, "reference", "logs")
@@ -420,7 +412,6 @@ def test_the_applications_own_statements_go_on_working(blank_database: Database)
             )
 
 
-@pytest.mark.newest_postgres
 def test_a_row_that_becomes_pending_again_is_looked_at_and_rings(blank_database: Database) -> None:
     """The application says so in its own way, which knows nothing of next_attempt_at."""
     dsn = blank_database.dsn
@@ -444,6 +435,7 @@ def test_a_row_that_becomes_pending_again_is_looked_at_and_rings(blank_database:
         assert [ring.channel for ring in bell.notifies(timeout=10, stop_after=1)] == ["push_listener"]
 
 
+@pytest.mark.oldest_postgres
 @pytest.mark.parametrize("shape", ADOPTED)
 def test_the_index_of_the_queue_serves_every_shape(blank_database: Database, shape: str) -> None:
     """A condition on a varchar reads otherwise than one on a text; index and queries have to agree."""
@@ -462,7 +454,6 @@ def test_the_index_of_the_queue_serves_every_shape(blank_database: Database, sha
     assert not any("Sort" in row["QUERY PLAN"] for row in plan), plan
 
 
-@pytest.mark.newest_postgres
 async def test_counters_that_are_null_count_from_nothing(blank_database: Database) -> None:
     dsn = blank_database.dsn
     load(blank_database, "nearly_ours")
@@ -483,7 +474,6 @@ async def test_counters_that_are_null_count_from_nothing(blank_database: Databas
         assert (push.attempt, push.retry_count) == (2, 1)
 
 
-@pytest.mark.newest_postgres
 async def test_tokens_in_profiles_as_the_documentation_has_it(blank_database: Database) -> None:
     dsn = blank_database.dsn
     load(blank_database, "reference")
@@ -563,7 +553,6 @@ def test_what_is_too_old_is_said(
     assert migrate.foresee(dsn) == []
 
 
-@pytest.mark.newest_postgres
 def test_rows_whose_users_have_devices_are_not_warned_of(blank_database: Database) -> None:
     with connected(blank_database.dsn) as connection:
         connection.execute(
@@ -593,7 +582,6 @@ def test_old_rows_are_decided_in_batches(blank_database: Database) -> None:
     assert row["transactions"] > 3
 
 
-@pytest.mark.newest_postgres
 def test_a_queue_without_dates_is_not_poured_out(blank_database: Database) -> None:
     dsn = blank_database.dsn
     with connected(dsn) as connection:
@@ -638,7 +626,6 @@ WAITS = (
 )
 
 
-@pytest.mark.newest_postgres
 @pytest.mark.parametrize(("body", "obstacle"), REFUSING.values(), ids=REFUSING.keys())
 def test_a_trigger_that_refuses_a_status_is_named_before_anything_changes(
     blank_database: Database, body: str, obstacle: str
@@ -663,6 +650,7 @@ def test_a_trigger_that_refuses_a_status_is_named_before_anything_changes(
     migrate.apply(dsn)
 
 
+@pytest.mark.oldest_postgres
 def test_a_publication_without_a_replica_identity_is_named_before_anything_changes(
     blank_database: Database,
 ) -> None:
@@ -678,7 +666,6 @@ def test_a_publication_without_a_replica_identity_is_named_before_anything_chang
     migrate.rollback(dsn, 0)
 
 
-@pytest.mark.newest_postgres
 def test_the_way_back_works_where_a_publication_refuses_updates(blank_database: Database) -> None:
     dsn = blank_database.dsn
     load(blank_database, "reference")
@@ -695,7 +682,6 @@ def test_the_way_back_works_where_a_publication_refuses_updates(blank_database: 
     assert describe(dsn) == before
 
 
-@pytest.mark.newest_postgres
 def test_a_trigger_that_came_later_is_named_by_the_step_that_decides(blank_database: Database) -> None:
     dsn = blank_database.dsn
     with connected(dsn) as connection:
@@ -712,7 +698,6 @@ def test_a_trigger_that_came_later_is_named_by_the_step_that_decides(blank_datab
     migrate.rollback(dsn, 0)
 
 
-@pytest.mark.newest_postgres
 def test_a_trigger_that_gives_new_rows_a_status_of_its_own_is_named(blank_database: Database) -> None:
     dsn = blank_database.dsn
     migrate.apply(dsn)
@@ -727,7 +712,6 @@ def test_a_trigger_that_gives_new_rows_a_status_of_its_own_is_named(blank_databa
     assert not contents(dsn)["push_notifications"]
 
 
-@pytest.mark.newest_postgres
 def test_rows_that_come_in_on_the_way_are_sent(blank_database: Database) -> None:
     """Between the step that adds the columns and the one that decides about old rows, days later even."""
     dsn = blank_database.dsn
@@ -861,7 +845,6 @@ def test_the_remedies_help(blank_database: Database) -> None:
     assert {row["status"] for row in contents(dsn)["push_notifications"].values()} == {"sent", "pending"}
 
 
-@pytest.mark.newest_postgres
 def test_rows_without_a_status_are_nobodys_to_send(blank_database: Database) -> None:
     dsn = blank_database.dsn
     with connected(dsn) as connection:
@@ -872,6 +855,7 @@ def test_rows_without_a_status_are_nobodys_to_send(blank_database: Database) -> 
         migrate.apply(dsn)
 
 
+@pytest.mark.oldest_postgres
 def test_tables_of_another_role_are_refused_by_its_name(blank_database: Database) -> None:
     dsn, owner = blank_database.dsn, f"owner_{uuid4().hex[:8]}"
     load(blank_database, "reference")
@@ -896,7 +880,6 @@ def test_tables_of_another_role_are_refused_by_its_name(blank_database: Database
             )
 
 
-@pytest.mark.newest_postgres
 def test_what_deserves_a_look_is_pointed_out(blank_database: Database) -> None:
     with connected(blank_database.dsn) as connection:
         connection.execute(
@@ -915,7 +898,6 @@ def test_what_deserves_a_look_is_pointed_out(blank_database: Database) -> None:
     ]
 
 
-@pytest.mark.newest_postgres
 def test_a_status_without_a_default_is_pointed_out(blank_database: Database) -> None:
     with connected(blank_database.dsn) as connection:
         connection.execute(
@@ -928,7 +910,6 @@ def test_a_status_without_a_default_is_pointed_out(blank_database: Database) -> 
     ]
 
 
-@pytest.mark.newest_postgres
 def test_webhooks_that_may_send_already_are_pointed_out(blank_database: Database) -> None:
     load(blank_database, "reference")
     with connected(blank_database.superuser_dsn) as connection:
@@ -1065,7 +1046,6 @@ def test_whoever_reads_for_long_is_waited_for_without_anybody_waiting_for_us(
     assert all(state.applied_at is not None for state in migrate.status(dsn))
 
 
-@pytest.mark.newest_postgres
 def test_a_row_that_others_have_locked_is_neither_waited_for_nor_forgotten(blank_database: Database) -> None:
     """The rows after it are decided at once; it is decided when it is free."""
     dsn = blank_database.dsn
@@ -1086,7 +1066,6 @@ def test_a_row_that_others_have_locked_is_neither_waited_for_nor_forgotten(blank
     assert all(state.applied_at is not None for state in migrate.status(dsn))
 
 
-@pytest.mark.newest_postgres
 def test_a_row_that_stays_locked_stops_the_step_which_names_the_holder(blank_database: Database) -> None:
     dsn = blank_database.dsn
     load(blank_database, "reference")

@@ -27,8 +27,6 @@ from tests.support.postgres import Database
 from tests.support.service import run
 from tests.support.tools import tool
 
-pytestmark = pytest.mark.oldest_postgres
-
 PROJECT = Path(__file__).resolve().parents[3]
 SHAPES = Path(__file__).parents[2] / "support" / "shapes"
 
@@ -73,6 +71,7 @@ def test_it_is_applied_once(blank_database: Database) -> None:
     assert everything(blank_database) == there
 
 
+@pytest.mark.oldest_postgres
 def test_there_and_back_leaves_nothing(blank_database: Database) -> None:
     empty = everything(blank_database)
     migrate.apply(blank_database.dsn)
@@ -81,6 +80,7 @@ def test_there_and_back_leaves_nothing(blank_database: Database) -> None:
     assert everything(blank_database) == empty
 
 
+@pytest.mark.oldest_postgres
 def test_each_step_back_and_forth_leads_to_the_same(blank_database: Database) -> None:
     states = [everything(blank_database)]
     for migration in migrate.load():
@@ -91,7 +91,6 @@ def test_each_step_back_and_forth_leads_to_the_same(blank_database: Database) ->
         assert everything(blank_database) == states[version], f"after the way back to {version}"
 
 
-@pytest.mark.newest_postgres
 def test_a_failing_step_leaves_nothing_of_itself(bare_database: Database) -> None:
     known = steps(
         "create table public.made_1 ()",
@@ -110,7 +109,6 @@ def test_a_failing_step_leaves_nothing_of_itself(bare_database: Database) -> Non
     assert made == [("made_1",)]
 
 
-@pytest.mark.newest_postgres
 def test_a_first_step_that_fails_leaves_no_ledger(bare_database: Database) -> None:
     empty = everything(bare_database)
     with pytest.raises(MigrationError, match="0001_step_1"):
@@ -118,7 +116,6 @@ def test_a_first_step_that_fails_leaves_no_ledger(bare_database: Database) -> No
     assert everything(bare_database) == empty
 
 
-@pytest.mark.newest_postgres
 def test_a_file_that_was_edited_after_it_was_applied_is_refused(bare_database: Database) -> None:
     known = steps("create table public.made_1 ()", "create table public.made_2 ()")
     migrate.apply(bare_database.dsn, known[:1])
@@ -128,7 +125,6 @@ def test_a_file_that_was_edited_after_it_was_applied_is_refused(bare_database: D
         migrate.apply(bare_database.dsn, edited)
 
 
-@pytest.mark.newest_postgres
 def test_a_database_of_a_newer_version_is_refused(bare_database: Database) -> None:
     known = steps("select 1", "select 2")
     migrate.apply(bare_database.dsn, known)
@@ -136,7 +132,6 @@ def test_a_database_of_a_newer_version_is_refused(bare_database: Database) -> No
         migrate.apply(bare_database.dsn, known[:1])
 
 
-@pytest.mark.newest_postgres
 def test_two_at_once_do_it_once(blank_database: Database) -> None:
     done: list[list[Migration]] = []
     threads = [
@@ -149,7 +144,7 @@ def test_two_at_once_do_it_once(blank_database: Database) -> None:
     assert sorted(len(each) for each in done) == [0, len(migrate.load())]
 
 
-@pytest.mark.every_postgres
+@pytest.mark.oldest_postgres
 def test_what_an_interrupted_index_left_behind_is_replaced(blank_database: Database) -> None:
     dsn = blank_database.dsn
     migrate.apply(dsn, migrate.load()[:11])
@@ -180,7 +175,6 @@ def test_an_autovacuum_that_holds_the_table_is_waited_for_long_enough(bare_datab
     assert session.LOCK_TIMEOUTS_MS[0] < row[0]
 
 
-@pytest.mark.newest_postgres
 def test_a_table_that_is_never_free_is_named_as_the_reason(
     blank_database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -269,7 +263,6 @@ def refusal_of_cancel_push(database: Database) -> str:
     return str(refusal.value.diag.message_primary)
 
 
-@pytest.mark.newest_postgres
 def test_a_changed_function_is_replaced_and_nothing_else_changes(
     database: Database, newer: list[Migration]
 ) -> None:
@@ -288,14 +281,12 @@ def test_a_changed_function_is_replaced_and_nothing_else_changes(
     assert replaced == ["public.cancel_push"]
 
 
-@pytest.mark.newest_postgres
 def test_a_change_without_a_higher_revision_is_applied_too(database: Database, tmp_path: Path) -> None:
     edited = functions_with(tmp_path, "public.cancel_push", OTHER_TEXT)
     migrate.apply(database.dsn, edited)
     assert refusal_of_cancel_push(database) == "p_push_id must be given"
 
 
-@pytest.mark.newest_postgres
 def test_an_older_version_leaves_a_newer_function_as_it_is(
     database: Database, newer: list[Migration]
 ) -> None:
@@ -310,7 +301,6 @@ def test_an_older_version_leaves_a_newer_function_as_it_is(
     assert refusal_of_cancel_push(database) == "p_push_id must be given"
 
 
-@pytest.mark.newest_postgres
 def test_after_the_way_back_an_older_version_applies_its_own(
     database: Database, newer: list[Migration]
 ) -> None:
@@ -325,7 +315,6 @@ def test_after_the_way_back_an_older_version_applies_its_own(
     )
 
 
-@pytest.mark.newest_postgres
 def test_a_new_database_gets_the_present_functions_at_once(
     database: Database, blank_database: Database, newer: list[Migration]
 ) -> None:
@@ -335,7 +324,6 @@ def test_a_new_database_gets_the_present_functions_at_once(
     assert ledger(blank_database) == ledger(database)
 
 
-@pytest.mark.newest_postgres
 def test_functions_that_fail_leave_nothing_of_themselves(database: Database, tmp_path: Path) -> None:
     functions_with(tmp_path, "public.fetch_pending_pushes", ("must be from 1 to 1000", "is out of range"))
     path = tmp_path / "functions" / "public" / "mark_push_sent.sql"
@@ -347,7 +335,6 @@ def test_functions_that_fail_leave_nothing_of_themselves(database: Database, tmp
     assert set(standing(database, known)) == {"public.mark_push_sent", "public.fetch_pending_pushes"}
 
 
-@pytest.mark.newest_postgres
 def test_a_function_of_another_is_not_taken_for_ours(blank_database: Database) -> None:
     """To replace it would leave it to its owner, who could then put anything in it."""
     known = migrate.load()
@@ -417,7 +404,7 @@ def plain_owner(bare_database: Database) -> Iterator[Database]:
         connection.execute(sql.SQL("drop owned by {0}; drop role {0}").format(role))
 
 
-@pytest.mark.every_postgres
+@pytest.mark.oldest_postgres
 def test_a_plain_owner_can_do_it(plain_owner: Database) -> None:
     empty = everything(plain_owner)
     migrate.apply(plain_owner.dsn)
@@ -432,7 +419,7 @@ def test_a_plain_owner_can_do_it(plain_owner: Database) -> None:
     assert everything(plain_owner) == empty
 
 
-@pytest.mark.every_postgres
+@pytest.mark.oldest_postgres
 def test_a_plain_owner_can_adopt(plain_owner: Database) -> None:
     with psycopg.connect(plain_owner.dsn, autocommit=True) as connection:
         connection.execute(
@@ -445,7 +432,6 @@ def test_a_plain_owner_can_adopt(plain_owner: Database) -> None:
     assert everything(plain_owner) == shape
 
 
-@pytest.mark.newest_postgres
 def test_an_owner_who_does_not_see_all_rows_is_told(plain_owner: Database) -> None:
     with psycopg.connect(plain_owner.dsn, autocommit=True) as connection:
         connection.execute(
@@ -485,7 +471,6 @@ def command(database: Database | None, *arguments: object) -> subprocess.Complet
     return subprocess.CompletedProcess(words, *asyncio.run(run(*words, env=environment, forked=True)))
 
 
-@pytest.mark.newest_postgres
 def test_the_command_says_what_becomes_of_rows_that_wait(blank_database: Database) -> None:
     with psycopg.connect(blank_database.dsn, autocommit=True) as connection:
         connection.execute((SHAPES / "reference.sql").read_bytes())
@@ -510,7 +495,6 @@ def test_the_command_says_what_becomes_of_rows_that_wait(blank_database: Databas
     assert command(blank_database, "--status").stderr == ""
 
 
-@pytest.mark.newest_postgres
 @pytest.mark.parametrize("arguments", [[], ["--dry-run"], ["--status"]], ids=str)
 def test_the_command_fails_where_the_database_cannot_be_adopted(
     blank_database: Database, arguments: list[str]
@@ -562,8 +546,17 @@ def emitted(tmp_path: Path) -> list[Path]:
     return sorted((tmp_path / "migrations").iterdir())
 
 
-@pytest.mark.parametrize("way", [psql, pipelined])
-@pytest.mark.parametrize("shapes", [(), ("reference", "logs"), ("own_words",), ("narrow",)], ids=str)
+@pytest.mark.parametrize(
+    ("shapes", "way"),
+    [
+        ((), psql),
+        (("reference", "logs"), psql),
+        (("reference", "logs"), pipelined),
+        (("own_words",), pipelined),
+        (("narrow",), pipelined),
+    ],
+    ids=str,
+)
 def test_the_files_make_the_same_database(
     blank_database: Database,
     emitted: list[Path],
@@ -597,7 +590,6 @@ def test_the_files_make_the_same_database(
         assert everything(blank_database) == there
 
 
-@pytest.mark.newest_postgres
 def test_the_files_find_nothing_to_do_after_migrate(database: Database, emitted: list[Path]) -> None:
     there, known = everything(database), ledger(database)
     psql(database, *emitted)
@@ -605,14 +597,12 @@ def test_the_files_find_nothing_to_do_after_migrate(database: Database, emitted:
     assert ledger(database) == known
 
 
-@pytest.mark.newest_postgres
 def test_migrate_goes_on_where_the_files_have_come_to(blank_database: Database, emitted: list[Path]) -> None:
     psql(blank_database, *emitted[:5])
     assert [m.version for m in migrate.apply(blank_database.dsn)] == [m.version for m in migrate.load()[5:]]
     psql(blank_database, *emitted)
 
 
-@pytest.mark.newest_postgres
 def test_a_file_that_fails_leaves_nothing_of_itself(blank_database: Database, emitted: list[Path]) -> None:
     with psycopg.connect(blank_database.dsn, autocommit=True) as connection:
         connection.execute((SHAPES / "refused_types.sql").read_bytes())
@@ -692,7 +682,6 @@ def test_files_are_written_into_the_folder_of_a_project(tmp_path: Path, there: s
     assert export.emit(tmp_path)
 
 
-@pytest.mark.newest_postgres
 def test_a_function_that_has_changed_is_emitted_once_more(
     blank_database: Database, tmp_path: Path, newer: list[Migration]
 ) -> None:
@@ -718,7 +707,6 @@ def test_a_new_project_has_no_file_for_functions(tmp_path: Path, newer: list[Mig
     assert export.emit(tmp_path, newer) == []
 
 
-@pytest.mark.newest_postgres
 def test_an_emitted_function_does_not_replace_a_newer_one(
     database: Database, tmp_path: Path, newer: list[Migration]
 ) -> None:
@@ -743,7 +731,6 @@ def test_a_function_that_was_edited_in_an_emitted_file_is_noticed(tmp_path: Path
         export.emit(tmp_path)
 
 
-@pytest.mark.newest_postgres
 def test_the_emitted_tests_pass_where_the_files_were_applied(
     blank_database: Database, emitted: list[Path], tmp_path: Path
 ) -> None:

@@ -35,8 +35,6 @@ from tests.support.access import (
 from tests.support.postgres import Database, Server
 from tests.support.service import Rows
 
-pytestmark = pytest.mark.oldest_postgres
-
 GIVEN_UP = ("dead", "expired", "failed", "cancelled")
 WAITING = ("pending", "failed")
 
@@ -88,6 +86,7 @@ async def now(rows: Rows) -> datetime:
 # --- which rows --------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.oldest_postgres
 @pytest.mark.parametrize(
     ("what", "from_", "to"), [("requeue", GIVEN_UP, "pending"), ("cancel", WAITING, "cancelled")]
 )
@@ -390,6 +389,7 @@ CALLS: dict[str, Callable[[Acting, UUID], Awaitable[object]]] = {
 }
 
 
+@pytest.mark.oldest_postgres
 @pytest.mark.parametrize("call", CALLS)
 async def test_the_owner_may_and_the_listeners_role_may_not(
     database: Database, rows: Rows, call: str
@@ -414,6 +414,7 @@ FUNCTIONS: Sequence[LiteralString] = (
 )
 
 
+@pytest.mark.oldest_postgres
 @pytest.mark.parametrize("role", ["anon", "authenticated", "service_role", "push_listener"])
 def test_a_grant_by_mistake_lets_nobody_act(database: Database, role: str) -> None:
     with psycopg.connect(database.superuser_dsn) as superuser:
@@ -454,6 +455,7 @@ def test_a_user_is_no_operator_whatever_was_granted(database: Database) -> None:
         superuser.rollback()
 
 
+@pytest.mark.oldest_postgres
 def test_the_record_is_shown_to_no_user_whatever_was_granted(database: Database) -> None:
     make_worker(database)
     make_operator(database)

@@ -19,8 +19,6 @@ from tests.support.catalog import describe
 from tests.support.postgres import Database
 from tests.support.service import Rows, environment, program, run, serving, settings_for
 
-pytestmark = pytest.mark.oldest_postgres
-
 
 def applied(database: Database) -> int:
     return sum(state.applied_at is not None for state in migrate.status(database.dsn))
@@ -43,7 +41,6 @@ async def down_once_sessions_are_gone(database: Database) -> None:
                 return
 
 
-@pytest.mark.newest_postgres
 @pytest.mark.parametrize("wakeup", ["listen", "sweep"])
 async def test_it_is_refused_while_a_worker_lives(
     database: Database, emulator: Emulator, wakeup: str
@@ -60,7 +57,6 @@ async def test_it_is_refused_while_a_worker_lives(
     assert await down(database) == len(migrate.load())
 
 
-@pytest.mark.newest_postgres
 @pytest.mark.parametrize("wakeup", ["listen", "sweep"])
 async def test_a_worker_that_was_killed_is_not_in_the_way(
     database: Database, emulator: Emulator, wakeup: str
@@ -149,7 +145,6 @@ async def test_what_is_added_during_the_way_back_waits_for_it(database: Database
     assert applied(database) == len(migrate.load())
 
 
-@pytest.mark.newest_postgres
 async def test_no_worker_begins_while_it_is_at_work(database: Database, emulator: Emulator) -> None:
     async with AsyncExitStack() as stack:
         pool = ServicePool(Address(database.dsn), prepares=True)
@@ -199,7 +194,6 @@ async def test_every_loss_is_told_before_the_first_step(database: Database, rows
     assert await down(database, discard_data=True) == 16
 
 
-@pytest.mark.newest_postgres
 async def test_the_command_says_who_is_in_the_way(database: Database, emulator: Emulator) -> None:
     async with serving(settings_for(database.dsn, emulator, worker_name="web.1")):
         code, out, said = await run(
