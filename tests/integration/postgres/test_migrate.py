@@ -555,7 +555,7 @@ def emitted(tmp_path: Path) -> list[Path]:
         (("own_words",), pipelined),
         (("narrow",), pipelined),
     ],
-    ids=str,
+    ids=lambda given: given.__name__ if callable(given) else " ".join(given),
 )
 def test_the_files_make_the_same_database(
     blank_database: Database,
