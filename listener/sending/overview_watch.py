@@ -31,8 +31,6 @@ _LONGEST_PAUSE_S = STALE_AFTER_S - 3 * STATEMENT_PATIENCE_S
 
 _TIDY_INTERVAL_S = 600.0
 
-_WATCHED_INTERVAL_S = 2.0
-
 # With a million scheduled pushes a read takes a second of the server's time.
 _SHARE_OF_TIME = 0.02
 
@@ -49,6 +47,7 @@ class OverviewWatch:
         interval: seconds between two reads while it reads often. A read that takes long is made less often, also if the
             server has not answered it.
         watched: set while somebody watches.
+        watched_interval: seconds between two reads at that time.
         sees_workers: False: workers hold no locks by which Postgres knows them.
     """
 
@@ -65,6 +64,7 @@ class OverviewWatch:
         *,
         interval: float,
         watched: asyncio.Event,
+        watched_interval: float = 2.0,
         sees_workers: bool = True,
     ) -> None:
         self._pool = pool
@@ -77,6 +77,7 @@ class OverviewWatch:
         self._metrics = metrics
         self._interval = interval
         self._watched = watched
+        self._watched_interval = watched_interval
         self._sees_workers = sees_workers
         self._tidied_at = -math.inf
         self._is_busy = True
@@ -96,7 +97,7 @@ class OverviewWatch:
 
     async def _pause(self, least: float) -> None:
         """Sleeps for the interval, or for a shorter one once somebody watches, and never for less than ``least``."""
-        first = max(least, min(self._interval, _WATCHED_INTERVAL_S))
+        first = max(least, min(self._interval, self._watched_interval))
         await asyncio.sleep(first)
         await is_set_within(self._watched, self._interval - first)
 

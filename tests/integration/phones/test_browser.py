@@ -15,15 +15,19 @@ from typing import Any
 from uuid import UUID
 
 import pytest
+import pytest_asyncio
 from aiohttp import web
-from playwright.async_api import BrowserContext, CDPSession, Page, Route, expect
+from playwright.async_api import Browser, BrowserContext, CDPSession, Page, Route, expect
 
 from tests.support import rest, typescript_tools
 from tests.support.browser import chromium
 from tests.support.postgres import Database
 from tests.support.rest import RestServer
 from tests.support.servers import forget_proxies
-from tests.support.service import PATIENCE, Rows, until
+from tests.support.service import PATIENCE, Rows, rows_of, until
+
+# They share one browser, and so an event loop; each has a profile of its own.
+pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 ANN = UUID("aaaaaaaa-0000-4000-8000-00000000000a")
 FID = "dTnB3Zx8QhGkPq1WvYcR0s"
@@ -31,6 +35,8 @@ FID = "dTnB3Zx8QhGkPq1WvYcR0s"
 _PAGE = """<!doctype html><title>An app</title>
 <ul id="pushes"></ul><button id="enable">Tell me</button><button id="sign-out">Sign out</button>
 <script type="module" src="/main.js"></script>"""
+
+_SUPABASE = "http://supabase.of.the.tests"
 
 _CONFIG = """
 export const supabaseUrl = %s;
@@ -220,15 +226,16 @@ class Site:
 
 
 @asynccontextmanager
-async def hosting(files: Path) -> AsyncIterator[str]:
-    """A web server with a page and what was built."""
+async def hosting(files: Path, supabase: str) -> AsyncIterator[str]:
+    """A web server with a page and what was built, for this address of Supabase."""
 
     async def text(request: web.Request) -> web.StreamResponse:
         name = request.path.lstrip("/")
         if not name.endswith(".js"):
             page = {"": _PAGE, "probe": '<script type="module" src="/probe.js"></script>'}.get(name, "")
             return web.Response(text=page, content_type="text/html")
-        return web.FileResponse(files / name)
+        script = (files / name).read_text().replace(_SUPABASE, supabase)
+        return web.Response(text=script, content_type="text/javascript")
 
     app = web.Application()
     app.router.add_get("/{path:.*}", text)
@@ -241,23 +248,38 @@ async def hosting(files: Path) -> AsyncIterator[str]:
         await runner.cleanup()
 
 
-def build(folder: Path, server: RestServer) -> None:
-    """As docs/javascript.md says."""
-    project = typescript_tools.project(folder)
-    (project / "config.ts").write_text(_CONFIG % (json.dumps(server.url), json.dumps(rest.PUBLISHABLE_KEY)))
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """As docs/javascript.md says. Each test puts the address of its own server in."""
+    project = typescript_tools.project(tmp_path_factory.mktemp("site"))
+    (project / "config.ts").write_text(_CONFIG % (json.dumps(_SUPABASE), json.dumps(rest.PUBLISHABLE_KEY)))
     (project / "probe.ts").write_text(_PROBE)
     common = ["--bundle", "--outdir=public", "--log-level=warning"]
     for arguments in (["main.ts", "probe.ts", "--format=esm"], ["service-worker.ts"]):
         assert typescript_tools.run(project, "esbuild", *arguments, *common) == ""
+    return project / "public"
 
 
-@pytest.fixture
-async def site(database: Database, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> AsyncIterator[Site]:
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def browser() -> AsyncIterator[Browser]:
+    async with chromium(whole=True) as started:
+        yield started
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def rows(database: Database) -> AsyncIterator[Rows]:
+    async with rows_of(database.dsn) as opened:
+        yield opened
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def site(
+    database: Database, monkeypatch: pytest.MonkeyPatch, built: Path, browser: Browser
+) -> AsyncIterator[Site]:
     forget_proxies(monkeypatch)
     expect.set_options(timeout=PATIENCE * 1000)
     with rest.serving(database) as server:
-        build(tmp_path, server)
-        async with hosting(tmp_path / "public") as url, chromium(whole=True) as browser:
+        async with hosting(built, server.url) as url:
             context = await browser.new_context()
             await context.grant_permissions(["notifications"], origin=url)
             await context.add_init_script(_SUBSCRIBED)
@@ -276,8 +298,10 @@ async def site(database: Database, monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
 
             await context.route("https://firebaseinstallations.googleapis.com/**", installation)
             await context.route("https://fcmregistrations.googleapis.com/**", registration)
-            yield found
-            await context.close()
+            try:
+                yield found
+            finally:
+                await context.close()
 
 
 async def sent(rows: Rows, **values: object) -> str:

@@ -178,10 +178,19 @@ async def test_somebody_who_begins_to_watch_does_not_wait_for_the_interval(
         return found()
 
     monkeypatch.setattr(overview, "read", read)
-    monkeypatch.setattr(overview_watch, "_WATCHED_INTERVAL_S", 0.01)
     worker: Any = Idle()
     watch = overview_watch.OverviewWatch(
-        worker, worker, worker, worker, worker, worker, worker, Metrics(), interval=3600.0, watched=watched
+        worker,
+        worker,
+        worker,
+        worker,
+        worker,
+        worker,
+        worker,
+        Metrics(),
+        interval=3600.0,
+        watched=watched,
+        watched_interval=0.01,
     )
     running = asyncio.create_task(watch.run())
     await until(lambda: reads == 1)

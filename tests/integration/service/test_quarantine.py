@@ -44,10 +44,17 @@ main()
 """
 
 
-async def supervised(env: Mapping[str, str], deaths: list[int], *, forked: bool) -> None:
-    """Starts the listener, and again whenever it has died, as init systems and platforms do."""
+async def supervised(env: Mapping[str, str], deaths: list[int], start: float) -> None:
+    """Starts the listener, and again whenever it has died, as init systems and platforms do.
+
+    Args:
+        env: its environment.
+        deaths: gets its exit code each time.
+        start: seconds that a start takes. A forked process takes none, but a real one imports all that there is.
+    """
     while True:
-        async with python("-c", _MORTAL, "run", env=env, forked=forked) as running:
+        await asyncio.sleep(start)
+        async with python("-c", _MORTAL, "run", env=env, forked=True) as running:
             code = await running.ended(100.0)
             assert code == -signal.SIGKILL, running.output[-2000:]
             deaths.append(code)
@@ -67,8 +74,8 @@ async def test_a_push_that_kills_is_set_apart_and_all_others_are_sent(
     env = environment(database.dsn, emulator, log_level="error")
     began = time.monotonic()
     # Several that are back at once lose the same rows more often than real ones, which take a second to start.
-    forked = workers == 1
-    supervising = [asyncio.create_task(supervised(env, deaths, forked=forked)) for _ in range(workers)]
+    start = 0.0 if workers == 1 else 1.0
+    supervising = [asyncio.create_task(supervised(env, deaths, start)) for _ in range(workers)]
     waiting = asyncio.create_task(
         rows.until(lambda found: all(each["status"] in OVER for each in found.values()), patience=150)
     )
