@@ -353,7 +353,7 @@ def test_hostile_input_is_refused_and_nothing_is_written(peopled: Database, func
     before = contents(peopled)
     for caller, body, sqlstate in HOSTILE[function]:
         assert refusal(peopled, caller, function, body) == sqlstate, (caller, body[:200])
-        assert contents(peopled) == before, (caller, body[:200])
+    assert contents(peopled) == before
 
 
 @pytest.mark.parametrize("caller", [ANON, AS_ANN, SERVICE], ids=lambda each: each.role)
