@@ -105,7 +105,7 @@ async def bad(rows: Rows, columns: dict[str, object]) -> UUID:
     )
 
 
-@pytest.mark.every_postgres
+@pytest.mark.oldest_postgres
 async def test_one_batch_of_all_of_them_between_good_ones(database: Database, rows: Rows) -> None:
     neighbours, poison = [await good(rows, "first")], {}
     for name, (columns, *_) in BAD.items():

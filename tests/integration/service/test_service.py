@@ -54,6 +54,7 @@ def of(push_id: UUID, emulator: Emulator) -> list[Received]:
 # --- one row ---------------------------------------------------------------------------------------------
 
 
+@pytest.mark.every_postgres
 async def test_a_plain_insert_is_sent(
     database: Database, rows: Rows, emulator: Emulator, service: Service
 ) -> None:
