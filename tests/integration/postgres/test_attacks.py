@@ -186,7 +186,7 @@ def test_no_function_runs_what_is_in_pg_temp(sessions: dict[str, Session], login
             faults.append(f"{function} ran it as {', '.join(ran)}")
         if not is_allowed and (login == "owner" or function in ALLOWED[login]):
             faults.append(f"{function} was refused, so nothing is known of it")
-    assert faults == []
+    assert not faults, "\n".join(faults)
 
 
 @pytest.mark.parametrize(("trigger", "login", "statement"), TRIGGERS, ids=[name for name, *_ in TRIGGERS])
@@ -556,16 +556,21 @@ def resolving(
 
 
 def test_every_statement_means_pg_catalogs_own(resolving: psycopg.Connection[Any]) -> None:
-    others = {
-        place: attacks.resolved_to(resolving, statement, values_of(place, statement))
+    faults = [
+        f"{place}: {found}"
         for place, statement in statements().items()
-    }
-    assert {place: found for place, found in others.items() if found} == {}
+        if (found := attacks.resolved_to(resolving, statement, values_of(place, statement)))
+    ]
+    assert not faults, "\n".join(faults)
 
 
 def test_every_statement_names_schemas() -> None:
-    unnamed = {place: attacks.looked_up(statement) for place, statement in attacks.statements().items()}
-    assert {place: found for place, found in unnamed.items() if found} == {}
+    faults = [
+        f"{place}: {found}"
+        for place, statement in attacks.statements().items()
+        if (found := attacks.looked_up(statement))
+    ]
+    assert not faults, "\n".join(faults)
 
 
 @pytest.mark.parametrize(
@@ -607,7 +612,7 @@ def test_a_naive_statement_means_the_attackers(
             continue  # there these are of type text, and an exact fit
         if attacks.resolved_to(resolving, statement, values or None) == []:
             missed.append(statement)
-    assert missed == []
+    assert not missed, "\n".join(missed)
 
 
 # --- the application's own triggers -----------------------------------------------------------------------------

@@ -336,17 +336,17 @@ KEPT = [case for case in CASES if case.values and not callable(case.values)]
 
 
 def test_the_history_is_not_read(history: Database) -> None:
-    assert _all_excess(history, CASES) == {}
+    _assert_no_excess(history, CASES)
 
 
 def test_the_history_is_not_read_on_the_oldest_postgres(oldest_history: Database) -> None:
-    assert _all_excess(oldest_history, CASES) == {}
-    assert _all_excess(oldest_history, KEPT, "set local plan_cache_mode = force_generic_plan") == {}
+    _assert_no_excess(oldest_history, CASES)
+    _assert_no_excess(oldest_history, KEPT, "set local plan_cache_mode = force_generic_plan")
 
 
 @pytest.mark.parametrize("plan", ["force_generic_plan", "force_custom_plan"])
 def test_nor_with_a_plan_that_is_kept(history: Database, plan: LiteralString) -> None:
-    assert _all_excess(history, KEPT, f"set local plan_cache_mode = {plan}") == {}
+    _assert_no_excess(history, KEPT, f"set local plan_cache_mode = {plan}")
 
 
 def test_without_its_index_it_is_caught(analyzed: Database) -> None:
@@ -356,18 +356,17 @@ def test_without_its_index_it_is_caught(analyzed: Database) -> None:
             conn.execute(case.needs)
             if not _excess(conn, case):
                 missed.append(case.name)
-    assert missed == []
+    assert not missed, "\n".join(missed)
 
 
-def _all_excess(database: Database, cases: list[Case], before: LiteralString = "") -> dict[str, list[str]]:
-    """What each of the cases reads in excess, if it does."""
-    found = {}
+def _assert_no_excess(database: Database, cases: list[Case], before: LiteralString = "") -> None:
+    """Fails with what each of the cases reads in excess, if one does."""
+    faults = []
     for case in cases:
         with _undone(database) as conn:
             conn.execute(before)
-            if excess := _excess(conn, case):
-                found[case.name] = excess
-    return found
+            faults += [f"{case.name}: {line}" for line in _excess(conn, case)]
+    assert not faults, "\n".join(faults)
 
 
 def test_a_claim_looks_into_the_log_only_for_users_it_has_tried_before(analyzed: Database) -> None:

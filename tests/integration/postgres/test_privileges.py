@@ -343,12 +343,14 @@ def listed(table: str) -> set[str]:
 @pytest.mark.parametrize("application", ["", APPLICATION], ids=["fresh", "adopted"])
 def test_every_cell_is_as_written(postgres: Server, regime: Regime, application: str) -> None:
     with installed(postgres, regime, application) as installation:
-        assert [fault for line in document() for fault in faults(installation, line)] == []
+        found = [fault for line in document() for fault in faults(installation, line)]
+        assert not found, "\n".join(found)
 
 
 def test_every_cell_is_as_written_on_the_oldest_postgres(oldest_server: Server) -> None:
     with installed(oldest_server, Regime.OLD, APPLICATION) as installation:
-        assert [fault for line in document() for fault in faults(installation, line)] == []
+        found = [fault for line in document() for fault in faults(installation, line)]
+        assert not found, "\n".join(found)
 
 
 def faults(installation: Installation, line: Line) -> Iterator[str]:
