@@ -199,7 +199,12 @@ def sink(
 ) -> Iterator[Sink]:
     """The sink as a process of its own, for so many connections; ``wired``: at the far end of a ``wire``."""
     allow_open_files(connections + _FILES)
-    arguments = ["--latency-ms", f"{latency_ms:g}", *(["--tls"] if tls else []), *(["--wire"] if wired else [])]
+    arguments = [
+        "--latency-ms",
+        f"{latency_ms:g}",
+        *(["--tls"] if tls else []),
+        *(["--wire"] if wired else []),
+    ]
     with module("tests.benchmarks.sink", *arguments) as child:
         assert child.stdout is not None
         match child.stdout.readline().split():

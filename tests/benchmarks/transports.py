@@ -54,7 +54,9 @@ def measure_one(
     ):
         queue = queues.install(queues.LISTENER, server, "cold")
         with queue.connect() as conn, queue.worker(sink, {**settings, "TRANSPORT": name}) as worker:
-            rig.until(lambda: conn.execute(_LIVES).fetchone() != (0,), "the process does not start", by=worker)
+            rig.until(
+                lambda: conn.execute(_LIVES).fetchone() != (0,), "the process does not start", by=worker
+            )
             time.sleep(_SETTLE_DOWN_S)
             cpu, sink_cpu = -rig.cpu_seconds(worker.pid), -rig.cpu_seconds(sink.pid)
             conn.execute(drain.LOAD.format(rows=rows))
@@ -101,7 +103,13 @@ def _send_high(
 @click.command()
 @click.option("--rows", "sizes", default=[10_000], multiple=True, show_default=True, type=click.IntRange(1))
 @click.option(
-    "--rtt-ms", "rtts", default=[0.0], multiple=True, show_default=True, type=click.FloatRange(0), help="On the wire."
+    "--rtt-ms",
+    "rtts",
+    default=[0.0],
+    multiple=True,
+    show_default=True,
+    type=click.FloatRange(0),
+    help="On the wire.",
 )
 @click.option("--latency-ms", default=50.0, show_default=True, type=click.FloatRange(0), help="Of FCM.")
 @click.option("--tls/--no-tls", default=True, show_default=True)
