@@ -10,7 +10,6 @@ from h2.config import H2Configuration
 from h2.connection import H2Connection
 from h2.errors import ErrorCodes
 from h2.events import DataReceived, PingAckReceived, RequestReceived, StreamEnded, StreamReset
-from h2.settings import SettingCodes
 from hyperframe.frame import GoAwayFrame
 
 from tests.support.servers import BODY
@@ -25,7 +24,7 @@ class Http2:
         writer: asyncio.StreamWriter,
         *,
         acknowledges: bool = True,
-        settings: Mapping[SettingCodes, int] | None = None,
+        settings: Mapping[int, int] | None = None,
     ) -> None:
         self._reader = reader
         self._writer = writer
@@ -33,7 +32,7 @@ class Http2:
         self._requests: deque[int] = deque()
         self.given_up: list[int] = []
         """Streams that the client has reset."""
-        self.fields: dict[int, list[tuple[str, str]]] = {}
+        self.fields: dict[int, dict[str, str]] = {}
         self.bodies: dict[int, bytes] = {}
         """Of the requests on each stream."""
         self.pongs = 0
@@ -53,7 +52,8 @@ class Http2:
             for event in self._frames.receive_data(data):
                 match event:
                     case RequestReceived(stream_id=stream, headers=fields):
-                        self.fields[stream], self.bodies[stream] = list(fields), b""
+                        self.fields[stream] = {str(name): str(value) for name, value in fields}
+                        self.bodies[stream] = b""
                     case DataReceived(stream_id=stream, data=part, flow_controlled_length=size):
                         self.bodies[stream] += part
                         if self._acknowledges:
