@@ -23,7 +23,6 @@ from listener.postgres.locks import LIVENESS_CLASS
 from tests.benchmarks import drain, queues, rig
 from tests.benchmarks.options import setting
 
-DEFAULT = "http1"
 FIGURES = {
     "seconds": "seconds, commit to last answer",
     "worker_cpu_us": "CPU-microseconds a push: process",
