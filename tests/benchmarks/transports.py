@@ -36,6 +36,7 @@ _LIVES = f"select count(*) from pg_locks where locktype = 'advisory' and classid
 _SETTLE_DOWN_S = 1.0
 """What the process does at its start is over after so long."""
 _HIGH_EVERY_S = 0.05
+_PATIENCE_S = 900.0
 _HIGH = """
 insert into push_notifications (device_token, title, body, priority) values ('high', 'Now', 'At once', 'high')
   returning id::text
@@ -63,7 +64,7 @@ def measure_one(
             high = _send_high(conn, sink, rows, worker)
             rows += len(high)
             rig.until(lambda: sink.count() >= rows, "not every push has come to the sink", by=worker)
-            rig.until(lambda: queue.pending(conn) == 0, "not every push has been settled")
+            rig.until(lambda: queue.pending(conn) == 0, "not every push has been settled", within=_PATIENCE_S)
             cpu += rig.cpu_seconds(worker.pid)
             sink_cpu += rig.cpu_seconds(sink.pid)
             peak = rig.peak_rss(worker.pid)
@@ -95,7 +96,9 @@ def _send_high(
         inserted[row[0]] = before
         return sink.count() >= rows
 
-    rig.until(one_more, "not every push has come to the sink", every=_HIGH_EVERY_S, by=worker)
+    rig.until(
+        one_more, "not every push has come to the sink", every=_HIGH_EVERY_S, within=_PATIENCE_S, by=worker
+    )
     return inserted
 
 

@@ -166,7 +166,7 @@ async def test_what_is_too_late_is_not_sent(transport: MakeTransport, trusting: 
         assert len(bodies) == (3 if first else 4)
 
 
-@pytest.mark.parametrize("name", ["http1", "aiohttp"])
+@pytest.mark.parametrize("name", NAMES)
 async def test_a_push_of_high_priority_does_not_wait_for_the_handshakes_of_all_others(
     name: TransportName, trusting: Tls, monkeypatch: pytest.MonkeyPatch
 ) -> None:
