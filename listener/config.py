@@ -33,7 +33,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from listener.fcm import key_text
 from listener.fcm.auth import REFRESH_TIMEOUT
-from listener.fcm.transports.choose import TransportName, check_installed
+from listener.fcm.transports.choose import TransportName
 from listener.postgres import address
 
 
@@ -328,10 +328,10 @@ class Settings(DatabaseSettings):
     fcm_connect_timeout: Seconds = _fcm(
         default=10.0, description="timeout of a connection to FCM, as a part of FCM_REQUEST_TIMEOUT"
     )
-    transport: Annotated[TransportName, BeforeValidator(_lower), AfterValidator(check_installed)] = _fcm(
-        default="http1",
-        description="how requests go out: http1, HTTP/1.1 at the least cost; http2, an extra to install; "
-        "or aiohttp, HTTP/1.1",
+    transport: Annotated[TransportName, BeforeValidator(_lower)] = _fcm(
+        default="http2",
+        description="how requests go out: http2, at the least cost; http1, with a connection for each request; "
+        "or aiohttp, HTTP/1.1 by that library",
     )
 
     max_in_flight: int = _sending(

@@ -14,7 +14,7 @@ import psycopg
 import uvloop
 
 from listener.fcm.transports.base import Outgoing
-from listener.fcm.transports.http1 import Http1Transport
+from listener.fcm.transports.direct import DirectTransport
 
 _HEADERS = {"Authorization": "Bearer x"}
 
@@ -33,7 +33,7 @@ async def main(url: str) -> None:
         await psycopg.AsyncConnection.connect(os.environ["DATABASE_URL"], autocommit=True) as rings,
         await psycopg.AsyncConnection.connect(os.environ["DATABASE_URL"], autocommit=True) as rows,
     ):
-        http = Http1Transport(url)
+        http = DirectTransport(url)
         await rings.execute("listen push_listener")
         async for _ in rings.notifies():
             while row := await (await rows.execute(_CLAIM, prepare=True)).fetchone():

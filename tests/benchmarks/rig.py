@@ -194,10 +194,17 @@ _direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
 @contextmanager
-def sink(latency_ms: float = 0.0, *, tls: bool = False, connections: int = CONNECTIONS) -> Iterator[Sink]:
-    """The sink as a process of its own, for so many connections."""
+def sink(
+    latency_ms: float = 0.0, *, tls: bool = False, connections: int = CONNECTIONS, wired: bool = False
+) -> Iterator[Sink]:
+    """The sink as a process of its own, for so many connections; ``wired``: at the far end of a ``wire``."""
     allow_open_files(connections + _FILES)
-    arguments = ["--latency-ms", f"{latency_ms:g}", *(["--tls"] if tls else [])]
+    arguments = [
+        "--latency-ms",
+        f"{latency_ms:g}",
+        *(["--tls"] if tls else []),
+        *(["--wire"] if wired else []),
+    ]
     with module("tests.benchmarks.sink", *arguments) as child:
         assert child.stdout is not None
         match child.stdout.readline().split():
@@ -207,6 +214,16 @@ def sink(latency_ms: float = 0.0, *, tls: bool = False, connections: int = CONNE
                 yield Sink(url, secure, child.pid, {"SSL_CERT_FILE": certificate})
             case _:
                 raise BenchmarkFailed("the sink did not start")
+
+
+@contextmanager
+def wire(rtt_ms: float) -> Iterator[None]:
+    """A wire on which there and back takes so long. See ``tests.benchmarks.wire``."""
+    with module("tests.benchmarks.wire", "--rtt-ms", f"{rtt_ms:g}") as child:
+        assert child.stdout is not None
+        if not child.stdout.readline():
+            raise BenchmarkFailed("there is no wire: it needs Linux and the right to make network devices")
+        yield
 
 
 def listener_environment(dsn: str, sink: Sink, **settings: str) -> dict[str, str]:

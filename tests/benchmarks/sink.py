@@ -3,7 +3,8 @@
     python -m tests.benchmarks.sink --latency-ms 50
 
 prints its address, and serves until SIGTERM, or the end of the pipe that is its standard input. With ``--tls`` it
-prints a second address, for sends over TLS, and the file of the certificate to trust. Over HTTP/1.1:
+prints a second address, for sends over TLS, and the file of the certificate to trust; with ``--wire`` as well that
+address is at the far end of ``tests.benchmarks.wire``, which has to run. Over HTTP/1.1:
 
 - ``POST /v1/projects/{project}/messages:send``: 200 with a message's name, after the latency
 - ``POST /token``: an access token, whatever is asked
@@ -38,6 +39,7 @@ import click
 import orjson
 import uvloop
 
+from tests.benchmarks import wire
 from tests.benchmarks.http2 import Http2Connection
 from tests.support.servers import Tls, make_tls
 
@@ -241,15 +243,16 @@ class _Door(asyncio.Protocol):
         protocol.connection_made(transport)
 
 
-async def _serve(port: int, latency: float, tls: Tls | None) -> None:
+async def _serve(port: int, latency: float, tls: Tls | None, *, wired: bool) -> None:
     loop = asyncio.get_running_loop()
     sink = Sink(latency)
     server = await loop.create_server(lambda: Connection(sink), "127.0.0.1", port, backlog=4096)
     addresses = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
     if tls is not None:
         tls.server.set_alpn_protocols(["h2", "http/1.1"])
-        secure = await loop.create_server(lambda: _Door(sink), "127.0.0.1", backlog=4096, ssl=tls.server)
-        addresses += f" https://localhost:{secure.sockets[0].getsockname()[1]} {tls.ca_file}"
+        here, named = (wire.NEAR, wire.FAR) if wired else ("127.0.0.1", "localhost")
+        secure = await loop.create_server(lambda: _Door(sink), here, backlog=4096, ssl=tls.server)
+        addresses += f" https://{named}:{secure.sockets[0].getsockname()[1]} {tls.ca_file}"
     print(addresses, flush=True)
     end = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -265,10 +268,13 @@ async def _serve(port: int, latency: float, tls: Tls | None) -> None:
 @click.option("--port", default=0, type=click.IntRange(0, 65535), help="0: any that is free.")
 @click.option("--latency-ms", default=0.0, type=click.FloatRange(0), help="Before each answer to a send.")
 @click.option("--tls", is_flag=True, help="Take sends over TLS as well.")
-def main(port: int, latency_ms: float, tls: bool) -> None:
+@click.option("--wire", "wired", is_flag=True, help="Take them at the end of a slow wire.")
+def main(port: int, latency_ms: float, tls: bool, wired: bool) -> None:
     """A fast stand-in for FCM, for loads. Prints its address."""
     with tempfile.TemporaryDirectory() as directory:
-        uvloop.run(_serve(port, latency_ms / 1000, make_tls(Path(directory)) if tls else None))
+        host = wire.FAR if wired else "localhost"
+        made = make_tls(Path(directory), host=host) if tls else None
+        uvloop.run(_serve(port, latency_ms / 1000, made, wired=wired))
 
 
 if __name__ == "__main__":

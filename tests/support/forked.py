@@ -32,7 +32,7 @@ _LONGEST_REQUEST = 1 << 18
 _IMPORTED = (
     "listener.cli.run",
     "listener.__main__",
-    "listener.fcm.transports.http1",
+    "listener.fcm.transports.direct",
     "listener.fcm.transports.aiohttp",
     "google.auth.transport.requests",
     "google.oauth2.service_account",

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from collections.abc import Mapping
 
 from h2.config import H2Configuration
 from h2.connection import H2Connection
 from h2.errors import ErrorCodes
-from h2.events import StreamEnded, StreamReset
+from h2.events import DataReceived, PingAckReceived, RequestReceived, StreamEnded, StreamReset
 from hyperframe.frame import GoAwayFrame
 
 from tests.support.servers import BODY
@@ -18,7 +19,12 @@ class Http2:
     """One connection of ``tests.support.servers.tcp_server``."""
 
     def __init__(
-        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, acknowledges: bool = True
+        self,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+        *,
+        acknowledges: bool = True,
+        settings: Mapping[int, int] | None = None,
     ) -> None:
         self._reader = reader
         self._writer = writer
@@ -26,8 +32,15 @@ class Http2:
         self._requests: deque[int] = deque()
         self.given_up: list[int] = []
         """Streams that the client has reset."""
-        self._frames = H2Connection(H2Configuration(client_side=False))
+        self.fields: dict[int, dict[str, str]] = {}
+        self.bodies: dict[int, bytes] = {}
+        """Of the requests on each stream."""
+        self.pongs = 0
+        """PINGs of ours that the client has answered."""
+        self._frames = H2Connection(H2Configuration(client_side=False, header_encoding="latin-1"))
         self._frames.initiate_connection()
+        if settings is not None:
+            self._frames.update_settings(dict(settings))
         self._flush()
 
     async def request(self) -> int:
@@ -38,6 +51,15 @@ class Http2:
                 raise asyncio.IncompleteReadError(b"", None)
             for event in self._frames.receive_data(data):
                 match event:
+                    case RequestReceived(stream_id=stream, headers=fields):
+                        self.fields[stream] = {str(name): str(value) for name, value in fields}
+                        self.bodies[stream] = b""
+                    case DataReceived(stream_id=stream, data=part, flow_controlled_length=size):
+                        self.bodies[stream] += part
+                        if self._acknowledges:
+                            self._frames.acknowledge_received_data(size, stream)
+                    case PingAckReceived():
+                        self.pongs += 1
                     case StreamEnded(stream_id=stream):
                         self._requests.append(stream)
                     case StreamReset(stream_id=stream):
@@ -50,7 +72,16 @@ class Http2:
         """Answers a request; if not ``whole``, promises more of a body than there is."""
         length = len(body) if whole else len(body) + 1
         self._frames.send_headers(stream, [(":status", str(status)), ("content-length", str(length))])
-        self._frames.send_data(stream, body, end_stream=whole)
+        most = self._frames.max_outbound_frame_size
+        for at in range(0, len(body), most):
+            self._frames.send_data(stream, body[at : at + most])
+        if whole:
+            self._frames.end_stream(stream)
+        self._flush()
+
+    def ping(self) -> None:
+        """Asks whether the client is there."""
+        self._frames.ping(b"are you?")
         self._flush()
 
     def reset(self, stream: int, why: ErrorCodes) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import datetime
+import ipaddress
 import socket
 import ssl
 import struct
@@ -155,22 +156,23 @@ async def tunnelling_proxy() -> AsyncIterator[Proxy]:
 
 @dataclass(frozen=True)
 class Tls:
-    """A certificate for "localhost", by an authority that nobody knows."""
+    """A certificate for one host, by an authority that nobody knows."""
 
     server: ssl.SSLContext
     ca_file: Path
     """The authority's certificate, for a client that is to trust it."""
 
 
-def make_tls(directory: Path, protocol: str | None = None) -> Tls:
-    """Makes an authority, its certificate for "localhost", and a server's context.
+def make_tls(directory: Path, protocol: str | None = None, *, host: str = "localhost") -> Tls:
+    """Makes an authority, its certificate for a host, and a server's context.
 
     Args:
         directory: where the files go.
         protocol: the one that the server names when it is asked (ALPN); None to name none.
+        host: a name or an address.
     """
     ca_key, ca = _certificate("authority.invalid", None)
-    key, certificate = _certificate("localhost", (ca_key, ca))
+    key, certificate = _certificate(host, (ca_key, ca))
     ca_file = directory / "authority.pem"
     ca_file.write_bytes(_pem(ca))
     chain_file = directory / "server.pem"
@@ -203,7 +205,7 @@ def _certificate(name: str, by: _Signer | None) -> _Signer:
         .serial_number(x509.random_serial_number())
         .not_valid_before(now - datetime.timedelta(days=1))
         .not_valid_after(now + datetime.timedelta(days=1))
-        .add_extension(x509.SubjectAlternativeName([x509.DNSName(name)]), critical=False)
+        .add_extension(x509.SubjectAlternativeName([_general_name(name)]), critical=False)
         .add_extension(x509.BasicConstraints(ca=by is None, path_length=None), critical=True)
         # Python 3.13 and later insist on these.
         .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
@@ -215,6 +217,13 @@ def _certificate(name: str, by: _Signer | None) -> _Signer:
         .sign(by[0] if by else key, hashes.SHA256())
     )
     return key, certificate
+
+
+def _general_name(host: str) -> x509.GeneralName:
+    try:
+        return x509.IPAddress(ipaddress.ip_address(host))
+    except ValueError:
+        return x509.DNSName(host)
 
 
 def _usage(*, signs: bool) -> x509.KeyUsage:

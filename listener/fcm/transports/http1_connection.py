@@ -3,27 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Protocol, cast
+from typing import cast
 
 import httptools
 
 from listener.fcm.fault import SendFault
 from listener.fcm.transports.base import ANSWER_LIMIT, KEEPALIVE, Response
+from listener.fcm.transports.connection import Head, Owner
 from listener.fcm.transports.http1_response import Headers, decoded
 
 
-class Owner(Protocol):
-    """What a connection tells its pool."""
-
-    request_timeout: float
-
-    def add(self, connection: Http1Connection) -> None: ...
-    def release(self, connection: Http1Connection) -> None: ...
-    def discard(self, connection: Http1Connection) -> None: ...
-
-
 class Http1Connection(asyncio.Protocol):
-    """One connection, and the request that is in flight on it.
+    """One connection, and the request that is in flight on it. See ``Connection``.
 
     asyncio calls it with what the server sends, and httptools with what that means.
 
@@ -44,7 +35,10 @@ class Http1Connection(asyncio.Protocol):
         "_status",
         "_transport",
         "idle_since",
+        "in_use",
     )
+
+    capacity = 1
 
     def __init__(self, owner: Owner, loop: asyncio.AbstractEventLoop) -> None:
         self._owner = owner
@@ -54,6 +48,7 @@ class Http1Connection(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._parser: httptools.HttpResponseParser | None = None
         self._is_closed = False
+        self.in_use = 0
         self.idle_since = loop.time()
         self._forget_answer()
 
@@ -69,31 +64,22 @@ class Http1Connection(asyncio.Protocol):
         """Whether a request may be written, as far as this side knows."""
         return not (self._is_closed or self._transport is None or self._transport.is_closing())
 
-    def send(self, head: bytes, body: bytes, deadline: float) -> asyncio.Future[Response]:
-        """Writes a request.
-
-        Args:
-            head: as far as the value of Content-Length.
-            body: the whole of it.
-            deadline: on the event loop's clock; the pool calls ``expire`` soon after it.
-
-        Returns:
-            The answer, or a SendFault.
-        """
+    def send(self, head: Head, body: bytes, deadline: float) -> asyncio.Future[Response]:
+        """See ``Connection.send``."""
         assert self._transport is not None
         self._answer = answer = self._loop.create_future()
         self._deadline = deadline
         self._forget_answer()
-        self._transport.write(b"%b%d\r\n\r\n%b" % (head, len(body), body))
+        self._transport.write(b"%b%d\r\n\r\n%b" % (head.lines, len(body), body))
         return answer
 
     def abandon(self, answer: asyncio.Future[Response]) -> None:
-        """The caller of ``send`` no longer waits for this answer."""
+        """See ``Connection.abandon``."""
         if self._answer is answer:
             self._cut()
 
     def expire(self, now: float) -> None:
-        """Ends the request if its time is up, or the connection if it has been idle for long."""
+        """See ``Connection.expire``."""
         if self._answer is None:
             if now - self.idle_since >= KEEPALIVE and self._transport is not None:
                 self._transport.close()
@@ -101,7 +87,7 @@ class Http1Connection(asyncio.Protocol):
             self._fail("TIMEOUT", f"no answer within {self._owner.request_timeout:g} s")
 
     def abort(self) -> None:
-        """Ends the connection and the request on it."""
+        """See ``Connection.abort``."""
         self._is_closed = True  # also if it is not open yet
         self._fail("RESET", "the connections are being closed")
         self._cut()

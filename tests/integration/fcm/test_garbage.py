@@ -13,13 +13,15 @@ from typing import Any, get_args
 
 import pytest
 import uvloop
+from h2.errors import ErrorCodes
 
 from listener.fcm.fault import AuthFault, SendFault
 from listener.fcm.sender import Sender
-from listener.fcm.transports import http1_pool
+from listener.fcm.transports import pool
 from listener.fcm.transports.base import Outgoing, Transport
 from listener.fcm.transports.choose import TransportName, make_transport
 from listener.fcm.transports.http1_connection import Http1Connection
+from tests.support.http2 import Http2
 from tests.support.servers import (
     Handler,
     Tls,
@@ -54,6 +56,11 @@ def _unfrozen_at_the_end() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def tls(tmp_path_factory: pytest.TempPathFactory) -> Tls:
     return make_tls(tmp_path_factory.mktemp("tls"))
+
+
+@pytest.fixture(scope="module")
+def tls_http2(tmp_path_factory: pytest.TempPathFactory) -> Tls:
+    return make_tls(tmp_path_factory.mktemp("http2"), protocol="h2")
 
 
 @pytest.fixture(scope="module")
@@ -141,7 +148,7 @@ def is_clients(thing: object) -> bool:
     """Whether an object belongs to the client, and not to the server, which is asyncio's."""
     if isinstance(thing, ssl.SSLObject):
         return not thing.server_side
-    return type(thing).__module__.partition(".")[0] in {"listener", "aiohttp", "httptools", "pyreqwest"}
+    return type(thing).__module__.partition(".")[0] in {"listener", "aiohttp", "httptools"}
 
 
 @contextmanager
@@ -204,6 +211,38 @@ def test_a_connection_leaves_nothing(
 ) -> None:
     monkeypatch.setenv("SSL_CERT_FILE", str(tls.ca_file))
     assert not garbage_of(name, use, serve, tls if encrypted else None, "localhost")
+
+
+def by_http2(act: Callable[[Http2, int, Writer], object]) -> Handler:
+    """A server that does something with each request."""
+
+    async def handle(reader: Reader, writer: Writer) -> None:
+        connection = Http2(reader, writer)
+        while True:
+            act(connection, await connection.request(), writer)
+
+    return handle
+
+
+HTTP2_SERVERS: dict[str, Handler] = {
+    "answers": by_http2(lambda connection, stream, _: connection.answer(stream)),
+    "refuses": by_http2(lambda connection, stream, _: connection.reset(stream, ErrorCodes.REFUSED_STREAM)),
+    "resets": by_http2(lambda connection, stream, _: connection.reset(stream, ErrorCodes.INTERNAL_ERROR)),
+    "cuts": by_http2(lambda connection, stream, writer: reset(writer)),
+    "leaves": by_http2(lambda connection, stream, _: connection.go_away(stream - 1)),
+    "is silent": by_http2(lambda connection, stream, _: None),
+    "breaks off": by_http2(lambda connection, stream, _: connection.answer(stream, 500, whole=False)),
+    "talks nonsense": by_http2(lambda connection, stream, writer: writer.write(b"nonsense\r\n\r\n")),
+}
+
+
+@pytest.mark.parametrize("use", [many, cancelled])
+@pytest.mark.parametrize("does", HTTP2_SERVERS)
+def test_a_connection_of_http2_leaves_nothing(
+    does: str, use: Use, tls_http2: Tls, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SSL_CERT_FILE", str(tls_http2.ca_file))
+    assert not garbage_of("http2", use, HTTP2_SERVERS[does], tls_http2, "localhost")
 
 
 @pytest.mark.parametrize("name", get_args(TransportName))
@@ -275,7 +314,7 @@ def test_a_connection_is_gone_when_it_is_lost(tls: Tls, monkeypatch: pytest.Monk
             super().__init__(*arguments)
             made.append(weakref.ref(self))
 
-    monkeypatch.setattr(http1_pool, "Http1Connection", Watched)
+    monkeypatch.setattr(pool, "Http1Connection", Watched)
 
     async def main() -> None:
         for serve in (answers_and_closes, closes, is_silent):

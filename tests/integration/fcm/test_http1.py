@@ -7,14 +7,15 @@ import errno
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, cast
 
 import aiohappyeyeballs
 import pytest
 
 from listener.fcm.fault import SendFault
 from listener.fcm.transports.base import Outgoing
-from listener.fcm.transports.http1 import Http1Transport
+from listener.fcm.transports.direct import DirectTransport
+from listener.fcm.transports.http1_connection import Http1Connection
 from tests.support.servers import answer, forget_proxies, read_request, tcp_server
 
 HEADERS = {"Authorization": "Bearer abc"}
@@ -29,15 +30,15 @@ def no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @asynccontextmanager
-async def opened(port: int) -> AsyncIterator[Http1Transport]:
-    transport = Http1Transport(f"http://127.0.0.1:{port}/send", connect_timeout=5.0, timeout=10.0)
+async def opened(port: int) -> AsyncIterator[DirectTransport]:
+    transport = DirectTransport(f"http://127.0.0.1:{port}/send", connect_timeout=5.0, timeout=10.0)
     try:
         yield transport
     finally:
         await transport.close()
 
 
-def post(transport: Http1Transport) -> asyncio.Task[Any]:
+def post(transport: DirectTransport) -> asyncio.Task[Any]:
     return asyncio.create_task(transport.post(HEADERS, Outgoing(lambda: b"{}")))
 
 
@@ -79,7 +80,7 @@ async def test_closing_makes_no_new_connections() -> None:
         assert all(isinstance(fault, SendFault) for fault in faults), faults
     assert accepted <= before + 32
     pool = transport._pool
-    assert (len(pool._all), len(pool._opening), len(pool._idle)) == (0, 0, 0)
+    assert (len(pool._all), len(pool._opening), len(pool._free)) == (0, 0, 0)
 
 
 async def test_half_an_answer_is_not_complete_when_the_transport_is_closed() -> None:
@@ -95,7 +96,7 @@ async def test_half_an_answer_is_not_complete_when_the_transport_is_closed() -> 
     async with tcp_server(half) as port, opened(port) as transport:
         in_flight = post(transport)
         await said.wait()
-        while not any(connection._status for connection in transport._pool._all):  # noqa: ASYNC110
+        while not any(cast(Http1Connection, each)._status for each in transport._pool._all):  # noqa: ASYNC110
             await asyncio.sleep(0)
         await transport.close()
         with pytest.raises(SendFault) as raised:
@@ -168,6 +169,9 @@ async def test_a_connection_that_is_never_said_to_be_lost_is_forgotten(
 
         def is_closing(self) -> bool:
             return self.aborted
+
+        def set_protocol(self, protocol: asyncio.BaseProtocol) -> None:
+            pass
 
     made = Forgetful()
 

@@ -15,7 +15,7 @@ from listener.fcm.credentials import load_credentials
 from listener.fcm.outcome import Disposition
 from listener.fcm.sender import Sender, messages_url
 from listener.fcm.transports.base import Outgoing
-from listener.fcm.transports.http1 import Http1Transport
+from listener.fcm.transports.direct import DirectTransport
 from tests.support.servers import answer, forget_proxies, read_request, tcp_server
 
 BODY = b'{"message": {"token": "fGk3vQ2xTd6:APA91bHun4MxP5egoKMwt2KZFBaFUH", "data": {"push_id": "1"}}}'
@@ -36,7 +36,7 @@ async def sending(
     credentials, _ = load_credentials(emulator.service_account)
     tokens = AccessTokens(credentials)
     url = messages_url(endpoint or emulator.endpoint, project_id or emulator.project_id)
-    transport = Http1Transport(url, connect_timeout=5, timeout=10)
+    transport = DirectTransport(url, connect_timeout=5, timeout=10)
     try:
         yield Sender(transport, tokens, durations.append), durations
     finally:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import gzip
-import os
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
@@ -17,7 +16,7 @@ import uvloop
 from listener import config
 from listener.fcm.fault import SendFault, TooLate
 from listener.fcm.transports import aiohttp as aiohttp_transport
-from listener.fcm.transports import http1_pool
+from listener.fcm.transports import pool
 from listener.fcm.transports.base import ANSWER_LIMIT, Outgoing, Response, Transport
 from listener.fcm.transports.choose import TransportName, make_transport
 from tests.support.servers import (
@@ -167,11 +166,11 @@ async def test_what_is_too_late_is_not_sent(transport: MakeTransport, trusting: 
         assert len(bodies) == (3 if first else 4)
 
 
-@pytest.mark.parametrize("name", ["http1", "aiohttp"])
+@pytest.mark.parametrize("name", NAMES)
 async def test_a_push_of_high_priority_does_not_wait_for_the_handshakes_of_all_others(
     name: TransportName, trusting: Tls, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in (http1_pool, aiohttp_transport):
+    for module in (pool, aiohttp_transport):
         monkeypatch.setattr(module, "OPENING_LIMIT", 1)
         monkeypatch.setattr(module, "OPENING_FOR_HIGH", 0)
     shakes_hands = asyncio.Event()
@@ -194,41 +193,24 @@ async def test_a_push_of_high_priority_does_not_wait_for_the_handshakes_of_all_o
 @pytest.mark.parametrize("name", NAMES)
 async def test_the_setting_names_the_transport(name: TransportName) -> None:
     settings = config.load(database_url="postgresql://nobody@localhost/none", transport=name)
+    module = "aiohttp" if name == "aiohttp" else "direct"
     async with opened(settings.transport, "https://fcm.example/") as chosen:
-        assert type(chosen).__module__ == f"listener.fcm.transports.{name}"
+        assert type(chosen).__module__ == f"listener.fcm.transports.{module}"
 
 
-async def test_through_a_proxy_aiohttp_takes_the_place_of_http1(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("name", NAMES)
+async def test_through_a_proxy_aiohttp_takes_the_place_of_the_others(
+    name: TransportName, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("HTTPS_PROXY", "http://proxy.example:3128")
-    async with opened("http1", "https://fcm.example/") as chosen:
+    async with opened(name, "https://fcm.example/") as chosen:
         assert type(chosen).__module__ == "listener.fcm.transports.aiohttp"
-
-
-RUN_WITHOUT = """
-import sys
-sys.modules["pyreqwest"] = None
-from listener.cli.main import main
-main(["run"])
-"""
-
-
-async def test_http2_without_its_package_is_a_fault_of_the_configuration_among_others() -> None:
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-c", RUN_WITHOUT),
-        env={**os.environ, "DATABASE_URL": "", "TRANSPORT": "http2", "MAX_TRIES": "0"},
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-    )
-    _, said = await process.communicate()
-    assert process.returncode == 2
-    assert "pip install 'push-listener[http2]'" in said.decode()
-    assert "MAX_TRIES" in said.decode()
 
 
 IMPORTS = """
 import sys
 from listener import config, service
-print({"pyreqwest", "listener.fcm.transports.aiohttp", "listener.fcm.transports.http1"} & set(sys.modules))
+print({"listener.fcm.transports.aiohttp", "listener.fcm.transports.direct"} & set(sys.modules))
 """
 
 

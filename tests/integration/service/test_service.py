@@ -19,7 +19,7 @@ from listener.fcm.credentials import load_credentials
 from listener.fcm.outcome import Outcome
 from listener.fcm.sender import Sender, messages_url
 from listener.fcm.transports.base import Outgoing
-from listener.fcm.transports.http1 import Http1Transport
+from listener.fcm.transports.direct import DirectTransport
 from listener.limits.circuit_breaker import CircuitBreaker
 from listener.limits.health import FcmHealth, Pause, PauseTimes
 from listener.postgres.frontier import WHOLE, Begin
@@ -527,7 +527,7 @@ async def dispatching(
     credentials, project = load_credentials(emulator.service_account)
     assert project is not None
     tokens = AccessTokens(credentials)
-    transport = Http1Transport(messages_url(emulator.endpoint, project), connect_timeout=5, timeout=10)
+    transport = DirectTransport(messages_url(emulator.endpoint, project), connect_timeout=5, timeout=10)
     sender = Sender(transport, tokens)
     async with pool_of(database.dsn) as pool:
         queue = queue_class(pool, worker_id=await register(pool, "test"), lease=60.0)

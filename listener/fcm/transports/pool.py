@@ -1,4 +1,4 @@
-"""The connections of the HTTP/1.1 transport to one host: which is used next, and when another one is opened."""
+"""The connections of the direct transport to one host: which is used next, and when another one is opened."""
 
 from __future__ import annotations
 
@@ -8,16 +8,18 @@ import errno
 import math
 import socket
 import ssl
-from collections import deque
 from collections.abc import Sequence
+from typing import cast
 
 import aiohappyeyeballs
 from aiohappyeyeballs import AddrInfoType
 
 from listener.fcm.fault import SendFault
 from listener.fcm.transports.base import DNS_TTL
+from listener.fcm.transports.connection import Connection
 from listener.fcm.transports.frames import clear_frames
 from listener.fcm.transports.http1_connection import Http1Connection
+from listener.fcm.transports.http2_connection import STREAMS, Http2Connection
 from listener.fcm.transports.lanes import OPENING_FOR_HIGH, OPENING_LIMIT, Lanes
 
 _TRIES = 3
@@ -34,16 +36,19 @@ _HAPPY_EYEBALLS_S = 0.25
 """Seconds before the next address is tried as well. Source: RFC 8305, section 5."""
 
 
-class Http1Pool:
+class Pool:
     """The connections to one host. It hands out the one that was used last, so that the others can expire.
 
-    Use it in one event loop. A request takes an idle connection; if there is none, it waits for the first one that
-    becomes free or is opened meanwhile. Requests of high priority come first.
+    Use it in one event loop. A request takes a connection that has room for it; if there is none, it waits for the
+    first one that gets room or is opened meanwhile. Requests of high priority come first.
+
+    Over TLS the server chooses between the versions of HTTP that the context offers; without, it is HTTP/1.1.
 
     Args:
         host: a name or an address.
         port: where it listens.
         tls: None for plain TCP.
+        http2: whether ``tls`` offers HTTP/2.
         connect_timeout: seconds that a request waits for a connection.
         request_timeout: seconds for a whole request; for the text of its fault.
     """
@@ -54,6 +59,7 @@ class Http1Pool:
         port: int,
         *,
         tls: ssl.SSLContext | None,
+        http2: bool,
         connect_timeout: float,
         request_timeout: float,
     ) -> None:
@@ -67,10 +73,13 @@ class Http1Pool:
         self._addresses: Sequence[AddrInfoType] = []
         self._addresses_until = -math.inf
         self._resolving = asyncio.Lock()
-        self._all: set[Http1Connection] = set()
+        self._all: set[Connection] = set()
         self._all_closed = asyncio.Event()
-        self._idle: deque[Http1Connection] = deque()
-        self._waiting: Lanes[Http1Connection] = Lanes()
+        self._free: dict[Connection, None] = {}
+        """Those that have room; the last one is used next."""
+        self._expected = STREAMS if http2 else 1
+        """Requests that the next connection is expected to have room for."""
+        self._waiting: Lanes[Connection] = Lanes()
         self._opening: set[asyncio.Task[None]] = set()
         self._no_opening_before = -math.inf
         self._is_closed = False
@@ -79,16 +88,23 @@ class Http1Pool:
 
     # --- for a request ---------------------------------------------------------------------------------
 
-    def take_idle(self) -> Http1Connection | None:
-        """A connection that is free now; None if there is none."""
-        while self._idle:
-            connection = self._idle.pop()
+    def take(self) -> Connection | None:
+        """A connection for one more request, to be given back with ``release``; None if there is none just now."""
+        while self._free:
+            connection = next(reversed(self._free))
             if connection.is_usable:
+                self._use(connection)
                 return connection
+            del self._free[connection]
         return None
 
-    async def acquire(self, deadline: float, *, is_high: bool = False) -> Http1Connection:
-        """The first connection that becomes free or is opened.
+    def _use(self, connection: Connection) -> None:
+        connection.in_use += 1
+        if connection.in_use >= connection.capacity:
+            self._free.pop(connection, None)
+
+    async def acquire(self, deadline: float, *, is_high: bool = False) -> Connection:
+        """The first connection that gets room or is opened, to be given back with ``release``.
 
         Args:
             deadline: when the request has to be done, on the event loop's clock.
@@ -101,11 +117,12 @@ class Http1Pool:
             connection = await self._next(min(self._connect_timeout, deadline - self._now()), is_high)
             if connection.is_usable:  # The server may have closed it since.
                 return connection
+            self.release(connection)
         reason = f"{self._host} closes connections before anything can be sent"
         raise SendFault("CONNECT", reason, ambiguous=False)
 
-    async def _next(self, seconds: float, is_high: bool) -> Http1Connection:
-        waiter: asyncio.Future[Http1Connection] = self._loop.create_future()
+    async def _next(self, seconds: float, is_high: bool) -> Connection:
+        waiter: asyncio.Future[Connection] = self._loop.create_future()
         self._waiting.add(waiter, is_high=is_high)
         self._open_more()
         try:
@@ -122,31 +139,41 @@ class Http1Pool:
 
     # --- for a connection ------------------------------------------------------------------------------
 
-    def add(self, connection: Http1Connection) -> None:
-        """A connection has been opened."""
+    def add(self, connection: Connection) -> None:
+        """See ``Owner.add``."""
         self._all.add(connection)
         self._all_closed.clear()
+        self._expected = connection.capacity
         if self._timer is None:
             self._timer = self._loop.call_later(self._timer_interval, self._expire)
 
-    def release(self, connection: Http1Connection) -> None:
-        """A connection is free: it goes to the request whose turn it is, else it is idle."""
+    def release(self, connection: Connection) -> None:
+        """A request has ended, or never began: its place goes to the request whose turn it is."""
+        connection.in_use -= 1
+        connection.idle_since = self._now()
         if self._is_closed:
             connection.abort()
-            return
-        connection.idle_since = self._now()
-        if (waiter := self._waiting.next()) is not None:
-            waiter.set_result(connection)
         else:
-            self._idle.append(connection)
+            self.offer(connection)
 
-    def discard(self, connection: Http1Connection) -> None:
-        """A connection has been closed."""
+    def offer(self, connection: Connection) -> None:
+        """Gives the room that a connection has to requests that wait, and keeps the rest for others."""
+        if not connection.is_usable:
+            return
+        while connection.in_use < connection.capacity and (waiter := self._waiting.next()) is not None:
+            connection.in_use += 1
+            waiter.set_result(connection)
+        if connection.in_use < connection.capacity:
+            self._free[connection] = None
+        else:
+            self._free.pop(connection, None)
+
+    def discard(self, connection: Connection) -> None:
+        """See ``Owner.discard``."""
         self._all.discard(connection)
+        self._free.pop(connection, None)
         if not self._all:
             self._all_closed.set()
-        if connection in self._idle:
-            self._idle.remove(connection)
 
     # --- opening ---------------------------------------------------------------------------------------
 
@@ -154,7 +181,7 @@ class Http1Pool:
         if self._is_closed or self._now() < self._no_opening_before:
             return
         limit = OPENING_LIMIT + min(OPENING_FOR_HIGH, self._waiting.high)
-        while len(self._opening) < min(limit, len(self._waiting)):
+        while len(self._opening) < min(limit, math.ceil(len(self._waiting) / self._expected)):
             task = asyncio.create_task(self._open())
             self._opening.add(task)
             task.add_done_callback(self._opened)
@@ -176,24 +203,22 @@ class Http1Pool:
             else:
                 self._fail_first_waiter(self._fault(error))
         else:
-            self.release(connection)
+            self.offer(connection)
 
-    async def _connect(self) -> Http1Connection:
+    async def _connect(self) -> Connection:
         sock = await aiohappyeyeballs.start_connection(
             await self._resolve(), happy_eyeballs_delay=_HAPPY_EYEBALLS_S, interleave=1
         )
         host = None if self._tls is None else self._host
-        connection = Http1Connection(self, self._loop)
+        door = _Door(self, self._loop)
         try:
-            await self._loop.create_connection(
-                lambda: connection, sock=sock, ssl=self._tls, server_hostname=host
-            )
+            await self._loop.create_connection(lambda: door, sock=sock, ssl=self._tls, server_hostname=host)
         except BaseException:
             # uvloop may still finish the handshake, and then never says that the connection is lost.
-            self.discard(connection)
-            connection.abort()
+            door.shut()
             raise
-        return connection
+        assert door.connection is not None
+        return door.connection
 
     async def _resolve(self) -> Sequence[AddrInfoType]:
         """The addresses of the host; one request to the resolver serves all connections that are being opened."""
@@ -256,3 +281,31 @@ class Http1Pool:
                     await self._all_closed.wait()
         if self._timer is not None:
             self._timer.cancel()
+
+
+class _Door(asyncio.Protocol):
+    """A connection until it is known which version of HTTP it speaks."""
+
+    def __init__(self, pool: Pool, loop: asyncio.AbstractEventLoop) -> None:
+        self._pool = pool
+        self._loop = loop
+        self._is_shut = False
+        self.connection: Http1Connection | Http2Connection | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        tls = transport.get_extra_info("ssl_object")
+        speaks_http2 = tls is not None and tls.selected_alpn_protocol() == "h2"
+        connection = (Http2Connection if speaks_http2 else Http1Connection)(self._pool, self._loop)
+        if self._is_shut:
+            connection.abort()
+        self.connection = connection
+        # uvloop's class derives from nothing of asyncio's.
+        cast(asyncio.Transport, transport).set_protocol(connection)
+        connection.connection_made(transport)
+
+    def shut(self) -> None:
+        """Nobody waits for the connection any more."""
+        self._is_shut = True
+        if self.connection is not None:
+            self._pool.discard(self.connection)
+            self.connection.abort()
