@@ -38,6 +38,8 @@ _PLATFORM_PROBE_S = (
     15.0  # for the answer to the one request that finds out whether a platform is accepted again
 )
 
+_THERE = Outcome(Disposition.ACCEPTED, "OK", "FCM answers", 200)
+
 
 @dataclass(slots=True, frozen=True)
 class PauseTimes:
@@ -124,6 +126,11 @@ class FcmHealth:
         return self._refused.reason or self._away.reason
 
     @property
+    def is_open(self) -> bool:
+        """Whether everything may be sent, and no platform has ever been refused."""
+        return self._refused.reason is None and self._away.reason is None and not self._platforms
+
+    @property
     def pause_kind(self) -> Pause | None:
         """What kind of pause it is; None while sending is not paused. It quotes nothing from FCM."""
         breaker = self._refused if self._refused.reason else self._away
@@ -143,6 +150,9 @@ class FcmHealth:
 
     def judge(self, push: Push, target: Target, outcome: Outcome, asked: float, now: float) -> Outcome:
         """Learns from the answer to a request made at ``asked``; returns the outcome, in the light of other answers."""
+        if outcome.disposition is Disposition.ACCEPTED:
+            self._accepted(push, target, asked, now)
+            return outcome
         is_failure = _is_failure(outcome)
         who = witness(push, target)
         if self._guard is not None and target.is_device:
@@ -175,20 +185,34 @@ class FcmHealth:
             case Disposition.PAUSE_PLATFORM:
                 self._note(self._refused, outcome, asked, now)
                 return self._refuse_platform(push, who, target.platform, outcome, asked, now)
-            case Disposition.ACCEPTED:
-                self.accepted_at = now
-                self._accept(who, target.platform, asked)
-                # Even a request from before the breaker opened shows that not all are refused.
-                if asked > self._refused_asked:
-                    self._resume(now)
         self._note(self._refused, outcome, asked, now)
         return outcome
 
-    def _accept(self, who: Hashable, platform: str | None, asked: float) -> None:
+    def _accepted(self, push: Push, target: Target, asked: float, now: float) -> None:
+        """Nearly every push comes here, and nearly none finds anything to mend."""
+        who = witness(push, target)
+        if self._guard is not None and target.is_device:
+            self._guard.vote(who, push.id)
+        if self.in_doubt:
+            self._begin_slowly(now)
+        self.answered_at = self.accepted_at = now
+        if self._away.reason is not None:
+            self._note(self._away, _THERE, asked, now)
+        if self._away.reason is None:  # otherwise the request was made before FCM went away
+            self._failures = 0
         self._evidence.accept(asked)
-        if platform is not None and len(self._accepting) < _MOST_PLATFORMS:
+        if target.platform is not None:
+            self._accept_platform(who, target.platform, asked)
+        if self._refused.reason is not None:
+            # Even a request from before the breaker opened shows that not all are refused.
+            if asked > self._refused_asked:
+                self._resume(now)
+            self._note(self._refused, _THERE, asked, now)
+
+    def _accept_platform(self, who: Hashable, platform: str, asked: float) -> None:
+        if len(self._accepting) < _MOST_PLATFORMS:
             self._accepting.add(platform)
-        if platform is not None and (held := self._platforms.get(platform)) is not None:
+        if (held := self._platforms.get(platform)) is not None:
             # No other answer counts: a dead token, say, is told before anybody asks for the credentials.
             held.evidence.accept(asked)
             held.votes.note(who, refused=False)
@@ -338,7 +362,7 @@ class FcmHealth:
         self.answered_at = now
         if self._away.reason is not None:
             # A refusal, too, shows that FCM is there.
-            self._note(self._away, replace(outcome, disposition=Disposition.ACCEPTED), asked, now)
+            self._note(self._away, _THERE, asked, now)
 
     def _note(self, breaker: CircuitBreaker, outcome: Outcome, asked: float, now: float) -> None:
         paused = self.reason is not None

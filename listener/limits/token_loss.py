@@ -38,13 +38,13 @@ class TokenLossBreaker:
         in ten are, FCM does accept some, so only this push waits and uses a try.
         """
         if outcome.disposition is Disposition.ACCEPTED:
-            self._vote(witness, push_id)
+            self.vote(witness, push_id)
             return outcome
         if outcome.disposition is not Disposition.DROP_TARGET:
             return outcome
         if self._votes.get(witness) == push_id:
             return outcome  # another device of this user has accepted the same push, so the project is right
-        self._vote(witness, None)
+        self.vote(witness, None)
         voted = len(self._votes)
         dead = sum(vote is None for vote in self._votes.values())
         if voted < _FEWEST or dead < _SHARE * voted:
@@ -62,7 +62,8 @@ class TokenLossBreaker:
         reason = f"{what}; this is hard to believe, so the token is kept and tried again. {advice}"
         return replace(outcome, disposition=Disposition.RETRY, code=TOKEN_LOSS, reason=reason)
 
-    def _vote(self, witness: Hashable, accepted: UUID | None) -> None:
+    def vote(self, witness: Hashable, accepted: UUID | None) -> None:
+        """The latest push of a witness was accepted by one of its devices; None: it found dead devices only."""
         self._votes[witness] = accepted
         self._votes.move_to_end(witness)
         if len(self._votes) > _WINDOW:

@@ -22,6 +22,7 @@ from prometheus_client.registry import Collector
 
 from listener import __version__, log
 from listener.metrics import labels
+from listener.metrics.counts import Counts
 from listener.metrics.durations import Durations
 from listener.metrics.shared import Shared
 
@@ -107,17 +108,17 @@ class Metrics:
         # --- pushes ------------------------------------------------------------------------------------------
 
         self.claimed = Counter("push_claimed_total", "Pushes claimed by this process.", registry=registry)
-        self.sends = Counter(
+        self.sends = Counts(
             "push_sends_total",
             "Requests that sent a push to one target, by what the answer meant (outcome), its error code, and the "
             "platform of the target.",
-            ["outcome", "code", "platform"],
+            labels=("outcome", "code", "platform"),
             registry=registry,
         )
         for outcome, codes in labels.SENDS.items():
             for code in codes:
                 for target in labels.TARGETS:
-                    self.sends.labels(outcome, code, target)
+                    self.sends.begin(outcome, code, target)
         self.settled = _counter(
             "push_settled_total",
             "Pushes settled by this process, by the status they were given.",

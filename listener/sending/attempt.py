@@ -9,7 +9,7 @@ import math
 import random
 import time
 import traceback
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import structlog
 
@@ -23,6 +23,7 @@ from listener.fcm.sender import Sender
 from listener.fcm.transports.base import Outgoing
 from listener.limits.claim_budget import reserved_for_high
 from listener.limits.health import FcmHealth
+from listener.limits.places import Places
 from listener.limits.retry_policy import RetryPolicy
 from listener.limits.shared_quota import SharedQuota
 from listener.metrics.labels import platform_of
@@ -38,7 +39,7 @@ from listener.push import (
     Target,
 )
 from listener.sending.pause_report import PauseReport
-from listener.sending.retry import decide
+from listener.sending.retry import decide, sent
 from listener.sending.trail import Trail
 
 log = structlog.get_logger(__name__)
@@ -85,33 +86,30 @@ class _Attempt:
     push: Push
     prepared: Prepared
     claimed_at: float
+    targets: int
     is_refused: bool = False
     """Whether FCM has refused a request of it, whatever the device: the others would be refused too."""
-    refused: dict[str | None, int] = field(default_factory=dict)
+    refused: dict[str | None, int] | None = None
     """Requests that the credentials for their platform were refused for, by platform."""
-    is_accepted: bool = False
-    """Whether FCM has accepted a request of it."""
+    accepted: int = 0
+    """Requests that FCM has accepted."""
 
     def is_over(self) -> bool:
         """Whether the push has expired."""
         return _is_over(self.push, self.claimed_at)
 
-    def note(self, one: _Request, outcome: Outcome) -> None:
-        """FCM has answered one of its requests."""
+    def note_failure(self, one: _Request, outcome: Outcome) -> None:
+        """FCM has not accepted one of its requests."""
         if outcome.disposition is Disposition.PAUSE:
             self.is_refused = True
         elif outcome.disposition is Disposition.PAUSE_PLATFORM:
+            self.refused = self.refused or {}
             self.refused[one.target.platform] = self.refused.get(one.target.platform, 0) + 1
-
-    def is_first_acceptance(self, outcome: Outcome) -> bool:
-        """Whether FCM accepts the push now, and has not accepted it for any target before."""
-        if outcome.disposition is not Disposition.ACCEPTED or self.is_accepted:
-            return False
-        self.is_accepted = True
-        return self.push.accepted_before == 0
 
     def is_hopeless(self, one: _Request) -> bool:
         """Whether a request would be refused as others of this attempt were."""
+        if self.refused is None:
+            return self.is_refused
         return self.is_refused or self.refused.get(one.target.platform, 0) >= _ENOUGH_REFUSED
 
 
@@ -143,13 +141,11 @@ class Attempts:
         self._trail = trail
         self._ask_again = ask_again
         self._metrics = metrics
-        self._sends = functools.cache(metrics.sends.labels)
         self._health = health
         self._policy = RetryPolicy.of(settings)
         self._rng = random.Random()  # noqa: S311  # jitter, not secrecy
         most = settings.max_in_flight
-        self._places = asyncio.Semaphore(most)
-        self._places_of_normal = asyncio.Semaphore(most - reserved_for_high(most))
+        self._places = Places(most, most - reserved_for_high(most))
         # A request that waits for its turn takes memory, so a push with many devices gets a bounded number of tasks.
         self._tasks_of_normal = asyncio.Semaphore(2 * most)
         self._question: asyncio.Task[None] | None = None
@@ -185,13 +181,26 @@ class Attempts:
             ]
         except BadPush as bad:
             return self._refused(push, claimed_at, bad)
-        with contextlib.suppress(asyncio.CancelledError):  # the settlement says how far the attempt came
-            await self._send_all(_Attempt(push, prepared, claimed_at), requests)
+        attempt = _Attempt(push, prepared, claimed_at, len(requests))
+        try:
+            if attempt.targets == 1:
+                await self._send(attempt, requests[0], while_paused=True)
+            else:
+                await self._send_all(attempt, requests)
+        except asyncio.CancelledError:
+            pass  # the settlement says how far the attempt came
+        if attempt.accepted == attempt.targets > 0:
+            return self._settlement(push, sent(one.outcome for one in requests), requests)
+        return await self._not_accepted(attempt, requests)
+
+    async def _not_accepted(self, attempt: _Attempt, requests: list[_Request]) -> Settlement:
+        """The settlement of an attempt that FCM has not accepted for all targets."""
+        push, claimed_at = attempt.push, attempt.claimed_at
         for one in requests:
             if one.outcome is None and one.started is not None:
                 one.seconds = time.monotonic() - one.started
                 one.outcome = self._abandoned
-        is_over = _is_over(push, claimed_at)
+        is_over = attempt.is_over()
         if requests and not is_over and not any(one.outcome or one.held_back for one in requests):
             return untouched(push)
         outcomes = [one.outcome or (_EXPIRED if is_over else _not_tried(one)) for one in requests]
@@ -219,9 +228,6 @@ class Attempts:
         return Outcome(Disposition.RETRY, "INTERNAL_ERROR", reason, delay=self._policy.floor)
 
     async def _send_all(self, attempt: _Attempt, requests: list[_Request]) -> None:
-        if len(requests) == 1:
-            await self._send(attempt, requests[0], while_paused=True)
-            return
         if self._health.reason is not None or self._health.fails or self._health.was_refused(attempt.push):
             requests = await self._probe(attempt, requests)
         async with asyncio.TaskGroup() as group:
@@ -262,52 +268,72 @@ class Attempts:
         return again or one.outcome.disposition in (Disposition.PAUSE, Disposition.PAUSE_PLATFORM)
 
     async def _send(self, attempt: _Attempt, one: _Request, *, while_paused: bool = False) -> None:
-        if attempt.push.priority == "high":
-            await self._send_in_turn(attempt, one, while_paused)
-        else:
-            async with self._places_of_normal:  # one push may have a thousand devices
-                await self._send_in_turn(attempt, one, while_paused)
+        is_high = attempt.push.priority == "high"
+        if not self._places.take(is_high=is_high):  # one push may have a thousand devices
+            await self._places.wait(is_high=is_high)
+        try:
+            if self._health.reason is None or while_paused:
+                await self._send_now(attempt, one)
+            # else: while everything is paused, a push with many devices is one request
+        finally:
+            self._places.give_back(is_high=is_high)
 
-    async def _send_in_turn(self, attempt: _Attempt, one: _Request, while_paused: bool) -> None:
-        async with self._places:
-            if (self._health.reason is not None and not while_paused) or attempt.is_hopeless(one):
-                return  # while everything is paused, a push with many devices is one request
-            began = time.monotonic()
-            try:
-                self._check_time(attempt)
-                one.held_back = self._health.platform_wait(one.target.platform, began)
-                if one.held_back:
-                    return
-                body = functools.partial(self._body, attempt, one)
-                outgoing = Outgoing(
-                    body, expires=attempt.push.expires_in is not None, is_high=attempt.push.priority == "high"
-                )
-                one.outcome = await self._sender.send(outgoing)
-                outcome = await self._clarified(one.outcome, attempt.claimed_at)
-            except TooLate:
-                if one.started is not None:  # after FCM has refused an access token
-                    one.outcome = _EXPIRED if attempt.is_over() else _NOT_TRIED
+    async def _send_now(self, attempt: _Attempt, one: _Request) -> None:
+        if attempt.is_hopeless(one):
+            return
+        push = attempt.push
+        began = time.monotonic()
+        try:
+            self._check_time(attempt)
+            one.held_back = self._health.platform_wait(one.target.platform, began)
+            if one.held_back:
                 return
-            except Exception as error:
-                # The answers to the other devices must not be lost for it; and it says nothing about FCM.
-                one.outcome = self._fault_of_ours(attempt.push, error)
-                answered = time.monotonic()
+            body = functools.partial(self._body, attempt, one)
+            one.outcome = outcome = await self._sender.send(
+                Outgoing(body, push.expires_in is not None, push.priority == "high")
+            )
+            if outcome.disposition is not Disposition.ACCEPTED:
+                outcome = await self._clarified(outcome, attempt.claimed_at)
+        except TooLate:
+            if one.started is not None:  # after FCM has refused an access token
+                one.outcome = _EXPIRED if attempt.is_over() else _NOT_TRIED
+            return
+        except Exception as error:
+            # The answers to the other devices must not be lost for it; and it says nothing about FCM.
+            one.outcome = self._fault_of_ours(push, error)
+            answered = time.monotonic()
+        else:
+            answered = time.monotonic()
+            asked = began if one.started is None else one.started
+            if outcome.disposition is Disposition.ACCEPTED:
+                self._note_accepted(attempt, one, outcome, asked, answered)
             else:
-                answered = time.monotonic()
-                asked = began if one.started is None else one.started
-                if outcome.limit is not None:
-                    self._quota.refused(outcome.limit, asked)
-                outcome = in_view_of(_without_token(outcome, one.target), attempt.prepared, one.target)
-                one.outcome = self._health.judge(attempt.push, one.target, outcome, asked, answered)
-                attempt.note(one, one.outcome)
-                if attempt.is_first_acceptance(one.outcome):
-                    since_due = attempt.push.waited + elapsed() - attempt.claimed_at
-                    self._metrics.due_to_accepted.observe(max(0.0, since_due), _priority(attempt.push))
+                self._note_failed(attempt, one, outcome, asked, answered)
+        one.seconds = answered - began
+        if attempt.targets > 1:
             # A push with a thousand devices may take as long as the lease. The dispatcher waits for a place meanwhile.
             self._metrics.progress.set_to_current_time()
-            one.seconds = answered - began
-            if self._trail.is_on:
-                self._trail.answered(attempt.push, one.target, one.outcome, began, answered)
+        if self._trail.is_on:
+            self._trail.answered(push, one.target, one.outcome, began, answered)
+
+    def _note_accepted(
+        self, attempt: _Attempt, one: _Request, outcome: Outcome, asked: float, answered: float
+    ) -> None:
+        push = attempt.push
+        self._health.judge(push, one.target, outcome, asked, answered)
+        attempt.accepted += 1
+        if attempt.accepted == 1 and push.accepted_before == 0:
+            since_due = push.waited + elapsed() - attempt.claimed_at
+            self._metrics.due_to_accepted.observe(max(0.0, since_due), _priority(push))
+
+    def _note_failed(
+        self, attempt: _Attempt, one: _Request, outcome: Outcome, asked: float, answered: float
+    ) -> None:
+        if outcome.limit is not None:
+            self._quota.refused(outcome.limit, asked)
+        outcome = in_view_of(_without_token(outcome, one.target), attempt.prepared, one.target)
+        one.outcome = self._health.judge(attempt.push, one.target, outcome, asked, answered)
+        attempt.note_failure(one, one.outcome)
 
     def _body(self, attempt: _Attempt, one: _Request) -> bytes:
         """The body of a request that is written now."""
@@ -402,17 +428,22 @@ class Attempts:
             rng=self._rng,
             fcm_away=push.attempt < _MOST_CLAIMS_IN_OUTAGE and self._health.is_away(time.monotonic()),
         )
-        made = sum(one.started is not None for one in requests)
-        settlement = Settlement(push.id, push.attempt, decision, requests=made)
-        for one in requests:
-            if one.outcome is None:
-                continue
-            settlement.logs.append(_log_line(push, one, one.outcome))
-            self._sends(one.outcome.disposition, one.outcome.code, _label(one.target)).inc()
-            if one.outcome.disposition is Disposition.DROP_TARGET and one.target.is_device:
-                settlement.dead_tokens.append((one.target.value, one.outcome.code))
         if decision.status is Status.DEAD:
             log.warning("push dead", push_id=str(push.id), code=decision.code)
+        return self._settlement(push, decision, requests)
+
+    def _settlement(self, push: Push, decision: Decision, requests: list[_Request]) -> Settlement:
+        settlement = Settlement(push.id, push.attempt, decision)
+        for one in requests:
+            if one.started is not None:
+                settlement.requests += 1
+            outcome = one.outcome
+            if outcome is None:
+                continue
+            settlement.logs.append(_log_line(push, one, outcome))
+            self._metrics.sends.add(outcome.disposition, outcome.code, _label(one.target))
+            if outcome.disposition is Disposition.DROP_TARGET and one.target.is_device:
+                settlement.dead_tokens.append((one.target.value, outcome.code))
         self._pauses.tell()
         return settlement
 
@@ -478,8 +509,7 @@ def _life_left(push: Push, claimed_at: float) -> float | None:
 
 
 def _is_over(push: Push, claimed_at: float) -> bool:
-    left = _life_left(push, claimed_at)
-    return left is not None and left <= 0
+    return push.expires_in is not None and push.expires_in <= elapsed() - claimed_at
 
 
 def _log_line(push: Push, one: _Request, outcome: Outcome) -> LogLine:

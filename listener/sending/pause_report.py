@@ -41,6 +41,8 @@ class PauseReport:
 
     def tell(self) -> None:
         """Called after each answer from FCM."""
+        if self._health.is_open and self._told is None and not self._told_platforms:
+            return
         self._tell_platforms()
         kind = self._health.pause_kind
         if kind == self._told:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from listener.fcm.outcome import Disposition, Outcome
 from listener.limits.retry_policy import RetryPolicy
@@ -34,6 +34,14 @@ def backoff(tries: int, least: float, policy: RetryPolicy, rng: random.Random) -
     return wait if wait >= least else least + rng.uniform(0.0, floor)
 
 
+def sent(outcomes: Iterable[Outcome | None]) -> Decision:
+    """What becomes of a row that FCM has accepted for all of its targets."""
+    for outcome in outcomes:
+        if outcome is not None and outcome.message_id:
+            return Decision(Status.SENT, message_id=outcome.message_id)
+    return Decision(Status.SENT)
+
+
 def decide(
     outcomes: Sequence[Outcome],
     *,
@@ -54,7 +62,7 @@ def decide(
     accepted = [o for o in outcomes if o.disposition is Disposition.ACCEPTED]
     message_id = next((o.message_id for o in accepted if o.message_id), None)
     if accepted and len(accepted) == len(outcomes):
-        return Decision(Status.SENT, message_id=message_id)
+        return sent(accepted)
     again = [o for o in outcomes if o.disposition in _AGAIN]
     failure = _worst(outcomes)
     code, reason = (failure.code, _summary(outcomes, failure)) if failure else (None, None)
