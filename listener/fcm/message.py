@@ -66,7 +66,8 @@ def targets(push: Push) -> list[Target]:
     Raises:
         BadPush: the row names no target, more than one, or an impossible one, or no token of the user can be one.
     """
-    _refuse_oversized(push)
+    if push.oversized:
+        raise _oversized(push)
     token, fid, topic, condition = push.device_token, push.fid, push.topic, push.condition
     if (token is not None) + (fid is not None) + (topic is not None) + (condition is not None) > 1:
         raise BadPush(
@@ -128,9 +129,8 @@ def targets(push: Push) -> list[Target]:
     ]
 
 
-def _refuse_oversized(push: Push) -> None:
-    if push.oversized:
-        raise BadPush(f"far too large to be sent: {push.oversized}", code="PAYLOAD_TOO_LARGE")
+def _oversized(push: Push) -> BadPush:
+    return BadPush(f"far too large to be sent: {push.oversized}", code="PAYLOAD_TOO_LARGE")
 
 
 # --- what it says --------------------------------------------------------------------------------------
@@ -220,7 +220,8 @@ def prepare(push: Push) -> Prepared:
         BadPush: the push can never be sent as it is. ``code`` is PAYLOAD_TOO_LARGE, EMPTY_MESSAGE, TITLE_MISSING,
             INVALID_PRIORITY, INVALID_DATA, INVALID_OPTIONS or INVALID_PUSH.
     """
-    _refuse_oversized(push)
+    if push.oversized:
+        raise _oversized(push)
     high = _is_high(push.priority)
     data = read_data(push.data)
     push_id = str(push.id)
@@ -240,7 +241,9 @@ def prepare(push: Push) -> Prepared:
             "apns-collapse-id": push_id,
         }
     }
-    webpush: dict[str, Any] = {"headers": {"Urgency": "high" if high else "normal", "Topic": push.id.hex}}
+    webpush: dict[str, Any] = {
+        "headers": {"Urgency": "high" if high else "normal", "Topic": push_id.replace("-", "")}
+    }
     if push.expires_at is not None and math.isfinite(push.expires_at):
         apns["headers"]["apns-expiration"] = str(max(0, int(push.expires_at)))
     if key := push.collapse_key:

@@ -16,7 +16,7 @@ from typing import Final
 import orjson
 
 from listener.fcm.apns import AppleVerdict, known_reason, verdict
-from listener.fcm.error_body import ErrorBody, is_json, read_error
+from listener.fcm.error_body import ErrorBody, read_error
 from listener.fcm.fault import AuthFault, SendFault
 from listener.fcm.redaction import quoted
 from listener.fcm.retry_after import asked_delay
@@ -115,10 +115,14 @@ def classify(status: int, headers: Mapping[str, str], body: bytes, *, now: float
         now: Unix time, from which a Retry-After date counts if the answer has no usable Date header.
     """
     if 200 <= status < 300:
-        if body.strip() and not is_json(body):
-            return replace(_misrouted(status, _http_code(status)), ambiguous=True)
+        try:
+            answer = orjson.loads(body)
+        except orjson.JSONDecodeError:
+            if body.strip():
+                return replace(_misrouted(status, _http_code(status)), ambiguous=True)
+            answer = None
         # Inferred: a success without a readable name is a success; sending again would show the push twice.
-        return Outcome(Disposition.ACCEPTED, "OK", "accepted by FCM", status, message_id=_message_name(body))
+        return Outcome(Disposition.ACCEPTED, "OK", "accepted by FCM", status, _message_name(answer))
     error = read_error(body)
     match error.fcm_code:
         case "UNREGISTERED":
@@ -233,11 +237,8 @@ def from_auth_fault(fault: AuthFault) -> Outcome:
     return Outcome(Disposition.RETRY, fault.code, fault.reason, uses_try=False)
 
 
-def _message_name(body: bytes) -> str | None:
-    try:
-        name = orjson.loads(body)["name"]
-    except (orjson.JSONDecodeError, KeyError, TypeError):
-        return None
+def _message_name(answer: object) -> str | None:
+    name = answer.get("name") if isinstance(answer, dict) else None
     # It goes into a text column, which cannot hold every character.
     if isinstance(name, str) and 0 < len(name) <= 512 and name.isascii() and name.isprintable():
         return name
