@@ -35,7 +35,7 @@ class ClaimBudget:
 
         A claim for high priority only (``normal`` is 0) never says so: it has not looked for normal priority.
         """
-        high = sum(push.priority == "high" for push in pushes)
+        high = sum(1 for push in pushes if push.priority == "high")
         return len(pushes) - high < min(self.normal, self.total - high)
 
 

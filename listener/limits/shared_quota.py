@@ -63,8 +63,10 @@ class SharedQuota:
         """These pushes will be sent, with one request for each device, unless they have expired."""
         high = normal = live = 0
         for push in pushes:
-            requests = _cost(push)
-            live += requests > 0
+            requests = len(push.recipients) or 1
+            if push.expires_in is not None and is_late(push):
+                continue
+            live += 1
             if push.priority == "high":
                 high += requests
             else:
@@ -75,7 +77,7 @@ class SharedQuota:
 
     def sent(self, push: Push, requests: int) -> None:
         """An attempt at a claimed push has ended after this number of requests; the quota gets back what is left."""
-        if unused := max(0, _cost(push) - requests):
+        if requests < (len(push.recipients) or 1) and (unused := max(0, _cost(push) - requests)):
             is_high = push.priority == "high"
             self._quota.give_back(unused if is_high else 0, 0 if is_high else unused, time.monotonic())
 

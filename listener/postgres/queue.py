@@ -104,10 +104,9 @@ class Fate(StrEnum):
     """The row is still claimed: the log would not hold which devices have accepted it, and the others are to be tried
     again."""
 
-    @property
-    def is_over(self) -> bool:
-        """Whether the row is not claimed by this worker any more."""
-        return self not in (Fate.REFUSED, Fate.UNLOGGED)
+
+STILL_CLAIMED = frozenset({Fate.REFUSED, Fate.UNLOGGED})
+"""The fates of rows that this worker has to write again."""
 
 
 class _Unlogged(Exception):
@@ -279,7 +278,11 @@ class Queue:
         await cursor.execute(statement, {"lease": self._lease, "worker": self._worker, **values})
         claimed = await cursor.fetchall()
         pushes = [each for each in claimed if isinstance(each, Push)]
-        codes = {each: IGNORED for each in claimed if isinstance(each, UUID)}
+        codes = (
+            {}
+            if len(pushes) == len(claimed)
+            else {each: IGNORED for each in claimed if isinstance(each, UUID)}
+        )
         if self._verifies and pushes:
             held = await self._among(conn, _STILL_CLAIMED, [(push.id, push.attempt) for push in pushes])
             codes |= {push.id: CHANGED for push in pushes if push.id not in held}
@@ -344,13 +347,13 @@ class Queue:
             is_retry: an earlier call may have been committed although it failed here.
         """
         fates = await self._settle(batch, is_retry)
+        if Fate.FORGOTTEN not in fates:
+            return fates
         forgotten = [
             replace(settlement, dead_tokens=[])
             for settlement, fate in zip(batch, fates, strict=True)
             if fate is Fate.FORGOTTEN
         ]
-        if not forgotten:
-            return fates
         await self._claim_forgotten(forgotten)
         # The log rows are written already.
         later = iter(await self._settle(forgotten, is_retry=True))
@@ -376,11 +379,11 @@ class Queue:
 
     async def _settle(self, batch: Sequence[Settlement], is_retry: bool) -> list[Fate]:
         statuses, delays, tries, codes, reasons, message_ids = (
-            map(list, zip(*(s.decision for s in batch), strict=True))
+            map(list, zip(*[s.decision for s in batch], strict=True))
             if batch
             else [[]] * len(Decision._fields)
         )
-        dead = [pair for s in batch for pair in s.dead_tokens]
+        dead = [pair for s in batch if s.dead_tokens for pair in s.dead_tokens]
         disabled: list[tuple[str, str]] = []
         accepted = [
             (s.push_id, line.token or "")
@@ -389,22 +392,23 @@ class Queue:
             for line in s.logs
             if line.status == "sent"
         ]
+        attempts = [s.attempt for s in batch]
         values = {
             "worker": self._worker,
             "is_retry": is_retry,
             "ids": [s.push_id for s in batch],
-            "attempts": [s.attempt for s in batch],
+            "attempts": attempts,
             "statuses": [str(status) for status in statuses],
             "delays": delays,
             "tries": tries,
             "codes": codes,
-            "reasons": [storable(reason) for reason in reasons],
-            "message_ids": [storable(each) for each in message_ids],
+            "reasons": [reason and storable(reason) for reason in reasons],
+            "message_ids": [each and storable(each) for each in message_ids],
             **_log_values([(s.push_id, line) for s in batch for line in s.logs]),
         }
         try:
             async with self._pool.connection() as conn:
-                if not (dead or accepted or self._verifies or any(s.attempt > 1 for s in batch)):
+                if not (dead or accepted or self._verifies or max(attempts, default=1) > 1):
                     written, changed = await _write(conn, values)
                 else:
                     async with conn.transaction():
@@ -421,7 +425,8 @@ class Queue:
             fates = iter(await self._settle(rest, is_retry) if rest else [])
             return [Fate.UNLOGGED if s.push_id in undone.ids else next(fates) for s in batch]
         fates_of_all = await self._fates(batch, values, set(written), set(changed))
-        self._disabled.update(code for _, code in disabled)
+        if disabled:
+            self._disabled.update(code for _, code in disabled)
         return fates_of_all
 
     async def _fates(
@@ -621,8 +626,9 @@ class _Reader:
         if not is_written:
             return push_id
         push = Push(*columns)
-        found = orjson.loads(columns[9]) if columns[9] else []
-        push.recipients = [(token, platform) for token, platform in found]
+        push.recipients = (
+            [(token, platform) for token, platform in orjson.loads(columns[9])] if columns[9] else []
+        )
         return push
 
     def seen(self, limit: int, normal_limit: int) -> Seen:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
 from typing import overload
 
 import orjson
@@ -28,8 +27,11 @@ def storable_json(values: dict[str, object]) -> str:
 
     Only texts that are values of ``values`` itself may hold such characters.
     """
-    with suppress(orjson.JSONEncodeError):  # half of a surrogate pair is no Unicode
+    try:
         encoded = orjson.dumps(values)
+    except orjson.JSONEncodeError:  # half of a surrogate pair is no Unicode
+        pass
+    else:
         if encoded.isascii() and b"\\u0000" not in encoded:
             return encoded.decode()
     return orjson.dumps(

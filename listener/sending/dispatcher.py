@@ -163,18 +163,19 @@ class Dispatcher:
         self._expiry.met(pushes)
         if self._trail.is_on:
             self._trail.claimed(pushes, began)
-        for push in pushes:
-            self._start(push, claimed_at)
+        self._start(pushes, claimed_at)
         if pushes:
             self._sleeper.found()
         return pushes
 
-    def _start(self, push: Push, claimed_at: float) -> None:
-        task = asyncio.create_task(self._attempts.attempt(push, claimed_at))
-        self._sending.add(task)
-        if self._giving_back:
-            task.cancel()
-        task.add_done_callback(functools.partial(self._sent, push, claimed_at))
+    def _start(self, pushes: Sequence[Push], claimed_at: float) -> None:
+        loop = asyncio.get_running_loop()
+        for push in pushes:
+            task = loop.create_task(self._attempts.attempt(push, claimed_at))
+            self._sending.add(task)
+            if self._giving_back:
+                task.cancel()
+            task.add_done_callback(functools.partial(self._sent, push, claimed_at))
 
     def _sent(self, push: Push, claimed_at: float, task: asyncio.Task[Settlement]) -> None:
         self._sending.discard(task)

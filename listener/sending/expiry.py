@@ -49,7 +49,7 @@ class Expiry:
 
     def met(self, pushes: Sequence[Push]) -> None:
         """A claim has brought these."""
-        late = sum(is_late(push) for push in pushes)
+        late = sum(is_late(push) for push in pushes if push.expires_in is not None)
         if late and late >= _MANY * len(pushes):
             self._has_met_many = True
 

@@ -16,7 +16,7 @@ from listener.metrics.own import Metrics
 from listener.postgres.batch_limit import BatchLimit
 from listener.postgres.connect import STATEMENT_PATIENCE_S
 from listener.postgres.errors import ROW_FAULTS, Condition, condition, explain, fault_name, is_transient
-from listener.postgres.queue import Fate, Queue
+from listener.postgres.queue import STILL_CLAIMED, Fate, Queue
 from listener.push import Settlement, Status
 from listener.sending.held import HeldRows
 from listener.sending.trail import Trail
@@ -159,10 +159,10 @@ class ResultWriter:
 
     def record(self, batch: Sequence[Settlement], fates: Sequence[Fate]) -> None:
         """Counts the rows, and releases those that are over for this worker: all but the refused ones."""
-        over = [pair for pair in zip(batch, fates, strict=True) if pair[1].is_over]
+        over = [pair for pair in zip(batch, fates, strict=True) if pair[1] not in STILL_CLAIMED]
         written = [settlement.decision for settlement, fate in over if fate is Fate.WRITTEN]
         now = time.monotonic()
-        for status, rows in Counter(decision.status for decision in written).items():
+        for status, rows in Counter([decision.status for decision in written]).items():
             self._metrics.settled.labels(status).inc(rows)
             self._written_at[status] = now
         for code, rows in Counter(d.code or "" for d in written if d.status is Status.DEAD).items():
@@ -172,7 +172,8 @@ class ResultWriter:
         again = Counter(d.code or "" for d in written if d.uses_try and d.delay is not None)
         for code, rows in again.items():
             self._metrics.retries.labels(code).inc(rows)
-        if fenced := Counter(fate for _, fate in over if fate is not Fate.WRITTEN):
+        if len(written) < len(over):
+            fenced = Counter(fate for _, fate in over if fate is not Fate.WRITTEN)
             for fate, rows in fenced.items():
                 self._metrics.fenced.labels(fate).inc(rows)
             log.warning(
@@ -182,7 +183,7 @@ class ResultWriter:
         if self._trail.is_on:
             for settlement, became in over:
                 self._trail.settled(settlement, became.value)
-        self._held.remove(settlement for settlement, _ in over)
+        self._held.remove([settlement for settlement, _ in over])
         self._look.capacity()
         delays = [decision.delay for decision in written if decision.delay is not None]
         if delays:

@@ -13,7 +13,7 @@ import structlog
 from listener.log import should_log
 from listener.postgres.connect import STATEMENT_PATIENCE_S
 from listener.postgres.errors import ROW_FAULTS, Condition
-from listener.postgres.queue import Queue
+from listener.postgres.queue import STILL_CLAIMED, Queue
 from listener.postgres.unwritable import code_of
 from listener.push import Settlement
 from listener.sending.result_writer import TOO_SLOW, ResultWriter
@@ -88,8 +88,9 @@ class Settler:
 
     def put(self, settlement: Settlement) -> None:
         """Hands over one result. Never blocks: the number of rows in flight bounds the number of results."""
+        if not self._waiting:
+            self._some.set()
         self._waiting.append(settlement)
-        self._some.set()
 
     async def run(self) -> None:
         """Writes until cancelled. While one batch is written the next one gathers, so batches grow with the load."""
@@ -142,7 +143,7 @@ class Settler:
         else:
             self._writer.record(batch, fates)
             for settlement, fate in zip(batch, fates, strict=True):
-                if not fate.is_over:
+                if fate in STILL_CLAIMED:
                     await self._write_otherwise(settlement, code_of_fate(fate))
 
     async def _write_otherwise(self, settlement: Settlement, code: str) -> None:
