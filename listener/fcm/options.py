@@ -69,7 +69,7 @@ class Shown:
     """Whether there is anything to send."""
 
 
-_NOTHING_SHOWN = Shown(
+NOTHING_SHOWN = Shown(
     android=False,
     web=False,
     push_type=None,
@@ -104,7 +104,7 @@ def read_options(text: str | None, push_id: str) -> dict[str, dict[str, Any]]:
 def shown_by(options: dict[str, dict[str, Any]]) -> Shown:
     """What options make of a message that has neither title nor body."""
     if not options:
-        return _NOTHING_SHOWN
+        return NOTHING_SHOWN
     android, web = (_inner(options.get(name), "notification") for name in ("android", "webpush"))
     apns = options.get("apns", {})
     payload, headers = _inner(apns, "payload"), _inner(apns, "headers")

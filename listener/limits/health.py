@@ -167,11 +167,7 @@ class FcmHealth:
                     self._away.note(away, asked, now)
                 outcome = replace(outcome, uses_try=False)
         elif outcome.http_status is not None:
-            if self.in_doubt:
-                self._begin_slowly(now)
-            self._note_presence(outcome, asked, now)
-            if self._away.reason is None:  # otherwise the request was made before FCM went away
-                self._failures = 0
+            self._end_failures(asked, now)
         match outcome.disposition:
             case Disposition.PAUSE:
                 return self._refuse(push, who, outcome, asked, now)
@@ -193,13 +189,9 @@ class FcmHealth:
         who = witness(push, target)
         if self._guard is not None and target.is_device:
             self._guard.vote(who, push.id)
-        if self.in_doubt:
-            self._begin_slowly(now)
+        if self._failures:  # FCM is away only after failures
+            self._end_failures(asked, now)
         self.answered_at = self.accepted_at = now
-        if self._away.reason is not None:
-            self._note(self._away, _THERE, asked, now)
-        if self._away.reason is None:  # otherwise the request was made before FCM went away
-            self._failures = 0
         self._evidence.accept(asked)
         if target.platform is not None:
             self._accept_platform(who, target.platform, asked)
@@ -350,7 +342,7 @@ class FcmHealth:
         """Learns from the answer to a question that is no push."""
         if outcome.http_status is not None and not _is_failure(outcome):
             self._trusted_until = now + _TRUSTED_S
-            self._note_presence(outcome, asked, now)
+            self._note_presence(asked, now)
         if outcome.disposition is Disposition.ACCEPTED:
             self._accepts_until = now + _ACCEPTS_S
 
@@ -358,7 +350,14 @@ class FcmHealth:
         """Whether FCM has accepted a question lately: neither the credentials nor the project are wrong."""
         return now < self._accepts_until
 
-    def _note_presence(self, outcome: Outcome, asked: float, now: float) -> None:
+    def _end_failures(self, asked: float, now: float) -> None:
+        if self.in_doubt:
+            self._begin_slowly(now)
+        self._note_presence(asked, now)
+        if self._away.reason is None:  # otherwise the request was made before FCM went away
+            self._failures = 0
+
+    def _note_presence(self, asked: float, now: float) -> None:
         self.answered_at = now
         if self._away.reason is not None:
             # A refusal, too, shows that FCM is there.

@@ -37,6 +37,7 @@ from listener.push import (
     Settlement,
     Status,
     Target,
+    TargetKind,
 )
 from listener.sending.pause_report import PauseReport
 from listener.sending.retry import decide, sent
@@ -172,7 +173,7 @@ class Attempts:
         """
         if push.lost_claims >= _MOST_LOST_CLAIMS:
             return self._refused(push, claimed_at, _quarantine(push))
-        if _is_over(push, claimed_at):
+        if push.expires_in is not None and _is_over(push, claimed_at):
             return self._settle(push, claimed_at, [_EXPIRED], [])
         try:
             prepared = prepare(push)
@@ -190,7 +191,7 @@ class Attempts:
         except asyncio.CancelledError:
             pass  # the settlement says how far the attempt came
         if attempt.accepted == attempt.targets > 0:
-            return self._settlement(push, sent(one.outcome for one in requests), requests)
+            return self._settlement(push, sent([one.outcome for one in requests]), requests)
         return await self._not_accepted(attempt, requests)
 
     async def _not_accepted(self, attempt: _Attempt, requests: list[_Request]) -> Settlement:
@@ -441,7 +442,9 @@ class Attempts:
             if outcome is None:
                 continue
             settlement.logs.append(_log_line(push, one, outcome))
-            self._metrics.sends.add(outcome.disposition, outcome.code, _label(one.target))
+            self._metrics.sends.add(
+                outcome.disposition, outcome.code, _label(one.target.kind, one.target.platform)
+            )
             if outcome.disposition is Disposition.DROP_TARGET and one.target.is_device:
                 settlement.dead_tokens.append((one.target.value, outcome.code))
         self._pauses.tell()
@@ -468,8 +471,9 @@ def _priority(push: Push) -> str:
     return "high" if push.priority == "high" else "normal"
 
 
-def _label(target: Target) -> str:
-    return platform_of(target.platform) if target.is_device else "topic"
+@functools.lru_cache(maxsize=64)  # a view of the application's own may call a platform anything
+def _label(kind: TargetKind, platform: str | None) -> str:
+    return platform_of(platform) if Target(kind, "", platform).is_device else "topic"
 
 
 def _verdict(outcome: Outcome) -> str:

@@ -38,7 +38,7 @@ def sent(outcomes: Iterable[Outcome | None]) -> Decision:
     """What becomes of a row that FCM has accepted for all of its targets."""
     for outcome in outcomes:
         if outcome is not None and outcome.message_id:
-            return Decision(Status.SENT, message_id=outcome.message_id)
+            return Decision(Status.SENT, None, False, None, None, outcome.message_id)
     return Decision(Status.SENT)
 
 

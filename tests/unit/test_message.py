@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import re
@@ -963,6 +964,25 @@ def test_a_sendable_row_gives_complete_messages(row: Push) -> None:
     prepared = prepare(row)
     for place in targets(row):
         check_request(prepared.encode(place, row.expires_in), row, place)
+
+
+@given(sendable_pushes())
+def test_a_plain_row_says_what_it_would_say_beside_an_expiry_that_never_comes(row: Push) -> None:
+    """Most rows have neither options nor an expiry, and their settings are written from a template."""
+    plain = dataclasses.replace(row, options=None, collapse_key=None, expires_at=None, expires_in=None)
+    try:
+        ours = prepare(plain)
+    except BadPush as bad:
+        with pytest.raises(BadPush, match=re.escape(str(bad))):
+            prepare(dataclasses.replace(plain, expires_at=math.inf))
+        return
+    theirs = prepare(dataclasses.replace(plain, expires_at=math.inf))
+    target = Target(TargetKind.TOKEN, "t")
+    for left in (None, 60.0):
+        assert json.loads(ours.encode(target, left)) == json.loads(theirs.encode(target, left))
+    assert dataclasses.replace(ours, until_ttl=b"", until_web_ttl=b"") == dataclasses.replace(
+        theirs, until_ttl=b"", until_web_ttl=b""
+    )
 
 
 @given(pushes())

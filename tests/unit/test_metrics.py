@@ -6,9 +6,11 @@ import datetime
 
 from hypothesis import given
 from hypothesis import strategies as st
-from prometheus_client import CollectorRegistry, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 
 from listener.clock import elapsed
+from listener.fcm.outcome import Disposition
+from listener.metrics.counts import Counts
 from listener.metrics.durations import Durations
 from listener.metrics.own import Metrics
 from listener.metrics.shared import Figures, Shared
@@ -26,6 +28,19 @@ def test_durations_are_told_as_the_library_tells_them(seconds: list[float]) -> N
     for each in seconds:
         durations.observe(each)
         histogram.observe(each)
+    told = [line for line in generate_latest(theirs).splitlines() if b"_created" not in line]
+    assert generate_latest(ours).splitlines() == told
+
+
+def test_counts_are_told_as_the_library_tells_them() -> None:
+    ours, theirs = CollectorRegistry(), CollectorRegistry()
+    counts = Counts("sends_total", "How many.", labels=("outcome", "code"), registry=ours)
+    counter = Counter("sends_total", "How many.", ["outcome", "code"], registry=theirs)
+    counts.begin("retry", "TIMEOUT")
+    counter.labels("retry", "TIMEOUT")
+    for code in ("OK", "NONE", "OK"):
+        counts.add(Disposition.ACCEPTED, code)
+        counter.labels(Disposition.ACCEPTED, code).inc()
     told = [line for line in generate_latest(theirs).splitlines() if b"_created" not in line]
     assert generate_latest(ours).splitlines() == told
 
