@@ -105,8 +105,8 @@ class Fate(StrEnum):
     again."""
 
 
-STILL_CLAIMED = frozenset({Fate.REFUSED, Fate.UNLOGGED})
-"""The fates of rows that this worker has to write again."""
+NOT_OVER = frozenset({Fate.REFUSED, Fate.UNLOGGED})
+"""The fates of rows that are still claimed by this worker, which has to write them in another way."""
 
 
 class _Unlogged(Exception):

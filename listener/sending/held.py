@@ -12,14 +12,19 @@ from listener.metrics.own import Metrics
 from listener.push import Push, Settlement
 
 
+# A row's id and attempt. The id is a number here, because the hash of a UUID is a function in Python.
+_Row = tuple[int, int]
+
+
 class HeldRows:
     """What bounds this worker's memory. ``lease``: seconds for which a claimed row belongs to it."""
 
     def __init__(self, metrics: Metrics, *, lease: float) -> None:
         self._metrics = metrics
         self._lease = lease
-        self._claimed_at: dict[tuple[UUID, int], float] = {}  # by id and attempt, the oldest first
-        self._settled_meanwhile: set[tuple[UUID, int]] = set()
+        self._claimed_at: dict[_Row, float] = {}  # the oldest first
+        self._claims = False
+        self._settled_meanwhile: set[_Row] = set()
         self._empty = asyncio.Event()
         self._empty.set()
         metrics.in_flight.set(0)  # a worker before may have been abandoned with what it held
@@ -30,17 +35,18 @@ class HeldRows:
     @property
     def ids(self) -> list[UUID]:
         """Of all rows."""
-        return [push_id for push_id, _ in self._claimed_at]
+        return [UUID(int=number) for number, _ in self._claimed_at]
 
     @property
     def old(self) -> list[UUID]:
         """Rows whose lease may have ended, or soon ends: this worker must not claim them again and send them anew."""
         before = elapsed() - self._lease / 2
         rows = itertools.takewhile(lambda row: row[1] < before, self._claimed_at.items())
-        return [push_id for (push_id, _), _ in rows]
+        return [UUID(int=number) for (number, _), _ in rows]
 
     def claim_begins(self) -> None:
         """Claims follow one another: the next ``add`` is of this claim."""
+        self._claims = True
         self._settled_meanwhile.clear()
 
     def add(self, pushes: Sequence[Push], claimed_at: float) -> list[Push]:
@@ -49,24 +55,26 @@ class HeldRows:
         If Postgres forgets claims in a crash, the next claim brings the same attempts once more. They are under way, or
         have just been settled.
         """
-        new = [push for push in pushes if not self._is_known((push.id, push.attempt))]
-        for push in new:
-            self._claimed_at[push.id, push.attempt] = claimed_at
+        new = []
+        for push in pushes:
+            row = (push.id.int, push.attempt)
+            if row not in self._claimed_at and row not in self._settled_meanwhile:
+                self._claimed_at[row] = claimed_at
+                new.append(push)
+        self._claims = False
         if new:
             self._empty.clear()
         self._metrics.claimed.inc(len(new))
         self._metrics.in_flight.set(len(self))
         return new
 
-    def _is_known(self, row: tuple[UUID, int]) -> bool:
-        return row in self._claimed_at or row in self._settled_meanwhile
-
     def remove(self, settlements: Iterable[Settlement]) -> None:
         """These are settled."""
         for settlement in settlements:
-            row = (settlement.push_id, settlement.attempt)
+            row = (settlement.push_id.int, settlement.attempt)
             self._claimed_at.pop(row, None)
-            self._settled_meanwhile.add(row)
+            if self._claims:
+                self._settled_meanwhile.add(row)
         self._metrics.in_flight.set(len(self))
         if not self._claimed_at:
             self._empty.set()

@@ -16,7 +16,7 @@ from listener.metrics.own import Metrics
 from listener.postgres.batch_limit import BatchLimit
 from listener.postgres.connect import STATEMENT_PATIENCE_S
 from listener.postgres.errors import ROW_FAULTS, Condition, condition, explain, fault_name, is_transient
-from listener.postgres.queue import STILL_CLAIMED, Fate, Queue
+from listener.postgres.queue import NOT_OVER, Fate, Queue
 from listener.push import Settlement, Status
 from listener.sending.held import HeldRows
 from listener.sending.trail import Trail
@@ -159,7 +159,7 @@ class ResultWriter:
 
     def record(self, batch: Sequence[Settlement], fates: Sequence[Fate]) -> None:
         """Counts the rows, and releases those that are over for this worker: all but the refused ones."""
-        over = [pair for pair in zip(batch, fates, strict=True) if pair[1] not in STILL_CLAIMED]
+        over = [pair for pair in zip(batch, fates, strict=True) if pair[1] not in NOT_OVER]
         written = [settlement.decision for settlement, fate in over if fate is Fate.WRITTEN]
         now = time.monotonic()
         for status, rows in Counter([decision.status for decision in written]).items():

@@ -13,7 +13,7 @@ import structlog
 from listener.log import should_log
 from listener.postgres.connect import STATEMENT_PATIENCE_S
 from listener.postgres.errors import ROW_FAULTS, Condition
-from listener.postgres.queue import STILL_CLAIMED, Queue
+from listener.postgres.queue import NOT_OVER, Queue
 from listener.postgres.unwritable import code_of
 from listener.push import Settlement
 from listener.sending.result_writer import TOO_SLOW, ResultWriter
@@ -143,7 +143,7 @@ class Settler:
         else:
             self._writer.record(batch, fates)
             for settlement, fate in zip(batch, fates, strict=True):
-                if fate in STILL_CLAIMED:
+                if fate in NOT_OVER:
                     await self._write_otherwise(settlement, code_of_fate(fate))
 
     async def _write_otherwise(self, settlement: Settlement, code: str) -> None:

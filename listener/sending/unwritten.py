@@ -34,7 +34,7 @@ from listener.metrics.own import Metrics
 from listener.postgres.connect import STATEMENT_PATIENCE_S
 from listener.postgres.errors import ROW_FAULTS
 from listener.postgres.halving import Halving
-from listener.postgres.queue import STILL_CLAIMED, Fate, Queue
+from listener.postgres.queue import NOT_OVER, Fate, Queue
 from listener.postgres.unwritable import IGNORED, UNLOGGED, Pause, code_of
 from listener.push import Decision, LogLine, Settlement, Status
 from listener.sending.result_writer import ResultWriter
@@ -104,7 +104,7 @@ class Unwritten:
         """
         for variant in variants(settlement, code):
             fate, why = await self._persist(variant)
-            if fate not in STILL_CLAIMED:
+            if fate not in NOT_OVER:
                 await self._over(settlement, variant, fate)
                 return
             code = why
@@ -199,7 +199,7 @@ class Unwritten:
             tries.append(as_dead(settlement, kept.code))
         for variant in tries:
             fate, _ = await self._persist(variant)
-            if fate not in STILL_CLAIMED:
+            if fate not in NOT_OVER:
                 await self._over(settlement, variant, fate)
                 return True
         return False
