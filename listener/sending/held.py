@@ -11,7 +11,6 @@ from listener.clock import elapsed
 from listener.metrics.own import Metrics
 from listener.push import Push, Settlement
 
-
 # A row's id and attempt. The id is a number here, because the hash of a UUID is a function in Python.
 _Row = tuple[int, int]
 

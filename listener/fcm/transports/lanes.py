@@ -36,6 +36,8 @@ class Lanes(Generic[T]):
 
     def next(self) -> asyncio.Future[T] | None:
         """Takes the request whose turn it is out of the line; None: nobody waits."""
+        if not (self._high or self._normal):
+            return None
         return _first(self._high) or _first(self._normal)
 
     def next_to_fail(self) -> asyncio.Future[T] | None:
