@@ -109,9 +109,8 @@ class _Attempt:
 
     def is_hopeless(self, one: _Request) -> bool:
         """Whether a request would be refused as others of this attempt were."""
-        if self.refused is None:
-            return self.is_refused
-        return self.is_refused or self.refused.get(one.target.platform, 0) >= _ENOUGH_REFUSED
+        refused = self.refused is not None and self.refused.get(one.target.platform, 0) >= _ENOUGH_REFUSED
+        return self.is_refused or refused
 
 
 class Attempts:
@@ -325,7 +324,7 @@ class Attempts:
         attempt.accepted += 1
         if attempt.accepted == 1 and push.accepted_before == 0:
             since_due = push.waited + elapsed() - attempt.claimed_at
-            self._metrics.due_to_accepted.observe(max(0.0, since_due), _priority(push))
+            self._metrics.due_to_accepted.observe(max(0.0, since_due), push.priority or "normal")
 
     def _note_failed(
         self, attempt: _Attempt, one: _Request, outcome: Outcome, asked: float, answered: float
@@ -344,7 +343,7 @@ class Attempts:
             one.target, None if push.expires_in is None else push.expires_in - held
         )
         if one.is_first and one.started is None:
-            self._metrics.insert_to_send.observe(max(0.0, push.waited + held), _priority(push))
+            self._metrics.insert_to_send.observe(max(0.0, push.waited + held), push.priority or "normal")
         one.started = time.monotonic()
         return body
 
@@ -465,10 +464,6 @@ def _without_token(outcome: Outcome, target: Target) -> Outcome:
     if target.value not in outcome.reason:
         return outcome
     return replace(outcome, reason=outcome.reason.replace(target.value, "[hidden]"))
-
-
-def _priority(push: Push) -> str:
-    return "high" if push.priority == "high" else "normal"
 
 
 @functools.lru_cache(maxsize=64)  # a view of the application's own may call a platform anything
