@@ -48,8 +48,8 @@ select push_id, code
     pg_catalog.current_setting('search_path'))
 """
 _LOG = load(__file__, "log", known="")
-_SETTLED = "l.push_id in (select s.id from settled s) or "
-_SETTLE = load(__file__, "settle", log=load(__file__, "log", known=_SETTLED))
+_IS_SETTLED = "l.push_id in (select s.id from settled s) or "
+_SETTLE = load(__file__, "settle", log=load(__file__, "log", known=_IS_SETTLED))
 _RELEASE = load(__file__, "release")
 _EXPIRE = load(__file__, "expire")
 _EARLIEST = load(__file__, "earliest")

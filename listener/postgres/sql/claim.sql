@@ -8,6 +8,9 @@
 -- The statement is undone as a whole if such a row is among many (is_strict): the cast of a text that is no boolean
 -- fails. Then the rows are claimed in parts.
 --
+-- The devices of all users are read in one set, also where an application has replaced the view. Only a push to a user
+-- that was tried before is looked up alone, because some of the devices may have it already.
+--
 -- Which rows are claimed: due.sql or these.sql.
 with {due}, claimed as (
   update public.push_notifications p
@@ -104,16 +107,19 @@ select case when c.is_written then true
          else 0 end as waited,
     c.oversized
   from (select pg_catalog.now() as now) clock
-  left join due on true
   left join (
-    claimed c
-    -- All recipients are in "claimed", so "full" adds no row. It rules out that Postgres compares each row with each.
+    -- What "claimed" holds is in "due", and what "r" holds in "claimed", so "full" adds no row. It is there because
+    -- Postgres, which expects few rows, would compare each row with each for another join.
+    due
     full join (
-      select r.user_id, pg_catalog.json_agg(pg_catalog.json_build_array(r.token, r.platform))::text as recipients
-        from public.push_recipients r
-        where r.token is not null and r.user_id = any(array(
-          select n.to_user from claimed n where n.to_user is not null and n.delivery_attempts = 1))
-        group by r.user_id
-    ) r on r.user_id = c.to_user
-  ) on c.id = due.id
+      claimed c
+      full join (
+        select r.user_id, pg_catalog.json_agg(pg_catalog.json_build_array(r.token, r.platform))::text as recipients
+          from public.push_recipients r
+          where r.token is not null and r.user_id = any(array(
+            select n.to_user from claimed n where n.to_user is not null and n.delivery_attempts = 1))
+          group by r.user_id
+      ) r on r.user_id = c.to_user
+    ) on c.id = due.id
+  ) on true
   order by due.lane, due.due_at
