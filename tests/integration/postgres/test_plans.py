@@ -422,8 +422,8 @@ def test_rows_and_results_are_not_compared_each_with_each(database: Database, pl
         "select token, user_id, platform from push_devices where disabled_at is null",
         "select fcm_token as token, id as user_id, 'ios'::text as platform from profiles "
         "union select web_token, id, 'web'::text from profiles",
-        "select distinct on (d.user_id, d.token) d.token, d.user_id, d.platform from push_devices d where d.disabled_at is null "
-        "order by d.user_id, d.token, d.updated_at",
+        "select distinct on (d.user_id, d.token) d.token, d.user_id, d.platform from push_devices d "
+        "where d.disabled_at is null order by d.user_id, d.token, d.updated_at",
         "select t.token, p.id as user_id, 'ios'::text as platform from profiles p "
         "cross join lateral unnest(array[p.fcm_token, p.web_token]) as t(token)",
     ],
