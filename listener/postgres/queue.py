@@ -47,8 +47,9 @@ select push_id, code
   from push_listener.unclaimable(%(worker)s::integer, %(excluded)s::uuid[], 2000, 0.5::float8,
     pg_catalog.current_setting('search_path'))
 """
-_LOG = load(__file__, "log")
-_SETTLE = load(__file__, "settle", log=_LOG)
+_LOG = load(__file__, "log", known="")
+_IS_SETTLED = "l.push_id in (select s.id from settled s) or "
+_SETTLE = load(__file__, "settle", log=load(__file__, "log", known=_IS_SETTLED))
 _RELEASE = load(__file__, "release")
 _EXPIRE = load(__file__, "expire")
 _EARLIEST = load(__file__, "earliest")

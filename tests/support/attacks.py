@@ -385,9 +385,9 @@ def resolved_to(connection: psycopg.Connection[Any], statement: Any, values: Any
 # --- what only looks like a call, and what is looked up ------------------------------------------------------------
 
 _SYNTAX = {
-    "all", "and", "any", "array", "by", "coalesce", "conflict", "exists", "extract", "filter", "from", "greatest", "in",
-    "lateral", "least", "limit", "materialized", "not", "nullif", "on", "or", "over", "select", "then", "values",
-    "when", "where",
+    "all", "and", "any", "array", "by", "coalesce", "conflict", "else", "exists", "extract", "filter", "from",
+    "greatest", "in", "join", "lateral", "least", "limit", "materialized", "not", "nullif", "on", "or", "over",
+    "select", "then", "values", "when", "where",
 }  # fmt: skip
 _NAMED = re.compile(
     r"\b(?:from|join|update|into|using) (?!public\.|push_listener\.|pg_catalog\.)([a-z_]\w*)\b(?!\()"

@@ -1,4 +1,4 @@
--- revision 1
+-- revision 2
 -- Counts the rows that a statement has changed: adds what they have become, and subtracts what they were. The
 -- expressions are those of push_listener.ended, for the two transition tables.
 create or replace function push_listener.count_changed() returns trigger
@@ -28,9 +28,9 @@ begin
            0,
            sum(e.sign * e.retries),
            sum(case when e.accepted_after is not null then e.sign else 0 end),
-           sum(e.sign * coalesce(greatest(e.accepted_after, 0), 0)),
+           coalesce(extract(epoch from sum(e.sign * greatest(e.accepted_after, '0'))), 0),
            sum(case when e.delivered_after is not null then e.sign else 0 end),
-           sum(e.sign * coalesce(greatest(e.delivered_after, 0), 0))
+           coalesce(extract(epoch from sum(e.sign * greatest(e.delivered_after, '0'))), 0)
       from (
         select p.sign, p.error_code, coalesce(p.retry_count, 0) as retries,
                case when p.status in ('sent', 'delivered') then 'sent' when p.status = 'failed' then 'dead'
@@ -39,9 +39,9 @@ begin
                coalesce(case when p.status in ('sent', 'delivered') then p.sent_at end, p.updated_at, p.created_at)
                  as ended_at,
                case when p.status in ('sent', 'delivered') and isfinite(p.sent_at) and isfinite(p.created_at)
-                    then extract(epoch from p.sent_at - p.created_at) end as accepted_after,
+                    then p.sent_at - p.created_at end as accepted_after,
                case when p.status in ('sent', 'delivered') and isfinite(p.delivered_at) and isfinite(p.created_at)
-                    then extract(epoch from p.delivered_at - p.created_at) end as delivered_after
+                    then p.delivered_at - p.created_at end as delivered_after
           from (
             select 1 as sign, b.status, b.error_code, b.retry_count, b.created_at, b.updated_at, b.sent_at,
                    b.delivered_at, b.next_attempt_at

@@ -8,6 +8,9 @@
 -- The statement is undone as a whole if such a row is among many (is_strict): the cast of a text that is no boolean
 -- fails. Then the rows are claimed in parts.
 --
+-- The devices of all users are read in one set, also where an application has replaced the view. Only a push to a user
+-- that was tried before is looked up alone, because some of the devices may have it already.
+--
 -- Which rows are claimed: due.sql or these.sql.
 with {due}, claimed as (
   update public.push_notifications p
@@ -32,24 +35,31 @@ with {due}, claimed as (
       p.device_token, p.fid, p.topic, p.condition, p.user_id,
       p.title, p.body, p.data, p.channel, p.priority, p.image, p.options, p.collapse_key, p.expires_at,
       p.push_first_due_at,
+      case when p.device_token is null and p.fid is null and p.topic is null and p.condition is null
+           then p.user_id end as to_user,
       -- octet_length() of a text does not fetch the text. A jsonb must be fetched and converted, so this is done only
-      -- where its stored size allows that the text is too long.
-      pg_catalog.array_remove(array[
-        case when pg_catalog.octet_length(p.device_token::text) > 32768 then 'device_token' end,
-        case when pg_catalog.octet_length(p.fid::text) > 32768 then 'fid' end,
-        case when pg_catalog.octet_length(p.topic::text) > 32768 then 'topic' end,
-        case when pg_catalog.octet_length(p.condition::text) > 32768 then 'condition' end,
-        case when pg_catalog.octet_length(p.title::text) > 32768 then 'title' end,
-        case when pg_catalog.octet_length(p.body::text) > 32768 then 'body' end,
-        case when pg_catalog.octet_length(p.channel::text) > 32768 then 'channel' end,
-        case when pg_catalog.octet_length(p.priority::text) > 32768 then 'priority' end,
-        case when pg_catalog.octet_length(p.image::text) > 32768 then 'image' end,
-        case when pg_catalog.octet_length(p.collapse_key::text) > 32768 then 'collapse_key' end,
-        case when pg_catalog.pg_column_size(p.data) > 1000 and pg_catalog.octet_length(p.data::text) > 32768
-             then 'data' end,
-        case when pg_catalog.pg_column_size(p.options) > 1000 and pg_catalog.octet_length(p.options::text) > 32768
-             then 'options' end
-      ], null) as oversized
+      -- where its stored size allows that the text is too long. For nearly every row, the first comparison is the last.
+      case when greatest(
+             pg_catalog.octet_length(p.device_token::text), pg_catalog.octet_length(p.fid::text),
+             pg_catalog.octet_length(p.topic::text), pg_catalog.octet_length(p.condition::text),
+             pg_catalog.octet_length(p.title::text), pg_catalog.octet_length(p.body::text),
+             pg_catalog.octet_length(p.channel::text), pg_catalog.octet_length(p.priority::text),
+             pg_catalog.octet_length(p.image::text), pg_catalog.octet_length(p.collapse_key::text)) > 32768
+          or greatest(pg_catalog.pg_column_size(p.data), pg_catalog.pg_column_size(p.options)) > 1000
+        then nullif(pg_catalog.concat_ws(', ',
+          case when pg_catalog.octet_length(p.device_token::text) > 32768 then 'device_token' end,
+          case when pg_catalog.octet_length(p.fid::text) > 32768 then 'fid' end,
+          case when pg_catalog.octet_length(p.topic::text) > 32768 then 'topic' end,
+          case when pg_catalog.octet_length(p.condition::text) > 32768 then 'condition' end,
+          case when pg_catalog.octet_length(p.title::text) > 32768 then 'title' end,
+          case when pg_catalog.octet_length(p.body::text) > 32768 then 'body' end,
+          case when pg_catalog.octet_length(p.channel::text) > 32768 then 'channel' end,
+          case when pg_catalog.octet_length(p.priority::text) > 32768 then 'priority' end,
+          case when pg_catalog.octet_length(p.image::text) > 32768 then 'image' end,
+          case when pg_catalog.octet_length(p.collapse_key::text) > 32768 then 'collapse_key' end,
+          case when pg_catalog.octet_length(p.data::text) > 32768 then 'data' end,
+          case when pg_catalog.octet_length(p.options::text) > 32768 then 'options' end), '')
+        end as oversized
 )
 select case when c.is_written then true
             when due.id is null then false
@@ -60,21 +70,34 @@ select case when c.is_written then true
     due.lane,
     extract(epoch from due.due_at)::float8 as due_at,
     due.id, c.delivery_attempts as attempt, c.retry_count, c.lost_claims,
-    case when o.fits then c.device_token end as device_token,
-    case when o.fits then c.fid end as fid,
-    case when o.fits then c.topic end as topic,
-    case when o.fits then c.condition end as condition,
+    case when c.oversized is null then c.device_token end as device_token,
+    case when c.oversized is null then c.fid end as fid,
+    case when c.oversized is null then c.topic end as topic,
+    case when c.oversized is null then c.condition end as condition,
     c.user_id,
-    r.recipients,
-    coalesce(a.accepted_before, 0) as accepted_before,
-    case when o.fits then c.title end as title,
-    case when o.fits then c.body end as body,
-    case when o.fits then c.data::text end as data,
-    case when o.fits then c.channel end as channel,
-    case when o.fits then c.priority end as priority,
-    case when o.fits then c.image end as image,
-    case when o.fits then c.options::text end as options,
-    case when o.fits then c.collapse_key end as collapse_key,
+    case when c.to_user is null then null
+         when c.delivery_attempts = 1 then r.recipients
+         -- A device that accepted this push in an earlier attempt, or that FCM reported dead, does not get it again.
+         else (
+           select pg_catalog.json_agg(pg_catalog.json_build_array(r.token, r.platform))::text
+             from public.push_recipients r
+             where r.user_id = c.user_id and r.token is not null and not exists (
+               select from public.push_delivery_logs l
+                 where l.push_id = c.id and l.device_token::text = r.token::text
+                   and (l.status::text = 'sent' or l.details ->> 'outcome'::text = 'drop_target')))
+         end as recipients,
+    case when c.to_user is not null and c.delivery_attempts > 1 then (
+      select pg_catalog.count(*)::integer
+        from public.push_delivery_logs l
+        where l.push_id = c.id and l.status::text = 'sent') else 0 end as accepted_before,
+    case when c.oversized is null then c.title end as title,
+    case when c.oversized is null then c.body end as body,
+    case when c.oversized is null then c.data::text end as data,
+    case when c.oversized is null then c.channel end as channel,
+    case when c.oversized is null then c.priority end as priority,
+    case when c.oversized is null then c.image end as image,
+    case when c.oversized is null then c.options::text end as options,
+    case when c.oversized is null then c.collapse_key end as collapse_key,
     nullif(extract(epoch from c.expires_at)::float8, 'infinity') as expires_at,
     nullif(extract(epoch from c.expires_at)::float8, 'infinity')
       - extract(epoch from pg_catalog.now())::float8 as expires_in,
@@ -82,29 +105,21 @@ select case when c.is_written then true
     case when pg_catalog.isfinite(c.push_first_due_at)
          then extract(epoch from pg_catalog.now())::float8 - extract(epoch from c.push_first_due_at)::float8
          else 0 end as waited,
-    case when not o.fits then pg_catalog.array_to_string(c.oversized, ', ') end as oversized
+    c.oversized
   from (select pg_catalog.now() as now) clock
-  left join due on true
-  left join claimed c on c.id = due.id
-  cross join lateral (
-    select pg_catalog.cardinality(c.oversized) = 0 as fits,
-           c.device_token is null and c.fid is null and c.topic is null and c.condition is null
-             and c.user_id is not null as to_user
-  ) o
-  left join lateral (
-    -- A device that accepted this push in an earlier attempt, or that FCM reported dead, does not get it again.
-    select pg_catalog.json_agg(pg_catalog.json_build_array(r.token, r.platform))::text as recipients
-      from public.push_recipients r
-      where o.to_user and r.user_id = c.user_id and r.token is not null
-        and (c.delivery_attempts = 1 or not exists (
-          select from public.push_delivery_logs l
-            where l.push_id = c.id and l.device_token::text = r.token::text
-              and (l.status::text = 'sent' or l.details ->> 'outcome'::text = 'drop_target')))
-  ) r on o.to_user
-  left join lateral (
-    -- The condition is inside, because a join condition would be evaluated after the log has been read.
-    select pg_catalog.count(*)::integer as accepted_before
-      from public.push_delivery_logs l
-      where o.to_user and c.delivery_attempts > 1 and l.push_id = c.id and l.status::text = 'sent'
-  ) a on true
+  left join (
+    -- What "claimed" holds is in "due", and what "r" holds in "claimed", so "full" adds no row. It is there because
+    -- Postgres, which expects few rows, would compare each row with each for another join.
+    due
+    full join (
+      claimed c
+      full join (
+        select r.user_id, pg_catalog.json_agg(pg_catalog.json_build_array(r.token, r.platform))::text as recipients
+          from public.push_recipients r
+          where r.token is not null and r.user_id = any(array(
+            select n.to_user from claimed n where n.to_user is not null and n.delivery_attempts = 1))
+          group by r.user_id
+      ) r on r.user_id = c.to_user
+    ) on c.id = due.id
+  ) on true
   order by due.lane, due.due_at

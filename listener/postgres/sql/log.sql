@@ -4,8 +4,9 @@ select l.push_id, l.token, l.status, l.details::jsonb
   from unnest(%(log_ids)b::uuid[], %(log_tokens)b::text[], %(log_statuses)b::text[], %(log_details)b::text[])
     as l(push_id, token, status, details)
   -- A log of a push that has been deleted since would break the foreign key, and with it the whole batch. With the
-  -- subselect Postgres looks up each push; with a join it might read all of them.
-  where (select p.id from public.push_notifications p where p.id = l.push_id) is not null
+  -- subselect Postgres looks up each push; with a join it might read all of them. "known" is a condition that spares the
+  -- search: a settle has locked the rows that it has written.
+  where ({known}(select p.id from public.push_notifications p where p.id = l.push_id) is not null)
     -- A hashed subplan reads the log rows of a push once, however many devices the push has. With "offset 0" it looks
     -- them up push by push; with "any", or a join, it might read the whole log.
     and (not %(is_retry)s

@@ -415,6 +415,58 @@ def test_rows_and_results_are_not_compared_each_with_each(database: Database, pl
         assert max(compared) <= ENOUGH  # 500 times 500 otherwise
 
 
+@pytest.mark.parametrize("plan", ["force_generic_plan", "force_custom_plan"])
+@pytest.mark.parametrize(
+    "view",
+    [
+        "select token, user_id, platform from push_devices where disabled_at is null",
+        "select fcm_token as token, id as user_id, 'ios'::text as platform from profiles "
+        "union select web_token, id, 'web'::text from profiles",
+        "select distinct on (d.user_id, d.token) d.token, d.user_id, d.platform from push_devices d "
+        "where d.disabled_at is null order by d.user_id, d.token, d.updated_at",
+        "select t.token, p.id as user_id, 'ios'::text as platform from profiles p "
+        "cross join lateral unnest(array[p.fcm_token, p.web_token]) as t(token)",
+    ],
+)
+def test_the_recipients_of_a_claim_are_read_in_one_set(
+    database: Database, view: LiteralString, plan: LiteralString
+) -> None:
+    """Also through a view of the application."""
+    users = 500
+    with psycopg.connect(database.superuser_dsn) as conn:
+        conn.execute("create table profiles (id uuid primary key, fcm_token text, web_token text)")
+        for statement in (
+            "insert into profiles select md5(n::text)::uuid, 'f' || n, 'w' || n from generate_series(1, %s) n",
+            "insert into push_devices (token, user_id, platform) "
+            "select 't' || n, md5(n::text)::uuid, 'android' from generate_series(1, %s) n",
+        ):
+            conn.execute(statement, (HISTORY,))
+        conn.execute(
+            "insert into push_notifications (user_id, title) "
+            "select md5(n::text)::uuid, 'x' from generate_series(1, %s) n",
+            (users,),
+        )
+        conn.commit()
+        conn.execute("drop view push_recipients")
+        conn.execute(sql.SQL("create view push_recipients as ") + sql.SQL(view))
+        conn.execute(sql.SQL("set local plan_cache_mode = {}").format(sql.Literal(plan)))
+        before = _read(conn)
+        found = conn.execute(
+            _explained(queue._CLAIM), {**_CLAIM, "limit": users, "normal_limit": users}, prepare=True
+        ).fetchone()
+        after = _read(conn)
+    assert found is not None
+    nodes = [
+        node
+        for node in _nodes(found[0][0]["Plan"])
+        if node.get("Relation Name") in ("push_devices", "profiles")
+    ]
+    assert sum(node["Actual Rows"] * node["Actual Loops"] for node in nodes) >= users
+    assert all(node["Actual Loops"] <= 1 for node in nodes)
+    for table in ("push_devices", "profiles"):
+        assert after[table][1] - before[table][1] <= ENOUGH
+
+
 def test_new_rows_lie_side_by_side(database: Database) -> None:
     """Their ids begin with the time."""
     with psycopg.connect(database.dsn) as conn:
@@ -427,6 +479,21 @@ def test_new_rows_lie_side_by_side(database: Database) -> None:
     for push, now in rows:
         assert push.version == 7
         assert -1 < now - (push.int >> 80) / 1000 < 60
+
+
+def test_ids_of_log_rows_begin_with_the_time(database: Database) -> None:
+    with psycopg.connect(database.dsn) as conn:
+        row = conn.execute("insert into push_notifications (title) values ('x') returning id").fetchone()
+        assert row is not None
+        rows = conn.execute(
+            "insert into push_delivery_logs (push_id, status) select %s, 'unknown' from generate_series(1, 300) "
+            "returning id, extract(epoch from clock_timestamp())::float8",
+            row,
+        ).fetchall()
+    assert len({log.hex[13:] for log, _ in rows}) == len(rows)
+    for log, now in rows:
+        assert log.version == 7
+        assert -1 < now - (log.int >> 80) / 1000 < 60
 
 
 @contextmanager

@@ -13,7 +13,7 @@ import psycopg
 import pytest
 from psycopg import sql
 
-from listener.postgres import errors, overview, queue, workers
+from listener.postgres import connect, errors, overview, queue, workers
 from listener.postgres.connect import Address, Pool, ServicePool
 from listener.postgres.frontier import WHOLE
 from listener.postgres.overview import Depth
@@ -951,3 +951,24 @@ async def test_a_transaction_that_holds_dead_rows_is_seen(
         age = (await overview.read(pool)).server.snapshot_age
         assert age is not None
         assert age >= 100
+
+
+async def test_a_session_plans_anew_when_a_table_has_doubled(database: Database, rows: Rows) -> None:
+    async def last_statement(pool: ServicePool) -> str:
+        async with pool.connection() as conn:
+            connect.met_rows(conn, 100)
+        async with pool.connection() as conn:  # which asks for the sizes first
+            connect._looked_at.pop(conn)  # as if some seconds had passed
+            found = await rows.query(
+                "select query from pg_stat_activity where pid = %(pid)s", pid=conn.info.backend_pid
+            )
+        return str(found[0]["query"])
+
+    fill = "insert into push_notifications (title, status) select repeat('x', 500), 'sent' from generate_series(1, 100)"
+    async with ServicePool(Address(database.dsn), prepares=True) as pool:
+        await rows.query(fill)
+        assert await last_statement(pool) == "discard plans"
+        assert "pg_relation_size" in await last_statement(pool)
+        await rows.query(fill)
+        await rows.query(fill)
+        assert await last_statement(pool) == "discard plans"
