@@ -22,6 +22,7 @@ from listener.postgres.queue import Queue
 from listener.registration import Registered
 from listener.schema import retention
 from listener.sending.attempt import Attempts
+from listener.sending.behind import LooksBehind
 from listener.sending.dispatcher import Dispatcher
 from listener.sending.expiry import Expiry
 from listener.sending.held import HeldRows
@@ -75,6 +76,7 @@ def assemble(
     metrics.settle_backlog.set_function(functools.partial(_backlog, settler))
     metrics.in_flight_limit.set(settings.max_in_flight)
     attempts = Attempts(sender, settings, metrics, health, quota, PauseReport(health, look, metrics), trail)
+    behind = LooksBehind(queue, held, look, metrics)
     dispatcher = Dispatcher(
         queue,
         waker,
@@ -84,7 +86,8 @@ def assemble(
         attempts,
         settler,
         held,
-        Sleeper(queue, waker, held, reach, lock_watch, sweep_interval=settings.longest_poll_delay),
+        behind,
+        Sleeper(queue, waker, held, behind, reach, lock_watch, sweep_interval=settings.longest_poll_delay),
         reach,
         trail,
     )

@@ -44,10 +44,10 @@ insert into push_delivery_logs (push_id, device_token, status, created_at)
 select md5('push' || n)::uuid, 'token-' || n, 'sent', now() - make_interval(secs => 200.0 * n)
   from generate_series(1, %(history)s) n
 """
-_ALL = {"from_high": -math.inf, "from_normal": -math.inf, "ahead": math.inf}
+_ALL = {"from_high": -math.inf, "from_normal": -math.inf, "ahead": math.inf, "early": []}
 """The whole range of due times."""
 
-_BEHIND = {"from_high": time.time() - 3600.0, "from_normal": time.time() - 3600.0, "ahead": 1.0}
+_BEHIND = {"from_high": time.time() - 3600.0, "from_normal": time.time() - 3600.0, "ahead": 1.0, "early": []}
 """From a due time on, before which nothing waits."""
 
 _WAITING = """
@@ -280,6 +280,17 @@ CASES = [
     Case("expire, what was accepted", queue._EXPIRE, _LOG, _expired),
     Case("earliest", queue._EARLIEST, _DUE, {"excluded": [], **_ALL}),
     Case("earliest, behind what is claimed", queue._EARLIEST, _DUE, {"excluded": [], **_BEHIND}),
+    Case(
+        "earlier rows",
+        queue._BEHIND,
+        _DUE,
+        {
+            "from": -math.inf,
+            "to_high": time.time() - 3600.0,
+            "to_normal": time.time() - 3600.0,
+            "excluded": [],
+        },
+    ),
     Case("sweep", queue._SWEEP, _DUE, {"excluded": [], "worker": 1, "incarnation": uuid4(), **_ALL}),
     Case("depth", overview.DEPTH, _DUE, _by_index),
     Case("overview", overview.OVERVIEW, _DUE, _by_index),
