@@ -74,6 +74,7 @@ def assemble(
     writer = ResultWriter(queue, held, look, metrics, trail, batch=settings.settle_batch)
     settler = Settler(queue, writer, Unwritten(queue, writer, metrics), look)
     metrics.settle_backlog.set_function(functools.partial(_backlog, settler))
+    metrics.whole_look.set_function(functools.partial(_whole_look, queue))
     metrics.in_flight_limit.set(settings.max_in_flight)
     attempts = Attempts(sender, settings, metrics, health, quota, PauseReport(health, look, metrics), trail)
     behind = LooksBehind(queue, held, look, metrics)
@@ -96,6 +97,10 @@ def assemble(
 
 def _backlog(settler: Settler) -> float:
     return settler.backlog
+
+
+def _whole_look(queue: Queue) -> float:
+    return queue.frontier.cost
 
 
 class Worker:

@@ -146,6 +146,11 @@ class Frontier:
         for lane in self._lanes:
             lane.owes_since = -math.inf
 
+    def owe(self, now: float) -> None:
+        """A look over the whole range is to be made some time, whether or not something is claimed."""
+        for lane in self._lanes:
+            lane.owes_since = now if lane.owes_since is None else lane.owes_since
+
     def floors(self) -> Begin:
         """Where claims begin, if nothing is known to lie before."""
         return Begin(self._high.floor, self._normal.floor)

@@ -90,7 +90,7 @@ class Sleeper:
             if time.monotonic() < self._sweep_at - _TIMERS_EARLY_S:
                 return await self._queue.earliest(self._held.old, begin)
             if self._queue.frontier.is_dear:
-                self._queue.frontier.restart(time.monotonic())  # the look beside the claims
+                self._queue.frontier.owe(time.monotonic())
             sweep = await self._queue.sweep(self._held.old, begin if self._queue.frontier.is_dear else WHOLE)
         self._sweep_at = time.monotonic() + self._sweep_interval * self._rng.uniform(0.9, 1.0)
         self._lock_watch.saw(sweep.strangers)

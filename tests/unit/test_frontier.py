@@ -221,35 +221,35 @@ def _written(longest: float) -> st.SearchStrategy[list[Row]]:
             lambda begins, before, open_for, high: Row(
                 begins - before, begins + open_for, high, begins + open_for, begins
             ),
-            st.floats(10.0, 30.0),  # when the worker knows how dear looks are, and what ran when it began
+            st.floats(10.0, 14.0),  # when the worker knows how dear looks are, and what ran when it began
             st.floats(0.0, LATE),
             st.floats(0.0, longest),
             st.booleans(),
         ),
-        max_size=20,
+        max_size=8,
     )
 
 
-@settings(max_examples=40)
+@settings(max_examples=20)
 @given(_written(LONG - 0.5), DEAR_COSTS, WHOLE_COSTS, st.booleans())
 def test_what_a_transaction_has_written_is_found_at_once_however_dear_looks_are(
     rows: list[Row], cost: float, whole_cost: float, polls: bool
 ) -> None:
     play = Play(rows, cost, polls, whole_cost=whole_cost)
-    play.run(40.0)
+    play.run(20.0)
     assert len(play.found) == len(rows)
     for number, row in enumerate(play.rows):
         # The claim that sees that the transaction has ended, a question, and the claim that takes its rows.
         assert play.found[number] <= row.commits + 5 * cost + POLL + 0.02
 
 
-@settings(max_examples=40)
-@given(_written(30.0), DEAR_COSTS, WHOLE_COSTS, st.booleans())
+@settings(max_examples=20)
+@given(_written(15.0), DEAR_COSTS, WHOLE_COSTS, st.booleans())
 def test_what_a_long_transaction_has_written_is_found_after_a_look_beside_the_claims(
     rows: list[Row], cost: float, whole_cost: float, polls: bool
 ) -> None:
     play = Play(rows, cost, polls, whole_cost=whole_cost)
-    play.run(70.0)
+    play.run(40.0)
     assert len(play.found) == len(rows)
     for number, row in enumerate(play.rows):
         # A look that was under way then, the pause after it began, and the look itself.
@@ -257,7 +257,7 @@ def test_what_a_long_transaction_has_written_is_found_after_a_look_beside_the_cl
         assert play.found[number] <= row.commits + late
 
 
-@settings(max_examples=40)
+@settings(max_examples=20)
 @given(_rows(), DEAR_COSTS, WHOLE_COSTS, st.booleans())
 def test_whatever_comes_late_is_found_by_a_later_look_however_dear_looks_are(
     rows: list[Row], cost: float, whole_cost: float, polls: bool

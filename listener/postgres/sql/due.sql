@@ -12,16 +12,17 @@
 -- every row that cannot be written as soon as these do not fit into work_mem.
 --
 -- The cardinality is compared before anything is read, so that a plan that reads the table, made while the table was
--- small, costs nothing as long as no row was found.
+-- small, costs nothing as long as no row was found. coalesce() keeps Postgres from looking for these ids in the index of
+-- due rows, which seems small to it, and is long beside an old snapshot.
 early as materialized (
   select id, next_attempt_at as due_at, (case priority::text when 'high' then 0 else 1 end) as lane,
          coalesce(delivery_attempts, 0) + 1 as attempt
     from public.push_notifications
     where pg_catalog.cardinality(%(early)s::uuid[]) > 0
-      and id = any(%(early)s::uuid[]) and next_attempt_at <= pg_catalog.now()
-      and next_attempt_at < pg_catalog.to_timestamp(
-        case priority::text when 'high' then %(from_high)s::float8 else %(from_normal)s::float8 end)
-      and next_attempt_at is not null and status::text in ('pending', 'processing', 'failed')
+      and id = any(%(early)s::uuid[])
+      and coalesce(next_attempt_at <= pg_catalog.now() and next_attempt_at < pg_catalog.to_timestamp(
+        case priority::text when 'high' then %(from_high)s::float8 else %(from_normal)s::float8 end), false)
+      and status::text in ('pending', 'processing', 'failed')
       and id <> all(%(excluded)s::uuid[])
       and not exists (select from push_listener.unwritable_rows u
                         where u.push_id = push_notifications.id and u.until > pg_catalog.now() offset 0)

@@ -193,6 +193,17 @@ def _waiting(conn: Connection) -> dict[str, object]:
     return {"ids": [row[0] for row in rows], "lease": 60.0, "worker": 1, "is_strict": False}
 
 
+def _early(conn: Connection) -> dict[str, object]:
+    """Rows that a look has found, before where the claim begins."""
+    return {
+        **_CLAIM,
+        **_BEHIND,
+        "from_high": time.time(),
+        "from_normal": time.time(),
+        "early": _waiting(conn)["ids"],
+    }
+
+
 def _expired(conn: Connection) -> dict[str, object]:
     """Half of what waits has expired, after an attempt at the devices of a user."""
     conn.execute(
@@ -265,9 +276,11 @@ CASES = [
     Case("claim", queue._CLAIM, _DUE, _CLAIM),
     Case("claim, behind what is claimed", queue._CLAIM, _DUE, {**_CLAIM, **_BEHIND}),
     Case("claim, its update", queue._CLAIM, _KEY, _CLAIM),
+    Case("claim, earlier rows", queue._CLAIM, _KEY, _early),
     Case("lock due", queue._LOCK_DUE, _DUE, _CLAIM),
     Case("claim these", queue._CLAIM_THESE, _KEY, _waiting),
     Case("claim these, its update", queue._CLAIM_THESE, _KEY, _waiting),
+    Case("still claimed", queue._STILL_CLAIMED, _KEY, _claimed),
     Case("settle", queue._SETTLE, _KEY, _claimed),
     Case("settle, what is to be tried again", queue._SETTLE, _KEY, _again),
     Case("fates", queue._FATES, _KEY, _again),
