@@ -247,7 +247,7 @@ class Queue:
 
             async def claim(part: Sequence[UUID]) -> list[Push]:
                 return await self._take(
-                    conn, _CLAIM_THESE, {"ids": list(part), "is_strict": False}, _Reader(WHOLE)
+                    conn, _CLAIM_THESE, {"ids": list(part), "is_strict": False}, _Reader()
                 )
 
             await claim([])  # what fails without rows is no row's fault
@@ -633,7 +633,7 @@ _HALF_A_MICROSECOND = 5e-7
 class _Reader:
     """Makes pushes of the rows of _CLAIM, and remembers how far the claim has come."""
 
-    def __init__(self, begin: Begin) -> None:
+    def __init__(self, begin: Begin = WHOLE) -> None:
         self._begin = (begin.high - _HALF_A_MICROSECOND, begin.normal - _HALF_A_MICROSECOND)
         self._early = [0, 0]
         self._now = -math.inf
