@@ -22,6 +22,7 @@ from listener.postgres.queue import Queue
 from listener.registration import Registered
 from listener.schema import retention
 from listener.sending.attempt import Attempts
+from listener.sending.behind import LooksBehind
 from listener.sending.dispatcher import Dispatcher
 from listener.sending.expiry import Expiry
 from listener.sending.held import HeldRows
@@ -73,8 +74,10 @@ def assemble(
     writer = ResultWriter(queue, held, look, metrics, trail, batch=settings.settle_batch)
     settler = Settler(queue, writer, Unwritten(queue, writer, metrics), look)
     metrics.settle_backlog.set_function(functools.partial(_backlog, settler))
+    metrics.whole_look.set_function(functools.partial(_whole_look, queue))
     metrics.in_flight_limit.set(settings.max_in_flight)
     attempts = Attempts(sender, settings, metrics, health, quota, PauseReport(health, look, metrics), trail)
+    behind = LooksBehind(queue, held, look, metrics)
     dispatcher = Dispatcher(
         queue,
         waker,
@@ -84,7 +87,8 @@ def assemble(
         attempts,
         settler,
         held,
-        Sleeper(queue, waker, held, reach, lock_watch, sweep_interval=settings.longest_poll_delay),
+        behind,
+        Sleeper(queue, waker, held, behind, reach, lock_watch, sweep_interval=settings.longest_poll_delay),
         reach,
         trail,
     )
@@ -93,6 +97,10 @@ def assemble(
 
 def _backlog(settler: Settler) -> float:
     return settler.backlog
+
+
+def _whole_look(queue: Queue) -> float:
+    return queue.frontier.cost
 
 
 class Worker:

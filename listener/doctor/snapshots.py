@@ -81,7 +81,9 @@ def judge(holders: list[Holder], *, sees_all: bool, role: str) -> Iterator[Findi
     old = [each for each in holders if (each.seconds or 0.0) >= OLD_S or each.age >= OLD_AGE]
     for each in old:
         is_very_old = (each.seconds or 0.0) >= VERY_OLD_S or each.age >= VERY_OLD_AGE
-        effect = "dead rows of the queue pile up behind it, and claims get slower"
+        effect = (
+            "dead rows of the queue pile up behind it, and looks over the whole range of due times get slower"
+        )
         yield (_GROUP.fault if is_very_old else _GROUP.warning)(f"{each}: {effect}", each.remedy)
     if old:
         return

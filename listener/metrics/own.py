@@ -178,6 +178,13 @@ class Metrics:
             "push_settle_backlog", "Results of this process that wait to be written.", registry=registry
         )
 
+        self.whole_look = Gauge(
+            "push_whole_look_seconds",
+            "How long the last look over the whole range of due times took; a transaction with an old snapshot makes "
+            "it slower.",
+            registry=registry,
+        )
+
         # --- time --------------------------------------------------------------------------------------------
 
         self.due_to_accepted = Durations(
@@ -338,6 +345,7 @@ class Metrics:
         self.progress.set(None)
         self.in_flight.set(0)
         self.settle_backlog.set_function(float)
+        self.whole_look.set_function(float)
 
 
 def _counter(

@@ -53,6 +53,10 @@ _SETTLE = load(__file__, "settle", log=load(__file__, "log", known=_IS_SETTLED))
 _RELEASE = load(__file__, "release")
 _EXPIRE = load(__file__, "expire")
 _EARLIEST = load(__file__, "earliest")
+_BEHIND = load(__file__, "behind")
+_WITH_BITMAP = """
+select pg_catalog.set_config('enable_indexscan', 'off', true), pg_catalog.set_config('enable_seqscan', 'off', true)
+"""
 _FOREIGN_TRIGGERS = load(__file__, "foreign_triggers")
 _SWEEP = load(__file__, "sweep", earliest=_EARLIEST, strangers=STRANGERS, foreign_triggers=_FOREIGN_TRIGGERS)
 _UNREADABLE = load(__file__, "unreadable")
@@ -193,7 +197,7 @@ class Queue:
             limit: at most this number of rows.
             normal_limit: at most this number of rows of normal priority; None: ``limit``.
             excluded: rows that are not claimed.
-            begin: rows that are due earlier are not claimed.
+            begin: rows that are due earlier are not claimed, unless it names them.
         """
         normal_limit = limit if normal_limit is None else normal_limit
         ends = time.monotonic() + STATEMENT_PATIENCE_S / 4
@@ -219,7 +223,7 @@ class Queue:
     ) -> list[Push]:
         """Raises psycopg.Error or NotAsWritten, and claims nothing, if a row cannot be claimed."""
         values = {**_due_values(limit, normal_limit, excluded, begin), "is_strict": True}
-        began, reader = time.monotonic(), _Reader()
+        began, reader = time.monotonic(), _Reader(begin)
         async with self._pool.connection() as conn:
             if not self._verifies:
                 pushes = await self._take(conn, _CLAIM, values, reader)
@@ -541,7 +545,28 @@ class Queue:
         self.frontier.asked(begin, value is not None and value <= 0.0, began, time.monotonic())
         return value
 
-    async def sweep(self, excluded: Sequence[UUID] = ()) -> Sweep:
+    async def look_behind(self, excluded: Sequence[UUID] = ()) -> bool:
+        """Looks for due rows before those that claims take, beside the claims; returns whether there are any.
+
+        The frontier then has a claim take them.
+        """
+        began = time.monotonic()
+        look = self.frontier.begin_look(began)
+        values = {
+            "from": look.begin,
+            "to_high": look.high,
+            "to_normal": look.normal,
+            "excluded": list(excluded),
+        }
+        async with self._pool.connection() as conn, conn.transaction():
+            await conn.execute(_WITH_BITMAP)
+            cursor = conn.cursor(row_factory=scalar_row)
+            await cursor.execute(_BEHIND, values)
+            early = await cursor.fetchall()
+        self.frontier.looked(look, early, began, time.monotonic())
+        return bool(early)
+
+    async def sweep(self, excluded: Sequence[UUID] = (), begin: Begin = WHOLE) -> Sweep:
         """Returns what ``earliest`` returns, and what may keep notifications from this worker."""
         began = time.monotonic()
         async with self._pool.connection() as conn:
@@ -552,14 +577,14 @@ class Queue:
                     "worker": self._worker,
                     "incarnation": self._incarnation,
                     "excluded": list(excluded),
-                    **_from(WHOLE),
-                    "ahead": WHOLE.ahead,
+                    **_from(begin),
+                    "ahead": begin.ahead,
                 },
             )
             sweep = await cursor.fetchone()
         assert sweep is not None
         is_due = sweep.earliest is not None and sweep.earliest <= 0.0
-        self.frontier.asked(WHOLE, is_due, began, time.monotonic())
+        self.frontier.asked(begin, is_due, began, time.monotonic())
         self._verifies = sweep.has_foreign_triggers or self._has_been_undone
         if sweep.is_restricted and not self._is_restricted:
             log.warning(
@@ -603,27 +628,41 @@ def _due_values(limit: int, normal_limit: int, excluded: Sequence[UUID], begin: 
         "normal_limit": normal_limit,
         "excluded": list(excluded),
         **_from(begin),
+        "early": list(begin.early),
     }
+
+
+# Postgres counts in whole ones, and a float holds half of one.
+_HALF_A_MICROSECOND = 5e-7
 
 
 class _Reader:
     """Makes pushes of the rows of _CLAIM, and remembers how far the claim has come."""
 
-    def __init__(self) -> None:
+    def __init__(self, begin: Begin = WHOLE) -> None:
+        self._begin = (begin.high - _HALF_A_MICROSECOND, begin.normal - _HALF_A_MICROSECOND)
+        self._early = [0, 0]
         self._now = -math.inf
+        self._running: Sequence[str] = ()
         self._counts = [0, 0]
         self._last = [-math.inf, -math.inf]
 
     def __call__(
-        self, is_written: bool, now: float, lane: int, due_at: float, *columns: Any
+        self, is_written: bool, now: float, snapshot: str | None, lane: int, due_at: float, *columns: Any
     ) -> Push | UUID | None:
         """A row: the columns that follow are the fields of Push in their order, and the first is the id."""
         self._now = now
+        if snapshot is not None:  # xmin:xmax:running,...
+            running = snapshot.rpartition(":")[2]
+            self._running = running.split(",") if running else ()
         push_id: UUID | None = columns[0]
         if push_id is None:
             return None
-        self._counts[lane] += 1
-        self._last[lane] = due_at
+        if due_at < self._begin[lane]:
+            self._early[lane] += 1
+        else:
+            self._counts[lane] += 1
+            self._last[lane] = due_at
         if not is_written:
             return push_id
         push = Push(*columns)
@@ -634,8 +673,9 @@ class _Reader:
 
     def seen(self, limit: int, normal_limit: int) -> Seen:
         """How far a claim with these limits has come."""
-        room = min(normal_limit, limit - self._counts[0])
-        return Seen(self._now, self._through(0, limit), self._through(1, room))
+        limit -= sum(self._early)
+        room = min(normal_limit - self._early[1], limit - self._counts[0])
+        return Seen(self._now, self._through(0, limit), self._through(1, room), self._running)
 
     def _through(self, lane: int, limit: int) -> float | None:
         if limit <= 0:

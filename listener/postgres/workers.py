@@ -143,16 +143,17 @@ class Workers:
             await cursor.execute(_OPEN_WRITERS)
             return set(await cursor.fetchall())
 
-    async def rescue(self, suspects: Collection[int]) -> tuple[list[int], int]:
+    async def rescue(self, suspects: Collection[int]) -> tuple[list[int], int, list[UUID]]:
         """Puts the rows of dead workers back into the queue, without using a try.
 
-        Returns the ids of the ``suspects`` that are dead, and the number of rows. A dead worker is not among them while
-        another transaction has locked one of its rows.
+        Returns the ids of the ``suspects`` that are dead, the number of rows, and their ids, among which are those of
+        rows that could not be written. A dead worker is not returned while another transaction has locked one of its
+        rows.
         """
         async with self._pool.connection() as conn, conn.transaction():
             cursor = await conn.execute(_RESCUE, {"class": LIVENESS_CLASS, "suspects": list(suspects)})
             dead, rows = await cursor.fetchone() or ([], [])
-            return dead, await put_back(conn, rows, are_lost=True)
+            return dead, await put_back(conn, rows, are_lost=True), rows
 
     async def quota_state(self) -> QuotaState:
         """The number of live workers and how far the quota is reduced."""

@@ -17,6 +17,7 @@ from listener.postgres.connect import STATEMENT_PATIENCE_S
 from listener.postgres.queue import Queue
 from listener.push import Push, Settlement
 from listener.sending.attempt import Attempts, untouched
+from listener.sending.behind import LooksBehind
 from listener.sending.expiry import Expiry
 from listener.sending.held import HeldRows
 from listener.sending.reach import Reach
@@ -43,6 +44,7 @@ class Dispatcher:
         attempts: sends what has been claimed.
         settler: writes what became of it.
         held: what has been claimed and not settled.
+        behind: looks for rows before those that claims take.
         sleeper: sleeps when every due row is claimed.
         reach: whether the database answers.
         trail: tells those who follow single pushes.
@@ -58,6 +60,7 @@ class Dispatcher:
         attempts: Attempts,
         settler: Settler,
         held: HeldRows,
+        behind: LooksBehind,
         sleeper: Sleeper,
         reach: Reach,
         trail: Trail,
@@ -70,6 +73,7 @@ class Dispatcher:
         self._attempts = attempts
         self._settler = settler
         self._held = held
+        self._behind = behind
         self._sleeper = sleeper
         self._reach = reach
         self._trail = trail
@@ -97,7 +101,10 @@ class Dispatcher:
         """
         async with asyncio.TaskGroup() as group:
             settling = group.create_task(self._settler.run())
-            await self._dispatch()
+            try:
+                await self._dispatch()
+            finally:
+                await self._behind.stop()
             self._settler.stop_keeping()
             await self._held.wait_empty()
             settling.cancel()
@@ -127,6 +134,7 @@ class Dispatcher:
     async def _look_at_queue(self, claim: Claim) -> None:
         """Claims, and then waits for as long as there is nothing more to claim."""
         await self._expiry.run()
+        self._behind.start_if_due()
         pushes = await self._claim(claim)
         if pushes:
             async with asyncio.timeout(STATEMENT_PATIENCE_S):
@@ -153,7 +161,9 @@ class Dispatcher:
             if self._reach.is_recovering:
                 await self._release()
                 self._queue.frontier.restart(began)
-            begin = self._queue.frontier.begin_claim(time.monotonic(), normal=claim.budget.normal > 0)
+            begin = self._queue.frontier.begin_claim(
+                time.monotonic(), claim.budget.total, claim.budget.normal
+            )
             claimed = await self._queue.claim(claim.budget.total, claim.budget.normal, self._held.old, begin)
         pushes = self._held.add(claimed, claimed_at)
         self._reach.answered(time.monotonic() - began)

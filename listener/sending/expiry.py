@@ -57,7 +57,7 @@ class Expiry:
         """To be called before each claim. Raises psycopg.Error or TimeoutError when the database is away."""
         if not self._has_met_many or time.monotonic() < self._not_before:
             return
-        begin = self._queue.frontier.begin_claim(time.monotonic())
+        begin = self._queue.frontier.floors()
         try:
             async with asyncio.timeout(STATEMENT_PATIENCE_S):
                 expired = await self._queue.expire(self._rows, self._held.old, begin)

@@ -11,6 +11,7 @@ from listener.postgres.connect import STATEMENT_PATIENCE_S
 from listener.postgres.frontier import WHOLE, Begin
 from listener.postgres.locks import LockWatch
 from listener.postgres.queue import Queue
+from listener.sending.behind import LooksBehind
 from listener.sending.held import HeldRows
 from listener.sending.reach import Reach
 from listener.wakeup.waker import Waker
@@ -27,6 +28,7 @@ class Sleeper:
     Args:
         waker: wakes the sleeper, and learns what a sweep has found.
         held: the rows that this worker holds; it does not wake up for them.
+        behind: looks for rows that questions do not see.
         lock_watch: is told which sessions hold locks of push-listener and are none of its workers.
         sweep_interval: seconds between two sweeps, at most.
     """
@@ -36,6 +38,7 @@ class Sleeper:
         queue: Queue,
         waker: Waker,
         held: HeldRows,
+        behind: LooksBehind,
         reach: Reach,
         lock_watch: LockWatch,
         *,
@@ -45,6 +48,7 @@ class Sleeper:
         self._waker = waker
         self._look = waker.look
         self._held = held
+        self._behind = behind
         self._reach = reach
         self._lock_watch = lock_watch
         self._sweep_interval = sweep_interval
@@ -61,6 +65,7 @@ class Sleeper:
         began = time.monotonic()
         while True:
             self._look.prepare_to_sleep()
+            next_look = self._behind.start_if_due()
             begin = self._queue.frontier.begin_question(time.monotonic())
             earliest = await self.earliest(begin)
             self._reach.succeeded()
@@ -75,8 +80,7 @@ class Sleeper:
                 seconds = min(seconds, earliest)
             if begin.is_whole:
                 self._passed_over = 0
-            else:
-                seconds = min(seconds, self._queue.frontier.question_in(time.monotonic()))
+            seconds = min(seconds, begin.ahead, next_look)
             if await self._look.sleep(seconds):
                 return
 
@@ -85,7 +89,9 @@ class Sleeper:
         async with asyncio.timeout(STATEMENT_PATIENCE_S):
             if time.monotonic() < self._sweep_at - _TIMERS_EARLY_S:
                 return await self._queue.earliest(self._held.old, begin)
-            sweep = await self._queue.sweep(self._held.old)
+            if self._queue.frontier.is_dear:
+                self._queue.frontier.owe(time.monotonic())
+            sweep = await self._queue.sweep(self._held.old, begin if self._queue.frontier.is_dear else WHOLE)
         self._sweep_at = time.monotonic() + self._sweep_interval * self._rng.uniform(0.9, 1.0)
         self._lock_watch.saw(sweep.strangers)
         self._waker.swept(sweep)

@@ -11,6 +11,7 @@ import asyncio
 import random
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Protocol
 
 import psycopg
@@ -37,6 +38,13 @@ class ExpectsLosses(Protocol):
     def expect_losses(self, lost: int, most: int, now: float) -> None:
         """``lost`` workers have died lately, and the next may die of the same pushes."""
         ...
+
+
+@dataclass(frozen=True, slots=True)
+class _Pause:
+    seconds: float | None
+    """None: without end."""
+    is_due_then: bool = True
 
 
 class PeerWatch:
@@ -88,7 +96,7 @@ class PeerWatch:
         """Watches until cancelled; begins at once, for those who died before this worker began."""
         suspects: set[int] = set()
         while True:
-            pause: float | None = 0.0
+            pause = _Pause(0.0)
             if self._doorbell.steady:
                 self._activity.clear()
                 try:
@@ -102,7 +110,7 @@ class PeerWatch:
                     suspects = set()
             else:
                 suspects = set()
-            if pause != 0.0:
+            if pause.seconds != 0.0:
                 await self._pause(pause)
             await asyncio.sleep(self._rng.uniform(*_BETWEEN_LOOKS_S))
 
@@ -114,7 +122,7 @@ class PeerWatch:
                 dying = await self._workers.lost_lately() + len(lost)
                 self._health.expect_losses(dying, self._max_in_flight, time.monotonic())
             self._known_dead = lost
-            dead, rescued = await self._workers.rescue(lost)
+            dead, rescued, rows = await self._workers.rescue(lost)
             if dead or rescued:
                 self._metrics.rescued.inc(rescued)
                 log.warning(
@@ -122,28 +130,29 @@ class PeerWatch:
                 )
                 self._polling.request_recheck()
                 self._queue.frontier.restart(time.monotonic())
+                self._queue.frontier.found(rows)
                 self._look.notify()
             silent -= set(dead)
         return silent
 
-    async def _quiet_for(self, has_peers: bool) -> float | None:
-        """Seconds for which no peer can hold a row unless a notification comes; 0: a peer may hold one now.
-
-        None: without end.
-        """
+    async def _quiet_for(self, has_peers: bool) -> _Pause:
+        """For how long no peer can hold a row unless a notification comes."""
         if has_peers and (time.monotonic() < self._attentive_until or await self._workers.peers_hold_rows()):
-            return 0.0
+            return _Pause(0.0)
         begin = self._queue.frontier.begin_question(time.monotonic())
-        if not begin.is_whole:
-            return 0.0  # the whole range was looked at just now, and will be again
-        earliest = await self._queue.earliest()
+        if not begin.is_whole and not self._queue.frontier.is_dear:
+            return _Pause(0.0)  # the whole range was looked at just now, and will be again
+        earliest = await self._queue.earliest(begin=begin)
         if earliest is not None and earliest <= 0.0:
             # The worker that was notified of this row may have died before it claimed the row.
             self._look.notify()
-            return 0.0
-        return earliest
+            return _Pause(0.0)
+        if earliest is None and not begin.is_whole:
+            return _Pause(begin.ahead, is_due_then=False)
+        return _Pause(earliest)
 
-    async def _pause(self, seconds: float | None) -> None:
-        if not await is_set_within(self._activity, seconds):
+    async def _pause(self, pause: _Pause) -> None:
+        is_active = await is_set_within(self._activity, pause.seconds)
+        if not is_active and pause.is_due_then:
             self.note_activity()
             self._look.notify()

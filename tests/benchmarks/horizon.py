@@ -2,6 +2,7 @@
 
     python -m tests.benchmarks.horizon --rows 200000
     python -m tests.benchmarks.horizon --sent 1000000 --rows 80000
+    python -m tests.benchmarks.horizon --sent 1000000 --workers 4
 
 Two databases of one Postgres, each with a backlog that is claimed and settled in turn with the other's, with the
 statements of push-listener and without requests. In one of them a snapshot is held all the while, as pg_dump or a
@@ -12,16 +13,23 @@ those over the whole range are shown by themselves: that is what every claim wou
 With --sent that many pushes have been sent since the snapshot before anything is measured. They are loaded by
 statements of 1,000 rows that leave the same entries in the index as a claim and a settle: one at the due time, one at
 the end of the lease.
+
+With --workers so many processes of push-listener send what is inserted evenly, from a database with a snapshot. What is
+shown is when each push arrives at the sink: those that are inserted while no look beside the claims runs, those that
+are while one does, and those that come to lie before what is claimed, by how they do.
 """
 
 from __future__ import annotations
 
 import asyncio
 import math
+import statistics
+import sys
+import threading
 import time
 from collections.abc import Sequence
-from contextlib import AsyncExitStack
-from dataclasses import dataclass
+from contextlib import AsyncExitStack, ExitStack
+from dataclasses import dataclass, field
 
 import click
 import psycopg
@@ -136,7 +144,9 @@ class Worker:
         """Claims and settles so many, and tells what that took."""
         step, began, settling = Step(), time.monotonic(), rig.cpu_seconds(self.settling)
         for _ in range(pushes // batch):
-            begin = self.claims.frontier.begin_claim(time.monotonic())
+            if self.claims.frontier.look_in(time.monotonic()) == 0.0:
+                await self._look(step)
+            begin = self.claims.frontier.begin_claim(time.monotonic(), batch, batch)
             before = rig.cpu_seconds(self.claiming)
             claimed = await self.claims.claim(batch, begin=begin)
             if len(claimed) != batch:
@@ -154,6 +164,15 @@ class Worker:
         step.settle, step.settled = (rig.cpu_seconds(self.settling) - settling) * 1e3, pushes
         step.seconds = time.monotonic() - began
         return step
+
+    async def _look(self, step: Step) -> None:
+        """The look that a worker would make beside the claims."""
+        before = rig.cpu_seconds(self.claiming)
+        await self.claims.look_behind()
+        step.whole, step.wholes = (
+            step.whole + (rig.cpu_seconds(self.claiming) - before) * 1e3,
+            step.wholes + 1,
+        )
 
 
 async def _backend(pool: Pool) -> int:
@@ -225,6 +244,140 @@ def part(options: Options) -> list[Line]:
     return [Line(what, "{:.2f}", [ratio(found)], at_most(1.5))]
 
 
+# --- workers ------------------------------------------------------------------------------------------------------
+
+_INSERT = "insert into push_notifications (device_token, title) values ('token', 't') returning id"
+_INSERT_EARLY = (
+    "insert into push_notifications (device_token, title, next_attempt_at) "
+    "values ('token', 't', now() - interval '10 min') returning id"
+)
+_LOOKING = """
+select count(*) from pg_stat_activity
+  where state = 'active' and query like '%next_attempt_at < pg_catalog.to_timestamp%' and query not like '%for no key%'
+    and pid <> pg_backend_pid()
+"""
+_LATE = {"scheduled for 10 min ago": 0.0, "of a transaction of 3 s": 3.0, "of a transaction of 20 s": 20.0}
+"""Ways to come to lie before what is claimed, and for how long the transaction is open."""
+
+
+@dataclass(slots=True)
+class Late:
+    """Seconds from the commit to the request, of pushes that several connections insert."""
+
+    pushes: dict[str, float] = field(default_factory=dict)
+    """When those were committed that are inserted evenly, by id."""
+    looking: list[tuple[float, float]] = field(default_factory=list)
+    """When looks beside the claims were seen running."""
+    early: list[tuple[str, str, float]] = field(default_factory=list)
+    """Those that come to lie before: how, id, and when each was committed."""
+
+
+def _insert(dsn: str, found: Late, each: float, stop: threading.Event) -> None:
+    with psycopg.connect(dsn, autocommit=True) as conn:
+        while not stop.wait(each):
+            row = conn.execute(_INSERT).fetchone()
+            assert row is not None
+            found.pushes[str(row[0])] = time.time()
+
+
+def _insert_early(dsn: str, found: Late, how: str, stop: threading.Event) -> None:
+    with psycopg.connect(dsn) as conn:
+        while not stop.wait(1.0):
+            row = conn.execute(_INSERT if _LATE[how] else _INSERT_EARLY).fetchone()
+            assert row is not None
+            if stop.wait(_LATE[how]):
+                return
+            conn.commit()
+            found.early.append((how, str(row[0]), time.time()))
+
+
+def _watch(dsn: str, found: Late, stop: threading.Event) -> None:
+    since: float | None = None
+    with psycopg.connect(dsn, autocommit=True) as conn:
+        while not stop.wait(0.02):
+            row = conn.execute(_LOOKING.encode()).fetchone()
+            assert row is not None
+            if row[0] and since is None:
+                since = time.time()
+            if not row[0] and since is not None:
+                found.looking.append((since, time.time()))
+                since = None
+
+
+def work(dsn: str, workers: int, seconds: float, rate: float) -> None:
+    """Sends for so long, and shows what arrived when."""
+    found, stop = Late(), threading.Event()
+    with ExitStack() as stack:
+        sink = stack.enter_context(rig.sink())
+        for _ in range(workers):
+            command = [sys.executable, "-m", "listener", "run"]
+            stack.enter_context(rig.program(command, environment=rig.listener_environment(dsn, sink)))
+        with psycopg.connect(dsn, autocommit=True) as conn:
+            conn.execute(_INSERT)
+        rig.until(lambda: sink.count() > 0, "nothing was sent", within=120.0)
+        time.sleep(15.0)  # until every worker knows how long a look takes
+        threads = [
+            threading.Thread(target=_insert, args=(dsn, found, 1.0 / rate, stop)),
+            threading.Thread(target=_watch, args=(dsn, found, stop)),
+            *(threading.Thread(target=_insert_early, args=(dsn, found, how, stop)) for how in _LATE),
+        ]
+        for thread in threads:
+            thread.start()
+        time.sleep(seconds)
+        stop.set()
+        for thread in threads:
+            thread.join()
+        due = set(found.pushes) | {push_id for _, push_id, _ in found.early}
+        rig.until(
+            lambda: due <= {each.push_id for each in sink.report()},
+            "pushes are missing",
+            within=120.0,
+            every=1.0,
+        )
+        arrived = {each.push_id: each.at_ns / 1e9 for each in sink.report()}
+    _show(found, arrived, workers, seconds)
+
+
+def _show(found: Late, arrived: dict[str, float], workers: int, seconds: float) -> None:
+    took: dict[str, list[float]] = {"while no look runs": [], "while a look beside the claims runs": []}
+    for push_id, at in found.pushes.items():
+        looks = any(first <= at <= last for first, last in found.looking)
+        took["while a look beside the claims runs" if looks else "while no look runs"].append(
+            arrived[push_id] - at
+        )
+    for how, push_id, at in found.early:
+        took.setdefault(how, []).append(arrived[push_id] - at)
+    running = sum(last - first for first, last in found.looking) / seconds
+    table = Table(
+        title=f"Seconds from commit to request, {workers} workers; looks beside the claims run for {running:.0%} of "
+        f"the time: {rig.machine()}",
+        title_justify="left",
+    )
+    for head in ("pushes", "number", "p50", "p99", "max"):
+        table.add_column(head, justify="left" if head == "pushes" else "right")
+    for how, each in took.items():
+        if each:
+            ordered = sorted(each)
+            p99 = ordered[min(len(ordered) - 1, int(0.99 * len(ordered)))]
+            table.add_row(
+                how, str(len(each)), *(f"{v:.3f}" for v in (statistics.median(each), p99, ordered[-1]))
+            )
+    rig.console.print(table)
+
+
+def send(sent: int, workers: int, seconds: float, rate: float, shared_buffers: str) -> None:
+    """Makes a database with a snapshot, and works on it."""
+    with rig.postgres(autovacuum="off", max_wal_size="8GB", shared_buffers=shared_buffers) as server:
+        dsn = rig.new_database(server, "held")
+        with psycopg.connect(dsn, autocommit=True) as holder, psycopg.connect(dsn, autocommit=True) as conn:
+            holder.execute("begin transaction isolation level repeatable read")
+            holder.execute("select from push_notifications limit 1")
+            conn.execute(_SEND.format(sent=sent, ago=_AGO_S).encode())
+            conn.execute("vacuum analyze")
+            rig.say("measuring")
+            work(dsn, workers, seconds, rate)
+
+
 @click.command()
 @click.option("--rows", default=200_000, show_default=True, type=click.IntRange(10_000))
 @click.option(
@@ -234,10 +387,22 @@ def part(options: Options) -> list[Line]:
     type=click.IntRange(0),
     help="Pushes sent since the snapshot before.",
 )
+@click.option(
+    "--workers", default=0, type=click.IntRange(0), help="Processes that send; 0: claims alone are measured."
+)
+@click.option("--seconds", default=60.0, show_default=True, help="For which workers send.")
+@click.option(
+    "--rate", default=100.0, show_default=True, help="Pushes a second that are inserted for workers."
+)
 @click.option("--batch", default=500, show_default=True, type=click.IntRange(1, 1_000))
 @click.option("--shared-buffers", default="128MB", show_default=True, help="Of Postgres.")
-def main(rows: int, sent: int, batch: int, shared_buffers: str) -> None:
+def main(
+    rows: int, sent: int, workers: int, seconds: float, rate: float, batch: int, shared_buffers: str
+) -> None:
     """Claims and settles a backlog with and without an old snapshot, by turns."""
+    if workers:
+        send(sent, workers, seconds, rate, shared_buffers)
+        return
     found = asyncio.run(measure(rows, sent, batch, shared_buffers))
     table = Table(
         title=f"CPU-ms of Postgres, with (*) and without a snapshot, {batch} at a time: {rig.machine()}",

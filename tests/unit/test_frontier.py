@@ -6,15 +6,17 @@ import bisect
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from uuid import UUID, uuid4
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from listener.postgres.frontier import WHOLE, Begin, Frontier, Seen
+from listener.postgres.frontier import WHOLE, Begin, Behind, Frontier, Seen
 
-MARGIN, AT_MOST = 1.0, 0.8
-LONGEST_LOOK = 0.1
+MARGIN, AT_MOST, DEAR, SELDOM, LATE = 1.0, 0.8, 0.05, 20.0, 0.5
+LONG = 5.0
+LONGEST_LOOK = 0.02
 POLL = 0.003
 ENOUGH = 10_000
 
@@ -27,24 +29,33 @@ class Row:
     commits: float
     high: bool
     unlocked: float
+    written: float = math.inf
+    """When its transaction has begun to write; inf: with its commit."""
+    id: UUID = field(default_factory=uuid4)
 
 
 @dataclass
 class Play:
-    """A worker, and what it finds when; as Dispatcher and Sleeper do it."""
+    """A worker, and what it finds when; as Dispatcher, Sleeper and LooksBehind do it."""
 
     rows: list[Row]
     cost: float
-    """Seconds that a look takes which begins later; twice that over the whole range."""
+    """Seconds that a look takes which begins later."""
     polls: bool
     """It claims again and again, and asks nothing."""
     limit: int = ENOUGH
+    whole_cost: float = 0.0
+    """Seconds that a look over the whole range takes; 0: twice ``cost``."""
     frontier: Frontier = field(default_factory=Frontier)
     now: float = 0.0
     found: dict[int, float] = field(default_factory=dict)
     """When the claim began that took a row."""
     claims: list[tuple[float, Begin]] = field(default_factory=list)
     spent_on_whole: float = 0.0
+    looks: int = 0
+    """How many looks were made beside the claims."""
+    look_ends: float = math.inf
+    look: tuple[float, Behind, list[UUID]] | None = None
 
     def waiting(self, begin: Begin, until: float, locked: bool) -> list[int]:
         """What a look sees that begins now."""
@@ -55,7 +66,7 @@ class Play:
                 if number not in self.found
                 and row.commits <= self.now
                 and (locked or row.unlocked <= self.now)
-                and (begin.high if row.high else begin.normal) <= row.due <= until
+                and ((begin.high if row.high else begin.normal) <= row.due <= until or row.id in begin.early)
             ),
             key=lambda number: (not self.rows[number].high, self.rows[number].due),
         )
@@ -63,25 +74,55 @@ class Play:
     def takes(self, begin: Begin) -> float:
         """A look; returns when it began."""
         began = self.now
-        lasts = self.cost * (2 if begin.is_whole else 1)
+        lasts = (self.whole_cost or 2 * self.cost) if begin.is_whole else self.cost
         self.spent_on_whole += lasts if begin.is_whole else 0.0
         self.now += lasts
         return began
 
+    def look_behind(self) -> float:
+        """A look beside the claims ends or begins; returns in how many seconds to call this again."""
+        if self.look is not None:
+            if self.now < self.look_ends:
+                return self.look_ends - self.now
+            began, behind, early = self.look
+            self.frontier.looked(behind, early, began, self.look_ends)
+            self.look = None
+        due_in = self.frontier.look_in(self.now)
+        if due_in is None or due_in > 0.0:
+            return math.inf if due_in is None else due_in
+        behind = self.frontier.begin_look(self.now)
+        early = [
+            self.rows[number].id
+            for number in self.waiting(WHOLE, self.now, locked=True)
+            if behind.begin <= self.rows[number].due
+            and self.rows[number].due < (behind.high if self.rows[number].high else behind.normal)
+        ]
+        self.look, self.look_ends = (self.now, behind, early), self.now + (self.whole_cost or 2 * self.cost)
+        self.looks += 1
+        return self.look_ends - self.now
+
     def claim(self) -> bool:
         """Whether nothing more is due."""
-        begin = self.frontier.begin_claim(self.now)
+        self.look_behind()
+        begin = self.frontier.begin_claim(self.now, self.limit, self.limit)
         self.claims.append((self.now, begin))
         found = self.waiting(begin, self.now, locked=False)[: self.limit]
         self.found |= dict.fromkeys(found, self.now)
+        found = [
+            number
+            for number in found
+            if self.rows[number].due >= (begin.high if self.rows[number].high else begin.normal)
+        ]
         high = [self.rows[number].due for number in found if self.rows[number].high]
         normal = [self.rows[number].due for number in found if not self.rows[number].high]
         room = self.limit - len(high)
         now = self.now
+        running = [str(row.id) for row in self.rows if row.written <= now < row.commits]
         seen = Seen(
             now,
             high[-1] if room == 0 else now,
             None if room == 0 else normal[-1] if len(normal) == room else now,
+            running,
         )
         began = self.takes(begin)
         self.frontier.claimed(begin, seen, began, self.now)
@@ -90,6 +131,7 @@ class Play:
     def sleep(self, until: float) -> None:
         began, looks = self.now, 0
         while True:
+            next_look = self.look_behind()
             begin = self.frontier.begin_question(self.now)
             found = self.waiting(begin, self.now + begin.ahead, locked=True)
             earliest = min((self.rows[number].due - self.now for number in found), default=math.inf)
@@ -98,14 +140,16 @@ class Play:
             if earliest <= 0.0:
                 self.now = max(self.now, began + 0.01)
                 return
-            seconds = min(earliest, math.inf if begin.is_whole else self.frontier.question_in(self.now))
+            seconds = min(earliest, begin.ahead, next_look)
             woken = next((row.commits for row in self.rows if row.commits > asked), math.inf)
-            assert looks < 2 or seconds > 0.0
+            assert looks < 4 or seconds > 0.0
             looks += 1
             if min(woken, until) <= self.now + seconds:
                 self.now = max(self.now, min(woken, until))
                 return
             self.now += seconds
+            if self.look is not None and self.now >= self.look_ends and self.look[2]:
+                return  # it has found rows, and notified
 
     def run(self, until: float) -> None:
         self.rows.sort(key=lambda row: row.commits)
@@ -164,55 +208,134 @@ def test_a_backlog_is_claimed_to_its_end(rows: list[Row], cost: float, polls: bo
     assert len(play.found) == len(rows)
 
 
-@given(st.floats(0.0001, 5.0))
-def test_looks_over_the_whole_range_do_not_take_the_time(cost: float) -> None:
-    play = Play([], cost, polls=True)
-    play.run(100.0)
-    whole = sum(begin.is_whole for _, begin in play.claims)
-    assert whole <= 100.0 / AT_MOST + 1
-    assert (
-        play.spent_on_whole <= 100.0 * max(2 * cost / AT_MOST if 8 * cost < AT_MOST else 0.25, 0.0) + 4 * cost
+WHOLE_COSTS = st.floats(0.11, 3.0)
+DEAR_COSTS = st.floats(0.01, LONGEST_LOOK)
+"""Of the other looks. Not lower, because a play of a minute would take long."""
+
+
+def _written(longest: float) -> st.SearchStrategy[list[Row]]:
+    """Rows that are due when they are written, or half a second before, of transactions that are open for up to so many
+    seconds."""
+    return st.lists(
+        st.builds(
+            lambda begins, before, open_for, high: Row(
+                begins - before, begins + open_for, high, begins + open_for, begins
+            ),
+            st.floats(10.0, 14.0),  # when the worker knows how dear looks are, and what ran when it began
+            st.floats(0.0, LATE),
+            st.floats(0.0, longest),
+            st.booleans(),
+        ),
+        max_size=8,
     )
+
+
+@settings(max_examples=20)
+@given(_written(LONG - 0.5), DEAR_COSTS, WHOLE_COSTS, st.booleans())
+def test_what_a_transaction_has_written_is_found_at_once_however_dear_looks_are(
+    rows: list[Row], cost: float, whole_cost: float, polls: bool
+) -> None:
+    play = Play(rows, cost, polls, whole_cost=whole_cost)
+    play.run(20.0)
+    assert len(play.found) == len(rows)
+    for number, row in enumerate(play.rows):
+        # The claim that sees that the transaction has ended, a question, and the claim that takes its rows.
+        assert play.found[number] <= row.commits + 5 * cost + POLL + 0.02
+
+
+@settings(max_examples=20)
+@given(_written(15.0), DEAR_COSTS, WHOLE_COSTS, st.booleans())
+def test_what_a_long_transaction_has_written_is_found_after_a_look_beside_the_claims(
+    rows: list[Row], cost: float, whole_cost: float, polls: bool
+) -> None:
+    play = Play(rows, cost, polls, whole_cost=whole_cost)
+    play.run(40.0)
+    assert len(play.found) == len(rows)
+    for number, row in enumerate(play.rows):
+        # A look that was under way then, the pause after it began, and the look itself.
+        late = 2 * whole_cost + AT_MOST + 8 * cost + POLL + 0.03
+        assert play.found[number] <= row.commits + late
+
+
+@settings(max_examples=20)
+@given(_rows(), DEAR_COSTS, WHOLE_COSTS, st.booleans())
+def test_whatever_comes_late_is_found_by_a_later_look_however_dear_looks_are(
+    rows: list[Row], cost: float, whole_cost: float, polls: bool
+) -> None:
+    play = Play(rows, cost, polls, whole_cost=whole_cost)
+    play.run(10.0 + 2 * SELDOM * whole_cost)
+    assert len(play.found) == len(rows)
+
+
+@settings(max_examples=20)
+@given(st.floats(0.11, 1.0), st.booleans())
+def test_dear_looks_are_made_beside_the_claims_and_seldom(whole_cost: float, polls: bool) -> None:
+    lasts = 100 * whole_cost
+    play = Play([], 0.01, polls, whole_cost=whole_cost)
+    play.run(lasts)
+    assert play.looks <= lasts / (SELDOM * whole_cost) + 3
+    assert play.spent_on_whole <= 2 * whole_cost
+
+
+@given(st.floats(0.0001, DEAR / 2))
+def test_cheap_looks_do_not_take_the_time(cost: float) -> None:
+    play = Play([], cost, polls=True)
+    play.run(20.0)
+    whole = sum(begin.is_whole for _, begin in play.claims)
+    assert whole <= 20.0 / AT_MOST + 1
+    assert play.spent_on_whole <= 20.0 * 2 * cost / AT_MOST + 4 * cost
+    assert play.looks <= 1  # beside the first claims, whose cost is unknown
 
 
 def test_a_claim_begins_where_the_last_one_ended() -> None:
     frontier = Frontier()
-    assert frontier.begin_claim(10.0) == WHOLE
+    assert frontier.begin_claim(10.0, 100, 100) == WHOLE
     frontier.claimed(WHOLE, Seen(1000.0, None, 500.0), 10.0, 10.01)
-    assert frontier.begin_claim(10.1) == Begin(-math.inf, 500.0)
+    assert frontier.begin_claim(10.1, 100, 100) == Begin(-math.inf, 500.0)
     frontier.claimed(Begin(-math.inf, 500.0), Seen(1000.1, 1000.1, 700.0), 10.1, 10.11)
-    assert frontier.begin_claim(10.2) == Begin(1000.1 - MARGIN, 700.0)
+    assert frontier.begin_claim(10.2, 100, 100) == Begin(1000.1 - MARGIN, 700.0)
 
 
 def test_a_clock_of_the_database_that_is_set_back_costs_one_look() -> None:
     frontier = Frontier()
-    frontier.claimed(frontier.begin_claim(10.0), Seen(5000.0, 5000.0, 5000.0), 10.0, 10.01)
-    begin = frontier.begin_claim(10.1)
+    frontier.claimed(frontier.begin_claim(10.0, 100, 100), Seen(5000.0, 5000.0, 5000.0), 10.0, 10.01)
+    begin = frontier.begin_claim(10.1, 100, 100)
     frontier.claimed(begin, Seen(1000.0, 1000.0, 1000.0), 10.1, 10.11)
-    assert frontier.begin_claim(10.2) == Begin(1000.0 - MARGIN, 1000.0 - MARGIN)
+    assert frontier.begin_claim(10.2, 100, 100) == WHOLE
+    frontier.claimed(WHOLE, Seen(1000.1, 1000.1, 1000.1), 10.2, 10.21)
+    assert frontier.begin_claim(10.3, 100, 100) == Begin(1000.1 - MARGIN, 1000.1 - MARGIN)
+
+
+def test_rows_that_were_found_are_claimed_once_each_and_no_more_than_fit() -> None:
+    frontier, ids = _known(), [uuid4() for _ in range(5)]
+    frontier.found(ids)
+    assert frontier.begin_claim(10.1, 3, 100).early == ids[:3]
+    assert not frontier.begin_claim(10.1, 100, 0).early
+    assert frontier.begin_claim(10.1, 100, 100).early == ids[3:]
+    assert not frontier.begin_claim(10.1, 100, 100).early
 
 
 def _known() -> Frontier:
     """Of a worker that has claimed everything at 10 s, and has just begun to claim later."""
     frontier = Frontier()
-    frontier.claimed(frontier.begin_claim(10.0), Seen(1000.0, 1000.0, 1000.0), 10.0, 10.01)
-    assert not frontier.begin_claim(10.02).is_whole
+    frontier.claimed(frontier.begin_claim(10.0, 100, 100), Seen(1000.0, 1000.0, 1000.0), 10.0, 10.01)
+    assert not frontier.begin_claim(10.02, 100, 100).is_whole
     return frontier
 
 
 def test_urgent_looks_do_not_stand_for_looks_at_the_rest() -> None:
     frontier = _known()
-    assert frontier.begin_claim(11.0, normal=False) == WHOLE
+    assert frontier.begin_claim(11.0, 100, 0) == WHOLE
     frontier.claimed(WHOLE, Seen(1001.0, 1001.0, None), 11.0, 11.01)
-    assert not frontier.begin_claim(11.1, normal=False).is_whole
-    assert frontier.begin_claim(11.1) == WHOLE
+    assert not frontier.begin_claim(11.1, 100, 0).is_whole
+    assert frontier.begin_claim(11.1, 100, 100) == WHOLE
 
 
 @pytest.mark.parametrize(
     "looks",
     [
-        lambda frontier: frontier.claimed(WHOLE, Seen(1001.0, 1001.0, 1001.0), 10.5, 10.7),
-        lambda frontier: frontier.asked(WHOLE, False, 10.5, 10.7),
+        lambda frontier: frontier.claimed(WHOLE, Seen(1001.0, 1001.0, 1001.0), 10.56, 10.6),
+        lambda frontier: frontier.asked(WHOLE, False, 10.56, 10.6),
     ],
     ids=["claim", "question"],
 )
@@ -220,19 +343,19 @@ def test_a_look_that_was_under_way_when_a_worker_died_is_not_enough(
     looks: Callable[[Frontier], None],
 ) -> None:
     frontier = _known()
-    frontier.restart(10.6)
+    frontier.restart(10.58)
     looks(frontier)
-    assert frontier.begin_claim(10.7) == WHOLE
+    assert frontier.begin_claim(10.7, 100, 100) == WHOLE
     frontier = _known()
     frontier.restart(10.4)
     looks(frontier)
-    assert not frontier.begin_claim(10.7).is_whole
+    assert not frontier.begin_claim(10.7, 100, 100).is_whole
 
 
 def test_after_a_question_that_finds_a_due_row_a_claim_looks_for_it() -> None:
     frontier = _known()
-    frontier.asked(WHOLE, True, 10.1, 10.2)
-    assert frontier.begin_claim(10.3) == WHOLE
+    frontier.asked(WHOLE, True, 10.1, 10.11)
+    assert frontier.begin_claim(10.3, 100, 100) == WHOLE
 
 
 def test_cheap_questions_are_always_over_the_whole_range() -> None:
@@ -240,8 +363,8 @@ def test_cheap_questions_are_always_over_the_whole_range() -> None:
     frontier = _known()
     frontier.asked(frontier.begin_question(10.1), False, 10.1, 10.1005)
     assert frontier.begin_question(10.12) == WHOLE
-    frontier.asked(WHOLE, False, 10.12, 10.2)
+    frontier.asked(WHOLE, False, 10.12, 10.16)
     begin = frontier.begin_question(10.3)
     assert not begin.is_whole
-    assert begin.ahead == pytest.approx(frontier.question_in(10.3)) == pytest.approx(10.12 + AT_MOST - 10.3)
+    assert begin.ahead == pytest.approx(10.12 + AT_MOST - 10.3)
     assert frontier.begin_question(10.92) == WHOLE

@@ -6,8 +6,10 @@ from types import SimpleNamespace
 from typing import cast
 
 from listener.metrics.own import Metrics
+from listener.postgres.frontier import Frontier
 from listener.postgres.locks import LockWatch
 from listener.postgres.queue import Queue, Sweep
+from listener.sending.behind import LooksBehind
 from listener.sending.held import HeldRows
 from listener.sending.reach import Reach
 from listener.sending.sleeper import Sleeper
@@ -18,7 +20,7 @@ async def test_a_timer_that_fires_a_moment_early_leads_to_a_sweep_and_to_no_othe
     """uvloop's timers do so now and then: an idle process would ask twice."""
     asked = []
 
-    async def sweep(_: object) -> Sweep:
+    async def sweep(*_: object) -> Sweep:
         asked.append("sweep")
         return Sweep(
             None,
@@ -34,10 +36,13 @@ async def test_a_timer_that_fires_a_moment_early_leads_to_a_sweep_and_to_no_othe
         asked.append("earliest")
 
     metrics = Metrics()
+    queue = cast(Queue, SimpleNamespace(sweep=sweep, earliest=earliest, frontier=Frontier()))
+    held, waker = HeldRows(metrics, lease=120.0), SweepingWaker()
     sleeper = Sleeper(
-        cast(Queue, SimpleNamespace(sweep=sweep, earliest=earliest)),
-        SweepingWaker(),
-        HeldRows(metrics, lease=120.0),
+        queue,
+        waker,
+        held,
+        LooksBehind(queue, held, waker.look, metrics),
         Reach(metrics),
         LockWatch(metrics),
         sweep_interval=0.005,

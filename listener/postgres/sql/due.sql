@@ -1,4 +1,5 @@
--- The rows that a claim takes: those that are due, from a due time on; see frontier.py.
+-- The rows that a claim takes: those that are due, from a due time on, and some that were found before it; see
+-- frontier.py.
 --
 -- lock_timeout is set inside the statement because a transaction pooler loses SET: a trigger of the application may wait
 -- for a lock. A LIMIT is evaluated before the first row is read.
@@ -9,7 +10,27 @@
 -- OFFSET 0 makes "not exists" a search of the index for each row. Without it, Postgres would turn it into a join, which
 -- loses the order of the index, and then it would read and sort all due rows. "not in" would compare each due row with
 -- every row that cannot be written as soon as these do not fit into work_mem.
-high as materialized (
+--
+-- The cardinality is compared before anything is read, so that a plan that reads the table, made while the table was
+-- small, costs nothing as long as no row was found. coalesce() keeps Postgres from looking for these ids in the index of
+-- due rows, which seems small to it, and is long beside an old snapshot.
+early as materialized (
+  select id, next_attempt_at as due_at, (case priority::text when 'high' then 0 else 1 end) as lane,
+         coalesce(delivery_attempts, 0) + 1 as attempt
+    from public.push_notifications
+    where pg_catalog.cardinality(%(early)s::uuid[]) > 0
+      and id = any(%(early)s::uuid[])
+      and coalesce(next_attempt_at <= pg_catalog.now() and next_attempt_at < pg_catalog.to_timestamp(
+        case priority::text when 'high' then %(from_high)s::float8 else %(from_normal)s::float8 end), false)
+      and status::text in ('pending', 'processing', 'failed')
+      and id <> all(%(excluded)s::uuid[])
+      and not exists (select from push_listener.unwritable_rows u
+                        where u.push_id = push_notifications.id and u.until > pg_catalog.now() offset 0)
+    limit case when pg_catalog.set_config('lock_timeout', '200ms', true) is not null
+                and pg_catalog.set_config('synchronous_commit', 'off', true) is not null
+               then least(%(limit)s::bigint, %(normal_limit)s::bigint) end
+    for no key update skip locked
+), high as materialized (
   select id, next_attempt_at as due_at, 0 as lane, coalesce(delivery_attempts, 0) + 1 as attempt
     from public.push_notifications
     where (case priority::text when 'high' then 0 else 1 end) = 0 and next_attempt_at <= pg_catalog.now()
@@ -19,8 +40,7 @@ high as materialized (
       and not exists (select from push_listener.unwritable_rows u
                         where u.push_id = push_notifications.id and u.until > pg_catalog.now() offset 0)
     order by next_attempt_at
-    limit case when pg_catalog.set_config('lock_timeout', '200ms', true) is not null
-                and pg_catalog.set_config('synchronous_commit', 'off', true) is not null then %(limit)s::bigint end
+    limit %(limit)s::bigint - (select pg_catalog.count(*) from early)
     for no key update skip locked
 ), normal as materialized (
   select id, next_attempt_at as due_at, 1 as lane, coalesce(delivery_attempts, 0) + 1 as attempt
@@ -32,8 +52,9 @@ high as materialized (
       and not exists (select from push_listener.unwritable_rows u
                         where u.push_id = push_notifications.id and u.until > pg_catalog.now() offset 0)
     order by next_attempt_at
-    limit least(%(normal_limit)s::bigint, %(limit)s::bigint - (select pg_catalog.count(*) from high))
+    limit least(%(normal_limit)s::bigint - (select pg_catalog.count(*) from early e where e.lane = 1),
+                %(limit)s::bigint - (select pg_catalog.count(*) from early) - (select pg_catalog.count(*) from high))
     for no key update skip locked
 ), due as (
-  select * from high union all select * from normal
+  select * from early union all select * from high union all select * from normal
 )

@@ -122,6 +122,10 @@ TRIGGERS = [
      f"update public.push_notifications set status = 'pending', next_attempt_at = now() where id = '{PUSH}'"),
     ("push_listener_set_due", "listener",
      f"update public.push_notifications set status = 'pending' where id = '{PUSH}'"),
+    ("push_listener_never_early", "owner",
+     "insert into public.push_notifications (title, body, next_attempt_at) values ('t', 'b', '-infinity')"),
+    ("push_listener_never_early_again", "listener",
+     f"update public.push_notifications set status = 'pending', next_attempt_at = '-infinity' where id = '{PUSH}'"),
     ("push_listener_fill_nulls", "owner",
      "insert into public.push_notifications (title, body, status, next_attempt_at) values ('t', 'b', null, null)"),
     ("push_listener_count_changed", "listener",
@@ -383,7 +387,7 @@ async def live(database: Database, dsn: str) -> None:
         about = workers_of(hands)
         assert (await about.peers())[peer.worker_id] is False
         assert await about.peers_hold_rows()
-        assert await about.rescue([peer.worker_id]) == ([peer.worker_id], 4)
+        assert (await about.rescue([peer.worker_id]))[:2] == ([peer.worker_id], 4)
         assert await about.lost_lately() >= 1
         await about.is_polling_locked()
         await about.open_writers()
@@ -479,6 +483,7 @@ VALUES: dict[str, object] = {
     "pause": 1.0, "longest": 2.0, "tokens": ["t"], "class": LIVENESS_CLASS, "suspects": [1], "fraction": 0.5,
     "recovery": 60, "before": 1.8e9, "start": -math.inf, "beyond": False,
     "from_high": -math.inf, "from_normal": 0.0, "ahead": 1.0,
+    "from": -math.inf, "to_high": 0.0, "to_normal": 0.0, "early": [OWNER],
     "limit": 10, "after": OWNER, "until": OWNER, "block": 0, "end": 500, "days": 7,
     "age": 86400.0, "key": PURGE_LOCK,
     "incarnation": OWNER, "pids": [1], "started": ["1.5"], "high": 1, "low": 2,

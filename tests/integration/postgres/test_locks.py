@@ -349,18 +349,18 @@ async def test_the_rows_of_a_dead_worker_are_rescued_although_a_stranger_holds_i
         mine = Workers(pool, worker_id=await workers.register(pool, "mine"), lease=60.0)
         async with holding(stranger_dsn, LIVENESS_CLASS, dead), holding(worker_dsn, LIVENESS_CLASS, alive):
             assert await mine.peers() == {dead: False, alive: True}
-            assert await mine.rescue([dead, alive]) == ([dead], 1)
+            assert (await mine.rescue([dead, alive]))[:2] == ([dead], 1)
             # Another that has come to the same at the same time finds it done.
-            assert await mine.rescue([dead, alive]) == ([], 0)
+            assert (await mine.rescue([dead, alive]))[:2] == ([], 0)
         # The last of its life: a stranger that holds the lock beside it makes no difference.
         async with (
             holding(worker_dsn, LIVENESS_CLASS, alive, mode="_shared"),
             holding(stranger_dsn, LIVENESS_CLASS, alive, mode="_shared"),
         ):
-            assert await mine.rescue([alive]) == ([], 0)
+            assert (await mine.rescue([alive]))[:2] == ([], 0)
         while await is_held(rows, alive):  # noqa: ASYNC110
             await asyncio.sleep(0.01)
-        assert await mine.rescue([alive]) == ([alive], 1)
+        assert (await mine.rescue([alive]))[:2] == ([alive], 1)
 
 
 async def is_held(rows: Rows, worker_id: int) -> bool:

@@ -44,10 +44,10 @@ insert into push_delivery_logs (push_id, device_token, status, created_at)
 select md5('push' || n)::uuid, 'token-' || n, 'sent', now() - make_interval(secs => 200.0 * n)
   from generate_series(1, %(history)s) n
 """
-_ALL = {"from_high": -math.inf, "from_normal": -math.inf, "ahead": math.inf}
+_ALL = {"from_high": -math.inf, "from_normal": -math.inf, "ahead": math.inf, "early": []}
 """The whole range of due times."""
 
-_BEHIND = {"from_high": time.time() - 3600.0, "from_normal": time.time() - 3600.0, "ahead": 1.0}
+_BEHIND = {"from_high": time.time() - 3600.0, "from_normal": time.time() - 3600.0, "ahead": 1.0, "early": []}
 """From a due time on, before which nothing waits."""
 
 _WAITING = """
@@ -193,6 +193,17 @@ def _waiting(conn: Connection) -> dict[str, object]:
     return {"ids": [row[0] for row in rows], "lease": 60.0, "worker": 1, "is_strict": False}
 
 
+def _early(conn: Connection) -> dict[str, object]:
+    """Rows that a look has found, before where the claim begins."""
+    return {
+        **_CLAIM,
+        **_BEHIND,
+        "from_high": time.time(),
+        "from_normal": time.time(),
+        "early": _waiting(conn)["ids"],
+    }
+
+
 def _expired(conn: Connection) -> dict[str, object]:
     """Half of what waits has expired, after an attempt at the devices of a user."""
     conn.execute(
@@ -265,9 +276,11 @@ CASES = [
     Case("claim", queue._CLAIM, _DUE, _CLAIM),
     Case("claim, behind what is claimed", queue._CLAIM, _DUE, {**_CLAIM, **_BEHIND}),
     Case("claim, its update", queue._CLAIM, _KEY, _CLAIM),
+    Case("claim, earlier rows", queue._CLAIM, _KEY, _early),
     Case("lock due", queue._LOCK_DUE, _DUE, _CLAIM),
     Case("claim these", queue._CLAIM_THESE, _KEY, _waiting),
     Case("claim these, its update", queue._CLAIM_THESE, _KEY, _waiting),
+    Case("still claimed", queue._STILL_CLAIMED, _KEY, _claimed),
     Case("settle", queue._SETTLE, _KEY, _claimed),
     Case("settle, what is to be tried again", queue._SETTLE, _KEY, _again),
     Case("fates", queue._FATES, _KEY, _again),
@@ -280,6 +293,17 @@ CASES = [
     Case("expire, what was accepted", queue._EXPIRE, _LOG, _expired),
     Case("earliest", queue._EARLIEST, _DUE, {"excluded": [], **_ALL}),
     Case("earliest, behind what is claimed", queue._EARLIEST, _DUE, {"excluded": [], **_BEHIND}),
+    Case(
+        "earlier rows",
+        queue._BEHIND,
+        _DUE,
+        {
+            "from": -math.inf,
+            "to_high": time.time() - 3600.0,
+            "to_normal": time.time() - 3600.0,
+            "excluded": [],
+        },
+    ),
     Case("sweep", queue._SWEEP, _DUE, {"excluded": [], "worker": 1, "incarnation": uuid4(), **_ALL}),
     Case("depth", overview.DEPTH, _DUE, _by_index),
     Case("overview", overview.OVERVIEW, _DUE, _by_index),

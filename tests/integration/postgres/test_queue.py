@@ -34,6 +34,11 @@ async def pool(database: Database) -> AsyncIterator[Pool]:
         yield opened
 
 
+@pytest.fixture(autouse=True)
+async def rows_may_be_early(rows: Rows) -> None:
+    await rows.may_be_early()
+
+
 async def worker(pool: Pool, lease: float = LEASE) -> Queue:
     incarnation = uuid4()
     worker_id = await workers.register(pool, "test", incarnation=incarnation)
@@ -154,7 +159,7 @@ async def test_the_columns_of_a_claim_are_the_fields_of_a_push_in_their_order(da
     with psycopg.connect(database.dsn) as conn:
         columns = conn.execute(queue._CLAIM, values).description
     assert columns is not None
-    assert [column.name for column in columns[4:]] == [field.name for field in dataclasses.fields(Push)]
+    assert [column.name for column in columns[5:]] == [field.name for field in dataclasses.fields(Push)]
 
 
 async def test_high_priority_first_then_by_due_time_up_to_the_limit(pool: Pool, rows: Rows) -> None:
@@ -902,6 +907,7 @@ async def test_the_history_is_not_read(rows: Rows) -> None:
         "excluded": [uuid4()],
         "from_high": -math.inf,
         "from_normal": -math.inf,
+        "early": [],
         "ahead": math.inf,
         "is_strict": True,
     }

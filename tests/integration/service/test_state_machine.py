@@ -356,7 +356,7 @@ class Rows(RuleBasedStateMachine):
         ]
         seen = self.runner.run(workers_of(saver.queue).peers())
         assert all(seen.get(w.id, w.alive) == w.alive for w in self.workers if w is not saver)
-        dead, count = self.runner.run(workers_of(saver.queue).rescue(suspects))
+        dead, count, _ = self.runner.run(workers_of(saver.queue).rescue(suspects))
         assert count == len(lost)
         assert set(dead) >= {row.worker for row in lost}
         for row in lost:
