@@ -32,9 +32,7 @@ from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from listener.fcm import key_text
-from listener.fcm.auth import REFRESH_TIMEOUT
 from listener.fcm.transports.choose import TransportName
-from listener.postgres import address
 
 
 class ConfigError(Exception):
@@ -49,6 +47,8 @@ class ConfigError(Exception):
 
 
 def _unambiguous_dsn(value: SecretStr) -> SecretStr:
+    from listener.postgres import address  # It imports psycopg, which --help does not need.
+
     return SecretStr(address.checked(value.get_secret_value()))
 
 
@@ -216,6 +216,8 @@ def _age(value: object) -> object:
 
 def _longest_send(request_timeout: float) -> float:
     """Maximum duration of a send in seconds: FCM refuses one access token, and the request is made with another."""
+    from listener.fcm.auth import REFRESH_TIMEOUT  # Slow to import, and only the service needs it.
+
     return 2 * (REFRESH_TIMEOUT + request_timeout)
 
 
