@@ -1,7 +1,8 @@
 """Settings from the environment: parsed and checked at start, with every fault reported at once.
 
 ``DatabaseSettings`` is what a command needs that only works on the database. ``Settings`` adds what the service needs.
-The fields are the one description of every variable: ``--help`` and the README show what ``describe`` reads from them.
+The fields are the one description of every variable: ``--help`` and docs/configuration.md show what ``describe`` reads
+from them.
 """
 
 from __future__ import annotations
@@ -226,7 +227,7 @@ Seconds = Annotated[float, Field(gt=0, le=86_400)]
 
 
 def _group(title: str) -> Any:
-    """A ``pydantic.Field`` for the settings that --help and the README list under ``title``."""
+    """A ``pydantic.Field`` for the settings that --help and docs/configuration.md list under ``title``."""
     return partial(Field, json_schema_extra={"group": title})
 
 
@@ -619,7 +620,7 @@ def misspelt(environment: Mapping[str, str]) -> dict[str, str]:
 
 
 class Variable(NamedTuple):
-    """One environment variable, as --help and the README show it."""
+    """One environment variable, as --help and docs/configuration.md show it."""
 
     group: str
     """What it is about; the variables of a group follow each other."""

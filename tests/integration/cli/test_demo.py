@@ -59,18 +59,23 @@ async def test_once_shows_every_kind_of_outcome_and_exits() -> None:
         assert text in out
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-async def test_without_once_the_demo_runs_until_a_signal_and_leaves_nothing(
-    number: signal.Signals, temporary: Path
-) -> None:
-    async with program("demo", "--port", "0", env={**ENVIRONMENT, "TMPDIR": str(temporary)}) as running:
+async def test_without_once_rows_of_ones_own_are_told_apart_until_the_demo_is_interrupted() -> None:
+    async with program("demo", "--port", "0", env=ENVIRONMENT) as running:
         await running.printed("send --token")
         (command,) = [line for line in running.out.splitlines() if "send --token" in line]
-        added = await _send(command, running), await _send(command, running)
-        for push_id in added:  # each is told from the other
+        for push_id in (await _send(command, running), await _send(command, running)):
             assert re.search(rf"^  {push_id}  sent  at FCM", running.out, re.MULTILINE)
-        assert os.listdir(temporary)
+        running.signal(signal.SIGINT)
+        assert await running.ended() == 0
+    assert "Traceback" not in running.output
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+async def test_a_signal_leaves_neither_processes_nor_files(number: signal.Signals, temporary: Path) -> None:
+    async with program("demo", "--port", "0", env={**ENVIRONMENT, "TMPDIR": str(temporary)}) as running:
+        await running.printed("The listener is up")
         started = psutil.Process(running.pid).children(recursive=True)
+        assert os.listdir(temporary)
         running.signal(number)
         assert await running.ended() == 0
     assert "Traceback" not in running.output

@@ -61,7 +61,7 @@ async def test_a_taken_port_is_a_fault_of_the_configuration() -> None:
 
 async def test_the_help_tells_the_port() -> None:
     _, out, _ = await run("emulator", "--help", env={"PATH": os.environ.get("PATH", "")})
-    assert f"[default: {DEFAULT_PORT}]" in " ".join(out.split())
+    assert f"[default: {DEFAULT_PORT};" in " ".join(out.split())
 
 
 async def test_git_ignores_keys() -> None:
