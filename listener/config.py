@@ -1,7 +1,8 @@
 """Settings from the environment: parsed and checked at start, with every fault reported at once.
 
 ``DatabaseSettings`` is what a command needs that only works on the database. ``Settings`` adds what the service needs.
-The fields are the one description of every variable: ``--help`` and the README show what ``describe`` reads from them.
+The fields are the one description of every variable: ``--help`` and docs/configuration.md show what ``describe`` reads
+from them.
 """
 
 from __future__ import annotations
@@ -32,9 +33,7 @@ from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from listener.fcm import key_text
-from listener.fcm.auth import REFRESH_TIMEOUT
 from listener.fcm.transports.choose import TransportName
-from listener.postgres import address
 
 
 class ConfigError(Exception):
@@ -49,6 +48,8 @@ class ConfigError(Exception):
 
 
 def _unambiguous_dsn(value: SecretStr) -> SecretStr:
+    from listener.postgres import address  # It imports psycopg, which --help does not need.
+
     return SecretStr(address.checked(value.get_secret_value()))
 
 
@@ -216,6 +217,8 @@ def _age(value: object) -> object:
 
 def _longest_send(request_timeout: float) -> float:
     """Maximum duration of a send in seconds: FCM refuses one access token, and the request is made with another."""
+    from listener.fcm.auth import REFRESH_TIMEOUT  # Slow to import, and only the service needs it.
+
     return 2 * (REFRESH_TIMEOUT + request_timeout)
 
 
@@ -224,7 +227,7 @@ Seconds = Annotated[float, Field(gt=0, le=86_400)]
 
 
 def _group(title: str) -> Any:
-    """A ``pydantic.Field`` for the settings that --help and the README list under ``title``."""
+    """A ``pydantic.Field`` for the settings that --help and docs/configuration.md list under ``title``."""
     return partial(Field, json_schema_extra={"group": title})
 
 
@@ -617,7 +620,7 @@ def misspelt(environment: Mapping[str, str]) -> dict[str, str]:
 
 
 class Variable(NamedTuple):
-    """One environment variable, as --help and the README show it."""
+    """One environment variable, as --help and docs/configuration.md show it."""
 
     group: str
     """What it is about; the variables of a group follow each other."""

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 EXIT_CODE = 130
 """The one of a program that Ctrl-C has ended. Source: bash, "Exit Status": 128 and the number of the signal."""
@@ -31,6 +33,20 @@ def raise_again() -> None:
     """From now on Ctrl-C raises KeyboardInterrupt, unless the process has a handler of its own."""
     if signal.getsignal(signal.SIGINT) is _end:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@contextmanager
+def importing() -> Iterator[None]:
+    """Ctrl-C ends the process at once while the block imports what a command needs for its work.
+
+    Not where the process has a handler of its own.
+    """
+    if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield
+        return
+    signal.signal(signal.SIGINT, _end)
+    yield
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def _end(number: int, frame: object) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import atexit
 import io
 import logging
@@ -18,6 +17,8 @@ from listener.log_output import LogOutput
 from listener.log_repeats import WINDOW_S, Repeats
 
 if TYPE_CHECKING:
+    import asyncio
+
     from structlog.typing import Processor
 
 _STDERR = 2

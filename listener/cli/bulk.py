@@ -7,9 +7,7 @@ import os
 import signal
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
-from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, TypeVar
 from uuid import UUID
 
 import click
@@ -18,6 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from listener import config, interrupts, process
 from listener.cli import search, terminal
+from listener.cli.bulk_options import Choice
 from listener.cli.shared import console, explain, note, print_json
 from listener.operating.acting import MOST, Acting, NotAllowed, Run
 from listener.operating.changing import WHY_NOT, Action
@@ -28,36 +27,6 @@ from listener.postgres.connect import Connection
 
 _DONE = {"requeue": "requeued", "cancel": "cancelled"}
 _BETWEEN_DRAWS_S = 0.1
-F = TypeVar("F", bound=Callable[..., Any])
-
-
-@dataclass(frozen=True, slots=True)
-class Choice:
-    """How the command is to act."""
-
-    dry_run: bool
-    yes: bool
-    reason: str
-    as_json: bool
-
-
-def options(command: F) -> F:
-    """The arguments and options of both commands, but for the filter's."""
-    for add in (
-        click.option("--json", "as_json", is_flag=True, help="Print JSON; needs --yes or --dry-run."),
-        click.option("--reason", default="", help="Why, for the record (push_listener.actions)."),
-        click.option("--yes", is_flag=True, help="Do not ask."),
-        click.option("--dry-run", is_flag=True, help="Show what would be changed; change nothing."),
-        click.option(
-            "--until", type=search.MOMENT, help="Only pushes that last changed before this time, or age."
-        ),
-        click.option(
-            "--since", type=search.MOMENT, help="Only pushes that changed since this time, or age (12h)."
-        ),
-        click.argument("ids", metavar="[ID]...", nargs=-1),
-    ):
-        command = add(command)
-    return command
 
 
 def perform(what: Action, ids: Sequence[str], wanted: Filter, choice: Choice) -> None:

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import click
 
-from listener import process
+from listener import interrupts
 from listener.cli.shared import Failed, console
-from listener.demo.embedded import EmbeddedPostgresError
-from listener.demo.run import DemoFailed, run
 
 
 @click.command()
@@ -29,11 +27,18 @@ def command(once: bool, port: int) -> None:
     The demo starts a private Postgres, a local FCM and the real service, adds rows, and prints what becomes of each.
     It needs no account and no network.
     """
+    with interrupts.importing():
+        import asyncio
+
+        from listener import process
+        from listener.demo.embedded import EmbeddedPostgresError
+        from listener.demo.run import DemoFailed, run
+
     try:
         surprises = process.run(run(console(), once=once, port=port))
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, asyncio.CancelledError):
         if once:
-            raise  # the outcome of the rows is unknown, so this is no success
+            raise KeyboardInterrupt from None  # the outcome of the rows is unknown, so this is no success
         return
     except (DemoFailed, EmbeddedPostgresError) as error:
         raise Failed(str(error)) from None

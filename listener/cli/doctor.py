@@ -8,9 +8,8 @@ from itertools import groupby
 import click
 from rich.markup import escape
 
-from listener import log
+from listener import interrupts
 from listener.cli.shared import console, print_json
-from listener.doctor import examination
 from listener.doctor.findings import Finding, Level
 
 _SIGNS = {
@@ -40,6 +39,10 @@ def command(as_json: bool, device: str | None) -> None:
     """
     if device is not None and not device.strip():
         raise click.UsageError("--device needs a registration token")
+    with interrupts.importing():
+        from listener import log
+        from listener.doctor import examination
+
     with log.silence():  # what the parts of the service have to say is among the findings
         found = _show(examination.examine(device), as_json=as_json)
     if any(finding.is_setting for finding in found):

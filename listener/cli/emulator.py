@@ -6,16 +6,17 @@ from pathlib import Path
 
 import click
 
-from listener import process
-from listener.cli.shared import Failed
-from listener.emulator.run import DEFAULT_PORT, run
+from listener import interrupts
+from listener.cli.shared import Misconfigured
+
+_DEFAULT_PORT = 9199  # as in listener.emulator.run, which is slow to import
 
 
 @click.command()
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to bind to.")
 @click.option(
     "--port",
-    default=DEFAULT_PORT,
+    default=_DEFAULT_PORT,
     show_default=True,
     type=click.IntRange(0, 65535),
     help="Port to listen on; 0: any free port.",
@@ -49,6 +50,10 @@ def command(
 
     It answers FCM HTTP v1 and OAuth requests as Google's servers do, and keeps what it received for you to read.
     """
+    with interrupts.importing():
+        from listener import process
+        from listener.emulator.run import run
+
     try:
         process.run(
             run(
@@ -64,6 +69,6 @@ def command(
     except ValueError as error:
         raise click.UsageError(str(error)) from None
     except OSError as error:
-        raise Failed(str(error)) from None
+        raise Misconfigured(str(error)) from None
     except KeyboardInterrupt:
         pass

@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from dataclasses import asdict
 from datetime import timedelta
+from typing import TYPE_CHECKING
 
 import click
-import psycopg
-from rich.progress import Progress
 
-from listener import config, process
+from listener import interrupts
 from listener.cli.shared import Failed, age, console, note, print_json
-from listener.schema import retention
-from listener.schema.retention import Purged, Step
+
+if TYPE_CHECKING:
+    from listener.schema.retention import Purged, Step
 
 
 @click.command()
@@ -49,6 +49,11 @@ def command(
 
     It uses LISTEN_DATABASE_URL if that is set, else DATABASE_URL.
     """
+    with interrupts.importing():
+        import psycopg
+
+        from listener import config, process
+
     dsn = config.load_database().listen_dsn
     keepers: list[str] = []
     if dry_run:
@@ -77,6 +82,8 @@ def command(
 
 
 async def _count(dsn: str, min_age: timedelta, *, dead: bool, telemetry: bool) -> Purged:
+    from listener.schema import retention
+
     async with await retention.connect(dsn) as conn:
         before = await retention.moment(conn, min_age)
         return await retention.count(conn, before, dead=dead, telemetry=telemetry)
@@ -89,6 +96,11 @@ async def _delete(
 
     Unless ``quiet`` it shows a progress bar for each stage, or a line where there is no terminal.
     """
+    from rich.progress import Progress
+
+    from listener.schema import retention
+    from listener.schema.retention import Purged
+
     out, deleted = console(), Purged()
     async with await retention.connect(dsn) as conn:
         before = await retention.moment(conn, min_age)

@@ -7,14 +7,15 @@ from uuid import UUID
 
 import click
 
-from listener.cli import bulk, search
-from listener.cli.bulk import Choice
+from listener import interrupts
+from listener.cli import bulk_options, search
+from listener.cli.bulk_options import Choice
 from listener.operating.changing import STATUSES
 from listener.operating.filters import Filter, Kind
 
 
 @click.command()
-@bulk.options
+@bulk_options.options
 @search.options(STATUSES["requeue"])
 def command(
     ids: tuple[str, ...],
@@ -39,5 +40,8 @@ def command(
     It uses OPERATOR_DATABASE_URL if that is set, else DATABASE_URL; the login needs the role push_listener_operator, or
     must own the tables.
     """
+    with interrupts.importing():
+        from listener.cli import bulk
+
     wanted = Filter(status=status, user=user, code=code, since=since, until=until, kind=kind)
     bulk.perform("requeue", ids, wanted, Choice(dry_run, yes, reason, as_json))

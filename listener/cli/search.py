@@ -7,15 +7,16 @@ import os
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from datetime import UTC, datetime
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 from uuid import UUID
 
 import click
-from psycopg import AsyncConnection
 
-from listener import config
+from listener import interrupts
 from listener.operating.filters import KINDS, Filter, FilterFault
-from listener.postgres.connect import Connection, with_defaults
+
+if TYPE_CHECKING:
+    from listener.postgres.connect import Connection
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -26,6 +27,9 @@ class _Moment(click.ParamType[datetime]):
     name = "time"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> datetime:
+        with interrupts.importing():
+            from listener import config
+
         try:
             return datetime.now(UTC) - config.age(value)
         except ValueError:
@@ -68,6 +72,9 @@ def options(statuses: Sequence[str]) -> Callable[[F], F]:
 
 def connector(dsn: str, application_name: str) -> Callable[[], AbstractAsyncContextManager[Connection]]:
     """Gives a connection in autocommit for each use. Raises psycopg.OperationalError."""
+    from psycopg import AsyncConnection
+
+    from listener.postgres.connect import with_defaults
 
     @asynccontextmanager
     async def connect() -> AsyncIterator[Connection]:

@@ -7,11 +7,9 @@ from uuid import UUID
 
 import click
 import orjson
-import psycopg
 
-from listener import client, config
+from listener import interrupts
 from listener.cli.shared import note, print_json
-from listener.postgres.connect import ENCODING
 
 
 @click.command()
@@ -65,6 +63,13 @@ def command(
     if title is None and data is None:
         raise click.UsageError("give --title (and --body), or --data for a push without a notification")
     payload = None if data is None else _parse_data(data)
+
+    with interrupts.importing():
+        import psycopg
+
+        from listener import client, config
+        from listener.postgres.connect import ENCODING
+
     dsn = config.load_database().database_url.get_secret_value()
     with psycopg.connect(
         dsn, autocommit=True, connect_timeout=10, prepare_threshold=None, client_encoding=ENCODING

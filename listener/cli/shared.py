@@ -12,6 +12,11 @@ import orjson
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from listener.schema.served import Adoption
+
+ADOPTIONS: tuple[Adoption, ...] = ("expire", "send")
+"""The values of ``Adoption``. That type is in a module which imports psycopg, and --help is not to wait for it."""
+
 
 class Failed(click.ClickException):
     """The command could not do its work; the message says why."""
@@ -35,11 +40,13 @@ def explain(error: Exception) -> click.ClickException:
     from listener.operating.acting import NotAllowed
     from listener.postgres import errors
     from listener.registration import NotMigrated
-    from listener.schema.migrate import MigrationError
+    from listener.schema.migrate import MigrationError, WrongDatabase
 
     match error:
         case ConfigError(faults=faults):
             return Misconfigured("\n  ".join(["the configuration cannot be used:", *faults]))
+        case WrongDatabase():
+            return Misconfigured(str(error))
         case MigrationError() | NotMigrated() | NotAllowed():
             return Failed(str(error))
         case psycopg.errors.UndefinedTable():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from datetime import datetime
+from typing import TYPE_CHECKING
 
 import click
 from rich import box
@@ -13,10 +14,12 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from listener import config
+from listener import interrupts
 from listener.cli.shared import console, print_json
 from listener.cli.terminal import plain
-from listener.postgres import stats
+
+if TYPE_CHECKING:
+    from listener.postgres.stats import Failure, Stats
 
 _FRAME = 4
 """Lines of a table beside its rows: title, header, rule, and a blank one."""
@@ -42,6 +45,9 @@ def command(days: int, watch: float | None, as_json: bool) -> None:
 
     The results of pushes that were purged still count.
     """
+    with interrupts.importing():
+        from listener import config
+
     found = _readings(config.load_database().database_url.get_secret_value(), days, watch)
     if as_json:
         for each in found:
@@ -57,15 +63,18 @@ def command(days: int, watch: float | None, as_json: bool) -> None:
             out.print(f"at {datetime.now():%Y-%m-%d %H:%M:%S}", _shown(each))
 
 
-def _readings(dsn: str, days: int, watch: float | None) -> Iterator[stats.Stats]:
+def _readings(dsn: str, days: int, watch: float | None) -> Iterator[Stats]:
     """The statistics once, or every ``watch`` seconds for good."""
+    with interrupts.importing():
+        from listener.postgres import stats
+
     yield stats.read(dsn, days)
     while watch is not None:
         time.sleep(watch)
         yield stats.read(dsn, days)
 
 
-def _shown(found: stats.Stats) -> Group:
+def _shown(found: Stats) -> Group:
     blank = ""
     return Group(
         _waiting(found),
@@ -79,7 +88,7 @@ def _shown(found: stats.Stats) -> Group:
     )
 
 
-def _screen(found: stats.Stats, height: int) -> Table:
+def _screen(found: Stats, height: int) -> Table:
     """All on one screen: what waits and what failed on the left, the results on the right."""
     waiting = _waiting(found)
     room = (
@@ -94,18 +103,20 @@ def _screen(found: stats.Stats, height: int) -> Table:
     return screen
 
 
-def _oldest(found: stats.Stats) -> str:
+def _oldest(found: Stats) -> str:
+    if not found.oldest_due:
+        return "no push is due"
     return f"the oldest has been due for {found.oldest_due:,.1f} s"
 
 
-def _waiting(found: stats.Stats) -> Table:
+def _waiting(found: Stats) -> Table:
     table = _table("status", "pushes", title="waiting")
     for status, count in sorted(found.waiting.items()):
         table.add_row(status, f"{count:,}")
     return table
 
 
-def _results(found: stats.Stats) -> Table:
+def _results(found: Stats) -> Table:
     table = _table("", "number", title=f"the last {found.days} days" if found.days > 1 else "today")
     for name in ("sent", "delivered", "opened", "clicked", "dead", "expired", "cancelled", "retries"):
         table.add_row(name, f"{getattr(found, name):,}")
@@ -114,7 +125,7 @@ def _results(found: stats.Stats) -> Table:
     return table
 
 
-def _failures(shown: Sequence[stats.Failure]) -> Table:
+def _failures(shown: Sequence[Failure]) -> Table:
     table = _table("status", "error code", "pushes", title="why pushes were not sent")
     for failure in shown:
         table.add_row(failure.status, Text(plain(failure.error_code)), f"{failure.pushes:,}")

@@ -6,22 +6,21 @@ import asyncio
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from datetime import datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 import click
-import psycopg
-import tenacity
 
-from listener import config, process
+from listener import interrupts
 from listener.cli import search, terminal
 from listener.cli.shared import console, note, print_json
 from listener.operating.filters import Filter
-from listener.operating.reading import Reading
 from listener.operating.records import Ended
-from listener.operating.tail import Shown, follow
-from listener.postgres import errors
-from listener.postgres.connect import Connection
+
+if TYPE_CHECKING:
+    import tenacity
+
+    from listener.postgres.connect import Connection
 
 _STATUSES = ("sent", "delivered", "dead", "expired", "cancelled", "failed")
 _BETWEEN_LOOKS_S = 1.0
@@ -46,11 +45,20 @@ def command(
     --status failed. It reads twice a moment that has just passed, because a commit comes later than the time that it
     writes. When the database goes away, it goes on when the database comes back. Ctrl-C ends it.
     """
+    with interrupts.importing():
+        from listener import config, process
+
     wanted = Filter(status=status, user=user, code=code, kind=kind)
     process.run(_follow(config.load_database().database_url.get_secret_value(), wanted, since, as_json))
 
 
 async def _follow(dsn: str, wanted: Filter, since: datetime | None, as_json: bool) -> None:
+    import psycopg
+    import tenacity
+
+    from listener.operating.reading import Reading
+    from listener.operating.tail import Shown, follow
+
     async with AsyncExitStack() as stack:
         reading = Reading(_kept(stack, search.connector(dsn, "push-listener tail")))
         shown = Shown(since or await reading.now())
@@ -100,6 +108,10 @@ def _kept(
 
 
 def _tell(state: tenacity.RetryCallState) -> None:
+    import psycopg
+
+    from listener.postgres import errors
+
     error = state.outcome.exception() if state.outcome else None
     if state.attempt_number == 1 and isinstance(error, psycopg.Error):
         note(f"the database: {errors.explain_statement(error)}; it is tried again")

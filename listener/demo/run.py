@@ -9,7 +9,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import re
 import shlex
+import signal
 import socket
 import sys
 import tempfile
@@ -26,9 +28,10 @@ import orjson
 import psycopg
 from psycopg.rows import namedtuple_row
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
-from listener import client
+from listener import client, config
 from listener.demo.embedded import EmbeddedPostgres
 from listener.emulator import Emulator
 from listener.schema import migrate
@@ -37,6 +40,9 @@ _USER = UUID("00000000-0000-4000-8000-000000000001")
 _FINAL = ("sent", "delivered", "dead", "expired", "cancelled")
 _TIMEOUT_S = 60.0
 _POLL_INTERVAL_S = 0.05
+_WRONG_SETTINGS = 2
+"""The exit code of ``push-listener run`` when a port is taken, too."""
+_WEB_PORT = re.compile(r"web server listening .*\bport=(\d+)")
 
 
 class DemoFailed(Exception):
@@ -82,9 +88,10 @@ def _rows() -> list[_Row]:
 async def run(console: Console, *, once: bool, port: int) -> list[str]:
     """Runs the demo; returns what did not go as expected, one line each.
 
-    Without ``once``, and if all went as expected, the demo goes on until it is cancelled. Raises DemoFailed or
-    EmbeddedPostgresError.
+    Without ``once``, and if all went as expected, the demo goes on until it is cancelled. SIGTERM and SIGHUP, which
+    comes when the terminal is closed, cancel it. Raises DemoFailed or EmbeddedPostgresError.
     """
+    _cancel_by_signals()
     async with AsyncExitStack() as stack:
         console.print("Starting a private Postgres ...")
         postgres = stack.enter_context(EmbeddedPostgres())
@@ -92,7 +99,7 @@ async def run(console: Console, *, once: bool, port: int) -> list[str]:
         console.print(f"{len(done)} migrations applied.")
         emulator = await stack.enter_async_context(Emulator(faults=["unavailable,token=phone-3,times=2"]))
         log = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="push-listener-"))) / "listener.log"
-        web = await stack.enter_async_context(_service(postgres.uri, emulator, _free_port(port), log))
+        web = await stack.enter_async_context(_service(postgres.uri, emulator, port, log))
         console.print(f"The listener is up. Its page, for your browser: [bold]{web}/[/]")
         console.print("Rows are inserted into push_notifications; this becomes of them:\n")
 
@@ -110,72 +117,97 @@ async def run(console: Console, *, once: bool, port: int) -> list[str]:
         return surprises
 
 
+def _cancel_by_signals() -> None:
+    """Lets SIGTERM and SIGHUP cancel the task that calls this, so that the listener and its files do not stay."""
+    loop, task = asyncio.get_running_loop(), asyncio.current_task()
+    assert task is not None
+
+    def cancel(number: signal.Signals) -> None:
+        loop.add_signal_handler(number, lambda: None)  # a second one would stop the cleaning up
+        task.cancel()
+
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        loop.add_signal_handler(number, cancel, number)
+
+
 @asynccontextmanager
 async def _service(dsn: str, emulator: Emulator, port: int, log: Path) -> AsyncIterator[str]:
     """Runs ``push-listener run`` as a process of its own, and yields the URL of its web server once it is ready.
 
-    At the end it gets SIGTERM, as a platform would send.
+    If another program has the port, or takes it meanwhile, the listener gets any free one. At the end it gets SIGTERM,
+    as a platform would send.
     """
+    ports = [port, 0] if _is_free(port) else [0]
+    for wanted in ports:
+        async with _started(dsn, emulator, wanted, log) as process:
+            web = await _until_ready(process, log)
+            if web is not None:
+                yield web
+                return
+            if process.returncode != _WRONG_SETTINGS:
+                break
+    text = await asyncio.to_thread(log.read_text)
+    raise DemoFailed(f"the listener did not start:\n{text[-4000:]}")
+
+
+@asynccontextmanager
+async def _started(
+    dsn: str, emulator: Emulator, port: int, log: Path
+) -> AsyncIterator[asyncio.subprocess.Process]:
     environment = {
         **os.environ,
+        # Nothing of what is set for an installation of the person's own has an effect on the demo.
+        **dict.fromkeys((variable.name for variable in config.describe()), ""),
         "DATABASE_URL": dsn,
-        "LISTEN_DATABASE_URL": "",
         "FCM_ENDPOINT": emulator.endpoint,
-        "FCM_PROJECT_ID": "",
         "FCM_SERVICE_ACCOUNT_JSON": orjson.dumps(emulator.service_account).decode(),
         "HOST": "127.0.0.1",
         "PORT": str(port),
-        "METRICS_TOKEN": "",
-        # The page is open on loopback when nothing closes it.
-        **dict.fromkeys(("PAGE_TOKEN", "ACTION_TOKENS", "PATH_PREFIX", "OPERATOR_DATABASE_URL"), ""),
         # FCM asks for at least 10 s before a retry; the emulator does not.
         "RETRY_MIN_DELAY": "1",
+        "LOG_LEVEL": "debug",
     }
     with log.open("wb") as sink:
         process = await asyncio.create_subprocess_exec(
             sys.executable, "-m", "listener", "run", env=environment, stdout=sink, stderr=sink
         )
-    web = f"http://127.0.0.1:{port}"
     try:
-        await _until_ready(process, web, log)
-        yield web
+        yield process
     finally:
         if process.returncode is None:
             process.terminate()
         await process.wait()
 
 
-async def _until_ready(process: asyncio.subprocess.Process, web: str, log: Path) -> None:
+async def _until_ready(process: asyncio.subprocess.Process, log: Path) -> str | None:
+    """The URL of the listener's web server, once it can work; None if it ends before, or needs too long."""
     ended = asyncio.create_task(process.wait())
     try:
         async with aiohttp.ClientSession() as http, asyncio.timeout(_TIMEOUT_S):
             while not ended.done():
-                try:
-                    async with http.get(f"{web}/readyz") as answer:
-                        if answer.status == 200:
-                            return
-                except aiohttp.ClientError:
-                    pass
+                # Only its log tells which port it has: another demo may answer at the one that was wanted.
+                if port := _WEB_PORT.search(await asyncio.to_thread(log.read_text)):
+                    web = f"http://127.0.0.1:{port[1]}"
+                    with contextlib.suppress(aiohttp.ClientError):
+                        async with http.get(f"{web}/readyz") as answer:
+                            if answer.status == 200:
+                                return web
                 await asyncio.sleep(_POLL_INTERVAL_S)
     except TimeoutError:
         pass
     finally:
         ended.cancel()
-    text = await asyncio.to_thread(log.read_text)
-    raise DemoFailed(f"the listener did not start:\n{text[-4000:]}")
+    return None
 
 
-def _free_port(preferred: int) -> int:
-    """The preferred port if it is free, else any free port."""
-    for candidate in (preferred, 0):
-        with socket.socket() as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind(("127.0.0.1", candidate))
-            except OSError:
-                continue
-            return int(probe.getsockname()[1])
-    raise DemoFailed("no free port on 127.0.0.1")
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+    return True
 
 
 def _register_devices(conn: psycopg.Connection[Any]) -> None:
@@ -237,12 +269,18 @@ def _describe(record: Any, emulator: Emulator) -> str:
         case "failed":
             return f"[yellow]failed[/] {record.error_code}, again in {max(0.0, record.next_in):.1f} s"
         case "sent" if record.retry_count == 0 and record.next_in is None:
-            first = min(r.received_at for r in emulator.received if r.push_id == str(record.id))
-            return f"[green]sent[/]  at FCM {1000 * (first - record.inserted):.0f} ms after the insert"
+            times = [r.received_at for r in emulator.received if r.push_id == str(record.id)]
+            if not times:  # somebody has set the status by hand
+                return "[green]sent[/]"
+            return f"[green]sent[/]  at FCM {1000 * (min(times) - record.inserted):.0f} ms after the insert"
         case "sent":
             return f"[green]sent[/]  after {record.retry_count} retries"
+        case "delivered":
+            return "[green]delivered[/]"
+        case "cancelled":
+            return "cancelled"
         case _:
-            return f"[red]{record.status}[/]  {record.error_code}: {record.last_error}"
+            return f"[red]{record.status}[/]  {record.error_code}: {escape(str(record.last_error))}"
 
 
 def _check(conn: psycopg.Connection[Any], rows: dict[UUID, _Row], emulator: Emulator) -> list[str]:
@@ -310,7 +348,7 @@ async def _follow(console: Console, conn: psycopg.Connection[Any], emulator: Emu
         ).fetchall()
         new = [push_id for push_id, _ in ended if push_id not in printed]
         for record in _read(conn, new):
-            console.print(f"  {str(record.id)[:8]}  {_describe(record, emulator)}", soft_wrap=True)
+            console.print(f"  {record.id}  {_describe(record, emulator)}", soft_wrap=True)
         if ended:
             since = ended[-1][1]
             printed = {push_id for push_id, at in ended if at == since}

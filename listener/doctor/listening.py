@@ -34,7 +34,7 @@ def judge_mode(is_pooled: bool, *, sweeps: bool) -> Finding:
             f"{_TRANSACTION_MODE}; with WAKEUP=sweep a push waits up to 5 s, and nobody notices a dead worker",
             f"better {_PORT}; and remove WAKEUP",
         )
-    return _GROUP.fault(_TRANSACTION_MODE, _PORT)
+    return _GROUP.wrong_setting(_TRANSACTION_MODE, _PORT)
 
 
 def is_same(dsn: str, listen_dsn: str) -> bool:

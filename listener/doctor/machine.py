@@ -87,5 +87,5 @@ def judge_open_files(wanted: int, allowed: int) -> Finding:
         "raise the hard limit where the process is started (ulimit -Hn, LimitNOFILE=), or lower MAX_IN_FLIGHT"
     )
     if allowed == 0:
-        return _GROUP.fault(f"{text}: push-listener run does not start", remedy)
+        return _GROUP.wrong_setting(f"{text}: push-listener run does not start", remedy)
     return _GROUP.warning(f"{text}: push-listener run lowers it", remedy)

@@ -50,7 +50,7 @@ def examine(conn: Connection) -> Iterator[Finding]:
     """Raises psycopg.Error."""
     stranger = value(conn, STRANGERS_SCHEMA)
     if stranger is not None:
-        yield _GROUP.fault(str(StrangersSchema(str(stranger))))
+        yield _GROUP.wrong_setting(str(StrangersSchema(str(stranger))))
         return
     known = known_migrations()
     try:

@@ -108,7 +108,7 @@ def copy(settings: DatabaseSettings, dsn: str, seconds: float) -> Iterator[Findi
 
     fault = asyncio.run(look())
     if fault is not None:
-        yield _COPY.fault(str(fault))
+        yield _COPY.wrong_setting(str(fault))
     else:
         yield _COPY.ok("push-listener run may start: it is no copy, or nothing waits in it")
 

@@ -31,6 +31,7 @@ _LONGEST_REQUEST = 1 << 18
 # The command itself, and what it imports later, when it works.
 _IMPORTED = (
     "listener.cli.run",
+    "listener.cli.serve",
     "listener.__main__",
     "listener.fcm.transports.direct",
     "listener.fcm.transports.aiohttp",

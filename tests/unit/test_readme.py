@@ -1,4 +1,4 @@
-"""The README shows the settings and commands that there are, and every link in the documents leads somewhere."""
+"""The documents show the settings and commands that there are, say for whom they are, and have no dead link."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ from listener.cli.main import SUMMARIES
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
-DOCUMENTS = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")]
+CONFIGURATION = (ROOT / "docs/configuration.md").read_text()
+PAGES = sorted((ROOT / "docs").glob("*.md"))
+DOCUMENTS = [*ROOT.glob("*.md"), *PAGES]
 
 
 def slug(heading: str) -> str:
@@ -22,9 +24,9 @@ def slug(heading: str) -> str:
 
 def test_the_configuration_tables_are_those_of_the_settings() -> None:
     documented = []
-    for line in README.splitlines():
-        if line.startswith("### "):
-            group = line.removeprefix("### ")
+    for line in CONFIGURATION.splitlines():
+        if line.startswith("## "):
+            group = line.removeprefix("## ")
         elif row := re.fullmatch(r"\| `([A-Z_]+)` \| (.*?) \| (.*?) \|", line):
             documented.append((group, *row.groups()))
     assert documented == config.describe()
@@ -34,6 +36,18 @@ def test_the_index_names_every_document() -> None:
     named = re.findall(r"\]\(([a-z_-]+\.md)\)", (ROOT / "docs/README.md").read_text())
     there = {path.name for path in (ROOT / "docs").glob("[a-z]*.md")}
     assert sorted(named) == sorted(there)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
+def test_each_page_begins_with_whom_it_is_for(page: Path) -> None:
+    if page.name in (
+        "benchmarks.md",
+        "transports.md",
+    ):  # they begin with commands, and with what the page is about
+        return
+    title, blank, first = page.read_text().splitlines()[:3]
+    assert title.startswith("# ")
+    assert (blank, first[:4]) == ("", "For ")
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))

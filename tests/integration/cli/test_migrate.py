@@ -31,7 +31,9 @@ async def test_migrate_and_roll_back(blank_database: Database) -> None:
     ]
     again = await invoke(dsn, "migrate")
     assert (again.exit_code, again.stdout) == (0, "nothing to do: the database is up to date\n")
-    assert (await invoke(dsn, "migrate", "--dry-run")).stdout == ""
+    assert (
+        await invoke(dsn, "migrate", "--dry-run")
+    ).stdout == "-- nothing to do: the database is up to date\n"
     after = orjson.loads((await invoke(dsn, "migrate", "--status", "--json")).stdout)
     assert all(each["applied_at"] and not each["changed"] for each in after["migrations"])
     assert {each["standing"] for each in after["functions"]} == {"current"}
@@ -44,6 +46,14 @@ async def test_migrate_and_roll_back(blank_database: Database) -> None:
     assert back.stdout.splitlines()[-1] == f"{len(known)} migrations rolled back"
     with psycopg.connect(dsn) as conn:
         assert conn.execute("select to_regclass('push_notifications')").fetchone() == (None,)
+
+
+async def test_a_dry_run_tells_of_what_would_be_mended(database: Database) -> None:
+    with psycopg.connect(database.dsn, autocommit=True) as conn:
+        conn.execute("grant insert on push_notifications to anon")
+    planned = await invoke(database.dsn, "migrate", "--dry-run")
+    assert (planned.exit_code, planned.stdout) == (0, "")
+    assert "note: privileges have changed: " in planned.stderr
 
 
 async def test_a_rollback_keeps_rows_unless_told_to_discard_them(database: Database, rows: Rows) -> None:

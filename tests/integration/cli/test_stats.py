@@ -37,6 +37,10 @@ async def test_stats(database: Database, emulator: Emulator, rows: Rows) -> None
     assert "UNREGISTERED" in table.stdout
 
 
+async def test_of_an_empty_queue_nothing_is_due(database: Database) -> None:
+    assert "no push is due" in (await invoke(database.dsn, "stats")).stdout
+
+
 async def test_stats_of_rows_due_since_minus_infinity(database: Database, rows: Rows) -> None:
     await rows.query(
         "insert into push_notifications (device_token, title, next_attempt_at) values ('t', 't', '-infinity')"

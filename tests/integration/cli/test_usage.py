@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 import click
 import pytest
 
 from listener import __version__, config
 from listener.cli.main import SUMMARIES, main
+from listener.cli.shared import ADOPTIONS
+from listener.schema.served import Adoption
 from tests.support.cli import invoke
 from tests.support.postgres import Database
 
@@ -23,6 +27,10 @@ async def test_every_command_documents_itself_and_its_options(name: str) -> None
     assert command.help
     assert command.help.split("\n\n")[0] == SUMMARIES[name]
     assert [each.name for each in command.params if isinstance(each, click.Option) and not each.help] == []
+
+
+def test_the_ways_to_adopt_a_copy_are_those_of_the_service() -> None:
+    assert get_args(Adoption) == ADOPTIONS
 
 
 async def test_help_lists_every_command() -> None:

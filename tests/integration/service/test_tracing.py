@@ -158,7 +158,7 @@ async def test_variables_that_opentelemetry_refuses_stop_no_push(
 
 _IMPORTS = """
 import json, sys
-from listener.cli import run
+from listener.cli import serve
 from listener import tracing
 assert not tracing.from_environment().is_on
 print(json.dumps(sorted(sys.modules)))
@@ -168,7 +168,7 @@ _WITHOUT_PACKAGE = """
 import sys
 sys.modules["opentelemetry.sdk"] = None
 from listener import log
-from listener.cli import run
+from listener.cli import serve
 from listener import tracing
 log.configure("json", "info")
 assert not tracing.from_environment().is_on
