@@ -26,7 +26,13 @@ create trigger push_listener_never_early_again
 -- What a long statement inserts is due row by row, so it does not come to the trigger either.
 do $$
 begin
-  if not push_listener.adopted('push_notifications') then
+  -- A default that the application has given is left alone, and so is a table that it has made anew.
+  if not push_listener.adopted('push_notifications') and exists (
+    select from pg_attrdef d
+      join pg_attribute a on a.attrelid = d.adrelid and a.attnum = d.adnum
+      where d.adrelid = to_regclass('public.push_notifications') and a.attname = 'next_attempt_at'
+        and pg_get_expr(d.adbin, d.adrelid) = 'now()'
+  ) then
     alter table public.push_notifications alter column next_attempt_at set default clock_timestamp();
   end if;
 end

@@ -904,6 +904,7 @@ def test_row_level_security_costs_the_listener_no_plan(postgres: Server, applica
                     "excluded": [],
                     "from_high": -math.inf,
                     "from_normal": -math.inf,
+                    "early": [],
                     "is_strict": True,
                 }
                 rows = connection.execute(f"explain (costs off) {queue._CLAIM}", values).fetchall()
