@@ -161,6 +161,8 @@ class Tls:
     server: ssl.SSLContext
     ca_file: Path
     """The authority's certificate, for a client that is to trust it."""
+    chain_file: Path
+    """The server's key and certificate."""
 
 
 def make_tls(directory: Path, protocol: str | None = None, *, host: str = "localhost") -> Tls:
@@ -186,7 +188,7 @@ def make_tls(directory: Path, protocol: str | None = None, *, host: str = "local
     server.load_cert_chain(chain_file)
     if protocol is not None:
         server.set_alpn_protocols([protocol])
-    return Tls(server, ca_file)
+    return Tls(server, ca_file, chain_file)
 
 
 _Signer = tuple[ec.EllipticCurvePrivateKey, x509.Certificate]
