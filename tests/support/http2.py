@@ -79,6 +79,11 @@ class Http2:
             self._frames.end_stream(stream)
         self._flush()
 
+    def change(self, settings: Mapping[int, int]) -> None:
+        """Replaces some of the settings."""
+        self._frames.update_settings(dict(settings))
+        self._flush()
+
     def ping(self) -> None:
         """Asks whether the client is there."""
         self._frames.ping(b"are you?")

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from listener.fcm.fault import SendFault
 from listener.fcm.transports.base import Response
 from listener.fcm.transports.connection import Connection, Head, NotTaken
-from listener.fcm.transports.http2_connection import Http2Connection, frame
+from listener.fcm.transports.http2_connection import PING_AFTER, Http2Connection, frame
 from listener.fcm.transports.http2_fields import Http2Headers, request_blocks
 
 NAMES = st.sampled_from([b":authority", b":path", b"authorization", b"content-type", b"x-goog-user-project"])
@@ -51,9 +51,19 @@ class Wire(asyncio.Transport):
     """Takes what a connection writes."""
 
     is_cut = False
+    unread = 0
+    """Bytes that the server has not read."""
+
+    def __init__(self, *, is_read: bool = True) -> None:
+        self._is_read = is_read
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
         assert not self.is_cut
+        if not self._is_read:
+            self.unread += len(data)
+
+    def get_write_buffer_size(self) -> int:
+        return self.unread
 
     def is_closing(self) -> bool:
         return self.is_cut
@@ -68,16 +78,20 @@ class Pool:
     """Counts the requests that have ended."""
 
     request_timeout = 15.0
+    streams = 100
 
     def __init__(self) -> None:
-        self.released = 0
+        self.released = self.offered = 0
 
     def add(self, connection: Connection) -> None: ...
 
     def release(self, connection: Connection) -> None:
         self.released += 1
 
-    def offer(self, connection: Connection) -> None: ...
+    def offer(self, connection: Connection) -> None:
+        self.offered += 1
+
+    def resize(self, connection: Connection) -> None: ...
 
     def discard(self, connection: Connection) -> None: ...
 
@@ -117,6 +131,45 @@ async def test_each_request_ends_once_whatever_comes(sent: bytes, cuts: list[int
         assert pool.released == 3
         outcomes.append([_seen(cast(Response | Exception, each)) for each in found])
     assert outcomes[0] == outcomes[1]
+
+
+@settings(max_examples=5)
+@given(st.sampled_from([frame(6, 0, 0, bytes(8)), frame(4, 0, 0)]))
+async def test_what_a_server_does_not_read_is_bounded(asks: bytes) -> None:
+    """Each PING and each SETTINGS wants an answer."""
+    wire = Wire(is_read=False)
+    connection = Http2Connection(Pool(), asyncio.get_running_loop())
+    connection.connection_made(wire)
+    answer = connection.send(Head(b"", [(b":path", b"/")]), b"{}", 1e9)
+    while not wire.is_cut:
+        connection.data_received(asks * 1000)
+        await asyncio.sleep(0)
+        assert wire.unread < 8 << 20
+    assert _seen(cast(Response | Exception, (await asyncio.gather(answer, return_exceptions=True))[0])) == (
+        "RESET",
+    )
+
+
+async def test_a_connection_gets_no_requests_while_a_ping_is_unanswered() -> None:
+    loop = asyncio.get_running_loop()
+    pool = Pool()
+    connection = Http2Connection(pool, loop)
+    wire = Wire()
+    connection.connection_made(wire)
+    answer = connection.send(Head(b"", [(b":path", b"/")]), b"{}", 1e9)
+    connection.expire(loop.time() + PING_AFTER - 1)
+    assert connection.is_usable
+    connection.expire(loop.time() + PING_AFTER + 1)
+    assert not connection.is_usable
+    connection.data_received(frame(6, 1, 0, bytes(8)))
+    assert connection.is_usable
+    assert pool.offered == 1
+    connection.data_received(frame(6, 1, 0, bytes(8)))
+    assert pool.offered == 1
+    connection.expire(loop.time() + PING_AFTER + 1)
+    connection.abandon(answer)
+    connection.expire(loop.time() + 2 * PING_AFTER + 2)
+    assert wire.is_cut
 
 
 def _seen(result: Response | Exception) -> tuple[object, ...]:

@@ -66,6 +66,8 @@ class Owner(Protocol):
     """What a connection tells its pool."""
 
     request_timeout: float
+    streams: int
+    """Requests at once that a server of HTTP/2 is expected to allow, until it has said how many."""
 
     def add(self, connection: Connection) -> None:
         """It has been opened."""
@@ -76,7 +78,11 @@ class Owner(Protocol):
         ...
 
     def offer(self, connection: Connection) -> None:
-        """Its capacity has changed."""
+        """It takes requests again."""
+        ...
+
+    def resize(self, connection: Connection) -> None:
+        """The server has said how many requests at once it allows."""
         ...
 
     def discard(self, connection: Connection) -> None:

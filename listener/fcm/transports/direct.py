@@ -12,8 +12,9 @@ from listener.fcm.transports.base import ENCODING, USER_AGENT, Outgoing, Respons
 from listener.fcm.transports.connection import Head, NotTaken
 from listener.fcm.transports.pool import Pool
 
-_TRIES = 3
-"""Connections, at most, that a request is sent over in turn, if the servers say that they did not carry it out."""
+_TRIES = 20
+"""Connections, at most, that a request is sent over in turn, if the servers say that they did not carry it out.
+Connections that were opened together reach the age at which a server leaves them together."""
 
 
 class DirectTransport:

@@ -29,6 +29,9 @@ _ANSWERS = 1 << 20
 """Bytes of all answers on a connection that the server may send before we allow more."""
 _FRAME = 1 << 14
 """Bytes of the largest frame."""
+_UNREAD = 1 << 22
+"""Bytes that the server has not read, after which the connection ends: all its requests have fewer. The rest would be
+answers to its PINGs and SETTINGS, without end."""
 
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 DATA, HEADERS, RST_STREAM, SETTINGS, PUSH_PROMISE, PING, GOAWAY, WINDOW_UPDATE = 0, 1, 3, 4, 5, 6, 7, 8
@@ -92,6 +95,7 @@ class Http2Connection(asyncio.Protocol):
 
     __slots__ = (
         "__weakref__",
+        "_allowed",
         "_blocks",
         "_fields",
         "_frames",
@@ -121,7 +125,8 @@ class Http2Connection(asyncio.Protocol):
     def __init__(self, owner: Owner, loop: asyncio.AbstractEventLoop) -> None:
         self._owner = owner
         self._loop = loop
-        self.capacity = STREAMS
+        self.capacity = owner.streams
+        self._allowed = STREAMS
         self.in_use = 0
         self.idle_since = self._heard = loop.time()
         self._transport: asyncio.Transport | None = None
@@ -146,7 +151,11 @@ class Http2Connection(asyncio.Protocol):
     def is_usable(self) -> bool:
         """Whether a request may be written, as far as this side knows."""
         return not (
-            self._is_closed or self._is_leaving or self._transport is None or self._transport.is_closing()
+            self._is_closed
+            or self._is_leaving
+            or self._pinged is not None  # It may be dead. Those requests that are on it wait for the answer.
+            or self._transport is None
+            or self._transport.is_closing()
         )
 
     def send(self, head: Head, body: bytes, deadline: float) -> asyncio.Future[Response]:
@@ -187,7 +196,7 @@ class Http2Connection(asyncio.Protocol):
 
     def expire(self, now: float) -> None:
         """See ``Connection.expire``."""
-        if not self._streams:
+        if not self._streams and self._pinged is None:
             if now - self.idle_since >= KEEPALIVE and self._transport is not None:
                 self._transport.close()
             return
@@ -219,7 +228,10 @@ class Http2Connection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         if self._is_closed:
             return
-        self._heard, self._pinged = self._loop.time(), None
+        self._heard = self._loop.time()
+        if self._pinged is not None:
+            self._pinged = None
+            self._owner.offer(self)
         data = self._unread + data if self._unread else data
         at, have = 0, len(data)
         while have - at >= _HEAD_SIZE:
@@ -342,7 +354,7 @@ class Http2Connection(asyncio.Protocol):
             return False
         for name, value in _SETTING.iter_unpack(payload):
             if name == _STREAMS_ID:
-                self.capacity = min(value, STREAMS)
+                self._allowed = min(value, STREAMS)
             elif name == _WINDOW_ID:
                 for stream in self._unsent.values():
                     stream.window += value - self._server_window
@@ -352,14 +364,19 @@ class Http2Connection(asyncio.Protocol):
                 self._head = None
         self._write(frame(SETTINGS, ACK, 0))
         self._send_rest()
-        self._owner.offer(self)
+        self.capacity = self._allowed
+        if not self.capacity:
+            self._is_leaving = True  # Nobody can tell whether it will ever take requests.
+            self._close_if_done()
+        self._owner.resize(self)
         return True
 
     def _take_leave(self, last: int) -> None:
         """The server takes no new requests, and has not taken those after ``last``."""
         self._is_leaving = True
-        for number in [number for number in self._streams if number > last]:
-            self._not_taken(number)
+        for number, stream in list(self._streams.items()):
+            if number > last and stream.status is None:  # A request that is being answered was taken.
+                self._not_taken(number)
         self._close_if_done()
 
     # --- writing ---------------------------------------------------------------------------------------
@@ -375,7 +392,7 @@ class Http2Connection(asyncio.Protocol):
         """Sends of what waits as much as the server allows."""
         for number, stream in list(self._unsent.items()):
             while (
-                size := min(len(stream.unsent), _FRAME, self._window, stream.window)
+                size := max(0, min(len(stream.unsent), _FRAME, self._window, stream.window))
             ) > 0 or not stream.unsent:
                 part, stream.unsent = stream.unsent[:size], stream.unsent[size:]
                 self._window -= size
@@ -393,8 +410,11 @@ class Http2Connection(asyncio.Protocol):
 
     def _flush(self) -> None:
         out, self._out = self._out, []
-        if self._transport is not None and not self._transport.is_closing():
-            self._transport.write(b"".join(out))
+        if self._transport is None or self._transport.is_closing():
+            return
+        self._transport.write(b"".join(out))
+        if self._transport.get_write_buffer_size() > _UNREAD:
+            self._break_off("RESET", "the server does not read what it is sent")
 
     def _cut(self) -> None:
         if self._transport is not None:

@@ -77,6 +77,8 @@ class Pool:
         self._all_closed = asyncio.Event()
         self._free: dict[Connection, None] = {}
         """Those that have room; the last one is used next."""
+        self.streams = STREAMS
+        """See ``Owner.streams``."""
         self._expected = STREAMS if http2 else 1
         """Requests that the next connection is expected to have room for."""
         self._waiting: Lanes[Connection] = Lanes()
@@ -115,13 +117,15 @@ class Pool:
         """
         for _ in range(_TRIES):
             connection = await self._next(min(self._connect_timeout, deadline - self._now()), is_high)
-            if connection.is_usable:  # The server may have closed it since.
+            # The server may have closed it since, or said that it allows fewer requests.
+            if connection.is_usable and connection.in_use <= connection.capacity:
                 return connection
             self.release(connection)
-        reason = f"{self._host} closes connections before anything can be sent"
-        raise SendFault("CONNECT", reason, ambiguous=False)
+        raise self._useless()
 
     async def _next(self, seconds: float, is_high: bool) -> Connection:
+        if self._is_closed:
+            raise _closing()
         waiter: asyncio.Future[Connection] = self._loop.create_future()
         self._waiting.add(waiter, is_high=is_high)
         self._open_more()
@@ -151,13 +155,15 @@ class Pool:
         """A request has ended, or never began: its place goes to the request whose turn it is."""
         connection.in_use -= 1
         connection.idle_since = self._now()
-        if self._is_closed:
-            connection.abort()
-        else:
-            self.offer(connection)
+        self.offer(connection)
+
+    def resize(self, connection: Connection) -> None:
+        """See ``Owner.resize``."""
+        self._expected = self.streams = max(1, connection.capacity)
+        self.offer(connection)
 
     def offer(self, connection: Connection) -> None:
-        """Gives the room that a connection has to requests that wait, and keeps the rest for others."""
+        """See ``Owner.offer``. The room that a connection has goes to requests that wait; others may take the rest."""
         if not connection.is_usable:
             return
         while connection.in_use < connection.capacity and (waiter := self._waiting.next()) is not None:
@@ -204,6 +210,9 @@ class Pool:
                 self._fail_first_waiter(self._fault(error))
         else:
             self.offer(connection)
+            if not connection.is_usable:
+                # Otherwise connections would be opened one after the other as long as the request waits.
+                self._fail_first_waiter(self._useless())
 
     async def _connect(self) -> Connection:
         sock = await aiohappyeyeballs.start_connection(
@@ -252,6 +261,11 @@ class Pool:
                 code, reason = "CONNECT", f"cannot connect to {self._host}:{self._port}: {why}"
         return SendFault(code, reason, ambiguous=False)
 
+    def _useless(self) -> SendFault:
+        """The fault of a request whose connection was closed at once."""
+        reason = f"{self._host} closes connections before anything can be sent"
+        return SendFault("CONNECT", reason, ambiguous=False)
+
     # --- the end ---------------------------------------------------------------------------------------
 
     def _expire(self) -> None:
@@ -268,7 +282,7 @@ class Pool:
         """Closes all connections, also those that are being opened. Returns when they are closed."""
         self._is_closed = True
         while self._waiting:
-            self._fail_first_waiter(SendFault("CONNECT", "the connections are being closed", ambiguous=False))
+            self._fail_first_waiter(_closing())
         for task in self._opening:
             task.cancel()
         if self._opening:
@@ -281,6 +295,11 @@ class Pool:
                     await self._all_closed.wait()
         if self._timer is not None:
             self._timer.cancel()
+
+
+def _closing() -> SendFault:
+    """The fault of a request that got no connection before the end."""
+    return SendFault("CONNECT", "the connections are being closed", ambiguous=False)
 
 
 class _Door(asyncio.Protocol):

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import gzip
+import itertools
+import ssl
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
+from pathlib import Path
 
 import hpack
 import pytest
@@ -14,12 +17,13 @@ from h2.errors import ErrorCodes
 from h2.settings import SettingCodes
 
 from listener.fcm.fault import SendFault
-from listener.fcm.transports import http2_connection
+from listener.fcm.transports import direct, http2_connection
 from listener.fcm.transports.base import ANSWER_LIMIT, Outgoing, Response
 from listener.fcm.transports.direct import DirectTransport
 from listener.fcm.transports.http2_connection import STREAMS, frame
 from tests.support.http2 import Http2
-from tests.support.servers import BODY, Tls, forget_proxies, make_tls, reset, tcp_server
+from tests.support.servers import BODY, Tls, answer, forget_proxies, make_tls, read_request, reset, tcp_server
+from tests.support.service import PATIENCE
 
 HEADERS = {"Authorization": "Bearer abc", "Content-Type": "application/json"}
 
@@ -141,6 +145,72 @@ async def test_request_on_a_connection_that_is_going_away_is_still_answered(tls:
         for _ in range(4):
             assert (await client.post()).body == BODY
     assert connections == 2
+
+
+async def test_burst_from_cold_reaches_a_server_that_allows_few_at_once(tls: Tls) -> None:
+    """It refuses what comes before its settings do."""
+    answered = 0
+
+    async def handle(reader: Reader, writer: Writer) -> None:
+        connection = Http2(reader, writer, settings={SettingCodes.MAX_CONCURRENT_STREAMS: 3})
+        in_flight = 0
+        answers = []
+
+        async def answer(stream: int) -> None:
+            nonlocal in_flight, answered
+            await asyncio.sleep(0.02)
+            in_flight -= 1
+            answered += 1
+            connection.answer(stream)
+
+        while True:
+            stream = await connection.request()
+            if in_flight == 3:
+                connection.reset(stream, ErrorCodes.REFUSED_STREAM)
+            else:
+                in_flight += 1
+                answers.append(asyncio.create_task(answer(stream)))
+
+    async with served_by(handle, tls, timeout=120.0) as client:
+        responses = await asyncio.gather(*(client.post() for _ in range(2 * STREAMS)))
+    assert {each.status for each in responses} == {200}
+    assert answered == 2 * STREAMS
+
+
+async def test_request_goes_on_however_many_connections_leave_without_it(tls: Tls) -> None:
+    """Those that were opened together leave together."""
+    connections = 0
+
+    async def handle(reader: Reader, writer: Writer) -> None:
+        nonlocal connections
+        connections += 1
+        connection = Http2(reader, writer)
+        stream = await connection.request()
+        if connections <= 10:
+            connection.go_away(last_stream=0)
+            await reader.read()
+        else:
+            connection.answer(stream)
+            await connection.request()
+
+    async with served_by(handle, tls) as client:
+        assert (await client.post()).body == BODY
+
+
+async def test_request_that_has_half_an_answer_is_not_sent_again_when_the_server_leaves(tls: Tls) -> None:
+    requests = 0
+
+    async def handle(reader: Reader, writer: Writer) -> None:
+        nonlocal requests
+        connection = Http2(reader, writer)
+        stream = await connection.request()
+        requests += 1
+        connection.answer(stream, whole=False)
+        connection.go_away(last_stream=0)
+
+    async with served_by(handle, tls) as client:
+        assert (await client.post()).status == 200
+    assert requests == 1
 
 
 def after_request(act: Callable[[Http2, int, Writer], None]) -> Callable[[Reader, Writer], Awaitable[None]]:
@@ -460,6 +530,111 @@ async def test_push_of_high_priority_gets_the_next_place(tls: Tls) -> None:
     assert bodies.index(b"high") <= 3
 
 
+async def test_push_of_high_priority_does_not_wait_for_a_full_connection(tls: Tls) -> None:
+    all_hang = asyncio.Event()
+    hanging = 0
+
+    async def handle(reader: Reader, writer: Writer) -> None:
+        nonlocal hanging
+        connection = Http2(reader, writer)
+        while True:
+            stream = await connection.request()
+            if connection.bodies[stream] == b"high":
+                connection.answer(stream)
+            else:
+                hanging += 1
+                if hanging == STREAMS:
+                    all_hang.set()
+
+    async with served_by(handle, tls, timeout=120.0) as client:
+        hang = [asyncio.create_task(client.post()) for _ in range(STREAMS)]
+        await all_hang.wait()
+        assert (await client.post(b"high", is_high=True)).status == 200
+        assert not any(task.done() for task in hang)
+        for task in hang:
+            task.cancel()
+        await asyncio.wait(hang)
+
+
+async def test_close_ends_the_requests_in_flight_and_those_that_wait(tls: Tls) -> None:
+    hanging = 0
+    all_hang = asyncio.Event()
+
+    async def handle(reader: Reader, writer: Writer) -> None:
+        nonlocal hanging
+        connection = Http2(reader, writer)
+        while True:
+            await connection.request()
+            hanging += 1
+            if hanging == 3 * STREAMS:
+                all_hang.set()
+
+    async with tcp_server(handle, tls.server) as port:
+        client = Client(port, 1000.0)
+        sending = [asyncio.create_task(client.post()) for _ in range(3 * STREAMS)]
+        await all_hang.wait()
+        sending += [asyncio.create_task(client.post()) for _ in range(5)]
+        await asyncio.sleep(0)
+        await client.transport.close()
+        async with asyncio.timeout(PATIENCE):
+            faults = await asyncio.gather(*sending, return_exceptions=True)
+            with pytest.raises(SendFault, match="CONNECT"):
+                await client.transport._pool.acquire(1e9)
+    assert {type(each) for each in faults} == {SendFault}
+
+
+@pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
+@pytest.mark.parametrize(
+    "first",
+    [None, frame(4, 0, 0, b"\0\3\0\0\0\0"), frame(7, 0, 0, bytes(8))],
+    ids=["it hangs up", "no requests allowed", "it leaves"],
+)
+def test_a_server_that_takes_no_requests_gets_few_connections(
+    first: bytes | None, version: ssl.TLSVersion, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With TLS 1.2 what the server says first may come together with the end of the handshake."""
+    connections = 0
+
+    async def handle(reader: Reader, writer: Writer) -> None:
+        nonlocal connections
+        connections += 1
+        if first is not None:
+            writer.write(first)
+            await reader.read()
+
+    async def main() -> None:
+        tls = make_tls(tmp_path, protocol="h2")
+        tls.server.maximum_version = version
+        monkeypatch.setenv("SSL_CERT_FILE", str(tls.ca_file))
+        async with served_by(handle, tls, timeout=2.0) as client:
+            await client.fault()
+
+    asyncio.run(main())
+    assert connections <= direct._TRIES
+
+
+@pytest.mark.parametrize("protocol", ["http/1.1", None])
+async def test_server_without_http2_is_spoken_to_in_http1(
+    protocol: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also one in the middle that has taken the connection apart."""
+    tls = make_tls(tmp_path, protocol)
+    monkeypatch.setenv("SSL_CERT_FILE", str(tls.ca_file))
+    bodies: Counter[bytes] = Counter()
+
+    async def handle(reader: Reader, writer: Writer) -> None:
+        while True:
+            _, body = await read_request(reader)
+            bodies[body] += 1
+            writer.write(answer())
+
+    sent = [b'{"message":%d}' % number for number in range(2 * STREAMS)]
+    async with served_by(handle, tls) as client:
+        answers = await asyncio.gather(*(client.post(body) for body in sent))
+    assert {each.body for each in answers} == {BODY}
+    assert bodies == Counter(sent)
+
+
 # --- what the server allows ----------------------------------------------------------------------------
 
 
@@ -533,6 +708,54 @@ async def test_the_server_reads_the_fields_of_each_request(token: bytes, table: 
             "accept-encoding": "identity",
             "x-goog-user-project": "p",
         }
+
+
+async def test_the_server_reads_the_fields_while_it_changes_its_table(tls: Tls) -> None:
+    """Two access tokens in turn; some requests are refused, also those that fill the table."""
+    seen: list[str] = []
+
+    async def handle(reader: Reader, writer: Writer) -> None:
+        connection = Http2(reader, writer)
+        for number in itertools.count():
+            stream = await connection.request()
+            if number % 5 == 3:
+                connection.change({SettingCodes.HEADER_TABLE_SIZE: (0, 4096, 100, 65536)[number // 5 % 4]})
+            if number % 3 == 0:
+                connection.reset(stream, ErrorCodes.REFUSED_STREAM)
+            else:
+                seen.append(connection.fields[stream]["authorization"])
+                connection.answer(stream)
+
+    headers = [{"Authorization": f"Bearer {letter * 1000}"} for letter in "ab"]
+    sent = [headers[number // 2 % 2] for number in range(80)]
+    async with served_by(handle, tls) as client:
+        for each in sent:
+            assert (await client.post(headers=each)).status == 200
+    assert seen == [each["Authorization"] for each in sent]
+
+
+@pytest.mark.parametrize("window", [0, 1, 2**31 - 1])
+async def test_windows_that_change_are_kept(window: int, tls: Tls) -> None:
+    """The server's side of h2 breaks off when a window is exceeded."""
+    bodies = []
+
+    async def handle(reader: Reader, writer: Writer) -> None:
+        connection = Http2(reader, writer, settings={SettingCodes.INITIAL_WINDOW_SIZE: 50})
+        connection.answer(await connection.request())
+        writer.write(frame(8, 0, 1, bytes(4)) + frame(8, 0, 99, b"\xff" * 4))  # windows that nobody waits for
+        for size in (window, 60, window, 1000):
+            connection.change({SettingCodes.INITIAL_WINDOW_SIZE: size})
+        while True:
+            stream = await connection.request()
+            bodies.append(connection.bodies[stream])
+            connection.answer(stream)
+
+    async with served_by(handle, tls) as client:
+        await client.post(b"")
+        for body in (b"x" * 300, b"", b"y" * 70):
+            await client.post(body)
+        await asyncio.gather(*(client.post(b"z" * 500) for _ in range(20)))
+    assert bodies == [b"x" * 300, b"", b"y" * 70, *[b"z" * 500] * 20]
 
 
 # --- answers, frame by frame ---------------------------------------------------------------------------
