@@ -102,7 +102,8 @@ class Fate(StrEnum):
     DELETED = "deleted"
     """The row is gone."""
     REFUSED = "refused"
-    """The row is still claimed: a trigger of the application has ignored or changed the result."""
+    """A trigger of the application has ignored or changed the result, and the row is still claimed; or it keeps the row
+    from being claimed again after a crash."""
     FORGOTTEN = "forgotten"
     """The row is as it was before the claim, which Postgres has forgotten in a crash. ``settle`` does not return it."""
     UNLOGGED = "unlogged"
@@ -111,7 +112,7 @@ class Fate(StrEnum):
 
 
 NOT_OVER = frozenset({Fate.REFUSED, Fate.UNLOGGED})
-"""The fates of rows that are still claimed by this worker, which has to write them in another way."""
+"""The fates of results that this worker has to write in another way."""
 
 
 class _Unlogged(Exception):
@@ -125,7 +126,8 @@ class _Unlogged(Exception):
 # SQLSTATEs. A database with the encoding SQL_ASCII stores any bytes, and refuses to send those that are no UTF-8.
 _NOT_TEXT = ("22021", "22P05")
 # Another transaction holds a lock, or another row what an index or an exclusion constraint lets only one row have.
-_PASSING = ("55P03", "23505", "23P01")
+_LOCKED_OUT = "55P03"
+_PASSING = (_LOCKED_OUT, "23505", "23P01")
 _NOT_UTF8 = (
     "a text of this push, or a token in push_recipients, is not valid UTF-8: write it again in that encoding"
 )
@@ -345,7 +347,8 @@ class Queue:
 
         Claims that Postgres has forgotten in a crash are made again first, if no other worker has claimed the rows.
 
-        Raises psycopg.errors.LockNotAvailable when another transaction holds the lock of a row for more than a moment.
+        Raises psycopg.errors.LockNotAvailable when another transaction holds the lock of a row for more than a moment,
+        or at all if the claim of the row is to be made again. Other rows may be written then.
 
         Args:
             batch: if empty, the method fails only for a reason that is not in a row.
@@ -359,28 +362,39 @@ class Queue:
             for settlement, fate in zip(batch, fates, strict=True)
             if fate is Fate.FORGOTTEN
         ]
-        await self._claim_forgotten(forgotten)
+        refused = await self._claim_forgotten(forgotten)
         # The log rows are written already.
         later = iter(await self._settle(forgotten, is_retry=True))
         fates = [next(later) if fate is Fate.FORGOTTEN else fate for fate in fates]
-        return [Fate.TAKEN if fate is Fate.FORGOTTEN else fate for fate in fates]
+        for n, settlement in enumerate(batch):
+            if fates[n] is Fate.FORGOTTEN:
+                if settlement.push_id not in refused:
+                    raise psycopg.errors.LockNotAvailable
+                fates[n] = Fate.REFUSED
+        return fates
 
-    async def _claim_forgotten(self, batch: Sequence[Settlement]) -> None:
-        """Claims rows again for the same attempts; not those that another transaction has locked."""
-        values: dict[str, object] = {
-            "ids": [s.push_id for s in batch],
-            "attempts": [s.attempt for s in batch],
-            "is_strict": False,
-        }
-        try:
-            async with self._pool.connection() as conn, conn.transaction():
-                await conn.execute(_NOT_DEFERRED)
-                claimed = await self._take(conn, _CLAIM_FORGOTTEN, values, _Reader())
-        except ROW_FAULTS as error:
-            if not is_of_rows(error):
-                raise
-            return  # other workers may claim them
-        log.warning("claims that Postgres forgot in a crash were made again", rows=len(claimed))
+    async def _claim_forgotten(self, batch: Sequence[Settlement]) -> set[UUID]:
+        """Claims rows again for the same attempts, past those that others have locked; returns those that are refused.
+
+        A row that a trigger of the application keeps locked is not refused.
+        """
+        attempts = {settlement.push_id: settlement.attempt for settlement in batch}
+        async with self._pool.connection() as conn, conn.transaction():
+            await conn.execute(_NOT_DEFERRED)
+
+            async def claim(part: Sequence[UUID]) -> int:
+                values = {
+                    "ids": list(part),
+                    "attempts": [attempts[push_id] for push_id in part],
+                    "is_strict": False,
+                }
+                return len(await self._take(conn, _CLAIM_FORGOTTEN, values, _Reader()))
+
+            await claim([])  # what fails without rows is no row's fault
+            written = await write_in_parts(conn, list(attempts), claim, may_stop=False)
+        if rows := sum(written.results):
+            log.warning("claims that Postgres forgot in a crash were made again", rows=rows)
+        return {push_id for push_id, code in written.refused.items() if code != _LOCKED_OUT}
 
     async def _settle(self, batch: Sequence[Settlement], is_retry: bool) -> list[Fate]:
         statuses, delays, tries, codes, reasons, message_ids = (

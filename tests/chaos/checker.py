@@ -165,7 +165,8 @@ def _promises(evidence: Evidence, claims: Mapping[UUID, list[Claim]], found: Fin
         if rows[push_id]["status"] != "cancelled":
             found.wrong(f"{push_id} was cancelled, and is {rows[push_id]['status']}")
         ghosts = [claim for claim in claims.get(push_id, ()) if claim.fate in ("rescued", "lease")]
-        if not ghosts and any(e.push_id == push_id and e.began > when for e in evidence.exchanges):
+        late = [e for e in evidence.exchanges if e.push_id == push_id and e.began > when]
+        if not ghosts and not all(_may_be_forgotten(evidence, exchange) for exchange in late):
             found.wrong(f"{push_id} was cancelled, and sent after that")
     for process in evidence.processes:
         # Python was still importing when SIGTERM came; nothing had begun.
@@ -246,6 +247,10 @@ def _logs(
                 found.wrong(
                     f"{push_id}: {len(made)} requests of claim {attempt} were logged {len(written)} times"
                 )
+            if not _all_acceptances(evidence, made, written):
+                found.wrong(
+                    f"{push_id}: FCM accepted claim {attempt}, which Postgres forgot, and no log row says so"
+                )
         elif claim is None:
             found.wrong(f"{push_id}: a log row for claim {attempt}, which never was")
         elif len(written) > 1:
@@ -265,6 +270,17 @@ def _logs(
                 found.unlogged[name] += 1
         else:
             _agree(key, written[0], made[0] if made else None, found)
+
+
+def _all_acceptances(
+    evidence: Evidence, made: Sequence[Exchange], written: Sequence[Mapping[str, Any]]
+) -> bool:
+    """Whether the log has each message that FCM has accepted, as far as a worker that lives has the answer."""
+    if any(line["status"] == "unknown" for line in written):
+        return True
+    dead, ports = _deaths(evidence), {process.port: process.name for process in evidence.processes}
+    logged = {line["details"].get("message_id") for line in written}
+    return all(each.name in logged for each in made if each.accepted and ports[each.port] not in dead)
 
 
 def _agree(key: Key, line: Mapping[str, Any], made: Exchange | None, found: Findings) -> None:

@@ -204,6 +204,23 @@ def test_a_claim_that_was_forgotten_and_made_again_is_no_double() -> None:
     assert sum(found.doubles.values()) == 0
 
 
+def test_a_push_may_be_cancelled_while_the_request_of_a_forgotten_claim_is_under_way() -> None:
+    evidence = sent_once()
+    evidence.audit = [evidence.audit[0], change(13.2, "pending", "cancelled", 0, None)]
+    of_the_row(status="cancelled")(evidence)
+    evidence.ledger.cancelled[PUSH] = 13.2
+    evidence.exchanges[0].began, evidence.exchanges[0].ended = 13.3, 13.4
+    assert any("cancelled, and sent" in violation for violation in check(evidence).violations)
+    evidence.events = [Event(CRASH, 11.5, 13.0, None)]
+    assert check(evidence).violations == []
+
+
+def forgotten_and_logged_once(evidence: Evidence) -> None:
+    forgotten(evidence)
+    evidence.events = [Event(CRASH, 11.5, 13.0, None)]
+    evidence.logs = evidence.logs[1:]
+
+
 def forgotten_too_late(evidence: Evidence) -> None:
     """The crash came so long after the request that the claim was on disk."""
     forgotten(evidence)
@@ -229,6 +246,7 @@ def forgotten_too_late(evidence: Evidence) -> None:
         (in_two_hands, "two workers at once"),
         (forgotten, "had not claimed it"),
         (forgotten_too_late, "had not claimed it"),
+        (forgotten_and_logged_once, "no log row says so"),
         (not_hiding, "do not hide each other"),
         (late, "after its expiry"),
         (tampered("audit", lambda rows: [{**rows[0], "due": 12.0}, *rows[1:]]), "before its time"),

@@ -1,7 +1,11 @@
 -- Tells what has become of rows whose results a settle has not written.
 --
 -- If a settle whose answer was lost is repeated, the row may hold the result already; and if another worker has claimed
--- the row since, a log row of this attempt tells.
+-- the row since, a log row of this attempt tells. If both claims have the same number, Postgres has forgotten the first
+-- in a crash, and the log row may be of the second.
+--
+-- A row whose counter the application has set back to 0 still has the id of the worker, and is not as it was before
+-- the claim: the application wants it to be sent once more.
 select r.position, case
     when p.id is null then 'deleted'
     when p.claimed_by = %(worker)s and p.delivery_attempts = r.attempt then case
@@ -11,10 +15,11 @@ select r.position, case
       when p.status::text = r.status or r.status = 'sent' and p.status::text = 'delivered' then 'written'
       when p.status::text = 'processing' then 'refused'
       else 'changed' end
-    when coalesce(p.delivery_attempts, 0) = r.attempt - 1 and p.next_attempt_at <= pg_catalog.now()
-      and p.status::text in ('pending', 'processing', 'failed') then 'forgotten'
+    when coalesce(p.delivery_attempts, 0) = r.attempt - 1 and p.next_attempt_at is not null
+      and p.status::text in ('pending', 'processing', 'failed')
+      and (r.attempt > 1 or p.claimed_by is distinct from %(worker)s) then 'forgotten'
     -- For "exists" Postgres might read the whole log.
-    when %(is_retry)s and (
+    when %(is_retry)s and p.delivery_attempts <> r.attempt and (
       select true from public.push_delivery_logs o
         where o.push_id = r.id and o.details ->> 'attempt'::text = r.attempt::text limit 1) then 'written'
     else 'taken' end as fate

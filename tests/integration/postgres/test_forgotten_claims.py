@@ -27,6 +27,17 @@ _ADD = (
     "insert into push_notifications (device_token, title) select 'phone-' || n, 't' from generate_series(1, %s) n "
     "returning id"
 )
+_IS_NOTED_FOR_GOOD = (
+    "select 1 from push_listener.unwritable_rows where statement = 'settle' and until = 'infinity'"
+)
+# A crash empties an unlogged table.
+_REFUSES_CLAIMS_AFTER_A_CRASH = """
+create unlogged table no_crash as select;
+create function refuse() returns trigger language plpgsql security definer as
+  'begin if not exists (select from public.no_crash) then raise exception $$no$$; end if; return new; end';
+create trigger refuse before update on push_notifications for each row
+  when (new.status = 'processing' and new.device_token = 'phone-1') execute function refuse();
+"""
 
 
 async def query(database: Database, statement: str, *values: object) -> list[tuple[object, ...]]:
@@ -69,14 +80,20 @@ async def claim(queue: Queue, limit: int = 10) -> list[Push]:
 
 async def settle(queue: Queue, *pushes: Push, delay: float | None = None) -> list[Fate]:
     while True:
-        with suppress(psycopg.OperationalError):
+        try:
             return await queue.settle([_sent(push, delay) for push in pushes])
+        except psycopg.errors.LockNotAvailable:
+            raise
+        except psycopg.OperationalError:
+            pass
 
 
-def _sent(push: Push, delay: float | None) -> Settlement:
-    status = Status.SENT if delay is None else Status.FAILED
-    line = LogLine("phone", "sent" if delay is None else "failed", {"attempt": push.attempt})
-    return Settlement(push.id, push.attempt, Decision(status, delay), [line])
+def _sent(push: Push, delay: float | None = None, message: str = "m") -> Settlement:
+    if delay is not None:
+        line = LogLine("phone", "failed", {"attempt": push.attempt})
+        return Settlement(push.id, push.attempt, Decision(Status.FAILED, delay), [line])
+    line = LogLine("phone", "sent", {"attempt": push.attempt, "message_id": message})
+    return Settlement(push.id, push.attempt, Decision(Status.SENT, message_id=message), [line])
 
 
 async def states(database: Database) -> Sequence[tuple[object, ...]]:
@@ -151,6 +168,90 @@ async def test_a_row_that_the_application_has_cancelled_since_stays_cancelled(da
     assert [status for status, *_ in await states(database)] == ["cancelled"]
 
 
+async def test_each_of_two_requests_has_its_log_row_although_the_attempts_have_the_same_number(
+    database: Database,
+) -> None:
+    """The first worker may have written its log row already, so it looks for it."""
+    await query(database, _ADD, 1)
+    async with pool_of(database.dsn) as pool:
+        first, second = await worker(pool), await worker(pool)
+        async with forgetting(database):
+            (lost,) = await first.claim(10)
+        (taken,) = await claim(second)
+        assert await second.settle([_sent(taken, message="second")]) == [Fate.WRITTEN]
+        for _ in range(2):
+            assert await first.settle([_sent(lost, message="first")], is_retry=True) == [Fate.TAKEN]
+    messages = await query(database, "select details ->> 'message_id' from push_delivery_logs order by 1")
+    assert messages == [("first",), ("second",)]
+
+
+async def test_a_row_that_is_locked_is_not_given_up(database: Database) -> None:
+    """This worker's own claim may hold the lock, or the application. The result waits for the end of that."""
+    ((push_id,), _) = await query(database, _ADD, 2)
+    async with pool_of(database.dsn) as pool:
+        mine = await worker(pool)
+        async with forgetting(database):
+            pushes = await mine.claim(10)
+        async with await psycopg.AsyncConnection.connect(database.superuser_dsn) as application:
+            await application.execute("select from push_notifications where id = %s for update", [push_id])
+            with pytest.raises(psycopg.errors.LockNotAvailable):
+                await settle(mine, *pushes)
+        again = [_sent(push) for push in pushes]
+        assert await mine.settle(again, is_retry=True) == [Fate.WRITTEN] * 2
+    assert await states(database) == [("sent", 1, 1)] * 2
+
+
+async def test_a_row_that_cannot_be_claimed_again_keeps_no_other(database: Database) -> None:
+    await query(database, _REFUSES_CLAIMS_AFTER_A_CRASH)
+    await query(database, _ADD, 3)
+    async with pool_of(database.dsn) as pool:
+        mine = await worker(pool)
+        async with forgetting(database):
+            pushes = await mine.claim(10)
+        fates = await settle(mine, *pushes)
+        assert {push.device_token: fate for push, fate in zip(pushes, fates, strict=True)} == {
+            "phone-1": Fate.REFUSED,
+            "phone-2": Fate.WRITTEN,
+            "phone-3": Fate.WRITTEN,
+        }
+        await query(database, "drop trigger refuse on push_notifications")
+        assert set(await settle(mine, *pushes)) == {Fate.WRITTEN}
+    assert [status for status, *_ in await states(database)] == ["sent"] * 3
+
+
+async def test_a_clock_that_has_been_set_back_does_not_matter(database: Database) -> None:
+    """The row is not due yet by the clock of the server that has taken over."""
+    await query(database, _ADD, 1)
+    async with pool_of(database.dsn) as pool:
+        mine = await worker(pool)
+        async with forgetting(database):
+            pushes = await mine.claim(10)
+        await query(database, "update push_notifications set next_attempt_at = now() + interval '1 minute'")
+        assert await settle(mine, *pushes) == [Fate.WRITTEN]
+    assert await states(database) == [("sent", 1, 1)]
+
+
+@pytest.mark.parametrize("is_written", [False, True])
+async def test_a_row_that_the_application_has_begun_anew_is_not_taken_for_a_forgotten_one(
+    database: Database, is_written: bool
+) -> None:
+    """The application has set the counter back: the push is to be sent once more."""
+    await query(database, _ADD, 1)
+    async with pool_of(database.dsn) as pool:
+        mine = await worker(pool)
+        (push,) = await claim(mine)
+        if is_written:  # and the answer was lost
+            await settle(mine, push)
+        await query(
+            database,
+            "update push_notifications set status = 'pending', delivery_attempts = 0, next_attempt_at = now()",
+        )
+        fate = Fate.WRITTEN if is_written else Fate.TAKEN
+        assert await mine.settle([_sent(push)], is_retry=is_written) == [fate]
+        assert await states(database) == [("pending", 0, 1)]
+        assert len(await claim(mine)) == 1
+
+
 async def test_a_push_that_is_under_way_is_not_sent_again_by_its_worker(
     database: Database, emulator: Emulator
 ) -> None:
@@ -166,6 +267,24 @@ async def test_a_push_that_is_under_way_is_not_sent_again_by_its_worker(
         row = await _over(database, UUID(str(push_id)))
     assert (row["status"], row["delivery_attempts"], row["lost_claims"]) == ("sent", 1, 0)
     assert emulator.stats()["duplicates"] == 0
+
+
+async def test_a_push_whose_row_cannot_be_claimed_again_is_not_sent_twice(
+    database: Database, emulator: Emulator
+) -> None:
+    await query(database, _REFUSES_CLAIMS_AFTER_A_CRASH)
+    emulator.latency = 2.0
+    async with serving(settings_for(database.dsn, emulator)):
+        async with forgetting(database):
+            ((push_id,),) = await query(database, _ADD, 1)
+            await emulator.wait_received(1)
+        async with asyncio.timeout(PATIENCE):
+            while not await query(database, _IS_NOTED_FOR_GOOD):
+                await asyncio.sleep(0.1)
+        await query(database, "drop trigger refuse on push_notifications")
+        row = await _over(database, UUID(str(push_id)))
+    assert (row["status"], row["delivery_attempts"]) == ("sent", 1)
+    assert emulator.stats()["received"] == 1
 
 
 async def _over(database: Database, push_id: UUID) -> Row:
