@@ -42,6 +42,16 @@ TRIES = 5
 WAITING = ("pending", "failed", "processing")
 GIVEN_UP = ("dead", "expired", "failed", "cancelled")
 
+UNDO = """
+update push_notifications p
+  set (status, next_attempt_at, claimed_by, delivery_attempts, lost_claims, push_first_due_at, last_retry_at) = (
+    select b.status, b.next_attempt_at, b.claimed_by, b.delivery_attempts, b.lost_claims, b.push_first_due_at,
+        b.last_retry_at)
+  from before b
+  where b.id = p.id and p.id = any(%s)
+"""
+"""Undoes a claim."""
+
 OUTCOMES: dict[str, tuple[Decision, str | None]] = {
     "sent": (Decision(Status.SENT, message_id="projects/p/messages/1"), "sent"),
     "failed": (Decision(Status.FAILED, LONG, True, "UNAVAILABLE", "try again"), "failed"),
@@ -77,6 +87,12 @@ class Row:
     def claimable(self) -> bool:
         return self.status in WAITING and self.due
 
+    def forgets(self, worker: int, attempt: int) -> bool:
+        """Whether the row is as it was before this claim, which Postgres has forgotten."""
+        return (
+            self.status in WAITING and self.attempts == attempt - 1 and (attempt > 1 or self.worker != worker)
+        )
+
     def claim(self, worker: int | None) -> None:
         if worker is not None:
             self.lost += self.status == "processing"
@@ -95,6 +111,11 @@ class Worker:
     hands: list[Push] = field(default_factory=list)
     """What it believes to hold, or to have held."""
     alive: bool = True
+
+    def takes(self, pushes: Sequence[Push]) -> None:
+        """If Postgres has forgotten a claim in a crash, the next one brings the same attempt."""
+        known = {(push.id, push.attempt) for push in self.hands}
+        self.hands += [push for push in pushes if (push.id, push.attempt) not in known]
 
 
 class Rows(RuleBasedStateMachine):
@@ -255,6 +276,17 @@ class Rows(RuleBasedStateMachine):
     def claim(self, data: st.DataObject, limit: int) -> None:
         self.claims(self.worker(data), limit)
 
+    @rule(data=st.data(), limit=st.integers(1, 4))
+    def claim_that_a_crash_undoes(self, data: st.DataObject, limit: int) -> None:
+        worker, expected = self.worker(data), self.first(limit)
+        with psycopg.connect(self.database.superuser_dsn, autocommit=True) as crash:
+            crash.execute("set session_replication_role = replica")  # no trigger of the table is fired
+            crash.execute("create temporary table before as table push_notifications")
+            pushes = self.runner.run(worker.queue.claim(limit))
+            crash.execute(UNDO, [expected])
+        assert [push.id for push in pushes] == expected
+        worker.takes(pushes)
+
     @rule(data=st.data())
     def expire(self, data: st.DataObject) -> None:
         late = [push_id for push_id in self.all_due() if self.rows[push_id].past]
@@ -271,7 +303,7 @@ class Rows(RuleBasedStateMachine):
             row.claim(worker.id)
             assert (push.attempt, push.retry_count, push.lost_claims) == (row.attempts, row.tries, row.lost)
             assert (push.expires_in is not None and push.expires_in < 0) == row.past
-        worker.hands += pushes
+        worker.takes(pushes)
 
     @precondition(lambda self: any(worker.hands for worker in self.workers))
     @rule(data=st.data())
@@ -290,7 +322,16 @@ class Rows(RuleBasedStateMachine):
             batch.append(Settlement(push.id, push.attempt, decision, lines))
         worker.hands = [push for place, push in enumerate(worker.hands) if place not in places]
         fates = self.runner.run(worker.queue.settle(batch))
-        assert [fate is Fate.WRITTEN for fate in fates] == [self.settles(worker, each) for each in batch]
+        for settlement in batch:
+            for line in settlement.logs:  # the attempt was made, whoever has the row by now
+                self.rows[settlement.push_id].logs[line.status] += 1
+        written = [self.settles(worker, each) for each in batch]
+        again = [
+            not done and self.settles_anew(worker, each) for done, each in zip(written, batch, strict=True)
+        ]
+        assert [fate is Fate.WRITTEN for fate in fates] == [
+            any(each) for each in zip(written, again, strict=True)
+        ]
         assert Fate.REFUSED not in fates
         self.settled += [(worker, each) for each in batch]
 
@@ -299,12 +340,13 @@ class Rows(RuleBasedStateMachine):
     def settle_again(self, data: st.DataObject) -> None:
         """The answer to a settle was lost: it is done once more, however much has happened since."""
         worker, settlement = data.draw(st.sampled_from(self.settled))
-        assert self.runner.run(worker.queue.settle([settlement], is_retry=True)) != [Fate.REFUSED]
+        [fate] = self.runner.run(worker.queue.settle([settlement], is_retry=True))
+        assert fate is not Fate.REFUSED
+        if self.settles_anew(worker, settlement):
+            assert fate is Fate.WRITTEN
 
     def settles(self, worker: Worker, settlement: Settlement) -> bool:
         row, decision = self.rows[settlement.push_id], settlement.decision
-        for line in settlement.logs:  # the attempt was made, whoever has the row by now
-            row.logs[line.status] += 1
         if (row.status, row.worker, row.attempts) != ("processing", worker.id, settlement.attempt):
             return False
         row.status = str(decision.status)
@@ -313,6 +355,14 @@ class Rows(RuleBasedStateMachine):
         row.due = decision.delay == 0.0
         row.tries += decision.uses_try
         return True
+
+    def settles_anew(self, worker: Worker, settlement: Settlement) -> bool:
+        """The claim is made again first."""
+        row = self.rows[settlement.push_id]
+        if not row.forgets(worker.id, settlement.attempt):
+            return False
+        row.claim(worker.id)
+        return self.settles(worker, settlement)
 
     @rule(data=st.data())
     def release(self, data: st.DataObject) -> None:
