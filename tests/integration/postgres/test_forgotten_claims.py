@@ -168,6 +168,21 @@ async def test_a_row_that_the_application_has_cancelled_since_stays_cancelled(da
     assert [status for status, *_ in await states(database)] == ["cancelled"]
 
 
+async def test_a_row_that_has_expired_since_stays_expired_and_the_log_tells_that_it_was_sent(
+    database: Database,
+) -> None:
+    await query(database, _ADD, 1)
+    async with pool_of(database.dsn) as pool:
+        mine = await worker(pool)
+        async with forgetting(database):
+            pushes = await mine.claim(10)
+        await query(database, "update push_notifications set expires_at = now()")
+        assert await mine.expire(10) == 1
+        assert await settle(mine, *pushes) == [Fate.TAKEN]
+    assert await states(database) == [("expired", 0, 1)]
+    assert await query(database, "select status from push_delivery_logs") == [("sent",)]
+
+
 async def test_each_of_two_requests_has_its_log_row_although_the_attempts_have_the_same_number(
     database: Database,
 ) -> None:
