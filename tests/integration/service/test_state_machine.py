@@ -225,7 +225,9 @@ class Rows(RuleBasedStateMachine):
         row = self.rows[push_id]
         new = row.logs[f"receipt {status}"] == 0
         report: LiteralString = "select record_delivery_receipt(%(id)s, 'phone', %(status)s) as new"
-        if row.attempts == 0:  # nobody has ever claimed it, so no device can have received it
+        # Postgres may have forgotten the claim, and the log still holds the request.
+        is_logged = not row.topic and (row.logs["sent"] or row.logs["unknown"])
+        if row.attempts == 0 and not is_logged:  # no device can have received it, as far as is known
             with pytest.raises(psycopg.errors.ObjectNotInPrerequisiteState):
                 self.sql(report, id=push_id, status=status)
             return
