@@ -4,11 +4,12 @@
 \ir ../functions/push_listener/never_early.sql
 
 -- Its name puts it behind the other triggers that run before an insert. Half a second is what most transactions take to
--- get from their beginning to an insert: the function is not called for these.
+-- get from their beginning to an insert: the function is not called for these. A row that does not wait keeps its time.
 create trigger push_listener_never_early
   before insert on public.push_notifications
   for each row
-  when (new.next_attempt_at < pg_catalog.clock_timestamp() - '0.5 s'::interval)
+  when (new.next_attempt_at < pg_catalog.clock_timestamp() - '0.5 s'::interval
+        and new.status in ('pending', 'processing', 'failed'))
   execute function push_listener.never_early();
 
 -- For a claim and a settle the condition is false at once. A rescue puts the rows of a dead worker at the front of the

@@ -1,6 +1,9 @@
 begin;
 select plan(19);
 delete from public.push_notifications; -- taken back at the end
+-- Rows that are due long ago have become so while they waited. In the time of a test they must be inserted so.
+alter table public.push_notifications disable trigger push_listener_never_early;
+alter table public.push_notifications disable trigger push_listener_never_early_again;
 
 insert into public.push_notifications (id, user_id, device_token, topic, condition, title, body, data, priority, status,
                                        next_attempt_at, expires_at, retry_count, claimed_by) values

@@ -47,7 +47,7 @@ _STATEMENT = re.compile(
     r"(?P<statement>.*\n(?:\t.*\n)*)",
     re.MULTILINE,
 )
-_KINDS = {"with high as": "claim", "with result as": "settle"}
+_KINDS = {"with early as": "claim", "with result as": "settle"}
 
 _LIVE = "select count(*) from pg_locks where locktype = 'advisory' and classid = %s and granted"
 _SHARES = "select count(*) from push_notifications group by claimed_by"

@@ -232,6 +232,7 @@ async def test_metrics_after_known_traffic(database: Database, rows: Rows) -> No
     counts = {name: value for name, value in found.items() if name not in times and value}
     for name in [each for each in counts if each.startswith(SHARED) or "database_statement" in each]:
         del counts[name]
+    assert counts.pop("push_whole_look_seconds", 0.0) >= 0.0
     rings = counts.pop("push_doorbell_notifications_total")
     # One for each of the ten inserts; Postgres may make one of some.
     assert 1 <= rings <= 10
