@@ -37,6 +37,9 @@ from tests.support.service import (
     with_arguments,
 )
 
+NEVER = 3600.0
+"""Seconds. A test that has begun to wait for this long does not see the end of it, however slow the machine is."""
+
 
 def socket_of(dsn: str) -> Path:
     return Path(str(conninfo_to_dict(dsn)["host"])) / ".s.PGSQL.5432"
@@ -177,7 +180,12 @@ async def test_while_a_login_is_refused_hardly_any_is_tried(database: Database) 
         return await dial(protocol)
 
     async with tcp_link(counted) as (_, port):
-        address = Address(make_conninfo(database.dsn, host="127.0.0.1", port=port, user="test_nobody"))
+        address = Address(
+            make_conninfo(database.dsn, host="127.0.0.1", port=port, user="test_nobody"),
+            refused_least=NEVER,
+            refused_first=NEVER,
+            refused_longest=NEVER,
+        )
         async with ServicePool(address, prepares=True) as pool:
             for _ in range(50):
                 with pytest.raises(psycopg.OperationalError) as raised:
@@ -190,14 +198,15 @@ async def test_while_a_login_is_refused_hardly_any_is_tried(database: Database) 
 
 
 async def test_a_password_that_was_wrong_from_the_start_is_tried_seldom(
-    database: Database, emulator: Emulator
+    database: Database, emulator: Emulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    with_arguments(monkeypatch, Address, refused_least=NEVER, refused_first=NEVER, refused_longest=NEVER)
     settings = settings_for(database.dsn_as("test_nobody"), emulator)
     with capture_logs() as said:
         service = Service(settings, *credentials_for(settings))
         running = asyncio.create_task(service.run())
         await until(lambda: str(Condition.LOGIN) in service.obstacles())
-        await asyncio.sleep(3.0)  # nothing is to happen
+        await asyncio.sleep(1.0)  # nothing is to happen
         service.stop()
         await running
     assert [each["event"] for each in said].count("database cannot be reached") == 1
