@@ -18,6 +18,7 @@ from uuid import UUID
 import orjson
 import psycopg
 import structlog
+from psycopg import AsyncRawCursor
 from psycopg.pq import TransactionStatus
 from psycopg.rows import args_row, kwargs_row, scalar_row
 
@@ -30,7 +31,7 @@ from listener.postgres.halving import Halving
 from listener.postgres.locks import STRANGERS, LockHolder
 from listener.postgres.parts import MANY_REFUSED, NotAsWritten, write_in_parts
 from listener.postgres.put_back import put_back
-from listener.postgres.statements import load
+from listener.postgres.statements import load, numbered
 from listener.postgres.text import storable, storable_json
 from listener.postgres.unwritable import CHANGED, IGNORED, Pause, UnwritableRows
 from listener.push import EXPIRED_REASON, Decision, LogLine, Push, Settlement
@@ -281,8 +282,10 @@ class Queue:
     ) -> list[Push]:
         """Claims rows. Raises NotAsWritten, within the transaction, if a trigger has ignored or changed a claim."""
         # By position: a mapping by name (class_row) doubles the CPU time that 500 rows take here.
-        cursor = conn.cursor(binary=True, row_factory=args_row(reader))
-        await cursor.execute(statement, {"lease": self._lease, "worker": self._worker, **values})
+        cursor = AsyncRawCursor(conn, row_factory=args_row(reader))
+        claim = numbered(statement)
+        everything = {"lease": self._lease, "worker": self._worker, **values}
+        await cursor.execute(claim.text, claim.values(everything), binary=True)
         claimed = await cursor.fetchall()
         pushes = [each for each in claimed if isinstance(each, Push)]
         codes = (
