@@ -186,8 +186,9 @@ def with_defaults(dsn: str) -> str:
     return make_conninfo(_KEEPALIVE, **{**given, "client_encoding": ENCODING})
 
 
-def met_rows(conn: Connection, rows: int) -> None:
-    """Tells that a statement has read or written so many rows: a service's pool then plans anew if tables have grown.
+def note_many_rows(conn: Connection, rows: int) -> None:
+    """Notes how many rows a statement has read or written. After many, the pool of a service has the session plan anew
+    before its next use, if tables have grown.
 
     A session keeps the plans of its statements, and that of the check of a foreign key, until the tables are analyzed.
     A plan that was made while they were small reads all of the table, once for each row of a batch. In a new database
