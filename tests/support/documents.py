@@ -94,7 +94,7 @@ def shape(output: str) -> list[str]:
     """The lines of an output, with a word for each id, time, duration and hash. Pages show those of another run."""
     for varies, word in _VARIES:
         output = varies.sub(word, output)
-    return [line.rstrip() for line in output.strip().splitlines()]
+    return [line.strip() for line in output.strip().splitlines()]
 
 
 def shown_calls(page: str) -> list[tuple[list[str], str]]:
