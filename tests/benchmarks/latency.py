@@ -359,7 +359,7 @@ def main(
                     ]
                     for name in (queues.LISTENER, *others)
                 }
-                lines += rate_lines(f"{rate:,} a second{disk}", ran)
+                lines += rate_lines(rate, disk, ran)
         rig.console.print(report_table([Fraction("latency", 0.0, 0.0, lines)], rig.machine()))
         return
     names = (queues.LISTENER, queues.BARE, *others)

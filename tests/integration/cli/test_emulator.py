@@ -58,8 +58,8 @@ async def test_emulator(tmp_path: Path) -> None:
         assert '"status": "UNAVAILABLE"' in said
         said = await _bash(by_hand.replace(DEFAULT, endpoint), tmp_path)
         assert shape(said) == shape(answer)
-        async with aiohttp.ClientSession() as http, http.get(f"{endpoint}/emulator/faults") as answer:
-            assert [rule["fault"] for rule in (await answer.json())["faults"]] == ["unavailable"]
+        async with aiohttp.ClientSession() as http, http.get(f"{endpoint}/emulator/faults") as found:
+            assert [rule["fault"] for rule in (await found.json())["faults"]] == ["unavailable"]
         assert key.stat().st_mode & 0o777 == 0o600
         running.signal(signal.SIGINT)
         assert await running.ended() == 0

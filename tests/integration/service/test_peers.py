@@ -353,7 +353,7 @@ async def test_when_the_server_is_restarted_nobody_is_taken_for_dead(
             await asyncio.sleep(3.0)  # as long as it may wait between two tries
             return await connect_at_once()
 
-        bell._connect = connect_late  # type: ignore[assignment]
+        bell._connect = connect_late  # type: ignore[method-assign]
         await asyncio.to_thread(database.server.restart, "immediate")
         async with rows_of(database.dsn) as rows:
             found = await rows.over()
