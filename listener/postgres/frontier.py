@@ -7,7 +7,7 @@ which it has claimed everything that it could see, and begins there. A worker lo
 - A *claim* takes due rows.
 - A *question* asks, before the worker sleeps, when the next row is due.
 - A *look behind* searches below the floors, on another connection, while claims go on. The next claim takes the rows
-  that it has found, by their ids, besides its own.
+  that it has found, by their ids, besides its own. If there are many, claims begin there once more.
 
 Each may be *whole*: over the whole range of due times.
 
@@ -31,6 +31,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 from uuid import UUID
 
 # Timers fire that much too early.
@@ -95,6 +96,16 @@ class RangeBehind:
     normal: float
 
 
+class RowBehind(NamedTuple):
+    """A row that a look behind has found."""
+
+    id: UUID
+    lane: int
+    """0: high priority; 1: all other priorities."""
+    due_at: float
+    """Unix seconds, by the database's clock."""
+
+
 @dataclass(slots=True)
 class _Lane:
     floor: float = -math.inf
@@ -115,6 +126,7 @@ class Frontier:
         pause_after_question: between two whole questions, in durations of one; never longer than ``at_most``.
         expensive: a whole look that takes more seconds is made as a look behind.
         pause_after_look: between two whole looks behind, in durations of one; never shorter than ``at_most``.
+        most_behind: the rows of each lane that a look behind may find. If it finds as many, there may be any number.
     """
 
     def __init__(
@@ -125,7 +137,9 @@ class Frontier:
         pause_after_question: float = 20.0,
         expensive: float = 0.05,
         pause_after_look: float = 20.0,
+        most_behind: int = 1000,
     ) -> None:
+        self.most_behind = most_behind
         self._margin = margin
         self._at_most = at_most
         self._pause_after_question = pause_after_question
@@ -220,7 +234,10 @@ class Frontier:
             if through is None:
                 continue
             looked_from[n] = first
-            lane.floor = min(through, seen.now - self._margin)
+            if (
+                lane.floor >= first
+            ):  # a look behind that has ended meanwhile may have sent the next claim back
+                lane.floor = min(through, seen.now - self._margin)
             if begin.is_whole:
                 self._has_looked(lane, began)
         if begin.is_whole:
@@ -286,11 +303,23 @@ class Frontier:
                 lane.owes_since = None
         return RangeBehind(begin, self._high.floor, self._normal.floor)
 
-    def looked_behind(self, look: RangeBehind, early: Sequence[UUID], began: float, ended: float) -> None:
-        """A look behind has found these rows."""
-        self.found_early(early)
+    def looked_behind(
+        self, look: RangeBehind, found: Sequence[RowBehind], began: float, ended: float
+    ) -> None:
+        """A look behind has found these rows.
+
+        If it may have left some, a transaction that was open for long has inserted many, as a broadcast does. So the
+        claims go back to the first of those that it has found, and another look follows for what lies before that.
+        """
         if look.begin == -math.inf:
             self.cost = ended - began
+        for number, lane in enumerate(self._lanes):
+            rows = [row for row in found if row.lane == number]
+            if len(rows) < self.most_behind:
+                self.found_early(row.id for row in rows)
+            else:
+                lane.floor = min(lane.floor, *(row.due_at for row in rows))
+                self.want_whole_look_at_once(ended)
 
     @property
     def _owes(self) -> bool:

@@ -15,14 +15,14 @@ from uuid import UUID
 import orjson
 import psycopg
 import structlog
-from psycopg.rows import kwargs_row, scalar_row
+from psycopg.rows import args_row, kwargs_row, scalar_row
 
 from listener.postgres.batch_limit import BatchLimit
 from listener.postgres.claiming import CLAIM, CLAIM_THESE, LOCK_DUE, Claiming, ClaimReader
 from listener.postgres.connect import STATEMENT_PATIENCE_S, Connection, Pool, fetch_value, note_many_rows
 from listener.postgres.errors import ROW_FAULTS, is_of_rows
 from listener.postgres.foreign_triggers import FOREIGN_TRIGGERS, NOT_DEFERRED, ForeignTriggers
-from listener.postgres.frontier import WHOLE, Begin, Frontier
+from listener.postgres.frontier import WHOLE, Begin, Frontier, RowBehind
 from listener.postgres.locks import STRANGERS, LockHolder
 from listener.postgres.parts import MANY_REFUSED, write_in_parts
 from listener.postgres.put_back import put_back
@@ -271,14 +271,15 @@ class Queue:
             "to_high": look.high,
             "to_normal": look.normal,
             "excluded": list(excluded),
+            "most": self.frontier.most_behind,
         }
         async with self._pool.connection() as conn, conn.transaction():
             await conn.execute(_WITH_BITMAP)
-            cursor = conn.cursor(row_factory=scalar_row)
+            cursor = conn.cursor(row_factory=args_row(RowBehind))
             await cursor.execute(_BEHIND, values)
-            early = await cursor.fetchall()
-        self.frontier.looked_behind(look, early, began, time.monotonic())
-        return bool(early)
+            found = await cursor.fetchall()
+        self.frontier.looked_behind(look, found, began, time.monotonic())
+        return bool(found)
 
     async def sweep(self, excluded: Sequence[UUID] = (), begin: Begin = WHOLE) -> Sweep:
         """Asks what ``earliest`` asks, and besides what may have gone wrong unnoticed: see ``Sweep``."""

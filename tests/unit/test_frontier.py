@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from listener.postgres.frontier import WHOLE, Begin, Frontier, RangeBehind, Seen
+from listener.postgres.frontier import WHOLE, Begin, Frontier, RangeBehind, RowBehind, Seen
 
 MARGIN, AT_MOST, DEAR, SELDOM, LATE = 1.0, 0.8, 0.05, 20.0, 0.5
 LONG = 5.0
@@ -55,7 +55,7 @@ class Play:
     looks: int = 0
     """How many looks were made beside the claims."""
     look_ends: float = math.inf
-    look: tuple[float, RangeBehind, list[UUID]] | None = None
+    look: tuple[float, RangeBehind, list[RowBehind]] | None = None
 
     def waiting(self, begin: Begin, until: float, locked: bool) -> list[int]:
         """What a look sees that begins now."""
@@ -91,13 +91,13 @@ class Play:
         if due_in is None or due_in > 0.0:
             return math.inf if due_in is None else due_in
         behind = self.frontier.begin_look_behind(self.now)
-        early = [
-            self.rows[number].id
-            for number in self.waiting(WHOLE, self.now, locked=True)
-            if behind.begin <= self.rows[number].due
-            and self.rows[number].due < (behind.high if self.rows[number].high else behind.normal)
-        ]
-        self.look, self.look_ends = (self.now, behind, early), self.now + (self.whole_cost or 2 * self.cost)
+        lanes: tuple[list[RowBehind], list[RowBehind]] = ([], [])
+        for number in sorted(self.waiting(WHOLE, self.now, locked=True)):  # as they lie in the table
+            row = self.rows[number]
+            if behind.begin <= row.due < (behind.high if row.high else behind.normal):
+                lanes[not row.high].append(RowBehind(row.id, int(not row.high), row.due))
+        found = [row for lane in lanes for row in lane[: self.frontier.most_behind]]
+        self.look, self.look_ends = (self.now, behind, found), self.now + (self.whole_cost or 2 * self.cost)
         self.looks += 1
         return self.look_ends - self.now
 
@@ -255,6 +255,40 @@ def test_what_a_long_transaction_has_written_is_found_after_a_look_beside_the_cl
         # A look that was under way then, the pause after it began, and the look itself.
         late = 2 * whole_cost + AT_MOST + 8 * cost + POLL + 0.03
         assert play.found[number] <= row.commits + late
+
+
+@settings(max_examples=20)
+@given(
+    st.integers(20, 60),
+    st.floats(LONG, 12.0),
+    st.booleans(),
+    DEAR_COSTS,
+    WHOLE_COSTS,
+    st.booleans(),
+    st.integers(3, 10),
+)
+def test_of_many_rows_that_a_long_transaction_has_written_a_look_need_not_find_each(
+    count: int, lasts: float, high: bool, cost: float, whole_cost: float, polls: bool, limit: int
+) -> None:
+    """A broadcast of a million pushes in one INSERT, beside a worker that is busy."""
+    commits = 10.0 + lasts
+    rows = [
+        Row(10.0 + lasts * number / count, commits, high, commits, 10.0 + lasts * number / count)
+        for number in range(count)
+    ]
+    play = Play(rows, cost, polls, limit, whole_cost=whole_cost, frontier=Frontier(most_behind=3))
+    play.run(60.0)
+    assert len(play.found) == len(rows)
+    late = 2 * whole_cost + AT_MOST + (12 + count / limit) * (cost + POLL) + 0.03
+    assert max(play.found.values()) <= commits + late
+
+
+def test_a_claim_that_is_under_way_does_not_undo_that_the_next_one_goes_back() -> None:
+    frontier, found = _known(), [RowBehind(uuid4(), 1, 400.0 + number) for number in range(1000)]
+    begin = frontier.begin_claim(10.1, 100, 100)
+    frontier.looked_behind(RangeBehind(-math.inf, 999.0, 999.0), found, 10.0, 10.11)
+    frontier.claimed(begin, Seen(1000.1, 1000.1, 1000.1), 10.1, 10.12)
+    assert frontier.begin_claim(10.13, 100, 100) == Begin(1000.1 - MARGIN, 400.0)
 
 
 @settings(max_examples=20)

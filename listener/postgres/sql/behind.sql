@@ -1,9 +1,9 @@
--- Due rows that lie before where claims begin, a thousand of each lane at most; see frontier.py. They are in no order, so
+-- Due rows that lie before where claims begin, so many of each lane at most; see frontier.py. They are in no order, so
 -- that a bitmap can be used: with a million entries in the way that takes 0.4 of the CPU time, because the entries of
 -- claims and leases alternate, and lead to other pages each.
 -- OFFSET 0: see due.sql.
-select id from (
-  (select id
+select id, lane, extract(epoch from next_attempt_at)::float8 as due_at from (
+  (select id, next_attempt_at, 0 as lane
      from public.push_notifications
      where (case priority::text when 'high' then 0 else 1 end) = 0
        and next_attempt_at >= pg_catalog.to_timestamp(%(from)s::float8)
@@ -12,9 +12,9 @@ select id from (
        and id <> all(%(excluded)s::uuid[])
        and not exists (select from push_listener.unwritable_rows u
                          where u.push_id = push_notifications.id and u.until > pg_catalog.now() offset 0)
-     limit 1000)
+     limit %(most)s::bigint)
   union all
-  (select id
+  (select id, next_attempt_at, 1 as lane
      from public.push_notifications
      where (case priority::text when 'high' then 0 else 1 end) = 1
        and next_attempt_at >= pg_catalog.to_timestamp(%(from)s::float8)
@@ -23,5 +23,5 @@ select id from (
        and id <> all(%(excluded)s::uuid[])
        and not exists (select from push_listener.unwritable_rows u
                          where u.push_id = push_notifications.id and u.until > pg_catalog.now() offset 0)
-     limit 1000)
+     limit %(most)s::bigint)
 ) early

@@ -16,6 +16,7 @@ from listener.postgres.locks import LIVENESS_CLASS
 from listener.postgres.queue import Queue
 from tests.support.postgres import Database
 from tests.support.service import (
+    PATIENCE,
     Connection,
     Rows,
     connect,
@@ -117,7 +118,7 @@ async def test_what_is_due_before_all_that_is_claimed_is_found(
         Frontier,
         margin=0.0,
         at_most=3600.0 if way_to_look == "never" else 0.05,
-        cheap=1e9,
+        pause_after_question=1e9,
         expensive=-1.0 if way_to_look == "beside the claims" else 1e9,
     )
     settings = settings_for(database.dsn, emulator, sweep_interval=3600.0)
@@ -152,3 +153,19 @@ async def test_triggers_that_are_disabled_cost_no_push(
             for priority in ("high", "normal")
         ]
         await rows.over(*early)
+
+
+async def test_many_pushes_that_a_long_transaction_has_inserted_do_not_wait_for_a_look_each(
+    database: Database, rows: Rows, emulator: Emulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a broadcast does. If only looks brought them, forty every few seconds, they would take a minute."""
+    with_arguments(monkeypatch, Frontier, at_most=2.5, expensive=-1.0, most_behind=20)
+    await rows.may_be_early()
+    async with serving(settings_for(database.dsn, emulator, sweep_interval=3600.0)):
+        await rows.one_over(await rows.add(device_token="usual", title="t"))
+        await rows.query(
+            "insert into push_notifications (device_token, title, priority, next_attempt_at, created_at) "
+            "select 'early-' || n, 't', case when n % 2 = 0 then 'high' else 'normal' end, "
+            "now() - interval '1 min' + n * interval '1 ms', now() - interval '1 h' from generate_series(1, 1000) n"
+        )
+        await emulator.wait_received(1001, timeout=PATIENCE)
