@@ -181,7 +181,7 @@ class Service:
             tokens = self._tokens = AccessTokens(self._credentials, self._key_file, metrics=self.metrics)
             stack.push_async_callback(tokens.close)
             sender = Sender(transport, tokens, self.metrics.exchange.observe)
-            warming = asyncio.create_task(_keep_warm(tokens))
+            warming = asyncio.create_task(self._keep_warm(tokens))
             try:
                 await self._run_workers(pool, sender)
             finally:
@@ -215,6 +215,30 @@ class Service:
             if time.monotonic() - began < _LASTING_S:  # the cause may last
                 pause = random.uniform(0.0, min(_LONGEST_PAUSE_S, 0.1 * 2.0 ** min(number, 10)))  # noqa: S311  # jitter
                 await self._unless_stopped(asyncio.sleep(pause))
+
+    async def _keep_warm(self, tokens: AccessTokens) -> None:
+        """Fetches the first access token before the first push needs it, and goes on trying while there is none.
+
+        So /readyz tells the truth although nothing is sent, a key file that was replaced is found, and a pause ends
+        soon after it.
+        """
+        told = False
+        while True:
+            try:
+                await tokens.get()
+            except AuthFault as fault:
+                if not told:
+                    log.error("no access token for FCM", code=fault.code, reason=fault.reason)
+                told = True
+            else:
+                told = False
+                if (
+                    self._health is not None
+                    and self._health.note_token(time.monotonic())
+                    and self.worker is not None
+                ):
+                    self.worker.waker.look.note_capacity()
+            await asyncio.sleep(_TOKEN_CHECK_S)
 
     async def _unless_stopped(self, work: Coroutine[Any, Any, T]) -> T | None:
         """The result of ``work``, or None if the service is stopped first."""
@@ -309,21 +333,3 @@ def _health(settings: Settings, registered: Registered) -> FcmHealth:
         policy=RetryPolicy.of(settings),
         token_loss_guard=settings.token_loss_breaker,
     )
-
-
-async def _keep_warm(tokens: AccessTokens) -> None:
-    """Fetches the first access token before the first push needs it, and goes on trying while there is none.
-
-    So /readyz tells the truth although nothing is sent, and a key file that was replaced is found.
-    """
-    told = False
-    while True:
-        try:
-            await tokens.get()
-        except AuthFault as fault:
-            if not told:
-                log.error("no access token for FCM", code=fault.code, reason=fault.reason)
-            told = True
-        else:
-            told = False
-        await asyncio.sleep(_TOKEN_CHECK_S)

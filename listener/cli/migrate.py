@@ -35,7 +35,7 @@ _HAS_EFFECT_IN = {
     "--down",
     metavar="VERSION",
     type=click.IntRange(0),
-    help="Roll back to this version; 0: remove everything.",
+    help="Roll back to this version, so that it is the newest that stays; 0: remove everything.",
 )
 @click.option(
     "--emit",

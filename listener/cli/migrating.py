@@ -160,8 +160,9 @@ def apply(dsn: str, expire_older_than: timedelta | None, *, share_new_columns: b
     replaced: list[Function] = []
 
     def warn(line: str) -> None:
+        if line not in repairs:  # several migrations notice the same
+            note(line)
         repairs.append(line)
-        note(line)
 
     applied = migrate.apply(
         dsn,

@@ -50,6 +50,10 @@ class CircuitBreaker:
         """
         self._until, self._length = now, self._first / 2
 
+    def probe_at_once(self, now: float) -> None:
+        """Allows a probe at once, because what opened the breaker seems to be over. If it fails, the wait doubles."""
+        self._until = min(self._until, now)
+
     def close(self) -> None:
         """Closes the breaker for another reason than the answer to a probe."""
         self.reason = self.code = None

@@ -33,6 +33,7 @@ _IN_DOUBT = 8  # pushes at once
 _TRUSTED_S = 30.0  # after the answer to a question
 _ACCEPTS_S = 10.0  # after the acceptance of a question
 _FEW = 3  # users
+_OF_OAUTH = "OAUTH_"  # begins the code of every fault of the access token
 _MOST_PLATFORMS = 100  # a view of the application's own may call a platform anything
 _PLATFORM_PROBE_S = (
     15.0  # for the answer to the one request that finds out whether a platform is accepted again
@@ -136,7 +137,7 @@ class FcmHealth:
         breaker = self._refused if self._refused.reason else self._away
         if breaker.reason is None or breaker.code is None:
             return None
-        if breaker.code.startswith("OAUTH_"):  # every fault of the access token
+        if breaker.code.startswith(_OF_OAUTH):
             return Pause.NO_ACCESS_TOKEN
         if breaker is self._away:
             return Pause.AWAY
@@ -345,6 +346,14 @@ class FcmHealth:
             self._note_presence(asked, now)
         if outcome.disposition is Disposition.ACCEPTED:
             self._accepts_until = now + _ACCEPTS_S
+
+    def note_token(self, now: float) -> bool:
+        """There is an access token, so a pause for want of one is probed at once. Returns whether that is sooner."""
+        code, wait = self._refused.code, self._refused.probes_in(now)
+        if code is None or not code.startswith(_OF_OAUTH) or not wait:
+            return False
+        self._refused.probe_at_once(now)
+        return True
 
     def accepts_questions(self, now: float) -> bool:
         """Whether FCM has accepted a question lately: neither the credentials nor the project are wrong."""

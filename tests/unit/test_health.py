@@ -285,6 +285,23 @@ def test_a_refusal_stops_everything_but_a_probe(refusal: Outcome) -> None:
     assert (seen.reason, seen.limit(130.1, 0, MOST)) == (None, 8)
 
 
+def test_an_access_token_lets_a_pause_for_want_of_one_be_probed_at_once() -> None:
+    seen = health()
+    judge(seen, PHONE, NO_KEY, 99.0, 100.0)
+    assert (seen.limit(110.0, 0, MOST), seen.note_token(110.0)) == (0, True)
+    assert (seen.limit(110.0, 0, MOST), seen.limit(110.0, 1, MOST), seen.note_token(110.0)) == (1, 0, False)
+    judge(seen, PHONE, NO_KEY, 110.0, 111.0)
+    assert (seen.limit(170.9, 0, MOST), seen.limit(171.0, 0, MOST)) == (0, 1)
+
+
+def test_an_access_token_says_nothing_of_another_pause() -> None:
+    seen = health()
+    assert not seen.note_token(90.0)
+    judge(seen, phone(1), REFUSED, 98.0, 98.1)
+    judge(seen, PHONE, REFUSED, 99.0, 100.0)
+    assert (seen.limit(110.0, 0, MOST), seen.note_token(110.0), seen.limit(110.0, 0, MOST)) == (0, False, 0)
+
+
 # --- refused: everything, or one push ------------------------------------------------------------------------
 
 

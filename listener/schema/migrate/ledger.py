@@ -94,7 +94,8 @@ def migration_states(conn: Connection, known: list[Migration]) -> list[State]:
     if strangers:
         raise MigrationError(
             f"the database holds migration {strangers[-1]:04d}, which this version of push-listener does not "
-            "know; use the newer version"
+            "know; use the newer version. To come back to this one, stop every push-listener, and let the newer "
+            f"version run: push-listener migrate --down {max((m.version for m in known), default=0)}"
         )
     states = []
     for migration in known:

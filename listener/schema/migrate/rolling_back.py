@@ -93,10 +93,13 @@ def rollback(
     though it holds rows, and rows that an adopted table could not hold before are deleted. The functions that remain
     keep the text of this version; the next ``apply``, of whichever version, replaces those that differ from its own.
 
-    Raises MigrationError, having changed nothing, when data would be lost, when workers live or have rows in hand, and
-    when a step fails.
+    Raises MigrationError, having changed nothing, when ``to`` is above the newest migration, when data would be lost,
+    when workers live or have rows in hand, and when a step fails.
     """
     known = load() if migrations is None else migrations
+    newest = max((migration.version for migration in known), default=0)
+    if to > newest:  # more likely a slip than a wish to change nothing
+        raise MigrationError(f"there is no migration {to:04d}: the newest is {newest:04d}")
     # A worker that starts takes the second lock for a moment: from here on it is either seen below, or cannot start.
     with connect(dsn, warn) as conn, turn(conn, warn), turn(conn, warn, ROLLBACK_LOCK):
         set_parameters(

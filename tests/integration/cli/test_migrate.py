@@ -48,6 +48,13 @@ async def test_migrate_and_roll_back(blank_database: Database) -> None:
         assert conn.execute("select to_regclass('push_notifications')").fetchone() == (None,)
 
 
+async def test_what_several_migrations_notice_is_said_once(bare_database: Database) -> None:
+    """There is no auth.uid() in a database that is not Supabase's."""
+    notes = (await invoke(bare_database.dsn, "migrate")).stderr.splitlines()
+    assert [line[:22] for line in notes].count("note: no user can read") == 1
+    assert len(notes) == len(set(notes))
+
+
 async def test_a_dry_run_tells_of_what_would_be_mended(database: Database) -> None:
     with psycopg.connect(database.dsn, autocommit=True) as conn:
         conn.execute("grant insert on push_notifications to anon")

@@ -128,8 +128,21 @@ def test_a_file_that_was_edited_after_it_was_applied_is_refused(bare_database: D
 def test_a_database_of_a_newer_version_is_refused(bare_database: Database) -> None:
     known = steps("select 1", "select 2")
     migrate.apply(bare_database.dsn, known)
-    with pytest.raises(MigrationError, match=r"holds migration 0002, which this version .* does not know"):
+    with pytest.raises(
+        MigrationError, match=r"holds migration 0002, which this version .* does not know"
+    ) as raised:
         migrate.apply(bare_database.dsn, known[:1])
+    (version,) = re.findall(r"migrate --down (\d+)$", str(raised.value))
+    migrate.rollback(bare_database.dsn, int(version), known)
+    assert migrate.apply(bare_database.dsn, known[:1]) == []
+
+
+def test_a_way_back_to_a_version_that_is_not_there_is_refused(bare_database: Database) -> None:
+    known = steps("select 1")
+    migrate.apply(bare_database.dsn, known)
+    with pytest.raises(MigrationError, match=r"^there is no migration 0002: the newest is 0001$"):
+        migrate.rollback(bare_database.dsn, 2, known)
+    assert migrate.rollback(bare_database.dsn, 1, known) == []
 
 
 def test_two_at_once_do_it_once(blank_database: Database) -> None:

@@ -10,6 +10,7 @@ import orjson
 import pytest
 
 from listener.emulator import Emulator
+from listener.limits.health import Pause
 from listener.service import credentials_for
 from tests.support.postgres import Database
 from tests.support.servers import closed_port
@@ -60,6 +61,26 @@ async def test_a_token_endpoint_that_comes_back_is_found(database: Database, emu
         tokens._credentials = good
         await until(lambda: tokens.fault is None)
         await shows(service.port, (200, "ok\n"))
+
+
+async def test_a_token_that_comes_back_ends_the_pause_before_its_time(
+    database: Database, rows: Rows, emulator: Emulator
+) -> None:
+    async with serving(settings_for(database.dsn, emulator)) as service:
+        assert service._tokens is not None
+        tokens = service._tokens
+        good = tokens._credentials
+        other = {**emulator.service_account, "client_email": "other@x.iam.gserviceaccount.com"}
+        wrong = settings_for(database.dsn, emulator, fcm_service_account_json=other)
+        tokens._credentials, _ = credentials_for(wrong)
+        tokens.reject(await tokens.get())
+        await rows.add(device_token="phone", title="t")
+        await until(lambda: service.pause is Pause.NO_ACCESS_TOKEN)
+        assert service._health is not None
+        service._health._refused._until += 3600.0  # as after many probes that failed, and longer
+        push = await rows.add(device_token="phone", title="t")
+        tokens._credentials = good
+        assert (await rows.one_over(push))["status"] == "sent"
 
 
 async def test_a_key_file_that_is_replaced_ends_the_pause(
