@@ -1,16 +1,18 @@
--- revision 3
+-- revision 4
 -- Workers of other projects share the queue with listeners: the same order, the same leases. Their rows have the
 -- status 'processing' and no claimed_by. mark_push_sent and mark_push_failed settle only such rows. A fid is returned as
 -- device_token, because FCM takes it in the field token too. Source: firebase/firebase-android-sdk, issue 8316.
 --
--- A row is due from the time at which it was inserted on. statement_timestamp() lets a transaction fetch what it has
--- inserted itself, as tests do; now() is the time at which the transaction began.
+-- A row is due from the time at which it was inserted on. clock_timestamp() lets a transaction fetch what it has inserted
+-- itself, also in the same statement; now() is the time at which the transaction began.
 create or replace function public.fetch_pending_pushes(p_limit integer default 100)
   returns table (id uuid, user_id uuid, device_token text, title text, body text, data jsonb, status text,
                  retry_count integer, delivery_attempts integer, created_at timestamptz)
   language plpgsql security definer set search_path = pg_catalog, pg_temp
 as $$
 #variable_conflict use_column
+declare
+  due_until constant timestamptz := clock_timestamp();
 begin
   perform push_listener.refuse_users();
   if p_limit is null or p_limit not between 1 and 1000 then
@@ -21,14 +23,14 @@ begin
   with head as materialized (
     (select id, expires_at
        from public.push_notifications
-       where (case priority::text when 'high' then 0 else 1 end) = 0 and next_attempt_at <= statement_timestamp()
+       where (case priority::text when 'high' then 0 else 1 end) = 0 and next_attempt_at <= due_until
          and next_attempt_at is not null and status in ('pending', 'processing', 'failed')
        order by next_attempt_at
        limit 1000)
     union all
     (select id, expires_at
        from public.push_notifications
-       where (case priority::text when 'high' then 0 else 1 end) = 1 and next_attempt_at <= statement_timestamp()
+       where (case priority::text when 'high' then 0 else 1 end) = 1 and next_attempt_at <= due_until
          and next_attempt_at is not null and status in ('pending', 'processing', 'failed')
        order by next_attempt_at
        limit 1000)
@@ -37,7 +39,7 @@ begin
       from head h
       join public.push_notifications p on p.id = h.id
       where h.expires_at <= now()
-        and p.expires_at <= now() and p.next_attempt_at <= statement_timestamp() and p.status in ('pending', 'processing', 'failed')
+        and p.expires_at <= now() and p.next_attempt_at <= due_until and p.status in ('pending', 'processing', 'failed')
       for no key update of p skip locked
   )
   update public.push_notifications p
@@ -56,7 +58,7 @@ begin
   with high as materialized (
     select id, next_attempt_at as due_at, 0 as lane
       from public.push_notifications
-      where (case priority::text when 'high' then 0 else 1 end) = 0 and next_attempt_at <= statement_timestamp()
+      where (case priority::text when 'high' then 0 else 1 end) = 0 and next_attempt_at <= due_until
         and next_attempt_at is not null and status in ('pending', 'processing', 'failed')
         and topic is null and condition is null and (expires_at is null or expires_at > now())
         and not exists (select from push_listener.unwritable_rows u
@@ -67,7 +69,7 @@ begin
   ), normal as materialized (
     select id, next_attempt_at as due_at, 1 as lane
       from public.push_notifications
-      where (case priority::text when 'high' then 0 else 1 end) = 1 and next_attempt_at <= statement_timestamp()
+      where (case priority::text when 'high' then 0 else 1 end) = 1 and next_attempt_at <= due_until
         and next_attempt_at is not null and status in ('pending', 'processing', 'failed')
         and topic is null and condition is null and (expires_at is null or expires_at > now())
         and not exists (select from push_listener.unwritable_rows u
