@@ -75,6 +75,11 @@ def test_the_pattern_of_the_readme_lets_a_user_cause_this_push_and_no_other(data
         ):
             with pytest.raises(psycopg.errors.InsufficientPrivilege):
                 ann.execute(refused.encode())
+        assert ann.execute("select body from messages").fetchall() == [("Hello",)]
+    with _as(database, BOB) as bob:
+        assert bob.execute("select body from messages").fetchall() == [("Hello",)]
+    with _as(database, UUID(int=3)) as neither:
+        assert neither.execute("select body from messages").fetchall() == []
     with psycopg.connect(database.dsn) as owner:
         rows = owner.execute(
             "select user_id, title, body, idempotency_key from push_notifications"
