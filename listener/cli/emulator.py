@@ -79,7 +79,5 @@ def _reason(error: OSError, host: str, port: int) -> str:
     if error.filename is not None:
         return f"--credentials: cannot write {error.filename}: {error.strerror}"
     if error.errno == errno.EADDRINUSE:
-        return (
-            f"another program, perhaps an emulator, listens on port {port}: end it, or name another port with --port"
-        )
+        return f"another program, perhaps an emulator, listens on port {port}: end it, or name another port with --port"
     return f"cannot listen on port {port} of {host}: {error.strerror}"

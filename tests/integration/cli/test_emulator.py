@@ -93,7 +93,8 @@ async def test_a_taken_port_is_a_fault_of_the_configuration() -> None:
         code, _, err = await run("emulator", "--port", str(port), env=env)
     assert code == 2
     assert err == (
-        f"Error: another program, perhaps an emulator, listens on port {port}: end it, or name another port with --port\n"
+        f"Error: another program, perhaps an emulator, listens on port {port}: "
+        "end it, or name another port with --port\n"
     )
 
 
