@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 
 import click
@@ -69,6 +70,14 @@ def command(
     except ValueError as error:
         raise click.UsageError(str(error)) from None
     except OSError as error:
-        raise Misconfigured(str(error)) from None
+        raise Misconfigured(_reason(error, host, port)) from None
     except KeyboardInterrupt:
         pass
+
+
+def _reason(error: OSError, host: str, port: int) -> str:
+    if error.filename is not None:
+        return f"--credentials: cannot write {error.filename}: {error.strerror}"
+    if error.errno == errno.EADDRINUSE:
+        return f"another program, perhaps an emulator, listens on port {port}: end it, or name another port with --port"
+    return f"cannot listen on port {port} of {host}: {error.strerror}"

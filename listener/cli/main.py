@@ -70,7 +70,7 @@ class Commands(click.Group):
 @click.version_option(__version__, prog_name="push-listener")
 @click.pass_context
 def main(ctx: click.Context) -> None:
-    """Turns rows committed to push_notifications into pushes through FCM, without polling."""
+    """Sends the rows of push_notifications as push notifications, through Firebase Cloud Messaging (FCM)."""
     if ctx.invoked_subcommand == "healthcheck":  # it uses no driver, and is to start quickly
         return
     from listener import log

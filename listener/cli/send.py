@@ -97,6 +97,10 @@ def command(
     else:
         trouble = f" ({outcome.error_code}: {outcome.last_error})" if outcome.error_code else ""
         click.echo(f"{push_id} {outcome.status}{trouble}")
+    if wait is not None and delay is None and outcome.status == "pending":
+        note(
+            "it still waits; does push-listener run? push-listener doctor says what keeps pushes from going out"
+        )
     if wait is not None and outcome.status not in client.ACCEPTED:
         raise SystemExit(1)
 

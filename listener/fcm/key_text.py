@@ -89,13 +89,13 @@ def _what_else(text: str) -> str:
     if text.startswith("["):
         return "is JSON, but not an object"
     if text.startswith("-----BEGIN"):
-        return f"is only the private key; set it to the whole content of the key file ({WHERE_TO_GET})"
+        return f"is only the private key: the whole content of the key file is needed ({WHERE_TO_GET})"
     if text.startswith(("<?xml", "<plist", "<!DOCTYPE")):
         return f"is a configuration file of an app; a service-account key is needed ({WHERE_TO_GET})"
     if _SERVER_KEY.fullmatch(text):
         return f"is an API key or a legacy server key, which FCM HTTP v1 does not take ({WHERE_TO_GET})"
     hint = "; it looks like a path: use GOOGLE_APPLICATION_CREDENTIALS" if _PATH.fullmatch(text) else ""
-    return f"is not JSON; set it to the whole content of the key file{hint}"
+    return f"is not JSON: the whole content of a key file is needed{hint}"
 
 
 def _what_is_wrong(text: str) -> str:
@@ -112,7 +112,7 @@ def _what_is_wrong(text: str) -> str:
             "is not JSON: its quotes are missing; put it in single quotes where a shell reads it, or encode it in "
             "base64"
         )
-    return "is not JSON; set it to the whole content of the key file"
+    return "is not JSON: the whole content of a key file is needed"
 
 
 def kind_of(info: Mapping[str, Any]) -> str | None:

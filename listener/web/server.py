@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hmac
 import socket
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -133,7 +134,12 @@ async def _listening(
             )
             await site.start()
         except OSError as error:
-            raise PortTaken(f"{variables}: cannot listen on port {port}: {error.strerror}") from None
+            reason = (
+                "another program listens on it; end that program, or choose another port"
+                if error.errno == errno.EADDRINUSE
+                else error.strerror
+            )
+            raise PortTaken(f"{variables}: cannot listen on port {port}: {reason}") from None
         yield int(runner.addresses[0][1])
     finally:
         await runner.cleanup()

@@ -44,7 +44,7 @@ def test_what_can_be_read_in_one_way_is_read(form: Callable[[str], str]) -> None
     assert found == KEY
 
 
-NOT_JSON = "is not JSON; set it to the whole content of the key file"
+NOT_JSON = "is not JSON: the whole content of a key file is needed"
 PATH = NOT_JSON + "; it looks like a path: use GOOGLE_APPLICATION_CREDENTIALS"
 
 

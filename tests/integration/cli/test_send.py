@@ -68,6 +68,7 @@ async def test_send_and_wait_without_a_service(database: Database) -> None:
     done = await invoke(database.dsn, "send", "--token", "t", "--title", "T", "--wait", "0.2")
     assert done.exit_code == 1
     assert done.stdout.endswith(" pending\n")
+    assert "it still waits; does push-listener run?" in done.stderr
 
 
 async def test_send_later_and_only_once(database: Database, rows: Rows) -> None:

@@ -75,8 +75,25 @@ def test_the_pattern_of_the_readme_lets_a_user_cause_this_push_and_no_other(data
         ):
             with pytest.raises(psycopg.errors.InsufficientPrivilege):
                 ann.execute(refused.encode())
+        assert ann.execute("select body from messages").fetchall() == [("Hello",)]
+    with _as(database, BOB) as bob:
+        assert bob.execute("select body from messages").fetchall() == [("Hello",)]
+    with _as(database, UUID(int=3)) as neither:
+        assert neither.execute("select body from messages").fetchall() == []
     with psycopg.connect(database.dsn) as owner:
         rows = owner.execute(
             "select user_id, title, body, idempotency_key from push_notifications"
         ).fetchall()
     assert rows == [(BOB, "You have a message", "Hello", "message-1")]
+
+
+def test_a_user_can_be_tried_in_sql(database: Database) -> None:
+    (block,) = sql_blocks("docs/local.md")
+    with psycopg.connect(database.dsn) as owner:
+        _run(owner, "README.md", owner.info.dbname)
+        owner.execute("delete from push_notifications")
+    with psycopg.connect(database.dsn, autocommit=True) as owner:
+        owner.execute(block.encode())
+        messages = owner.execute("select sender, recipient, body from messages").fetchall()
+        pushes = owner.execute("select user_id from push_notifications").fetchall()
+    assert (messages, pushes) == ([(ANN, BOB, "Hello")], [(BOB,)])

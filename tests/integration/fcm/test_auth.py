@@ -179,7 +179,7 @@ def test_bad_key_file_is_named_and_not_quoted(
         (None, "was not found"),
         ("{", "the key file is not JSON: its end is missing"),
         ("[1]", "the key file is JSON, but not an object"),
-        ("\x00\x01", "the key file is not JSON"),
+        ("\x00\x01", "the key file is not JSON: the whole content of a key file is needed$"),
         ('{"web": {"client_id": "S3cr3t"}}', "the key file is the key of an OAuth client"),
         ('{"project_info": {}}', "the key file is the configuration of an app"),
         ('{"type": "other"}', "not have a valid type"),

@@ -180,7 +180,7 @@ async def test_a_port_in_use_is_a_fault_of_the_configuration(database: Database)
             program("run", env=environment(database.dsn, emulator, port=port), forked=True) as running,
         ):
             assert await running.ended() == 2
-    assert f"HOST, PORT: cannot listen on port {port}" in running.err
+    assert f"HOST, PORT: cannot listen on port {port}: another program listens on it" in running.err
     assert "Traceback" not in running.output
 
 
