@@ -302,6 +302,7 @@ CASES = [
             "to_high": time.time() - 3600.0,
             "to_normal": time.time() - 3600.0,
             "excluded": [],
+            "most": 1000,
         },
     ),
     Case("sweep", queue._SWEEP, _DUE, {"excluded": [], "worker": 1, "incarnation": uuid4(), **_ALL}),
