@@ -18,7 +18,7 @@ from tests.support.service import PATIENCE, Rows, run
 async def send(database: Database, *arguments: str) -> tuple[int, str, str]:
     """``send`` as a process of its own: the service in this one writes its log to standard output."""
     env = {"PATH": os.environ.get("PATH", ""), "DATABASE_URL": database.dsn}
-    return await run("send", *arguments, env=env)
+    return await run("send", *arguments, env=env, forked=True)
 
 
 async def test_send_and_wait(database: Database, rows: Rows, emulator: Emulator, service: Service) -> None:
