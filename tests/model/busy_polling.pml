@@ -4,7 +4,7 @@
  * faults: at any moment the first listener is killed, frozen for ever, or loses the backend that listens. When nothing can
  * happen any more, every visible row must have been claimed.
  *
- * A step that only its own process sees is atomic with the one before it, which halves the number of states.
+ * A step that only its own process sees is atomic with the one before it, which spares a third of the states.
  *
  * Where the program asks repeatedly, the model waits for the answer that matters. A look at the queue claims every visible
  * row. It is made as soon as it is due, because a later look would find more. Rows in the hands of a dead listener are

@@ -724,8 +724,14 @@ def test_a_function_that_was_edited_in_an_emitted_file_is_noticed(tmp_path: Path
 def test_the_emitted_tests_pass_where_the_files_were_applied(
     blank_database: Database, emitted: list[Path], tmp_path: Path
 ) -> None:
+    """They are those of db/tests; a few show that they run there."""
     psql(blank_database, *emitted)
-    prove(blank_database, sorted((tmp_path / "tests" / "database").iterdir()))
+    tests = {
+        path.name.removeprefix("push_listener_"): path for path in (tmp_path / "tests" / "database").iterdir()
+    }
+    for path in (PROJECT / "db" / "tests").glob("*.test.sql"):
+        assert path.read_text() in tests[path.name].read_text()
+    prove(blank_database, [tests["push_delivery_logs.test.sql"], tests["functions.test.sql"]])
 
 
 def test_the_package_holds_the_sql(tmp_path: Path) -> None:

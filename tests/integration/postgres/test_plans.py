@@ -26,10 +26,10 @@ from tests.support.postgres import Database, Server, Template
 
 Connection = psycopg.Connection[tuple[Any, ...]]
 
-HISTORY = 12_000
+HISTORY = 30_000
 WAITING = 200
 BATCH = 50
-ENOUGH = 1_200
+ENOUGH = 3_000
 """Rows of the queue and of its log that a statement may read: a tenth of the history, and far more than it needs."""
 
 _FINISHED = """
@@ -568,7 +568,7 @@ def test_many_rows_that_are_passed_over_are_looked_up_and_not_searched(database:
     with psycopg.connect(database.superuser_dsn, autocommit=True) as conn:
         conn.execute(
             "insert into push_listener.unwritable_rows (push_id, statement, code, until) "
-            "select gen_random_uuid(), 'claim', 'P0001', now() + interval '1 day' from generate_series(1, 300000)"
+            "select gen_random_uuid(), 'claim', 'P0001', now() + interval '1 day' from generate_series(1, 100000)"
         )
         conn.execute("analyze push_listener.unwritable_rows")
         with conn.transaction():
