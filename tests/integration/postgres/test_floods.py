@@ -219,7 +219,7 @@ def test_a_push_has_receipts_of_the_devices_it_was_sent_to_only(database: Databa
                     )
                 else:
                     getattr(users[user], action)(token)
-                found = dict(owner.execute(_RECEIPTS, (PUSH,)).fetchall())
+                found: dict[str, int] = dict(owner.execute(_RECEIPTS, (PUSH,)).fetchall())
                 assert set(found) <= sent_to, people
                 assert all(count <= len(STATUSES) for count in found.values())
 

@@ -460,7 +460,7 @@ def test_who_may_not_create_is_told(plain_owner: Database) -> None:
 
 def command(database: Database | None, *arguments: object) -> subprocess.CompletedProcess[str]:
     words = ["migrate", *map(str, arguments)]
-    done = asyncio.run(invoke(database and database.dsn, *words))
+    done = asyncio.run(invoke(None if database is None else database.dsn, *words))
     return subprocess.CompletedProcess(words, done.exit_code, done.stdout, done.stderr)
 
 
