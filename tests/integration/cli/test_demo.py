@@ -17,7 +17,7 @@ import pytest
 from listener.demo import run as demo
 from listener.emulator import Emulator
 from tests.support.postgres import Database
-from tests.support.service import Program, get, program, run
+from tests.support.service import Program, get, program
 
 ENVIRONMENT = {
     "PATH": os.environ.get("PATH", ""),
@@ -45,8 +45,9 @@ def taken() -> Iterator[int]:
 
 
 async def test_once_shows_every_kind_of_outcome_and_exits() -> None:
-    code, out, err = await run("demo", "--once", "--port", "0", env=ENVIRONMENT)
-    assert (code, err) == (0, "")
+    async with program("demo", "--once", "--port", "0", env=ENVIRONMENT) as running:
+        code = await running.ended(patience=90.0)
+    assert (code, running.err) == (0, "")
     for text in (
         "high priority, to one token",
         "to a user with two devices",
@@ -55,7 +56,7 @@ async def test_once_shows_every_kind_of_outcome_and_exits() -> None:
         "TITLE_MISSING",
         "after 2 retries",
     ):
-        assert text in out
+        assert text in running.out
 
 
 async def test_without_once_rows_of_ones_own_are_told_apart_until_the_demo_is_interrupted(
@@ -63,6 +64,8 @@ async def test_without_once_rows_of_ones_own_are_told_apart_until_the_demo_is_in
 ) -> None:
     env = {**ENVIRONMENT, "TMPDIR": str(temporary)}
     async with program("demo", "--port", "0", env=env, forked=True) as running:
+        await running.printed("The listener is up")
+        await running.printed("after 2 retries")
         await running.printed("send --token")
         (command,) = [line for line in running.out.splitlines() if "send --token" in line]
         for push_id in await asyncio.gather(_send(command, running), _send(command, running)):
