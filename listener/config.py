@@ -385,7 +385,7 @@ class Settings(DatabaseSettings):
     )
     retention: Annotated[timedelta | None, BeforeValidator(_age)] = _periodic(
         default=None,
-        description="age at which finished pushes are deleted, such as 30d or 12h; default: never",
+        description="age at which finished pushes are deleted, dead ones excepted, such as 30d or 12h; default: never",
     )
 
     host: str | None = _web(default=None, description="address to bind to; default: every address")

@@ -79,7 +79,7 @@ def from_environment(environment: Mapping[str, str] = os.environ) -> Tracing:
 
             made = OtelTracing(OTLPSpanExporter())
     except ImportError:
-        log.warning("no traces: a package is missing", remedy="pip install 'push-listener[otel]'")
+        log.warning("no traces: a package is missing", remedy="in the checkout: pip install '.[otel]'")
         return Tracing()
     except Exception as error:
         # What it raises differs from version to version, and the text may quote a value. No push is to wait for it.

@@ -25,6 +25,7 @@ from listener.sending.attempt import Attempts
 from listener.sending.behind import LooksBehind
 from listener.sending.dispatcher import Dispatcher
 from listener.sending.expiry import Expiry
+from listener.sending.fcm_question import FcmQuestion
 from listener.sending.held import HeldRows
 from listener.sending.idle_probe import IdleProbe
 from listener.sending.overview_watch import OverviewWatch
@@ -51,10 +52,10 @@ class Sending:
     """A dispatcher, and those of its parts that others look at."""
 
     dispatcher: Dispatcher
-    attempts: Attempts
     settler: Settler
     held: HeldRows
     reach: Reach
+    question: FcmQuestion
 
 
 def assemble(
@@ -71,12 +72,15 @@ def assemble(
     """Makes a dispatcher with its parts; nothing runs yet."""
     look, trail = waker.look, Trail(tracing, queue.worker_id)
     held, reach = HeldRows(metrics, lease=settings.lease), Reach(metrics)
-    writer = ResultWriter(queue, held, look, metrics, trail, batch=settings.settle_batch)
-    settler = Settler(queue, writer, Unwritten(queue, writer, metrics), look)
+    settlements = queue.settlements
+    writer = ResultWriter(settlements, held, look, metrics, trail, batch=settings.settle_batch)
+    settler = Settler(settlements, writer, Unwritten(settlements, writer, metrics), look)
     metrics.settle_backlog.set_function(functools.partial(_backlog, settler))
     metrics.whole_look.set_function(functools.partial(_whole_look, queue))
     metrics.in_flight_limit.set(settings.max_in_flight)
-    attempts = Attempts(sender, settings, metrics, health, quota, PauseReport(health, look, metrics), trail)
+    question = FcmQuestion(sender, health, metrics)
+    pauses = PauseReport(health, look, metrics)
+    attempts = Attempts(sender, settings, metrics, health, quota, pauses, trail, question)
     behind = LooksBehind(queue, held, look, metrics)
     dispatcher = Dispatcher(
         queue,
@@ -92,7 +96,7 @@ def assemble(
         reach,
         trail,
     )
-    return Sending(dispatcher, attempts, settler, held, reach)
+    return Sending(dispatcher, settler, held, reach, question)
 
 
 def _backlog(settler: Settler) -> float:
@@ -154,7 +158,7 @@ class Worker:
             sees_workers=settings.wakeup == "listen",
         )
         self._held = sending.held
-        self._probe = IdleProbe(sending.attempts, health, interval=settings.idle_probe_interval)
+        self._probe = IdleProbe(sending.question, health, interval=settings.idle_probe_interval)
 
     @property
     def obstacles(self) -> list[str]:

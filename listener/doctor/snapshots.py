@@ -1,4 +1,5 @@
-"""Old snapshots: while one is held, vacuum removes no row that died after it, and each claim walks past all of them."""
+"""Old snapshots: while one is held, vacuum removes no row that died after it, and looks over the whole range of due
+times walk past all of them."""
 
 from __future__ import annotations
 

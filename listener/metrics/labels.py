@@ -24,7 +24,9 @@ STATUSES: Final = ("pending", "sent", "failed", "dead", "expired")
 STATEMENTS: Final = ("claim", "settle", "read")
 """That are timed."""
 
-FAILING_STATEMENTS: Final = ("claim", "settle", "read", "unwritable", "quota", "peers", "polling", "purge")
+FAILING_STATEMENTS: Final = (
+    "claim", "settle", "read", "look", "unwritable", "quota", "peers", "polling", "purge",
+)  # fmt: skip
 
 # --- codes -------------------------------------------------------------------------------------------------
 

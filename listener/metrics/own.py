@@ -1,7 +1,7 @@
 """The metrics of one process, each defined once.
 
 No label ever holds a user, a token or a payload; codes are a bounded vocabulary. What is counted here is to be summed
-over all processes, unless its text says otherwise. See docs/metrics.md.
+over all processes. See docs/metrics.md.
 """
 
 from __future__ import annotations
@@ -249,7 +249,7 @@ class Metrics:
         )
         self.last_notification = Moment(
             "push_last_notification_timestamp_seconds",
-            "When the last of them came; absent before the first.",
+            "When the last notification came; absent before the first.",
             registry=of_listening,
         )
         self.last_look = Moment(

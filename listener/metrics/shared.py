@@ -149,7 +149,9 @@ def _families() -> dict[str, GaugeMetricFamily | CounterMetricFamily]:
             "that failed.",
         ),
         "depth": gauge(
-            "push_queue_depth", "Pushes that wait in the queue, scheduled ones included", "status", "priority"
+            "push_queue_depth",
+            "Pushes that have not ended, those scheduled and those that a worker holds included",
+            "status", "priority",
         ),
         "due": gauge(
             "push_queue_due",

@@ -1,4 +1,7 @@
-"""How many rows one statement may bring or write, when triggers of the application make each row slow. Pure."""
+"""How many rows one statement may bring or write, when triggers of the application make each row slow. Pure.
+
+What to do with the rows of the statement that has timed out is not decided here; see parts.py, and Settler.
+"""
 
 from __future__ import annotations
 

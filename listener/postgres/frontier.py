@@ -1,21 +1,29 @@
 """From which due time on a worker looks at the queue. Pure; times of this process are monotonic, and passed in.
 
 While some transaction keeps an old snapshot, the index holds an entry for every push that was sent since. A look that
-begins at the oldest due time steps over all of them. So a worker begins where it has claimed everything that it could
-see. What comes before that place later, comes there in one of these ways:
+begins at the oldest due time steps over all of them. So a worker remembers for each lane a *floor*, the due time up to
+which it has claimed everything that it could see, and begins there. A worker looks in three ways:
+
+- A *claim* takes due rows.
+- A *question* asks, before the worker sleeps, when the next row is due.
+- A *look behind* searches below the floors, on another connection, while claims go on. The next claim takes the rows
+  that it has found, by their ids, besides its own.
+
+Each may be *whole*: over the whole range of due times.
+
+A row comes to lie below the floor in one of these ways:
 
 - A transaction that was open for long commits. A row is due when it is written, or later: the trigger
   push_listener_never_early sees to that. So the rows of a transaction lie behind the claim before the one whose
   snapshot first shows the transaction as running. When it has ended, the worker begins there once more.
 - The application had locked the row, a row that was passed over may be claimed again, or the triggers are disabled.
-  Nothing tells of these, so now and then the worker looks over the whole range:
-  - As long as such a look is cheap, a claim over the whole range follows 0.8 s after a claim that began later, unless a
-    question does. Before the worker sleeps it asks when the next row is due, over the whole range. If it has done so
-    just before, it asks within a shorter range, and sleeps only until it may ask again.
-  - When such a look is dear, it is made beside the claims, on another connection and seldom. The next claim takes the
-    rows that it has found, by their ids, besides its own. Questions begin where claims do.
+  Nothing tells of these, so now and then a look is whole:
+  - As long as whole looks are cheap, a whole claim follows 0.8 s after a claim that began at the floor, unless a whole
+    question comes before. Before the worker sleeps it asks a whole question. If it has done so just before, it asks
+    within a shorter range, and sleeps only until it may ask again.
+  - When whole looks are expensive, they are looks behind, and seldom. Questions begin at the floor, as claims do.
 
-Where to begin is thus a guess that saves time. If it is wrong, a row is found by the next look over the whole range.
+The floor is thus a guess that saves time. If it is wrong, a row is found by the next whole look.
 """
 
 from __future__ import annotations
@@ -44,20 +52,20 @@ _SLOW_CLAIMS = 2.0
 
 @dataclass(frozen=True, slots=True)
 class Begin:
-    """Where a look at the queue begins: due times in Unix seconds, by the database's clock."""
+    """Where a claim or a question begins: due times in Unix seconds, by the database's clock."""
 
     high: float = -math.inf
     """For high priority."""
     normal: float = -math.inf
     """For all other priorities."""
     ahead: float = math.inf
-    """A question after the next due row asks for rows that are due within so many seconds."""
+    """Of a question: it asks for rows that are due within this number of seconds."""
     early: Sequence[UUID] = ()
-    """A claim also takes these rows, which are due before."""
+    """A claim also takes these rows, which are due before that: a look behind, or a rescue, has found them."""
 
     @property
     def is_whole(self) -> bool:
-        """Whether the look is one over the whole range."""
+        """Whether it is over the whole range of due times."""
         return self.high == self.normal == -math.inf
 
 
@@ -79,8 +87,8 @@ class Seen:
 
 
 @dataclass(frozen=True, slots=True)
-class Behind:
-    """A look at what lies before the claims: from one due time to another, in each lane."""
+class RangeBehind:
+    """The range of a look behind: from one due time to the floor of each lane."""
 
     begin: float
     high: float
@@ -91,19 +99,22 @@ class Behind:
 class _Lane:
     floor: float = -math.inf
     owes_since: float | None = None
-    """When a claim began that was not over the whole range, if nothing over the whole range has followed."""
+    """When the first claim since the last whole look began at the floor; None: none has.
+
+    -inf: a whole look is to be made at once.
+    """
 
 
 class Frontier:
-    """How far one worker has claimed, and when it has to look at what lies before.
+    """How far one worker has claimed, and when its next look has to be whole.
 
     Args:
-        margin: seconds by which a look begins before what is claimed. The rows of a transaction that is open for no
+        margin: seconds by which the floor lies before what is claimed. The rows of a transaction that is open for no
             longer are found at once.
-        at_most: seconds for which claims may begin later, while looks over the whole range are cheap.
-        cheap: a question over the whole range that takes a second may be repeated after so many, and after ``at_most``.
-        dear: a look over the whole range that takes more seconds is made beside the claims.
-        seldom: and repeated after so many times its duration.
+        at_most: seconds for which claims may begin at the floor, while whole looks are cheap.
+        pause_after_question: between two whole questions, in durations of one; never longer than ``at_most``.
+        expensive: a whole look that takes more seconds is made as a look behind.
+        pause_after_look: between two whole looks behind, in durations of one; never shorter than ``at_most``.
     """
 
     def __init__(
@@ -111,59 +122,70 @@ class Frontier:
         *,
         margin: float = 1.0,
         at_most: float = 0.8,
-        cheap: float = 20.0,
-        dear: float = 0.05,
-        seldom: float = 20.0,
+        pause_after_question: float = 20.0,
+        expensive: float = 0.05,
+        pause_after_look: float = 20.0,
     ) -> None:
         self._margin = margin
         self._at_most = at_most
-        self._cheap = cheap
-        self._dear = dear
-        self._seldom = seldom
+        self._pause_after_question = pause_after_question
+        self._expensive = expensive
+        self._pause_after_look = pause_after_look
         self._high, self._normal = _Lane(), _Lane()
         self._lanes = (self._high, self._normal)
         self.cost = 0.0
-        """Seconds that the last look over the whole range took. Claims do not count unless they are slow."""
-        self._question_at = -math.inf
+        """Seconds that the last whole look took. Claims do not count unless they are slow."""
+        self._question_at = -math.inf  # when the next whole question may be asked
         self._looked_at = -math.inf
-        self._restarted_at = -math.inf
+        self._urgent_at = -math.inf  # when a whole look was last wanted at once
         self._claimed_at = -math.inf
         self._claimed_now = -math.inf  # by the database's clock
         self._busy = 0.0  # seconds, without those in which there was nothing to do
-        # Transactions: from which due time on their rows may be, and how long the worker was busy until then.
+        # Transactions that the last claim saw running: from which due time on their rows may be, and how long the
+        # worker was busy until then.
         self._running: dict[str, tuple[float, float]] = {}
-        self._suspect = math.inf
+        # From which due time on the rows may be of a long transaction that has ended; inf: of none.
+        self._ended_from = math.inf
         self._early: list[UUID] = []
 
     @property
-    def is_dear(self) -> bool:
-        """Whether looks over the whole range are made beside the claims."""
-        return self.cost > self._dear
+    def is_expensive(self) -> bool:
+        """Whether whole looks are looks behind."""
+        return self.cost > self._expensive
 
-    def restart(self, now: float) -> None:
-        """Rows may lie before: a look over the whole range is to be made at once."""
-        self._restarted_at = now
+    def want_whole_look_at_once(self, now: float) -> None:
+        """Rows may lie below the floor: the next look is to be whole."""
+        self._urgent_at = now
         for lane in self._lanes:
             lane.owes_since = -math.inf
 
-    def owe(self, now: float) -> None:
-        """A look over the whole range is to be made some time, whether or not something is claimed."""
+    def want_whole_look(self, now: float) -> None:
+        """A whole look is to be made some time, whether or not something is claimed."""
         for lane in self._lanes:
             lane.owes_since = now if lane.owes_since is None else lane.owes_since
 
     def floors(self) -> Begin:
-        """Where claims begin, if nothing is known to lie before."""
+        """Where claims begin that are not whole."""
         return Begin(self._high.floor, self._normal.floor)
 
-    def found(self, early: Iterable[UUID]) -> None:
-        """These rows are due, and may lie before. Each is claimed once: if that fails, a later look finds it again."""
+    def found_early(self, early: Iterable[UUID]) -> None:
+        """These rows are due, and may lie below the floor. The next claims take them.
+
+        Each is claimed once: if that fails, a later look finds it again.
+        """
         self._early += early
 
     def begin_claim(self, now: float, most: int, normal: int) -> Begin:
-        """Where a claim of at most so many rows begins, and of so many of normal priority."""
+        """Where a claim begins.
+
+        Args:
+            now: when it begins.
+            most: the rows that it may bring.
+            normal: of these, the rows of normal priority.
+        """
         lanes = self._lanes if normal else (self._high,)
         owes = any(lane.owes_since is not None and now >= lane.owes_since + self._at_most for lane in lanes)
-        if owes and not self.is_dear:
+        if owes and not self.is_expensive:
             self._early.clear()
             return WHOLE
         for lane in lanes:
@@ -177,8 +199,8 @@ class Frontier:
         return taken
 
     def begin_question(self, now: float) -> Begin:
-        """Where a question begins, when the next row is due."""
-        if self.is_dear:
+        """Where a question begins."""
+        if self.is_expensive:
             # The leases of what was sent lately have left entries that end in the future. So the range grows with the
             # time for which nothing was claimed.
             return Begin(self._high.floor, self._normal.floor, max(_FIRST_AHEAD_S, now - self._claimed_at))
@@ -190,91 +212,101 @@ class Frontier:
     def claimed(self, begin: Begin, seen: Seen, began: float, ended: float) -> None:
         """A claim that lasted from ``began`` to ``ended`` has seen this."""
         if seen.now < self._claimed_now - self._margin:  # the database's clock was set back
-            self.restart(began)
-        covered = {}
-        for lane, through, first in (
-            (self._high, seen.high, begin.high),
-            (self._normal, seen.normal, begin.normal),
+            self.want_whole_look_at_once(began)
+        looked_from = [math.inf, math.inf]  # inf: the claim has not looked at the lane
+        for n, (lane, through, first) in enumerate(
+            ((self._high, seen.high, begin.high), (self._normal, seen.normal, begin.normal))
         ):
             if through is None:
                 continue
-            covered[id(lane)] = first
+            looked_from[n] = first
             lane.floor = min(through, seen.now - self._margin)
             if begin.is_whole:
                 self._has_looked(lane, began)
         if begin.is_whole:
-            if ended - began > _SLOW_CLAIMS * self._dear:
-                # The claim may have been slow for another reason. A look beside the claims tells.
+            if ended - began > _SLOW_CLAIMS * self._expensive:
+                # The claim may have been slow for another reason. A look behind tells.
                 self.cost = ended - began
-                self.restart(ended)
+                self.want_whole_look_at_once(ended)
             if seen.high is not None and seen.normal is not None:
                 self._question_at = began + self._between_questions()
         first, busy = self._first_ended(seen)
         self._busy += min(began - self._claimed_at, _IDLE_AFTER_S)
-        owing = [lane for lane in self._lanes if first < covered.get(id(lane), math.inf)]
-        if owing and self.is_dear and busy < self._busy - _OPEN_FOR_LONG_S:
-            self._suspect = min(self._suspect, first)
-        else:
-            for lane in owing:
-                lane.floor = min(lane.floor, first)
+        self._go_back(first, busy, looked_from)
         self._claimed_at, self._claimed_now = began, seen.now
 
-    def _first_ended(self, seen: Seen) -> tuple[float, float]:
-        """From which due time on the rows of transactions may be that have ended since they were seen running."""
-        known, since = self._running, (self._claimed_now - _WRITTEN_LATE_S, self._busy)
-        if self._claimed_at == -math.inf:
-            since = (-math.inf, -math.inf)
-        self._running = {each: known.pop(each, since) for each in seen.running}
-        return min(known.values(), default=(math.inf, math.inf))
+    def _go_back(self, first: float, busy: float, looked_from: Sequence[float]) -> None:
+        """Has rows looked for that are due from ``first`` on, where the last claim has not looked.
 
-    def asked(self, begin: Begin, is_due: bool, began: float, ended: float) -> None:
+        The next claim does it; or a look behind, if the worker has been busy for long since ``busy``.
+        """
+        missed = [lane for lane, begin in zip(self._lanes, looked_from, strict=True) if first < begin]
+        if missed and self.is_expensive and busy < self._busy - _OPEN_FOR_LONG_S:
+            self._ended_from = min(self._ended_from, first)
+        else:
+            for lane in missed:
+                lane.floor = min(lane.floor, first)
+
+    def _first_ended(self, seen: Seen) -> tuple[float, float]:
+        """From which due time on rows of transactions may be that have ended since the last claim; inf: none has ended.
+
+        And how long the worker was busy until then.
+        """
+        first_claim = self._claimed_at == -math.inf
+        new = (-math.inf, -math.inf) if first_claim else (self._claimed_now - _WRITTEN_LATE_S, self._busy)
+        ended = self._running  # but for those that still run, which leave it here
+        self._running = {each: ended.pop(each, new) for each in seen.running}
+        return min(ended.values(), default=(math.inf, math.inf))
+
+    def answered(self, begin: Begin, is_due: bool, began: float, ended: float) -> None:
         """A question that lasted from ``began`` to ``ended`` was answered: a row is due, or none."""
         if not begin.is_whole:
             return
         self.cost = ended - began
         self._question_at = began + self._between_questions()
         if is_due:
-            self.restart(began)
+            self.want_whole_look_at_once(began)
         for lane in self._lanes:
             self._has_looked(lane, began)
 
-    def look_in(self, now: float) -> float | None:
-        """In how many seconds a look beside the claims is due; None: not as things stand."""
-        if not self.is_dear or not (self._owes or self._suspect < math.inf):
+    def look_behind_in(self, now: float) -> float | None:
+        """In how many seconds a look behind is due; None: not as things stand."""
+        if not self.is_expensive or not (self._owes or self._ended_from < math.inf):
             return None
-        pause = self._at_most if self._suspect < math.inf else self._between_looks()
+        pause = self._at_most if self._ended_from < math.inf else self._between_looks()
         return max(0.0, self._looked_at + pause - now)
 
-    def begin_look(self, now: float) -> Behind:
-        """A look beside the claims begins."""
+    def begin_look_behind(self, now: float) -> RangeBehind:
+        """A look behind begins; returns its range."""
         is_whole = self._owes and now >= self._looked_at + self._between_looks()
-        begin = -math.inf if is_whole else self._suspect
-        self._suspect, self._looked_at = math.inf, now
+        begin = -math.inf if is_whole else self._ended_from
+        self._ended_from, self._looked_at = math.inf, now
         if is_whole:
             for lane in self._lanes:  # a claim that begins from now on owes the next look
                 lane.owes_since = None
-        return Behind(begin, self._high.floor, self._normal.floor)
+        return RangeBehind(begin, self._high.floor, self._normal.floor)
+
+    def looked_behind(self, look: RangeBehind, early: Sequence[UUID], began: float, ended: float) -> None:
+        """A look behind has found these rows."""
+        self.found_early(early)
+        if look.begin == -math.inf:
+            self.cost = ended - began
 
     @property
     def _owes(self) -> bool:
+        """Whether a whole look is to be made."""
         return any(lane.owes_since is not None for lane in self._lanes)
 
     def _between_looks(self) -> float:
         is_urgent = any(lane.owes_since == -math.inf for lane in self._lanes)
-        return self._at_most if is_urgent else max(self._at_most, self._seldom * self.cost)
-
-    def looked(self, look: Behind, early: Sequence[UUID], began: float, ended: float) -> None:
-        """A look beside the claims has found these rows."""
-        self.found(early)
-        if look.begin == -math.inf:
-            self.cost = ended - began
+        return self._at_most if is_urgent else max(self._at_most, self._pause_after_look * self.cost)
 
     def _has_looked(self, lane: _Lane, began: float) -> None:
-        """Something that began then has looked over the whole range."""
+        """A whole look that began then has ended."""
         self._looked_at = began
-        if began > self._restarted_at:
+        if began > self._urgent_at:  # it does not count if it was under way when it was wanted
             lane.owes_since = None
 
     def _between_questions(self) -> float:
-        """Seconds from the beginning of a look over the whole range to a question over it."""
-        return min(self._at_most, self._cheap * self.cost)
+        """Seconds from the beginning of a whole look to the next whole question."""
+        return min(self._at_most, self._pause_after_question * self.cost)

@@ -1,4 +1,7 @@
-"""Writes many values with few statements, past those that the database refuses."""
+"""Writes many values with few statements, past those that the database refuses.
+
+Each statement stands alone. For the parts of one transaction see parts.py.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,8 @@
-"""Writes rows of which the application may refuse some: all in one statement, and if that fails, in smaller parts."""
+"""Writes rows of which the application may refuse some: all in one statement, and if that fails, in smaller parts.
+
+The parts belong to one transaction, which has locked the rows, and each has a savepoint. Where each statement may be a
+transaction of its own, see halving.py; for how many rows to begin with, see batch_limit.py.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The queue in Postgres: claims, settlements, and what is due when.
+"""The queue in Postgres: claims, and what is due when. settlements.py writes the results.
 
 The statements are in the folder sql; what they have in common is explained in statements.py.
 """
@@ -6,50 +6,39 @@ The statements are in the folder sql; what they have in common is explained in s
 from __future__ import annotations
 
 import asyncio
-import math
 import time
-from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from enum import StrEnum
-from typing import Any, LiteralString
+from dataclasses import dataclass
+from typing import Any
 from uuid import UUID
 
 import orjson
 import psycopg
 import structlog
-from psycopg.pq import TransactionStatus
-from psycopg.rows import args_row, kwargs_row, scalar_row
+from psycopg.rows import kwargs_row, scalar_row
 
-from listener.log import should_log
 from listener.postgres.batch_limit import BatchLimit
-from listener.postgres.connect import STATEMENT_PATIENCE_S, Connection, Pool, fetch_value, met_rows
-from listener.postgres.errors import ROW_FAULTS, fault_name, is_of_rows
-from listener.postgres.frontier import WHOLE, Begin, Frontier, Seen
-from listener.postgres.halving import Halving
+from listener.postgres.claiming import CLAIM, CLAIM_THESE, LOCK_DUE, Claiming, ClaimReader
+from listener.postgres.connect import STATEMENT_PATIENCE_S, Connection, Pool, fetch_value, note_many_rows
+from listener.postgres.errors import ROW_FAULTS, is_of_rows
+from listener.postgres.foreign_triggers import FOREIGN_TRIGGERS, NOT_DEFERRED, ForeignTriggers
+from listener.postgres.frontier import WHOLE, Begin, Frontier
 from listener.postgres.locks import STRANGERS, LockHolder
-from listener.postgres.parts import MANY_REFUSED, NotAsWritten, write_in_parts
+from listener.postgres.parts import MANY_REFUSED, write_in_parts
 from listener.postgres.put_back import put_back
+from listener.postgres.settlements import Settlements
 from listener.postgres.statements import load
-from listener.postgres.text import storable, storable_json
-from listener.postgres.unwritable import CHANGED, IGNORED, Pause, UnwritableRows
-from listener.push import EXPIRED_REASON, Decision, LogLine, Push, Settlement
+from listener.postgres.unwritable import LOCKED_OUT, Pause, UnwritableRows
+from listener.push import EXPIRED_REASON, Push
 
 log = structlog.get_logger(__name__)
 
-_DUE = load(__file__, "due")
-_CLAIM = load(__file__, "claim", due=_DUE)
-_CLAIM_THESE = load(__file__, "claim", due=load(__file__, "these"))
-_CLAIM_FORGOTTEN = load(__file__, "claim", due=load(__file__, "forgotten"))
-_LOCK_DUE: LiteralString = f"with {_DUE} select id from due order by lane, due_at"  # noqa: S608  # no values
 _UNCLAIMABLE = """
 select push_id, code
   from push_listener.unclaimable(%(worker)s::integer, %(excluded)s::uuid[], 2000, 0.5::float8,
     pg_catalog.current_setting('search_path'))
 """
-_LOG = load(__file__, "log", known="")
-_IS_SETTLED = "l.push_id in (select s.id from settled s) or "
-_SETTLE = load(__file__, "settle", log=load(__file__, "log", known=_IS_SETTLED))
+_UNREADABLE = load(__file__, "unreadable")
 _RELEASE = load(__file__, "release")
 _EXPIRE = load(__file__, "expire")
 _EARLIEST = load(__file__, "earliest")
@@ -57,77 +46,15 @@ _BEHIND = load(__file__, "behind")
 _WITH_BITMAP = """
 select pg_catalog.set_config('enable_indexscan', 'off', true), pg_catalog.set_config('enable_seqscan', 'off', true)
 """
-_FOREIGN_TRIGGERS = load(__file__, "foreign_triggers")
-_SWEEP = load(__file__, "sweep", earliest=_EARLIEST, strangers=STRANGERS, foreign_triggers=_FOREIGN_TRIGGERS)
-_UNREADABLE = load(__file__, "unreadable")
+_SWEEP = load(__file__, "sweep", earliest=_EARLIEST, strangers=STRANGERS, foreign_triggers=FOREIGN_TRIGGERS)
 
-# A row that SKIP LOCKED skips is locked by another transaction; a row that no longer exists is not.
-_LOCKED = """
-with free as materialized (
-  select id from public.push_notifications where id = any(%(ids)s::uuid[])
-    for no key update skip locked
-)
-select id from public.push_notifications where id = any(%(ids)s::uuid[]) and id not in (select id from free)
-"""
-
-_FATES = load(__file__, "fates")
-_STILL_CLAIMED = load(__file__, "still_claimed")
-_WAITING_AGAIN = load(__file__, "waiting_again")
-_UNLOGGED = load(__file__, "unlogged")
-_TAKE_BACK = load(__file__, "take_back")
-
-_DISABLE = """
-select public.push_disable_token(token, code)
-  from unnest(%(tokens)s::text[], %(codes)s::text[]) as d(token, code)
-"""
-
-_NO_LIMIT = 1 << 12
-
-# What a deferred trigger of the application does is seen before the commit.
-_NOT_DEFERRED = "set constraints all immediate"
-
-# For how long to find out which tokens cannot be disabled. Rows are locked meanwhile.
-_DISABLING_S = 2.0
-
-
-class Fate(StrEnum):
-    """What has become of a row that was to be settled."""
-
-    WRITTEN = "written"
-    """The row holds the result, from this call or an earlier one."""
-    TAKEN = "taken"
-    """Another worker has claimed the row since."""
-    CHANGED = "changed"
-    """The application has given the row another status since."""
-    DELETED = "deleted"
-    """The row is gone."""
-    REFUSED = "refused"
-    """A trigger of the application has ignored or changed the result, and the row is still claimed; or it keeps the row
-    from being claimed again after a crash."""
-    FORGOTTEN = "forgotten"
-    """The row is as it was before the claim, which Postgres has forgotten in a crash. ``settle`` does not return it."""
-    UNLOGGED = "unlogged"
-    """The row is still claimed: the log would not hold which devices have accepted it, and the others are to be tried
-    again."""
-
-
-NOT_OVER = frozenset({Fate.REFUSED, Fate.UNLOGGED})
-"""The fates of results that this worker has to write in another way."""
-
-
-class _Unlogged(Exception):
-    """Undoes a settle: these pushes would be sent twice to the same devices."""
-
-    def __init__(self, ids: set[UUID]) -> None:
-        super().__init__()
-        self.ids = ids
-
+# Rows of one claim, also if CLAIM_BATCH is more.
+_MOST_AT_ONCE = 1 << 12
 
 # SQLSTATEs. A database with the encoding SQL_ASCII stores any bytes, and refuses to send those that are no UTF-8.
 _NOT_TEXT = ("22021", "22P05")
-# Another transaction holds a lock, or another row what an index or an exclusion constraint lets only one row have.
-_LOCKED_OUT = "55P03"
-_PASSING = (_LOCKED_OUT, "23505", "23P01")
+# The row is locked, or another row has what an index or an exclusion constraint lets only one row have.
+_PASSING = (LOCKED_OUT, "23505", "23P01")
 _NOT_UTF8 = (
     "a text of this push, or a token in push_recipients, is not valid UTF-8: write it again in that encoding"
 )
@@ -154,35 +81,33 @@ class Sweep:
 
 
 class Queue:
-    """The rows of ``push_notifications``, as one worker claims and settles them.
+    """The rows of ``push_notifications``, as one worker claims them and looks for them.
 
     Every method raises ``psycopg.Error``: ``OperationalError`` when the database cannot be reached or no connection
     becomes free in time. None retries by itself.
+
+    Args:
+        worker_id: becomes ``claimed_by`` in the rows of this worker.
+        lease: seconds for which a claimed row belongs to it.
+        incarnation: what its row in ``push_listener.workers`` has; None: it has no row.
     """
 
     def __init__(self, pool: Pool, *, worker_id: int, lease: float, incarnation: UUID | None = None) -> None:
         self._pool = pool
-        self._worker = worker_id
         self._incarnation = incarnation
-        self._lease = lease
+        self._triggers = ForeignTriggers()
+        self._claiming = Claiming(worker_id, lease, self._triggers)
+        self.worker_id = worker_id
+        """The value of ``claimed_by`` in the rows of this worker."""
         self.unwritable = UnwritableRows(pool)
         """The rows that no worker can write."""
+        self.settlements = Settlements(pool, self._claiming, self.unwritable)
+        """Writes the results of the rows that this worker has claimed."""
         self.frontier = Frontier()
         """Where this worker begins to look."""
-        self._batch_limit = BatchLimit(_NO_LIMIT)
-        # Until look_for_triggers, or the first sweep, the application may have any trigger.
-        self._verifies = True
-        self._has_been_undone = False
+        self._batch_limit = BatchLimit(_MOST_AT_ONCE)
         self._is_restricted = False
-        self._disable_parts = Halving(_NO_LIMIT)
-        self._disable_failures = 0  # in a row
-        self._disabled: Counter[str] = Counter()
         self._unreadable = 0
-
-    @property
-    def worker_id(self) -> int:
-        """The value of ``claimed_by`` in the rows of this worker."""
-        return self._worker
 
     async def claim(
         self,
@@ -199,7 +124,7 @@ class Queue:
             limit: at most this number of rows.
             normal_limit: at most this number of rows of normal priority; None: ``limit``.
             excluded: rows that are not claimed.
-            begin: rows that are due earlier are not claimed, unless it names them.
+            begin: rows that are due before that are not claimed, but for its ``early`` ones.
         """
         normal_limit = limit if normal_limit is None else normal_limit
         ends = time.monotonic() + STATEMENT_PATIENCE_S / 4
@@ -208,7 +133,7 @@ class Queue:
             most = self._batch_limit.rows(now)
             limit = min(limit, most)
             try:
-                if most == _NO_LIMIT:
+                if most == _MOST_AT_ONCE:
                     return await self._claim_at_once(limit, normal_limit, excluded, begin)
             except asyncio.CancelledError:  # it took too long
                 self._batch_limit.timed_out(limit, now)
@@ -225,15 +150,15 @@ class Queue:
     ) -> list[Push]:
         """Raises psycopg.Error or NotAsWritten, and claims nothing, if a row cannot be claimed."""
         values = {**_due_values(limit, normal_limit, excluded, begin), "is_strict": True}
-        began, reader = time.monotonic(), _Reader(begin)
+        began, reader = time.monotonic(), ClaimReader(begin)
         async with self._pool.connection() as conn:
-            if not self._verifies:
-                pushes = await self._take(conn, _CLAIM, values, reader)
+            if not self._triggers.may_change_rows:
+                pushes = await self._claiming.claim(conn, CLAIM, values, reader)
             else:
                 async with conn.transaction():
-                    await conn.execute(_NOT_DEFERRED)
-                    pushes = await self._take(conn, _CLAIM, values, reader)
-            met_rows(conn, len(pushes))
+                    await conn.execute(NOT_DEFERRED)
+                    pushes = await self._claiming.claim(conn, CLAIM, values, reader)
+            note_many_rows(conn, len(pushes))
         self.frontier.claimed(begin, reader.seen(limit, normal_limit), began, time.monotonic())
         return pushes
 
@@ -245,57 +170,36 @@ class Queue:
         The frontier stays where it is, so that the next look sees the rows that this one has passed over.
         """
         async with self._pool.connection() as conn, conn.transaction():
-            await conn.execute(_NOT_DEFERRED)
+            await conn.execute(NOT_DEFERRED)
 
             async def claim(part: Sequence[UUID]) -> list[Push]:
-                return await self._take(
-                    conn, _CLAIM_THESE, {"ids": list(part), "is_strict": False}, _Reader()
+                return await self._claiming.claim(
+                    conn, CLAIM_THESE, {"ids": list(part), "is_strict": False}, ClaimReader()
                 )
 
             await claim([])  # what fails without rows is no row's fault
             cursor = conn.cursor(row_factory=scalar_row)
-            await cursor.execute(_LOCK_DUE, _due_values(limit, normal_limit, excluded, begin))
+            await cursor.execute(LOCK_DUE, _due_values(limit, normal_limit, excluded, begin))
             written = await write_in_parts(conn, await cursor.fetchall(), claim, may_stop=True)
             refused = written.refused
             if len(refused) >= MANY_REFUSED:
-                refused = await self._search(conn, excluded) | refused
+                refused = await self._find_unclaimable(conn, excluded) | refused
             await self._note_unclaimable(conn, refused)
         if written.too_many:
             self._batch_limit.timed_out(written.too_many, time.monotonic())
         return [push for part in written.results for push in part], len(refused)
 
-    async def _search(self, conn: Connection, excluded: Sequence[UUID]) -> dict[UUID, str]:
+    async def _find_unclaimable(self, conn: Connection, excluded: Sequence[UUID]) -> dict[UUID, str]:
         """More due rows whose update is refused: a search in the server finds a thousand in the time of fifty claims.
 
         It finds neither what only reading a row shows nor rows that are slow.
         """
         try:
             async with conn.transaction():
-                values = {"worker": self._worker, "excluded": list(excluded)}
+                values = {"worker": self.worker_id, "excluded": list(excluded)}
                 return dict(await (await conn.execute(_UNCLAIMABLE, values)).fetchall())
         except psycopg.errors.QueryCanceled:
             return {}
-
-    async def _take(
-        self, conn: Connection, statement: LiteralString, values: dict[str, object], reader: _Reader
-    ) -> list[Push]:
-        """Claims rows. Raises NotAsWritten, within the transaction, if a trigger has ignored or changed a claim."""
-        # By position: a mapping by name (class_row) doubles the CPU time that 500 rows take here.
-        cursor = conn.cursor(binary=True, row_factory=args_row(reader))
-        await cursor.execute(statement, {"lease": self._lease, "worker": self._worker, **values})
-        claimed = await cursor.fetchall()
-        pushes = [each for each in claimed if isinstance(each, Push)]
-        codes = (
-            {}
-            if len(pushes) == len(claimed)
-            else {each: IGNORED for each in claimed if isinstance(each, UUID)}
-        )
-        if self._verifies and pushes:
-            held = await self._among(conn, _STILL_CLAIMED, [(push.id, push.attempt) for push in pushes])
-            codes |= {push.id: CHANGED for push in pushes if push.id not in held}
-        if codes:
-            raise NotAsWritten(codes)
-        return pushes
 
     async def _note_unclaimable(self, conn: Connection, codes: Mapping[UUID, str]) -> None:
         """Keeps rows from being claimed for a while, and gives up those whose texts cannot be read."""
@@ -324,215 +228,11 @@ class Queue:
         count, self._unreadable = self._unreadable, 0
         return count
 
-    def take_disabled(self) -> Counter[str]:
-        """How many tokens settles have disabled since the last call, by error code."""
-        count, self._disabled = self._disabled, Counter()
-        return count
-
-    async def _among(
-        self, conn: Connection, statement: LiteralString, rows: list[tuple[UUID, int]]
-    ) -> set[UUID]:
-        """The ids that a statement returns of rows of this worker, which are given by id and attempt."""
-        values = {
-            "worker": self._worker,
-            "ids": [push_id for push_id, _ in rows],
-            "attempts": [attempt for _, attempt in rows],
-        }
-        cursor = conn.cursor(row_factory=scalar_row)
-        await cursor.execute(statement, values)
-        return set(await cursor.fetchall())
-
-    async def settle(self, batch: Sequence[Settlement], *, is_retry: bool = False) -> list[Fate]:
-        """Writes rows, log rows and dead tokens in one transaction; returns what has become of each row.
-
-        Claims that Postgres has forgotten in a crash are made again first, if no other worker has claimed the rows.
-
-        Raises psycopg.errors.LockNotAvailable when another transaction holds the lock of a row for more than a moment,
-        or at all if the claim of the row is to be made again. Other rows may be written then.
-
-        Args:
-            batch: if empty, the method fails only for a reason that is not in a row.
-            is_retry: an earlier call may have been committed although it failed here.
-        """
-        fates = await self._settle(batch, is_retry)
-        if Fate.FORGOTTEN not in fates:
-            return fates
-        forgotten = [
-            replace(settlement, dead_tokens=[])
-            for settlement, fate in zip(batch, fates, strict=True)
-            if fate is Fate.FORGOTTEN
-        ]
-        refused = await self._claim_forgotten(forgotten)
-        # The log rows are written already.
-        later = iter(await self._settle(forgotten, is_retry=True))
-        fates = [next(later) if fate is Fate.FORGOTTEN else fate for fate in fates]
-        for n, settlement in enumerate(batch):
-            if fates[n] is Fate.FORGOTTEN:
-                if settlement.push_id not in refused:
-                    raise psycopg.errors.LockNotAvailable
-                fates[n] = Fate.REFUSED
-        return fates
-
-    async def _claim_forgotten(self, batch: Sequence[Settlement]) -> set[UUID]:
-        """Claims rows again for the same attempts, past those that others have locked; returns those that are refused.
-
-        A row that a trigger of the application keeps locked is not refused.
-        """
-        attempts = {settlement.push_id: settlement.attempt for settlement in batch}
-        async with self._pool.connection() as conn, conn.transaction():
-            await conn.execute(_NOT_DEFERRED)
-
-            async def claim(part: Sequence[UUID]) -> int:
-                values = {
-                    "ids": list(part),
-                    "attempts": [attempts[push_id] for push_id in part],
-                    "is_strict": False,
-                }
-                return len(await self._take(conn, _CLAIM_FORGOTTEN, values, _Reader()))
-
-            await claim([])  # what fails without rows is no row's fault
-            written = await write_in_parts(conn, list(attempts), claim, may_stop=False)
-        if rows := sum(written.results):
-            log.warning("claims that Postgres forgot in a crash were made again", rows=rows)
-        return {push_id for push_id, code in written.refused.items() if code != _LOCKED_OUT}
-
-    async def _settle(self, batch: Sequence[Settlement], is_retry: bool) -> list[Fate]:
-        statuses, delays, tries, codes, reasons, message_ids = (
-            map(list, zip(*[s.decision for s in batch], strict=True))
-            if batch
-            else [[]] * len(Decision._fields)
-        )
-        dead = [pair for s in batch if s.dead_tokens for pair in s.dead_tokens]
-        disabled: list[tuple[str, str]] = []
-        accepted = [
-            (s.push_id, line.token or "")
-            for s in batch
-            if s.decision.delay is not None
-            for line in s.logs
-            if line.status == "sent"
-        ]
-        attempts = [s.attempt for s in batch]
-        values = {
-            "worker": self._worker,
-            "is_retry": is_retry,
-            "ids": [s.push_id for s in batch],
-            "attempts": attempts,
-            "statuses": [str(status) for status in statuses],
-            "delays": delays,
-            "tries": tries,
-            "codes": codes,
-            "reasons": [reason and storable(reason) for reason in reasons],
-            "message_ids": [each and storable(each) for each in message_ids],
-            **_log_values([(s.push_id, line) for s in batch for line in s.logs]),
-        }
-        try:
-            async with self._pool.connection() as conn:
-                if not (dead or accepted or self._verifies or max(attempts, default=1) > 1):
-                    written, changed = await _write(conn, values)
-                else:
-                    async with conn.transaction():
-                        if self._verifies:
-                            await conn.execute(_NOT_DEFERRED)
-                        written, changed = await _write(conn, values)
-                        if dead:
-                            disabled = await self._disable(conn, dead)
-                        await self._check_accepted(conn, accepted)
-                        await self._note_reopened(conn, [batch[position - 1] for position in written])
-                met_rows(conn, len(batch))
-        except _Unlogged as undone:
-            rest = [s for s in batch if s.push_id not in undone.ids]
-            fates = iter(await self._settle(rest, is_retry) if rest else [])
-            return [Fate.UNLOGGED if s.push_id in undone.ids else next(fates) for s in batch]
-        fates_of_all = await self._fates(batch, values, set(written), set(changed))
-        if disabled:
-            self._disabled.update(code for _, code in disabled)
-        return fates_of_all
-
-    async def _fates(
-        self, batch: Sequence[Settlement], values: Mapping[str, object], written: set[int], changed: set[int]
-    ) -> list[Fate]:
-        if len(written) == len(batch):
-            return [Fate.WRITTEN] * len(batch)
-        async with self._pool.connection() as conn:
-            cursor = await conn.execute(_FATES, values)
-            found = {position: Fate(fate) for position, fate in await cursor.fetchall()}
-            found |= dict.fromkeys(written, Fate.WRITTEN) | dict.fromkeys(changed, Fate.REFUSED)
-            fates = [found[position] for position in range(1, len(batch) + 1)]
-            again = [
-                s
-                for s, fate in zip(batch, fates, strict=True)
-                if fate is Fate.REFUSED and s.decision.delay is not None
-            ]
-            if again:
-                ids, attempts = [s.push_id for s in again], [s.attempt for s in again]
-                await conn.execute(
-                    _TAKE_BACK,
-                    {"worker": self._worker, "lease": self._lease, "ids": ids, "attempts": attempts},
-                )
-        return fates
-
-    async def _check_accepted(self, conn: Connection, accepted: list[tuple[UUID, str]]) -> None:
-        """Raises _Unlogged if the next attempt would not find in the log which devices have accepted a push."""
-        if accepted:
-            ids, tokens = [push_id for push_id, _ in accepted], [token for _, token in accepted]
-            cursor = conn.cursor(row_factory=scalar_row)
-            await cursor.execute(_UNLOGGED, {"ids": ids, "tokens": tokens})
-            if found := set(await cursor.fetchall()):
-                raise _Unlogged(found)
-
-    async def _note_reopened(self, conn: Connection, results: list[Settlement]) -> None:
-        """Keeps rows from being sent again that a trigger has put back into the queue after they were settled.
-
-        Only a row that was claimed before may have been put back earlier, by a trigger that this worker did not know.
-        """
-        over = [s.push_id for s in results if s.decision.delay is None and (self._verifies or s.attempt > 1)]
-        if over:
-            cursor = conn.cursor(row_factory=scalar_row)
-            await cursor.execute(_WAITING_AGAIN, {"ids": over})
-            if reopened := await cursor.fetchall():
-                self._verifies = self._has_been_undone = True
-                await self.unwritable.note(dict.fromkeys(reopened, CHANGED), Pause.ENDLESS, conn)
-
-    async def log(self, lines: Sequence[tuple[UUID, LogLine]]) -> None:
-        """Writes log rows that a settle could not write. Rows that are there already are not written again."""
-        async with self._pool.connection() as conn:
-            await conn.execute(_LOG, {**_log_values(lines), "is_retry": True})
-
-    async def locked(self, ids: Sequence[UUID]) -> set[UUID]:
-        """The rows among these that another transaction has locked."""
-        async with self._pool.connection() as conn:
-            cursor = conn.cursor(row_factory=scalar_row)
-            await cursor.execute(_LOCKED, {"ids": list(ids)})
-            return set(await cursor.fetchall())
-
-    async def _disable(self, conn: Connection, dead: list[tuple[str, str]]) -> list[tuple[str, str]]:
-        """Disables tokens; returns those that are disabled now.
-
-        The results are written even if that fails: the function may be the application's own.
-        """
-
-        async def disable(part: Sequence[tuple[str, str]]) -> None:
-            async with conn.transaction():  # a savepoint
-                await conn.execute(_DISABLE, {"tokens": [t for t, _ in part], "codes": [c for _, c in part]})
-
-        refused, error = await self._disable_parts.write(dead, disable, _DISABLING_S)
-        if error and conn.info.transaction_status is not TransactionStatus.INTRANS:
-            raise error  # the connection is lost, and the results with it
-        self._disable_failures = self._disable_failures + 1 if refused else 0
-        if refused and should_log(self._disable_failures):
-            log.error(
-                "dead tokens not disabled",
-                error=fault_name(error),
-                tokens=len(refused),
-                times=self._disable_failures,
-            )
-        return list((Counter(dead) - Counter(refused)).elements())
-
     async def release(self, held: Sequence[UUID]) -> int:
         """Puts back the rows that this worker has claimed without knowing: all but ``held``. Returns their number."""
         async with self._pool.connection() as conn, conn.transaction():
             cursor = conn.cursor(row_factory=scalar_row)
-            await cursor.execute(_RELEASE, {"worker": self._worker, "held": list(held)})
+            await cursor.execute(_RELEASE, {"worker": self.worker_id, "held": list(held)})
             return await put_back(conn, await cursor.fetchall(), are_lost=False)
 
     async def expire(self, rows: int, excluded: Sequence[UUID] = (), begin: Begin = WHOLE) -> int:
@@ -556,16 +256,16 @@ class Queue:
         values = {"excluded": list(excluded), **_from(begin), "ahead": begin.ahead}
         async with self._pool.connection() as conn:
             value: float | None = await fetch_value(conn, _EARLIEST, values)
-        self.frontier.asked(begin, value is not None and value <= 0.0, began, time.monotonic())
+        self.frontier.answered(begin, value is not None and value <= 0.0, began, time.monotonic())
         return value
 
     async def look_behind(self, excluded: Sequence[UUID] = ()) -> bool:
-        """Looks for due rows before those that claims take, beside the claims; returns whether there are any.
+        """Looks for due rows below the floors of the frontier; returns whether there are any.
 
         The frontier then has a claim take them.
         """
         began = time.monotonic()
-        look = self.frontier.begin_look(began)
+        look = self.frontier.begin_look_behind(began)
         values = {
             "from": look.begin,
             "to_high": look.high,
@@ -577,18 +277,18 @@ class Queue:
             cursor = conn.cursor(row_factory=scalar_row)
             await cursor.execute(_BEHIND, values)
             early = await cursor.fetchall()
-        self.frontier.looked(look, early, began, time.monotonic())
+        self.frontier.looked_behind(look, early, began, time.monotonic())
         return bool(early)
 
     async def sweep(self, excluded: Sequence[UUID] = (), begin: Begin = WHOLE) -> Sweep:
-        """Returns what ``earliest`` returns, and what may keep notifications from this worker."""
+        """Asks what ``earliest`` asks, and besides what may have gone wrong unnoticed: see ``Sweep``."""
         began = time.monotonic()
         async with self._pool.connection() as conn:
             cursor = conn.cursor(row_factory=kwargs_row(_sweep))
             await cursor.execute(
                 _SWEEP,
                 {
-                    "worker": self._worker,
+                    "worker": self.worker_id,
                     "incarnation": self._incarnation,
                     "excluded": list(excluded),
                     **_from(begin),
@@ -598,8 +298,8 @@ class Queue:
             sweep = await cursor.fetchone()
         assert sweep is not None
         is_due = sweep.earliest is not None and sweep.earliest <= 0.0
-        self.frontier.asked(begin, is_due, began, time.monotonic())
-        self._verifies = sweep.has_foreign_triggers or self._has_been_undone
+        self.frontier.answered(begin, is_due, began, time.monotonic())
+        self._triggers.found(any_triggers=sweep.has_foreign_triggers)
         if sweep.is_restricted and not self._is_restricted:
             log.warning(
                 "a restrictive policy on push_notifications holds for the user of the address too",
@@ -609,27 +309,9 @@ class Queue:
         return sweep
 
     async def look_for_triggers(self) -> None:
-        """Finds out whether triggers of the application may change what this service writes; see ``sweep``."""
+        """Finds out whether triggers of the application may change what this service writes, as each sweep does."""
         async with self._pool.connection() as conn:
-            found = bool(await fetch_value(conn, _FOREIGN_TRIGGERS))
-        self._verifies = found or self._has_been_undone
-
-
-async def _write(conn: Connection, values: Mapping[str, object]) -> tuple[list[int], list[int]]:
-    """The positions of the results that were written, and of those that a trigger has changed."""
-    row = await (await conn.execute(_SETTLE, values)).fetchone()
-    assert row is not None
-    written, changed = row
-    return written, changed
-
-
-def _log_values(lines: Sequence[tuple[UUID, LogLine]]) -> dict[str, object]:
-    return {
-        "log_ids": [push_id for push_id, _ in lines],
-        "log_tokens": [line.token for _, line in lines],
-        "log_statuses": [line.status for _, line in lines],
-        "log_details": [storable_json(line.details) for _, line in lines],
-    }
+            self._triggers.found(any_triggers=bool(await fetch_value(conn, FOREIGN_TRIGGERS)))
 
 
 def _from(begin: Begin) -> dict[str, object]:
@@ -644,57 +326,6 @@ def _due_values(limit: int, normal_limit: int, excluded: Sequence[UUID], begin: 
         **_from(begin),
         "early": list(begin.early),
     }
-
-
-# Postgres counts in whole ones, and a float holds half of one.
-_HALF_A_MICROSECOND = 5e-7
-
-
-class _Reader:
-    """Makes pushes of the rows of _CLAIM, and remembers how far the claim has come."""
-
-    def __init__(self, begin: Begin = WHOLE) -> None:
-        self._begin = (begin.high - _HALF_A_MICROSECOND, begin.normal - _HALF_A_MICROSECOND)
-        self._early = [0, 0]
-        self._now = -math.inf
-        self._running: Sequence[str] = ()
-        self._counts = [0, 0]
-        self._last = [-math.inf, -math.inf]
-
-    def __call__(
-        self, is_written: bool, now: float, snapshot: str | None, lane: int, due_at: float, *columns: Any
-    ) -> Push | UUID | None:
-        """A row: the columns that follow are the fields of Push in their order, and the first is the id."""
-        self._now = now
-        if snapshot is not None:  # xmin:xmax:running,...
-            running = snapshot.rpartition(":")[2]
-            self._running = running.split(",") if running else ()
-        push_id: UUID | None = columns[0]
-        if push_id is None:
-            return None
-        if due_at < self._begin[lane]:
-            self._early[lane] += 1
-        else:
-            self._counts[lane] += 1
-            self._last[lane] = due_at
-        if not is_written:
-            return push_id
-        push = Push(*columns)
-        push.recipients = (
-            [(token, platform) for token, platform in orjson.loads(columns[9])] if columns[9] else []
-        )
-        return push
-
-    def seen(self, limit: int, normal_limit: int) -> Seen:
-        """How far a claim with these limits has come."""
-        limit -= sum(self._early)
-        room = min(normal_limit - self._early[1], limit - self._counts[0])
-        return Seen(self._now, self._through(0, limit), self._through(1, room), self._running)
-
-    def _through(self, lane: int, limit: int) -> float | None:
-        if limit <= 0:
-            return None
-        return self._last[lane] if self._counts[lane] >= limit else self._now
 
 
 def _sweep(*, strangers: str, **columns: Any) -> Sweep:

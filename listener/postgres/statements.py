@@ -27,6 +27,10 @@ the lane, ``(case priority::text when 'high' then 0 else 1 end)``, and that a ro
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import LiteralString
 
@@ -35,7 +39,7 @@ def load(module: str, name: str, **parts: str) -> LiteralString:
     """The statement in ``sql/<name>.sql`` beside a module, with other statements in place of ``{part}``.
 
     Lines that are comments are left out: psycopg converts the placeholders of a statement at every execution unless the
-    text is shorter than 4 KiB.
+    text is shorter than 4 KiB. ``numbered`` is for those that are longer all the same, and executed often.
 
     Args:
         module: the ``__file__`` of the module.
@@ -47,3 +51,29 @@ def load(module: str, name: str, **parts: str) -> LiteralString:
         line for line in text.splitlines(keepends=True) if not line.lstrip().startswith("--")
     ).strip()
     return statement.format(**parts) if parts else statement
+
+
+@dataclass(frozen=True, slots=True)
+class Numbered:
+    """A statement for psycopg's raw cursors, which convert nothing."""
+
+    text: bytes
+    """With ``$1``, ``$2``, ... in place of names."""
+    names: tuple[str, ...]
+    """Of the values, in the order of the numbers."""
+
+    def values(self, by_name: Mapping[str, object]) -> list[object]:
+        """The values in their order. Raises KeyError if one is missing."""
+        return [by_name[name] for name in self.names]
+
+
+@lru_cache
+def numbered(statement: LiteralString) -> Numbered:
+    """The statement with numbers in place of ``%(name)s``.
+
+    psycopg takes 0.2 ms of CPU time to convert the placeholders of a claim, and 0.5 ms after a pause.
+    """
+    names = dict.fromkeys(re.findall(r"%\((\w+)\)s", statement))
+    numbers = {name: f"${number}" for number, name in enumerate(names, 1)}
+    text = re.sub(r"%\((\w+)\)s", lambda match: numbers[match[1]], statement).replace("%%", "%")
+    return Numbered(text.encode(), tuple(names))

@@ -40,6 +40,8 @@ delete from push_listener.unwritable_rows u
         where p.id = u.push_id and p.status::text in ('pending', 'processing', 'failed'))
 """
 
+LOCKED_OUT = "55P03"
+"""The SQLSTATE of a write that another transaction keeps from the lock of a row."""
 IGNORED = "IGNORED"
 """A trigger of the application has ignored the write."""
 CHANGED = "CHANGED"
@@ -82,7 +84,7 @@ class UnwritableRows:
     def __init__(self, pool: Pool) -> None:
         self._pool = pool
         self._noted = 0
-        self._may_hold_refused = True
+        self._may_have_refused = True
         self._retry_at = -math.inf
 
     async def note(self, codes: Mapping[UUID, str], pause: Pause, within: Connection | None = None) -> None:
@@ -107,7 +109,7 @@ class UnwritableRows:
         }
         async with nullcontext(within) if within else self._pool.connection() as conn:
             await conn.execute(_NOTE, values)
-        self._may_hold_refused = True
+        self._may_have_refused = True
         self._noted += 1
         if should_log(self._noted):
             log.error(
@@ -118,16 +120,16 @@ class UnwritableRows:
                 example=str(next(iter(codes))),
             )
 
-    async def claimed(self) -> None:
-        """To be called when rows were claimed: retries, if rows may be noted, and not often."""
-        if self._may_hold_refused and time.monotonic() >= self._retry_at:
+    async def retry_if_due(self) -> None:
+        """Calls ``retry``, once a second at most, while refused rows may be noted. Call it when rows were claimed."""
+        if self._may_have_refused and time.monotonic() >= self._retry_at:
             await self.retry()
 
     async def retry(self) -> None:
         """Lets refused rows be claimed again if a row that was refused alike has been claimed."""
         self._retry_at = time.monotonic() + _BETWEEN_RETRIES_S
         async with self._pool.connection() as conn:
-            self._may_hold_refused = bool(await fetch_value(conn, _RETRY))
+            self._may_have_refused = bool(await fetch_value(conn, _RETRY))
 
     async def forget(self, ids: list[UUID]) -> None:
         """These rows have been written after all."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
-import math
 import random
 import time
 import traceback
@@ -39,6 +38,7 @@ from listener.push import (
     Target,
     TargetKind,
 )
+from listener.sending.fcm_question import FcmQuestion
 from listener.sending.pause_report import PauseReport
 from listener.sending.retry import decide, sent
 from listener.sending.trail import Trail
@@ -53,10 +53,6 @@ _MOST_CLAIMS_IN_OUTAGE = 500
 
 # The part of the lease that is kept for writing the result.
 _KEPT_OF_LEASE_S = 5.0
-
-_QUESTION = Outgoing(
-    lambda: b'{"validate_only":true,"message":{"topic":"push-listener","data":{"question":"are you there"}}}'
-)
 
 _EXPIRED = Outcome(Disposition.EXPIRED, "EXPIRED", EXPIRED_REASON)
 # Of one platform, in one attempt. Some users have two devices with an app built for Apple's test environment.
@@ -120,7 +116,7 @@ class Attempts:
         quota: learns of each 429.
         pauses: logs when sending is paused or goes on.
         trail: tells those who follow single pushes.
-        ask_again: seconds between two questions whether FCM is there.
+        question: tells a fault of FCM from one of the push.
     """
 
     def __init__(
@@ -132,14 +128,13 @@ class Attempts:
         quota: SharedQuota,
         pauses: PauseReport,
         trail: Trail,
-        *,
-        ask_again: float = 5.0,
+        question: FcmQuestion,
     ) -> None:
         self._sender = sender
         self._quota = quota
         self._pauses = pauses
         self._trail = trail
-        self._ask_again = ask_again
+        self._question = question
         self._metrics = metrics
         self._health = health
         self._policy = RetryPolicy.of(settings)
@@ -148,10 +143,6 @@ class Attempts:
         self._places = Places(most, most - reserved_for_high(most))
         # A request that waits for its turn takes memory, so a push with many devices gets a bounded number of tasks.
         self._tasks_of_normal = asyncio.Semaphore(2 * most)
-        self._question: asyncio.Task[None] | None = None
-        self.last_answer: Outcome | None = None
-        """FCM's answer to the last question, which was no push."""
-        self._asked_at = -math.inf
         self._abandoned = Outcome(
             Disposition.RETRY,
             "ABANDONED",
@@ -171,16 +162,16 @@ class Attempts:
         goes back into the queue for the others. ``claimed_at``: by ``clock.elapsed``, before the claim.
         """
         if push.lost_claims >= _MOST_LOST_CLAIMS:
-            return self._refused(push, claimed_at, _quarantine(push))
+            return self._unsendable(push, claimed_at, _quarantine(push))
         if push.expires_in is not None and _is_over(push, claimed_at):
-            return self._settle(push, claimed_at, [_EXPIRED], [])
+            return self._decided(push, claimed_at, [_EXPIRED], [])
         try:
             prepared = prepare(push)
             requests = [
                 _Request(target, push.attempt == 1 and n == 0) for n, target in enumerate(targets(push))
             ]
         except BadPush as bad:
-            return self._refused(push, claimed_at, bad)
+            return self._unsendable(push, claimed_at, bad)
         attempt = _Attempt(push, prepared, claimed_at, len(requests))
         try:
             if attempt.targets == 1:
@@ -205,15 +196,15 @@ class Attempts:
             return untouched(push)
         outcomes = [one.outcome or (_EXPIRED if is_over else _not_tried(one)) for one in requests]
         if self._health.fails:
-            self._ask_fcm()
+            self._question.ask()
         elif push.retry_count + 1 >= self._policy.max_tries and any(_counts(outcome) for outcome in outcomes):
             with contextlib.suppress(asyncio.CancelledError):
                 await self._check_presence(claimed_at)
-        return self._settle(push, claimed_at, outcomes, requests)
+        return self._decided(push, claimed_at, outcomes, requests)
 
-    def failed(self, push: Push, claimed_at: float, error: BaseException) -> Settlement:
+    def after_exception(self, push: Push, claimed_at: float, error: BaseException) -> Settlement:
         """The settlement after an exception: a fault of this service neither loses the row nor repeats it for ever."""
-        return self._settle(push, claimed_at, [self._fault_of_ours(push, error)], [])
+        return self._decided(push, claimed_at, [self._fault_of_ours(push, error)], [])
 
     def _fault_of_ours(self, push: Push, error: BaseException) -> Outcome:
         # The text of an exception may quote a payload; the place where it was raised does not.
@@ -375,34 +366,9 @@ class Attempts:
             await self._wait_for_question(claimed_at)
 
     async def _wait_for_question(self, claimed_at: float) -> None:
-        """Waits for the answer to a question. All waiting pushes share one, and none waits past its lease."""
-        self._ask_fcm()
-        if self._question is not None:
-            until = claimed_at + self._lease - _KEPT_OF_LEASE_S
-            await asyncio.wait({self._question}, timeout=max(0.0, until - elapsed()))
-
-    async def ask(self) -> Outcome | None:
-        """Asks FCM to validate a message; returns its answer, or None if another question was asked just before."""
-        self._ask_fcm()
-        if self._question is None:
-            return None
-        await asyncio.wait({self._question})
-        return self.last_answer
-
-    def _ask_fcm(self) -> None:
-        """Sends FCM a message to validate only, unless such a question is under way or recent."""
-        if self._question is None and time.monotonic() - self._asked_at >= self._ask_again:
-            self._question = asyncio.create_task(self._ask())
-
-    async def _ask(self) -> None:
-        began = time.monotonic()
-        try:
-            outcome = await self._sender.send(_QUESTION)
-            self._health.answered(outcome, began, time.monotonic())
-            self._metrics.probes.labels(_verdict(outcome)).inc()
-            self.last_answer = outcome
-        finally:
-            self._question, self._asked_at = None, time.monotonic()
+        """Waits for the answer to a question, but not past the lease."""
+        until = claimed_at + self._lease - _KEPT_OF_LEASE_S
+        await self._question.wait_for_health(max(0.0, until - elapsed()))
 
     def _patient(self, push: Push, outcome: Outcome) -> Outcome:
         """A failure that uses no try waits longer each time all the same, so that other pushes get a turn."""
@@ -410,11 +376,11 @@ class Attempts:
             return outcome
         return replace(outcome, delay=max(outcome.delay, self._policy.longest(push.attempt)))
 
-    def _refused(self, push: Push, claimed_at: float, bad: BadPush) -> Settlement:
+    def _unsendable(self, push: Push, claimed_at: float, bad: BadPush) -> Settlement:
         self._metrics.invalid.labels(bad.code).inc()
-        return self._settle(push, claimed_at, [Outcome(Disposition.DROP_MESSAGE, bad.code, str(bad))], [])
+        return self._decided(push, claimed_at, [Outcome(Disposition.DROP_MESSAGE, bad.code, str(bad))], [])
 
-    def _settle(
+    def _decided(
         self, push: Push, claimed_at: float, outcomes: list[Outcome], requests: list[_Request]
     ) -> Settlement:
         if self._health.in_doubt:
@@ -469,13 +435,6 @@ def _without_token(outcome: Outcome, target: Target) -> Outcome:
 @functools.lru_cache(maxsize=64)  # a view of the application's own may call a platform anything
 def _label(kind: TargetKind, platform: str | None) -> str:
     return platform_of(platform) if Target(kind, "", platform).is_device else "topic"
-
-
-def _verdict(outcome: Outcome) -> str:
-    """Of FCM on a message to validate only."""
-    if outcome.disposition is Disposition.ACCEPTED:
-        return "accepted"
-    return "refused" if outcome.is_refusal else "failed"
 
 
 def _counts(outcome: Outcome) -> bool:

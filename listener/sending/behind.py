@@ -1,4 +1,4 @@
-"""Looks for rows before those that claims take, while claims go on; see :mod:`listener.postgres.frontier`."""
+"""Looks for rows below the floors of the frontier, while claims go on; see :mod:`listener.postgres.frontier`."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _TIMERS_EARLY_S = 0.01
 
 
 class LooksBehind:
-    """Makes the looks that the frontier of a queue wants to be made beside the claims, one at a time.
+    """Makes the looks behind that the frontier of a queue wants, one at a time.
 
     Args:
         held: rows whose lease may have ended, which this worker still sends.
@@ -41,7 +41,7 @@ class LooksBehind:
 
     def start_if_due(self) -> float:
         """Begins a look if one is due; returns in how many seconds to call this again."""
-        due_in = self._queue.frontier.look_in(time.monotonic())
+        due_in = self._queue.frontier.look_behind_in(time.monotonic())
         if due_in is None or self._task is not None:
             return math.inf
         if due_in > _TIMERS_EARLY_S:
@@ -58,14 +58,14 @@ class LooksBehind:
     async def _run(self) -> None:
         try:
             async with asyncio.timeout(_PATIENCE_S):
-                found = await self._queue.look_behind(self._held.old)
+                found = await self._queue.look_behind(self._held.near_lease_end)
         except (psycopg.Error, TimeoutError) as error:
             self._metrics.database_errors.labels("look").inc()
             log.warning("cannot look for earlier rows", error=fault_name(error))
-            self._queue.frontier.restart(time.monotonic())
+            self._queue.frontier.want_whole_look_at_once(time.monotonic())
             found = False
         finally:
             self._task = None
         # The dispatcher may sleep for longer than until the next look.
-        if found or self._queue.frontier.look_in(time.monotonic()) is not None:
+        if found or self._queue.frontier.look_behind_in(time.monotonic()) is not None:
             self._look.notify()

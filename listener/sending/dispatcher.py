@@ -12,6 +12,7 @@ import structlog
 
 from listener.clock import elapsed
 from listener.limits.admission import Admission, Claim, Load, Wait
+from listener.limits.claim_budget import ClaimBudget
 from listener.limits.shared_quota import SharedQuota
 from listener.postgres.connect import STATEMENT_PATIENCE_S
 from listener.postgres.queue import Queue
@@ -86,7 +87,7 @@ class Dispatcher:
     def stop(self) -> None:
         """Claims no more; what is in flight goes on."""
         self._stop.set()
-        self._waker.look.stop()
+        self._waker.look.wake()
 
     def give_back(self) -> None:
         """Abandons the requests under way, also those of a claim that is under way; each row is settled at once."""
@@ -109,7 +110,7 @@ class Dispatcher:
             await self._held.wait_empty()
             settling.cancel()
         await self._settler.finish()
-        return not self._reach.is_recovering or await self._release_at_the_end()
+        return await self._put_back_at_the_end() if self._reach.is_recovering else True
 
     async def _dispatch(self) -> None:
         while not self._stop.is_set():
@@ -119,11 +120,14 @@ class Dispatcher:
             match self._admit():
                 case Wait(seconds):
                     await self._waker.look.wait_for_capacity(seconds)
-                case Claim() as claim:
+                case Claim(budget):
                     try:
-                        await self._look_at_queue(claim)
+                        await self._wait_for_more(budget, await self._look_at_queue(budget))
                     except (psycopg.Error, TimeoutError) as error:
-                        await is_set_within(self._stop, self._reach.failed(error))
+                        pause = self._reach.look_failed(error)
+                        await is_set_within(self._stop, pause)
+                    else:
+                        self._reach.look_succeeded()
 
     def _admit(self) -> Claim | Wait:
         if not self._waker.may_claim():
@@ -131,51 +135,53 @@ class Dispatcher:
         load = Load(len(self._held), len(self._sending), self._settler.set_aside, self._settler.succeeds)
         return self._admission.decide(time.monotonic(), load)
 
-    async def _look_at_queue(self, claim: Claim) -> None:
-        """Claims, and then waits for as long as there is nothing more to claim."""
+    async def _look_at_queue(self, budget: ClaimBudget) -> Sequence[Push]:
+        """Claims, and does what may be due with a claim: expire pushes, look behind, retry refused rows."""
         await self._expiry.run()
         self._behind.start_if_due()
-        pushes = await self._claim(claim)
+        pushes = await self._claim(budget)
         if pushes:
             async with asyncio.timeout(STATEMENT_PATIENCE_S):
-                await self._queue.unwritable.claimed()
-        poll_delay = self._waker.poll_delay(len(pushes)) if claim.budget.normal else None
-        if not claim.budget.exhausts_queue(pushes):
-            pass  # more rows are due: look again at once
-        elif poll_delay is not None:
-            await self._waker.look.wait(poll_delay)
-        else:
-            # The requests for the claimed rows get a head start on the next statement, and a notification that comes
-            # meanwhile makes that statement unnecessary.
-            is_notified = bool(pushes) and await self._waker.look.wait(_HEAD_START_S)
-            if not is_notified:
-                await self._sleeper.sleep()
-        self._reach.succeeded()
+                await self._queue.unwritable.retry_if_due()
+        return pushes
 
-    async def _claim(self, claim: Claim) -> Sequence[Push]:
+    async def _wait_for_more(self, budget: ClaimBudget, pushes: Sequence[Push]) -> None:
+        """Returns when the queue is to be looked at again: at once if the claim may have left due rows behind."""
+        poll_delay = self._waker.poll_delay(len(pushes)) if budget.normal else None
+        if not budget.exhausts_queue(pushes):
+            return
+        if poll_delay is not None:
+            await self._waker.look.wait(poll_delay)
+            return
+        # The requests for the claimed rows get a head start on the next statement, and a notification that comes
+        # meanwhile makes that statement unnecessary.
+        is_notified = bool(pushes) and await self._waker.look.wait(_HEAD_START_S)
+        if not is_notified:
+            await self._sleeper.sleep()
+
+    async def _claim(self, budget: ClaimBudget) -> Sequence[Push]:
         self.looks += 1
         self._waker.note_look()
+        # A lease goes on while the machine is suspended, and so does elapsed(); monotonic() does not.
         began, claimed_at = time.monotonic(), elapsed()
         self._held.claim_begins()
         async with asyncio.timeout(STATEMENT_PATIENCE_S):
             if self._reach.is_recovering:
-                await self._release()
-                self._queue.frontier.restart(began)
-            begin = self._queue.frontier.begin_claim(
-                time.monotonic(), claim.budget.total, claim.budget.normal
-            )
-            claimed = await self._queue.claim(claim.budget.total, claim.budget.normal, self._held.old, begin)
+                await self._put_back_unknown()
+                self._queue.frontier.want_whole_look_at_once(began)
+            begin = self._queue.frontier.begin_claim(time.monotonic(), budget.total, budget.normal)
+            claimed = await self._queue.claim(budget.total, budget.normal, self._held.near_lease_end, begin)
         pushes = self._held.add(claimed, claimed_at)
-        self._reach.answered(time.monotonic() - began)
-        self._settler.given_up(self._queue.take_unreadable())
-        self._admission.claimed(claim.budget, len(pushes), began)
+        self._reach.claim_answered(time.monotonic() - began)
+        self._settler.count_unreadable(self._queue.take_unreadable())
+        self._admission.claimed(budget, len(pushes), began)
         self._quota.claimed(pushes, began)
-        self._expiry.met(pushes)
+        self._expiry.claimed(pushes)
         if self._trail.is_on:
             self._trail.claimed(pushes, began)
         self._start(pushes, claimed_at)
         if pushes:
-            self._sleeper.found()
+            self._sleeper.note_rows()
         return pushes
 
     def _start(self, pushes: Sequence[Push], claimed_at: float) -> None:
@@ -192,23 +198,24 @@ class Dispatcher:
         if task.cancelled():  # before it had begun
             settlement = untouched(push)
         elif (error := task.exception()) is not None:
-            settlement = self._attempts.failed(push, claimed_at, error)
+            settlement = self._attempts.after_exception(push, claimed_at, error)
         else:
             settlement = task.result()
         self._quota.sent(push, settlement.requests)
         self._settler.put(settlement)
         if len(self._sending) == self._admission.busiest_worth_a_claim:
-            self._waker.look.capacity()
+            self._waker.look.note_capacity()
 
-    async def _release(self) -> None:
+    async def _put_back_unknown(self) -> None:
         """Puts back rows of claims whose answers were lost."""
         if lost := await self._queue.release(self._held.ids):
             log.warning("claimed rows whose answer was lost were put back", rows=lost)
 
-    async def _release_at_the_end(self) -> bool:
+    async def _put_back_at_the_end(self) -> bool:
+        """Returns whether the database has answered."""
         try:
             async with asyncio.timeout(_LAST_PATIENCE_S):
-                await self._release()
+                await self._put_back_unknown()
         except (psycopg.Error, TimeoutError):
             return False
         return True

@@ -47,7 +47,7 @@ class Expiry:
         self._has_met_many = False
         self._not_before = -math.inf
 
-    def met(self, pushes: Sequence[Push]) -> None:
+    def claimed(self, pushes: Sequence[Push]) -> None:
         """A claim has brought these."""
         late = sum(is_late(push) for push in pushes if push.expires_in is not None)
         if late and late >= _MANY * len(pushes):
@@ -60,7 +60,7 @@ class Expiry:
         begin = self._queue.frontier.floors()
         try:
             async with asyncio.timeout(STATEMENT_PATIENCE_S):
-                expired = await self._queue.expire(self._rows, self._held.old, begin)
+                expired = await self._queue.expire(self._rows, self._held.near_lease_end, begin)
         except TimeoutError as error:  # a trigger may hang
             self._give_up(error)
             raise

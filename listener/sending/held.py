@@ -16,7 +16,11 @@ _Row = tuple[int, int]
 
 
 class HeldRows:
-    """What bounds this worker's memory. ``lease``: seconds for which a claimed row belongs to it."""
+    """Bounds this worker's memory by their number, and keeps a row that a claim brings once more from being sent twice.
+
+    Args:
+        lease: seconds for which a claimed row belongs to this worker.
+    """
 
     def __init__(self, metrics: Metrics, *, lease: float) -> None:
         self._metrics = metrics
@@ -37,7 +41,7 @@ class HeldRows:
         return [UUID(int=number) for number, _ in self._claimed_at]
 
     @property
-    def old(self) -> list[UUID]:
+    def near_lease_end(self) -> list[UUID]:
         """Rows whose lease may have ended, or soon ends: this worker must not claim them again and send them anew."""
         before = elapsed() - self._lease / 2
         rows = itertools.takewhile(lambda row: row[1] < before, self._claimed_at.items())
@@ -52,7 +56,7 @@ class HeldRows:
         """A claim that began at ``claimed_at`` (see ``clock.elapsed``) has brought these; returns those that are new.
 
         If Postgres forgets claims in a crash, the next claim brings the same attempts once more. They are under way, or
-        have just been settled.
+        have just been settled. See postgres/settlements.py.
         """
         new = []
         for push in pushes:

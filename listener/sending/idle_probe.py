@@ -9,7 +9,7 @@ import structlog
 
 from listener.fcm.outcome import Disposition, Outcome
 from listener.limits.health import FcmHealth
-from listener.sending.attempt import Attempts
+from listener.sending.fcm_question import FcmQuestion
 
 log = structlog.get_logger(__name__)
 
@@ -24,8 +24,8 @@ class IdleProbe:
         interval: seconds without an answer after which FCM is asked.
     """
 
-    def __init__(self, attempts: Attempts, health: FcmHealth, *, interval: float) -> None:
-        self._attempts = attempts
+    def __init__(self, question: FcmQuestion, health: FcmHealth, *, interval: float) -> None:
+        self._question = question
         self._health = health
         self._interval = interval
         self._refused_at: float | None = None
@@ -45,7 +45,7 @@ class IdleProbe:
                 await asyncio.sleep(wait)
                 continue
             asked_at = time.monotonic()
-            answer = await self._attempts.ask()
+            answer = await self._question.answer()
             if answer is not None:
                 self._learn(answer)
 

@@ -49,7 +49,7 @@ class PauseReport:
             return
         if kind is None:
             log.info("sending resumed")
-            self._look.capacity()
+            self._look.note_capacity()
         else:
             log.error("sending paused", reason=self._health.reason)
         self._told = kind

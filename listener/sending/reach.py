@@ -15,7 +15,10 @@ log = structlog.get_logger(__name__)
 
 
 class Reach:
-    """Counts looks at the queue that fail in a row, and says how long to wait after each."""
+    """Counts looks at the queue that fail in a row, and says how long to wait after each.
+
+    A look is a claim and the statements before the next one.
+    """
 
     def __init__(self, metrics: Metrics) -> None:
         self._metrics = metrics
@@ -28,10 +31,10 @@ class Reach:
 
     @property
     def is_recovering(self) -> bool:
-        """Whether a look has failed since the last one that was answered whole: a claim may have been lost."""
+        """Whether a look has failed since the last one that succeeded: the answer to a claim may have been lost."""
         return self._backoff.failures > 0
 
-    def failed(self, error: Exception) -> float:
+    def look_failed(self, error: Exception) -> float:
         """Notes a failed look; returns the seconds to wait."""
         self.note_progress()
         self.is_up, self.condition = False, condition(error)
@@ -43,15 +46,15 @@ class Reach:
             )
         return seconds
 
-    def answered(self, seconds: float) -> None:
+    def claim_answered(self, seconds: float) -> None:
         """A claim was answered after ``seconds``, so the database can be reached."""
         self.is_up = True
         self._metrics.statement.observe(seconds, "claim")
         self._metrics.last_look.set_to_current_time()
         self._answered.set()
 
-    def succeeded(self) -> None:
-        """A whole look was answered: the next failure is the first again."""
+    def look_succeeded(self) -> None:
+        """Every statement of a look was answered: the next failure is the first again."""
         self.note_progress()
         self._backoff.succeeded()
 

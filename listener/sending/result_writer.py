@@ -9,14 +9,14 @@ from collections.abc import Sequence
 
 import psycopg
 import structlog
-import tenacity
 
+from listener.backoff import Backoff
 from listener.log import should_log
 from listener.metrics.own import Metrics
 from listener.postgres.batch_limit import BatchLimit
 from listener.postgres.connect import STATEMENT_PATIENCE_S
 from listener.postgres.errors import ROW_FAULTS, Condition, condition, explain, fault_name, is_transient
-from listener.postgres.queue import NOT_OVER, Fate, Queue
+from listener.postgres.settlements import NOT_OVER, Fate, Settlements
 from listener.push import Settlement, Status
 from listener.sending.held import HeldRows
 from listener.sending.trail import Trail
@@ -46,9 +46,16 @@ class ResultWriter:
     """
 
     def __init__(
-        self, queue: Queue, held: HeldRows, look: LookSignal, metrics: Metrics, trail: Trail, *, batch: int
+        self,
+        settlements: Settlements,
+        held: HeldRows,
+        look: LookSignal,
+        metrics: Metrics,
+        trail: Trail,
+        *,
+        batch: int,
     ) -> None:
-        self._queue = queue
+        self._settlements = settlements
         self._held = held
         self._look = look
         self._metrics = metrics
@@ -58,12 +65,18 @@ class ResultWriter:
         self.condition = Condition.AWAY
         """What the last settle failed for."""
         self.succeeds = True
-        """False from the first failed settle until every waiting batch is written; nothing is claimed meanwhile."""
+        """False from the first failed settle until ``caught_up``; nothing is claimed meanwhile."""
 
     @property
     def batch(self) -> int:
         """The most results that one statement may have now."""
         return self._batch_limit.rows(time.monotonic())
+
+    def caught_up(self) -> None:
+        """Every waiting batch is written."""
+        if not self.succeeds:
+            self.succeeds = True
+            self._look.note_capacity()
 
     def note_progress(self) -> None:
         """Results are taken, or what keeps them waiting is looked at again."""
@@ -90,40 +103,31 @@ class ResultWriter:
         """
         patience = _REFUSED_PATIENCE_S if is_refused else STATEMENT_PATIENCE_S
         was_slow = is_refused
-
-        def is_tried_again(error: BaseException) -> bool:
-            nonlocal was_slow
-            is_slow = isinstance(error, TOO_SLOW)
-            blames_rows = is_slow and (was_slow or len(batch) > 1)
-            was_slow = is_slow or is_refused
-            if is_slow and len(batch) > 1:
-                self._batch_limit.timed_out(len(batch), time.monotonic())
-            return _is_transient(error) and not blames_rows
-
-        try:
-            return await self._try(batch, again, patience)
-        except (psycopg.Error, TimeoutError, _FaultOfAll) as error:
-            if not is_tried_again(error):
-                raise
-            self._note_failure(error, 1)
-        # Not for the first try: tenacity creates garbage for each call that only the cyclic collector frees.
-        attempts = tenacity.AsyncRetrying(
-            retry=tenacity.retry_if_exception(is_tried_again),
-            wait=tenacity.wait_random_exponential(multiplier=0.1, max=2),
-            before_sleep=lambda state: self._note_failure(
-                state.outcome.exception() if state.outcome else None, state.attempt_number + 1
-            ),
-        )
-        async for attempt in attempts:
-            with attempt:
-                return await self._try(batch, again=True, patience=patience)
-        raise AssertionError("unreachable")
+        backoff: Backoff | None = None  # made only after a failure, because hardly any batch has one
+        while True:
+            try:
+                return await self._try(batch, again, patience)
+            except (psycopg.Error, TimeoutError, _FaultOfAll) as error:
+                is_slow = isinstance(error, TOO_SLOW)
+                if is_slow and len(batch) > 1:
+                    self._batch_limit.timed_out(len(batch), time.monotonic())
+                blames_rows = is_slow and (was_slow or len(batch) > 1)
+                if blames_rows or not _is_transient(error):
+                    raise
+                was_slow = is_slow or is_refused
+                if backoff is None:  # the second try follows at once
+                    backoff, pause = Backoff(0.1, 2.0), 0.0
+                else:
+                    pause = backoff.failed()
+                self._note_failure(error, backoff.failures + 1)
+            await asyncio.sleep(pause)
+            again = True
 
     async def _try(self, batch: Sequence[Settlement], again: bool, patience: float) -> list[Fate]:
         try:
             began = time.monotonic()
             async with asyncio.timeout(patience):
-                fates = await self._queue.settle(batch, is_retry=again)
+                fates = await self._settlements.settle(batch, is_retry=again)
             self._metrics.statement.observe(time.monotonic() - began, "settle")
             return fates
         except TOO_SLOW:
@@ -139,21 +143,20 @@ class ResultWriter:
         """Raises _FaultOfAll if the fault is in no row."""
         try:
             async with asyncio.timeout(STATEMENT_PATIENCE_S):
-                await self._queue.settle([])
+                await self._settlements.settle([])
         except (psycopg.Error, TimeoutError) as of_all:
             raise _FaultOfAll from of_all
 
-    def _note_failure(self, error: BaseException | None, times: int) -> None:
-        if isinstance(error, _FaultOfAll):
-            error = error.__cause__
+    def _note_failure(self, error: BaseException, times: int) -> None:
+        cause = error.__cause__ if isinstance(error, _FaultOfAll) else error
         self.note_progress()
-        self.succeeds, self.condition = False, condition(error)
+        self.succeeds, self.condition = False, condition(cause)
         self._metrics.database_errors.labels("settle").inc()
         if should_log(times):
             log.warning(
                 "cannot settle, will go on trying",
-                error=fault_name(error),
-                reason=explain(error),
+                error=fault_name(cause),
+                reason=explain(cause),
                 tries=times,
             )
 
@@ -167,7 +170,7 @@ class ResultWriter:
             self._written_at[status] = now
         for code, rows in Counter(d.code or "" for d in written if d.status is Status.DEAD).items():
             self._metrics.dead.labels(code).inc(rows)
-        for code, tokens in self._queue.take_disabled().items():
+        for code, tokens in self._settlements.take_disabled().items():
             self._metrics.tokens_disabled.labels(code).inc(tokens)
         again = Counter(d.code or "" for d in written if d.uses_try and d.delay is not None)
         for code, rows in again.items():
@@ -184,13 +187,13 @@ class ResultWriter:
             for settlement, became in over:
                 self._trail.settled(settlement, became.value)
         self._held.remove([settlement for settlement, _ in over])
-        self._look.capacity()
+        self._look.note_capacity()
         delays = [decision.delay for decision in written if decision.delay is not None]
         if delays:
-            self._look.due_in(min(delays))
+            self._look.note_due_in(min(delays))
 
-    def given_up(self, code: str, rows: int) -> None:
-        """Counts pushes that a claim has given up."""
+    def count_dead(self, code: str, rows: int) -> None:
+        """Counts pushes that became ``dead`` without a settlement."""
         self._metrics.settled.labels(Status.DEAD).inc(rows)
         self._metrics.dead.labels(code).inc(rows)
 
@@ -199,7 +202,7 @@ class ResultWriter:
         if self._trail.is_on:
             self._trail.settled(settlement, "not written")
         self._held.remove([settlement])
-        self._look.capacity()
+        self._look.note_capacity()
 
 
 def _is_transient(error: BaseException) -> bool:

@@ -13,7 +13,7 @@ import structlog
 from listener.log import should_log
 from listener.postgres.connect import STATEMENT_PATIENCE_S
 from listener.postgres.errors import ROW_FAULTS, Condition
-from listener.postgres.queue import NOT_OVER, Queue
+from listener.postgres.settlements import NOT_OVER, Settlements
 from listener.postgres.unwritable import code_of
 from listener.push import Settlement
 from listener.sending.result_writer import TOO_SLOW, ResultWriter
@@ -35,7 +35,7 @@ class Settler:
     """Takes settlements one by one and writes them together.
 
     Args:
-        queue: tells which rows are locked.
+        settlements: tells which rows are locked.
         writer: writes batches.
         unwritten: handles results that the database refuses.
         look: learns that results of locked rows are set aside.
@@ -45,7 +45,7 @@ class Settler:
 
     def __init__(
         self,
-        queue: Queue,
+        settlements: Settlements,
         writer: ResultWriter,
         unwritten: Unwritten,
         look: LookSignal,
@@ -53,7 +53,7 @@ class Settler:
         gather_within: float = 0.02,
         locked_wait: float = 0.5,
     ) -> None:
-        self._queue = queue
+        self._settlements = settlements
         self._writer = writer
         self._unwritten = unwritten
         self._look = look
@@ -112,14 +112,13 @@ class Settler:
                 self._try_until = time.monotonic() + _TRYING_S
                 await self._write(batch)
             written_at = time.monotonic()
-            if not self._writer.succeeds and not self._waiting:
-                self._writer.succeeds = True
-                self._look.capacity()
+            if not self._waiting:
+                self._writer.caught_up()
 
-    def given_up(self, unreadable: int) -> None:
-        """A claim has given up pushes whose texts cannot be read."""
-        if unreadable:
-            self._writer.given_up("INVALID_TEXT", unreadable)
+    def count_unreadable(self, rows: int) -> None:
+        """A claim has given up this number of pushes, because their texts cannot be read."""
+        if rows:
+            self._writer.count_dead("INVALID_TEXT", rows)
 
     def stop_keeping(self) -> None:
         """The worker ends: results that the database refuses are not kept any longer."""
@@ -178,7 +177,7 @@ class Settler:
         self._locked_times += 1
         if should_log(self._locked_times):
             log.warning("rows are locked by others: their results wait", rows=len(self._locked))
-        self._look.capacity()
+        self._look.note_capacity()
 
     def _wake_for_locked(self) -> None:
         self._may_be_free = True
@@ -203,7 +202,7 @@ class Settler:
         locked: set[UUID] = set()
         try:
             async with asyncio.timeout(STATEMENT_PATIENCE_S):
-                locked = await self._queue.locked([settlement.push_id for settlement in batch])
+                locked = await self._settlements.locked([settlement.push_id for settlement in batch])
         except (psycopg.Error, TimeoutError):
             pass  # the next write finds out why
         return [s for s in batch if s.push_id in locked], [s for s in batch if s.push_id not in locked]

@@ -56,7 +56,7 @@ class Sleeper:
         self._passed_over = 0  # looks in a row that brought nothing although a row was due
         self._rng = random.Random()  # noqa: S311  # jitter, not secrecy
 
-    def found(self) -> None:
+    def note_rows(self) -> None:
         """A claim has brought rows."""
         self._passed_over = 0
 
@@ -65,33 +65,37 @@ class Sleeper:
         began = time.monotonic()
         while True:
             self._look.prepare_to_sleep()
-            next_look = self._behind.start_if_due()
+            next_look_behind = self._behind.start_if_due()
             begin = self._queue.frontier.begin_question(time.monotonic())
-            earliest = await self.earliest(begin)
-            self._reach.succeeded()
+            earliest = await self.ask_or_sweep(begin)
+            self._reach.look_succeeded()
             if earliest is not None and earliest <= 0.0:
                 # The row fell due after the claim, or another transaction has locked it, perhaps for long.
                 slept = time.monotonic() - began
                 await self._look.wait(max(0.0, _wait_for_locked(self._passed_over) - slept))
                 self._passed_over += 1
                 return
-            seconds = max(0.0, self._sweep_at - time.monotonic())
-            if earliest is not None:
-                seconds = min(seconds, earliest)
-            if begin.is_whole:
+            if begin.is_whole:  # only a whole question would have found a locked row
                 self._passed_over = 0
-            seconds = min(seconds, begin.ahead, next_look)
-            if await self._look.sleep(seconds):
+            until_due = math.inf if earliest is None else earliest
+            until_sweep = max(0.0, self._sweep_at - time.monotonic())
+            if await self._look.sleep(min(until_due, until_sweep, begin.ahead, next_look_behind)):
                 return
 
-    async def earliest(self, begin: Begin = WHOLE) -> float | None:
-        """Seconds until the first row is due; None: none waits. When a sweep is due, the same statement sweeps."""
+    async def ask_or_sweep(self, begin: Begin = WHOLE) -> float | None:
+        """Seconds until the first row is due; None: none waits. When a sweep is due, one statement asks both."""
         async with asyncio.timeout(STATEMENT_PATIENCE_S):
             if time.monotonic() < self._sweep_at - _TIMERS_EARLY_S:
-                return await self._queue.earliest(self._held.old, begin)
-            if self._queue.frontier.is_dear:
-                self._queue.frontier.owe(time.monotonic())
-            sweep = await self._queue.sweep(self._held.old, begin if self._queue.frontier.is_dear else WHOLE)
+                return await self._queue.earliest(self._held.near_lease_end, begin)
+            return await self._sweep(begin)
+
+    async def _sweep(self, begin: Begin) -> float | None:
+        frontier = self._queue.frontier
+        if frontier.is_expensive:  # then a look behind searches the whole range
+            frontier.want_whole_look(time.monotonic())
+        else:
+            begin = WHOLE
+        sweep = await self._queue.sweep(self._held.near_lease_end, begin)
         self._sweep_at = time.monotonic() + self._sweep_interval * self._rng.uniform(0.9, 1.0)
         self._lock_watch.saw(sweep.strangers)
         self._waker.swept(sweep)

@@ -34,7 +34,7 @@ from listener.metrics.own import Metrics
 from listener.postgres.connect import STATEMENT_PATIENCE_S
 from listener.postgres.errors import ROW_FAULTS
 from listener.postgres.halving import Halving
-from listener.postgres.queue import NOT_OVER, Fate, Queue
+from listener.postgres.settlements import NOT_OVER, Fate, Settlements
 from listener.postgres.unwritable import IGNORED, UNLOGGED, Pause, code_of
 from listener.push import Decision, LogLine, Settlement, Status
 from listener.sending.result_writer import ResultWriter
@@ -57,7 +57,7 @@ _SLOW = ("57014", TimeoutError.__name__)
 
 @dataclass(slots=True)
 class _Kept:
-    """A result of a push that was accepted, which cannot be written yet."""
+    """A result that cannot be written yet: of a push that was accepted, or because the database is slow."""
 
     settlement: Settlement
     code: str
@@ -68,12 +68,12 @@ class Unwritten:
     """Writes what can be written of refused results, and keeps the rest.
 
     Args:
-        queue: takes log lines, and notes rows that no worker must claim.
+        settlements: takes log lines, and notes rows that no worker must claim.
         writer: writes results, and counts them.
     """
 
-    def __init__(self, queue: Queue, writer: ResultWriter, metrics: Metrics) -> None:
-        self._queue = queue
+    def __init__(self, settlements: Settlements, writer: ResultWriter, metrics: Metrics) -> None:
+        self._settlements = settlements
         self._writer = writer
         self._metrics = metrics
         self._kept: deque[_Kept] = deque()
@@ -108,10 +108,12 @@ class Unwritten:
                 await self._over(settlement, variant, fate)
                 return
             code = why
-        is_slow = code in _SLOW
-        if is_accepted(settlement) or (settlement.logs and not is_slow):
+        accepted, is_slow = is_accepted(settlement), code in _SLOW
+        # After a request the push may have been sent. If the database is only slow, the lease keeps others from a row
+        # that no device has accepted.
+        if accepted or (settlement.logs and not is_slow):
             await self._note(settlement, code)
-        if (is_accepted(settlement) or is_slow) and self._keeps:
+        if (accepted or is_slow) and self._keeps:
             self._kept.append(_Kept(settlement, code))
             self._wait()
         else:
@@ -142,7 +144,7 @@ class Unwritten:
         """Lets workers claim the rows again that have been written after all, should they wait for a retry."""
         try:
             async with asyncio.timeout(STATEMENT_PATIENCE_S):
-                await self._queue.unwritable.forget(list(self._ended))
+                await self._settlements.unwritable.forget(list(self._ended))
             self._ended.clear()
         except (psycopg.Error, TimeoutError):
             self._metrics.database_errors.labels("settle").inc()
@@ -152,7 +154,7 @@ class Unwritten:
         try:
             async with asyncio.timeout(STATEMENT_PATIENCE_S):
                 pause = Pause.SLOW if code in _SLOW else Pause.ENDLESS
-                await self._queue.unwritable.note({settlement.push_id: code}, pause)
+                await self._settlements.unwritable.note({settlement.push_id: code}, pause)
         except (psycopg.Error, TimeoutError):
             self._metrics.database_errors.labels("settle").inc()
 
@@ -233,7 +235,7 @@ class Unwritten:
 
     async def _write_these(self, lines: Sequence[tuple[UUID, LogLine]]) -> None:
         async with asyncio.timeout(_LOG_PATIENCE_S):
-            await self._queue.log(lines)
+            await self._settlements.log(lines)
 
     async def finish(self) -> None:
         """Tries for the last time to write log lines, and counts those that are lost."""

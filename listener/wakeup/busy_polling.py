@@ -142,14 +142,14 @@ class BusyPolling:
     def request_recheck(self) -> None:
         """Some worker held, or may have held, the polling lock, so inserts may not have notified.
 
-        That worker may be this one, on a connection that is gone.
+        That worker may be this one, on a connection that is gone. If this worker polls now it stops, to recheck.
         """
         self._rechecks_requested += 1
         self._stop_polling.set()
         self._news.set()
 
     def poll_delay(self, found: int) -> float | None:
-        """Called after each claim open to both priorities, with the number of rows found.
+        """Learns what a claim open to both priorities has found; to be called after each, also while no worker polls.
 
         Returns the seconds until the next poll, or None to sleep until notified.
         """
@@ -183,7 +183,7 @@ class BusyPolling:
                     await self._recheck()
                 except (psycopg.Error, TimeoutError):
                     self._metrics.database_errors.labels("polling").inc()
-                    self._rechecks_requested += 1
+                    self._rechecks_requested += 1  # the lock may have been taken, or released, unheard
                     self._news.set()
                     await asyncio.sleep(self._backoff.failed())
                 else:
@@ -200,7 +200,7 @@ class BusyPolling:
         self._stop_polling.clear()
         if not await self._take_lock(0 if want is Want.POLL else _CROWD):
             return
-        self._rechecks_requested += 1
+        self._rechecks_requested += 1  # for when this worker has stopped; request_recheck would stop it now
         self._policy.started(time.monotonic())
         self._is_polling = True
         self._metrics.busy_polling.set(1)
@@ -242,17 +242,30 @@ class BusyPolling:
                 return
 
     async def _recheck(self) -> None:
-        """Does every requested recheck, unless there is a reason to begin again, or to poll."""
+        """Does every requested recheck, unless there is a reason to begin again, or to poll.
+
+        Then the requests stay, and ``run`` comes back here.
+        """
         if not self.must_recheck or self._stopping:
             return
         await asyncio.sleep(self._recheck_at - time.monotonic())
         self._recheck_at = time.monotonic() + _BETWEEN_RECHECKS_S
+        requested = await self._look_while_locked()
+        if await self._look_until_writers_end():
+            self._rechecks_done = requested
+
+    async def _look_while_locked(self) -> int:
+        """Step 1; returns the number of rechecks that were requested before the lock was last seen taken."""
         requested = self._rechecks_requested
         while not self._stopping and await self._answer(self._workers.is_polling_locked()):
             self._look.notify()
             found, self._found = self._found, 0
             await asyncio.sleep(_WATCH_CLOSELY_S if found else _WATCH_S)
             requested = self._rechecks_requested
+        return requested
+
+    async def _look_until_writers_end(self) -> bool:
+        """Steps 2 and 3; returns False if it ends early, because this worker may have to begin again, or to poll."""
         open_writers = await self._answer(self._workers.open_writers())
         began = time.monotonic()
         self._look.notify()
@@ -260,14 +273,14 @@ class BusyPolling:
             while open_writers:
                 self._metrics.unnotified.set(len(open_writers))
                 if await is_set_within(self._news, _wait_after(time.monotonic() - began)):
-                    return
+                    return False
                 left = open_writers & await self._answer(self._workers.open_writers())
                 if left != open_writers:
                     self._look.notify()
                 open_writers = left
         finally:
             self._metrics.unnotified.set(0)
-        self._rechecks_done = requested
+        return True
 
     async def _answer(self, question: Coroutine[object, object, T]) -> T:
         async with asyncio.timeout(STATEMENT_PATIENCE_S):

@@ -73,7 +73,8 @@ _GUARDED = """
 update push_listener.workers set guarded = true, lost = false, stopped_at = null
   where id = %(worker)s and incarnation = %(incarnation)s::uuid
 """
-_SHORTEN = "select pg_catalog.pg_notification_queue_usage()"
+# It also drops what every session has read.
+_SHORTEN_QUEUE = "select pg_catalog.pg_notification_queue_usage()"
 # Which sessions listen, and how far they have read, is visible to nobody. Without pg_read_all_stats the transactions of
 # other roles are not visible either.
 _OLDEST_TRANSACTION = """
@@ -87,11 +88,6 @@ select pid, usename::text, datname::text, state,
 _SERVER_AGE = """
 select extract(epoch from pg_catalog.clock_timestamp() - pg_catalog.pg_postmaster_start_time())::float8
 """
-
-
-async def _cannot_connect(state: tenacity.RetryCallState) -> None:
-    bell: Doorbell = state.args[0]
-    await bell.cannot_connect(state.outcome.exception() if state.outcome else None, state.attempt_number)
 
 
 class Topic(Enum):
@@ -282,8 +278,8 @@ class Doorbell:
             try:
                 await self._notify_itself(conn)
             except psycopg.errors.ProgramLimitExceeded:
-                # Only a sender shortens the queue, and nobody can send. This function shortens it, too.
-                await conn.execute(_SHORTEN)
+                # Otherwise only a sender shortens the queue, and nobody can send.
+                await conn.execute(_SHORTEN_QUEUE)
                 await self._notify_itself(conn)
         except psycopg.errors.ProgramLimitExceeded:
             await self._note_full(conn)
@@ -314,12 +310,18 @@ class Doorbell:
         self._tell(Topic.RECHECK)
         self._tell(Topic.NOTIFIED)
 
-    @tenacity.retry(
-        retry=tenacity.retry_if_exception_type(_AWAY),
-        wait=tenacity.wait_random_exponential(multiplier=0.25, max=3),
-        before_sleep=_cannot_connect,
-    )
     async def _connect(self) -> Connection:
+        """A connection on which LISTEN and the liveness lock are in force; tries until it has one."""
+        async for attempt in tenacity.AsyncRetrying(
+            retry=tenacity.retry_if_exception_type(_AWAY),
+            wait=tenacity.wait_random_exponential(multiplier=0.25, max=3),
+            before_sleep=self._cannot_connect,
+        ):
+            with attempt:
+                return await self._try_to_connect()
+        raise AssertionError("unreachable")
+
+    async def _try_to_connect(self) -> Connection:
         await self._address.until_worth_a_try()
         conn = await self._address.connect("push-listener doorbell")
         try:
@@ -338,8 +340,9 @@ class Doorbell:
             raise
         return conn
 
-    async def cannot_connect(self, error: BaseException | None, tries: int) -> None:
-        """Called after each failed try to connect."""
+    async def _cannot_connect(self, state: tenacity.RetryCallState) -> None:
+        """Called after each try that has failed."""
+        error, tries = state.outcome.exception() if state.outcome else None, state.attempt_number
         self._metrics.progress.set_to_current_time()
         self.condition = errors.condition(error)
         if should_log(tries):

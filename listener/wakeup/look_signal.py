@@ -14,8 +14,8 @@ _NOT_ASLEEP = -math.inf
 class LookSignal:
     """Asks the dispatcher to look at the queue, for one of three reasons.
 
-    The wakers report inserts, which always wake it. The settler reports free capacity and rows that are due again,
-    which wake it only if it waits for that.
+    ``notify`` reports rows that may have come: it always wakes the dispatcher. ``note_capacity`` and ``note_due_in``
+    report free capacity and a row that is due again: they wake it only if it waits for that.
     """
 
     def __init__(self) -> None:
@@ -29,18 +29,18 @@ class LookSignal:
         self._notified = True
         self._event.set()
 
-    def capacity(self) -> None:
+    def note_capacity(self) -> None:
         """More may be claimed than before."""
         if self._waits_for_capacity:
             self._event.set()
 
-    def due_in(self, seconds: float) -> None:
+    def note_due_in(self, seconds: float) -> None:
         """A row of this worker is due again in ``seconds``."""
         if time.monotonic() + seconds < self._asleep_until:
             self._event.set()
 
-    def stop(self) -> None:
-        """Wakes the dispatcher, so that it notices that it is to stop."""
+    def wake(self) -> None:
+        """Wakes the dispatcher for another reason, such as that it is to stop."""
         self._event.set()
 
     def take(self) -> bool:

@@ -42,9 +42,15 @@ class ExpectsLosses(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class _Pause:
+    """A time in which no peer can hold a row, unless there is activity."""
+
     seconds: float | None
     """None: without end."""
     is_due_then: bool = True
+    """Whether a row falls due when it ends; False: it is not known what comes after."""
+
+
+_NO_PAUSE = _Pause(0.0)
 
 
 class PeerWatch:
@@ -96,7 +102,7 @@ class PeerWatch:
         """Watches until cancelled; begins at once, for those who died before this worker began."""
         suspects: set[int] = set()
         while True:
-            pause = _Pause(0.0)
+            pause = _NO_PAUSE
             if self._doorbell.steady:
                 self._activity.clear()
                 try:
@@ -129,8 +135,8 @@ class PeerWatch:
                     "workers have died; their rows are back in the queue", workers=sorted(lost), rows=rescued
                 )
                 self._polling.request_recheck()
-                self._queue.frontier.restart(time.monotonic())
-                self._queue.frontier.found(rows)
+                self._queue.frontier.want_whole_look_at_once(time.monotonic())
+                self._queue.frontier.found_early(rows)
                 self._look.notify()
             silent -= set(dead)
         return silent
@@ -138,15 +144,16 @@ class PeerWatch:
     async def _quiet_for(self, has_peers: bool) -> _Pause:
         """For how long no peer can hold a row unless a notification comes."""
         if has_peers and (time.monotonic() < self._attentive_until or await self._workers.peers_hold_rows()):
-            return _Pause(0.0)
-        begin = self._queue.frontier.begin_question(time.monotonic())
-        if not begin.is_whole and not self._queue.frontier.is_dear:
-            return _Pause(0.0)  # the whole range was looked at just now, and will be again
+            return _NO_PAUSE
+        frontier = self._queue.frontier
+        begin = frontier.begin_question(time.monotonic())
+        if not (begin.is_whole or frontier.is_expensive):
+            return _NO_PAUSE  # a whole question was asked just now, and the next one may be asked soon
         earliest = await self._queue.earliest(begin=begin)
         if earliest is not None and earliest <= 0.0:
             # The worker that was notified of this row may have died before it claimed the row.
             self._look.notify()
-            return _Pause(0.0)
+            return _NO_PAUSE
         if earliest is None and not begin.is_whole:
             return _Pause(begin.ahead, is_due_then=False)
         return _Pause(earliest)

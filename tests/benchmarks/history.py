@@ -169,7 +169,7 @@ class Side:
         if len(pushes) != _BATCH:
             raise rig.BenchmarkFailed(f"{len(pushes)} pushes were claimed instead of {_BATCH}")
         settlements = [_sent(push) for push in pushes]
-        await timed("settle", lambda: self._queue.settle(settlements))
+        await timed("settle", lambda: self._queue.settlements.settle(settlements))
         for _ in range(_ASKED):
             found = await timed("overview", lambda: overview.read(self._pool))
             self._metrics.shared.show(figures(found, sees_workers=True))

@@ -144,7 +144,7 @@ class Worker:
         """Claims and settles so many, and tells what that took."""
         step, began, settling = Step(), time.monotonic(), rig.cpu_seconds(self.settling)
         for _ in range(pushes // batch):
-            if self.claims.frontier.look_in(time.monotonic()) == 0.0:
+            if self.claims.frontier.look_behind_in(time.monotonic()) == 0.0:
                 await self._look(step)
             begin = self.claims.frontier.begin_claim(time.monotonic(), batch, batch)
             before = rig.cpu_seconds(self.claiming)
@@ -160,7 +160,7 @@ class Worker:
                 Settlement(one.id, one.attempt, _SENT, [LogLine(one.device_token, "sent", {"attempt": 1})])
                 for one in claimed
             ]
-            await self.settles.settle(results)
+            await self.settles.settlements.settle(results)
         step.settle, step.settled = (rig.cpu_seconds(self.settling) - settling) * 1e3, pushes
         step.seconds = time.monotonic() - began
         return step

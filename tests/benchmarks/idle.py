@@ -73,7 +73,7 @@ def measure(processes: Mapping[str, int], seconds: float, settings: Mapping[str,
 
 
 def part(options: Options) -> list[Line]:
-    """Once, over the longest that a process sleeps: what it counts every five minutes included, unless ``quick``."""
+    """Once, for five minutes, in which an idle process counts the queue twice; for two if ``quick``."""
     processes = {queues.LISTENER: 2, **dict.fromkeys(options.peers, 1)}
     rig.say("idle")
     found = measure(processes, 120.0 if options.quick else 300.0, options.settings)

@@ -47,6 +47,8 @@ FLUSH_MS = 5.0
 """Of the slow disk."""
 _BEHIND_S = 5.0
 """Seconds after the last insert at which who has not sent all has fallen behind."""
+_KEPT_UP = 0.9
+"""The least share of the rate that the inserts must come to. A queue that keeps inserts back has less to send."""
 
 _PARAMETERS = Push("%(id)s::uuid", "%(token)s::text", "%(title)s::text", "%(body)s::text", "%(data)s::jsonb")
 
@@ -271,11 +273,15 @@ def _rate_lines(server: EmbeddedPostgres, rate: int, options: Options, flush_ms:
             ran[name].append(
                 at_rate(server, name, rate, seconds, tls=options.secure, settings=options.settings)
             )
-    return rate_lines(f"{rate:,} a second{disk}", ran)
+    return rate_lines(rate, disk, ran)
 
 
-def rate_lines(rate: str, ran: Mapping[str, Sequence[AtRate | None]]) -> list[Line]:
-    """The figures of the runs that kept up; and, when push-listener did not in one of them, that."""
+def rate_lines(per_s: float, disk: str, ran: Mapping[str, Sequence[AtRate | None]]) -> list[Line]:
+    """The figures of the runs that kept up; and, when push-listener did not in one of them, that.
+
+    A peer that keeps the inserts back is not compared.
+    """
+    rate = f"{per_s:,.0f} a second{disk}"
     found = {name: [run for run in runs if run is not None] for name, runs in ran.items()}
     behind = {name: [float(len(runs) - len(found[name]))] for name, runs in ran.items()}
 
@@ -297,6 +303,9 @@ def rate_lines(rate: str, ran: Mapping[str, Sequence[AtRate | None]]) -> list[Li
                 return quantile(run.ms, share)
 
             here, peers = of(queues.LISTENER, figure), others(figure)
+            for peer in peers:
+                if found[peer] and max(of(peer, lambda run: run.inserted_per_s)) < _KEPT_UP * per_s:
+                    peers[peer] = "keeps inserts back"
             lines.append(Line(f"{what}, {name}", "{:.2f} ms", here, None, peers, depends=Depends.COMMIT))
             lines += _to_best_peer(f"{what}, {name}", here, peers)
         lines.append(
@@ -350,7 +359,7 @@ def main(
                     ]
                     for name in (queues.LISTENER, *others)
                 }
-                lines += rate_lines(f"{rate:,} a second{disk}", ran)
+                lines += rate_lines(rate, disk, ran)
         rig.console.print(report_table([Fraction("latency", 0.0, 0.0, lines)], rig.machine()))
         return
     names = (queues.LISTENER, queues.BARE, *others)

@@ -93,7 +93,7 @@ async def _settle_all(dsn: str, rows: int, *, dead: bool) -> None:
         queue = Queue(pool, worker_id=await workers.register(pool, "bench"), lease=600.0)
         done = 0
         while pushes := await queue.claim(_BATCH):
-            await queue.settle([_ended(push, dead=dead) for push in pushes])
+            await queue.settlements.settle([_ended(push, dead=dead) for push in pushes])
             done += len(pushes)
     finally:
         await pool.close()

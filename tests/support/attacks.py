@@ -254,9 +254,9 @@ def statements() -> Mapping[str, str]:
     found = {}
     for name in (
         "client.direct", "client.transaction", "doctor.neighbours", "operating.acting", "operating.reading",
-        "postgres.connect", "postgres.locks", "postgres.overview", "postgres.put_back",
-        "postgres.queue", "postgres.stats", "postgres.unwritable", "postgres.workers", "schema.migrate.structure",
-        "schema.retention",
+        "postgres.claiming", "postgres.connect", "postgres.foreign_triggers", "postgres.locks", "postgres.overview",
+        "postgres.put_back", "postgres.queue", "postgres.settlements", "postgres.stats", "postgres.unwritable",
+        "postgres.workers", "schema.migrate.structure", "schema.retention",
         "schema.served", "wakeup.busy_polling", "wakeup.doorbell",
     ):  # fmt: skip
         module = importlib.import_module(f"listener.{name}")

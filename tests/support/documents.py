@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Iterator
+from datetime import datetime
+from typing import Any
 
 from listener.cli.main import SUMMARIES
 from tests.support.service import PROJECT
@@ -20,6 +23,16 @@ _BEGINS_SQL = ("select ", "insert ", "update ", "delete ", "create ", "alter ", 
 _CALL = re.compile(rf"(?:push-listener|-m listener) ((?:{'|'.join(SUMMARIES)})\b(?!-).*)")
 _END = re.compile(r"\s+(?:#|&|\d?>|\|)|;")
 _INLINE = re.compile(r"`([^`]*)`")
+
+_VARIES = (
+    (re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}"), "ID"),
+    (re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d"), "TIME"),
+    (re.compile(r"\b(token|fid) [0-9a-f]{8}\b"), r"\1 HASH"),
+    (re.compile(r"\d+(?:\.\d+)? (m?s)\b"), r"N \1"),
+    (re.compile(r"0:\d{16}%[0-9a-f]{16}"), "MESSAGE"),
+    (re.compile(r" {2,}"), " "),
+)
+"""What differs from run to run, and what stands for it."""
 
 
 def text_of(page: str) -> str:
@@ -75,6 +88,39 @@ def commands(page: str) -> list[str]:
         if not line.lstrip().startswith("✓")
     )
     return [_alone(call[1]) for call in calls if call]
+
+
+def shape(output: str) -> list[str]:
+    """The lines of an output, with a word for each id, time, duration and hash. Pages show those of another run."""
+    for varies, word in _VARIES:
+        output = varies.sub(word, output)
+    return [line.strip() for line in output.strip().splitlines()]
+
+
+def shown_calls(page: str) -> list[tuple[list[str], str]]:
+    """Each call of push-listener of which a console shows what it prints: its arguments, and that."""
+    calls = []
+    for language, text in blocks(page):
+        for call in re.split(r"^\$ ", text, flags=re.M) if language == "console" else ():
+            command, _, output = call.partition("\n")
+            if command.startswith("push-listener ") and output.strip():
+                calls.append((shlex.split(command)[1:], output))
+    return calls
+
+
+def is_like(stated: Any, found: Any) -> bool:
+    """Whether JSON is as a page shows it. There a text that ends with … stands for any, and a time for any time."""
+    match stated:
+        case dict():
+            return list(stated) == list(found) and all(is_like(stated[name], found[name]) for name in stated)
+        case list():
+            return len(stated) == len(found) and all(map(is_like, stated, found))
+        case str() if stated.endswith("…"):
+            return isinstance(found, str)
+        case str() if re.match(r"\d{4}-\d\d-\d\dT", stated):
+            return datetime.fromisoformat(found).tzinfo is not None
+        case _:
+            return bool(stated == found)
 
 
 def _alone(words: str) -> str:

@@ -497,4 +497,5 @@ async def pool_of(dsn: str) -> AsyncIterator[Pool]:
 
 def workers_of(queue: Queue) -> Workers:
     """What the same worker asks about the others."""
-    return Workers(queue._pool, worker_id=queue.worker_id, lease=queue._lease, incarnation=queue._incarnation)
+    lease = queue._claiming.lease
+    return Workers(queue._pool, worker_id=queue.worker_id, lease=lease, incarnation=queue._incarnation)

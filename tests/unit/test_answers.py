@@ -33,6 +33,7 @@ from listener.metrics.own import Metrics
 from listener.postgres.workers import Workers
 from listener.push import BadPush, Push, Status, Target, TargetKind
 from listener.sending.attempt import Attempts
+from listener.sending.fcm_question import FcmQuestion
 from listener.sending.pause_report import PauseReport
 from listener.sending.retry import backoff
 from listener.sending.trail import Trail
@@ -86,8 +87,10 @@ def _attempts(sender: object, health: FcmHealth | None = None, **settings: str) 
     health = health or FcmHealth(after_losses(0, loaded.max_in_flight, time.monotonic()))
     metrics = Metrics()
     quota = SharedQuota(cast(Workers, None), Quota(1_000_000, 0.0, time.monotonic()), metrics)
-    report = PauseReport(health, LookSignal(), metrics)
-    return Attempts(cast(Sender, sender), loaded, metrics, health, quota, report, Trail(Tracing(), 1)), health
+    report, trail = PauseReport(health, LookSignal(), metrics), Trail(Tracing(), 1)
+    question = FcmQuestion(cast(Sender, sender), health, metrics)
+    attempts = Attempts(cast(Sender, sender), loaded, metrics, health, quota, report, trail, question)
+    return attempts, health
 
 
 def _to(*devices: tuple[str, str | None], **columns: Any) -> Push:

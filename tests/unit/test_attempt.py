@@ -25,6 +25,7 @@ from listener.metrics.own import Metrics
 from listener.postgres.workers import Workers
 from listener.push import Push, Status, Target, TargetKind
 from listener.sending.attempt import Attempts
+from listener.sending.fcm_question import FcmQuestion
 from listener.sending.pause_report import PauseReport
 from listener.sending.trail import Trail
 from listener.tracing import Tracing
@@ -438,6 +439,7 @@ def _attempts(sender: object, health: FcmHealth | None = None, **settings: str) 
         quota,
         PauseReport(health, LookSignal(), metrics),
         Trail(Tracing(), 1),
+        FcmQuestion(cast(Sender, sender), health, metrics),
     )
 
 

@@ -175,15 +175,15 @@ def test_every_high_priority_push_counts_once_from_its_stamp() -> None:
 
 def test_a_run_that_fell_behind_is_a_goal_missed_beside_the_figures_of_the_others() -> None:
     kept = AtRate(190.0, [1.0, 2.0, 3.0])
-    behind, *figures = rate_lines("200 a second", {queues.LISTENER: [kept, None], "other": [None]})
+    behind, *figures = rate_lines(200, "", {queues.LISTENER: [kept, None], "other": [None]})
     assert (behind.here, behind.met, behind.peers) == ([1.0], False, {"other": [1.0]})
     assert [(line.here, line.peers) for line in figures] == [
         ([2.0], {"other": "falls behind"}),
         ([3.0], {"other": "falls behind"}),
         ([190.0], {"other": "falls behind"}),
     ]
-    assert [line.met for line in rate_lines("200 a second", {queues.LISTENER: [None]})] == [False]
-    assert len(rate_lines("200 a second", {queues.LISTENER: [kept]})) == 3
+    assert [line.met for line in rate_lines(200, "", {queues.LISTENER: [None]})] == [False]
+    assert len(rate_lines(200, "", {queues.LISTENER: [kept]})) == 3
 
 
 def test_at_a_rate_the_median_and_the_99_percent_are_to_be_below_those_of_the_best_peer() -> None:
@@ -192,8 +192,16 @@ def test_at_a_rate_the_median_and_the_99_percent_are_to_be_below_those_of_the_be
         "one": [AtRate(200.0, [4.0, 4.0, 4.0])],
         "other": [AtRate(200.0, [3.0, 5.0, 9.0])],
     }
-    against = [(line.here, line.met) for line in rate_lines("200 a second", ran) if "best peer" in line.what]
+    against = [(line.here, line.met) for line in rate_lines(200, "", ran) if "best peer" in line.what]
     assert against == [([0.5], True), ([2.0], False)]
+
+
+def test_a_peer_that_keeps_the_inserts_back_is_not_compared() -> None:
+    ran = {queues.LISTENER: [AtRate(1_900.0, [8.0])], "one": [AtRate(700.0, [4.0])]}
+    median, most, inserts = rate_lines(2_000, ", 5 ms to commit", ran)
+    assert median.what == "insert to request, 2,000 a second, 5 ms to commit, median"
+    assert median.peers == most.peers == {"one": "keeps inserts back"}
+    assert inserts.peers == {"one": [700.0]}
 
 
 def test_what_a_push_costs_is_told_beside_sending_alone_and_beside_what_two_cores_allow() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from listener.postgres import queue
+from listener.postgres import claiming, settlements
 from tests.benchmarks.scale import Statement, statements
 
 
@@ -14,8 +14,8 @@ def entry(who: str, what: str, ms: float = 1.5) -> str:
 def test_the_statements_of_listeners_are_found_with_their_kind_and_duration() -> None:
     said = "".join(
         [
-            entry("push-listener", f"execute <unnamed>: {queue._CLAIM}", 11.25),
-            entry("push-listener", f"execute _pg3_1: {queue._SETTLE}", 20.0),
+            entry("push-listener", f"execute <unnamed>: {claiming.CLAIM}", 11.25),
+            entry("push-listener", f"execute _pg3_1: {settlements._SETTLE}", 20.0),
             entry("push-listener doorbell", "statement: select 1\nfrom t"),
         ]
     )
@@ -31,8 +31,8 @@ def test_what_others_execute_and_what_only_prepares_a_statement_is_left_out() ->
         [
             entry("", "statement: select 1"),
             entry("pgbench", "statement: select 1"),
-            entry("push-listener", f"parse _pg3_0: {queue._CLAIM}"),
-            entry("push-listener", f"bind _pg3_0: {queue._CLAIM}"),
+            entry("push-listener", f"parse _pg3_0: {claiming.CLAIM}"),
+            entry("push-listener", f"bind _pg3_0: {claiming.CLAIM}"),
             "push-listener|ERROR:  duration: 1.0 ms  statement: select 1\n",
         ]
     )

@@ -43,7 +43,12 @@ async def test_the_database_is_reached_as_soon_as_a_claim_is_answered_whatever_c
         cast(
             Queue,
             SimpleNamespace(
-                claim=claim, sweep=sweep, take_unreadable=lambda: 0, worker_id=1, frontier=Frontier()
+                claim=claim,
+                sweep=sweep,
+                take_unreadable=lambda: 0,
+                worker_id=1,
+                frontier=Frontier(),
+                settlements=None,
             ),
         ),
         SweepingWaker(),

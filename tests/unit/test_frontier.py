@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from listener.postgres.frontier import WHOLE, Begin, Behind, Frontier, Seen
+from listener.postgres.frontier import WHOLE, Begin, Frontier, RangeBehind, Seen
 
 MARGIN, AT_MOST, DEAR, SELDOM, LATE = 1.0, 0.8, 0.05, 20.0, 0.5
 LONG = 5.0
@@ -55,7 +55,7 @@ class Play:
     looks: int = 0
     """How many looks were made beside the claims."""
     look_ends: float = math.inf
-    look: tuple[float, Behind, list[UUID]] | None = None
+    look: tuple[float, RangeBehind, list[UUID]] | None = None
 
     def waiting(self, begin: Begin, until: float, locked: bool) -> list[int]:
         """What a look sees that begins now."""
@@ -85,12 +85,12 @@ class Play:
             if self.now < self.look_ends:
                 return self.look_ends - self.now
             began, behind, early = self.look
-            self.frontier.looked(behind, early, began, self.look_ends)
+            self.frontier.looked_behind(behind, early, began, self.look_ends)
             self.look = None
-        due_in = self.frontier.look_in(self.now)
+        due_in = self.frontier.look_behind_in(self.now)
         if due_in is None or due_in > 0.0:
             return math.inf if due_in is None else due_in
-        behind = self.frontier.begin_look(self.now)
+        behind = self.frontier.begin_look_behind(self.now)
         early = [
             self.rows[number].id
             for number in self.waiting(WHOLE, self.now, locked=True)
@@ -136,7 +136,7 @@ class Play:
             found = self.waiting(begin, self.now + begin.ahead, locked=True)
             earliest = min((self.rows[number].due - self.now for number in found), default=math.inf)
             asked = self.takes(begin)
-            self.frontier.asked(begin, earliest <= 0.0, asked, self.now)
+            self.frontier.answered(begin, earliest <= 0.0, asked, self.now)
             if earliest <= 0.0:
                 self.now = max(self.now, began + 0.01)
                 return
@@ -310,7 +310,7 @@ def test_a_clock_of_the_database_that_is_set_back_costs_one_look() -> None:
 
 def test_rows_that_were_found_are_claimed_once_each_and_no_more_than_fit() -> None:
     frontier, ids = _known(), [uuid4() for _ in range(5)]
-    frontier.found(ids)
+    frontier.found_early(ids)
     assert frontier.begin_claim(10.1, 3, 100).early == ids[:3]
     assert not frontier.begin_claim(10.1, 100, 0).early
     assert frontier.begin_claim(10.1, 100, 100).early == ids[3:]
@@ -337,7 +337,7 @@ def test_urgent_looks_do_not_stand_for_looks_at_the_rest() -> None:
     "looks",
     [
         lambda frontier: frontier.claimed(WHOLE, Seen(1001.0, 1001.0, 1001.0), 10.56, 10.6),
-        lambda frontier: frontier.asked(WHOLE, False, 10.56, 10.6),
+        lambda frontier: frontier.answered(WHOLE, False, 10.56, 10.6),
     ],
     ids=["claim", "question"],
 )
@@ -345,27 +345,27 @@ def test_a_look_that_was_under_way_when_a_worker_died_is_not_enough(
     looks: Callable[[Frontier], None],
 ) -> None:
     frontier = _known()
-    frontier.restart(10.58)
+    frontier.want_whole_look_at_once(10.58)
     looks(frontier)
     assert frontier.begin_claim(10.7, 100, 100) == WHOLE
     frontier = _known()
-    frontier.restart(10.4)
+    frontier.want_whole_look_at_once(10.4)
     looks(frontier)
     assert not frontier.begin_claim(10.7, 100, 100).is_whole
 
 
 def test_after_a_question_that_finds_a_due_row_a_claim_looks_for_it() -> None:
     frontier = _known()
-    frontier.asked(WHOLE, True, 10.1, 10.11)
+    frontier.answered(WHOLE, True, 10.1, 10.11)
     assert frontier.begin_claim(10.3, 100, 100) == WHOLE
 
 
 def test_cheap_questions_are_always_over_the_whole_range() -> None:
     """So without an old snapshot, what a worker asks before it sleeps is all there is to ask."""
     frontier = _known()
-    frontier.asked(frontier.begin_question(10.1), False, 10.1, 10.1005)
+    frontier.answered(frontier.begin_question(10.1), False, 10.1, 10.1005)
     assert frontier.begin_question(10.12) == WHOLE
-    frontier.asked(WHOLE, False, 10.12, 10.16)
+    frontier.answered(WHOLE, False, 10.12, 10.16)
     begin = frontier.begin_question(10.3)
     assert not begin.is_whole
     assert begin.ahead == pytest.approx(10.12 + AT_MOST - 10.3)

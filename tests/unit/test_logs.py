@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import re
 
@@ -29,6 +30,21 @@ def test_every_event_is_documented_and_no_other() -> None:
     assert len(logged) > 60  # the collection finds them
     assert {event.name for event in documented()} == {event.name for event in logged}
     assert set(documented()) == set(logged)
+
+
+def test_the_records_shown_have_the_fields_of_their_events() -> None:
+    text = (ROOT / "docs/logs.md").read_text()
+    known = {event.name: event for event in documented()}
+    records = re.findall(r"^\S+Z \[(\w+) +\] (\w+) +\[([\w.]+)\] (.*)$", text, re.MULTILINE)
+    assert len(records) == 6
+    for level, name, module, fields in records:
+        assert Event(name, level, frozenset(re.findall(r"(\w+)=", fields))) == known[name]
+        assert module == "listener.sending.trail"
+    [line] = re.findall(r"^\{.*\}$", text, re.MULTILINE)
+    record = json.loads(line)
+    event = known[record.pop("event")]
+    assert (record.pop("level"), record.pop("logger")) == (event.level, "listener.sending.trail")
+    assert set(record) == {*event.fields, "timestamp"}
 
 
 def test_no_event_is_named_twice() -> None:

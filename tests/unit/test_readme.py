@@ -7,6 +7,7 @@ from pathlib import Path
 
 from listener import config
 from listener.cli.main import SUMMARIES
+from listener.postgres.errors import Condition
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
@@ -62,3 +63,23 @@ def test_every_link_leads_somewhere() -> None:
 
 def test_every_command_is_listed() -> None:
     assert set(re.findall(r"^\| `push-listener ([a-z]+)` \|", README, re.MULTILINE)) == set(SUMMARIES)
+
+
+def test_the_words_of_readyz_are_those_of_the_code() -> None:
+    text = (ROOT / "docs/poolers.md").read_text()
+    (sentence,) = re.findall(
+        r"^- `/readyz` names the kind in fixed words, such as (.*?)\.$", text, re.M | re.S
+    )
+    named = {" ".join(words.split()) for words in re.findall(r"`([^`]*)`", sentence)}
+    assert named
+    assert named <= set(map(str, Condition))
+
+
+def test_every_file_that_a_document_names_is_there() -> None:
+    """A path of this project, and a test module by its name."""
+    modules = {path.stem for path in (ROOT / "tests").rglob("test_*.py")}
+    for document in DOCUMENTS:
+        said = document.read_text()
+        assert set(re.findall(r"`(test_[a-z0-9_]+)`", said)) <= modules, document.name
+        for path in re.findall(r"`((?:listener|db|scripts|deploy|tests|examples)/[a-zA-Z0-9_./-]+)`", said):
+            assert "NNNN" in path or (ROOT / path).exists(), f"{document.name}: {path}"

@@ -13,7 +13,7 @@ import psycopg
 import pytest
 
 from listener.metrics.own import Metrics
-from listener.postgres.queue import Fate, Queue
+from listener.postgres.settlements import Fate, Settlements
 from listener.push import Decision, LogLine, Settlement, Status
 from listener.sending.held import HeldRows
 from listener.sending.result_writer import ResultWriter
@@ -169,8 +169,8 @@ async def test_a_result_counts_as_refused_only_if_it_alone_is_too_slow(queue: _S
     assert [(one.decision.status, not one.logs) for one in queue.written] == [(Status.SENT, loses_log)]
 
 
-def _settler(queue: _Held, rows: HeldRows, look: LookSignal, *, batch: int, **timing: float) -> Settler:
-    metrics, answering = Metrics(), cast(Queue, queue)
+def _settler(settlements: _Held, rows: HeldRows, look: LookSignal, *, batch: int, **timing: float) -> Settler:
+    metrics, answering = Metrics(), cast(Settlements, settlements)
     writer = ResultWriter(answering, rows, look, metrics, Trail(Tracing(), 1), batch=batch)
     return Settler(answering, writer, Unwritten(answering, writer, metrics), look, **timing)
 

@@ -48,9 +48,9 @@ async def test_a_timer_that_fires_a_moment_early_leads_to_a_sweep_and_to_no_othe
         sweep_interval=0.005,
     )
     for _ in range(3):
-        await sleeper.earliest()  # within ten milliseconds of the next sweep
+        await sleeper.ask_or_sweep()  # within ten milliseconds of the next sweep
     assert asked == ["sweep", "sweep", "sweep"]
     sleeper._sweep_interval = 60.0
-    await sleeper.earliest()
-    await sleeper.earliest()
+    await sleeper.ask_or_sweep()
+    await sleeper.ask_or_sweep()
     assert asked == ["sweep", "sweep", "sweep", "sweep", "earliest"]

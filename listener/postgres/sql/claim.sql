@@ -12,7 +12,7 @@
 -- The devices of all users are read in one set, also where an application has replaced the view. Only a push to a user
 -- that was tried before is looked up alone, because some of the devices may have it already.
 --
--- Which rows are claimed: due.sql or these.sql.
+-- Which rows are claimed: due.sql, these.sql or forgotten.sql; see claiming.py.
 with {due}, claimed as (
   update public.push_notifications p
     set status = 'processing',

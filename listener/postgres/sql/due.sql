@@ -5,7 +5,7 @@
 -- for a lock. A LIMIT is evaluated before the first row is read.
 --
 -- The commit of a claim does not wait for the disk, or for a replica (synchronous_commit). Requests begin that much
--- earlier. If Postgres crashes before the claim is on disk, the row is as it was before; see forgotten.sql.
+-- earlier. If Postgres crashes before the claim is on disk, the row is as it was before; see settlements.py.
 --
 -- OFFSET 0 makes "not exists" a search of the index for each row. Without it, Postgres would turn it into a join, which
 -- loses the order of the index, and then it would read and sort all due rows. "not in" would compare each due row with

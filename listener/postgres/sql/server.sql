@@ -3,8 +3,9 @@
 -- pg_notification_queue_usage() also drops from the queue what every session has read, for which the server itself waits
 -- until somebody notifies.
 --
--- What holders.sql finds keeps vacuum from removing what became dead since: then each claim reads more and more dead
--- entries of the index. The age is unknown to a role that does not see the sessions of others.
+-- What holders.sql finds keeps vacuum from removing what became dead since: then each look over the whole range of due
+-- times reads more and more dead entries of the index. The age is unknown to a role that does not see the sessions of
+-- others.
 select pg_catalog.pg_notification_queue_usage() as notify_queue,
     (select pg_catalog.count(distinct w.id)
        from push_listener.lock_holders h

@@ -16,6 +16,7 @@ import pytest
 
 from listener.demo import run as demo
 from listener.emulator import Emulator
+from tests.support.documents import blocks, shape
 from tests.support.postgres import Database
 from tests.support.service import Program, get, program
 
@@ -57,6 +58,12 @@ async def test_once_shows_every_kind_of_outcome_and_exits() -> None:
         "after 2 retries",
     ):
         assert text in running.out
+    (stated,) = [text for _, text in blocks("README.md") if "at FCM" in text]
+    lines = shape(running.out)
+    for line in shape(stated):
+        # A row may be sent before the demo looks at it: then nobody sees that it was being sent.
+        said = line.removesuffix(" ...")
+        assert line.endswith("processing") or any(each.startswith(said) for each in lines), line
 
 
 async def test_without_once_rows_of_ones_own_are_told_apart_until_the_demo_is_interrupted(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import ExitStack, asynccontextmanager, closing
@@ -22,6 +23,7 @@ from listener.postgres.statements import load
 from tests.support.access import WORKER, make_worker
 from tests.support.cli import invoke
 from tests.support.doctor import Diagnosis, examine, examine_within, only_these_variables
+from tests.support.documents import text_of
 from tests.support.pgbouncer import pooler
 from tests.support.postgres import Database, Server, Template
 from tests.support.servers import closed_port, tcp_server
@@ -824,3 +826,58 @@ async def test_waiting_pushes_that_would_reach_nobody(database: Database, emulat
     )
     line = (await examine(database.dsn, emulator)).only(Level.WARNING, "recipients").text
     assert line.startswith("1 waiting pushes go to users without a device in push_recipients")
+
+
+# --- what docs/doctor.md shows --------------------------------------------------------------------------------------
+
+
+def shown(section: str) -> list[str]:
+    """The lines of doctor under a heading of the document."""
+    text = text_of("docs/doctor.md").partition(f"\n## {section}\n")[2].partition("\n## ")[0]
+    lines = text.partition("```")[2].partition("```")[0].splitlines()[1:]
+    return [line for line in lines if line not in ("$ push-listener doctor", "$ echo $?", "0")]
+
+
+def alike(lines: list[str]) -> list[str]:
+    """Without the numbers that differ from run to run. How many migrations and triggers there are does not."""
+    return [
+        line if " applied" in line or " enabled" in line else re.sub(r"\d[\d,.]*", "N", line)
+        for line in lines
+    ]
+
+
+async def prints(section: str, dsn: str, emulator: Emulator) -> None:
+    """Each line of the document is printed, in the same order."""
+    done = await invoke(None, "doctor", **environment(dsn, emulator))
+    printed, wanted = alike(done.output.splitlines()), alike(shown(section))
+    assert wanted
+    assert [line for line in printed if line in wanted] == wanted, done.output
+
+
+async def test_the_document_shows_a_healthy_installation(database: Database, emulator: Emulator) -> None:
+    async with serving(settings_for(database.dsn, emulator, worker_name="web-1")):
+        done = await invoke(None, "doctor", **environment(database.dsn, emulator))
+    assert alike(done.output.splitlines()) == alike(shown("A healthy installation"))
+
+
+async def test_the_document_shows_what_is_wrong_with_an_address(
+    database: Database, blank_database: Database, emulator: Emulator
+) -> None:
+    async with pooler(database, "transaction") as dsn:
+        await prints("A pooler in transaction mode", dsn, emulator)
+    await prints("Not migrated", blank_database.dsn, emulator)
+    await prints("A database that is away", f"postgresql://u@127.0.0.1:{closed_port()}/d", emulator)
+
+
+async def test_the_document_shows_a_revoked_key(database: Database, emulator: Emulator) -> None:
+    emulator.add_fault("oauth_invalid_grant")
+    await prints("A key that was revoked", database.dsn, emulator)
+
+
+async def test_the_document_shows_a_disabled_trigger_and_a_held_snapshot(
+    database: Database, emulator: Emulator, old_snapshot: psycopg.Connection
+) -> None:
+    await prints("A held snapshot", database.dsn, emulator)
+    old_snapshot.rollback()
+    execute(database.dsn, "alter table push_notifications disable trigger push_listener_ring_insert")
+    await prints("A disabled trigger", database.dsn, emulator)

@@ -6,15 +6,44 @@ import asyncio
 import os
 import signal
 import socket
+import sys
 from pathlib import Path
 
 import aiohttp
 
 from listener.emulator.run import DEFAULT_PORT
+from tests.support.documents import blocks, shape
 from tests.support.service import PROJECT, program, run
+
+DEFAULT = f"http://127.0.0.1:{DEFAULT_PORT}"
+START = "push-listener emulator --credentials key.json\n\n"
+BY_HAND = "token=$("
+
+
+def _block(begin: str) -> str:
+    """The block of docs/emulator.md that begins so."""
+    (found,) = [text for _, text in blocks("docs/emulator.md") if text.startswith(begin)]
+    return found
+
+
+def _stated(begin: str, endpoint: str, key: Path) -> list[str]:
+    said = _block(begin).removeprefix(begin)
+    return shape(said.replace(DEFAULT, endpoint).replace("/home/you/key.json", str(key)))
+
+
+async def _bash(script: str, directory: Path) -> str:
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    process = await asyncio.create_subprocess_exec(
+        "bash", "-ec", script.replace("curl ", "curl -s "), cwd=directory, env={"PATH": path, "NO_PROXY": "*"},
+        stdout=asyncio.subprocess.PIPE,
+    )  # fmt: skip
+    said, _ = await process.communicate()
+    assert process.returncode == 0
+    return said.decode()
 
 
 async def test_emulator(tmp_path: Path) -> None:
+    """Also what docs/emulator.md shows: the start, and a push by hand."""
     key = tmp_path / "key.json"
     async with program(
         "emulator", "--port", "0", "--fault", "unavailable,times=1", "--credentials", str(key),
@@ -22,8 +51,15 @@ async def test_emulator(tmp_path: Path) -> None:
     ) as running:  # fmt: skip
         await running.printed("/emulator/messages")
         endpoint = next(word for word in running.out.split() if word.startswith("http://"))
-        async with aiohttp.ClientSession() as http, http.get(f"{endpoint}/emulator/faults") as answer:
-            assert [rule["fault"] for rule in (await answer.json())["faults"]] == ["unavailable"]
+        assert shape(running.out) == _stated(START, endpoint, key)
+        by_hand, answer = _block(BY_HAND).split("\n\n", 1)
+        said = await _bash(by_hand.replace(DEFAULT, endpoint), tmp_path)
+        # The rule of this test applies first.
+        assert '"status": "UNAVAILABLE"' in said
+        said = await _bash(by_hand.replace(DEFAULT, endpoint), tmp_path)
+        assert shape(said) == shape(answer)
+        async with aiohttp.ClientSession() as http, http.get(f"{endpoint}/emulator/faults") as found:
+            assert [rule["fault"] for rule in (await found.json())["faults"]] == ["unavailable"]
         assert key.stat().st_mode & 0o777 == 0o600
         running.signal(signal.SIGINT)
         assert await running.ended() == 0

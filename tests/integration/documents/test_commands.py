@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import click
 import pytest
 
 from listener.cli.main import main
-from tests.support.documents import PAGES, commands
+from tests.support.documents import PAGES, commands, text_of
 
 UUID = "01a22924-faac-710f-bb64-72021651ca29"
 
@@ -52,3 +53,29 @@ def test_commands_are_understood(page: str, tmp_path: Path, monkeypatch: pytest.
 def test_every_command_is_in_some_document() -> None:
     shown = {shlex.split(line)[0] for page in PAGES for line in commands(page)}
     assert shown == set(main.list_commands(click.Context(main)))
+
+
+def _parameters(name: str) -> dict[str, click.Parameter]:
+    command = main.get_command(click.Context(main), name)
+    assert command is not None
+    return {option: parameter for parameter in command.params for option in parameter.opts}
+
+
+def test_the_table_of_the_readme_names_options_that_are_there() -> None:
+    for name, cells in re.findall(r"^\| `push-listener ([a-z]+)` \|(.*)$", text_of("README.md"), re.M):
+        assert {option.split()[0] for option in re.findall(r"`(--[^`]*)`", cells)} <= set(
+            _parameters(name)
+        ), name
+
+
+def test_the_options_of_the_emulator_are_those_of_its_page() -> None:
+    """With their defaults."""
+    stated = dict[str, str]()
+    for names, defaults in re.findall(r"^\| (`--[^|]*) \| ([^|]*?) ?\|", text_of("docs/emulator.md"), re.M):
+        options = re.findall(r"--[a-z-]+", names)
+        stated |= dict(zip(options, defaults.split(", ") if defaults else [""] * len(options), strict=True))
+    emulator = main.get_command(click.Context(main), "emulator")
+    assert emulator is not None
+    values = emulator.make_context("emulator", []).params
+    found = {option: values[each.name or ""] or "" for option, each in _parameters("emulator").items()}
+    assert stated == {**{option: str(value) for option, value in found.items()}, "--latency-ms": "0"}

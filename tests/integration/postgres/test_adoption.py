@@ -22,8 +22,9 @@ from psycopg.rows import dict_row
 from psycopg_pool import AsyncConnectionPool
 
 from listener import client
-from listener.postgres import queue, workers
-from listener.postgres.queue import Fate, Queue
+from listener.postgres import claiming, queue, settlements, workers
+from listener.postgres.queue import Queue
+from listener.postgres.settlements import Fate
 from listener.push import Decision, LogLine, Settlement, Status
 from listener.schema import migrate
 from tests.support.catalog import describe
@@ -124,7 +125,8 @@ async def test_columns_of_the_application_may_have_any_name(
 ) -> None:
     """Those too that the SQL gives to values of its own, but for arguments and variables: they begin with p_ and v_."""
     sources = [step.up for step in migrate.load()]
-    sources += [text for text in vars(queue).values() if isinstance(text, str)]
+    for module in (claiming, queue, settlements):
+        sources += [text for text in vars(module).values() if isinstance(text, str)]
     sources = [re.sub(r"--[^\n]*", "", text) for text in sources]  # a table has no more than 1,600 columns
     names = {name for text in sources for name in re.findall(r"\b(?!p_|v_)[a-z]\w{0,62}\b", text)}
     system = {"ctid", "xmin", "tableoid"}
@@ -212,7 +214,9 @@ async def adopt_work_and_give_back(dsn: str, *, in_batches: bool = False) -> Non
             Settlement(push.id, push.attempt, fate, logs)
             for push, fate in zip(claimed[1:], fates, strict=True)
         ]
-        assert await hands.settle(settled) == [Fate.WRITTEN] * 5  # and one stays in the hands of its worker
+        assert (
+            await hands.settlements.settle(settled) == [Fate.WRITTEN] * 5
+        )  # and one stays in the hands of its worker
         await workers_of(hands).sign_off()
     with connected(dsn) as connection:
         connection.execute("select cancel_push(%s)", (added[-1],))
@@ -484,7 +488,7 @@ async def test_counters_that_are_null_count_from_nothing(blank_database: Databas
         (push,) = await hands.claim(10)
         assert (push.attempt, push.retry_count) == (1, 0)
         again = Decision(Status.FAILED, 0.0, True, "UNAVAILABLE", "busy")
-        assert await hands.settle([Settlement(push.id, push.attempt, again)]) == [Fate.WRITTEN]
+        assert await hands.settlements.settle([Settlement(push.id, push.attempt, again)]) == [Fate.WRITTEN]
         (push,) = await hands.claim(10)
         assert (push.attempt, push.retry_count) == (2, 1)
 
@@ -514,7 +518,7 @@ async def test_tokens_in_profiles_as_the_documentation_has_it(blank_database: Da
                 [],
                 [("phone-of-a", "UNREGISTERED")],
             )
-            assert await hands.settle([gone]) == [Fate.WRITTEN]
+            assert await hands.settlements.settle([gone]) == [Fate.WRITTEN]
     with connected(dsn) as connection:
         assert connection.execute("select from profiles where fcm_token is not null").fetchall() == []
 

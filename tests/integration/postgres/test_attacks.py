@@ -25,10 +25,11 @@ from psycopg_pool import AsyncConnectionPool
 from listener import client
 from listener.client import direct
 from listener.emulator import Emulator
-from listener.postgres import overview, queue, stats, workers
+from listener.postgres import overview, queue, settlements, stats, workers
 from listener.postgres.frontier import WHOLE
 from listener.postgres.locks import LIVENESS_CLASS, PURGE_LOCK, ROLLBACK_LOCK
-from listener.postgres.queue import Fate, Queue
+from listener.postgres.queue import Queue
+from listener.postgres.settlements import Fate
 from listener.postgres.unwritable import Pause
 from listener.push import Decision, LogLine, Settlement, Status
 from listener.schema import export, migrate, retention
@@ -366,12 +367,14 @@ async def live(database: Database, dsn: str) -> None:
                 [("phone", "UNREGISTERED")],
             )
         ]
-        assert await hands.settle(done) == [Fate.WRITTEN]
-        assert await hands.settle(done, is_retry=True) == [Fate.WRITTEN]
+        assert await hands.settlements.settle(done) == [Fate.WRITTEN]
+        assert await hands.settlements.settle(done, is_retry=True) == [Fate.WRITTEN]
         failed = Decision(Status.FAILED, 0.0, True, "UNAVAILABLE", "away")
-        assert await hands.settle([Settlement(others[0].id, others[0].attempt, failed)]) == [Fate.WRITTEN]
-        assert await hands.locked([first.id]) == set()
-        await hands.log([(first.id, line) for line in log])
+        assert await hands.settlements.settle([Settlement(others[0].id, others[0].attempt, failed)]) == [
+            Fate.WRITTEN
+        ]
+        assert await hands.settlements.locked([first.id]) == set()
+        await hands.settlements.log([(first.id, line) for line in log])
         assert await hands._claim_in_parts(0, 0, [uuid4()], WHOLE) == ([], 0)
         await hands.unwritable.note({others[1].id: "P0001"}, Pause.LONG)
         await hands.unwritable.retry()
@@ -396,7 +399,7 @@ async def live(database: Database, dsn: str) -> None:
         await about.reduce_quota(0.5, 60.0)
         await about.quota_state()
         left = await hands.claim(100)  # the push to a user, for the second time, reads its log
-        assert await hands.settle(
+        assert await hands.settlements.settle(
             [Settlement(push.id, push.attempt, Decision(Status.DEAD, None, False, "X", "x")) for push in left]
         ) == [Fate.WRITTEN] * len(left)
         await about.sign_off()
@@ -428,9 +431,9 @@ async def clean_up(dsn: str) -> None:
 
 # What the attack does to a statement that is not immune.
 NAIVE = {
-    "a function": ("_CLAIM", "pg_catalog.octet_length(p.title::text)", "octet_length(p.title)"),
-    "an operator, in a list": ("_CLAIM", "status::text in (", "status in ("),
-    "an operator of a row's": ("_SETTLE", "p.status::text = r.held", "p.status = 'processing'"),
+    "a function": (queue, "CLAIM", "pg_catalog.octet_length(p.title::text)", "octet_length(p.title)"),
+    "an operator, in a list": (queue, "CLAIM", "status::text in (", "status in ("),
+    "an operator of a row's": (settlements, "_SETTLE", "p.status::text = r.held", "p.status = 'processing'"),
 }
 
 
@@ -438,10 +441,10 @@ NAIVE = {
 async def test_a_naive_statement_is_caught(
     postgres: Server, hostile: Database, monkeypatch: pytest.MonkeyPatch, change: str
 ) -> None:
-    name, immune, naive = NAIVE[change]
-    statement = getattr(queue, name)
+    module, name, immune, naive = NAIVE[change]
+    statement = getattr(module, name)
     assert immune in statement
-    monkeypatch.setattr(queue, name, statement.replace(immune, naive))
+    monkeypatch.setattr(module, name, statement.replace(immune, naive))
     with attacks.copy_of(postgres, hostile) as database:
         prepare(database, ADOPTED["other types"])
         migrate.apply(database.dsn)
@@ -450,7 +453,8 @@ async def test_a_naive_statement_is_caught(
         async with AsyncConnectionPool(database.dsn, open=False, kwargs={"autocommit": True}) as pool:
             hands = Queue(pool, worker_id=await workers.register(pool, "test"), lease=60.0)
             for push in await hands.claim(1):
-                await hands.settle([Settlement(push.id, push.attempt, Decision(Status.SENT, message_id="m"))])
+                sent = Decision(Status.SENT, message_id="m")
+                await hands.settlements.settle([Settlement(push.id, push.attempt, sent)])
         assert attacks.victims(database) != ""
 
 

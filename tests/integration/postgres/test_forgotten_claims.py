@@ -15,7 +15,8 @@ import pytest
 from listener.emulator import Emulator
 from listener.postgres import workers
 from listener.postgres.connect import Pool
-from listener.postgres.queue import Fate, Queue
+from listener.postgres.queue import Queue
+from listener.postgres.settlements import Fate
 from listener.push import Decision, LogLine, Push, Settlement, Status
 from tests.support.postgres import Database
 from tests.support.service import PATIENCE, Row, pool_of, rows_of, serving, settings_for
@@ -81,7 +82,7 @@ async def claim(queue: Queue, limit: int = 10) -> list[Push]:
 async def settle(queue: Queue, *pushes: Push, delay: float | None = None) -> list[Fate]:
     while True:
         try:
-            return await queue.settle([_sent(push, delay) for push in pushes])
+            return await queue.settlements.settle([_sent(push, delay) for push in pushes])
         except psycopg.errors.LockNotAvailable:
             raise
         except psycopg.OperationalError:
@@ -194,9 +195,11 @@ async def test_each_of_two_requests_has_its_log_row_although_the_attempts_have_t
         async with forgetting(database):
             (lost,) = await first.claim(10)
         (taken,) = await claim(second)
-        assert await second.settle([_sent(taken, message="second")]) == [Fate.WRITTEN]
+        assert await second.settlements.settle([_sent(taken, message="second")]) == [Fate.WRITTEN]
         for _ in range(2):
-            assert await first.settle([_sent(lost, message="first")], is_retry=True) == [Fate.TAKEN]
+            assert await first.settlements.settle([_sent(lost, message="first")], is_retry=True) == [
+                Fate.TAKEN
+            ]
     messages = await query(database, "select details ->> 'message_id' from push_delivery_logs order by 1")
     assert messages == [("first",), ("second",)]
 
@@ -213,7 +216,7 @@ async def test_a_row_that_is_locked_is_not_given_up(database: Database) -> None:
             with pytest.raises(psycopg.errors.LockNotAvailable):
                 await settle(mine, *pushes)
         again = [_sent(push) for push in pushes]
-        assert await mine.settle(again, is_retry=True) == [Fate.WRITTEN] * 2
+        assert await mine.settlements.settle(again, is_retry=True) == [Fate.WRITTEN] * 2
     assert await states(database) == [("sent", 1, 1)] * 2
 
 
@@ -263,7 +266,7 @@ async def test_a_row_that_the_application_has_begun_anew_is_not_taken_for_a_forg
             "update push_notifications set status = 'pending', delivery_attempts = 0, next_attempt_at = now()",
         )
         fate = Fate.WRITTEN if is_written else Fate.TAKEN
-        assert await mine.settle([_sent(push)], is_retry=is_written) == [fate]
+        assert await mine.settlements.settle([_sent(push)], is_retry=is_written) == [fate]
         assert await states(database) == [("pending", 0, 1)]
         assert len(await claim(mine)) == 1
 

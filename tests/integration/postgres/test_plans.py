@@ -19,7 +19,7 @@ import psycopg
 import pytest
 from psycopg import sql
 
-from listener.postgres import overview, queue
+from listener.postgres import claiming, overview, queue, settlements
 from listener.schema import migrate, retention
 from tests.support.attacks import other_types
 from tests.support.postgres import Database, Server, Template
@@ -233,20 +233,20 @@ _CLAIM = {
 }
 
 CASES = [
-    Case("claim", queue._CLAIM, _DUE, _CLAIM),
-    Case("claim, behind what is claimed", queue._CLAIM, _DUE, {**_CLAIM, **_BEHIND}),
-    Case("claim, its update", queue._CLAIM, _KEY, _CLAIM),
-    Case("claim, earlier rows", queue._CLAIM, _KEY, _early),
-    Case("lock due", queue._LOCK_DUE, _DUE, _CLAIM),
-    Case("claim these", queue._CLAIM_THESE, _KEY, _waiting),
-    Case("claim these, its update", queue._CLAIM_THESE, _KEY, _waiting),
-    Case("still claimed", queue._STILL_CLAIMED, _KEY, _claimed),
-    Case("settle", queue._SETTLE, _KEY, _claimed),
-    Case("settle, what is to be tried again", queue._SETTLE, _KEY, _again),
-    Case("fates", queue._FATES, _KEY, _again),
-    Case("waiting again", queue._WAITING_AGAIN, _KEY, _again),
-    Case("unlogged", queue._UNLOGGED, _LOG, _again),
-    Case("take back", queue._TAKE_BACK, _KEY, _again),
+    Case("claim", claiming.CLAIM, _DUE, _CLAIM),
+    Case("claim, behind what is claimed", claiming.CLAIM, _DUE, {**_CLAIM, **_BEHIND}),
+    Case("claim, its update", claiming.CLAIM, _KEY, _CLAIM),
+    Case("claim, earlier rows", claiming.CLAIM, _KEY, _early),
+    Case("lock due", claiming.LOCK_DUE, _DUE, _CLAIM),
+    Case("claim these", claiming.CLAIM_THESE, _KEY, _waiting),
+    Case("claim these, its update", claiming.CLAIM_THESE, _KEY, _waiting),
+    Case("still claimed", claiming._STILL_CLAIMED, _KEY, _claimed),
+    Case("settle", settlements._SETTLE, _KEY, _claimed),
+    Case("settle, what is to be tried again", settlements._SETTLE, _KEY, _again),
+    Case("fates", settlements._FATES, _KEY, _again),
+    Case("waiting again", settlements._WAITING_AGAIN, _KEY, _again),
+    Case("unlogged", settlements._UNLOGGED, _LOG, _again),
+    Case("take back", settlements._TAKE_BACK, _KEY, _again),
     Case("release", queue._RELEASE, _DUE, _claimed),
     Case("expire", queue._EXPIRE, _DUE, _expired),
     Case("expire, its update", queue._EXPIRE, _KEY, _expired),
@@ -379,14 +379,14 @@ def _looks_into_the_log(conn: Connection) -> list[str]:
     )
     user = uuid4()
     conn.execute("update push_notifications set user_id = %s where device_token = 'token-7'", (user,))
-    conn.execute(queue._CLAIM, _CLAIM)
+    conn.execute(claiming.CLAIM, _CLAIM)
     new = conn.execute(searches).fetchone()
     conn.execute(
         "update push_notifications set device_token = null, user_id = %s, delivery_attempts = 1, "
         "next_attempt_at = now() where device_token = 'token-10' and status = 'processing'",
         (user,),
     )
-    conn.execute(queue._CLAIM, _CLAIM)
+    conn.execute(claiming.CLAIM, _CLAIM)
     tried = conn.execute(searches).fetchone()
     return (["the log is searched for a new push"] if new != (0,) else []) + (
         ["the log is not searched for a push that was tried"] if tried == (0,) else []
@@ -408,9 +408,9 @@ def test_rows_and_results_are_not_compared_each_with_each(database: Database, pl
         conn.commit()
         conn.execute(sql.SQL("set plan_cache_mode = {}").format(sql.Literal(plan)))
         claim = conn.execute(
-            _explained(queue._CLAIM), {**_CLAIM, "limit": 500, "normal_limit": 500}, prepare=True
+            _explained(claiming.CLAIM), {**_CLAIM, "limit": 500, "normal_limit": 500}, prepare=True
         ).fetchone()
-        settle = conn.execute(_explained(queue._SETTLE), _claimed(conn, 500), prepare=True).fetchone()
+        settle = conn.execute(_explained(settlements._SETTLE), _claimed(conn, 500), prepare=True).fetchone()
     assert claim is not None
     assert settle is not None
     for row in (claim, settle):
@@ -458,7 +458,7 @@ def test_the_recipients_of_a_claim_are_read_in_one_set(database: Database, view:
             conn.execute(sql.SQL("set local plan_cache_mode = {}").format(sql.Literal(plan)))
             before = _read(conn)
             found = conn.execute(
-                _explained(queue._CLAIM), {**_CLAIM, "limit": users, "normal_limit": users}, prepare=True
+                _explained(claiming.CLAIM), {**_CLAIM, "limit": users, "normal_limit": users}, prepare=True
             ).fetchone()
             after = _read(conn)
             conn.rollback()
@@ -579,7 +579,7 @@ def test_many_rows_that_are_passed_over_are_looked_up_and_not_searched(database:
             "limit": BATCH, "normal_limit": BATCH, "lease": 60.0, "worker": 1, "excluded": [], "is_strict": True,
             "rows": BATCH, "reason": "", **_ALL,
         }  # fmt: skip
-        for statement in (queue._CLAIM, queue._EARLIEST, queue._EXPIRE):
+        for statement in (claiming.CLAIM, queue._EARLIEST, queue._EXPIRE):
             found = psycopg.ClientCursor(conn).execute(f"explain {statement}".encode(), values)
             lines = [line.strip() for (line,) in found]
             assert not [line for line in lines if "Materialize" in line]

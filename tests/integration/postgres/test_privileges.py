@@ -18,7 +18,7 @@ from psycopg import sql
 from psycopg.rows import dict_row
 
 from listener.emulator import Emulator
-from listener.postgres import errors, locks, queue
+from listener.postgres import claiming, errors, foreign_triggers, locks, queue, settlements
 from listener.schema import migrate, served
 from listener.wakeup import busy_polling, doorbell
 from tests.support.access import (
@@ -820,10 +820,10 @@ async def test_tokens_kept_by_the_application(postgres: Server) -> None:
 
 STATEMENTS = {
     f"{module.__name__}.{name}": text
-    for module in (busy_polling, doorbell, locks, queue, served)
+    for module in (busy_polling, claiming, doorbell, foreign_triggers, locks, queue, served, settlements)
     for name, text in vars(module).items()
-    if name.startswith("_")
-    and name.isupper()
+    if name.isupper()
+    and (name.startswith("_") or module in (claiming, foreign_triggers))
     and isinstance(text, str)
     and re.match(r"\s*(select|with|insert|update) ", text)
 }
@@ -927,7 +927,7 @@ def test_row_level_security_costs_the_listener_no_plan(postgres: Server, applica
                     "early": [],
                     "is_strict": True,
                 }
-                rows = connection.execute(f"explain (costs off) {queue._CLAIM}", values).fetchall()
+                rows = connection.execute(f"explain (costs off) {claiming.CLAIM}", values).fetchall()
                 plans.append([line for (line,) in rows])
     # Where there are policies, conditions that might tell others what they see come last.
     owners, listeners = ([sorted(re.split(r" AND |: \(|\)$", line)) for line in plan] for plan in plans)

@@ -13,11 +13,12 @@ import psycopg
 import pytest
 from psycopg import sql
 
-from listener.postgres import connect, errors, overview, queue, workers
+from listener.postgres import claiming, connect, errors, overview, queue, workers
 from listener.postgres.connect import Address, Pool, ServicePool
 from listener.postgres.frontier import WHOLE
 from listener.postgres.overview import Depth
-from listener.postgres.queue import Fate, Queue
+from listener.postgres.queue import Queue
+from listener.postgres.settlements import Fate
 from listener.push import Decision, LogLine, Push, Settlement, Status
 from listener.schema import migrate
 from tests.support.postgres import Database
@@ -91,7 +92,7 @@ async def test_plans_that_were_made_while_the_tables_were_small_do_not_last(
         async def send(count: int) -> None:
             pushes = await mine.claim(count)
             assert len(pushes) == count
-            await mine.settle([sent(push, "a") for push in pushes])
+            await mine.settlements.settle([sent(push, "a") for push in pushes])
 
         async def read() -> int:
             async with pool.connection() as conn:
@@ -157,7 +158,7 @@ async def test_the_columns_of_a_claim_are_the_fields_of_a_push_in_their_order(da
     due = queue._due_values(0, 0, [], WHOLE)
     values = {**due, "lease": LEASE, "worker": 1, "is_strict": True}
     with psycopg.connect(database.dsn) as conn:
-        columns = conn.execute(queue._CLAIM, values).description
+        columns = conn.execute(claiming.CLAIM, values).description
     assert columns is not None
     assert [column.name for column in columns[5:]] == [field.name for field in dataclasses.fields(Push)]
 
@@ -212,7 +213,7 @@ async def test_the_wait_of_a_retry_counts_from_when_the_push_was_first_due(pool:
     assert await was_due_s() is None
     first = await claim()
     assert 300.0 <= first.waited < 300.0 + PATIENCE
-    await mine.settle([again(first, 0.0)])
+    await mine.settlements.settle([again(first, 0.0)])
     second = await claim()
     assert 300.0 <= second.waited < 300.0 + PATIENCE
     await rows.query(
@@ -220,9 +221,9 @@ async def test_the_wait_of_a_retry_counts_from_when_the_push_was_first_due(pool:
     )  # the lease ended
     third = await claim()
     assert (third.lost_claims, 300.0 <= third.waited < 300.0 + PATIENCE) == (1, True)
-    await mine.settle([again(third, 0.0, uses_try=False)])
+    await mine.settlements.settle([again(third, 0.0, uses_try=False)])
     fourth = await claim()
-    await mine.settle([sent(fourth, "t")])
+    await mine.settlements.settle([sent(fourth, "t")])
     assert 300.0 <= fourth.waited < 300.0 + PATIENCE
     assert await was_due_s() is None
 
@@ -238,7 +239,7 @@ async def test_a_cancelled_push_that_is_requeued_by_hand_is_late_since_then(pool
     await rows.query("update push_notifications set next_attempt_at = now() - interval '300 s'")
     await rows.query("update push_notifications set created_at = now() - interval '1 day'")
     (first,) = await mine.claim(1)
-    await mine.settle([again(first, 100.0)])
+    await mine.settlements.settle([again(first, 100.0)])
     await rows.query("select cancel_push(%(id)s)", id=push_id)
     await due_at(rows, push_id, "-5", status="pending")
     (push,) = await mine.claim(1)
@@ -256,7 +257,7 @@ async def test_a_push_that_the_application_has_ended_itself_is_late_since_it_was
         "created_at = now() - interval '1 day'"
     )
     (first,) = await mine.claim(1)
-    await mine.settle([again(first, 100.0)])
+    await mine.settlements.settle([again(first, 100.0)])
     assert (await rows.get(push_id))["push_first_due_at"] is not None
     await rows.query("update push_notifications set status = %(ended)s", ended=ended)
     assert (await rows.get(push_id))["push_first_due_at"] is None
@@ -377,7 +378,7 @@ async def test_a_lease_that_has_ended_is_taken_over(pool: Pool, rows: Rows) -> N
     (taken,) = await second.claim(1)
     assert (taken.id, taken.attempt, taken.retry_count) == (push_id, 2, 0)
     assert (await rows.get(push_id))["claimed_by"] == second.worker_id
-    assert await first.settle([sent(lost, "t")]) == [Fate.TAKEN]
+    assert await first.settlements.settle([sent(lost, "t")]) == [Fate.TAKEN]
 
 
 @pytest.mark.parametrize("most", [1, 10])
@@ -399,7 +400,7 @@ async def test_the_time_of_a_retry_is_kept(pool: Pool, rows: Rows) -> None:
     push_id = await rows.add(device_token="t", title="t")
     mine = await worker(pool)
     (push,) = await mine.claim(1)
-    await mine.settle([again(push, 0.0)])
+    await mine.settlements.settle([again(push, 0.0)])
     (push,) = await mine.claim(1)
     row = await rows.get(push_id)
     assert (push.retry_count, row["last_retry_at"]) == (1, row["updated_at"])
@@ -516,7 +517,7 @@ async def test_a_retry_goes_only_to_devices_that_neither_accepted_nor_died(pool:
         LogLine("failed", "failed", {"outcome": "retry"}),
         LogLine("dead", "failed", {"outcome": "drop_target"}),
     ]
-    assert await mine.settle([settlement]) == [Fate.WRITTEN]
+    assert await mine.settlements.settle([settlement]) == [Fate.WRITTEN]
     (push,) = await mine.claim(1)
     assert sorted(token for token, _ in push.recipients) == ["failed", "new"]
     assert push.accepted_before == 1
@@ -544,7 +545,7 @@ async def test_an_applications_own_tokens_are_used_through_the_view_and_the_func
     assert push.recipients == [("of-the-profile", None)]
     settlement = Settlement(push.id, push.attempt, Decision(Status.DEAD, code="UNREGISTERED"))
     settlement.dead_tokens = [("of-the-profile", "UNREGISTERED")]
-    await mine.settle([settlement])
+    await mine.settlements.settle([settlement])
     assert await rows.query("select fcm_token from profiles") == [{"fcm_token": None}]
 
 
@@ -555,7 +556,9 @@ async def test_a_settled_push_and_its_log(pool: Pool, rows: Rows) -> None:
     push_id = await rows.add(device_token="t", title="t")
     mine = await worker(pool)
     (push,) = await mine.claim(1)
-    assert await mine.settle([sent(push, "t", message_id="projects/p/messages/7")]) == [Fate.WRITTEN]
+    assert await mine.settlements.settle([sent(push, "t", message_id="projects/p/messages/7")]) == [
+        Fate.WRITTEN
+    ]
     row = await rows.get(push_id)
     assert (row["status"], row["next_attempt_at"], row["fcm_message_id"]) == (
         "sent",
@@ -572,7 +575,7 @@ async def test_a_failed_push_comes_back_after_its_delay(pool: Pool, rows: Rows) 
     push_id = await rows.add(device_token="t", title="t")
     mine = await worker(pool)
     (push,) = await mine.claim(1)
-    await mine.settle([again(push, 30.0)])
+    await mine.settlements.settle([again(push, 30.0)])
     row = await rows.get(push_id)
     assert (row["status"], row["retry_count"]) == ("failed", 1)
     assert (row["error_code"], row["last_error"]) == ("UNAVAILABLE", "in trouble")
@@ -584,7 +587,7 @@ async def test_a_push_put_back_has_used_no_try(pool: Pool, rows: Rows) -> None:
     push_id = await rows.add(device_token="t", title="t")
     mine = await worker(pool)
     (push,) = await mine.claim(1)
-    await mine.settle([again(push, 0.0, uses_try=False)])
+    await mine.settlements.settle([again(push, 0.0, uses_try=False)])
     row = await rows.get(push_id)
     assert (row["status"], row["retry_count"], row["delivery_attempts"]) == ("pending", 0, 1)
 
@@ -595,9 +598,9 @@ async def test_the_message_id_of_an_earlier_acceptance_is_kept(pool: Pool, rows:
     (push,) = await mine.claim(1)
     settlement = again(push, 0.0)
     settlement.decision = Decision(Status.FAILED, 0.0, True, "X", "x", message_id="projects/p/messages/1")
-    await mine.settle([settlement])
+    await mine.settlements.settle([settlement])
     (push,) = await mine.claim(1)
-    await mine.settle([Settlement(push.id, push.attempt, Decision(Status.SENT))])
+    await mine.settlements.settle([Settlement(push.id, push.attempt, Decision(Status.SENT))])
     assert (await rows.get(push_id))["fcm_message_id"] == "projects/p/messages/1"
 
 
@@ -607,7 +610,7 @@ async def test_a_batch_gives_each_row_its_own(pool: Pool, rows: Rows) -> None:
     pushes = {push.id: push for push in await mine.claim(3)}
     a, b, c = (pushes[push_id] for push_id in ids)
     dead = Settlement(c.id, c.attempt, Decision(Status.DEAD, code="TITLE_MISSING", reason="no title"))
-    assert await mine.settle([again(b, 30.0), dead, sent(a, "0", "0b")]) == [Fate.WRITTEN] * 3
+    assert await mine.settlements.settle([again(b, 30.0), dead, sent(a, "0", "0b")]) == [Fate.WRITTEN] * 3
     states = [(r["status"], r["error_code"]) for r in map((await rows.all()).get, ids) if r]
     assert states == [("sent", None), ("failed", "UNAVAILABLE"), ("dead", "TITLE_MISSING")]
     assert [len(await rows.logs(push_id)) for push_id in ids] == [2, 1, 0]
@@ -623,7 +626,8 @@ async def test_a_row_claimed_by_another_since_is_not_touched(pool: Pool, rows: R
     before = await rows.get(push_id)
     del before["next_in"]
     # The others of the batch are written all the same.
-    assert await first.settle([sent(lost[push_id], "t"), sent(lost[ours], "u")]) == [Fate.TAKEN, Fate.WRITTEN]
+    batch = [sent(lost[push_id], "t"), sent(lost[ours], "u")]
+    assert await first.settlements.settle(batch) == [Fate.TAKEN, Fate.WRITTEN]
     after = await rows.get(push_id)
     del after["next_in"]
     assert after == before
@@ -636,9 +640,9 @@ async def test_a_row_claimed_again_by_the_same_worker_is_another_attempt(pool: P
     (lost,) = await mine.claim(1)
     await due_at(rows, push_id, "-1")
     (held,) = await mine.claim(1)
-    assert await mine.settle([sent(lost, "t")]) == [Fate.TAKEN]
+    assert await mine.settlements.settle([sent(lost, "t")]) == [Fate.TAKEN]
     assert (await rows.get(push_id))["status"] == "processing"
-    assert await mine.settle([sent(held, "t")]) == [Fate.WRITTEN]
+    assert await mine.settlements.settle([sent(held, "t")]) == [Fate.WRITTEN]
 
 
 async def test_a_row_whose_count_was_reset_is_still_not_ours_when_another_has_it(
@@ -652,7 +656,7 @@ async def test_a_row_whose_count_was_reset_is_still_not_ours_when_another_has_it
     )
     (held,) = await second.claim(1)
     assert lost.attempt == held.attempt
-    assert await first.settle([sent(lost, "t")]) == [Fate.TAKEN]
+    assert await first.settlements.settle([sent(lost, "t")]) == [Fate.TAKEN]
     assert (await rows.get(push_id))["status"] == "processing"
 
 
@@ -661,7 +665,7 @@ async def test_a_row_cancelled_while_it_was_sent_stays_cancelled(pool: Pool, row
     mine = await worker(pool)
     (push,) = await mine.claim(1)
     await rows.query("update push_notifications set status = 'cancelled', next_attempt_at = null")
-    assert await mine.settle([sent(push, "t")]) == [Fate.CHANGED]
+    assert await mine.settlements.settle([sent(push, "t")]) == [Fate.CHANGED]
     assert (await rows.get(push_id))["status"] == "cancelled"
 
 
@@ -673,9 +677,9 @@ async def test_a_settle_that_is_repeated_changes_nothing_and_logs_nothing(
     mine = await worker(pool)
     (push,) = await mine.claim(1)
     settlement = sent(push, "t") if delay is None else again(push, delay)
-    await mine.settle([settlement])
+    await mine.settlements.settle([settlement])
     before = await rows.get(push_id)
-    await mine.settle([settlement], is_retry=True)
+    await mine.settlements.settle([settlement], is_retry=True)
     after = await rows.get(push_id)
     assert before.pop("next_in") == after.pop("next_in") or delay is not None
     assert after == before
@@ -688,11 +692,11 @@ async def test_a_settle_that_is_repeated_after_another_claim_logs_nothing_twice(
     push_id = await rows.add(device_token="a", title="t")
     mine, other = await worker(pool), await worker(pool)
     (push,) = await mine.claim(1)
-    await mine.settle([again(push, 0.0)])
+    await mine.settlements.settle([again(push, 0.0)])
     (taken,) = await other.claim(1)
-    assert await mine.settle([again(push, 0.0)], is_retry=True) == [Fate.WRITTEN]
+    assert await mine.settlements.settle([again(push, 0.0)], is_retry=True) == [Fate.WRITTEN]
     assert len(await rows.logs(push_id)) == 1
-    await other.settle([again(taken, 0.0)], is_retry=True)
+    await other.settlements.settle([again(taken, 0.0)], is_retry=True)
     assert len(await rows.logs(push_id)) == 2
 
 
@@ -700,7 +704,7 @@ async def test_a_settle_that_is_repeated_writes_what_the_first_did_not(pool: Poo
     push_id = await rows.add(device_token="t", title="t")
     mine = await worker(pool)
     (push,) = await mine.claim(1)
-    assert await mine.settle([sent(push, "t")], is_retry=True) == [Fate.WRITTEN]
+    assert await mine.settlements.settle([sent(push, "t")], is_retry=True) == [Fate.WRITTEN]
     assert (await rows.get(push_id))["status"] == "sent"
     assert len(await rows.logs(push_id)) == 1
 
@@ -710,7 +714,7 @@ async def test_a_receipt_that_came_before_the_answer_is_not_undone(pool: Pool, r
     mine = await worker(pool)
     (push,) = await mine.claim(1)
     await rows.query("update push_notifications set delivered_at = now()")
-    await mine.settle([sent(push, "t")])
+    await mine.settlements.settle([sent(push, "t")])
     assert (await rows.get(push_id))["status"] == "delivered"
 
 
@@ -722,11 +726,11 @@ async def test_what_somebody_has_locked_is_not_waited_for(pool: Pool, rows: Rows
     async with rows.connection.transaction():
         await rows.query("select from push_notifications where id = %(id)s for update", id=held)
         with pytest.raises(psycopg.errors.LockNotAvailable):
-            await mine.settle(batch)
-        assert await mine.locked(ids) == {held}
-        assert await mine.settle([s for s in batch if s.push_id == free]) == [Fate.WRITTEN]
-    assert await mine.locked(ids) == set()
-    assert await mine.settle(batch, is_retry=True) == [Fate.WRITTEN] * 2
+            await mine.settlements.settle(batch)
+        assert await mine.settlements.locked(ids) == {held}
+        assert await mine.settlements.settle([s for s in batch if s.push_id == free]) == [Fate.WRITTEN]
+    assert await mine.settlements.locked(ids) == set()
+    assert await mine.settlements.settle(batch, is_retry=True) == [Fate.WRITTEN] * 2
     async with pool.connection() as conn:  # nothing stays
         assert await (await conn.execute("show lock_timeout")).fetchone() == ("0",)
 
@@ -740,7 +744,7 @@ async def test_dead_tokens_are_disabled_with_the_reason(pool: Pool, rows: Rows) 
     (push,) = await mine.claim(1)
     settlement = sent(push, "alive")
     settlement.dead_tokens = [("gone", "UNREGISTERED")]
-    assert await mine.settle([settlement]) == [Fate.WRITTEN]
+    assert await mine.settlements.settle([settlement]) == [Fate.WRITTEN]
     devices = await rows.query(
         "select token, disabled_reason, disabled_at is not null as off from push_devices order by token"
     )
@@ -760,7 +764,7 @@ async def test_a_token_that_cannot_be_disabled_keeps_no_result(pool: Pool, rows:
     (push,) = await mine.claim(1)
     settlement = Settlement(push.id, push.attempt, Decision(Status.DEAD, code="UNREGISTERED"))
     settlement.dead_tokens = [("t", "UNREGISTERED")]
-    assert await mine.settle([settlement]) == [Fate.WRITTEN]
+    assert await mine.settlements.settle([settlement]) == [Fate.WRITTEN]
     assert (await rows.get(push_id))["status"] == "dead"
 
 
@@ -872,10 +876,10 @@ async def test_an_adopted_table(blank_database: Database) -> None:
         (push,) = await mine.claim(5)
         assert (push.title, push.body, push.data) == ("Hello", "", '{"k": "v"}')
         assert push.recipients == [("phone", "android")]
-        assert await mine.settle([again(push, 0.0)]) == [Fate.WRITTEN]
+        assert await mine.settlements.settle([again(push, 0.0)]) == [Fate.WRITTEN]
         (push,) = await mine.claim(5)
         assert push.retry_count == 1
-        assert await mine.settle([sent(push, "phone")]) == [Fate.WRITTEN]
+        assert await mine.settlements.settle([sent(push, "phone")]) == [Fate.WRITTEN]
         assert (await rows.get(push_id))["status"] == "sent"
 
 
@@ -911,7 +915,7 @@ async def test_the_history_is_not_read(rows: Rows) -> None:
         "ahead": math.inf,
         "is_strict": True,
     }
-    for statement in (queue._CLAIM, queue._EARLIEST, overview.DEPTH):
+    for statement in (claiming.CLAIM, queue._EARLIEST, overview.DEPTH):
         async with rows.connection.transaction(force_rollback=True):
             cursor = psycopg.AsyncClientCursor(rows.connection)
             await cursor.execute("explain (analyze, format json) " + statement, values)
@@ -962,7 +966,7 @@ async def test_a_transaction_that_holds_dead_rows_is_seen(
 async def test_a_session_plans_anew_when_a_table_has_doubled(database: Database, rows: Rows) -> None:
     async def last_statement(pool: ServicePool) -> str:
         async with pool.connection() as conn:
-            connect.met_rows(conn, 100)
+            connect.note_many_rows(conn, 100)
         async with pool.connection() as conn:  # which asks for the sizes first
             connect._looked_at.pop(conn)  # as if some seconds had passed
             found = await rows.query(

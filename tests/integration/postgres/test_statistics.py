@@ -236,7 +236,7 @@ async def test_a_push_is_counted_when_it_ends_and_once(
         conn.execute("insert into push_notifications (device_token, title) values (%s, 'x')", (token,))
     first = {push.device_token: push for push in await worker.claim(10)}
     assert counts(conn) == {}
-    await worker.settle(
+    await worker.settlements.settle(
         [
             _settled(first["a"], Status.SENT),
             _settled(first["b"], Status.FAILED, "UNAVAILABLE", delay=0.0),
@@ -245,8 +245,8 @@ async def test_a_push_is_counted_when_it_ends_and_once(
     )
     (again,) = await worker.claim(10)
     done = _settled(again, Status.SENT)
-    await worker.settle([done])
-    await worker.settle([done], is_retry=True)  # the answer to the first was lost, say
+    await worker.settlements.settle([done])
+    await worker.settlements.settle([done], is_retry=True)  # the answer to the first was lost, say
 
     assert {k: today(conn)[k] for k in ("sent", "retries", "accepted_timed")} == {
         "sent": 2,
@@ -264,9 +264,9 @@ async def test_a_result_that_comes_too_late_is_not_counted(
     (lost,) = await slow.claim(1)
     conn.execute("update push_notifications set next_attempt_at = now()")
     (taken,) = await quick.claim(1)
-    await slow.settle([_settled(lost, Status.DEAD, "UNREGISTERED")])
+    await slow.settlements.settle([_settled(lost, Status.DEAD, "UNREGISTERED")])
     assert counts(conn) == {}
-    await quick.settle([_settled(taken, Status.SENT)])
+    await quick.settlements.settle([_settled(taken, Status.SENT)])
     assert (today(conn)["sent"], today(conn, "UNREGISTERED")["dead"]) == (1, 0)
 
 

@@ -19,9 +19,10 @@ from listener.fcm.sender import Sender
 from listener.limits.health import FcmHealth, Pause, PauseTimes
 from listener.limits.slow_start import SlowStart
 from listener.postgres.queue import Queue
+from listener.postgres.settlements import Settlements
 from listener.postgres.workers import register
 from listener.push import Settlement, Target, TargetKind
-from listener.sending.attempt import Attempts
+from listener.sending.fcm_question import FcmQuestion
 from listener.service import Service
 from listener.wakeup.waker import SweepingWaker
 from tests.support.postgres import Database
@@ -115,7 +116,7 @@ async def test_the_last_try_of_many_pushes_is_decided_by_one_question(
     database: Database, rows: Rows, emulator: Emulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Were they to ask one after the other, the last of them would outlive their leases."""
-    with_arguments(monkeypatch, Attempts, ask_again=0.1)
+    with_arguments(monkeypatch, FcmQuestion, ask_again=0.1)
     rule = emulator.add_fault("timeout")
     settings = settings_for(
         database.dsn, emulator, fcm_request_timeout=0.5, fcm_connect_timeout=0.2, max_tries=1
@@ -289,11 +290,11 @@ async def test_what_has_been_sent_is_written_down_when_the_database_is_back(
 async def settling_fails() -> AsyncIterator[None]:
     """What becomes of rows cannot be written down; all else works."""
 
-    async def settle(self: Queue, batch: Sequence[Settlement], *, is_retry: bool = False) -> int:
+    async def settle(self: Settlements, batch: Sequence[Settlement], *, is_retry: bool = False) -> int:
         raise psycopg.OperationalError("away")
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Queue, "settle", settle)
+        patch.setattr(Settlements, "settle", settle)
         yield
 
 

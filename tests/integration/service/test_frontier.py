@@ -118,7 +118,7 @@ async def test_what_is_due_before_all_that_is_claimed_is_found(
         margin=0.0,
         at_most=3600.0 if way_to_look == "never" else 0.05,
         cheap=1e9,
-        dear=-1.0 if way_to_look == "beside the claims" else 1e9,
+        expensive=-1.0 if way_to_look == "beside the claims" else 1e9,
     )
     settings = settings_for(database.dsn, emulator, sweep_interval=3600.0)
 
@@ -142,7 +142,7 @@ async def test_triggers_that_are_disabled_cost_no_push(
     database: Database, rows: Rows, emulator: Emulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Then rows come to lie before what is claimed, and only a look over the whole range finds them."""
-    with_arguments(monkeypatch, Frontier, at_most=0.05, dear=-1.0)
+    with_arguments(monkeypatch, Frontier, at_most=0.05, expensive=-1.0)
     await rows.may_be_early()
     async with serving(settings_for(database.dsn, emulator, sweep_interval=3600.0)):
         await rows.one_over(await rows.add(device_token="usual", title="t"))

@@ -6,7 +6,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from listener.emulator import Emulator
-from listener.sending.attempt import Attempts
+from listener.sending.fcm_question import FcmQuestion
 from tests.support.postgres import Database
 from tests.support.service import Rows, get, serving, settings_for, until, with_arguments
 
@@ -14,7 +14,7 @@ from tests.support.service import Rows, get, serving, settings_for, until, with_
 async def test_a_permission_that_was_taken_away_is_known_before_a_push_needs_it(
     database: Database, rows: Rows, emulator: Emulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with_arguments(monkeypatch, Attempts, ask_again=0.01)
+    with_arguments(monkeypatch, FcmQuestion, ask_again=0.01)
     with capture_logs() as said:
         async with serving(settings_for(database.dsn, emulator, idle_probe_interval=0.05)) as service:
             assert service.port is not None

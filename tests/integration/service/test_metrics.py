@@ -273,7 +273,7 @@ async def test_a_read_that_takes_long_is_made_often_enough_for_the_alerts(
 
 
 async def test_a_read_that_is_never_answered_is_made_less_often(monkeypatch: pytest.MonkeyPatch) -> None:
-    """docs/metrics.md: reading takes at most a twentieth of the time. The server works until it is cancelled."""
+    """docs/metrics.md: reading takes at most a fiftieth of the time. The server works until it is cancelled."""
     patience = STATEMENT_PATIENCE_S
     assert await waits_after(monkeypatch, Metrics(), patience) > patience
 

@@ -19,7 +19,8 @@ from listener.metrics.own import Metrics
 from listener.postgres import workers
 from listener.postgres.connect import Address, Connection
 from listener.postgres.locks import LIVENESS_CLASS
-from listener.postgres.queue import Fate, Queue
+from listener.postgres.queue import Queue
+from listener.postgres.settlements import Fate
 from listener.push import Decision, Settlement, Status
 from listener.wakeup import doorbell
 from listener.wakeup.doorbell import Doorbell, Topic
@@ -232,7 +233,7 @@ async def test_a_retry_that_another_worker_has_set_is_on_time_without_that_worke
             await rows.add(device_token="other", title="t")
         )  # looks: it will wait for a lease
         later = Decision(Status.FAILED, delay=4.0, uses_try=True, code="UNAVAILABLE", reason="in trouble")
-        assert await other.rows.settle([Settlement(push_id, 1, later)]) == [Fate.WRITTEN]
+        assert await other.rows.settlements.settle([Settlement(push_id, 1, later)]) == [Fate.WRITTEN]
         due = time.time() + 4.0
         row = await rows.one_over(push_id)
     print(f"sent {row['sent_at'].timestamp() - due:.2f} s after it was due")
@@ -352,7 +353,7 @@ async def test_when_the_server_is_restarted_nobody_is_taken_for_dead(
             await asyncio.sleep(3.0)  # as long as it may wait between two tries
             return await connect_at_once()
 
-        bell._connect = connect_late  # type: ignore[assignment]
+        bell._connect = connect_late  # type: ignore[method-assign]
         await asyncio.to_thread(database.server.restart, "immediate")
         async with rows_of(database.dsn) as rows:
             found = await rows.over()

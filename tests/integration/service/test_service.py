@@ -23,7 +23,8 @@ from listener.fcm.transports.direct import DirectTransport
 from listener.limits.circuit_breaker import CircuitBreaker
 from listener.limits.health import FcmHealth, Pause, PauseTimes
 from listener.postgres.frontier import WHOLE, Begin
-from listener.postgres.queue import Fate, Queue
+from listener.postgres.queue import Queue
+from listener.postgres.settlements import Fate, Settlements
 from listener.postgres.workers import register
 from listener.push import Push, Settlement
 from listener.registration import NotMigrated
@@ -356,13 +357,15 @@ async def test_many_at_once_are_each_sent_once_within_the_bound(
 async def test_what_waits_to_be_written_keeps_nothing_from_being_sent_but_has_a_bound(
     database: Database, rows: Rows, emulator: Emulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    settle, writes = Queue.settle, asyncio.Event()
+    settle, writes = Settlements.settle, asyncio.Event()
 
-    async def settle_later(self: Queue, batch: Sequence[Settlement], *, is_retry: bool = False) -> list[Fate]:
+    async def settle_later(
+        self: Settlements, batch: Sequence[Settlement], *, is_retry: bool = False
+    ) -> list[Fate]:
         await writes.wait()
         return await settle(self, batch, is_retry=is_retry)
 
-    monkeypatch.setattr(Queue, "settle", settle_later)
+    monkeypatch.setattr(Settlements, "settle", settle_later)
     await rows.add_many(100)
     async with serving(settings_for(database.dsn, emulator, max_in_flight=16)) as service:
         await emulator.wait_accepted(30, timeout=PATIENCE)  # two of 16 are kept for high priority

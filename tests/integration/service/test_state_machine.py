@@ -28,7 +28,8 @@ from psycopg.rows import dict_row
 
 from listener.postgres.connect import Address, ServicePool
 from listener.postgres.locks import LIVENESS_CLASS
-from listener.postgres.queue import Fate, Queue
+from listener.postgres.queue import Queue
+from listener.postgres.settlements import Fate
 from listener.postgres.workers import register
 from listener.push import Decision, LogLine, Push, Settlement, Status
 from tests.support.postgres import Database
@@ -323,7 +324,7 @@ class Rows(RuleBasedStateMachine):
             lines = [] if log is None else [LogLine(token, log, {"attempt": push.attempt})]
             batch.append(Settlement(push.id, push.attempt, decision, lines))
         worker.hands = [push for place, push in enumerate(worker.hands) if place not in places]
-        fates = self.runner.run(worker.queue.settle(batch))
+        fates = self.runner.run(worker.queue.settlements.settle(batch))
         for settlement in batch:
             for line in settlement.logs:  # the attempt was made, whoever has the row by now
                 self.rows[settlement.push_id].logs[line.status] += 1
@@ -342,7 +343,7 @@ class Rows(RuleBasedStateMachine):
     def settle_again(self, data: st.DataObject) -> None:
         """The answer to a settle was lost: it is done once more, however much has happened since."""
         worker, settlement = data.draw(st.sampled_from(self.settled))
-        [fate] = self.runner.run(worker.queue.settle([settlement], is_retry=True))
+        [fate] = self.runner.run(worker.queue.settlements.settle([settlement], is_retry=True))
         assert fate is not Fate.REFUSED
         if self.settles_anew(worker, settlement):
             assert fate is Fate.WRITTEN

@@ -191,4 +191,4 @@ async def test_a_missing_package_is_told(database: Database, emulator: Emulator)
         assert await running.ended() == 0, running.output
     (record,) = running.records
     assert record["event"] == "no traces: a package is missing"
-    assert record["remedy"] == "pip install 'push-listener[otel]'"
+    assert record["remedy"] == "in the checkout: pip install '.[otel]'"
