@@ -174,7 +174,7 @@ POLICIES = st.builds(
 
 
 @settings(
-    max_examples=6,  # what GIVEN finds already, such as shows_own_rows without its last condition, need not be found here
+    max_examples=6,  # GIVEN finds what is likely: shows_own_rows without its last condition, for one
     deadline=None,
     phases=[Phase.explicit, Phase.reuse, Phase.generate],  # an example takes a second: to shrink one, minutes
     suppress_health_check=[HealthCheck.function_scoped_fixture],
