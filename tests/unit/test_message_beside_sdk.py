@@ -24,7 +24,7 @@ from listener.fcm.message import prepare, targets
 from listener.push import Push
 from tests.support.pushes import push
 
-PUSHES = 4000
+PUSHES = 1500
 NOW = 1_800_000_000
 DAY = 86_400
 

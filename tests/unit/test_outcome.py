@@ -375,7 +375,6 @@ PAGE_400 = (
 )
 
 
-@pytest.mark.parametrize("status", [400, 402, 405, 406, 410, 412, 413, 414, 418, 431])
 @pytest.mark.parametrize(
     "body",
     [
@@ -388,12 +387,12 @@ PAGE_400 = (
         b'{"error": "no"}',
     ],
 )
-def test_what_is_not_googles_json_is_about_the_way_and_not_about_the_message(
-    status: int, body: bytes
-) -> None:
-    result = outcome(status, body)
-    assert (result.disposition, result.code, result.uses_try) == (Disposition.PAUSE, f"HTTP_{status}", False)
-    assert "check FCM_ENDPOINT and the proxies" in result.reason
+def test_what_is_not_googles_json_is_about_the_way_and_not_about_the_message(body: bytes) -> None:
+    for status in (400, 402, 405, 406, 410, 412, 413, 414, 418, 431):
+        result = outcome(status, body)
+        found = (result.disposition, result.code, result.uses_try)
+        assert found == (Disposition.PAUSE, f"HTTP_{status}", False)
+        assert "check FCM_ENDPOINT and the proxies" in result.reason, status
 
 
 # --- what Apple says -----------------------------------------------------------------------------------
@@ -443,18 +442,17 @@ APPLE = [
 ]
 
 
-@pytest.mark.parametrize(("status", "reason", "expected"), APPLE)
 @pytest.mark.parametrize(
     ("answer", "code"),
     [(400, "INVALID_ARGUMENT"), (401, "THIRD_PARTY_AUTH_ERROR"), (401, "APNS_AUTH_ERROR"), (500, "INTERNAL")],
 )
-def test_apples_verdict_decides_whatever_fcm_makes_of_it(
-    status: int, reason: str, expected: tuple[Disposition, bool], answer: int, code: str
-) -> None:
-    for order in permutations([fcm(code), apns(status, reason)]):
-        result = outcome(answer, error(answer, "INVALID_ARGUMENT", "APNs device token is disabled.", *order))
-        assert (result.disposition, result.uses_try) == expected
-        assert result.code == ("UNREGISTERED" if expected is GONE else code)
+def test_apples_verdict_decides_whatever_fcm_makes_of_it(answer: int, code: str) -> None:
+    for status, reason, expected in APPLE:
+        for order in permutations([fcm(code), apns(status, reason)]):
+            body = error(answer, "INVALID_ARGUMENT", "APNs device token is disabled.", *order)
+            result = outcome(answer, body)
+            assert (result.disposition, result.uses_try) == expected, (status, reason)
+            assert result.code == ("UNREGISTERED" if expected is GONE else code), (status, reason)
         assert f"Apple: {reason}" in result.reason or reason == "SomeFutureReason"
         assert result.limit is (Limit.TARGET if expected is TOO_MANY else None)
         assert result.apple_reason == ("" if reason == "SomeFutureReason" else reason)
@@ -548,18 +546,18 @@ BY_HTTP_CLASS = [
 ]
 
 
-@pytest.mark.parametrize(
-    "code", ["SOME_FUTURE_ERROR", "UNSPECIFIED_ERROR", "unregistered", "", None, 5, ["UNREGISTERED"]]
-)
 @pytest.mark.parametrize(("status", "disposition"), BY_HTTP_CLASS)
 def test_with_an_unknown_error_code_the_http_status_decides_and_no_token_is_dropped(
-    code: object, status: int, disposition: Disposition
+    status: int, disposition: Disposition
 ) -> None:
-    body = error(status, "INVALID_ARGUMENT", INVALID_TOKEN, fcm(code), bad_request("message.token"))
-    result = outcome(status, body)
-    assert result.disposition is disposition
-    assert result.code == ("UNSPECIFIED_ERROR" if code == "UNSPECIFIED_ERROR" else f"HTTP_{status}")
-    assert result.is_unclear == (status in (401, 403, 404))  # a question tells whether FCM refuses everything
+    codes = ("SOME_FUTURE_ERROR", "UNSPECIFIED_ERROR", "unregistered", "", None, 5, ["UNREGISTERED"])
+    for code in codes:
+        body = error(status, "INVALID_ARGUMENT", INVALID_TOKEN, fcm(code), bad_request("message.token"))
+        result = outcome(status, body)
+        assert result.disposition is disposition, code
+        assert result.code == ("UNSPECIFIED_ERROR" if code == "UNSPECIFIED_ERROR" else f"HTTP_{status}"), code
+        # A question tells whether FCM refuses everything.
+        assert result.is_unclear == (status in (401, 403, 404)), code
 
 
 @pytest.mark.parametrize(

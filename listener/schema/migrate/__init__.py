@@ -28,7 +28,7 @@ from listener.schema.migrate.disk import (
 from listener.schema.migrate.ledger import LEDGER, FunctionState, Standing, State
 from listener.schema.migrate.privileges import DRIFT
 from listener.schema.migrate.rolling_back import refuse_while_in_use, rollback
-from listener.schema.migrate.session import APPLICATION_NAME, LOCK_KEY
+from listener.schema.migrate.session import APPLICATION_NAME, LOCK_KEY, Patience
 
 __all__ = [
     "APPLICATION_NAME",
@@ -39,6 +39,7 @@ __all__ = [
     "FunctionState",
     "Migration",
     "MigrationError",
+    "Patience",
     "Standing",
     "State",
     "WrongDatabase",

@@ -11,6 +11,8 @@ from listener.schema.migrate import ledger, privileges, structure
 from listener.schema.migrate.disk import Function, Migration, MigrationError, load
 from listener.schema.migrate.ledger import LEDGER, Connection, FunctionState, Standing, State
 from listener.schema.migrate.session import (
+    PATIENCE,
+    Patience,
     alone,
     connect,
     in_transaction,
@@ -79,6 +81,7 @@ def apply(
     *,
     expire_older_than: timedelta | None = timedelta(days=1),
     share_new_columns: bool = False,
+    patience: Patience = PATIENCE,
     report: Callable[[Migration], None] = lambda _: None,
     replaced: Callable[[Function], None] = lambda _: None,
     warn: Callable[[str], None] = lambda _: None,
@@ -101,15 +104,21 @@ def apply(
     """
     known = load() if migrations is None else migrations
     done = []
-    with connect(dsn, warn) as conn, turn(conn, warn):
+    with connect(dsn, warn) as conn, turn(conn, warn, patience=patience):
         set_parameters(conn, in_batches="on", expire_older_than=_interval(expire_older_than))
         states = ledger.migration_states(conn, known)
         ledger.refuse_changed(states)
-        _mend(dsn, conn, _damages(conn, states), warn)
+        _mend(dsn, conn, _damages(conn, states), warn, patience)
         for state in states:
             if state.applied_at is None:
-                with waits_told(dsn, conn, warn):
-                    run(conn, state.migration, _script(state.migration), ledger.record(state.migration))
+                with waits_told(dsn, conn, warn, patience.note):
+                    run(
+                        conn,
+                        state.migration,
+                        _script(state.migration),
+                        ledger.record(state.migration),
+                        patience,
+                    )
                 report(state.migration)
                 done.append(state.migration)
         changed = _replace_functions(conn, known, warn)
@@ -126,7 +135,9 @@ def apply(
     return done
 
 
-def _mend(dsn: str, conn: Connection, found: list[Damage], warn: Callable[[str], None]) -> None:
+def _mend(
+    dsn: str, conn: Connection, found: list[Damage], warn: Callable[[str], None], patience: Patience
+) -> None:
     if any(damage.kind in structure.NEEDED for damage in found):
         listed = "".join(f"\n- {line}" for line in structure.lines(found))
         raise MigrationError(
@@ -151,10 +162,10 @@ def _mend(dsn: str, conn: Connection, found: list[Damage], warn: Callable[[str],
 
     if found:
         with named("what was dropped or changed"):
-            in_transaction(conn, work)
+            in_transaction(conn, work, patience)
             for damage in found:
                 if damage.kind is Kind.INDEX:
-                    with waits_told(dsn, conn, warn):
+                    with waits_told(dsn, conn, warn, patience.note):
                         alone(conn, damage.statement or "")
         for line in structure.lines(found):
             warn(f"{line}, and has been made again")

@@ -12,6 +12,7 @@ import re
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from typing import LiteralString
 
 import psycopg
@@ -29,8 +30,6 @@ LOCK_KEY = 7_308_332_045_000_001
 
 APPLICATION_NAME = "push-listener migrate"
 
-_TURN_WAIT_S = 600.0
-_TURN_NOTE_S = 5.0
 _CONCURRENTLY = "-- migrate: concurrently"
 _INDEX = re.compile(r"(create index|create unique index|drop index) if (?:not )?exists (\S+)")
 
@@ -61,6 +60,21 @@ LOCK_TIMEOUTS_MS = (100,) * 10 + (1500, 100, 100) * 10
 """How long each try waits for a lock on a table, in ms. A
 session that waits blocks every session that comes later, so most waits are short. Some are longer: an autovacuum gives
 way only to a session that has waited for deadlock_timeout, by default 1 s. Source: PostgreSQL, "Routine Vacuuming"."""
+
+
+@dataclass(frozen=True)
+class Patience:
+    """How long a migration waits for others."""
+
+    turn: float = 600.0
+    """Seconds, for another process that migrates."""
+    note: float = 5.0
+    """Seconds after which it says what it waits for."""
+    lock_timeouts: tuple[int, ...] = LOCK_TIMEOUTS_MS
+    """Milliseconds, for a lock on a table, try by try."""
+
+
+PATIENCE = Patience()
 
 # The details of these errors quote rows, which may hold a device token.
 _QUOTES_ROWS = ("22", "23")
@@ -111,14 +125,16 @@ def set_parameters(conn: Connection, **settings: str) -> None:
 
 
 @contextmanager
-def turn(conn: Connection, warn: Callable[[str], None], key: int = LOCK_KEY) -> Iterator[None]:
+def turn(
+    conn: Connection, warn: Callable[[str], None], key: int = LOCK_KEY, patience: Patience = PATIENCE
+) -> Iterator[None]:
     """Holds an advisory lock. Raises MigrationError when another session does not release it for ten minutes."""
     # A session that waits inside pg_advisory_lock() holds a snapshot, and CREATE INDEX CONCURRENTLY in the session
     # that has the lock would wait for that snapshot: a deadlock. So the lock is tried again and again.
-    if not _lock_within(conn, key, _TURN_NOTE_S):
+    if not _lock_within(conn, key, patience.note):
         warn(f"waiting for a lock: {_holder(conn, key)}")
-        if not _lock_within(conn, key, _TURN_WAIT_S - _TURN_NOTE_S):
-            raise MigrationError(f"no lock after {_TURN_WAIT_S:.0f} s: {_holder(conn, key)}")
+        if not _lock_within(conn, key, patience.turn - patience.note):
+            raise MigrationError(f"no lock after {patience.turn:.0f} s: {_holder(conn, key)}")
     try:
         yield
     finally:
@@ -161,7 +177,7 @@ def _try_lock(conn: Connection, key: int) -> bool:
 
 
 @contextmanager
-def waits_told(dsn: str, conn: Connection, warn: Callable[[str], None], every: float = 5.0) -> Iterator[None]:
+def waits_told(dsn: str, conn: Connection, warn: Callable[[str], None], every: float) -> Iterator[None]:
     """While ``conn`` builds an index, says which transactions it waits for, looking every so many seconds.
 
     CREATE INDEX CONCURRENTLY waits for every transaction with an older snapshot, in any table, and says nothing.
@@ -196,7 +212,9 @@ def _waits_for(pid: int, role: str, state: str, age: str, word: str) -> str:
     )
 
 
-def run(conn: Connection, label: object, script: str, ledger: Iterable[Statement]) -> None:
+def run(
+    conn: Connection, label: object, script: str, ledger: Iterable[Statement], patience: Patience = PATIENCE
+) -> None:
     """Runs a script and what records it. Raises MigrationError, which names ``label``."""
     with named(label):
         if script.startswith(_CONCURRENTLY):
@@ -211,7 +229,7 @@ def run(conn: Connection, label: object, script: str, ledger: Iterable[Statement
                 conn.execute(script.encode())
                 execute(conn, statements_of_ledger)
 
-            in_transaction(conn, work)
+            in_transaction(conn, work, patience)
 
 
 def execute(conn: Connection, ledger: Iterable[Statement]) -> None:
@@ -248,16 +266,16 @@ def explained(label: object) -> Iterator[None]:
         raise MigrationError("\n".join(said)) from error
 
 
-def in_transaction(conn: Connection, work: Callable[[], None]) -> None:
+def in_transaction(conn: Connection, work: Callable[[], None], patience: Patience = PATIENCE) -> None:
     """Does the work in one transaction, and again when a lock cannot be had soon enough.
 
     Raises psycopg.errors.LockNotAvailable after the last try.
     """
-    timeouts = iter(LOCK_TIMEOUTS_MS)
+    timeouts = iter(patience.lock_timeouts)
     tries = tenacity.Retrying(
         retry=tenacity.retry_if_exception_type(psycopg.errors.LockNotAvailable),
         wait=tenacity.wait_random_exponential(multiplier=0.2, max=5),
-        stop=tenacity.stop_after_attempt(len(LOCK_TIMEOUTS_MS)),
+        stop=tenacity.stop_after_attempt(len(patience.lock_timeouts)),
         reraise=True,
     )
     for attempt in tries:

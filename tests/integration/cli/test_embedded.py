@@ -69,36 +69,30 @@ def test_the_server_has_the_given_version_and_settings(version: int) -> None:
     assert not directory.exists()
 
 
-def test_a_dsn_reaches_a_database_of_any_name() -> None:
-    with EmbeddedPostgres() as server:
-        dsn = server.create_database("a name/with ? % 'all'")
-        with psycopg.connect(dsn) as connection:
-            row = connection.execute("select current_database()").fetchone()
-    assert row == ("a name/with ? % 'all'",)
-
-
 def test_two_servers_share_nothing() -> None:
+    """Not even a database with an odd name."""
+    name = "a name/with ? % 'all'"
     with EmbeddedPostgres() as one, EmbeddedPostgres(superuser="other") as other:
-        one.create_database("mine")
+        with psycopg.connect(one.create_database(name)) as connection:
+            assert connection.execute("select current_database()").fetchone() == (name,)
         with psycopg.connect(other.uri) as connection:
             assert connection.execute("select current_user").fetchone() == ("other",)
-            assert connection.execute("select from pg_database where datname = 'mine'").fetchone() is None
+            assert (
+                connection.execute("select from pg_database where datname = %s", (name,)).fetchone() is None
+            )
 
 
-@pytest.mark.parametrize("mode", ["smart", "fast", "immediate"])
-def test_committed_data_survive_a_restart(mode: StopMode) -> None:
+def test_committed_data_survive_whatever_stops_the_server() -> None:
+    modes: list[StopMode] = ["smart", "fast", "immediate"]
     with EmbeddedPostgres() as server:
         with psycopg.connect(server.uri) as connection:
             connection.execute("create table kept as select 1 as kept")
-        before = server.pid
-        server.restart(mode)
-        assert server.pid != before
-        with psycopg.connect(server.uri) as connection:
-            assert connection.execute("select kept from kept").fetchone() == (1,)
-
-
-def test_a_stopped_server_can_be_started_again() -> None:
-    with EmbeddedPostgres() as server:
+        for mode in modes:
+            before = server.pid
+            server.restart(mode)
+            assert server.pid != before
+            with psycopg.connect(server.uri) as connection:
+                assert connection.execute("select kept from kept").fetchone() == (1,), mode
         server.stop()
         assert not server.running
         with pytest.raises(psycopg.OperationalError):
@@ -106,15 +100,11 @@ def test_a_stopped_server_can_be_started_again() -> None:
         server.stop()
         server.start()
         server.start()
-        psycopg.connect(server.uri).close()
-
-
-def test_a_server_that_was_killed_can_be_started_again() -> None:
-    with EmbeddedPostgres() as server:
         os.kill(server.pid, signal.SIGKILL)
         _eventually(lambda: not server.running)
         server.start()
-        psycopg.connect(server.uri).close()
+        with psycopg.connect(server.uri) as connection:
+            assert connection.execute("select kept from kept").fetchone() == (1,)
 
 
 def test_a_given_directory_keeps_its_data_and_takes_new_settings(directory: Path) -> None:
@@ -184,9 +174,7 @@ def test_data_under_a_closed_home_are_refused_with_the_reason(directory: Path) -
         pass
 
 
-@pytest.mark.parametrize(
-    "ending", ["pass", "raise RuntimeError", "sys.exit(3)", "os._exit(0)", "os.kill(os.getpid(), 9)"]
-)
+@pytest.mark.parametrize("ending", ["raise RuntimeError", "os._exit(0)"])
 def test_nothing_remains_however_the_program_ends(ending: str) -> None:
     with _program(ending) as program:
         pid, directory = _announced(program)
@@ -195,7 +183,7 @@ def test_nothing_remains_however_the_program_ends(ending: str) -> None:
     _eventually(lambda: not _exists(pid) and not directory.exists())
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGKILL])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP, signal.SIGKILL])
 def test_nothing_remains_whatever_signal_ends_the_program(number: signal.Signals) -> None:
     with _program("pass") as program:
         pid, directory = _announced(program)
@@ -204,11 +192,12 @@ def test_nothing_remains_whatever_signal_ends_the_program(number: signal.Signals
     _eventually(lambda: not _exists(pid) and not directory.exists())
 
 
-def test_it_prints_nothing() -> None:
+def test_it_prints_nothing_and_nothing_remains() -> None:
     with _program("pass") as program:
-        _announced(program)
+        pid, directory = _announced(program)
         out, err = program.communicate("\n")
     assert (program.returncode, out, err) == (0, "", "")
+    _eventually(lambda: not _exists(pid) and not directory.exists())
 
 
 def _program(ending: str) -> subprocess.Popen[str]:

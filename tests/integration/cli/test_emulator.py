@@ -72,7 +72,7 @@ async def test_a_real_key_is_not_overwritten(tmp_path: Path) -> None:
     real = '{"type": "service_account", "client_email": "firebase-adminsdk-x1y2z@p.iam.gserviceaccount.com"}'
     for content in (real, "no JSON", "[1]"):
         key.write_text(content)
-        code, _, err = await run("emulator", "--port", "0", "--credentials", str(key), env=env)
+        code, _, err = await run("emulator", "--port", "0", "--credentials", str(key), env=env, forked=True)
         assert code == 2
         assert "exists and is not the key of an emulator: name another file, or remove it" in " ".join(
             err.split()
@@ -80,7 +80,9 @@ async def test_a_real_key_is_not_overwritten(tmp_path: Path) -> None:
         assert key.read_text() == content
     key.write_text("")
     for _ in range(2):  # nothing is lost; and then it is its own
-        async with program("emulator", "--port", "0", "--credentials", str(key), env=env) as running:
+        async with program(
+            "emulator", "--port", "0", "--credentials", str(key), env=env, forked=True
+        ) as running:
             await running.printed("/emulator/messages")
 
 
@@ -90,7 +92,7 @@ async def test_a_taken_port_is_a_fault_of_the_configuration() -> None:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        code, _, err = await run("emulator", "--port", str(port), env=env)
+        code, _, err = await run("emulator", "--port", str(port), env=env, forked=True)
     assert code == 2
     assert err == (
         f"Error: another program, perhaps an emulator, listens on port {port}: "
@@ -101,13 +103,13 @@ async def test_a_taken_port_is_a_fault_of_the_configuration() -> None:
 async def test_a_key_that_cannot_be_written_is_a_fault_of_the_configuration(tmp_path: Path) -> None:
     env = {"PATH": os.environ.get("PATH", "")}
     key = tmp_path / "missing" / "key.json"
-    code, _, err = await run("emulator", "--port", "0", "--credentials", str(key), env=env)
+    code, _, err = await run("emulator", "--port", "0", "--credentials", str(key), env=env, forked=True)
     assert code == 2
     assert err == f"Error: --credentials: cannot write {key}: No such file or directory\n"
 
 
 async def test_the_help_tells_the_port() -> None:
-    _, out, _ = await run("emulator", "--help", env={"PATH": os.environ.get("PATH", "")})
+    _, out, _ = await run("emulator", "--help", env={"PATH": os.environ.get("PATH", "")}, forked=True)
     assert f"[default: {DEFAULT_PORT};" in " ".join(out.split())
 
 

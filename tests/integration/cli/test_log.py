@@ -106,7 +106,8 @@ async def test_dropped_lines_are_counted_and_told(database: Database, rows: Rows
 async def test_pushes_that_die_alike_are_summed_up(
     database: Database, rows: Rows, emulator: Emulator
 ) -> None:
-    async with program("run", env=environment(database.dsn, emulator, token_loss_breaker="false")) as running:
+    env = environment(database.dsn, emulator, token_loss_breaker="false")
+    async with program("run", env=env, forked=True) as running:
         await running.said("ready")
         await rows.add_many(330, "dead")
         await rows.until(lambda found: all(row["status"] == "dead" for row in found.values()))

@@ -208,7 +208,8 @@ async def test_a_second_ctrl_c_ends_the_batch_too_and_says_what_was_changed(
     await rows.query(_WAIT_AFTER_ONE_BATCH)
     async with await psycopg.AsyncConnection.connect(database.dsn) as holder:
         await holder.execute("select pg_advisory_xact_lock(1, 1)")
-        async with program("requeue", "--code", "INTERNAL", "--yes", env=_environment(database)) as running:
+        command = ("requeue", "--code", "INTERNAL", "--yes")
+        async with program(*command, env=_environment(database), forked=True) as running:
             async with asyncio.timeout(PATIENCE):
                 while not await rows.query(_SOMEBODY_WAITS):  # noqa: ASYNC110  # it tells nobody
                     await asyncio.sleep(0.05)
@@ -314,7 +315,7 @@ async def test_tail_follows_what_ends(database: Database, rows: Rows, as_json: b
     await _add(rows, "dead", "UNREGISTERED")
     await _add(rows, "sent", None)
     arguments = ["tail", "--status", "dead", "--since", "1h", *(["--json"] if as_json else [])]
-    async with program(*arguments, env=_environment(database)) as running:
+    async with program(*arguments, env=_environment(database), forked=True) as running:
         await running.printed("UNREGISTERED")
         await _add(rows, "dead", "INTERNAL")
         await running.printed("INTERNAL")
@@ -333,7 +334,7 @@ async def test_tail_follows_what_ends(database: Database, rows: Rows, as_json: b
 
 async def test_tail_goes_on_when_the_database_comes_back(database: Database, rows: Rows) -> None:
     await _add(rows, "dead", "UNREGISTERED")
-    async with program("tail", "--since", "1h", env=_environment(database)) as running:
+    async with program("tail", "--since", "1h", env=_environment(database), forked=True) as running:
         await running.printed("UNREGISTERED")
         await rows.query(
             "select pg_terminate_backend(pid) from pg_stat_activity where application_name = 'push-listener tail'"
@@ -346,7 +347,7 @@ async def test_tail_goes_on_when_the_database_comes_back(database: Database, row
 async def test_json_for_a_reader_that_has_enough_ends_without_a_report(
     database: Database, rows: Rows
 ) -> None:
-    await _add(rows, "dead", "INTERNAL", 5000)
+    await _add(rows, "dead", "INTERNAL", 1000)  # more than a pipe takes
     shell = await asyncio.create_subprocess_shell(
         f"{shlex.quote(sys.executable)} -m listener tail --json --since 1h | head -n 1",
         env=_environment(database),
@@ -360,7 +361,9 @@ async def test_json_for_a_reader_that_has_enough_ends_without_a_report(
 
 
 async def test_stats_are_shown_anew(database: Database) -> None:
-    async with program("stats", "--watch", "0.1", "--json", env=_environment(database)) as running:
+    async with program(
+        "stats", "--watch", "0.1", "--json", env=_environment(database), forked=True
+    ) as running:
         await running.printed('}\n{"waiting"')
         running.signal(signal.SIGINT)
         assert await running.ended() == EXIT_CODE

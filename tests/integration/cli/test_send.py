@@ -15,16 +15,16 @@ from tests.support.postgres import Database
 from tests.support.service import PATIENCE, Rows, run
 
 
-async def send(database: Database, *arguments: str) -> tuple[int, str, str]:
+async def send(database: Database, *arguments: str, forked: bool = True) -> tuple[int, str, str]:
     """``send`` as a process of its own: the service in this one writes its log to standard output."""
     env = {"PATH": os.environ.get("PATH", ""), "DATABASE_URL": database.dsn}
-    return await run("send", *arguments, env=env)
+    return await run("send", *arguments, env=env, forked=forked)
 
 
 async def test_send_and_wait(database: Database, rows: Rows, emulator: Emulator, service: Service) -> None:
     code, out, _ = await send(
         database, "--token", "phone", "--title", "T", "--body", "B", "--data", '{"k": 1}',
-        "--priority", "high", "--channel", "c", "--expires-in", "60", "--wait", "20",
+        "--priority", "high", "--channel", "c", "--expires-in", "60", "--wait", "20", forked=False,
     )  # fmt: skip
     assert code == 0
     push_id, status = out.split()

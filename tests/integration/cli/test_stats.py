@@ -55,7 +55,7 @@ def _environment(database: Database) -> dict[str, str]:
 
 async def test_each_reading_is_printed_when_it_is_made_where_there_is_no_terminal(database: Database) -> None:
     """The program would go on for good."""
-    async with program("stats", "--watch", "0.1", env=_environment(database)) as running:
+    async with program("stats", "--watch", "0.1", env=_environment(database), forked=True) as running:
         await running.printed("why pushes were not sent")
     assert "\x1b" not in running.out
 

@@ -47,10 +47,19 @@ def refused(document: Any) -> bool:
     return complaint(document) != ""
 
 
+def _kind(where: str) -> str:
+    """What Docker Compose's schema has for a key: one entry for each service, and for each variable of a service."""
+    parts = where.split(".")
+    for at, part in enumerate(parts[:-1]):
+        if (at == 0 and len(parts) > 2) or part in ("environment", "depends_on", "driver_opts"):
+            parts[at + 1] = "*"
+    return ".".join(parts)
+
+
 def kept(mutants: Iterator[Mutant]) -> set[str]:
-    """Where a mistake was not noticed. Several are tried at once, because each needs a process."""
-    with ThreadPoolExecutor(4) as pool:
-        tried = list(mutants)
+    """Where a mistake was not noticed, of one mutant of each kind. Several are tried at once: each needs a process."""
+    with ThreadPoolExecutor(2) as pool:
+        tried = list({_kind(mutant.where): mutant for mutant in mutants}.values())
         found = pool.map(lambda mutant: refused(mutant.document), tried)
         return {mutant.where for mutant, refusal in zip(tried, found, strict=True) if not refusal}
 
@@ -64,13 +73,9 @@ def test_docker_compose_has_nothing_to_say() -> None:
 def test_misspelt_keys_are_refused_except_names_that_anybody_may_choose() -> None:
     # Services, unless another one depends on them. Variables: test_variables.py compares ours with the settings.
     services = {"push-listener", "alertmanager", "grafana"}
-    variables = {
-        f"services.{name}.environment.{variable}"
-        for name, service in SERVICES.items()
-        for variable in service.get("environment", {})
-    }
-    options = {f"volumes.key.driver_opts.{name}" for name in COMPOSE["volumes"]["key"]["driver_opts"]}
-    assert kept(misspelt(COMPOSE)) == {f"services.{name}" for name in services} | variables | options
+    found = {_kind(where) for where in kept(misspelt(COMPOSE))}
+    names = {"services.*.environment.*", "volumes.*.driver_opts.*"}
+    assert found == {f"services.{name}" for name in services} | names
 
 
 def test_values_of_another_type_are_refused() -> None:

@@ -296,12 +296,13 @@ async def test_the_service_runs_nothing_that_is_in_public(
     migrate.apply(adopted.dsn)
     make_worker(adopted)
     await live(adopted, adopted.dsn_as(WORKER))
-    if request.node.callspec.params["adopted"] == "other types":  # the same statements
+    if is_first := request.node.callspec.params["adopted"] == "other types":  # the same statements
         await live(adopted, adopted.dsn)
     await clean_up(adopted.dsn)
     migrate.status(adopted.dsn)
     migrate.rollback(adopted.dsn, 0, discard_data=True)
-    migrate.apply(adopted.dsn)
+    if is_first:  # likewise
+        migrate.apply(adopted.dsn)
     assert attacks.victims(adopted) == ""
 
 

@@ -271,6 +271,7 @@ async def test_a_row_that_the_application_has_begun_anew_is_not_taken_for_a_forg
         assert len(await claim(mine)) == 1
 
 
+@pytest.mark.newest_postgres
 async def test_a_push_that_is_under_way_is_not_sent_again_by_its_worker(
     database: Database, emulator: Emulator
 ) -> None:
@@ -288,6 +289,7 @@ async def test_a_push_that_is_under_way_is_not_sent_again_by_its_worker(
     assert emulator.stats()["duplicates"] == 0
 
 
+@pytest.mark.newest_postgres
 async def test_a_push_whose_row_cannot_be_claimed_again_is_not_sent_twice(
     database: Database, emulator: Emulator
 ) -> None:

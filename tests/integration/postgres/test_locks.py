@@ -10,11 +10,9 @@ from uuid import uuid4
 
 import psycopg
 import pytest
-from click.testing import CliRunner
 from psycopg import AsyncConnection, sql
 from structlog.testing import capture_logs
 
-from listener.cli.main import main
 from listener.emulator import Emulator
 from listener.metrics.own import Metrics
 from listener.postgres import locks, workers
@@ -22,7 +20,6 @@ from listener.postgres.connect import fetch_value
 from listener.postgres.locks import CHANNEL, LIVENESS_CLASS, POLLING_LOCK, PURGE_LOCK, LockHolder
 from listener.postgres.workers import Workers
 from listener.schema import migrate, retention
-from listener.schema.migrate import session as migrating
 from listener.service import Service
 from listener.wakeup import doorbell
 from listener.wakeup.busy_polling import BusyPolling
@@ -467,17 +464,17 @@ async def test_a_flood_of_notifications_is_answered_with_few_statements(
 
 
 async def test_migrate_names_who_keeps_it_waiting_early_and_at_the_end(
-    database: Database, stranger_dsn: str, monkeypatch: pytest.MonkeyPatch
+    database: Database, stranger_dsn: str
 ) -> None:
-    monkeypatch.setattr(migrating, "_TURN_NOTE_S", 0.3)
-    monkeypatch.setattr(migrating, "_TURN_WAIT_S", 1.0)
     noted: list[str] = []
     async with session(stranger_dsn) as thief:
         await thief.execute("select pg_advisory_lock(%s)", (migrate.LOCK_KEY,))
         (found,) = strangers(database)
         assert (found.lock, found.role) == ("migrate", STRANGER)
         with pytest.raises(migrate.MigrationError) as refused:
-            await asyncio.to_thread(migrate.apply, database.dsn, warn=noted.append)
+            await asyncio.to_thread(
+                migrate.apply, database.dsn, patience=migrate.Patience(0.6, 0.3), warn=noted.append
+            )
         pid = thief.info.backend_pid
     for said in (str(refused.value), *noted):
         assert f"process {pid} of role {STRANGER} holds it" in said
@@ -487,22 +484,18 @@ async def test_migrate_names_who_keeps_it_waiting_early_and_at_the_end(
 
 
 async def test_migrate_says_so_on_a_database_without_any_table(
-    blank_database: Database, stranger_dsn: str, monkeypatch: pytest.MonkeyPatch
+    blank_database: Database, stranger_dsn: str
 ) -> None:
-    monkeypatch.setattr(migrating, "_TURN_NOTE_S", 0.2)
-    monkeypatch.setattr(migrating, "_TURN_WAIT_S", 0.4)
-    monkeypatch.setenv("DATABASE_URL", blank_database.dsn)
     async with session(blank_database.dsn_as(STRANGER)) as thief:
         await thief.execute("begin")
         await thief.execute("select pg_advisory_xact_lock(%s)", (migrate.LOCK_KEY,))
         await thief.execute("prepare transaction 'migrate'")
     try:
-        done = await asyncio.to_thread(CliRunner().invoke, main, ["migrate"])
+        with pytest.raises(migrate.MigrationError, match="a prepared transaction holds it"):
+            await asyncio.to_thread(migrate.apply, blank_database.dsn, patience=migrate.Patience(0.2, 0.1))
     finally:
         async with session(blank_database.superuser_dsn) as conn:
             await conn.execute("rollback prepared 'migrate'")
-    assert done.exit_code == 1
-    assert "a prepared transaction holds it" in done.stderr
 
 
 async def test_a_stranger_keeps_nobody_from_purging_and_another_that_purges_does(

@@ -22,7 +22,7 @@ from psycopg import sql
 from listener.postgres import claiming, overview, queue, settlements
 from listener.schema import migrate, retention
 from tests.support.attacks import other_types
-from tests.support.postgres import Database, Server
+from tests.support.postgres import Database, Server, Template
 
 Connection = psycopg.Connection[tuple[Any, ...]]
 
@@ -57,12 +57,6 @@ select 'token-' || n, 'Your ride is here', case when n %% 10 = 0 then 'high' els
 """
 
 
-ANALYZED = "analyzed"
-NEVER_ANALYZED = "never analyzed"
-ANALYZED_EMPTY = "analyzed when it was empty"
-ADOPTED = "adopted with columns of other types, analyzed"
-
-
 def _fill(database: Database, is_analyzed_before: bool = False) -> None:
     with psycopg.connect(database.dsn, autocommit=True) as conn:
         for table in ("push_notifications", "push_delivery_logs"):
@@ -86,43 +80,9 @@ def _adopt(database: Database) -> None:
     _fill(database)
 
 
-@contextmanager
-def _history(server: Server, kind: str) -> Iterator[Database]:
-    """A database with a history. What takes long is done once for a server."""
-
-    def build(database: Database) -> None:
-        migrate.apply(database.dsn)
-        _fill(database, is_analyzed_before=kind == ANALYZED_EMPTY)
-
-    with (
-        server.prepared("a history, adopted", _adopt)
-        if kind == ADOPTED
-        else server.prepared(f"a history {kind == ANALYZED_EMPTY}", build)
-    ) as database:
-        if kind in (ANALYZED, ADOPTED):
-            with psycopg.connect(database.dsn, autocommit=True) as conn:
-                conn.execute(
-                    "vacuum analyze push_notifications, push_delivery_logs, push_listener.daily_counts"
-                )
-        yield database
-
-
-@pytest.fixture(scope="module", params=[ANALYZED, NEVER_ANALYZED, ANALYZED_EMPTY, ADOPTED])
-def history(request: pytest.FixtureRequest, postgres: Server) -> Iterator[Database]:
-    with _history(postgres, request.param) as database:
-        yield database
-
-
-@pytest.fixture(scope="module", params=[ANALYZED, NEVER_ANALYZED])
-def oldest_history(request: pytest.FixtureRequest, oldest_server: Server) -> Iterator[Database]:
-    with _history(oldest_server, request.param) as database:
-        yield database
-
-
-@pytest.fixture(scope="module")
-def analyzed(postgres: Server) -> Iterator[Database]:
-    with _history(postgres, ANALYZED) as database:
-        yield database
+def _analyze(database: Database) -> None:
+    with psycopg.connect(database.dsn, autocommit=True) as conn:
+        conn.execute("vacuum analyze push_notifications, push_delivery_logs, push_listener.daily_counts")
 
 
 @dataclass(frozen=True)
@@ -360,56 +320,78 @@ CASES = [
 KEPT = [case for case in CASES if case.values and not callable(case.values)]
 
 
-def test_the_history_is_not_read(history: Database) -> None:
-    _assert_no_excess(history, CASES)
-
-
-def test_the_history_is_not_read_on_the_oldest_postgres(oldest_history: Database) -> None:
-    _assert_no_excess(oldest_history, CASES)
-    _assert_no_excess(oldest_history, KEPT, "set local plan_cache_mode = force_generic_plan")
-
-
-@pytest.mark.parametrize("plan", ["force_generic_plan", "force_custom_plan"])
-def test_nor_with_a_plan_that_is_kept(history: Database, plan: LiteralString) -> None:
-    _assert_no_excess(history, KEPT, f"set local plan_cache_mode = {plan}")
-
-
-def test_without_its_index_it_is_caught(analyzed: Database) -> None:
-    missed = []
+def test_the_history_is_not_read(database: Database) -> None:
+    """Neither before Postgres has analyzed the tables nor afterwards, where each is caught without its index."""
+    _fill(database)
+    faults = _excesses(database, "never analyzed")
+    _analyze(database)
+    faults += _excesses(database, "analyzed")
     for case in CASES:
-        with _undone(analyzed) as conn:
+        with _undone(database) as conn:
             conn.execute(case.needs)
             if not _excess(conn, case):
-                missed.append(case.name)
-    assert not missed, "\n".join(missed)
-
-
-def _assert_no_excess(database: Database, cases: list[Case], before: LiteralString = "") -> None:
-    """Fails with what each of the cases reads in excess, if one does."""
-    faults = []
-    for case in cases:
-        with _undone(database) as conn:
-            conn.execute(before)
-            faults += [f"{case.name}: {line}" for line in _excess(conn, case)]
+                faults.append(f"{case.name} is not caught without its index")
+    with _undone(database) as conn:
+        faults += _looks_into_the_log(conn)
     assert not faults, "\n".join(faults)
 
 
-def test_a_claim_looks_into_the_log_only_for_users_it_has_tried_before(analyzed: Database) -> None:
+def test_nor_if_it_was_analyzed_when_it_was_empty(database: Database) -> None:
+    _fill(database, is_analyzed_before=True)
+    faults = _excesses(database, "")
+    assert not faults, "\n".join(faults)
+
+
+def test_nor_if_it_was_adopted_with_columns_of_other_types(blank_database: Database) -> None:
+    _adopt(blank_database)
+    _analyze(blank_database)
+    faults = _excesses(blank_database, "")
+    assert not faults, "\n".join(faults)
+
+
+def test_the_history_is_not_read_on_the_oldest_postgres(oldest_server: Server) -> None:
+    with oldest_server.database(Template.MIGRATED) as database:
+        _fill(database)
+        faults = _excesses(database, "never analyzed")
+        _analyze(database)
+        faults += _excesses(database, "analyzed")
+    assert not faults, "\n".join(faults)
+
+
+def _excesses(database: Database, when: str) -> list[str]:
+    """What the cases read in excess, also those whose plan is kept."""
+    faults = []
+    for plan, cases in (
+        ("auto", CASES),
+        ("force_generic_plan", KEPT),
+        ("force_custom_plan", KEPT),
+    ):
+        for case in cases:
+            with _undone(database) as conn:
+                conn.execute(sql.SQL("set local plan_cache_mode = {}").format(sql.Literal(plan)))
+                faults += [f"{case.name} {when} {plan}: {line}" for line in _excess(conn, case)]
+    return faults
+
+
+def _looks_into_the_log(conn: Connection) -> list[str]:
+    """A claim looks into the log only for users that it has tried before."""
     searches = (
         "select coalesce(sum(idx_scan), 0) from pg_stat_xact_user_tables where relname = 'push_delivery_logs'"
     )
-    with _undone(analyzed) as conn:
-        user = uuid4()
-        conn.execute("update push_notifications set user_id = %s where device_token = 'token-7'", (user,))
-        conn.execute(claiming.CLAIM, _CLAIM)
-        assert conn.execute(searches).fetchone() == (0,)
-        conn.execute(
-            "update push_notifications set device_token = null, user_id = %s, delivery_attempts = 1, "
-            "next_attempt_at = now() where device_token = 'token-10' and status = 'processing'",
-            (user,),
-        )
-        conn.execute(claiming.CLAIM, _CLAIM)
-        assert conn.execute(searches).fetchone() != (0,)
+    user = uuid4()
+    conn.execute("update push_notifications set user_id = %s where device_token = 'token-7'", (user,))
+    conn.execute(claiming.CLAIM, _CLAIM)
+    new = conn.execute(searches).fetchone()
+    conn.execute(
+        "update push_notifications set device_token = null, user_id = %s, delivery_attempts = 1, "
+        "next_attempt_at = now() where device_token = 'token-10' and status = 'processing'",
+        (user,),
+    )
+    conn.execute(claiming.CLAIM, _CLAIM)
+    tried = conn.execute(searches).fetchone()
+    return (["the log is searched for a new push"] if new != (0,) else []) + (
+        ["the log is not searched for a push that was tried"] if tried == (0,) else []
+    )
 
 
 @pytest.mark.oldest_postgres
@@ -440,7 +422,6 @@ def test_rows_and_results_are_not_compared_each_with_each(database: Database, pl
         assert max(compared) <= ENOUGH  # 500 times 500 otherwise
 
 
-@pytest.mark.parametrize("plan", ["force_generic_plan", "force_custom_plan"])
 @pytest.mark.parametrize(
     "view",
     [
@@ -453,9 +434,7 @@ def test_rows_and_results_are_not_compared_each_with_each(database: Database, pl
         "cross join lateral unnest(array[p.fcm_token, p.web_token]) as t(token)",
     ],
 )
-def test_the_recipients_of_a_claim_are_read_in_one_set(
-    database: Database, view: LiteralString, plan: LiteralString
-) -> None:
+def test_the_recipients_of_a_claim_are_read_in_one_set(database: Database, view: LiteralString) -> None:
     """Also through a view of the application."""
     users = 500
     with psycopg.connect(database.superuser_dsn) as conn:
@@ -474,22 +453,26 @@ def test_the_recipients_of_a_claim_are_read_in_one_set(
         conn.commit()
         conn.execute("drop view push_recipients")
         conn.execute(sql.SQL("create view push_recipients as ") + sql.SQL(view))
-        conn.execute(sql.SQL("set local plan_cache_mode = {}").format(sql.Literal(plan)))
-        before = _read(conn)
-        found = conn.execute(
-            _explained(claiming.CLAIM), {**_CLAIM, "limit": users, "normal_limit": users}, prepare=True
-        ).fetchone()
-        after = _read(conn)
-    assert found is not None
-    nodes = [
-        node
-        for node in _nodes(found[0][0]["Plan"])
-        if node.get("Relation Name") in ("push_devices", "profiles")
-    ]
-    assert sum(node["Actual Rows"] * node["Actual Loops"] for node in nodes) >= users
-    assert all(node["Actual Loops"] <= 1 for node in nodes)
-    for table in ("push_devices", "profiles"):
-        assert after[table][1] - before[table][1] <= ENOUGH
+        conn.commit()
+    for plan in ("force_generic_plan", "force_custom_plan"):
+        with psycopg.connect(database.superuser_dsn) as conn:
+            conn.execute(sql.SQL("set local plan_cache_mode = {}").format(sql.Literal(plan)))
+            before = _read(conn)
+            found = conn.execute(
+                _explained(claiming.CLAIM), {**_CLAIM, "limit": users, "normal_limit": users}, prepare=True
+            ).fetchone()
+            after = _read(conn)
+            conn.rollback()
+        assert found is not None
+        nodes = [
+            node
+            for node in _nodes(found[0][0]["Plan"])
+            if node.get("Relation Name") in ("push_devices", "profiles")
+        ]
+        assert sum(node["Actual Rows"] * node["Actual Loops"] for node in nodes) >= users, plan
+        assert all(node["Actual Loops"] <= 1 for node in nodes), plan
+        for table in ("push_devices", "profiles"):
+            assert after[table][1] - before[table][1] <= ENOUGH, plan
 
 
 def test_new_rows_lie_side_by_side(database: Database) -> None:

@@ -119,7 +119,7 @@ async def test_migrations_are_refused_with_a_word_on_what_to_do(
 ) -> None:
     async with pooler(blank_database, "transaction") as dsn:
         for arguments in (["migrate"], ["migrate", "--status"], ["migrate", "--down", "0"]):
-            code, _, said = await run(*arguments, env=environment(dsn, emulator))
+            code, _, said = await run(*arguments, env=environment(dsn, emulator), forked=True)
             assert (code, "a pooler in transaction mode" in said) == (2, True), arguments
             assert "LISTEN_DATABASE_URL" in said
             assert "Traceback" not in said
@@ -145,7 +145,7 @@ async def test_with_few_connections_behind_it_the_doorbell_has_one(
         program("run", env=environment(dsn, emulator), forked=True) as running,
     ):
         await running.said("ready")
-        for wave in range(5):
+        for wave in range(2):
             await rows.add_many(100, f"phone-{wave}")
             await rows.over()
         running.terminate()
@@ -210,8 +210,8 @@ async def test_neither_a_direct_connection_nor_session_mode_is_taken_for_it(
     database: Database, session: str
 ) -> None:
     for dsn in (database.dsn, session):
-        async with busy(dsn):
-            for _ in range(5):
+        async with busy(dsn, clients=4):
+            for _ in range(2):
                 assert not await is_transaction_pooler(Address(dsn))
                 assert not is_transaction_pooler_blocking(dsn)  # in a thread with a running event loop
 

@@ -338,7 +338,7 @@ async def test_decided_by_migrate(copy: Database, original: Database, emulator: 
 async def test_migrate_does_not_decide_beside_a_worker(original: Database, emulator: Emulator) -> None:
     async with serving(settings_for(original.dsn, emulator)):
         code, _, said = await run(
-            "migrate", "--adopt-copy", "expire", env=environment(original.dsn, emulator)
+            "migrate", "--adopt-copy", "expire", env=environment(original.dsn, emulator), forked=True
         )
         assert (code, "push-listener is at work on this database: worker 1" in said) == (1, True)
     assert states(original.dsn)["c"][0] == "failed"

@@ -78,19 +78,23 @@ def test_what_is_expected_is_what_there_is(database: Database) -> None:
     assert made - expected - missing <= {"push_listener_begin_as_new"}
 
 
-@pytest.mark.parametrize(("change", "finding"), MENDED.values(), ids=MENDED.keys())
-async def test_what_can_be_made_again_is_told_and_made_again(
-    database: Database, emulator: Emulator, change: LiteralString, finding: str
-) -> None:
+async def test_what_can_be_made_again_is_told_and_made_again(database: Database, emulator: Emulator) -> None:
     before = describe(database.dsn, "public", "push_listener")
-    execute(database, change)
-    assert lines(database) == [finding]
+    for change, finding in MENDED.values():
+        told = set(lines(database))
+        execute(database, change)
+        assert set(lines(database)) - told == {finding}
+    findings = [finding for _, finding in MENDED.values()]
+    assert sorted(lines(database)) == sorted(findings)
     status = await invoke(database.dsn, "migrate", "--status")
-    assert f"note: {finding}. Remedy: run push-listener migrate" in status.stderr
     checked = await examine(database.dsn, emulator)
-    assert (checked.exit_code, finding in str(checked)) == (1, True)
     done = await invoke(database.dsn, "migrate")
-    assert (done.exit_code, f"note: {finding}, and has been made again" in done.stderr) == (0, True)
+    assert (checked.exit_code, done.exit_code) == (1, 0)
+    for finding in findings:
+        assert finding in status.stderr
+        assert finding in str(checked)
+        assert f"note: {finding}, and has been made again" in done.stderr
+    assert "Remedy: run push-listener migrate" in status.stderr
     assert describe(database.dsn, "public", "push_listener") == before
     assert lines(database) == []
 
@@ -143,6 +147,8 @@ async def test_what_cannot_be_made_again_is_refused_with_the_remedy_which_helps(
         assert finding in said
         assert "migrate --down 0 --keep-tables" in said
     assert (status.exit_code, checked.exit_code) == (0, 1)
+    if change is not MADE_ANEW:  # which needs most of the remedy
+        return
 
     kept = [tuple(row.items()) for row in await rows.query("select title from push_notifications")]
     down = await invoke(database.dsn, "migrate", "--down", "0", "--keep-tables")
