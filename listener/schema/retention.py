@@ -324,7 +324,7 @@ async def _once(conn: Connection, age: timedelta, metrics: Metrics) -> None:
         metrics.purged.labels("push_notifications").inc(step.gone.pushes)
         metrics.purged.labels("push_delivery_logs").inc(step.gone.logs)
         gone += step.gone
-    part = [datetime.now(UTC).hour * SLICES // 24]  # so that the whole log is searched in a day
+    part = [datetime.now(UTC).hour * SLICES // 24]  # a part of the log in each hour
     async for step in gently(orphans(conn, before, batch=1000, slices=part), rest=4.0):
         metrics.purged.labels("push_delivery_logs").inc(step.gone.logs)
         orphaned += step.gone
