@@ -11,6 +11,7 @@ create or replace function public.fetch_pending_pushes(p_limit integer default 1
   language plpgsql security definer set search_path = pg_catalog, pg_temp
 as $$
 #variable_conflict use_column
+<<fetching>> -- a column of the application may have the name of a variable
 declare
   due_until constant timestamptz := clock_timestamp();
 begin
@@ -23,14 +24,14 @@ begin
   with head as materialized (
     (select id, expires_at
        from public.push_notifications
-       where (case priority::text when 'high' then 0 else 1 end) = 0 and next_attempt_at <= due_until
+       where (case priority::text when 'high' then 0 else 1 end) = 0 and next_attempt_at <= fetching.due_until
          and next_attempt_at is not null and status in ('pending', 'processing', 'failed')
        order by next_attempt_at
        limit 1000)
     union all
     (select id, expires_at
        from public.push_notifications
-       where (case priority::text when 'high' then 0 else 1 end) = 1 and next_attempt_at <= due_until
+       where (case priority::text when 'high' then 0 else 1 end) = 1 and next_attempt_at <= fetching.due_until
          and next_attempt_at is not null and status in ('pending', 'processing', 'failed')
        order by next_attempt_at
        limit 1000)
@@ -39,7 +40,7 @@ begin
       from head h
       join public.push_notifications p on p.id = h.id
       where h.expires_at <= now()
-        and p.expires_at <= now() and p.next_attempt_at <= due_until and p.status in ('pending', 'processing', 'failed')
+        and p.expires_at <= now() and p.next_attempt_at <= fetching.due_until and p.status in ('pending', 'processing', 'failed')
       for no key update of p skip locked
   )
   update public.push_notifications p
@@ -58,7 +59,7 @@ begin
   with high as materialized (
     select id, next_attempt_at as due_at, 0 as lane
       from public.push_notifications
-      where (case priority::text when 'high' then 0 else 1 end) = 0 and next_attempt_at <= due_until
+      where (case priority::text when 'high' then 0 else 1 end) = 0 and next_attempt_at <= fetching.due_until
         and next_attempt_at is not null and status in ('pending', 'processing', 'failed')
         and topic is null and condition is null and (expires_at is null or expires_at > now())
         and not exists (select from push_listener.unwritable_rows u
@@ -69,7 +70,7 @@ begin
   ), normal as materialized (
     select id, next_attempt_at as due_at, 1 as lane
       from public.push_notifications
-      where (case priority::text when 'high' then 0 else 1 end) = 1 and next_attempt_at <= due_until
+      where (case priority::text when 'high' then 0 else 1 end) = 1 and next_attempt_at <= fetching.due_until
         and next_attempt_at is not null and status in ('pending', 'processing', 'failed')
         and topic is null and condition is null and (expires_at is null or expires_at > now())
         and not exists (select from push_listener.unwritable_rows u

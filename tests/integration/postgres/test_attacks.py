@@ -488,7 +488,7 @@ VALUES: dict[str, object] = {
     "pause": 1.0, "longest": 2.0, "tokens": ["t"], "class": LIVENESS_CLASS, "suspects": [1], "fraction": 0.5,
     "recovery": 60, "before": 1.8e9, "start": -math.inf, "beyond": False,
     "from_high": -math.inf, "from_normal": 0.0, "ahead": 1.0,
-    "from": -math.inf, "to_high": 0.0, "to_normal": 0.0, "early": [OWNER],
+    "from": -math.inf, "to_high": 0.0, "to_normal": 0.0, "most": 1000, "early": [OWNER],
     "limit": 10, "after": OWNER, "until": OWNER, "block": 0, "end": 500, "days": 7,
     "age": 86400.0, "key": PURGE_LOCK,
     "incarnation": OWNER, "pids": [1], "started": ["1.5"], "high": 1, "low": 2,
