@@ -54,13 +54,11 @@ _BETWEEN_PROBES_S = 0.01
 _CLEAN = "deallocate all; unlisten *; select pg_catalog.pg_advisory_unlock_all()"
 # Overrides what the role, the database or the server prescribes: under a stricter isolation concurrent claims fail, and
 # these connections are meant to be idle. Postgres takes some of our statements for more expensive than they are, and
-# would compile them, which takes longer than they do. It decides for each session by the first five executions whether
-# it plans a statement anew at each execution; to plan a claim takes as long as the claim, and the plan is the same.
+# would compile them, which takes longer than they do.
 _SETTINGS = """
 select pg_catalog.set_config('default_transaction_isolation', 'read committed', false),
        pg_catalog.set_config('idle_session_timeout', '0', false),
-       pg_catalog.set_config('jit', 'off', false),
-       pg_catalog.set_config('plan_cache_mode', 'force_generic_plan', false)
+       pg_catalog.set_config('jit', 'off', false)
 """
 
 _MANY_ROWS = 100
