@@ -105,7 +105,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_collection() -> Generator[None, object, object]:
-    """Without garbage collection, which would look through nine thousand tests again and again, now and later."""
+    """Without garbage collection, which would look through thousands of tests again and again, now and later."""
     gc.disable()
     try:
         return (yield)

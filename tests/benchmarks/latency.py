@@ -297,15 +297,17 @@ def rate_lines(per_s: float, disk: str, ran: Mapping[str, Sequence[AtRate | None
         runs = f"{what}, runs that fell behind"
         lines.append(Line(runs, "{:.0f}", behind.pop(queues.LISTENER), at_most(0), behind))
     if found[queues.LISTENER]:
+        not_compared: dict[str, list[float] | str] = {
+            name: "keeps inserts back"
+            for name, runs in found.items()
+            if name != queues.LISTENER and runs and max(run.inserted_per_s for run in runs) < _KEPT_UP * per_s
+        }
         for share, name in ((0.5, "median"), (0.99, "99 %")):
 
             def figure(run: AtRate, share: float = share) -> float:
                 return quantile(run.ms, share)
 
-            here, peers = of(queues.LISTENER, figure), others(figure)
-            for peer in peers:
-                if found[peer] and max(of(peer, lambda run: run.inserted_per_s)) < _KEPT_UP * per_s:
-                    peers[peer] = "keeps inserts back"
+            here, peers = of(queues.LISTENER, figure), others(figure) | not_compared
             lines.append(Line(f"{what}, {name}", "{:.2f} ms", here, None, peers, depends=Depends.COMMIT))
             lines += _to_best_peer(f"{what}, {name}", here, peers)
         lines.append(
