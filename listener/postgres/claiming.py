@@ -15,7 +15,7 @@ import orjson
 from psycopg import AsyncRawCursor
 from psycopg.rows import args_row, scalar_row
 
-from listener.postgres.connect import Connection
+from listener.postgres.connect import Connection, note_size
 from listener.postgres.foreign_triggers import ForeignTriggers
 from listener.postgres.frontier import WHOLE, Begin, Seen
 from listener.postgres.parts import NotAsWritten
@@ -66,6 +66,7 @@ class Claiming:
         everything = {"lease": self.lease, "worker": self.worker_id, **values}
         await cursor.execute(claim.text, claim.values(everything), binary=True)
         claimed = await cursor.fetchall()
+        note_size(conn, reader.table_size)
         pushes = [each for each in claimed if isinstance(each, Push)]
         codes = (
             {}
@@ -104,15 +105,25 @@ class ClaimReader:
         self._running: Sequence[str] = ()
         self._counts = [0, 0]
         self._last = [-math.inf, -math.inf]
+        self.table_size = 0
+        """Of ``push_notifications``, in bytes."""
 
     def __call__(
-        self, is_written: bool, now: float, snapshot: str | None, lane: int, due_at: float, *columns: Any
+        self,
+        is_written: bool,
+        now: float,
+        size: int,
+        snapshot: str | None,
+        lane: int,
+        due_at: float,
+        *columns: Any,
     ) -> Push | UUID | None:
         """A push; the id of a row that does not hold what the claim has written; None where no row was due.
 
         The columns that follow are the fields of Push in their order, and the first is the id.
         """
         self._now = now
+        self.table_size = size
         if snapshot is not None:  # xmin:xmax:running,...
             running = snapshot.rpartition(":")[2]
             self._running = running.split(",") if running else ()

@@ -54,24 +54,19 @@ _BETWEEN_PROBES_S = 0.01
 _CLEAN = "deallocate all; unlisten *; select pg_catalog.pg_advisory_unlock_all()"
 # Overrides what the role, the database or the server prescribes: under a stricter isolation concurrent claims fail, and
 # these connections are meant to be idle. Postgres takes some of our statements for more expensive than they are, and
-# would compile them, which takes longer than they do.
+# would compile them, which takes longer than they do. An index serves each of them, but Postgres prefers to read the
+# whole table while it is small, and a session keeps such a plan when the table has grown. Postgres may also plan a
+# claim anew each time, which takes as long as the claim itself: the plan need not depend on the values.
 _SETTINGS = """
 select pg_catalog.set_config('default_transaction_isolation', 'read committed', false),
        pg_catalog.set_config('idle_session_timeout', '0', false),
-       pg_catalog.set_config('jit', 'off', false)
+       pg_catalog.set_config('jit', 'off', false),
+       pg_catalog.set_config('enable_seqscan', 'off', false),
+       pg_catalog.set_config('plan_cache_mode', 'force_generic_plan', false)
 """
 
-_MANY_ROWS = 100
-_BETWEEN_LOOKS_AT_SIZES_S = 5.0
-_SIZES = """
-select coalesce(pg_catalog.pg_relation_size(pg_catalog.to_regclass(t.name)), 0)
-  from pg_catalog.unnest(
-    array['public.push_notifications', 'public.push_delivery_logs', 'public.push_devices']) as t(name)
-"""
-_looked_at: WeakKeyDictionary[Connection, float] = WeakKeyDictionary()
-"""When a session last asked for the sizes, by the monotonic clock. Infinity: it asks before its next statement."""
-_planned_for: WeakKeyDictionary[Connection, list[int]] = WeakKeyDictionary()
-"""The sizes, in bytes, when a session last planned anew."""
+_SMALL_BYTES = 64 * 1024
+"""Below twice this size of the table, no plan is bad enough to be made anew."""
 
 _LOOKS_FOR_LOCK = 20
 _BETWEEN_LOOKS_S = 0.1
@@ -184,30 +179,13 @@ def with_defaults(dsn: str) -> str:
     return make_conninfo(_KEEPALIVE, **{**given, "client_encoding": ENCODING})
 
 
-def note_many_rows(conn: Connection, rows: int) -> None:
-    """Notes how many rows a statement has read or written. After many, the pool of a service has the session plan anew
-    before its next use, if tables have grown.
+def note_size(conn: Connection, size: int) -> None:
+    """Notes the size of ``push_notifications``, in bytes, which a statement of this connection has read.
 
-    A session keeps the plans of its statements, and that of the check of a foreign key, until the tables are analyzed.
-    A plan that was made while they were small reads all of the table, once for each row of a batch. In a new database
-    that is so from the first broadcast to the next round of autovacuum. Many rows are a sign that the tables may have
-    grown. Plans are made anew only when one has doubled, because to make them costs as much as a hundred pushes.
+    A session of the service's pool plans anew before its next use if the table has doubled since it did so last.
     """
-    if rows >= _MANY_ROWS and time.monotonic() >= _looked_at.get(conn, -math.inf) + _BETWEEN_LOOKS_AT_SIZES_S:
-        _looked_at[conn] = math.inf
-
-
-async def _plan_anew(conn: Connection) -> None:
-    if _looked_at.get(conn) != math.inf:
-        return
-    _looked_at[conn] = time.monotonic()
-    cursor = conn.cursor(row_factory=scalar_row)
-    await cursor.execute(_SIZES, prepare=False)
-    sizes = await cursor.fetchall()
-    before = _planned_for.get(conn, [0] * len(sizes))
-    if any(0 < size >= 2 * earlier for size, earlier in zip(sizes, before, strict=True)):
-        await conn.execute("discard plans", prepare=False)
-        _planned_for[conn] = sizes
+    if isinstance(conn, _Pooled):
+        conn.pool.note_size(size)
 
 
 async def prepare_session(conn: Connection) -> None:
@@ -234,6 +212,8 @@ class ServicePool(Pool):
         self._address = address
         self._prepares = prepares
         self._living: WeakSet[Connection] = WeakSet()
+        self._size = 0
+        self._planned_for: WeakKeyDictionary[Connection, int] = WeakKeyDictionary()
         self._is_small = False
         self._opening = 0
         self._grow_at = -math.inf
@@ -264,7 +244,7 @@ class ServicePool(Pool):
         try:
             async with super().connection(timeout) as conn:
                 try:
-                    await _plan_anew(conn)
+                    await self._plan_anew(conn)
                     yield conn
                 except psycopg.Error as error:
                     if spoils_session(error):
@@ -272,6 +252,23 @@ class ServicePool(Pool):
                     raise
         except PoolTimeout as error:
             raise error from self._fault
+
+    def note_size(self, size: int) -> None:
+        """Notes the size of ``push_notifications``, in bytes."""
+        self._size = size
+
+    async def _plan_anew(self, conn: Connection) -> None:
+        """Discards the plans of a session if the table has doubled since they were made.
+
+        Postgres itself plans anew only when the table is analyzed, which takes autovacuum a minute and more. Until
+        then, a plan for few rows may read all of an index for each batch of a broadcast.
+        """
+        planned_for = self._planned_for.get(conn, 0)
+        if self._prepares and self._size >= 2 * max(planned_for, _SMALL_BYTES):
+            await conn.execute("discard plans", prepare=False)
+        elif self._size >= planned_for:
+            return
+        self._planned_for[conn] = self._size
 
     async def shrink(self) -> None:
         """Leaves a connection to somebody else: closes all but one, and opens no more until ``grow``."""
@@ -305,6 +302,7 @@ class ServicePool(Pool):
     async def prepare(self, conn: Connection) -> None:
         """Makes a new connection ready. Raises psycopg.Error or TimeoutError."""
         self._living.add(conn)
+        self._planned_for[conn] = self._size
         if self._prepares:
             async with asyncio.timeout(_CONFIGURE_PATIENCE_S):
                 await prepare_session(conn)
@@ -323,11 +321,14 @@ class ServicePool(Pool):
 class _Pooled(AsyncConnection[tuple[Any, ...]]):
     """A connection of a pool."""
 
+    pool: ServicePool
+
     @classmethod
     async def connect(cls, conninfo: str = "", *, pool: ServicePool, **kwargs: Any) -> Self:  # type: ignore[override]
         """What the pool calls."""
         with pool.opening():
             conn = await super().connect(conninfo, **kwargs)
+            conn.pool = pool
             try:
                 await pool.prepare(conn)
             except BaseException:

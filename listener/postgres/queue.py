@@ -19,7 +19,7 @@ from psycopg.rows import args_row, kwargs_row, scalar_row
 
 from listener.postgres.batch_limit import BatchLimit
 from listener.postgres.claiming import CLAIM, CLAIM_THESE, LOCK_DUE, Claiming, ClaimReader
-from listener.postgres.connect import STATEMENT_PATIENCE_S, Connection, Pool, fetch_value, note_many_rows
+from listener.postgres.connect import STATEMENT_PATIENCE_S, Connection, Pool, fetch_value
 from listener.postgres.errors import ROW_FAULTS, is_of_rows
 from listener.postgres.foreign_triggers import FOREIGN_TRIGGERS, NOT_DEFERRED, ForeignTriggers
 from listener.postgres.frontier import WHOLE, Begin, Frontier, RowBehind
@@ -158,7 +158,6 @@ class Queue:
                 async with conn.transaction():
                     await conn.execute(NOT_DEFERRED)
                     pushes = await self._claiming.claim(conn, CLAIM, values, reader)
-            note_many_rows(conn, len(pushes))
         self.frontier.claimed(begin, reader.seen(limit, normal_limit), began, time.monotonic())
         return pushes
 

@@ -30,7 +30,7 @@ from psycopg.rows import scalar_row
 
 from listener.log import should_log
 from listener.postgres.claiming import CLAIM_FORGOTTEN, Claiming, ClaimReader
-from listener.postgres.connect import Connection, Pool, note_many_rows
+from listener.postgres.connect import Connection, Pool
 from listener.postgres.errors import fault_name
 from listener.postgres.foreign_triggers import NOT_DEFERRED
 from listener.postgres.halving import Halving
@@ -202,7 +202,6 @@ class Settlements:
                             disabled = await self._disable(conn, dead)
                         await self._check_accepted(conn, accepted)
                         await self._note_reopened(conn, [batch[position - 1] for position in written])
-                note_many_rows(conn, len(batch))
         except _Unlogged as undone:
             rest = [s for s in batch if s.push_id not in undone.ids]
             fates = iter(await self._settle_held(rest, is_retry) if rest else [])

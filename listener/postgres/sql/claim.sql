@@ -1,8 +1,9 @@
 -- Claims due rows under a lease and returns all that is needed to send them: high priority first, then by due time.
 --
 -- The first column tells whether the row holds what the claim has written. If not, a trigger of the application has
--- ignored or changed the claim, and the row must not be sent. Then come the time of the claim, the transactions that it
--- does not see because they run (in one row only, for they may be many), and the row's lane and due time. The other
+-- ignored or changed the claim, and the row must not be sent. Then come the time of the claim, the size of the table (see
+-- connect.note_size), the transactions that it does not see because they run (in one row only, for they may be many),
+-- and the row's lane and due time. The other
 -- columns are the fields of Push, in the same order. If nothing was due, one row without an id tells the time. A row that
 -- is too large to send is returned without its texts, and oversized names the columns that are too large.
 --
@@ -68,6 +69,7 @@ select case when c.is_written then true
               pg_catalog.concat('a trigger has ignored or changed the claim of the push ', due.id)::boolean
             else false end as is_written,
     extract(epoch from clock.now)::float8 as now,
+    clock.size,
     case when due.id is not distinct from (select d.id from due d limit 1) then clock.snapshot end as snapshot,
     due.lane,
     extract(epoch from due.due_at)::float8 as due_at,
@@ -108,7 +110,8 @@ select case when c.is_written then true
          then extract(epoch from pg_catalog.now())::float8 - extract(epoch from c.push_first_due_at)::float8
          else 0 end as waited,
     c.oversized
-  from (select pg_catalog.now() as now, pg_catalog.pg_current_snapshot()::text as snapshot) clock
+  from (select pg_catalog.now() as now, pg_catalog.pg_current_snapshot()::text as snapshot,
+               pg_catalog.pg_relation_size('public.push_notifications'::pg_catalog.regclass) as size) clock
   left join (
     -- What "claimed" holds is in "due", and what "r" holds in "claimed", so "full" adds no row. It is there because
     -- Postgres, which expects few rows, would compare each row with each for another join.
