@@ -326,9 +326,10 @@ def test_a_connection_is_gone_when_it_is_lost(tls: Tls, monkeypatch: pytest.Monk
         for serve in (answers_and_closes, closes, is_silent):
             async with tcp_server(serve, tls.server) as port:
                 transport = make_transport(
-                    "http1", f"https://localhost:{port}/", connect_timeout=0.5, timeout=0.6
+                    "http1", f"https://localhost:{port}/", connect_timeout=2.0, timeout=2.5
                 )
                 with without_collector():
+                    # All connect in time: a connection that comes too late for its request waits for the next one.
                     await many(transport)
                     async with asyncio.timeout(30):
                         while any(each() is not None for each in made):  # noqa: ASYNC110  # it has no event

@@ -963,22 +963,21 @@ async def test_a_transaction_that_holds_dead_rows_is_seen(
         assert age >= 100
 
 
-async def test_a_session_plans_anew_when_a_table_has_doubled(database: Database, rows: Rows) -> None:
-    async def last_statement(pool: ServicePool) -> str:
+async def test_a_session_plans_anew_when_the_table_has_doubled(database: Database, rows: Rows) -> None:
+    async def plans_anew(pool: ServicePool, size: int) -> bool:
         async with pool.connection() as conn:
-            connect.note_many_rows(conn, 100)
-        async with pool.connection() as conn:  # which asks for the sizes first
-            connect._looked_at.pop(conn)  # as if some seconds had passed
-            found = await rows.query(
+            connect.note_size(conn, size)
+            await conn.execute("select 1")
+        async with pool.connection() as conn:
+            (found,) = await rows.query(
                 "select query from pg_stat_activity where pid = %(pid)s", pid=conn.info.backend_pid
             )
-        return str(found[0]["query"])
+        return bool(found["query"] == "discard plans")
 
-    fill = "insert into push_notifications (title, status) select repeat('x', 500), 'sent' from generate_series(1, 100)"
+    small = 128 * 1024
+    sizes = {small - 1: False, small: True, 2 * small - 1: False, 2 * small: True}
     async with ServicePool(Address(database.dsn), prepares=True) as pool:
-        await rows.query(fill)
-        assert await last_statement(pool) == "discard plans"
-        assert "pg_relation_size" in await last_statement(pool)
-        await rows.query(fill)
-        await rows.query(fill)
-        assert await last_statement(pool) == "discard plans"
+        await pool.wait()  # for its connection: there will be no other
+        assert {size: await plans_anew(pool, size) for size in sizes} == sizes
+        # It has been emptied, and grows once more.
+        assert [await plans_anew(pool, size) for size in (0, small)] == [False, True]

@@ -653,15 +653,17 @@ async def test_a_statement_that_fails_after_taking_the_lock_takes_it_along(
 # A listener that gets up when it hears the bell, polls until there is a file, and stops at one point, for the test to
 # kill it there.
 STOPPING = """
-import os, signal, sys, time
+import asyncio, os, signal
 from listener.cli import main
 from listener.wakeup import busy_polling
 from listener.wakeup.doorbell import Doorbell
 from listener.wakeup.polling_policy import Want
+from listener.postgres.queue import Queue
 from listener.postgres.workers import Workers
 
 point, end = os.environ["STOP_AT"], os.environ["POLL_UNTIL"]
-got_up = False
+got_up = waits = False
+claiming = asyncio.Lock()
 
 class Once:
     rings = 0  # one as it begins to listen
@@ -674,16 +676,21 @@ class Once:
     def looked(self, now, rows): return os.path.exists(end)
     def stopped(self, now): pass
 
-def reach(here):
+async def claim(*args, original=Queue.claim):
+    async with claiming:
+        return await original(*args)
+
+async def reach(here):
     if got_up and here == point:
-        print("reached", flush=True)
-        os.kill(os.getpid(), signal.SIGSTOP)
+        async with claiming:  # a claim that has reached Postgres would take rows that are written later
+            print("reached", flush=True)
+            os.kill(os.getpid(), signal.SIGSTOP)
 
 def stopping(name, call):
     async def called(*args):
-        reach("before " + name)
+        await reach("before " + name)
         answer = await call(*args)
-        reach("after " + name)
+        await reach("after " + name)
         return answer
     return called
 
@@ -695,14 +702,24 @@ async def ask(self, statement, *values):
     return await (take if statement == busy_polling._START else let_go)(self, statement, *values)
 
 def wait_after(seconds, original=busy_polling._wait_after):
-    reach("wait")
+    global waits
+    waits = True
     return original(seconds)
 
+async def is_set_within(event, seconds, original=busy_polling.is_set_within):
+    global waits
+    if waits:
+        waits = False
+        await reach("wait")
+    return await original(event, seconds)
+
+Queue.claim = claim
 Doorbell.fetchone = ask
 Workers.is_polling_locked = stopping("polling locked", Workers.is_polling_locked)
 Workers.open_writers = stopping("writers", Workers.open_writers)
 busy_polling.PollingPolicy = Once
 busy_polling._wait_after = wait_after
+busy_polling.is_set_within = is_set_within
 main.main(["run"])
 """
 
