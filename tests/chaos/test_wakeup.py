@@ -133,7 +133,7 @@ def test_no_committed_row_waits_for_the_sweep() -> None:
             play = runner.run(opened(stack))
 
             @settings(
-                max_examples=12,
+                max_examples=8,
                 deadline=None,
                 database=None,
                 phases=[Phase.generate],  # each example takes a second: what fails is shown as it is

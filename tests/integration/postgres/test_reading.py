@@ -174,7 +174,7 @@ POLICIES = st.builds(
 
 
 @settings(
-    max_examples=12,
+    max_examples=6,
     deadline=None,
     phases=[Phase.explicit, Phase.reuse, Phase.generate],  # an example takes a second: to shrink one, minutes
     suppress_health_check=[HealthCheck.function_scoped_fixture],
