@@ -160,7 +160,7 @@ async def test_the_columns_of_a_claim_are_the_fields_of_a_push_in_their_order(da
     with psycopg.connect(database.dsn) as conn:
         columns = conn.execute(claiming.CLAIM, values).description
     assert columns is not None
-    assert [column.name for column in columns[5:]] == [field.name for field in dataclasses.fields(Push)]
+    assert [column.name for column in columns[6:]] == [field.name for field in dataclasses.fields(Push)]
 
 
 async def test_high_priority_first_then_by_due_time_up_to_the_limit(pool: Pool, rows: Rows) -> None:
