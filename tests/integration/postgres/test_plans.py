@@ -63,14 +63,14 @@ def _fill(database: Database, is_analyzed_before: bool = False) -> None:
             conn.execute(
                 sql.SQL("alter table {} set (autovacuum_enabled = off)").format(sql.Identifier(table))
             )
-        conn.execute("alter table push_notifications disable trigger push_listener_count_inserted")
+        conn.execute("alter table push_notifications disable trigger push_listener_inserted")
         sizes = {"history": HISTORY, "waiting": WAITING}
         if is_analyzed_before:
             conn.execute(_WAITING, sizes)
             conn.execute("analyze push_notifications, push_delivery_logs, push_listener.daily_counts")
         for statement in (_FINISHED, _LOGS, _WAITING):
             conn.execute(statement, sizes)
-        conn.execute("alter table push_notifications enable trigger push_listener_count_inserted")
+        conn.execute("alter table push_notifications enable trigger push_listener_inserted")
 
 
 def _adopt(database: Database) -> None:
