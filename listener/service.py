@@ -52,9 +52,6 @@ T = TypeVar("T")
 # After the grace period the worker may sign off for one second, and the pool may close for another.
 _OVERDUE_AFTER_S = 3.0
 
-# Between two looks whether there is an access token. AccessTokens decides when to ask for one.
-_TOKEN_CHECK_S = 5.0
-
 # A worker that has to register again and again waits in between.
 _LASTING_S = 10.0
 _LONGEST_PAUSE_S = 30.0
@@ -84,6 +81,8 @@ class Service:
         adoption: what becomes of waiting pushes, if the database is a copy of one that was served before.
         tracing: gets the spans of each push; the service closes it.
         on_stuck: called in a thread when the event loop or the worker has got nowhere for WATCHDOG_TIMEOUT.
+        token_check: seconds between two looks whether there is an access token. AccessTokens decides when to ask for
+            one.
     """
 
     def __init__(
@@ -95,6 +94,7 @@ class Service:
         adoption: served.Adoption | None = None,
         tracing: Tracing | None = None,
         on_stuck: Callable[[str], None] = lambda what: None,
+        token_check: float = 5.0,
     ) -> None:
         self._settings = settings
         self._credentials = credentials
@@ -103,6 +103,7 @@ class Service:
         self._project_id = project_id
         self._on_overdue = on_overdue
         self._on_stuck = on_stuck
+        self._token_check = token_check
         self._registration = Registration(settings, adoption)
         self.metrics = Metrics(listens=settings.wakeup == "listen")
         self.metrics.quota.set(settings.fcm_quota / 60.0)
@@ -238,7 +239,7 @@ class Service:
                     and self.worker is not None
                 ):
                     self.worker.waker.look.note_capacity()
-            await asyncio.sleep(_TOKEN_CHECK_S)
+            await asyncio.sleep(self._token_check)
 
     async def _unless_stopped(self, work: Coroutine[Any, Any, T]) -> T | None:
         """The result of ``work``, or None if the service is stopped first."""

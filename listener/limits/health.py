@@ -35,16 +35,16 @@ _ACCEPTS_S = 10.0  # after the acceptance of a question
 _FEW = 3  # users
 _OF_OAUTH = "OAUTH_"  # begins the code of every fault of the access token
 _MOST_PLATFORMS = 100  # a view of the application's own may call a platform anything
-_PLATFORM_PROBE_S = (
-    15.0  # for the answer to the one request that finds out whether a platform is accepted again
-)
 
 _THERE = Outcome(Disposition.ACCEPTED, "OK", "FCM answers", 200)
 
 
 @dataclass(slots=True, frozen=True)
 class PauseTimes:
-    """Seconds until the first probe of a pause, and the longest wait for one after probes that failed."""
+    """Seconds until the first probe of a pause, and the longest wait for one after probes that failed.
+
+    ``platform_probe``: for the answer to the one request that finds out whether a platform is accepted again.
+    """
 
     refused_first: float = 30.0
     refused_longest: float = 300.0
@@ -52,6 +52,7 @@ class PauseTimes:
     away_longest: float = 4.0
     platform_first: float = 60.0
     platform_longest: float = 600.0
+    platform_probe: float = 15.0
 
 
 @dataclass(slots=True)
@@ -322,7 +323,7 @@ class FcmHealth:
             return 0.0
         wait = max(0.0, held.until - now)
         if not wait:
-            held.until = now + _PLATFORM_PROBE_S
+            held.until = now + self._times.platform_probe
         return wait
 
     def is_away(self, now: float) -> bool:

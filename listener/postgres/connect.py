@@ -206,9 +206,11 @@ class ServicePool(Pool):
     Args:
         address: where to connect.
         prepares: whether prepared statements may be used. A transaction pooler loses them, and settings too.
+        patience: seconds within which a caller gets a connection, and the pool gives up opening one. Short, because the
+            callers retry by themselves, and the pool would back off for minutes.
     """
 
-    def __init__(self, address: Address, *, prepares: bool) -> None:
+    def __init__(self, address: Address, *, prepares: bool, patience: float = 5.0) -> None:
         self._address = address
         self._prepares = prepares
         self._living: WeakSet[Connection] = WeakSet()
@@ -224,9 +226,8 @@ class ServicePool(Pool):
             min_size=1,
             max_size=4,
             open=False,
-            # Both bounds are short because the callers retry by themselves, and the pool would back off for minutes.
-            timeout=5.0,
-            reconnect_timeout=5.0,
+            timeout=patience,
+            reconnect_timeout=patience,
             max_idle=60.0,  # what this pool does not need, another process may
             kwargs={
                 "pool": self,

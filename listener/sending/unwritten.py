@@ -45,10 +45,9 @@ _MOST_LOG_LINES = 20_000
 _LOG_LINES_AT_ONCE = 500
 _KEPT_AT_ONCE = 20
 
-# For how long to try what was refused before new results get their turn, and which part of the time that may take.
+# For how long to try what was refused before new results get their turn.
 _TRYING_S = 1.0
 _TRYING_AT_THE_END_S = 10.0
-_SHARE_OF_TIME = 0.1
 _LOG_PATIENCE_S = 5.0
 
 _SLOW = ("57014", TimeoutError.__name__)
@@ -70,9 +69,21 @@ class Unwritten:
     Args:
         settlements: takes log lines, and notes rows that no worker must claim.
         writer: writes results, and counts them.
+        first_wait: seconds, at most, before the first try to write what is kept.
+        longest_wait: seconds, at most, between any two tries that take no time.
+        share_of_time: the part of the time that the tries may take.
     """
 
-    def __init__(self, settlements: Settlements, writer: ResultWriter, metrics: Metrics) -> None:
+    def __init__(
+        self,
+        settlements: Settlements,
+        writer: ResultWriter,
+        metrics: Metrics,
+        *,
+        first_wait: float = 1.0,
+        longest_wait: float = 30.0,
+        share_of_time: float = 0.1,
+    ) -> None:
         self._settlements = settlements
         self._writer = writer
         self._metrics = metrics
@@ -80,7 +91,8 @@ class Unwritten:
         self._log_lines: list[tuple[UUID, LogLine]] = []
         self._log_parts = Halving(_LOG_LINES_AT_ONCE)
         self._ended: set[UUID] = set()
-        self._backoff = Backoff(1.0, 30.0)
+        self._backoff = Backoff(first_wait, longest_wait)
+        self._share_of_time = share_of_time
         self._try_at = 0.0
         self._log_failures = 0
         self._keeps = True
@@ -190,7 +202,7 @@ class Unwritten:
         if self.kept + len(self._log_lines) < before:
             self._backoff.succeeded()
         now = time.monotonic()
-        self._try_at = now + max(self._backoff.failed(), (now - began) / _SHARE_OF_TIME)
+        self._try_at = now + max(self._backoff.failed(), (now - began) / self._share_of_time)
 
     async def _is_written(self, kept: _Kept) -> bool:
         settlement = kept.settlement

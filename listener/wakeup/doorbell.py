@@ -34,11 +34,10 @@ from listener.wakeup.identity import IdentityLost
 
 log = structlog.get_logger(__name__)
 
-_PROOF_TIMEOUT_S = 5.0
 _LOCK_PATIENCE_S = 5.0
 
-# By then every worker whose connection was cut at the same time is connected again.
-_STEADY_AFTER_S = 5.0
+STEADY_AFTER_S = 5.0
+"""By then every worker whose connection was cut at the same time is connected again."""
 
 # Any: a database that fails over is read-only for a while, and a privilege that was revoked may be granted again.
 _AWAY = (psycopg.Error, TimeoutError)
@@ -106,6 +105,8 @@ class Doorbell:
         heartbeat: seconds of silence after which the connection has to prove itself.
         incarnation: of the worker, as its row in ``push_listener.workers`` says; None if it has no row.
         pool: leaves a connection to the doorbell where there are few: without the doorbell nothing may be claimed.
+        proof_timeout: seconds after which a connection that does not answer is given up.
+        steady_after: seconds after which a connection says something about those of the other workers.
     """
 
     def __init__(
@@ -117,7 +118,11 @@ class Doorbell:
         heartbeat: float,
         incarnation: UUID | None = None,
         pool: ServicePool | None = None,
+        proof_timeout: float = 5.0,
+        steady_after: float = STEADY_AFTER_S,
     ) -> None:
+        self._proof_timeout = proof_timeout
+        self._steady_after = steady_after
         self._address = address
         self._worker = worker_id
         self._key = {"worker": worker_id, "incarnation": incarnation}
@@ -187,7 +192,7 @@ class Doorbell:
             raise psycopg.OperationalError("not listening")
         self._stop_receiving()
         try:
-            async with asyncio.timeout(_PROOF_TIMEOUT_S):
+            async with asyncio.timeout(self._proof_timeout):
                 row = await (await conn.execute(statement, values)).fetchone()
         except BaseException as error:
             if self._conn is conn:
@@ -290,10 +295,10 @@ class Doorbell:
 
     async def _notify_itself(self, conn: Connection) -> None:
         self._proven = False
-        async with asyncio.timeout(_PROOF_TIMEOUT_S):
+        async with asyncio.timeout(self._proof_timeout):
             await conn.execute("select pg_catalog.pg_notify(%s, '')", (self._own_channel,))
             while not self._proven:
-                async for notify in conn.notifies(timeout=_PROOF_TIMEOUT_S, stop_after=1):
+                async for notify in conn.notifies(timeout=self._proof_timeout, stop_after=1):
                     self._received(notify)
 
     async def _note_full(self, conn: Connection) -> None:
@@ -325,7 +330,7 @@ class Doorbell:
         await self._address.until_worth_a_try()
         conn = await self._address.connect("push-listener doorbell")
         try:
-            async with asyncio.timeout(_PROOF_TIMEOUT_S + _LOCK_PATIENCE_S):
+            async with asyncio.timeout(self._proof_timeout + _LOCK_PATIENCE_S):
                 await prepare_session(conn)
                 for channel in (CHANNEL, self._own_channel):
                     await conn.execute(sql.SQL("listen {}").format(sql.Identifier(channel)))
@@ -357,7 +362,7 @@ class Doorbell:
             await self._pool.shrink()
 
     async def _note_steady(self, conn: Connection) -> None:
-        steady_in = _STEADY_AFTER_S
+        steady_in = self._steady_after
         if self._steady_from == math.inf:  # the first connection: has the server been away just before?
             row = await (await conn.execute(_SERVER_AGE)).fetchone()
             steady_in -= float(str(row[0])) if row else 0.0

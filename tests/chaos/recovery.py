@@ -20,13 +20,14 @@ import orjson
 from rich.console import Console
 from rich.table import Table
 
+from listener.wakeup.doorbell import STEADY_AFTER_S
 from tests.chaos.fcm import Exchange
 from tests.chaos.world import LEASE, Listener, World, world
 
 _PATIENCE = 90.0
 _HELD = 50
-_STEADY = 6.0
-"""Seconds after which a worker trusts its own connection enough to take others for dead."""
+_STEADY = STEADY_AFTER_S + 0.5
+"""Seconds after the start of Postgres after which a worker takes others for dead."""
 
 
 @dataclass(slots=True)
@@ -102,7 +103,10 @@ async def killed(made: World, unique: str) -> Recovery:
     await insert(made, _HELD, unique)
     await arrivals.until(_HELD, lambda e: e.port == first.port)
     other = await _ready(made, **settings)
-    await asyncio.sleep(_STEADY)
+    async with await made.admin() as conn:
+        await conn.execute(
+            "select pg_sleep_until(pg_postmaster_start_time() + make_interval(secs => %s))", (_STEADY,)
+        )
     made.fcm.remove_fault(slow)
     since = time.time()
     await first.kill()

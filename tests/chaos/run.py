@@ -54,10 +54,18 @@ class Result:
     log_lines: int
 
 
-async def run(seed: int, seconds: float, say: Callable[[str], object] = lambda _: None) -> Result:
-    """Faults for so many seconds, and then as long as it takes to finish every row."""
+async def run(
+    seed: int,
+    seconds: float,
+    say: Callable[[str], object] = lambda _: None,
+    refused_pause: float | None = None,
+) -> Result:
+    """Faults for so many seconds, and then as long as it takes to finish every row.
+
+    ``refused_pause``: for how long a listener sends nothing after a refused permission; None: half a minute, as always.
+    """
     began = time.monotonic()
-    async with world(seed) as made:
+    async with world(seed, refused_pause=refused_pause) as made:
         ledger = Ledger()
         dsn = made.database.dsn
         with psycopg.connect(dsn, autocommit=True) as conn:

@@ -20,7 +20,7 @@ def test_a_seed_decides_which_faults_come_when() -> None:
 
 @pytest.mark.timeout(400)
 async def test_every_promise_is_kept_under_every_fault(seed: int, capsys: pytest.CaptureFixture[str]) -> None:
-    result = await run(seed, _SECONDS)
+    result = await run(seed, _SECONDS, refused_pause=5.0)
     with capsys.disabled():
         print()
         show(result, Console(highlight=False, width=120))

@@ -22,7 +22,7 @@ from listener.postgres.locks import LIVENESS_CLASS
 from tests.chaos.fcm import Exchange, Fcm
 from tests.chaos.proxy import Link, tcp_link, to_tcp, to_unix, unix_link
 from tests.support.postgres import FAST, Database, Server, Template, programs
-from tests.support.service import Program, environment, program
+from tests.support.service import Program, environment, program, python
 
 FCM_REQUEST_TIMEOUT = 2.0
 LEASE = 40.0
@@ -64,6 +64,15 @@ create trigger chaos_note_worker after insert on push_listener.workers
   for each row execute function chaos_note_worker();
 create trigger chaos_note after insert or update on push_notifications
   for each row execute function chaos_note();
+"""
+
+
+# A listener that asks again soon after FCM has refused the permission.
+_HASTY = """
+from listener.cli import main
+from listener.limits.health import FcmHealth, PauseTimes
+FcmHealth.__init__.__kwdefaults__["times"] = PauseTimes(refused_first={})
+main.main(["run"])
 """
 
 
@@ -131,13 +140,16 @@ class Listener:
 class World:
     """See ``world``."""
 
-    def __init__(self, server: Server, database: Database, fcm: Fcm, directory: Path) -> None:
+    def __init__(
+        self, server: Server, database: Database, fcm: Fcm, directory: Path, refused_pause: float | None
+    ) -> None:
         self.server = server
         self.database = database
         self.fcm = fcm
         self.processes: list[Listener] = []
         """All that ever were, in the order of their start."""
         self._directory = directory
+        self._refused_pause = refused_pause
         self._numbers = itertools.count(1)
         self._hearing: dict[int, Callable[[], None]] = {}
         self.on_request: Callable[[Exchange], None] = lambda _: None
@@ -182,7 +194,12 @@ class World:
             "shutdown_grace": str(GRACE),
         }
         env = environment(dsn, self.fcm, **{**variables, **(settings or {})})
-        started = await stack.enter_async_context(program("run", env=env, forked=True))
+        process = (
+            program("run", env=env, forked=True)
+            if self._refused_pause is None
+            else python("-c", _HASTY.format(self._refused_pause), env=env, forked=True)
+        )
+        started = await stack.enter_async_context(process)
         listener = Listener(name, started, postgres, fcm, port, stack, time.time())
         self.processes.append(listener)
         return listener
@@ -236,7 +253,9 @@ class World:
 
 
 @asynccontextmanager
-async def world(seed: int = 0, latency: float = 0.1, audited: bool = True) -> AsyncIterator[World]:
+async def world(
+    seed: int = 0, latency: float = 0.1, audited: bool = True, refused_pause: float | None = None
+) -> AsyncIterator[World]:
     """A new Postgres with a migrated database, and FCM; no listener yet."""
     bin_dir = programs(18)
     assert bin_dir is not None
@@ -250,7 +269,7 @@ async def world(seed: int = 0, latency: float = 0.1, audited: bool = True) -> As
                     with psycopg.connect(database.dsn, autocommit=True) as conn:
                         conn.execute(_AUDIT)
                 async with Fcm(seed=seed, latency=latency) as fcm:
-                    made = World(server, database, fcm, Path(directory))
+                    made = World(server, database, fcm, Path(directory), refused_pause)
                     try:
                         yield made
                     finally:

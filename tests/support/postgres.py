@@ -147,20 +147,19 @@ class Server(EmbeddedPostgres):
 
     @contextmanager
     def encoded(self, encoding: str) -> Iterator[Database]:
-        """A database with another encoding than UTF8, with all migrations, as the superuser."""
+        """A database with this encoding, with all migrations, as the superuser."""
         self.start()
-        name = f"test_{uuid4().hex[:12]}"
-        roles = self._roles()
-        self._run(
-            sql.SQL("create database {} encoding {} lc_collate 'C' lc_ctype 'C' template template0").format(
-                sql.Identifier(name), sql.Literal(encoding)
+        name = f"encoded_{encoding.lower()}"
+        if name not in self._templates:
+            self._run(
+                sql.SQL(
+                    "create database {} encoding {} lc_collate 'C' lc_ctype 'C' template template0"
+                ).format(sql.Identifier(name), sql.Literal(encoding))
             )
-        )
-        try:
             migrate.apply(self.dsn(name))
-            yield Database(name, self, self.superuser)
-        finally:
-            self._drop(name, roles)
+            self._close_template(name)
+        with self._copied(name, self.superuser) as database:
+            yield database
 
     def stop(self, mode: StopMode = "fast") -> None:
         if self._session is not None:

@@ -7,8 +7,8 @@ import os
 import signal
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, LiteralString, cast
@@ -309,6 +309,16 @@ async def until(condition: Callable[[], object]) -> None:
     async with asyncio.timeout(PATIENCE):
         while not condition():  # noqa: ASYNC110  # it has no event
             await asyncio.sleep(0.005)
+
+
+@contextmanager
+def naming(what: str) -> Iterator[None]:
+    """A test that does the same for several things says which of them failed."""
+    try:
+        yield
+    except BaseException as error:
+        error.add_note(f"with: {what}")
+        raise
 
 
 async def get(port: int, path: str, **headers: str) -> tuple[int, str]:

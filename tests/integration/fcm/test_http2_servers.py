@@ -15,7 +15,7 @@ from listener.fcm.transports.direct import DirectTransport
 from tests.support.http2_servers import Arrived, nginx, node
 from tests.support.servers import BODY, Tls, forget_proxies, make_tls
 
-REQUESTS = 2000
+REQUESTS = 600
 
 Server = Callable[[Tls], AbstractAsyncContextManager[tuple[int, Arrived]]]
 

@@ -18,6 +18,7 @@ from listener.fcm.outcome import Disposition, Outcome
 from listener.fcm.sender import Sender
 from listener.limits.health import FcmHealth, Pause, PauseTimes
 from listener.limits.slow_start import SlowStart
+from listener.postgres.connect import ServicePool
 from listener.postgres.queue import Queue
 from listener.postgres.settlements import Settlements
 from listener.postgres.workers import register
@@ -73,18 +74,16 @@ async def failing(emulator: Emulator, fault: str) -> AsyncIterator[None]:
         emulator.remove_fault(rule)
 
 
-@pytest.mark.parametrize(
-    "trouble", ["down", "unavailable", "internal", "reset", "timeout", "oauth_server_error"]
-)
+@pytest.mark.parametrize("trouble", ["down", "unavailable", "reset", "timeout", "oauth_server_error"])
 async def test_no_push_is_used_up_by_an_outage_and_the_work_goes_on_by_itself(
     database: Database, rows: Rows, emulator: Emulator, trouble: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with_arguments(monkeypatch, FcmHealth, times=PauseTimes(away_first=0.5, away_longest=1.0))
+    with_arguments(monkeypatch, FcmHealth, times=PauseTimes(away_first=0.3, away_longest=0.6))
     settings = settings_for(
         database.dsn,
         emulator,
-        fcm_request_timeout=2.0,
-        fcm_connect_timeout=1.0,  # a connection that is slow would use a try
+        fcm_request_timeout=1.0 if trouble == "timeout" else 2.0,
+        fcm_connect_timeout=0.9,  # a connection that is slow would use a try
         max_tries=2,
         max_in_flight=50,
     )
@@ -92,7 +91,7 @@ async def test_no_push_is_used_up_by_an_outage_and_the_work_goes_on_by_itself(
         before = await rows.add(device_token="before", title="t")  # there is an access token
         await rows.one_over(before)
         async with down(emulator) if trouble == "down" else failing(emulator, trouble):
-            await rows.add_many(300)
+            await rows.add_many(150)
             await until(lambda: service.pause is not None)
             assert service.port is not None
             status, text = await get(service.port, "/readyz")
@@ -105,7 +104,7 @@ async def test_no_push_is_used_up_by_an_outage_and_the_work_goes_on_by_itself(
         ended = time.monotonic()
         found = await rows.over()
         print(f"{trouble}: all sent {time.monotonic() - ended:.1f} s after its end")
-    assert len(found) == 301
+    assert len(found) == 151
     assert {row["status"] for row in found.values()} == {"sent"}
     # Those that failed before it was known why: one try each, of less than twenty pushes.
     assert {row["retry_count"] for row in found.values()} <= {0, 1}
@@ -137,7 +136,7 @@ async def test_pushes_that_always_fail_do_not_keep_others_waiting(
     rule = emulator.add_fault("unavailable,token_prefix=bad")
     settings = settings_for(database.dsn, emulator, retry_min_delay=1, retry_max_delay=10)
     async with serving(settings) as service:
-        await rows.add_many(100, "bad")
+        await rows.add_many(40, "bad")
         await rows.until(lambda found: all(row["error_code"] == "UNAVAILABLE" for row in found.values()))
         began = time.monotonic()
         await rows.query(  # all of them are due again, and were so first
@@ -149,7 +148,7 @@ async def test_pushes_that_always_fail_do_not_keep_others_waiting(
                 row["status"] == "sent" for row in found.values() if row["device_token"].startswith("good")
             )
         )
-        print(f"sent behind a hundred that fail: {time.monotonic() - began:.1f} s")
+        print(f"sent behind forty that fail: {time.monotonic() - began:.1f} s")
         bad = [row for row in (await rows.all()).values() if row["device_token"].startswith("bad")]
         assert {row["status"] for row in bad} <= {"pending", "failed", "processing"}
         assert service.worker is not None
@@ -178,7 +177,7 @@ async def test_what_is_given_back_while_fcm_is_asked_is_written_down(
 async def test_ios_waits_without_a_try_while_android_goes_on(
     database: Database, rows: Rows, emulator: Emulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with_arguments(monkeypatch, FcmHealth, times=PauseTimes(platform_first=1.0))
+    with_arguments(monkeypatch, FcmHealth, times=PauseTimes(platform_first=0.5, platform_probe=0.5))
     user = uuid4()
     await rows.device("android-phone", user)
     await rows.device("ios-phone", user, "ios")
@@ -259,11 +258,12 @@ TROUBLES: dict[str, Callable[[Database], Any]] = {
 
 @pytest.mark.parametrize("trouble", TROUBLES)
 async def test_what_has_been_sent_is_written_down_when_the_database_is_back(
-    database: Database, rows: Rows, emulator: Emulator, trouble: str
+    database: Database, rows: Rows, emulator: Emulator, trouble: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    with_arguments(monkeypatch, ServicePool, patience=0.5)
     emulator.latency = 1.0
     async with serving(settings_for(database.dsn, emulator, max_in_flight=20)) as service:
-        await rows.add_many(200)
+        await rows.add_many(100)
         await emulator.wait_accepted(20)
         async with TROUBLES[trouble](database):
             await until(lambda: count_of(service, "push_database_errors_total", statement="settle") >= 3)
@@ -283,7 +283,7 @@ async def test_what_has_been_sent_is_written_down_when_the_database_is_back(
         print(f"{trouble}: {text.splitlines()}; all sent {time.monotonic() - ended:.1f} s after its end")
         await until(lambda: service.obstacles() == [])
     assert {(row["status"], row["delivery_attempts"]) for row in found.values()} == {("sent", 1)}
-    assert (emulator.stats()["accepted"], emulator.stats()["duplicates"]) == (200, 0)
+    assert (emulator.stats()["accepted"], emulator.stats()["duplicates"]) == (100, 0)
 
 
 @asynccontextmanager

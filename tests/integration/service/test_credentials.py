@@ -8,15 +8,24 @@ from pathlib import Path
 import aiohttp
 import orjson
 import pytest
+from structlog.testing import capture_logs
 
 from listener.emulator import Emulator
+from listener.fcm.auth import AccessTokens
 from listener.limits.health import Pause
-from listener.service import credentials_for
+from listener.service import Service, credentials_for
 from tests.support.postgres import Database
 from tests.support.servers import closed_port
-from tests.support.service import PATIENCE, Rows, environment, get, program, serving, settings_for, until
+from tests.support.service import PATIENCE, Rows, get, serving, settings_for, until, with_arguments
 
 NO_TOKEN = "no access token for FCM: {}; the log says more\n"
+
+
+@pytest.fixture(autouse=True)
+def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Looks for an access token, and asks for one again, ten times a second."""
+    with_arguments(monkeypatch, Service, token_check=0.1)
+    with_arguments(monkeypatch, AccessTokens, backoff=0.1)
 
 
 async def shows(port: int, answer: tuple[int, str]) -> None:
@@ -84,24 +93,21 @@ async def test_a_token_that_comes_back_ends_the_pause_before_its_time(
 
 
 async def test_a_key_file_that_is_replaced_ends_the_pause(
-    database: Database, rows: Rows, emulator: Emulator, tmp_path: Path
+    database: Database, rows: Rows, emulator: Emulator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "key.json"
     path.write_bytes(
         orjson.dumps({**emulator.service_account, "client_email": "old@x.iam.gserviceaccount.com"})
     )
-    env = environment(
-        database.dsn, emulator, fcm_service_account_json="", google_application_credentials=str(path)
-    )
-    async with program("run", env=env, forked=True) as running:
-        port = await running.port()
-        await running.said("ready")
-        await shows(port, (503, NO_TOKEN.format("the credentials are refused")))
-        (tmp_path / "new").write_bytes(orjson.dumps(emulator.service_account))
-        (tmp_path / "new").rename(path)
-        await running.said("key file read again")
-        await shows(port, (200, "ok\n"))
-        push = await rows.add(device_token="phone", title="t")
-        assert (await rows.one_over(push))["status"] == "sent"
-        running.terminate()
-        assert await running.ended() == 0
+    monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(path))  # google-auth reads it
+    settings = settings_for(database.dsn, emulator, fcm_service_account_json=None)
+    with capture_logs() as told:
+        async with serving(settings) as service:
+            assert service.port is not None
+            await shows(service.port, (503, NO_TOKEN.format("the credentials are refused")))
+            (tmp_path / "new").write_bytes(orjson.dumps(emulator.service_account))
+            (tmp_path / "new").rename(path)
+            await until(lambda: "key file read again" in [each["event"] for each in told])
+            await shows(service.port, (200, "ok\n"))
+            push = await rows.add(device_token="phone", title="t")
+            assert (await rows.one_over(push))["status"] == "sent"

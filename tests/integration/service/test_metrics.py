@@ -7,24 +7,25 @@ import json
 import re
 import subprocess
 import time
-from collections.abc import Iterator
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
 import psycopg
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
+from listener.config import Settings
 from listener.emulator import Emulator
 from listener.metrics import labels
 from listener.metrics.own import Metrics
 from listener.postgres import overview
-from listener.postgres.connect import STATEMENT_PATIENCE_S, Address, ServicePool
+from listener.postgres.connect import STATEMENT_PATIENCE_S, Address, Connection, ServicePool
 from listener.postgres.locks import LockHolder
 from listener.sending import overview_watch
 from listener.sending.overview_watch import figures
@@ -41,10 +42,17 @@ from tests.support.service import (
     settings_for,
     shown,
     until,
+    with_arguments,
 )
 from tests.support.tools import tool
 
 DOCUMENT = Path(__file__).parents[3] / "docs" / "metrics.md"
+
+
+def reading_often(dsn: str, emulator: Emulator, **given: object) -> Settings:
+    """Settings with which the queue is counted as often as the share of time for it allows."""
+    return settings_for(dsn, emulator, **given).model_copy(update={"queue_depth_interval": 0.1})
+
 
 Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
 
@@ -94,7 +102,7 @@ async def test_without_a_database_nothing_is_told_of_it(database: Database, emul
 async def test_what_was_read_vanishes_when_it_cannot_be_read_any_more(
     database: Database, rows: Rows, emulator: Emulator
 ) -> None:
-    async with serving(settings_for(database.dsn, emulator, queue_depth_interval=1)) as service:
+    async with serving(reading_often(database.dsn, emulator)) as service:
         await until(lambda: names(service.metrics) >= SHARED)
         await rows.query("alter table push_listener.daily_counts rename to gone")
         await until(lambda: not names(service.metrics) & SHARED)
@@ -103,28 +111,6 @@ async def test_what_was_read_vanishes_when_it_cannot_be_read_any_more(
         await rows.query("alter table push_listener.gone rename to daily_counts")
         await until(lambda: names(service.metrics) >= SHARED)
     assert not names(service.metrics) & SHARED  # nobody reads it any more
-
-
-async def test_while_the_database_is_away_it_is_read_at_the_short_interval(
-    database: Database, rows: Rows, emulator: Emulator
-) -> None:
-    """Also by a worker that was idle: otherwise the values would stay for minutes."""
-    async with serving(settings_for(database.dsn, emulator, queue_depth_interval=1)) as service:
-        await until(lambda: names(service.metrics) >= SHARED)
-        name = str(conninfo_to_dict(database.dsn)["dbname"])
-        async with await psycopg.AsyncConnection.connect(
-            make_conninfo(database.dsn, dbname="postgres"), autocommit=True
-        ) as elsewhere:
-            may_connect = sql.SQL("alter database {} allow_connections {}")
-            await elsewhere.execute(may_connect.format(sql.Identifier(name), sql.SQL("false")))
-            try:
-                await elsewhere.execute(
-                    "select pg_terminate_backend(pid) from pg_stat_activity where datname = %s", (name,)
-                )
-                await until(lambda: not names(service.metrics) & SHARED)
-            finally:
-                await elsewhere.execute(may_connect.format(sql.Identifier(name), sql.SQL("true")))
-        await until(lambda: names(service.metrics) >= SHARED)
 
 
 @pytest.mark.parametrize("reason", ["paused", "not listening", "unreachable", "busy", "watched", "idle"])
@@ -320,11 +306,15 @@ async def test_the_snapshots_of_others_are_absent_for_a_role_that_cannot_see_the
     assert told is None or told >= 50
 
 
-async def test_foreign_locks_are_not_told_of_while_the_database_is_away(
-    database: Database, rows: Rows, emulator: Emulator
+async def test_while_the_database_is_away_it_is_read_at_the_short_interval_and_foreign_locks_are_not_told_of(
+    database: Database, rows: Rows, emulator: Emulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """They are read by sweeps, and end with their sessions."""
-    async with serving(settings_for(database.dsn, emulator, queue_depth_interval=1)) as service:
+    """Also by a worker that was idle: otherwise the values would stay for minutes.
+
+    Foreign locks are read by sweeps, and end with their sessions.
+    """
+    with_arguments(monkeypatch, ServicePool, patience=0.5)
+    async with serving(reading_often(database.dsn, emulator)) as service:
         await until(lambda: names(service.metrics) >= SHARED)
         await until(lambda: dispatcher_of(service)._sleeper._sweep_at > 0.0)
         service._lock_watch.saw([LockHolder("purge", 0, 4711, "stranger", None, exclusive=True, locks=1)])
@@ -343,6 +333,7 @@ async def test_foreign_locks_are_not_told_of_while_the_database_is_away(
                 there = names(service.metrics)
             finally:
                 await elsewhere.execute(may_connect.format(sql.Identifier(name), sql.SQL("true")))
+        await until(lambda: names(service.metrics) >= SHARED)
     assert "push_lock_strangers" not in there
 
 
@@ -359,7 +350,7 @@ async def test_the_shares_of_the_quota_make_up_the_quota(
     database: Database, rows: Rows, emulator: Emulator
 ) -> None:
     """Also while nothing is sent: the first process must not show the whole quota after a second one has started."""
-    loaded = settings_for(database.dsn, emulator, queue_depth_interval=1)
+    loaded = reading_often(database.dsn, emulator)
     name = "push_quota_share_requests_per_second"
     async with serving(loaded) as one, serving(loaded) as other:
         for service in (one, other):
@@ -489,9 +480,7 @@ async def test_what_queue_stalled_looks_at_shows_that_every_push_fails(
     meanwhile.
     """
     emulator.add_fault("internal,token_prefix=phone-")
-    loaded = settings_for(
-        database.dsn, emulator, retry_min_delay=1000, retry_max_delay=1000, queue_depth_interval=1
-    )
+    loaded = reading_often(database.dsn, emulator, retry_min_delay=1000, retry_max_delay=1000)
     await rows.query(
         "insert into push_notifications (device_token, title, created_at, next_attempt_at) "
         "select 'phone-' || n, 't', now() - interval '600 s', now() - interval '600 s' from generate_series(1, 40) n"
@@ -522,54 +511,59 @@ ENDED = st.fixed_dictionaries(
 )
 
 
-@pytest.fixture(scope="module")
-def events() -> Iterator[asyncio.Runner]:
-    with asyncio.Runner() as runner:
-        yield runner
+def test_the_metrics_are_equal_to_the_statistics_function(database: Database) -> None:
+    with asyncio.Runner() as events:
+        stack = AsyncExitStack()
+
+        async def opened() -> tuple[Connection, ServicePool]:
+            conn = await psycopg.AsyncConnection.connect(database.dsn, autocommit=True)
+            pool = ServicePool(Address(database.dsn), prepares=True)
+            return await stack.enter_async_context(conn), await stack.enter_async_context(pool)
+
+        conn, pool = events.run(opened())
+
+        @settings(max_examples=25)
+        @given(st.lists(ENDED, max_size=12))
+        def check(pushes: list[dict[str, Any]]) -> None:
+            events.run(_compare(conn, pool, pushes))
+
+        try:
+            check()
+        finally:
+            events.run(stack.aclose())
 
 
-def test_the_metrics_are_equal_to_the_statistics_function(database: Database, events: asyncio.Runner) -> None:
-    @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=25)
-    @given(st.lists(ENDED, max_size=12))
-    def check(pushes: list[dict[str, Any]]) -> None:
-        events.run(_compare(database.dsn, pushes))
-
-    check()
-
-
-async def _compare(dsn: str, pushes: list[dict[str, Any]]) -> None:
-    async with await psycopg.AsyncConnection.connect(dsn, autocommit=True) as conn:
+async def _compare(conn: Connection, pool: ServicePool, pushes: list[dict[str, Any]]) -> None:
+    await conn.execute(
+        "truncate push_notifications, push_delivery_logs; delete from push_listener.daily_counts"
+    )
+    for push in pushes:
         await conn.execute(
-            "truncate push_notifications, push_delivery_logs; delete from push_listener.daily_counts"
+            "insert into push_notifications (device_token, title, status, created_at, sent_at, delivered_at, "
+            "updated_at, next_attempt_at) select 't', 't', %(status)s, at - interval '1 s', "
+            "case when %(status)s in ('sent', 'delivered') then at end, "
+            "case when %(status)s = 'delivered' then at + make_interval(secs => %(seconds)s) end, at, "
+            "case when %(status)s = 'pending' then at + interval '100 days' end "
+            "from (select now() - make_interval(days => %(days_ago)s)) as t(at)",
+            push,
         )
-        for push in pushes:
+    found = figures(await overview.read(pool), sees_workers=True)
+    for days, results in found.results.items():
+        row = await (
             await conn.execute(
-                "insert into push_notifications (device_token, title, status, created_at, sent_at, delivered_at, "
-                "updated_at, next_attempt_at) select 't', 't', %(status)s, at - interval '1 s', "
-                "case when %(status)s in ('sent', 'delivered') then at end, "
-                "case when %(status)s = 'delivered' then at + make_interval(secs => %(seconds)s) end, at, "
-                "case when %(status)s = 'pending' then at + interval '100 days' end "
-                "from (select now() - make_interval(days => %(days_ago)s)) as t(at)",
-                push,
+                "select total_pushes, sent_pushes, failed_pushes, delivered_pushes, delivery_rate, "
+                "extract(epoch from avg_delivery_time)::float8 from get_push_delivery_stats(%s)",
+                (days,),
             )
-        async with ServicePool(Address(dsn), prepares=True) as pool:
-            found = figures(await overview.read(pool), sees_workers=True)
-        for days, results in found.results.items():
-            row = await (
-                await conn.execute(
-                    "select total_pushes, sent_pushes, failed_pushes, delivered_pushes, delivery_rate, "
-                    "extract(epoch from avg_delivery_time)::float8 from get_push_delivery_stats(%s)",
-                    (days,),
-                )
-            ).fetchone()
-            assert row is not None
-            total, sent, failed, delivered, rate, mean = row
-            assert sum(results.pushes.values()) == total
-            assert results.pushes["sent"] == sent
-            assert results.pushes["dead"] + results.pushes["expired"] == failed
-            assert results.delivered == delivered
-            assert float(rate) == pytest.approx(100 * delivered / sent if sent else 0.0, abs=0.005)
-            assert mean == pytest.approx(results.delivery_seconds or 0.0)
+        ).fetchone()
+        assert row is not None
+        total, sent, failed, delivered, rate, mean = row
+        assert sum(results.pushes.values()) == total
+        assert results.pushes["sent"] == sent
+        assert results.pushes["dead"] + results.pushes["expired"] == failed
+        assert results.delivered == delivered
+        assert float(rate) == pytest.approx(100 * delivered / sent if sent else 0.0, abs=0.005)
+        assert mean == pytest.approx(results.delivery_seconds or 0.0)
 
 
 async def test_the_queries_of_the_document_give_the_columns_of_the_function(
@@ -578,7 +572,7 @@ async def test_the_queries_of_the_document_give_the_columns_of_the_function(
     """By Prometheus itself, over the metrics of two processes."""
     promtool = tool("promtool")
     emulator.add_fault("invalid_argument,times=1")
-    loaded = settings_for(database.dsn, emulator, queue_depth_interval=1)
+    loaded = reading_often(database.dsn, emulator)
     async with serving(loaded) as one, serving(loaded) as other:
         ids = [await rows.add(device_token=f"phone-{n}", title="t") for n in range(5)]
         await rows.query(
@@ -638,7 +632,7 @@ async def test_the_queries_of_the_document_give_the_columns_of_the_function(
 async def test_no_counter_falls_when_pushes_are_requeued(
     database: Database, rows: Rows, emulator: Emulator
 ) -> None:
-    async with serving(settings_for(database.dsn, emulator, queue_depth_interval=1)) as service:
+    async with serving(reading_often(database.dsn, emulator)) as service:
         emulator.add_fault("invalid_argument,times=100")
         await rows.add_many(100, "phone")
         found = await rows.over()
@@ -665,7 +659,7 @@ async def test_no_counter_falls_when_pushes_are_requeued(
 
 
 async def test_receipts_are_counted_as_they_come(database: Database, rows: Rows, emulator: Emulator) -> None:
-    async with serving(settings_for(database.dsn, emulator, queue_depth_interval=1)) as service:
+    async with serving(reading_often(database.dsn, emulator)) as service:
         await until(lambda: value(service.metrics, "push_receipts_total", status="opened") == 0.0)
         ids = [await rows.add(device_token=f"phone-{n}", title="t") for n in range(3)]
         await rows.over()
@@ -684,7 +678,7 @@ async def test_receipts_are_counted_as_they_come(database: Database, rows: Rows,
 async def test_the_document_lists_every_metric_with_its_type_and_labels(
     database: Database, rows: Rows, emulator: Emulator
 ) -> None:
-    async with serving(settings_for(database.dsn, emulator)) as service:
+    async with serving(reading_often(database.dsn, emulator)) as service:
         await rows.add(device_token="t", title="t")
         await rows.query(
             "insert into push_notifications (device_token, title, status, sent_at, delivered_at, next_attempt_at) "

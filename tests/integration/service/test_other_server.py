@@ -89,8 +89,11 @@ async def test_of_several_hosts_the_one_that_can_be_written_to_is_used(
 # --- a session that serves no more ---------------------------------------------------------------------------
 
 
-async def test_the_role_may_be_dropped_and_made_anew(database: Database, emulator: Emulator) -> None:
+async def test_the_role_may_be_dropped_and_made_anew(
+    database: Database, emulator: Emulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The sessions of the role that was dropped have no privilege any more, although its name has."""
+    with_arguments(monkeypatch, Address, refused_least=0.3, refused_first=0.5, refused_longest=0.5)
     name = "test_made_anew"
 
     async def make() -> None:
@@ -139,7 +142,7 @@ async def test_a_login_that_is_refused_for_a_while_is_named_and_allowed_again(
     kind: Condition,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    with_arguments(monkeypatch, Address, refused_least=0.5, refused_first=1.0, refused_longest=1.0)
+    with_arguments(monkeypatch, Address, refused_least=0.3, refused_first=0.5, refused_longest=0.5)
     names = {"role": sql.Identifier("test_refused"), "database": sql.Identifier(database.name)}
     dsn = database.dsn_as("test_refused")
 
@@ -186,7 +189,7 @@ async def test_while_a_login_is_refused_hardly_any_is_tried(database: Database) 
             refused_first=NEVER,
             refused_longest=NEVER,
         )
-        async with ServicePool(address, prepares=True) as pool:
+        async with ServicePool(address, prepares=True, patience=0.5) as pool:
             for _ in range(50):
                 with pytest.raises(psycopg.OperationalError) as raised:
                     async with pool.connection():
@@ -431,7 +434,7 @@ async def test_no_setting_of_the_role_keeps_a_push_from_being_sent(
     database: Database, emulator: Emulator, pooled: bool
 ) -> None:
     settings = {
-        "idle_session_timeout": "1s",
+        "idle_session_timeout": "500ms",
         "idle_in_transaction_session_timeout": "1s",
         "statement_timeout": "5s",
         "lock_timeout": "100ms",
@@ -460,10 +463,10 @@ async def test_no_setting_of_the_role_keeps_a_push_from_being_sent(
                 variables, dsn = {"listen_database_url": dsn}, address
             with capture_logs() as said:
                 async with serving(settings_for(dsn, emulator, **variables)) as service:
-                    for wave in range(3):
+                    for wave in range(2):
                         await rows.add_many(20, f"phone-{wave}")
                         found = await rows.over()
-                        await asyncio.sleep(1.5)  # longer than a session may be idle
+                        await asyncio.sleep(0.8)  # longer than a session may be idle
                     assert service.obstacles() == []
         finally:
             await rows.query("drop role test_strict")

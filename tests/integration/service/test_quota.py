@@ -268,23 +268,23 @@ async def test_two_processes_share_one_quota_and_give_it_back(
 ) -> None:
     """6,000 a minute: about 90 a second, whoever sends them, and up to 300 at once from each when the second comes."""
     async with AsyncExitStack() as stack:
-        await rows.add_many(8000, "normal")
+        await rows.add_many(4000, "normal")
         first = await stack.enter_async_context(process(database, emulator, "first", fcm_quota="6000"))
-        await emulator.wait_received(800, timeout=PATIENCE)
-        alone, allowed = await fcm.rate(200), await rate_of(first)
+        await emulator.wait_received(550, timeout=PATIENCE)
+        allowed = await rate_of(first)
 
         second = await stack.enter_async_context(process(database, emulator, "second", fcm_quota="6000"))
         began = time.monotonic()
-        (*_, last) = await fcm.pass_by(1200)
-        together = (1200 - 600) / (last.at - began)
-        shares = await sent_by(rows, 450)
+        (*_, last) = await fcm.pass_by(900)
+        together = (900 - 600) / (last.at - began)
+        shares = await sent_by(rows, 225)
 
         second.terminate()
         await second.ended()
         async with asyncio.timeout(PATIENCE):
             while await rate_of(first) < 0.9 * allowed:
                 await fcm.pass_by(10)
-    print(f"requests a second: {alone:.0f} alone; {together:.0f} together, {shares} of the last")
+    print(f"requests a second: {together:.0f} together, {shares} of the last")
     assert together < 1.2 * WHOLE
     assert min(shares["first"], shares["second"]) > 0.3 * shares.total()
 
@@ -297,9 +297,8 @@ async def test_429_lowers_the_rate_of_two_workers_and_it_comes_back(
     monkeypatch.setattr(shared_quota, "RECOVERY_S", 12.0)
     settings = settings_for(database.dsn, emulator, fcm_quota=6000, fcm_ramp=0, max_tries=100)
     async with serving(settings) as one, serving(settings) as other:
-        await rows.add_many(6000, "normal")
-        await emulator.wait_received(1200, timeout=PATIENCE)
-        before = await fcm.rate(200)
+        await rows.add_many(3000, "normal")
+        await emulator.wait_received(650, timeout=PATIENCE)
 
         rule, began = emulator.add_fault("project_quota_exceeded,retry_after=1"), time.monotonic()
         await until(
@@ -323,7 +322,7 @@ async def test_429_lowers_the_rate_of_two_workers_and_it_comes_back(
         )
         await fcm.pass_by(100)
     print(
-        f"requests a second: {before:.0f}, lowered to {lowered:.0f} ({times} times in {ended - began:.0f} s, written: "
+        f"requests a second: lowered to {lowered:.0f} ({times} times in {ended - began:.0f} s, written: "
         f"{written['fraction']:.2f}), "
         f"200 in {last.at - ended:.1f} s"
     )
@@ -378,30 +377,22 @@ async def test_it_is_told_once_that_the_rate_is_lowered_and_once_that_it_is_back
 async def test_high_priority_does_not_wait_for_what_others_have_used_up(
     database: Database, rows: Rows, emulator: Emulator
 ) -> None:
-    """600 a minute. A push to a hundred devices uses up what comes in ten seconds."""
+    """600 a minute. A push to 600 devices uses up what comes in a minute, twice as long as the test would wait."""
     user = uuid4()
-    for number in range(100):
-        await rows.device(f"device-{number}", user)
-    async with serving(settings_for(database.dsn, emulator, fcm_quota=600, fcm_ramp=0)) as service:
-        await rows.add_many(40, "normal")
-        await emulator.wait_accepted(40, timeout=PATIENCE)
+    await rows.query(
+        "insert into push_devices (token, user_id, platform) "
+        "select 'device-' || n, %(user)s, 'android' from generate_series(1, 600) n",
+        user=user,
+    )
+    async with serving(settings_for(database.dsn, emulator, fcm_quota=600, fcm_ramp=0)):
         await rows.add(user_id=user, title="t")
-        await emulator.wait_accepted(140, timeout=PATIENCE)
+        await emulator.wait_accepted(600, timeout=PATIENCE)
         normal = await rows.add(device_token="normal", title="t")
         high = [await rows.add(device_token=f"high-{n}", title="t", priority="high") for n in range(5)]
-        came = await emulator.wait_accepted(146, timeout=PATIENCE)
-        arrived = {record.push_id: record.at for record in came[140:]}
-        held = await rows.query("select count(*) as n from push_notifications where claimed_by is null")
-        looks = service.worker.dispatcher.looks if service.worker else 0
-    assert held[0]["n"] == 0
-    first = min(arrived.values())
-    assert [str(push_id) in arrived for push_id in (*high, normal)] == [True] * 6
-    waited = {push_id: at - first for push_id, at in arrived.items()}
-    print(
-        f"high: {max(waited[str(each)] for each in high):.3f} s, normal: {waited[str(normal)]:.1f} s, {looks} looks"
-    )
-    assert waited[str(normal)] > 3.0
-    assert max(arrived[str(each)] for each in high) < arrived[str(normal)]
+        came = await emulator.wait_accepted(605, timeout=PATIENCE)
+        unclaimed = await rows.query("select id from push_notifications where claimed_by is null")
+    assert {record.push_id for record in came[600:]} == {str(push_id) for push_id in high}
+    assert [row["id"] for row in unclaimed] == [normal]
 
 
 async def test_who_waits_for_the_quota_holds_nothing_and_does_not_spin(
@@ -417,5 +408,5 @@ async def test_who_waits_for_the_quota_holds_nothing_and_does_not_spin(
         looks = service.worker.dispatcher.looks - looks
         assert looks < 100  # for one push; without a pause there would be thousands
         assert value(service, "push_in_flight") <= 1
-        await fcm.pass_by(2)
+        await fcm.pass_by(1)
         assert value(service, "push_quota_waited_seconds_total") > 1.0

@@ -81,7 +81,7 @@ async def test_a_collector_finds_a_push_by_its_id(database: Database, rows: Rows
             otel_traces_sampler="traceidratio",
             otel_traces_sampler_arg="0",
         )
-        async with program("run", env=env) as running:
+        async with program("run", env=env, forked=True) as running:
             await running.said("traces are exported over OTLP")
             sent = await rows.add(device_token=f"{SECRET}-good", title=SECRET)
             retried = await rows.add(device_token=f"{SECRET}-busy", title=SECRET)
@@ -112,7 +112,7 @@ async def test_a_collector_that_is_away_is_told_and_stops_nothing(
         otel_bsp_schedule_delay="50",
         otel_bsp_export_timeout="100",
     )
-    async with program("run", env=env) as running:
+    async with program("run", env=env, forked=True) as running:
         await running.said("ready")
         await rows.add(device_token="t", title="t")
         await rows.over()
@@ -131,7 +131,7 @@ async def test_headers_that_cannot_be_read_are_not_logged(emulator: Emulator) ->
         otel_exporter_otlp_endpoint=address,
         otel_exporter_otlp_headers=f"Authorization {SECRET}",
     )
-    async with program("run", env=env) as running:
+    async with program("run", env=env, forked=True) as running:
         await running.said("web server listening")
         running.terminate()
         assert await running.ended() == 0
@@ -148,7 +148,7 @@ async def test_variables_that_opentelemetry_refuses_stop_no_push(
         otel_exporter_otlp_endpoint=f"http://127.0.0.1:{closed_port()}",
         otel_bsp_max_export_batch_size="4096",
     )
-    async with program("run", env=env) as running:
+    async with program("run", env=env, forked=True) as running:
         await running.said("ready")
         await rows.add(device_token="t", title="t")
         await rows.over()

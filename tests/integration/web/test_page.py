@@ -110,7 +110,7 @@ async def test_it_reads_the_queue_often_while_somebody_watches(
         assert answer.status == 200
         read = "push_database_statement_seconds_count"
         await until(
-            lambda: (service.metrics.registry.get_sample_value(read, {"statement": "read"}) or 0) >= 3
+            lambda: (service.metrics.registry.get_sample_value(read, {"statement": "read"}) or 0) >= 2
         )
         assert service._watched.is_set()
 
@@ -256,26 +256,20 @@ async def ask(service: Service, method: str, path: str, **options: Any) -> tuple
         return answer.status, await answer.text()
 
 
-@pytest.mark.parametrize(
-    "path",
-    [
-        "/pushes?since=0001-01-01T00:00%2B14:00",
-        "/pushes?until=9999-12-31T23:59-14:00",
-        "/preview?what=requeue&until=9999-12-31T23:59-14:00",
-        f"/pushes/newer?than={'9' * 400}",
-        f"/pushes/newer?than={'9' * 25}",
-        "/pushes?after=given.-999999999999999999.1",
-    ],
-)
-async def test_an_odd_address_is_the_readers_mistake(service: Service, path: str) -> None:
-    status, _ = await ask(service, "GET", path)
-    assert status == 400
-
-
-@pytest.mark.parametrize("path", ["/pushes?since=0001-01-01T00:00", "/pushes?until=9999-12-31T23:59:59"])
-async def test_the_first_and_the_last_year_are_times(service: Service, path: str) -> None:
-    status, _ = await ask(service, "GET", path)
-    assert status == 200
+async def test_an_odd_address_is_the_readers_mistake_and_the_first_and_the_last_year_are_times(
+    service: Service,
+) -> None:
+    expected = {
+        "/pushes?since=0001-01-01T00:00%2B14:00": 400,
+        "/pushes?until=9999-12-31T23:59-14:00": 400,
+        "/preview?what=requeue&until=9999-12-31T23:59-14:00": 400,
+        f"/pushes/newer?than={'9' * 400}": 400,
+        f"/pushes/newer?than={'9' * 25}": 400,
+        "/pushes?after=given.-999999999999999999.1": 400,
+        "/pushes?since=0001-01-01T00:00": 200,
+        "/pushes?until=9999-12-31T23:59:59": 200,
+    }
+    assert {path: (await ask(service, "GET", path))[0] for path in expected} == expected
 
 
 @pytest.mark.parametrize(

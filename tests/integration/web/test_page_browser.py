@@ -64,6 +64,17 @@ async def page_of(browser: Browser, service: Service, path: str = "/", **options
         yield page
 
 
+async def quickened(page: Page) -> None:
+    """The page asks for news ten times as often as its HTML says."""
+
+    async def quicken(route: Route) -> None:
+        answer = await route.fetch()
+        body = (await answer.text()).replace('hx-trigger="every 5s"', 'hx-trigger="every 500ms"')
+        await route.fulfill(response=answer, body=body)
+
+    await page.route("**/pushes*", quicken)
+
+
 async def dead(rows: Rows, count: int, code: str, user: UUID = USER, title: str = "t") -> list[UUID]:
     """So many dead pushes to a user without devices: requeued, they die again, of another code."""
     return [
@@ -159,7 +170,7 @@ async def test_ticked_boxes_survive_what_happens_meanwhile(
     browser: Browser, rows: Rows, service: Service
 ) -> None:
     ticked = await dead(rows, 2, "UNREGISTERED")
-    async with page_of(browser, service, "/pushes") as page:
+    async with page_of(browser, service, "/pushes", prepare=quickened) as page:
         for push_id in ticked:
             await page.locator(f"#row-{push_id} input").check()
         order = await page.locator("tr[data-row]").evaluate_all("rows => rows.map(row => row.id)")
@@ -314,7 +325,7 @@ async def test_a_push_that_only_changed_is_not_called_newer(
 ) -> None:
     """It is in the list, and its cells change in place."""
     push = await rows.add(title="t", status="sent", next_attempt_at=None)
-    async with page_of(browser, service, "/pushes") as page:
+    async with page_of(browser, service, "/pushes", prepare=quickened) as page:
         await expect(page.locator(f"#state-{push}")).to_contain_text("sent")
         await rows.query("update push_notifications set status = 'delivered', updated_at = now()")
         await expect(page.locator(f"#state-{push}")).to_contain_text("delivered")
@@ -327,7 +338,7 @@ async def test_a_requeued_push_is_newer_in_the_list_of_what_waits(
     later = datetime.now(UTC) + timedelta(hours=1)
     first = await rows.add(title="t", device_token="t", next_attempt_at=later)
     old = await rows.add(title="t", device_token="t", status="dead", next_attempt_at=None)
-    async with page_of(browser, service, "/pushes?status=pending") as page:
+    async with page_of(browser, service, "/pushes?status=pending", prepare=quickened) as page:
         await rows.query(
             "update push_notifications set status = 'pending', updated_at = now(), next_attempt_at = %(later)s "
             "where id = %(old)s",
