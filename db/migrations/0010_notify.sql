@@ -35,9 +35,9 @@ create trigger push_listener_ring_update
              then pg_catalog.pg_advisory_unlock_shared(1886745449, 0) else false end)
   execute function push_listener.ring();
 
--- What other writers leave out, or set to NULL. The first trigger sees what an insert says, before constraints do. The
--- second one also sees what triggers of the application have made of it. Neither function is called for a plain insert,
--- a claim or a settle.
+-- What other writers leave out, or set to NULL. The first trigger sees what an insert says, before constraints do. What
+-- triggers of the application have made of it, the trigger push_listener_inserted sees. Neither function is called for a
+-- plain insert, a claim or a settle.
 
 \ir ../functions/push_listener/fill_nulls.sql
 
@@ -52,7 +52,7 @@ create trigger push_listener_fill_nulls
 \ir ../functions/push_listener/set_due.sql
 
 create trigger push_listener_set_due
-  after insert or update of status, next_attempt_at on public.push_notifications
+  after update of status, next_attempt_at on public.push_notifications
   for each row
   when (case when new.status = 'pending' then new.next_attempt_at is null
              when new.status in ('processing', 'failed')

@@ -44,7 +44,7 @@ FIGURES = {
 Samples = dict[str, list[float]]
 
 _COUNTS = """
-alter table push_notifications enable trigger push_listener_count_inserted;
+alter table push_notifications enable trigger push_listener_inserted;
 alter table push_notifications enable trigger push_listener_count_changed
 """
 _INDEXES = "drop index push_notifications_user, push_notifications_code"

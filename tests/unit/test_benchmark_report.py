@@ -229,10 +229,17 @@ def test_what_a_push_costs_is_told_beside_sending_alone_and_beside_what_two_core
 def test_pushes_to_users_are_told_beside_those_to_devices() -> None:
     devices = Arm(1.0, 4_000.0, 100.0, 90.0, before_ms=[5.0], inserting_ms=[], sending_ms=[50.0, 120.0])
     users = replace(devices, sent_per_s=3_000.0, postgres_us=130.0)
-    found = {broadcast.DEVICES: devices, broadcast.BROADCAST: users, broadcast.ROWS: devices}
+    same = replace(devices, postgres_us=125.0)
+    found = {
+        broadcast.DEVICES: devices,
+        broadcast.SAME: same,
+        broadcast.BROADCAST: users,
+        broadcast.ROWS: devices,
+    }
     lines = {line.what: (line.value, line.met) for line in broadcast_lines(found, 1_000)}
     assert lines == {
-        "Postgres' CPU of a push, to users against to devices": (1.3, False),
+        "Postgres' CPU of a push, to users against the same rows to devices": (1.04, True),
+        "Postgres' CPU of a push, to users against to devices without users and keys": (1.3, None),
         "pushes a second, to users against to devices": (0.75, None),
         "one INSERT of 1,000: pushes a second": (4_000.0, None),
         "one INSERT of 1,000: memory of the process, most": (90.0, True),

@@ -1,11 +1,11 @@
 -- Claims due rows under a lease and returns all that is needed to send them: high priority first, then by due time.
 --
 -- The first column tells whether the row holds what the claim has written. If not, a trigger of the application has
--- ignored or changed the claim, and the row must not be sent. Then come the time of the claim, the size of the table (see
--- connect.note_size), the transactions that it does not see because they run (in one row only, for they may be many),
--- and the row's lane and due time. The other
--- columns are the fields of Push, in the same order. If nothing was due, one row without an id tells the time. A row that
--- is too large to send is returned without its texts, and oversized names the columns that are too large.
+-- ignored or changed the claim, and the row must not be sent. Then come the time of the claim, the size of the table
+-- (see connect.note_size), the transactions that the claim does not see because they run (in one row only, for they may
+-- be many), and the row's lane and due time. The other columns are the fields of Push, in the same order. If nothing was
+-- due, one row without an id tells the time and the size. A row that is too large to send is returned without its texts,
+-- and oversized names the columns that are too large.
 --
 -- The statement is undone as a whole if such a row is among many (is_strict): the cast of a text that is no boolean
 -- fails. Then the rows are claimed in parts.

@@ -16,8 +16,8 @@
 --
 -- lock_timeout is set inside the statement because a transaction pooler loses SET. The CTE is MATERIALIZED so that the
 -- timeout applies before the first row lock. enable_seqscan is for the check of the foreign key of the logs: its plan is
--- made after the statement, and a session keeps it, also if it was made while the table was small. Behind
--- a transaction pooler, the setting holds for the statement only; elsewhere the session has it.
+-- made after the statement, and a session keeps it, also if it was made while the table was small. Sessions of the
+-- service have the setting anyway, but not those behind a transaction pooler.
 with result as materialized (
   select r.*, %(worker)s::integer as worker, 'processing' as held
     from (select pg_catalog.set_config('lock_timeout', '200ms', true),

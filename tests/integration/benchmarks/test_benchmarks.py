@@ -91,7 +91,7 @@ def test_every_way_in_is_measured() -> None:
 def test_a_broadcast_is_measured_beside_pushes_to_devices(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(broadcast, "_BEFORE_S", 0.5)
     found = broadcast.measure(300)
-    assert list(found) == [broadcast.DEVICES, broadcast.BROADCAST]
+    assert list(found) == [broadcast.DEVICES, broadcast.SAME, broadcast.BROADCAST]
     assert all(arm.insert_s > 0 and arm.sent_per_s > 0 for arm in found.values()), found
     assert all(arm.postgres_us > 0 and arm.peak_mb > 0 for arm in found.values()), found
 

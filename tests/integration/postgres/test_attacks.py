@@ -131,7 +131,7 @@ TRIGGERS = [
      "insert into public.push_notifications (title, body, status, next_attempt_at) values ('t', 'b', null, null)"),
     ("push_listener_count_changed", "listener",
      f"update public.push_notifications set status = 'cancelled' where id = '{PUSH}'"),
-    ("push_listener_count_inserted", "owner",
+    ("push_listener_inserted", "owner",
      "insert into public.push_notifications (title, body, status) values ('t', 'b', 'sent')"),
     ("push_listener_count_receipts", "listener",
      f"insert into public.push_delivery_logs (push_id, status) values ('{PUSH}', 'opened')"),

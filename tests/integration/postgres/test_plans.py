@@ -19,7 +19,7 @@ import psycopg
 import pytest
 from psycopg import sql
 
-from listener.postgres import claiming, overview, queue, settlements
+from listener.postgres import claiming, connect, overview, queue, settlements
 from listener.schema import migrate, retention
 from tests.support.attacks import other_types
 from tests.support.postgres import Database, Server, Template
@@ -63,14 +63,14 @@ def _fill(database: Database, is_analyzed_before: bool = False) -> None:
             conn.execute(
                 sql.SQL("alter table {} set (autovacuum_enabled = off)").format(sql.Identifier(table))
             )
-        conn.execute("alter table push_notifications disable trigger push_listener_count_inserted")
+        conn.execute("alter table push_notifications disable trigger push_listener_inserted")
         sizes = {"history": HISTORY, "waiting": WAITING}
         if is_analyzed_before:
             conn.execute(_WAITING, sizes)
             conn.execute("analyze push_notifications, push_delivery_logs, push_listener.daily_counts")
         for statement in (_FINISHED, _LOGS, _WAITING):
             conn.execute(statement, sizes)
-        conn.execute("alter table push_notifications enable trigger push_listener_count_inserted")
+        conn.execute("alter table push_notifications enable trigger push_listener_inserted")
 
 
 def _adopt(database: Database) -> None:
@@ -361,15 +361,15 @@ def test_the_history_is_not_read_on_the_oldest_postgres(oldest_server: Server) -
 def _excesses(database: Database, when: str) -> list[str]:
     """What the cases read in excess, also those whose plan is kept."""
     faults = []
-    for plan, cases in (
-        ("auto", CASES),
-        ("force_generic_plan", KEPT),
-        ("force_custom_plan", KEPT),
+    for settings, cases in (
+        ("set local plan_cache_mode = auto", CASES),
+        (connect._SETTINGS, CASES),  # as the service plans
+        ("set local plan_cache_mode = force_custom_plan", KEPT),
     ):
         for case in cases:
             with _undone(database) as conn:
-                conn.execute(sql.SQL("set local plan_cache_mode = {}").format(sql.Literal(plan)))
-                faults += [f"{case.name} {when} {plan}: {line}" for line in _excess(conn, case)]
+                conn.execute(sql.SQL(settings))
+                faults += [f"{case.name} {when} {settings}: {line}" for line in _excess(conn, case)]
     return faults
 
 
@@ -395,8 +395,10 @@ def _looks_into_the_log(conn: Connection) -> list[str]:
 
 
 @pytest.mark.oldest_postgres
-@pytest.mark.parametrize("plan", ["force_generic_plan", "force_custom_plan"])
-def test_rows_and_results_are_not_compared_each_with_each(database: Database, plan: LiteralString) -> None:
+@pytest.mark.parametrize("settings", [connect._SETTINGS, "set plan_cache_mode = force_custom_plan"])
+def test_rows_and_results_are_not_compared_each_with_each(
+    database: Database, settings: LiteralString
+) -> None:
     """On a small table that was never analyzed, as in a new installation."""
     with psycopg.connect(database.dsn) as conn:
         conn.execute("alter table push_notifications set (autovacuum_enabled = off)")
@@ -407,7 +409,7 @@ def test_rows_and_results_are_not_compared_each_with_each(database: Database, pl
             (HISTORY // 3,),
         )
         conn.commit()
-        conn.execute(sql.SQL("set plan_cache_mode = {}").format(sql.Literal(plan)))
+        conn.execute(sql.SQL(settings))
         claim = conn.execute(
             _explained(claiming.CLAIM), {**_CLAIM, "limit": 500, "normal_limit": 500}, prepare=True
         ).fetchone()
@@ -454,9 +456,10 @@ def test_the_recipients_of_a_claim_are_read_in_one_set(database: Database, view:
         conn.execute("drop view push_recipients")
         conn.execute(sql.SQL("create view push_recipients as ") + sql.SQL(view))
         conn.commit()
-    for plan in ("force_generic_plan", "force_custom_plan"):
+    settings: tuple[LiteralString, ...] = (connect._SETTINGS, "set local plan_cache_mode = force_custom_plan")
+    for plan in settings:
         with psycopg.connect(database.superuser_dsn) as conn:
-            conn.execute(sql.SQL("set local plan_cache_mode = {}").format(sql.Literal(plan)))
+            conn.execute(sql.SQL(plan))
             before = _read(conn)
             found = conn.execute(
                 _explained(claiming.CLAIM), {**_CLAIM, "limit": users, "normal_limit": users}, prepare=True

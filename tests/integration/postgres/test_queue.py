@@ -6,6 +6,7 @@ import asyncio
 import dataclasses
 import math
 from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack
 from typing import Any, LiteralString
 from uuid import UUID, uuid4
 
@@ -13,7 +14,7 @@ import psycopg
 import pytest
 from psycopg import sql
 
-from listener.postgres import claiming, connect, errors, overview, queue, workers
+from listener.postgres import claiming, errors, overview, queue, workers
 from listener.postgres.connect import Address, Pool, ServicePool
 from listener.postgres.frontier import WHOLE
 from listener.postgres.overview import Depth
@@ -82,10 +83,14 @@ async def due_at(rows: Rows, push_id: UUID, moment: str, **columns: str) -> None
 # --- plans that a session keeps ---------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("bursts", [1, 2])
 async def test_plans_that_were_made_while_the_tables_were_small_do_not_last(
-    database: Database, rows: Rows
+    database: Database, rows: Rows, bursts: int
 ) -> None:
-    """The first broadcast in a new database. Nothing invalidates a plan before the tables are analyzed."""
+    """The first broadcast in a new database, and the first after a purge of all.
+
+    Nothing invalidates a plan before the tables are analyzed.
+    """
     async with ServicePool(Address(database.dsn), prepares=True) as pool:
         mine = await worker(pool)
 
@@ -93,6 +98,7 @@ async def test_plans_that_were_made_while_the_tables_were_small_do_not_last(
             pushes = await mine.claim(count)
             assert len(pushes) == count
             await mine.settlements.settle([sent(push, "a") for push in pushes])
+            await mine.earliest()
 
         async def read() -> int:
             async with pool.connection() as conn:
@@ -107,19 +113,18 @@ async def test_plans_that_were_made_while_the_tables_were_small_do_not_last(
         for _ in range(12):
             await rows.add_many(1)
             await send(1)
-        await rows.query("truncate push_notifications, push_delivery_logs")
-        await rows.query("vacuum analyze push_notifications, push_delivery_logs")
-        for _ in range(12):
-            await rows.add_many(1)
-            await send(1)
-        await rows.add_many(5000)
-        await send(200)
-        before = await read()
-        for _ in range(10):
+        for _ in range(bursts):
+            await rows.query("truncate push_notifications, push_delivery_logs")
+            await rows.query("vacuum analyze push_notifications, push_delivery_logs")
+            for _ in range(12):
+                await rows.add_many(1)
+                await send(1)
+            await rows.add_many(5000)
             await send(200)
-        # Some rows for each push. The table is so small that the planner reads it as a whole once for a batch,
-        # and not by several statements or even for each push.
-        assert await read() - before < 10 * (5000 + 200 * 10)
+            before = await read()
+            for _ in range(10):
+                await send(200)
+            assert await read() - before < 10 * 200 * 10  # some rows for each push
 
 
 # --- claim ---------------------------------------------------------------------------------------------
@@ -964,20 +969,34 @@ async def test_a_transaction_that_holds_dead_rows_is_seen(
 
 
 async def test_a_session_plans_anew_when_the_table_has_doubled(database: Database, rows: Rows) -> None:
-    async def plans_anew(pool: ServicePool, size: int) -> bool:
-        async with pool.connection() as conn:
-            connect.note_size(conn, size)
-            await conn.execute("select 1")
-        async with pool.connection() as conn:
-            (found,) = await rows.query(
-                "select query from pg_stat_activity where pid = %(pid)s", pid=conn.info.backend_pid
-            )
-        return bool(found["query"] == "discard plans")
-
-    small = 128 * 1024
-    sizes = {small - 1: False, small: True, 2 * small - 1: False, 2 * small: True}
     async with ServicePool(Address(database.dsn), prepares=True) as pool:
-        await pool.wait()  # for its connection: there will be no other
-        assert {size: await plans_anew(pool, size) for size in sizes} == sizes
-        # It has been emptied, and grows once more.
-        assert [await plans_anew(pool, size) for size in (0, small)] == [False, True]
+
+        async def discards(size: int) -> bool:
+            """Whether the sessions plan anew, all of the pool, once the table has that size."""
+            pool.note_size(size)
+            async with AsyncExitStack() as stack:
+                sessions = [await stack.enter_async_context(pool.connection()) for _ in range(pool.max_size)]
+                last = await rows.query(
+                    "select distinct query from pg_stat_activity where pid = any(%(pids)s)",
+                    pids=[session.info.backend_pid for session in sessions],
+                )
+                for session in sessions:
+                    await session.execute("select 1")
+            return [row["query"] for row in last] == ["discard plans"]
+
+        assert not await discards(100_000)
+        assert await discards(1_000_000)
+        assert not await discards(1_900_000)
+        assert not await discards(8_192)  # Postgres itself plans anew when a table shrinks
+        assert await discards(1_000_000)
+
+
+async def test_a_claim_tells_the_size_of_the_table(database: Database, rows: Rows) -> None:
+    async with ServicePool(Address(database.dsn), prepares=True) as pool:
+        mine = await worker(pool)
+        assert await mine.claim(10) == []
+        empty = pool._size
+        await rows.add_many(1000)
+        await mine.claim(10)
+        (found,) = await rows.query("select pg_relation_size('push_notifications') as size")
+        assert empty < found["size"] == pool._size
