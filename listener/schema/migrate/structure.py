@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
+from functools import cache
 from hashlib import md5
 from typing import LiteralString
 
@@ -142,21 +143,41 @@ def remedy(found: Sequence[Damage]) -> str:
     return "run push-listener migrate: it makes them again"
 
 
+@dataclass(frozen=True, slots=True)
+class _Made:
+    """Something that a migration makes."""
+
+    key: tuple[str, str]
+    """What FACTS calls it."""
+    missing: Damage
+    has_state: bool = False
+
+
 def _of(migration: Migration, there: dict[tuple[str, str], set[str]]) -> list[Damage]:
-    found: list[Damage] = []
+    found = []
+    for made in _made(migration.source):
+        state = "missing" if made.key not in there else max(there[made.key]) if made.has_state else ""
+        if state:
+            found.append(replace(made.missing, state=state))
+    return found
+
+
+@cache
+def _made(source: str) -> tuple[_Made, ...]:
+    """What the source of a migration makes and does not drop itself. To read all sources takes 30 ms."""
+    found: list[_Made] = []
     dropped: set[str] = set()
-    parts = statements(_INCLUDED.sub("", migration.source))
+    parts = statements(_INCLUDED.sub("", source))
     for statement in parts:
         if match := _DROPPED.match(statement):
             dropped |= {name.strip() for name in match["names"].split(",")}
         if match := _COLUMNS.match(statement):
             for column in _COLUMN.findall(_COMMENTS.sub("", match[2])):
                 name = f"public.{match[1]}.{column}"
-                if ("column", name) not in there:
-                    found.append(Damage(Kind.COLUMN, name, "missing"))
+                found.append(_Made(("column", name), Damage(Kind.COLUMN, name, "missing")))
         for word, name in _IN_A_BLOCK.findall(statement) if statement.startswith("do ") else ():
-            if (("function" if word == "function" else "relation"), name) not in there:
-                found.append(Damage(Kind(word), name, "missing", statement=statement))
+            key = ("function" if word == "function" else "relation", name)
+            found.append(_Made(key, Damage(Kind(word), name, "missing", statement=statement)))
         if match := _MADE.match(statement):
             kind, name = Kind(match["kind"]), match["name"]
             table = _ON.search(match["rest"])
@@ -166,11 +187,10 @@ def _of(migration: Migration, there: dict[tuple[str, str], set[str]]) -> list[Da
                 if kind is Kind.INDEX and table and "." not in name:
                     name = f"{table[1].partition('.')[0]}.{name}"
                 key = ("relation", name)
-            state = "missing" if key not in there else max(there[key])
-            if state:
-                comments = [each for each in parts if each.startswith(f"comment on view {name} ")]
-                found.append(Damage(kind, name, state, statement=";\n".join([statement, *comments])))
-    return [damage for damage in found if damage.name not in dropped]
+            comments = [each for each in parts if each.startswith(f"comment on view {name} ")]
+            damage = Damage(kind, name, "missing", statement=";\n".join([statement, *comments]))
+            found.append(_Made(key, damage, has_state=True))
+    return tuple(made for made in found if made.missing.name not in dropped)
 
 
 def _functions(applied: Sequence[Migration], there: dict[tuple[str, str], set[str]]) -> list[Damage]:
@@ -180,8 +200,15 @@ def _functions(applied: Sequence[Migration], there: dict[tuple[str, str], set[st
         if bodies is None:
             found.append(Damage(Kind.FUNCTION, function.name, "missing", function))
             continue
-        body = _BODY.search(function.text)
+        body = _body(function.text)
         is_current = function.checksum in there.get(("ledger", function.name), set())
-        if is_current and body and md5(body[1].encode(), usedforsecurity=False).hexdigest() not in bodies:
+        if is_current and body and body not in bodies:
             found.append(Damage(Kind.FUNCTION, function.name, "replaced", function))
     return found
+
+
+@cache
+def _body(text: str) -> str | None:
+    """The body of a function as FACTS tells it."""
+    body = _BODY.search(text)
+    return md5(body[1].encode(), usedforsecurity=False).hexdigest() if body else None
