@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import gc
 import os
+import signal
 from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack
 from functools import cache
@@ -54,6 +55,9 @@ def pytest_configure(config: pytest.Config) -> None:
         "markers",
         "newest_postgres: run on the newest chosen version only, in a module that is marked otherwise",
     )
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        # A shell without job control starts what it leaves in the background so, and each program would inherit it.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     asked = ",".join(config.getoption("--postgres") or []) or os.environ.get("TEST_POSTGRES", "")
     words = {word.strip() for word in asked.split(",") if word.strip()}
     try:
