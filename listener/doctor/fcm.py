@@ -15,7 +15,7 @@ from listener.doctor.findings import Finding, Group
 from listener.doctor.limits import Deadline, Limits, within
 from listener.doctor.reaching import Resolve
 from listener.fcm.fault import AuthFault
-from listener.fcm.message import prepare, targets
+from listener.fcm.message import is_installation_id, prepare, targets
 from listener.fcm.outcome import Disposition, Outcome
 from listener.fcm.transports.proxy import is_proxied
 from listener.push import BadPush, Push
@@ -48,7 +48,7 @@ def examine(settings: Settings, device: str | None, limits: Limits, resolver: Re
 
     Args:
         settings: the key, the project, the endpoint and the transport.
-        device: a registration token that a message is validated for; None: a topic.
+        device: a registration token or installation id that a message is validated for; None: a topic.
         limits: how long it may take.
         resolver: finds the addresses of hosts.
     """
@@ -145,13 +145,14 @@ async def _exchange(
 
 def _body(device: str | None) -> bytes:
     """A message as a push would make it, to be validated only. Raises BadPush."""
+    is_fid = device is not None and is_installation_id(device)
     push = Push(
         id=UUID(int=0),
         attempt=1,
         retry_count=0,
         lost_claims=0,
-        device_token=device,
-        fid=None,
+        device_token=None if is_fid else device,
+        fid=device if is_fid else None,
         topic=None if device else _TOPIC,
         condition=None,
         user_id=None,

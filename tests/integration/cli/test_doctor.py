@@ -739,6 +739,12 @@ async def test_a_real_device(database: Database, emulator: Emulator) -> None:
     assert "S3cr3t" not in str(dead) + str(bad)
 
 
+async def test_an_installation_id_is_a_device_too(database: Database, emulator: Emulator) -> None:
+    found = await examine(database.dsn, emulator, "--device", "cLwDkXAPQ0aQqWZbZ3sPQZ")
+    assert found.at(Level.FAULT) == []
+    assert emulator.received[-1].kind == "fid"
+
+
 async def test_fcm_that_cannot_be_reached(database: Database, emulator: Emulator) -> None:
     found = await examine(database.dsn, emulator, fcm_endpoint=f"http://127.0.0.1:{closed_port()}")
     fault = found.only(Level.FAULT)
