@@ -34,6 +34,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from listener.fcm import key_text
 from listener.fcm.transports.choose import TransportName
+from listener.postgres.batch_limit import MOST_CLAIMED
 
 
 class ConfigError(Exception):
@@ -343,7 +344,12 @@ class Settings(DatabaseSettings):
         le=100_000,
         description="maximum of concurrent requests to FCM; an eighth of them is kept for high priority",
     )
-    claim_batch: int = _sending(default=500, ge=1, le=10_000, description="maximum of rows claimed at once")
+    claim_batch: int = _sending(
+        default=500,
+        ge=1,
+        le=MOST_CLAIMED,
+        description=f"maximum of rows claimed at once; at most {MOST_CLAIMED:,}",
+    )
     settle_batch: int = _sending(default=500, ge=1, le=10_000, description="maximum of rows settled at once")
     lease: Seconds = _sending(
         default=120.0,

@@ -14,6 +14,8 @@ from typing import TypeVar
 import structlog
 
 from listener import log
+from listener.config import Settings
+from listener.fcm.transports.choose import requests_per_connection
 from listener.watchdog import main_stack
 
 T = TypeVar("T")
@@ -36,13 +38,16 @@ def run(main: Coroutine[None, None, T]) -> T:
         return runner.run(main)
 
 
-def make_room_for_requests(wanted: int) -> int:
-    """Raises the limit of open files for this many concurrent requests, each of which is a connection and so a file.
+def make_room_for_requests(settings: Settings) -> int:
+    """Raises the limit of open files for MAX_IN_FLIGHT concurrent requests; a connection is an open file.
 
-    Returns how many requests the limit allows then: ``wanted`` or fewer, and 0 if it allows none.
+    It is raised as if each request had a connection of its own, because a server may want that. Returns how many
+    requests the limit allows then: MAX_IN_FLIGHT or fewer, and 0 if it allows none.
     """
-    allowed = _raise_open_files(wanted + _OTHER_FILES) - _OTHER_FILES
-    return max(0, min(wanted, allowed))
+    wanted = settings.max_in_flight
+    connections = _raise_open_files(wanted + _OTHER_FILES) - _OTHER_FILES
+    per_connection = requests_per_connection(settings.transport, str(settings.fcm_endpoint))
+    return max(0, min(wanted, connections * per_connection))
 
 
 def _raise_open_files(wanted: int) -> int:

@@ -189,7 +189,7 @@ def _show_left_out(what: Action, lines: Sequence[PushLine], shown: Preview) -> N
 def _print(lines: Sequence[PushLine]) -> None:
     out = console()
     for line in lines:
-        out.print(terminal.line(line), soft_wrap=True)
+        terminal.show(out, line)
 
 
 def _ask(what: Action, shown: Preview, choice: Choice) -> None:

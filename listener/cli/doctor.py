@@ -25,8 +25,8 @@ _SIGNS = {
 @click.option(
     "--device",
     metavar="TOKEN",
-    help="Let FCM validate a message to this registration token, not only one to a topic. The token of an iPhone also "
-    "shows whether Apple accepts the APNs key. Nothing is delivered.",
+    help="Let FCM validate a message to this registration token or Firebase installation id, not only one to a topic. "
+    "That of an iPhone also shows whether Apple accepts the APNs key. Nothing is delivered.",
 )
 def command(as_json: bool, device: str | None) -> None:
     """Check the installation and say what to do.
@@ -38,7 +38,7 @@ def command(as_json: bool, device: str | None) -> None:
     The exit code is 2 if a setting is wrong, so that push-listener run would not start; 1 if anything else is wrong.
     """
     if device is not None and not device.strip():
-        raise click.UsageError("--device needs a registration token")
+        raise click.UsageError("--device needs a registration token or an installation id")
     with interrupts.importing():
         from listener import log
         from listener.doctor import examination

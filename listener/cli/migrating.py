@@ -81,13 +81,13 @@ def _deviations(dsn: str) -> tuple[list[str], bool]:
 
 
 def _migrations(states: list[State]) -> Table:
-    table = Table("version", "name", "applied at", "")
+    table = Table("version", "name", "applied at", "file")
     for state in states:
         table.add_row(
             f"{state.migration.version:04d}",
             state.migration.name,
             state.applied_at.isoformat(" ", "seconds") if state.applied_at else "not applied",
-            "file has changed" if state.changed else "",
+            "has changed" if state.changed else "as applied" if state.applied_at else "",
         )
     return table
 

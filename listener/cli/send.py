@@ -15,6 +15,7 @@ from listener.cli.shared import note, print_json
 @click.command()
 @click.option("--user", type=click.UUID, help="User whose registered devices get it.")
 @click.option("--token", help="Registration token of the one device that gets it.")
+@click.option("--fid", help="Firebase installation id of the one device that gets it.")
 @click.option("--topic", help="Topic whose subscribers get it.")
 @click.option("--condition", help="Condition on topics, such as 'news' in topics && 'sport' in topics.")
 @click.option("--title", help="Title of the notification.")
@@ -40,6 +41,7 @@ from listener.cli.shared import note, print_json
 def command(
     user: UUID | None,
     token: str | None,
+    fid: str | None,
     topic: str | None,
     condition: str | None,
     title: str | None,
@@ -57,9 +59,9 @@ def command(
 
     The running service sends it. With --wait, the command prints what became of it.
     """
-    targets = sum(target is not None for target in (token, topic, condition))
+    targets = sum(target is not None for target in (token, fid, topic, condition))
     if targets > 1 or (targets == 0 and user is None):
-        raise click.UsageError("give one of --token, --topic and --condition, or --user")
+        raise click.UsageError("give one of --token, --fid, --topic and --condition, or --user")
     if title is None and data is None:
         raise click.UsageError("give --title (and --body), or --data for a push without a notification")
     payload = None if data is None else _parse_data(data)
@@ -78,6 +80,7 @@ def command(
             conn,
             user_id=user,
             device_token=token,
+            fid=fid,
             topic=topic,
             condition=condition,
             title=title,

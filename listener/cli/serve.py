@@ -70,7 +70,7 @@ def _faults_of_default_credentials(known: list[str]) -> list[str]:
 
 def _limit_to_open_files(settings: Settings) -> Settings:
     """Lowers MAX_IN_FLIGHT to what the limit of open files allows. Raises ConfigError if that is nothing."""
-    allowed = process.make_room_for_requests(settings.max_in_flight)
+    allowed = process.make_room_for_requests(settings)
     if allowed == settings.max_in_flight:
         return settings
     fault = f"the limit of open files allows {allowed}; raise it (ulimit -n)"

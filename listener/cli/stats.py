@@ -117,7 +117,7 @@ def _waiting(found: Stats) -> Table:
 
 
 def _results(found: Stats) -> Table:
-    table = _table("", "number", title=f"the last {found.days} days" if found.days > 1 else "today")
+    table = _table("result", "number", title=f"the last {found.days} days" if found.days > 1 else "today")
     for name in ("sent", "delivered", "opened", "clicked", "dead", "expired", "cancelled", "retries"):
         table.add_row(name, f"{getattr(found, name):,}")
     for name, seconds in (("accepted", found.accepted_after), ("delivered", found.delivered_after)):

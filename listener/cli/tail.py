@@ -89,7 +89,7 @@ async def _follow(dsn: str, wanted: Filter, since: datetime | None, as_json: boo
                 if as_json:
                     print_json(line)
                 else:
-                    out.print(terminal.line(line), soft_wrap=True)
+                    terminal.show(out, line)
 
 
 def _kept(

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from datetime import datetime
 
+from rich.console import Console
 from rich.text import Text
 
 from listener.operating.records import PushLine
 
 _JOINER = "\u200d"
 """Of emoji; of all format characters the only one that stays."""
+
+_LEAST_REASON = 30
+"""Cells of a row of the terminal. If less is left beside the push, its reason gets the next row as well."""
 
 _STYLES = {
     "sent": "green",
@@ -37,9 +41,18 @@ def local(time: datetime) -> str:
         return "no date"
 
 
-def line(push: PushLine) -> Text:
-    """A push in one line; to be printed with ``soft_wrap``, so that no width cuts it."""
-    return Text.assemble(
+def show(out: Console, push: PushLine) -> None:
+    """Prints a push in one line, which no width cuts; on a terminal its reason is cut, elsewhere it is whole."""
+    out.print(line(push, out.width if out.is_terminal else None), soft_wrap=True)
+
+
+def line(push: PushLine, width: int | None) -> Text:
+    """A push in one line.
+
+    Args:
+        width: of the terminal: the reason then ends with a row of it. None: the reason is whole.
+    """
+    text = Text.assemble(
         local(push.updated_at),
         " ",
         (f"{plain(push.status):<9}", _STYLES.get(push.status, "")),
@@ -48,3 +61,10 @@ def line(push: PushLine) -> Text:
         f" {plain(push.error_code)}" if push.error_code else "",
         f" {plain(push.title)}" if push.title else "",
     )
+    if not push.last_error:
+        return text
+    reason = Text(f" - {plain(push.last_error)}", "dim")
+    if width is not None:
+        left = -text.cell_len % width
+        reason.truncate(left if left >= _LEAST_REASON else left + width, overflow="ellipsis")
+    return text.append_text(reason)

@@ -73,7 +73,7 @@ def examine(
     """Yields what every check finds, group by group; the settings come from the environment.
 
     Args:
-        device: a registration token for which FCM is to validate a message.
+        device: a registration token or installation id for which FCM is to validate a message.
         limits: how long the checks may take.
         resolver: finds the addresses of a host; may block for ever.
     """

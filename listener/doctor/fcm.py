@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections.abc import Iterator
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import urlsplit
 from uuid import UUID
 
@@ -15,7 +15,7 @@ from listener.doctor.findings import Finding, Group
 from listener.doctor.limits import Deadline, Limits, within
 from listener.doctor.reaching import Resolve
 from listener.fcm.fault import AuthFault
-from listener.fcm.message import prepare, targets
+from listener.fcm.message import is_installation_id, prepare, targets
 from listener.fcm.outcome import Disposition, Outcome
 from listener.fcm.transports.proxy import is_proxied
 from listener.push import BadPush, Push
@@ -26,10 +26,31 @@ if TYPE_CHECKING:
 _GROUP = Group("FCM")
 _NO_KEY = "FCM_SERVICE_ACCOUNT_JSON / GOOGLE_APPLICATION_CREDENTIALS"
 _MAKE_KEY = "make a new key (Firebase console: Project settings, Service accounts, Generate new private key)"
-_FIRST_KEY = (
-    f"{_MAKE_KEY}, and set FCM_SERVICE_ACCOUNT_JSON to it, or GOOGLE_APPLICATION_CREDENTIALS to its path"
+_INSTEAD = "or remove FCM_ENDPOINT, which leads to an emulator (http://), to send to phones"
+
+
+class Remedies(NamedTuple):
+    """What depends on whether FCM or an emulator is asked."""
+
+    first_key: str
+    new_key: str
+    reach_token_endpoint: str
+    reach_fcm: str
+
+
+OF_FCM = Remedies(
+    f"{_MAKE_KEY}, and set FCM_SERVICE_ACCOUNT_JSON to it, or GOOGLE_APPLICATION_CREDENTIALS to its path",
+    f"{_MAKE_KEY}, and set it in place of this one",
+    "let this machine reach the token endpoint (oauth2.googleapis.com, port 443), directly or through HTTPS_PROXY",
+    "let this machine reach FCM_ENDPOINT (fcm.googleapis.com, port 443), directly or through HTTPS_PROXY",
 )
-_NEW_KEY = f"{_MAKE_KEY}, and set it in place of this one"
+_KEY_OF_EMULATOR = (
+    "set GOOGLE_APPLICATION_CREDENTIALS to the key that the emulator writes (push-listener emulator --credentials "
+    f"FILE); {_INSTEAD}"
+)
+_START_EMULATOR = f"start the emulator (push-listener emulator) at FCM_ENDPOINT; {_INSTEAD}"
+OF_EMULATOR = Remedies(_KEY_OF_EMULATOR, _KEY_OF_EMULATOR, _START_EMULATOR, _START_EMULATOR)
+
 _ENABLE = (
     "enable the Firebase Cloud Messaging API of the project: "
     "https://console.cloud.google.com/apis/library/fcm.googleapis.com"
@@ -48,22 +69,24 @@ def examine(settings: Settings, device: str | None, limits: Limits, resolver: Re
 
     Args:
         settings: the key, the project, the endpoint and the transport.
-        device: a registration token that a message is validated for; None: a topic.
+        device: a registration token or installation id that a message is validated for; None: a topic.
         limits: how long it may take.
         resolver: finds the addresses of hosts.
     """
     deadline = Deadline(limits.fcm)
+    remedies = remedies_for(settings)
     try:
         credentials, project = within(deadline.left(limits.fcm / 2), lambda: _load(settings))
     except TimeoutError:
         yield _GROUP.wrong_setting(
-            f"{_NO_KEY}: neither is set, and the metadata server of this machine does not answer", _FIRST_KEY
+            f"{_NO_KEY}: neither is set, and the metadata server of this machine does not answer",
+            remedies.first_key,
         )
         yield _GROUP.skipped("access token and message: there is no key")
         return
     except ValueError as error:
         is_set = settings.fcm_service_account_json or settings.google_application_credentials
-        yield _GROUP.wrong_setting(f"{_NO_KEY}: {error}", _NEW_KEY if is_set else _FIRST_KEY)
+        yield _GROUP.wrong_setting(f"{_NO_KEY}: {error}", remedies.new_key if is_set else remedies.first_key)
         yield _GROUP.skipped("access token and message: there is no usable key")
         return
     yield _GROUP.ok("the key can be read")
@@ -94,6 +117,11 @@ def examine(settings: Settings, device: str | None, limits: Limits, resolver: Re
         yield _GROUP.fault(f"--device: {bad}")
 
 
+def remedies_for(settings: Settings) -> Remedies:
+    """FCM is reached over TLS only, an emulator without."""
+    return OF_EMULATOR if settings.fcm_endpoint.scheme == "http" else OF_FCM
+
+
 def _load(settings: Settings) -> tuple[Credentials, str | None]:
     from listener.fcm.credentials import load_credentials  # slow to import
 
@@ -117,7 +145,7 @@ async def _exchange(
     from listener.fcm.transports.base import Outgoing
     from listener.fcm.transports.choose import make_transport
 
-    half = seconds / 2
+    half, remedies = seconds / 2, remedies_for(settings)
     tokens = AccessTokens(credentials, timeout=half)
     transport = make_transport(
         settings.transport,
@@ -130,14 +158,14 @@ async def _exchange(
         try:
             await tokens.get()
         except AuthFault as fault:
-            return [judge_no_token(fault), _GROUP.skipped("a message: there is no access token")]
+            return [judge_no_token(fault, remedies), _GROUP.skipped("a message: there is no access token")]
         took = 1000 * (time.perf_counter() - began)
         found = [_GROUP.ok(f"an access token was obtained after {took:.0f} ms")]
         body = _body(device)
         began = time.perf_counter()
         outcome = await Sender(transport, tokens).send(Outgoing(lambda: body))
         took = 1000 * (time.perf_counter() - began)
-        return [*found, *judge_outcome(outcome, took, to_device=device is not None)]
+        return [*found, *judge_outcome(outcome, took, remedies, to_device=device is not None)]
     finally:
         await transport.close()
         await tokens.close()
@@ -145,13 +173,14 @@ async def _exchange(
 
 def _body(device: str | None) -> bytes:
     """A message as a push would make it, to be validated only. Raises BadPush."""
+    is_fid = device is not None and is_installation_id(device)
     push = Push(
         id=UUID(int=0),
         attempt=1,
         retry_count=0,
         lost_claims=0,
-        device_token=device,
-        fid=None,
+        device_token=None if is_fid else device,
+        fid=device if is_fid else None,
         topic=None if device else _TOPIC,
         condition=None,
         user_id=None,
@@ -174,26 +203,27 @@ def _body(device: str | None) -> bytes:
     return prepare(push).encode(target, None, validate_only=True)
 
 
-def judge_no_token(fault: AuthFault) -> Finding:
+def judge_no_token(fault: AuthFault, remedies: Remedies) -> Finding:
     """Why there is no access token. Pure."""
     match fault.code:
         case "OAUTH_INVALID_GRANT":
             return _GROUP.fault(
                 "the key was revoked, or its service account disabled, or this machine's clock is wrong: "
                 + fault.reason.partition(";")[0],
-                f"{_NEW_KEY}; if the check of the clock finds a difference, correct that first",
+                f"{remedies.new_key}; if the check of the clock finds a difference, correct that first",
             )
         case "OAUTH_CONNECT" | "OAUTH_TIMEOUT" | "OAUTH_UNAVAILABLE" | "OAUTH_PROTOCOL":
             return _GROUP.fault(
                 f"no access token: {fault.reason}",
-                "let this machine reach the token endpoint (oauth2.googleapis.com, port 443), directly or through "
-                "HTTPS_PROXY",
+                remedies.reach_token_endpoint,
             )
         case _:
-            return _GROUP.fault(f"no access token: {fault.reason}", _NEW_KEY)
+            return _GROUP.fault(f"no access token: {fault.reason}", remedies.new_key)
 
 
-def judge_outcome(outcome: Outcome, milliseconds: float, *, to_device: bool) -> Iterator[Finding]:
+def judge_outcome(
+    outcome: Outcome, milliseconds: float, remedies: Remedies, *, to_device: bool
+) -> Iterator[Finding]:
     """What FCM says of a message that it only validates. Pure."""
     match outcome.disposition:
         case Disposition.ACCEPTED:
@@ -213,14 +243,14 @@ def judge_outcome(outcome: Outcome, milliseconds: float, *, to_device: bool) -> 
                 "upload the APNs key of the app's team (Firebase console: Project settings, Cloud Messaging)",
             )
         case Disposition.PAUSE:
-            yield _GROUP.fault(*_refusal(outcome))
+            yield _GROUP.fault(*_refusal(outcome, remedies))
         case _:
             yield _GROUP.fault(
-                f"FCM did not accept a message: {outcome.code}: {outcome.reason}", _by_code(outcome)
+                f"FCM did not accept a message: {outcome.code}: {outcome.reason}", _by_code(outcome, remedies)
             )
 
 
-def _refusal(outcome: Outcome) -> tuple[str, str]:
+def _refusal(outcome: Outcome, remedies: Remedies) -> tuple[str, str]:
     """Text and remedy for a refusal of the project, the key or the way. Pure."""
     reason = outcome.reason
     if "has not been used in project" in reason or "it is disabled" in reason:
@@ -240,13 +270,13 @@ def _refusal(outcome: Outcome) -> tuple[str, str]:
             f"FCM knows no such project ({outcome.code}: {reason})",
             _SET_PROJECT,
         )
-    return f"FCM refuses the request ({outcome.code}: {reason})", _NEW_KEY
+    return f"FCM refuses the request ({outcome.code}: {reason})", remedies.new_key
 
 
-def _by_code(outcome: Outcome) -> str | None:
+def _by_code(outcome: Outcome, remedies: Remedies) -> str | None:
     match outcome.code:
         case "DNS" | "CONNECT" | "TLS" | "PROXY" | "TIMEOUT" | "RESET" | "PROTOCOL":
-            return "let this machine reach FCM_ENDPOINT (fcm.googleapis.com, port 443), directly or through HTTPS_PROXY"
+            return remedies.reach_fcm
         case _ if outcome.disposition is Disposition.RETRY:
             return (
                 "try again in some minutes; https://status.firebase.google.com says whether FCM has a problem"

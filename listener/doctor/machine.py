@@ -23,7 +23,7 @@ def examine(settings: Settings, limits: Limits) -> Iterator[Finding]:
     yield judge_metrics(settings)
     if settings.metrics_port is not None:
         yield _GROUP.ok("/metrics is open on METRICS_PORT: nobody but your private network should reach that")
-    allowed = process.make_room_for_requests(settings.max_in_flight)
+    allowed = process.make_room_for_requests(settings)
     yield judge_open_files(settings.max_in_flight, allowed)
 
 

@@ -124,9 +124,14 @@ def targets(push: Push) -> list[Target]:
             code="INVALID_TOKEN",
         )
     return [
-        Target(TargetKind.FID if _FID.fullmatch(device) else TargetKind.TOKEN, device, platform)
+        Target(TargetKind.FID if is_installation_id(device) else TargetKind.TOKEN, device, platform)
         for device, platform in devices.items()
     ]
+
+
+def is_installation_id(text: str) -> bool:
+    """Whether a text has the form of a Firebase installation id, which no registration token has."""
+    return _FID.fullmatch(text) is not None
 
 
 def _may_be_token(text: str) -> bool:

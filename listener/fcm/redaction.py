@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 
+from listener.fcm.apns import known_reason
+
 _TEXT_LIMIT = 300
 _LONG_WORD = re.compile(r"[A-Za-z0-9_-]{20,}")
 
@@ -25,6 +27,8 @@ def quoted(text: str) -> str:
 def _hide_token(match: re.Match[str]) -> str:
     """Tokens mix upper and lower case, or are long and hexadecimal; names of projects do neither."""
     word = match.group()
+    if known_reason(word):
+        return word
     is_mixed = word != word.lower() and word != word.upper()
     if is_mixed or (len(word) >= 32 and any(c.isdigit() for c in word)):
         return "[hidden]"

@@ -108,10 +108,10 @@ _WORDS: dict[str, tuple[str, str]] = {
     "INVALID_PRIORITY": ("priority is neither normal nor high.", _CORRECT_ROW),
     "INVALID_PUSH": ("The row cannot be made a message.", _CORRECT_ROW),
     "INVALID_TARGET": ("The push has more than one target.", _CORRECT_ROW),
-    "INVALID_TOKEN": ("The registration token has characters that no token has.", _CORRECT_ROW),
+    "INVALID_TOKEN": ("The token or installation id has characters that none has.", _CORRECT_ROW),
     "INVALID_TOPIC": ("The topic has characters that no topic has.", _CORRECT_ROW),
     "INVALID_TEXT": ("A text of the row cannot be read as UTF-8.", _CORRECT_ROW),
-    "NO_TARGET": ("The push has neither a token nor a topic, a condition or a user.", _CORRECT_ROW),
+    "NO_TARGET": ("The push has no token, installation id, topic, condition or user.", _CORRECT_ROW),
     "PAYLOAD_TOO_LARGE": ("The message is larger than FCM accepts (4,096 bytes).", _CORRECT_ROW),
     # ours
     "NO_RECIPIENTS": (

@@ -21,6 +21,8 @@ class PushLine:
     """Hash of the token or fid ("token 1a2b3c4d"), user id, topic, or condition."""
     title: str | None
     error_code: str | None
+    last_error: str | None
+    """The reason, with what may be a token hidden."""
     retry_count: int
     created_at: datetime
     updated_at: datetime
@@ -91,7 +93,6 @@ class Story:
     sent_at: datetime | None
     delivered_at: datetime | None
     last_retry_at: datetime | None
-    last_error: str | None
     fcm_message_id: str | None
     claimed_by: int | None
     delivery_attempts: int

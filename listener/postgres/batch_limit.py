@@ -5,6 +5,9 @@ What to do with the rows of the statement that has timed out is not decided here
 
 from __future__ import annotations
 
+MOST_CLAIMED = 1 << 12
+"""Rows in one claim. CLAIM_BATCH is no more."""
+
 _HOLD_S = 5.0
 _LONGEST_HOLD_S = 900.0
 

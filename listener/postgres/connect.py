@@ -141,9 +141,14 @@ class Address:
             self.condition = None
             self._allow()
 
+    @property
+    def is_too_early(self) -> bool:
+        """Whether a login is not to be tried now."""
+        return time.monotonic() < self._try_at
+
     def raise_if_too_early(self) -> None:
         """Raises psycopg.OperationalError if a login is not to be tried now."""
-        if time.monotonic() < self._try_at:
+        if self.is_too_early:
             raise psycopg.OperationalError(self._refusal)
 
     async def until_worth_a_try(self) -> None:
@@ -240,7 +245,7 @@ class ServicePool(Pool):
     @asynccontextmanager
     async def connection(self, timeout: float | None = None) -> AsyncIterator[Connection]:  # noqa: ASYNC109
         """A connection for one caller at a time. Raises psycopg.OperationalError when there is none in time."""
-        if not self._living_count:
+        if self._address.is_too_early and not self._living_count:
             self._address.raise_if_too_early()
         try:
             async with super().connection(timeout) as conn:

@@ -17,7 +17,7 @@ import psycopg
 import structlog
 from psycopg.rows import args_row, kwargs_row, scalar_row
 
-from listener.postgres.batch_limit import BatchLimit
+from listener.postgres.batch_limit import MOST_CLAIMED, BatchLimit
 from listener.postgres.claiming import CLAIM, CLAIM_THESE, LOCK_DUE, Claiming, ClaimReader
 from listener.postgres.connect import STATEMENT_PATIENCE_S, Connection, Pool, fetch_value
 from listener.postgres.errors import ROW_FAULTS, is_of_rows
@@ -47,9 +47,6 @@ _WITH_BITMAP = """
 select pg_catalog.set_config('enable_indexscan', 'off', true), pg_catalog.set_config('enable_seqscan', 'off', true)
 """
 _SWEEP = load(__file__, "sweep", earliest=_EARLIEST, strangers=STRANGERS, foreign_triggers=FOREIGN_TRIGGERS)
-
-# Rows of one claim, also if CLAIM_BATCH is more.
-_MOST_AT_ONCE = 1 << 12
 
 # SQLSTATEs. A database with the encoding SQL_ASCII stores any bytes, and refuses to send those that are no UTF-8.
 _NOT_TEXT = ("22021", "22P05")
@@ -105,7 +102,7 @@ class Queue:
         """Writes the results of the rows that this worker has claimed."""
         self.frontier = Frontier()
         """Where this worker begins to look."""
-        self._batch_limit = BatchLimit(_MOST_AT_ONCE)
+        self._batch_limit = BatchLimit(MOST_CLAIMED)
         self._is_restricted = False
         self._unreadable = 0
 
@@ -133,7 +130,7 @@ class Queue:
             most = self._batch_limit.rows(now)
             limit = min(limit, most)
             try:
-                if most == _MOST_AT_ONCE:
+                if most == MOST_CLAIMED:
                     return await self._claim_at_once(limit, normal_limit, excluded, begin)
             except asyncio.CancelledError:  # it took too long
                 self._batch_limit.timed_out(limit, now)

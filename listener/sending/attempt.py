@@ -54,6 +54,8 @@ _MOST_CLAIMS_IN_OUTAGE = 500
 # The part of the lease that is kept for writing the result.
 _KEPT_OF_LEASE_S = 5.0
 
+_FAULT_OF_OURS = "INTERNAL_ERROR"
+
 _EXPIRED = Outcome(Disposition.EXPIRED, "EXPIRED", EXPIRED_REASON)
 # Of one platform, in one attempt. Some users have two devices with an app built for Apple's test environment.
 _ENOUGH_REFUSED = 3
@@ -204,7 +206,17 @@ class Attempts:
 
     def after_exception(self, push: Push, claimed_at: float, error: BaseException) -> Settlement:
         """The settlement after an exception: a fault of this service neither loses the row nor repeats it for ever."""
-        return self._decided(push, claimed_at, [self._fault_of_ours(push, error)], [])
+        with contextlib.suppress(Exception):  # what makes settlements may be what is at fault
+            return self._decided(push, claimed_at, [self._fault_of_ours(push, error)], [])
+        return Settlement(push.id, push.attempt, self._after_fault_of_ours(push, error))
+
+    def _after_fault_of_ours(self, push: Push, error: BaseException) -> Decision:
+        """What becomes of a row, from nothing but the row and the settings."""
+        tries, reason = push.retry_count + 1, _reason_of_ours(error)
+        if tries < self._policy.max_tries:
+            return Decision(Status.FAILED, self._policy.longest(tries), True, _FAULT_OF_OURS, reason)
+        status = Status.SENT if push.accepted_before else Status.DEAD
+        return Decision(status, None, True, _FAULT_OF_OURS, f"given up after {tries} tries: {reason}")
 
     def _fault_of_ours(self, push: Push, error: BaseException) -> Outcome:
         # The text of an exception may quote a payload; the place where it was raised does not.
@@ -215,8 +227,7 @@ class Attempts:
             error=type(error).__name__,
             at=f"{where.filename}:{where.lineno}",
         )
-        reason = f"push-listener could not handle this push ({type(error).__name__})"
-        return Outcome(Disposition.RETRY, "INTERNAL_ERROR", reason, delay=self._policy.floor)
+        return Outcome(Disposition.RETRY, _FAULT_OF_OURS, _reason_of_ours(error), delay=self._policy.floor)
 
     async def _send_all(self, attempt: _Attempt, requests: list[_Request]) -> None:
         if self._health.reason is not None or self._health.fails or self._health.was_refused(attempt.push):
@@ -454,6 +465,11 @@ def _not_tried(one: _Request) -> Outcome:
         return _NOT_TRIED
     reason = f"waits, because nothing is accepted for platform {one.target.platform} at present"
     return replace(_NOT_TRIED, code="PLATFORM_PAUSED", reason=reason, delay=one.held_back)
+
+
+def _reason_of_ours(error: BaseException) -> str:
+    """Without the text of the exception, which may quote a payload."""
+    return f"push-listener could not handle this push ({type(error).__name__})"
 
 
 def untouched(push: Push) -> Settlement:

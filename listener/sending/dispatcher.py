@@ -201,8 +201,9 @@ class Dispatcher:
             settlement = self._attempts.after_exception(push, claimed_at, error)
         else:
             settlement = task.result()
-        self._quota.sent(push, settlement.requests)
+        # Before anything else can fail: this process would hold a row without a result for as long as it lives.
         self._settler.put(settlement)
+        self._quota.sent(push, settlement.requests)
         if len(self._sending) == self._admission.busiest_worth_a_claim:
             self._waker.look.note_capacity()
 

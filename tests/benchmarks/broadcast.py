@@ -6,8 +6,8 @@
 One listener process runs, FCM answers after 50 ms. Three arms, in one database, each of one statement: as many pushes
 to devices, without users and keys; the rows of the broadcast, but with the token of the user's device; and the
 broadcast to users of one device each. With --rows there is a fourth, or with --users 0 the only one: that many pushes
-to devices. In all of them, high-priority pushes are inserted 50 a second. Counted is from the moment when Postgres begins with the INSERT of such a push to the
-arrival of its request. If a push does not arrive exactly once, this fails.
+to devices. In all of them, high-priority pushes are inserted 50 a second. Counted is from the moment when Postgres
+begins with the INSERT of such a push to the arrival of its request. If a push does not arrive exactly once, this fails.
 
 The CPU time of Postgres is of all its processes, from the commit until all is settled, for each push of normal
 priority. It includes what the high-priority pushes take, in each of the arms.

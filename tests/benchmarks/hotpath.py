@@ -127,10 +127,7 @@ def _part(path: str, function: str) -> str | None:
     if path.endswith("/tests/benchmarks/hotpath.py") and function in ("post", "_answer"):
         return "timer in place of FCM"
     _, inside, name = path.rpartition("/listener/")
-    if not inside:
-        return None
-    name = name.removesuffix(".py")
-    return f"queue: {function.lstrip('_')}" if name == "queue" else name
+    return name.removesuffix(".py") if inside else None
 
 
 async def _drain(dsn: str, settings: Settings, latency: float, rows: int, parts: Parts | None) -> float:

@@ -84,6 +84,10 @@ def now() -> datetime:
 _STATUSES = ["sent"] * 5 + ["delivered", "sent", "failed", "sent", "dead"]
 _STATUSES += ["sent", "processing", "pending", "expired"]
 _CODES = {"failed": "UNAVAILABLE", "dead": "UNREGISTERED", "expired": "EXPIRED"}
+_REASONS = {
+    "failed": "The service is currently unavailable.",
+    "dead": "UNREGISTERED: Requested entity was not found.",
+}
 _TITLES = [
     "Your order has shipped",
     "Anna sent you a message",
@@ -119,6 +123,7 @@ def line(number: int, at: datetime | None = None, *, status: str | None = None) 
         target=target,
         title=_TITLES[number % len(_TITLES)],
         error_code=_CODES.get(found),
+        last_error=_REASONS.get(found),
         retry_count={"failed": 2, "dead": 5}.get(found, 0),
         created_at=changed - timedelta(seconds=0.3 + number % 4),
         updated_at=changed,
@@ -146,7 +151,6 @@ def story(number: int = 7, *, status: str = "dead") -> Story:
         sent_at=at(0.31),
         delivered_at=at(2.9),
         last_retry_at=at(64),
-        last_error=f"UNREGISTERED: {gone}",
         fcm_message_id="projects/demo/messages/0:1764445383123456%31bd1c9631bd1c96",
         claimed_by=None,
         delivery_attempts=3,

@@ -426,6 +426,38 @@ async def test_no_reason_names_the_device() -> None:
     ]
 
 
+class _FaultyHealth(FcmHealth):
+    """Fails whenever a settlement is made."""
+
+    @property
+    def in_doubt(self) -> bool:
+        raise TypeError
+
+
+@pytest.mark.parametrize(
+    ("retry_count", "accepted_before", "status"),
+    [(0, 0, Status.FAILED), (4, 0, Status.DEAD), (4, 1, Status.SENT)],
+)
+def test_a_fault_in_what_makes_settlements_uses_tries_too(
+    retry_count: int, accepted_before: int, status: Status
+) -> None:
+    one = dataclasses.replace(_push("good"), retry_count=retry_count, accepted_before=accepted_before)
+    attempts = _attempts(None, _FaultyHealth(after_losses(0, 1000, time.monotonic())))
+    decision = attempts.after_exception(one, elapsed(), _raised(ValueError("S3cr3t"))).decision
+    assert (decision.status, decision.code, decision.uses_try) == (status, "INTERNAL_ERROR", True)
+    assert (decision.delay is None) == (status is not Status.FAILED)
+    assert "(ValueError)" in (decision.reason or "")
+    assert "S3cr3t" not in (decision.reason or "")
+
+
+def _raised(error: Exception) -> Exception:
+    """With the place where it was raised."""
+    try:
+        raise error
+    except Exception as caught:
+        return caught
+
+
 def _attempts(sender: object, health: FcmHealth | None = None, **settings: str) -> Attempts:
     loaded = config.load(database_url="postgresql://nobody@localhost/none", **settings)
     health = health or FcmHealth(after_losses(0, loaded.max_in_flight, time.monotonic()))

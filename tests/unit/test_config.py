@@ -210,7 +210,7 @@ WRONG = {
     "LOG_FORMAT": ["S3cr3t", "xml"],
     "LOG_LEVEL": ["S3cr3t", "trace"],
     "MAX_IN_FLIGHT": ["0", "S3cr3t", "100001", "1e9"],
-    "CLAIM_BATCH": ["0", "10001"],
+    "CLAIM_BATCH": ["0", "4097"],
     "SETTLE_BATCH": ["0", "10001"],
     "FCM_REQUEST_TIMEOUT": ["0", "-1", "nan", "inf", "S3cr3t", "86401"],
     "FCM_CONNECT_TIMEOUT": ["0", "15", "16"],

@@ -268,15 +268,18 @@ DISABLED = answers.error(
 )
 def test_what_fcm_answers(answer: answers.Answer, said: str) -> None:
     outcome = classify(answer.status, answer.headers, answer.body)
-    (found,) = fcm.judge_outcome(outcome, 1.0, to_device=True)
+    (found,) = fcm.judge_outcome(outcome, 1.0, fcm.OF_FCM, to_device=True)
     assert found.level is Level.FAULT
     assert found.text.startswith(said)
 
 
 def test_a_topic_says_nothing_about_apple() -> None:
     outcome = classify(200, {}, b'{"name": "projects/p/messages/1"}')
-    assert levels(list(fcm.judge_outcome(outcome, 1.0, to_device=False))) == [Level.OK, Level.SKIPPED]
-    assert levels(list(fcm.judge_outcome(outcome, 1.0, to_device=True))) == [Level.OK]
+    assert levels(list(fcm.judge_outcome(outcome, 1.0, fcm.OF_FCM, to_device=False))) == [
+        Level.OK,
+        Level.SKIPPED,
+    ]
+    assert levels(list(fcm.judge_outcome(outcome, 1.0, fcm.OF_FCM, to_device=True))) == [Level.OK]
 
 
 @pytest.mark.parametrize(
@@ -288,6 +291,6 @@ def test_a_topic_says_nothing_about_apple() -> None:
     ],
 )
 def test_why_there_is_no_access_token(code: str, said: str) -> None:
-    found = fcm.judge_no_token(AuthFault(code, "why", permanent=True))
+    found = fcm.judge_no_token(AuthFault(code, "why", permanent=True), fcm.OF_FCM)
     assert found.text.startswith(said)
     assert found.remedy

@@ -20,7 +20,7 @@ def at(seconds: float) -> datetime:
 
 def line(number: int, seconds: float, status: str = "sent") -> PushLine:
     return PushLine(
-        UUID(int=number), status, "normal", "user", "", None, None, 0, at(seconds), at(seconds), None
+        UUID(int=number), status, "normal", "user", "", None, None, None, 0, at(seconds), at(seconds), None
     )
 
 

@@ -28,3 +28,12 @@ def make_transport(name: TransportName, url: str, *, connect_timeout: float, tim
     from listener.fcm.transports.direct import DirectTransport
 
     return DirectTransport(url, http2=name == "http2", connect_timeout=connect_timeout, timeout=timeout)
+
+
+def requests_per_connection(name: TransportName, url: str) -> int:
+    """How many requests a connection of ``make_transport`` carries at once, if the server is FCM."""
+    if name != "http2" or not url.startswith("https://") or is_proxied(url):
+        return 1
+    from listener.fcm.transports.http2_connection import STREAMS
+
+    return STREAMS

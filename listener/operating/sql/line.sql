@@ -16,6 +16,7 @@ p.id, p.status::text as status, coalesce(p.priority::text, 'normal') as priority
          when p.condition is not null then pg_catalog.left(p.condition::text, 201)
          else coalesce(p.user_id::text, '') end as target,
     pg_catalog.left(p.title::text, 201) as title, pg_catalog.left(p.error_code::text, 65) as error_code,
+    pg_catalog.left(p.last_error::text, 2001) as last_error,
     coalesce(p.retry_count, 0)::integer as retry_count,
     extract(epoch from p.created_at)::float8 as created_at, extract(epoch from p.updated_at)::float8 as updated_at,
     case when p.status::text in ('pending', 'processing', 'failed')

@@ -472,7 +472,7 @@ class _Views:
         if given.get("user") and user is None:
             faults.append("The user must be a UUID.")
         elif (token is None) == (user is None):
-            faults.append("Give a registration token or a user, and not both.")
+            faults.append("Give a device or a user, and not both.")
         if not given.get("title"):
             faults.append("The title is missing.")
         if not faults:

@@ -14,7 +14,7 @@ import psycopg
 import pytest
 from psycopg import sql
 
-from listener.doctor import connections, examination, reaching
+from listener.doctor import connections, examination, fcm, reaching
 from listener.doctor.findings import Finding, Level
 from listener.doctor.limits import Limits
 from listener.doctor.looking import record
@@ -170,10 +170,21 @@ async def test_a_missing_key_is_a_wrong_setting(database: Database, emulator: Em
 
 
 async def test_no_key_at_all_is_told_with_what_to_do(database: Database, emulator: Emulator) -> None:
-    found = await examine(database.dsn, emulator, fcm_service_account_json=None)
-    fault = found.only(Level.FAULT, "FCM")
+    for endpoint, remedy in (
+        ("https://fcm.googleapis.com", "make a new key (Firebase console"),
+        (emulator.endpoint, "set GOOGLE_APPLICATION_CREDENTIALS to the key that the emulator writes"),
+    ):
+        found = await examine(database.dsn, emulator, fcm_service_account_json=None, fcm_endpoint=endpoint)
+        fault = found.only(Level.FAULT, "FCM")
+        assert fault.remedy
+        assert fault.remedy.startswith(remedy)
+
+
+async def test_an_emulator_that_does_not_run_is_to_be_started(database: Database, emulator: Emulator) -> None:
+    await emulator.stop()
+    fault = (await examine(database.dsn, emulator)).only(Level.FAULT, "FCM")
     assert fault.remedy
-    assert "Firebase console" in fault.remedy
+    assert fault.remedy.startswith("start the emulator (push-listener emulator) at FCM_ENDPOINT")
 
 
 @pytest.mark.parametrize(
@@ -698,7 +709,11 @@ async def test_two_workers_and_rows_that_cannot_be_written(database: Database, e
 @pytest.mark.parametrize(
     ("fault", "said", "remedy"),
     [
-        ("oauth_invalid_grant", "the key was revoked, or its service account disabled", "make a new key"),
+        (
+            "oauth_invalid_grant",
+            "the key was revoked, or its service account disabled",
+            "set GOOGLE_APPLICATION_CREDENTIALS to the key that the emulator",
+        ),
         ("permission_denied", "the key may not send for this project", "set FCM_PROJECT_ID"),
         ("unavailable", "FCM did not accept a message: UNAVAILABLE", "try again in some minutes"),
         (
@@ -739,12 +754,18 @@ async def test_a_real_device(database: Database, emulator: Emulator) -> None:
     assert "S3cr3t" not in str(dead) + str(bad)
 
 
+async def test_an_installation_id_is_a_device_too(database: Database, emulator: Emulator) -> None:
+    found = await examine(database.dsn, emulator, "--device", "cLwDkXAPQ0aQqWZbZ3sPQZ")
+    assert found.at(Level.FAULT) == []
+    assert emulator.received[-1].kind == "fid"
+
+
 async def test_fcm_that_cannot_be_reached(database: Database, emulator: Emulator) -> None:
     found = await examine(database.dsn, emulator, fcm_endpoint=f"http://127.0.0.1:{closed_port()}")
     fault = found.only(Level.FAULT)
     assert fault.text.startswith("FCM did not accept a message: CONNECT")
     assert fault.remedy
-    assert fault.remedy.startswith("let this machine reach")
+    assert fault.remedy.startswith("start the emulator")
 
 
 # --- others in the database ------------------------------------------------------------------------------------------
@@ -869,7 +890,10 @@ async def test_the_document_shows_what_is_wrong_with_an_address(
     await prints("A database that is away", f"postgresql://u@127.0.0.1:{closed_port()}/d", emulator)
 
 
-async def test_the_document_shows_a_revoked_key(database: Database, emulator: Emulator) -> None:
+async def test_the_document_shows_a_revoked_key(
+    database: Database, emulator: Emulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fcm, "remedies_for", lambda _: fcm.OF_FCM)
     emulator.add_fault("oauth_invalid_grant")
     await prints("A key that was revoked", database.dsn, emulator)
 

@@ -39,6 +39,8 @@ async def test_migrate_and_roll_back(blank_database: Database) -> None:
     assert {each["standing"] for each in after["functions"]} == {"current"}
     table = await invoke(dsn, "migrate", "--status")
     assert table.exit_code == 0
+    headings = table.stdout.splitlines()[1].strip("┃").split("┃")
+    assert [heading.strip() for heading in headings] == ["version", "name", "applied at", "file"]
     assert all(m.name in table.stdout for m in known)
 
     back = await invoke(dsn, "migrate", "--down", "0")

@@ -25,16 +25,26 @@ from tests.support.service import PATIENCE, PROJECT, Rows, program
 EVIL = "[red]x[/red]\x1b[2J\x9b31m\u202egnp.exe"
 """Markup, escape sequences, and a text that runs the other way."""
 
+_REASON = (
+    "FCM does not know\x1b[2J cLwDkXAPQ0aQqWZbZ3sPQZ:APA91bHun4MxP5egoKMwt2KZFBaFUH-1RYqx "
+    + "very " * 40
+    + "well"
+)
+_TOLD = "FCM does not know [2J [hidden]:[hidden] " + "very " * 40 + "well"
+"""As it is shown: without a token, and without what a terminal obeys."""
+
 _ENDED = (
-    "insert into push_notifications (title, status, next_attempt_at, error_code, user_id) "
-    "select %(title)s, %(status)s, null, %(code)s, %(user)s::uuid from generate_series(1, %(number)s::integer)"
+    "insert into push_notifications (title, status, next_attempt_at, error_code, last_error, user_id) "
+    "select %(title)s, %(status)s, null, %(code)s, %(reason)s, %(user)s::uuid "
+    "from generate_series(1, %(number)s::integer)"
 )
 USER = uuid4()
 ANY_ID = "01a22910-9894-769c-b4e5-0ec9eb781c60"
 
 
 async def _add(rows: Rows, status: str, code: str | None, number: int = 1, user: Any = None) -> None:
-    await rows.query(_ENDED, title=EVIL, status=status, code=code, user=user, number=number)
+    reason = _REASON if code else None
+    await rows.query(_ENDED, title=EVIL, status=status, code=code, reason=reason, user=user, number=number)
 
 
 async def _statuses(rows: Rows) -> dict[tuple[str, str], int]:
@@ -326,8 +336,10 @@ async def test_tail_follows_what_ends(database: Database, rows: Rows, as_json: b
     assert "sent" not in " ".join(lines)
     if as_json:
         assert {orjson.loads(line)["error_code"] for line in lines} == {"UNREGISTERED", "INTERNAL"}
+        assert {orjson.loads(line)["last_error"] for line in lines} == {_TOLD}
     else:
         assert "[red]x[/red]" in lines[0]
+        assert all(line.endswith(f" - {_TOLD}") for line in lines)
     assert "\x1b" not in running.output
     assert "Traceback" not in running.output
 

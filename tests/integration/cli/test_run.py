@@ -86,6 +86,12 @@ async def test_max_in_flight_is_lowered_to_the_limit_of_open_files(
         assert any(r["event"] == "MAX_IN_FLIGHT lowered" for r in running.records) == (in_flight < 1250)
 
 
+async def test_the_requests_of_http2_share_connections(database: Database, emulator: Emulator) -> None:
+    env = environment(database.dsn, emulator, fcm_endpoint="https://127.0.0.1:1")
+    async with python("-c", _WITH_FILES.format(113, 113), env=env, forked=True) as running:
+        assert (await running.said("ready"))["in_flight_at_most"] == 1250
+
+
 async def test_a_limit_of_open_files_that_is_too_low(database: Database, emulator: Emulator) -> None:
     async with python(
         "-c", _WITH_FILES.format(90, 90), env=environment(database.dsn, emulator), forked=True

@@ -39,6 +39,14 @@ async def test_send_and_wait(database: Database, rows: Rows, emulator: Emulator,
     assert 60 - PATIENCE <= int(message["android"]["ttl"].removesuffix("s")) <= 60
 
 
+async def test_send_to_an_installation(database: Database, emulator: Emulator, service: Service) -> None:
+    arguments = ["--fid", "installation", "--user", str(uuid4()), "--title", "T", "--wait", "20"]
+    code, out, _ = await send(database, *arguments)
+    assert (code, out.split()[1]) == (0, "sent")
+    (record,) = emulator.accepted
+    assert (record.kind, record.target) == ("fid", "installation")
+
+
 async def test_send_to_a_dead_token(database: Database, service: Service) -> None:
     arguments = ["--token", "dead-phone", "--title", "T", "--wait", "20"]
     code, out, _ = await send(database, *arguments)

@@ -78,6 +78,7 @@ async def test_help_of_run_lists_every_variable() -> None:
         ["send", "--title", "t"],
         ["send", "--token", "t"],
         ["send", "--token", "t", "--topic", "u", "--title", "x"],
+        ["send", "--token", "t", "--fid", "f", "--title", "x"],
         ["send", "--token", "t", "--data", "{"],
         ["send", "--token", "t", "--data", "[1]"],
         ["send", "--token", "t", "--title", "x", "--priority", "urgent"],

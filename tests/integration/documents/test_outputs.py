@@ -11,6 +11,8 @@ from uuid import UUID, uuid4
 import psycopg
 import pytest
 
+from listener.emulator import answers
+from listener.fcm.outcome import classify
 from listener.schema import migrate
 from tests.support.cli import invoke
 from tests.support.documents import blocks, is_like, shape, shown_calls, sql_blocks, text_of
@@ -21,8 +23,8 @@ TITLE = "Your ride is here"
 
 
 _DEAD: LiteralString = """
-insert into push_notifications (id, device_token, title, status, error_code, lost_claims, next_attempt_at)
-  select id, 't', %(title)s, 'dead', 'THIRD_PARTY_AUTH_ERROR', %(lost)s::integer, null from unnest(%(ids)s::uuid[]) id
+insert into push_notifications (id, device_token, title, status, error_code, last_error, lost_claims, next_attempt_at)
+  select id, 't', %(title)s, 'dead', %(code)s, %(reason)s, %(lost)s::integer, null from unnest(%(ids)s::uuid[]) id
 """
 _WAITING: LiteralString = """
 insert into push_notifications (user_id, title, next_attempt_at)
@@ -36,8 +38,10 @@ async def test_of_the_commands_for_operators(database: Database, rows: Rows) -> 
     await _tail(database, rows, *tail)
     words = [word for arguments, _ in calls for word in arguments]
     first, second, sent, user = (UUID(word) for word in words if re.fullmatch(r"[0-9a-f-]{36}", word))
-    await rows.query(_DEAD, ids=[first, second], title=TITLE, lost=1)
-    await rows.query(_DEAD, ids=[uuid4() for _ in range(10)], title=TITLE, lost=0)
+    refused = classify(401, {}, answers.refused_by_apple("InvalidProviderToken").body)
+    why = {"title": TITLE, "code": "THIRD_PARTY_AUTH_ERROR", "reason": refused.reason}
+    await rows.query(_DEAD, ids=[first, second], lost=1, **why)
+    await rows.query(_DEAD, ids=[uuid4() for _ in range(10)], lost=0, **why)
     await rows.add(id=sent, device_token="t", title=TITLE, status="sent", next_attempt_at=None)
     await rows.query(_WAITING, user=user)
     for arguments, stated in calls:

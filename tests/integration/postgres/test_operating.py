@@ -448,7 +448,7 @@ async def test_texts_of_any_length_are_cut_and_say_so(database: Database) -> Non
     ] * 3
     assert line == story.line == (await shown.pulse()).latest[0] == (await shown.pushes(Filter())).lines[0]
     for text, most in (
-        (line.target, 200), (line.title, 200), (line.error_code, 64), (group.code, 64), (story.last_error, 2000),
+        (line.target, 200), (line.title, 200), (line.error_code, 64), (group.code, 64), (line.last_error, 2000),
         (story.collapse_key, 200), (story.fcm_message_id, 512), (attempt.code, 64), (attempt.answer, 2000),
         (attempt.message_id, 512),
     ):  # fmt: skip

@@ -368,6 +368,12 @@ async def test_a_test_push_is_recorded_without_its_token(acting: Acting, rows: R
     assert "secret-token" not in str(await rows.query("select a::text from push_listener.actions a"))
 
 
+async def test_a_test_push_to_an_installation_id(acting: Acting, rows: Rows) -> None:
+    push = await acting.send(token="cLwDkXAPQ0aQqWZbZ3sPQZ", user=None, title="t", body="b", who="anna")
+    row = await rows.get(push)
+    assert (row["fid"], row["device_token"]) == ("cLwDkXAPQ0aQqWZbZ3sPQZ", None)
+
+
 async def test_a_test_push_that_fcm_would_refuse_is_refused(acting: Acting, rows: Rows) -> None:
     for values in (
         {"token": None, "user": None, "title": "t", "body": "b"},
