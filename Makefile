@@ -18,7 +18,7 @@ demo: .venv/installed ## a whole system on this machine, with a private Postgres
 	@.venv/bin/push-listener demo $(ARGS)
 
 check: .venv/installed lint ## before each commit: lint, types, unit tests, and the queue and the web server on one Postgres
-	.venv/bin/python -m pytest -q -n 2 --hypothesis-profile quick tests/unit tests/integration/postgres/test_queue.py tests/integration/web $(ARGS)
+	.venv/bin/python -m pytest -q -n 3 --dist worksteal --hypothesis-profile quick tests/unit tests/integration/postgres/test_queue.py tests/integration/web/test_web.py $(ARGS)
 
 coverage: .venv/installed ## which lines and branches of listener/ the tests run, on the newest Postgres (ARGS=... for pytest)
 	.venv/bin/python -m pytest -n 2 --cov=listener --cov-branch --cov-report=term:skip-covered $(ARGS)
