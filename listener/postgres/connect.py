@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from typing import Any, Self
-from weakref import WeakKeyDictionary, WeakSet
+from weakref import WeakSet
 
 import psycopg
 from psycopg import AsyncConnection
@@ -54,16 +54,21 @@ _BETWEEN_PROBES_S = 0.01
 _CLEAN = "deallocate all; unlisten *; select pg_catalog.pg_advisory_unlock_all()"
 # Overrides what the role, the database or the server prescribes: under a stricter isolation concurrent claims fail, and
 # these connections are meant to be idle. Postgres takes some of our statements for more expensive than they are, and
-# would compile them, which takes longer than they do. An index serves each of them, but Postgres prefers to read the
-# whole table while it is small, and a session keeps such a plan when the table has grown. Postgres may also plan a
-# claim anew each time, which takes as long as the claim itself: the plan need not depend on the values.
+# would compile them, which takes longer than they do.
 _SETTINGS = """
 select pg_catalog.set_config('default_transaction_isolation', 'read committed', false),
        pg_catalog.set_config('idle_session_timeout', '0', false),
-       pg_catalog.set_config('jit', 'off', false),
-       pg_catalog.set_config('enable_seqscan', 'off', false),
+       pg_catalog.set_config('jit', 'off', false)
+"""
+
+# An index serves each statement of the service, but Postgres prefers to read the whole table while it is small, and a
+# session keeps such a plan when the table has grown. Postgres may also plan a claim anew each time, which takes as long
+# as the claim itself: the plan need not depend on the values.
+PLANNING = """
+select pg_catalog.set_config('enable_seqscan', 'off', false),
        pg_catalog.set_config('plan_cache_mode', 'force_generic_plan', false)
 """
+"""What the sessions of ``ServicePool`` are set to besides."""
 
 _SMALL_BYTES = 64 * 1024
 """Below twice this size of the table, no plan is bad enough to be made anew."""
@@ -220,7 +225,6 @@ class ServicePool(Pool):
         self._prepares = prepares
         self._living: WeakSet[Connection] = WeakSet()
         self._size = 0
-        self._planned_for: WeakKeyDictionary[Connection, int] = WeakKeyDictionary()
         self._is_small = False
         self._opening = 0
         self._grow_at = -math.inf
@@ -250,7 +254,8 @@ class ServicePool(Pool):
         try:
             async with super().connection(timeout) as conn:
                 try:
-                    await self._plan_anew(conn)
+                    if self._prepares and isinstance(conn, _Pooled):
+                        await self._plan_anew(conn)
                     yield conn
                 except psycopg.Error as error:
                     if spoils_session(error):
@@ -263,18 +268,18 @@ class ServicePool(Pool):
         """Notes the size of ``push_notifications``, in bytes."""
         self._size = size
 
-    async def _plan_anew(self, conn: Connection) -> None:
+    async def _plan_anew(self, conn: _Pooled) -> None:
         """Discards the plans of a session if the table has doubled since they were made.
 
         Postgres itself plans anew only when the table is analyzed, which takes autovacuum a minute and more. Until
-        then, a plan for few rows may read all of an index for each batch of a broadcast.
+        then, a plan for few rows may read all of an index for each batch of a broadcast. The log of deliveries grows
+        with the table, and the devices of a user are found by an index whatever their number.
         """
-        planned_for = self._planned_for.get(conn, 0)
-        if self._prepares and self._size >= 2 * max(planned_for, _SMALL_BYTES):
+        if self._size >= 2 * max(conn.planned_for, _SMALL_BYTES):
             await conn.execute("discard plans", prepare=False)
-        elif self._size >= planned_for:
+        elif self._size >= conn.planned_for:
             return
-        self._planned_for[conn] = self._size
+        conn.planned_for = self._size
 
     async def shrink(self) -> None:
         """Leaves a connection to somebody else: closes all but one, and opens no more until ``grow``."""
@@ -308,10 +313,10 @@ class ServicePool(Pool):
     async def prepare(self, conn: Connection) -> None:
         """Makes a new connection ready. Raises psycopg.Error or TimeoutError."""
         self._living.add(conn)
-        self._planned_for[conn] = self._size
         if self._prepares:
             async with asyncio.timeout(_CONFIGURE_PATIENCE_S):
                 await prepare_session(conn)
+                await conn.execute(PLANNING)
 
     @property
     def _living_count(self) -> int:
@@ -328,13 +333,15 @@ class _Pooled(AsyncConnection[tuple[Any, ...]]):
     """A connection of a pool."""
 
     pool: ServicePool
+    planned_for: int
+    """The size of ``push_notifications``, in bytes, when the plans of the session were made, or less."""
 
     @classmethod
     async def connect(cls, conninfo: str = "", *, pool: ServicePool, **kwargs: Any) -> Self:  # type: ignore[override]
         """What the pool calls."""
         with pool.opening():
             conn = await super().connect(conninfo, **kwargs)
-            conn.pool = pool
+            conn.pool, conn.planned_for = pool, pool._size
             try:
                 await pool.prepare(conn)
             except BaseException:

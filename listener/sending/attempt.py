@@ -206,9 +206,12 @@ class Attempts:
 
     def after_exception(self, push: Push, claimed_at: float, error: BaseException) -> Settlement:
         """The settlement after an exception: a fault of this service neither loses the row nor repeats it for ever."""
-        with contextlib.suppress(Exception):  # what makes settlements may be what is at fault
-            return self._decided(push, claimed_at, [self._fault_of_ours(push, error)], [])
-        return Settlement(push.id, push.attempt, self._after_fault_of_ours(push, error))
+        outcome = self._fault_of_ours(push, error)
+        try:
+            return self._decided(push, claimed_at, [outcome], [])
+        except Exception as again:  # what makes settlements may be what is at fault
+            self._fault_of_ours(push, again)
+            return Settlement(push.id, push.attempt, self._after_fault_of_ours(push, error))
 
     def _after_fault_of_ours(self, push: Push, error: BaseException) -> Decision:
         """What becomes of a row, from nothing but the row and the settings."""

@@ -203,9 +203,9 @@ class Dispatcher:
             settlement = task.result()
         # Before anything else can fail: this process would hold a row without a result for as long as it lives.
         self._settler.put(settlement)
-        self._quota.sent(push, settlement.requests)
         if len(self._sending) == self._admission.busiest_worth_a_claim:
             self._waker.look.note_capacity()
+        self._quota.sent(push, settlement.requests)
 
     async def _put_back_unknown(self) -> None:
         """Puts back rows of claims whose answers were lost."""

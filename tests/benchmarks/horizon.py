@@ -37,7 +37,7 @@ from psycopg_pool import AsyncConnectionPool
 from rich.table import Table
 
 from listener.postgres import workers
-from listener.postgres.connect import Pool, prepare_session
+from listener.postgres.connect import PLANNING, Connection, Pool, prepare_session
 from listener.postgres.queue import Queue
 from listener.push import Decision, LogLine, Settlement, Status
 from tests.benchmarks import drain, rig
@@ -131,7 +131,7 @@ class Worker:
                     max_size=1,
                     open=False,
                     kwargs={"autocommit": True},
-                    configure=prepare_session,
+                    configure=_prepare,
                 )
             )
             for _ in range(2)
@@ -173,6 +173,12 @@ class Worker:
             step.whole + (rig.cpu_seconds(self.claiming) - before) * 1e3,
             step.wholes + 1,
         )
+
+
+async def _prepare(conn: Connection) -> None:
+    """As the sessions of the service are prepared."""
+    await prepare_session(conn)
+    await conn.execute(PLANNING)
 
 
 async def _backend(pool: Pool) -> int:

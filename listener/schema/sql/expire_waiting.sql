@@ -1,6 +1,8 @@
 -- Lets one batch of waiting rows expire in a copy of a database; returns how many it found, and how many have expired: a
 -- trigger of the application may keep a row as it is.
 --
+-- The ids are an array, because for a join Postgres may read the index from its beginning, past all of the history.
+--
 -- The statement waits for locked rows and does not skip them: when it finds no row, the caller serves the database.
 with waiting as materialized (
   select id
@@ -16,8 +18,7 @@ with waiting as materialized (
   update public.push_notifications p
     set status = 'expired', next_attempt_at = null, error_code = %(code)s, last_error = %(reason)s,
         updated_at = pg_catalog.now()
-    from waiting
-    where p.id = waiting.id
+    where p.id = any(array(select id from waiting))
     returning p.next_attempt_at
 )
 select (select pg_catalog.count(*) from waiting) as found,

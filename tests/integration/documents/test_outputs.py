@@ -13,6 +13,7 @@ import pytest
 
 from listener.emulator import answers
 from listener.fcm.outcome import classify
+from listener.postgres import connect
 from listener.schema import migrate
 from tests.support.cli import invoke
 from tests.support.documents import blocks, is_like, shape, shown_calls, sql_blocks, text_of
@@ -122,3 +123,10 @@ def test_of_the_default_for_ids(blank_database: Database) -> None:
     assert sorted(ids, key=lambda each: int(each.int >> 80)) == ids
     assert migrate.apply(blank_database.dsn) == []
     assert (migrate.damages(blank_database.dsn), migrate.drift(blank_database.dsn)) == ([], [])
+
+
+def test_the_page_about_poolers_names_every_setting_of_a_session() -> None:
+    page = text_of("docs/poolers.md")
+    names = re.findall(r"set_config\('(\w+)'", connect._SETTINGS + connect.PLANNING)
+    assert len(names) == 5
+    assert [name for name in names if f"`{name}`" not in page] == []

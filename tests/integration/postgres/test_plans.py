@@ -8,8 +8,9 @@ is then run without the index it lives by, and has to be caught.
 from __future__ import annotations
 
 import math
+import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, LiteralString
@@ -19,8 +20,9 @@ import psycopg
 import pytest
 from psycopg import sql
 
-from listener.postgres import claiming, connect, overview, queue, settlements
-from listener.schema import migrate, retention
+from listener.postgres import claiming, connect, overview, queue, settlements, workers
+from listener.postgres.locks import LIVENESS_CLASS
+from listener.schema import migrate, retention, served
 from tests.support.attacks import other_types
 from tests.support.postgres import Database, Server, Template
 
@@ -174,6 +176,27 @@ def _expired(conn: Connection) -> dict[str, object]:
     return {"rows": WAITING, "excluded": [uuid4()], "reason": "late", **_ALL}
 
 
+_WAITING_EXPIRE = {
+    "known_too": True,
+    "system": "1",
+    "database": 1,
+    "address": "localhost",
+    "batch": BATCH,
+    "code": "COPIED_DATABASE",
+    "reason": "copied",
+}
+
+
+def _dead_worker(conn: Connection) -> dict[str, object]:
+    """A worker that holds rows and no lock."""
+    _claimed(conn)
+    conn.execute("delete from push_listener.workers")
+    conn.execute(
+        "insert into push_listener.workers (id, name, guarded) overriding system value values (1, 'dead', true)"
+    )
+    return {"class": LIVENESS_CLASS, "suspects": [1]}
+
+
 def _users_own(conn: Connection) -> dict[str, object]:
     """A push that is being sent to the devices of a user, who asks."""
     values = _one_claimed(conn)
@@ -248,6 +271,10 @@ CASES = [
     Case("unlogged", settlements._UNLOGGED, _LOG, _again),
     Case("take back", settlements._TAKE_BACK, _KEY, _again),
     Case("release", queue._RELEASE, _DUE, _claimed),
+    Case("rescue", workers._RESCUE, _DUE, _dead_worker),
+    Case("rescue, by their ids", workers._RESCUE, _KEY, _dead_worker),
+    Case("expire_waiting", served._EXPIRE, _DUE, _WAITING_EXPIRE),
+    Case("expire_waiting, its update", served._EXPIRE, _KEY, _WAITING_EXPIRE),
     Case("expire", queue._EXPIRE, _DUE, _expired),
     Case("expire, its update", queue._EXPIRE, _KEY, _expired),
     Case("expire, what was accepted", queue._EXPIRE, _LOG, _expired),
@@ -363,7 +390,7 @@ def _excesses(database: Database, when: str) -> list[str]:
     faults = []
     for settings, cases in (
         ("set local plan_cache_mode = auto", CASES),
-        (connect._SETTINGS, CASES),  # as the service plans
+        (connect.PLANNING, CASES),  # as the service plans
         ("set local plan_cache_mode = force_custom_plan", KEPT),
     ):
         for case in cases:
@@ -395,7 +422,7 @@ def _looks_into_the_log(conn: Connection) -> list[str]:
 
 
 @pytest.mark.oldest_postgres
-@pytest.mark.parametrize("settings", [connect._SETTINGS, "set plan_cache_mode = force_custom_plan"])
+@pytest.mark.parametrize("settings", [connect.PLANNING, "set plan_cache_mode = force_custom_plan"])
 def test_rows_and_results_are_not_compared_each_with_each(
     database: Database, settings: LiteralString
 ) -> None:
@@ -410,16 +437,11 @@ def test_rows_and_results_are_not_compared_each_with_each(
         )
         conn.commit()
         conn.execute(sql.SQL(settings))
-        claim = conn.execute(
-            _explained(claiming.CLAIM), {**_CLAIM, "limit": 500, "normal_limit": 500}, prepare=True
-        ).fetchone()
-        settle = conn.execute(_explained(settlements._SETTLE), _claimed(conn, 500), prepare=True).fetchone()
-    assert claim is not None
-    assert settle is not None
-    for row in (claim, settle):
+        claim = _executed(conn, claiming.CLAIM, {**_CLAIM, "limit": 500, "normal_limit": 500})
+        settle = _executed(conn, settlements._SETTLE, _claimed(conn, 500))
+    for plan in (claim, settle):
         compared = [
-            node.get("Rows Removed by Join Filter", 0) * node["Actual Loops"]
-            for node in _nodes(row[0][0]["Plan"])
+            node.get("Rows Removed by Join Filter", 0) * node["Actual Loops"] for node in _nodes(plan)
         ]
         assert max(compared) <= ENOUGH  # 500 times 500 otherwise
 
@@ -463,26 +485,20 @@ def test_the_recipients_of_a_claim_are_read_in_one_set(database: Database, view:
         conn.execute("drop view push_recipients")
         conn.execute(sql.SQL("create view push_recipients as ") + sql.SQL(view))
         conn.commit()
-    settings: tuple[LiteralString, ...] = (connect._SETTINGS, "set local plan_cache_mode = force_custom_plan")
+    settings: tuple[LiteralString, ...] = (connect.PLANNING, "set local plan_cache_mode = force_custom_plan")
     for plan in settings:
         with psycopg.connect(database.superuser_dsn) as conn:
             conn.execute(sql.SQL(plan))
             before = _read(conn)
-            found = conn.execute(
-                _explained(claiming.CLAIM), {**_CLAIM, "limit": users, "normal_limit": users}, prepare=True
-            ).fetchone()
+            found = list(
+                _nodes(_executed(conn, claiming.CLAIM, {**_CLAIM, "limit": users, "normal_limit": users}))
+            )
             after = _read(conn)
             conn.rollback()
-        assert found is not None
-        nodes = [
-            node
-            for node in _nodes(found[0][0]["Plan"])
-            if node.get("Relation Name") in ("push_devices", "profiles")
-        ]
+        nodes = [node for node in found if node.get("Relation Name") in ("push_devices", "profiles")]
         assert sum(node["Actual Rows"] * node["Actual Loops"] for node in nodes) >= users, plan
         assert all(node["Actual Loops"] <= 1 for node in nodes), plan
-        compared = [node.get("Rows Removed by Join Filter", 0) for node in _nodes(found[0][0]["Plan"])]
-        assert max(compared) <= ENOUGH, plan
+        assert max(node.get("Rows Removed by Join Filter", 0) for node in found) <= ENOUGH, plan
         for table in ("push_devices", "profiles"):
             enough = HISTORY if view == _WITHOUT_INDEX else ENOUGH
             assert after[table][1] - before[table][1] <= enough, plan
@@ -528,9 +544,8 @@ def _excess(conn: Connection, case: Case) -> list[str]:
     """What of the queue and its log is read in excess."""
     values = case.values(conn) if callable(case.values) else case.values
     before = _read(conn)
-    row = conn.execute(_explained(case.statement), values, prepare=True).fetchone()
-    assert row is not None
-    found = [line for node in _nodes(row[0][0]["Plan"]) for line in _too_much(node)]
+    plan = _executed(conn, case.statement, values)
+    found = [line for node in _nodes(plan) for line in _too_much(node)]
     for table, (scans, rows) in _read(conn).items():
         if rows - before[table][1] > ENOUGH:
             found.append(
@@ -539,9 +554,23 @@ def _excess(conn: Connection, case: Case) -> list[str]:
     return found
 
 
-def _explained(statement: Any) -> sql.Composed:
-    composed = statement if isinstance(statement, sql.Composable) else sql.SQL(statement)
-    return sql.SQL("explain (analyze, buffers, format json) ") + composed
+def _executed(conn: Connection, statement: Any, values: Mapping[str, object] | None) -> dict[str, Any]:
+    """The plan with which a statement was executed.
+
+    EXPLAIN of a statement with parameters makes a plan for their values, whatever plan_cache_mode says, so the
+    statement is prepared.
+    """
+    text = statement.as_string(conn) if isinstance(statement, sql.Composable) else statement
+    names = dict.fromkeys(re.findall(r"%\((\w+)\)[bs]", text)) if values else ()
+    for number, name in enumerate(names, 1):
+        text = re.sub(rf"%\({name}\)[bs]", f"${number}", text)
+    arguments = sql.SQL(", ").join(sql.Literal(values[name]) for name in names) if values else sql.SQL("")
+    call = sql.SQL("execute tested({})").format(arguments) if names else sql.SQL("execute tested")
+    conn.execute(("prepare tested as " + (text.replace("%%", "%") if values else text)).encode())
+    row = conn.execute(sql.SQL("explain (analyze, buffers, format json) ") + call).fetchone()
+    conn.execute("deallocate tested")
+    assert row is not None
+    return dict(row[0][0]["Plan"])
 
 
 def _read(conn: Connection) -> dict[str, tuple[int, int]]:
