@@ -26,7 +26,7 @@ coverage: .venv/installed ## which lines and branches of listener/ the tests run
 test: .venv/installed ## every test; what depends on the version on PostgreSQL 15 to 18 (POSTGRES=16: all on this one; ARGS=... for pytest)
 	@scripts/test-tools
 	@$(MAKE) --no-print-directory lint
-	.venv/bin/python -m pytest --postgres $(POSTGRES) -n 3 --dist worksteal $(ARGS)
+	.venv/bin/python -m pytest --postgres $(POSTGRES) -n 4 --dist worksteal $(ARGS)
 
 test-deploy: .venv/installed ## builds the image and runs it, the Procfile, and the alerts live; needs root (ARGS=... for pytest)
 	@scripts/test-tools

@@ -10,12 +10,14 @@ from __future__ import annotations
 import gc
 import os
 import signal
+import sys
 from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack
 from functools import cache
 
 import hypothesis
 import pytest
+import structlog
 
 from listener import registration
 from listener.doctor import examination
@@ -55,6 +57,8 @@ def pytest_configure(config: pytest.Config) -> None:
         "markers",
         "newest_postgres: run on the newest chosen version only, in a module that is marked otherwise",
     )
+    # To one stream: a service in this process may log while a test has sys.stdout, to read what a command prints.
+    structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         # A shell without job control starts what it leaves in the background so, and each program would inherit it.
         signal.signal(signal.SIGINT, signal.default_int_handler)

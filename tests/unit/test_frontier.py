@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from uuid import UUID, uuid4
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from listener.postgres.frontier import WHOLE, Begin, Frontier, RangeBehind, RowBehind, Seen
@@ -141,7 +141,8 @@ class Play:
                 self.now = max(self.now, began + 0.01)
                 return
             seconds = min(earliest, begin.ahead, next_look)
-            woken = next((row.commits for row in self.rows if row.commits > asked), math.inf)
+            # A notification that has come since the claim began keeps the worker from sleeping.
+            woken = next((row.commits for row in self.rows if row.commits > self.claims[-1][0]), math.inf)
             assert looks < 4 or seconds > 0.0
             looks += 1
             if min(woken, until) <= self.now + seconds:
@@ -233,6 +234,15 @@ def _written(longest: float) -> st.SearchStrategy[list[Row]]:
 
 @settings(max_examples=20)
 @given(_written(LONG - 0.5), DEAR_COSTS, WHOLE_COSTS, st.booleans())
+@example(  # one commits while a claim is under way
+    rows=[
+        Row(written, commits, high=False, unlocked=commits, written=written)
+        for written, commits in ((10.0, 13.0), (11.125, 15.390625), (11.5703125, 15.421875))
+    ],
+    cost=0.01171875,
+    whole_cost=1.0,
+    polls=False,
+)
 def test_what_a_transaction_has_written_is_found_at_once_however_dear_looks_are(
     rows: list[Row], cost: float, whole_cost: float, polls: bool
 ) -> None:
