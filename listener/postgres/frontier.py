@@ -234,9 +234,8 @@ class Frontier:
             if through is None:
                 continue
             looked_from[n] = first
-            if (
-                lane.floor >= first
-            ):  # a look behind that has ended meanwhile may have sent the next claim back
+            # A look behind that has ended meanwhile may have sent the next claim back.
+            if lane.floor >= first:
                 lane.floor = min(through, seen.now - self._margin)
             if begin.is_whole:
                 self._has_looked(lane, began)

@@ -22,6 +22,7 @@ from psycopg import sql
 
 from listener.postgres import claiming, connect, overview, queue, settlements, workers
 from listener.postgres.locks import LIVENESS_CLASS
+from listener.postgres.statements import numbered
 from listener.schema import migrate, retention, served
 from tests.support.attacks import other_types
 from tests.support.postgres import Database, Server, Template
@@ -561,12 +562,11 @@ def _executed(conn: Connection, statement: Any, values: Mapping[str, object] | N
     statement is prepared.
     """
     text = statement.as_string(conn) if isinstance(statement, sql.Composable) else statement
-    names = dict.fromkeys(re.findall(r"%\((\w+)\)[bs]", text)) if values else ()
-    for number, name in enumerate(names, 1):
-        text = re.sub(rf"%\({name}\)[bs]", f"${number}", text)
-    arguments = sql.SQL(", ").join(sql.Literal(values[name]) for name in names) if values else sql.SQL("")
-    call = sql.SQL("execute tested({})").format(arguments) if names else sql.SQL("execute tested")
-    conn.execute(("prepare tested as " + (text.replace("%%", "%") if values else text)).encode())
+    call: sql.Composable = sql.SQL("execute tested")
+    if values:
+        in_numbers = numbered(re.sub(r"(%\(\w+\))b", r"\1s", text))
+        call += sql.SQL("({})").format(sql.SQL(", ").join(map(sql.Literal, in_numbers.values(values))))
+    conn.execute(b"prepare tested as " + (in_numbers.text if values else text.encode()))
     row = conn.execute(sql.SQL("explain (analyze, buffers, format json) ") + call).fetchone()
     conn.execute("deallocate tested")
     assert row is not None
