@@ -361,6 +361,15 @@ class Program:
         await self._until(lambda: any(record["event"] == event for record in self.records), event)
         return next(record for record in self.records if record["event"] == event)
 
+    async def said_of(self, event: str, field: str, count: int) -> None:
+        """Returns once records of an event have told so many altogether; a worker may tell in several of them."""
+
+        def told() -> int:
+            return sum(record.get(field, 0) for record in self.records if record["event"] == event)
+
+        await self._until(lambda: told() >= count, f"{event}: {field}={count}")
+        assert told() == count
+
     async def printed(self, text: str) -> None:
         """Returns once this has been printed; fails if the program ends before."""
         await self._until(lambda: text in self.out, text)

@@ -292,8 +292,9 @@ async def test_a_worker_that_was_frozen_past_its_lease_settles_nothing_any_more(
             await rows.add(device_token="bell", title="t")
             found = await rows.over()
             frozen.signal(signal.SIGCONT)
-            lost = await frozen.said("rows are not this worker's any more: their results are not written")
-            assert lost["taken"] == 20
+            await frozen.said_of(
+                "rows are not this worker's any more: their results are not written", "taken", 20
+            )
             assert await rows.all() == {push_id: {**row, "next_in": None} for push_id, row in found.items()}
             # And it is back at work.
             await rows.one_over(await rows.add(device_token="last", title="t"))
