@@ -115,7 +115,7 @@ async def test_the_last_try_of_many_pushes_is_decided_by_one_question(
     database: Database, rows: Rows, emulator: Emulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Were they to ask one after the other, the last of them would outlive their leases."""
-    with_arguments(monkeypatch, FcmQuestion, ask_again=0.1)
+    with_arguments(monkeypatch, FcmQuestion, ask_again=60.0)
     rule = emulator.add_fault("timeout")
     settings = settings_for(
         database.dsn, emulator, fcm_request_timeout=0.5, fcm_connect_timeout=0.2, max_tries=1

@@ -178,6 +178,7 @@ async def test_a_restart_of_postgres_loses_nothing(
                 "select 'before-' || n, 't' from generate_series(1, 50) n"
             )
             await emulator.wait_accepted(50)
+            await rows.survive_crash()
         # All 50 are on their way: FCM answers while there is no database to write it to.
         await asyncio.to_thread(database.server.stop, mode)
         assert service.port is not None

@@ -344,6 +344,7 @@ async def test_when_the_server_is_restarted_nobody_is_taken_for_dead(
         async with rows_of(database.dsn) as rows:
             await rows.add_many(20)
             await emulator.wait_accepted(20)
+            await rows.survive_crash()
         bell = waker_of(slow).doorbell
         assert bell is not None
         connect_at_once = bell._connect
