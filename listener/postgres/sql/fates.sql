@@ -4,6 +4,9 @@
 -- the row since, a log row of this attempt tells. If both claims have the same number, Postgres has forgotten the first
 -- in a crash, and the log row may be of the second.
 --
+-- At the first try, others have given the row the status that it has, even if it is that of the result: peers that took
+-- this worker for dead and put the row back, say.
+--
 -- A row whose counter the application has set back to 0 still has the id of the worker, and is not as it was before
 -- the claim: the application wants it to be sent once more.
 select r.position, case
@@ -12,7 +15,7 @@ select r.position, case
       -- A trigger of the application has taken away the time of the next try.
       when r.delay is not null and p.status::text in ('pending', 'failed')
         and (p.next_attempt_at is null or p.next_attempt_at = 'infinity'::timestamptz) then 'refused'
-      when p.status::text = r.status or r.status = 'sent' and p.status::text = 'delivered' then 'written'
+      when %(is_retry)s and (p.status::text = r.status or r.status = 'sent' and p.status::text = 'delivered') then 'written'
       when p.status::text = 'processing' then 'refused'
       else 'changed' end
     when coalesce(p.delivery_attempts, 0) = r.attempt - 1 and p.next_attempt_at is not null

@@ -674,6 +674,27 @@ async def test_a_row_cancelled_while_it_was_sent_stays_cancelled(pool: Pool, row
     assert (await rows.get(push_id))["status"] == "cancelled"
 
 
+@pytest.mark.parametrize("status", ["pending", "failed", "sent"])
+async def test_a_status_that_others_have_given_the_row_is_not_taken_for_the_result(
+    pool: Pool, rows: Rows, status: str
+) -> None:
+    """Peers took this worker for dead and put the row back, say."""
+    push_id = await rows.add(device_token="a", title="t")
+    mine = await worker(pool)
+    (push,) = await mine.claim(1)
+    await rows.query(
+        "update push_notifications set status = %(status)s, next_attempt_at = now() where id = %(id)s",
+        status=status,
+        id=push_id,
+    )
+    before = await rows.get(push_id)
+    result = sent(push, "a") if status == "sent" else again(push, 30.0, uses_try=status == "failed")
+    assert await mine.settlements.settle([result]) == [Fate.CHANGED]
+    after = await rows.get(push_id)
+    assert before.pop("next_in") > after.pop("next_in")
+    assert after == before
+
+
 @pytest.mark.parametrize("delay", [None, 30.0])
 async def test_a_settle_that_is_repeated_changes_nothing_and_logs_nothing(
     pool: Pool, rows: Rows, delay: float | None
