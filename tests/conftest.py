@@ -27,7 +27,7 @@ from tests.support import key_pairs, tools
 from tests.support.postgres import VERSIONS, Database, Server, Template, is_direct, programs
 
 # No deadline: on a busy machine an example may take any time. `make check` asks for "quick".
-hypothesis.settings.register_profile("push-listener", deadline=None)
+hypothesis.settings.register_profile("push-listener", deadline=None, max_examples=50)
 hypothesis.settings.register_profile("quick", deadline=None, max_examples=20)
 hypothesis.settings.load_profile("push-listener")
 
