@@ -150,7 +150,7 @@ class Metrics:
         self.fenced = _counter(
             "push_fenced_total",
             "Pushes whose result was not written because the row was not this worker's any more: another worker has "
-            "taken it, or the application has changed or deleted it.",
+            "taken it or put it back (changed), or the application has changed or deleted it.",
             "fate", ("taken", "changed", "deleted"), registry,
         )  # fmt: skip
         self.rescued = Counter(

@@ -76,7 +76,7 @@ class Fate(StrEnum):
     TAKEN = "taken"
     """Another worker has claimed the row since."""
     CHANGED = "changed"
-    """The application has given the row another status since."""
+    """The application has given the row a status since, or a peer took this worker for dead and put the row back."""
     DELETED = "deleted"
     """The row is gone."""
     REFUSED = "refused"
