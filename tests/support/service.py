@@ -52,7 +52,7 @@ PROJECT = Path(__file__).resolve().parents[2]
 
 OVER = frozenset({"sent", "delivered", "dead", "expired", "cancelled"})
 
-PATIENCE = 30.0
+PATIENCE = 60.0
 """Seconds after which something that is waited for will not come any more."""
 
 Row = DictRow
