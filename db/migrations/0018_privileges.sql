@@ -4,8 +4,8 @@
 -- Default privileges do not matter here: older Supabase projects grant everything on a new table to the three API
 -- roles, newer ones nothing. So everything is revoked, and apply_privileges() grants what is meant. The owner of the
 -- tables may call it again at any time: when a role or auth.uid() that was missing has been created, or when the view
--- push_recipients has been dropped and created again. A later migration that adds a table, a column or a function
--- ends with a call of it.
+-- push_recipients has been dropped and created again. A later migration that adds a function to the schema public ends
+-- with a call of it. So does the last of those that add other things; until then only the owner may use these.
 
 -- The privileges as they are now -----------------------------------------------------------------------------------
 

@@ -53,8 +53,8 @@ comment on column push_listener.actions.run is 'The same for all batches of one 
 \ir ../functions/push_listener/operator_send.sql
 \ir ../functions/push_listener/ended_by_code.sql
 
--- apply_privileges() has to know the new role and the new table when a later step calls it. A database that the Supabase
--- CLI migrates would otherwise get these functions after all steps.
+-- apply_privileges() has to know the new role and the new table when the step "clients" calls it. A database that the
+-- Supabase CLI migrates would otherwise get these functions after all steps.
 \ir ../functions/push_listener/meant.sql
 \ir ../functions/push_listener/policies.sql
 \ir ../functions/push_listener/privilege_changes.sql

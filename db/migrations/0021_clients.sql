@@ -117,7 +117,10 @@ drop function if exists public.flush_telemetry(jsonb[]);
 \ir ../functions/push_listener/drops_fid.sql
 \ir ../functions/push_listener/lost_fids.sql
 
--- apply_privileges() has to know the new functions and the new column when a later step calls it.
+-- apply_privileges() has to know the new functions and the new column now: default privileges may have given users what
+-- is new in the schema public.
 \ir ../functions/push_listener/api.sql
 \ir ../functions/push_listener/meant.sql
 \ir ../functions/push_listener/policies.sql
+
+select push_listener.apply_privileges();

@@ -38,6 +38,3 @@ begin
   end if;
 end
 $$;
-
--- For all steps since 0018: a call takes longer than most of them.
-select push_listener.apply_privileges();
