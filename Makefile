@@ -28,7 +28,7 @@ test: .venv/installed ## every test; what depends on the version on PostgreSQL 1
 	@$(MAKE) --no-print-directory lint
 	.venv/bin/python -m pytest --postgres $(POSTGRES) -n 4 --dist worksteal $(ARGS)
 
-test-deploy: .venv/installed ## builds the image and runs it, the Procfile, and the alerts live; needs root (ARGS=... for pytest)
+test-deploy: .venv/installed ## builds the image and runs it, the Procfile, the alerts live, and the large model; needs root (ARGS=... for pytest)
 	@scripts/test-tools
 	@scripts/deploy-tools
 	.venv/bin/python -m pytest -n 4 --dist loadfile tests/deploy $(ARGS)

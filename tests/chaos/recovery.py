@@ -61,11 +61,14 @@ class Arrivals:
 
     async def until(self, count: int, wanted: Callable[[Exchange], bool] = lambda _: True) -> list[Exchange]:
         """The first so many that are wanted, each push counted once."""
+        first: dict[object, Exchange] = {}
+        seen = 0
         async with asyncio.timeout(_PATIENCE):
             while True:
                 self._event.clear()
-                first: dict[object, Exchange] = {}
-                for exchange in self._world.fcm.exchanges:
+                new = self._world.fcm.exchanges[seen:]
+                seen += len(new)
+                for exchange in new:
                     if wanted(exchange):
                         first.setdefault(exchange.push_id, exchange)
                 if len(first) >= count:

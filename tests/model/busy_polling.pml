@@ -54,7 +54,10 @@ byte takes = TAKES;
 byte faults = FAULTS;
 
 #define LEFT(i) (visible[i] && !claimed[i])
-#if INSERTERS == 2
+#if INSERTERS == 1
+#define ANY_LEFT LEFT(0)
+#define WRITING writes[0]
+#elif INSERTERS == 2
 #define ANY_LEFT (LEFT(0) || LEFT(1))
 #define WRITING (writes[0] + 2 * writes[1])
 #else
@@ -64,7 +67,9 @@ byte faults = FAULTS;
 
 inline claim() {
   claimed[0] = visible[0];
+#if INSERTERS > 1
   claimed[1] = visible[1];
+#endif
 #if INSERTERS > 2
   claimed[2] = visible[2]
 #endif
@@ -88,7 +93,9 @@ inline notify_peer() {
 
 inline ask_who_writes() {  /* Postgres reads the locks of one backend after the other */
   open = writes[0];
+#if INSERTERS > 1
   open = open + 2 * writes[1];
+#endif
 #if INSERTERS > 2
   open = open + 4 * writes[2]
 #endif
@@ -265,7 +272,9 @@ init {
   atomic {
     listens[0] = true;
     run Inserter(0);
+#if INSERTERS > 1
     run Inserter(1);
+#endif
 #if INSERTERS > 2
     run Inserter(2);
 #endif

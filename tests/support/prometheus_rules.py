@@ -138,7 +138,7 @@ def write_test(place: Path, name: str, test: TestFile, its_groups: list[Group]) 
     return path
 
 
-def run_tests(promtool: str, files: Iterable[Path], *, jobs: int = 2, batch: int = 4) -> Mapping[str, str]:
+def run_tests(promtool: str, files: Iterable[Path], *, jobs: int = 2, batch: int = 8) -> Mapping[str, str]:
     """What promtool reports about each file, by its stem: empty where every test passed."""
     paths = sorted(files)
     batches = [paths[i : i + batch] for i in range(0, len(paths), batch)]

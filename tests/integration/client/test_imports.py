@@ -22,7 +22,6 @@ async def imported(code: str) -> set[str]:
 @pytest.mark.parametrize(
     ("code", "drivers"),
     [
-        ("import listener.client", set()),
         ("from listener.client import Push, PushClient, TelemetryService, PushWorkerClient", set()),
         ("from listener.client import Rest; Rest('https://x.supabase.co', 'k')", {"aiohttp"}),
         ("from listener.client import Direct; Direct('')", {"psycopg", "psycopg_pool"}),

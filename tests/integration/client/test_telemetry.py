@@ -187,15 +187,12 @@ if __name__ == "__main__":
 """
 
 ENDS_AT_ONCE = """
-for number in range(3):
-    service.batch_log("last", f"last {number}")
-"""
-
-ENDS_AT_EXIT = """
 import atexit
 @atexit.register
 def last_words():
     service.batch_log("last", "last words")
+for number in range(3):
+    service.batch_log("last", f"last {number}")
 """
 
 WAITS = """
@@ -240,14 +237,9 @@ async def test_workers_of_multiprocessing_send_before_they_end(entry: Way) -> No
     assert sorted(stored(entry.database)) == [f"child {n}" for n in range(4)] + ["parent"]
 
 
-async def test_what_waits_is_sent_when_the_interpreter_ends(entry: Way) -> None:
+async def test_what_waits_and_what_is_logged_while_the_interpreter_ends_is_sent(entry: Way) -> None:
     await _run(entry, ENDS_AT_ONCE)
-    assert stored(entry.database) == ["last 0", "last 1", "last 2"]
-
-
-async def test_what_is_logged_while_the_interpreter_ends_is_sent(entry: Way) -> None:
-    await _run(entry, ENDS_AT_EXIT)
-    assert stored(entry.database) == ["last words"]
+    assert stored(entry.database) == ["last 0", "last 1", "last 2", "last words"]
 
 
 async def test_ctrl_c_ends_a_process_whose_database_is_away(tmp_path: Path) -> None:

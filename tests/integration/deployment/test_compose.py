@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -38,6 +39,7 @@ def complaint(document: Any) -> str:
         check=False,
         capture_output=True,
         text=True,
+        env={**os.environ, "GOGC": "off"},  # which saves a quarter of the CPU time
     )
     assert bool(done.returncode) == bool(done.stderr), done.stderr
     return done.stderr

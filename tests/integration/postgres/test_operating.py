@@ -145,9 +145,9 @@ async def test_a_list_has_every_push_once(filled: Database, window: int) -> None
             listed: list[UUID] = []
             after: str | None = None
             while True:
-                page = await shown.pushes(wanted, after=after, limit=40)
+                page = await shown.pushes(wanted, after=after, limit=100)
                 listed += [line.id for line in page.lines]
-                if len(page.lines) < 40 and not page.is_partial and page.after is not None:
+                if len(page.lines) < 100 and not page.is_partial and page.after is not None:
                     faults.append(f"{wanted}: a page of {len(page.lines)} lines has another behind it")
                 after = page.after
                 if after is None:
