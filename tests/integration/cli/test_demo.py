@@ -80,17 +80,12 @@ async def test_without_once_rows_of_ones_own_are_told_apart_until_the_demo_is_in
         await _ends(running, signal.SIGINT, temporary, code=0)
 
 
-@pytest.mark.parametrize(
-    ("arguments", "number", "code"), [([], signal.SIGHUP, 0), (["--once"], signal.SIGTERM, 130)]
-)
-async def test_a_signal_in_the_middle_leaves_neither_processes_nor_files(
-    arguments: list[str], number: signal.Signals, code: int, temporary: Path
-) -> None:
+async def test_a_signal_in_the_middle_leaves_neither_processes_nor_files(temporary: Path) -> None:
     """With --once the outcome is unknown then, so this is no success."""
     env = {**ENVIRONMENT, "TMPDIR": str(temporary)}
-    async with program("demo", *arguments, "--port", "0", env=env, forked=True) as running:
+    async with program("demo", "--once", "--port", "0", env=env, forked=True) as running:
         await running.printed("The listener is up")
-        await _ends(running, number, temporary, code)
+        await _ends(running, signal.SIGTERM, temporary, code=130)
 
 
 async def _ends(running: Program, number: signal.Signals, temporary: Path, code: int) -> None:

@@ -27,7 +27,7 @@ from tests.support.documents import text_of
 from tests.support.pgbouncer import pooler
 from tests.support.postgres import Database, Server, Template
 from tests.support.servers import closed_port, tcp_server
-from tests.support.service import environment, program, rows_of, serving, settings_for
+from tests.support.service import environment, naming, program, rows_of, serving, settings_for
 
 GROUPS = [
     "settings",
@@ -78,20 +78,16 @@ async def remedied(found: Diagnosis, group: str, dsn: str) -> None:
 
 
 @pytest.mark.every_postgres
-async def test_a_healthy_installation(database: Database, emulator: Emulator) -> None:
-    async with serving(settings_for(database.dsn, emulator)):
-        found = await examine(database.dsn, emulator)
-    assert found.at(Level.FAULT, Level.WARNING) == []
-    assert found.exit_code == 0
-    assert groups(found) == GROUPS
-    assert "arrives after" in found.at(Level.OK, group="LISTEN")[1].text
-    assert found.only(Level.SKIPPED).text.startswith(
-        "a message to a topic does not show whether Apple accepts"
-    )
+async def test_the_document_shows_a_healthy_installation(database: Database, emulator: Emulator) -> None:
+    async with serving(settings_for(database.dsn, emulator, worker_name="web-1")):
+        done = await invoke(None, "doctor", **environment(database.dsn, emulator))
+    assert alike(done.output.splitlines()) == alike(shown("A healthy installation"))
+    assert done.exit_code == 0
+    assert [line for line in done.output.splitlines() if not line.startswith(" ")] == GROUPS
     assert emulator.accepted == []
 
 
-async def test_the_text(database: Database, emulator: Emulator) -> None:
+async def test_the_text_and_json(database: Database, emulator: Emulator) -> None:
     env = environment(database.dsn, emulator)
     execute(database.dsn, "grant execute on all functions in schema public to anon")
     done = await invoke(None, "doctor", **env)
@@ -106,14 +102,11 @@ async def test_the_text(database: Database, emulator: Emulator) -> None:
         for line in lines
     )
     assert done.output.count("run push-listener migrate") == 1  # once for everything that it repairs
-
-
-async def test_json_is_a_list_of_findings(database: Database, emulator: Emulator) -> None:
-    async with program("doctor", "--json", env=environment(database.dsn, emulator), forked=True) as running:
-        assert await running.ended() == 0
+    async with program("doctor", "--json", env=env, forked=True) as running:
+        assert await running.ended() == 1
     rows = orjson.loads(running.out)
     assert {frozenset(row) for row in rows} == {frozenset({"group", "level", "text", "remedy", "is_setting"})}
-    assert {row["level"] for row in rows} <= {"ok", "warning", "fault", "skipped"}
+    assert {row["level"] for row in rows} == {"ok", "warning", "fault", "skipped"}
     assert running.err == ""
 
 
@@ -139,16 +132,6 @@ async def test_every_wrong_setting_is_told_and_the_database_is_checked_all_the_s
     assert "S3cr3t" not in str(found)
 
 
-async def test_a_misspelt_variable(database: Database, emulator: Emulator) -> None:
-    found = await examine(database.dsn, emulator, loglevel="debug")
-    warning = found.only(Level.WARNING, "settings")
-    assert (warning.text.split()[0], warning.remedy) == (
-        "LOGLEVEL",
-        "rename it to LOG_LEVEL, if that is meant",
-    )
-    assert found.exit_code == 0
-
-
 async def test_without_an_address_fcm_is_checked_all_the_same(emulator: Emulator) -> None:
     found = await examine(None, emulator)
     assert found.exit_code == 2
@@ -157,64 +140,58 @@ async def test_without_an_address_fcm_is_checked_all_the_same(emulator: Emulator
     assert found.at(Level.OK, group="FCM")[-1].text.startswith("FCM accepts a message to a topic")
 
 
-async def test_a_missing_key_is_a_wrong_setting(database: Database, emulator: Emulator) -> None:
-    found = await examine(
-        database.dsn,
-        emulator,
-        fcm_service_account_json=None,
-        google_application_credentials="/nowhere/key.json",
-    )
-    assert found.exit_code == 2
-    assert found.only(Level.FAULT).text == "GOOGLE_APPLICATION_CREDENTIALS names a file that does not exist"
-    assert found.at(Level.OK, group="migrations")
-
-
-async def test_no_key_at_all_is_told_with_what_to_do(database: Database, emulator: Emulator) -> None:
+async def test_without_a_key(emulator: Emulator) -> None:
+    missing = {"fcm_service_account_json": None, "google_application_credentials": "/nowhere/key.json"}
+    found = await examine(None, emulator, **missing)
+    assert {each.text for each in found.at(Level.FAULT)} == {
+        "DATABASE_URL is not set",
+        "GOOGLE_APPLICATION_CREDENTIALS names a file that does not exist",
+    }
     for endpoint, remedy in (
         ("https://fcm.googleapis.com", "make a new key (Firebase console"),
         (emulator.endpoint, "set GOOGLE_APPLICATION_CREDENTIALS to the key that the emulator writes"),
     ):
-        found = await examine(database.dsn, emulator, fcm_service_account_json=None, fcm_endpoint=endpoint)
+        found = await examine(None, emulator, fcm_service_account_json=None, fcm_endpoint=endpoint)
         fault = found.only(Level.FAULT, "FCM")
         assert fault.remedy
         assert fault.remedy.startswith(remedy)
 
 
-async def test_an_emulator_that_does_not_run_is_to_be_started(database: Database, emulator: Emulator) -> None:
-    await emulator.stop()
-    fault = (await examine(database.dsn, emulator)).only(Level.FAULT, "FCM")
-    assert fault.remedy
-    assert fault.remedy.startswith("start the emulator (push-listener emulator) at FCM_ENDPOINT")
-
-
-@pytest.mark.parametrize(
-    "variables", [{"host": "203.0.113.9"}, {"metrics_host": "203.0.113.9", "metrics_port": "0"}], ids=str
-)
-async def test_an_address_to_listen_on_that_this_machine_has_not(
-    database: Database, emulator: Emulator, variables: dict[str, str]
-) -> None:
+async def test_an_address_to_listen_on_that_this_machine_has_not(emulator: Emulator) -> None:
     """``run`` does not start with it."""
-    async with program("run", env=environment(database.dsn, emulator, **variables), forked=True) as running:
-        assert await running.ended() == 2
-    assert (await examine(database.dsn, emulator, **variables)).exit_code == 2
+    nowhere = f"postgresql://u@127.0.0.1:{closed_port()}/nowhere"
+    for variables in ({"host": "203.0.113.9"}, {"metrics_host": "203.0.113.9", "metrics_port": "0"}):
+        with naming(str(variables)):
+            async with program(
+                "run", env=environment(nowhere, emulator, **variables), forked=True
+            ) as running:
+                assert await running.ended() == 2
+            found = await examine(nowhere, emulator, **variables)
+            assert found.exit_code == 2
+            assert "cannot listen there" in found.only(Level.FAULT, "process").text
 
 
-@pytest.mark.parametrize("arguments", [["--device", " "], ["--device"], ["--fix"]])
-async def test_wrong_usage(arguments: list[str], emulator: Emulator) -> None:
-    done = await invoke(None, "doctor", *arguments)
-    assert (done.exit_code, done.stdout) == (2, "")
-
-
-async def test_metrics_that_nobody_may_read(database: Database, emulator: Emulator) -> None:
-    found = await examine(database.dsn, emulator, host="0.0.0.0")
+async def test_who_may_read_metrics(emulator: Emulator) -> None:
+    found = await examine(None, emulator, host="0.0.0.0", loglevel="debug")
     assert found.only(Level.WARNING, "process").text.startswith("/metrics is closed")
-    found = await examine(database.dsn, emulator, host="0.0.0.0", metrics_token="0123456789")
+    misspelt = found.only(Level.WARNING, "settings")
+    assert (misspelt.text.split()[0], misspelt.remedy) == (
+        "LOGLEVEL",
+        "rename it to LOG_LEVEL, if that is meant",
+    )
+    found = await examine(None, emulator, host="0.0.0.0", metrics_token="0123456789")
     assert found.at(Level.WARNING, group="process") == []
-    found = await examine(database.dsn, emulator, host="0.0.0.0", metrics_port="0")
+    found = await examine(None, emulator, host="0.0.0.0", metrics_port="0")
     assert [each.text.partition(":")[0] for each in found.at(Level.OK, group="process")][:2] == [
         "/metrics is closed on PORT",
         "/metrics is open on METRICS_PORT",
     ]
+
+
+async def test_wrong_usage() -> None:
+    for arguments in (["--device", " "], ["--device"], ["--fix"]):
+        done = await invoke(None, "doctor", *arguments)
+        assert (done.exit_code, done.stdout) == (2, ""), arguments
 
 
 # --- a database that does not answer ---------------------------------------------------------------------------------
@@ -397,12 +374,6 @@ async def test_behind_a_pooler_in_transaction_mode(database: Database, emulator:
         assert of_pooler == conn.execute(SETTINGS_OF_SESSION).fetchone()
 
 
-async def test_two_addresses_of_two_databases(two: tuple[Database, Database], emulator: Emulator) -> None:
-    one, other = two
-    found = await examine(one.dsn, emulator, listen_database_url=other.dsn)
-    assert found.only(Level.FAULT, "LISTEN").text.startswith("LISTEN_DATABASE_URL leads to another database")
-
-
 # --- what the migrations have made -----------------------------------------------------------------------------------
 
 
@@ -415,112 +386,165 @@ async def test_missing_migrations(blank_database: Database, emulator: Emulator) 
     assert sorted(groups(found)) == sorted(GROUPS)
 
 
-@pytest.mark.parametrize("how", ["disable", "enable replica"])
-async def test_a_trigger_that_does_not_fire(database: Database, emulator: Emulator, how: str) -> None:
-    execute(database.dsn, f"alter table push_notifications {how} trigger push_listener_ring_insert")
-    found = await examine(database.dsn, emulator)
-    fault = found.only(Level.FAULT)
-    assert fault.group == "triggers"
-    assert fault.remedy == "alter table public.push_notifications enable trigger push_listener_ring_insert"
-    assert found.exit_code == 1
-    swept = await examine(database.dsn, emulator, wakeup="sweep")
-    assert swept.at(Level.FAULT) == []
-    await remedied(found, "triggers", database.dsn)
-    assert (await examine(database.dsn, emulator)).exit_code == 0
+async def test_all_that_can_be_wrong_at_once_is_told_and_what_is_proposed_helps(
+    database: Database, emulator: Emulator
+) -> None:
+    dsn = database.dsn
+    execute(database.superuser_dsn, "create role test_stranger_on_lock login")
+    execute(
+        dsn,
+        """
+        alter table push_notifications disable trigger push_listener_ring_insert;
+        alter table push_notifications enable replica trigger push_listener_ring_update;
+        alter table push_notifications set (autovacuum_enabled = off);
+        grant execute on function cancel_push to anon;
+        create function shout(p text) returns void language sql security definer as
+          $$ insert into public.push_notifications (topic, title) values ('all', p) $$;
+        insert into push_listener.served values ('1', 5, 'elsewhere', 'postgres');
+        insert into push_listener.workers (name, guarded) values ('gone', true);
+        update push_listener.shared_quota set fraction = 0.1, reduced_at = now();
+        insert into push_notifications (topic, title) values ('news', 't');
+        update push_notifications set status = 'processing', delivery_attempts = 1,
+          next_attempt_at = now() + interval '1 minute',
+          claimed_by = (select max(id) from push_listener.workers);
+        insert into push_notifications (user_id, device_token, title)
+          values (gen_random_uuid(), null, 't'), (null, 't', 't');
+        insert into push_delivery_logs (push_id, status)
+          select id, 'sent' from push_notifications, generate_series(1, 3500);
+        delete from push_delivery_logs;
+        """,
+    )
+    with psycopg.connect(dsn, autocommit=True) as conn:
+        conn.execute("select pg_stat_force_next_flush()")
+    execute(dsn, "begin; select pg_current_xact_id(); prepare transaction 'it''s forgotten'")
+    execute(dsn, TEN_THOUSAND_TRANSACTIONS)
+    with psycopg.connect(database.dsn_as("test_stranger_on_lock"), autocommit=True) as stranger:
+        stranger.execute("select pg_advisory_lock(1886745449, 0)")
+        found = await examine(dsn, emulator)
+        swept = await examine(dsn, emulator, wakeup="sweep")
+        lock = found.only(Level.FAULT, "advisory locks")
+        assert str(stranger.info.backend_pid) in lock.text
+        assert "test_stranger_on_lock" in lock.text
+    execute(database.superuser_dsn, "drop role test_stranger_on_lock")
+    assert found.exit_code == 2  # as run, for the copy
+    assert groups(found) == GROUPS
 
+    assert {each.remedy for each in found.at(Level.FAULT, group="triggers")} == {
+        "alter table public.push_notifications enable trigger push_listener_ring_insert",
+        "alter table public.push_notifications enable trigger push_listener_ring_update",
+    }
+    assert swept.at(Level.FAULT, group="triggers") == []
+    privilege = found.only(Level.FAULT, "privileges")
+    assert privilege.text == "anon may execute on public.cancel_push(uuid)"
+    assert privilege.remedy == "run push-listener migrate: it sets them again"
+    assert found.only(Level.WARNING, "recipients").text.startswith(
+        "1 waiting pushes go to users without a device in push_recipients"
+    )
+    copy = found.only(Level.FAULT, "whether this is a copy").text
+    assert "is a copy" in copy
+    assert "--adopt-copy" in copy
+    (shout,) = [each.text for each in found.at(Level.WARNING) if "shout" in each.text]
+    assert "everybody may cause a push" in shout
+    assert found.only(Level.WARNING, "snapshots").remedy == "rollback prepared 'it''s forgotten'"
+    without = found.only(Level.FAULT, "dead rows")
+    assert without.remedy == "alter table public.push_notifications reset (autovacuum_enabled)"
+    behind = found.only(Level.WARNING, "dead rows")
+    assert behind.remedy == "vacuum (analyze) public.push_delivery_logs"
+    died, alive, quota = found.at(Level.WARNING, group="workers")
+    assert "(gone) has died without signing off, and holds 1 rows" in died.text
+    assert alive.text.startswith("none is alive")
+    assert "% of FCM_QUOTA" in quota.text
 
-async def test_changed_privileges(database: Database, emulator: Emulator) -> None:
-    execute(database.dsn, "grant execute on function cancel_push to anon")
-    fault = (await examine(database.dsn, emulator)).only(Level.FAULT)
-    assert fault.text == "anon may execute on public.cancel_push(uuid)"
-    assert fault.remedy == "run push-listener migrate: it sets them again"
-    # The listener's own login sees this too.
-    make_worker(database)
-    found = await examine(database.dsn_as(WORKER), emulator)
-    assert "anon may execute on public.cancel_push(uuid)" in [each.text for each in found.findings]
+    for group in ("triggers", "snapshots", "dead rows"):
+        await remedied(found, group, dsn)
+    execute(dsn, "revoke execute on function cancel_push from anon; delete from push_notifications")
+    found = await examine(dsn, emulator)
+    assert found.at(Level.FAULT) == []  # a copy in which nothing waits is none
+    assert found.exit_code == 0
+    assert found.at(Level.WARNING, group="snapshots") + found.at(Level.WARNING, group="dead rows") == []
 
 
 # --- the role --------------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def plain(database: Database) -> Iterator[str]:
-    """A login with no privilege; yields its address."""
-    execute(database.superuser_dsn, "create role test_plain_login login")
-    yield database.dsn_as("test_plain_login")
-    execute(database.superuser_dsn, "drop owned by test_plain_login; drop role test_plain_login")
-
-
-async def test_a_role_without_rights(database: Database, emulator: Emulator, plain: str) -> None:
-    found = await examine(plain, emulator)
-    fault = found.only(Level.FAULT, "rights of the role")
-    assert fault.remedy == "grant push_listener to test_plain_login"
-    await remedied(found, "rights of the role", database.superuser_dsn)
-    assert (await examine(plain, emulator)).at(Level.FAULT) == []
-
-
-async def test_a_member_that_does_not_inherit(database: Database, emulator: Emulator, plain: str) -> None:
-    """It is a member already, so that to grant the role again changes nothing."""
-    execute(
-        database.superuser_dsn,
-        "alter role test_plain_login noinherit; grant push_listener to test_plain_login",
-    )
-    found = await examine(plain, emulator)
-    await remedied(found, "rights of the role", database.superuser_dsn)
-    assert (await examine(plain, emulator)).at(Level.FAULT) == []
-
-
-async def test_a_role_with_grants_of_its_own_sees_no_row(
-    database: Database, emulator: Emulator, plain: str
+async def test_the_rights_of_a_login_are_put_right_one_after_the_other(
+    database: Database, emulator: Emulator
 ) -> None:
-    for schema in ("public", "push_listener"):
+    """Each remedy is done as it stands, and the next thing is made wrong, which is all that is told then."""
+    superuser, group = database.superuser_dsn, "rights of the role"
+    execute(superuser, "create role test_plain_login login")
+    plain = database.dsn_as("test_plain_login")
+    try:
+        fault = (await examine(plain, emulator)).only(Level.FAULT, group)
+        assert fault.remedy == "grant push_listener to test_plain_login"
+
+        for schema in ("public", "push_listener"):
+            execute(
+                superuser,
+                f"grant usage on schema {schema} to test_plain_login; "
+                f"grant all on all tables in schema {schema} to test_plain_login; "
+                f"grant execute on all functions in schema {schema} to test_plain_login",
+            )
+        found = await examine(plain, emulator)
+        fault = found.only(Level.FAULT, group)
+        assert "sees no row" in fault.text
+        assert fault.remedy == "grant push_listener to test_plain_login"
+        execute(superuser, "drop owned by test_plain_login")
+        await remedied(found, group, superuser)
+        assert (await examine(plain, emulator)).at(Level.FAULT) == []
+
+        # It is a member already, so that to grant the role again changes nothing.
         execute(
-            database.superuser_dsn,
-            f"grant usage on schema {schema} to test_plain_login; "
-            f"grant all on all tables in schema {schema} to test_plain_login; "
-            f"grant execute on all functions in schema {schema} to test_plain_login",
+            superuser,
+            "drop role test_plain_login; create role test_plain_login login noinherit in role push_listener",
         )
-    fault = (await examine(plain, emulator)).only(Level.FAULT, "rights of the role")
-    assert "sees no row" in fault.text
-    assert fault.remedy == "grant push_listener to test_plain_login"
+        await remedied(await examine(plain, emulator), group, superuser)
+        assert (await examine(plain, emulator)).at(Level.FAULT) == []
+    finally:
+        execute(superuser, "drop owned by test_plain_login; drop role test_plain_login")
 
 
-@pytest.mark.parametrize(
-    "grants",
-    [
-        (
-            "select (token) on {}push_devices",
-            "execute on function {}push_listener.is_alive(integer)",
-            "delete on {}push_listener.unwritable_rows",
-        ),
-        ("usage on schema {}push_listener",),  # without which no more can be told of what is in it
-    ],
-    ids=["of objects", "of the schema"],
-)
-async def test_a_missing_grant(database: Database, emulator: Emulator, grants: tuple[str, ...]) -> None:
+async def test_what_the_login_of_the_listener_lacks(
+    database: Database, emulator: Emulator, old_snapshot: psycopg.Connection
+) -> None:
+    """Each remedy is done as it stands, and the next thing is made wrong, which is all that is told then."""
     make_worker(database)
-    for grant in grants:
-        execute(database.dsn, f"revoke {grant.format('')} from push_listener")
-    found = await examine(database.dsn_as(WORKER), emulator)
-    faults = found.at(Level.FAULT, group="rights of the role")
-    assert {fault.remedy for fault in faults} == {
-        f"grant {grant.format('public.' if 'push_devices' in grant else '')} to push_listener"
-        for grant in grants
-    }
-    await remedied(found, "rights of the role", database.dsn)
-    found = await examine(database.dsn_as(WORKER), emulator)
-    assert found.at(Level.FAULT) == []
+    execute(database.dsn, "grant execute on function cancel_push to anon")
+    execute(database.superuser_dsn, f"alter role {WORKER} connection limit 3")
+    try:
+        found = await examine(database.dsn_as(WORKER), emulator, retention="30d")
+    finally:
+        execute(database.superuser_dsn, f"alter role {WORKER} connection limit -1")
+    assert "grant pg_read_all_stats to" in found.only(Level.SKIPPED, "snapshots").text
+    assert found.only(Level.WARNING, "rights of the role").text.startswith("RETENTION has no effect")
+    assert found.only(Level.WARNING, "connections").text.startswith(
+        "CONNECTION LIMIT of the role: 2 of 3 are free"
+    )
+    assert found.only(Level.FAULT).text == "anon may execute on public.cancel_push(uuid)"
+    execute(database.dsn, "revoke execute on function cancel_push from anon")
 
-
-async def test_a_schema_public_that_is_closed_to_everybody(database: Database, emulator: Emulator) -> None:
-    """Many close it. Then not even the names of the tables can be looked up, and ``run`` cannot work."""
-    make_worker(database)
-    execute(database.superuser_dsn, "revoke usage on schema public from public, push_listener")
-    found = await examine(database.dsn_as(WORKER), emulator)
-    assert found.exit_code == 1
-    fault = found.only(Level.FAULT, "rights of the role")
-    assert fault.remedy == "grant usage on schema public to push_listener"
-    await remedied(found, "rights of the role", database.superuser_dsn)
+    grants = (
+        "select (token) on public.push_devices",
+        "execute on function push_listener.is_alive(integer)",
+        "delete on push_listener.unwritable_rows",
+    )
+    without = "usage on schema push_listener"  # without which no more can be told of what is in it
+    closed = "usage on schema public"  # many close it: the names of the tables cannot be looked up any more
+    for revoked, owner in (
+        (grants, database.dsn),
+        ((without,), database.dsn),
+        ((closed,), database.superuser_dsn),
+    ):
+        with naming(str(revoked)):
+            for grant in revoked:
+                who = "public, push_listener" if grant is closed else "push_listener"
+                execute(owner, f"revoke {grant} from {who}")
+            found = await examine(database.dsn_as(WORKER), emulator)
+            assert found.exit_code == 1
+            assert {fault.remedy for fault in found.at(Level.FAULT, group="rights of the role")} == {
+                f"grant {grant} to push_listener" for grant in revoked
+            }
+            await remedied(found, "rights of the role", owner)
     assert (await examine(database.dsn_as(WORKER), emulator)).at(Level.FAULT) == []
 
 
@@ -543,24 +567,7 @@ def test_the_rights_that_are_asked_for_are_those_that_migrate_grants(database: D
     assert set(asked) - {("schema", "public", "usage", "")} == set(meant)
 
 
-async def test_a_role_that_may_not_purge(database: Database, emulator: Emulator) -> None:
-    make_worker(database)
-    found = await examine(database.dsn_as(WORKER), emulator, retention="30d")
-    assert found.only(Level.WARNING, "rights of the role").text.startswith("RETENTION has no effect")
-
-
 # --- the server ------------------------------------------------------------------------------------------------------
-
-
-async def test_a_limit_of_connections(database: Database, emulator: Emulator) -> None:
-    make_worker(database)
-    execute(database.superuser_dsn, f"alter role {WORKER} connection limit 3")
-    try:
-        found = await examine(database.dsn_as(WORKER), emulator)
-    finally:
-        execute(database.superuser_dsn, f"alter role {WORKER} connection limit -1")
-    warning = found.only(Level.WARNING, "connections")
-    assert warning.text.startswith("CONNECTION LIMIT of the role: 2 of 3 are free")
 
 
 async def test_the_doorbell_is_one_of_the_connections_of_its_process(
@@ -587,9 +594,12 @@ def old_snapshot(database: Database) -> Iterator[psycopg.Connection]:
 
 
 @pytest.mark.oldest_postgres
-async def test_a_held_snapshot(
+async def test_a_held_snapshot_as_the_document_shows_it(
     database: Database, emulator: Emulator, old_snapshot: psycopg.Connection
 ) -> None:
+    execute(database.dsn, "alter table push_notifications disable trigger push_listener_ring_insert")
+    await prints("A held snapshot", database.dsn, emulator)
+    await prints("A disabled trigger", database.dsn, emulator)
     found = await examine(database.dsn, emulator)
     warning = found.only(Level.WARNING, "snapshots")
     assert f"session {old_snapshot.info.backend_pid} of role postgres, idle in transaction," in warning.text
@@ -617,70 +627,7 @@ async def test_a_transaction_that_has_written_and_does_not_end(
         assert warning.remedy == f"select pg_terminate_backend({holding.info.backend_pid})"
 
 
-async def test_a_role_that_cannot_see_snapshots(
-    database: Database, emulator: Emulator, old_snapshot: psycopg.Connection
-) -> None:
-    make_worker(database)
-    found = await examine(database.dsn_as(WORKER), emulator)
-    assert "grant pg_read_all_stats to" in found.only(Level.SKIPPED, "snapshots").text
-
-
-async def test_a_prepared_transaction_and_a_slot(database: Database, emulator: Emulator) -> None:
-    execute(
-        database.dsn,
-        "begin; select pg_current_xact_id(); prepare transaction 'it''s forgotten'",
-    )
-    execute(database.dsn, TEN_THOUSAND_TRANSACTIONS)
-    found = await examine(database.dsn, emulator)
-    warning = found.only(Level.WARNING, "snapshots")
-    assert warning.remedy == "rollback prepared 'it''s forgotten'"
-    await remedied(found, "snapshots", database.dsn)
-    assert (await examine(database.dsn, emulator)).at(Level.WARNING, group="snapshots") == []
-
-
-async def test_a_table_without_autovacuum(database: Database, emulator: Emulator) -> None:
-    execute(database.dsn, "alter table push_notifications set (autovacuum_enabled = off)")
-    found = await examine(database.dsn, emulator)
-    fault = found.only(Level.FAULT)
-    assert fault.remedy == "alter table public.push_notifications reset (autovacuum_enabled)"
-    await remedied(found, "dead rows", database.dsn)
-    assert (await examine(database.dsn, emulator)).exit_code == 0
-
-
-async def test_many_dead_rows(database: Database, emulator: Emulator) -> None:
-    execute(database.dsn, "alter table push_delivery_logs set (autovacuum_enabled = off)")
-    execute(
-        database.dsn,
-        "insert into push_notifications (topic, title) values ('news', 't'); "
-        "insert into push_delivery_logs (push_id, status) select id, 'sent' from push_notifications, "
-        "generate_series(1, 30000); delete from push_delivery_logs",
-    )
-    with psycopg.connect(database.dsn, autocommit=True) as conn:
-        conn.execute("select pg_stat_force_next_flush()")
-    found = await examine(database.dsn, emulator)
-    warning = found.only(Level.WARNING, "dead rows")
-    assert warning.remedy == "vacuum (analyze) public.push_delivery_logs"
-    await remedied(found, "dead rows", database.dsn)
-    assert (await examine(database.dsn, emulator)).at(Level.WARNING, Level.FAULT, group="dead rows") == []
-
-
 # --- workers ---------------------------------------------------------------------------------------------------------
-
-
-async def test_a_worker_that_has_died_with_rows(database: Database, emulator: Emulator) -> None:
-    execute(
-        database.dsn,
-        "insert into push_listener.workers (name, guarded) values ('gone', true); "
-        "insert into push_notifications (topic, title) values ('news', 't'); "
-        "update push_notifications set status = 'processing', delivery_attempts = 1, "
-        "next_attempt_at = now() + interval '1 minute', claimed_by = (select max(id) from push_listener.workers); "
-        "update push_listener.shared_quota set fraction = 0.1, reduced_at = now()",
-    )
-    found = await examine(database.dsn, emulator)
-    first, second, third = found.at(Level.WARNING, group="workers")
-    assert "(gone) has died without signing off, and holds 1 rows" in first.text
-    assert second.text.startswith("none is alive")
-    assert "% of FCM_QUOTA" in third.text
 
 
 async def test_two_workers_and_rows_that_cannot_be_written(database: Database, emulator: Emulator) -> None:
@@ -706,40 +653,42 @@ async def test_two_workers_and_rows_that_cannot_be_written(database: Database, e
 # --- FCM -------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("fault", "said", "remedy"),
-    [
-        (
-            "oauth_invalid_grant",
-            "the key was revoked, or its service account disabled",
-            "set GOOGLE_APPLICATION_CREDENTIALS to the key that the emulator",
-        ),
-        ("permission_denied", "the key may not send for this project", "set FCM_PROJECT_ID"),
-        ("unavailable", "FCM did not accept a message: UNAVAILABLE", "try again in some minutes"),
-        (
-            "third_party_auth",
-            "Apple or the web push service refuses FCM's credentials",
-            "upload the APNs key",
-        ),
-    ],
-)
-async def test_what_fcm_refuses(
-    database: Database, emulator: Emulator, fault: str, said: str, remedy: str
-) -> None:
-    emulator.add_fault(fault)
-    found = await examine(database.dsn, emulator)
-    finding = found.only(Level.FAULT)
-    assert (finding.group, found.exit_code) == ("FCM", 1)
-    assert finding.text.startswith(said)
-    assert finding.remedy
-    assert finding.remedy.startswith(remedy)
-    if fault.startswith("oauth"):
-        assert found.only(Level.SKIPPED, "FCM").text == "a message: there is no access token"
+REFUSED = {
+    "oauth_invalid_grant": (
+        "the key was revoked, or its service account disabled",
+        "set GOOGLE_APPLICATION_CREDENTIALS to the key that the emulator",
+    ),
+    "permission_denied": ("the key may not send for this project", "set FCM_PROJECT_ID"),
+    "unavailable": ("FCM did not accept a message: UNAVAILABLE", "try again in some minutes"),
+    "third_party_auth": ("Apple or the web push service refuses FCM's credentials", "upload the APNs key"),
+}
 
 
-async def test_another_project(database: Database, emulator: Emulator) -> None:
-    fault = (await examine(database.dsn, emulator, fcm_project_id="another-project")).only(Level.FAULT)
-    assert fault.text.startswith("the key may not send for this project")
+async def test_what_fcm_refuses(emulator: Emulator, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def told(said: str, remedy: str, **variables: str) -> Diagnosis:
+        found = await examine(None, emulator, **variables)
+        fault = found.only(Level.FAULT, "FCM")
+        assert fault.text.startswith(said)
+        assert fault.remedy
+        assert fault.remedy.startswith(remedy)
+        return found
+
+    for fault, (said, remedy) in REFUSED.items():
+        with naming(fault):
+            emulator.clear_faults()
+            emulator.add_fault(fault)
+            found = await told(said, remedy)
+            if fault.startswith("oauth"):
+                assert found.only(Level.SKIPPED, "FCM").text == "a message: there is no access token"
+                with monkeypatch.context() as patch:
+                    patch.setattr(fcm, "remedies_for", lambda _: fcm.OF_FCM)
+                    await prints("A key that was revoked", "", emulator)
+    emulator.clear_faults()
+    await told("the key may not send for this project", "", fcm_project_id="another-project")
+    nowhere = f"http://127.0.0.1:{closed_port()}"
+    await told("FCM did not accept a message: CONNECT", "start the emulator", fcm_endpoint=nowhere)
+    await emulator.stop()
+    await told("", "start the emulator (push-listener emulator) at FCM_ENDPOINT")
 
 
 async def test_a_real_device(database: Database, emulator: Emulator) -> None:
@@ -749,59 +698,16 @@ async def test_a_real_device(database: Database, emulator: Emulator) -> None:
     assert emulator.accepted == []  # validated only
     dead = await examine(database.dsn, emulator, "--device", "dead-S3cr3t")
     assert dead.only(Level.FAULT).text.startswith("--device: FCM no longer knows this registration token")
-    bad = await examine(database.dsn, emulator, "--device", "no S3cr3t token")
-    assert bad.only(Level.FAULT).text.startswith("--device: device_token is empty, longer")
+    assert dead.exit_code == 1
+    bad = await examine(None, emulator, "--device", "no S3cr3t token")
+    assert bad.only(Level.FAULT, "FCM").text.startswith("--device: device_token is empty, longer")
     assert "S3cr3t" not in str(dead) + str(bad)
-
-
-async def test_an_installation_id_is_a_device_too(database: Database, emulator: Emulator) -> None:
-    found = await examine(database.dsn, emulator, "--device", "cLwDkXAPQ0aQqWZbZ3sPQZ")
-    assert found.at(Level.FAULT) == []
+    found = await examine(None, emulator, "--device", "cLwDkXAPQ0aQqWZbZ3sPQZ")  # an installation id
+    assert found.at(Level.FAULT, group="FCM") == []
     assert emulator.received[-1].kind == "fid"
 
 
-async def test_fcm_that_cannot_be_reached(database: Database, emulator: Emulator) -> None:
-    found = await examine(database.dsn, emulator, fcm_endpoint=f"http://127.0.0.1:{closed_port()}")
-    fault = found.only(Level.FAULT)
-    assert fault.text.startswith("FCM did not accept a message: CONNECT")
-    assert fault.remedy
-    assert fault.remedy.startswith("start the emulator")
-
-
 # --- others in the database ------------------------------------------------------------------------------------------
-
-
-async def test_a_function_that_lets_everybody_push(database: Database, emulator: Emulator) -> None:
-    execute(
-        database.dsn,
-        "create function shout(p text) returns void language sql security definer as "
-        "$$ insert into public.push_notifications (topic, title) values ('all', p) $$",
-    )
-    found = await examine(database.dsn, emulator)
-    (line,) = [each.text for each in found.at(Level.WARNING) if "shout" in each.text]
-    assert "everybody may cause a push" in line
-
-
-async def test_a_stranger_that_holds_a_lock(database: Database, emulator: Emulator) -> None:
-    execute(database.superuser_dsn, "create role test_stranger_on_lock login")
-    try:
-        with psycopg.connect(database.dsn_as("test_stranger_on_lock"), autocommit=True) as stranger:
-            stranger.execute("select pg_advisory_lock(1886745449, 0)")
-            fault = (await examine(database.dsn, emulator)).only(Level.FAULT)
-            assert str(stranger.info.backend_pid) in fault.text
-            assert "test_stranger_on_lock" in fault.text
-        assert (await examine(database.dsn, emulator)).at(Level.FAULT) == []
-    finally:
-        execute(database.superuser_dsn, "drop role test_stranger_on_lock")
-
-
-async def test_a_copy_with_waiting_rows(database: Database, emulator: Emulator) -> None:
-    execute(database.dsn, "insert into push_listener.served values ('1', 5, 'elsewhere', 'postgres')")
-    assert (await examine(database.dsn, emulator)).at(Level.FAULT) == []
-    execute(database.dsn, "insert into push_notifications (topic, title) values ('news', 't')")
-    fault = (await examine(database.dsn, emulator)).only(Level.FAULT)
-    assert "is a copy" in fault.text
-    assert "--adopt-copy" in fault.text
 
 
 @pytest.fixture
@@ -824,7 +730,9 @@ async def test_logins_that_can_connect_to_other_databases(
     with psycopg.connect(other.dsn_as("test_of_one"), autocommit=True) as worker:
         assert worker.execute("select title from push_notifications").fetchall() == [("t",)]
     group = "other databases of this server"
-    line = (await examine(one.dsn, emulator)).only(Level.WARNING, group).text
+    found = await examine(one.dsn, emulator, listen_database_url=other.dsn)
+    assert found.only(Level.FAULT, "LISTEN").text.startswith("LISTEN_DATABASE_URL leads to another database")
+    line = found.only(Level.WARNING, group).text
     assert "test_of_one" in line
     assert other.name in line
 
@@ -837,16 +745,6 @@ async def test_logins_that_can_connect_to_other_databases(
         psycopg.connect(other.dsn_as("test_of_one"))
     lines = [each.text for each in (await examine(one.dsn, emulator)).at(Level.WARNING, group=group)]
     assert not any(other.name in line for line in lines)
-
-
-async def test_waiting_pushes_that_would_reach_nobody(database: Database, emulator: Emulator) -> None:
-    execute(
-        database.dsn,
-        "insert into push_notifications (user_id, device_token, title) values "
-        "(gen_random_uuid(), null, 't'), (null, 't', 't')",
-    )
-    line = (await examine(database.dsn, emulator)).only(Level.WARNING, "recipients").text
-    assert line.startswith("1 waiting pushes go to users without a device in push_recipients")
 
 
 # --- what docs/doctor.md shows --------------------------------------------------------------------------------------
@@ -875,12 +773,6 @@ async def prints(section: str, dsn: str, emulator: Emulator) -> None:
     assert [line for line in printed if line in wanted] == wanted, done.output
 
 
-async def test_the_document_shows_a_healthy_installation(database: Database, emulator: Emulator) -> None:
-    async with serving(settings_for(database.dsn, emulator, worker_name="web-1")):
-        done = await invoke(None, "doctor", **environment(database.dsn, emulator))
-    assert alike(done.output.splitlines()) == alike(shown("A healthy installation"))
-
-
 async def test_the_document_shows_what_is_wrong_with_an_address(
     database: Database, blank_database: Database, emulator: Emulator
 ) -> None:
@@ -888,20 +780,3 @@ async def test_the_document_shows_what_is_wrong_with_an_address(
         await prints("A pooler in transaction mode", dsn, emulator)
     await prints("Not migrated", blank_database.dsn, emulator)
     await prints("A database that is away", f"postgresql://u@127.0.0.1:{closed_port()}/d", emulator)
-
-
-async def test_the_document_shows_a_revoked_key(
-    database: Database, emulator: Emulator, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(fcm, "remedies_for", lambda _: fcm.OF_FCM)
-    emulator.add_fault("oauth_invalid_grant")
-    await prints("A key that was revoked", database.dsn, emulator)
-
-
-async def test_the_document_shows_a_disabled_trigger_and_a_held_snapshot(
-    database: Database, emulator: Emulator, old_snapshot: psycopg.Connection
-) -> None:
-    await prints("A held snapshot", database.dsn, emulator)
-    old_snapshot.rollback()
-    execute(database.dsn, "alter table push_notifications disable trigger push_listener_ring_insert")
-    await prints("A disabled trigger", database.dsn, emulator)

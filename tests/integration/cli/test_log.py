@@ -52,24 +52,10 @@ async def ended(process: asyncio.subprocess.Process) -> int:
 
 
 async def test_standard_error_that_nobody_reads(database: Database, rows: Rows, emulator: Emulator) -> None:
-    """The pipe is full from the start, so that the first line would block."""
-    reader, writer = os.pipe()
-    fcntl.fcntl(writer, fcntl.F_SETPIPE_SZ, 4096)
-    os.write(writer, b"x" * 4096)
-    port = closed_port()
-    env = environment(database.dsn, emulator, port=str(port), token_loss_breaker="false")
-    async with running(sys.executable, "-m", "listener", "run", env=env, stderr=writer) as process:
-        os.close(writer)
-        await ready(port)
-        await rows.add_many(400, "dead")
-        await rows.until(lambda found: all(row["status"] == "dead" for row in found.values()))
-        process.terminate()
-        assert await ended(process) == 0
-    os.close(reader)
+    """The pipe is full from the start, so that the first line would block. When it is read, what was dropped is told.
 
-
-async def test_dropped_lines_are_counted_and_told(database: Database, rows: Rows, emulator: Emulator) -> None:
-    """What waits is limited to so few bytes here that lines are dropped."""
+    What waits is limited to so few bytes here that lines are dropped.
+    """
     small = "from listener import log_output as o; o.LogOutput.__init__.__kwdefaults__['limit'] = 600\n"
     reader, writer = os.pipe()
     fcntl.fcntl(writer, fcntl.F_SETPIPE_SZ, 4096)
@@ -78,7 +64,6 @@ async def test_dropped_lines_are_counted_and_told(database: Database, rows: Rows
     code = small + "from listener.cli.main import main; main(['run'])"
     env = environment(database.dsn, emulator, port=str(port), token_loss_breaker="false")
     async with running(sys.executable, "-c", code, env=env, stderr=writer) as process:
-        os.close(writer)
         await ready(port)
         await rows.add_many(30, "dead")
         await rows.until(lambda found: all(row["status"] == "dead" for row in found.values()))
@@ -98,9 +83,22 @@ async def test_dropped_lines_are_counted_and_told(database: Database, rows: Rows
 
         told = await asyncio.to_thread(read)
         assert f'"lines": {dropped:.0f}' in told
+        fill(writer)
+        os.close(writer)
+        await rows.add_many(100, "dead")
+        await rows.until(lambda found: all(row["status"] == "dead" for row in found.values()))
         process.terminate()
-        assert await ended(process) == 0
+        assert await ended(process) == 0  # although nobody reads its last lines
     os.close(reader)
+
+
+def fill(pipe: int) -> None:
+    """Writes until there is no room, through a description of its own: that of the process goes on blocking."""
+    own = os.open(f"/proc/self/fd/{pipe}", os.O_WRONLY | os.O_NONBLOCK)
+    with suppress(BlockingIOError):
+        while True:
+            os.write(own, b"x")
+    os.close(own)
 
 
 async def test_pushes_that_die_alike_are_summed_up(
@@ -143,7 +141,7 @@ sys.exit(done.returncode)
 """
 
 
-@pytest.mark.parametrize("closed", [(0,), (1,), (2,), (0, 1), (1, 2), (0, 2), (0, 1, 2)])
+@pytest.mark.parametrize("closed", [(0,), (1,), (2,), (0, 1, 2)])
 async def test_closed_streams_are_opened_under_their_own_numbers(closed: tuple[int, ...]) -> None:
     code = _FDS.replace("{closed}", repr(closed))
     async with python("-c", code, env={"PATH": os.environ["PATH"]}) as started:
@@ -158,5 +156,8 @@ async def test_the_last_lines_before_an_exit_appear_in_order(
     async with program("run", env=environment(blank_database.dsn, emulator)) as running:
         assert await running.ended() == 1
     lines = running.err.splitlines()
-    assert lines[-1].startswith("Error: the database has not been migrated")
+    assert lines[-1].startswith(
+        "Error: the database has not been migrated to this version: run push-listener migrate"
+    )
+    assert "Traceback" not in running.output
     assert any("web server listening" in line for line in lines[:-1])

@@ -20,7 +20,7 @@ from listener.operating.reading import Reading
 from listener.operating.records import Count, Preview
 from tests.support.cli import invoke
 from tests.support.postgres import Database
-from tests.support.service import PATIENCE, PROJECT, Rows, program
+from tests.support.service import PATIENCE, PROJECT, Rows, naming, program
 
 EVIL = "[red]x[/red]\x1b[2J\x9b31m\u202egnp.exe"
 """Markup, escape sequences, and a text that runs the other way."""
@@ -279,28 +279,28 @@ async def test_cancel_all_of_a_user(database: Database, rows: Rows) -> None:
     assert (sums["count"], sums["sum"], sums["runs"]) == (3, 1200, 1)
 
 
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        ["requeue"],
-        ["requeue", "no-id"],
-        ["requeue", ANY_ID, "--code", "INTERNAL"],
-        ["requeue", "--code", "internal"],
-        ["requeue", "--status", "sent"],
-        ["cancel", "--status", "dead"],
-        ["cancel", "--user", "me"],
-        ["requeue", "--since", "yesterday"],
-        ["requeue", "--code", "INTERNAL", "--json"],
-        ["requeue", "--code", "INTERNAL", "--reason", "x" * 1001],
-        ["tail", "--status", "pending"],
-        ["stats", "--watch", "0"],
-    ],
-    ids=" ".join,
-)
-async def test_wrong_usage(database: Database, arguments: list[str]) -> None:
-    done = await invoke(database.dsn, *arguments)
-    assert done.exit_code == 2
-    assert "Traceback" not in done.output
+WRONG = [
+    ["requeue"],
+    ["requeue", "no-id"],
+    ["requeue", ANY_ID, "--code", "INTERNAL"],
+    ["requeue", "--code", "internal"],
+    ["requeue", "--status", "sent"],
+    ["cancel", "--status", "dead"],
+    ["cancel", "--user", "me"],
+    ["requeue", "--since", "yesterday"],
+    ["requeue", "--code", "INTERNAL", "--json"],
+    ["requeue", "--code", "INTERNAL", "--reason", "x" * 1001],
+    ["tail", "--status", "pending"],
+    ["stats", "--watch", "0"],
+]
+
+
+async def test_wrong_usage(database: Database) -> None:
+    for arguments in WRONG:
+        with naming(" ".join(arguments)):
+            done = await invoke(database.dsn, *arguments)
+            assert done.exit_code == 2
+            assert "Traceback" not in done.output
 
 
 async def test_a_login_that_may_not_act_is_told_what_to_do(database: Database, rows: Rows) -> None:

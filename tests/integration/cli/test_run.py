@@ -29,7 +29,7 @@ async def test_run_reports_every_fault_of_its_configuration_at_once() -> None:
         "RETRY_MAX_DELAY": "1",
         "FCM_CONNECT_TIMEOUT": "16",
     }
-    code, out, err = await run("run", env=env)
+    code, out, err = await run("run", env=env, forked=True)
     assert (code, out) == (2, "")
     head, *faults = err.splitlines()
     assert head == "Error: the configuration cannot be used:"

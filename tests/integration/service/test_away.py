@@ -35,6 +35,7 @@ from tests.support.service import (
     get,
     pool_of,
     rows_of,
+    sample,
     serving,
     settings_for,
     until,
@@ -49,7 +50,7 @@ async def rows(database: Database) -> AsyncIterator[Rows]:
 
 
 def count_of(service: Service, name: str, **labels: str) -> float:
-    return service.metrics.registry.get_sample_value(name, labels) or 0.0
+    return sample(service.metrics, name, labels) or 0.0
 
 
 # --- FCM away --------------------------------------------------------------------------------------------
@@ -74,7 +75,7 @@ async def failing(emulator: Emulator, fault: str) -> AsyncIterator[None]:
         emulator.remove_fault(rule)
 
 
-@pytest.mark.parametrize("trouble", ["down", "unavailable", "reset", "timeout", "oauth_server_error"])
+@pytest.mark.parametrize("trouble", ["down", "unavailable", "timeout", "oauth_server_error"])
 async def test_no_push_is_used_up_by_an_outage_and_the_work_goes_on_by_itself(
     database: Database, rows: Rows, emulator: Emulator, trouble: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -91,7 +92,7 @@ async def test_no_push_is_used_up_by_an_outage_and_the_work_goes_on_by_itself(
         before = await rows.add(device_token="before", title="t")  # there is an access token
         await rows.one_over(before)
         async with down(emulator) if trouble == "down" else failing(emulator, trouble):
-            await rows.add_many(150)
+            await rows.add_many(110)
             await until(lambda: service.pause is not None)
             assert service.port is not None
             status, text = await get(service.port, "/readyz")
@@ -104,7 +105,7 @@ async def test_no_push_is_used_up_by_an_outage_and_the_work_goes_on_by_itself(
         ended = time.monotonic()
         found = await rows.over()
         print(f"{trouble}: all sent {time.monotonic() - ended:.1f} s after its end")
-    assert len(found) == 151
+    assert len(found) == 111
     assert {row["status"] for row in found.values()} == {"sent"}
     # Those that failed before it was known why: one try each, of less than twenty pushes.
     assert {row["retry_count"] for row in found.values()} <= {0, 1}
@@ -263,7 +264,7 @@ async def test_what_has_been_sent_is_written_down_when_the_database_is_back(
     with_arguments(monkeypatch, ServicePool, patience=0.5)
     emulator.latency = 1.0
     async with serving(settings_for(database.dsn, emulator, max_in_flight=20)) as service:
-        await rows.add_many(100)
+        await rows.add_many(60)
         await emulator.wait_accepted(20)
         async with TROUBLES[trouble](database):
             await until(lambda: count_of(service, "push_database_errors_total", statement="settle") >= 3)
@@ -283,7 +284,7 @@ async def test_what_has_been_sent_is_written_down_when_the_database_is_back(
         print(f"{trouble}: {text.splitlines()}; all sent {time.monotonic() - ended:.1f} s after its end")
         await until(lambda: service.obstacles() == [])
     assert {(row["status"], row["delivery_attempts"]) for row in found.values()} == {("sent", 1)}
-    assert (emulator.stats()["accepted"], emulator.stats()["duplicates"]) == (100, 0)
+    assert (emulator.stats()["accepted"], emulator.stats()["duplicates"]) == (60, 0)
 
 
 @asynccontextmanager

@@ -35,6 +35,7 @@ from tests.support.service import (
     environment,
     naming,
     python,
+    sample,
     serving,
     settings_for,
     shown,
@@ -220,7 +221,7 @@ async def test_only_one_worker_polls_and_another_can_after_it(
                 await conn.execute(busy_polling._START, (*POLLING_LOCK, 0, 0, CHANNEL, "4711"))
             ).fetchone()
         assert row == (False, 0)
-        assert second.metrics.registry.get_sample_value("push_busy_polling") == 0
+        assert sample(second.metrics, "push_busy_polling") == 0
         await stop_polling(first, policies[0])
         # It may have tried before it learned that the first one polls, and tries again when it is notified.
         async with await connect(database.dsn) as bell:
@@ -257,7 +258,7 @@ async def test_one_that_cannot_claim_lets_go_after_a_while_and_until_then_anothe
             await insert(conn, "silent")
             await sent(emulator, "loud", "silent")
             assert await heard() == ["1"]
-            assert full.metrics.registry.get_sample_value("push_busy_polling") == 1
+            assert sample(full.metrics, "push_busy_polling") == 1
 
 
 # --- how it comes to be ------------------------------------------------------------------------------------------
@@ -270,7 +271,7 @@ async def test_many_inserts_wake_it_and_then_it_sleeps_again(
     async with serving(settings_for(database.dsn, emulator)) as service, await connect(database.dsn) as conn:
         count = 0
         async with asyncio.timeout(PATIENCE):
-            while not service.metrics.registry.get_sample_value("push_busy_polling_started_total"):
+            while not sample(service.metrics, "push_busy_polling_started_total"):
                 # Each a transaction of its own.
                 await conn.execute(
                     """do $$ begin for n in 1..200 loop
@@ -584,16 +585,11 @@ async def test_what_was_written_before_the_start_is_sent(database: Database, emu
 CUTS = ["before take", "after take", "before let go", "after let go"]
 
 
-@pytest.mark.parametrize("point", CUTS)
 async def test_its_connection_is_cut_at_each_step(
-    database: Database,
-    emulator: Emulator,
-    policies: list[ScriptedPolicy],
-    monkeypatch: pytest.MonkeyPatch,
-    point: str,
+    database: Database, emulator: Emulator, policies: list[ScriptedPolicy], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ask = Doorbell.fetchone
-    reached = asyncio.Event()
+    point, reached, expected = "", asyncio.Event(), list[str]()
 
     async def asked(self: Doorbell, statement: LiteralString, *values: object) -> tuple[object, ...]:
         what = {busy_polling._START: "take", busy_polling._STOP: "let go"}.get(statement)  # None: it stops
@@ -606,25 +602,31 @@ async def test_its_connection_is_cut_at_each_step(
         return row
 
     async with serving(settings_for(database.dsn, emulator)) as service, writer(database) as conn:
-        await settled(service)
-        monkeypatch.setattr(Doorbell, "fetchone", asked)
-        policies[0].starts = policies[0].goes_on = True
-        waker_of(service).polling.notified()
-        if point.endswith("let go"):
-            await shown(service.metrics, "push_busy_polling", 1)
-            policies[0].starts = False
-            await insert(conn, "late")
-            policies[0].goes_on = False
-        async with asyncio.timeout(PATIENCE):
-            await reached.wait()
-        policies[0].starts = policies[0].goes_on = False
-        await until(lambda: waker_of(service).doorbell.connected)
-        await insert(conn, "later")
-        await conn.commit()
-        expected = ["late", "later"] if point.endswith("let go") else ["later"]
-        await sent(emulator, *expected)
-        await settled(service)
-        assert await holder(database) is None
+        for step in CUTS:
+            with naming(step):
+                await settled(service)
+                point, reached = step, asyncio.Event()
+                late, later = [f"{word}-{step.replace(' ', '-')}" for word in ("late", "later")]
+                with monkeypatch.context() as patch:
+                    patch.setattr(Doorbell, "fetchone", asked)
+                    policies[0].starts = policies[0].goes_on = True
+                    waker_of(service).polling.notified()
+                    if point.endswith("let go"):
+                        await shown(service.metrics, "push_busy_polling", 1)
+                        policies[0].starts = False
+                        await insert(conn, late)
+                        expected.append(late)
+                        policies[0].goes_on = False
+                    async with asyncio.timeout(PATIENCE):
+                        await reached.wait()
+                    policies[0].starts = policies[0].goes_on = False
+                    await until(lambda: waker_of(service).doorbell.connected)
+                    await insert(conn, later)
+                    expected.append(later)
+                    await conn.commit()
+                    await sent(emulator, *expected)
+                    await settled(service)
+                    assert await holder(database) is None
 
 
 async def test_a_statement_that_fails_after_taking_the_lock_takes_it_along(
@@ -726,8 +728,15 @@ main.main(["run"])
 # Between "after let go" and "before polling locked" nothing is said to the database, nor before "writers" and "wait".
 POINTS = ["before take", "after take", "before let go", "after let go", "after polling locked", "wait"]
 
+# Who starts later, and who only sees that the lock is taken or free, cannot tell all of them from one another.
+FATES = {
+    "killed": POINTS,
+    "killed, and another is started": ["after take", "after let go", "wait"],
+    "frozen": ["after take", "before let go", "after let go"],
+}
 
-@pytest.mark.parametrize("fate", ["killed", "killed, and another is started", "frozen"])
+
+@pytest.mark.parametrize("fate", FATES)
 async def test_it_is_killed_or_frozen_at_each_step(
     database: Database, emulator: Emulator, tmp_path: Path, fate: str
 ) -> None:
@@ -737,7 +746,7 @@ async def test_it_is_killed_or_frozen_at_each_step(
         conns = [await stack.enter_async_context(writer(database)) for _ in range(2)]
         is_late = fate == "killed, and another is started"
         peer = None if is_late else await stack.enter_async_context(serving(settings))
-        for point in POINTS:
+        for point in FATES[fate]:
             end, step = tmp_path / point, point.replace(" ", "-")
             variables = {"stop_at": point, "poll_until": str(end), "sweep_interval": "3600"}
             async with AsyncExitStack() as late:
@@ -775,7 +784,7 @@ async def test_it_is_killed_or_frozen_at_each_step(
 
 
 async def settled_but_for_writers(service: Service) -> None:
-    await until(lambda: service.metrics.registry.get_sample_value("push_unnotified_transactions"))
+    await until(lambda: sample(service.metrics, "push_unnotified_transactions"))
 
 
 # --- the connection that listens also answers ------------------------------------------------------------------------

@@ -22,7 +22,7 @@ from listener.sending.settler import Settler
 from listener.wakeup.doorbell import Doorbell, Topic
 from tests.support.doorbell import Rings, cut
 from tests.support.postgres import Database
-from tests.support.service import PATIENCE, connect, get, rows_of, serving, settings_for
+from tests.support.service import PATIENCE, connect, get, naming, rows_of, serving, settings_for
 
 
 @asynccontextmanager
@@ -53,44 +53,45 @@ async def test_it_rings_when_it_comes_up_and_for_every_insert(database: Database
             await rings.more_than(before)
 
 
-@pytest.mark.parametrize(
-    ("was", "becomes", "rings_for_it"),
-    [
-        (("pending", "0"), ("processing", "60"), False),  # a claim
-        (("processing", "-60"), ("processing", "60"), False),
-        (("processing", "60"), ("sent", None), False),  # settled
-        (("processing", "60"), ("failed", "0"), False),
-        (("processing", "60"), ("pending", "10"), False),  # its platform is paused
-        (("processing", "60"), ("pending", "0"), True),  # given back
-        (("dead", None), ("pending", "0"), True),  # put back by hand
-        (("failed", "60"), ("pending", "0"), True),
-        (("pending", "60"), ("pending", "0"), True),
-        (("failed", "60"), ("failed", "0"), True),  # wanted sooner
-        (("failed", "60"), ("failed", "90"), False),
-        (("dead", None), ("pending", None), True),  # by who knows nothing of next_attempt_at
-    ],
-)
-async def test_it_rings_for_what_is_to_be_looked_at_now(
-    database: Database, was: tuple[str, str | None], becomes: tuple[str, str | None], rings_for_it: bool
-) -> None:
+RINGS = [
+    # (was: status and seconds until it is due, becomes, rings for it)
+    (("pending", "0"), ("processing", "60"), False),  # a claim
+    (("processing", "-60"), ("processing", "60"), False),
+    (("processing", "60"), ("sent", None), False),  # settled
+    (("processing", "60"), ("failed", "0"), False),
+    (("processing", "60"), ("pending", "10"), False),  # its platform is paused
+    (("processing", "60"), ("pending", "0"), True),  # given back
+    (("dead", None), ("pending", "0"), True),  # put back by hand
+    (("failed", "60"), ("pending", "0"), True),
+    (("pending", "60"), ("pending", "0"), True),
+    (("failed", "60"), ("failed", "0"), True),  # wanted sooner
+    (("failed", "60"), ("failed", "90"), False),
+    (("dead", None), ("pending", None), True),  # by who knows nothing of next_attempt_at
+]
+
+
+async def test_it_rings_for_what_is_to_be_looked_at_now(database: Database) -> None:
     update = (
         "update push_notifications set status = %(status)s, "
         "next_attempt_at = now() + make_interval(secs => %(due)s)"
     )
     async with listening(database.dsn) as (_, rings), rows_of(database.dsn) as rows:
         await rings.more_than(0)
-        await rows.query("alter table push_notifications disable trigger user")
         await rows.add(device_token="t", title="t")
-        await rows.query(update, status=was[0], due=was[1])
-        await rows.query("alter table push_notifications enable trigger user")
-        before = rings.count
-        await rows.query(update, status=becomes[0], due=becomes[1])
-        # Notifications come in the order of commits: one for the update would come before this.
-        await rows.query("select pg_notify(%(channel)s, '')", channel=CHANNEL)
-        await rings.more_than(before)
-        if rings_for_it:
-            await rings.more_than(before + 1)
-        assert rings.count == before + 1 + rings_for_it
+        await rings.more_than(1)
+        for was, becomes, rings_for_it in RINGS:
+            with naming(f"{was} -> {becomes}"):
+                await rows.query("alter table push_notifications disable trigger user")
+                await rows.query(update, status=was[0], due=was[1])
+                await rows.query("alter table push_notifications enable trigger user")
+                before = rings.count
+                await rows.query(update, status=becomes[0], due=becomes[1])
+                # Notifications come in the order of commits: one for the update would come before this.
+                await rows.query("select pg_notify(%(channel)s, '')", channel=CHANNEL)
+                await rings.more_than(before)
+                if rings_for_it:
+                    await rings.more_than(before + 1)
+                assert rings.count == before + 1 + rings_for_it
 
 
 async def test_it_comes_back_and_rings_after_its_backend_was_terminated(database: Database) -> None:
@@ -100,23 +101,6 @@ async def test_it_comes_back_and_rings_after_its_backend_was_terminated(database
             assert await cut(database, "push-listener doorbell") == 1
             await rings.more_than(before)
             assert doorbell.connected
-
-
-async def test_it_waits_for_a_server_that_is_not_there_yet(database: Database) -> None:
-    database.server.stop()
-    rings = Rings()
-    doorbell = Doorbell(Address(database.dsn), 1, Metrics(), heartbeat=60.0)
-    doorbell.subscribe(Topic.NOTIFIED, rings)
-    running = asyncio.create_task(doorbell.run())
-    try:
-        await asyncio.sleep(0)
-        assert not doorbell.connected
-        await asyncio.to_thread(database.server.start)
-        await rings.more_than(0)
-        assert doorbell.connected
-    finally:
-        running.cancel()
-        await asyncio.wait({running})
 
 
 # --- the service without its connections --------------------------------------------------------------------

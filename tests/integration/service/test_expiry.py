@@ -11,7 +11,7 @@ import pytest
 from listener.emulator import Emulator
 from listener.fcm.auth import AccessTokens
 from tests.support.postgres import Database
-from tests.support.service import PATIENCE, Rows, serving, settings_for, shown
+from tests.support.service import PATIENCE, Rows, sample, serving, settings_for, shown
 
 _LATE = """
 insert into push_notifications (device_token, title, priority, next_attempt_at, expires_at, delivery_attempts, status)
@@ -38,34 +38,34 @@ async def states(rows: Rows) -> list[tuple[str, str | None, int]]:
 async def test_expired_pushes_use_no_quota_and_stand_before_nobody(
     database: Database, rows: Rows, emulator: Emulator, priority: str
 ) -> None:
-    """600 a minute: 1,500 expired pushes would use up the quota of two minutes and a half."""
-    await late(rows, 1500, priority=priority)
+    """600 a minute: 600 expired pushes would use up the quota of a minute, twice as long as the test would wait."""
+    await late(rows, 600, priority=priority)
     fresh = await rows.add(device_token="fresh", title="t", priority=priority)
     began = time.monotonic()
     async with serving(settings_for(database.dsn, emulator, fcm_quota=600)) as service:
         await rows.one_over(fresh, PATIENCE)
         print(f"after {time.monotonic() - began:.2f} s, {len(emulator.received)} requests")
         await rows.until(lambda found: all(row["next_attempt_at"] is None for row in found.values()))
-        assert await states(rows) == [("expired", "EXPIRED", 1500), ("sent", None, 1)]
+        assert await states(rows) == [("expired", "EXPIRED", 600), ("sent", None, 1)]
         assert len(emulator.received) == 1
         # The quota is as if they had never been there.
         await rows.add_many(40, "more")
         await emulator.wait_accepted(41, timeout=PATIENCE)
-        await shown(service.metrics, "push_settled_total", 1500, {"status": "expired"})
-        assert service.metrics.registry.get_sample_value("push_quota_waited_seconds_total") == 0.0
+        await shown(service.metrics, "push_settled_total", 600, {"status": "expired"})
+        assert sample(service.metrics, "push_quota_waited_seconds_total") == 0.0
 
 
 async def test_after_an_outage_expired_pushes_are_no_probes(
     database: Database, rows: Rows, emulator: Emulator
 ) -> None:
-    """FCM is away, 1,500 pushes expire meanwhile, and a fresh one is the first probe."""
+    """FCM is away, 600 pushes expire meanwhile, and a fresh one is the first probe."""
     rule = emulator.add_fault("unavailable,retry_after=0")
     settings = settings_for(database.dsn, emulator, fcm_ramp=0, retry_min_delay=1, retry_max_delay=1)
     async with serving(settings) as service:
         await rows.add_many(30, "outage")
         await shown(service.metrics, "push_paused", 1.0, {"reason": "away"})
         await rows.query("update push_notifications set expires_at = now(), next_attempt_at = now()")
-        await late(rows, 1500, attempts=3, status="failed")
+        await late(rows, 600, attempts=3, status="failed")
         fresh = await rows.add(device_token="fresh", title="t")
         emulator.remove_fault(rule)
         began = time.monotonic()
@@ -85,7 +85,7 @@ async def test_what_made_no_request_is_given_back_to_the_quota(
     fresh = await rows.add(device_token="fresh", title="t")
     async with serving(settings_for(database.dsn, emulator, fcm_quota=600, fcm_ramp=0)) as service:
         await rows.one_over(fresh, PATIENCE)
-        waited = service.metrics.registry.get_sample_value("push_quota_waited_seconds_total")
+        waited = sample(service.metrics, "push_quota_waited_seconds_total")
     assert waited is not None
     assert waited < 10.0
     assert [record.push_id for record in emulator.received] == [str(fresh)]

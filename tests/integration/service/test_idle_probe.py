@@ -8,7 +8,7 @@ from structlog.testing import capture_logs
 from listener.emulator import Emulator
 from listener.sending.fcm_question import FcmQuestion
 from tests.support.postgres import Database
-from tests.support.service import Rows, get, serving, settings_for, until, with_arguments
+from tests.support.service import Rows, get, sample, serving, settings_for, until, with_arguments
 
 
 async def test_a_permission_that_was_taken_away_is_known_before_a_push_needs_it(
@@ -19,13 +19,13 @@ async def test_a_permission_that_was_taken_away_is_known_before_a_push_needs_it(
         async with serving(settings_for(database.dsn, emulator, idle_probe_interval=0.05)) as service:
             assert service.port is not None
             accepted = "push_probes_total", {"outcome": "accepted"}
-            await until(lambda: service.metrics.registry.get_sample_value(*accepted))
+            await until(lambda: sample(service.metrics, *accepted))
             assert await get(service.port, "/readyz") == (200, "ok\n")
             assert all(record.validate_only for record in emulator.received)  # no device gets it
 
             fault = emulator.add_fault("permission_denied")
             refused = "push_probes_total", {"outcome": "refused"}
-            await until(lambda: service.metrics.registry.get_sample_value(*refused))
+            await until(lambda: sample(service.metrics, *refused))
             text = "FCM refuses a test message; the log has its words\n"
             assert await get(service.port, "/readyz") == (503, text)
             assert service.pause is None
@@ -43,9 +43,7 @@ async def test_an_fcm_that_is_away_is_no_refusal(database: Database, emulator: E
     emulator.add_fault("unavailable")
     async with serving(settings_for(database.dsn, emulator, idle_probe_interval=0.05)) as service:
         assert service.port is not None
-        await until(
-            lambda: service.metrics.registry.get_sample_value("push_probes_total", {"outcome": "failed"})
-        )
+        await until(lambda: sample(service.metrics, "push_probes_total", {"outcome": "failed"}))
         assert await get(service.port, "/readyz") == (200, "ok\n")
 
 
@@ -55,7 +53,7 @@ async def test_while_pushes_are_answered_nothing_is_asked(
     async with serving(settings_for(database.dsn, emulator, idle_probe_interval=20)) as service:
         for n in range(5):
             await rows.one_over(await rows.add(device_token=f"phone-{n}", title="t"))
-        asked = service.metrics.registry.get_sample_value("push_probes_total", {"outcome": "accepted"})
+        asked = sample(service.metrics, "push_probes_total", {"outcome": "accepted"})
     assert asked == 0.0
 
 
@@ -70,11 +68,11 @@ async def test_without_an_access_token_fcm_is_not_said_to_have_answered(
             await until(lambda: any("access token" in each["event"] for each in said))
             await until(
                 lambda: sum(
-                    service.metrics.registry.get_sample_value("push_probes_total", {"outcome": outcome}) or 0
+                    sample(service.metrics, "push_probes_total", {"outcome": outcome}) or 0
                     for outcome in ("refused", "failed")
                 )
             )
-            refused = service.metrics.registry.get_sample_value("push_probes_total", {"outcome": "refused"})
+            refused = sample(service.metrics, "push_probes_total", {"outcome": "refused"})
             _, text = await get(service.port, "/readyz")
     assert emulator.received == []
     assert refused == 0.0

@@ -13,6 +13,7 @@ from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from structlog.testing import capture_logs
 
+from listener.demo.embedded import EmbeddedPostgres
 from listener.emulator import Emulator
 from listener.postgres.connect import Address, ServicePool, is_transaction_pooler
 from listener.postgres.errors import Condition, condition
@@ -27,9 +28,11 @@ from tests.support.service import (
     dispatcher_of,
     environment,
     get,
+    naming,
     program,
     rows_of,
     run,
+    sample,
     serving,
     settings_for,
     until,
@@ -55,35 +58,53 @@ async def movable(dsn: str) -> AsyncIterator[tuple[Link, str]]:
 # --- a server that is read-only -----------------------------------------------------------------------------
 
 
-async def test_an_address_that_led_to_a_standby_for_a_while_is_served_again(
+async def test_a_standby_is_told_from_the_server_that_can_be_written_to(
     database: Database, emulator: Emulator
 ) -> None:
+    with standby_of(database.server) as standby:
+        for way in (_led_to_it_for_a_while, _one_of_several_hosts, _listened_at):
+            with naming(way.__name__):
+                await way(database, emulator, standby)
+
+
+async def _led_to_it_for_a_while(database: Database, emulator: Emulator, standby: EmbeddedPostgres) -> None:
     """The connections to the standby are open and answer; without being replaced they would last an hour."""
-    with standby_of(database.server) as standby:
-        async with (
-            movable(database.dsn) as (link, dsn),
-            serving(settings_for(dsn, emulator)) as service,
-            rows_of(database.dsn) as rows,
-        ):
-            assert (await rows.one_over(await rows.add(device_token="before", title="t")))["status"] == "sent"
-            link.lead_to(to_unix(socket_of(standby.uri)))
-            link.reset()
-            await until(lambda: service.obstacles() and link.connections)
-            push = await rows.add(device_token="after", title="t")
-            await until(lambda: "the database is read-only" in " ".join(service.obstacles()))
-            link.lead_to(to_unix(socket_of(database.dsn)))  # and every connection to the standby stays
-            assert (await rows.one_over(push))["status"] == "sent"
-            await until(lambda: service.obstacles() == [])
+    async with (
+        movable(database.dsn) as (link, dsn),
+        serving(settings_for(dsn, emulator)) as service,
+        rows_of(database.dsn) as rows,
+    ):
+        assert (await rows.one_over(await rows.add(device_token="before", title="t")))["status"] == "sent"
+        link.lead_to(to_unix(socket_of(standby.uri)))
+        link.reset()
+        await until(lambda: service.obstacles() and link.connections)
+        push = await rows.add(device_token="after", title="t")
+        await until(lambda: "the database is read-only" in " ".join(service.obstacles()))
+        link.lead_to(to_unix(socket_of(database.dsn)))  # and every connection to the standby stays
+        assert (await rows.one_over(push))["status"] == "sent"
+        await until(lambda: service.obstacles() == [])
 
 
-async def test_of_several_hosts_the_one_that_can_be_written_to_is_used(
-    database: Database, emulator: Emulator
-) -> None:
-    with standby_of(database.server) as standby:
-        hosts = [str(socket_of(dsn).parent) for dsn in (standby.uri, database.dsn)]
-        dsn = make_conninfo(database.dsn, host=",".join(hosts), port="5432,5432")
-        async with rows_of(database.dsn) as rows, serving(settings_for(dsn, emulator)):  # restarted
-            assert (await rows.one_over(await rows.add(device_token="t", title="t")))["status"] == "sent"
+async def _one_of_several_hosts(database: Database, emulator: Emulator, standby: EmbeddedPostgres) -> None:
+    hosts = [str(socket_of(dsn).parent) for dsn in (standby.uri, database.dsn)]
+    dsn = make_conninfo(database.dsn, host=",".join(hosts), port="5432,5432")
+    async with rows_of(database.dsn) as rows, serving(settings_for(dsn, emulator)):
+        assert (await rows.one_over(await rows.add(device_token="t", title="t")))["status"] == "sent"
+
+
+async def _listened_at(database: Database, emulator: Emulator, standby: EmbeddedPostgres) -> None:
+    """The address to listen at leads to it: that is named, and waited for."""
+    async with movable(database.dsn) as (link, dsn):
+        link.lead_to(to_unix(socket_of(standby.uri)))
+        env = environment(database.dsn, emulator, listen_database_url=dsn)
+        async with program("run", env=env, forked=True) as running:
+            told = await running.said("database cannot be reached")
+            assert "another server than DATABASE_URL" in told["reason"]
+            assert told["setting"] == "LISTEN_DATABASE_URL"
+            status, text = await get(await running.port(), "/readyz")
+            assert (status, "the two addresses lead to two servers" in text) == (503, True)
+            link.lead_to(to_unix(socket_of(database.dsn)))
+            await running.said("ready")
 
 
 # --- a session that serves no more ---------------------------------------------------------------------------
@@ -115,32 +136,27 @@ async def test_the_role_may_be_dropped_and_made_anew(
 # --- a login that is refused ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("refuse", "allow", "kind"),
-    [
-        (["alter role {role} nologin"], "alter role {role} login", Condition.LOGIN),
-        (
-            [
-                "alter database {database} connection limit 0",
-                "alter database {database} rename to test_moved",
-            ],
+REFUSALS = {
+    Condition.LOGIN: (["alter role {role} nologin"], ["alter role {role} login"]),
+    Condition.NO_DATABASE: (
+        [
+            "alter database {database} connection limit 0",
+            "alter database {database} rename to test_moved",
+        ],
+        [
             "alter database test_moved rename to {database}",
-            Condition.NO_DATABASE,
-        ),
-        (
-            ["revoke connect on database {database} from public"],
-            "grant connect on database {database} to public",
-            Condition.NO_CONNECT,
-        ),
-    ],
-)
+            "alter database {database} connection limit -1",
+        ],
+    ),
+    Condition.NO_CONNECT: (
+        ["revoke connect on database {database} from public"],
+        ["grant connect on database {database} to public"],
+    ),
+}
+
+
 async def test_a_login_that_is_refused_for_a_while_is_named_and_allowed_again(
-    database: Database,
-    emulator: Emulator,
-    refuse: list[str],
-    allow: str,
-    kind: Condition,
-    monkeypatch: pytest.MonkeyPatch,
+    database: Database, emulator: Emulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with_arguments(monkeypatch, Address, refused_least=0.3, refused_first=0.5, refused_longest=0.5)
     names = {"role": sql.Identifier("test_refused"), "database": sql.Identifier(database.name)}
@@ -158,16 +174,17 @@ async def test_a_login_that_is_refused_for_a_while_is_named_and_allowed_again(
         try:
             async with serving(settings_for(dsn, emulator)) as service:
                 assert service.port is not None
-                await change(*refuse)
-                await until(lambda: str(kind) in service.obstacles())
-                status, said = await get(service.port, "/readyz")
-                assert (status, str(kind) in said) == (503, True)
-                await change(allow, "alter database {database} connection limit -1")
-                await until(lambda: service.obstacles() == [])
-                async with rows_of(database.dsn) as rows:
-                    assert (await rows.one_over(await rows.add(device_token="t", title="t")))[
-                        "status"
-                    ] == "sent"
+                for kind, (refuse, allow) in REFUSALS.items():
+                    with naming(str(kind)):
+                        await change(*refuse)
+                        await until(lambda kind=kind: str(kind) in service.obstacles())  # type: ignore[misc]
+                        status, said = await get(service.port, "/readyz")
+                        assert (status, str(kind) in said) == (503, True)
+                        await change(*allow)
+                        await until(lambda: service.obstacles() == [])
+                        async with rows_of(database.dsn) as rows:
+                            push = await rows.one_over(await rows.add(device_token="t", title="t"))
+                            assert push["status"] == "sent"
         finally:
             await change("drop role {role}")
 
@@ -276,23 +293,6 @@ async def test_an_address_to_listen_at_that_names_another_database_is_refused(
     assert "Traceback" not in said
 
 
-async def test_an_address_to_listen_at_that_leads_to_a_standby_is_named_and_waited_for(
-    database: Database, rows: Rows, emulator: Emulator
-) -> None:
-    with standby_of(database.server) as standby:
-        async with movable(database.dsn) as (link, dsn):
-            link.lead_to(to_unix(socket_of(standby.uri)))
-            env = environment(database.dsn, emulator, listen_database_url=dsn)
-            async with program("run", env=env, forked=True) as running:
-                told = await running.said("database cannot be reached")
-                assert "another server than DATABASE_URL" in told["reason"]
-                assert told["setting"] == "LISTEN_DATABASE_URL"
-                status, text = await get(await running.port(), "/readyz")
-                assert (status, "the two addresses lead to two servers" in text) == (503, True)
-                link.lead_to(to_unix(socket_of(database.dsn)))
-                await running.said("ready")
-
-
 async def test_a_doorbell_that_listens_at_another_server_than_the_pool_is_connected_again(
     database: Database, emulator: Emulator
 ) -> None:
@@ -334,8 +334,8 @@ async def test_with_two_connections_everything_is_sent(database: Database, emula
         await rows.query("create role test_few login connection limit 2 in role push_listener")
         try:
             async with serving(settings_for(database.dsn_as("test_few"), emulator)) as service:
-                for number in range(5):
-                    await rows.add_many(100, f"phone-{number}")
+                for number in range(3):
+                    await rows.add_many(30, f"phone-{number}")
                     await rows.over()
                     await rows.query(  # and it gets one again, although the pool wants more
                         "select pg_terminate_backend(pid, 10000) from pg_stat_activity "
@@ -409,7 +409,7 @@ async def test_with_a_full_notify_queue_inserts_succeed_and_are_sent_and_the_ses
                         while (await rows.get(push))["status"] != "sent":  # noqa: ASYNC110  # nothing notifies
                             await asyncio.sleep(0.05)
                     usage = "push_notify_queue_usage"
-                    await until(lambda: (service.metrics.registry.get_sample_value(usage) or 0.0) > 0.9)
+                    await until(lambda: (sample(service.metrics, usage) or 0.0) > 0.9)
                     assert service.obstacles() == []
                     await listener.rollback()
                     await until(lambda: not waker_of(service).polling._is_polling)

@@ -22,6 +22,7 @@ from tests.support.service import (
     Rows,
     environment,
     get,
+    naming,
     program,
     python,
     rows_of,
@@ -39,8 +40,7 @@ def with_password(dsn: str) -> str:
     return dsn.replace("@/", f":{SECRET}pw@/")
 
 
-@pytest.mark.parametrize("log_format", ["json", "text"])
-async def test_the_whole_output_of_an_eventful_life(database: Database, log_format: str) -> None:
+async def test_the_whole_output_of_an_eventful_life(database: Database) -> None:
     async with Emulator(latency=0.3) as emulator:
         key = emulator.service_account
         emulator.add_fault(f"unavailable,token={SECRET}-busy,times=1")
@@ -53,7 +53,6 @@ async def test_the_whole_output_of_an_eventful_life(database: Database, log_form
             with_password(database.dsn),
             emulator,
             log_level="debug",
-            log_format=log_format,
             retry_min_delay="0.1",
             metrics_token=f"{SECRET}-metrics",
             port="0",
@@ -119,18 +118,6 @@ async def test_the_whole_output_of_an_eventful_life(database: Database, log_form
     for name in ("private_key", "private_key_id", "client_email"):
         assert key[name][:40] not in output
     assert "PRIVATE KEY" not in output
-
-
-async def test_a_start_that_cannot_reach_the_database(database: Database) -> None:
-    async with Emulator() as emulator:
-        env = environment(f"postgresql://u:{SECRET}@127.0.0.1:1/db", emulator, log_level="debug")
-        async with program("run", env=env, forked=True) as running:
-            told = await running.said("database cannot be reached")
-            assert told["reason"].startswith("the host refuses the connection")
-            assert told["setting"] == "DATABASE_URL"
-            running.terminate()
-            assert await running.ended() == 0
-        assert SECRET not in running.output
 
 
 async def test_a_password_that_is_refused_is_not_repeated(database: Database) -> None:
@@ -219,48 +206,40 @@ def shows_nothing(output: str) -> bool:
     return not any(part in output.lower() for part in PARTS)
 
 
-@pytest.mark.parametrize("fault", AMBIGUOUS)
-async def test_an_ambiguous_address_stops_the_start(fault: str) -> None:
-    given, advice = AMBIGUOUS[fault]
+async def test_ambiguous_addresses_stop_the_start() -> None:
+    """Two at a time, one in each of the two settings."""
+    faults = [(fault, *each) for fault, each in AMBIGUOUS.items()]
     async with Emulator() as emulator:
-        env = environment(given, emulator)
-        async with program("run", env=env, forked=True) as running:
-            assert await running.ended() == 2
-    assert running.out == ""
-    assert running.err.startswith("Error: the configuration cannot be used:\n  DATABASE_URL ")
-    assert advice in running.err
-    assert shows_nothing(running.output)
+        for first, second in zip(faults[::2], faults[1::2], strict=True):
+            with naming(f"{first[0]}, {second[0]}"):
+                env = environment(first[1], emulator, listen_database_url=second[1])
+                async with program("run", env=env, forked=True) as running:
+                    assert await running.ended() == 2
+                assert running.out == ""
+                head, *lines = running.err.splitlines()
+                assert head == "Error: the configuration cannot be used:"
+                assert [line.split()[0] for line in lines] == ["DATABASE_URL", "LISTEN_DATABASE_URL"]
+                assert first[2] in lines[0]
+                assert second[2] in lines[1]
+                assert shows_nothing(running.output)
 
 
-async def test_every_fault_of_both_addresses_is_told_at_once() -> None:
-    async with Emulator() as emulator:
-        env = environment(
-            "postgresql://u:S3cr@t%Tail99@host/db", emulator, listen_database_url=GIVEN, port="S3cr3t"
-        )
-        async with program("run", env=env, forked=True) as running:
-            assert await running.ended() == 2
-    lines = running.err.splitlines()[1:]
-    assert [line.split()[0] for line in lines] == ["DATABASE_URL", "LISTEN_DATABASE_URL", "PORT:"]
-    assert "%40" in lines[0]
-    assert "%25" in lines[0]
-    assert shows_nothing(running.output)
+async def test_no_command_takes_an_ambiguous_address() -> None:
+    for fault, (given, advice) in AMBIGUOUS.items():
+        for command in COMMANDS:
+            with naming(f"{fault}: {command}"):
+                done = await invoke(given, *command)
+                assert (done.exit_code, done.stdout) == (2, "")
+                assert advice in done.stderr
+                assert shows_nothing(done.output)
 
 
-@pytest.mark.parametrize("fault", AMBIGUOUS)
-async def test_no_command_takes_an_ambiguous_address(fault: str) -> None:
-    given, advice = AMBIGUOUS[fault]
-    for command in COMMANDS:
-        done = await invoke(given, *command)
-        assert (done.exit_code, done.stdout) == (2, "")
-        assert advice in done.stderr
-        assert shows_nothing(done.output)
-
-
-@pytest.mark.parametrize("fault", WRONG)
+@pytest.mark.parametrize("fault", ["nothing listens", "no such user", "no such database", "no such setting"])
 async def test_a_wrong_address_is_told_by_its_kind_in_the_log(database: Database, fault: str) -> None:
+    """Each that the service takes in a way of its own; the commands below have all kinds."""
     template, told = WRONG[fault]
     async with Emulator() as emulator:
-        env = environment(address(template, database), emulator, log_level="debug")
+        env = environment(address(template, database), emulator, log_level="debug", shutdown_grace="3600")
         async with program("run", env=env, forked=True) as running:
             record = await running.said("database cannot be reached")
             conditions = f"{CONDITIONS[fault]}\n" if fault in CONDITIONS else ""
@@ -271,17 +250,18 @@ async def test_a_wrong_address_is_told_by_its_kind_in_the_log(database: Database
             running.terminate()
             assert await running.ended() == 0
     assert record["reason"].startswith(told)
+    assert record["setting"] == "DATABASE_URL"
     assert shows_nothing(running.output)
 
 
-@pytest.mark.parametrize("fault", WRONG)
-async def test_a_wrong_address_is_told_by_its_kind_by_every_command(database: Database, fault: str) -> None:
-    template, told = WRONG[fault]
-    for command in COMMANDS:
-        done = await invoke(address(template, database), *command)
-        assert (done.exit_code, done.stdout) == (1, "")
-        assert done.stderr.startswith(f"Error: the database: {told}")
-        assert shows_nothing(done.output)
+async def test_a_wrong_address_is_told_by_its_kind_by_every_command(database: Database) -> None:
+    for fault, (template, told) in WRONG.items():
+        for command in COMMANDS:
+            with naming(f"{fault}: {command}"):
+                done = await invoke(address(template, database), *command)
+                assert (done.exit_code, done.stdout) == (1, "")
+                assert done.stderr.startswith(f"Error: the database: {told}")
+                assert shows_nothing(done.output)
 
 
 async def test_the_log_names_the_setting_that_is_wrong(database: Database) -> None:
@@ -414,12 +394,3 @@ async def test_readyz_tells_that_fcm_does_not_answer(
         await rows.add_many(50)
         await paused(service)
         assert await readiness(service) == (503, f"sending is paused: {Pause.AWAY}\n")
-
-
-async def test_readyz_tells_that_tokens_are_called_dead(
-    database: Database, rows: Rows, emulator: Emulator
-) -> None:
-    async with serving(settings_for(database.dsn, emulator)) as service:
-        await rows.add_many(100, prefix="dead")
-        await paused(service)
-        assert await readiness(service) == (503, f"sending is paused: {Pause.TOKEN_LOSS}\n")

@@ -34,10 +34,9 @@ async def signed_off(rows: Rows) -> list[bool]:
     return [row["off"] for row in found]
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-async def test_idle_it_ends_at_once(database: Database, rows: Rows, number: signal.Signals) -> None:
+async def test_idle_it_ends_at_once(database: Database, rows: Rows) -> None:
     async with Emulator() as emulator, listener(database, emulator, shutdown_grace="60") as running:
-        running.signal(number)
+        running.signal(signal.SIGINT)
         assert await running.ended(SOON) == 0
         assert await signed_off(rows) == [True]
 
@@ -87,17 +86,16 @@ async def test_what_takes_longer_than_the_grace_period_goes_back_for_the_next_pr
     assert await rows.query("select id from push_notifications where claimed_by is null") == []
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-async def test_a_second_signal_hurries(database: Database, rows: Rows, number: signal.Signals) -> None:
+async def test_a_second_signal_hurries(database: Database, rows: Rows) -> None:
     async with (
         Emulator(faults=["slow,latency_ms=60000"]) as emulator,
         listener(database, emulator, shutdown_grace="120", lease="200", fcm_request_timeout="70") as running,
     ):
         await rows.add_many(20)
         await emulator.wait_received(20)
-        running.signal(number)
+        running.signal(signal.SIGTERM)
         await running.said("stopping")
-        running.signal(number)
+        running.signal(signal.SIGINT)
         assert await running.ended(SOON) == 0
         assert {row["status"] for row in (await rows.all()).values()} == {"pending"}
 
@@ -140,17 +138,6 @@ async def test_a_row_of_which_nothing_was_sent_goes_back_as_it_was(database: Dat
     assert (waited["status"], waited["error_code"], waited["delivery_attempts"]) == ("pending", None, 1)
     assert waited["next_in"] <= 0.0
     assert await rows.logs(waits) == []
-
-
-async def test_during_a_start_without_a_database(database: Database) -> None:
-    database.server.stop()
-    async with (
-        Emulator() as emulator,
-        program("run", env=environment(database.dsn, emulator, shutdown_grace="60"), forked=True) as running,
-    ):
-        await running.said("database cannot be reached")
-        running.signal(signal.SIGTERM)
-        assert await running.ended(SOON) == 0
 
 
 async def test_while_the_database_is_away_it_keeps_to_the_grace_period(
@@ -211,16 +198,3 @@ async def test_a_start_waits_for_the_database_and_then_works(database: Database)
         await running.said("ready")
         async with rows_of(database.dsn) as rows:
             assert (await rows.one_over(await rows.add(device_token="t", title="t")))["status"] == "sent"
-
-
-async def test_a_database_without_the_tables_ends_it_with_a_hint(blank_database: Database) -> None:
-    async with (
-        Emulator() as emulator,
-        program("run", env=environment(blank_database.dsn, emulator), forked=True) as running,
-    ):
-        assert await running.ended() == 1
-        assert (
-            "Error: the database has not been migrated to this version: run push-listener migrate"
-            in running.err
-        )
-        assert "Traceback" not in running.output

@@ -122,18 +122,19 @@ class Worker:
 class Rows(RuleBasedStateMachine):
     """Claims, settlements, deaths and what applications do, one after another."""
 
+    # Of all examples: a session of Postgres takes 50 ms until it has planned what is asked here.
     database: Database
+    runner: asyncio.Runner
+    conn: psycopg.Connection[dict[str, Any]]
+    crash: psycopg.Connection
+    pool: ServicePool
 
     def __init__(self) -> None:
         super().__init__()
         self.rows: dict[UUID, Row] = {}
         self.workers: list[Worker] = []
         self.settled: list[tuple[Worker, Settlement]] = []
-        self.runner = asyncio.Runner()
-        self.conn = psycopg.connect(self.database.dsn, autocommit=True, row_factory=dict_row)
         self.sql("truncate push_notifications, push_delivery_logs, push_listener.workers")
-        self.pool = ServicePool(Address(self.database.dsn), prepares=True)
-        self.runner.run(self.pool.open())
 
     @initialize(lanes=st.lists(st.booleans(), min_size=1, max_size=3))
     def two_workers_and_some_rows(self, lanes: list[bool]) -> None:
@@ -145,9 +146,6 @@ class Rows(RuleBasedStateMachine):
     def teardown(self) -> None:
         for worker in self.workers:
             worker.life.close()
-        self.runner.run(self.pool.close())
-        self.runner.close()
-        self.conn.close()
 
     # --- help --------------------------------------------------------------------------------------------
 
@@ -282,11 +280,9 @@ class Rows(RuleBasedStateMachine):
     @rule(data=st.data(), limit=st.integers(1, 4))
     def claim_that_a_crash_undoes(self, data: st.DataObject, limit: int) -> None:
         worker, expected = self.worker(data), self.first(limit)
-        with psycopg.connect(self.database.superuser_dsn, autocommit=True) as crash:
-            crash.execute("set session_replication_role = replica")  # no trigger of the table is fired
-            crash.execute("create temporary table before as table push_notifications")
-            pushes = self.runner.run(worker.queue.claim(limit))
-            crash.execute(UNDO, [expected])
+        self.crash.execute("truncate before; insert into before table push_notifications")
+        pushes = self.runner.run(worker.queue.claim(limit))
+        self.crash.execute(UNDO, [expected])
         assert [push.id for push in pushes] == expected
         worker.takes(pushes)
 
@@ -501,13 +497,25 @@ class Rows(RuleBasedStateMachine):
 
 @pytest.mark.timeout(600)  # when it fails, five minutes go into finding a short way to it
 def test_rows_go_as_the_model_says(database: Database) -> None:
-    machine = type("Machine", (Rows,), {"database": database})
-    run_state_machine_as_test(
-        machine,
-        settings=settings(
-            max_examples=30,
-            stateful_step_count=50,
-            deadline=None,
-            suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
-        ),
-    )
+    with (
+        asyncio.Runner() as runner,
+        psycopg.connect(database.dsn, autocommit=True, row_factory=dict_row) as conn,
+        psycopg.connect(database.superuser_dsn, autocommit=True) as crash,
+    ):
+        crash.execute("set session_replication_role = replica")  # no trigger of the table is fired
+        crash.execute("create temporary table before as table push_notifications")
+        pool = ServicePool(Address(database.dsn), prepares=True)
+        runner.run(pool.open())
+        given = {"database": database, "runner": runner, "conn": conn, "crash": crash, "pool": pool}
+        try:
+            run_state_machine_as_test(
+                type("Machine", (Rows,), given),
+                settings=settings(
+                    max_examples=30,
+                    stateful_step_count=50,
+                    deadline=None,
+                    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+                ),
+            )
+        finally:
+            runner.run(pool.close())
