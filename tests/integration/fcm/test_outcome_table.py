@@ -46,12 +46,12 @@ async def sending(
 ) -> AsyncIterator[Sender]:
     """A sender; ``hurry``: its timeouts are so short that a test can wait for them."""
     credentials, _ = load_credentials(key)
-    tokens = AccessTokens(credentials, timeout=0.8 if hurry else 10.0)
+    tokens = AccessTokens(credentials, timeout=3.0 if hurry else 10.0)
     transport = make_transport(
         "http1",
         messages_url(endpoint, project_id),
-        connect_timeout=0.6 if hurry else 5.0,
-        timeout=0.8 if hurry else 10.0,
+        connect_timeout=2.0 if hurry else 5.0,
+        timeout=3.0 if hurry else 10.0,
     )
     try:
         yield Sender(transport, tokens)

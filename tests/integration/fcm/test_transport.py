@@ -305,7 +305,7 @@ async def tls_fails_behind_proxy(transport: MakeTransport, tls: Tls, env: pytest
 
 def to_server_that(behaves: Callable[[Reader, Writer], Awaitable[None]]) -> Case:
     async def case(transport: MakeTransport, tls: Tls, env: pytest.MonkeyPatch) -> Response:
-        async with tcp_server(behaves) as port, transport(url(port), connect_timeout=1.4, timeout=1.6) as by:
+        async with tcp_server(behaves) as port, transport(url(port), connect_timeout=2.9, timeout=3.2) as by:
             return await post(by)
 
     return case

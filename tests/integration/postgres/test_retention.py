@@ -24,7 +24,7 @@ from listener.schema import retention
 from listener.schema.retention import Purged
 from tests.support.access import WORKER, make_worker
 from tests.support.postgres import Database
-from tests.support.service import PATIENCE, Rows, serving, settings_for, shown, until
+from tests.support.service import PATIENCE, Rows, sample, serving, settings_for, shown, until
 
 OLD = "now() - interval '31 days'"
 YOUNG = "now() - interval '29 days'"
@@ -325,7 +325,7 @@ async def test_whatever_goes_wrong_the_purge_comes_again(rows: Rows, database: D
     await rows.query("insert into inbox values (%(id)s)", id=push)
     purging = asyncio.create_task(retention.keep(database.dsn, timedelta(days=30), metrics, is_session=True))
     async with asyncio.timeout(PATIENCE):
-        while not metrics.registry.get_sample_value("push_database_errors_total", {"statement": "purge"}):  # noqa: ASYNC110
+        while not sample(metrics, "push_database_errors_total", {"statement": "purge"}):  # noqa: ASYNC110
             await asyncio.sleep(0.01)
     assert not purging.done()
     await rows.query("drop table inbox")

@@ -22,6 +22,7 @@ from tests.support.service import (
     environment,
     get,
     program,
+    sample,
     serving,
     settings_for,
     shown,
@@ -109,9 +110,7 @@ async def test_it_reads_the_queue_often_while_somebody_watches(
     ):
         assert answer.status == 200
         read = "push_database_statement_seconds_count"
-        await until(
-            lambda: (service.metrics.registry.get_sample_value(read, {"statement": "read"}) or 0) >= 2
-        )
+        await until(lambda: (sample(service.metrics, read, {"statement": "read"}) or 0) >= 2)
         assert service._watched.is_set()
 
 
