@@ -171,7 +171,9 @@ class Session:
 # --- public: what everybody's search_path names ------------------------------------------------------------------
 
 # For each operator of Postgres', one for every two types for which pg_catalog has none: it fits better than one of
-# pg_catalog's to which an operand has to be cast. The same for each function that our SQL calls.
+# pg_catalog's to which an operand has to be cast. The same for each function that our SQL calls. Only where pg_catalog
+# has one that might be meant: where the type can be cast to its own, is of the same category, or of that of strings,
+# which a literal is taken for first.
 _TYPES = (
     "text, varchar, name, json, jsonb, int2, int4, int8, float8, numeric, oid, regclass, date, timestamptz, "
     "interval, uuid, uuid[], text[]"
@@ -190,21 +192,37 @@ create function public.evil_note(which integer) returns void language plpgsql se
     end if;
   end $$;
 create table public.evil_names (which integer generated always as identity, name text);
+create table pg_temp.near as
+  select g.oid::pg_catalog.regtype as given, w.oid as wanted
+    from pg_catalog.unnest(pg_catalog.string_to_array('{types}', ', ')) t
+    join pg_catalog.pg_type g on g.oid = t::pg_catalog.regtype
+    cross join pg_catalog.pg_type w
+    where w.typnamespace = 'pg_catalog'::pg_catalog.regnamespace
+      and (g.typcategory in ('S', w.typcategory)
+           or w.typname in ('any', 'anyelement', 'anynonarray', 'anycompatible', 'anycompatiblenonarray')
+           or w.typname in ('anyarray', 'anycompatiblearray') and g.typcategory = 'A'
+           or exists (select from pg_catalog.pg_cast c
+                        where c.castsource = g.oid and c.casttarget = w.oid and c.castcontext = 'i'));
+analyze pg_temp.near;
 do $$
 declare
-  types constant pg_catalog.regtype[] := array(
-    select t::pg_catalog.regtype from pg_catalog.unnest(pg_catalog.string_to_array('{types}', ', ')) t);
   one record;
   result text;
   which integer;
 begin
   for one in
-    select o.name, l.type as l, r.type as r
-      from pg_catalog.unnest(pg_catalog.string_to_array('{operators}', ' ')) o(name),
-           pg_catalog.unnest(types) l(type), pg_catalog.unnest(types) r(type)
-      where not exists (
-        select from pg_catalog.pg_operator p
-          where p.oprname = o.name and p.oprleft = l.type and p.oprright = r.type)
+    with meant as materialized (
+      select * from pg_catalog.pg_operator where oprname = any (pg_catalog.string_to_array('{operators}', ' '))
+    )
+    select o.oprname as name, l.given as l, r.given as r
+      from meant o
+      join pg_temp.near l on l.wanted = o.oprleft
+      join pg_temp.near r on r.wanted = o.oprright
+    union
+    -- Of a literal it is first assumed that it is of the type of the other operand.
+    select o.oprname, n.given, n.given from meant o join pg_temp.near n on n.wanted in (o.oprleft, o.oprright)
+    except
+    select oprname, oprleft::pg_catalog.regtype, oprright::pg_catalog.regtype from meant
   loop
     insert into public.evil_names (name) values (pg_catalog.format('%s(%s, %s)', one.name, one.l, one.r))
       returning evil_names.which into which;
@@ -217,17 +235,28 @@ begin
                               one.name, one.l, one.r, which);
   end loop;
   for one in
-    select n.name, a.arguments
-      from pg_catalog.unnest('{functions}'::text[]) n(name)
-      cross join lateral (
-        select pg_catalog.format('%s', t) from pg_catalog.unnest(types) t
-        union all
-        select pg_catalog.format('%s, %s', t, s) from pg_catalog.unnest(types[1:4]) t, pg_catalog.unnest(types[1:4]) s
-      ) a(arguments)
-      where not exists (
-        select from pg_catalog.pg_proc p
-          where p.pronamespace = 'pg_catalog'::pg_catalog.regnamespace and p.proname = n.name
-            and pg_catalog.oidvectortypes(p.proargtypes) = a.arguments)
+    with called as materialized (
+      select oid, proname as name, proargtypes as types, pronargs as most, pronargs - pronargdefaults as least,
+             provariadic <> 0 as is_variadic
+        from pg_catalog.pg_proc
+        where pronamespace = 'pg_catalog'::pg_catalog.regnamespace and proname = any ('{functions}')
+    ), taken as materialized (
+      select f.*, place, n.given
+        from called f, pg_catalog.generate_series(0, 1) place, pg_temp.near n
+        where n.wanted = case when f.is_variadic then n.given else f.types[place] end
+    ), made as (
+      select name, pg_catalog.format('%s', given) as arguments
+        from taken
+        where place = 0 and (least <= 1 or is_variadic)
+      union
+      select l.name, pg_catalog.format('%s, %s', l.given, r.given)
+        from taken l join taken r on r.oid = l.oid
+        where l.place = 0 and r.place = 1 and (l.least <= 2 or l.is_variadic)
+          and l.given in ('text', 'varchar', 'name', 'json') and r.given in ('text', 'varchar', 'name', 'json')
+    )
+    select * from made
+    except
+    select name, pg_catalog.oidvectortypes(types) from called
   loop
     insert into public.evil_names (name) values (pg_catalog.format('%s(%s)', one.name, one.arguments))
       returning evil_names.which into which;

@@ -6,9 +6,10 @@ import json
 import re
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
+from uuid import uuid4
 
 import psycopg
 import pytest
@@ -28,9 +29,21 @@ class Caller:
 
 
 @contextmanager
-def request(database: Database, caller: Caller) -> Iterator[Connection]:
-    """A transaction as PostgREST opens it for one request."""
-    with psycopg.connect(database.dsn_as("authenticator")) as connection:
+def session(database: Database) -> Iterator[Connection]:
+    """A connection of PostgREST's, for many requests."""
+    with psycopg.connect(database.dsn_as("authenticator"), autocommit=True) as connection:
+        yield connection
+
+
+@contextmanager
+def request(where: Database | Connection, caller: Caller) -> Iterator[Connection]:
+    """A transaction as PostgREST opens it for one request, on a connection of its own or on this one."""
+    with ExitStack() as stack:
+        if isinstance(where, Database):
+            connection = stack.enter_context(psycopg.connect(where.dsn_as("authenticator")))
+        else:
+            connection = where
+            stack.enter_context(connection.transaction())
         connection.execute(sql.SQL("set local role {}").format(sql.Identifier(caller.role)))
         claims = {"role": caller.role, "sub": caller.user}
         connection.execute("select set_config('request.jwt.claims', %s, true)", (json.dumps(claims),))
@@ -66,10 +79,10 @@ def rpc(database: Database, caller: Caller, function: str, **arguments: object) 
         return post(connection, function, json.dumps(arguments))[0][0]
 
 
-def refusal(database: Database, caller: Caller, function: str, body: str) -> str:
+def refusal(where: Database | Connection, caller: Caller, function: str, body: str) -> str:
     """The SQLSTATE with which a request is refused, or what it returned."""
     try:
-        with request(database, caller) as connection:
+        with request(where, caller) as connection:
             return f"not refused: {post(connection, function, body)}"
     except psycopg.Error as error:
         return error.sqlstate or type(error).__name__
@@ -110,3 +123,34 @@ class Second:
         self._thread.join(30)
         assert not self._thread.is_alive()
         return self.result
+
+
+def use_every_function(connection: Connection) -> None:
+    """As its owner: what Supabase calls a service."""
+    user = str(uuid4())
+
+    def value(call: str, *arguments: object) -> Any:
+        row = connection.execute(f"select public.{call}".encode(), arguments).fetchone()
+        assert row is not None
+        return row[0]
+
+    made = value("enqueue_push(p_user_id => %s, p_title => 'hello')", user)
+    assert connection.execute("select id from public.fetch_pending_pushes()").fetchall() == [(made,)]
+    assert value("mark_push_failed(%s, 'no')", made) == "failed"
+    assert value("cancel_push(%s)", made) is True
+    assert value("requeue_pushes(p_ids => array[%s::uuid])", made) == 1
+    assert connection.execute("select id from public.fetch_pending_pushes()").fetchall() == [(made,)]
+    assert value("mark_push_sent(%s)", made) == "sent"
+    assert value("register_device('phone', 'web', %s)", user) == ""
+    assert value("record_delivery_receipt(%s, 'phone', 'clicked')", made) is True
+    assert value("get_push(%s)", made)["devices"][0]["status"] == "clicked"
+    events = (
+        f'{{"push_id": "{made}", "device_token": "phone", "status": "opened", "at": "2026-01-01T00:00:00Z"}}'
+    )
+    assert value("record_delivery_receipts(array[%s::jsonb])", events)[1] == "t"
+    assert value("unregister_device('phone')") is True
+    assert value("""enqueue_pushes(array['{"topic": "a", "title": "b"}'::jsonb])""")[2] == "t"
+    for _ in range(2):
+        batch = """flush_telemetry(array['{"type": "a", "message": "b"}'::jsonb], %s)"""
+        assert value(batch, made)["accepted"] == 1
+    assert value("""flush_telemetry(array['{"type": "a", "message": "b"}'::jsonb])""")["accepted"] == 1

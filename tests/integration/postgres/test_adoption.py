@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import asynccontextmanager, contextmanager
 from datetime import timedelta
@@ -27,14 +28,13 @@ from listener.postgres.queue import Queue
 from listener.postgres.settlements import Fate
 from listener.push import Decision, LogLine, Settlement, Status
 from listener.schema import migrate
+from tests.support.adopted import adopted, load
 from tests.support.catalog import describe
-from tests.support.postgres import Database
+from tests.support.postgres import Database, Server, Template
 from tests.support.service import workers_of
 
-SHAPES = Path(__file__).parents[2] / "support" / "shapes"
 DOCUMENTATION = Path(__file__).parents[3] / "docs" / "adoption.md"
 ADOPTED = {
-    "reference": ("reference",),
     "reference with logs": ("reference", "logs"),
     "own words": ("own_words",),
     "no check": ("no_check",),
@@ -62,12 +62,6 @@ def connected(
                 "select set_config('request.jwt.claims', %s, false)", (f'{{"sub": "{user}"}}',)
             )
         yield connection
-
-
-def load(database: Database, *names: str) -> None:
-    with connected(database.dsn) as connection:
-        for name in names:
-            connection.execute((SHAPES / f"{name}.sql").read_bytes())
 
 
 def contents(dsn: str, columns: dict[str, list[str]] | None = None) -> dict[str, Rows]:
@@ -113,11 +107,12 @@ def changed(old: dict[str, Any], new: dict[str, Any]) -> set[str]:
 # --- adopted, worked with, given back --------------------------------------------------------------------
 
 
-@pytest.mark.oldest_postgres
+# On the newest Postgres the next two work with what was adopted, and the third gives each shape back.
 @pytest.mark.parametrize("shape", ADOPTED)
-async def test_adopted_worked_with_and_given_back(blank_database: Database, shape: str) -> None:
-    load(blank_database, *ADOPTED[shape])
-    await adopt_work_and_give_back(blank_database.dsn)
+async def test_adopted_worked_with_and_given_back(oldest_server: Server, shape: str) -> None:
+    with oldest_server.database(Template.SUPABASE) as database:
+        load(database, *ADOPTED[shape])
+        await adopt_work_and_give_back(database.dsn)
 
 
 async def test_columns_of_the_application_may_have_any_name(
@@ -128,11 +123,18 @@ async def test_columns_of_the_application_may_have_any_name(
     for module in (claiming, queue, settlements):
         sources += [text for text in vars(module).values() if isinstance(text, str)]
     sources = [re.sub(r"--[^\n]*", "", text) for text in sources]  # a table has no more than 1,600 columns
-    names = {name for text in sources for name in re.findall(r"\b(?!p_|v_)[a-z]\w{0,62}\b", text)}
+    # What may be taken for a column is named more than once, where it is made and where it is meant, and not as a
+    # function alone.
+    word = r"\b(?!p_|v_)[a-z]\w{0,62}\b"
+    counts = [Counter(re.findall(word, text)) for text in sources]
+    names = {name for count in counts for name, times in count.items() if times > 1}
+    names &= {name for text in sources for name in re.findall(rf"{word}(?!\()", text)}
     system = {"ctid", "xmin", "tableoid"}
     ours = names_of(database.dsn)
     load(blank_database, "reference", "logs")
     with connected(blank_database.dsn) as connection:
+        keywords = connection.execute("select word from pg_get_keywords() where catcode = 'R'").fetchall()
+        names -= {row["word"] for row in keywords}
         for table, columns in names_of(blank_database.dsn).items():
             free = sorted(names - {*columns, *ours[table]} - system)
             added = sql.SQL(", ").join(sql.SQL("add {} text").format(sql.Identifier(name)) for name in free)
@@ -283,23 +285,17 @@ def check_that_old_rows_were_decided_in_batches(dsn: str) -> None:
             "from push_notifications where error_code = 'STALE_AT_ADOPTION'"
         ).fetchone()
     assert row is not None
-    assert row["rows"] == 19_990
+    assert row["rows"] == 3_990
     assert row["transactions"] > 3
 
 
 @pytest.mark.parametrize("shape", ADOPTED)
 def test_given_back_at_once_nothing_has_happened(blank_database: Database, shape: str) -> None:
-    """No option is needed, and even a step by step return leaves nothing out."""
+    """No option is needed."""
     dsn = blank_database.dsn
     load(blank_database, *ADOPTED[shape])
     catalog, before = describe(dsn), contents(dsn)
     migrate.apply(dsn)
-    migrated = describe(dsn, "public", "push_listener")
-    if shape == "reference with logs":  # the richest: eighteen returns take seconds
-        for version in range(len(migrate.load()) - 1, 0, -1):
-            migrate.rollback(dsn, version)
-        migrate.apply(dsn)
-        assert describe(dsn, "public", "push_listener") == migrated
     migrate.rollback(dsn, 0)
     assert describe(dsn) == catalog
     after = contents(dsn)
@@ -312,17 +308,29 @@ def test_given_back_at_once_nothing_has_happened(blank_database: Database, shape
         )
 
 
-def test_statuses_become_the_nearest_that_the_application_knows(blank_database: Database) -> None:
-    dsn = blank_database.dsn
-    load(blank_database, "reference")
-    migrate.apply(dsn)
+@pytest.fixture
+def reference(postgres: Server) -> Iterator[Database]:
+    """Adopted."""
+    with adopted(postgres, "reference", "logs") as database:
+        yield database
+
+
+def test_statuses_become_the_nearest_that_the_application_knows(reference: Database) -> None:
+    """And rows of the log that the old check forbids are kept beside it."""
+    dsn = reference.dsn
+    push = "00000000-0000-4000-8000-000000000001"
     with connected(dsn) as connection:
         for status in sorted(OURS):
             connection.execute(
                 "insert into push_notifications (title, body, status, next_attempt_at) values ('new', %s, %s, null)",
                 (status, status),
             )
-    migrate.rollback(dsn, 0)
+        connection.execute(
+            "insert into push_delivery_logs (push_id, device_token, status) values (%s, null, 'sent')",
+            (push,),
+        )
+    warnings: list[str] = []
+    migrate.rollback(dsn, 0, warn=warnings.append)
     rows = [row for row in contents(dsn)["push_notifications"].values() if row["title"] == "new"]
     assert {row["body"]: row["status"] for row in rows} == {
         "pending": "pending",
@@ -334,55 +342,6 @@ def test_statuses_become_the_nearest_that_the_application_knows(blank_database: 
         "expired": "failed",
         "cancelled": "failed",
     }
-
-
-def test_without_a_check_only_what_is_under_way_is_put_back(blank_database: Database) -> None:
-    dsn = blank_database.dsn
-    load(blank_database, "no_check")
-    migrate.apply(dsn)
-    with connected(dsn) as connection:
-        connection.execute(
-            "insert into push_notifications (title, status, next_attempt_at, delivery_attempts, claimed_by) values "
-            "('dead', 'dead', null, 3, 7), ('held', 'processing', now(), 1, 7), ('retried', 'failed', now(), 1, 7)"
-        )
-    migrate.rollback(dsn, 0)
-    rows = {row["title"]: row["status"] for row in contents(dsn)["push_notifications"].values()}
-    assert (rows["dead"], rows["held"], rows["retried"]) == ("dead", "pending", "pending")
-    # The application's own worker had that one, and still has.
-    assert (
-        contents(dsn)["push_notifications"]["00000000-0000-4000-8000-000000000004"]["status"] == "processing"
-    )
-
-
-def test_rows_that_the_old_shape_cannot_hold_are_named_and_kept(blank_database: Database) -> None:
-    dsn = blank_database.dsn
-    load(blank_database, "own_words")
-    catalog = describe(dsn)
-    migrate.apply(dsn)
-    with connected(dsn) as connection:
-        connection.execute("select enqueue_push(p_topic => 'news', p_title => 'without a user')")
-    with pytest.raises(
-        migrate.MigrationError, match="1 rows without user_id, which the application requires"
-    ):
-        migrate.rollback(dsn, 0)
-    assert all(state.applied_at is not None for state in migrate.status(dsn))
-    migrate.rollback(dsn, 0, discard_data=True)
-    assert describe(dsn) == catalog
-    assert "without a user" not in {row["title"] for row in contents(dsn)["push_notifications"].values()}
-
-
-def test_log_rows_that_the_old_check_forbids_are_kept_beside_it(blank_database: Database) -> None:
-    dsn = blank_database.dsn
-    load(blank_database, "reference", "logs")
-    migrate.apply(dsn)
-    push = "00000000-0000-4000-8000-000000000001"
-    with connected(dsn) as connection:
-        connection.execute(
-            "insert into push_delivery_logs (push_id, device_token, status) values (%s, null, 'sent')",
-            (push,),
-        )
-    warnings: list[str] = []
-    migrate.rollback(dsn, 0, warn=warnings.append)
     assert warnings == [
         "known_status is back on push_delivery_logs for new rows only: it has rows that would break it"
     ]
@@ -398,14 +357,46 @@ def test_log_rows_that_the_old_check_forbids_are_kept_beside_it(blank_database: 
             )
 
 
+def test_without_a_check_only_what_is_under_way_is_put_back(postgres: Server) -> None:
+    with adopted(postgres, "no_check") as database:
+        dsn = database.dsn
+        with connected(dsn) as connection:
+            connection.execute(
+                "insert into push_notifications (title, status, next_attempt_at, delivery_attempts, claimed_by) "
+                "values ('dead', 'dead', null, 3, 7), ('held', 'processing', now(), 1, 7), "
+                "('retried', 'failed', now(), 1, 7)"
+            )
+        migrate.rollback(dsn, 0)
+        found = contents(dsn)["push_notifications"]
+    rows = {row["title"]: row["status"] for row in found.values()}
+    assert (rows["dead"], rows["held"], rows["retried"]) == ("dead", "pending", "pending")
+    # The application's own worker had that one, and still has.
+    assert found["00000000-0000-4000-8000-000000000004"]["status"] == "processing"
+
+
+def test_rows_that_the_old_shape_cannot_hold_are_named_and_kept(
+    postgres: Server, blank_database: Database
+) -> None:
+    load(blank_database, "own_words")
+    with adopted(postgres, "own_words") as database:
+        dsn = database.dsn
+        with connected(dsn) as connection:
+            connection.execute("select enqueue_push(p_topic => 'news', p_title => 'without a user')")
+        with pytest.raises(
+            migrate.MigrationError, match="1 rows without user_id, which the application requires"
+        ):
+            migrate.rollback(dsn, 0)
+        assert all(state.applied_at is not None for state in migrate.status(dsn))
+        migrate.rollback(dsn, 0, discard_data=True)
+        assert describe(dsn) == describe(blank_database.dsn)
+        assert "without a user" not in {row["title"] for row in contents(dsn)["push_notifications"].values()}
+
+
 # --- what the application does goes on working -----------------------------------------------------------
 
 
-def test_the_applications_own_statements_go_on_working(blank_database: Database) -> None:
-    dsn = blank_database.dsn
-    load(blank_database, "reference", "logs")
-    migrate.apply(dsn)
-
+def test_the_applications_own_statements_go_on_working(reference: Database) -> None:
+    dsn = reference.dsn
     with connected(dsn, "authenticated", ANN) as connection:
         connection.execute(
             "insert into push_notifications (driver_id, user_id, title, body) values (%s, %s, 'mine', 'b')",
@@ -450,53 +441,52 @@ def test_the_applications_own_statements_go_on_working(blank_database: Database)
             )
 
 
-def test_a_row_that_becomes_pending_again_is_looked_at_and_rings(blank_database: Database) -> None:
+def test_a_row_that_becomes_pending_again_is_looked_at_and_rings(postgres: Server) -> None:
     """The application says so in its own way, which knows nothing of next_attempt_at."""
-    dsn = blank_database.dsn
-    load(blank_database, "own_words")
-    migrate.apply(dsn)
-    with connected(dsn) as bell, connected(dsn) as connection:
-        bell.execute("listen push_listener")
-        connection.execute(
-            "update push_notifications set status = 'pending' where status in ('queued', 'read')"
-        )
-        rings = [ring.channel for ring in bell.notifies(timeout=10, stop_after=1)]
-        assert rings == ["push_listener"]
-        due = connection.execute(
-            "select count(*) as n from push_notifications where status = 'pending' and next_attempt_at <= now()"
-        ).fetchone()
-        assert due == {"n": 5}
-        # An insert rings too.
-        connection.execute(
-            "insert into push_notifications (user_id, title, status) values (%s, 'new', 'pending')", (ANN,)
-        )
-        assert [ring.channel for ring in bell.notifies(timeout=10, stop_after=1)] == ["push_listener"]
+    with adopted(postgres, "own_words") as database:
+        dsn = database.dsn
+        with connected(dsn) as bell, connected(dsn) as connection:
+            bell.execute("listen push_listener")
+            connection.execute(
+                "update push_notifications set status = 'pending' where status in ('queued', 'read')"
+            )
+            rings = [ring.channel for ring in bell.notifies(timeout=10, stop_after=1)]
+            assert rings == ["push_listener"]
+            due = connection.execute(
+                "select count(*) as n from push_notifications where status = 'pending' and next_attempt_at <= now()"
+            ).fetchone()
+            assert due == {"n": 5}
+            # An insert rings too.
+            connection.execute(
+                "insert into push_notifications (user_id, title, status) values (%s, 'new', 'pending')",
+                (ANN,),
+            )
+            assert [ring.channel for ring in bell.notifies(timeout=10, stop_after=1)] == ["push_listener"]
 
 
-async def test_counters_that_are_null_count_from_nothing(blank_database: Database) -> None:
-    dsn = blank_database.dsn
-    load(blank_database, "nearly_ours")
-    migrate.apply(dsn)
-    with connected(dsn) as connection:
-        connection.execute("update push_notifications set status = 'sent', next_attempt_at = null")
-        connection.execute("alter table push_notifications alter column delivery_attempts drop not null")
-        connection.execute("insert into push_notifications (device_token, title) values ('t', 'null')")
-        connection.execute(
-            "update push_notifications set retry_count = null, delivery_attempts = null where title = 'null'"
-        )
-    async with worker(dsn) as hands:
-        (push,) = await hands.claim(10)
-        assert (push.attempt, push.retry_count) == (1, 0)
-        again = Decision(Status.FAILED, 0.0, True, "UNAVAILABLE", "busy")
-        assert await hands.settlements.settle([Settlement(push.id, push.attempt, again)]) == [Fate.WRITTEN]
-        (push,) = await hands.claim(10)
-        assert (push.attempt, push.retry_count) == (2, 1)
+async def test_counters_that_are_null_count_from_nothing(postgres: Server) -> None:
+    with adopted(postgres, "nearly_ours") as database:
+        dsn = database.dsn
+        with connected(dsn) as connection:
+            connection.execute("update push_notifications set status = 'sent', next_attempt_at = null")
+            connection.execute("alter table push_notifications alter column delivery_attempts drop not null")
+            connection.execute("insert into push_notifications (device_token, title) values ('t', 'null')")
+            connection.execute(
+                "update push_notifications set retry_count = null, delivery_attempts = null where title = 'null'"
+            )
+        async with worker(dsn) as hands:
+            (push,) = await hands.claim(10)
+            assert (push.attempt, push.retry_count) == (1, 0)
+            again = Decision(Status.FAILED, 0.0, True, "UNAVAILABLE", "busy")
+            assert await hands.settlements.settle([Settlement(push.id, push.attempt, again)]) == [
+                Fate.WRITTEN
+            ]
+            (push,) = await hands.claim(10)
+            assert (push.attempt, push.retry_count) == (2, 1)
 
 
-async def test_tokens_in_profiles_as_the_documentation_has_it(blank_database: Database) -> None:
-    dsn = blank_database.dsn
-    load(blank_database, "reference")
-    migrate.apply(dsn)
+async def test_tokens_in_profiles_as_the_documentation_has_it(reference: Database) -> None:
+    dsn = reference.dsn
     examples = re.findall(r"```sql\n(.*?)```", DOCUMENTATION.read_text(), re.DOTALL)
     assert len(examples) == 2
     with connected(dsn) as connection:
@@ -507,8 +497,8 @@ async def test_tokens_in_profiles_as_the_documentation_has_it(blank_database: Da
             "insert into push_notifications (driver_id, title, body) values (%s, 'for the driver', 'b')",
             (ANN,),
         )
-    with listening_role(blank_database) as role:
-        async with worker(blank_database.dsn_as(role)) as hands:
+    with listening_role(reference) as role:
+        async with worker(reference.dsn_as(role)) as hands:
             (push,) = await hands.claim(10)
             assert push.recipients == [("phone-of-a", None)]
             gone = Settlement(
@@ -560,11 +550,8 @@ def test_what_is_too_old_is_said(blank_database: Database) -> None:
     assert describe(dsn, "public", "push_listener") == catalog
 
 
-@pytest.mark.parametrize(("patience", "sent", "expired"), [(timedelta(days=7), 3, 2), (None, 5, 0)])
-def test_what_is_too_old_expires_as_it_was_said(
-    blank_database: Database, patience: timedelta | None, sent: int, expired: int
-) -> None:
-    dsn = blank_database.dsn
+def test_what_is_too_old_expires_as_it_was_said(blank_database: Database) -> None:
+    dsn, patience = blank_database.dsn, timedelta(days=7)
     load(blank_database, "reference")
     foretold = migrate.foresee(dsn, expire_older_than=patience)
     warnings: list[str] = []
@@ -576,7 +563,7 @@ def test_what_is_too_old_expires_as_it_was_said(
             "count(*) filter (where status = 'pending' and next_attempt_at <= now()) as sent, count(*) as all "
             "from push_notifications"
         ).fetchone()
-        assert row == {"expired": expired, "sent": sent, "all": 8}
+        assert row == {"expired": 2, "sent": 3, "all": 8}
     assert migrate.foresee(dsn) == []
 
 
@@ -617,7 +604,6 @@ REFUSING = {
         "if current_user <> 'service_role' then new.status := old.status; end if; return new;",
         "status 'pending' becomes 'pending' instead of 'processing'",
     ),
-    "keeps the old row": ("return old;", "status 'pending' becomes 'pending' instead of 'processing'"),
     "swallows it": ("return null;", "status 'pending' becomes 'pending' instead of 'processing'"),
     "renames it": (
         "if new.status = 'dead' then new.status := 'failed'; end if; return new;",
@@ -664,7 +650,6 @@ def test_a_trigger_that_refuses_a_status_is_named_before_anything_changes(blank_
         with connected(dsn) as connection:
             connection.execute("drop trigger guard on push_notifications")
     assert not faults, "\n".join(faults)
-    migrate.apply(dsn)
 
 
 @pytest.mark.oldest_postgres
@@ -683,20 +668,18 @@ def test_a_publication_without_a_replica_identity_is_named_before_anything_chang
     migrate.rollback(dsn, 0)
 
 
-def test_the_way_back_works_where_a_publication_refuses_updates(blank_database: Database) -> None:
-    dsn = blank_database.dsn
-    load(blank_database, "reference")
-    with connected(dsn) as connection:
-        connection.execute("update push_notifications set status = 'sent'")
-    before = describe(dsn)
-    migrate.apply(dsn)
-    with connected(blank_database.superuser_dsn) as connection:
+def test_the_way_back_works_where_a_publication_refuses_updates(
+    reference: Database, blank_database: Database
+) -> None:
+    load(blank_database, "reference", "logs")
+    with connected(reference.superuser_dsn) as connection:
+        connection.execute("update push_notifications set status = 'sent', next_attempt_at = null")
         connection.execute("alter table push_notifications replica identity nothing")
         connection.execute("create publication p for table push_notifications")
-    migrate.rollback(dsn, 0)
-    with connected(blank_database.superuser_dsn) as connection:
+    migrate.rollback(reference.dsn, 0)
+    with connected(reference.superuser_dsn) as connection:
         connection.execute("alter table push_notifications replica identity default")
-    assert describe(dsn) == before
+    assert describe(reference.dsn) == describe(blank_database.dsn)
 
 
 def test_a_trigger_that_came_later_is_named_by_the_step_that_decides(blank_database: Database) -> None:
@@ -715,9 +698,8 @@ def test_a_trigger_that_came_later_is_named_by_the_step_that_decides(blank_datab
     migrate.rollback(dsn, 0)
 
 
-def test_a_trigger_that_gives_new_rows_a_status_of_its_own_is_named(blank_database: Database) -> None:
-    dsn = blank_database.dsn
-    migrate.apply(dsn)
+def test_a_trigger_that_gives_new_rows_a_status_of_its_own_is_named(database: Database) -> None:
+    dsn = database.dsn
     with connected(dsn) as connection:
         connection.execute(
             "create function own() returns trigger language plpgsql as $$ begin"
@@ -729,11 +711,16 @@ def test_a_trigger_that_gives_new_rows_a_status_of_its_own_is_named(blank_databa
     assert not contents(dsn)["push_notifications"]
 
 
-def test_rows_that_come_in_on_the_way_are_sent(blank_database: Database) -> None:
+@pytest.fixture
+def undecided(postgres: Server) -> Iterator[Database]:
+    """Adopted by the steps before the one that decides about the rows that wait."""
+    with adopted(postgres, "reference", steps=10) as database:
+        yield database
+
+
+def test_rows_that_come_in_on_the_way_are_sent(undecided: Database) -> None:
     """Between the step that adds the columns and the one that decides about old rows, days later even."""
-    dsn = blank_database.dsn
-    load(blank_database, "reference")
-    migrate.apply(dsn, migrate.load()[:10])
+    dsn = undecided.dsn
     with connected(dsn) as connection:
         connection.execute("insert into push_notifications (title, body) values ('new', 'b')")
         connection.execute("update push_listener.migrations set applied_at = now() - interval '3 days'")
@@ -1062,11 +1049,9 @@ def test_whoever_reads_for_long_is_waited_for_without_anybody_waiting_for_us(
     assert all(state.applied_at is not None for state in migrate.status(dsn))
 
 
-def test_a_row_that_others_have_locked_is_neither_waited_for_nor_forgotten(blank_database: Database) -> None:
+def test_a_row_that_others_have_locked_is_neither_waited_for_nor_forgotten(undecided: Database) -> None:
     """The rows after it are decided at once; it is decided when it is free."""
-    dsn = blank_database.dsn
-    load(blank_database, "reference")
-    migrate.apply(dsn, migrate.load()[:10])
+    dsn = undecided.dsn
     waiting = (
         "select count(*) as n from push_notifications where status = 'pending' and next_attempt_at is null"
     )
@@ -1083,10 +1068,8 @@ def test_a_row_that_others_have_locked_is_neither_waited_for_nor_forgotten(blank
     assert all(state.applied_at is not None for state in migrate.status(dsn))
 
 
-def test_a_row_that_stays_locked_stops_the_step_which_names_the_holder(blank_database: Database) -> None:
-    dsn = blank_database.dsn
-    load(blank_database, "reference")
-    migrate.apply(dsn, migrate.load()[:10])
+def test_a_row_that_stays_locked_stops_the_step_which_names_the_holder(undecided: Database) -> None:
+    dsn = undecided.dsn
     with psycopg.connect(dsn) as holder:
         holder.execute("select from push_notifications where body = 'waiting' for update")
         with pytest.raises(
@@ -1094,12 +1077,11 @@ def test_a_row_that_stays_locked_stops_the_step_which_names_the_holder(blank_dat
         ) as told:
             migrate.apply(dsn + "&options=-cpush_listener.lock_patience%3D100ms")
         assert f"process {holder.info.backend_pid} of role postgres" in str(told.value)
-    migrate.apply(dsn)
+    migrate.apply(dsn, migrate.load()[:11])
 
 
-def test_an_index_that_waits_for_an_old_snapshot_says_for_which(blank_database: Database) -> None:
-    dsn = blank_database.dsn
-    load(blank_database, "reference")
+def test_an_index_that_waits_for_an_old_snapshot_says_for_which(undecided: Database) -> None:
+    dsn = undecided.dsn
     said: list[str] = []
     told = threading.Event()
 
@@ -1114,7 +1096,9 @@ def test_an_index_that_waits_for_an_old_snapshot_says_for_which(blank_database: 
         reader.execute("set transaction isolation level repeatable read")
         reader.execute("select 'S3cr3t' from pg_class")
         thread = threading.Thread(
-            target=migrate.apply, args=(dsn,), kwargs={"warn": warn, "patience": migrate.Patience(note=0.1)}
+            target=migrate.apply,
+            args=(dsn, migrate.load()[:12]),
+            kwargs={"warn": warn, "patience": migrate.Patience(note=0.1)},
         )
         thread.start()
         assert told.wait(60)

@@ -194,12 +194,14 @@ def test_no_function_runs_what_is_in_pg_temp(sessions: dict[str, Session], login
     assert not faults, "\n".join(faults)
 
 
-@pytest.mark.parametrize(("trigger", "login", "statement"), TRIGGERS, ids=[name for name, *_ in TRIGGERS])
-def test_no_trigger_runs_what_is_in_pg_temp(
-    sessions: dict[str, Session], trigger: str, login: str, statement: str
-) -> None:
-    assert attack(sessions[login], statement)
-    assert sessions[login].ran_as() == set()
+def test_no_trigger_runs_what_is_in_pg_temp(sessions: dict[str, Session]) -> None:
+    faults = []
+    for trigger, login, statement in TRIGGERS:
+        if not attack(sessions[login], statement):
+            faults.append(f"{trigger}: {login} was refused")
+        if ran := sessions[login].ran_as():
+            faults.append(f"{trigger} ran it as {', '.join(ran)}")
+    assert not faults, "\n".join(faults)
 
 
 def test_every_function_and_trigger_is_attacked(sessions: dict[str, Session]) -> None:
@@ -288,26 +290,26 @@ def prepare(database: Database, application: str) -> None:
         owner.execute(application.encode())
 
 
-async def test_the_service_runs_nothing_that_is_in_public(
+async def test_neither_the_service_nor_a_migration_runs_what_is_in_public(
     adopted: Database, request: pytest.FixtureRequest
 ) -> None:
-    """All that the service and its commands do, in one life; as the role push_listener, and once as the owner."""
+    """All that the service and its commands do, in one life, and every step there and back."""
     migrate.foresee(adopted.dsn)
     migrate.apply(adopted.dsn)
-    make_worker(adopted)
-    await live(adopted, adopted.dsn_as(WORKER))
-    if is_first := request.node.callspec.params["adopted"] == "other types":  # the same statements
-        await live(adopted, adopted.dsn)
-    await clean_up(adopted.dsn)
+    if request.node.callspec.params["adopted"] in ("other types", "fresh"):
+        make_worker(adopted)
+        await live(adopted, adopted.dsn_as(WORKER))
+        await clean_up(adopted.dsn)
+    else:  # what the service says means the same there: test_every_statement_means_pg_catalogs_own
+        with psycopg.connect(adopted.dsn, autocommit=True) as owner:
+            client.enqueue(owner, user_id=uuid4(), title="t", body="b", data={"a": "b"})
     migrate.status(adopted.dsn)
     migrate.rollback(adopted.dsn, 0, discard_data=True)
-    if is_first:  # likewise
-        migrate.apply(adopted.dsn)
     assert attacks.victims(adopted) == ""
 
 
 # They are the statements of the migrations; only the search_path is another.
-@pytest.mark.parametrize("adopted", ["other types", "own words"], indirect=True)
+@pytest.mark.parametrize("adopted", ["own words"], indirect=True)
 def test_nor_do_the_files_for_the_supabase_cli(adopted: Database, tmp_path: Path) -> None:
     export.emit(tmp_path)
     with psycopg.connect(adopted.dsn, autocommit=True) as owner:
@@ -429,6 +431,15 @@ async def clean_up(dsn: str) -> None:
                 pass
 
 
+@pytest.fixture(scope="module")
+def other_types(postgres: Server, hostile: Database) -> Iterator[Database]:
+    """Adopted. To be copied."""
+    with attacks.copy_of(postgres, hostile) as database:
+        prepare(database, ADOPTED["other types"])
+        migrate.apply(database.dsn)
+        yield database
+
+
 # What the attack does to a statement that is not immune.
 NAIVE = {
     "a function": (queue, "CLAIM", "pg_catalog.octet_length(p.title::text)", "octet_length(p.title)"),
@@ -439,15 +450,13 @@ NAIVE = {
 
 @pytest.mark.parametrize("change", NAIVE)
 async def test_a_naive_statement_is_caught(
-    postgres: Server, hostile: Database, monkeypatch: pytest.MonkeyPatch, change: str
+    postgres: Server, other_types: Database, monkeypatch: pytest.MonkeyPatch, change: str
 ) -> None:
     module, name, immune, naive = NAIVE[change]
     statement = getattr(module, name)
     assert immune in statement
     monkeypatch.setattr(module, name, statement.replace(immune, naive))
-    with attacks.copy_of(postgres, hostile) as database:
-        prepare(database, ADOPTED["other types"])
-        migrate.apply(database.dsn)
+    with attacks.copy_of(postgres, other_types) as database:
         with psycopg.connect(database.dsn, autocommit=True) as owner:
             client.enqueue(owner, device_token="phone", title="t", body="b")
         async with AsyncConnectionPool(database.dsn, open=False, kwargs={"autocommit": True}) as pool:
@@ -472,7 +481,7 @@ def test_a_step_with_the_sessions_own_path_is_caught(postgres: Server, hostile: 
         prepare(database, ADOPTED["own words"])
         steps = [naive(migration) for migration in migrate.load()]
         with suppress(migrate.MigrationError):  # the attacker's code returns nothing of use
-            migrate.apply(database.dsn, steps)
+            migrate.apply(database.dsn, steps[: int(step[:4])])
             migrate.rollback(database.dsn, 0, steps, discard_data=True)
         assert attacks.victims(database) != ""
 
@@ -556,11 +565,13 @@ def values_of(place: str, statement: str) -> Any:
 
 @pytest.fixture(scope="module", params=["other types", "other types, wider", "fresh"])
 def resolving(
-    request: pytest.FixtureRequest, postgres: Server, hostile: Database
+    request: pytest.FixtureRequest, postgres: Server, hostile: Database, other_types: Database
 ) -> Iterator[psycopg.Connection[Any]]:
-    with attacks.copy_of(postgres, hostile) as database:
-        prepare(database, ADOPTED[request.param])
-        migrate.apply(database.dsn)
+    is_there = request.param == "other types"
+    with attacks.copy_of(postgres, other_types if is_there else hostile) as database:
+        if not is_there:
+            prepare(database, ADOPTED[request.param])
+            migrate.apply(database.dsn)
         with psycopg.connect(database.dsn, autocommit=True) as owner:
             yield owner
 
@@ -644,10 +655,7 @@ create constraint trigger note_deferred after update on public.push_notification
 """
 
 
-@pytest.mark.parametrize("as_worker", [True, False], ids=["as push_listener", "as the owner"])
-async def test_triggers_of_the_application_find_their_tables(
-    postgres: Server, as_worker: bool, tmp_path: Path
-) -> None:
+async def test_triggers_of_the_application_find_their_tables(postgres: Server) -> None:
     """They name them without a schema, as triggers do; in the service, in a purge and in every step there and back."""
     with postgres.database(Template.SUPABASE) as database:
         with psycopg.connect(database.dsn, autocommit=True) as owner:
@@ -655,11 +663,10 @@ async def test_triggers_of_the_application_find_their_tables(
             owner.execute(_UNQUALIFIED.replace("push_listener, ", "").encode())
         migrate.apply(database.dsn)
         make_worker(database)
-        dsn = database.dsn_as(WORKER) if as_worker else database.dsn
         async with (
             Emulator() as emulator,
             rows_of(database.dsn) as rows,
-            serving(settings_for(dsn, emulator)),
+            serving(settings_for(database.dsn_as(WORKER), emulator)),
         ):
             push = await rows.add(device_token="phone", title="t", body="b")
             assert (await rows.one_over(push))["status"] == "sent"

