@@ -111,6 +111,7 @@ rows = st.fixed_dictionaries(
     {
         "status": st.sampled_from([*FINISHED, "pending", "processing", "failed"]),
         "next_attempt_at": st.none() | moments,
+        "delivery_attempts": st.integers(0, 1),  # a failed push waits for its next try only after one
         "error_code": st.sampled_from([None, "UNREGISTERED", "QUOTA_EXCEEDED", "no such phone", "A" * 65]),
         "retry_count": st.integers(0, 5),
         "created_at": moments,
@@ -129,7 +130,7 @@ steps = st.lists(
 )
 
 
-@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     start=st.lists(rows, min_size=5, max_size=5),
     steps=steps,
