@@ -262,7 +262,7 @@ async def process(
 async def test_two_processes_share_one_quota_and_give_it_back(
     database: Database, rows: Rows, emulator: Emulator, fcm: Fcm
 ) -> None:
-    """3,000 a minute: about 45 a second, whoever sends them, and up to 150 at once from each when the second comes."""
+    """3,000 a minute: about 45 a second from both together, and up to 150 at once from each when the second comes."""
     async with AsyncExitStack() as stack:
         await rows.add_many(2000, "normal")
         first = await stack.enter_async_context(process(database, emulator, "first", fcm_quota="3000"))
