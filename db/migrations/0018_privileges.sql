@@ -5,7 +5,7 @@
 -- roles, newer ones nothing. So everything is revoked, and apply_privileges() grants what is meant. The owner of the
 -- tables may call it again at any time: when a role or auth.uid() that was missing has been created, or when the view
 -- push_recipients has been dropped and created again. A later migration that adds a function to the schema public ends
--- with a call of it. So does the last of those that add other things; until then only the owner may use these.
+-- with a call of it. One that adds other things may leave that to the next; until then only the owner may use them.
 
 -- The privileges as they are now -----------------------------------------------------------------------------------
 

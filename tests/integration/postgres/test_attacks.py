@@ -47,11 +47,11 @@ from tests.support.access import (
     make_worker,
     project,
 )
+from tests.support.adopted import SHAPES
 from tests.support.attacks import INTERNAL_CALLS, Session
 from tests.support.postgres import Database, Server, Template
 from tests.support.service import rows_of, serving, settings_for, workers_of
 
-SHAPES = Path(__file__).parents[2] / "support" / "shapes"
 OURS = "('public'::regnamespace, 'push_listener'::regnamespace)"
 
 

@@ -38,6 +38,7 @@ from tests.support.access import (
     prepare,
     project,
 )
+from tests.support.adopted import SHAPES
 from tests.support.postgres import Database, Server, Template, programs
 from tests.support.rpc import use_every_function
 from tests.support.service import rows_of, serving, settings_for
@@ -491,9 +492,8 @@ def test_a_plain_owner_gets_the_same_and_one_who_may_not_ask_for_the_user_all_bu
     assert state(plain_database) == state(database)
 
 
-_SHAPES = Path(__file__).parents[2] / "support" / "shapes"
 # The old default privileges are the wider ones; under the new ones test_migrate.py looks at each step.
-WAYS_BACK = {"fresh": "", "adopted": APPLICATION, "own_words": (_SHAPES / "own_words.sql").read_text()}
+WAYS_BACK = {"fresh": "", "adopted": APPLICATION, "own_words": (SHAPES / "own_words.sql").read_text()}
 
 
 @pytest.mark.parametrize("application", WAYS_BACK.values(), ids=WAYS_BACK)

@@ -162,7 +162,9 @@ async def test_a_row_that_alone_cannot_be_claimed_is_noted_and_not_sent(
     assert tokens(emulator) == []
 
 
-@pytest.mark.parametrize("body", ["raise exception 'no';", "return null;"], ids=["raised", "ignored"])
+@pytest.mark.parametrize(
+    "body", ["raise exception 'no';", "return null;", "return old;"], ids=["raised", "ignored", "kept"]
+)
 async def test_many_that_cannot_be_claimed_in_front_of_a_fresh_one(
     database: Database, rows: Rows, body: str
 ) -> None:
