@@ -21,7 +21,7 @@ from listener.postgres.connect import (
 from listener.schema import migrate
 from tests.support.pgbouncer import pooler
 from tests.support.postgres import Database, Server
-from tests.support.service import Rows, environment, get, program, run
+from tests.support.service import PATIENCE, Rows, environment, get, program, run
 
 
 @pytest.fixture
@@ -245,7 +245,10 @@ async def test_what_it_says_of_its_server_is_from_long_ago(database: Database) -
             with pytest.raises(psycopg.OperationalError, match="session is read-only"):
                 await psycopg.AsyncConnection.connect(dsn, target_session_attrs="read-write")
             async with ServicePool(Address(dsn), prepares=False) as pool, pool.connection() as conn:
-                assert await fetch_value(conn, "show transaction_read_only") == "off"
+                # The server's process reads its configuration again soon, and tells nobody.
+                async with asyncio.timeout(PATIENCE):
+                    while await fetch_value(conn, "show transaction_read_only") != "off":  # noqa: ASYNC110
+                        await asyncio.sleep(0.005)
     finally:
         await set_read_only("off")
 
