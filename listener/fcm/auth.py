@@ -178,6 +178,10 @@ class AccessTokens:
             self._failed(refresh_timed_out())
         except AuthFault as fault:
             self._failed(fault)
+        except Exception as error:
+            # No thread can be started, say. Callers would otherwise try again at once, for ever.
+            reason = f"the credentials cannot be used now: {type(error).__name__}"
+            self._failed(AuthFault("OAUTH_CREDENTIALS", reason, permanent=False))
         else:
             self._renewed(token, life)
         finally:

@@ -57,21 +57,15 @@ class _Unavailable(exceptions.TransportError):
 class _OneTrustStore(HTTPAdapter):
     """Trusts what the transports to FCM trust: the system's authorities, or those of SSL_CERT_FILE and SSL_CERT_DIR.
 
-    requests has a list of its own otherwise, or takes it from other variables.
+    requests has a list of its own otherwise, or takes it from other variables. Without a list from requests, urllib3
+    reads the system's, when it first connects to a server with TLS.
     """
-
-    def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
-        super().init_poolmanager(*args, ssl_context=ssl.create_default_context(), **kwargs)
-
-    def proxy_manager_for(self, proxy: str, **kwargs: Any) -> Any:
-        context = ssl.create_default_context()
-        return super().proxy_manager_for(proxy, ssl_context=context, proxy_ssl_context=context, **kwargs)
 
     def build_connection_pool_key_attributes(self, request: Any, verify: Any, cert: Any = None) -> Any:
         return super().build_connection_pool_key_attributes(request, True, cert)
 
     def cert_verify(self, conn: Any, url: Any, verify: Any, cert: Any) -> None:
-        """Leaves the connection with the context of its pool."""
+        """Leaves the connection without a list of authorities."""
 
 
 class _Request(RequestsRequest):

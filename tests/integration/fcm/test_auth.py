@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+import threading
 import time
 import traceback
 from collections.abc import AsyncIterator, Callable
@@ -622,6 +623,32 @@ async def test_backoff_grows_up_to_a_limit() -> None:
         pauses = [entry["retry_in_s"] for entry in logs]
         assert 1.0 <= pauses[0] <= 2.0 < pauses[3] < pauses[9]
         assert all(30.0 <= pause <= 60.0 for pause in pauses[6:])
+
+
+async def test_a_failure_that_nobody_foresaw_is_one_like_any_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process may start no more threads, say. No caller tries again before the backoff is over."""
+    failures: list[str] = []
+    begin = threading.Thread.start
+
+    def start(thread: threading.Thread) -> None:
+        if len(failures) == 10:  # callers did not wait: let this end
+            return begin(thread)
+        failures.append(thread.name)
+        raise RuntimeError(f"can't start new thread {PEM}")
+
+    async with endpoint_and_tokens() as (endpoint, tokens):
+        endpoint.will_give("t1")
+        with monkeypatch.context() as patch, capture_logs() as logs:
+            patch.setattr(threading.Thread, "start", start)
+            for _ in range(2):
+                with pytest.raises(
+                    AuthFault, match=r"OAUTH_CREDENTIALS: .* cannot be used now: RuntimeError$"
+                ):
+                    await tokens.get()
+        assert failures == ["access-token"]
+        assert [entry["event"] for entry in logs] == ["access token refresh failed"]
+        tokens._retry_at = 0.0
+        assert await tokens.get() == "t1"
 
 
 async def test_closing_ends_the_wait() -> None:
