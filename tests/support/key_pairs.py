@@ -17,22 +17,25 @@ from listener.emulator import oauth
 PAIRS = 4
 """Emulators that a test has at the same time need different pairs, and no test has more than this."""
 
+SHORT = 1024
+"""Bits; the emulator itself takes 2048. The shortest that the library makes."""
+
 
 @contextmanager
 def few() -> Iterator[None]:
     """Emulators take turns at a few key pairs, and a private key that is read again is not checked again.
 
     To make a pair takes 70 ms of a processor, and to check one that is read 50 ms: together more than a test needs for
-    the rest of the service's start.
+    the rest of the service's start. The pairs are short, because each process that a test starts checks one.
     """
     numbers = count()
 
     @cache
-    def pair(number: int, public_exponent: int, key_size: int) -> rsa.RSAPrivateKey:
-        return rsa.generate_private_key(public_exponent, key_size)
+    def pair(number: int, public_exponent: int) -> rsa.RSAPrivateKey:
+        return rsa.generate_private_key(public_exponent, SHORT)
 
     def generate_private_key(public_exponent: int, key_size: int) -> rsa.RSAPrivateKey:
-        return pair(next(numbers) % PAIRS, public_exponent, key_size)
+        return pair(next(numbers) % PAIRS, public_exponent)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(oauth, "rsa", SimpleNamespace(generate_private_key=generate_private_key))
