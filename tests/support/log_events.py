@@ -39,7 +39,7 @@ def collect() -> Iterator[Event]:
 
 
 def _event(call: ast.Call, function: ast.Attribute) -> Iterator[Event]:
-    if ast.unparse(function.value) not in _LOGGERS or function.attr not in _LEVELS | {"log"}:
+    if function.attr not in _LEVELS | {"log"} or ast.unparse(function.value) not in _LOGGERS:
         return
     level, arguments = function.attr, call.args
     if level == "log":
