@@ -1,4 +1,4 @@
-"""The two ways in, each before a database of its own: what holds for one must hold for the other."""
+"""The two ways in to a database: what holds for one must hold for the other."""
 
 from __future__ import annotations
 
@@ -33,6 +33,9 @@ class Faults(Protocol):
     def lose_answers(self, count: int) -> None:
         """So many of the next calls are carried out, and get no answer."""
 
+    def forget(self) -> None:
+        """None of this any more, and no attempt."""
+
 
 @dataclass
 class _RelayFaults:
@@ -50,6 +53,9 @@ class _RelayFaults:
     def lose_answers(self, count: int) -> None:
         self.relay.losses = count
 
+    def forget(self) -> None:
+        self.relay.away, self.relay.losses, self.relay.turned_away = False, 0, 0
+
 
 @dataclass
 class _RestFaults:
@@ -66,6 +72,11 @@ class _RestFaults:
 
     def lose_answers(self, count: int) -> None:
         self.server.faults.extend(["cut"] * count)
+
+    def forget(self) -> None:
+        self.server.away = False
+        self.server.faults.clear()
+        self.server.requests.clear()
 
 
 @dataclass(frozen=True)

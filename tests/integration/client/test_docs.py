@@ -48,7 +48,7 @@ async def run(code: str, names: dict[str, Any]) -> None:
 
 async def first(code: str, database: Database) -> list[str]:
     """What the script of the first section prints, run as a reader runs it."""
-    async with python("-c", code, env={**os.environ, "DATABASE_URL": database.dsn}) as script:
+    async with python("-c", code, env={**os.environ, "DATABASE_URL": database.dsn}, forked=True) as script:
         assert await script.ended() == 0
         return script.out.splitlines()
 

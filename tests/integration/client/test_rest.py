@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from uuid import UUID, uuid4
 
 import aiohttp
@@ -22,18 +22,37 @@ from listener.client import (
     Unavailable,
 )
 from tests.support import rest
-from tests.support.postgres import Database
+from tests.support.postgres import Database, Server
 from tests.support.rest import RestServer
 from tests.support.servers import answer, forget_proxies, read_request, tcp_server
+from tests.support.shared import shared
 
 ANN = UUID("a0000000-0000-4000-8000-00000000000a")
 
 
+@pytest.fixture(scope="module")
+def _of_module(postgres: Server) -> Iterator[tuple[RestServer, Database, Callable[[], None]]]:
+    with shared(postgres) as (database, empty), rest.serving(database) as running:
+        yield running, database, empty
+
+
 @pytest.fixture
-def server(database: Database, monkeypatch: pytest.MonkeyPatch) -> Iterator[RestServer]:
+def server(
+    _of_module: tuple[RestServer, Database, Callable[[], None]], monkeypatch: pytest.MonkeyPatch
+) -> Iterator[RestServer]:
+    """Before a database that the tests share: with no row, no fault and no request."""
     forget_proxies(monkeypatch)
-    with rest.serving(database) as running:
-        yield running
+    running, _, empty = _of_module
+    yield running
+    running.faults.clear()
+    running.requests.clear()
+    running.away, running.retry_after = False, None
+    empty()
+
+
+@pytest.fixture
+def database(_of_module: tuple[RestServer, Database, Callable[[], None]]) -> Database:
+    return _of_module[1]
 
 
 @pytest.mark.parametrize(

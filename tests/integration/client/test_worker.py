@@ -5,9 +5,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from datetime import timedelta
+from itertools import product
 from uuid import UUID, uuid4
 
+import psycopg
 import pytest
+import pytest_asyncio
 
 from listener.client import (
     NotAllowed,
@@ -18,13 +21,22 @@ from listener.client import (
     SendFailed,
     WrongState,
 )
-from tests.support.client import Way
-from tests.support.service import PATIENCE, Rows, until
+from tests.support.client import WAYS, Way, way
+from tests.support.postgres import Database
+from tests.support.servers import forget_proxies
+from tests.support.service import PATIENCE, Rows, naming, until
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 ANN = UUID("a0000000-0000-4000-8000-00000000000a")
 
 
 @pytest.fixture
+def rows(shared_rows: Rows) -> Rows:
+    return shared_rows
+
+
+@pytest_asyncio.fixture(loop_scope="module")
 async def worker(entry: Way) -> AsyncIterator[PushWorkerClient]:
     async with PushWorkerClient(entry.service()) as client:
         yield client
@@ -144,20 +156,26 @@ async def test_what_ends_the_polling_is_told_when_it_is_stopped(entry: Way) -> N
     await worker.close()
 
 
-@pytest.mark.parametrize("style", ["postgres", "postgres_verbose", "iso_8601", "sql_standard"])
-async def test_stats_in_every_style(entry: Way, rows: Rows, style: str) -> None:
-    await rows.query(f"alter database {entry.database.name} set intervalstyle = '{style}'")
-    async with PushWorkerClient(entry.service()) as worker:
-        empty = await worker.get_push_stats()
-        assert (empty.total_pushes, empty.avg_delivery_time) == (0, timedelta(0))
-        await rows.query(
-            "insert into push_listener.daily_counts "
-            "(day, error_code, sent, delivered, delivered_timed, delivered_seconds) "
-            "values ((now() at time zone 'UTC')::date, '', 4, 3, 2, 180043.5)"
-        )
-        stats = await worker.get_push_stats(days=1)
-        assert (stats.sent_pushes, stats.delivered_pushes, stats.delivery_rate) == (4, 3, 75.0)
-        assert stats.avg_delivery_time == timedelta(hours=25, seconds=21.75)
+async def test_stats_in_every_style(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of the database are for the sessions that begin then, so each has a way of its own."""
+    forget_proxies(monkeypatch)
+    connection = await psycopg.AsyncConnection.connect(database.dsn, autocommit=True)
+    for name, style in product(WAYS, ("postgres", "postgres_verbose", "iso_8601", "sql_standard")):
+        await connection.execute("truncate push_listener.daily_counts")
+        await connection.execute(f"alter database {database.name} set intervalstyle = '{style}'".encode())
+        with naming(f"{name}, {style}"), way(name, database) as entry:
+            async with PushWorkerClient(entry.service()) as worker:
+                empty = await worker.get_push_stats()
+                assert (empty.total_pushes, empty.avg_delivery_time) == (0, timedelta(0))
+                await connection.execute(
+                    "insert into push_listener.daily_counts "
+                    "(day, error_code, sent, delivered, delivered_timed, delivered_seconds) "
+                    "values ((now() at time zone 'UTC')::date, '', 4, 3, 2, 180043.5)"
+                )
+                stats = await worker.get_push_stats(days=1)
+            assert (stats.sent_pushes, stats.delivered_pushes, stats.delivery_rate) == (4, 3, 75.0)
+            assert stats.avg_delivery_time == timedelta(hours=25, seconds=21.75)
+    await connection.close()
 
 
 async def test_cleanup(entry: Way, worker: PushWorkerClient, rows: Rows) -> None:

@@ -24,6 +24,11 @@ each_binding = pytest.mark.parametrize(
 one_binding = pytest.mark.parametrize("django_shop", [{}], ids=[""], indirect=True)
 
 
+@pytest.fixture
+def database(django_database: Database) -> Database:
+    return django_database
+
+
 def order(**values: Any) -> int:
     from orders.models import Order
 

@@ -58,9 +58,8 @@ OURS = "('public'::regnamespace, 'push_listener'::regnamespace)"
 # --- the catalogue -----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("application", ["", APPLICATION], ids=["fresh", "adopted"])
-def test_every_function_looks_names_up_in_pg_catalog_first(postgres: Server, application: str) -> None:
-    with project(postgres, Regime.NEW, application) as database:
+def test_every_function_looks_names_up_in_pg_catalog_first(postgres: Server) -> None:
+    with project(postgres, Regime.NEW, APPLICATION) as database:
         assert _loose(database) == []
         with psycopg.connect(database.dsn, autocommit=True) as owner:
             owner.execute("alter function public.cancel_push(uuid) set search_path = ''")
@@ -290,6 +289,7 @@ def prepare(database: Database, application: str) -> None:
         owner.execute(application.encode())
 
 
+@pytest.mark.parametrize("adopted", ["other types", "narrow", "fresh"], indirect=True)
 async def test_neither_the_service_nor_a_migration_runs_what_is_in_public(
     adopted: Database, request: pytest.FixtureRequest
 ) -> None:
@@ -308,7 +308,7 @@ async def test_neither_the_service_nor_a_migration_runs_what_is_in_public(
     assert attacks.victims(adopted) == ""
 
 
-# They are the statements of the migrations; only the search_path is another.
+# They are the statements of the migrations; only the search_path is another. The way back is that of migrate.
 @pytest.mark.parametrize("adopted", ["own words"], indirect=True)
 def test_nor_do_the_files_for_the_supabase_cli(adopted: Database, tmp_path: Path) -> None:
     export.emit(tmp_path)
@@ -318,6 +318,7 @@ def test_nor_do_the_files_for_the_supabase_cli(adopted: Database, tmp_path: Path
             with owner.transaction():
                 owner.execute(path.read_bytes())
                 assert owner.execute("show search_path").fetchone() == before
+    migrate.rollback(adopted.dsn, 0, discard_data=True)
     assert attacks.victims(adopted) == ""
 
 

@@ -28,6 +28,11 @@ PHONE = "cJug2GoHzEfcshCE_OLL24:APA91bHa8-Viell9xjbeV96V4Njhufk9V7KcOA940Gp7FY1D
 TAKEN, REPEATED, REFUSED = True, False, "42501"
 
 
+@pytest.fixture
+def database(shared_database: Database) -> Database:
+    return shared_database
+
+
 class Session:
     """One user's requests, one transaction each, on one connection."""
 
@@ -65,17 +70,32 @@ class Session:
         )
 
 
+_open: dict[tuple[str, Caller | None], Connection] = {}
+"""Connections that the tests have made, by address and caller: the first statements of one take 20 ms."""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def connections() -> Iterator[None]:
+    yield
+    while _open:
+        _open.popitem()[1].close()
+
+
+def connection_to(dsn: str, caller: Caller | None = None) -> Connection:
+    if (dsn, caller) not in _open:
+        _open[dsn, caller] = psycopg.connect(dsn, autocommit=True)
+    return _open[dsn, caller]
+
+
 @contextmanager
 def session(database: Database, caller: Caller = AS_ANN) -> Iterator[Session]:
-    with psycopg.connect(database.dsn_as("authenticator"), autocommit=True) as connection:
-        yield Session(connection, caller)
+    yield Session(connection_to(database.dsn_as("authenticator"), caller), caller)
 
 
 def run(database: Database, statement: LiteralString, *values: object) -> list[tuple[Any, ...]]:
     """As the owner of the tables."""
-    with psycopg.connect(database.dsn) as connection:
-        cursor = connection.execute(statement, values or None)
-        return cursor.fetchall() if cursor.description else []
+    cursor = connection_to(database.dsn).execute(statement, values or None)
+    return cursor.fetchall() if cursor.description else []
 
 
 def devices(database: Database, *tokens: str, user: str = ANN) -> None:
@@ -266,6 +286,7 @@ def test_a_device_that_changes_hands_does_not_report_what_was_sent_before(databa
         assert ann.report(push, "tablet") is TAKEN
 
 
+@pytest.mark.usefixtures("alone")
 def test_an_adopted_table_that_does_not_know_when_a_device_came(database: Database) -> None:
     devices(database, "phone", "late")
     run(database, "alter table push_devices alter created_at drop not null")
@@ -296,6 +317,7 @@ TOKENS_ELSEWHERE: LiteralString = """
 """
 
 
+@pytest.mark.usefixtures("alone")
 def test_where_tokens_are_kept_elsewhere(database: Database) -> None:
     """Nobody knows since when a token is there, and a user can change it at will: a number bounds it."""
     run(database, TOKENS_ELSEWHERE)
@@ -367,6 +389,7 @@ def test_what_is_noted_already_waits_for_nothing(database: Database) -> None:
             assert post(ann, "record_delivery_receipt", json.dumps(arguments)) == [(False,)]
 
 
+@pytest.mark.usefixtures("alone")
 def test_a_rule_of_the_application_does_not_show_what_it_keeps_of_another_user(database: Database) -> None:
     devices(database, PHONE, user=BOB)
     run(database, "alter table push_devices add nickname text")

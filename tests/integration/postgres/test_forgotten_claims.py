@@ -6,7 +6,7 @@ import asyncio
 import os
 import signal
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from uuid import UUID, uuid4
 
 import psycopg
@@ -18,8 +18,8 @@ from listener.postgres.connect import Pool
 from listener.postgres.queue import Queue
 from listener.postgres.settlements import Fate
 from listener.push import Decision, LogLine, Push, Settlement, Status
-from tests.support.postgres import Database
-from tests.support.service import PATIENCE, Row, pool_of, rows_of, serving, settings_for
+from tests.support.postgres import Database, Server, Template
+from tests.support.service import PATIENCE, Row, naming, pool_of, rows_of, serving, settings_for
 
 pytestmark = pytest.mark.oldest_postgres
 
@@ -106,49 +106,57 @@ async def states(database: Database) -> Sequence[tuple[object, ...]]:
     )
 
 
-async def test_the_result_of_a_forgotten_claim_is_written(database: Database) -> None:
+Life = AsyncIterator[None]
+"""A test in three parts: before what is forgotten; what is forgotten; after Postgres is back."""
+
+
+async def _the_result_of_a_forgotten_claim_is_written(database: Database) -> Life:
     await query(database, _ADD, 3)
     async with pool_of(database.dsn) as pool:
         mine = await worker(pool)
-        async with forgetting(database):
-            pushes = await mine.claim(10)
+        yield
+        pushes = await mine.claim(10)
+        yield
         assert await states(database) == [("pending", 0, 0)] * 3
         assert await settle(mine, *pushes) == [Fate.WRITTEN] * 3
         assert await claim(mine) == []
     assert await states(database) == [("sent", 1, 1)] * 3
 
 
-async def test_a_forgotten_claim_of_a_retry_and_of_a_row_whose_lease_had_ended(database: Database) -> None:
+async def _a_forgotten_claim_of_a_retry_and_of_a_row_whose_lease_had_ended(database: Database) -> Life:
     await query(database, _ADD, 2)
     async with pool_of(database.dsn) as pool:
         before, mine = await worker(pool, lease=0.001), await worker(pool)
         retried, _ = await before.claim(2)
         assert await settle(before, retried, delay=0.0) == [Fate.WRITTEN]
-        async with forgetting(database):
-            pushes = await mine.claim(10)
+        yield
+        pushes = await mine.claim(10)
+        yield
         assert {push.attempt for push in pushes} == {2}
         assert sorted(await states(database)) == [("failed", 1, 1), ("processing", 1, 0)]
         assert await settle(mine, *pushes) == [Fate.WRITTEN] * 2
     assert sorted(await states(database)) == [("sent", 2, 1), ("sent", 2, 2)]
 
 
-async def test_a_result_that_is_a_retry_is_written_too(database: Database) -> None:
+async def _a_result_that_is_a_retry_is_written_too(database: Database) -> Life:
     await query(database, _ADD, 1)
     async with pool_of(database.dsn) as pool:
         mine = await worker(pool)
-        async with forgetting(database):
-            pushes = await mine.claim(10)
+        yield
+        pushes = await mine.claim(10)
+        yield
         assert await settle(mine, *pushes, delay=0.0) == [Fate.WRITTEN]
         (again,) = await claim(mine)
         assert again.attempt == 2
 
 
-async def test_a_row_that_another_worker_has_claimed_since_is_left_to_it(database: Database) -> None:
+async def _a_row_that_another_worker_has_claimed_since_is_left_to_it(database: Database) -> Life:
     await query(database, _ADD, 1)
     async with pool_of(database.dsn) as pool:
         first, second = await worker(pool), await worker(pool)
-        async with forgetting(database):
-            lost = await first.claim(10)
+        yield
+        lost = await first.claim(10)
+        yield
         taken = await claim(second)
         assert [push.attempt for push in taken] == [1]
         assert await settle(first, *lost) == [Fate.TAKEN]
@@ -157,26 +165,28 @@ async def test_a_row_that_another_worker_has_claimed_since_is_left_to_it(databas
     assert await states(database) == [("sent", 1, 2)]
 
 
-async def test_a_row_that_the_application_has_cancelled_since_stays_cancelled(database: Database) -> None:
+async def _a_row_that_the_application_has_cancelled_since_stays_cancelled(database: Database) -> Life:
     ((push_id,),) = await query(database, _ADD, 1)
     async with pool_of(database.dsn) as pool:
         mine = await worker(pool)
-        async with forgetting(database):
-            pushes = await mine.claim(10)
+        yield
+        pushes = await mine.claim(10)
+        yield
         assert await query(database, "select cancel_push(%s)", push_id) == [(True,)]
         (fate,) = await settle(mine, *pushes)
         assert fate is not Fate.WRITTEN
     assert [status for status, *_ in await states(database)] == ["cancelled"]
 
 
-async def test_a_row_that_has_expired_since_stays_expired_and_the_log_tells_that_it_was_sent(
+async def _a_row_that_has_expired_since_stays_expired_and_the_log_tells_that_it_was_sent(
     database: Database,
-) -> None:
+) -> Life:
     await query(database, _ADD, 1)
     async with pool_of(database.dsn) as pool:
         mine = await worker(pool)
-        async with forgetting(database):
-            pushes = await mine.claim(10)
+        yield
+        pushes = await mine.claim(10)
+        yield
         await query(database, "update push_notifications set expires_at = now()")
         async with pool_of(database.dsn) as other:
             assert await (await worker(other)).expire(10) == 1
@@ -185,15 +195,16 @@ async def test_a_row_that_has_expired_since_stays_expired_and_the_log_tells_that
     assert await query(database, "select status from push_delivery_logs") == [("sent",)]
 
 
-async def test_each_of_two_requests_has_its_log_row_although_the_attempts_have_the_same_number(
+async def _each_of_two_requests_has_its_log_row_although_the_attempts_have_the_same_number(
     database: Database,
-) -> None:
+) -> Life:
     """The first worker may have written its log row already, so it looks for it."""
     await query(database, _ADD, 1)
     async with pool_of(database.dsn) as pool:
         first, second = await worker(pool), await worker(pool)
-        async with forgetting(database):
-            (lost,) = await first.claim(10)
+        yield
+        (lost,) = await first.claim(10)
+        yield
         (taken,) = await claim(second)
         assert await second.settlements.settle([_sent(taken, message="second")]) == [Fate.WRITTEN]
         for _ in range(2):
@@ -204,13 +215,14 @@ async def test_each_of_two_requests_has_its_log_row_although_the_attempts_have_t
     assert messages == [("first",), ("second",)]
 
 
-async def test_a_row_that_is_locked_is_not_given_up(database: Database) -> None:
+async def _a_row_that_is_locked_is_not_given_up(database: Database) -> Life:
     """This worker's own claim may hold the lock, or the application. The result waits for the end of that."""
     ((push_id,), _) = await query(database, _ADD, 2)
     async with pool_of(database.dsn) as pool:
         mine = await worker(pool)
-        async with forgetting(database):
-            pushes = await mine.claim(10)
+        yield
+        pushes = await mine.claim(10)
+        yield
         async with await psycopg.AsyncConnection.connect(database.superuser_dsn) as application:
             await application.execute("select from push_notifications where id = %s for update", [push_id])
             with pytest.raises(psycopg.errors.LockNotAvailable):
@@ -220,13 +232,14 @@ async def test_a_row_that_is_locked_is_not_given_up(database: Database) -> None:
     assert await states(database) == [("sent", 1, 1)] * 2
 
 
-async def test_a_row_that_cannot_be_claimed_again_keeps_no_other(database: Database) -> None:
+async def _a_row_that_cannot_be_claimed_again_keeps_no_other(database: Database) -> Life:
     await query(database, _REFUSES_CLAIMS_AFTER_A_CRASH)
     await query(database, _ADD, 3)
     async with pool_of(database.dsn) as pool:
         mine = await worker(pool)
-        async with forgetting(database):
-            pushes = await mine.claim(10)
+        yield
+        pushes = await mine.claim(10)
+        yield
         fates = await settle(mine, *pushes)
         assert {push.device_token: fate for push, fate in zip(pushes, fates, strict=True)} == {
             "phone-1": Fate.REFUSED,
@@ -239,16 +252,46 @@ async def test_a_row_that_cannot_be_claimed_again_keeps_no_other(database: Datab
     assert [status for status, *_ in await states(database)] == ["sent"] * 3
 
 
-async def test_a_clock_that_has_been_set_back_does_not_matter(database: Database) -> None:
+async def _a_clock_that_has_been_set_back_does_not_matter(database: Database) -> Life:
     """The row is not due yet by the clock of the server that has taken over."""
     await query(database, _ADD, 1)
     async with pool_of(database.dsn) as pool:
         mine = await worker(pool)
-        async with forgetting(database):
-            pushes = await mine.claim(10)
+        yield
+        pushes = await mine.claim(10)
+        yield
         await query(database, "update push_notifications set next_attempt_at = now() + interval '1 minute'")
         assert await settle(mine, *pushes) == [Fate.WRITTEN]
     assert await states(database) == [("sent", 1, 1)]
+
+
+_LIVES = (
+    _the_result_of_a_forgotten_claim_is_written,
+    _a_forgotten_claim_of_a_retry_and_of_a_row_whose_lease_had_ended,
+    _a_result_that_is_a_retry_is_written_too,
+    _a_row_that_another_worker_has_claimed_since_is_left_to_it,
+    _a_row_that_the_application_has_cancelled_since_stays_cancelled,
+    _a_row_that_has_expired_since_stays_expired_and_the_log_tells_that_it_was_sent,
+    _each_of_two_requests_has_its_log_row_although_the_attempts_have_the_same_number,
+    _a_row_that_is_locked_is_not_given_up,
+    _a_row_that_cannot_be_claimed_again_keeps_no_other,
+    _a_clock_that_has_been_set_back_does_not_matter,
+)
+
+
+async def test_claims_that_are_forgotten(postgres: Server) -> None:
+    """Each has a database of its own, and all of them one crash."""
+    async with AsyncExitStack() as stack:
+        databases = [stack.enter_context(postgres.database(Template.MIGRATED)) for _ in _LIVES]
+        lives = [life(database) for life, database in zip(_LIVES, databases, strict=True)]
+        for life in lives:
+            await anext(life)
+        async with forgetting(databases[0]):
+            for life in lives:
+                await anext(life)
+        for life, make in zip(lives, _LIVES, strict=True):
+            with naming(make.__name__):
+                assert await anext(life, "over") == "over"
 
 
 @pytest.mark.parametrize("is_written", [False, True])

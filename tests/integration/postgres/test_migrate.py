@@ -72,12 +72,12 @@ def test_it_is_applied_once(blank_database: Database) -> None:
 
 
 def test_each_step_back_and_forth_leads_to_the_same(blank_database: Database) -> None:
-    states = [everything(blank_database)]
-    for migration in migrate.load():
-        migrate.apply(blank_database.dsn, migrate.load()[: migration.version])
+    known, states = migrate.load(), [everything(blank_database)]
+    for migration in known:
+        migrate.apply(blank_database.dsn, known[: migration.version])
         states.append(everything(blank_database))
     for version in range(len(states) - 2, -1, -1):
-        migrate.rollback(blank_database.dsn, version)
+        migrate.rollback(blank_database.dsn, version, known)
         assert everything(blank_database) == states[version], f"after the way back to {version}"
 
 
@@ -137,14 +137,16 @@ def test_a_way_back_to_a_version_that_is_not_there_is_refused(bare_database: Dat
 
 def test_two_at_once_do_it_once(blank_database: Database) -> None:
     done: list[list[Migration]] = []
+    known = migrate.load()[:3]
     threads = [
-        threading.Thread(target=lambda: done.append(migrate.apply(blank_database.dsn))) for _ in range(2)
+        threading.Thread(target=lambda: done.append(migrate.apply(blank_database.dsn, known)))
+        for _ in range(2)
     ]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert sorted(len(each) for each in done) == [0, len(migrate.load())]
+    assert sorted(len(each) for each in done) == [0, len(known)]
 
 
 def test_what_an_interrupted_index_left_behind_is_replaced(blank_database: Database) -> None:
@@ -244,7 +246,7 @@ def with_old_text(lines: list[str]) -> list[str]:
     return [line.replace(new, old) for line in lines]
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def newer(tmp_path_factory: pytest.TempPathFactory) -> list[Migration]:
     """All migrations of a version in which cancel_push has another text."""
     return functions_with(tmp_path_factory.mktemp("newer"), "public.cancel_push", NEXT_REVISION, OTHER_TEXT)
@@ -464,7 +466,7 @@ def command(database: Database | None, *arguments: object) -> subprocess.Complet
 def test_the_command_says_what_becomes_of_rows_that_wait(blank_database: Database) -> None:
     with psycopg.connect(blank_database.dsn, autocommit=True) as connection:
         load(blank_database, "reference")
-        for arguments in (["--status"], ["--dry-run"], ["--dry-run", "--expire-older-than", "1d"]):
+        for arguments in (["--status"], ["--dry-run", "--expire-older-than", "1d"]):
             looked = command(blank_database, *arguments)
             assert looked.returncode == 0
             assert (
@@ -536,9 +538,8 @@ def emitted(tmp_path: Path) -> list[Path]:
 @pytest.mark.parametrize(
     ("shapes", "way"),
     [
-        ((), psql),
-        (("reference", "logs"), psql),
-        (("own_words",), pipelined),
+        ((), pipelined),
+        (("own_words",), psql),
     ],
     ids=lambda given: given.__name__ if callable(given) else " ".join(given),
 )

@@ -35,8 +35,20 @@ from tests.support.access import (
 from tests.support.postgres import Database, Server
 from tests.support.service import Rows
 
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
 GIVEN_UP = ("dead", "expired", "failed", "cancelled")
 WAITING = ("pending", "failed")
+
+
+@pytest.fixture
+def database(shared_database: Database) -> Database:
+    return shared_database
+
+
+@pytest.fixture
+def rows(shared_rows: Rows) -> Rows:
+    return shared_rows
 
 
 def acting_as(dsn: str) -> Acting:
@@ -116,6 +128,7 @@ ACTIONS: dict[str, tuple[Sequence[str], LiteralString, LiteralString]] = {
 }
 
 
+@pytest.mark.usefixtures("alone")
 @pytest.mark.parametrize("what", ACTIONS)
 async def test_a_row_becomes_what_the_applications_function_makes_of_it(rows: Rows, what: str) -> None:
     """In one transaction, so that both see the same time."""
@@ -217,6 +230,7 @@ create function public.refuse() returns trigger language plpgsql as
 """
 
 
+@pytest.mark.usefixtures("alone")
 @pytest.mark.parametrize(
     "trigger",
     [
@@ -416,8 +430,9 @@ FUNCTIONS: Sequence[LiteralString] = (
 )
 
 
+@pytest.mark.usefixtures("alone")
 @pytest.mark.oldest_postgres
-def test_a_grant_by_mistake_lets_nobody_act(database: Database) -> None:
+async def test_a_grant_by_mistake_lets_nobody_act(database: Database) -> None:
     with psycopg.connect(database.superuser_dsn) as superuser:
         for role in ("anon", "authenticated", "service_role", "push_listener"):
             name = sql.Identifier(role)
@@ -437,7 +452,8 @@ def test_a_grant_by_mistake_lets_nobody_act(database: Database) -> None:
             superuser.rollback()
 
 
-def test_a_user_is_no_operator_whatever_was_granted(database: Database) -> None:
+@pytest.mark.usefixtures("alone")
+async def test_a_user_is_no_operator_whatever_was_granted(database: Database) -> None:
     """And a login without inheritance is one as soon as it takes the role."""
     with psycopg.connect(database.superuser_dsn) as superuser:
         superuser.execute("create role test_both login in role push_listener_operator, authenticated")
@@ -459,8 +475,9 @@ def test_a_user_is_no_operator_whatever_was_granted(database: Database) -> None:
         superuser.rollback()
 
 
+@pytest.mark.usefixtures("alone")
 @pytest.mark.oldest_postgres
-def test_the_record_is_shown_to_no_user_whatever_was_granted(database: Database) -> None:
+async def test_the_record_is_shown_to_no_user_whatever_was_granted(database: Database) -> None:
     make_worker(database)
     make_operator(database)
     with psycopg.connect(database.dsn, autocommit=True) as owner:
@@ -477,7 +494,8 @@ def test_the_record_is_shown_to_no_user_whatever_was_granted(database: Database)
         superuser.rollback()
 
 
-def test_what_was_changed_of_it_is_told_and_set_again(database: Database) -> None:
+@pytest.mark.usefixtures("alone")
+async def test_what_was_changed_of_it_is_told_and_set_again(database: Database) -> None:
     drift = "select finding from push_listener.drift() order by 1"
     with psycopg.connect(database.dsn, autocommit=True) as owner:
         owner.execute("alter table push_listener.actions disable row level security")
@@ -584,6 +602,7 @@ async def test_an_aborted_run_begins_no_batch(acting: Acting, rows: Rows) -> Non
     assert [record["ids"] for record in await records(rows)] == [pushes[:1]]
 
 
+@pytest.mark.usefixtures("alone")
 async def test_a_batch_that_fails_leaves_those_before_it(acting: Acting, rows: Rows) -> None:
     pushes = [await in_status(rows, "dead") for _ in range(3)]
     await rows.query(REFUSING)
@@ -618,7 +637,8 @@ select c.relname::text, i.indisvalid, pg_get_indexdef(c.oid) from pg_class c joi
 """
 
 
-def test_the_indexes_are_on_every_table(postgres: Server, database: Database) -> None:
+@pytest.mark.usefixtures("alone")
+async def test_the_indexes_are_on_every_table(postgres: Server, database: Database) -> None:
     with project(postgres, Regime.OLD, APPLICATION) as adopted, psycopg.connect(adopted.dsn) as conn:
         found = conn.execute(INDEXES).fetchall()
     with psycopg.connect(database.dsn) as conn:
@@ -637,6 +657,7 @@ def test_the_indexes_are_on_every_table(postgres: Server, database: Database) ->
 LONG_CODE = "".join(random.Random(1).choices(string.ascii_letters + string.digits, k=4000))
 
 
+@pytest.mark.usefixtures("alone")
 async def test_a_push_with_a_long_code_can_be_inserted_and_can_expire(rows: Rows) -> None:
     await rows.add(title="t", device_token="t", status="dead", error_code=LONG_CODE)
     push = await rows.add(title="t", device_token="t", status="failed", error_code=LONG_CODE)
@@ -645,7 +666,8 @@ async def test_a_push_with_a_long_code_can_be_inserted_and_can_expire(rows: Rows
     )
 
 
-def test_a_table_with_a_long_code_can_be_migrated(database: Database) -> None:
+@pytest.mark.usefixtures("alone")
+async def test_a_table_with_a_long_code_can_be_migrated(database: Database) -> None:
     number = next(step.version for step in migrate.load() if step.name == "operator_indexes")
     migrate.rollback(database.dsn, number - 1)
     with psycopg.connect(database.dsn) as connection:
@@ -656,7 +678,8 @@ def test_a_table_with_a_long_code_can_be_migrated(database: Database) -> None:
     migrate.apply(database.dsn)
 
 
-def test_the_way_back_does_not_lose_the_record_unasked(database: Database) -> None:
+@pytest.mark.usefixtures("alone")
+async def test_the_way_back_does_not_lose_the_record_unasked(database: Database) -> None:
     number = next(step.version for step in migrate.load() if step.name == "operators")
     with psycopg.connect(database.dsn, autocommit=True) as owner:
         owner.execute(FUNCTIONS[3])

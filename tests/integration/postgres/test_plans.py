@@ -35,6 +35,9 @@ BATCH = 50
 ENOUGH = 3_000
 """Rows of the queue and of its log that a statement may read: a tenth of the history, and far more than it needs."""
 
+MANY = HISTORY // 3
+"""Rows of which a statement reads only some, where it matters that it does not read all of them."""
+
 TABLES = ["push_notifications", "push_delivery_logs"]
 
 _FINISHED = """
@@ -459,11 +462,11 @@ def test_rows_and_results_are_not_compared_each_with_each(database: Database) ->
     """On a small table that was never analyzed, as in a new installation."""
     with psycopg.connect(database.dsn) as conn:
         conn.execute("alter table push_notifications set (autovacuum_enabled = off)")
-        conn.execute(_WAITING, {"waiting": 2 * HISTORY // 3})
+        conn.execute(_WAITING, {"waiting": MANY})
         conn.execute(
             "update push_notifications set status = 'sent', next_attempt_at = null "
             "where id in (select id from push_notifications limit %s)",
-            (HISTORY // 3,),
+            (MANY // 2,),
         )
         conn.commit()
     faults = []
@@ -508,7 +511,7 @@ def test_the_recipients_of_a_claim_are_read_in_one_set(database: Database) -> No
             "insert into push_devices (token, user_id, platform) "
             "select 't' || n, md5(n::text)::uuid, 'android' from generate_series(1, %s) n",
         ):
-            conn.execute(statement, (HISTORY,))
+            conn.execute(statement, (MANY,))
         conn.execute(
             "insert into push_notifications (user_id, title) "
             "select md5(n::text)::uuid, 'x' from generate_series(1, %s) n",
@@ -520,7 +523,7 @@ def test_the_recipients_of_a_claim_are_read_in_one_set(database: Database) -> No
             with psycopg.connect(database.superuser_dsn) as conn:
                 conn.execute("drop view push_recipients")
                 conn.execute(sql.SQL("create view push_recipients as ") + sql.SQL(view))
-                enough = HISTORY if view == _WITHOUT_INDEX else ENOUGH
+                enough = MANY if view == _WITHOUT_INDEX else ENOUGH
                 found = _read_severally(conn, settings, users, enough)
                 faults += [f"{view}, {settings}: {fault}" for fault in found]
                 conn.rollback()

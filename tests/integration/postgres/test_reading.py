@@ -209,7 +209,7 @@ POLICIES = st.builds(
 
 
 @settings(
-    max_examples=4,
+    max_examples=3,
     deadline=None,
     phases=[Phase.explicit, Phase.reuse, Phase.generate],  # an example takes a second: to shrink one, minutes
     suppress_health_check=[HealthCheck.function_scoped_fixture],

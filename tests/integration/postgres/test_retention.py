@@ -26,8 +26,20 @@ from tests.support.access import WORKER, make_worker
 from tests.support.postgres import Database
 from tests.support.service import PATIENCE, Rows, sample, serving, settings_for, shown, until
 
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
 OLD = "now() - interval '31 days'"
 YOUNG = "now() - interval '29 days'"
+
+
+@pytest.fixture
+def database(shared_database: Database) -> Database:
+    return shared_database
+
+
+@pytest.fixture
+def rows(shared_rows: Rows) -> Rows:
+    return shared_rows
 
 
 async def ended(rows: Rows, status: str, changed: LiteralString = OLD, **values: object) -> UUID:
@@ -109,6 +121,7 @@ async def test_the_dead_go_when_asked_for(rows: Rows, database: Database) -> Non
     assert set(await rows.all()) == {young}
 
 
+@pytest.mark.usefixtures("alone")
 async def test_log_rows_without_a_push_go(rows: Rows, database: Database) -> None:
     await rows.query(
         "alter table push_delivery_logs drop constraint push_delivery_logs_push_id_fkey"
@@ -143,6 +156,7 @@ async def test_telemetry_goes_when_asked_for(rows: Rows, database: Database) -> 
     assert left == {"rows": 6000, "processed": 3000}
 
 
+@pytest.mark.usefixtures("alone")
 async def test_a_dry_run_counts_the_same_and_deletes_nothing(rows: Rows, database: Database) -> None:
     await rows.query(
         "alter table push_delivery_logs drop constraint push_delivery_logs_push_id_fkey"
@@ -227,6 +241,7 @@ async def test_a_push_that_was_requeued_meanwhile_stays(rows: Rows, database: Da
     assert (await rows.get(push))["status"] == "pending"
 
 
+@pytest.mark.usefixtures("alone")
 async def test_a_table_that_refers_to_pushes_is_named(rows: Rows, database: Database) -> None:
     push = await ended(rows, "sent")
     await rows.query("create table inbox (push_id uuid constraint of_push references push_notifications)")
@@ -250,7 +265,7 @@ async def test_lines_for_whoever_reads_a_log(rows: Rows, database: Database) -> 
 
 
 @pytest.mark.parametrize("age", ["30", "0d", "-1d", "1.5d", "30 days", "d", "", "999999w", "٣d"])
-def test_an_age_that_is_none_is_refused(age: str, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_age_that_is_none_is_refused(age: str, monkeypatch: pytest.MonkeyPatch) -> None:
     result = CliRunner().invoke(main, ["purge", f"--older-than={age}"])
     assert result.exit_code == 2
     assert "is not an age such as 12h, 30d or 8w" in result.output
@@ -264,7 +279,7 @@ def test_an_age_that_is_none_is_refused(age: str, monkeypatch: pytest.MonkeyPatc
     ("age", "means"),
     [("12h", timedelta(hours=12)), ("30d", timedelta(days=30)), (" 8W ", timedelta(weeks=8))],
 )
-def test_ages(age: str, means: timedelta, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_ages(age: str, means: timedelta, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RETENTION", age)
     assert config.load(database_url="postgresql://localhost/x").retention == means
 
@@ -318,6 +333,7 @@ async def test_one_process_at_a_time_purges(rows: Rows, database: Database) -> N
     await asyncio.wait({other})
 
 
+@pytest.mark.usefixtures("alone")
 @pytest.mark.usefixtures("soon")
 async def test_whatever_goes_wrong_the_purge_comes_again(rows: Rows, database: Database) -> None:
     push, metrics = await ended(rows, "sent"), Metrics()
@@ -340,6 +356,7 @@ KEEPERS: dict[str, LiteralString] = {
 }
 
 
+@pytest.mark.usefixtures("alone")
 @pytest.mark.parametrize("body", KEEPERS.values(), ids=KEEPERS.keys())
 async def test_a_trigger_that_keeps_rows_does_not_make_it_endless(
     rows: Rows, database: Database, body: LiteralString
@@ -384,5 +401,5 @@ async def test_retention_with_a_role_that_may_not_delete_is_told_at_the_start(da
     assert "grant delete on push_notifications" in said[0]["remedy"]
 
 
-def test_numbers_add_up() -> None:
+async def test_numbers_add_up() -> None:
     assert Purged(1, 2, 3) + Purged(10, 20, 30) == Purged(11, 22, 33)

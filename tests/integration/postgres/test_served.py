@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import shutil
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from uuid import uuid4
 
 import psycopg
@@ -17,12 +14,12 @@ from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
 from listener.config import ConfigError
-from listener.demo.embedded import EmbeddedPostgres, _unprivileged
 from listener.emulator import Emulator
 from listener.schema import served
 from listener.schema.served import Admission, IsCopy
+from tests.support.cli import invoke
 from tests.support.pgbouncer import pooler
-from tests.support.postgres import FAST, SUPERUSER, Database, Server, Template, programs
+from tests.support.postgres import Database, Template, standby_of
 from tests.support.service import environment, program, run, serving, settings_for
 
 WAITING = """
@@ -129,26 +126,12 @@ async def test_a_role_that_can_do_nothing_but_its_work_is_refused_as_well(
         execute(copy.superuser_dsn, f"drop role {role}")
 
 
-async def test_a_physical_copy_of_the_server_is_refused(postgres: Server, tmp_path: Path) -> None:
-    version, bin_dir = postgres.version, programs(postgres.version)
-    assert bin_dir is not None
-    with Server(version, bin_dir) as server, server.database(Template.MIGRATED) as original:
-        await admit(original.dsn)
-        execute(original.dsn, WAITING)
-        server.stop()
-        data = server.data_dir.parent / "copy"
-        shutil.copytree(server.data_dir, data)
-        if run_as := _unprivileged():
-            for path in (data, *data.rglob("*")):
-                os.chown(path, run_as["user"], run_as["group"])
-        server.start()
-        with EmbeddedPostgres(data, version, FAST, superuser=SUPERUSER, bin_dir=bin_dir) as other:
-            with pytest.raises(
-                IsCopy, match=r"what differs: the address, the server's port or INSTALLATION\)"
-            ):
-                await admit(other.dsn(original.name, original.user))
-            assert len(states(other.dsn(original.name))) == 5
-        assert (await admit(original.dsn)).known
+async def test_a_physical_copy_of_the_server_is_refused(original: Database) -> None:
+    with standby_of(original.server) as other:  # to refuse it takes no write
+        with pytest.raises(IsCopy, match=r"what differs: the address, the server's port or INSTALLATION\)"):
+            await admit(other.dsn(original.name, original.user))
+        assert len(states(other.dsn(original.name))) == 5
+    assert (await admit(original.dsn)).known
 
 
 def restore(original: Database, copy: Database) -> None:
@@ -322,25 +305,21 @@ async def until_blocked_by(database: Database, connection: psycopg.Connection[tu
 
 
 async def test_decided_by_migrate(copy: Database, original: Database, emulator: Emulator) -> None:
-    env = environment(copy.dsn, emulator)
-    code, out, _ = await run("migrate", "--adopt-copy", "expire", env=env, forked=True)
-    assert (code, out.splitlines()[-1]) == (0, "4 waiting pushes have expired")
+    done = await invoke(copy.dsn, "migrate", "--adopt-copy", "expire")
+    assert (done.exit_code, done.stdout.splitlines()[-1]) == (0, "4 waiting pushes have expired")
     async with serving(settings_for(copy.dsn, emulator)):
         pass
     assert emulator.stats()["received"] == 0
     # After a restore in place the identity is the one that it was, and rows wait that have been sent since.
-    code, out, _ = await run(
-        "migrate", "--adopt-copy", "expire", env=environment(original.dsn, emulator), forked=True
-    )
-    assert (code, out.splitlines()[-1]) == (0, "4 waiting pushes have expired")
+    done = await invoke(original.dsn, "migrate", "--adopt-copy", "expire")
+    assert (done.exit_code, done.stdout.splitlines()[-1]) == (0, "4 waiting pushes have expired")
 
 
 async def test_migrate_does_not_decide_beside_a_worker(original: Database, emulator: Emulator) -> None:
     async with serving(settings_for(original.dsn, emulator)):
-        code, _, said = await run(
-            "migrate", "--adopt-copy", "expire", env=environment(original.dsn, emulator), forked=True
-        )
-        assert (code, "push-listener is at work on this database: worker 1" in said) == (1, True)
+        done = await invoke(original.dsn, "migrate", "--adopt-copy", "expire")
+        said = "push-listener is at work on this database: worker 1"
+        assert (done.exit_code, said in done.stderr) == (1, True)
     assert states(original.dsn)["c"][0] == "failed"
 
 
@@ -352,21 +331,19 @@ async def test_in_process_the_refusal_is_a_fault_of_the_configuration(
             pass
 
 
-@pytest.mark.parametrize("body", ["return old", "return null"])
-def test_a_trigger_that_keeps_rows_waiting_is_named_and_ends_it(database: Database, body: str) -> None:
+async def test_a_trigger_that_keeps_rows_waiting_is_named_and_ends_it(database: Database) -> None:
     """The rows would be sent, or the command would never end."""
     execute(database.dsn, WAITING)
-    execute(
-        database.dsn, f"create function keep() returns trigger language plpgsql as $$ begin {body}; end $$"
-    )
-    execute(
-        database.dsn,
-        "create trigger keep before update on push_notifications for each row execute function keep()",
-    )
     before = states(database.dsn)
-    done = asyncio.run(
-        run("migrate", "--adopt-copy", "expire", env={"DATABASE_URL": database.dsn}, forked=True)
-    )
-    assert done[0] == 1
-    assert "a trigger on push_notifications keeps waiting pushes from becoming expired" in done[2]
-    assert states(database.dsn) == before
+    for body in ("return old", "return null"):
+        execute(
+            database.dsn,
+            f"create or replace function keep() returns trigger language plpgsql as $$ begin {body}; end $$; "
+            "create or replace trigger keep before update on push_notifications "
+            "for each row execute function keep()",
+        )
+        done = await invoke(database.dsn, "migrate", "--adopt-copy", "expire")
+        assert done.exit_code == 1, body
+        said = "a trigger on push_notifications keeps waiting pushes from becoming expired"
+        assert said in done.stderr, body
+        assert states(database.dsn) == before, body

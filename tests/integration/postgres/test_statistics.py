@@ -46,6 +46,11 @@ NUMBERS = (
 
 
 @pytest.fixture
+def database(shared_database: Database) -> Database:
+    return shared_database
+
+
+@pytest.fixture
 def conn(database: Database) -> Iterator[Connection]:
     with psycopg.connect(database.dsn, autocommit=True, row_factory=dict_row) as opened:
         yield opened
@@ -130,7 +135,7 @@ steps = st.lists(
 )
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     start=st.lists(rows, min_size=5, max_size=5),
     steps=steps,
@@ -379,6 +384,7 @@ def test_counts_stay_few_and_exact_under_an_old_snapshot(conn: Connection, datab
     pytest.fail(f"the count is still in {shards}")
 
 
+@pytest.mark.usefixtures("alone")
 def test_counting_touches_no_index(conn: Connection) -> None:
     push = _insert(conn, {"title": "x"})
     for done in range(400):
