@@ -211,6 +211,15 @@ MEASURES: dict[str, Callable[[World, str], Awaitable[Recovery]]] = {
 }
 
 
+async def measure_in(made: World, name: str, unique: str) -> Recovery:
+    """One of these, with rows to devices whose names begin with ``unique``. It ends the listeners that it starts."""
+    try:
+        return await MEASURES[name](made, unique)
+    except TimeoutError:
+        said = "\n".join(f"{each.name}:\n{each.program.err[-2000:]}" for each in made.processes)
+        raise AssertionError(f"{name}: work did not go on within {_PATIENCE:g} s\n{said}") from None
+
+
 async def measure(names: list[str], runs: int) -> list[Recovery]:
     """Each of these, so many times, each in a database of its own."""
     found = []
@@ -218,13 +227,7 @@ async def measure(names: list[str], runs: int) -> list[Recovery]:
         times: Recovery | None = None
         for number in range(1 if name == "stop" else runs):
             async with world(audited=False) as made:
-                try:
-                    one = await MEASURES[name](made, f"{name}-{number}-")
-                except TimeoutError:
-                    said = "\n".join(f"{each.name}:\n{each.program.err[-2000:]}" for each in made.processes)
-                    raise AssertionError(
-                        f"{name}: work did not go on within {_PATIENCE:g} s\n{said}"
-                    ) from None
+                one = await measure_in(made, name, f"{name}-{number}-")
             if times is None:
                 times = one
             else:

@@ -21,7 +21,7 @@ from tests.chaos.recovery import Arrivals
 from tests.chaos.world import LEASE, Listener, World, world
 
 WRITERS = 3
-CROWD = 400
+CROWD = 250
 """Transactions, one after another, that make a listener get up."""
 
 _LOUD = """

@@ -326,5 +326,5 @@ class _Door(asyncio.Protocol):
         """Nobody waits for the connection any more."""
         self._is_shut = True
         if self.connection is not None:
-            self._pool.discard(self.connection)
             self.connection.abort()
+            self.connection.connection_lost(None)

