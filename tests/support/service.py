@@ -9,10 +9,9 @@ import sys
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, LiteralString, cast
+from typing import Any, LiteralString, NamedTuple, cast
 from uuid import UUID
 
 import aiohttp
@@ -47,6 +46,7 @@ from listener.wakeup.waker import ListeningWaker, Waker
 from listener.worker import assemble
 from tests.support.forked import Forked
 from tests.support.forked import start as start_forked
+from tests.support.postgres import Database
 from tests.support.servers import forget_proxies
 
 PROJECT = Path(__file__).resolve().parents[2]
@@ -302,10 +302,22 @@ async def serving(settings: Settings) -> AsyncIterator[Service]:
             await asyncio.wait({running})
 
 
-@dataclass(frozen=True)
-class Shared:
-    """A service in this process that several tests use, with its rows and its FCM."""
+class Place(NamedTuple):
+    """A migrated database, its rows and FCM, which several tests use, each with services of its own."""
 
+    database: Database
+    rows: Rows
+    emulator: Emulator
+
+    def settings(self, **settings: object) -> Settings:
+        """For a service in it."""
+        return settings_for(self.database.dsn, self.emulator, **settings)
+
+
+class Shared(NamedTuple):
+    """A service in this process that several tests use, with its database, its rows and its FCM."""
+
+    database: Database
     rows: Rows
     emulator: Emulator
     service: Service
@@ -324,14 +336,14 @@ async def shown(metrics: Metrics, name: str, value: float, labels: dict[str, str
     """Returns once a metric has a value: the database shows what is done a moment before the process has counted it."""
     async with asyncio.timeout(PATIENCE):
         while sample(metrics, name, labels) != value:  # noqa: ASYNC110 (it tells nobody of a change)
-            await asyncio.sleep(0.005)
+            await asyncio.sleep(0.01)
 
 
 async def until(condition: Callable[[], object]) -> None:
     """For what gives no sign of its own."""
     async with asyncio.timeout(PATIENCE):
         while not condition():  # noqa: ASYNC110  # it has no event
-            await asyncio.sleep(0.005)
+            await asyncio.sleep(0.01)
 
 
 @contextmanager

@@ -10,13 +10,11 @@ import orjson
 import pytest
 from structlog.testing import capture_logs
 
-from listener.emulator import Emulator
 from listener.fcm.auth import AccessTokens
 from listener.limits.health import Pause
 from listener.service import Service, credentials_for
-from tests.support.postgres import Database
 from tests.support.servers import closed_port
-from tests.support.service import PATIENCE, Rows, get, serving, settings_for, until, with_arguments
+from tests.support.service import PATIENCE, Place, get, serving, until, with_arguments
 
 NO_TOKEN = "no access token for FCM: {}; the log says more\n"
 
@@ -39,6 +37,7 @@ async def shows(port: int, answer: tuple[int, str]) -> None:
         pytest.fail(f"/readyz shows {found}")
 
 
+@pytest.mark.asyncio(loop_scope="module")
 @pytest.mark.parametrize(
     ("field", "value", "kind"),
     [
@@ -47,23 +46,26 @@ async def shows(port: int, answer: tuple[int, str]) -> None:
     ],
 )
 async def test_without_an_access_token_it_is_not_ready_although_nothing_is_sent(
-    database: Database, emulator: Emulator, field: str, value: str, kind: str
+    place: Place, field: str, value: str, kind: str
 ) -> None:
+    emulator = place.emulator
     key = {**emulator.service_account, field: value.format(endpoint=emulator.endpoint)}
-    async with serving(settings_for(database.dsn, emulator, fcm_service_account_json=key)) as service:
+    async with serving(place.settings(fcm_service_account_json=key)) as service:
         assert service.port is not None
         await shows(service.port, (503, NO_TOKEN.format(kind)))
 
 
-async def test_a_token_endpoint_that_comes_back_is_found(database: Database, emulator: Emulator) -> None:
+@pytest.mark.asyncio(loop_scope="module")
+async def test_a_token_endpoint_that_comes_back_is_found(place: Place) -> None:
     """Nothing is sent meanwhile, so no push asks for a token."""
-    async with serving(settings_for(database.dsn, emulator)) as service:
+    emulator = place.emulator
+    async with serving(place.settings()) as service:
         assert service.port is not None
         assert service._tokens is not None
         tokens = service._tokens
         good = tokens._credentials
         other = {**emulator.service_account, "token_uri": f"http://127.0.0.1:{closed_port()}/token"}
-        wrong = settings_for(database.dsn, emulator, fcm_service_account_json=other)
+        wrong = place.settings(fcm_service_account_json=other)
         tokens._credentials, _ = credentials_for(wrong)
         tokens.reject(await tokens.get())
         await until(lambda: tokens.fault is not None)
@@ -72,15 +74,15 @@ async def test_a_token_endpoint_that_comes_back_is_found(database: Database, emu
         await shows(service.port, (200, "ok\n"))
 
 
-async def test_a_token_that_comes_back_ends_the_pause_before_its_time(
-    database: Database, rows: Rows, emulator: Emulator
-) -> None:
-    async with serving(settings_for(database.dsn, emulator)) as service:
+@pytest.mark.asyncio(loop_scope="module")
+async def test_a_token_that_comes_back_ends_the_pause_before_its_time(place: Place) -> None:
+    rows, emulator = place.rows, place.emulator
+    async with serving(place.settings()) as service:
         assert service._tokens is not None
         tokens = service._tokens
         good = tokens._credentials
         other = {**emulator.service_account, "client_email": "other@x.iam.gserviceaccount.com"}
-        wrong = settings_for(database.dsn, emulator, fcm_service_account_json=other)
+        wrong = place.settings(fcm_service_account_json=other)
         tokens._credentials, _ = credentials_for(wrong)
         tokens.reject(await tokens.get())
         await rows.add(device_token="phone", title="t")
@@ -92,15 +94,17 @@ async def test_a_token_that_comes_back_ends_the_pause_before_its_time(
         assert (await rows.one_over(push))["status"] == "sent"
 
 
+@pytest.mark.asyncio(loop_scope="module")
 async def test_a_key_file_that_is_replaced_ends_the_pause(
-    database: Database, rows: Rows, emulator: Emulator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    rows, emulator = place.rows, place.emulator
     path = tmp_path / "key.json"
     path.write_bytes(
         orjson.dumps({**emulator.service_account, "client_email": "old@x.iam.gserviceaccount.com"})
     )
     monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(path))  # google-auth reads it
-    settings = settings_for(database.dsn, emulator, fcm_service_account_json=None)
+    settings = place.settings(fcm_service_account_json=None)
     with capture_logs() as told:
         async with serving(settings) as service:
             assert service.port is not None

@@ -22,7 +22,7 @@ from listener.sending.settler import Settler
 from listener.wakeup.doorbell import Doorbell, Topic
 from tests.support.doorbell import Rings, cut
 from tests.support.postgres import Database
-from tests.support.service import PATIENCE, connect, get, naming, rows_of, serving, settings_for
+from tests.support.service import PATIENCE, Place, connect, get, naming, rows_of, serving, settings_for
 
 
 @asynccontextmanager
@@ -43,16 +43,6 @@ async def listening(dsn: str) -> AsyncIterator[tuple[Doorbell, Rings]]:
 # --- the bell --------------------------------------------------------------------------------------------
 
 
-async def test_it_rings_when_it_comes_up_and_for_every_insert(database: Database) -> None:
-    async with listening(database.dsn) as (doorbell, rings), rows_of(database.dsn) as rows:
-        assert doorbell.connected
-        await rings.more_than(0)
-        for _ in range(3):
-            before = rings.count
-            await rows.add(device_token="t", title="t")
-            await rings.more_than(before)
-
-
 RINGS = [
     # (was: status and seconds until it is due, becomes, rings for it)
     (("pending", "0"), ("processing", "60"), False),  # a claim
@@ -70,12 +60,15 @@ RINGS = [
 ]
 
 
-async def test_it_rings_for_what_is_to_be_looked_at_now(database: Database) -> None:
+@pytest.mark.asyncio(loop_scope="module")
+async def test_it_rings_for_what_is_to_be_looked_at_now(place: Place) -> None:
+    rows = place.rows
     update = (
         "update push_notifications set status = %(status)s, "
         "next_attempt_at = now() + make_interval(secs => %(due)s)"
     )
-    async with listening(database.dsn) as (_, rings), rows_of(database.dsn) as rows:
+    async with listening(place.database.dsn) as (doorbell, rings):
+        assert doorbell.connected
         await rings.more_than(0)
         await rows.add(device_token="t", title="t")
         await rings.more_than(1)
@@ -94,7 +87,9 @@ async def test_it_rings_for_what_is_to_be_looked_at_now(database: Database) -> N
                 assert rings.count == before + 1 + rings_for_it
 
 
-async def test_it_comes_back_and_rings_after_its_backend_was_terminated(database: Database) -> None:
+@pytest.mark.asyncio(loop_scope="module")
+async def test_it_comes_back_and_rings_after_its_backend_was_terminated(place: Place) -> None:
+    database = place.database
     async with listening(database.dsn) as (doorbell, rings):
         for _ in range(3):
             before = rings.count
@@ -106,16 +101,17 @@ async def test_it_comes_back_and_rings_after_its_backend_was_terminated(database
 # --- the service without its connections --------------------------------------------------------------------
 
 
-async def test_a_row_inserted_while_nobody_listens_is_sent_after_the_reconnection(database: Database) -> None:
-    """The sweep, which would find it as well, comes in an hour."""
-    async with (
-        Emulator() as emulator,
-        serving(settings_for(database.dsn, emulator)),
-        rows_of(database.dsn) as rows,
-    ):
-        await rows.one_over(await rows.add(device_token="first", title="t"))
+@pytest.mark.asyncio(loop_scope="module")
+async def test_connections_that_were_cut_are_replaced(place: Place) -> None:
+    """The sweep, which would find rows as well, comes in an hour."""
+    rows = place.rows
+    async with serving(place.settings()):
+        for n in range(3):
+            assert (await rows.one_over(await rows.add(device_token=f"t{n}", title="t")))["status"] == "sent"
+            assert await cut(place.database, "push-listener") >= 1
+        await rows.one_over(await rows.add(device_token="t", title="t"))
         # Nobody can connect: there is certainly nobody to hear the insert.
-        async with kept_out(database):
+        async with kept_out(place.database):
             push_id = await rows.add(device_token="unheard", title="t")
             assert (await rows.get(push_id))["status"] == "pending"
         assert (await rows.one_over(push_id))["status"] == "sent"
@@ -132,17 +128,6 @@ async def kept_out(database: Database) -> AsyncIterator[None]:
             yield
         finally:
             await conn.execute(limit.format(sql.Identifier(database.name), sql.Literal(-1)))
-
-
-async def test_connections_of_the_pool_that_were_cut_are_replaced(database: Database) -> None:
-    async with (
-        Emulator() as emulator,
-        serving(settings_for(database.dsn, emulator)),
-        rows_of(database.dsn) as rows,
-    ):
-        for n in range(3):
-            assert (await rows.one_over(await rows.add(device_token=f"t{n}", title="t")))["status"] == "sent"
-            assert await cut(database, "push-listener") >= 1
 
 
 @pytest.mark.parametrize("mode", ["fast", "immediate"])

@@ -11,7 +11,7 @@ import pytest
 from listener.emulator import Emulator
 from listener.fcm import sender
 from listener.fcm.outcome import Disposition, Outcome
-from tests.support.postgres import Server
+from tests.support.postgres import Server, Template
 from tests.support.service import PATIENCE, Row, rows_of, serving, settings_for
 
 FOREIGN = "\u20ac \u4e16 \x00 \ud800"
@@ -32,7 +32,9 @@ async def test_pushes_go_out_and_words_that_cannot_be_stored_do_not_change_the_s
         return answers[emulator.received[-1].target or ""]
 
     monkeypatch.setattr(sender, "classify", classify)
-    with postgres.encoded(encoding) as database:
+    with (
+        postgres.database(Template.MIGRATED) if encoding == "UTF8" else postgres.encoded(encoding) as database
+    ):
         settings = settings_for(
             database.dsn,
             emulator,
@@ -102,7 +104,7 @@ async def test_many_texts_that_are_no_utf8_keep_no_neighbour(postgres: Server, e
                 r"insert into push_notifications (device_token, title) "
                 r"select 'bad-' || n, convert_from('\xfc'::bytea, 'SQL_ASCII') from generate_series(1, 60) n"
             )
-            await rows.add_many(100)
+            await rows.add_many(30)
             neighbour = await rows.add(device_token="neighbour", title="t")
             async with serving(settings_for(database.dsn, emulator)):
                 await rows.one_over(neighbour)

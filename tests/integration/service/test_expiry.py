@@ -11,7 +11,7 @@ import pytest
 from listener.emulator import Emulator
 from listener.fcm.auth import AccessTokens
 from tests.support.postgres import Database
-from tests.support.service import PATIENCE, Rows, sample, serving, settings_for, shown
+from tests.support.service import PATIENCE, Place, Rows, naming, sample, serving, settings_for, shown
 
 _LATE = """
 insert into push_notifications (device_token, title, priority, next_attempt_at, expires_at, delivery_attempts, status)
@@ -34,33 +34,33 @@ async def states(rows: Rows) -> list[tuple[str, str | None, int]]:
     return [(row["status"], row["error_code"], row["n"]) for row in found]
 
 
-@pytest.mark.parametrize("priority", ["normal", "high"])
-async def test_expired_pushes_use_no_quota_and_stand_before_nobody(
-    database: Database, rows: Rows, emulator: Emulator, priority: str
-) -> None:
+@pytest.mark.asyncio(loop_scope="module")
+async def test_expired_pushes_use_no_quota_and_stand_before_nobody(place: Place) -> None:
     """600 a minute: 600 expired pushes would use up the quota of a minute, twice as long as the test would wait."""
-    await late(rows, 600, priority=priority)
-    fresh = await rows.add(device_token="fresh", title="t", priority=priority)
-    began = time.monotonic()
-    async with serving(settings_for(database.dsn, emulator, fcm_quota=600)) as service:
-        await rows.one_over(fresh, PATIENCE)
-        print(f"after {time.monotonic() - began:.2f} s, {len(emulator.received)} requests")
-        await rows.until(lambda found: all(row["next_attempt_at"] is None for row in found.values()))
-        assert await states(rows) == [("expired", "EXPIRED", 600), ("sent", None, 1)]
-        assert len(emulator.received) == 1
+    rows, emulator = place.rows, place.emulator
+    async with serving(place.settings(fcm_quota=600)) as service:
+        for number, priority in enumerate(("normal", "high"), 1):
+            with naming(priority):
+                async with rows.connection.transaction():  # a claim finds them all
+                    await late(rows, 600, priority=priority)
+                    fresh = await rows.add(device_token="fresh", title="t", priority=priority)
+                await rows.one_over(fresh, PATIENCE)
+                await rows.until(lambda found: all(row["next_attempt_at"] is None for row in found.values()))
+                assert await states(rows) == [("expired", "EXPIRED", 600 * number), ("sent", None, number)]
+                assert len(emulator.received) == number
         # The quota is as if they had never been there.
         await rows.add_many(40, "more")
-        await emulator.wait_accepted(41, timeout=PATIENCE)
-        await shown(service.metrics, "push_settled_total", 600, {"status": "expired"})
+        await emulator.wait_accepted(42, timeout=PATIENCE)
+        await shown(service.metrics, "push_settled_total", 1200, {"status": "expired"})
         assert sample(service.metrics, "push_quota_waited_seconds_total") == 0.0
 
 
-async def test_after_an_outage_expired_pushes_are_no_probes(
-    database: Database, rows: Rows, emulator: Emulator
-) -> None:
+@pytest.mark.asyncio(loop_scope="module")
+async def test_after_an_outage_expired_pushes_are_no_probes(place: Place) -> None:
     """FCM is away, 600 pushes expire meanwhile, and a fresh one is the first probe."""
+    rows, emulator = place.rows, place.emulator
     rule = emulator.add_fault("unavailable,retry_after=0")
-    settings = settings_for(database.dsn, emulator, fcm_ramp=0, retry_min_delay=1, retry_max_delay=1)
+    settings = place.settings(fcm_ramp=0, retry_min_delay=1, retry_max_delay=1)
     async with serving(settings) as service:
         await rows.add_many(30, "outage")
         await shown(service.metrics, "push_paused", 1.0, {"reason": "away"})
@@ -74,16 +74,16 @@ async def test_after_an_outage_expired_pushes_are_no_probes(
         assert [record.push_id for record in emulator.accepted] == [str(fresh)]
 
 
-async def test_what_made_no_request_is_given_back_to_the_quota(
-    database: Database, rows: Rows, emulator: Emulator
-) -> None:
+@pytest.mark.asyncio(loop_scope="module")
+async def test_what_made_no_request_is_given_back_to_the_quota(place: Place) -> None:
     """600 a minute: pushes that can never be sent would use it up."""
+    rows, emulator = place.rows, place.emulator
     await rows.query(
         "insert into push_notifications (device_token, title, data, next_attempt_at) "
         "select 'bad', 't', '[]', now() - interval '1 h' from generate_series(1, 400)"
     )
     fresh = await rows.add(device_token="fresh", title="t")
-    async with serving(settings_for(database.dsn, emulator, fcm_quota=600, fcm_ramp=0)) as service:
+    async with serving(place.settings(fcm_quota=600, fcm_ramp=0)) as service:
         await rows.one_over(fresh, PATIENCE)
         waited = sample(service.metrics, "push_quota_waited_seconds_total")
     assert waited is not None
@@ -91,9 +91,9 @@ async def test_what_made_no_request_is_given_back_to_the_quota(
     assert [record.push_id for record in emulator.received] == [str(fresh)]
 
 
-async def test_a_push_that_one_device_has_accepted_does_not_expire(
-    database: Database, rows: Rows, emulator: Emulator
-) -> None:
+@pytest.mark.asyncio(loop_scope="module")
+async def test_a_push_that_one_device_has_accepted_does_not_expire(place: Place) -> None:
+    rows = place.rows
     user = uuid4()
     partly = await rows.add(user_id=user, title="t")
     await late(rows, 100)
@@ -106,7 +106,7 @@ async def test_a_push_that_one_device_has_accepted_does_not_expire(
         "insert into push_delivery_logs (push_id, device_token, status) values (%(id)s, 'a', 'sent')",
         id=partly,
     )
-    async with serving(settings_for(database.dsn, emulator)):
+    async with serving(place.settings()):
         row = await rows.one_over(partly)
         assert (row["status"], row["error_code"]) == ("sent", "EXPIRED")
         await rows.until(lambda found: all(row["next_attempt_at"] is None for row in found.values()))
@@ -142,10 +142,12 @@ async def test_a_trigger_that_keeps_them_from_expiring_in_bulk_delays_nobody_els
     assert refused <= {"fresh", "late-7"}
 
 
+@pytest.mark.asyncio(loop_scope="module")
 async def test_nothing_is_begun_after_the_expiry_however_long_an_access_token_takes(
-    database: Database, rows: Rows, emulator: Emulator, monkeypatch: pytest.MonkeyPatch
+    place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One push expires meanwhile, and another one has less time to live when it is sent."""
+    rows, emulator = place.rows, place.emulator
     get, waits, comes = AccessTokens.get, asyncio.Semaphore(0), asyncio.Event()
 
     async def slowly(tokens: AccessTokens) -> str:
@@ -154,7 +156,7 @@ async def test_nothing_is_begun_after_the_expiry_however_long_an_access_token_ta
         return await get(tokens)
 
     monkeypatch.setattr(AccessTokens, "get", slowly)
-    async with serving(settings_for(database.dsn, emulator)) as service:
+    async with serving(place.settings()) as service:
         await waits.acquire()  # the token that is got at the start
         await rows.query(
             "insert into push_notifications (device_token, title, expires_at) values "

@@ -9,7 +9,6 @@ from uuid import UUID
 
 import pytest
 
-from listener.emulator import Emulator
 from listener.postgres import workers
 from listener.postgres.frontier import Frontier
 from listener.postgres.locks import LIVENESS_CLASS
@@ -18,11 +17,11 @@ from tests.support.postgres import Database
 from tests.support.service import (
     PATIENCE,
     Connection,
+    Place,
     Rows,
     connect,
     pool_of,
     serving,
-    settings_for,
     with_arguments,
     workers_of,
 )
@@ -108,11 +107,13 @@ async def _rescued(database: Database, life: Connection) -> UUID:
     return push_id
 
 
+@pytest.mark.asyncio(loop_scope="module")
 @pytest.mark.parametrize("way_to_look", ["claims", "beside the claims", "never"])
 async def test_what_is_due_before_all_that_is_claimed_is_found(
-    database: Database, rows: Rows, emulator: Emulator, monkeypatch: pytest.MonkeyPatch, way_to_look: str
+    place: Place, monkeypatch: pytest.MonkeyPatch, way_to_look: str
 ) -> None:
     """Most of it at once. What another worker has put back, only a look over the whole range finds."""
+    rows = place.rows
     with_arguments(
         monkeypatch,
         Frontier,
@@ -121,7 +122,7 @@ async def test_what_is_due_before_all_that_is_claimed_is_found(
         pause_after_question=1e9,
         expensive=-1.0 if way_to_look == "beside the claims" else 1e9,
     )
-    settings = settings_for(database.dsn, emulator, sweep_interval=3600.0)
+    settings = place.settings(sweep_interval=3600.0)
 
     async with serving(settings):
 
@@ -129,7 +130,7 @@ async def test_what_is_due_before_all_that_is_claimed_is_found(
             await rows.one_over(await rows.add(device_token="usual", title="t"))
 
         await passes()
-        async with early_pushes(database, rows, passes) as early:
+        async with early_pushes(place.database, rows, passes) as early:
             rescued = early.pop("of a dead worker")
             await rows.over(*early.values())
             if way_to_look != "never":
@@ -139,13 +140,13 @@ async def test_what_is_due_before_all_that_is_claimed_is_found(
                 assert (await rows.get(rescued))["status"] == "pending"
 
 
-async def test_triggers_that_are_disabled_cost_no_push(
-    database: Database, rows: Rows, emulator: Emulator, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.asyncio(loop_scope="module")
+async def test_triggers_that_are_disabled_cost_no_push(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     """Then rows come to lie before what is claimed, and only a look over the whole range finds them."""
+    rows = place.rows
     with_arguments(monkeypatch, Frontier, at_most=0.05, expensive=-1.0)
     await rows.may_be_early()
-    async with serving(settings_for(database.dsn, emulator, sweep_interval=3600.0)):
+    async with serving(place.settings(sweep_interval=3600.0)):
         await rows.one_over(await rows.add(device_token="usual", title="t"))
         early = [
             await _insert(rows.connection, f"early {number}", f"now() - interval '{number} min'", priority)
@@ -155,17 +156,19 @@ async def test_triggers_that_are_disabled_cost_no_push(
         await rows.over(*early)
 
 
+@pytest.mark.asyncio(loop_scope="module")
 async def test_many_pushes_that_a_long_transaction_has_inserted_do_not_wait_for_a_look_each(
-    database: Database, rows: Rows, emulator: Emulator, monkeypatch: pytest.MonkeyPatch
+    place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As a broadcast does. If only looks brought them, forty every few seconds, the test would not wait for them."""
-    with_arguments(monkeypatch, Frontier, at_most=2.5, expensive=-1.0, most_behind=20)
+    rows, emulator = place.rows, place.emulator
+    with_arguments(monkeypatch, Frontier, at_most=5.0, expensive=-1.0, most_behind=20)
     await rows.may_be_early()
-    async with serving(settings_for(database.dsn, emulator, sweep_interval=3600.0)):
+    async with serving(place.settings(sweep_interval=3600.0)):
         await rows.one_over(await rows.add(device_token="usual", title="t"))
         await rows.query(
             "insert into push_notifications (device_token, title, priority, next_attempt_at, created_at) "
             "select 'early-' || n, 't', case when n % 2 = 0 then 'high' else 'normal' end, "
-            "now() - interval '1 min' + n * interval '1 ms', now() - interval '1 h' from generate_series(1, 600) n"
+            "now() - interval '1 min' + n * interval '1 ms', now() - interval '1 h' from generate_series(1, 300) n"
         )
-        await emulator.wait_received(601, timeout=PATIENCE)
+        await emulator.wait_received(301, timeout=PATIENCE)

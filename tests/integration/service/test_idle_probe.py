@@ -5,18 +5,18 @@ from __future__ import annotations
 import pytest
 from structlog.testing import capture_logs
 
-from listener.emulator import Emulator
 from listener.sending.fcm_question import FcmQuestion
-from tests.support.postgres import Database
-from tests.support.service import Rows, get, sample, serving, settings_for, until, with_arguments
+from tests.support.service import Place, get, sample, serving, until, with_arguments
 
 
+@pytest.mark.asyncio(loop_scope="module")
 async def test_a_permission_that_was_taken_away_is_known_before_a_push_needs_it(
-    database: Database, rows: Rows, emulator: Emulator, monkeypatch: pytest.MonkeyPatch
+    place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    rows, emulator = place.rows, place.emulator
     with_arguments(monkeypatch, FcmQuestion, ask_again=0.01)
     with capture_logs() as said:
-        async with serving(settings_for(database.dsn, emulator, idle_probe_interval=0.05)) as service:
+        async with serving(place.settings(idle_probe_interval=0.05)) as service:
             assert service.port is not None
             accepted = "push_probes_total", {"outcome": "accepted"}
             await until(lambda: sample(service.metrics, *accepted))
@@ -39,31 +39,33 @@ async def test_a_permission_that_was_taken_away_is_known_before_a_push_needs_it(
     assert told.count("FCM refuses a test message") == 1
 
 
-async def test_an_fcm_that_is_away_is_no_refusal(database: Database, emulator: Emulator) -> None:
+@pytest.mark.asyncio(loop_scope="module")
+async def test_an_fcm_that_is_away_is_no_refusal(place: Place) -> None:
+    emulator = place.emulator
     emulator.add_fault("unavailable")
-    async with serving(settings_for(database.dsn, emulator, idle_probe_interval=0.05)) as service:
+    async with serving(place.settings(idle_probe_interval=0.05)) as service:
         assert service.port is not None
         await until(lambda: sample(service.metrics, "push_probes_total", {"outcome": "failed"}))
         assert await get(service.port, "/readyz") == (200, "ok\n")
 
 
-async def test_while_pushes_are_answered_nothing_is_asked(
-    database: Database, rows: Rows, emulator: Emulator
-) -> None:
-    async with serving(settings_for(database.dsn, emulator, idle_probe_interval=20)) as service:
+@pytest.mark.asyncio(loop_scope="module")
+async def test_while_pushes_are_answered_nothing_is_asked(place: Place) -> None:
+    rows = place.rows
+    async with serving(place.settings(idle_probe_interval=20)) as service:
         for n in range(5):
             await rows.one_over(await rows.add(device_token=f"phone-{n}", title="t"))
         asked = sample(service.metrics, "push_probes_total", {"outcome": "accepted"})
     assert asked == 0.0
 
 
-async def test_without_an_access_token_fcm_is_not_said_to_have_answered(
-    database: Database, emulator: Emulator
-) -> None:
+@pytest.mark.asyncio(loop_scope="module")
+async def test_without_an_access_token_fcm_is_not_said_to_have_answered(place: Place) -> None:
     """Google's token endpoint refuses the key, so FCM was asked nothing: push_probes_total counts FCM's answers."""
+    emulator = place.emulator
     emulator.add_fault("oauth_invalid_grant")
     with capture_logs() as said:
-        async with serving(settings_for(database.dsn, emulator, idle_probe_interval=0.05)) as service:
+        async with serving(place.settings(idle_probe_interval=0.05)) as service:
             assert service.port is not None
             await until(lambda: any("access token" in each["event"] for each in said))
             await until(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
@@ -23,6 +23,7 @@ from tests.support.pgbouncer import pooler
 from tests.support.postgres import FAST, Database, Server, Template, programs, standby_of
 from tests.support.service import (
     PATIENCE,
+    Place,
     Rows,
     connect,
     dispatcher_of,
@@ -61,10 +62,19 @@ async def movable(dsn: str) -> AsyncIterator[tuple[Link, str]]:
 async def test_a_standby_is_told_from_the_server_that_can_be_written_to(
     database: Database, emulator: Emulator
 ) -> None:
-    with standby_of(database.server) as standby:
-        for way in (_led_to_it_for_a_while, _one_of_several_hosts, _listened_at):
-            with naming(way.__name__):
-                await way(database, emulator, standby)
+    """And from the former primary once it is one itself."""
+    with capture_logs() as said, database.server.database(Template.MIGRATED) as other:
+        async with (
+            movable(database.dsn) as (link, dsn),
+            movable(database.dsn) as (listen_link, listen_dsn),
+            serving(settings_for(dsn, emulator, listen_database_url=listen_dsn, sweep_interval=1)) as service,
+        ):
+            with standby_of(database.server) as standby:
+                for way in (_led_to_it_for_a_while, _one_of_several_hosts, _listened_at):
+                    with naming(way.__name__):
+                        await way(other, emulator, standby)
+                await _listens_at_the_former_primary(database, service, (link, listen_link), standby, said)
+            service.stop()
 
 
 async def _led_to_it_for_a_while(database: Database, emulator: Emulator, standby: EmbeddedPostgres) -> None:
@@ -105,6 +115,35 @@ async def _listened_at(database: Database, emulator: Emulator, standby: Embedded
             assert (status, "the two addresses lead to two servers" in text) == (503, True)
             link.lead_to(to_unix(socket_of(database.dsn)))
             await running.said("ready")
+
+
+async def _listens_at_the_former_primary(
+    database: Database,
+    service: Service,
+    links: tuple[Link, Link],
+    successor: EmbeddedPostgres,
+    said: Sequence[Mapping[str, object]],
+) -> None:
+    """The former primary runs on, and nobody notifies there of what is inserted into its successor."""
+    link, listen_link = links
+    worker_id = dispatcher_of(service)._queue.worker_id
+    with psycopg.connect(successor.uri, autocommit=True) as conn:
+        conn.execute("select pg_promote()")
+    await until(lambda: service.obstacles() == [])
+    link.lead_to(to_unix(socket_of(successor.uri)))
+    link.reset()
+    await until(lambda: any("listens at another server" in str(each["event"]) for each in said))
+    listen_link.lead_to(to_unix(socket_of(successor.uri)))  # without cutting a connection
+    place = str(socket_of(successor.uri).parent)
+    async with rows_of(make_conninfo(database.dsn, host=place)) as rows:
+        async with asyncio.timeout(PATIENCE):
+            while not await rows.query(  # noqa: ASYNC110  # locks have no event
+                "select pid from push_listener.lock_holders where lock = 'liveness' and key = %(id)s",
+                id=worker_id,
+            ):
+                await asyncio.sleep(0.1)
+        push = await rows.add(device_token="t", title="t")
+        assert (await rows.one_over(push))["status"] == "sent"
 
 
 # --- a session that serves no more ---------------------------------------------------------------------------
@@ -189,8 +228,10 @@ async def test_a_login_that_is_refused_for_a_while_is_named_and_allowed_again(
             await change("drop role {role}")
 
 
-async def test_while_a_login_is_refused_hardly_any_is_tried(database: Database) -> None:
+@pytest.mark.asyncio(loop_scope="module")
+async def test_while_a_login_is_refused_hardly_any_is_tried(place: Place) -> None:
     """Supabase bans an address from which a wrong password comes again and again."""
+    database = place.database
     tries = 0
     dial = to_unix(socket_of(database.dsn))
 
@@ -217,9 +258,11 @@ async def test_while_a_login_is_refused_hardly_any_is_tried(database: Database) 
         assert tries <= 2
 
 
+@pytest.mark.asyncio(loop_scope="module")
 async def test_a_password_that_was_wrong_from_the_start_is_tried_seldom(
-    database: Database, emulator: Emulator, monkeypatch: pytest.MonkeyPatch
+    place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    database, emulator = place.database, place.emulator
     with_arguments(monkeypatch, Address, refused_least=NEVER, refused_first=NEVER, refused_longest=NEVER)
     settings = settings_for(database.dsn_as("test_nobody"), emulator)
     with capture_logs() as said:
@@ -235,12 +278,12 @@ async def test_a_password_that_was_wrong_from_the_start_is_tried_seldom(
 # --- a database that has forgotten a worker --------------------------------------------------------------------
 
 
-async def test_a_worker_that_gets_the_id_of_one_that_lives_takes_another(
-    database: Database, rows: Rows, emulator: Emulator
-) -> None:
+@pytest.mark.asyncio(loop_scope="module")
+async def test_a_worker_that_gets_the_id_of_one_that_lives_takes_another(place: Place) -> None:
     """As after a failover to a server that lagged behind, or a restored backup."""
+    rows, emulator = place.rows, place.emulator
     emulator.latency = 8.0
-    settings = settings_for(database.dsn, emulator, sweep_interval=2)
+    settings = place.settings(sweep_interval=2)
     with capture_logs() as said:
         async with serving(settings) as first:
             await rows.add_many(5)
@@ -269,11 +312,11 @@ async def test_a_worker_that_gets_the_id_of_one_that_lives_takes_another(
     assert "workers have died; their rows are back in the queue" not in events
 
 
-async def test_two_workers_that_sweep_never_share_an_id(
-    database: Database, rows: Rows, emulator: Emulator
-) -> None:
+@pytest.mark.asyncio(loop_scope="module")
+async def test_two_workers_that_sweep_never_share_an_id(place: Place) -> None:
     """No lock tells that the id is taken, and each would give back what the other has claimed."""
-    settings = settings_for(database.dsn, emulator, wakeup="sweep", sweep_interval=2)
+    rows = place.rows
+    settings = place.settings(wakeup="sweep", sweep_interval=2)
     async with serving(settings) as first:
         await rows.query("truncate push_listener.workers restart identity")
         async with serving(settings) as second:
@@ -283,46 +326,13 @@ async def test_two_workers_that_sweep_never_share_an_id(
 # --- two addresses ------------------------------------------------------------------------------------------------
 
 
-async def test_an_address_to_listen_at_that_names_another_database_is_refused(
-    database: Database, emulator: Emulator
-) -> None:
-    with database.server.database(Template.MIGRATED) as other:
-        env = environment(database.dsn, emulator, listen_database_url=other.dsn)
+@pytest.mark.asyncio(loop_scope="module")
+async def test_an_address_to_listen_at_that_names_another_database_is_refused(place: Place) -> None:
+    with place.database.server.database(Template.MIGRATED) as other:
+        env = environment(place.database.dsn, place.emulator, listen_database_url=other.dsn)
         code, _, said = await run("run", env=env, forked=True)
     assert (code, "LISTEN_DATABASE_URL leads to another database than DATABASE_URL" in said) == (2, True)
     assert "Traceback" not in said
-
-
-async def test_a_doorbell_that_listens_at_another_server_than_the_pool_is_connected_again(
-    database: Database, emulator: Emulator
-) -> None:
-    """The former primary runs on, and nobody notifies there of what is inserted into its successor."""
-    with capture_logs() as said:
-        async with (
-            movable(database.dsn) as (link, dsn),
-            movable(database.dsn) as (listen_link, listen_dsn),
-            serving(settings_for(dsn, emulator, listen_database_url=listen_dsn, sweep_interval=1)) as service,
-        ):
-            worker_id = dispatcher_of(service)._queue.worker_id
-            with standby_of(database.server) as successor:
-                with psycopg.connect(successor.uri, autocommit=True) as conn:
-                    conn.execute("select pg_promote()")
-                await until(lambda: service.obstacles() == [])
-                link.lead_to(to_unix(socket_of(successor.uri)))
-                link.reset()
-                await until(lambda: any("listens at another server" in each["event"] for each in said))
-                listen_link.lead_to(to_unix(socket_of(successor.uri)))  # without cutting a connection
-                place = str(socket_of(successor.uri).parent)
-                async with rows_of(make_conninfo(database.dsn, host=place)) as rows:
-                    async with asyncio.timeout(PATIENCE):
-                        while not await rows.query(  # noqa: ASYNC110  # locks have no event
-                            "select pid from push_listener.lock_holders where lock = 'liveness' and key = %(id)s",
-                            id=worker_id,
-                        ):
-                            await asyncio.sleep(0.1)
-                    push = await rows.add(device_token="t", title="t")
-                    assert (await rows.one_over(push))["status"] == "sent"
-            service.stop()
 
 
 # --- few connections -------------------------------------------------------------------------------------------

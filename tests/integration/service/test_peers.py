@@ -25,9 +25,10 @@ from listener.push import Decision, Settlement, Status
 from listener.wakeup.doorbell import STEADY_AFTER_S, Doorbell, Topic
 from listener.wakeup.peers import PeerWatch
 from tests.chaos.proxy import tcp_link, to_unix
-from tests.support.postgres import Database
+from tests.support.postgres import Database, Server
 from tests.support.service import (
     PATIENCE,
+    Place,
     Program,
     Row,
     Rows,
@@ -46,10 +47,11 @@ from tests.support.service import (
 
 
 @pytest.fixture(autouse=True)
-async def _settled(database: Database) -> None:
+def _settled(postgres: Server) -> None:
     """Just after a server's start nobody is taken for dead: it may be a restart, and the others not back yet."""
-    async with await connect(database.superuser_dsn) as conn:
-        await conn.execute(
+    postgres.start()  # an earlier test may have left it stopped
+    with psycopg.connect(postgres.uri) as conn:
+        conn.execute(
             "select pg_sleep_until(pg_postmaster_start_time() + make_interval(secs => %s))",
             (STEADY_AFTER_S,),
         )
@@ -111,24 +113,7 @@ def assert_rescued_once(found: dict[UUID, Row]) -> None:
 # --- death -----------------------------------------------------------------------------------------------
 
 
-async def test_the_rows_of_a_killed_worker_go_out_through_another_within_seconds(
-    database: Database, rows: Rows, emulator: Emulator
-) -> None:
-    hang = emulator.add_fault("timeout")
-    async with worker(database, emulator, "victim") as victim:
-        await rows.add_many(50)
-        await emulator.wait_received(50)
-        async with worker(database, emulator, "heir") as heir:
-            emulator.remove_fault(hang)
-            since = await kill(victim)
-            found = await rows.over()
-            assert (await heir.said("workers have died; their rows are back in the queue"))["rows"] == 50
-    report("killed", found, since)
-    assert_rescued_once(found)
-    assert emulator.stats()["duplicates"] == 0
-
-
-async def test_two_that_die_at_once_leave_their_rows_to_the_third(
+async def test_the_rows_of_killed_workers_go_out_through_others_within_seconds(
     database: Database, rows: Rows, emulator: Emulator
 ) -> None:
     hang = emulator.add_fault("timeout")
@@ -143,44 +128,29 @@ async def test_two_that_die_at_once_leave_their_rows_to_the_third(
             "first": 18,
             "second": 18,
         }  # of 20 places two are kept for high priority
-        await stack.enter_async_context(worker(database, emulator, "third"))
+        third = await stack.enter_async_context(worker(database, emulator, "third"))
         emulator.remove_fault(hang)
         since = await kill(first, second)
         found = await rows.over()
-    report("two killed", found, since)
-    assert_rescued_once(found)
+        await third.said_of("workers have died; their rows are back in the queue", "rows", 36)
+        report("two killed", found, since)
+        assert_rescued_once(found)
+        assert emulator.stats()["duplicates"] == 0
 
-
-async def test_a_process_that_is_started_anew_finds_what_the_former_left(
-    database: Database, rows: Rows, emulator: Emulator
-) -> None:
-    """A single process, as on one dyno: nobody else is there to notice."""
-    hang = emulator.add_fault("timeout")
-    async with worker(database, emulator, "former") as former:
+        # A single process, as on one dyno: nobody else is there to notice.
+        await rows.query("delete from push_notifications")
+        emulator.clear()
+        hang = emulator.add_fault("timeout")
         await rows.add_many(20)
         await emulator.wait_received(20)
-        await kill(former)
-    emulator.remove_fault(hang)
-    since = time.time()
-    async with worker(database, emulator, "next"):
+        await kill(third)
+        emulator.remove_fault(hang)
+        since = time.time()
+        await stack.enter_async_context(worker(database, emulator, "next"))
         found = await rows.over()
     report("started anew (start included)", found, since)
     assert_rescued_once(found)
-
-
-async def test_what_could_not_be_written_at_the_end_is_taken_over_and_not_waited_for(
-    database: Database, emulator: Emulator, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with_arguments(monkeypatch, Doorbell, steady_after=0.5)
-    emulator.latency = 0.5
-    async with serving(settings_for(database.dsn, emulator, shutdown_grace=2)):
-        async with rows_of(database.dsn) as rows:
-            await rows.add_many(20)
-            await emulator.wait_accepted(20)
-        await asyncio.to_thread(database.server.stop)
-    await asyncio.to_thread(database.server.start)
-    async with serving(settings_for(database.dsn, emulator)), rows_of(database.dsn) as rows:
-        assert_rescued_once(await rows.over())
+    assert emulator.stats()["duplicates"] == 0
 
 
 # --- a row that a peer has put back for later, and the peer's end ---------------------------------------------
@@ -220,12 +190,14 @@ async def peer(database: Database) -> AsyncIterator[Peer]:
         yield Peer(Queue(pool, worker_id=worker_id, lease=60.0), life)
 
 
+@pytest.mark.asyncio(loop_scope="module")
 async def test_a_retry_that_another_worker_has_set_is_on_time_without_that_worker(
-    database: Database, rows: Rows, emulator: Emulator, monkeypatch: pytest.MonkeyPatch
+    place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It may freeze or die, holding nothing, before the time has come; and no bell rings for a retry."""
+    database, rows = place.database, place.rows
     with_arguments(monkeypatch, PeerWatch, attentive=0.1)
-    async with peer(database) as other, serving(settings_for(database.dsn, emulator)):
+    async with peer(database) as other, serving(place.settings()):
         push_id = await other.take(rows)
         await rows.one_over(
             await rows.add(device_token="other", title="t")
@@ -238,11 +210,11 @@ async def test_a_retry_that_another_worker_has_set_is_on_time_without_that_worke
     assert (row["status"], row["lost_claims"]) == ("sent", 0)
 
 
-async def test_a_rescuer_that_dies_over_it_leaves_everything_to_the_next(
-    database: Database, rows: Rows, emulator: Emulator
-) -> None:
+@pytest.mark.asyncio(loop_scope="module")
+async def test_a_rescuer_that_dies_over_it_leaves_everything_to_the_next(place: Place) -> None:
+    database, rows = place.database, place.rows
     rescuer = await psycopg.AsyncConnection.connect(database.dsn)
-    async with peer(database) as dead, serving(settings_for(database.dsn, emulator)) as service:
+    async with peer(database) as dead, serving(place.settings()) as service:
         push_id = await dead.take(rows)
         await dead.die()
         # Has put the row back, and is about to commit.
@@ -275,54 +247,55 @@ async def looks(watch: PeerWatch, count: int) -> None:
 # --- no death ----------------------------------------------------------------------------------------------
 
 
-async def test_a_worker_that_was_frozen_past_its_lease_settles_nothing_any_more(
+async def test_a_worker_that_is_frozen_or_deaf_is_not_dead(
     database: Database, rows: Rows, emulator: Emulator
 ) -> None:
+    """One that was frozen past its lease settles nothing any more. One whose listen connection is cut keeps its rows,
+    its id and its lock.
+    """
     hang = emulator.add_fault("timeout")
-    async with worker(
-        database, emulator, "frozen", fcm_request_timeout="2", fcm_connect_timeout="1"
-    ) as frozen:
+    async with AsyncExitStack() as stack:
+        frozen = await stack.enter_async_context(
+            worker(database, emulator, "frozen", fcm_request_timeout="2", fcm_connect_timeout="1")
+        )
         await rows.add_many(20)
         await emulator.wait_received(20)
         frozen.signal(signal.SIGSTOP)
         emulator.remove_fault(hang)
-        async with worker(database, emulator, "other"):
-            # As if it had been for a minute or two: the lease is over by the database's clock.
-            await rows.query("update push_notifications set next_attempt_at = now()")
-            await rows.add(device_token="bell", title="t")
-            found = await rows.over()
-            frozen.signal(signal.SIGCONT)
-            await frozen.said_of(
-                "rows are not this worker's any more: their results are not written", "taken", 20
-            )
-            assert await rows.all() == {push_id: {**row, "next_in": None} for push_id, row in found.items()}
-            # And it is back at work.
-            await rows.one_over(await rows.add(device_token="last", title="t"))
+        deaf = await stack.enter_async_context(worker(database, emulator, "deaf"))
+        # As if it had been for a minute or two: the lease is over by the database's clock.
+        await rows.query("update push_notifications set next_attempt_at = now()")
+        await rows.add(device_token="bell", title="t")
+        found = await rows.over()
+        frozen.signal(signal.SIGCONT)
+        await frozen.said_of(
+            "rows are not this worker's any more: their results are not written", "taken", 20
+        )
+        assert await rows.all() == {push_id: {**row, "next_in": None} for push_id, row in found.items()}
+        # And it is back at work.
+        await rows.one_over(await rows.add(device_token="last", title="t"))
         frozen.terminate()
         assert await frozen.ended() == 0
-    old = {push_id: row for push_id, row in found.items() if row["device_token"] != "bell"}
-    assert_rescued_once(old)
-    assert emulator.stats()["duplicates"] == 0
-    for push_id in old:
-        assert [log["status"] for log in await rows.logs(push_id)].count("sent") == 1
+        old = {push_id: row for push_id, row in found.items() if row["device_token"] != "bell"}
+        assert_rescued_once(old)
+        assert emulator.stats()["duplicates"] == 0
+        for push_id in old:
+            assert [log["status"] for log in await rows.logs(push_id)].count("sent") == 1
 
-
-async def test_a_living_worker_whose_listen_connection_is_cut_keeps_its_rows_its_id_and_its_lock(
-    database: Database, rows: Rows, emulator: Emulator
-) -> None:
-    emulator.latency = 2.0
-    async with worker(database, emulator, "deaf") as deaf:
+        await rows.query("delete from push_notifications")
+        emulator.clear()
+        emulator.latency = 2.0
         await rows.add_many(20)
         await emulator.wait_accepted(20)
-        async with worker(database, emulator, "other"):
-            worker_id = (await deaf.said("ready"))["worker"]
-            backend = (await deaf.said("doorbell connected"))["backend"]
-            assert await lock_holder(rows, worker_id) == backend
-            async with await connect(database.superuser_dsn) as conn:
-                await conn.execute("select pg_terminate_backend(%s, 10000)", (backend,))
-            await until(lambda: len(connections(deaf)) == 2)
-            assert await lock_holder(rows, worker_id) == connections(deaf)[1] != backend
-            found = await rows.over()
+        await stack.enter_async_context(worker(database, emulator, "other"))
+        worker_id = (await deaf.said("ready"))["worker"]
+        backend = (await deaf.said("doorbell connected"))["backend"]
+        assert await lock_holder(rows, worker_id) == backend
+        async with await connect(database.superuser_dsn) as conn:
+            await conn.execute("select pg_terminate_backend(%s, 10000)", (backend,))
+        await until(lambda: len(connections(deaf)) == 2)
+        assert await lock_holder(rows, worker_id) == connections(deaf)[1] != backend
+        found = await rows.over()
     assert {
         (row["status"], row["delivery_attempts"], row["lost_claims"], row["claimed_by"])
         for row in found.values()
@@ -363,9 +336,9 @@ async def test_when_the_server_is_restarted_nobody_is_taken_for_dead(
     assert emulator.stats()["duplicates"] == 0
 
 
-async def test_a_former_connection_that_holds_the_lock_in_silence_is_evicted(
-    database: Database, rows: Rows
-) -> None:
+@pytest.mark.asyncio(loop_scope="module")
+async def test_a_former_connection_that_holds_the_lock_in_silence_is_evicted(place: Place) -> None:
+    database, rows = place.database, place.rows
     dial = to_unix(Path(str(conninfo_to_dict(database.dsn)["host"])) / ".s.PGSQL.5432")
     async with tcp_link(dial) as (link, port), pool_of(database.dsn) as pool:
         worker_id = await workers.register(pool, "test")
@@ -392,13 +365,13 @@ async def test_a_former_connection_that_holds_the_lock_in_silence_is_evicted(
             await asyncio.wait({running})
 
 
-async def test_who_cannot_be_seen_to_live_claims_nothing_and_still_settles(
-    database: Database, rows: Rows, emulator: Emulator
-) -> None:
+@pytest.mark.asyncio(loop_scope="module")
+async def test_who_cannot_be_seen_to_live_claims_nothing_and_still_settles(place: Place) -> None:
     """A stranger that it cannot evict has the lock: peers would take what it claims under its id."""
+    database, rows, emulator = place
     emulator.latency = 2.0
     async with (
-        serving(settings_for(database.dsn, emulator)) as service,
+        serving(place.settings()) as service,
         await psycopg.AsyncConnection.connect(database.superuser_dsn, autocommit=True) as thief,
     ):
         dispatcher = dispatcher_of(service)
@@ -433,11 +406,13 @@ async def waits_for_the_lock(rows: Rows) -> None:
 # --- nothing to do -----------------------------------------------------------------------------------------
 
 
+@pytest.mark.asyncio(loop_scope="module")
 async def test_peers_that_have_nothing_to_do_ask_nothing(
-    database: Database, rows: Rows, emulator: Emulator, monkeypatch: pytest.MonkeyPatch
+    place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    rows = place.rows
     with_arguments(monkeypatch, PeerWatch, attentive=0.1)
-    settings = settings_for(database.dsn, emulator)
+    settings = place.settings()
     async with serving(settings), serving(settings):
         await rows.one_over(await rows.add(device_token="t", title="t"))
         async with asyncio.timeout(PATIENCE):

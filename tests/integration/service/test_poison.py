@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from uuid import UUID, uuid4
 
 import pytest
@@ -14,7 +13,18 @@ from listener.postgres.errors import Condition
 from listener.postgres.queue import Queue
 from listener.service import Service
 from tests.support.postgres import Database
-from tests.support.service import Rows, naming, pool_of, sample, serving, settings_for, until
+from tests.support.service import (
+    Place,
+    Rows,
+    Shared,
+    naming,
+    pool_of,
+    sample,
+    serving,
+    settings_for,
+    shown,
+    until,
+)
 
 SECRET = "S3cr3t"
 """In every value below that must not be repeated."""
@@ -42,10 +52,10 @@ BAD: dict[str, tuple[dict[str, object], str, str]] = {
         "PAYLOAD_TOO_LARGE",
         "FCM takes 2048 to a topic",
     ),
-    "token of 10 MB": ({"device_token": SECRET + "t" * 10 * MB}, "PAYLOAD_TOO_LARGE", "device_token"),
-    "data of 10 MB": ({"data": {"k": SECRET + "d" * 10 * MB}}, "PAYLOAD_TOO_LARGE", "data"),
-    "options of 10 MB": (
-        {"options": {"android": {"k": SECRET + "o" * 10 * MB}}},
+    "token of 1 MB": ({"device_token": SECRET + "t" * MB}, "PAYLOAD_TOO_LARGE", "device_token"),
+    "data of 1 MB": ({"data": {"k": SECRET + "d" * MB}}, "PAYLOAD_TOO_LARGE", "data"),
+    "options of 1 MB": (
+        {"options": {"android": {"k": SECRET + "o" * MB}}},
         "PAYLOAD_TOO_LARGE",
         "options",
     ),
@@ -134,17 +144,26 @@ async def test_one_batch_of_all_of_them_between_good_ones(database: Database, ro
     assert len(emulator.accepted) == len(neighbours)
 
 
-async def test_what_is_far_too_large_never_reaches_the_service(database: Database, rows: Rows) -> None:
+@pytest.mark.asyncio(loop_scope="module")
+async def test_what_is_far_too_large_never_reaches_the_service(place: Place) -> None:
     for columns, *_ in BAD.values():
-        await bad(rows, columns)
-    async with pool_of(database.dsn) as pool:
+        await bad(place.rows, columns)
+    await bad(place.rows, {"body": "x" * 10 * MB})
+    async with pool_of(place.database.dsn) as pool:
         pushes = await Queue(pool, worker_id=await workers.register(pool, "test"), lease=60.0).claim(100)
-    assert len(pushes) == len(BAD)
-    assert len([push for push in pushes if push.oversized]) == 3
+    assert len(pushes) == len(BAD) + 1
+    assert sorted(filter(None, (push.oversized for push in pushes))) == [
+        "body",
+        "data",
+        "device_token",
+        "options",
+    ]
     assert sum(len(repr(push)) for push in pushes) < 100_000
 
 
-async def test_endless_expiry_and_json_null_in_data(database: Database, rows: Rows) -> None:
+@pytest.mark.asyncio(loop_scope="module")
+async def test_endless_expiry_and_json_null_in_data(place: Place) -> None:
+    rows, emulator = place.rows, place.emulator
     first, null, last = (
         await good(rows, "first"),
         await bad(rows, {"data": Jsonb(None)}),
@@ -157,7 +176,7 @@ async def test_endless_expiry_and_json_null_in_data(database: Database, rows: Ro
             forever=forever,
             id=push_id,
         )
-    async with Emulator() as emulator, serving(settings_for(database.dsn, emulator)):
+    async with serving(place.settings()):
         found = await rows.over()
     assert {forever: found[push_id]["status"] for forever, push_id in endless.items()} == {
         "infinity": "sent",
@@ -185,33 +204,39 @@ async def trigger(rows: Rows, condition: str) -> None:
 
 
 # Whatever an application may raise, or a fault in its function may.
-CODES = ("P0001", "23514", "PT403", "42703", "XX001")
+CODES = ("P0001", "23514", "22000", "PT403", "P0002", "55000", "42703", "XX001")
+
+ROUNDS = (CODES[:1], CODES[1:])
+"""One row alone in its claim, and several."""
 
 
-async def test_a_trigger_that_raises_on_settling_one_row(rows: Rows, service: Service) -> None:
+@pytest.mark.asyncio(loop_scope="module")
+async def test_a_trigger_that_raises_on_settling_rows(shared: Shared) -> None:
+    rows = shared.rows
     await trigger(rows, "new.device_token like 'touchy-%' and new.status = 'sent'")
-    for code in CODES:
-        with naming(code):
-            async with rows.connection.transaction():  # one claim takes them all
-                neighbours = [await good(rows, f"before-{n}") for n in range(5)]
-                touchy = await rows.add(device_token=f"touchy-{code}", title=SECRET)
-                neighbours += [await good(rows, f"after-{n}") for n in range(5)]
-            found = await rows.over(*neighbours, touchy)
-            assert {found[push_id]["status"] for push_id in neighbours} == {"sent"}
-            assert {len(await rows.logs(push_id)) for push_id in neighbours} == {1}
-            row = found[touchy]
-            assert (row["status"], row["error_code"]) == ("dead", "NOT_WRITTEN")
-            assert row["last_error"].startswith("the result (sent) could not be written: SQLSTATE ")
-            assert SECRET not in row["last_error"]
+    for codes in ROUNDS:
+        async with rows.connection.transaction():  # one claim takes them all
+            neighbours = [await good(rows, f"before-{n}") for n in range(5)]
+            touchy = {code: await rows.add(device_token=f"touchy-{code}", title=SECRET) for code in codes}
+            neighbours += [await good(rows, f"after-{n}") for n in range(5)]
+        found = await rows.over(*neighbours, *touchy.values())
+        assert {found[push_id]["status"] for push_id in neighbours} == {"sent"}
+        assert {len(await rows.logs(push_id)) for push_id in neighbours} == {1}
+        for code, push_id in touchy.items():
+            with naming(code):
+                row = found[push_id]
+                assert (row["status"], row["error_code"]) == ("dead", "NOT_WRITTEN")
+                assert row["last_error"].startswith("the result (sent) could not be written: SQLSTATE ")
+                assert SECRET not in row["last_error"]
 
 
-async def test_a_trigger_that_lets_nothing_be_settled_keeps_no_other_row(
-    database: Database, rows: Rows
-) -> None:
+@pytest.mark.asyncio(loop_scope="module")
+async def test_a_trigger_that_lets_nothing_be_settled_keeps_no_other_row(place: Place) -> None:
+    rows, emulator = place.rows, place.emulator
     await trigger(rows, "new.device_token like 'touchy-%' and new.status <> 'processing'")
     touchy = await rows.add(device_token="touchy-P0001", title=SECRET)
     neighbour = await good(rows, "neighbour")
-    async with Emulator() as emulator, serving(settings_for(database.dsn, emulator)):
+    async with serving(place.settings()):
         assert (await rows.one_over(neighbour))["status"] == "sent"
         assert (await rows.get(touchy))["status"] == "processing"
         # Sent again at the end of each lease, for ever? No: this process leaves it alone for a while.
@@ -221,19 +246,18 @@ async def test_a_trigger_that_lets_nothing_be_settled_keeps_no_other_row(
     assert (await rows.get(touchy))["delivery_attempts"] == 1
 
 
-async def test_a_trigger_that_lets_one_row_not_be_claimed_keeps_no_other_row(
-    rows: Rows, service: Service
-) -> None:
+@pytest.mark.asyncio(loop_scope="module")
+async def test_a_trigger_that_lets_rows_not_be_claimed_keeps_no_other_row(shared: Shared) -> None:
+    rows = shared.rows
     await trigger(rows, "new.device_token like 'touchy-%'")
-    for code in CODES:
-        with naming(code):
-            async with rows.connection.transaction():
-                first = await good(rows, "first")
-                touchy = await rows.add(device_token=f"touchy-{code}", title=SECRET)
-                last = await good(rows, "last")
-            await rows.over(first, last)
-            await rows.one_over(await good(rows, "late"))
-            assert (await rows.get(touchy))["status"] == "pending"
+    for codes in ROUNDS:
+        async with rows.connection.transaction():
+            first = await good(rows, "first")
+            touchy = [await rows.add(device_token=f"touchy-{code}", title=SECRET) for code in codes]
+            last = await good(rows, "last")
+        await rows.over(first, last)
+        await rows.one_over(await good(rows, "late"))
+        assert {row["status"] for row in (await rows.all(touchy)).values()} == {"pending"}
 
 
 async def test_a_user_whose_recipients_cannot_be_read_keeps_no_neighbour(
@@ -251,7 +275,7 @@ async def test_a_user_whose_recipients_cannot_be_read_keeps_no_neighbour(
         "insert into push_notifications (user_id, title) select %(user)s, 't' from generate_series(1, 60)",
         user=user,
     )
-    await rows.add_many(100)
+    await rows.add_many(30)
     neighbour = await rows.add(device_token="neighbour", title="t")
     async with Emulator() as emulator, serving(settings_for(database.dsn, emulator)):
         await rows.one_over(neighbour)
@@ -278,6 +302,8 @@ async def test_a_function_that_cannot_disable_a_token_keeps_no_other_row(
             # What FCM said is written down all the same; only the token is asked for again with the next push.
             assert found[ids[1]]["error_code"] == "UNREGISTERED"
             assert [log["details"]["code"] for log in logs] == ["UNREGISTERED"]
+    await shown(service.metrics, "push_dead_total", len(CODES) + 2, {"code": "UNREGISTERED"})
+    assert sample(service.metrics, "push_tokens_disabled_total", {"code": "UNREGISTERED"}) == 0.0
 
 
 async def test_what_was_undone_with_a_connection_that_died_over_a_token_is_written_again(
@@ -315,18 +341,19 @@ BREAKS = {
 }
 
 
-async def test_where_nothing_can_be_written_or_claimed_it_is_no_rows_fault(
-    rows: Rows, service: Service, emulator: Emulator
-) -> None:
-    for failing, (breaks, mends) in BREAKS.items():
-        with naming(failing):
-            await rows.connection.execute(breaks.encode())
-            ids = [await good(rows, f"{failing}-{n}") for n in range(5)]
-            await failures(service, failing)
-            await rows.connection.execute(mends.encode())
-            found = await rows.over(*ids)
-            assert {row["status"] for row in found.values()} == {"sent"}
-            assert {len(await rows.logs(push_id)) for push_id in ids} == {1}
+@pytest.mark.asyncio(loop_scope="module")
+async def test_where_nothing_can_be_written_or_claimed_it_is_no_rows_fault(place: Place) -> None:
+    rows, emulator = place.rows, place.emulator
+    async with serving(place.settings()) as service:
+        for failing, (breaks, mends) in BREAKS.items():
+            with naming(failing):
+                await rows.connection.execute(breaks.encode())
+                ids = [await good(rows, f"{failing}-{n}") for n in range(5)]
+                await failures(service, failing)
+                await rows.connection.execute(mends.encode())
+                found = await rows.over(*ids)
+                assert {row["status"] for row in found.values()} == {"sent"}
+                assert {len(await rows.logs(push_id)) for push_id in ids} == {1}
     assert emulator.stats()["duplicates"] == 0
 
 
@@ -371,8 +398,10 @@ REFUSALS = {
 }
 
 
-async def test_a_reachable_database_is_not_called_unreachable(rows: Rows, service: Service) -> None:
+@pytest.mark.asyncio(loop_scope="module")
+async def test_a_reachable_database_is_not_called_unreachable(shared: Shared) -> None:
     """A rule or a trigger refuses every claim, also one of no rows."""
+    rows, service = shared.rows, shared.service
     await rows.query(
         "create function guard() returns trigger language plpgsql as $$ begin raise 'closed'; end $$"
     )
@@ -385,10 +414,3 @@ async def test_a_reachable_database_is_not_called_unreachable(rows: Rows, servic
             await rows.connection.execute(allow.encode())
             await rows.one_over(push_id)
             await until(lambda: service.obstacles() == [])
-
-
-async def test_the_process_does_not_grow_by_what_it_does_not_read(database: Database, rows: Rows) -> None:
-    await asyncio.gather(*(bad(rows, {"body": "x" * 10 * MB}) for _ in range(3)))
-    async with pool_of(database.dsn) as pool:
-        pushes = await Queue(pool, worker_id=await workers.register(pool, "test"), lease=60.0).claim(100)
-    assert [(push.oversized, push.body) for push in pushes] == [("body", None)] * 3

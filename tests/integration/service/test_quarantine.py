@@ -16,6 +16,7 @@ from listener.postgres.locks import LIVENESS_CLASS
 from tests.support.postgres import Database
 from tests.support.service import (
     OVER,
+    Place,
     Rows,
     connect,
     environment,
@@ -108,11 +109,11 @@ async def test_a_push_that_kills_is_set_apart_and_all_others_are_sent(
     assert (row["status"], row["lost_claims"]) == ("sent", 0)
 
 
-async def test_a_push_that_is_set_apart_is_counted_among_the_dead(
-    database: Database, rows: Rows, emulator: Emulator
-) -> None:
+@pytest.mark.asyncio(loop_scope="module")
+async def test_a_push_that_is_set_apart_is_counted_among_the_dead(place: Place) -> None:
     """The alert FaultBurn divides the one counter by the other."""
-    async with serving(settings_for(database.dsn, emulator)) as service:
+    rows = place.rows
+    async with serving(place.settings()) as service:
         await rows.query(
             "insert into push_notifications (device_token, title, lost_claims) values ('phone-1', 't', 10)"
         )
@@ -122,14 +123,16 @@ async def test_a_push_that_is_set_apart_is_counted_among_the_dead(
         await shown(service.metrics, "push_settled_total", 1, {"status": "dead"})
 
 
+@pytest.mark.asyncio(loop_scope="module")
 async def test_those_who_live_become_gentle_too_before_they_take_over_what_others_died_of(
-    database: Database, rows: Rows, emulator: Emulator
+    place: Place,
 ) -> None:
     """Otherwise one after the other would die with a thousand pushes in flight, and all of them be taken for it."""
+    database, rows = place.database, place.rows
     async with (
         pool_of(database.dsn) as pool,
         await psycopg.AsyncConnection.connect(database.dsn, autocommit=True) as life,
-        serving(settings_for(database.dsn, emulator)) as service,
+        serving(place.settings()) as service,
     ):
         health = service._health
         assert health is not None

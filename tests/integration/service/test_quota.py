@@ -15,6 +15,7 @@ from uuid import uuid4
 
 import psycopg
 import pytest
+import pytest_asyncio
 from psycopg import sql
 
 from listener.emulator import Emulator
@@ -33,27 +34,34 @@ from tests.support.postgres import Database
 from tests.support.pushes import push
 from tests.support.service import (
     PATIENCE,
+    Place,
     Program,
     Rows,
     environment,
     get,
+    naming,
     pool_of,
     program,
     sample,
     serving,
-    settings_for,
     shown,
     until,
 )
 
 FCM = 600_000
-WHOLE = 45.0
-"""Requests a second of two workers that share 3,000 a minute."""
+QUOTA = 1500
+WHOLE = 22.5
+"""Requests a second of two workers that share it."""
 
 
 @pytest.fixture
-async def pool(database: Database) -> AsyncIterator[Pool]:
-    async with pool_of(database.dsn) as opened:
+def rows(place: Place) -> Rows:
+    return place.rows
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def pool(place: Place) -> AsyncIterator[Pool]:
+    async with pool_of(place.database.dsn) as opened:
         yield opened
 
 
@@ -64,12 +72,13 @@ def value(service: Service, name: str) -> float:
 # --- what the database knows of the fleet ------------------------------------------------------------------------
 
 
-async def test_the_workers_that_hold_their_lock_are_counted(database: Database, pool: Pool) -> None:
+@pytest.mark.asyncio(loop_scope="module")
+async def test_the_workers_that_hold_their_lock_are_counted(place: Place, pool: Pool) -> None:
     first, second, third = [
         Workers(pool, worker_id=await register(pool, "test"), lease=60.0) for _ in range(3)
     ]
     assert (await first.quota_state()).workers == 1
-    with psycopg.connect(database.dsn, autocommit=True) as life:
+    with psycopg.connect(place.database.dsn, autocommit=True) as life:
         for each in (first, second):
             life.execute("select pg_advisory_lock(%s, %s)", (LIVENESS_CLASS, each.worker_id))
         assert [(await each.quota_state()).workers for each in (first, second, third)] == [2, 2, 3]
@@ -80,6 +89,7 @@ async def test_the_workers_that_hold_their_lock_are_counted(database: Database, 
         assert (await first.quota_state()).workers == 1
 
 
+@pytest.mark.asyncio(loop_scope="module")
 async def test_the_rate_is_lowered_once_a_second_and_never_raised(pool: Pool, rows: Rows) -> None:
     mine = Workers(pool, worker_id=await register(pool, "test"), lease=60.0)
     await long_ago(rows)
@@ -97,6 +107,7 @@ async def test_the_rate_is_lowered_once_a_second_and_never_raised(pool: Pool, ro
     assert (await mine.quota_state()).fraction == pytest.approx(0.75, abs=0.1)
 
 
+@pytest.mark.asyncio(loop_scope="module")
 async def test_those_who_lower_at_the_same_moment_lower_once(pool: Pool, rows: Rows) -> None:
     mine = Workers(pool, worker_id=await register(pool, "test"), lease=60.0)
     await long_ago(rows)
@@ -106,27 +117,31 @@ async def test_those_who_lower_at_the_same_moment_lower_once(pool: Pool, rows: R
     assert await rows.query("select xmin::text, fraction from push_listener.shared_quota") == written
 
 
-@pytest.mark.parametrize("moment", ["now() + interval '1 day'", "now() - interval '10 years'"])
-async def test_a_clock_that_was_put_right_keeps_nobody_slow(pool: Pool, rows: Rows, moment: str) -> None:
+@pytest.mark.asyncio(loop_scope="module")
+async def test_a_clock_that_was_put_right_keeps_nobody_slow(pool: Pool, rows: Rows) -> None:
     mine = Workers(pool, worker_id=await register(pool, "test"), lease=60.0)
-    await rows.connection.execute(
-        sql.SQL("update push_listener.shared_quota set fraction = 0.01, reduced_at = {}").format(
-            sql.SQL(moment)
-        )
-    )
-    seen = await mine.quota_state()
-    bucket = Quota(FCM, 0.0, time.monotonic())
-    bucket.learn(seen.workers, quota.Fraction(seen.fraction, time.monotonic() - seen.age), time.monotonic())
-    assert bucket.fraction.at(time.monotonic()) == 1.0
-    await mine.reduce_quota(0.5, 60.0)
-    assert (await mine.quota_state()).fraction == 0.5
+    for moment in ("now() + interval '1 day'", "now() - interval '10 years'"):
+        with naming(moment):
+            await rows.connection.execute(
+                sql.SQL("update push_listener.shared_quota set fraction = 0.01, reduced_at = {}").format(
+                    sql.SQL(moment)
+                )
+            )
+            seen, now = await mine.quota_state(), time.monotonic()
+            bucket = Quota(FCM, 0.0, now)
+            bucket.learn(seen.workers, quota.Fraction(seen.fraction, now - seen.age), now)
+            assert bucket.fraction.at(time.monotonic()) == 1.0
+            await mine.reduce_quota(0.5, 60.0)
+            assert (await mine.quota_state()).fraction == 0.5
 
 
+@pytest.mark.asyncio(loop_scope="module")
 async def test_without_the_row_every_worker_goes_on_alone(pool: Pool, rows: Rows) -> None:
     mine = Workers(pool, worker_id=await register(pool, "test"), lease=60.0)
     await rows.query("delete from push_listener.shared_quota")
     await mine.reduce_quota(0.5, 60.0)
     assert await mine.quota_state() == QuotaState(1, 1.0, 0.0)
+    await rows.query("insert into push_listener.shared_quota default values")
 
 
 async def long_ago(rows: Rows) -> None:
@@ -165,6 +180,7 @@ async def sharing(
 PUSHES: list[Push] = [push() for _ in range(500)]
 
 
+@pytest.mark.asyncio(loop_scope="module")
 async def test_what_one_is_told_all_know(pool: Pool, rows: Rows, monkeypatch: pytest.MonkeyPatch) -> None:
     await long_ago(rows)
     async with sharing(pool) as (told, _, _), sharing(pool) as (hears, bucket, _):
@@ -177,6 +193,7 @@ async def test_what_one_is_told_all_know(pool: Pool, rows: Rows, monkeypatch: py
     assert bucket.fraction.value == pytest.approx(0.5, abs=0.01)
 
 
+@pytest.mark.asyncio(loop_scope="module")
 async def test_who_sends_next_to_nothing_asks_for_nothing(pool: Pool, rows: Rows) -> None:
     await long_ago(rows)
     async with sharing(pool, interval=1.0) as (shared, _, queue):
@@ -194,6 +211,7 @@ async def test_who_sends_next_to_nothing_asks_for_nothing(pool: Pool, rows: Rows
         assert queue.asked == 1
 
 
+@pytest.mark.asyncio(loop_scope="module")
 async def test_a_database_that_is_away_keeps_nobody_from_lowering(
     pool: Pool, rows: Rows, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -227,8 +245,8 @@ class Fcm:
 
 
 @pytest.fixture
-async def fcm(emulator: Emulator) -> Fcm:
-    return Fcm(emulator)
+def fcm(place: Place) -> Fcm:
+    return Fcm(place.emulator)
 
 
 async def sent_by(rows: Rows, last: int) -> Counter[str]:
@@ -258,48 +276,51 @@ async def process(
         yield started
 
 
+@pytest.mark.asyncio(loop_scope="module")
 @pytest.mark.timeout(180)
-async def test_two_processes_share_one_quota_and_give_it_back(
-    database: Database, rows: Rows, emulator: Emulator, fcm: Fcm
-) -> None:
-    """3,000 a minute: about 45 a second from both together, and up to 150 at once from each when the second comes."""
+async def test_two_processes_share_one_quota_and_give_it_back(place: Place, fcm: Fcm) -> None:
+    """About 22 a second come from both together, and up to 75 at once from each when the second begins."""
+    database, rows, emulator = place
     async with AsyncExitStack() as stack:
-        await rows.add_many(2000, "normal")
-        first = await stack.enter_async_context(process(database, emulator, "first", fcm_quota="3000"))
-        await emulator.wait_received(275, timeout=PATIENCE)
+        await rows.add_many(1500, "normal")
+        first = await stack.enter_async_context(process(database, emulator, "first", fcm_quota=str(QUOTA)))
+        await emulator.wait_received(138, timeout=PATIENCE)
         allowed = await rate_of(first)
 
-        second = await stack.enter_async_context(process(database, emulator, "second", fcm_quota="3000"))
+        second = await stack.enter_async_context(process(database, emulator, "second", fcm_quota=str(QUOTA)))
         began = time.monotonic()
-        (*_, last) = await fcm.pass_by(450)
-        together = (450 - 300) / (last.at - began)
-        shares = await sent_by(rows, 112)
+        (*_, last) = await fcm.pass_by(225)
+        together = (225 - 150) / (last.at - began)
+        shares = await sent_by(rows, 56)
 
         second.terminate()
         await second.ended()
         async with asyncio.timeout(PATIENCE):
             while await rate_of(first) < 0.9 * allowed:
-                await fcm.pass_by(10)
+                await fcm.pass_by(5)
     print(f"requests a second: {together:.0f} together, {shares} of the last")
     assert together < 1.2 * WHOLE
     assert min(shares["first"], shares["second"]) > 0.3 * shares.total()
 
 
+@pytest.mark.asyncio(loop_scope="module")
 @pytest.mark.timeout(180)
 async def test_429_lowers_the_rate_of_two_workers_and_it_comes_back(
-    database: Database, rows: Rows, emulator: Emulator, fcm: Fcm, monkeypatch: pytest.MonkeyPatch
+    place: Place, fcm: Fcm, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    rows, emulator = place.rows, place.emulator
+    whole = 9.0  # requests a second of two workers that share 600 a minute
     monkeypatch.setattr(quota, "RECOVERY_S", 12.0)
     monkeypatch.setattr(shared_quota, "RECOVERY_S", 12.0)
-    settings = settings_for(database.dsn, emulator, fcm_quota=3000, fcm_ramp=0, max_tries=100)
+    settings = place.settings(fcm_quota=600, fcm_ramp=0, max_tries=100)
     async with serving(settings) as one, serving(settings) as other:
-        await rows.add_many(1500, "normal")
-        await emulator.wait_received(325, timeout=PATIENCE)
+        await rows.add_many(600, "normal")
+        await emulator.wait_received(65, timeout=PATIENCE)
 
         rule, began = emulator.add_fault("project_quota_exceeded,retry_after=1"), time.monotonic()
         await until(
             lambda: all(
-                value(each, "push_quota_share_requests_per_second") < 0.2 * WHOLE / 2 for each in (one, other)
+                value(each, "push_quota_share_requests_per_second") < 0.2 * whole / 2 for each in (one, other)
             )
         )
         times = [value(each, "push_quota_reduced_total") for each in (one, other)]
@@ -307,31 +328,33 @@ async def test_429_lowers_the_rate_of_two_workers_and_it_comes_back(
         ended = time.monotonic()
         emulator.remove_fault(rule)
 
-        (*_, last) = await fcm.pass_by(100)
+        (*_, last) = await fcm.pass_by(20)
         await until(
             lambda: (
                 sum(value(each, "push_quota_share_requests_per_second") for each in (one, other))
-                > 0.9 * WHOLE
+                > 0.9 * whole
             )
         )
-        await fcm.pass_by(10)
+        await fcm.pass_by(5)
     assert written["fraction"] < 0.5
     # For many answers, but not for each of them.
     assert all(1 <= each <= 1 + ended - began for each in times)
-    assert 100 / (last.at - ended) < 0.8 * WHOLE
+    assert 20 / (last.at - ended) < 0.8 * whole
 
 
-async def test_a_worker_that_starts_while_the_rate_is_lowered_starts_lowered(
-    database: Database, rows: Rows, emulator: Emulator
-) -> None:
+@pytest.mark.asyncio(loop_scope="module")
+async def test_a_worker_that_starts_while_the_rate_is_lowered_starts_lowered(place: Place) -> None:
+    rows = place.rows
     await rows.query("update push_listener.shared_quota set fraction = 0.1, reduced_at = now()")
-    async with serving(settings_for(database.dsn, emulator, fcm_ramp=0)) as service:
+    async with serving(place.settings(fcm_ramp=0)) as service:
         assert value(service, "push_quota_share_requests_per_second") < 0.8 * FCM / 60
 
 
-async def test_429_for_one_topic_lowers_nothing(database: Database, rows: Rows, emulator: Emulator) -> None:
+@pytest.mark.asyncio(loop_scope="module")
+async def test_429_for_one_topic_lowers_nothing(place: Place) -> None:
+    rows, emulator = place.rows, place.emulator
     emulator.add_fault("topic_quota_exceeded,topic=news")
-    async with serving(settings_for(database.dsn, emulator)) as service:
+    async with serving(place.settings()) as service:
         topic = await rows.add(topic="news", title="t")
         await rows.until(lambda found: found[topic]["error_code"] == "QUOTA_EXCEEDED")
         assert value(service, "push_quota_reduced_total") == 0.0
@@ -341,15 +364,17 @@ async def test_429_for_one_topic_lowers_nothing(database: Database, rows: Rows, 
         assert value(service, "push_quota_reduced_total") == 1.0
 
 
+@pytest.mark.asyncio(loop_scope="module")
 async def test_it_is_told_once_that_the_rate_is_lowered_and_once_that_it_is_back(
-    database: Database, rows: Rows, emulator: Emulator, monkeypatch: pytest.MonkeyPatch
+    place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    rows, emulator = place.rows, place.emulator
     said: list[str] = []
     monkeypatch.setattr(shared_quota.log, "warning", lambda event, **_: said.append(event), raising=False)
     monkeypatch.setattr(shared_quota.log, "info", lambda event, **_: said.append(event), raising=False)
     monkeypatch.setattr(quota, "RECOVERY_S", 1.5)
     emulator.add_fault("quota_exceeded,times=20,retry_after=0")
-    async with serving(settings_for(database.dsn, emulator, max_tries=100)):
+    async with serving(place.settings(max_tries=100)):
         await rows.add_many(20, "normal")
         await rows.over()
         await until(lambda: len(said) == 2)
@@ -362,17 +387,17 @@ async def test_it_is_told_once_that_the_rate_is_lowered_and_once_that_it_is_back
 # --- high priority, and who waits --------------------------------------------------------------------------------
 
 
-async def test_high_priority_does_not_wait_for_what_others_have_used_up(
-    database: Database, rows: Rows, emulator: Emulator
-) -> None:
+@pytest.mark.asyncio(loop_scope="module")
+async def test_high_priority_does_not_wait_for_what_others_have_used_up(place: Place) -> None:
     """600 a minute. A push to 600 devices uses up what comes in a minute, twice as long as the test would wait."""
+    rows, emulator = place.rows, place.emulator
     user = uuid4()
     await rows.query(
         "insert into push_devices (token, user_id, platform) "
         "select 'device-' || n, %(user)s, 'android' from generate_series(1, 600) n",
         user=user,
     )
-    async with serving(settings_for(database.dsn, emulator, fcm_quota=600, fcm_ramp=0)):
+    async with serving(place.settings(fcm_quota=600, fcm_ramp=0)):
         await rows.add(user_id=user, title="t")
         await emulator.wait_accepted(600, timeout=PATIENCE)
         normal = await rows.add(device_token="normal", title="t")
@@ -383,10 +408,10 @@ async def test_high_priority_does_not_wait_for_what_others_have_used_up(
     assert [row["id"] for row in unclaimed] == [normal]
 
 
-async def test_who_waits_for_the_quota_holds_nothing_and_does_not_spin(
-    database: Database, rows: Rows, emulator: Emulator, fcm: Fcm
-) -> None:
-    async with serving(settings_for(database.dsn, emulator, fcm_quota=60, fcm_ramp=0)) as service:
+@pytest.mark.asyncio(loop_scope="module")
+async def test_who_waits_for_the_quota_holds_nothing_and_does_not_spin(place: Place, fcm: Fcm) -> None:
+    rows, emulator = place.rows, place.emulator
+    async with serving(place.settings(fcm_quota=60, fcm_ramp=0)) as service:
         await rows.add_many(30, "normal")
         await emulator.wait_accepted(6, timeout=PATIENCE)
         assert service.worker is not None

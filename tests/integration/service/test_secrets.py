@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import os
+from collections.abc import Iterable, Iterator
 from urllib.parse import parse_qs, urlsplit
 from uuid import uuid4
 
 import psycopg
 import pytest
 from psycopg import sql
+from structlog.testing import capture_logs
 
 from listener.emulator import Emulator, answers
 from listener.limits.health import Pause
@@ -19,7 +21,7 @@ from listener.service import Service
 from tests.support.cli import invoke
 from tests.support.postgres import Database
 from tests.support.service import (
-    Rows,
+    Place,
     environment,
     get,
     naming,
@@ -125,24 +127,24 @@ async def test_a_password_that_is_refused_is_not_repeated(database: Database) ->
         conn.execute(f"alter database {database.name} connection limit 0".encode())
     async with Emulator() as emulator:
         env = environment(with_password(database.dsn), emulator, log_level="debug")
-        for command in (["stats"], ["send", "--token", f"{SECRET}-t", "--title", SECRET], ["migrate"]):
-            async with program(*command, env=env, forked=True) as running:
-                assert await running.ended() == 1
-            assert "Traceback" not in running.output
-            assert SECRET not in running.output
+        command = ["send", "--token", f"{SECRET}-t", "--title", SECRET]
+        async with program(*command, env=env, forked=True) as running:
+            assert await running.ended() == 1
+    assert "Traceback" not in running.output
+    assert SECRET not in running.output
 
 
-async def test_the_pages_of_the_web_server(database: Database) -> None:
-    async with Emulator() as emulator:
-        env = environment(with_password(database.dsn), emulator)
-        async with program("run", env=env, forked=True) as running, rows_of(database.dsn) as rows:
-            await running.said("ready")
-            for token in ("good", "bad token"):
-                # The page shows titles, and nothing else of a payload.
-                await rows.add(device_token=f"{SECRET}-{token}", title="t", body=SECRET, data={"a": SECRET})
-            await rows.over()
-            port = await running.port()
-            pages = [await get(port, path) for path in ("/", "/metrics", "/healthz", "/readyz")]
+@pytest.mark.asyncio(loop_scope="module")
+async def test_the_pages_of_the_web_server(place: Place) -> None:
+    rows = place.rows
+    settings = settings_for(with_password(place.database.dsn), place.emulator)
+    async with serving(settings) as service:
+        for token in ("good", "bad token"):
+            # The page shows titles, and nothing else of a payload.
+            await rows.add(device_token=f"{SECRET}-{token}", title="t", body=SECRET, data={"a": SECRET})
+        await rows.over()
+        assert service.port is not None
+        pages = [await get(service.port, path) for path in ("/", "/metrics", "/healthz", "/readyz")]
     assert {status for status, _ in pages} == {200}
     assert SECRET not in "".join(text for _, text in pages)
 
@@ -202,6 +204,13 @@ def address(template: str, database: Database) -> str:
     return template.format(socket=parse_qs(urlsplit(database.dsn).query)["host"][0])
 
 
+def tried(faults: Iterable[str]) -> Iterator[tuple[str, list[str]]]:
+    """Every command with two of the faults, and every fault with two commands."""
+    for number, fault in enumerate(faults):
+        for step in (0, 3):
+            yield fault, COMMANDS[(number + step) % len(COMMANDS)]
+
+
 def shows_nothing(output: str) -> bool:
     return not any(part in output.lower() for part in PARTS)
 
@@ -212,67 +221,67 @@ async def test_ambiguous_addresses_stop_the_start() -> None:
     async with Emulator() as emulator:
         for first, second in zip(faults[::2], faults[1::2], strict=True):
             with naming(f"{first[0]}, {second[0]}"):
-                env = environment(first[1], emulator, listen_database_url=second[1])
-                async with program("run", env=env, forked=True) as running:
-                    assert await running.ended() == 2
-                assert running.out == ""
-                head, *lines = running.err.splitlines()
+                variables = environment(first[1], emulator, listen_database_url=second[1])
+                done = await invoke(None, "run", **variables)
+                assert (done.exit_code, done.stdout) == (2, "")
+                head, *lines = done.stderr.splitlines()
                 assert head == "Error: the configuration cannot be used:"
                 assert [line.split()[0] for line in lines] == ["DATABASE_URL", "LISTEN_DATABASE_URL"]
                 assert first[2] in lines[0]
                 assert second[2] in lines[1]
-                assert shows_nothing(running.output)
+                assert shows_nothing(done.output)
 
 
 async def test_no_command_takes_an_ambiguous_address() -> None:
-    for fault, (given, advice) in AMBIGUOUS.items():
-        for command in COMMANDS:
-            with naming(f"{fault}: {command}"):
-                done = await invoke(given, *command)
-                assert (done.exit_code, done.stdout) == (2, "")
-                assert advice in done.stderr
-                assert shows_nothing(done.output)
+    for fault, command in tried(AMBIGUOUS):
+        given, advice = AMBIGUOUS[fault]
+        with naming(f"{fault}: {command}"):
+            done = await invoke(given, *command)
+            assert (done.exit_code, done.stdout) == (2, "")
+            assert advice in done.stderr
+            assert shows_nothing(done.output)
 
 
-@pytest.mark.parametrize("fault", ["nothing listens", "no such user", "no such database", "no such setting"])
-async def test_a_wrong_address_is_told_by_its_kind_in_the_log(database: Database, fault: str) -> None:
+@pytest.mark.asyncio(loop_scope="module")
+async def test_a_wrong_address_is_told_by_its_kind_in_the_log(place: Place) -> None:
     """Each that the service takes in a way of its own; the commands below have all kinds."""
-    template, told = WRONG[fault]
-    async with Emulator() as emulator:
-        env = environment(address(template, database), emulator, log_level="debug", shutdown_grace="3600")
-        async with program("run", env=env, forked=True) as running:
-            record = await running.said("database cannot be reached")
-            conditions = f"{CONDITIONS[fault]}\n" if fault in CONDITIONS else ""
-            assert await get(await running.port(), "/readyz") == (
-                503,
-                f"the database has not been reached yet\n{conditions}",
-            )
-            running.terminate()
-            assert await running.ended() == 0
-    assert record["reason"].startswith(told)
-    assert record["setting"] == "DATABASE_URL"
-    assert shows_nothing(running.output)
+    database, _, emulator = place
+    for fault in ("nothing listens", "no such user", "no such database", "no such setting"):
+        with naming(fault):
+            template, told = WRONG[fault]
+            env = environment(address(template, database), emulator, log_level="debug", shutdown_grace="3600")
+            async with program("run", env=env, forked=True) as running:
+                record = await running.said("database cannot be reached")
+                conditions = f"{CONDITIONS[fault]}\n" if fault in CONDITIONS else ""
+                assert await get(await running.port(), "/readyz") == (
+                    503,
+                    f"the database has not been reached yet\n{conditions}",
+                )
+                running.terminate()
+                assert await running.ended() == 0
+            assert record["reason"].startswith(told)
+            assert record["setting"] == "DATABASE_URL"
+            assert shows_nothing(running.output)
 
 
 async def test_a_wrong_address_is_told_by_its_kind_by_every_command(database: Database) -> None:
-    for fault, (template, told) in WRONG.items():
-        for command in COMMANDS:
-            with naming(f"{fault}: {command}"):
-                done = await invoke(address(template, database), *command)
-                assert (done.exit_code, done.stdout) == (1, "")
-                assert done.stderr.startswith(f"Error: the database: {told}")
-                assert shows_nothing(done.output)
+    for fault, command in tried(WRONG):
+        template, told = WRONG[fault]
+        with naming(f"{fault}: {command}"):
+            done = await invoke(address(template, database), *command)
+            assert (done.exit_code, done.stdout) == (1, "")
+            assert done.stderr.startswith(f"Error: the database: {told}")
+            assert shows_nothing(done.output)
 
 
-async def test_the_log_names_the_setting_that_is_wrong(database: Database) -> None:
-    async with Emulator() as emulator:
-        env = environment(
-            database.dsn, emulator, listen_database_url="postgresql://u:S3cr3t@127.0.0.1:1/Tail99"
-        )
-        async with program("run", env=env, forked=True) as running:
-            record = await running.said("database cannot be reached")
-            running.terminate()
-            assert await running.ended() == 0
+@pytest.mark.asyncio(loop_scope="module")
+async def test_the_log_names_the_setting_that_is_wrong(place: Place) -> None:
+    other = "postgresql://u:S3cr3t@127.0.0.1:1/Tail99"
+    env = environment(place.database.dsn, place.emulator, listen_database_url=other)
+    async with program("run", env=env, forked=True) as running:
+        record = await running.said("database cannot be reached")
+        running.terminate()
+        assert await running.ended() == 0
     assert record["setting"] == "LISTEN_DATABASE_URL"
     assert shows_nothing(running.output)
 
@@ -330,7 +339,7 @@ process.run(main())
 
 @pytest.mark.parametrize("log_format", ["json", "text"])
 async def test_what_nothing_handles_is_logged_without_its_text(log_format: str) -> None:
-    async with python("-c", _LOST_FAULTS, log_format, env=dict(os.environ)) as running:
+    async with python("-c", _LOST_FAULTS, log_format, env=dict(os.environ), forked=True) as running:
         assert await running.ended() == 0
     assert running.err.count("unhandled exception") == 2
     for told in ("in a handler", "RuntimeError", "ZeroDivisionError"):
@@ -340,7 +349,7 @@ async def test_what_nothing_handles_is_logged_without_its_text(log_format: str) 
 
 async def test_drivers_are_silent_where_no_log_is_configured() -> None:
     async with python(
-        "-c", _LOST_FAULTS.replace("process.run", "id"), "silent", env=dict(os.environ)
+        "-c", _LOST_FAULTS.replace("process.run", "id"), "silent", env=dict(os.environ), forked=True
     ) as running:
         await running.ended()
     assert SECRET not in running.output
@@ -358,39 +367,31 @@ async def paused(service: Service) -> None:
     await until(lambda: service.pause is not None)
 
 
-async def test_readyz_tells_that_fcm_refuses_but_not_its_words(database: Database, rows: Rows) -> None:
+@pytest.mark.asyncio(loop_scope="module")
+async def test_readyz_tells_that_fcm_refuses_but_not_its_words(place: Place) -> None:
     async with Emulator(project_id="s3cr3t-project") as emulator:
         emulator.add_fault("permission_denied")
-        env = environment(database.dsn, emulator)
-        async with program("run", env=env, forked=True) as running:
-            await rows.add(device_token="t", title="t")
-            record = await running.said("sending paused")
-            answer = await get(await running.port(), "/readyz")
-            running.terminate()
-            await running.ended()
-    assert answer == (503, f"sending is paused: {Pause.REFUSED}\n")
+        with capture_logs() as said:
+            async with serving(settings_for(place.database.dsn, emulator)) as service:
+                await place.rows.add(device_token="t", title="t")
+                await paused(service)
+                assert await readiness(service) == (503, f"sending is paused: {Pause.REFUSED}\n")
+                await until(lambda: any(each["event"] == "sending paused" for each in said))
+    (record,) = [each for each in said if each["event"] == "sending paused"]
     assert "s3cr3t-project" in record["reason"]  # the log has FCM's words
 
 
+@pytest.mark.asyncio(loop_scope="module")
 async def test_readyz_tells_that_there_is_no_access_token_but_not_why(
-    database: Database, rows: Rows, emulator: Emulator, monkeypatch: pytest.MonkeyPatch
+    place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    rows, emulator = place.rows, place.emulator
     refusal = answers.oauth_error("invalid_grant", SECRET)
     monkeypatch.setattr(answers, "OAUTH_ERRORS", {"oauth_invalid_grant": refusal})
     emulator.add_fault("oauth_invalid_grant")
-    async with serving(settings_for(database.dsn, emulator)) as service:
+    async with serving(place.settings()) as service:
         await rows.add(device_token="t", title="t")
         await paused(service)
         assert service._health is not None
         assert SECRET in str(service._health.reason)
         assert await readiness(service) == (503, f"sending is paused: {Pause.NO_ACCESS_TOKEN}\n")
-
-
-async def test_readyz_tells_that_fcm_does_not_answer(
-    database: Database, rows: Rows, emulator: Emulator
-) -> None:
-    emulator.add_fault("unavailable")
-    async with serving(settings_for(database.dsn, emulator)) as service:
-        await rows.add_many(50)
-        await paused(service)
-        assert await readiness(service) == (503, f"sending is paused: {Pause.AWAY}\n")

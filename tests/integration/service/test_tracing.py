@@ -9,16 +9,17 @@ from dataclasses import dataclass, field
 from uuid import UUID
 
 import orjson
+import pytest
 from aiohttp import web
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
 from listener.emulator import Emulator
-from tests.support.postgres import Database
 from tests.support.servers import closed_port
-from tests.support.service import PATIENCE, Rows, environment, program, python
+from tests.support.service import PATIENCE, Place, environment, program, python
 
 SECRET = "S3cr3t"
+NOWHERE = "postgresql://nobody@127.0.0.1:1/none"
 
 
 @dataclass
@@ -69,7 +70,9 @@ async def collecting() -> AsyncIterator[Collector]:
         await runner.cleanup()
 
 
-async def test_a_collector_finds_a_push_by_its_id(database: Database, rows: Rows, emulator: Emulator) -> None:
+@pytest.mark.asyncio(loop_scope="module")
+async def test_a_collector_finds_a_push_by_its_id(place: Place) -> None:
+    database, rows, emulator = place
     emulator.add_fault(f"unavailable,token={SECRET}-busy,times=1")
     async with collecting() as collector:
         env = environment(
@@ -100,9 +103,9 @@ async def test_a_collector_finds_a_push_by_its_id(database: Database, rows: Rows
         assert SECRET.encode() not in b"".join(collector.bodies)
 
 
-async def test_a_collector_that_is_away_is_told_and_stops_nothing(
-    database: Database, rows: Rows, emulator: Emulator
-) -> None:
+@pytest.mark.asyncio(loop_scope="module")
+async def test_a_collector_that_is_away_is_told_and_stops_nothing(place: Place) -> None:
+    database, rows, emulator = place
     env = environment(
         database.dsn,
         emulator,
@@ -126,7 +129,7 @@ async def test_headers_that_cannot_be_read_are_not_logged(emulator: Emulator) ->
     """They hold the key of the collector. With a blank in place of the = OpenTelemetry quotes them."""
     address = f"http://127.0.0.1:{closed_port()}"
     env = environment(
-        f"postgresql://nobody@127.0.0.1:{closed_port()}/none",
+        NOWHERE,
         emulator,
         otel_exporter_otlp_endpoint=address,
         otel_exporter_otlp_headers=f"Authorization {SECRET}",
@@ -138,10 +141,10 @@ async def test_headers_that_cannot_be_read_are_not_logged(emulator: Emulator) ->
     assert SECRET not in running.output
 
 
-async def test_variables_that_opentelemetry_refuses_stop_no_push(
-    database: Database, rows: Rows, emulator: Emulator
-) -> None:
+@pytest.mark.asyncio(loop_scope="module")
+async def test_variables_that_opentelemetry_refuses_stop_no_push(place: Place) -> None:
     """The queue of spans has 2048 places, and OpenTelemetry raises an error for a batch that is larger."""
+    database, rows, emulator = place
     env = environment(
         database.dsn,
         emulator,
@@ -175,9 +178,8 @@ assert not tracing.from_environment().is_on
 """
 
 
-async def test_nothing_of_it_is_imported_where_nobody_asks(database: Database, emulator: Emulator) -> None:
-    env = environment(database.dsn, emulator)
-    async with python("-c", _IMPORTS, env=env) as running:
+async def test_nothing_of_it_is_imported_where_nobody_asks(emulator: Emulator) -> None:
+    async with python("-c", _IMPORTS, env=environment(NOWHERE, emulator)) as running:
         assert await running.ended() == 0, running.output
     modules = orjson.loads(running.out.splitlines()[-1])
     assert "listener.service" in modules
@@ -185,9 +187,9 @@ async def test_nothing_of_it_is_imported_where_nobody_asks(database: Database, e
     assert "listener.tracing_otel" not in modules
 
 
-async def test_a_missing_package_is_told(database: Database, emulator: Emulator) -> None:
-    env = environment(database.dsn, emulator, otel_exporter_otlp_endpoint="http://127.0.0.1:1")
-    async with python("-c", _WITHOUT_PACKAGE, env=env) as running:
+async def test_a_missing_package_is_told(emulator: Emulator) -> None:
+    env = environment(NOWHERE, emulator, otel_exporter_otlp_endpoint="http://127.0.0.1:1")
+    async with python("-c", _WITHOUT_PACKAGE, env=env, forked=True) as running:
         assert await running.ended() == 0, running.output
     (record,) = running.records
     assert record["event"] == "no traces: a package is missing"

@@ -6,6 +6,7 @@ At most one request is made for such a row, its neighbours go on at once, and al
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterator
 from uuid import UUID, uuid4
 
 import psycopg
@@ -20,8 +21,11 @@ from listener.sending.unwritten import Unwritten
 from listener.service import Service
 from tests.support.postgres import Database
 from tests.support.service import (
+    Place,
     Rows,
+    Shared,
     connect,
+    dispatcher_of,
     naming,
     sample,
     serving,
@@ -32,10 +36,12 @@ from tests.support.service import (
 )
 
 
-@pytest.fixture(autouse=True)
-def _short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(scope="module", autouse=True)
+def _short_waits() -> Iterator[None]:
     """What could not be written is tried again soon, however long a try takes."""
-    with_arguments(monkeypatch, Unwritten, first_wait=0.1, longest_wait=0.3, share_of_time=0.8)
+    with pytest.MonkeyPatch.context() as patch:
+        with_arguments(patch, Unwritten, first_wait=0.1, longest_wait=0.3, share_of_time=0.8)
+        yield
 
 
 async def trigger(
@@ -123,14 +129,16 @@ CLAIMS = {
 }
 
 
-async def test_what_cannot_be_claimed_is_not_sent_and_keeps_no_other(database: Database, rows: Rows) -> None:
-    """Three rows of each kind in one claim."""
+@pytest.mark.asyncio(loop_scope="module")
+async def test_what_cannot_be_claimed_is_not_sent_and_keeps_no_other(place: Place) -> None:
+    """Two rows of each kind in one claim."""
+    rows, emulator = place.rows, place.emulator
     touchy = {}
     for n, (kind, (when, condition, body, _)) in enumerate(CLAIMS.items()):
         await trigger(rows, when, f"new.device_token = '{kind}' and {condition}", body, name=f"meddle_{n}")
-        touchy[kind] = [await rows.add(device_token=kind, title="t") for _ in range(3)]
+        touchy[kind] = [await rows.add(device_token=kind, title="t") for _ in range(2)]
     neighbour = await rows.add(device_token="neighbour", title="t")
-    async with Emulator() as emulator, serving(settings_for(database.dsn, emulator)) as service:
+    async with serving(place.settings()) as service:
         assert (await rows.one_over(neighbour))["status"] == "sent"
         await until_noted(rows, *(push_id for ids in touchy.values() for push_id in ids))
         assert obstacles(service) == []
@@ -138,16 +146,16 @@ async def test_what_cannot_be_claimed_is_not_sent_and_keeps_no_other(database: D
     found = {kind: {noted[push_id] for push_id in ids} for kind, ids in touchy.items()}
     assert found == {kind: {("claim", code)} for kind, (_, _, _, code) in CLAIMS.items()}
     # Another worker knows of them as well, and so does this one after a restart.
-    async with Emulator() as other, serving(settings_for(database.dsn, other)):
+    async with serving(place.settings()):
         late = await rows.add(device_token="late", title="t")
         assert (await rows.one_over(late))["status"] == "sent"
-    assert {*tokens(emulator), *tokens(other)} == {"neighbour", "late"}
+    assert tokens(emulator) == ["neighbour", "late"]
 
 
-async def test_a_row_that_alone_cannot_be_claimed_is_noted_and_not_sent(
-    rows: Rows, service: Service, emulator: Emulator
-) -> None:
+@pytest.mark.asyncio(loop_scope="module")
+async def test_a_row_that_alone_cannot_be_claimed_is_noted_and_not_sent(shared: Shared) -> None:
     """One kind after the other, so that none is found out because another one made the claim fail."""
+    rows, emulator = shared.rows, shared.emulator
     found = {}
     for kind, (when, condition, body, _) in CLAIMS.items():
         await trigger(rows, when, condition, body)
@@ -162,24 +170,34 @@ async def test_a_row_that_alone_cannot_be_claimed_is_noted_and_not_sent(
     assert tokens(emulator) == []
 
 
-@pytest.mark.parametrize(
-    "body", ["raise exception 'no';", "return null;", "return old;"], ids=["raised", "ignored", "kept"]
-)
-async def test_many_that_cannot_be_claimed_in_front_of_a_fresh_one(
-    database: Database, rows: Rows, body: str
-) -> None:
-    await trigger(rows, "before update", "new.device_token like 'touchy%'", body)
-    for _ in range(2):
-        await rows.add_many(600, "touchy")
-    fresh = await rows.add(device_token="fresh", title="t")
-    async with Emulator() as emulator, serving(settings_for(database.dsn, emulator)) as service:
-        assert (await rows.one_over(fresh))["status"] == "sent"
-        looks = service.worker.dispatcher.looks if service.worker else 0
-        assert looks < 20
-    assert tokens(emulator) == ["fresh"]
+@pytest.mark.asyncio(loop_scope="module")
+async def test_many_that_cannot_be_claimed_in_front_of_a_fresh_one(place: Place) -> None:
+    rows = place.rows
+    async with serving(place.settings()) as service:
+        # Those that are ignored are found in one claim, whatever their number.
+        for body, many in (("raise exception 'no';", 600), ("return null;", 100), ("return old;", 100)):
+            with naming(body):
+                await trigger(rows, "before update", "new.device_token like 'touchy%'", body)
+                looks = dispatcher_of(service).looks
+                async with rows.connection.transaction():  # a claim finds them all
+                    for _ in range(2):
+                        await rows.add_many(many, "touchy")
+                    fresh = await rows.add(device_token="fresh", title="t")
+                assert (await rows.one_over(fresh))["status"] == "sent"
+                assert dispatcher_of(service).looks - looks < 20
+                await rows.query("delete from push_notifications; delete from push_listener.unwritable_rows")
+    assert tokens(place.emulator) == ["fresh"] * 3
 
 
-async def test_a_claim_whose_lease_a_trigger_takes_away_is_undone(database: Database, rows: Rows) -> None:
+@pytest.mark.asyncio(loop_scope="module")
+async def test_rows_that_a_broken_trigger_refused_go_out_when_it_is_mended(place: Place) -> None:
+    async with serving(place.settings(sweep_interval=1)):
+        for case in (one_whose_lease_it_takes_away, several_that_it_refuses):
+            with naming(case.__name__):
+                await case(place.rows)
+
+
+async def one_whose_lease_it_takes_away(rows: Rows) -> None:
     """A trigger of an older queue, where only a row that is pending has a next_attempt_at."""
     await trigger(
         rows,
@@ -187,41 +205,39 @@ async def test_a_claim_whose_lease_a_trigger_takes_away_is_undone(database: Data
         f"{TOUCHY} and new.status <> 'pending'",
         "new.next_attempt_at := null; return new;",
     )
-    touchy = await rows.add(device_token="touchy", title="t")
-    async with Emulator() as emulator, serving(settings_for(database.dsn, emulator, sweep_interval=1)):
-        await rows.one_over(await rows.add(device_token="neighbour", title="t"))
-        await rows.query("drop trigger meddle on push_notifications")
-        await rows.query("update push_listener.unwritable_rows set until = now()")  # it would last 10 s
-        assert (await rows.one_over(touchy))["status"] == "sent"
+    async with rows.connection.transaction():  # one claim takes both
+        touchy = await rows.add(device_token="touchy", title="t")
+        neighbour = await rows.add(device_token="neighbour", title="t")
+    await rows.one_over(neighbour)
+    await rows.query("drop trigger meddle on push_notifications")
+    await rows.query("update push_listener.unwritable_rows set until = now()")  # it would last 10 s
+    assert (await rows.one_over(touchy))["status"] == "sent"
 
 
-async def test_rows_that_a_broken_trigger_refused_go_out_when_it_is_mended(
-    database: Database, rows: Rows
-) -> None:
-    """By then each of them is to wait for longer than the test does."""
+async def several_that_it_refuses(rows: Rows) -> None:
+    """By the time it is mended each of them is to wait for longer than the test does."""
     await trigger(rows, "before update", "true", "raise 'no';")
-    async with Emulator() as emulator, serving(settings_for(database.dsn, emulator, sweep_interval=1)):
-        waiting = [await rows.add(device_token=f"phone-{n}", title="t") for n in range(3)]
+    waiting = [await rows.add(device_token=f"phone-{n}", title="t") for n in range(3)]
 
-        async def refusals() -> int:
-            """Ends the pauses until there have been three, because they last 10 s and 20 s."""
-            await rows.query("update push_listener.unwritable_rows set until = now() where times < 3")
-            await rows.query("select pg_notify(%(channel)s, '')", channel=CHANNEL)
-            found = await rows.query("select coalesce(min(times), 0) as n from push_listener.unwritable_rows")
-            return int(found[0]["n"])
+    async def refusals() -> int:
+        """Ends the pauses until there have been three, because they last 10 s and 20 s."""
+        await rows.query("update push_listener.unwritable_rows set until = now() where times < 3")
+        await rows.query("select pg_notify(%(channel)s, '')", channel=CHANNEL)
+        found = await rows.query("select coalesce(min(times), 0) as n from push_listener.unwritable_rows")
+        return int(found[0]["n"])
 
-        async with asyncio.timeout(60):
-            while await refusals() < 3:  # the pause is 40 s then  # noqa: ASYNC110
-                await asyncio.sleep(0.1)
-        await rows.query("drop trigger meddle on push_notifications")
-        # One of them does not wait longer each time, and the others follow it.
-        probes = await rows.query(
-            "update push_listener.unwritable_rows set until = now() "
-            "where until < now() + interval '10.1 s' returning push_id"
-        )
-        assert 0 < len(probes) < 3
-        await rows.one_over(await rows.add(device_token="fresh", title="t"))
-        await rows.over(*waiting, patience=15)
+    async with asyncio.timeout(60):
+        while await refusals() < 3:  # the pause is 40 s then  # noqa: ASYNC110
+            await asyncio.sleep(0.1)
+    await rows.query("drop trigger meddle on push_notifications")
+    # One of them does not wait longer each time, and the others follow it.
+    probes = await rows.query(
+        "update push_listener.unwritable_rows set until = now() "
+        "where until < now() + interval '10.1 s' returning push_id"
+    )
+    assert 0 < len(probes) < 3
+    await rows.one_over(await rows.add(device_token="fresh", title="t"))
+    await rows.over(*waiting, patience=15)
 
 
 # What a trigger makes of the result "sent".
@@ -238,47 +254,37 @@ RESULTS = {
 }
 
 
-async def test_a_push_whose_result_cannot_be_written_is_sent_once(database: Database, rows: Rows) -> None:
+@pytest.mark.asyncio(loop_scope="module")
+async def test_a_push_whose_result_cannot_be_written_is_sent_once(place: Place) -> None:
+    rows, emulator = place.rows, place.emulator
     touchy = {}
-    async with Emulator() as emulator:
-        async with serving(settings_for(database.dsn, emulator)) as service:
-            for n, (kind, (when, body)) in enumerate(RESULTS.items()):
-                condition = f"new.device_token = '{kind}' and new.status not in ('pending', 'processing')"
-                await trigger(rows, when, condition, body, name=f"meddle_{n}")
-                touchy[kind] = await rows.add(device_token=kind, title="t")
-                await until_noted(rows, touchy[kind])
-            await rows.one_over(await rows.add(device_token="neighbour", title="t"))
-            for push_id in touchy.values():
-                await end_lease(rows, push_id)
-            await rows.one_over(await rows.add(device_token="another", title="t"))
-            assert obstacles(service) == []
-        async with serving(settings_for(database.dsn, emulator)):
-            await rows.one_over(await rows.add(device_token="late", title="t"))
-        sent_to = tokens(emulator)
-    assert sent_to == [*RESULTS, "neighbour", "another", "late"]
+    async with serving(place.settings()) as service:
+        for n, (kind, (when, body)) in enumerate(RESULTS.items()):
+            condition = f"new.device_token = '{kind}' and new.status not in ('pending', 'processing')"
+            await trigger(rows, when, condition, body, name=f"meddle_{n}")
+            touchy[kind] = await rows.add(device_token=kind, title="t")
+            await until_noted(rows, touchy[kind])
+        await rows.one_over(await rows.add(device_token="neighbour", title="t"))
+        for push_id in touchy.values():
+            await end_lease(rows, push_id)
+        await rows.one_over(await rows.add(device_token="another", title="t"))
+        assert obstacles(service) == []
     noted = await unwritable(rows)
     assert {kind: noted[push_id][0] for kind, push_id in touchy.items()} == dict.fromkeys(RESULTS, "settle")
     found = await rows.all(touchy.values())
     assert {row["status"] for row in found.values()} <= {"pending", "processing"}
-
-
-async def test_a_row_whose_result_cannot_be_written_is_sent_again_when_it_is_requeued(
-    database: Database, rows: Rows
-) -> None:
-    await trigger(
-        rows, "before update", f"{TOUCHY} and new.status not in ('pending', 'processing')", "return null;"
-    )
-    touchy = await rows.add(device_token="touchy", title="t")
-    async with Emulator() as emulator:
-        async with serving(settings_for(database.dsn, emulator)):
-            await until_noted(rows, touchy)
-        # That worker has kept the result, and would write it now.
-        await rows.query("drop trigger meddle on push_notifications")
+    async with serving(place.settings()):
+        await rows.one_over(await rows.add(device_token="late", title="t"))
+        sent_to = tokens(emulator)
+        assert sent_to == [*RESULTS, "neighbour", "another", "late"]
+        # The first worker has kept the results, and would write them now. Somebody has to put the rows back.
+        for n in range(len(RESULTS)):
+            await rows.connection.execute(f"drop function meddle_{n} cascade".encode())
         assert await rows.query("select requeue_pushes(p_since := '2000-01-01') as n") == [{"n": 0}]
-        assert await rows.query("select requeue_pushes(array[%(id)s::uuid]) as n", id=touchy) == [{"n": 1}]
-        async with serving(settings_for(database.dsn, emulator)):
-            assert (await rows.one_over(touchy))["status"] == "sent"
-    assert len(emulator.accepted) == 2
+        ids = list(touchy.values())
+        assert await rows.query("select requeue_pushes(%(ids)s::uuid[]) as n", ids=ids) == [{"n": len(ids)}]
+        assert {row["status"] for row in (await rows.over(*ids)).values()} == {"sent"}
+    assert sorted(tokens(emulator)) == sorted([*sent_to, *RESULTS])
     assert await unwritable(rows) == {}
 
 
@@ -290,10 +296,14 @@ REOPEN = (
 )
 
 
-async def test_a_trigger_on_the_log_that_makes_a_push_pending_again(database: Database, rows: Rows) -> None:
-    await rows.query("drop trigger test_tell on push_notifications")  # the table has no trigger of its own
+@pytest.mark.asyncio(loop_scope="module")
+async def test_a_trigger_on_the_log_that_makes_a_push_pending_again(place: Place) -> None:
+    rows, emulator = place.rows, place.emulator
+    await rows.query(
+        "alter table push_notifications disable trigger test_tell"
+    )  # the table has no trigger of its own
     await trigger(rows, "after insert", "true", REOPEN.format("new.push_id"), "push_delivery_logs")
-    async with Emulator() as emulator, serving(settings_for(database.dsn, emulator)):
+    async with serving(place.settings()):
         touchy = await rows.add(device_token="touchy", title="t")
         await until_noted(rows, touchy)
         await rows.add(device_token="other", title="t")
@@ -301,8 +311,10 @@ async def test_a_trigger_on_the_log_that_makes_a_push_pending_again(database: Da
     assert tokens(emulator) == ["touchy", "other"]
 
 
-async def test_a_trigger_that_is_deferred_makes_a_push_pending_again(database: Database, rows: Rows) -> None:
-    await rows.query("drop trigger test_tell on push_notifications")
+@pytest.mark.asyncio(loop_scope="module")
+async def test_a_trigger_that_is_deferred_makes_a_push_pending_again(place: Place) -> None:
+    rows, emulator = place.rows, place.emulator
+    await rows.query("alter table push_notifications disable trigger test_tell")
     await rows.connection.execute(
         f"""
         create function meddle() returns trigger language plpgsql as $$ begin {REOPEN.format("new.id")} end $$;
@@ -310,7 +322,7 @@ async def test_a_trigger_that_is_deferred_makes_a_push_pending_again(database: D
           for each row when (new.status = 'sent') execute function meddle();
         """.encode()
     )
-    async with Emulator() as emulator, serving(settings_for(database.dsn, emulator)):
+    async with serving(place.settings()):
         touchy = await rows.add(device_token="touchy", title="t")
         await until_noted(rows, touchy)
         await rows.add(device_token="other", title="t")
@@ -323,13 +335,15 @@ async def test_a_trigger_that_is_deferred_makes_a_push_pending_again(database: D
     [("after update", "id", "push_notifications"), ("before insert", "push_id", "push_delivery_logs")],
     ids=["after the result", "before the log row"],
 )
+@pytest.mark.asyncio(loop_scope="module")
 async def test_a_trigger_that_is_made_while_the_service_runs_causes_one_more_request(
-    database: Database, rows: Rows, when: str, column: str, table: str
+    place: Place, when: str, column: str, table: str
 ) -> None:
-    await rows.query("drop trigger test_tell on push_notifications")
+    rows, emulator = place.rows, place.emulator
+    await rows.query("alter table push_notifications disable trigger test_tell")
     condition = "new.status = 'sent'"
     body = REOPEN.format(f"new.{column}").replace("return null", "return new")
-    async with Emulator() as emulator, serving(settings_for(database.dsn, emulator)) as service:
+    async with serving(place.settings()) as service:
         await rows.add(device_token="before", title="t")
         await shown(service.metrics, "push_settled_total", 1.0, {"status": "sent"})
         await trigger(rows, when, condition, body, table)
@@ -342,16 +356,15 @@ async def test_a_trigger_that_is_made_while_the_service_runs_causes_one_more_req
     assert tokens(emulator) == ["before", "touchy", "touchy", "other", "another"]
 
 
-async def test_a_push_that_the_application_makes_pending_again_is_sent_again(
-    database: Database, rows: Rows
-) -> None:
-    async with Emulator() as emulator, serving(settings_for(database.dsn, emulator)):
-        for _ in range(3):
-            push_id = await rows.add(device_token="phone", title="t")
-            await rows.one_over(push_id)
-            await rows.query("update push_notifications set status = 'pending', next_attempt_at = now()")
-            await rows.one_over(push_id)
-            await rows.query("delete from push_notifications")
+@pytest.mark.asyncio(loop_scope="module")
+async def test_a_push_that_the_application_makes_pending_again_is_sent_again(shared: Shared) -> None:
+    rows, emulator = shared.rows, shared.emulator
+    for _ in range(3):
+        push_id = await rows.add(device_token="phone", title="t")
+        await rows.one_over(push_id)
+        await rows.query("update push_notifications set status = 'pending', next_attempt_at = now()")
+        await rows.one_over(push_id)
+        await rows.query("delete from push_notifications")
     assert len(emulator.accepted) == 6
     assert await unwritable(rows) == {}
 
@@ -359,9 +372,9 @@ async def test_a_push_that_the_application_makes_pending_again_is_sent_again(
 # --- retries that a trigger changes --------------------------------------------------------------------------------
 
 
-async def test_a_push_whose_retry_a_trigger_changes_ends(
-    rows: Rows, service: Service, emulator: Emulator
-) -> None:
+@pytest.mark.asyncio(loop_scope="module")
+async def test_a_push_whose_retry_a_trigger_changes_ends(shared: Shared) -> None:
+    rows, emulator = shared.rows, shared.emulator
     changes = {
         "flaky-that-loses-its-time": "new.next_attempt_at := null;",
         "flaky-that-never-comes": "new.next_attempt_at := 'infinity';",
@@ -384,9 +397,11 @@ async def test_a_push_whose_retry_a_trigger_changes_ends(
     assert await unwritable(rows) == {}
 
 
+@pytest.mark.asyncio(loop_scope="module")
 async def test_a_device_that_accepted_gets_no_second_push_although_a_trigger_changes_the_log(
-    rows: Rows, service: Service, emulator: Emulator
+    shared: Shared,
 ) -> None:
+    rows, emulator = shared.rows, shared.emulator
     changes = {
         "ignores": "return null;",
         "hashes": "new.device_token := md5(new.device_token); return new;",
@@ -410,93 +425,79 @@ async def test_a_device_that_accepted_gets_no_second_push_although_a_trigger_cha
 # --- results that need a row to show that they cannot be written ---------------------------------------------
 
 
+@pytest.mark.asyncio(loop_scope="module")
 async def test_the_status_is_written_although_the_log_table_takes_no_row_and_the_rows_follow(
-    database: Database, rows: Rows
+    shared: Shared,
 ) -> None:
-    await rows.query("alter table push_delivery_logs add column region text not null")
-    async with Emulator() as emulator, serving(settings_for(database.dsn, emulator)) as service:
-        ids = [await rows.add(device_token=f"phone-{n}", title="t") for n in range(25)]
-        gone = await rows.add(device_token="dead-phone", title="t")
-        found = await rows.over()
-        assert {found[push_id]["status"] for push_id in ids} == {"sent"}
-        assert (found[gone]["status"], found[gone]["error_code"]) == ("dead", "UNREGISTERED")
-        assert obstacles(service) == []
-        await rows.query("alter table push_delivery_logs alter column region drop not null")
-
-        async def logged() -> int:
-            return int((await rows.query("select count(*) as n from push_delivery_logs"))[0]["n"])
-
-        async with asyncio.timeout(60):
-            while await logged() < 26:  # noqa: ASYNC110
-                await asyncio.sleep(0.02)
-        assert await logged() == 26
-        assert sample(service.metrics, "push_log_rows_lost_total") == 0
-    assert emulator.stats()["duplicates"] == 0
-
-
-async def test_one_log_row_that_is_never_taken_keeps_no_other(database: Database, rows: Rows) -> None:
+    """Past one that is never taken."""
+    rows, service = shared.rows, shared.service
     await rows.query("alter table push_delivery_logs add column region text not null")
     await rows.query("alter table push_delivery_logs add constraint odd check (device_token <> 'touchy')")
-    async with Emulator() as emulator, serving(settings_for(database.dsn, emulator)):
-        await rows.add_many(15)
-        await rows.add(device_token="touchy", title="t")
-        await rows.add_many(15)
-        await rows.over()
-        await rows.query("alter table push_delivery_logs alter column region drop not null")
+    await rows.add_many(8)
+    others = [await rows.add(device_token=token, title="t") for token in ("touchy", "dead-phone")]
+    await rows.add_many(8)
+    found = await rows.over()
+    gone = found.pop(others[1])
+    assert {row["status"] for row in found.values()} == {"sent"}
+    assert (gone["status"], gone["error_code"]) == ("dead", "UNREGISTERED")
+    assert obstacles(service) == []
 
-        async def logged() -> int:
-            return int((await rows.query("select count(*) as n from push_delivery_logs"))[0]["n"])
-
+    async def logged(count: int) -> None:
         async with asyncio.timeout(60):
-            while await logged() < 30:  # noqa: ASYNC110
+            while await rows.query("select count(*) as n from push_delivery_logs") != [{"n": count}]:  # noqa: ASYNC110
                 await asyncio.sleep(0.02)
-        assert await logged() == 30
+
+    await rows.query("alter table push_delivery_logs drop column region")
+    await logged(17)
+    await rows.query("alter table push_delivery_logs drop constraint odd")
+    await logged(18)
+    assert sample(service.metrics, "push_log_rows_lost_total") == 0
+    assert shared.emulator.stats()["duplicates"] == 0
 
 
+@pytest.mark.asyncio(loop_scope="module")
 async def test_results_that_no_row_takes_are_kept_and_written_when_the_table_is_mended(
-    database: Database, rows: Rows
+    shared: Shared,
 ) -> None:
+    rows, emulator = shared.rows, shared.emulator
     await rows.query("alter table push_notifications add constraint no_sent check (status <> 'sent')")
-    async with Emulator() as emulator, serving(settings_for(database.dsn, emulator)):
-        ids = [await rows.add(device_token=f"phone-{n}", title="t") for n in range(5)]
-        await until_noted(rows, *ids)
-        for push_id in ids:
-            await end_lease(rows, push_id)
-        await rows.query("alter table push_notifications drop constraint no_sent")
-        found = await rows.over()
-        assert {row["status"] for row in found.values()} == {"sent"}
-        assert {len(await rows.logs(push_id)) for push_id in ids} == {1}
+    ids = [await rows.add(device_token=f"phone-{n}", title="t") for n in range(5)]
+    await until_noted(rows, *ids)
+    for push_id in ids:
+        await end_lease(rows, push_id)
+    await rows.query("alter table push_notifications drop constraint no_sent")
+    found = await rows.over()
+    assert {row["status"] for row in found.values()} == {"sent"}
+    assert {len(await rows.logs(push_id)) for push_id in ids} == {1}
     assert len(emulator.accepted) == 5
     assert await unwritable(rows) == {}
 
 
+@pytest.mark.asyncio(loop_scope="module")
 async def test_a_device_that_accepted_gets_no_second_push_although_the_log_cannot_be_written(
-    database: Database, rows: Rows
+    shared: Shared,
 ) -> None:
+    rows, emulator = shared.rows, shared.emulator
     user = uuid4()
     await rows.device("phone-1", user)
     await rows.device("flaky-phone", user)
     await rows.query("alter table push_delivery_logs add column region text not null")
     push_id = await rows.add(user_id=user, title="t")
-    async with Emulator() as emulator, serving(settings_for(database.dsn, emulator, retry_min_delay=0.1)):
-        await emulator.wait_accepted(1, timeout=30)
-        await rows.until(lambda found: found[push_id]["status"] != "pending")
-        await rows.query("alter table push_delivery_logs alter column region drop not null")
-        await rows.one_over(push_id)
+    await emulator.wait_accepted(1, timeout=30)
+    await rows.until(lambda found: found[push_id]["status"] != "pending")
+    await rows.query("alter table push_delivery_logs drop column region")
+    await rows.one_over(push_id)
     assert tokens(emulator).count("phone-1") == 1
 
 
-async def test_one_token_that_cannot_be_disabled_keeps_no_other(database: Database, rows: Rows) -> None:
+@pytest.mark.asyncio(loop_scope="module")
+async def test_one_token_that_cannot_be_disabled_keeps_no_other(shared: Shared) -> None:
+    rows = shared.rows
     user = uuid4()
     for n in range(10):
         await rows.device(f"dead-{n}", user)
-    await rows.query("""
-        create function keep() returns trigger language plpgsql as $$ begin raise 'no'; end $$;
-        create trigger keep before update on push_devices
-          for each row when (new.token = 'dead-3') execute function keep();
-    """)
-    async with Emulator() as emulator, serving(settings_for(database.dsn, emulator)):
-        await rows.one_over(await rows.add(user_id=user, title="t"))
+    await trigger(rows, "before update", "new.token = 'dead-3'", "raise 'no';", "push_devices")
+    await rows.one_over(await rows.add(user_id=user, title="t"))
     found = await rows.query("select token from push_devices where disabled_at is null")
     assert [row["token"] for row in found] == ["dead-3"]
 
@@ -507,7 +508,9 @@ async def test_one_token_that_cannot_be_disabled_keeps_no_other(database: Databa
 ONE_WAITS = "create unique index one_waits on push_notifications (user_id) where status = 'pending'"
 
 
-async def test_a_unique_index_on_pending_rows_stops_no_takeover(database: Database, rows: Rows) -> None:
+@pytest.mark.asyncio(loop_scope="module")
+async def test_a_unique_index_on_pending_rows_stops_no_takeover(place: Place) -> None:
+    rows = place.rows
     await rows.query(ONE_WAITS)
     user = uuid4()
     await rows.query(
@@ -524,69 +527,70 @@ async def test_a_unique_index_on_pending_rows_stops_no_takeover(database: Databa
     blocking = await rows.add(
         device_token="later", title="t", user_id=user, next_attempt_at="2100-01-01T00:00:00Z"
     )
-    async with Emulator() as emulator, serving(settings_for(database.dsn, emulator)):
+    async with serving(place.settings()):
         found = await rows.over(*theirs)
     assert {row["status"] for row in found.values()} == {"sent"}
     assert {row["lost_claims"] for row in found.values()} == {1}
     assert (await rows.get(blocking))["status"] == "pending"
 
 
-async def test_a_unique_index_on_pending_rows_makes_no_row_dead_that_is_given_back(
-    database: Database, rows: Rows
-) -> None:
+@pytest.mark.asyncio(loop_scope="module")
+async def test_a_unique_index_on_pending_rows_makes_no_row_dead_that_is_given_back(place: Place) -> None:
+    rows, emulator = place.rows, place.emulator
     await rows.query(ONE_WAITS)
     user = uuid4()
-    async with Emulator() as emulator:
-        emulator.latency = 60.0
-        async with serving(settings_for(database.dsn, emulator, shutdown_grace=20.0)) as service:
-            first = await rows.add(device_token="phone", title="t", user_id=user)
-            await rows.until(lambda found: found[first]["status"] == "processing")
-            second = await rows.add(
-                device_token="phone", title="t", user_id=user, next_attempt_at="2100-01-01T00:00:00Z"
-            )
-            await until(lambda: emulator.stats()["max_in_flight"] > 0)
-            service.stop()
-            service.stop()
-            found = await rows.until(lambda found: found[first]["status"] != "processing")
+    emulator.latency = 60.0
+    async with serving(place.settings(shutdown_grace=20.0)) as service:
+        first = await rows.add(device_token="phone", title="t", user_id=user)
+        await rows.until(lambda found: found[first]["status"] == "processing")
+        second = await rows.add(
+            device_token="phone", title="t", user_id=user, next_attempt_at="2100-01-01T00:00:00Z"
+        )
+        await until(lambda: emulator.stats()["max_in_flight"] > 0)
+        service.stop()
+        service.stop()
+        found = await rows.until(lambda found: found[first]["status"] != "processing")
     assert (found[first]["status"], found[second]["status"]) == ("failed", "pending")
     assert found[first]["next_attempt_at"] is not None
 
 
-async def test_a_unique_index_on_processing_rows_keeps_no_neighbour(database: Database, rows: Rows) -> None:
+@pytest.mark.asyncio(loop_scope="module")
+async def test_a_unique_index_on_processing_rows_keeps_no_neighbour(place: Place) -> None:
     """Rows of one batch refuse each other, and none is refused alone."""
+    rows = place.rows
     await rows.query(
         "create unique index one_at_a_time on push_notifications (user_id) where status = 'processing'"
     )
     await rows.query("""
         insert into push_notifications (user_id, device_token, title)
           select u.id, 'phone-' || u.n || '-' || m, 't'
-            from (select n, gen_random_uuid() as id from generate_series(1, 30) n) u, generate_series(1, 3) m
+            from (select n, gen_random_uuid() as id from generate_series(1, 12) n) u, generate_series(1, 3) m
             order by u.n, m
     """)
     neighbour = await rows.add(device_token="neighbour", title="t")
-    async with Emulator() as emulator, serving(settings_for(database.dsn, emulator)):
+    async with serving(place.settings()):
         await rows.one_over(neighbour)
 
 
 # --- slow triggers and locks -------------------------------------------------------------------------------------
 
 
-async def test_a_trigger_that_makes_a_claim_longer_than_statement_timeout(
-    database: Database, rows: Rows
-) -> None:
-    await rows.add_many(60)
+@pytest.mark.asyncio(loop_scope="module")
+async def test_a_trigger_that_makes_a_claim_longer_than_statement_timeout(place: Place) -> None:
+    rows, emulator = place.rows, place.emulator
+    await rows.add_many(45)
     await trigger(rows, "before update", "true", "perform pg_sleep(0.01); return new;")
-    async with Emulator() as emulator, serving(settings_for(hurried(database.dsn, "300ms"), emulator)):
+    async with serving(settings_for(hurried(place.database.dsn, "300ms"), emulator)):
         found = await rows.over(patience=90)
     assert {row["status"] for row in found.values()} == {"sent"}
     assert emulator.stats()["duplicates"] == 0
 
 
-async def test_a_result_that_takes_longer_than_statement_timeout_keeps_no_other(
-    database: Database, rows: Rows
-) -> None:
+@pytest.mark.asyncio(loop_scope="module")
+async def test_a_result_that_takes_longer_than_statement_timeout_keeps_no_other(place: Place) -> None:
+    rows, emulator = place.rows, place.emulator
     conditions = {"push_notifications": f"{TOUCHY} and new.status = 'sent'", "push_delivery_logs": TOUCHY}
-    async with Emulator() as emulator, serving(settings_for(hurried(database.dsn, "400ms"), emulator)):
+    async with serving(settings_for(hurried(place.database.dsn, "400ms"), emulator)):
         for table, condition in conditions.items():
             with naming(table):
                 emulator.clear()
@@ -606,49 +610,55 @@ async def test_a_result_that_takes_longer_than_statement_timeout_keeps_no_other(
                 assert await unwritable(rows) == {}
 
 
+@pytest.mark.asyncio(loop_scope="module")
 async def test_a_trigger_that_hangs_when_one_row_is_claimed_keeps_no_neighbour(
-    database: Database, rows: Rows, monkeypatch: pytest.MonkeyPatch
+    place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Nothing but the patience of this service ends the statement."""
+    rows = place.rows
     for module in (dispatcher, result_writer, settler, sleeper, unwritten, parts, queue):
         monkeypatch.setattr(module, "STATEMENT_PATIENCE_S", 1.0)
     await trigger(rows, "before update", TOUCHY, "perform pg_sleep(3600); return new;")
-    async with Emulator() as emulator, serving(settings_for(database.dsn, emulator)):
+    async with serving(place.settings()):
         await rows.add(device_token="touchy", title="t")
         neighbours = [await rows.add(device_token=f"phone-{n}", title="t") for n in range(5)]
         await rows.over(*neighbours)
 
 
-async def test_one_row_that_raises_and_one_that_is_slow_keep_no_neighbour(
-    database: Database, rows: Rows
-) -> None:
+@pytest.mark.asyncio(loop_scope="module")
+async def test_one_row_that_raises_and_one_that_is_slow_keep_no_neighbour(place: Place) -> None:
+    rows, emulator = place.rows, place.emulator
     body = f"""if {TOUCHY} then raise 'no'; end if; perform pg_sleep(3); return new;"""
     await trigger(rows, "before update", f"{TOUCHY} or new.device_token = 'slow'", body)
-    async with Emulator() as emulator, serving(settings_for(hurried(database.dsn, "1s"), emulator)):
+    async with serving(settings_for(hurried(place.database.dsn, "1s"), emulator)):
         await rows.query(
             "insert into push_notifications (device_token, title) select unnest('{touchy,slow,phone}'::text[]), 't'"
         )
         await until(lambda: tokens(emulator) == ["phone"])
 
 
-async def test_a_guard_against_large_updates_is_learnt(database: Database, rows: Rows) -> None:
+@pytest.mark.asyncio(loop_scope="module")
+async def test_a_guard_against_large_updates_is_learnt(place: Place) -> None:
+    rows = place.rows
     await rows.query("""
-        create function guard() returns trigger language plpgsql as $$ begin
-          if (select count(*) from changed) > 50 then raise 'too many rows at once'; end if;
+        create function meddle() returns trigger language plpgsql as $$ begin
+          if (select count(*) from changed) > 20 then raise 'too many rows at once'; end if;
           return null;
         end $$;
-        create trigger guard after update on push_notifications referencing new table as changed
-          for each statement execute function guard();
+        create trigger meddle after update on push_notifications referencing new table as changed
+          for each statement execute function meddle();
     """)
-    for _ in range(12):
-        await rows.add_many(50)
-    async with Emulator() as emulator, serving(settings_for(database.dsn, emulator)):
+    for _ in range(8):
+        await rows.add_many(20)
+    async with serving(place.settings()):
         await rows.over(patience=60)
 
 
+@pytest.mark.asyncio(loop_scope="module")
 async def test_a_trigger_that_hangs_when_one_row_is_rescued_keeps_no_neighbour(
-    database: Database, rows: Rows, monkeypatch: pytest.MonkeyPatch
+    place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    rows, emulator = place.rows, place.emulator
     monkeypatch.setattr(parts, "STATEMENT_PATIENCE_S", 4.0)
     await trigger(
         rows,
@@ -663,13 +673,13 @@ async def test_a_trigger_that_hangs_when_one_row_is_rescued_keeps_no_neighbour(
         "update push_notifications set claimed_by = w.id, delivery_attempts = 1, "
         "next_attempt_at = now() + interval '1 h' from push_listener.workers w"
     )
-    async with Emulator() as emulator, serving(settings_for(database.dsn, emulator)):
+    async with serving(place.settings()):
         await until(lambda: "neighbour" in tokens(emulator))
 
 
-async def test_a_lock_that_a_trigger_needs_keeps_only_the_rows_that_need_it(
-    database: Database, rows: Rows
-) -> None:
+@pytest.mark.asyncio(loop_scope="module")
+async def test_a_lock_that_a_trigger_needs_keeps_only_the_rows_that_need_it(place: Place) -> None:
+    rows = place.rows
     await rows.query("create table counters (name text primary key, n integer not null)")
     await rows.query("insert into counters values ('touchy', 0)")
     await rows.query("grant all on counters to public")
@@ -677,34 +687,36 @@ async def test_a_lock_that_a_trigger_needs_keeps_only_the_rows_that_need_it(
         rows, "before update", TOUCHY, "update counters set n = n + 1 where name = 'touchy'; return new;"
     )
     touchy = await rows.add(device_token="touchy", title="t")
-    async with await connect(database.dsn) as locking, Emulator() as emulator:
+    async with await connect(place.database.dsn) as locking:
         async with locking.transaction():
             await locking.execute("select from counters for update")
-            async with serving(settings_for(database.dsn, emulator)):
+            async with serving(place.settings()):
                 fresh = [
                     await rows.add(device_token=f"fresh-{n}", title="t", priority="high") for n in range(20)
                 ]
                 found = await rows.over(*fresh)
                 assert {row["status"] for row in found.values()} == {"sent"}
                 assert (await rows.get(touchy))["status"] == "pending"
-        async with serving(settings_for(database.dsn, emulator)):
+        async with serving(place.settings()):
             assert (await rows.one_over(touchy))["status"] == "sent"
 
 
-async def test_a_foreign_key_lock_of_the_application_keeps_no_push(database: Database, rows: Rows) -> None:
+@pytest.mark.asyncio(loop_scope="module")
+async def test_a_foreign_key_lock_of_the_application_keeps_no_push(place: Place) -> None:
+    rows = place.rows
     await rows.query(
         "create table replies (push_id uuid references push_notifications (id))",
     )
     push_id = await rows.add(device_token="phone", title="t")
-    async with await connect(database.dsn) as replying, replying.transaction():
+    async with await connect(place.database.dsn) as replying, replying.transaction():
         await replying.execute("insert into replies values (%s)", (push_id,))
-        async with Emulator() as emulator, serving(settings_for(database.dsn, emulator)):
+        async with serving(place.settings()):
             assert (await rows.one_over(push_id))["status"] == "sent"
 
 
-async def test_a_locked_row_of_a_dead_worker_keeps_no_other_from_being_rescued(
-    database: Database, rows: Rows
-) -> None:
+@pytest.mark.asyncio(loop_scope="module")
+async def test_a_locked_row_of_a_dead_worker_keeps_no_other_from_being_rescued(place: Place) -> None:
+    rows = place.rows
     await rows.query("insert into push_listener.workers (name, guarded) values ('dead', true)")
     locked, free = [
         await rows.add(device_token=token, title="t", status="processing", claimed_by=1)
@@ -714,8 +726,8 @@ async def test_a_locked_row_of_a_dead_worker_keeps_no_other_from_being_rescued(
         "update push_notifications set claimed_by = w.id, delivery_attempts = 1, "
         "next_attempt_at = now() + interval '1 h' from push_listener.workers w"
     )
-    async with Emulator() as emulator, serving(settings_for(database.dsn, emulator)):
-        async with await connect(database.dsn) as locking, locking.transaction():
+    async with serving(place.settings()):
+        async with await connect(place.database.dsn) as locking, locking.transaction():
             await locking.execute("select from push_notifications where id = %s for update", (locked,))
             assert (await rows.one_over(free))["status"] == "sent"
             assert (await rows.get(locked))["status"] == "processing"
