@@ -9,7 +9,6 @@ from types import SimpleNamespace
 
 import click
 import orjson
-import psycopg
 import pytest
 from click.testing import CliRunner
 
@@ -77,14 +76,13 @@ def test_the_indexes_for_lookups_are_in_one_database_and_not_in_the_other() -> N
 
 
 def test_pushes_at_a_rate_arrive_and_the_time_of_each_is_cut_into_stages(
-    server: Server, monkeypatch: pytest.MonkeyPatch
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    """On a server and with databases as a benchmark makes them."""
     monkeypatch.setattr(latency, "_WARM_UP", 2)
-    with psycopg.connect(server.uri) as conn:
-        for name, value in rig.slow_disk(1).items():
-            conn.execute("select set_config(%s, %s, true)", (name, value))  # Postgres knows the name
-    found = latency.at_rate(server, queues.LISTENER, 100, 1)
-    pushes = stages.measure(server, 100, 1)
+    with rig.postgres(**rig.slow_disk(1)) as server:
+        found = latency.at_rate(server, queues.LISTENER, 100, 1)
+        pushes = stages.measure(server, 100, 1)
     assert found is not None
     assert found.inserted_per_s > 10
     assert len(found.ms) > 10
