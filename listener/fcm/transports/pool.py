@@ -327,4 +327,5 @@ class _Door(asyncio.Protocol):
         self._is_shut = True
         if self.connection is not None:
             self.connection.abort()
+            # uvloop does not always say so, and what refers to each other would wait for the garbage collector.
             self.connection.connection_lost(None)

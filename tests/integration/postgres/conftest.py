@@ -2,20 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 
 import pytest
 import pytest_asyncio
 
 from tests.support.postgres import Database, Server, Template
 from tests.support.service import Rows, rows_of
-from tests.support.shared import shared
-
-
-@pytest.fixture(scope="module")
-def _of_module(postgres: Server) -> Iterator[tuple[Database, Callable[[], None]]]:
-    with shared(postgres) as made:
-        yield made
 
 
 @pytest.fixture
@@ -30,15 +23,9 @@ def shared_database(request: pytest.FixtureRequest, postgres: Server) -> Iterato
         with postgres.database(Template.MIGRATED) as database:
             yield database
     else:
-        database, empty = request.getfixturevalue("_of_module")
+        database, empty = request.getfixturevalue("database_of_module")
         yield database
         empty()
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def _rows_of_module(_of_module: tuple[Database, Callable[[], None]]) -> AsyncIterator[Rows]:
-    async with rows_of(_of_module[0].dsn) as opened:
-        yield opened
 
 
 @pytest_asyncio.fixture(loop_scope="module")
@@ -50,7 +37,5 @@ async def _own_rows(shared_database: Database) -> AsyncIterator[Rows]:
 @pytest.fixture
 def shared_rows(request: pytest.FixtureRequest, shared_database: Database) -> Rows:
     """Those of ``shared_database``, for a test that is marked ``asyncio(loop_scope="module")``."""
-    rows: Rows = request.getfixturevalue(
-        "_own_rows" if "alone" in request.fixturenames else "_rows_of_module"
-    )
+    rows: Rows = request.getfixturevalue("_own_rows" if "alone" in request.fixturenames else "rows_of_module")
     return rows
