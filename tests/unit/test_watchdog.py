@@ -7,6 +7,8 @@ import json
 import subprocess
 import sys
 import threading
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -27,45 +29,51 @@ class Said:
         self.event.set()
 
 
+@asynccontextmanager
+async def watched(metrics: Metrics, *, stuck_after: float, tick: float) -> AsyncIterator[Said]:
+    """A watchdog, which leaves no thread to the next test."""
+    said, before = Said(), set(threading.enumerate())
+    running = asyncio.create_task(Watchdog(metrics, timeout=stuck_after, on_stuck=said, tick=tick).run())
+    await asyncio.sleep(0)  # it starts its thread
+    (thread,) = [each for each in threading.enumerate() if each.name == "watchdog" and each not in before]
+    try:
+        yield said
+    finally:
+        running.cancel()
+        await asyncio.wait({running})
+        await asyncio.to_thread(thread.join, 30)
+    assert not thread.is_alive()
+
+
 async def test_a_loop_that_does_not_turn_is_stuck() -> None:
-    said, metrics = Said(), Metrics()
-    running = asyncio.create_task(Watchdog(metrics, timeout=0.2, on_stuck=said, tick=0.01).run())
-    await asyncio.sleep(0.05)
-    assert said.event.wait(30)  # it blocks the loop
-    running.cancel()
-    assert said.what[0] == "the event loop"
+    async with watched(Metrics(), stuck_after=0.2, tick=0.01) as said:
+        await asyncio.sleep(0.05)
+        assert said.event.wait(30)  # it blocks the loop
+        assert said.what[0] == "the event loop"
 
 
 async def test_a_worker_without_progress_is_stuck() -> None:
-    said, metrics = Said(), Metrics()
+    metrics = Metrics()
     metrics.progress.set_to_current_time()
-    running = asyncio.create_task(Watchdog(metrics, timeout=0.2, on_stuck=said, tick=0.001).run())
-    await asyncio.to_thread(said.event.wait, 30)
-    running.cancel()
-    assert said.what[0] == "the worker"
+    async with watched(metrics, stuck_after=0.2, tick=0.001) as said:
+        await asyncio.to_thread(said.event.wait, 30)
+        assert said.what[0] == "the worker"
 
 
 async def test_a_worker_with_progress_and_a_service_without_a_worker_are_not_stuck() -> None:
     """One that waits for its database, say. The thread looks fifty times, five times as often as it needs."""
-    said, metrics = Said(), Metrics()
-    watchdog = Watchdog(metrics, timeout=0.1, on_stuck=said, tick=0.001)
-    running = asyncio.create_task(watchdog.run())
-    for n in range(100):
-        metrics.progress.set(float(n) if n < 50 else None)
-        await asyncio.sleep(0.005)
-    running.cancel()
+    metrics = Metrics()
+    async with watched(metrics, stuck_after=0.1, tick=0.001) as said:
+        for n in range(100):
+            metrics.progress.set(float(n) if n < 50 else None)
+            await asyncio.sleep(0.005)
     assert said.what == []
 
 
-async def test_it_ends_with_the_service() -> None:
-    said, metrics = Said(), Metrics()
-    running = asyncio.create_task(Watchdog(metrics, timeout=0.1, on_stuck=said, tick=0.001).run())
-    await asyncio.sleep(0.01)
-    (thread,) = [each for each in threading.enumerate() if each.name == "watchdog"]
-    running.cancel()
-    await asyncio.wait({running})
-    await asyncio.to_thread(thread.join, 30)
-    assert not thread.is_alive()
+async def test_its_thread_ends_with_the_service() -> None:
+    """And at once: it does not wait for its next look, which is a minute away. `watched` asserts that it has ended."""
+    async with watched(Metrics(), stuck_after=600.0, tick=0.001) as said:
+        pass
     assert said.what == []
 
 
