@@ -1,4 +1,4 @@
-"""The way in: ``python -m listener``, the same as ``push-listener``."""
+"""The entry point of ``python -m listener``, the same as ``push-listener``."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ def main() -> None:
 
 
 def _end(code: str | int | None) -> None:
-    """Ends the process without taking the interpreter down.
+    """Ends the process without shutting down the interpreter.
 
-    Threads of libraries and the one that writes the log may still run, and now and then a busy machine lets one of them
-    crash Python 3.11 then: the exit code would be that of a segmentation fault.
+    Threads of libraries and the thread that writes the log may still run. On a busy machine one of them sometimes
+    crashes Python 3.11 during the shutdown, and the exit code is then that of a segmentation fault.
     """
     interrupts.end_at_once()
     atexit._run_exitfuncs()
@@ -44,10 +44,10 @@ def _end(code: str | int | None) -> None:
 
 
 def _open_standard_streams() -> None:
-    """Opens those of standard input, output and error that the process was started without, as /dev/null.
+    """Opens /dev/null as each standard stream that the process was started without.
 
-    Otherwise the next file that is opened gets the number of one: a connection to Postgres would get the log, and
-    libuv aborts the process when it closes such a file.
+    Otherwise the next file that is opened gets the number of that stream: the log would go into a connection to
+    Postgres, and libuv aborts the process when it closes such a file.
     """
     for fd, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
         try:

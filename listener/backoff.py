@@ -8,7 +8,7 @@ import tenacity
 
 
 class Backoff:
-    """Exponential backoff with full jitter, as tenacity has it, for loops that no decorator fits.
+    """Tenacity's exponential backoff with full jitter, for loops that its decorator does not fit.
 
     Args:
         first: seconds, at most, after the first failure.

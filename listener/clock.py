@@ -8,9 +8,9 @@ import time
 if sys.platform == "linux":
 
     def elapsed() -> float:
-        """Seconds since an arbitrary point, as ``time.monotonic``, which stands still while a machine is suspended.
+        """Seconds since an arbitrary point. Unlike ``time.monotonic``, it counts while the machine is suspended.
 
-        For what goes on elsewhere meanwhile: a lease in the database, and the life of a push. Source: clock_gettime(2).
+        A lease in the database and the life of a push go on during that time. Source: clock_gettime(2).
         """
         return time.clock_gettime(time.CLOCK_BOOTTIME)
 

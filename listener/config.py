@@ -1,8 +1,7 @@
 """Settings from the environment: parsed and checked at start, with every fault reported at once.
 
-``DatabaseSettings`` is what a command needs that only works on the database. ``Settings`` adds what the service needs.
-The fields are the one description of every variable: ``--help`` and docs/configuration.md show what ``describe`` reads
-from them.
+``DatabaseSettings`` is for commands that need only the database. ``Settings`` adds what the service needs. The fields
+are the only description of the variables: ``describe`` reads them for ``--help`` and docs/configuration.md.
 """
 
 from __future__ import annotations
@@ -61,7 +60,7 @@ def _service_account_key(value: object) -> object:
         return None
     key = key_text.parse(
         value
-    )  # raises ValueError, as the next does, with a text that quotes nothing of the key
+    )  # raises ValueError, as load_credentials does; the text quotes no part of the key
     from listener.fcm.credentials import load_credentials  # Slow to import, and no other setting needs it.
 
     load_credentials(key)
@@ -99,7 +98,7 @@ _PROJECT = re.compile(r"[a-z][a-z0-9.:-]{4,}|[1-9][0-9]{4,}")
 
 
 def _project_id(value: object) -> object:
-    """Takes the number of a project, too: FCM does. Source: FCM HTTP v1, projects.messages.send, "parent"."""
+    """Also takes the number of a project, as FCM does. Source: FCM HTTP v1, projects.messages.send, "parent"."""
     if not isinstance(value, str):
         return value
     project = value.strip().removeprefix("projects/")
@@ -115,7 +114,7 @@ def _project_id(value: object) -> object:
 
 _LEAST_TOKEN = 8
 _LEAST_PAGE_TOKEN = 16
-"""More than for the metrics: a token of the page may act, and wrong ones can be tried in any number."""
+"""More than for the metrics: a token of the page may allow actions, and anyone may try any number of tokens."""
 
 
 def _hard_to_guess(value: SecretStr | None, least: int = _LEAST_TOKEN) -> SecretStr | None:
@@ -128,7 +127,7 @@ _NAME = re.compile(r"[A-Za-z0-9._@-]{1,64}")
 
 
 def _action_tokens(value: object) -> object:
-    """Parses ``name:token,name:token``. A token holds no comma, and no blank at its ends."""
+    """Parses ``name:token,name:token``. A token has no comma, and no blank at its start or end."""
     if not isinstance(value, str):
         return value
     tokens: dict[str, SecretStr] = {}
@@ -217,7 +216,7 @@ def _age(value: object) -> object:
 
 
 def _longest_send(request_timeout: float) -> float:
-    """Maximum duration of a send in seconds: FCM refuses one access token, and the request is made with another."""
+    """Maximum duration of a send in seconds: FCM refuses the access token, and a second request has another one."""
     from listener.fcm.auth import REFRESH_TIMEOUT  # Slow to import, and only the service needs it.
 
     return 2 * (REFRESH_TIMEOUT + request_timeout)
@@ -242,13 +241,13 @@ _process = _group("Process")
 
 
 _WITH_BLANKS = {"google_application_credentials"}
-"""google-auth reads the path of the key file itself."""
+"""Blanks stay, because google-auth reads this path from the environment itself."""
 
 _WITH_QUOTES = {"metrics_token", "page_token", *_WITH_BLANKS}
-"""A token may have quotes."""
+"""Quotes stay, because they may be a part of the token."""
 
 _NEVER_BLANK = {"metrics_token", "page_token", "action_tokens"}
-"""Blanks are a fault, and not the same as nothing: that may open what was meant to be closed."""
+"""A value of blanks is a fault. If it counted as not set, it might open what was meant to be closed."""
 
 
 class DatabaseSettings(BaseSettings):
@@ -279,8 +278,10 @@ class DatabaseSettings(BaseSettings):
     @model_validator(mode="before")
     @classmethod
     def _without_wrapping(cls, values: dict[str, Any]) -> dict[str, Any]:
-        """A value that was read from a file often ends with a line end. Docker's --env-file and some .env readers leave
-        quotes in place. No value needs either.
+        """Removes blanks and quotes around values.
+
+        A value from a file often ends with a line break. Docker's --env-file and some .env readers leave quotes in
+        place.
         """
         stripped = {
             name: value if name in _WITH_BLANKS else _stripped(value) for name, value in values.items()
@@ -539,7 +540,7 @@ def load(**overrides: object) -> Settings:
 
 
 def load_database(**overrides: object) -> DatabaseSettings:
-    """The settings of the database alone, whatever is wrong with the others. Raises ConfigError as ``load``."""
+    """Only the settings of the database; faults in the others do not matter. Raises ConfigError as ``load`` does."""
     return _load(DatabaseSettings, overrides)
 
 
@@ -590,22 +591,22 @@ _SYNONYMS = {
     "MAX_RETRIES": "MAX_TRIES",
     "LOG_FMT": "LOG_FORMAT",
 }
-"""What other programs call the same, and what a difference in letters would not show."""
+"""Names that other programs use for our variables, and whose letters differ too much for ``_ALIKE``."""
 
 _UNIT = re.compile(r"(?:_IN)?_(?:MS|MILLISECONDS|S|SECS?|SECONDS|MINS?|MINUTES|HOURS|DAYS|WEEKS)$")
-"""What settings of other programs have at the end of their names, and ours have not."""
+"""The unit at the end of a name. Settings of other programs have it, and ours do not."""
 
 _ALIKE = 0.85
-"""The share of letters in common, from which a name counts as misspelt. LOGNAME and HOSTNAME are below."""
+"""A name counts as misspelt from this share of letters in common. LOGNAME and HOSTNAME have a smaller share."""
 
 _LEAST_LETTERS = 6
-"""Shorter names, PORT say, resemble too many others."""
+"""Shorter names, such as PORT, resemble too many others."""
 
 
 def misspelt(environment: Mapping[str, str]) -> dict[str, str]:
-    """Variables that this program does not know, and the one that each of them may stand for, which is not set.
+    """Maps each variable that this program does not know to the one that was probably meant and is not set.
 
-    The platform, and other programs, set variables too. So a name counts only if it hardly differs from a known one.
+    The platform and other programs set variables too. So a name counts only if it hardly differs from a known one.
     """
     given = {name.upper() for name, value in environment.items() if value}
     known = {name.upper() for name in Settings.model_fields}
@@ -629,7 +630,7 @@ class Variable(NamedTuple):
     """One environment variable, as --help and docs/configuration.md show it."""
 
     group: str
-    """What it is about; the variables of a group follow each other."""
+    """Its topic. The variables of a group follow each other."""
     name: str
     default: str
     """Empty if it has none, or if ``meaning`` tells it."""

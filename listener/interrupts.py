@@ -1,7 +1,7 @@
-"""What Ctrl-C does: never a traceback. And SIGTERM in a container.
+"""Ends a command on Ctrl-C without a traceback, and on SIGTERM in a container.
 
-While modules are imported and while the interpreter ends, a KeyboardInterrupt would come out in the middle of code that
-expects none. Then the process ends at once. While a command works it is raised, so that the command can clean up.
+While a command works, Ctrl-C raises KeyboardInterrupt, so that the command can clean up. While modules are imported and
+while the interpreter ends, no code expects that exception, so Ctrl-C ends the process at once.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 EXIT_CODE = 130
-"""The one of a program that Ctrl-C has ended. Source: bash, "Exit Status": 128 and the number of the signal."""
+"""The exit code of a program that Ctrl-C has ended. Source: bash, "Exit Status": 128 plus the signal's number."""
 
 
 def end_at_once() -> None:
@@ -23,7 +23,7 @@ def end_at_once() -> None:
 def end_by_sigterm_as_first_process() -> None:
     """Lets SIGTERM end a command that is process 1, as in a container, unless the command has a handler of its own.
 
-    Elsewhere it does so anyway. From process 1 the kernel keeps signals that have no handler. Source: kill(2).
+    It ends any other process anyway. The kernel does not send process 1 a signal without a handler. Source: kill(2).
     """
     if os.getpid() == 1:
         signal.signal(signal.SIGTERM, lambda number, frame: os._exit(128 + number))
@@ -39,7 +39,7 @@ def raise_again() -> None:
 def importing() -> Iterator[None]:
     """Ctrl-C ends the process at once while the block imports what a command needs for its work.
 
-    Not where the process has a handler of its own.
+    If the process has a handler of its own, that handler stays.
     """
     if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
         yield

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 _STDERR = 2
 
 _DRAIN_S = 1.0
-"""Seconds that the process waits at its end for a reader of standard error that does not read."""
+"""Seconds, at most, that the process waits at its end until the rest of the log is read."""
 
 _Kind = tuple[str, int, str, str, str]
 """Records that are alike: logger, level, event, and the name and value of the field that tells them apart."""
@@ -35,7 +35,7 @@ _sink: _Sink | None = None
 def configure(fmt: Literal["text", "json"], level: str) -> None:
     """Sends every record to standard error, as coloured text (on a terminal) or as one JSON object a line.
 
-    From then on nothing that this process writes to ``sys.stderr`` can block it, and what waits is written at its end.
+    From then on a write to ``sys.stderr`` never blocks this process. At its end the process writes what still waits.
     ``level`` is for this package's own records; other packages log warnings and errors.
     """
     global _sink
@@ -86,7 +86,7 @@ def configure(fmt: Literal["text", "json"], level: str) -> None:
 
 
 class _Sink(logging.Filter):
-    """Where the log goes: records that are alike are summed up, and the rest is written without blocking."""
+    """Where the log goes. It sums up records that are alike, and writes the others without blocking."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -158,7 +158,7 @@ def lines_dropped() -> int:
 
 
 def flush() -> None:
-    """Writes what waits, as far as standard error is read. It waits a second at most."""
+    """Writes the records that wait, for a second at most: perhaps nobody reads standard error."""
     if _sink is not None:
         _sink.sum_up()
         _sink.output.drain(_DRAIN_S)
@@ -171,7 +171,7 @@ def silence_drivers() -> None:
 
 @contextmanager
 def silence() -> Iterator[None]:
-    """Drops every record of this package meanwhile, for a command that tells in its own output what is to be told."""
+    """Drops every record of this package within the block, for a command that reports everything in its own output."""
     import structlog
 
     before = structlog.get_config()
@@ -201,9 +201,9 @@ def _frames(error: BaseException) -> Iterator[str]:
 
 
 def report_unhandled(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-    """Logs an exception that nothing handled, such as that of a task nobody awaited.
+    """Logs an exception that nothing handled, such as one in a task that nobody awaited.
 
-    It takes the place of the loop's own exception handler, whose record quotes the exception's text.
+    It replaces the loop's own exception handler, whose record quotes the exception's text.
     """
     where = without_text(context.get("exception"))
     logging.getLogger("listener.loop").error("unhandled exception\n%s", where)

@@ -1,4 +1,4 @@
-"""Standard error, written by a thread of its own: whatever reads it, or does not, the process goes on."""
+"""Writes standard error in a separate thread, so that the process goes on even if nobody reads it."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ LIMIT = 1 << 20
 class LogOutput(io.RawIOBase):
     """A file descriptor to which writing never blocks.
 
-    What the other side does not take waits in memory, up to a limit; what comes after that is dropped and counted.
+    Text that the reader does not take waits in memory, up to a limit. Text above the limit is dropped and counted.
 
-    The thread writes to the descriptor itself. It holds no lock meanwhile, because the interpreter aborts if a thread
-    holds the lock of ``sys.stderr`` when the process ends.
+    The thread writes to the descriptor directly and holds no lock meanwhile: the interpreter aborts if a thread holds
+    the lock of ``sys.stderr`` when the process ends.
 
     Args:
         fd: where to write.
@@ -35,7 +35,7 @@ class LogOutput(io.RawIOBase):
         self._limit = limit
         self._changed = threading.Condition()
         self._waiting: deque[bytes] = deque()
-        self._size = 0  # of what waits, and of what is being written
+        self._size = 0  # bytes that wait or are being written
         self._untold = 0
         self.dropped = 0
         """Lines dropped since the start."""
@@ -51,7 +51,7 @@ class LogOutput(io.RawIOBase):
         return os.isatty(self._fd)
 
     def write(self, text: bytes | bytearray | memoryview, /) -> int:  # type: ignore[override]
-        """Takes all of it, and returns at once."""
+        """Takes the whole text, and returns at once."""
         piece = bytes(text)
         with self._changed:
             if self._size + len(piece) > self._limit:
@@ -63,7 +63,7 @@ class LogOutput(io.RawIOBase):
         return len(piece)
 
     def drain(self, seconds: float) -> bool:
-        """Waits until everything has been written, at most so long; returns whether it has."""
+        """Waits until everything is written, at most for ``seconds``; returns whether it is."""
         with self._changed:
             return self._changed.wait_for(lambda: not self._size, seconds)
 
@@ -93,7 +93,7 @@ class LogOutput(io.RawIOBase):
         while rest:
             try:
                 rest = rest[os.write(self._fd, rest) :]
-            except BlockingIOError:  # the other side has set O_NONBLOCK, which holds for both
+            except BlockingIOError:  # a process that shares the descriptor has set O_NONBLOCK for both
                 ready = select.poll()
                 ready.register(self._fd, select.POLLOUT)
                 ready.poll()

@@ -9,7 +9,7 @@ WINDOW_S = 30.0
 """Seconds after which the records left out are summed up."""
 
 FIRST = 10
-"""Records that are alike and are written in each window; the others are counted."""
+"""Of the records that are alike, how many are written in each window. The others are counted."""
 
 _MOST_KINDS = 1000
 
@@ -21,7 +21,7 @@ class Repeats(Generic[Kind]):
 
     Args:
         first: records of a kind that are written in each window.
-        window: its seconds; it begins with the first record after the last window.
+        window: seconds of a window, which begins with the first record after the window before.
     """
 
     def __init__(self, *, first: int = FIRST, window: float = WINDOW_S) -> None:
@@ -31,7 +31,7 @@ class Repeats(Generic[Kind]):
         self._counts: dict[Kind, int] = {}
 
     def admit(self, kind: Kind, now: float) -> bool:
-        """Whether a record is written. The caller calls ``take`` before, if the window has ended."""
+        """Whether to write a record. If the window has ended, the caller calls ``take`` first."""
         if not self._counts:
             self._ends = now + self._window
         if kind not in self._counts and len(self._counts) >= _MOST_KINDS:

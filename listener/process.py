@@ -23,7 +23,7 @@ T = TypeVar("T")
 _LAST_WORDS_S = 5.0
 
 _OTHER_FILES = 100
-"""Maximum of files open beside the requests to FCM: connections to Postgres, the web server's, name resolution."""
+"""Most files that are open in addition to the requests to FCM: for Postgres, the web server and name resolution."""
 
 
 def run(main: Coroutine[None, None, T]) -> T:
@@ -41,8 +41,8 @@ def run(main: Coroutine[None, None, T]) -> T:
 def make_room_for_requests(settings: Settings) -> int:
     """Raises the limit of open files for MAX_IN_FLIGHT concurrent requests; a connection is an open file.
 
-    It is raised as if each request had a connection of its own, because a server may want that. Returns how many
-    requests the limit allows then: MAX_IN_FLIGHT or fewer, and 0 if it allows none.
+    The new limit has room for one connection per request, because a server may require that. Returns how many requests
+    the limit then allows: MAX_IN_FLIGHT or fewer, and 0 if it allows none.
     """
     wanted = settings.max_in_flight
     connections = _raise_open_files(wanted + _OTHER_FILES) - _OTHER_FILES
@@ -66,16 +66,17 @@ def _raise_open_files(wanted: int) -> int:
 def tune_garbage_collector(max_in_flight: int) -> None:
     """Makes collections rare enough for this many concurrent requests. Call it once everything is imported.
 
-    A push under way is some hundred objects that the collector counts, and none of them is garbage. With the default
-    thresholds it examines them, and everything loaded at start, again and again: a third of the CPU time of a drain.
+    A push under way consists of some hundred objects that the collector counts, and none of them is garbage. With the
+    default thresholds the collector examines them, and everything that was loaded at the start, again and again. That
+    takes a third of the CPU time while a backlog is sent.
     """
     gc.freeze()
     gc.set_threshold(10_000 + 200 * max_in_flight)
 
 
 def exit_stuck(what: str) -> None:
-    """Ends a process that gets nowhere, with exit code 1. To be called in a thread; returns never."""
-    # The log may be what is stuck.
+    """Ends a process that makes no progress, with exit code 1. Call it in a thread; it never returns."""
+    # The timer ends the process even if the log is what is stuck.
     timer = threading.Timer(_LAST_WORDS_S, os._exit, (1,))
     timer.daemon = True
     timer.start()

@@ -121,7 +121,7 @@ class LogLine:
     token: str | None
     status: str
     details: dict[str, object]
-    """With ``attempt``, small, and without the character NUL, which Postgres cannot store."""
+    """Has ``attempt``, is small, and has no character NUL, which Postgres cannot store."""
 
 
 @dataclass(slots=True)

@@ -1,4 +1,4 @@
-"""What happens before a worker begins: the database is reached and checked, and the worker gets its id."""
+"""Prepares a worker: reaches and checks the database, and gets an id for the worker."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ class NotMigrated(Exception):
 
 
 class Damaged(NotMigrated):
-    """Somebody has dropped tables or columns that the migrations have made."""
+    """Somebody has dropped tables or columns that the migrations made."""
 
     def __init__(self, found: list[structure.Damage]) -> None:
         super().__init__()
@@ -93,7 +93,7 @@ class Damaged(NotMigrated):
 
 
 class RollingBack(NotMigrated):
-    """``migrate --down`` drops the tables at this moment."""
+    """``migrate --down`` is dropping the tables now."""
 
     def __str__(self) -> str:
         return "push-listener migrate --down is at work on this database: nothing can start on it"
@@ -160,7 +160,7 @@ class Registration:
     async def _compare(self, *, setting: str) -> None:
         """Makes sure that both addresses lead to one database. Raises ConfigError if they do not.
 
-        Where they lead to two servers with a copy of one database, it waits: a failover comes to an end.
+        If they lead to copies of one database on two servers, it waits: a failover may be going on.
         """
         await self.address.until_worth_a_try()
         await self.listen_address.until_worth_a_try()
@@ -180,7 +180,7 @@ class Registration:
 
     @_until_reached
     async def register(self, pool: ServicePool, *, again: bool) -> Registered:
-        """Checks the database and registers a worker; ``again``: after the first one has lost its id.
+        """Checks the database and registers a worker; ``again``: this process had one before, which lost its id.
 
         Raises NotMigrated; or ConfigError, when another role owns the schema, or pushes wait in a copy.
         """
@@ -198,7 +198,7 @@ class Registration:
                 )
             await self._admit(pool)
             name = self._settings.worker_name or socket.gethostname()
-            # Without a liveness lock nothing tells that a small id is already used, after the database lost its row.
+            # If the database has lost the row of a small id, only a liveness lock shows that a worker still uses it.
             random_id = again or self._settings.wakeup == "sweep"
             incarnation, lease = uuid4(), self._settings.lease
             worker_id = await workers.register(pool, name, random_id=random_id, incarnation=incarnation)

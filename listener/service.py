@@ -1,4 +1,4 @@
-"""One process of push-listener: what its workers share, from the start to the end."""
+"""One process of push-listener: everything that its workers share."""
 
 from __future__ import annotations
 
@@ -76,12 +76,12 @@ class Service:
         settings: checked already.
         credentials: for FCM.
         project_id: the Firebase project to send for.
-        on_overdue: called when the grace period is over for some seconds and the run has not ended, because a database
-            that has gone silent can delay the closing of a connection.
+        on_overdue: called if the run has not ended some seconds after the grace period: a database that does not answer
+            can delay the closing of a connection.
         adoption: what becomes of waiting pushes, if the database is a copy of one that was served before.
         tracing: gets the spans of each push; the service closes it.
-        on_stuck: called in a thread when the event loop or the worker has got nowhere for WATCHDOG_TIMEOUT.
-        token_check: seconds between two looks whether there is an access token. AccessTokens decides when to ask for
+        on_stuck: called in a thread when the event loop or the worker has made no progress for WATCHDOG_TIMEOUT.
+        token_check: seconds between two checks whether there is an access token. AccessTokens decides when to ask for
             one.
     """
 
@@ -126,9 +126,9 @@ class Service:
         self.worker: Worker | None = None
         """The worker that runs now, or ran last."""
         self.port: int | None = None
-        """Where the web server listens, once it does."""
+        """The port of the web server; None until it listens."""
         self.metrics_port: int | None = None
-        """Where the metrics are served in private, once they are."""
+        """The port that serves only the metrics; None until it is open."""
 
     @property
     def pause(self) -> Pause | None:
@@ -136,7 +136,7 @@ class Service:
         return None if self._health is None else self._health.pause_kind
 
     def stop(self) -> None:
-        """Ends the run within the grace period; called again: at once, giving back what is in flight."""
+        """Ends the run within the grace period. A second call ends it at once and gives back what is in flight."""
         self._page.leave()
         if self._stop.is_set():
             self._hurry.set()
@@ -146,7 +146,7 @@ class Service:
         self._stop.set()
 
     async def run(self, on_ready: Callable[[], None] = lambda: None) -> None:
-        """Runs until SIGTERM or SIGINT, or until ``stop``. ``on_ready`` is called once rows are claimed.
+        """Runs until SIGTERM or SIGINT, or until ``stop``. ``on_ready`` is called after the first answer to a claim.
 
         Raises NotMigrated, PortTaken when a port cannot be had, or ConfigError when LISTEN cannot work through
         the address, or when pushes wait in a database that is a copy.
@@ -170,7 +170,7 @@ class Service:
                 return
             pool = ServicePool(self._registration.address, prepares=not pooled)
             await pool.open()
-            # A database that is away must not take what is left of the grace period.
+            # A database that does not answer must not use up the rest of the grace period.
             stack.push_async_callback(pool.close, timeout=1.0)
             transport = make_transport(
                 self._settings.transport,
@@ -189,7 +189,7 @@ class Service:
                 warming.cancel()
 
     async def _run_workers(self, pool: ServicePool, sender: Sender) -> None:
-        """Runs one worker until stopped; and another one whenever it cannot go on under its id."""
+        """Runs a worker until the service is stopped. When a worker cannot go on under its id, the next one follows."""
         for number in itertools.count():
             registered = await self._unless_stopped(self._registration.register(pool, again=number > 0))
             if registered is None:
@@ -220,8 +220,8 @@ class Service:
     async def _keep_warm(self, tokens: AccessTokens) -> None:
         """Fetches the first access token before the first push needs it, and goes on trying while there is none.
 
-        So /readyz tells the truth although nothing is sent, a key file that was replaced is found, and a pause ends
-        soon after it.
+        So, although nothing is sent, /readyz is right, a replaced key file is noticed, and a pause for want of a token
+        ends soon.
         """
         told = False
         while True:
@@ -308,7 +308,7 @@ class Service:
             found.append(f"sending is paused: {self.pause}")
         elif (
             self._tokens is not None and self._tokens.fault is not None
-        ):  # nothing was sent that could show it
+        ):  # nothing has been sent that would have caused a pause
             found.append(f"no access token for FCM: {_kind_of(self._tokens.fault)}; the log says more")
         return found
 

@@ -1,8 +1,8 @@
 """Traces of pushes for OpenTelemetry: one trace for each push, whose id is that of the push.
 
-The extra ``otel`` has what this needs, and OTEL_EXPORTER_OTLP_ENDPOINT switches it on. Otherwise nothing of
-OpenTelemetry is imported, and each step of a push looks at one attribute. Source: OpenTelemetry, "Environment Variable
-Specification".
+The extra ``otel`` installs what this needs, and OTEL_EXPORTER_OTLP_ENDPOINT switches it on. While it is off, nothing of
+OpenTelemetry is imported, and each step of a push only reads one attribute. Source: OpenTelemetry, "Environment
+Variable Specification".
 """
 
 from __future__ import annotations
@@ -40,26 +40,26 @@ class Answer:
 
 
 class Tracing:
-    """Tells nobody anything. Times are monotonic seconds."""
+    """Has no effect; a subclass exports traces. Times are monotonic seconds."""
 
     is_on = False
-    """Whether the methods have an effect: callers on the way of a push ask first."""
+    """Whether the methods have an effect. Code that every push runs through checks this before it calls them."""
 
     def claimed(self, pushes: Sequence[Push], worker: int, began: float, ended: float) -> None:
-        """A claim of this worker has brought these."""
+        """A claim of this worker has brought these pushes."""
 
     def answered(self, push: Push, answer: Answer) -> None:
         """A request for one target has ended."""
 
     def settled(self, settlement: Settlement, fate: str, ended: float) -> None:
-        """The result of an attempt is written, or will not be: ``fate`` says which."""
+        """The result of an attempt is written, or will never be; ``fate`` says which."""
 
     async def close(self) -> None:
-        """Exports what waits, for a second at most."""
+        """Exports the spans that wait, for a second at most."""
 
 
 def from_environment(environment: Mapping[str, str] = os.environ) -> Tracing:
-    """The tracing that the variables ask for; one without effect if they ask for none, or it cannot be had."""
+    """The tracing that the variables ask for; one without effect if they ask for none, or it cannot be set up."""
     if not any(environment.get(name) for name in _ENDPOINTS):
         return Tracing()
     if environment.get("OTEL_SDK_DISABLED", "").lower() == "true":
@@ -82,7 +82,7 @@ def from_environment(environment: Mapping[str, str] = os.environ) -> Tracing:
         log.warning("no traces: a package is missing", remedy="in the checkout: pip install '.[otel]'")
         return Tracing()
     except Exception as error:
-        # What it raises differs from version to version, and the text may quote a value. No push is to wait for it.
+        # The type differs from version to version, and the text may quote a value. No push waits for a fault in this.
         log.warning(
             "no traces: OpenTelemetry refuses a variable", error=type(error).__name__, variables=variables
         )
@@ -95,7 +95,7 @@ def from_environment(environment: Mapping[str, str] = os.environ) -> Tracing:
 def _without_its_texts(variables: list[str]) -> Iterator[None]:
     """Silences OpenTelemetry for good: its records quote headers, which hold the key of the collector, and endpoints.
 
-    Logs that it complains meanwhile, with the names of these variables.
+    If OpenTelemetry complains within the block, this logs the names of ``variables``.
     """
     theirs = logging.getLogger("opentelemetry")
     complaints = _Complaints()

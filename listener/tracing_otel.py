@@ -1,7 +1,8 @@
 """The part of ``listener.tracing`` that imports OpenTelemetry.
 
-The spans of an attempt are made when its result is written, because only then it is known whether it failed: failures
-are always sampled, successes as OTEL_TRACES_SAMPLER and OTEL_TRACES_SAMPLER_ARG say, and otherwise one in a hundred.
+The spans of an attempt are made when its result is written, because only then is it known whether the attempt failed.
+Failures are always sampled; successes as OTEL_TRACES_SAMPLER and OTEL_TRACES_SAMPLER_ARG say, by default one in a
+hundred.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ _FAILED = "push.failed"
 _CLOSE_PATIENCE_S = 1.0
 
 _RATIO = "0.01"
-"""Of successes that are sampled by default. Spans are made on the event loop, half a millisecond for a push."""
+"""The part of the successes that is sampled by default. The spans of a push take the event loop half a millisecond."""
 
 _MOST_OPEN = 200_000
 """Attempts that are remembered at once: twice the highest MAX_IN_FLIGHT."""
@@ -80,7 +81,7 @@ class OtelTracing(Tracing):
     def claimed(self, pushes: Sequence[Push], worker: int, began: float, ended: float) -> None:
         for push in pushes:
             self._open[push.id, push.attempt] = _Attempt(push.priority == "high", worker, began, ended)
-        while len(self._open) > _MOST_OPEN:  # the results of the oldest could never be written
+        while len(self._open) > _MOST_OPEN:  # the oldest have never got a result
             del self._open[next(iter(self._open))]
 
     def answered(self, push: Push, answer: Answer) -> None:
@@ -139,7 +140,7 @@ class OtelTracing(Tracing):
         span.end(ended)
 
     async def close(self) -> None:
-        """The exporter may wait for a collector that does not answer: the thread is left behind then."""
+        """Waits a second at most. If the collector does not answer by then, the thread is left behind."""
         done = asyncio.Event()
         loop = asyncio.get_running_loop()
 
@@ -176,7 +177,7 @@ def _name() -> dict[str, str]:
 
 
 def _of_successes() -> Sampler:
-    """What the environment says, with our own ratio where it says none. Raises ValueError if that is no ratio."""
+    """The sampler that the environment names, by default one with our ratio. Raises ValueError for an invalid ratio."""
     if os.environ.get("OTEL_TRACES_SAMPLER", "").lower() in ("", "traceidratio", "parentbased_traceidratio"):
         return TraceIdRatioBased(float(os.environ.get("OTEL_TRACES_SAMPLER_ARG") or _RATIO))
     return TracerProvider(shutdown_on_exit=False).sampler
@@ -198,11 +199,11 @@ class _PushIds(IdGenerator):
 
 
 class _FailuresToo(Sampler):
-    """Samples failures, and of the successes as many as another sampler does.
+    """Samples all failures, and the successes that another sampler selects.
 
     Args:
-        successes: gets a hash of the trace id. A sampler by ratio compares the lower half of the id with a bound, and
-            in that of a UUID the first two bits are always the same.
+        successes: the other sampler. It gets a hash of the trace id: a sampler by ratio compares the lower half of the
+            id with a bound, and the first two bits of that half are the same in every UUID.
     """
 
     def __init__(self, successes: Sampler) -> None:

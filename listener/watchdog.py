@@ -1,4 +1,4 @@
-"""Measures how late the event loop is, and ends a process that is stuck: a platform restarts only what has ended."""
+"""Measures how late the event loop is, and ends a stuck process: a platform restarts only a process that has ended."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ log = structlog.get_logger(__name__)
 _TICK_S = 0.5
 _REMEMBERED_S = 30.0
 
-# A process that was stopped and goes on (SIGSTOP, a frozen machine) must not take that time for its own.
-_LOOKS = 10
+# After this many checks in a row without a change the process is stuck.
+_CHECKS = 10
 
 _FRAMES = 6
 
@@ -31,9 +31,9 @@ class Watchdog:
 
     Args:
         timeout: seconds without a turn of the loop, or without progress of the worker, after which the process is
-            stuck; 0: it is only measured how late the loop is.
-        on_stuck: ends the process. It is called in a thread, with what stands still.
-        tick: seconds between two turns that are measured.
+            stuck; 0: the watchdog only measures how late the loop is.
+        on_stuck: ends the process. It is called in a thread, with the name of the part that stands still.
+        tick: seconds between two measurements.
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class Watchdog:
             self._ended.set()
 
     def _longest(self, late: float, now: float) -> float:
-        """The longest delay of the last half minute. A delay that a longer one has followed is forgotten."""
+        """Notes a delay; returns the longest of the last half minute. It forgets delays that a longer one follows."""
         while self._late and self._late[-1][1] <= late:
             self._late.pop()
         self._late.append((now, late))
@@ -71,23 +71,27 @@ class Watchdog:
         return self._late[0][1]
 
     def _watch(self) -> None:
-        """Counts looks at which nothing has changed, rather than seconds."""
+        """Counts checks in a row that saw no change.
+
+        It does not measure seconds, because a process that was stopped (SIGSTOP, a frozen machine) would count the time
+        in which it could not run.
+        """
         turns, progress = -1, -1.0
         still_loop = still_worker = 0
-        while not self._ended.wait(self._timeout / _LOOKS):
+        while not self._ended.wait(self._timeout / _CHECKS):
             still_loop = still_loop + 1 if self._turns == turns else 0
             turns = self._turns
             at = self._metrics.progress.at
             still_worker = still_worker + 1 if at is not None and at == progress else 0
             progress = -1.0 if at is None else at
-            if still_loop >= _LOOKS:
+            if still_loop >= _CHECKS:
                 self._on_stuck("the event loop")
-            elif still_worker >= _LOOKS:
+            elif still_worker >= _CHECKS:
                 self._on_stuck("the worker")
 
 
 def main_stack() -> list[str]:
-    """Where the main thread is, innermost last: file, line and function."""
+    """Where the main thread is: file, line and function of its innermost frames, the innermost last."""
     main = threading.main_thread().ident
     frame = sys._current_frames().get(main) if main is not None else None
     found = traceback.extract_stack(frame)[-_FRAMES:] if frame is not None else []

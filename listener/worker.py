@@ -49,7 +49,7 @@ _SIGN_OFF_PATIENCE_S = 1.0
 
 @dataclass(frozen=True, slots=True)
 class Sending:
-    """A dispatcher, and those of its parts that others look at."""
+    """A dispatcher, and the parts of it that other code reads."""
 
     dispatcher: Dispatcher
     settler: Settler
@@ -114,8 +114,8 @@ class Worker:
         registered: the worker's id, and how it reaches the database.
         sender: sends to FCM.
         health: what FCM's answers have said so far.
-        quota: what has been sent of it so far.
-        lock_watch: is told which sessions hold locks of push-listener and are none of its workers.
+        quota: how much of FCM's quota has been used so far.
+        lock_watch: learns which foreign sessions hold locks of push-listener.
         tracing: gets the spans of each push.
         watched: set while somebody watches the page.
     """
@@ -190,8 +190,8 @@ class Worker:
     async def run(self, stop: asyncio.Event, hurry: asyncio.Event, on_ready: Callable[[], None]) -> bool:
         """Works until ``stop``, and then for the grace period at most; ``hurry`` shortens that.
 
-        Returns whether it was stopped; False: it cannot go on under its id. ``on_ready`` is called once rows are
-        claimed.
+        Returns True if it was stopped, and False if it cannot go on under its id. ``on_ready`` is called when the first
+        claim has been answered.
         """
         async with asyncio.TaskGroup() as group:
             waking = group.create_task(self.waker.run())
@@ -229,14 +229,14 @@ class Worker:
             await self.waker.finish()
             for task in (*background, waking, stopping, starting):
                 task.cancel()
-        # Otherwise peers, or the next start, take over the rows that are left.
+        # Without a sign-off, peers or the next start take over the rows that are left.
         if lost is None and not working.cancelled() and working.result():
             await self._sign_off()
         return lost is None
 
     async def _leave_id(self, lost: IdentityLost) -> None:
         log.warning("registering anew", worker=self._workers.worker_id, reason=lost.reason, **lost.facts)
-        if lost.is_own:  # at once, or its peers would take over what it is still sending
+        if lost.is_own:  # at once, or peers would take over the rows that it is still sending
             await self._sign_off()
 
     async def _finish(self, working: asyncio.Task[bool], hurry: asyncio.Event) -> None:

@@ -1,4 +1,4 @@
-"""What Apple's answer means that FCM passes on in an ApnsError detail. Pure.
+"""The meaning of Apple's answer, which FCM passes on in an ApnsError detail. Pure.
 
 Source: Apple, "Handling notification responses from APNs" (the table of reasons).
 """
@@ -10,7 +10,7 @@ from typing import Final
 
 
 class AppleVerdict(Enum):
-    """What a reason of Apple's concerns."""
+    """What Apple's reason concerns."""
 
     GONE = auto()
     """The device's token, which will never work again."""
@@ -63,7 +63,7 @@ _REASONS: Final = {
     "TooManyRequests": AppleVerdict.TOO_MANY,
 }
 
-# The statuses that mean the same whatever the reason: Apple adds reasons.
+# These statuses mean the same whatever the reason. They cover reasons that Apple adds later.
 _STATUSES: Final = {410: AppleVerdict.GONE, 413: AppleVerdict.TOO_LARGE, 429: AppleVerdict.TOO_MANY}
 
 

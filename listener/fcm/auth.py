@@ -31,10 +31,10 @@ REFRESH_TIMEOUT = 15.0
 """Seconds that one refresh of the access token may take."""
 
 AHEAD = 300.0
-"""Seconds before its expiry, at most, that the refresh of a token starts."""
+"""The refresh of a token starts at most this number of seconds before the token expires."""
 
 AHEAD_SHARE = 0.1
-"""The same as a share of its life, for tokens that live shorter than an hour."""
+"""The same as a share of the token's life, for tokens that live less than 50 minutes."""
 
 LONGEST_BACKOFF = 60.0
 """Seconds, at most, between two failed refreshes."""
@@ -104,7 +104,7 @@ class AccessTokens:
                     raise _copy(self._fault)
                 self._begin()
             assert self._refreshing is not None
-            # Not a plain await: a caller that is cancelled must not take the refresh with it.
+            # Not a plain await: the cancellation of one caller must not cancel the refresh.
             await asyncio.wait([self._refreshing])
             if self._fault is not None and self._valid() is None:
                 raise _copy(self._fault)
@@ -121,7 +121,7 @@ class AccessTokens:
             log.warning("access token refused")
 
     def note_refusal(self) -> None:
-        """FCM has refused what these credentials may do: if their file has changed, the next ``get`` reads it."""
+        """FCM has refused to work with these credentials: if their file has changed, the next ``get`` reads it."""
         if self._has_new_key():
             self._token = None
 
@@ -179,7 +179,7 @@ class AccessTokens:
         except AuthFault as fault:
             self._failed(fault)
         except Exception as error:
-            # No thread can be started, say. Callers would otherwise try again at once, for ever.
+            # For example, no thread can be started. Without a fault, callers would try again at once, for ever.
             reason = f"the credentials cannot be used now: {type(error).__name__}"
             self._failed(AuthFault("OAUTH_CREDENTIALS", reason, permanent=False))
         else:
@@ -234,7 +234,7 @@ def _copy(fault: AuthFault) -> AuthFault:
 
 
 def _in_thread(call: Callable[[], T]) -> asyncio.Future[T]:
-    """Run a blocking call in a daemon thread: the process would wait for a thread of an executor before it ends."""
+    """Run a blocking call in a daemon thread. For the thread of an executor, the process would wait at its end."""
     done: concurrent.futures.Future[T] = concurrent.futures.Future()
     done.set_running_or_notify_cancel()
 

@@ -1,4 +1,4 @@
-"""What an answer means in view of the message that was sent: the message may be the cause, and not the device. Pure."""
+"""What an answer means in view of the message: the cause may be the message and not the device. Pure."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from listener.push import Target
 
 
 def in_view_of(outcome: Outcome, prepared: Prepared, target: Target) -> Outcome:
-    """The outcome, with the message at fault where the sender's options may be the cause.
+    """The outcome. If the sender's options may be the cause, it blames the message:
 
     - FCM calls the valid token of an iPhone invalid for a message that shows nothing, see ``Prepared.doubts_token``.
     - An answer to a message with ``live_activity_token`` is about that token, which dies when the activity ends.

@@ -124,7 +124,7 @@ class KeyFile:
 
     @property
     def has_changed(self) -> bool:
-        """Whether the file is another one than that which was read last. A file that is away is not."""
+        """Whether the file differs from the one that was read last. A missing file does not count as a change."""
         now = self._signature()
         return now is not None and now != self._read
 

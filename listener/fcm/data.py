@@ -10,9 +10,9 @@ import orjson
 
 from listener.push import BadPush
 
-# FCM refuses the whole message for one such key. Source: the ErrorCode reference ("from", "gcm", or any value prefixed
-# by "google") and the REST reference ("message_type", and words that start with "gcm.notification."). Nothing else is
-# refused here: FCM itself judges what it may accept.
+# FCM refuses the whole message if it has one of these keys. Source: the ErrorCode reference ("from", "gcm", or any
+# value prefixed by "google") and the REST reference ("message_type", and words that start with "gcm.notification.").
+# No other key is refused here: FCM itself decides about those that it may accept.
 _RESERVED = frozenset({"from", "message_type", "gcm"})
 _RESERVED_PREFIXES = ("google", "gcm.notification.")
 

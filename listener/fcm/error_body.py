@@ -1,6 +1,6 @@
 """Reads ``{"error": {"code", "message", "status", "details"}}``, the body of FCM's error answers. Pure.
 
-Any body can be read: what is missing, or has the wrong type, is empty.
+It can read any body. A field that is missing or has the wrong type is empty.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _STANDS_FOR = {
     "UNAVAILABLE": 503,
     "DEADLINE_EXCEEDED": 504,
 }
-# The most telling first: one answer may have several.
+# The most specific code first, because one answer may have several.
 _FCM_CODES = (
     "UNREGISTERED",
     "SENDER_ID_MISMATCH",
@@ -66,7 +66,7 @@ class ErrorBody:
     is_fcm: bool
     """There is an FcmError detail, whatever it says."""
     fcm_code: str | None
-    """Its errorCode, if it is a known one; of several the most telling."""
+    """Its errorCode, if it is a known one; of several the most specific."""
     apple_reason: str
     """The ``reason`` of the ApnsError detail: what Apple has answered to FCM."""
     apple_status: int | None
@@ -82,7 +82,7 @@ class ErrorBody:
 
     @property
     def stands_for(self) -> int | None:
-        """The HTTP status that decides; None to leave it to the answer's own."""
+        """The HTTP status that the code stands for; None: the answer's own status decides."""
         return _STANDS_FOR.get(self.fcm_code or self.status or "")
 
 

@@ -24,7 +24,7 @@ class SendFault(Exception):
 
 
 class TooLate(Exception):
-    """The message must not be sent any more: raised by the function that makes its body, when it could be written."""
+    """The message must not be sent any more. The function that makes its body raises this, and no body is sent."""
 
 
 class AuthFault(Exception):

@@ -1,7 +1,7 @@
 """Reads a key in the forms in which shells, .env files and secret stores leave it. Pure.
 
-A form that can be read in one way only is accepted. For any other the message says what it looks like and what to do.
-No message quotes a part of the key.
+It accepts a form that can be read in one way only. For any other form, the error message says what the text looks like
+and what to do. No message quotes a part of the key.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _MARKS = ((codecs.BOM_UTF8, "utf-8"), (codecs.BOM_UTF16_LE, "utf-16-le"), (codec
 
 
 def decode(content: bytes) -> str:
-    """The text of a key file. Editors on Windows begin it with a mark, and PowerShell writes UTF-16.
+    """The text of a key file. Editors on Windows begin it with a byte order mark, and PowerShell writes UTF-16.
 
     Raises ValueError.
     """
@@ -52,7 +52,7 @@ def parse(text: str) -> dict[str, Any]:
     if _ESCAPED.match(text):
         text = _unescaped(f'"{text}"') or text
     try:
-        # Not strict: a real line break inside the private key is what the escaped one stands for.
+        # Not strict: a real line break inside the private key means the same as an escaped one.
         found = json.loads(text, strict=False)
     except ValueError:
         raise ValueError(_what_is_wrong(text)) from None
@@ -85,7 +85,7 @@ def _unescaped(text: str) -> str | None:
 
 
 def _what_else(text: str) -> str:
-    """What a text is that holds no object."""
+    """Says what a text without a JSON object looks like, and what to do."""
     if text.startswith("["):
         return "is JSON, but not an object"
     if text.startswith("-----BEGIN"):
@@ -99,7 +99,7 @@ def _what_else(text: str) -> str:
 
 
 def _what_is_wrong(text: str) -> str:
-    """What is wrong with a text that begins as an object does."""
+    """Says what is wrong with a text that begins like a JSON object."""
     if not text.endswith("}"):
         return (
             "is not JSON: its end is missing; put it in single quotes where a shell or a .env file reads it, or encode "
@@ -116,7 +116,7 @@ def _what_is_wrong(text: str) -> str:
 
 
 def kind_of(info: Mapping[str, Any]) -> str | None:
-    """What a JSON object is that is no service-account key, and what to do; None if nothing is known about it."""
+    """Says what a JSON object is if it is no service-account key, and what to do; None if it is one or is unknown."""
     match info:
         case {"type": "authorized_user"}:
             return f"is the login of a person (authorized_user), not a service-account key ({WHERE_TO_GET})"
@@ -138,7 +138,10 @@ def kind_of(info: Mapping[str, Any]) -> str | None:
 
 
 def pem(text: str) -> str:
-    """A private key with its line breaks, which are often escaped twice or become spaces. PEM has no backslashes."""
+    """Restores the line breaks of a private key, which are often escaped twice or have become spaces.
+
+    PEM itself has no backslashes.
+    """
     text = re.sub(r"\\+r", "", text)
     text = re.sub(r"\\+n", "\n", text).strip(" \t\r\n'\"")
     whole = _PEM.fullmatch(text)

@@ -135,7 +135,7 @@ def is_installation_id(text: str) -> bool:
 
 
 def _may_be_token(text: str) -> bool:
-    """Whether a text has the characters that tokens are made of, and as many. A regular expression takes 1 us more."""
+    """Whether a text has the characters and the length of a token. A regular expression would take 1 us more."""
     return 0 < len(text) <= TOKEN_LIMIT and text.isascii() and text.isprintable() and " " not in text
 
 
@@ -151,9 +151,9 @@ class Prepared:
     """A push that can be sent: the JSON that all its copies share. See `prepare`."""
 
     until_ttl: bytes
-    """From the end of the target to the end of ``android``, which is open for its ``ttl``."""
+    """From the end of the target to the end of ``android``. That object is not closed, so that a ``ttl`` can follow."""
     until_web_ttl: bytes
-    """From there to the end of ``webpush.headers``, which is open for its ``TTL``."""
+    """From there to the end of ``webpush.headers``. That object is not closed, so that a ``TTL`` can follow."""
     android_ttl: Ttl | None = None
     web_ttl: Ttl | None = None
     doubts_token: bool = False
@@ -193,7 +193,7 @@ _UNTIL_TARGET = {kind: b'{"message":{"%s":' % kind.encode() for kind in TargetKi
 
 
 def _comma(text: bytes) -> bytes:
-    """What separates the next member of the object that ``text`` has begun; the sender may have emptied it."""
+    """The comma before the next member of the object that ``text`` has begun; none if the sender has emptied it."""
     return b"" if text.endswith(b"{") else b","
 
 
@@ -213,19 +213,21 @@ def prepare(push: Push) -> Prepared:
       message, which only the app sees. A data message has no notification object at all, because FCM would make even
       one that only holds a tag or a channel visible; so ``channel`` and ``image`` have no effect on it. To iOS it goes
       with priority 5 whatever the row says, because Apple refuses any other for a background push.
-    - What is visible goes to iOS with priority 10, FCM's own default for it, whatever the row says: with 5 an iPhone
-      may hold it back to spare its battery. With an image it has ``mutable-content``, without which iOS shows none.
-    - What only ``options`` make visible on a platform (a localized alert, a badge, a live activity) is sent there as
-      what it is: with a tag, and to iOS with its ``apns-push-type``. A live activity has the priority of the row.
+    - A visible push goes to iOS with priority 10, FCM's own default for it, whatever the row says: with 5 an iPhone may
+      hold it back to spare its battery. If it has an image, it also has ``mutable-content``, without which iOS shows no
+      image.
+    - If only ``options`` make a push visible on a platform (a localized alert, a badge, a live activity), it is sent
+      there like a visible one: with a tag, and to iOS with its ``apns-push-type``. A live activity has the priority of
+      the row.
     - The id of the push is the Android notification tag, the ``apns-collapse-id``, the web ``Topic`` and the web
       notification's tag, so that a second copy replaces the first on the device. The app finds it in ``data`` as
       ``push_id``.
     - Only the sender sets ``collapse_key``, because a device keeps only four of them. It is also the
       ``apns-collapse-id`` if it has at most 64 printable ASCII characters, and the web ``Topic`` if it has at most 32
       base64url characters.
-    - ``options`` replace all that, name by name; a null takes away what stands there. There are three exceptions: of
-      two times to live the shorter counts (``android.ttl``, web ``TTL`` and ``apns-expiration`` beside ``expires_at``),
-      ``push_id`` stays, and so does what a background push to iOS cannot be without.
+    - ``options`` replace all of this, field by field; a null removes a field. There are three exceptions: of two times
+      to live the shorter counts (``android.ttl``, web ``TTL`` and ``apns-expiration`` beside ``expires_at``),
+      ``push_id`` stays, and so do the fields that a background push to iOS needs.
 
     Raises:
         BadPush: the push can never be sent as it is. ``code`` is PAYLOAD_TOO_LARGE, EMPTY_MESSAGE, TITLE_MISSING,
@@ -321,7 +323,7 @@ def _settings(
     has_image: bool,
     channel: str | None,
 ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
-    """What the columns say to Android, to Apple and to browsers."""
+    """The settings for Android, for Apple and for browsers that follow from the columns."""
     is_live = shown.push_type == "liveactivity"
     is_background = not has_notification and shown.push_type in (None, "background")
     is_visible = has_notification or shown.push_type == "alert"
@@ -350,13 +352,13 @@ def _settings(
 
 # --- most pushes ---------------------------------------------------------------------------------------
 
-# Where the id of the push goes, and where its form for the web topic.
+# They mark the places for the id of the push, and for its form in the web topic.
 _ID = "c5b1d24e-0b62-4e4c-8a0f-6a6f36b0b6a5"
 _TOPIC_OF_ID = "6a0f36b0b6a5c5b1d24e0b624e4c8a0f"
 
 
 class _Plain(NamedTuple):
-    """The settings of a push without options, collapse key and expiry: all but the id, which goes between the parts."""
+    """The settings of a push without options, collapse key and expiry, in parts: the id goes between them."""
 
     until_ttl: list[bytes]
     """For Apple and Android."""
@@ -385,7 +387,7 @@ def _plain(is_high: bool, has_notification: bool, has_image: bool, channel: str 
 def _prepared_plain(
     data: dict[str, str], notification: dict[str, str] | None, plain: _Plain, push_id: str
 ) -> Prepared | None:
-    """A push with such settings, in half the time; None: its payload may be too large."""
+    """Does the same as ``_prepared`` for such a push, in half the time; None: its payload may be too large."""
     texts = b',"data":' + orjson.dumps(data)
     if notification:
         texts += b',"notification":' + orjson.dumps(notification)
@@ -414,8 +416,8 @@ def payload_size(message: dict[str, Any], android: dict[str, Any]) -> int:
     These are the keys and values, in UTF-8, of the data and of the notification: "the total size of the payload data
     included in a message [...] includes both the keys and the values" (Firebase, "FCM error codes"). The settings of
     ``android`` are laid over the common ones, as FCM does it, so tag and channel count too. The target, the delivery
-    settings and the other platforms do not count. FCM's own framing, some tens of bytes, is not documented: FCM itself
-    refuses what exceeds the limit by that alone.
+    settings and the other platforms do not count. FCM's own framing, some tens of bytes, is not documented. If a
+    message exceeds the limit only by that, FCM itself refuses it.
 
     Args:
         message: with ``data`` and, unless it is a data message, ``notification``.

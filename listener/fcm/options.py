@@ -47,7 +47,7 @@ def _bad_options(reason: str) -> BadPush:
 
 @dataclass(slots=True, frozen=True)
 class Shown:
-    """What the sender's options make of a message, on each platform, whatever the columns say.
+    """What a message shows on each platform because of the sender's options alone.
 
     Source: Apple, "Sending notification requests to APNs", apns-push-type: "alert" is for "an alert, badge, or sound",
     and a "background" push must have none of them.
@@ -58,7 +58,7 @@ class Shown:
     web: bool
     """Whether it has a notification of its own."""
     push_type: str | None
-    """The ``apns-push-type`` of what it has; None: none."""
+    """The ``apns-push-type`` for iOS; None: the options ask for nothing that has one."""
     has_alert: bool
     """Whether iOS shows a text."""
     has_image: bool
@@ -102,7 +102,7 @@ def read_options(text: str | None, push_id: str) -> dict[str, dict[str, Any]]:
 
 
 def shown_by(options: dict[str, dict[str, Any]]) -> Shown:
-    """What options make of a message that has neither title nor body."""
+    """What the options make of a message that has neither title nor body."""
     if not options:
         return NOTHING_SHOWN
     android, web = (_inner(options.get(name), "notification") for name in ("android", "webpush"))
@@ -160,10 +160,10 @@ def merge_options(
     webpush: dict[str, Any],
     options: dict[str, dict[str, Any]],
 ) -> None:
-    """Lays the sender's ``options`` over what we set, in place. A null takes away what we set.
+    """Lays the sender's ``options`` over our settings, in place. A null removes our setting.
 
-    An object that is null counts as not given, because encoders write that for an empty field. Three settings stay
-    without which Apple, or FCM, refuses a background push.
+    An object that is null counts as absent, because encoders write null for an empty field. ``keep_background`` then
+    restores three settings without which Apple, or FCM, refuses a background push.
 
     Args:
         message: the message, with ``data`` and ``apns``.
@@ -206,9 +206,9 @@ def _header(name: str) -> str:
     return _HEADERS.get(lower) or (lower if lower.startswith("apns-") else name)
 
 
-# Objects that hold whatever the sender likes: there a null may be meant.
+# The sender may put anything into these objects, so a null in them may be intended.
 _FREE = ("options.apns.payload", "options.webpush.notification")
-# Objects of which single fields are ours, or may be.
+# In these objects single fields are ours, or may be.
 _SHARED = ("options.apns.payload", "options.apns.payload.aps")
 
 
@@ -230,7 +230,7 @@ def _merge(ours: dict[str, Any], theirs: dict[str, Any], path: str) -> None:
 
 
 def keep_background(apns: dict[str, Any]) -> None:
-    """Restores what a background push needs and a null has taken away.
+    """Restores the fields that a background push needs and that a null has removed.
 
     Source: Apple, "Pushing background updates to your App": type "background", priority 5, content-available 1. Without
     content-available FCM calls the token of every iPhone invalid (firebase-admin-node, issue 1224).

@@ -44,12 +44,12 @@ class Disposition(StrEnum):
     """Apple or the web push service takes nothing from FCM: the credentials are wrong, or Apple has a problem. If it
     takes nothing for other devices either, stop sending to that platform."""
     MISFIT = "misfit"
-    """This device does not fit FCM's credentials for Apple: its app is a test build, say. It alone waits, and uses its
-    tries. If nearly all devices of the platform do not fit, the credentials are wrong."""
+    """This device does not fit FCM's credentials for Apple; its app may be a test build. Only this push waits, and it
+    uses tries. If nearly all devices of the platform do not fit, the credentials are wrong."""
     REFUSED = "refused"
-    """FCM refuses this push and accepts others, and does not say why: it alone waits, and uses its tries."""
+    """FCM refuses this push without a reason, and accepts others. Only this push waits, and it uses tries."""
     EXPIRED = "expired"
-    """The push is past its expiry. No answer of FCM has this disposition; the dispatcher finds it out by the clock."""
+    """The push is past its expiry. No answer of FCM has this disposition: ``Attempts`` finds it out by the clock."""
 
 
 class Limit(StrEnum):
@@ -62,7 +62,7 @@ class Limit(StrEnum):
     UNKNOWN = "unknown"
 
 
-# Each push makes one, and a frozen dataclass takes four times as long to make.
+# Not frozen: each push makes one, and a frozen dataclass takes four times as long to make.
 @dataclass(slots=True)
 class Outcome:
     """The meaning of one attempt at one target. ``classify`` makes it, and nobody changes it.
@@ -78,7 +78,8 @@ class Outcome:
             the shortest wait.
         ambiguous: whether the message may have been delivered although FCM did not accept it.
         uses_try: whether this counts against the push's tries.
-        is_unclear: whether a message that FCM only validates would tell if FCM refuses this push or everything.
+        is_unclear: whether it is not clear if FCM refuses only this push or everything. The answer to a message that
+            FCM only validates tells.
         apple_reason: Apple's word for it, if FCM passes on a known one; else empty.
         limit: the quota that is used up, so that the failure is no sign of an outage; None if none is.
     """
@@ -97,7 +98,7 @@ class Outcome:
 
     @property
     def is_refusal(self) -> bool:
-        """Whether FCM has answered that it does not take the message. Without an access token FCM is asked nothing."""
+        """Whether FCM has answered and does not take the message. Without an access token there is no answer of FCM."""
         passes = self.disposition in (Disposition.ACCEPTED, Disposition.RETRY)
         return self.http_status is not None and not passes
 
@@ -327,7 +328,7 @@ def _pause(status: int, code: str, reason: str) -> Outcome:
     return Outcome(Disposition.PAUSE, code, reason, status, uses_try=False)
 
 
-# A proxy means the same by these as FCM. Any other status that is not in Google's JSON is a fault on the way.
+# A proxy means the same by these as FCM does. Any other answer without Google's JSON comes from something on the way.
 _NOT_MISROUTED = frozenset({401, 403, 404, 408, 409, 425, 429, 499})
 
 # Reasons of ErrorInfo that concern the project, whatever the status. Source: google.api.ErrorReason.

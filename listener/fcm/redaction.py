@@ -1,4 +1,4 @@
-"""Texts of others, made safe to show and to keep: one line, bounded, without tokens and keys. Pure."""
+"""Makes texts from outside safe to show and to store: one line, bounded, without tokens and keys. Pure."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _LONG_WORD = re.compile(r"[A-Za-z0-9_-]{20,}")
 
 
 def without_tokens(text: str) -> str:
-    """A text as one line, with every word replaced that looks like a token or a key."""
+    """A text as one line, in which every word that looks like a token or a key is replaced."""
     line = " ".join("".join(c if c.isprintable() else " " for c in text).split())
     return _LONG_WORD.sub(_hide_token, line)
 
@@ -25,7 +25,7 @@ def quoted(text: str) -> str:
 
 
 def _hide_token(match: re.Match[str]) -> str:
-    """Tokens mix upper and lower case, or are long and hexadecimal; names of projects do neither."""
+    """Hides a token: it mixes upper and lower case, or is long and hexadecimal. The name of a project is neither."""
     word = match.group()
     if known_reason(word):
         return word

@@ -1,4 +1,4 @@
-"""When an answer asks to come back. Pure."""
+"""When an answer asks us to try again. Pure."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ class Sender:
     """Sends request bodies to FCM.
 
     Args:
-        transport: to ``messages_url``. Its maker closes it, and ``tokens`` too.
+        transport: leads to ``messages_url``. The caller closes it, and ``tokens`` too.
         tokens: the access tokens.
         observe: called with the seconds that each HTTP exchange took, answered or not. A refused access token makes
             one ``send`` two exchanges; without an access token there is none.
@@ -46,11 +46,11 @@ class Sender:
         """Make one attempt.
 
         If FCM refuses the access token, the sender replaces it and makes the request once more, at once. If FCM
-        refuses that one too, the token is not the cause: the outcome is to pause.
+        refuses that one too, the token is not the cause, and the outcome is ``Disposition.PAUSE``.
 
         Args:
-            outgoing: its function makes the JSON of ``{"message": {...}}``, see ``listener.fcm.message``. It is called
-                for each request, when an access token and a connection are at hand.
+            outgoing: its function makes the JSON of ``{"message": {...}}``, see ``listener.fcm.message``. The function
+                is called for each request, as soon as there is an access token and a connection.
 
         Returns:
             The outcome of the attempt, never ``Disposition.REFRESH_AUTH``. Faults are outcomes too.

@@ -25,7 +25,7 @@ UNKNOWN_LIFE = 3600.0
 """Seconds that a token is assumed to live if its answer does not say. Source: Google, access tokens."""
 
 DOUBTFUL_LIFE = 60.0
-"""Seconds that a token is used whose date of expiry is in the past when it arrives."""
+"""Seconds for which a token is used if its expiry is already past when it arrives."""
 
 OAUTH_ERRORS = frozenset(
     {
@@ -44,7 +44,7 @@ _PASSING = re.compile(
     r"temporarily_unavailable|server_error|internal_failure|(user_?)?rate_?limit_?exceeded|quota_?exceeded",
     re.IGNORECASE,
 )
-"""What passes although its HTTP status is 400 or 403.
+"""Errors that pass by themselves although their HTTP status is 400 or 403.
 
 Source: RFC 6749, 4.1.2.1; google-auth-library-python, pull requests 368 and 1113; Google's error reasons.
 """
@@ -57,8 +57,8 @@ class _Unavailable(exceptions.TransportError):
 class _OneTrustStore(HTTPAdapter):
     """Trusts what the transports to FCM trust: the system's authorities, or those of SSL_CERT_FILE and SSL_CERT_DIR.
 
-    requests has a list of its own otherwise, or takes it from other variables. Without a list from requests, urllib3
-    reads the system's, when it first connects to a server with TLS.
+    By default, requests uses a list of its own or one that other variables name. Without a list from requests, urllib3
+    reads the system's list when it first connects over TLS.
     """
 
     def build_connection_pool_key_attributes(self, request: Any, verify: Any, cert: Any = None) -> Any:
@@ -105,7 +105,7 @@ def _is_passing(status: int, body: bytes) -> bool:
     try:
         answer = orjson.loads(body)
     except orjson.JSONDecodeError:
-        return status == 403  # a page: too many requests. Source: google-oauth-java-client, issue 57
+        return status == 403  # an HTML page: too many requests. Source: google-oauth-java-client, issue 57
     error = answer.get("error") if isinstance(answer, dict) else None
     if isinstance(error, dict):  # the form of Google's other services
         lists = (error.get("errors"), error.get("details"))
@@ -150,7 +150,7 @@ def _token(credentials: Credentials) -> tuple[str, float]:
     if expiry is None:
         return token, UNKNOWN_LIFE
     life = (expiry - datetime.now(UTC).replace(tzinfo=None)).total_seconds()
-    # Some credentials give a date, which is past for a clock that is wrong: FCM decides whether the token is valid.
+    # Some credentials give a date, which seems past if our clock is wrong: FCM decides whether the token is valid.
     return token, life if life > 0 else DOUBTFUL_LIFE
 
 
@@ -188,7 +188,7 @@ def _fault(exc: Exception, status: int | None) -> AuthFault:
 def _unreachable(reason: object) -> str:
     """Why urllib3 got no connection, in our words.
 
-    Its own would show a part of a proxy's password as the name of the host, if the password has a delimiter in it.
+    If the password of a proxy has a delimiter in it, urllib3's words show a part of the password as a host name.
     """
     match reason:
         case urllib3.exceptions.ProxyError():

@@ -8,12 +8,12 @@ from typing import Protocol
 
 from listener.limits.claim_budget import NOTHING, ClaimBudget, budget_for, busiest_worth_a_claim
 
-# A claim is a round trip, however few rows it brings. It waits until it is worth one; but what is in flight may hang,
-# and then the few places that are left must not stay empty.
+# A claim is a round trip, however few rows it brings. So a claim waits until it can bring a batch that is worth it, but
+# not for long: the requests in flight may hang, and then the few free places must not stay empty.
 _WAIT_FOR_BATCH_S = 0.05
 
-# While nothing of normal priority may be claimed, urgent pushes still may. Their inserts usually notify; while a worker
-# polls they do not, so the worker looks for them now and then, ever less often while it finds none.
+# While pushes of normal priority may not be claimed, urgent ones still may. Their inserts usually notify, but not while
+# a worker polls. So this worker looks for urgent pushes now and then, and less and less often while it finds none.
 _URGENT_LOOK_S, _URGENT_LOOK_AT_MOST_S = 0.02, 0.08
 
 _TIMER_S = 0.001  # the shortest wait of an event loop
@@ -24,11 +24,11 @@ class Load:
     """What this worker has claimed and not settled yet."""
 
     held: int
-    """All of it."""
+    """All of these rows."""
     sending: int
     """Of these, rows whose requests are under way."""
     set_aside: int
-    """Of these, rows whose results wait because others have locked the rows."""
+    """Of these, rows whose results wait because others have locked the rows, or because the database refuses them."""
     can_settle: bool = True
     """Whether results can be written. While they cannot, nothing more is claimed."""
 
@@ -45,11 +45,11 @@ class Wait:
     """Claim nothing now."""
 
     seconds: float | None
-    """After which the answer may be another; None: only something that happens changes it."""
+    """After which the decision may differ; None: only an event can change it."""
 
 
 class SendLimit(Protocol):
-    """How much FCM may be sent, as far as its answers tell; see :class:`listener.limits.health.FcmHealth`."""
+    """How much may be sent, judging by FCM's answers; see :class:`listener.limits.health.FcmHealth`."""
 
     def limit(self, now: float, in_flight: int, most: int) -> int:
         """How many pushes may be in flight, at most ``most``."""
@@ -91,7 +91,7 @@ class Admission:
         self._claimed_at = -math.inf
         self._urgent_look_s = _URGENT_LOOK_S
         self.busiest_worth_a_claim = busiest_worth_a_claim(max_in_flight, batch)
-        """Requests under way from which down a claim is worth its round trip again."""
+        """The most requests that may be under way while a claim is worth its round trip."""
 
     def notified(self) -> None:
         """Something may have been inserted, and it may be urgent."""
@@ -122,11 +122,11 @@ class Admission:
             self._urgent_look_s = min(2 * self._urgent_look_s, _URGENT_LOOK_AT_MOST_S)
 
     def _free(self, now: float, load: Load) -> ClaimBudget:
-        """The places in flight that are free and that the quota lets be taken."""
+        """The free places in flight that the quota allows to be taken."""
         taken = load.held - load.set_aside
         most = self._health.limit(now, taken, self._max_in_flight)
         if most == self._max_in_flight:
-            # An answered push that waits to be written keeps nothing from being sent; but memory is bounded.
+            # A result that waits to be written takes no place in flight; but it takes memory, which is bounded.
             taken = max(load.sending, load.held - self._max_in_flight)
         return budget_for(most, taken, self._batch).limited_to(*self._quota.room(now))
 

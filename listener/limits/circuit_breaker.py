@@ -6,9 +6,10 @@ from listener.fcm.outcome import Disposition, Outcome
 
 
 class CircuitBreaker:
-    """Closed: all may be sent. Open: nothing may, until a time (monotonic seconds) from which one push may, as a probe.
+    """Closed: everything may be sent. Open: nothing may be sent, and from a certain time on one push, as a probe.
 
-    It stays open for ``first`` seconds, and twice as long after each probe that fails, up to ``longest``.
+    It stays open for ``first`` seconds, and twice as long after each probe that fails, up to ``longest``. Times are
+    monotonic seconds.
     """
 
     def __init__(self, first: float = 30.0, longest: float = 300.0) -> None:
@@ -17,7 +18,7 @@ class CircuitBreaker:
         self.reason: str | None = None
         """Why the breaker is open; None: it is closed."""
         self.code: str | None = None
-        """The code of the outcome that says so."""
+        """The code of the outcome that the reason is from."""
         self.opened_at = 0.0
         """When it last opened."""
         self._since = 0.0
@@ -28,7 +29,7 @@ class CircuitBreaker:
         """Learns from the answer to a request made at ``asked``; returns whether the breaker opened or closed."""
         was_open = self.reason is not None
         if was_open and asked < self._since:
-            return False  # made before the breaker opened, or beside the last probe: it says nothing new
+            return False  # from before the breaker opened, or the last probe failed: it says nothing new
         if outcome.disposition is Disposition.PAUSE:
             self.reason, self.code = outcome.reason, outcome.code
         elif not was_open:

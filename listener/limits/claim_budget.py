@@ -19,7 +19,7 @@ class ClaimBudget:
     normal: int
     """Of these, rows of normal priority."""
     min_batch: int
-    """Rows of normal priority from which on a claim is worth its round trip."""
+    """The number of rows of normal priority that makes a claim worth its round trip."""
 
     def limited_to(self, total: int, normal: int) -> ClaimBudget:
         """The budget, cut down to what another limit allows."""
@@ -33,7 +33,7 @@ class ClaimBudget:
     def exhausts_queue(self, pushes: Sequence[Push]) -> bool:
         """Whether a claim with this budget, which has brought ``pushes``, has left no due row behind.
 
-        A claim for high priority only (``normal`` is 0) never says so: it has not looked for normal priority.
+        False for a claim of high priority only (``normal`` is 0), because it has not looked for normal priority.
         """
         high = sum(1 for push in pushes if push.priority == "high")
         return len(pushes) - high < min(self.normal, self.total - high)

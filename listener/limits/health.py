@@ -1,13 +1,13 @@
-"""What FCM's answers say about FCM and about our configuration, and how much may be sent therefore. Pure.
+"""What FCM's answers say about FCM and about our configuration, and how much may be sent accordingly. Pure.
 
 It distinguishes three faults:
 
-- *Refused*: the key, the project or a permission is wrong. Nothing is sent but a probe now and then. A push that FCM
-  refuses while it accepts others waits alone, longer each time. After a single refusal another push is the probe at
+- *Refused*: the key, the project or a permission is wrong. Only a probe is sent now and then. If FCM refuses a push
+  while it accepts others, only that push waits, longer each time. After a single refusal another push is the probe at
   once.
 - *Away*: FCM does not answer, or only with 5xx. Pushes wait without using a try, and probes are frequent. If FCM
-  answers a question although pushes fail, the pushes may be the cause; a few go on being tried, so that good pushes do
-  not wait behind bad ones.
+  answers a question (see sending/fcm_question.py) although pushes fail, the pushes may be the cause. Then a few are
+  still tried, so that good pushes do not wait behind bad ones.
 - *One platform refused*: Apple or the web push service takes nothing from FCM, and the other platforms go on.
 """
 
@@ -43,7 +43,8 @@ _THERE = Outcome(Disposition.ACCEPTED, "OK", "FCM answers", 200)
 class PauseTimes:
     """Seconds until the first probe of a pause, and the longest wait for one after probes that failed.
 
-    ``platform_probe``: for the answer to the one request that finds out whether a platform is accepted again.
+    ``platform_probe``: seconds to wait for the answer to the one request that finds out whether FCM accepts a platform
+    again.
     """
 
     refused_first: float = 30.0
@@ -57,15 +58,15 @@ class PauseTimes:
 
 @dataclass(slots=True)
 class _Platform:
-    """A platform of which FCM has refused a push."""
+    """A platform for which FCM has refused a push."""
 
     evidence: Evidence = field(default_factory=Evidence)
     votes: Votes = field(default_factory=Votes)
-    """Of the devices that do not fit the credentials."""
+    """Whether its devices fit the credentials."""
     since: float = -math.inf
     until: float = 0.0
     length: float = 0.0
-    """Seconds for which the platform was held back the last time; 0: not since FCM last accepted a push for it."""
+    """Seconds for which the platform was last held back; 0: it was not, since FCM last accepted a push for it."""
     reason: str = ""
     """Why it is held back."""
 
@@ -90,7 +91,7 @@ class FcmHealth:
 
     Args:
         slow_start: how to begin.
-        policy: how long a push waits that is refused alone.
+        policy: how long a push waits that FCM refuses while it accepts others.
         token_loss_guard: whether to doubt FCM when it calls nearly every token dead.
         times: how long pauses are.
     """
@@ -114,7 +115,7 @@ class FcmHealth:
         self._away = CircuitBreaker(times.away_first, times.away_longest)
         self._failures = 0  # in a row; an answer that is no failure ends the row
         self.answered_at = -math.inf
-        """When FCM last gave a useful answer, if only a refusal."""
+        """When FCM last gave a useful answer, even if it was a refusal."""
         self.accepted_at = -math.inf
         """When FCM last accepted a push."""
         self._trusted_until = -math.inf
@@ -187,7 +188,7 @@ class FcmHealth:
         return outcome
 
     def _accepted(self, push: Push, target: Target, asked: float, now: float) -> None:
-        """Nearly every push comes here, and nearly none finds anything to mend."""
+        """Called for nearly every push. Nearly always there is nothing to change."""
         who = witness(push, target)
         if self._guard is not None and target.is_device:
             self._guard.vote(who, push.id)
@@ -207,7 +208,7 @@ class FcmHealth:
         if len(self._accepting) < _MOST_PLATFORMS:
             self._accepting.add(platform)
         if (held := self._platforms.get(platform)) is not None:
-            # No other answer counts: a dead token, say, is told before anybody asks for the credentials.
+            # No other answer counts: FCM reports a dead token, for example, before anybody checks the credentials.
             held.evidence.accept(asked)
             held.votes.note(who, refused=False)
             if asked >= held.since:
@@ -274,16 +275,17 @@ class FcmHealth:
     def _misfit(
         self, push: Push, who: Hashable, platform: str | None, outcome: Outcome, asked: float, now: float
     ) -> Outcome:
-        """Lets the device wait; or its platform, if nearly all devices of it do not fit the credentials.
+        """Makes the push wait; or its platform, if nearly all devices of the platform do not fit the credentials.
 
-        Three are enough if FCM has never accepted a push for the platform, as with a key of the wrong environment.
+        Three users are enough if FCM has never accepted a push for the platform, as with a key of the wrong
+        environment.
         """
         if platform is None:
             refused = self._refused_pushes.note(push, self._evidence, now)
             return self._refuse_alone(push, outcome, refused, self._evidence)
         held = self._platforms.setdefault(platform, _Platform())
         refused = self._refused_pushes.note(push, held.evidence, now)
-        if refused.times == 1:  # a retry is no new evidence against those that were accepted once
+        if refused.times == 1:  # a retry is no new evidence against devices that were accepted once
             held.votes.note(who, refused=True)
         if asked < held.since:
             return replace(outcome, delay=max(0.0, held.until - now), uses_try=False)
@@ -341,7 +343,7 @@ class FcmHealth:
         return self.fails and self._away.reason is None
 
     def answered(self, outcome: Outcome, asked: float, now: float) -> None:
-        """Learns from the answer to a question that is no push."""
+        """Learns from the answer to a question, which is no push; see sending/fcm_question.py."""
         if outcome.http_status is not None and not _is_failure(outcome):
             self._trusted_until = now + _TRUSTED_S
             self._note_presence(asked, now)
@@ -349,7 +351,7 @@ class FcmHealth:
             self._accepts_until = now + _ACCEPTS_S
 
     def note_token(self, now: float) -> bool:
-        """There is an access token, so a pause for want of one is probed at once. Returns whether that is sooner."""
+        """There is an access token. Allows a probe at once if sending is paused for want of one; returns True if so."""
         code, wait = self._refused.code, self._refused.probes_in(now)
         if code is None or not code.startswith(_OF_OAUTH) or not wait:
             return False
@@ -419,12 +421,12 @@ def _is_failure(outcome: Outcome) -> bool:
 
 
 def _claims(push: Push, refused: Refused) -> int:
-    """How often a push has been claimed in vain. Its row knows it, because this process forgets, and is not alone."""
+    """How often a push has been claimed in vain. The row counts too: this process forgets, and others claim as well."""
     return max(refused.times, push.attempt - push.lost_claims)
 
 
 def _refusals(push: Push, refused: Refused) -> int:
-    """How often FCM has refused a push. Its row counts tries, because this process forgets, and is not alone."""
+    """How often FCM has refused a push. The row counts tries: this process forgets, and others claim as well."""
     return max(refused.times, push.retry_count + 1)
 
 

@@ -24,7 +24,7 @@ class Places:
 
     def take(self, *, is_high: bool) -> bool:
         """Takes a free place; False: there is none, and the caller has to ``wait``."""
-        # A place that is free although somebody waits for one is of no use to those who wait.
+        # Nobody is overtaken here: if a place is free although others wait, they may not have it.
         if self._free <= 0 or not (is_high or self._free_for_normal > 0):
             return False
         self._free -= 1
@@ -53,7 +53,7 @@ class Places:
 
     def _hand_over(self) -> None:
         for waiting, is_high in ((self._waiting_high, True), (self._waiting_normal, False)):
-            # One that was cancelled takes no place.
+            # A request that was cancelled takes no place.
             while waiting and (waiting[0].done() or self.take(is_high=is_high)):
                 turn = waiting.popleft()
                 if not turn.done():

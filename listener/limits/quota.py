@@ -20,23 +20,23 @@ from dataclasses import dataclass
 from listener.fcm.outcome import Limit
 
 RECOVERY_S = 60.0
-"""Seconds from nothing back to the whole quota: FCM's own window, until whose end it goes on refusing."""
+"""Seconds from nothing back to the whole quota. FCM's own window is as long, and FCM goes on refusing until its end."""
 
 LEAST_FRACTION = 0.01
-"""Of the quota. The rate never falls below it, because without any request nobody learns when FCM accepts again."""
+"""Of the quota. The rate never falls below this, because without any request nobody learns when FCM accepts again."""
 
 _REDUCE_EVERY_S = 1.0
 _KEPT_OF_PROJECT = 0.5
-# Of the requests. Half of it, a second, is less than the recovery in that second.
+# Of the requests. A smaller share would reduce the rate by less than 2 % a second; the recovery is 1.7 % a second.
 _HARDLY_REFUSED = 0.04
 
-# A request counts as sent lately for this long, fading.
+# The time constant with which a request fades out of what was sent lately.
 _MEMORY_S = 6.0
 
 _FEW = 500
 _FOR_HIGH = 0.2  # of the bucket
 _GRAIN_S = 0.05
-_SOONEST_S = 0.001  # for what is lacking by rounding only
+_SOONEST_S = 0.001  # the shortest wait, when only a rounding error is lacking
 _NOTEWORTHY = 0.01  # of the quota
 
 
@@ -69,7 +69,7 @@ class Quota:
         self._ramp = ramp
         self._workers = 1
         self._fraction = Fraction()
-        self._reduced_at = -math.inf  # by this worker, or by another as far as it was read
+        self._reduced_at = -math.inf  # by this worker, or when it read of a reduction by another one
         self._now = now
         self._used = 0.0  # requests a second, lately
         self._refused = 0.0  # of these, answered with a 429 that does not say whose quota is used up
@@ -77,7 +77,7 @@ class Quota:
         _, self._normal, self._high = _bucket(per_minute)
 
     def learn(self, workers: int, fraction: Fraction, now: float) -> None:
-        """Takes over how many workers live, and the fraction that they have agreed on; the lesser one counts."""
+        """Takes over the number of live workers, and their common fraction if it is less than this worker's."""
         self._advance(now)
         self._workers = max(1, workers)
         if fraction.at(now) < self._fraction.at(now) - _NOTEWORTHY:
@@ -159,7 +159,7 @@ class Quota:
         """Takes the requests of ``pushes`` claimed pushes out of the bucket.
 
         They may be more than there was room for, because a user may have many devices. Then later pushes of the same
-        priority wait for it.
+        priority wait until the bucket has made up for it.
         """
         self._used += (high + normal) / _MEMORY_S
         if pushes:
@@ -219,5 +219,5 @@ def _bucket(share: float) -> tuple[float, float, float]:
 
 
 def _grain(rate: float, size: float) -> float:
-    """Requests from which on a claim is worth its round trip."""
+    """The number of requests that makes a claim worth its round trip."""
     return max(1.0, min(size / 2.0, rate * _GRAIN_S))

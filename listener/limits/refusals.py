@@ -1,7 +1,7 @@
 """Distinguishes a refusal of everything from the refusal of one push. Pure; times are monotonic seconds.
 
 FCM may refuse one push for ever with an answer that sounds as if our configuration were wrong. While FCM accepts
-others, only that push waits, and dies in the end.
+others, only that push waits, and becomes dead in the end.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from listener.push import Push, Target
 
 _ENOUGH = 3
 VOTES = 20
-"""The witnesses whose votes count: the latest ones."""
+"""The votes of this number of witnesses count, the latest ones."""
 _NEARLY_ALL = 0.9
 _REMEMBERED = 10_000
 
 
 def witness(push: Push, target: Target) -> Hashable:
-    """Names what an answer counts for: the user of the push, or else its target, of which only a hash is kept."""
+    """Names the one for whom an answer counts: the user of the push, or else a hash of its target."""
     return push.user_id or hash((target.kind, target.value))
 
 
@@ -31,9 +31,9 @@ class Verdict(Enum):
     """What a refusal concerns: one push, one user or everybody."""
 
     ALL = auto()
-    """Everybody: three witnesses were refused and none was accepted between."""
+    """Everybody: three witnesses were refused, and none was accepted in between."""
     DOUBT = auto()
-    """Perhaps everybody: it is the first, and nothing was accepted lately."""
+    """Perhaps everybody: nothing was accepted lately."""
     ONE = auto()
     """This push, as far as is known."""
 
@@ -82,7 +82,7 @@ class Votes:
             self._votes.popitem(last=False)
 
     def nearly_all_refused(self, *, fewest: int) -> bool:
-        """Whether at least nine in ten were, of no fewer than ``fewest``."""
+        """Whether at least ``fewest`` witnesses have voted, and at least nine in ten of them were refused."""
         refused = sum(self._votes.values())
         return len(self._votes) >= fewest and refused >= _NEARLY_ALL * len(self._votes)
 
@@ -92,7 +92,7 @@ class Refused:
     """A push that FCM has refused."""
 
     attempt: int
-    """The latest one that was refused."""
+    """The latest attempt that was refused."""
     first: float
     """When its first refusal came."""
     latest: float

@@ -1,4 +1,4 @@
-"""The quota that all workers share: while this worker sends it reads how many others do, and what FCM told them."""
+"""The quota that all workers share. While this worker sends, it reads how many others live and what FCM told them."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ _HARDLY_REDUCED = 0.95
 class SharedQuota:
     """What this worker may claim of the quota that all workers share.
 
-    The database is not asked while this worker sends next to nothing: then the number of workers matters to nobody but
-    those that read the metrics, and is told now and then by what reads the queue for them.
+    While this worker sends next to nothing it does not ask the database. Then the number of workers matters only for
+    the metrics, and OverviewWatch passes it on now and then (see ``saw_workers``).
 
     Args:
-        interval: seconds between two looks at what the others do.
+        interval: seconds between two questions about the other workers.
     """
 
     def __init__(self, workers: Workers, quota: Quota, metrics: Metrics, *, interval: float = 1.0) -> None:
@@ -90,12 +90,12 @@ class SharedQuota:
             self._used.set()
 
     def learn(self, state: QuotaState) -> None:
-        """Takes over what was just read of the other workers."""
+        """Takes over what this worker has just read about the others."""
         now = time.monotonic()
         self._quota.learn(state.workers, Fraction(state.fraction, now - state.age), now)
 
     def saw_workers(self, workers: int) -> None:
-        """This number of workers lives, this one included; also told while this worker sends nothing."""
+        """This number of workers lives, this one included. Called also while this worker sends nothing."""
         self._quota.learn(workers, self._quota.fraction, time.monotonic())
 
     async def run(self) -> None:

@@ -33,5 +33,5 @@ def after_losses(lost: int, most: int, now: float) -> SlowStart:
 
 
 def after_pause(now: float) -> SlowStart:
-    """How to go on when a pause is over: a thousand pushes at once could bring down a fresh recovery."""
+    """How to go on after a pause: a thousand pushes at once could end a recovery that has just begun."""
     return SlowStart(8, 1.0, now)

@@ -23,8 +23,8 @@ _SHARE = 0.9
 class TokenLossBreaker:
     """Watches the answers to sends at tokens, and disbelieves "dead" when nearly every user gets that answer.
 
-    Each witness (see :func:`listener.limits.refusals.witness`) has one vote. It is alive if its latest push was
-    accepted by any of its devices, else dead. The votes of the last hundred witnesses count.
+    Each witness (see :func:`listener.limits.refusals.witness`) has one vote. It counts as alive if FCM accepted its
+    latest push for any of its devices, else as dead. The votes of the last hundred witnesses count.
     """
 
     def __init__(self) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Final
 
 PLATFORMS: Final = ("android", "ios", "web", "other")
-"""Of devices. other: a view of the application's own may call a platform anything."""
+"""Platforms of devices. other: a view of the application's own may call a platform anything."""
 
 TARGETS: Final = (*PLATFORMS, "unknown", "topic")
 """Where a request goes. unknown: a registration token without a platform. topic: a topic or a condition."""
@@ -19,10 +19,10 @@ PRIORITIES: Final = ("high", "normal")
 PAUSES: Final = ("refused", "away", "token_loss", "no_access_token")
 
 STATUSES: Final = ("pending", "sent", "failed", "dead", "expired")
-"""That a settlement gives a row."""
+"""Statuses that a settlement gives a row."""
 
 STATEMENTS: Final = ("claim", "settle", "read")
-"""That are timed."""
+"""Statements that are timed."""
 
 FAILING_STATEMENTS: Final = (
     "claim", "settle", "read", "look", "unwritable", "quota", "peers", "polling", "purge",
@@ -34,31 +34,31 @@ FCM: Final = (
     "APNS_AUTH_ERROR", "INTERNAL", "INVALID_ARGUMENT", "QUOTA_EXCEEDED", "SENDER_ID_MISMATCH", "THIRD_PARTY_AUTH_ERROR",
     "UNAVAILABLE", "UNREGISTERED", "UNSPECIFIED_ERROR",
 )  # fmt: skip
-"""FCM's own. Source: FCM HTTP v1, ErrorCode."""
+"""FCM's own codes. Source: FCM HTTP v1, ErrorCode."""
 
 GOOGLE: Final = (
     "ABORTED", "ALREADY_EXISTS", "CANCELLED", "DATA_LOSS", "DEADLINE_EXCEEDED", "FAILED_PRECONDITION", "NOT_FOUND",
     "OUT_OF_RANGE", "PERMISSION_DENIED", "RESOURCE_EXHAUSTED", "UNAUTHENTICATED", "UNIMPLEMENTED", "UNKNOWN",
 )  # fmt: skip
-"""Of every Google API. Source: google.rpc.Code; the others are among FCM's own."""
+"""Codes of every Google API. Source: google.rpc.Code; its other codes are among FCM's own."""
 
 HTTP: Final = ("HTTP_400", "HTTP_403", "HTTP_404", "HTTP_429", "HTTP_500", "HTTP_502", "HTTP_503", "HTTP_504")
-"""Of answers that are not in FCM's JSON; the frequent ones. There is one for each status."""
+"""Codes of answers that are not in FCM's JSON. Every HTTP status has a code; these are the frequent ones."""
 
 FAULTS: Final = ("CONNECT", "DNS", "PROTOCOL", "PROXY", "RESET", "TIMEOUT", "TLS")
-"""Of requests without an answer."""
+"""Codes of requests without an answer."""
 
 OAUTH: Final = (
     "OAUTH_CONNECT", "OAUTH_CREDENTIALS", "OAUTH_PROTOCOL", "OAUTH_REFUSED", "OAUTH_TIMEOUT", "OAUTH_UNAVAILABLE",
 )  # fmt: skip
-"""Of the access token."""
+"""Codes of failures to get an access token."""
 
 INVALID: Final = (
     "EMPTY_MESSAGE", "INVALID_CONDITION", "INVALID_DATA", "INVALID_OPTIONS", "INVALID_PRIORITY", "INVALID_PUSH",
     "INVALID_TARGET", "INVALID_TOKEN", "INVALID_TOPIC", "NO_TARGET", "PAYLOAD_TOO_LARGE", "QUARANTINED",
     "TITLE_MISSING",
 )  # fmt: skip
-"""Of pushes that are refused before any request."""
+"""Codes of pushes that are refused before any request."""
 
 OURS: Final = ("INTERNAL_ERROR", "INVALID_TEXT", "NOT_WRITTEN", "NO_RECIPIENTS", "TOKEN_LOSS")
 

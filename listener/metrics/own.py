@@ -50,7 +50,7 @@ _STATEMENT = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5,
 
 
 class _DroppedLines(Collector):
-    """What the log counts by itself, because it does so for the whole process and in a thread."""
+    """The lines that the log has dropped. The log counts them itself, in a thread and for the whole process."""
 
     def describe(self) -> Iterator[CounterMetricFamily]:
         return self.collect()
@@ -73,15 +73,15 @@ class Moment(Collector):
             registry.register(self)
 
     def set(self, at: float | None) -> None:
-        """It is then; None: nobody knows."""
+        """Sets the point in time; None: it is not known."""
         self.at = at
 
     def set_to_current_time(self) -> None:
-        """It is now."""
+        """Sets the point in time to now."""
         self.at = time.time()
 
     def describe(self) -> Iterator[GaugeMetricFamily]:
-        """What the registry knows it by."""
+        """The name and the help, for the registry."""
         yield GaugeMetricFamily(self._name, self._about)
 
     def collect(self) -> Iterator[GaugeMetricFamily]:
@@ -94,11 +94,11 @@ class Metrics:
     """The metrics of one process, in a registry of their own.
 
     Args:
-        listens: False: the process never listens, so nothing is told about LISTEN.
+        listens: False: the process never listens, so it has no metrics about LISTEN.
     """
 
     def __init__(self, *, listens: bool = True) -> None:
-        disable_created_metrics()  # type: ignore[no-untyped-call]  # a series more for each, which nobody asks for
+        disable_created_metrics()  # type: ignore[no-untyped-call]  # nobody needs one more series for each counter
         registry = self.registry = CollectorRegistry()
         of_listening = registry if listens else None
         Info("push_build", "Version of push-listener.", registry=registry).info({"version": __version__})
@@ -341,7 +341,7 @@ class Metrics:
         """Read from the database."""
 
     def forget_worker(self) -> None:
-        """No worker runs: what the last one has left behind belongs to its peers."""
+        """No worker runs: the rows that the last one has left behind belong to its peers."""
         self.progress.set(None)
         self.in_flight.set(0)
         self.settle_backlog.set_function(float)

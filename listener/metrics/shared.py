@@ -1,4 +1,4 @@
-"""What every process reads from the database: the same from each, and absent while it cannot be read."""
+"""Metrics that every process reads from the database, and that are absent while they cannot be read."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 STALE_AFTER_S = 300.0
-"""Seconds after which a reading is not told any more. The alerts leave it out from then on (rules/shared.yml), and a
-person is called if there is no newer one, so the time between two readings is always less."""
+"""Seconds for which a reading is shown. After that the alerts leave it out too (rules/shared.yml), and call a person if
+there is no newer reading. So the time between two readings is always shorter."""
 
 _RECEIPTS = ("delivered", "opened", "clicked")
 
@@ -58,25 +58,25 @@ class Figures:
 
 
 class Shared(Collector):
-    """Tells what was read last. A failed read takes all of it away, except the time of the last success."""
+    """Shows the last reading. After a failed read it shows only the time of the last success."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self._figures: Figures | None = None
         self._strangers: Mapping[tuple[str, str], int] = {}
         self._read_at = 0.0  # Unix time
         self._fresh_until = 0.0  # monotonic
-        self._most: Mapping[datetime.date, Sequence[int]] | None = None  # receipts seen of a day, by kind
+        self._most: Mapping[datetime.date, Sequence[int]] | None = None  # highest sums of a day, by kind
         self._receipts = dict.fromkeys(_RECEIPTS, 0)
         self._subscribers: list[Callable[[Figures | None], None]] = []
         registry.register(self)
 
-    def subscribe(self, told: Callable[[Figures | None], None]) -> None:
-        """Calls it with every reading from now on, and with None after one that failed."""
-        self._subscribers.append(told)
+    def subscribe(self, function: Callable[[Figures | None], None]) -> None:
+        """Calls ``function`` with every reading from now on, and with None after one that failed."""
+        self._subscribers.append(function)
 
     @property
     def figures(self) -> Figures | None:
-        """What was read last, while it is told."""
+        """The last reading, while it is shown."""
         return self._figures if time.monotonic() < self._fresh_until else None
 
     @property
@@ -85,26 +85,28 @@ class Shared(Collector):
         return None if self.figures is None else STALE_AFTER_S - (self._fresh_until - time.monotonic())
 
     def show(self, figures: Figures) -> None:
-        """Tells these from now on."""
+        """Shows these figures from now on."""
         self._figures = figures
         self._read_at, self._fresh_until = time.time(), time.monotonic() + STALE_AFTER_S
         self._count_receipts(figures.receipts)
-        for told in self._subscribers:
-            told(figures)
+        for function in self._subscribers:
+            function(figures)
 
     def show_strangers(self, sessions: Mapping[tuple[str, str], int]) -> None:
-        """Tells from now on how many foreign sessions hold a lock, by lock and role. A sweep reads them."""
+        """Shows from now on how many foreign sessions hold a lock, by lock and role. A sweep reads them."""
         self._strangers = sessions
 
     def forget(self) -> None:
-        """Tells nothing until the next ``show``: what was read may not be so any more."""
+        """Shows nothing until the next ``show``: the last reading may no longer be true."""
         self._figures, self._strangers = None, {}
-        for told in self._subscribers:
-            told(None)
+        for function in self._subscribers:
+            function(None)
 
     def _count_receipts(self, days: Mapping[datetime.date, Sequence[int]]) -> None:
-        """Adds what is more than ever before. The sums of the database fall when a push is sent again, and rise again
-        without new receipts: a counter must not.
+        """Adds the receipts by which the sums of a day exceed their highest value so far.
+
+        The sums of the database fall when a push is sent again, and then rise again without new receipts. A counter
+        must do neither.
         """
         most: dict[datetime.date, Sequence[int]] = {}
         for day, counts in days.items():
@@ -116,7 +118,7 @@ class Shared(Collector):
         self._most = most
 
     def describe(self) -> Iterator[Metric]:
-        """What the registry knows it by."""
+        """The names and the help, for the registry."""
         yield from _families().values()
 
     def collect(self) -> Iterator[Metric]:

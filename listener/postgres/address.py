@@ -1,8 +1,8 @@
 """Refuses a Postgres address whose parts are ambiguous. Pure.
 
-libpq takes the text before the first @ as user name and password, unless a / comes before it. So a delimiter cuts a
-password in two, and its rest becomes a host name, a port or a database: every message that names the host would show
-it. No message of this module quotes a part of the address.
+libpq takes the text before the first @ as user name and password, unless a / comes before it. So a delimiter in a
+password cuts it in two, and the rest of it becomes a host name, a port or a database. Every message that names the host
+would then show a part of the password. No message of this module quotes a part of the address.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def checked(address: str) -> str:
     try:
         parts = conninfo_to_dict(address)
     except Exception:
-        # The parser's own message quotes the address, password and all.
+        # The parser's own message quotes the address with its password.
         raise ValueError(
             "is not a Postgres address (postgresql://user:password@host:port/database), or has a parameter that "
             "libpq does not know: remove what stands behind the ?"
@@ -73,9 +73,9 @@ def checked(address: str) -> str:
 
 
 def _without_foreign_parameters(url: str) -> str:
-    """A URL without the parameters that only other clients understand. Raises ValueError for one that it cannot follow.
+    """A URL without the parameters that only other clients understand. Raises ValueError for one that must be changed.
 
-    The names of others are not shown: what stands behind the ? may belong to a password.
+    The names of unknown parameters are not shown: the text after the ? may belong to a password.
     """
     before, mark, query = url.partition("?")
     kept = []
@@ -94,7 +94,7 @@ def _without_foreign_parameters(url: str) -> str:
 
 
 def _ambiguities(rest: str) -> list[str]:
-    """The faults because of which libpq, or a reader, may misread a URL; ``rest`` is the part after the scheme.
+    """The faults that may make libpq, or a person, misread a URL; ``rest`` is the part after the scheme.
 
     A URL without these faults has at most one @, and neither / nor ? before it. So user name and password are exactly
     the text before the @.

@@ -1,12 +1,12 @@
 """How many rows one statement may bring or write, when triggers of the application make each row slow. Pure.
 
-What to do with the rows of the statement that has timed out is not decided here; see parts.py, and Settler.
+For what becomes of the rows of a statement that has timed out, see parts.py and Settler.
 """
 
 from __future__ import annotations
 
 MOST_CLAIMED = 1 << 12
-"""Rows in one claim. CLAIM_BATCH is no more."""
+"""Rows in one claim, at most. CLAIM_BATCH is never larger."""
 
 _HOLD_S = 5.0
 _LONGEST_HOLD_S = 900.0
@@ -35,8 +35,8 @@ class BatchLimit:
         return self._limit
 
     def timed_out(self, rows: int, now: float) -> None:
-        """A statement with so many rows has timed out, or has failed although none of the rows is at fault."""
-        if self._has_grown:  # too early
+        """A statement with this number of rows has timed out, or has failed although none of the rows is at fault."""
+        if self._has_grown:  # it has grown too early
             self._hold = min(_LONGEST_HOLD_S, 2 * self._hold)
             self._has_grown = False
         self._limit = max(1, min(self._limit, rows) // 2)

@@ -1,7 +1,7 @@
 """The statement that claims rows, and how the rows that it returns become pushes.
 
-Which rows it claims, one of three files says: due.sql (those that are due), these.sql (some that the same transaction
-has locked) or forgotten.sql (those whose claim Postgres has forgotten; see settlements.py).
+One of three files selects the rows: due.sql (due rows), these.sql (rows that the same transaction has locked) or
+forgotten.sql (rows whose claim Postgres has forgotten; see settlements.py).
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ LOCK_DUE: LiteralString = f"with {_DUE} select id from due order by lane, due_at
 """Locks the rows that ``CLAIM`` would claim, and returns their ids."""
 _STILL_CLAIMED = load(__file__, "still_claimed")
 
-# Postgres counts in whole ones, and a float holds half of one.
+# Postgres counts in whole microseconds, and a float is exact enough for half of one.
 _HALF_A_MICROSECOND = 5e-7
 
 
@@ -55,9 +55,9 @@ class Claiming:
         """Claims rows. Raises NotAsWritten, within the transaction, if a trigger has ignored or changed a claim.
 
         Args:
-            conn: in a transaction, unless no trigger may change a row.
+            conn: in a transaction, if a trigger may change a row.
             statement: ``CLAIM``, ``CLAIM_THESE`` or ``CLAIM_FORGOTTEN``.
-            values: those that the file which selects the rows names, and ``is_strict``.
+            values: for the placeholders of the file that selects the rows, and ``is_strict``.
             reader: reads the rows; a new one for each claim.
         """
         # By position: a mapping by name (class_row) doubles the CPU time that 500 rows take here.
@@ -106,7 +106,7 @@ class ClaimReader:
         self._counts = [0, 0]
         self._last = [-math.inf, -math.inf]
         self.table_size = 0
-        """Of ``push_notifications``, in bytes."""
+        """The size of ``push_notifications``, in bytes."""
 
     def __call__(
         self,

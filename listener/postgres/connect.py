@@ -1,4 +1,4 @@
-"""How connections to Postgres are made."""
+"""Makes connections to Postgres."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ _KEEPALIVE = (
 )
 
 STATEMENT_PATIENCE_S = 30.0
-"""For a statement without an answer: a network may swallow every packet and still acknowledge it."""
+"""Seconds to wait for the answer to a statement: a network may acknowledge every packet and still drop it."""
 
 _CONFIGURE_PATIENCE_S = 5.0
 _LOGIN_PATIENCE_S = 15.0
 
-# A pool that got no further connection makes do with those it has.
+# A pool that could not open another connection works with those it has for this long.
 _BETWEEN_TRIES_TO_GROW_S = (10.0, 20.0)
 
 _PROBES = 24
@@ -52,9 +52,9 @@ _BETWEEN_PROBES_S = 0.01
 # A pooler in session mode that resets nothing hands over a session with the locks and the prepared statements of its
 # former client, under names that psycopg uses again.
 _CLEAN = "deallocate all; unlisten *; select pg_catalog.pg_advisory_unlock_all()"
-# Overrides what the role, the database or the server prescribes: under a stricter isolation concurrent claims fail, and
-# these connections are meant to be idle. Postgres takes some of our statements for more expensive than they are, and
-# would compile them, which takes longer than they do.
+# Overrides the settings of the role, the database or the server. Under a stricter isolation concurrent claims fail, and
+# these connections are meant to be idle. Postgres overestimates the cost of some of our statements and would compile
+# them, which takes longer than to execute them.
 _SETTINGS = """
 select pg_catalog.set_config('default_transaction_isolation', 'read committed', false),
        pg_catalog.set_config('idle_session_timeout', '0', false),
@@ -63,15 +63,15 @@ select pg_catalog.set_config('default_transaction_isolation', 'read committed', 
 
 # An index serves each statement of the service, but Postgres prefers to read the whole table while it is small, and a
 # session keeps such a plan when the table has grown. Postgres may also plan a claim anew each time, which takes as long
-# as the claim itself: the plan need not depend on the values.
+# as the claim itself and is of no use, because the plan need not depend on the values.
 PLANNING = """
 select pg_catalog.set_config('enable_seqscan', 'off', false),
        pg_catalog.set_config('plan_cache_mode', 'force_generic_plan', false)
 """
-"""What the sessions of ``ServicePool`` are set to besides."""
+"""Additional settings for the sessions of ``ServicePool``."""
 
 _SMALL_BYTES = 64 * 1024
-"""Below twice this size of the table, no plan is bad enough to be made anew."""
+"""While the table is smaller than twice this, no plan is bad enough to be made anew."""
 
 _LOOKS_FOR_LOCK = 20
 _BETWEEN_LOOKS_S = 0.1
@@ -89,18 +89,18 @@ _BACKEND = "select pg_catalog.pg_backend_pid()"
 
 ENCODING = "utf8"
 """For ``client_encoding`` of each connection. By default it is the server's, and with SQL_ASCII psycopg returns bytes
-in place of text. It is sent when a connection starts: a pooler in transaction mode keeps that and loses SET."""
+in place of text. It is sent when a connection starts, because a pooler in transaction mode keeps that and loses SET."""
 
 
 class Address:
-    """Where Postgres is, and what keeps it from letting this process in.
+    """Where Postgres is, and why it does not let this process in.
 
-    While the server refuses the login for a reason that does
-    not pass by itself, such as a wrong password, it is asked seldom: a platform may ban a machine that goes on trying.
+    If the server refuses the login for a reason that does not pass by itself, such as a wrong password, this process
+    tries again only seldom: a platform may ban a machine that goes on trying.
 
     Args:
         dsn: the address.
-        refused_least: seconds, at least, before a login is tried again that was refused.
+        refused_least: seconds, at least, before a refused login is tried again.
         refused_first: seconds, at most, before the first such try.
         refused_longest: seconds, at most, before any such try.
     """
@@ -115,16 +115,16 @@ class Address:
     ) -> None:
         self.dsn = with_defaults(dsn)
         self.condition: Condition | None = None
-        """What the last login failed for; None after one that succeeded."""
+        """Why the last login failed; None after one that succeeded."""
         self._refusal = ""
         self._backoff = Backoff(refused_first, refused_longest, least=refused_least)
         self._try_at = -math.inf
 
     @contextmanager
     def login(self) -> Iterator[None]:
-        """Connections are made within this. Raises psycopg.OperationalError without a try if it is too early for one.
+        """Connect within this block. Raises psycopg.OperationalError without a try if it is too early for one.
 
-        The error says what the last try was refused for.
+        The error says why the last try was refused.
         """
         self.raise_if_too_early()
         if self._refusal:
@@ -178,10 +178,11 @@ class Address:
 def with_defaults(dsn: str) -> str:
     """The address, with our encoding, and with settings that notice a dead network.
 
-    A setting of the latter in the address itself takes precedence.
+    A setting for the network in the address itself takes precedence.
 
-    Of several hosts one may be a standby, so the address leads to the first server that can be written to. For a single
-    host that is not asked for: PgBouncer goes on telling its clients what the server was when it first connected to it.
+    Of several hosts one may be a standby, so the address leads to the first server that can be written to. A single
+    host is not checked, because PgBouncer goes on telling its clients what the server was when PgBouncer first
+    connected to it.
     """
     given = conninfo_to_dict(dsn)
     if "," in str(given.get("host") or given.get("hostaddr") or os.environ.get("PGHOST", "")):
@@ -199,9 +200,9 @@ def note_size(conn: Connection, size: int) -> None:
 
 
 async def prepare_session(conn: Connection) -> None:
-    """Makes a new session what the service relies on. Raises psycopg.Error.
+    """Puts a new session into the state that the service relies on. Raises psycopg.Error.
 
-    Not behind a transaction pooler, where a connection is no session.
+    Do not use it behind a transaction pooler, where a connection is no session.
     """
     await conn.execute(_CLEAN, prepare=False)
     await conn.execute(_SETTINGS)
@@ -237,7 +238,7 @@ class ServicePool(Pool):
             open=False,
             timeout=patience,
             reconnect_timeout=patience,
-            max_idle=60.0,  # what this pool does not need, another process may
+            max_idle=60.0,  # another process may need the connections that this pool does not
             kwargs={
                 "pool": self,
                 "autocommit": True,
@@ -282,17 +283,17 @@ class ServicePool(Pool):
         conn.planned_for = self._size
 
     async def shrink(self) -> None:
-        """Leaves a connection to somebody else: closes all but one, and opens no more until ``grow``."""
+        """Leaves connections to others: closes all but one, and opens no more until ``grow``."""
         self._is_small = True
         await self.drain()
 
     def grow(self) -> None:
-        """Ends what ``shrink`` began."""
+        """Lets the pool open more connections again, after ``shrink``."""
         self._is_small = False
 
     @contextmanager
     def opening(self) -> Iterator[None]:
-        """One more connection is opened within this. Raises psycopg.OperationalError if the pool is not to grow."""
+        """Open one more connection within this block. Raises psycopg.OperationalError if the pool is not to grow."""
         others = self._opening + self._living_count
         if others and (self._is_small or time.monotonic() < self._grow_at):
             raise psycopg.OperationalError("no more connections allowed")
@@ -323,7 +324,7 @@ class ServicePool(Pool):
         return sum(not conn.closed for conn in self._living)
 
     async def _replace(self, conn: Connection, error: psycopg.Error) -> None:
-        """Closes a connection; and all others, unless each of them would meet the same error."""
+        """Closes a connection; and all others too, unless new ones would meet the same error."""
         await conn.close()
         if condition(error) is not Condition.PRIVILEGE:
             await self.drain()
@@ -338,7 +339,7 @@ class _Pooled(AsyncConnection[tuple[Any, ...]]):
 
     @classmethod
     async def connect(cls, conninfo: str = "", *, pool: ServicePool, **kwargs: Any) -> Self:  # type: ignore[override]
-        """What the pool calls."""
+        """Opens a connection, for the pool."""
         with pool.opening():
             conn = await super().connect(conninfo, **kwargs)
             conn.pool, conn.planned_for = pool, pool._size
@@ -412,7 +413,7 @@ def is_transaction_pooler_blocking(dsn: str) -> bool:
 def keeps_locks(dsn: str) -> bool:
     """Whether the lock of a session outlives its client, as in a session pooler that resets nothing. Blocks.
 
-    Raises psycopg.Error. The lock of the probe, which is nobody's, then remains.
+    Raises psycopg.Error. If the answer is yes, the lock of the probe remains; nobody else uses that lock.
     """
     key = {"high": secrets.randbelow(1 << 31), "low": secrets.randbelow(1 << 31)}
     with psycopg.connect(with_defaults(dsn), autocommit=True) as watching:

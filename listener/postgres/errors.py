@@ -238,7 +238,7 @@ _CONDITIONS = {
 
 # A connection is replaced after these: the server behind it has become read-only, is shutting down or is out of memory
 # for this session, or the pooler has given the session to another client. 42501: a role that was dropped and made anew
-# keeps its name, and its sessions have no privilege any more. Another connection of the same address may be better.
+# keeps its name, and its sessions have no privilege any more. Another connection to the same address may work.
 _SPOILING = ("08", "25", "26000", "42501", "42P05", "53200", "57P", "58", "XX000")
 
 _QUOTED = re.compile(r"\"[^\"]*\"|(?<!\w)'[^']*'(?!\w)")
@@ -346,9 +346,9 @@ def _is_stale_plan(error: psycopg.Error) -> bool:
 
 
 def explain_statement(error: psycopg.Error) -> str:
-    """The same, but what the server says against a statement is told in its own words, for the person at the command.
+    """Like ``explain``, but quotes what the server says against a statement, for the person who runs a command.
 
-    Not for the log: a trigger's words, say, may hold values of a row.
+    Not for the log: the words of a trigger, for example, may contain values of a row.
     """
     sqlstate, said = sqlstate_of(error), error.diag.message_primary
     if said and sqlstate not in _BY_SQLSTATE and not (sqlstate or "").startswith(_CONNECTION_CLASSES):
@@ -374,7 +374,7 @@ def is_transient(error: BaseException) -> bool:
 def is_of_rows(error: BaseException) -> bool:
     """Whether the same statement with fewer rows, or with others, may succeed.
 
-    A lock that a trigger waits for, and a trigger that takes its time, are transient and may yet be those of a row.
+    A lock that a trigger waits for, and a slow trigger, are transient faults, but a single row may be the cause.
     """
     return not is_transient(error) or isinstance(
         error, psycopg.errors.LockNotAvailable | psycopg.errors.QueryCanceled

@@ -1,4 +1,4 @@
-"""From which due time on a worker looks at the queue. Pure; times of this process are monotonic, and passed in.
+"""Decides from which due time on a worker looks at the queue. Pure; times of this process are monotonic, and passed in.
 
 While some transaction keeps an old snapshot, the index holds an entry for every push that was sent since. A look that
 begins at the oldest due time steps over all of them. So a worker remembers for each lane a *floor*, the due time up to
@@ -7,23 +7,24 @@ which it has claimed everything that it could see, and begins there. A worker lo
 - A *claim* takes due rows.
 - A *question* asks, before the worker sleeps, when the next row is due.
 - A *look behind* searches below the floors, on another connection, while claims go on. The next claim takes the rows
-  that it has found, by their ids, besides its own. If there are many, claims begin there once more.
+  that it has found, by their ids, in addition to its own. If there are many, claims go back to the first of them.
 
 Each may be *whole*: over the whole range of due times.
 
 A row comes to lie below the floor in one of these ways:
 
 - A transaction that was open for long commits. A row is due when it is written, or later: the trigger
-  push_listener_never_early sees to that. So the rows of a transaction lie behind the claim before the one whose
-  snapshot first shows the transaction as running. When it has ended, the worker begins there once more.
+  push_listener_never_early ensures that. So the rows of a transaction are not due before the last claim whose snapshot
+  does not show the transaction yet. When the transaction has ended, the worker begins at the time of that claim once
+  more.
 - The application had locked the row, a row that was passed over may be claimed again, or the triggers are disabled.
-  Nothing tells of these, so now and then a look is whole:
+  Nothing reports these events, so now and then a look is whole:
   - As long as whole looks are cheap, a whole claim follows 0.8 s after a claim that began at the floor, unless a whole
-    question comes before. Before the worker sleeps it asks a whole question. If it has done so just before, it asks
-    within a shorter range, and sleeps only until it may ask again.
+    question comes before. Before the worker sleeps it asks a whole question. If it asked one just before, it asks
+    about a shorter range, and sleeps only until it may ask a whole question again.
   - When whole looks are expensive, they are looks behind, and seldom. Questions begin at the floor, as claims do.
 
-The floor is thus a guess that saves time. If it is wrong, a row is found by the next whole look.
+The floor is thus a guess that saves time. If it is wrong, the next whole look finds the row.
 """
 
 from __future__ import annotations
@@ -34,14 +35,14 @@ from dataclasses import dataclass
 from typing import NamedTuple
 from uuid import UUID
 
-# Timers fire that much too early.
+# Timers may fire this much too early.
 _TIMERS_EARLY_S = 0.01
 
-# A row is due at most so long before it is written. The trigger push_listener_never_early has the same number.
+# A row is due at most this long before it is written. The trigger push_listener_never_early has the same number.
 _WRITTEN_LATE_S = 0.5
 
-# What was sent while a transaction was open, claims step over at once if it was open for no longer. Time in which the
-# worker had nothing to do does not count: nothing was sent.
+# If a transaction was open for no longer than this, the next claim steps over all that was sent meanwhile to find its
+# rows. Time in which the worker had nothing to do does not count, because nothing was sent.
 _OPEN_FOR_LONG_S = 5.0
 _IDLE_AFTER_S = 0.5
 
@@ -62,7 +63,7 @@ class Begin:
     ahead: float = math.inf
     """Of a question: it asks for rows that are due within this number of seconds."""
     early: Sequence[UUID] = ()
-    """A claim also takes these rows, which are due before that: a look behind, or a rescue, has found them."""
+    """A claim also takes these rows, which are due earlier: a look behind, or a rescue, has found them."""
 
     @property
     def is_whole(self) -> bool:
@@ -79,8 +80,8 @@ class Seen:
 
     now: float
     high: float | None
-    """Before this time the claim has left no due row of high priority, but for those that were locked or excluded.
-    None: it did not look for high priority."""
+    """Before this time the claim has left no due row of high priority, except locked and excluded ones. None: it did
+    not look for high priority."""
     normal: float | None
     """The same for all other priorities."""
     running: Iterable[str] = ()
@@ -120,13 +121,13 @@ class Frontier:
     """How far one worker has claimed, and when its next look has to be whole.
 
     Args:
-        margin: seconds by which the floor lies before what is claimed. The rows of a transaction that is open for no
-            longer are found at once.
+        margin: seconds by which the floor lies before the time of a claim, at least. The rows of a transaction that is
+            open for no longer than this are found at once.
         at_most: seconds for which claims may begin at the floor, while whole looks are cheap.
         pause_after_question: between two whole questions, in durations of one; never longer than ``at_most``.
-        expensive: a whole look that takes more seconds is made as a look behind.
+        expensive: once a whole look takes more seconds than this, whole looks are made as looks behind.
         pause_after_look: between two whole looks behind, in durations of one; never shorter than ``at_most``.
-        most_behind: the rows of each lane that a look behind may find. If it finds as many, there may be any number.
+        most_behind: the most rows of each lane that a look behind returns. If it returns as many, there may be more.
     """
 
     def __init__(
@@ -155,16 +156,16 @@ class Frontier:
         self._claimed_at = -math.inf
         self._claimed_now = -math.inf  # by the database's clock
         self._busy = 0.0  # seconds, without those in which there was nothing to do
-        # Transactions that the last claim saw running: from which due time on their rows may be, and how long the
-        # worker was busy until then.
+        # Transactions that the last claim saw running. For each, the earliest time at which its rows may be due, and
+        # how long the worker had been busy at that time.
         self._running: dict[str, tuple[float, float]] = {}
-        # From which due time on the rows may be of a long transaction that has ended; inf: of none.
+        # The earliest time at which rows may be due of a long transaction that has ended; inf: there is none.
         self._ended_from = math.inf
         self._early: list[UUID] = []
 
     @property
     def is_expensive(self) -> bool:
-        """Whether whole looks are looks behind."""
+        """Whether whole looks are expensive, and so are made as looks behind."""
         return self.cost > self._expensive
 
     def want_whole_look_at_once(self, now: float) -> None:
@@ -252,9 +253,9 @@ class Frontier:
         self._claimed_at, self._claimed_now = began, seen.now
 
     def _go_back(self, first: float, busy: float, looked_from: Sequence[float]) -> None:
-        """Has rows looked for that are due from ``first`` on, where the last claim has not looked.
+        """Makes a later look search from ``first`` on, where the last claim has not looked.
 
-        The next claim does it; or a look behind, if the worker has been busy for long since ``busy``.
+        That is the next claim; or a look behind, if the worker has been busy for long since ``busy``.
         """
         missed = [lane for lane, begin in zip(self._lanes, looked_from, strict=True) if first < begin]
         if missed and self.is_expensive and busy < self._busy - _OPEN_FOR_LONG_S:
@@ -264,13 +265,14 @@ class Frontier:
                 lane.floor = min(lane.floor, first)
 
     def _first_ended(self, seen: Seen) -> tuple[float, float]:
-        """From which due time on rows of transactions may be that have ended since the last claim; inf: none has ended.
+        """Looks for transactions that have ended since the last claim.
 
-        And how long the worker was busy until then.
+        Returns the earliest time at which their rows may be due (inf: none has ended), and how long the worker had been
+        busy at that time.
         """
         first_claim = self._claimed_at == -math.inf
         new = (-math.inf, -math.inf) if first_claim else (self._claimed_now - _WRITTEN_LATE_S, self._busy)
-        ended = self._running  # but for those that still run, which leave it here
+        ended = self._running  # the next line removes those that still run
         self._running = {each: ended.pop(each, new) for each in seen.running}
         return min(ended.values(), default=(math.inf, math.inf))
 
@@ -286,7 +288,7 @@ class Frontier:
             self._has_looked(lane, began)
 
     def look_behind_in(self, now: float) -> float | None:
-        """In how many seconds a look behind is due; None: not as things stand."""
+        """In how many seconds a look behind is due; None: none is due."""
         if not self.is_expensive or not (self._owes or self._ended_from < math.inf):
             return None
         pause = self._at_most if self._ended_from < math.inf else self._between_looks()
@@ -307,8 +309,8 @@ class Frontier:
     ) -> None:
         """A look behind has found these rows.
 
-        If it may have left some, a transaction that was open for long has inserted many, as a broadcast does. So the
-        claims go back to the first of those that it has found, and another look follows for what lies before that.
+        If there may be more rows, a transaction that was open for long has inserted many, as a broadcast does. So the
+        claims go back to the first of the rows that were found, and another look searches before that one.
         """
         if look.begin == -math.inf:
             self.cost = ended - began
@@ -330,9 +332,9 @@ class Frontier:
         return self._at_most if is_urgent else max(self._at_most, self._pause_after_look * self.cost)
 
     def _has_looked(self, lane: _Lane, began: float) -> None:
-        """A whole look that began then has ended."""
+        """A whole look that began at ``began`` has ended."""
         self._looked_at = began
-        if began > self._urgent_at:  # it does not count if it was under way when it was wanted
+        if began > self._urgent_at:  # it does not count if it was already under way when one was wanted
             lane.owes_since = None
 
     def _between_questions(self) -> float:

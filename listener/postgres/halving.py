@@ -41,12 +41,12 @@ class Halving:
         """Writes what can be written; returns the rest, and the last fault.
 
         It ends early when the database is in trouble, when ``seconds`` have passed, or when so many single values are
-        refused that the fault is hardly in them. What was refused is at the end of the rest.
+        refused that they are hardly the cause. Refused values are at the end of the rest.
 
         Args:
             values: each is written once.
             write: raises one of ROW_FAULTS, or TimeoutError, if it has not written its values.
-            seconds: after which no other statement is begun.
+            seconds: the time after which no further statement begins.
         """
         until = time.monotonic() + seconds
         refused: list[T] = []

@@ -1,4 +1,4 @@
-"""A connection for what people do now and then: none is held while nobody does anything."""
+"""A connection for what people do now and then. It is closed while nobody does anything."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from listener.postgres.errors import spoils_session
 
 
 class OnDemand:
-    """One connection in autocommit, for one caller at a time. It prepares nothing, so a pooler may stand in between.
+    """One connection in autocommit, for one caller at a time. It prepares nothing, so it may go through a pooler.
 
     Args:
         address: where to connect.

@@ -1,4 +1,7 @@
-"""What the database knows of the queue, the server and the results: the same for every worker. It reads no history."""
+"""What the database knows of the queue, the server and the results: the same for every worker.
+
+It reads no finished rows.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +24,8 @@ BY_INDEX: LiteralString = "set local enable_seqscan = off"
 """Makes the next statement of the transaction read the index of waiting rows. The statistics of the table may be from a
 time when most rows waited, and then Postgres would read the whole table."""
 
-# Or from a time when hardly any row waited, and then Postgres would sort a million of them on disk to count them.
+# The statistics may also be from a time when hardly any row waited. Then Postgres would sort a million rows on disk to
+# count them.
 _BY_HASH: LiteralString = "set local enable_sort = off"
 
 DEPTH = load(__file__, "depth")
@@ -123,7 +127,7 @@ class Ended(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Server:
-    """How the server and the workers are."""
+    """The state of the server and of the workers."""
 
     notify_queue: float
     """The part of the server's NOTIFY queue that is in use, from 0 to 1."""
@@ -138,7 +142,7 @@ class Server:
 
 @dataclass(frozen=True, slots=True)
 class Overview:
-    """All of it, from one moment."""
+    """Everything that one statement has read."""
 
     depth: Depth
     server: Server
@@ -164,7 +168,7 @@ async def read(pool: Pool) -> Overview:
 
 
 def _overview(depth: str, unwritable: str, days: str, ended: str, server: str) -> Overview:
-    """Each is JSON: an array of rows, and one row."""
+    """Each argument is JSON: an array of rows; ``server`` is one row."""
     return Overview(
         Depth.of(Waiting(**row) for row in orjson.loads(depth)),
         Server(**orjson.loads(server)),

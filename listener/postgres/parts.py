@@ -24,7 +24,7 @@ T = TypeVar("T")
 _SEVERAL, _SINGLE, _ALL = 1 / 30, 1 / 10, 1 / 2
 # After this time rows that were written are not kept waiting for the others.
 _ENOUGH_S = 0.5
-# After so many rows that were refused alone a search in the server is faster.
+# After this many rows that were refused alone, a search in the server is faster.
 MANY_REFUSED = 50
 
 # A shorter timeout of the role, in any unit, remains.
@@ -46,10 +46,10 @@ class NotAsWritten(ValueError):
 
 @dataclass(slots=True)
 class Written(Generic[T]):
-    """What has become of the rows."""
+    """The outcome of ``write_in_parts``."""
 
     results: list[T] = field(default_factory=list)
-    """What was returned for each part that could be written."""
+    """What ``write`` returned for each part that could be written."""
     refused: dict[UUID, str] = field(default_factory=dict)
     """The rows that could not be written even alone, with the reasons."""
     too_many: int | None = None

@@ -1,4 +1,4 @@
-"""Puts claimed rows back into the queue whose worker does not settle them."""
+"""Puts claimed rows back into the queue that their worker is not going to settle."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ async def put_back(conn: Connection, ids: Sequence[UUID], *, are_lost: bool) -> 
     Args:
         conn: in a transaction that has locked the rows.
         ids: the rows.
-        are_lost: their worker has died; False: this worker did not know that it had claimed them.
+        are_lost: True: their worker has died; False: this worker did not know that it had claimed them.
 
     Raises psycopg.OperationalError when the connection is lost.
     """

@@ -86,7 +86,7 @@ class Queue:
     Args:
         worker_id: becomes ``claimed_by`` in the rows of this worker.
         lease: seconds for which a claimed row belongs to it.
-        incarnation: what its row in ``push_listener.workers`` has; None: it has no row.
+        incarnation: of the worker, as its row in ``push_listener.workers`` says; None: it has no row.
     """
 
     def __init__(self, pool: Pool, *, worker_id: int, lease: float, incarnation: UUID | None = None) -> None:
@@ -115,13 +115,13 @@ class Queue:
     ) -> list[Push]:
         """Claims due rows under a lease: high priority first, then by due time.
 
-        Rows that cannot be claimed are passed over, and noted for all workers. Fewer rows are returned then, or none.
+        Rows that cannot be claimed are passed over, and noted for all workers. Then it returns fewer rows, or none.
 
         Args:
             limit: at most this number of rows.
             normal_limit: at most this number of rows of normal priority; None: ``limit``.
             excluded: rows that are not claimed.
-            begin: rows that are due before that are not claimed, but for its ``early`` ones.
+            begin: rows that are due before that are not claimed, except its ``early`` ones.
         """
         normal_limit = limit if normal_limit is None else normal_limit
         ends = time.monotonic() + STATEMENT_PATIENCE_S / 4
@@ -161,7 +161,7 @@ class Queue:
     async def _claim_in_parts(
         self, limit: int, normal_limit: int, excluded: Sequence[UUID], begin: Begin
     ) -> tuple[list[Push], int]:
-        """Claims what can be claimed, and notes the rest; returns the number of the latter as well.
+        """Claims what can be claimed, and notes the rest; returns the pushes, and the number of rows that it noted.
 
         The frontier stays where it is, so that the next look sees the rows that this one has passed over.
         """
@@ -173,7 +173,7 @@ class Queue:
                     conn, CLAIM_THESE, {"ids": list(part), "is_strict": False}, ClaimReader()
                 )
 
-            await claim([])  # what fails without rows is no row's fault
+            await claim([])  # if this fails, no row is at fault
             cursor = conn.cursor(row_factory=scalar_row)
             await cursor.execute(LOCK_DUE, _due_values(limit, normal_limit, excluded, begin))
             written = await write_in_parts(conn, await cursor.fetchall(), claim, may_stop=True)
@@ -188,7 +188,7 @@ class Queue:
     async def _find_unclaimable(self, conn: Connection, excluded: Sequence[UUID]) -> dict[UUID, str]:
         """More due rows whose update is refused: a search in the server finds a thousand in the time of fifty claims.
 
-        It finds neither what only reading a row shows nor rows that are slow.
+        It does not find rows that are slow, or that fail only when they are read.
         """
         try:
             async with conn.transaction():
@@ -278,7 +278,7 @@ class Queue:
         return bool(found)
 
     async def sweep(self, excluded: Sequence[UUID] = (), begin: Begin = WHOLE) -> Sweep:
-        """Asks what ``earliest`` asks, and besides what may have gone wrong unnoticed: see ``Sweep``."""
+        """Asks what ``earliest`` asks, and also what may have gone wrong unnoticed: see ``Sweep``."""
         began = time.monotonic()
         async with self._pool.connection() as conn:
             cursor = conn.cursor(row_factory=kwargs_row(_sweep))

@@ -1,7 +1,7 @@
-"""The results of claimed rows, as Postgres takes them: status, log rows and dead tokens in one transaction.
+"""Writes the results of claimed rows: status, log rows and dead tokens in one transaction.
 
-A row is written only while this worker holds it: settle.sql has this fence. Of each row that was not written, fates.sql
-tells what has become.
+A row is written only while this worker holds it: settle.sql has this fence. For each row that was not written,
+fates.sql tells what has become of it.
 
 **Claims that Postgres forgets.** A claim does not wait for the disk: due.sql sets synchronous_commit. So a crash of
 Postgres may undo it while the request is under way, and the row is as it was before the claim. Then one of these
@@ -12,7 +12,7 @@ happens:
 - This worker claims the row before that. ``HeldRows.add`` (sending/held.py) recognises the attempt, so no second
   request is made, and the result of the first is written.
 - Another worker claims the row before that, and sends the push as well. The fate of this worker's result is ``taken``.
-  Its log rows are written, and log.sql tells those of the two requests apart by FCM's names for the messages.
+  Its log rows are written. log.sql distinguishes the log rows of the two requests by FCM's names for the messages.
 """
 
 from __future__ import annotations
@@ -76,7 +76,8 @@ class Fate(StrEnum):
     TAKEN = "taken"
     """Another worker has claimed the row since."""
     CHANGED = "changed"
-    """The application has given the row a status since, or a peer took this worker for dead and put the row back."""
+    """Since the claim, the application has changed the status, or a peer took this worker for dead and put the row
+    back."""
     DELETED = "deleted"
     """The row is gone."""
     REFUSED = "refused"
@@ -85,11 +86,11 @@ class Fate(StrEnum):
     FORGOTTEN = "forgotten"
     """The row is as it was before the claim, which Postgres has forgotten in a crash. ``settle`` does not return it."""
     UNLOGGED = "unlogged"
-    """The row is still claimed: the log would not hold which devices have accepted it, and the others are to be tried
-    again."""
+    """The row is still claimed. It was not written, because the log would not hold which devices have accepted the
+    push, and the others are to be tried again."""
 
 
-NOT_OVER = frozenset({Fate.REFUSED, Fate.UNLOGGED})
+UNFINISHED = frozenset({Fate.REFUSED, Fate.UNLOGGED})
 """The fates of results that this worker has to write in another way."""
 
 
@@ -128,11 +129,11 @@ class Settlements:
         A row whose claim Postgres has forgotten in a crash is claimed again, and then written, if no other worker has
         claimed it.
 
-        Raises psycopg.errors.LockNotAvailable when another transaction holds the lock of a row for more than a moment;
-        or for any time, if the row is to be claimed again. Other rows may be written then.
+        Raises psycopg.errors.LockNotAvailable when another transaction holds the lock of a row for more than a moment.
+        If the row is to be claimed again, a moment is enough. Other rows may have been written in either case.
 
         Args:
-            batch: if empty, the method fails only for a reason that is not in a row.
+            batch: may be empty: then the method fails only if no row is at fault.
             is_retry: an earlier call may have been committed although it failed here.
         """
         fates = await self._settle_held(batch, is_retry)
@@ -171,7 +172,7 @@ class Settlements:
                 }
                 return len(await self._claiming.claim(conn, CLAIM_FORGOTTEN, values, ClaimReader()))
 
-            await claim([])  # what fails without rows is no row's fault
+            await claim([])  # if this fails, no row is at fault
             written = await write_in_parts(conn, list(attempts), claim, may_stop=False)
         if rows := sum(written.results):
             log.warning("claims that Postgres forgot in a crash were made again", rows=rows)
@@ -223,7 +224,8 @@ class Settlements:
     async def _note_reopened(self, conn: Connection, results: list[Settlement]) -> None:
         """Keeps rows from being sent again that a trigger has put back into the queue after they were settled.
 
-        Only a row that was claimed before may have been put back earlier, by a trigger that this worker did not know.
+        While no trigger is known, it looks only at rows with an earlier claim: an unknown trigger may have put them
+        back after that one.
         """
         over = [
             s.push_id
@@ -340,7 +342,7 @@ def _log_values(lines: Sequence[tuple[UUID, LogLine]]) -> dict[str, object]:
 
 
 def _accepted_and_tried_again(batch: Sequence[Settlement]) -> list[tuple[UUID, str]]:
-    """The devices that have accepted pushes which are to be tried again at others; by id of the push, and token."""
+    """The devices that have accepted pushes, if the push is to be tried again at others: id of the push, and token."""
     return [
         (s.push_id, line.token or "")
         for s in batch

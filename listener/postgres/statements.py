@@ -1,6 +1,6 @@
 """Reads the long SQL statements, each from a file of its own in the folder sql beside the module that executes it.
 
-What holds for the statements of the listener, long and short, in this package and in others:
+These rules hold for all statements of the listener, long and short, in this package and in others:
 
 **Names.** The statements run in sessions whose search_path the application decides: its triggers on the queue fire in
 these sessions and may need the path, and behind a transaction pooler the session is shared. A role that may create
@@ -18,8 +18,8 @@ exactly, in any schema of the path, to one that needs a cast. Therefore:
 
 tests/integration/postgres/test_attacks.py makes Postgres resolve every statement among such names.
 
-**The index.** Two conditions must be written exactly as in the index push_notifications_due, or Postgres cannot use it:
-the lane, ``(case priority::text when 'high' then 0 else 1 end)``, and that a row waits,
+**The index.** Two expressions must be written exactly as in the index push_notifications_due, or Postgres cannot use
+it: the lane, ``(case priority::text when 'high' then 0 else 1 end)``, and the condition that a row waits,
 ``next_attempt_at is not null and status::text in ('pending', 'processing', 'failed')``.
 
 **Times.** Postgres returns seconds, subtracted as numbers: before version 17 it cannot subtract 'infinity'.

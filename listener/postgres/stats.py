@@ -1,4 +1,4 @@
-"""What waits in the queue now, and how pushes ended in the last days. Neither reads the history."""
+"""What waits in the queue now, and how pushes ended in the last days. It reads no finished rows."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Texts of this service, made storable in a database of any encoding. Pure."""
+"""Makes the texts of this service storable in a database of any encoding. Pure."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def storable(text: str | None) -> str | None:
     """A text with ``?`` for each character that some database cannot store.
 
     Every server encoding has ASCII, and Postgres stores no NUL. FCM's words, the names of hosts and the like may have
-    other characters, and must not cost a row its result.
+    other characters, and must not keep a result from being written.
     """
     if text is None or (text.isascii() and "\0" not in text):
         return text

@@ -22,7 +22,7 @@ log = structlog.get_logger(__name__)
 _NOTE = load(__file__, "note_unwritable")
 _RETRY = load(__file__, "retry_unwritable")
 _FORGET = "delete from push_listener.unwritable_rows where push_id = any(%(ids)s::uuid[])"
-# An application may raise any code, and a metric must not have any number of labels.
+# An application may raise any code, and the number of a metric's labels must be bounded.
 UNWRITABLE = """
 select u.statement, u.code, pg_catalog.count(*)
   from push_listener.unwritable_rows u
@@ -41,13 +41,13 @@ delete from push_listener.unwritable_rows u
 """
 
 LOCKED_OUT = "55P03"
-"""The SQLSTATE of a write that another transaction keeps from the lock of a row."""
+"""The SQLSTATE of a write that does not get the lock of a row, because another transaction holds it."""
 IGNORED = "IGNORED"
 """A trigger of the application has ignored the write."""
 CHANGED = "CHANGED"
 """A trigger of the application has changed what was written."""
 UNLOGGED = "UNLOGGED"
-"""A trigger of the application has kept from the log which devices have accepted a push that is to be tried again."""
+"""A trigger of the application keeps the log from holding which devices accepted a push that is to be tried again."""
 
 
 class Pause(StrEnum):
@@ -58,8 +58,8 @@ class Pause(StrEnum):
     LONG = "long"
     """From ten seconds to a day: the row cannot be claimed as it is."""
     SLOW = "slow"
-    """From ten seconds to a day: the push may have been sent, and to write its result takes too long. The database may
-    be what is slow, so the row is claimed again if its worker dies meanwhile."""
+    """From ten seconds to a day: the push may have been sent, and to write its result takes too long. The cause may be
+    a slow database, so the row is claimed again if its worker dies meanwhile."""
     ENDLESS = "endless"
     """The push may have been sent, and its result cannot be written."""
 
@@ -93,7 +93,7 @@ class UnwritableRows:
         Args:
             codes: why each could not be written.
             pause: for how long.
-            within: a connection whose transaction this is a part of; None: it is a transaction of its own.
+            within: a connection, in whose transaction this is done; None: it is a transaction of its own.
         """
         if not codes:
             return
@@ -126,7 +126,7 @@ class UnwritableRows:
             await self.retry()
 
     async def retry(self) -> None:
-        """Lets refused rows be claimed again if a row that was refused alike has been claimed."""
+        """Lets refused rows be claimed again if a row that was refused with the same code has been claimed."""
         self._retry_at = time.monotonic() + _BETWEEN_RETRIES_S
         async with self._pool.connection() as conn:
             self._may_have_refused = bool(await fetch_value(conn, _RETRY))
@@ -137,7 +137,7 @@ class UnwritableRows:
             await conn.execute(_FORGET, {"ids": ids})
 
     async def tidy(self) -> None:
-        """Deletes what is of no use any more."""
+        """Deletes notes that are of no use any more."""
         async with self._pool.connection() as conn:
             await conn.execute(_TIDY)
 

@@ -112,7 +112,7 @@ class Workers:
         self.worker_id = worker_id
         """The id of this worker: ``claimed_by`` in its rows."""
         self.incarnation = incarnation
-        """What tells its row in ``push_listener.workers`` from that of another worker with the same id."""
+        """Distinguishes its row in ``push_listener.workers`` from that of another worker with the same id."""
         self._lease = lease
 
     async def peers(self) -> dict[int, bool]:
@@ -146,9 +146,9 @@ class Workers:
     async def rescue(self, suspects: Collection[int]) -> tuple[list[int], int, list[UUID]]:
         """Puts the rows of dead workers back into the queue, without using a try.
 
-        Returns the ids of the ``suspects`` that are dead, the number of rows, and their ids, among which are those of
-        rows that could not be written. A dead worker is not returned while another transaction has locked one of its
-        rows.
+        Returns the ids of the ``suspects`` that are dead, the number of rows that were put back, and the ids of these
+        rows and of those that could not be written. A dead worker is not returned while another transaction has locked
+        one of its rows.
         """
         async with self._pool.connection() as conn, conn.transaction():
             cursor = await conn.execute(_RESCUE, {"class": LIVENESS_CLASS, "suspects": list(suspects)})
@@ -156,7 +156,7 @@ class Workers:
             return dead, await put_back(conn, rows, are_lost=True), rows
 
     async def quota_state(self) -> QuotaState:
-        """The number of live workers and how far the quota is reduced."""
+        """The number of live workers, and how far the quota is reduced."""
         async with self._pool.connection() as conn:
             cursor = conn.cursor(row_factory=class_row(_QuotaRow))
             await cursor.execute(_QUOTA_STATE, {"worker": self.worker_id})
@@ -215,7 +215,7 @@ async def drift(pool: Pool) -> list[str]:
 
 
 async def rows(pool: Pool, statement: LiteralString) -> list[tuple[Any, ...]]:
-    """What a statement returns."""
+    """The rows that a statement returns."""
     async with pool.connection() as conn:
         return await (await conn.execute(statement)).fetchall()
 
@@ -232,7 +232,7 @@ async def register(pool: Pool, name: str, *, random_id: bool = False, incarnatio
         name: for people.
         random_id: takes a random id instead of the next one, whose liveness lock a stranger may hold already. There are
             a billion random ids, and Postgres has memory for some ten thousand locks.
-        incarnation: by which the worker knows its row again.
+        incarnation: by this the worker recognizes its row.
     """
     values: dict[str, object] = {
         "name": storable(name),

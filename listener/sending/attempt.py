@@ -1,4 +1,4 @@
-"""One attempt at one row: all of its targets, and what came of it."""
+"""One attempt at one row: the requests for all of its targets, and the result."""
 
 from __future__ import annotations
 
@@ -57,7 +57,8 @@ _KEPT_OF_LEASE_S = 5.0
 _FAULT_OF_OURS = "INTERNAL_ERROR"
 
 _EXPIRED = Outcome(Disposition.EXPIRED, "EXPIRED", EXPIRED_REASON)
-# Of one platform, in one attempt. Some users have two devices with an app built for Apple's test environment.
+# After this many refused requests for one platform, an attempt sends no more to it. Two are not enough: some users have
+# two devices with an app built for Apple's test environment.
 _ENOUGH_REFUSED = 3
 
 _NOT_TRIED = Outcome(Disposition.RETRY, "NOT_TRIED", "not tried in this attempt", uses_try=False)
@@ -87,15 +88,15 @@ class _Attempt:
     claimed_at: float
     targets: int
     is_refused: bool = False
-    """Whether FCM has refused a request of it, whatever the device: the others would be refused too."""
+    """Whether FCM has refused one of its requests for a reason that holds for every device."""
     refused: dict[str | None, int] | None = None
-    """Requests that the credentials for their platform were refused for, by platform."""
+    """Requests that failed because Apple or the web push service takes nothing from FCM, by platform."""
     accepted: int = 0
     """Requests that FCM has accepted."""
 
-    def is_over(self) -> bool:
+    def has_expired(self) -> bool:
         """Whether the push has expired."""
-        return _is_over(self.push, self.claimed_at)
+        return _has_expired(self.push, self.claimed_at)
 
     def note_failure(self, one: _Request, outcome: Outcome) -> None:
         """FCM has not accepted one of its requests."""
@@ -117,8 +118,8 @@ class Attempts:
     Args:
         quota: learns of each 429.
         pauses: logs when sending is paused or goes on.
-        trail: tells those who follow single pushes.
-        question: tells a fault of FCM from one of the push.
+        trail: records what happens to each push.
+        question: finds out whether FCM or the push is at fault.
     """
 
     def __init__(
@@ -165,7 +166,7 @@ class Attempts:
         """
         if push.lost_claims >= _MOST_LOST_CLAIMS:
             return self._unsendable(push, claimed_at, _quarantine(push))
-        if push.expires_in is not None and _is_over(push, claimed_at):
+        if push.expires_in is not None and _has_expired(push, claimed_at):
             return self._decided(push, claimed_at, [_EXPIRED], [])
         try:
             prepared = prepare(push)
@@ -193,10 +194,10 @@ class Attempts:
             if one.outcome is None and one.started is not None:
                 one.seconds = time.monotonic() - one.started
                 one.outcome = self._abandoned
-        is_over = attempt.is_over()
-        if requests and not is_over and not any(one.outcome or one.held_back for one in requests):
+        has_expired = attempt.has_expired()
+        if requests and not has_expired and not any(one.outcome or one.held_back for one in requests):
             return untouched(push)
-        outcomes = [one.outcome or (_EXPIRED if is_over else _not_tried(one)) for one in requests]
+        outcomes = [one.outcome or (_EXPIRED if has_expired else _not_tried(one)) for one in requests]
         if self._health.fails:
             self._question.ask()
         elif push.retry_count + 1 >= self._policy.max_tries and any(_counts(outcome) for outcome in outcomes):
@@ -205,16 +206,16 @@ class Attempts:
         return self._decided(push, claimed_at, outcomes, requests)
 
     def after_exception(self, push: Push, claimed_at: float, error: BaseException) -> Settlement:
-        """The settlement after an exception: a fault of this service neither loses the row nor repeats it for ever."""
+        """The settlement after an exception: a fault of this service neither loses a row nor sends it for ever."""
         outcome = self._fault_of_ours(push, error)
         try:
             return self._decided(push, claimed_at, [outcome], [])
-        except Exception as again:  # what makes settlements may be what is at fault
+        except Exception as again:  # the code that makes settlements may be at fault
             self._fault_of_ours(push, again)
             return Settlement(push.id, push.attempt, self._after_fault_of_ours(push, error))
 
     def _after_fault_of_ours(self, push: Push, error: BaseException) -> Decision:
-        """What becomes of a row, from nothing but the row and the settings."""
+        """What becomes of a row after such a fault. Uses nothing but the row and the settings."""
         tries, reason = push.retry_count + 1, _reason_of_ours(error)
         if tries < self._policy.max_tries:
             return Decision(Status.FAILED, self._policy.longest(tries), True, _FAULT_OF_OURS, reason)
@@ -245,10 +246,10 @@ class Attempts:
                 task.add_done_callback(lambda _: self._tasks_of_normal.release())
 
     async def _probe(self, attempt: _Attempt, requests: list[_Request]) -> list[_Request]:
-        """Finds out with one request for each platform whether it is accepted; returns the requests that may follow.
+        """Sends one request for each platform, to see if FCM accepts it; returns the requests that may follow.
 
-        While everything is paused it is one request altogether. The devices are tried in random order, so that a bad
-        one does not keep the others waiting for ever.
+        While everything is paused, it sends only one request altogether. It tries the devices in random order, so that
+        a bad one does not keep the others waiting for ever.
         """
         platforms: dict[str | None, list[_Request]] = {}
         for one in self._rng.sample(requests, len(requests)):
@@ -300,11 +301,11 @@ class Attempts:
             if outcome.disposition is not Disposition.ACCEPTED:
                 outcome = await self._clarified(outcome, attempt.claimed_at)
         except TooLate:
-            if one.started is not None:  # after FCM has refused an access token
-                one.outcome = _EXPIRED if attempt.is_over() else _NOT_TRIED
+            if one.started is not None:  # FCM has refused the access token of the first request
+                one.outcome = _EXPIRED if attempt.has_expired() else _NOT_TRIED
             return
         except Exception as error:
-            # The answers to the other devices must not be lost for it; and it says nothing about FCM.
+            # This must not lose the answers to the other devices, and it says nothing about FCM.
             one.outcome = self._fault_of_ours(push, error)
             answered = time.monotonic()
         else:
@@ -316,7 +317,8 @@ class Attempts:
                 self._note_failed(attempt, one, outcome, asked, answered)
         one.seconds = answered - began
         if attempt.targets > 1:
-            # A push with a thousand devices may take as long as the lease. The dispatcher waits for a place meanwhile.
+            # A push with a thousand devices may take as long as the lease. The dispatcher may wait for free places
+            # meanwhile, and so not note any progress.
             self._metrics.progress.set_to_current_time()
         if self._trail.is_on:
             self._trail.answered(push, one.target, one.outcome, began, answered)
@@ -372,9 +374,9 @@ class Attempts:
         return refused_alone(outcome) if self._health.accepts_questions(time.monotonic()) else outcome
 
     async def _check_presence(self, claimed_at: float) -> None:
-        """Finds out, before a push is given up, whether the push fails or FCM.
+        """Finds out whether the push or FCM is at fault, before the push is given up.
 
-        If no answer to another push has shown that lately, a question to FCM does.
+        If no answer to another push has shown that lately, it asks FCM a question.
         """
         if self._health.is_away(time.monotonic()):
             await self._wait_for_question(claimed_at)
@@ -385,7 +387,7 @@ class Attempts:
         await self._question.wait_for_health(max(0.0, until - elapsed()))
 
     def _patient(self, push: Push, outcome: Outcome) -> Outcome:
-        """A failure that uses no try waits longer each time all the same, so that other pushes get a turn."""
+        """Makes also a failure that uses no try wait longer each time, so that other pushes get a turn."""
         if outcome.disposition is not Disposition.RETRY or outcome.uses_try:
             return outcome
         return replace(outcome, delay=max(outcome.delay, self._policy.longest(push.attempt)))
@@ -430,7 +432,7 @@ class Attempts:
         return settlement
 
 
-# A word that is shorter may stand in any text. An installation id has 22 characters, a registration token more.
+# A shorter word may occur in any text. An installation id has 22 characters, a registration token more.
 _SHORTEST_HIDDEN = 16
 
 
@@ -471,7 +473,7 @@ def _not_tried(one: _Request) -> Outcome:
 
 
 def _reason_of_ours(error: BaseException) -> str:
-    """Without the text of the exception, which may quote a payload."""
+    """The reason without the text of the exception, which may quote a payload."""
     return f"push-listener could not handle this push ({type(error).__name__})"
 
 
@@ -485,7 +487,7 @@ def _life_left(push: Push, claimed_at: float) -> float | None:
     return None if push.expires_in is None else push.expires_in - (elapsed() - claimed_at)
 
 
-def _is_over(push: Push, claimed_at: float) -> bool:
+def _has_expired(push: Push, claimed_at: float) -> bool:
     return push.expires_in is not None and push.expires_in <= elapsed() - claimed_at
 
 

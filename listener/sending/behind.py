@@ -17,10 +17,10 @@ from listener.wakeup.look_signal import LookSignal
 
 log = structlog.get_logger(__name__)
 
-# With ten million entries in the way a look takes some ten seconds.
+# With ten million dead entries in the index a look takes some ten seconds.
 _PATIENCE_S = 120.0
 
-# Timers fire that much too early.
+# Timers may fire this much too early.
 _TIMERS_EARLY_S = 0.01
 
 
@@ -28,7 +28,7 @@ class LooksBehind:
     """Makes the looks behind that the frontier of a queue wants, one at a time.
 
     Args:
-        held: rows whose lease may have ended, which this worker still sends.
+        held: names the rows that this worker still sends although their lease may have ended.
         look: is notified when a look has found rows.
     """
 
@@ -66,6 +66,6 @@ class LooksBehind:
             found = False
         finally:
             self._task = None
-        # The dispatcher may sleep for longer than until the next look.
+        # The dispatcher may be about to sleep until after the next look.
         if found or self._queue.frontier.look_behind_in(time.monotonic()) is not None:
             self._look.notify()

@@ -40,15 +40,15 @@ class Dispatcher:
     Args:
         waker: whether to claim at all, and when to look at the queue.
         admission: how much to claim.
-        quota: learns what has been claimed, and what of it made no request.
-        expiry: learns what has been claimed, and expires what stands before it.
-        attempts: sends what has been claimed.
-        settler: writes what became of it.
-        held: what has been claimed and not settled.
-        behind: looks for rows before those that claims take.
+        quota: learns which pushes have been claimed, and how many requests each of them made.
+        expiry: expires pushes in bulk when claims bring many expired ones.
+        attempts: sends claimed rows.
+        settler: writes the results.
+        held: the rows that have been claimed and not settled.
+        behind: looks for due rows before the point where claims begin.
         sleeper: sleeps when every due row is claimed.
         reach: whether the database answers.
-        trail: tells those who follow single pushes.
+        trail: records what happens to each push.
     """
 
     def __init__(
@@ -98,7 +98,7 @@ class Dispatcher:
     async def run(self) -> bool:
         """Claims and sends until ``stop``; returns when every claimed row has been settled.
 
-        False: the answer to a claim was lost, so rows may be claimed that nobody here knows of.
+        False: the answer to a claim was lost, so this worker may hold rows that it does not know of.
         """
         async with asyncio.TaskGroup() as group:
             settling = group.create_task(self._settler.run())
@@ -153,7 +153,7 @@ class Dispatcher:
         if poll_delay is not None:
             await self._waker.look.wait(poll_delay)
             return
-        # The requests for the claimed rows get a head start on the next statement, and a notification that comes
+        # The requests for the claimed rows get a head start before the next statement. A notification that comes
         # meanwhile makes that statement unnecessary.
         is_notified = bool(pushes) and await self._waker.look.wait(_HEAD_START_S)
         if not is_notified:
@@ -201,7 +201,7 @@ class Dispatcher:
             settlement = self._attempts.after_exception(push, claimed_at, error)
         else:
             settlement = task.result()
-        # Before anything else can fail: this process would hold a row without a result for as long as it lives.
+        # First, before anything else can fail: otherwise this process would hold the row for as long as it runs.
         self._settler.put(settlement)
         if len(self._sending) == self._admission.busiest_worth_a_claim:
             self._waker.look.note_capacity()

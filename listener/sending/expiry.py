@@ -1,4 +1,4 @@
-"""Expires pushes in bulk, so that those past ``expires_at`` neither use the quota nor stand before the others."""
+"""Expires pushes in bulk, so that those past ``expires_at`` neither use up the quota nor delay the others."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from listener.sending.held import HeldRows
 
 log = structlog.get_logger(__name__)
 
-# A claim has met many if this share of its rows had expired. Fewer are settled by themselves: a statement that reads a
+# From this share of expired rows on, a claim has met many. Fewer are settled one by one: a statement that reads a
 # thousand rows to find them would cost more.
 _MANY = 0.25
 
@@ -31,12 +31,12 @@ _REFUSED_WAIT_S = 60.0
 class Expiry:
     """Runs its statement only after a claim has met many expired pushes.
 
-    A row that the application locks, or a trigger that refuses or is slow, makes the statement smaller. In the end the
-    claims, which handle such rows, go on alone for a while.
+    If the statement fails because the application locks a row, or because a trigger refuses a row or is slow, the next
+    statement reads fewer rows. If it fails even so, it pauses for a while, and claims alone handle such rows.
 
     Args:
-        held: rows whose lease may have ended, which this worker still sends.
-        rows: rows of each lane that one statement may read.
+        held: names the rows that this worker still sends although their lease may have ended.
+        rows: the most rows of each lane (priority) that one statement reads.
     """
 
     def __init__(self, queue: Queue, held: HeldRows, metrics: Metrics, *, rows: int = _ROWS) -> None:
@@ -48,13 +48,13 @@ class Expiry:
         self._not_before = -math.inf
 
     def claimed(self, pushes: Sequence[Push]) -> None:
-        """A claim has brought these."""
+        """A claim has brought these pushes."""
         late = sum(is_late(push) for push in pushes if push.expires_in is not None)
         if late and late >= _MANY * len(pushes):
             self._has_met_many = True
 
     async def run(self) -> None:
-        """To be called before each claim. Raises psycopg.Error or TimeoutError when the database is away."""
+        """Call it before each claim. Raises psycopg.Error or TimeoutError when the database does not answer."""
         if not self._has_met_many or time.monotonic() < self._not_before:
             return
         begin = self._queue.frontier.floors()

@@ -1,4 +1,4 @@
-"""The question whether FCM is there: a message to validate only, which no device gets."""
+"""Asks whether FCM works, with a message that FCM only validates. No device gets it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _QUESTION = Outgoing(
 
 
 class FcmQuestion:
-    """Asks FCM one question at a time, and not often. All who wait share one answer.
+    """Asks FCM one question at a time, and not often. All callers that wait share one answer.
 
     Args:
         health: learns from each answer.

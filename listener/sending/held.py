@@ -16,7 +16,9 @@ _Row = tuple[int, int]
 
 
 class HeldRows:
-    """Bounds this worker's memory by their number, and keeps a row that a claim brings once more from being sent twice.
+    """The claimed and not yet settled rows. Their number bounds this worker's memory.
+
+    If a claim brings one of them a second time, it is not sent again.
 
     Args:
         lease: seconds for which a claimed row belongs to this worker.
@@ -26,18 +28,18 @@ class HeldRows:
         self._metrics = metrics
         self._lease = lease
         self._claimed_at: dict[_Row, float] = {}  # the oldest first
-        self._claims = False
+        self._is_claiming = False
         self._settled_meanwhile: set[_Row] = set()
         self._empty = asyncio.Event()
         self._empty.set()
-        metrics.in_flight.set(0)  # a worker before may have been abandoned with what it held
+        metrics.in_flight.set(0)  # the worker before may have been abandoned while it held rows
 
     def __len__(self) -> int:
         return len(self._claimed_at)
 
     @property
     def ids(self) -> list[UUID]:
-        """Of all rows."""
+        """The ids of all rows."""
         return [UUID(int=number) for number, _ in self._claimed_at]
 
     @property
@@ -48,12 +50,12 @@ class HeldRows:
         return [UUID(int=number) for (number, _), _ in rows]
 
     def claim_begins(self) -> None:
-        """Claims follow one another: the next ``add`` is of this claim."""
-        self._claims = True
+        """A claim begins. The next ``add`` belongs to it, because there is one claim at a time."""
+        self._is_claiming = True
         self._settled_meanwhile.clear()
 
     def add(self, pushes: Sequence[Push], claimed_at: float) -> list[Push]:
-        """A claim that began at ``claimed_at`` (see ``clock.elapsed``) has brought these; returns those that are new.
+        """A claim that began at ``claimed_at`` (see ``clock.elapsed``) has brought these pushes; returns the new ones.
 
         If Postgres forgets claims in a crash, the next claim brings the same attempts once more. They are under way, or
         have just been settled. See postgres/settlements.py.
@@ -64,7 +66,7 @@ class HeldRows:
             if row not in self._claimed_at and row not in self._settled_meanwhile:
                 self._claimed_at[row] = claimed_at
                 new.append(push)
-        self._claims = False
+        self._is_claiming = False
         if new:
             self._empty.clear()
         self._metrics.claimed.inc(len(new))
@@ -72,11 +74,11 @@ class HeldRows:
         return new
 
     def remove(self, settlements: Iterable[Settlement]) -> None:
-        """These are settled."""
+        """These rows are settled."""
         for settlement in settlements:
             row = (settlement.push_id.int, settlement.attempt)
             self._claimed_at.pop(row, None)
-            if self._claims:
+            if self._is_claiming:
                 self._settled_meanwhile.add(row)
         self._metrics.in_flight.set(len(self))
         if not self._claimed_at:

@@ -1,4 +1,4 @@
-"""Finds out while nothing is sent whether FCM would accept a push."""
+"""Finds out whether FCM would accept a push, while none is sent."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ log = structlog.get_logger(__name__)
 
 
 class IdleProbe:
-    """Asks FCM to validate a message whenever it has not answered for some minutes, so that nobody finds out by the
-    first push of the morning that a permission was taken away at night.
+    """Asks FCM to validate a message whenever FCM has not answered for some minutes.
 
-    A refusal is told, and pauses nothing: the next push may find that all is well.
+    Otherwise only the first push of the morning would show that a permission was revoked at night. A refusal is
+    reported and pauses nothing, because FCM may accept the next push.
 
     Args:
         interval: seconds without an answer after which FCM is asked.

@@ -1,4 +1,4 @@
-"""Keeps the metrics fresh that every process reads from the database."""
+"""Keeps those metrics up to date that every process reads from the database."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ from listener.sending.reach import Reach
 from listener.waiting import is_set_within
 from listener.wakeup.waker import Waker
 
-# Between two readings the release of refused rows and the next read take their patience at most, once each. An idle
-# worker finds out at most one interval late, which is at most as long, that the time has come.
+# Between two readings, the release of refused rows and the next read each take at most STATEMENT_PATIENCE_S. An idle
+# worker notices up to one QUEUE_DEPTH_INTERVAL late that the next read is due, and that setting is at most as long.
 _IDLE_INTERVAL_S = (STALE_AFTER_S - 2 * STATEMENT_PATIENCE_S) / 2
-# A third patience is kept in reserve.
+# One more STATEMENT_PATIENCE_S is kept in reserve.
 _LONGEST_PAUSE_S = STALE_AFTER_S - 3 * STATEMENT_PATIENCE_S
 
 _TIDY_INTERVAL_S = 600.0
@@ -35,7 +35,7 @@ _TIDY_INTERVAL_S = 600.0
 _SHARE_OF_TIME = 0.02
 
 _WINDOWS = (1, 7, 30)
-"""Days, for which the metrics tell what get_push_delivery_stats returns."""
+"""The metrics show what get_push_delivery_stats returns for these numbers of days."""
 
 
 class OverviewWatch:
@@ -44,11 +44,11 @@ class OverviewWatch:
 
     Args:
         quota: learns how many workers there are.
-        interval: seconds between two reads while it reads often. A read that takes long is made less often, also if the
-            server has not answered it.
+        interval: seconds between two reads while it reads often. Reads that take long are made less often, even if the
+            server has not answered them.
         watched: set while somebody watches.
         watched_interval: seconds between two reads at that time.
-        sees_workers: False: workers hold no locks by which Postgres knows them.
+        sees_workers: False: workers hold no liveness locks, so Postgres does not see them.
     """
 
     def __init__(
@@ -83,7 +83,7 @@ class OverviewWatch:
         self._is_busy = True
 
     async def run(self) -> None:
-        """Works until cancelled. Then nothing is told any more, because nobody knows how long that may last."""
+        """Works until cancelled. Then the metrics are absent, because the last reading may no longer be true."""
         seen, read_at, took = -1, -math.inf, 0.0
         try:
             while True:
@@ -103,7 +103,7 @@ class OverviewWatch:
 
     @property
     def _is_watchful(self) -> bool:
-        """Whether somebody watches, or the queue may change, or stand still, without a look at it."""
+        """Whether to read even if no claim was made: somebody watches, or the queue may change or stand still."""
         keeps_still = (
             self._health.pause_kind is not None or not self._waker.may_claim() or not self._reach.is_up
         )
@@ -131,7 +131,7 @@ class OverviewWatch:
         return took
 
     async def _release_refused(self) -> None:
-        """Rows may be writable again that nobody claims meanwhile."""
+        """Lets refused rows be claimed again if they may be writable now. The dispatcher does so only after a claim."""
         try:
             async with asyncio.timeout(STATEMENT_PATIENCE_S):
                 await self._unwritable.retry()
@@ -140,14 +140,14 @@ class OverviewWatch:
             self._metrics.database_errors.labels("unwritable").inc()
 
     async def _tidy(self) -> None:
-        """Now and then deletes what is noted of rows that can be written."""
+        """Now and then deletes the notes on rows that are no longer refused."""
         if time.monotonic() - self._tidied_at >= _TIDY_INTERVAL_S:
             self._tidied_at = time.monotonic()
             await self._unwritable.tidy()
 
 
 def figures(found: Overview, *, sees_workers: bool) -> Figures:
-    """What the metrics tell of it. Pure."""
+    """What the metrics show of the overview. Pure."""
     return Figures(
         depth=found.depth.counts,
         due=found.depth.due,

@@ -1,4 +1,4 @@
-"""Logs and exports whether sending is paused, to all or to one platform."""
+"""Logs and exports whether sending is paused, for all platforms or for one."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ _REASONS = {
 
 
 class PauseReport:
-    """Tells, once, when sending is paused, is paused for another kind of reason, or goes on; so for each platform.
+    """Logs once when sending is paused, when the kind of pause changes, and when sending goes on; also per platform.
 
-    The metrics show what is so when they are read.
+    The metrics show the state at the time when they are read.
     """
 
     def __init__(self, health: FcmHealth, look: LookSignal, metrics: Metrics) -> None:

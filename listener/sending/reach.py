@@ -27,7 +27,7 @@ class Reach:
         self.is_up = False
         """Whether the last claim was answered, and no statement has failed since."""
         self.condition = Condition.AWAY
-        """What the last look failed for."""
+        """Why the last failed look failed."""
 
     @property
     def is_recovering(self) -> bool:

@@ -1,4 +1,4 @@
-"""Writes one batch of results, again and again while the database is in trouble, and counts what was written."""
+"""Writes one batch of results, goes on trying while the database is in trouble, and counts what was written."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from listener.metrics.own import Metrics
 from listener.postgres.batch_limit import BatchLimit
 from listener.postgres.connect import STATEMENT_PATIENCE_S
 from listener.postgres.errors import ROW_FAULTS, Condition, condition, explain, fault_name, is_transient
-from listener.postgres.settlements import NOT_OVER, Fate, Settlements
+from listener.postgres.settlements import UNFINISHED, Fate, Settlements
 from listener.push import Settlement, Status
 from listener.sending.held import HeldRows
 from listener.sending.trail import Trail
@@ -41,7 +41,7 @@ class ResultWriter:
     Args:
         held: forgets each row whose result is written.
         look: learns of free capacity, and of rows that are due again.
-        trail: tells those who follow single pushes.
+        trail: records what happens to each push.
         batch: results in one statement, at most.
     """
 
@@ -63,7 +63,7 @@ class ResultWriter:
         self._batch_limit = BatchLimit(batch)
         self._written_at: dict[Status, float] = {}
         self.condition = Condition.AWAY
-        """What the last settle failed for."""
+        """Why the last failed settle failed."""
         self.succeeds = True
         """False from the first failed settle until ``caught_up``; nothing is claimed meanwhile."""
 
@@ -79,7 +79,7 @@ class ResultWriter:
             self._look.note_capacity()
 
     def note_progress(self) -> None:
-        """Results are taken, or what keeps them waiting is looked at again."""
+        """The settler takes results, or has seen what keeps them waiting."""
         self._metrics.progress.set_to_current_time()
 
     def has_written(self, status: Status, since: float) -> bool:
@@ -92,14 +92,14 @@ class ResultWriter:
         """Writes the batch; returns what has become of each row.
 
         Tries until the database answers. Raises one of ROW_FAULTS, or LockNotAvailable, when a row cannot be written;
-        and one of TOO_SLOW when the statement takes too long although the database takes a statement without rows. For
-        one row this must happen twice in a row.
+        and one of TOO_SLOW when the statement takes too long although the database takes a statement without rows. A
+        batch of one row must be too slow twice in succession.
 
         Args:
             batch: results of different rows.
             again: an earlier try may have been committed, and its answer lost.
-            is_refused: the database has refused this one result before, so it is not waited for any longer than it
-                should take, and once too slow is enough.
+            is_refused: the database has refused this single result before. So the patience is short, and one slow try
+                is enough.
         """
         patience = _REFUSED_PATIENCE_S if is_refused else STATEMENT_PATIENCE_S
         was_slow = is_refused
@@ -140,7 +140,7 @@ class ResultWriter:
             raise
 
     async def _check_without_rows(self) -> None:
-        """Raises _FaultOfAll if the fault is in no row."""
+        """Raises _FaultOfAll if even a statement without rows fails."""
         try:
             async with asyncio.timeout(STATEMENT_PATIENCE_S):
                 await self._settlements.settle([])
@@ -161,9 +161,9 @@ class ResultWriter:
             )
 
     def record(self, batch: Sequence[Settlement], fates: Sequence[Fate]) -> None:
-        """Counts the rows, and releases those that are over for this worker: all but the refused ones."""
-        over = [pair for pair in zip(batch, fates, strict=True) if pair[1] not in NOT_OVER]
-        written = [settlement.decision for settlement, fate in over if fate is Fate.WRITTEN]
+        """Counts the rows, and releases those that this worker has finished: all but the refused ones."""
+        finished = [pair for pair in zip(batch, fates, strict=True) if pair[1] not in UNFINISHED]
+        written = [settlement.decision for settlement, fate in finished if fate is Fate.WRITTEN]
         now = time.monotonic()
         for status, rows in Counter([decision.status for decision in written]).items():
             self._metrics.settled.labels(status).inc(rows)
@@ -175,8 +175,8 @@ class ResultWriter:
         again = Counter(d.code or "" for d in written if d.uses_try and d.delay is not None)
         for code, rows in again.items():
             self._metrics.retries.labels(code).inc(rows)
-        if len(written) < len(over):
-            fenced = Counter(fate for _, fate in over if fate is not Fate.WRITTEN)
+        if len(written) < len(finished):
+            fenced = Counter(fate for _, fate in finished if fate is not Fate.WRITTEN)
             for fate, rows in fenced.items():
                 self._metrics.fenced.labels(fate).inc(rows)
             log.warning(
@@ -184,9 +184,9 @@ class ResultWriter:
                 **{fate.value: rows for fate, rows in fenced.items()},
             )
         if self._trail.is_on:
-            for settlement, became in over:
+            for settlement, became in finished:
                 self._trail.settled(settlement, became.value)
-        self._held.remove([settlement for settlement, _ in over])
+        self._held.remove([settlement for settlement, _ in finished])
         self._look.note_capacity()
         delays = [decision.delay for decision in written if decision.delay is not None]
         if delays:
@@ -207,5 +207,5 @@ class ResultWriter:
 
 def _is_transient(error: BaseException) -> bool:
     if isinstance(error, psycopg.errors.LockNotAvailable):
-        return False  # maybe not of all rows
+        return False  # perhaps only some rows are locked
     return is_transient(error) or isinstance(error, _FaultOfAll)

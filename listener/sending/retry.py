@@ -24,9 +24,9 @@ _AGAIN = frozenset(
 def backoff(tries: int, least: float, policy: RetryPolicy, rng: random.Random) -> float:
     """Seconds to wait after the ``tries``-th try failed: exponential with full jitter, from a floor.
 
-    The ceiling doubles from twice the floor up to the cap, and the wait is drawn evenly between floor and
-    ceiling. ``least`` is what the answer asks for (Retry-After and the like): never less than that, and a
-    little more, so that those who were told the same moment do not all come back at it.
+    The ceiling doubles from twice the floor up to the cap, and the wait is drawn evenly between floor and ceiling.
+    ``least`` is what the answer asks for (Retry-After and the like). The wait is never shorter, and a little longer, so
+    that pushes with the same Retry-After are not all sent again at the same moment.
     """
     ceiling = policy.longest(tries)
     floor = min(policy.floor, ceiling)
@@ -54,10 +54,10 @@ def decide(
 ) -> Decision:
     """What becomes of a row after this attempt at all of its targets.
 
-    A push to several devices is over when none of them is worth another try; it is ``sent`` if any of them
-    ever accepted it. ``expires_in`` is seconds of life left now. The last try is not used up while ``fcm_away``,
-    because an outage is no reason to give a push up; nor while another device waits without a try, for its platform
-    say.
+    A push to several devices has ended when none of them is worth another try. It is ``sent`` if FCM ever accepted it
+    for any of them. ``expires_in`` is the number of seconds until the push expires. The last try is not used up while
+    ``fcm_away``, because an outage is no reason to give up a push; nor while another device waits without using a try,
+    for example because its platform is paused.
     """
     accepted = [o for o in outcomes if o.disposition is Disposition.ACCEPTED]
     message_id = next((o.message_id for o in accepted if o.message_id), None)
@@ -66,7 +66,7 @@ def decide(
     again = [o for o in outcomes if o.disposition in _AGAIN]
     failure = _worst(outcomes)
     code, reason = (failure.code, _summary(outcomes, failure)) if failure else (None, None)
-    over = Status.SENT if accepted or accepted_before else None
+    sent_to_some = Status.SENT if accepted or accepted_before else None
 
     if again:
         uses_try = any(o.uses_try for o in again)
@@ -76,16 +76,16 @@ def decide(
         tries = retry_count + uses_try
         if uses_try and tries >= policy.max_tries:
             reason = f"given up after {tries} tries: {reason}"
-            return Decision(over or Status.DEAD, None, uses_try, code, reason, message_id)
+            return Decision(sent_to_some or Status.DEAD, None, uses_try, code, reason, message_id)
         delay = backoff(max(tries, 1), max(o.delay for o in again), policy, rng)
         if expires_in is not None and delay >= expires_in:
             reason = f"expires before the next try: {reason}"
-            return Decision(over or Status.EXPIRED, None, uses_try, code, reason, message_id)
+            return Decision(sent_to_some or Status.EXPIRED, None, uses_try, code, reason, message_id)
         return Decision(
             Status.FAILED if uses_try else Status.PENDING, delay, uses_try, code, reason, message_id
         )
-    if over:
-        return Decision(over, code=code, reason=reason, message_id=message_id)
+    if sent_to_some:
+        return Decision(sent_to_some, code=code, reason=reason, message_id=message_id)
     if failure is None:
         return Decision(
             Status.DEAD, code="NO_RECIPIENTS", reason="the user has no live device in push_recipients"

@@ -13,7 +13,7 @@ import structlog
 from listener.log import should_log
 from listener.postgres.connect import STATEMENT_PATIENCE_S
 from listener.postgres.errors import ROW_FAULTS, Condition
-from listener.postgres.settlements import NOT_OVER, Settlements
+from listener.postgres.settlements import UNFINISHED, Settlements
 from listener.postgres.unwritable import code_of
 from listener.push import Settlement
 from listener.sending.result_writer import TOO_SLOW, ResultWriter
@@ -23,11 +23,11 @@ from listener.wakeup.look_signal import LookSignal
 
 log = structlog.get_logger(__name__)
 
-# A statement costs as much for one row as for fifty. Where results come one by one but often, they wait for each other.
+# A statement costs as much for one row as for fifty. So results that come one by one but often wait for each other.
 _GATHER_S = 0.008
 
-# For how long to find out which results can be written: one locked row of a table that a trigger writes to may keep all
-# of them from it.
+# For how long the settler searches for results that can be written. One locked row of a table that a trigger writes to
+# may keep all results from being written.
 _TRYING_S = 1.0
 
 
@@ -78,7 +78,7 @@ class Settler:
 
     @property
     def condition(self) -> Condition:
-        """What the last settle failed for."""
+        """Why the last failed settle failed."""
         return self._writer.condition
 
     @property
@@ -142,7 +142,7 @@ class Settler:
         else:
             self._writer.record(batch, fates)
             for settlement, fate in zip(batch, fates, strict=True):
-                if fate in NOT_OVER:
+                if fate in UNFINISHED:
                     await self._write_otherwise(settlement, code_of_fate(fate))
 
     async def _write_otherwise(self, settlement: Settlement, code: str) -> None:

@@ -1,4 +1,4 @@
-"""Sleep between two looks at the queue, until a notification comes or a row is due."""
+"""Sleeps between two looks at the queue, until a notification comes or a row is due."""
 
 from __future__ import annotations
 
@@ -16,20 +16,22 @@ from listener.sending.held import HeldRows
 from listener.sending.reach import Reach
 from listener.wakeup.waker import Waker
 
-# uvloop counts in whole milliseconds, and its timers fire up to one too early.
+# uvloop counts in whole milliseconds, and its timers fire up to one millisecond too early.
 _TIMERS_EARLY_S = 0.01
 
 _LOCKED_FIRST_S, _LOCKED_AT_MOST_S = 0.01, 0.5
 
 
 class Sleeper:
-    """Asks when the next row is due, and now and then sweeps: it asks without a reason, and for what went wrong.
+    """Asks when the next row is due, and sleeps until then.
+
+    Now and then it sweeps: it asks the same without a reason, and also what may have gone wrong (see ``Sweep``).
 
     Args:
         waker: wakes the sleeper, and learns what a sweep has found.
         held: the rows that this worker holds; it does not wake up for them.
         behind: looks for rows that questions do not see.
-        lock_watch: is told which sessions hold locks of push-listener and are none of its workers.
+        lock_watch: learns which foreign sessions hold locks of push-listener.
         sweep_interval: seconds between two sweeps, at most.
     """
 
@@ -83,7 +85,7 @@ class Sleeper:
                 return
 
     async def ask_or_sweep(self, begin: Begin = WHOLE) -> float | None:
-        """Seconds until the first row is due; None: none waits. When a sweep is due, one statement asks both."""
+        """Seconds until the first row is due; None: no row waits. If a sweep is due, it asks this too."""
         async with asyncio.timeout(STATEMENT_PATIENCE_S):
             if time.monotonic() < self._sweep_at - _TIMERS_EARLY_S:
                 return await self._queue.earliest(self._held.near_lease_end, begin)
@@ -103,5 +105,5 @@ class Sleeper:
 
 
 def _wait_for_locked(looks: int) -> float:
-    """Seconds until the next look, after so many looks in a row that found a due row locked."""
+    """Seconds until the next look, after ``looks`` looks in a row that found a due row locked."""
     return 0.0 if looks == 0 else min(_LOCKED_AT_MOST_S, _LOCKED_FIRST_S * 2.0 ** min(looks - 1, 10))

@@ -1,4 +1,4 @@
-"""The way of each push, for those who follow one: in the log at LOG_LEVEL=debug, and in traces."""
+"""Records the way of each push: in the log at LOG_LEVEL=debug, and in traces."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ log = structlog.get_logger(__name__)
 
 
 class Trail:
-    """Tells what happens to each push.
+    """Records what happens to each push.
 
     Args:
         tracing: gets the same facts as the log.
@@ -28,10 +28,10 @@ class Trail:
         self._worker = worker
         self._logs = logging.getLogger(__name__).isEnabledFor(logging.DEBUG)
         self.is_on = self._logs or tracing.is_on
-        """Whether anybody follows. Ask before calling: otherwise a push costs nothing here."""
+        """Whether anything is recorded. Check it before each call, so that a push otherwise costs nothing here."""
 
     def claimed(self, pushes: Sequence[Push], began: float) -> None:
-        """A claim that began at ``began`` (monotonic seconds) has brought these."""
+        """A claim that began at ``began`` (monotonic seconds) has brought these pushes."""
         self._tracing.claimed(pushes, self._worker, began, time.monotonic())
         if self._logs:
             for push in pushes:
@@ -44,7 +44,7 @@ class Trail:
                 )
 
     def answered(self, push: Push, target: Target, outcome: Outcome, began: float, ended: float) -> None:
-        """A request for one target has ended, whatever came of it."""
+        """A request for one target has ended, with or without an answer."""
         self._tracing.answered(
             push,
             Answer(
@@ -71,7 +71,7 @@ class Trail:
             )
 
     def settled(self, settlement: Settlement, fate: str) -> None:
-        """Its result is written, or will not be; ``fate`` says which."""
+        """The result of an attempt is written, or will never be; ``fate`` says which."""
         self._tracing.settled(settlement, fate, time.monotonic())
         if self._logs:
             decision = settlement.decision

@@ -1,19 +1,19 @@
-"""Results that the database refuses to write as they are: as much as can be written is written, the status first.
+"""Handles results that the database refuses: writes as much of each as can be written, the status first.
 
 A trigger, an index or a constraint of the application may refuse a row or its log rows. The order is:
 
 1. the true status, without its log rows; these follow as soon as the table of logs takes them;
 2. in place of ``pending``, which a unique index may refuse: ``failed``, which waits as well;
 3. if no device has accepted the push: ``dead`` with the code NOT_WRITTEN. The reason names the result.
-4. If a device has accepted the push, the row is noted as unwritable, so that no worker sends it again, and its result
-   is tried again and again. Once another row has been given the same status, the fault is in this row, and it is
-   ``dead``.
+4. If a device has accepted the push, the worker notes the row as unwritable, so that no worker sends it again, and goes
+   on trying to write the result. If another row has been given the same status meanwhile, the fault is in this row, and
+   it becomes ``dead``.
 
-If the log would not hold which devices have accepted a push that is to be tried again at others, the push becomes
-``sent`` at once: no device gets it twice.
+A push may be due for another try at some devices while the log cannot hold which others have accepted it. Such a push
+becomes ``sent`` at once, so that no device gets it twice.
 
-A result that takes too long counts as refused. It may be the database that is slow, so no push becomes ``dead`` in
-step 3 for that: the result is tried again and again.
+A result that takes too long counts as refused. The cause may be a slow database, so step 3 does not make such a push
+``dead``: the worker goes on trying to write the result.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from listener.metrics.own import Metrics
 from listener.postgres.connect import STATEMENT_PATIENCE_S
 from listener.postgres.errors import ROW_FAULTS
 from listener.postgres.halving import Halving
-from listener.postgres.settlements import NOT_OVER, Fate, Settlements
+from listener.postgres.settlements import UNFINISHED, Fate, Settlements
 from listener.postgres.unwritable import IGNORED, UNLOGGED, Pause, code_of
 from listener.push import Decision, LogLine, Settlement, Status
 from listener.sending.result_writer import ResultWriter
@@ -45,7 +45,7 @@ _MOST_LOG_LINES = 20_000
 _LOG_LINES_AT_ONCE = 500
 _KEPT_AT_ONCE = 20
 
-# For how long to try what was refused before new results get their turn.
+# For how long to try refused results before new ones get their turn.
 _TRYING_S = 1.0
 _TRYING_AT_THE_END_S = 10.0
 _LOG_PATIENCE_S = 5.0
@@ -99,7 +99,7 @@ class Unwritten:
 
     @property
     def kept(self) -> int:
-        """How many rows this worker holds although their requests are over."""
+        """How many rows this worker holds although their requests have ended."""
         return len(self._kept)
 
     @property
@@ -116,13 +116,13 @@ class Unwritten:
         """
         for variant in variants(settlement, code):
             fate, why = await self._persist(variant)
-            if fate not in NOT_OVER:
-                await self._over(settlement, variant, fate)
+            if fate not in UNFINISHED:
+                await self._finished(settlement, variant, fate)
                 return
             code = why
         accepted, is_slow = is_accepted(settlement), code in _SLOW
-        # After a request the push may have been sent. If the database is only slow, the lease keeps others from a row
-        # that no device has accepted.
+        # After a request the push may have been sent. A row that no device has accepted needs no note if the database
+        # is only slow: the lease keeps other workers from it.
         if accepted or (settlement.logs and not is_slow):
             await self._note(settlement, code)
         if (accepted or is_slow) and self._keeps:
@@ -142,18 +142,18 @@ class Unwritten:
         self._writer.record([settlement], fates)
         return fates[0], code_of_fate(fates[0])
 
-    async def _over(self, settlement: Settlement, written: Settlement, fate: Fate) -> None:
-        """The row has ended, or is not this worker's any more."""
+    async def _finished(self, settlement: Settlement, written: Settlement, fate: Fate) -> None:
+        """``written`` is in the row, or the row is not this worker's any more."""
         if settlement.logs and not written.logs:
             self._put_log_lines(settlement)
-            if not self._log_failures:  # the status may have been what was refused, so they need not wait
+            if not self._log_failures:  # perhaps only the status was refused, and the log lines need not wait
                 await self._write_log_lines(_TRYING_S)
         if fate is Fate.WRITTEN:
             self._ended.add(settlement.push_id)
             await self._forget()
 
     async def _forget(self) -> None:
-        """Lets workers claim the rows again that have been written after all, should they wait for a retry."""
+        """Deletes the notes on rows that have been written after all: workers may claim those that wait for a retry."""
         try:
             async with asyncio.timeout(STATEMENT_PATIENCE_S):
                 await self._settlements.unwritable.forget(list(self._ended))
@@ -185,7 +185,7 @@ class Unwritten:
             self._try_at = time.monotonic() + self._backoff.failed()
 
     async def try_again(self) -> None:
-        """Tries to write what is kept, for a moment: new results wait meanwhile."""
+        """Tries to write what is kept, but only for a moment, because new results wait meanwhile."""
         before, began = self.kept + len(self._log_lines), time.monotonic()
         if self._ended:
             await self._forget()
@@ -213,13 +213,13 @@ class Unwritten:
             tries.append(as_dead(settlement, kept.code))
         for variant in tries:
             fate, _ = await self._persist(variant)
-            if fate not in NOT_OVER:
-                await self._over(settlement, variant, fate)
+            if fate not in UNFINISHED:
+                await self._finished(settlement, variant, fate)
                 return True
         return False
 
     def stop_keeping(self) -> None:
-        """The worker ends: it releases the rows that it keeps. They stay noted as unwritable; slow ones for a while."""
+        """The worker ends and releases the rows that it keeps. They stay noted as unwritable; slow ones for a while."""
         self._keeps = False
         while self._kept:
             kept = self._kept.popleft()
@@ -292,7 +292,7 @@ def as_dead(settlement: Settlement, code: str) -> Settlement:
 
 
 def as_sent_in_part(settlement: Settlement) -> Settlement:
-    """Some devices have accepted the push, and the others are given up because it is not known any more which."""
+    """Some devices have accepted the push. The others are given up, because nobody knows any more which they are."""
     decision = settlement.decision
     reason = (
         "not tried again at the other devices, because push_delivery_logs does not hold which devices accepted it: "

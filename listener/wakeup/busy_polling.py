@@ -4,20 +4,20 @@ Postgres commits transactions that notify one after another, so a notification f
 A worker that is notified very often takes the polling lock. While the lock is taken the triggers do not notify, and the
 worker polls the queue every few milliseconds. When few rows come it releases the lock, and sleeps.
 
-No insert is missed by that, because a worker that knows of another poller, or cannot exclude one, rechecks the queue.
-The recheck runs beside the dispatcher and wakes it each time that the queue is to be looked at:
+No insert is missed, because a worker that knows of another poller, or cannot exclude one, rechecks the queue. The
+recheck runs concurrently with the dispatcher, and wakes it each time that the queue is to be looked at:
 
 1. While any session holds the lock, the worker looks at the queue four times a second, and more often as long as that
    finds rows: the holder may be frozen, or unable to claim.
 2. Then the worker asks which open transactions have written to the queue, and looks at the queue. An insert that found
-   the lock taken was there before the lock was released: its row is in the queue now, or in one of those transactions.
+   the lock taken began before the lock was released: its row is in the queue now, or in one of those transactions.
 3. While one of those is open the worker asks again, and looks at the queue whenever one has ended.
 
 Step 2 is a statement of its own, begun when the lock was known to be free, because Postgres does not show all locks as
-of one instant. A worker that takes the lock notifies the others in the same transaction, and so makes them recheck. So
-does each LISTEN, which may have come too late to hear that notification, and each death of a worker, which may have
-been about to send it. The poller may die at any moment: every other worker, and the next one that starts, does all of
-this by itself.
+of one instant. A worker that takes the lock notifies the others in the same transaction, and so makes them recheck. A
+LISTEN may come too late for that notification, and a worker may die just before it sends it. So each LISTEN and each
+death of a worker make workers recheck, too. The poller may die at any moment: every other worker, and the next one that
+starts, does all of this by itself.
 
 Any login may take the lock and notify nobody. Therefore each sweep (see sending/sleeper.py) asks whether the lock is
 taken, and the worker rechecks if it is. If the lock was taken and released between two sweeps, the second sweep finds
@@ -26,7 +26,7 @@ the rows for which nobody notified.
 While the NOTIFY queue of the server is full, every transaction that notifies fails. So a worker takes the lock without
 a notification, and polls: the inserts succeed again. Its peers try the same, or find the lock taken when they sweep.
 
-tests/model holds a model of it, in which every step is needed.
+tests/model has a model of this, and shows that every step is needed.
 """
 
 from __future__ import annotations
@@ -149,7 +149,7 @@ class BusyPolling:
         self._news.set()
 
     def poll_delay(self, found: int) -> float | None:
-        """Learns what a claim open to both priorities has found; to be called after each, also while no worker polls.
+        """Learns what a claim open to both priorities has found. Call it after each one, also while no worker polls.
 
         Returns the seconds until the next poll, or None to sleep until notified.
         """
@@ -163,7 +163,7 @@ class BusyPolling:
         return min(_POLL_DELAY_S + found * _POLL_DELAY_PER_ROW_S, _LONGEST_POLL_DELAY_S)
 
     def stop(self) -> None:
-        """This worker looks at the queue no more, and the others learn of it at once."""
+        """Makes this worker stop polling, and notifies the others if it polled."""
         self._stopping = True
         self._stop_polling.set()
         self._news.set()
@@ -183,7 +183,7 @@ class BusyPolling:
                     await self._recheck()
                 except (psycopg.Error, TimeoutError):
                     self._metrics.database_errors.labels("polling").inc()
-                    self._rechecks_requested += 1  # the lock may have been taken, or released, unheard
+                    self._rechecks_requested += 1  # the lock may have been taken or released unnoticed
                     self._news.set()
                     await asyncio.sleep(self._backoff.failed())
                 else:
@@ -230,7 +230,7 @@ class BusyPolling:
     async def _hold(self) -> None:
         """Returns when the lock is to be released.
 
-        A worker that cannot claim, for example while FCM hangs, does not see what comes. It releases the lock after a
+        A worker that cannot claim, for example while FCM hangs, does not see new rows. It releases the lock after a
         while, so that the other workers are notified.
         """
         while self._doorbell.queue_is_full and self._doorbell.connected and not self._stopping:
@@ -293,5 +293,5 @@ class BusyPolling:
 
 
 def _wait_after(seconds: float) -> float:
-    """Seconds until the next question which transactions are still open, after having waited for ``seconds``."""
+    """Seconds until the worker asks again which transactions are open, when it has waited for ``seconds`` so far."""
     return min(max(_PART_OF_WAIT * seconds, _SHORTEST_WAIT_S), _LONGEST_WAIT_S)

@@ -1,8 +1,8 @@
-"""The doorbell: a LISTEN connection that proves itself, and heals itself.
+"""The doorbell: a LISTEN connection that checks itself, and that is replaced when it does not work.
 
-A notification carries nothing and may be lost, so every (re)connection counts as one. The same connection holds the
-worker's liveness lock, so that peers notice at once when this process is gone, and the polling lock while the worker
-polls (see busy_polling.py), which therefore ends with the liveness lock.
+A notification carries no data and may be lost, so every (re)connection counts as a notification. The same connection
+holds the worker's liveness lock, so that peers notice at once when this process is gone. While the worker polls (see
+busy_polling.py) it also holds the polling lock, so that both locks end together.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ log = structlog.get_logger(__name__)
 _LOCK_PATIENCE_S = 5.0
 
 STEADY_AFTER_S = 5.0
-"""By then every worker whose connection was cut at the same time is connected again."""
+"""By then every other worker whose connection was cut at the same time has connected again."""
 
-# Any: a database that fails over is read-only for a while, and a privilege that was revoked may be granted again.
+# Any error: a database that fails over is read-only for a while, and a revoked privilege may be granted again.
 _AWAY = (psycopg.Error, TimeoutError)
 
 _BETWEEN_PROOFS_WHILE_FULL_S = 1.0
@@ -72,10 +72,10 @@ _GUARDED = """
 update push_listener.workers set guarded = true, lost = false, stopped_at = null
   where id = %(worker)s and incarnation = %(incarnation)s::uuid
 """
-# It also drops what every session has read.
+# The function also drops from the queue what every session has read.
 _SHORTEN_QUEUE = "select pg_catalog.pg_notification_queue_usage()"
-# Which sessions listen, and how far they have read, is visible to nobody. Without pg_read_all_stats the transactions of
-# other roles are not visible either.
+# Postgres shows nobody which sessions listen and how far they have read. Without pg_read_all_stats it does not show the
+# transactions of other roles either.
 _OLDEST_TRANSACTION = """
 select pid, usename::text, datname::text, state,
        pg_catalog.round(extract(epoch from pg_catalog.clock_timestamp() - xact_start))::float8
@@ -104,9 +104,9 @@ class Doorbell:
         worker_id: whose liveness lock to hold.
         heartbeat: seconds of silence after which the connection has to prove itself.
         incarnation: of the worker, as its row in ``push_listener.workers`` says; None if it has no row.
-        pool: leaves a connection to the doorbell where there are few: without the doorbell nothing may be claimed.
+        pool: leaves a connection to the doorbell if there are few: without the doorbell nothing may be claimed.
         proof_timeout: seconds after which a connection that does not answer is given up.
-        steady_after: seconds after which a connection says something about those of the other workers.
+        steady_after: seconds after which the other workers, too, must have their connections again.
     """
 
     def __init__(
@@ -138,7 +138,7 @@ class Doorbell:
         self._conn: Connection | None = None
         self._receiving: asyncio.Timeout | None = None
         self._fault: BaseException | None = (
-            None  # of a statement; the state of the connection is unknown since
+            None  # of a statement; since then the state of the connection is unknown
         )
         self.queue_is_full = False
         """Whether the server takes no notification, so that inserts that notify fail."""
@@ -146,7 +146,7 @@ class Doorbell:
         self.connections = 0
         """How often LISTEN and the liveness lock have come into force."""
         self.condition: Condition | None = None
-        """What the last try to connect failed for, while there is no connection."""
+        """Why the last try to connect failed, while there is no connection."""
         self._steady_from = math.inf
         self._rng = random.Random()  # noqa: S311  # jitter, not secrecy
 
@@ -167,8 +167,8 @@ class Doorbell:
     def steady(self) -> bool:
         """Whether the connection has stood for some seconds, or the server was up long before the first connection.
 
-        What cuts the connection of one worker often cuts those of all. So soon after a cut, the silence of a peer says
-        nothing.
+        An event that cuts the connection of one worker often cuts the connections of all. Therefore the silence of a
+        peer says nothing soon after a cut.
         """
         return self.connected and time.monotonic() >= self._steady_from
 
@@ -275,15 +275,15 @@ class Doorbell:
             self._tell(Topic.NOTIFIED)
 
     async def _prove(self, conn: Connection) -> None:
-        """A round trip through LISTEN. Raises TimeoutError when the connection says nothing any more.
+        """Makes a round trip through LISTEN. Raises TimeoutError when no answer comes.
 
-        While the NOTIFY queue of the server is full nothing can be proven, and nothing needs to be: no insert notifies.
+        While the NOTIFY queue of the server is full, nothing can be proven, and nothing has to be: no insert notifies.
         """
         try:
             try:
                 await self._notify_itself(conn)
             except psycopg.errors.ProgramLimitExceeded:
-                # Otherwise only a sender shortens the queue, and nobody can send.
+                # Otherwise only a session that notifies shortens the queue, and no session can notify now.
                 await conn.execute(_SHORTEN_QUEUE)
                 await self._notify_itself(conn)
         except psycopg.errors.ProgramLimitExceeded:
@@ -357,13 +357,13 @@ class Doorbell:
                 reason=errors.explain(error),
                 tries=tries,
             )
-        # A pooler in session mode does not refuse a client for which it has no connection: it lets it wait.
+        # A pooler in session mode that has no connection left does not refuse a client: it makes the client wait.
         if self._pool is not None and self.condition in (Condition.FULL, Condition.NO_ANSWER):
             await self._pool.shrink()
 
     async def _note_steady(self, conn: Connection) -> None:
         steady_in = self._steady_after
-        if self._steady_from == math.inf:  # the first connection: has the server been away just before?
+        if self._steady_from == math.inf:  # the first connection: perhaps the server has just come back
             row = await (await conn.execute(_SERVER_AGE)).fetchone()
             steady_in -= float(str(row[0])) if row else 0.0
         self._steady_from = time.monotonic() + steady_in
@@ -374,7 +374,7 @@ class Doorbell:
             raise IdentityLost("its row in push_listener.workers is not its own any more", is_own=False)
 
     async def _take_lock(self, conn: Connection) -> None:
-        """Takes the liveness lock, evicting this worker's former connection, which may hold it still.
+        """Takes the liveness lock, and evicts this worker's former connection if it still holds the lock.
 
         Raises IdentityLost if another session holds it.
         """
@@ -390,7 +390,7 @@ class Doorbell:
             ):
                 with attempt:
                     if not await fetch_value(conn, _LOCK, (LIVENESS_CLASS, self._worker)):
-                        # Not at the first try: a peer that asks whether this worker is dead holds it for an instant.
+                        # Not at the first try: a peer that checks whether this worker is dead holds it for an instant.
                         if attempt.retry_state.attempt_number > 1:
                             await self._evict(conn)
                         raise psycopg.errors.LockNotAvailable(
@@ -402,7 +402,7 @@ class Doorbell:
     async def _evict(self, conn: Connection) -> None:
         """Terminates the former sessions of this doorbell. Raises IdentityLost if the lock cannot become free soon.
 
-        Before the first connection nobody asks whether this worker is dead. So if a worker holds the lock then, the
+        Before the first connection, no peer checks whether this worker is dead. So if a worker holds the lock then, the
         database has forgotten that worker, as after a restore, and has given its id a second time.
         """
         holders = await self._holders(conn)

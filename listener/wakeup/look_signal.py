@@ -25,7 +25,7 @@ class LookSignal:
         self._asleep_until = _NOT_ASLEEP
 
     def notify(self) -> None:
-        """There may be something to claim. May be called at any time, and for nothing."""
+        """There may be something to claim. A call without a reason costs only a look."""
         self._notified = True
         self._event.set()
 
@@ -50,9 +50,9 @@ class LookSignal:
         return notified
 
     def prepare_to_sleep(self) -> None:
-        """Makes every row that becomes due again wake the dispatcher, until ``sleep`` knows how long it sleeps.
+        """From now until ``sleep``, ``note_due_in`` wakes the dispatcher for every row.
 
-        The statement that follows may begin before such a row is settled, and so miss it.
+        The statement that asks when the next row is due may begin before such a row is settled, and so miss the row.
         """
         self._asleep_until = math.inf
 

@@ -1,8 +1,8 @@
 """Peers: notices that another worker has died, and puts its rows back into the queue at once.
 
-While no peer holds a row nothing is asked, because there is nothing to take over. A peer can only claim rows of which
-this worker knows as well: a notification came to both; or the row falls due at a time that was known when the last row
-was settled; or this worker rechecks the queue, because the peer polls (see busy_polling.py).
+While no peer holds a row, this worker asks nothing, because there is nothing to take over. It knows when a peer may
+claim a row: a notification comes to both; or the row falls due at a time that was known when the last row was settled;
+or this worker rechecks the queue, because the peer polls (see busy_polling.py).
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from listener.wakeup.look_signal import LookSignal
 
 log = structlog.get_logger(__name__)
 
-# Two looks must agree, so that a doorbell that is just being replaced is not taken for a death.
+# Two looks must agree, so that a worker that is just replacing its doorbell's connection is not taken for dead.
 _BETWEEN_LOOKS_S = (0.6, 0.8)
 
 
@@ -42,12 +42,12 @@ class ExpectsLosses(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class _Pause:
-    """A time in which no peer can hold a row, unless there is activity."""
+    """A time in which no peer can hold a row unless there is activity."""
 
     seconds: float | None
     """None: without end."""
     is_due_then: bool = True
-    """Whether a row falls due when it ends; False: it is not known what comes after."""
+    """Whether a row falls due when the pause ends; False: nobody knows what is due then."""
 
 
 _NO_PAUSE = _Pause(0.0)
@@ -57,10 +57,10 @@ class PeerWatch:
     """Takes over the rows of dead peers, while there is any activity.
 
     Args:
-        doorbell: this worker's own connection. Unless it is steady, the silence of a peer may have the same cause.
+        doorbell: this worker's own connection. Unless it is steady, what cut it may also cause the silence of a peer.
         polling: rechecks the queue after a death.
-        look: is notified when there may be something to claim of which no notification comes.
-        health: learns how many workers have died, before the rows of the last are put back.
+        look: is notified when there may be something to claim for which no notification comes.
+        health: learns how many workers have died, before the rows of the dead are put back.
         max_in_flight: pushes that this worker has in flight, at most.
         attentive: seconds of attention after the last activity.
     """
@@ -87,7 +87,7 @@ class PeerWatch:
         self._metrics = metrics
         self._max_in_flight = max_in_flight
         self._attentive = attentive
-        # Workers whose death has been noticed, but of whose rows some are locked by other transactions.
+        # Workers that are known to be dead, while other transactions have locked some of their rows.
         self._known_dead: set[int] = set()
         self._activity = asyncio.Event()
         self._attentive_until = 0.0
@@ -142,7 +142,7 @@ class PeerWatch:
         return silent
 
     async def _quiet_for(self, has_peers: bool) -> _Pause:
-        """For how long no peer can hold a row unless a notification comes."""
+        """For how long no peer can hold a row unless there is activity."""
         if has_peers and (time.monotonic() < self._attentive_until or await self._workers.peers_hold_rows()):
             return _NO_PAUSE
         frontier = self._queue.frontier

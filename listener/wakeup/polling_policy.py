@@ -1,4 +1,4 @@
-"""When to poll: how often the doorbell rings, and how many rows come while it does not. Pure."""
+"""When to poll: depends on how many notifications come, and on how many rows come while the worker polls. Pure."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _STOP_BELOW = 200.0
 # application inserts 1,500 rows a second with this question, and 75 without it (tests.benchmarks.inserts --flush-ms).
 _ASK_FOR_CROWD_AT = 40.0
 # The first notifications come before there is a crowd, and until the worker polls each insert waits for all before it.
-# So the worker asks again soon, and then ever more seldom.
+# So the worker asks again soon, and then less and less often.
 _FIRST_BETWEEN_CROWDS_S = 0.1
 _BETWEEN_CROWDS_S = 1.0
 
@@ -73,7 +73,7 @@ class PollingPolicy:
         self._notifications.add(now)
 
     def want(self, now: float) -> Want:
-        """What a worker wants that does not poll."""
+        """What the worker wants while it does not poll."""
         notifications = self._notifications.at(now)
         if now < self._no_try_before or notifications < _ASK_FOR_CROWD_AT:
             return Want.SLEEP
@@ -111,5 +111,5 @@ class PollingPolicy:
         return max(_LEAST_UNOBSERVED_S, self._hold)
 
     def stopped(self, now: float) -> None:
-        """The worker polls no more."""
+        """The worker has stopped polling."""
         self._stopped_at = now

@@ -32,12 +32,12 @@ class Waker(Protocol):
         ...
 
     def may_claim(self) -> bool:
-        """Whether peers can see that this worker lives. If not, they would take over what it claims."""
+        """Whether peers can see that this worker lives. If not, they would take over the rows that it claims."""
         ...
 
     @property
     def condition(self) -> Condition | None:
-        """What keeps the worker from listening, if the last try to connect has failed."""
+        """What keeps the worker from listening, if its last try to connect failed."""
         ...
 
     def note_look(self) -> None:
@@ -56,7 +56,7 @@ class Waker(Protocol):
         ...
 
     def stop(self) -> None:
-        """The worker looks at the queue no more, and lets its peers know."""
+        """The worker stops looking at the queue, and lets its peers know."""
         ...
 
     async def finish(self) -> None:
@@ -73,7 +73,7 @@ class ListeningWaker:
 
     Args:
         address: leads to the server itself, or to a pooler in session mode.
-        pool: leaves a connection to the doorbell where there are few.
+        pool: leaves a connection to the doorbell if there are few.
         health: learns how many workers have died.
         heartbeat: seconds of silence after which the LISTEN connection has to prove itself.
         max_in_flight: pushes that this worker has in flight, at most.
@@ -116,7 +116,7 @@ class ListeningWaker:
         self.doorbell.subscribe(Topic.NOTIFIED, self.peers.note_activity)
         self.doorbell.subscribe(Topic.RECHECK, self.polling.request_recheck)
         self._row_lost = asyncio.Event()
-        self._unseen = 0  # the connection of the doorbell that the last sweep did not see
+        self._unseen = 0  # the number of the doorbell's connection that the last sweep did not see
 
     def may_claim(self) -> bool:
         """See :class:`Waker`."""
@@ -145,9 +145,10 @@ class ListeningWaker:
             self._not_seen()
 
     def _not_seen(self) -> None:
-        """The doorbell holds the liveness lock, and the pool does not see it: they lead to two servers.
+        """The doorbell holds the liveness lock, and a sweep of the pool did not see it.
 
-        A lock that was taken just after a sweep is seen by the next one.
+        If the next sweep does not see it either, the doorbell and the pool lead to two servers. One sweep is not
+        enough, because the lock may have been taken just after it.
         """
         if self._unseen == self.doorbell.connections:
             log.warning("the doorbell listens at another server than that of DATABASE_URL: connecting again")
@@ -176,7 +177,7 @@ class ListeningWaker:
 
 
 class SweepingWaker:
-    """Without a connection that listens, as behind a pooler in transaction mode: the dispatcher's sweeps are all."""
+    """Does not listen, as behind a pooler in transaction mode: only the dispatcher's sweeps find new rows."""
 
     def __init__(self) -> None:
         self.look = LookSignal()

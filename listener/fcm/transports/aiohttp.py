@@ -53,7 +53,7 @@ class AiohttpTransport:
                 keepalive_timeout=KEEPALIVE,
                 ttl_dns_cache=DNS_TTL,
                 # aiohttp makes its own context at import: an SSL_CERT_FILE that is set later has no effect on it.
-                # It takes 40 ms to read the authorities, which nobody needs without TLS.
+                # It takes 40 ms to read the authorities, and without TLS nobody needs them.
                 ssl=ssl.create_default_context() if self._url.scheme == "https" else True,
             ),
             # aiohttp rounds timeouts above ceil_threshold up to whole seconds, which can make the two equal.
@@ -93,7 +93,7 @@ class AiohttpTransport:
             # An answer that was read to its end has released its connection already.
             if not answer.content.at_eof():
                 answer.close()
-            del answer  # It keeps its fault, which refers to this frame.
+            del answer  # It refers to its fault, which refers to this frame.
         return Response(status, answer_headers, content)
 
     async def close(self) -> None:
@@ -101,7 +101,7 @@ class AiohttpTransport:
         await self._session.close()
 
     def _learn_proxy(self) -> None:
-        """At the first request, which then has the fault of a proxy that cannot be used.
+        """Called at the first request, so that a proxy that cannot be used is a fault of that request.
 
         aiohttp's own ``trust_env`` reads the environment in a thread, for each request.
         """
@@ -138,12 +138,12 @@ class _Body(aiohttp.BytesPayload):
 
 
 class _Connector(aiohttp.TCPConnector):
-    """Opens a bounded number of connections at once, and makes the body of a request when it has one.
+    """Opens a bounded number of connections at once, and makes the body of a request when the request has a connection.
 
-    Otherwise a request of high priority would wait for the handshakes of all that came before it. While as many are
-    being opened as may be, a request that finds an idle connection takes that.
+    Without the bound, a request of high priority would wait for the handshakes of all requests before it. A request
+    that finds an idle connection takes it even when the bound is reached.
 
-    It distinguishes what failed before there was a connection from what failed on one.
+    It distinguishes failures before there was a connection from failures on a connection.
 
     The types of aiohttp's exceptions do not: a proxy that hangs up on CONNECT raises the same
     ``ServerDisconnectedError`` as a server that hangs up on the request itself. Until ``connect`` has returned, no byte

@@ -25,10 +25,10 @@ class Outgoing(NamedTuple):
     """What a request brings to FCM."""
 
     make_body: Callable[[], bytes]
-    """Makes the body, in UTF-8. The transport calls it when a connection is at hand, so that a time to live in the body
-    is that of the moment. What it raises ends the request, of which nothing has been sent then."""
+    """Makes the body, in UTF-8. The transport calls it when it has a connection, so that a time to live in the body is
+    exact. If it raises an exception, nothing has been sent, and the request ends with that exception."""
     expires: bool = False
-    """Whether the body depends on that moment."""
+    """Whether the body depends on the time at which it is made."""
     is_high: bool = False
     """Whether it gets the next free connection before requests of normal priority that wait."""
 
@@ -45,7 +45,7 @@ class Transport(Protocol):
     """Carries requests to one URL, over as many connections as it needs.
 
     The environment names the proxy (HTTPS_PROXY, HTTP_PROXY, ALL_PROXY, NO_PROXY, in upper or lower case) and is read
-    once. Trusted are the system's certificate authorities, or those that SSL_CERT_FILE and SSL_CERT_DIR name.
+    once. The transport trusts the system's certificate authorities, or those that SSL_CERT_FILE and SSL_CERT_DIR name.
     """
 
     async def post(self, headers: Mapping[str, str], outgoing: Outgoing) -> Response:

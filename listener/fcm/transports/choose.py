@@ -13,7 +13,7 @@ TransportName = Literal["http2", "http1", "aiohttp"]
 def make_transport(name: TransportName, url: str, *, connect_timeout: float, timeout: float) -> Transport:
     """A transport to one URL, to be made inside the running event loop.
 
-    Where the way leads through a proxy, aiohttp takes the place of the others, which know no proxies.
+    If requests go through a proxy, it is always aiohttp, because the other transports cannot use proxies.
 
     Args:
         name: the value of the setting TRANSPORT.

@@ -1,4 +1,4 @@
-"""What the pool and the transport expect of a connection, of whatever version of HTTP, and what it tells the pool."""
+"""What the pool and the transport expect of a connection of any HTTP version, and what a connection tells its pool."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ class Head(NamedTuple):
     """The head of a request, made once for each access token. Connections compare it by identity."""
 
     lines: bytes
-    """For HTTP/1.1: all as far as the value of Content-Length."""
+    """For HTTP/1.1: everything up to the value of Content-Length."""
     fields: list[tuple[bytes, bytes]]
-    """For HTTP/2: all but the method and the scheme."""
+    """For HTTP/2: everything except the method and the scheme."""
 
 
 class NotTaken(Exception):
@@ -25,11 +25,11 @@ class Connection(Protocol):
     """A connection and the requests that are in flight on it."""
 
     capacity: int
-    """Requests at once."""
+    """Requests that it takes at once."""
     in_use: int
-    """How many it has, or is promised; the pool counts."""
+    """Requests that it has, or that have it reserved. The pool counts them."""
     idle_since: float
-    """On the event loop's clock; the pool sets it."""
+    """When its last request ended, on the event loop's clock. The pool sets it."""
 
     @property
     def is_usable(self) -> bool:
@@ -70,15 +70,15 @@ class Owner(Protocol):
     """Requests at once that a server of HTTP/2 is expected to allow, until it has said how many."""
 
     def add(self, connection: Connection) -> None:
-        """It has been opened."""
+        """The connection has been opened."""
         ...
 
     def release(self, connection: Connection) -> None:
-        """A request on it has ended."""
+        """A request on the connection has ended."""
         ...
 
     def offer(self, connection: Connection) -> None:
-        """It takes requests again."""
+        """The connection takes requests again."""
         ...
 
     def resize(self, connection: Connection) -> None:
@@ -86,5 +86,5 @@ class Owner(Protocol):
         ...
 
     def discard(self, connection: Connection) -> None:
-        """It has been closed."""
+        """The connection has been closed."""
         ...

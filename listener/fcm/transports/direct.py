@@ -13,8 +13,8 @@ from listener.fcm.transports.connection import Head, NotTaken
 from listener.fcm.transports.pool import Pool
 
 _TRIES = 20
-"""Connections, at most, that a request is sent over in turn, if the servers say that they did not carry it out.
-Connections that were opened together reach the age at which a server leaves them together."""
+"""Connections, at most, on which a request is tried one after another, while the server says that it did not carry it
+out. There may be many: connections that were opened together reach the age limit of the server together."""
 
 
 class DirectTransport:
@@ -82,7 +82,7 @@ class DirectTransport:
                 connection.abandon(answer)
                 raise
             finally:
-                # A fault refers to this frame, and the answer to the fault: a circle, that would keep the connection.
+                # The answer refers to its fault, and the fault to this frame: a cycle that would keep the connection.
                 del answer, connection
         raise SendFault("RESET", "the server has refused the request each time", ambiguous=False)
 

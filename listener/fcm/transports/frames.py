@@ -1,7 +1,8 @@
-"""Keeps exceptions from outliving their use.
+"""Keeps exceptions from holding memory after their use.
 
-The collector runs rarely in this process (``process.tune_garbage_collector``), so what refers to itself stays: the
-frame that a fault was raised in, whose variables lead to the fault again, and a connection of 50 KB with it.
+A fault refers to the frame that raised it, and the variables of the frame lead back to the fault and to a connection of
+50 KB. The garbage collector runs rarely in this process (``process.tune_garbage_collector``), so such a cycle would
+stay in memory.
 """
 
 from __future__ import annotations

@@ -16,10 +16,11 @@ from listener.fcm.transports.http1_response import Headers, decoded
 class Http1Connection(asyncio.Protocol):
     """One connection, and the request that is in flight on it. See ``Connection``.
 
-    asyncio calls it with what the server sends, and httptools with what that means.
+    asyncio passes it the bytes that the server sends, and httptools passes it their meaning.
 
-    The parser and the transport refer to the connection, so it lets go of both when it ends. The collector would hardly
-    find them: it runs rarely here (see ``process.tune_garbage_collector``), and a TLS connection takes 50 KB.
+    The parser and the transport refer to the connection, so the connection drops both when it ends. Otherwise the cycle
+    would wait for the garbage collector, which runs rarely here (see ``process.tune_garbage_collector``), and a TLS
+    connection takes 50 KB.
     """
 
     __slots__ = (

@@ -1,4 +1,4 @@
-"""One connection of HTTP/2: it writes requests, and cuts what comes back into answers. RFC 9113 is what it follows."""
+"""One connection of HTTP/2, as RFC 9113 has it: it writes requests, and cuts the bytes that come back into answers."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from listener.fcm.transports.http1_response import decoded
 from listener.fcm.transports.http2_fields import TABLE_SIZE, Http2Headers, request_blocks
 
 STREAMS = 100
-"""Requests at once on one connection, at most: what servers allow at least, Google's among them."""
+"""Requests at once on one connection, at most. Servers, Google's among them, allow at least as many."""
 
 PING_AFTER = 5.0
 """Seconds of silence after which a connection with requests in flight is sent a PING, and seconds it has to answer.
@@ -22,16 +22,16 @@ Without it a dead connection would be used until TCP gives up, a quarter of an h
 _MASK = (1 << 31) - 1
 """The first bit of stream numbers and windows is reserved."""
 LAST_STREAM = _MASK
-"""After so many a connection has no numbers left."""
+"""The highest number of a stream. After it a connection has no numbers left."""
 _WINDOW = (1 << 16) - 1
-"""Bytes that may be sent before the receiver allows more, on a stream and on a connection, if nobody says otherwise."""
+"""Bytes that may be sent before the receiver allows more, on a stream and on a connection, by default."""
 _ANSWERS = 1 << 20
 """Bytes of all answers on a connection that the server may send before we allow more."""
 _FRAME = 1 << 14
 """Bytes of the largest frame."""
 _UNREAD = 1 << 22
-"""Bytes that the server has not read, after which the connection ends: all its requests have fewer. The rest would be
-answers to its PINGs and SETTINGS, without end."""
+"""The connection ends when the server has left more bytes than this unread. All requests on a connection have fewer.
+The rest can only be answers to PINGs and SETTINGS that the server sends without end."""
 
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 DATA, HEADERS, RST_STREAM, SETTINGS, PUSH_PROMISE, PING, GOAWAY, WINDOW_UPDATE = 0, 1, 3, 4, 5, 6, 7, 8
@@ -82,7 +82,7 @@ class _Stream:
         self.headers: Http2Headers | None = None
         self.body = b""
         self.unsent = b""
-        """The rest of the request's body, that waits until the server allows more."""
+        """The rest of the request's body, which waits until the server allows more."""
         self.window = 0
         """Bytes of it that the server allows on this stream."""
 
@@ -90,7 +90,7 @@ class _Stream:
 class Http2Connection(asyncio.Protocol):
     """One connection, and the requests that are in flight on it. See ``Connection``.
 
-    The transport refers to the connection, which lets go of it when it ends: see ``Http1Connection``.
+    The transport refers to the connection, so the connection drops it when it ends: see ``Http1Connection``.
     """
 
     __slots__ = (
@@ -153,7 +153,7 @@ class Http2Connection(asyncio.Protocol):
         return not (
             self._is_closed
             or self._is_leaving
-            or self._pinged is not None  # It may be dead. Those requests that are on it wait for the answer.
+            or self._pinged is not None  # It may be dead. The requests on it wait for the answer.
             or self._transport is None
             or self._transport.is_closing()
         )
@@ -262,7 +262,7 @@ class Http2Connection(asyncio.Protocol):
     # --- frames ----------------------------------------------------------------------------------------
 
     def _take(self, kind: int, flags: int, number: int, payload: bytes) -> bool:
-        """False if the frame must not be there."""
+        """Handles a frame; returns False if the frame is not allowed there."""
         if self._fields is not None and kind != CONTINUATION:
             return False
         match kind:
@@ -389,7 +389,7 @@ class Http2Connection(asyncio.Protocol):
         self._out.append(frame(kind, END_HEADERS, number, block))
 
     def _send_rest(self) -> None:
-        """Sends of what waits as much as the server allows."""
+        """Sends as much of the waiting bodies as the server allows."""
         for number, stream in list(self._unsent.items()):
             while (
                 size := max(0, min(len(stream.unsent), _FRAME, self._window, stream.window))
@@ -403,7 +403,7 @@ class Http2Connection(asyncio.Protocol):
                     break
 
     def _write(self, data: bytes) -> None:
-        """At the end of this turn of the event loop, together with what else is written in it."""
+        """Writes at the end of this turn of the event loop, together with everything else from this turn."""
         if not self._out:
             self._loop.call_soon(self._flush)
         self._out.append(data)
@@ -427,7 +427,7 @@ class Http2Connection(asyncio.Protocol):
         assert stream.status is not None
         assert stream.headers is not None
         body: bytes | None = stream.body[:ANSWER_LIMIT]
-        if body and body[:1] != b"{":  # else it is as we want it: then nobody looks at the headers
+        if body and body[:1] != b"{":  # otherwise it is plain JSON, and nobody needs to read the headers
             body = decoded(body, stream.headers.get("content-encoding", "identity"))
         if body is None:
             self._fail(number, "RESET", "the answer's body cannot be read", tell=False)
@@ -440,7 +440,7 @@ class Http2Connection(asyncio.Protocol):
             self._give_up(number)
 
     def _fail(self, number: int, code: str, reason: str, *, tell: bool = True) -> None:
-        """There is no answer, or only a part of one. ``tell``: the server does not know it."""
+        """There is no answer, or only a part of one. ``tell``: whether to tell the server that the request ends."""
         stream = self._streams[number]
         if stream.status is not None and 200 <= stream.status < 300:
             assert stream.headers is not None
@@ -456,7 +456,7 @@ class Http2Connection(asyncio.Protocol):
             self._forget(number)
 
     def _not_taken(self, number: int) -> None:
-        """The server has said that it did not look at a request."""
+        """The server has said that it did not carry out a request."""
         answer = self._streams[number].answer
         if not answer.done():
             answer.set_exception(NotTaken())

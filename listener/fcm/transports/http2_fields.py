@@ -13,9 +13,9 @@ TABLE_SIZE = 4096
 """Bytes of the table in which the server keeps fields of ours, if it does not want another size. Source: RFC 9113."""
 
 _ENTRY = 32
-"""What an entry of the table counts beside its name and value. Source: RFC 7541, section 4.1."""
+"""Bytes that an entry of the table counts in addition to its name and value. Source: RFC 7541, section 4.1."""
 _FIRST_INDEX = 62
-"""The index of the newest entry: those before it are the static table. Source: RFC 7541, section 2.3.3."""
+"""The index of the newest entry; lower ones belong to the static table. Source: RFC 7541, section 2.3.3."""
 
 _POST, _HTTPS = b"\x83", b"\x87"
 _NAMES = {b":authority": 1, b":path": 4, b"accept-encoding": 16, b"authorization": 23, b"content-type": 31}
@@ -28,9 +28,9 @@ _NO_TABLE = b"\x20"
 
 
 def request_blocks(fields: Fields, table_size: int) -> tuple[bytes, bytes]:
-    """The fields of a POST over https, twice: for the first request that has them, and for all that follow it.
+    """Encodes the fields of a POST over https twice: for the first request with these fields, and for all later ones.
 
-    The first fills the server's table, so that the others have a byte for each field: an access token has a kilobyte.
+    The first block fills the server's table. So the second has one byte for each field; an access token has a kilobyte.
 
     Args:
         fields: in addition to the method and the scheme, pseudo-fields first; names in lower case.
@@ -69,7 +69,7 @@ def _integer(kind: int, prefix: int, number: int) -> bytes:
 class Http2Headers(Mapping[str, str]):
     """The header fields of an answer. They are decoded on each access: nobody looks at those of a success.
 
-    Each block stands for itself, because we allow the server no table.
+    Each block can be decoded alone, because we allow the server no table.
     """
 
     __slots__ = ("_block",)

@@ -7,10 +7,10 @@ from collections import deque
 from typing import Generic, TypeVar
 
 OPENING_LIMIT = 32
-"""Connections of HTTP/1.1, at most, that are being opened at once: while they are, others may become free."""
+"""HTTP/1.1 connections, at most, that are being opened at once. It is few, because open ones may become free first."""
 
 OPENING_FOR_HIGH = 4
-"""Connections, at most, that are opened beside these for requests of high priority."""
+"""Connections, at most, that are opened in addition for requests of high priority."""
 
 T = TypeVar("T")
 
@@ -41,7 +41,7 @@ class Lanes(Generic[T]):
         return _first(self._high) or _first(self._normal)
 
     def next_to_fail(self) -> asyncio.Future[T] | None:
-        """The same for bad news: of normal priority first."""
+        """Takes the request that is to fail first out of the line: normal priority before high."""
         return _first(self._normal) or _first(self._high)
 
     def remove(self, waiter: asyncio.Future[T]) -> bool:

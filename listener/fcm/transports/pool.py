@@ -29,8 +29,8 @@ _OUT_OF_FILES_PAUSE_S = 1.0
 """Seconds before another connection is opened after the process has reached its limit of open files."""
 
 _CLOSING_S = 1.0
-"""Seconds, at most, to wait at the end until the connections are closed. They are cut, so the network has no say in it,
-but the event loop may forget to say so."""
+"""Seconds, at most, to wait at the end until the connections are closed. They are aborted, so the network cannot delay
+that, but uvloop does not always report it."""
 
 _HAPPY_EYEBALLS_S = 0.25
 """Seconds before the next address is tried as well. Source: RFC 8305, section 5."""
@@ -327,5 +327,5 @@ class _Door(asyncio.Protocol):
         self._is_shut = True
         if self.connection is not None:
             self.connection.abort()
-            # uvloop does not always say so, and what refers to each other would wait for the garbage collector.
+            # uvloop does not always call this, and then the reference cycle would wait for the garbage collector.
             self.connection.connection_lost(None)

@@ -14,7 +14,7 @@ _UNCLEAR = (
 
 
 def is_proxied(url: str) -> bool:
-    """Whether requests to a URL go through a proxy, be it one that can be used or not."""
+    """Whether requests to a URL go through a proxy, even one that cannot be used."""
     return _named(url) is not None
 
 
@@ -51,8 +51,8 @@ def _named(url: str) -> str | None:
 def _is_unambiguous(proxy: str) -> bool:
     """Whether a URL is only a scheme, perhaps a user and a password, a host and a port.
 
-    A password with / ? or # in it moves the end of the host: a part of it would be taken for the host, which faults
-    name.
+    A / ? or # in a password ends the host too early: a part of the password would be taken for the host, and messages
+    about faults name the host.
     """
     try:
         parts = urlsplit(proxy)

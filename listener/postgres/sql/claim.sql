@@ -2,18 +2,18 @@
 --
 -- The first column tells whether the row holds what the claim has written. If not, a trigger of the application has
 -- ignored or changed the claim, and the row must not be sent. Then come the time of the claim, the size of the table
--- (see connect.note_size), the transactions that the claim does not see because they run (in one row only, for they may
--- be many), and the row's lane and due time. The other columns are the fields of Push, in the same order. If nothing was
--- due, one row without an id tells the time and the size. A row that is too large to send is returned without its texts,
--- and oversized names the columns that are too large.
+-- (see connect.note_size), the transactions that the claim does not see because they run (in one row only, because they
+-- may be many), and the row's lane and due time. The other columns are the fields of Push, in the same order. If
+-- nothing was due, one row without an id tells the time and the size. A row that is too large to send is returned
+-- without its texts, and oversized names the columns that are too large.
 --
--- The statement is undone as a whole if such a row is among many (is_strict): the cast of a text that is no boolean
--- fails. Then the rows are claimed in parts.
+-- With is_strict, a row that does not hold what the claim has written undoes the whole statement: the cast of a text
+-- that is no boolean fails. Then the rows are claimed in parts.
 --
--- The devices of all users are read in one set, also where an application has replaced the view. Only a push to a user
--- that was tried before is looked up alone, because some of the devices may have it already.
+-- The devices of all users are read in one set, also where an application has replaced the view. Only the devices of a
+-- push that was tried before are read for that push alone, because some of them may have it already.
 --
--- Which rows are claimed: due.sql, these.sql or forgotten.sql; see claiming.py.
+-- due.sql, these.sql or forgotten.sql selects the rows that are claimed; see claiming.py.
 with {due}, claimed as (
   update public.push_notifications p
     set status = 'processing',
@@ -23,8 +23,8 @@ with {due}, claimed as (
         delivery_attempts = due.attempt,
         -- A row that is due and still processing has lost its worker, or its lease has ended.
         lost_claims = coalesce(p.lost_claims, 0) + (p.status::text = 'processing')::integer,
-        -- When the push was due before it was ever tried; it stays until the push ends. What a row that was never tried
-        -- has there, its insert has written.
+        -- When the push was first due, before any try; it stays until the push ends. In a row that was never tried the
+        -- value comes from the insert, and does not count.
         push_first_due_at = coalesce(case when p.delivery_attempts > 0 then p.push_first_due_at end,
                                      greatest(due.due_at, p.created_at)),
         last_retry_at = case when p.retry_count > 0 then pg_catalog.now() else p.last_retry_at end,
@@ -105,7 +105,7 @@ select case when c.is_written then true
     nullif(extract(epoch from c.expires_at)::float8, 'infinity') as expires_at,
     nullif(extract(epoch from c.expires_at)::float8, 'infinity')
       - extract(epoch from pg_catalog.now())::float8 as expires_in,
-    -- A time that is no date would make the metric infinite for good.
+    -- A time that is no date ('infinity') would make the metric infinite for ever.
     case when pg_catalog.isfinite(c.push_first_due_at)
          then extract(epoch from pg_catalog.now())::float8 - extract(epoch from c.push_first_due_at)::float8
          else 0 end as waited,
@@ -113,8 +113,8 @@ select case when c.is_written then true
   from (select pg_catalog.now() as now, pg_catalog.pg_current_snapshot()::text as snapshot,
                pg_catalog.pg_relation_size('public.push_notifications'::pg_catalog.regclass) as size) clock
   left join (
-    -- What "claimed" holds is in "due", and what "r" holds in "claimed", so "full" adds no row. It is there because
-    -- Postgres, which expects few rows, would compare each row with each for another join.
+    -- Every row of "claimed" is in "due", and every user of "r" is in "claimed", so "full" adds no row. For any other
+    -- join Postgres, which expects few rows, would compare every row with every other.
     due
     full join (
       claimed c

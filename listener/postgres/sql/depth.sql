@@ -1,13 +1,13 @@
 -- What waits in the queue, by status and priority.
 --
--- A push waits since it was first due, also while it waits for its next try: if FCM fails for every push, none may be due,
--- and all are late. A row that was scheduled for a time before its insertion waits since its insertion. For how long is
--- unknown if no time is a date: such a row counts, and is not the oldest. A row that cannot be written does not count as
--- due, and is not scheduled either once its time has come.
+-- A push has waited since it was first due, also while it waits for its next try: if FCM fails for every push, none may
+-- be due, and all are late. A row that was scheduled for a time before its insertion has waited since its insertion. If
+-- none of these times is a date, the row is counted, but is not the oldest. A row that cannot be written does not count
+-- as due, and not as scheduled either once its time has come.
 --
 -- All waiting rows are read, so those that cannot be written are joined: a hash that does not fit into work_mem is
--- written to disk, whereas "not in" would compare every row with every other. OFFSET 0 keeps the waiting rows from being
--- read in the order of the join, by the index of all ids.
+-- written to disk, whereas "not in" would compare every row with every other. OFFSET 0 keeps Postgres from reading the
+-- waiting rows in the order of the join, by the index of all ids.
 select status, case lane when 0 then 'high' else 'normal' end as priority, pg_catalog.count(*) as pushes,
     pg_catalog.count(*) filter (where is_due) as due,
     pg_catalog.count(*) filter (where is_scheduled) as scheduled,

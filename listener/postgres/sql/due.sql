@@ -1,19 +1,19 @@
--- The rows that a claim takes: those that are due, from a due time on, and some that were found before it; see
+-- The rows that a claim takes: the due rows from a certain due time on, and some that were found before it (early); see
 -- frontier.py.
 --
--- lock_timeout is set inside the statement because a transaction pooler loses SET: a trigger of the application may wait
--- for a lock. A LIMIT is evaluated before the first row is read.
+-- lock_timeout is set inside the statement because a transaction pooler loses SET: a trigger of the application may
+-- wait for a lock. A LIMIT is evaluated before the first row is read.
 --
--- The commit of a claim does not wait for the disk, or for a replica (synchronous_commit). Requests begin that much
+-- The commit of a claim does not wait for the disk or for a replica (synchronous_commit), so that requests begin
 -- earlier. If Postgres crashes before the claim is on disk, the row is as it was before; see settlements.py.
 --
 -- OFFSET 0 makes "not exists" a search of the index for each row. Without it, Postgres would turn it into a join, which
--- loses the order of the index, and then it would read and sort all due rows. "not in" would compare each due row with
--- every row that cannot be written as soon as these do not fit into work_mem.
+-- loses the order of the index, and then it would read and sort all due rows. If the rows that cannot be written do not
+-- fit into work_mem, "not in" would compare each due row with each of them.
 --
--- The cardinality is compared before anything is read, so that a plan that reads the table, made while the table was
--- small, costs nothing as long as no row was found. coalesce() keeps Postgres from looking for these ids in the index of
--- due rows, which seems small to it, and is long beside an old snapshot.
+-- The cardinality is compared before anything is read. So a plan that reads the whole table, because it was made while
+-- the table was small, costs nothing as long as no early row was found. coalesce() keeps Postgres from searching for
+-- these ids in the index of due rows, which Postgres takes for small, and which is long while there is an old snapshot.
 early as materialized (
   select id, next_attempt_at as due_at, (case priority::text when 'high' then 0 else 1 end) as lane,
          coalesce(delivery_attempts, 0) + 1 as attempt

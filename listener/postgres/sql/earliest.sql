@@ -1,5 +1,6 @@
--- Seconds until the first waiting row is due, among those that are due from some time on and not later than ahead
--- seconds from now (see frontier.py). One search for each lane, because the index begins with the lane.
+-- Seconds until the first waiting row is due, among the rows that are due from a certain time on and not later than
+-- "ahead" seconds from now (see frontier.py). There is one search for each lane, because the index begins with the
+-- lane.
 -- OFFSET 0: see due.sql.
 select extract(epoch from least(
     (select next_attempt_at from public.push_notifications

@@ -1,5 +1,5 @@
--- Expires pushes past expires_at that stand first in the queue, from a due time on (see frontier.py); returns their
--- number.
+-- Expires pushes past expires_at among the first rows of the queue, from a certain due time on (see frontier.py);
+-- returns their number.
 --
 -- It reads a bounded number of due rows of each lane, so that a few expired rows before a long backlog cost little. A
 -- push to several devices that FCM has accepted for one of them ends as sent, so it is left to a claim.

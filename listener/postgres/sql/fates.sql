@@ -1,11 +1,11 @@
 -- Tells what has become of rows whose results a settle has not written.
 --
--- If a settle whose answer was lost is repeated, the row may hold the result already; and if another worker has claimed
--- the row since, a log row of this attempt tells. If both claims have the same number, Postgres has forgotten the first
--- in a crash, and the log row may be of the second.
+-- If a settle whose answer was lost is repeated (is_retry), the row may hold the result already. If another worker has
+-- claimed the row since, a log row of this attempt shows that the result was written. It shows nothing if both claims
+-- have the same number: Postgres has forgotten the first claim in a crash, and the log row may be of the second.
 --
--- At the first try, others have given the row the status that it has, even if it is that of the result: peers that took
--- this worker for dead and put the row back, say.
+-- At the first try, the status that the row has comes from others, even if it is that of the result: for example, peers
+-- took this worker for dead and put the row back.
 --
 -- A row whose counter the application has set back to 0 still has the id of the worker, and is not as it was before
 -- the claim: the application wants it to be sent once more.

@@ -1,8 +1,8 @@
--- The rows that a claim takes: those whose last claim Postgres has forgotten in a crash. They are as they were before it,
--- and this worker has the results. A row that another worker has claimed since is left to it. See fates.sql.
+-- The rows that a claim takes: those whose last claim Postgres has forgotten in a crash. They are as they were before
+-- it, and this worker has the results. A row that another worker has claimed since is left to it. See fates.sql.
 --
--- Whether the row is due does not matter: the clock may have been set back, and the push has been sent. The commit of this
--- claim waits for the disk.
+-- Whether the row is due does not matter: the clock may have been set back, and the push has been sent. The commit of
+-- this claim waits for the disk.
 due as materialized (
   select p.id, p.next_attempt_at as due_at, (case p.priority::text when 'high' then 0 else 1 end) as lane,
          c.attempt

@@ -3,12 +3,12 @@ insert into public.push_delivery_logs (push_id, device_token, status, details)
 select l.push_id, l.token, l.status, l.details::jsonb
   from unnest(%(log_ids)b::uuid[], %(log_tokens)b::text[], %(log_statuses)b::text[], %(log_details)b::text[])
     as l(push_id, token, status, details)
-  -- A log of a push that has been deleted since would break the foreign key, and with it the whole batch. With the
-  -- subselect Postgres looks up each push; with a join it might read all of them. "known" is a condition that spares the
-  -- search: a settle has locked the rows that it has written.
+  -- A log row of a push that has been deleted since would break the foreign key, and with it the whole batch. With the
+  -- subselect Postgres looks up each push; with a join it might read all of them. "known" is a condition that makes the
+  -- search needless: a settle has locked the rows that it has written.
   where ({known}(select p.id from public.push_notifications p where p.id = l.push_id) is not null)
-    -- The name that FCM has given a message tells two requests of one attempt apart: Postgres has forgotten the first claim
-    -- in a crash, and another worker has claimed the row for an attempt with the same number.
+    -- FCM's names for the messages distinguish two requests with the same attempt number: if Postgres has forgotten the
+    -- first claim in a crash, another worker may have claimed the row for an attempt with the same number.
     --
     -- A hashed subplan reads the log rows of a push once, however many devices the push has. With "offset 0" it looks
     -- them up push by push; with "any", or a join, it might read the whole log.

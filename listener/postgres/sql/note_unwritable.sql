@@ -1,8 +1,9 @@
--- Notes rows that cannot be written. No worker claims them for "pause" seconds (NULL: until requeue_pushes names them);
--- each time that a row is noted again it waits twice as long, up to "longest" seconds.
+-- Notes rows that cannot be written. No worker claims them for "pause" seconds (NULL: until requeue_pushes names them).
+-- Each time that a row is noted again, it waits twice as long, up to "longest" seconds.
 --
--- Of many rows with the same code one does not wait longer each time (with_probe), so that the others need not either when
--- the cause is gone; see retry_unwritable.sql. A row that is slow, 57014, is no probe.
+-- Of many rows with the same code one, the probe, does not wait longer each time (with_probe). When the cause is gone,
+-- it is claimed soon, and then all the others may be claimed; see retry_unwritable.sql. A row that is slow, 57014, is
+-- no probe.
 with noted as (
   select r.id, r.code,
          %(with_probe)s::boolean and r.code <> '57014'
@@ -26,5 +27,5 @@ insert into push_listener.unwritable_rows as u (push_id, statement, code, until)
 on conflict (push_id) do update
   set statement = excluded.statement, code = excluded.code, times = u.times + 1, noted_at = pg_catalog.now(),
       until = excluded.until
-  -- What may have been sent stays noted.
+  -- A push that may have been sent stays noted.
   where u.until < 'infinity'::timestamptz

@@ -1,5 +1,5 @@
--- What the metrics show of the database, in one row: each column is the JSON of the rows of one query. The clock is read
--- last.
+-- What the metrics show of the database, in one row: each column is the JSON of the rows of one query. The clock is
+-- read last.
 with depth as materialized (
   {depth}
 ), unwritable as materialized (

@@ -1,9 +1,9 @@
--- Locks the rows that this worker holds by the database's record but does not know of: the answer to a claim was lost.
+-- Locks the rows that this worker holds in the database but does not know of, because the answer to a claim was lost.
 --
 -- The condition on the lane lets the scan of the index start after all rows that are due, however many they are.
 --
 -- A worker may hold a hundred thousand rows. For "not in", Postgres makes a hash table of them, whatever plan it has;
--- with "<> all" it would compare each row with each.
+-- with "<> all" it would compare every row with every other.
 --
 -- A row that another transaction has locked is passed over. It waits for the end of its lease.
 select id

@@ -1,5 +1,5 @@
--- Lets rows be claimed again whose claims were refused as that of a row was which has been claimed now: the cause may be
--- gone. Returns whether any row is left that was refused.
+-- If a row that was refused has been claimed after all, the cause may be gone. Then this lets all rows be claimed again
+-- whose claims were refused with the same code. Returns whether any refused row is left.
 with claimed as (
   delete from push_listener.unwritable_rows v
     using public.push_notifications p

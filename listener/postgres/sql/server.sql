@@ -1,11 +1,11 @@
--- How the server and the workers are: one row. The columns are the fields of Server.
+-- The state of the server and of the workers: one row. The columns are the fields of Server.
 --
--- pg_notification_queue_usage() also drops from the queue what every session has read, for which the server itself waits
--- until somebody notifies.
+-- pg_notification_queue_usage() also drops from the queue what every session has read. The server itself does that only
+-- when a session notifies.
 --
--- What holders.sql finds keeps vacuum from removing what became dead since: then each look over the whole range of due
--- times reads more and more dead entries of the index. The age is unknown to a role that does not see the sessions of
--- others.
+-- The holders that holders.sql finds keep vacuum from removing rows that became dead since. Then each look over the
+-- whole range of due times reads more and more dead entries of the index. A role that does not see the sessions of
+-- others gets no age.
 select pg_catalog.pg_notification_queue_usage() as notify_queue,
     (select pg_catalog.count(distinct w.id)
        from push_listener.lock_holders h

@@ -1,13 +1,14 @@
--- Writes the results of a batch and its log rows; returns the positions in the batch of those that were
--- written, and of those that were written otherwise.
+-- Writes the results of a batch and its log rows; returns the positions in the batch of the results that were written,
+-- and of those that a trigger has changed.
 --
 -- The fence: a row is written only while this worker holds it, for the attempt that the worker made. A row that another
 -- worker has claimed since gets its log rows all the same, because the requests were made. If a settle whose answer was
 -- lost is repeated, the row is settled already, and no second log row is written.
 --
--- A trigger of the application may change the update, so the row that was returned is compared with the result. If the
--- result was final, the row is noted at once, so that no worker sends it again. If the row is to be tried again, all
--- columns count that decide when, how often and to which devices. The subselect reads the row as it was before.
+-- A trigger of the application may change the update, so the row that was returned is compared with the result. If a
+-- changed result was final, its row is noted at once, so that no worker sends it again. If the row is to be tried
+-- again, the comparison covers all columns that decide when, how often and to which devices. The subselect reads the
+-- row as it was before.
 --
 -- Arrays are sent in binary (%b), which costs psycopg a tenth of writing and escaping them as text.
 --
@@ -15,8 +16,8 @@
 -- row passes the fence, and on a table without statistics it would compare every row with every result.
 --
 -- lock_timeout is set inside the statement because a transaction pooler loses SET. The CTE is MATERIALIZED so that the
--- timeout applies before the first row lock. enable_seqscan is for the check of the foreign key of the logs: its plan is
--- made after the statement, and a session keeps it, also if it was made while the table was small. Sessions of the
+-- timeout applies before the first row lock. enable_seqscan is for the check of the foreign key of the logs: its plan
+-- is made after the statement, and a session keeps it, also if it was made while the table was small. Sessions of the
 -- service have the setting anyway, but not those behind a transaction pooler.
 with result as materialized (
   select r.*, %(worker)s::integer as worker, 'processing' as held

@@ -1,9 +1,9 @@
 -- The owner of the schema push_listener, if nothing in the schema may be read.
 --
--- Any role that may create schemas can create one of this name first, with a view as its table of migrations. Reading
--- the view would run its code with the rights of this session. So the owner must be a role that could do as much
--- without the schema: a superuser, the owner of the database, or a role that has the rights of this session; for a
--- listener with a role of its own also the owner of the queue.
+-- Any role that may create schemas can create one of this name first, with a view in place of the table of migrations.
+-- To read the view would run the role's code with the rights of this session. So the owner must be a role that could do
+-- as much without the schema: a superuser, the owner of the database, or a role that has the rights of this session.
+-- For a listener with a role of its own it may also be the owner of the queue.
 select o.rolname::text
   from pg_catalog.pg_namespace n
   join pg_catalog.pg_roles o on o.oid = n.nspowner

@@ -1,7 +1,7 @@
 -- What a worker checks when it has not been notified for a while. The columns are the fields of Sweep.
 --
--- The polling lock does not count where this worker holds it itself: the session that holds it then also holds this
--- worker's liveness lock.
+-- The polling lock does not count if this worker itself holds it. Then one session holds it and this worker's liveness
+-- lock.
 with holders as materialized (
   select * from push_listener.lock_holders where lock in ('polling', 'liveness')
 )

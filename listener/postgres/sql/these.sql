@@ -1,5 +1,5 @@
--- The rows that a claim takes: some that the same transaction has locked because they were due. A trigger of the
--- application may have changed them since, when it was fired for another row.
+-- The rows that a claim takes: some that the same transaction has locked because they were due. Since then, a trigger
+-- of the application that fired for another row may have changed them.
 due as materialized (
   select id, next_attempt_at as due_at, (case priority::text when 'high' then 0 else 1 end) as lane,
          coalesce(delivery_attempts, 0) + 1 as attempt

@@ -1,5 +1,5 @@
--- The pushes among these for which the log does not hold, in a way that a claim finds it, that a device has accepted.
--- The hashed subplan reads the log rows of a push once, however many devices the push has; see log.sql.
+-- The pushes among these for which the log does not hold, where a claim looks for it, that the device has accepted
+-- them. The hashed subplan reads the log rows of a push once, however many devices the push has; see log.sql.
 select distinct r.push_id
   from unnest(%(ids)s::uuid[], %(tokens)s::text[]) as r(push_id, token)
   where (r.push_id, r.token) not in (
