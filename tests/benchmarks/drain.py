@@ -82,6 +82,7 @@ def measure(
                 sink_cpu += rig.cpu_seconds(sink.pid)
                 postgres_cpu += rig.tree_cpu_seconds(server.pid)
                 peak = rig.peak_rss(worker.pid)
+            rig.until(lambda: rig.is_alone(conn), "the connections of the process do not end")
             drained = rig.written(conn)
             arrivals = sink.report()
             if len({one.push_id for one in arrivals}) != rows:
@@ -116,6 +117,8 @@ def measure_alone(rows: int, latency_ms: float, *, tls: bool = False) -> dict[st
             assert sender.stdout is not None
             rig.until(lambda: sink.count() > 0, "no message has come to the sink", by=sender)
             cpu, before = -rig.cpu_seconds(sender.pid), sink.count()
+            if before >= rows:
+                raise rig.BenchmarkFailed(f"{rows} messages are gone before one can look: take more")
             if sender.stdout.readline() != "done\n":
                 raise rig.BenchmarkFailed("sending alone has ended early")
             cpu += rig.cpu_seconds(sender.pid)

@@ -391,6 +391,15 @@ class Written:
         return Written(self.wal_bytes - earlier.wal_bytes, self.versions - earlier.versions)
 
 
+def is_alone(conn: psycopg.Connection) -> bool:
+    """Whether no other client has a session in the database: one tells what it has written when it ends."""
+    row = conn.execute(
+        "select not exists (select from pg_stat_activity where datname = current_database() "
+        "and backend_type = 'client backend' and pid <> pg_backend_pid())"
+    ).fetchone()
+    return row == (True,)
+
+
 def written(conn: psycopg.Connection) -> Written:
     """Now, by connections that have been closed: others may tell of row versions seconds later."""
     row = conn.execute(

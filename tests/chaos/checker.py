@@ -29,10 +29,10 @@ MOVES = {
 _OWN_FAULTS = {"INTERNAL_ERROR", "NOT_WRITTEN", "INVALID_PUSH", "NOT_TRIED"}
 _CLOCK = 0.002
 """Seconds by which two readings of one clock may seem to disagree."""
-_FOR_THE_WAY = 1.0
+_FOR_THE_WAY = 5.0
 """Seconds from the last look at ``expires_at`` to the request's arrival, when this machine is busy."""
-_UNTIL_ON_DISK = 1.0
-"""Seconds after which a commit that does not wait for the disk is there: three times wal_writer_delay, or more."""
+_UNTIL_ON_DISK = 5.0
+"""Seconds after which a commit that does not wait for the disk is there: three times wal_writer_delay, or far more."""
 _STATUS_BEFORE_LOG = 10.0
 """Seconds. A result that takes too long is written without its log rows; a process that dies takes these with it."""
 
@@ -261,7 +261,8 @@ def _logs(
             name = names[claim.worker]
             died = dead.get(name)
             is_lost = claim.fate != "settled" or (claim.ended or 0.0) > (died or 0.0) - _STATUS_BEFORE_LOG
-            if died is None or not is_lost or made[0].began > died + FCM_REQUEST_TIMEOUT:
+            is_too_late = made[0].began > (died or 0.0) + FCM_REQUEST_TIMEOUT + _FOR_THE_WAY
+            if died is None or not is_lost or is_too_late:
                 found.wrong(
                     f"{push_id}: the request of claim {attempt} ({claim.fate} at {claim.ended}, {name} died at {died}) "
                     "has no log row"

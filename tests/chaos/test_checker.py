@@ -146,7 +146,7 @@ def not_hiding(evidence: Evidence) -> None:
 
 def late(evidence: Evidence) -> None:
     of_the_row(expires_at=10.1)(evidence)
-    evidence.exchanges[0].began = 11.9
+    evidence.exchanges[0].began = 16.0
 
 
 def test_what_is_in_order_is_not_complained_of() -> None:
@@ -224,7 +224,7 @@ def forgotten_and_logged_once(evidence: Evidence) -> None:
 def forgotten_too_late(evidence: Evidence) -> None:
     """The crash came so long after the request that the claim was on disk."""
     forgotten(evidence)
-    evidence.events = [Event(CRASH, 12.5, 13.0, None)]
+    evidence.events = [Event(CRASH, 17.0, 17.5, None)]
 
 
 @pytest.mark.parametrize(

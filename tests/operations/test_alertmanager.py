@@ -18,7 +18,7 @@ CONFIGURATION = DEPLOY / "alertmanager" / "alertmanager.yml"
 
 RECEIVERS = {"page": "pager", "ticket": "tickets", "none": "heartbeat"}
 
-PATIENCE = 30.0
+PATIENCE = 60.0
 
 
 def amtool(*arguments: str) -> str:

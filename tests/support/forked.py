@@ -77,7 +77,8 @@ class Forked:
 
 async def start(arguments: Sequence[str], env: Mapping[str, str]) -> Forked:
     """``python ARGUMENTS``, which begin with ``-m MODULE`` or ``-c CODE``, in this project's directory."""
-    ours, theirs = socket.socketpair()
+    # Not a stream: the process may have ended before its id is read, and both numbers would be read as one.
+    ours, theirs = socket.socketpair(type=socket.SOCK_SEQPACKET)
     (out, out_end), (err, err_end) = os.pipe(), os.pipe()
     try:
         request = orjson.dumps({"arguments": list(arguments), "env": dict(env)})

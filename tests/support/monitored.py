@@ -18,9 +18,10 @@ from aiohttp import web
 from psycopg import sql
 
 from listener.emulator import Emulator
-from tests.support.monitoring import Server, alertmanager, free_port, prometheus
+from tests.support.monitoring import Server, alertmanager, prometheus
 from tests.support.postgres import Database
 from tests.support.prometheus_rules import DEPLOY, RULES, seconds
+from tests.support.servers import closed_port
 from tests.support.service import Program, connect, environment, program
 
 SCALE = 10
@@ -178,7 +179,7 @@ async def monitored(
         emulator = await stack.enter_async_context(Emulator())
         webhook = Webhook()
         hook_port = await stack.enter_async_context(_served(webhook))
-        ports = [free_port(), free_port()]
+        ports = [closed_port(), closed_port()]
         notifier = await stack.enter_async_context(
             alertmanager(_alertmanager_configuration(place, hook_port), place / "alertmanager")
         )

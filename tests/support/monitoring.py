@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -12,17 +11,11 @@ from typing import Any
 import aiohttp
 import pytest
 
+from tests.support.servers import closed_port
 from tests.support.tools import tool
 
 START_PATIENCE = 60.0
 """Seconds in which a server must be ready."""
-
-
-def free_port() -> int:
-    """A port of 127.0.0.1 that nobody uses at the moment."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 class Server:
@@ -47,7 +40,7 @@ class Server:
 @asynccontextmanager
 async def alertmanager(configuration: Path, storage: Path) -> AsyncIterator[Server]:
     """Alertmanager with this configuration, ready."""
-    port = free_port()
+    port = closed_port()
     async with _running(
         tool("prometheus-alertmanager"),
         f"--config.file={configuration}",
@@ -62,7 +55,7 @@ async def alertmanager(configuration: Path, storage: Path) -> AsyncIterator[Serv
 @asynccontextmanager
 async def prometheus(configuration: Path, storage: Path) -> AsyncIterator[Server]:
     """Prometheus with this configuration, ready."""
-    port = free_port()
+    port = closed_port()
     async with _running(
         tool("prometheus"),
         f"--config.file={configuration}",

@@ -259,7 +259,7 @@ async def test_a_push_that_was_refused_begins_with_one_request_for_each_platform
     """It has 5,000 devices, and its user is the only one that is refused."""
     sender = _RefusesIphones()
     attempts = _attempts(sender, max_in_flight="8")
-    settlement = await attempts.attempt(_to_phones(5000, 10), time.monotonic())
+    settlement = await attempts.attempt(_to_phones(5000, 10), elapsed())
     assert (
         sum(token.startswith("i") for token in sender.asked) <= 8
     )  # what was under way at the first refusals
@@ -270,21 +270,21 @@ async def test_a_push_that_was_refused_begins_with_one_request_for_each_platform
     )
     for attempt in (2, 3):
         sender.asked.clear()
-        settlement = await attempts.attempt(_to_phones(5000, 2, attempt), time.monotonic())
+        settlement = await attempts.attempt(_to_phones(5000, 2, attempt), elapsed())
         assert sorted(token[0] for token in sender.asked) == ["a", "a", "i"]
         assert settlement.requests == 3
     sender.of_iphones = ACCEPTED
-    settlement = await attempts.attempt(_to_phones(5000, 0, 4), time.monotonic())
+    settlement = await attempts.attempt(_to_phones(5000, 0, 4), elapsed())
     assert (settlement.decision.status, settlement.requests) == (Status.SENT, 5000)
 
 
 async def test_a_push_that_is_refused_whatever_the_device_is_one_request_the_next_time() -> None:
     sender, health = _RefusesIphones(REFUSED), _accepting()
     attempts = _attempts(sender, health, max_in_flight="8")
-    await attempts.attempt(_to_phones(5000, 0), time.monotonic())
+    await attempts.attempt(_to_phones(5000, 0), elapsed())
     assert len(sender.asked) <= 8
     sender.asked.clear()
-    settlement = await attempts.attempt(_to_phones(5000, 0, 2), time.monotonic())
+    settlement = await attempts.attempt(_to_phones(5000, 0, 2), elapsed())
     assert (len(sender.asked), len(settlement.logs), health.reason) == (1, 1, None)
 
 
@@ -295,7 +295,7 @@ async def test_two_devices_that_are_refused_keep_no_other_of_their_platform_from
             return outcome if self.asked[-1] in ("i0", "i1") else ACCEPTED
 
     attempts = _attempts(Sandbox(), max_in_flight="1")
-    settlement = await attempts.attempt(_to_phones(10, 0), time.monotonic())
+    settlement = await attempts.attempt(_to_phones(10, 0), elapsed())
     assert [line.status for line in settlement.logs].count("sent") == 8
 
 
@@ -304,7 +304,7 @@ async def test_when_a_platform_may_be_tried_again_one_device_tries_it() -> None:
     for n in range(3):
         phone = Target(TargetKind.TOKEN, f"iphone-{n}", "ios")
         health.judge(push(id=uuid4()), phone, NO_APNS, now - 61.0, now - 60.5)
-    settlement = await _attempts(sender, health).attempt(_to_phones(5000, 1), time.monotonic())
+    settlement = await _attempts(sender, health).attempt(_to_phones(5000, 1), elapsed())
     assert sorted(sender.asked) == ["a0", "i0"]
     assert settlement.requests == 2
 
@@ -317,9 +317,7 @@ async def test_without_an_access_token_no_second_device_is_tried_while_everythin
             self.asked += 1
             return Outcome(Disposition.PAUSE, "OAUTH_INVALID_GRANT", "the key is not valid", uses_try=False)
 
-    settlement = await _attempts(sender := NoToken(), _paused()).attempt(
-        _to_phones(100, 100), time.monotonic()
-    )
+    settlement = await _attempts(sender := NoToken(), _paused()).attempt(_to_phones(100, 100), elapsed())
     assert (sender.asked, settlement.requests) == (1, 0)
 
 
@@ -341,52 +339,67 @@ def _paused() -> FcmHealth:
 
 
 class _Late:
-    """Has an access token and a connection only after a while, and then perhaps another token after another while."""
+    """Has an access token and a connection only after a while, and then perhaps another token after another while.
 
-    def __init__(self, *seconds: float) -> None:
+    The time passes on a clock of its own, ``elapsed``.
+    """
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *seconds: float) -> None:
         self.bodies: list[bytes] = []
+        self.now = elapsed()
         self._seconds = seconds
+        monkeypatch.setattr("listener.sending.attempt.elapsed", lambda: self.now)
 
     async def send(self, outgoing: Outgoing) -> Outcome:
         for each in self._seconds:
-            await asyncio.sleep(each)
+            await asyncio.sleep(0)
+            self.now += each
             self.bodies.append(outgoing.make_body())
         return ACCEPTED
 
 
-async def test_a_push_that_expires_while_there_is_no_token_or_connection_is_not_sent() -> None:
-    late = push(expires_in=0.5)
-    settlement = await _attempts(sender := _Late(0.6)).attempt(late, time.monotonic())
+async def test_a_push_that_expires_while_there_is_no_token_or_connection_is_not_sent(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    late, sender = push(expires_in=0.5), _Late(monkeypatch, 0.6)
+    settlement = await _attempts(sender).attempt(late, sender.now)
     decision = settlement.decision
     assert (decision.status, decision.code, decision.uses_try) == (Status.EXPIRED, "EXPIRED", False)
     assert (sender.bodies, settlement.logs, settlement.requests) == ([], [], 0)
 
 
-async def test_nor_is_it_sent_a_second_time_after_a_token_was_refused() -> None:
-    late = push(expires_in=0.5)
-    settlement = await _attempts(sender := _Late(0.0, 0.6)).attempt(late, time.monotonic())
+async def test_nor_is_it_sent_a_second_time_after_a_token_was_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    late, sender = push(expires_in=0.5), _Late(monkeypatch, 0.0, 0.6)
+    settlement = await _attempts(sender).attempt(late, sender.now)
     assert (settlement.decision.status, settlement.decision.code) == (Status.EXPIRED, "EXPIRED")
     assert len(sender.bodies) == 1
     assert [line.details["code"] for line in settlement.logs] == ["EXPIRED"]
 
 
-async def test_the_time_to_live_is_that_of_the_moment_of_writing() -> None:
-    long_lived = push(expires_in=1000.01)
-    await _attempts(sender := _Late(0.02, 1.0)).attempt(long_lived, time.monotonic())
-    first, second = (json.loads(body)["message"]["android"]["ttl"] for body in sender.bodies)
-    assert 1000 > int(first[:-1]) > int(second[:-1]) > 900
+async def test_the_time_to_live_is_that_of_the_moment_of_writing(monkeypatch: pytest.MonkeyPatch) -> None:
+    long_lived, sender = push(expires_in=1000.0), _Late(monkeypatch, 0.5, 1.0)
+    await _attempts(sender).attempt(long_lived, sender.now)
+    assert [json.loads(body)["message"]["android"]["ttl"] for body in sender.bodies] == ["999s", "998s"]
 
 
-async def test_a_request_that_would_outlive_the_lease_is_not_begun() -> None:
-    attempts = _attempts(sender := _Late(0.02), lease="100", fcm_request_timeout="11")
+async def test_a_request_that_would_outlive_the_lease_is_not_begun(monkeypatch: pytest.MonkeyPatch) -> None:
+    sender = _Late(monkeypatch, 0.02)
+    attempts = _attempts(sender, lease="100", fcm_request_timeout="11")
     for held, status in ((70.0, Status.SENT), (83.99, Status.PENDING), (85.0, Status.PENDING)):
-        settlement = await attempts.attempt(push(), time.monotonic() - held)
+        settlement = await attempts.attempt(push(), sender.now - held)
         assert (settlement.decision.status, settlement.decision.uses_try) == (status, False)
     assert len(sender.bodies) == 1
 
 
 async def test_who_is_cancelled_before_the_request_was_written_has_sent_nothing() -> None:
-    task = asyncio.create_task(_attempts(_Late(60.0)).attempt(push(), time.monotonic()))
+    class Unconnected:
+        async def send(self, outgoing: Outgoing) -> Outcome:
+            await asyncio.Event().wait()
+            return ACCEPTED
+
+    task = asyncio.create_task(_attempts(Unconnected()).attempt(push(), elapsed()))
     await asyncio.sleep(0)
     task.cancel()
     settlement = await task
@@ -403,7 +416,7 @@ async def test_the_transport_learns_of_high_priority() -> None:
             return ACCEPTED
 
     for priority in ("high", "normal", None):
-        await _attempts(Hears()).attempt(push(priority=priority), time.monotonic())
+        await _attempts(Hears()).attempt(push(priority=priority), elapsed())
     assert heard == [True, False, False]
 
 

@@ -45,7 +45,7 @@ async def test_the_database_is_reached_as_soon_as_a_claim_is_answered_whatever_c
 
     sending = _sending(claim=claim, sweep=sweep)
     running = asyncio.create_task(sending.dispatcher.run())
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         await asked.wait()
         assert sending.reach.is_up
         answer.set()
@@ -98,7 +98,7 @@ async def test_a_row_is_settled_whatever_fails_after_its_request(broken: str) ->
     )
     failures: list[object] = []
     asyncio.get_running_loop().set_exception_handler(lambda _, context: failures.append(context["exception"]))
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         await sending.dispatcher.run()
     (settlement,) = written
     decision = settlement.decision

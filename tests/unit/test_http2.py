@@ -154,10 +154,10 @@ async def test_a_connection_gets_no_requests_while_a_ping_is_unanswered() -> Non
     loop = asyncio.get_running_loop()
     pool = Pool()
     connection = Http2Connection(pool, loop)
-    wire = Wire()
+    wire, began = Wire(), loop.time()
     connection.connection_made(wire)
     answer = connection.send(Head(b"", [(b":path", b"/")]), b"{}", 1e9)
-    connection.expire(loop.time() + PING_AFTER - 1)
+    connection.expire(began + PING_AFTER - 1)
     assert connection.is_usable
     connection.expire(loop.time() + PING_AFTER + 1)
     assert not connection.is_usable

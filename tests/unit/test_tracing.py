@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import threading
 from uuid import UUID, uuid4
@@ -13,11 +14,13 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from opentelemetry.trace import StatusCode
 from structlog.testing import capture_logs
 
-from listener import tracing
+from listener import tracing, tracing_otel
 from listener.push import Decision, Push, Settlement, Status
 from listener.tracing import Answer, Tracing
 from listener.tracing_otel import OtelTracing
 from tests.support.pushes import push
+
+PATIENCE = 30.0
 
 SENT = Decision(Status.SENT)
 RETRY = Decision(Status.FAILED, delay=10.0, uses_try=True, code="UNAVAILABLE")
@@ -33,6 +36,7 @@ def variables(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     ):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("OTEL_TRACES_SAMPLER", "always_on")
+    monkeypatch.setattr(tracing_otel, "_CLOSE_PATIENCE_S", PATIENCE)
     return monkeypatch
 
 
@@ -205,7 +209,10 @@ async def test_a_result_without_a_claim_makes_no_span() -> None:
     assert await spans_of(to, exporter) == []
 
 
-async def test_a_collector_that_never_answers_does_not_hold_up_the_end() -> None:
+async def test_a_collector_that_never_answers_does_not_hold_up_the_end(
+    variables: pytest.MonkeyPatch,
+) -> None:
+    variables.setattr(tracing_otel, "_CLOSE_PATIENCE_S", 1.0)
     never, began = threading.Event(), threading.Event()
 
     class Hangs(SpanExporter):
@@ -217,7 +224,7 @@ async def test_a_collector_that_never_answers_does_not_hold_up_the_end() -> None
     to = OtelTracing(Hangs())
     trace_one(to, push(id=uuid4()))
     await to.close()
-    assert began.is_set()
+    assert await asyncio.to_thread(began.wait, PATIENCE)
     never.set()
 
 

@@ -29,11 +29,35 @@ class Said:
         self.event.set()
 
 
+class Looks(threading.Event):
+    """In place of the event that its end sets: its thread looks once for each turn of the loop, however slow."""
+
+    def __init__(self, watchdog: Watchdog) -> None:
+        super().__init__()
+        self._watchdog = watchdog
+        self._next = threading.Semaphore(0)
+
+    def wait(self, timeout: float | None = None) -> bool:
+        self._next.acquire()
+        return self.is_set()
+
+    def set(self) -> None:
+        super().set()
+        self._next.release()
+
+    async def look(self) -> None:
+        """Lets the loop turn, and the thread look."""
+        turns = self._watchdog._turns
+        while self._watchdog._turns == turns:  # noqa: ASYNC110  # it has no event
+            await asyncio.sleep(0.001)
+        self._next.release()
+
+
 @asynccontextmanager
-async def watched(metrics: Metrics, *, stuck_after: float, tick: float) -> AsyncIterator[Said]:
-    """A watchdog, which leaves no thread to the next test."""
-    said, before = Said(), set(threading.enumerate())
-    running = asyncio.create_task(Watchdog(metrics, timeout=stuck_after, on_stuck=said, tick=tick).run())
+async def watched(watchdog: Watchdog, said: Said) -> AsyncIterator[Said]:
+    """A watchdog at work, which leaves no thread to the next test."""
+    before = set(threading.enumerate())
+    running = asyncio.create_task(watchdog.run())
     await asyncio.sleep(0)  # it starts its thread
     (thread,) = [each for each in threading.enumerate() if each.name == "watchdog" and each not in before]
     try:
@@ -46,33 +70,40 @@ async def watched(metrics: Metrics, *, stuck_after: float, tick: float) -> Async
 
 
 async def test_a_loop_that_does_not_turn_is_stuck() -> None:
-    async with watched(Metrics(), stuck_after=0.2, tick=0.01) as said:
+    said = Said()
+    async with watched(Watchdog(Metrics(), timeout=0.2, on_stuck=said, tick=0.01), said):
         await asyncio.sleep(0.05)
         assert said.event.wait(30)  # it blocks the loop
         assert said.what[0] == "the event loop"
 
 
 async def test_a_worker_without_progress_is_stuck() -> None:
-    metrics = Metrics()
+    metrics, said = Metrics(), Said()
     metrics.progress.set_to_current_time()
-    async with watched(metrics, stuck_after=0.2, tick=0.001) as said:
-        await asyncio.to_thread(said.event.wait, 30)
-        assert said.what[0] == "the worker"
+    watchdog = Watchdog(metrics, timeout=0.2, on_stuck=said, tick=0.001)
+    watchdog._ended = looks = Looks(watchdog)
+    async with watched(watchdog, said), asyncio.timeout(30):
+        while not said.what:
+            await looks.look()
+    assert said.what[0] == "the worker"
 
 
 async def test_a_worker_with_progress_and_a_service_without_a_worker_are_not_stuck() -> None:
-    """One that waits for its database, say. The thread looks fifty times, five times as often as it needs."""
-    metrics = Metrics()
-    async with watched(metrics, stuck_after=0.1, tick=0.001) as said:
+    """One that waits for its database, say. The thread looks five times as often as it needs."""
+    metrics, said = Metrics(), Said()
+    watchdog = Watchdog(metrics, timeout=0.1, on_stuck=said, tick=0.001)
+    watchdog._ended = looks = Looks(watchdog)
+    async with watched(watchdog, said):
         for n in range(100):
             metrics.progress.set(float(n) if n < 50 else None)
-            await asyncio.sleep(0.005)
+            await looks.look()
     assert said.what == []
 
 
 async def test_its_thread_ends_with_the_service() -> None:
     """And at once: it does not wait for its next look, which is a minute away. `watched` asserts that it has ended."""
-    async with watched(Metrics(), stuck_after=600.0, tick=0.001) as said:
+    said = Said()
+    async with watched(Watchdog(Metrics(), timeout=600.0, on_stuck=said, tick=0.001), said):
         pass
     assert said.what == []
 
@@ -104,7 +135,7 @@ def hang():
 
 async def main():
     watching = asyncio.create_task(Watchdog(Metrics(), timeout=0.2, on_stuck=process.exit_stuck, tick=0.01).run())
-    await asyncio.sleep(0.05)
+    await asyncio.sleep(0)  # it starts its thread
     hang()
 
 process.run(main())

@@ -102,8 +102,12 @@ async def _ends(running: Program, number: signal.Signals, temporary: Path, code:
 
 async def _send(command: str, running: Program) -> str:
     """Runs the command that the demo shows. Returns the id of the push, once the demo has told of it."""
+    assert "--wait 5" in command
     sending = await asyncio.create_subprocess_shell(
-        f"{command} --json", env=ENVIRONMENT, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
+        f"{command.replace('--wait 5', '--wait 60')} --json",
+        env=ENVIRONMENT,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
     )
     _, said = await sending.communicate()
     assert sending.returncode == 0

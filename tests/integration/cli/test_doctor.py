@@ -22,12 +22,12 @@ from listener.emulator import Emulator
 from listener.postgres.statements import load
 from tests.support.access import WORKER, make_worker
 from tests.support.cli import invoke
-from tests.support.doctor import Diagnosis, examine, examine_within, only_these_variables
+from tests.support.doctor import PATIENT, Diagnosis, examine, examine_within, only_these_variables, patience
 from tests.support.documents import text_of
 from tests.support.pgbouncer import pooler
 from tests.support.postgres import Database, Server, Template
 from tests.support.servers import closed_port, tcp_server
-from tests.support.service import environment, naming, program, rows_of, serving, settings_for
+from tests.support.service import PATIENCE, environment, naming, program, rows_of, serving, settings_for
 
 GROUPS = [
     "settings",
@@ -61,6 +61,12 @@ TEN_THOUSAND_TRANSACTIONS = (
 def execute(dsn: str, statement: str) -> None:
     with psycopg.connect(dsn, autocommit=True) as conn:
         conn.execute(statement.encode())
+
+
+@pytest.fixture(autouse=True)
+def _patience() -> Iterator[None]:
+    with patience():
+        yield
 
 
 def groups(found: Diagnosis) -> list[str]:
@@ -196,8 +202,6 @@ async def test_wrong_usage() -> None:
 
 # --- a database that does not answer ---------------------------------------------------------------------------------
 
-SHORT = Limits(resolve=0.3, connect=0.3, mode=0.5, check=0.5, still_there=0.3, fcm=5.0, whole=5.0)
-
 
 def names_every_group(found: list[Finding]) -> bool:
     return list(dict.fromkeys(each.group for each in found)) == GROUPS
@@ -227,7 +231,7 @@ async def test_a_database_that_never_answers(emulator: Emulator) -> None:
     async with tcp_server(hold) as port:
         env = environment(f"postgresql://u@127.0.0.1:{port}/db", emulator)
         with only_these_variables(**env):
-            found = await asyncio.to_thread(examine_within, SHORT)
+            found = await asyncio.to_thread(examine_within, replace(PATIENT, connect=0.3))
         assert held
     (fault,) = [each for each in found if each.level is Level.FAULT]
     assert fault.text.startswith("DATABASE_URL: there is no answer in time")
@@ -235,7 +239,9 @@ async def test_a_database_that_never_answers(emulator: Emulator) -> None:
 
 
 @pytest.mark.parametrize(
-    "limits", [SHORT, replace(SHORT, mode=60.0, check=60.0, whole=600.0)], ids=["ours", "libpq's"]
+    "limits",
+    [replace(PATIENT, mode=0.5, still_there=0.3), replace(PATIENT, still_there=0.3)],
+    ids=["ours", "libpq's"],
 )
 async def test_a_database_that_stops_answering_between_two_checks(
     database: Database, emulator: Emulator, limits: Limits
@@ -280,7 +286,7 @@ async def test_a_name_server_that_never_answers(emulator: Emulator) -> None:
         return []
 
     with only_these_variables(**environment("postgresql://u@db.example/db", emulator)):
-        found = await asyncio.to_thread(examine_within, SHORT, hang)
+        found = await asyncio.to_thread(examine_within, replace(PATIENT, resolve=0.3), hang)
     assert asked.is_set()
     faults = [each for each in found if each.level is Level.FAULT]
     assert [each.group for each in faults] == ["database", "FCM"]
@@ -300,7 +306,7 @@ async def test_a_host_with_ipv6_alone_on_a_machine_without(
     with only_these_variables(
         **environment("postgresql://u@db.abcdefghijklmnopqrst.supabase.co/db", emulator)
     ):
-        found = await asyncio.to_thread(examine_within, SHORT, resolver)
+        found = await asyncio.to_thread(examine_within, replace(PATIENT, connect=0.3), resolver)
     (fault,) = [each for each in found if each.level is Level.FAULT]
     assert fault.text == (
         "DATABASE_URL: the host has IPv6 addresses only, and this machine has no way out over IPv6"
@@ -319,7 +325,7 @@ async def test_a_host_with_several_addresses_is_reached_at_the_one_that_answers(
             return ["127.0.0.9", "127.0.0.1"]  # nothing listens at the first one
 
         with only_these_variables(**environment(named, emulator)):
-            found = await asyncio.to_thread(examine_within, Limits(), resolver)
+            found = await asyncio.to_thread(examine_within, PATIENT, resolver)
     assert [each.text for each in found if each.group == "database"] == [
         "DATABASE_URL leads to PostgreSQL 18"
     ]
@@ -327,7 +333,7 @@ async def test_a_host_with_several_addresses_is_reached_at_the_one_that_answers(
 
 
 async def test_a_locked_table_does_not_stop_the_other_checks(database: Database, emulator: Emulator) -> None:
-    limits = Limits(check=1.0)
+    limits = replace(PATIENT, check=1.0)
     with psycopg.connect(database.dsn) as blocker:
         blocker.execute("lock table push_listener.workers in access exclusive mode")
         with only_these_variables(**environment(database.dsn, emulator)):
@@ -335,7 +341,8 @@ async def test_a_locked_table_does_not_stop_the_other_checks(database: Database,
     assert names_every_group(found)
     (warning,) = [each for each in found if each.group == "workers" and each.level is Level.WARNING]
     assert warning.text.startswith("not checked: ")
-    assert [each.level for each in found if each.group == "NOTIFY queue"] == [Level.OK]
+    # One of them may have taken too long, where the machine stood still.
+    assert Level.OK in [each.level for each in found if each.group in ("clock", "snapshots", "NOTIFY queue")]
 
 
 # --- LISTEN ----------------------------------------------------------------------------------------------------------
@@ -366,7 +373,7 @@ async def test_behind_a_pooler_in_transaction_mode(database: Database, emulator:
     async with pooler(database, "transaction", 1) as dsn:
         # With one connection nothing can be told of the mode of the pooler; all else is asked over it.
         with only_these_variables(**environment(dsn, emulator)):
-            found_alone = await asyncio.to_thread(examine_within, Limits(mode=0.5))
+            found_alone = await asyncio.to_thread(examine_within, replace(PATIENT, mode=0.5))
         assert names_every_group(found_alone)
         with psycopg.connect(dsn, autocommit=True, prepare_threshold=None) as conn:
             of_pooler = conn.execute(SETTINGS_OF_SESSION).fetchone()
@@ -391,6 +398,8 @@ async def test_all_that_can_be_wrong_at_once_is_told_and_what_is_proposed_helps(
 ) -> None:
     dsn = database.dsn
     execute(database.superuser_dsn, "create role test_stranger_on_lock login")
+    # It comes first: autovacuum, which may come at any moment, cannot remove the rows that are deleted after it began.
+    execute(dsn, "begin; select pg_current_xact_id(); prepare transaction 'it''s forgotten'")
     execute(
         dsn,
         """
@@ -416,7 +425,6 @@ async def test_all_that_can_be_wrong_at_once_is_told_and_what_is_proposed_helps(
     )
     with psycopg.connect(dsn, autocommit=True) as conn:
         conn.execute("select pg_stat_force_next_flush()")
-    execute(dsn, "begin; select pg_current_xact_id(); prepare transaction 'it''s forgotten'")
     execute(dsn, TEN_THOUSAND_TRANSACTIONS)
     with psycopg.connect(database.dsn_as("test_stranger_on_lock"), autocommit=True) as stranger:
         stranger.execute("select pg_advisory_lock(1886745449, 0)")
@@ -510,16 +518,16 @@ async def test_what_the_login_of_the_listener_lacks(
     """Each remedy is done as it stands, and the next thing is made wrong, which is all that is told then."""
     make_worker(database)
     execute(database.dsn, "grant execute on function cancel_push to anon")
-    execute(database.superuser_dsn, f"alter role {WORKER} connection limit 3")
+    execute(database.superuser_dsn, f"alter role {WORKER} connection limit 5")
     try:
         found = await examine(database.dsn_as(WORKER), emulator, retention="30d")
     finally:
         execute(database.superuser_dsn, f"alter role {WORKER} connection limit -1")
     assert "grant pg_read_all_stats to" in found.only(Level.SKIPPED, "snapshots").text
     assert found.only(Level.WARNING, "rights of the role").text.startswith("RETENTION has no effect")
-    assert found.only(Level.WARNING, "connections").text.startswith(
-        "CONNECTION LIMIT of the role: 2 of 3 are free"
-    )
+    # A session that doctor has just closed may still be there.
+    told = found.only(Level.WARNING, "connections").text
+    assert re.match("CONNECTION LIMIT of the role: [2-4] of 5 are free, which is little", told)
     assert found.only(Level.FAULT).text == "anon may execute on public.cancel_push(uuid)"
     execute(database.dsn, "revoke execute on function cancel_push from anon")
 
@@ -641,7 +649,7 @@ async def test_two_workers_and_rows_that_cannot_be_written(database: Database, e
             "create trigger no before update on push_notifications for each row execute function no()"
         )
         await rows.add(device_token="t", title="t")
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(PATIENCE):
             while not await rows.query("select 1 from push_listener.unwritable_rows"):  # noqa: ASYNC110
                 await asyncio.sleep(0.02)  # it tells nobody
         found = await examine(database.dsn, emulator)

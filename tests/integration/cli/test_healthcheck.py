@@ -12,7 +12,7 @@ from listener import config
 from listener.emulator import Emulator
 from tests.support.postgres import Database
 from tests.support.servers import answer, closed_port, read_request, tcp_server
-from tests.support.service import environment, program, run
+from tests.support.service import PATIENCE, environment, program, run
 
 
 async def ask(*arguments: str, **variables: str) -> tuple[int, str, str]:
@@ -86,7 +86,8 @@ async def test_no_answer_in_time() -> None:
 
     async with tcp_server(keep_waiting) as port:
         code, out, err = await ask("--timeout", "0.1", PORT=str(port))
-    assert asked.is_set()
+        async with asyncio.timeout(PATIENCE):
+            await asked.wait()
     assert (code, out) == (1, "")
     assert err == f"Error: http://127.0.0.1:{port}/healthz does not answer: no answer in time\n"
 

@@ -12,7 +12,7 @@ import pytest
 
 from listener.interrupts import EXIT_CODE
 from tests.support.postgres import Database
-from tests.support.service import Rows, program, python
+from tests.support.service import PATIENCE, Rows, program, python
 
 # Sends SIGINT to itself at the import of the n-th module from here on.
 _AT_IMPORT = """
@@ -86,7 +86,7 @@ async def test_while_a_statement_waits(database: Database, rows: Rows, command: 
             "lock table push_listener.workers, push_listener.migrations in access exclusive mode"
         )
         async with program(*command, env=environment(database), forked=True) as running:
-            async with asyncio.timeout(30):
+            async with asyncio.timeout(PATIENCE):
                 while not await rows.query(_WAITING):  # noqa: ASYNC110  # it tells nobody
                     await asyncio.sleep(0.02)
             running.signal(signal.SIGINT)

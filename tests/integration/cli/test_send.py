@@ -24,7 +24,7 @@ async def send(database: Database, *arguments: str, forked: bool = True) -> tupl
 async def test_send_and_wait(database: Database, rows: Rows, emulator: Emulator, service: Service) -> None:
     code, out, _ = await send(
         database, "--token", "phone", "--title", "T", "--body", "B", "--data", '{"k": 1}',
-        "--priority", "high", "--channel", "c", "--expires-in", "60", "--wait", "20", forked=False,
+        "--priority", "high", "--channel", "c", "--expires-in", "120", "--wait", "60", forked=False,
     )  # fmt: skip
     assert code == 0
     push_id, status = out.split()
@@ -36,11 +36,11 @@ async def test_send_and_wait(database: Database, rows: Rows, emulator: Emulator,
     assert message["data"]["k"] == "1"
     assert message["android"]["priority"] == "HIGH"
     assert message["android"]["notification"]["channel_id"] == "c"
-    assert 60 - PATIENCE <= int(message["android"]["ttl"].removesuffix("s")) <= 60
+    assert 120 - PATIENCE <= int(message["android"]["ttl"].removesuffix("s")) <= 120
 
 
 async def test_send_to_an_installation(database: Database, emulator: Emulator, service: Service) -> None:
-    arguments = ["--fid", "installation", "--user", str(uuid4()), "--title", "T", "--wait", "20"]
+    arguments = ["--fid", "installation", "--user", str(uuid4()), "--title", "T", "--wait", "60"]
     code, out, _ = await send(database, *arguments)
     assert (code, out.split()[1]) == (0, "sent")
     (record,) = emulator.accepted
@@ -48,7 +48,7 @@ async def test_send_to_an_installation(database: Database, emulator: Emulator, s
 
 
 async def test_send_to_a_dead_token(database: Database, service: Service) -> None:
-    arguments = ["--token", "dead-phone", "--title", "T", "--wait", "20"]
+    arguments = ["--token", "dead-phone", "--title", "T", "--wait", "60"]
     code, out, _ = await send(database, *arguments)
     assert code == 1
     assert " dead (UNREGISTERED: FCM no longer knows this registration token" in out

@@ -69,7 +69,7 @@ async def test_every_command_works(blank_database: Database, emulator: Emulator)
             "--expires-in",
             "600",
             "--wait",
-            "20",
+            "60",
         )
         assert done.exit_code == 0, done.stderr
     down = await invoke(dsn, "migrate", "--down", "0", "--discard-data")

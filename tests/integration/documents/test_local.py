@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import re
-import socket
 import sys
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ import yaml
 
 from tests.support.documents import blocks
 from tests.support.postgres import Database
+from tests.support.servers import closed_port
 from tests.support.service import PROJECT
 
 PAGE = "docs/local.md"
@@ -79,7 +79,4 @@ def test_the_job_is_one_that_github_takes() -> None:
 
 @pytest.fixture
 def free_ports() -> tuple[int, int]:
-    with socket.socket() as one, socket.socket() as other:
-        one.bind(("127.0.0.1", 0))
-        other.bind(("127.0.0.1", 0))
-        return one.getsockname()[1], other.getsockname()[1]
+    return closed_port(), closed_port()

@@ -41,7 +41,7 @@ from tests.support.fcm_client import (
     assertion,
     jwt_encode,
 )
-from tests.support.service import naming
+from tests.support.service import PATIENCE, naming
 
 ERROR_INFO = "type.googleapis.com/google.rpc.ErrorInfo"
 Credentials: Any = service_account.Credentials  # google-auth claims to be typed, but this is not.
@@ -1069,7 +1069,7 @@ async def test_timeout_never_answers_and_ends_with_the_client(client: Client, ac
     hanging.cancel()
     with pytest.raises(asyncio.CancelledError):
         await hanging
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(PATIENCE):
         while (await client.request("GET", "/emulator/stats")).json["in_flight"]:
             pass
 
@@ -1175,7 +1175,7 @@ async def test_oauth_faults(client: Client, fault: str) -> None:
 async def test_oauth_timeout(client: Client) -> None:
     client.emulator.add_fault("oauth_timeout", times=1)
     hanging = asyncio.create_task(client.grant(assertion(client.emulator)))
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(PATIENCE):
         while "no answer" not in (await client.request("GET", "/emulator/stats")).json["token_answers"]:
             pass
     assert (await client.grant(assertion(client.emulator))).status == 200
@@ -1427,7 +1427,7 @@ async def test_run_writes_the_key_and_says_how_to_use_it(tmp_path: Path) -> None
     running = asyncio.create_task(
         run(port=0, project_id="p", faults=["unavailable,times=1"], credentials=path, say=say)
     )
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(PATIENCE):
         await ready.wait()
     key = json.loads(path.read_text())
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
@@ -1597,7 +1597,7 @@ async def test_requests_sees_a_connection_that_breaks(client: Client) -> None:
             f"{client.emulator.endpoint}/v1/projects/demo-project/messages:send",
             json={"message": {"token": "a"}},
             headers={"Authorization": f"Bearer {client.token}"},
-            timeout=10,
+            timeout=PATIENCE,
         )
 
     with pytest.raises(requests.ConnectionError):

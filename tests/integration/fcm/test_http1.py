@@ -31,7 +31,7 @@ def no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @asynccontextmanager
 async def opened(port: int) -> AsyncIterator[DirectTransport]:
-    transport = DirectTransport(f"http://127.0.0.1:{port}/send", connect_timeout=5.0, timeout=10.0)
+    transport = DirectTransport(f"http://127.0.0.1:{port}/send", connect_timeout=30.0, timeout=60.0)
     try:
         yield transport
     finally:
@@ -55,7 +55,7 @@ async def test_a_server_that_closes_at_once_gets_few_connections() -> None:
             time.sleep(0.01)  # noqa: ASYNC251
             await asyncio.sleep(0)
 
-    async with tcp_server(closes) as port, opened(port) as transport, asyncio.timeout(20):
+    async with tcp_server(closes) as port, opened(port) as transport, asyncio.timeout(60):
         other = asyncio.create_task(busy())  # Connections are closed before their turn comes.
         faults = await asyncio.gather(*(post(transport) for _ in range(5)), return_exceptions=True)
         other.cancel()
@@ -182,7 +182,7 @@ async def test_a_connection_that_is_never_said_to_be_lost_is_forgotten(
     async def idle(reader: Reader, writer: Writer) -> None:
         await reader.read()
 
-    async with tcp_server(idle) as port, asyncio.timeout(20):
+    async with tcp_server(idle) as port, asyncio.timeout(60):
         monkeypatch.setattr(asyncio.get_running_loop(), "create_connection", create_connection)
         async with opened(port) as transport:
             with pytest.raises(SendFault, match="CONNECT"):

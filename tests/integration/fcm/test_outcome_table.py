@@ -43,16 +43,16 @@ def body(token: str = TOKEN) -> bytes:
 
 @asynccontextmanager
 async def sending(
-    endpoint: str, key: dict[str, str], *, project_id: str = "demo-project", hurry: bool = False
+    endpoint: str, key: dict[str, str], *, project_id: str = "demo-project", waits_for: str = ""
 ) -> AsyncIterator[Sender]:
-    """A sender; ``hurry``: its timeouts are so short that a test can wait for them."""
+    """A sender; ``waits_for``: the code of a timeout that is so short that a test can wait for it."""
     credentials, _ = load_credentials(key)
-    tokens = AccessTokens(credentials, timeout=3.0 if hurry else 10.0)
+    tokens = AccessTokens(credentials, timeout=3.0 if waits_for == "OAUTH_TIMEOUT" else 60.0)
     transport = make_transport(
         "http1",
         messages_url(endpoint, project_id),
-        connect_timeout=2.0 if hurry else 5.0,
-        timeout=3.0 if hurry else 10.0,
+        connect_timeout=2.9 if waits_for == "TIMEOUT" else 30.0,
+        timeout=3.0 if waits_for == "TIMEOUT" else 60.0,
     )
     try:
         yield Sender(transport, tokens)
@@ -256,8 +256,8 @@ async def test_outcome_that_is_waited_for(name: str) -> None:
 async def try_row(row: Row, emulator: Emulator) -> None:
     if row.fault is not None:
         emulator.add_fault(row.fault)
-    hurry = "TIMEOUT" in row.code
-    async with sending(emulator.endpoint, emulator.service_account, hurry=hurry) as sender:
+    waits_for = row.code if "TIMEOUT" in row.code else ""
+    async with sending(emulator.endpoint, emulator.service_account, waits_for=waits_for) as sender:
         outcome = await sender.send(Outgoing(lambda: body(row.token)))
     check_outcome(outcome, row)
     assert len(emulator.received) == row.requests

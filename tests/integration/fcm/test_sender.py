@@ -36,7 +36,7 @@ async def sending(
     credentials, _ = load_credentials(emulator.service_account)
     tokens = AccessTokens(credentials)
     url = messages_url(endpoint or emulator.endpoint, project_id or emulator.project_id)
-    transport = DirectTransport(url, connect_timeout=5, timeout=10)
+    transport = DirectTransport(url, connect_timeout=30, timeout=60)
     try:
         yield Sender(transport, tokens, durations.append), durations
     finally:

@@ -32,6 +32,7 @@ from tests.support.servers import (
     tcp_server,
     tunnelling_proxy,
 )
+from tests.support.service import PATIENCE
 
 NAMES: tuple[TransportName, ...] = get_args(TransportName)
 HEADERS = {"Authorization": "Bearer abc", "Content-Type": "application/json"}
@@ -55,7 +56,7 @@ def tls(tmp_path_factory: pytest.TempPathFactory) -> Tls:
 
 class MakeTransport(Protocol):
     def __call__(
-        self, url: str, *, connect_timeout: float = 5.0, timeout: float = 10.0
+        self, url: str, *, connect_timeout: float = 30.0, timeout: float = 60.0
     ) -> AbstractAsyncContextManager[Transport]: ...
 
 
@@ -64,8 +65,8 @@ async def opened(
     name: TransportName,
     url: str,
     *,
-    connect_timeout: float = 5.0,
-    timeout: float = 10.0,  # noqa: ASYNC109
+    connect_timeout: float = 30.0,
+    timeout: float = 60.0,  # noqa: ASYNC109
 ) -> AsyncIterator[Transport]:
     made = make_transport(name, url, connect_timeout=connect_timeout, timeout=timeout)
     try:
@@ -275,11 +276,11 @@ async def proxy_is_socks(transport: MakeTransport, tls: Tls, env: pytest.MonkeyP
         return await post(by)
 
 
-def through_proxy_that(behaves: Callable[[Reader, Writer], Awaitable[None]]) -> Case:
+def through_proxy_that(behaves: Callable[[Reader, Writer], Awaitable[None]], patience: float = 30.0) -> Case:
     async def case(transport: MakeTransport, tls: Tls, env: pytest.MonkeyPatch) -> Response:
         async with tcp_server(behaves) as port:
             env.setenv("HTTPS_PROXY", f"http://user:secret@127.0.0.1:{port}")
-            async with transport(url(443, "https", "fcm.example"), connect_timeout=0.3) as by:
+            async with transport(url(443, "https", "fcm.example"), connect_timeout=patience) as by:
                 return await post(by)
 
     return case
@@ -292,9 +293,12 @@ async def tls_fails_behind_proxy(transport: MakeTransport, tls: Tls, env: pytest
             return await post(by)
 
 
-def to_server_that(behaves: Callable[[Reader, Writer], Awaitable[None]]) -> Case:
+def to_server_that(
+    behaves: Callable[[Reader, Writer], Awaitable[None]], patience: float | None = None
+) -> Case:
     async def case(transport: MakeTransport, tls: Tls, env: pytest.MonkeyPatch) -> Response:
-        async with tcp_server(behaves) as port, transport(url(port), connect_timeout=2.9, timeout=3.2) as by:
+        timeouts = {} if patience is None else {"connect_timeout": patience - 0.1, "timeout": patience}
+        async with tcp_server(behaves) as port, transport(url(port), **timeouts) as by:
             return await post(by)
 
     return case
@@ -305,7 +309,7 @@ def to_tls_server_that(behaves: Callable[[Reader, Writer], Awaitable[None]]) -> 
         env.setenv("SSL_CERT_FILE", str(tls.ca_file))
         async with (
             tcp_server(behaves, tls.server) as port,
-            transport(url(port, "https", "localhost"), timeout=6.0) as by,
+            transport(url(port, "https", "localhost")) as by,
         ):
             return await post(by)
 
@@ -370,14 +374,14 @@ CERTAIN: dict[str, tuple[Case, str]] = {
     "proxy hangs up": (through_proxy_that(hangs_up), "PROXY"),
     "proxy resets": (through_proxy_that(resets), "PROXY"),
     "proxy speaks no HTTP": (through_proxy_that(says(b"220 smtp ready\r\n")), "PROXY"),
-    "proxy hangs": (through_proxy_that(silent), "CONNECT"),
+    "proxy hangs": (through_proxy_that(silent, patience=0.3), "CONNECT"),
     "TLS failure behind proxy": (tls_fails_behind_proxy, "TLS"),
 }
 
 AMBIGUOUS: dict[str, tuple[Case, str]] = {
-    "no answer": (to_server_that(keeps_silent), "TIMEOUT"),
-    "half a head, then silence": (to_server_that(says(b"HTTP/1.1 200 OK\r\n", then=silent)), "TIMEOUT"),
-    "half an error body, then silence": (to_server_that(says(HALF_ERROR, then=silent)), "TIMEOUT"),
+    "no answer": (to_server_that(keeps_silent, 3.2), "TIMEOUT"),
+    "half a head, then silence": (to_server_that(says(b"HTTP/1.1 200 OK\r\n", then=silent), 3.2), "TIMEOUT"),
+    "half an error body, then silence": (to_server_that(says(HALF_ERROR, then=silent), 3.2), "TIMEOUT"),
     "hang-up before the answer": (to_server_that(hangs_up), "RESET"),
     "reset before the answer": (to_server_that(resets), "RESET"),
     "hang-up before the answer, over TLS": (to_tls_server_that(hangs_up), "RESET"),
@@ -629,9 +633,17 @@ async def test_cancelled_request_ends_with_its_connection_by_its_timeout(
         ended.set()
 
     async with tcp_server(handle) as port, transport(url(port), connect_timeout=0.2, timeout=0.3) as by:
-        task = asyncio.create_task(post(by))
-        await reached.wait()
-        task.cancel()
+        async with asyncio.timeout(PATIENCE):
+            while True:  # until one is cancelled in time: on a slow machine its own time may be over before
+                reached.clear()
+                task = asyncio.create_task(post(by))
+                reaching = asyncio.create_task(reached.wait())
+                await asyncio.wait({task, reaching}, return_when=asyncio.FIRST_COMPLETED)
+                reaching.cancel()
+                ended.clear()
+                if task.cancel():
+                    break
+                await asyncio.wait({task})
         with pytest.raises(asyncio.CancelledError):
             await task
         await ended.wait()
@@ -639,18 +651,22 @@ async def test_cancelled_request_ends_with_its_connection_by_its_timeout(
 
 @pytest.mark.parametrize("status", [200, 404])
 async def test_answer_that_stalls_takes_its_connection_with_it(transport: MakeTransport, status: int) -> None:
-    ended = asyncio.Event()
+    said, ended = asyncio.Event(), asyncio.Event()
 
     async def handle(reader: Reader, writer: Writer) -> None:
         await read_request(reader)
+        said.set()
         writer.write(answer(status)[:-5])
         await reader.read()
         ended.set()
 
     async with tcp_server(handle) as port, transport(url(port), connect_timeout=0.2, timeout=0.3) as by:
-        result = await asyncio.gather(post(by), return_exceptions=True)
-        await ended.wait()
-    assert isinstance(result[0], Response if status == 200 else SendFault)
+        async with asyncio.timeout(PATIENCE):
+            while True:  # until the half is there in time: on a slow machine it may be over before
+                (result,) = await asyncio.gather(post(by), return_exceptions=True)
+                if said.is_set() and isinstance(result, Response if status == 200 else SendFault):
+                    break
+            await ended.wait()
 
 
 async def test_connect_timeout_must_leave_time_for_the_answer(transport: MakeTransport) -> None:
