@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -102,6 +103,15 @@ class Database:
     def dsn_as(self, user: str) -> str:
         """As another role that may log in, ``authenticator`` say."""
         return self.server.dsn(self.name, user)
+
+    def wait_left(self) -> None:
+        """Returns once push-listener has no session here: one that its client has closed ends a moment later."""
+        query = "select from pg_stat_activity where datname = current_database() and application_name like %s"
+        patience = time.monotonic() + 60.0
+        with psycopg.connect(self.superuser_dsn, autocommit=True) as connection:
+            while connection.execute(query, ("push-listener%",)).fetchall():
+                assert time.monotonic() < patience
+                time.sleep(0.01)  # nothing tells when a session has ended
 
 
 class Server(EmbeddedPostgres):

@@ -16,8 +16,12 @@ import pytest
 from psycopg import sql
 
 from tests.support.postgres import Database
+from tests.support.service import PATIENCE
 
 Connection = psycopg.Connection[tuple[Any, ...]]
+
+NO_TIMEOUT = "-c statement_timeout=0"
+"""Options of a session: a request of ``authenticator`` has 8 s otherwise, of which a busy machine may take any part."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +35,7 @@ class Caller:
 @contextmanager
 def session(database: Database) -> Iterator[Connection]:
     """A connection of PostgREST's, for many requests."""
-    with psycopg.connect(database.dsn_as("authenticator"), autocommit=True) as connection:
+    with psycopg.connect(database.dsn_as("authenticator"), autocommit=True, options=NO_TIMEOUT) as connection:
         yield connection
 
 
@@ -40,7 +44,9 @@ def request(where: Database | Connection, caller: Caller) -> Iterator[Connection
     """A transaction as PostgREST opens it for one request, on a connection of its own or on this one."""
     with ExitStack() as stack:
         if isinstance(where, Database):
-            connection = stack.enter_context(psycopg.connect(where.dsn_as("authenticator")))
+            connection = stack.enter_context(
+                psycopg.connect(where.dsn_as("authenticator"), options=NO_TIMEOUT)
+            )
         else:
             connection = where
             stack.enter_context(connection.transaction())
@@ -111,7 +117,7 @@ class Second:
 
     def wait_until_blocked(self) -> None:
         self._thread.start()
-        assert self._begun.wait(10)
+        assert self._begun.wait(PATIENCE)
         with psycopg.connect(self._database.superuser_dsn, autocommit=True) as connection:
             while self._thread.is_alive():
                 row = connection.execute("select cardinality(pg_blocking_pids(%s))", (self._pid,)).fetchone()
@@ -120,7 +126,7 @@ class Second:
         pytest.fail(f"did not wait, but returned {self.result}")
 
     def join(self) -> Any:
-        self._thread.join(30)
+        self._thread.join(PATIENCE)
         assert not self._thread.is_alive()
         return self.result
 

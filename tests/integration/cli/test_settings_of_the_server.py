@@ -72,6 +72,7 @@ async def test_every_command_works(blank_database: Database, emulator: Emulator)
             "60",
         )
         assert done.exit_code == 0, done.stderr
+    blank_database.wait_left()
     down = await invoke(dsn, "migrate", "--down", "0", "--discard-data")
     assert down.exit_code == 0, down.stderr
 

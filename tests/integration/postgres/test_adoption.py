@@ -31,7 +31,7 @@ from listener.schema import migrate
 from tests.support.adopted import adopted, load
 from tests.support.catalog import describe
 from tests.support.postgres import Database, Server, Template
-from tests.support.service import workers_of
+from tests.support.service import PATIENCE, workers_of
 
 DOCUMENTATION = Path(__file__).parents[3] / "docs" / "adoption.md"
 ADOPTED = {
@@ -456,7 +456,7 @@ def test_a_row_that_becomes_pending_again_is_looked_at_and_rings(postgres: Serve
             connection.execute(
                 "update push_notifications set status = 'pending' where status in ('queued', 'read')"
             )
-            rings = [ring.channel for ring in bell.notifies(timeout=10, stop_after=1)]
+            rings = [ring.channel for ring in bell.notifies(timeout=PATIENCE, stop_after=1)]
             assert rings == ["push_listener"]
             due = connection.execute(
                 "select count(*) as n from push_notifications where status = 'pending' and next_attempt_at <= now()"
@@ -467,7 +467,9 @@ def test_a_row_that_becomes_pending_again_is_looked_at_and_rings(postgres: Serve
                 "insert into push_notifications (user_id, title, status) values (%s, 'new', 'pending')",
                 (ANN,),
             )
-            assert [ring.channel for ring in bell.notifies(timeout=10, stop_after=1)] == ["push_listener"]
+            assert [ring.channel for ring in bell.notifies(timeout=PATIENCE, stop_after=1)] == [
+                "push_listener"
+            ]
 
 
 async def test_counters_that_are_null_count_from_nothing(postgres: Server) -> None:
@@ -1089,15 +1091,15 @@ def test_an_index_that_waits_for_an_old_snapshot_says_for_which(undecided: Datab
     dsn = undecided.dsn
     said: list[str] = []
     told = threading.Event()
-
-    def warn(line: str) -> None:
-        said.append(line)
-        if line.startswith("the index waits for process"):
-            told.set()
-
     migrate.apply(dsn, decided())
     with psycopg.connect(dsn) as reader:
         pid = reader.info.backend_pid
+
+        def warn(line: str) -> None:
+            if line.startswith(f"the index waits for process {pid} "):
+                said.append(line)
+                told.set()
+
         reader.execute("set transaction isolation level repeatable read")
         reader.execute("select 'S3cr3t' from pg_class")
         thread = threading.Thread(
@@ -1106,12 +1108,10 @@ def test_an_index_that_waits_for_an_old_snapshot_says_for_which(undecided: Datab
             kwargs={"warn": warn, "patience": migrate.Patience(note=0.1)},
         )
         thread.start()
-        assert told.wait(60)
+        assert told.wait(PATIENCE)  # it may have to wait for others before, such as autovacuum
         reader.rollback()
         thread.join()
-    # It may have to wait for others too, such as autovacuum.
-    (line,) = [
-        line for line in said if line.startswith(f"the index waits for process {pid} of role postgres")
-    ]
+    (line,) = said
+    assert line.startswith(f"the index waits for process {pid} of role postgres")
     assert "(idle in transaction; its last statement: select)" in line
     assert "S3cr3t" not in line

@@ -50,7 +50,7 @@ from tests.support.access import (
 from tests.support.adopted import SHAPES
 from tests.support.attacks import INTERNAL_CALLS, Session
 from tests.support.postgres import Database, Server, Template
-from tests.support.service import rows_of, serving, settings_for, workers_of
+from tests.support.service import PATIENCE, rows_of, serving, settings_for, workers_of
 
 OURS = "('public'::regnamespace, 'push_listener'::regnamespace)"
 
@@ -304,6 +304,7 @@ async def test_neither_the_service_nor_a_migration_runs_what_is_in_public(
         with psycopg.connect(adopted.dsn, autocommit=True) as owner:
             client.enqueue(owner, user_id=uuid4(), title="t", body="b", data={"a": "b"})
     migrate.status(adopted.dsn)
+    adopted.wait_left()
     migrate.rollback(adopted.dsn, 0, discard_data=True)
     assert attacks.victims(adopted) == ""
 
@@ -415,7 +416,7 @@ def waits(row: Mapping[str, object]) -> bool:
 
 def wait_for(dsn: str, push_id: UUID) -> None:
     with psycopg.connect(dsn, autocommit=True) as owner:
-        assert client.wait_for(owner, push_id, 20.0).status in ("sent", "dead")
+        assert client.wait_for(owner, push_id, PATIENCE).status in ("sent", "dead")
 
 
 async def clean_up(dsn: str) -> None:
@@ -679,6 +680,7 @@ async def test_triggers_of_the_application_find_their_tables(postgres: Server) -
             )
             owner.execute("insert into push_notifications (user_id, title, body) values (null, 't', 'b')")
             owner.execute("truncate journal")
+        database.wait_left()
         migrate.rollback(database.dsn, 0, discard_data=True)
         with psycopg.connect(database.dsn) as owner:
             journal = owner.execute("select what, path from public.journal").fetchall()

@@ -23,7 +23,7 @@ from tests.support.service import PATIENCE, Row, naming, pool_of, rows_of, servi
 
 pytestmark = pytest.mark.oldest_postgres
 
-_WAL_WRITER = "select pid from pg_stat_activity where backend_type = 'walwriter'"
+_PIDS = "select pid from pg_stat_activity where backend_type = %s"
 _ADD = (
     "insert into push_notifications (device_token, title) select 'phone-' || n, 't' from generate_series(1, %s) n "
     "returning id"
@@ -52,20 +52,35 @@ async def forgetting(database: Database) -> AsyncIterator[None]:
     """What is committed within this without waiting for the disk is gone afterwards: Postgres crashes, and is back.
 
     Postgres writes such commits to the disk 0.2 s later. The process that does so is stopped first, and then killed.
+    A commit of any other session would write them as well. Only an autovacuum could make one, and none may begin.
     """
-    ((pid,),) = await query(database, _WAL_WRITER)
-    assert isinstance(pid, int)
-    os.kill(pid, signal.SIGSTOP)
+    writer, launcher = [await _pid_of(database, kind) for kind in ("walwriter", "autovacuum launcher")]
+    for pid in (launcher, writer):
+        os.kill(pid, signal.SIGSTOP)
     try:
+        async with asyncio.timeout(PATIENCE):
+            while await query(database, _PIDS, "autovacuum worker"):  # noqa: ASYNC110  # Postgres tells nobody
+                await asyncio.sleep(0.01)
         yield
     finally:
-        os.kill(pid, signal.SIGKILL)
+        os.kill(writer, signal.SIGKILL)
+        os.kill(launcher, signal.SIGCONT)  # so that it ends with all others
     async with asyncio.timeout(PATIENCE):
         while True:
             with suppress(psycopg.OperationalError):
-                if await query(database, _WAL_WRITER) not in ([], [(pid,)]):
+                if await query(database, _PIDS, "walwriter") not in ([], [(writer,)]):
                     return
             await asyncio.sleep(0.01)
+
+
+async def _pid_of(database: Database, kind: str) -> int:
+    """Of a process of which there is always one; it may have to start first."""
+    async with asyncio.timeout(PATIENCE):
+        while not (found := await query(database, _PIDS, kind)):  # noqa: ASYNC110  # Postgres tells nobody
+            await asyncio.sleep(0.01)
+    ((pid,),) = found
+    assert isinstance(pid, int)
+    return pid
 
 
 async def worker(pool: Pool, lease: float = 60.0) -> Queue:

@@ -73,6 +73,19 @@ def _filled(server: Server) -> Iterator[Database]:
 
 
 @pytest.fixture
+def hurried() -> None:
+    """For ``usefixtures``: a statement has as long as it has in the service."""
+
+
+@pytest.fixture(autouse=True)
+def _patience(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the 2 s that a statement has a busy machine may take any part."""
+    if "hurried" not in request.fixturenames:
+        assert "'2s'" in reading._BEGIN
+        monkeypatch.setattr(reading, "_BEGIN", reading._BEGIN.replace("'2s'", "'60s'"))
+
+
+@pytest.fixture
 def database(shared_database: Database) -> Database:
     return shared_database
 
@@ -622,6 +635,7 @@ async def test_the_role_of_the_service_may_read_it_all(filled: Database) -> None
     await shown.ended(Filter(), NOW)
 
 
+@pytest.mark.usefixtures("hurried")
 async def test_a_statement_can_neither_write_nor_last(filled: Database) -> None:
     shown = Reading(connector(filled.dsn))
     async with shown._transaction() as cursor:

@@ -134,7 +134,7 @@ class Installation:
 
     def attempts(self, actor: Actor, statements: list[str]) -> list[int | None]:
         """How many rows each returned or changed; None when it was refused. Nothing of it stays."""
-        script: list[sql.Composable] = [sql.SQL("begin"), sql.SQL(ATTEMPT)]
+        script: list[sql.Composable] = [sql.SQL("begin; set local statement_timeout = 0"), sql.SQL(ATTEMPT)]
         if actor.role is not None:
             script.append(sql.SQL("set local role {}").format(sql.Identifier(actor.role)))
         if actor.user is not None:

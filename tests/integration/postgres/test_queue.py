@@ -411,7 +411,7 @@ async def test_a_row_that_another_transaction_holds_is_passed_over(
     mine = await worker(pool)
     async with rows.connection.transaction():
         await rows.query("select from push_notifications where id = %(id)s for update", id=held)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(PATIENCE):
             assert [push.id for push in await mine.claim(10)] == [free]
     assert [push.id for push in await mine.claim(10)] == [held]
 

@@ -56,6 +56,7 @@ async def test_it_is_refused_while_a_worker_lives(
             if wakeup == "listen":
                 assert "worker 1, web.1 (pid " in str(refusal.value)
         assert applied(database) == len(migrate.load())
+    database.wait_left()
     assert await down(database, len(migrate.load()) - 1) == 1
 
 

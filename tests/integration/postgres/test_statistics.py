@@ -434,7 +434,7 @@ def test_what_had_ended_before_is_counted_once(blank_database: Database) -> None
 
         migrate.apply(dsn)
         rows = expected(conn.execute("select * from push_notifications").fetchall())
-        rows[today_of(conn), ""]["opened"] = 3
+        rows.setdefault((today_of(conn), ""), Counter())["opened"] = 3
         assert counts(conn) == rows
 
         # Going back a step and forth again, with a purge between them, neither takes off nor adds.

@@ -147,6 +147,7 @@ async def test_what_cannot_be_made_again_is_refused_with_the_remedy_which_helps(
         return
 
     kept = [tuple(row.items()) for row in await rows.query("select title from push_notifications")]
+    database.wait_left()
     down = await invoke(database.dsn, "migrate", "--down", "0", "--keep-tables")
     assert down.exit_code == 0, down.stderr
     assert describe(database.dsn, "push_listener") == []
