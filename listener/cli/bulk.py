@@ -30,7 +30,7 @@ _BETWEEN_DRAWS_S = 0.1
 
 
 def perform(what: Action, ids: Sequence[str], wanted: Filter, choice: Choice) -> None:
-    """Does it to the pushes with these ids, or to all to which the filter applies."""
+    """Requeues or cancels the pushes with these ids, or all pushes that the filter matches."""
     if bool(ids) != wanted.is_empty:
         raise click.UsageError(
             "give the IDs of pushes, or options that choose some (--code, --user, --status ...)"
@@ -99,7 +99,7 @@ async def _preview_named(what: Action, ids: list[UUID]) -> tuple[list[PushLine],
 async def _act(
     what: Action, ids: list[UUID], reason: str, until: datetime
 ) -> tuple[list[UUID], Exception | None]:
-    """The pushes changed, and the error that ended it."""
+    """Returns the pushes that were changed, and the error that stopped the work, if there was one."""
     changed: list[UUID] = []
     try:
         async with _acting(what) as acting:
@@ -176,7 +176,7 @@ def _show(what: Action, shown: Preview) -> None:
 
 
 def _show_left_out(what: Action, lines: Sequence[PushLine], shown: Preview) -> None:
-    """The pushes that the action would not change; only their number when the examples do not tell which these are."""
+    """Shows the pushes that the action would not change; only their number if the preview does not list the others."""
     left_out = len(lines) - shown.pushes.number
     if not left_out:
         return
@@ -212,7 +212,7 @@ async def _preview(what: Action, wanted: Filter) -> Preview:
 
 
 async def _run(what: Action, wanted: Filter, shown: Preview, choice: Choice) -> tuple[Run, Exception | None]:
-    """What was done, and the error that ended it."""
+    """Returns what was done, and the error that stopped the work, if there was one."""
     async with _reading() as reading, _acting(what) as acting:
 
         async def ids(after: str | None) -> tuple[list[UUID], str | None]:
@@ -239,7 +239,7 @@ async def _run(what: Action, wanted: Filter, shown: Preview, choice: Choice) -> 
 
 @contextmanager
 def _stopped_by_ctrl_c(run: Run, work: asyncio.Task[None]) -> Iterator[None]:
-    """The first Ctrl-C lets the batch end that has begun; another one cancels it, and Postgres undoes it."""
+    """The first Ctrl-C stops the work after the current batch. A second one cancels it; Postgres undoes the batch."""
     loop = asyncio.get_running_loop()
 
     def stop() -> None:
@@ -251,7 +251,7 @@ def _stopped_by_ctrl_c(run: Run, work: asyncio.Task[None]) -> Iterator[None]:
 
     try:
         loop.add_signal_handler(signal.SIGINT, stop)
-    except (NotImplementedError, ValueError, RuntimeError):  # Windows, or another thread than the main one
+    except (NotImplementedError, ValueError, RuntimeError):  # Windows, or not the main thread
         yield
         return
     try:
@@ -261,7 +261,7 @@ def _stopped_by_ctrl_c(run: Run, work: asyncio.Task[None]) -> Iterator[None]:
 
 
 def _bars(*, quiet: bool) -> Progress:
-    """A progress bar where there is a terminal."""
+    """A progress bar; it draws nothing if standard output is not a terminal."""
     out = console()
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     return Progress(*columns, console=out, disable=quiet or not out.is_terminal)
@@ -276,7 +276,7 @@ async def _reading() -> AsyncIterator[Reading]:
 
 @asynccontextmanager
 async def _acting(what: Action) -> AsyncIterator[Acting]:
-    """As OPERATOR_DATABASE_URL says, else as DATABASE_URL."""
+    """Connects with OPERATOR_DATABASE_URL if that is set, else with DATABASE_URL."""
     dsn = os.environ.get("OPERATOR_DATABASE_URL", "").strip() or (
         config.load_database().database_url.get_secret_value()
     )

@@ -1,4 +1,4 @@
-"""The arguments and options that ``requeue`` and ``cancel`` share. ``bulk`` has the work, and imports psycopg."""
+"""The arguments and options that ``requeue`` and ``cancel`` share. ``bulk`` does the work, and imports psycopg."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Choice:
 
 
 def options(command: F) -> F:
-    """The arguments and options of both commands, but for the filter's."""
+    """Adds the arguments and options of both commands, except those of the filter (``search.options``)."""
     for add in (
         click.option("--json", "as_json", is_flag=True, help="Print JSON; needs --yes or --dry-run."),
         click.option("--reason", default="", help="Why, for the record (push_listener.actions)."),

@@ -43,7 +43,7 @@ def command(as_json: bool, device: str | None) -> None:
         from listener import log
         from listener.doctor import examination
 
-    with log.silence():  # what the parts of the service have to say is among the findings
+    with log.silence():  # the findings already say what the parts of the service would log
         found = _show(examination.examine(device), as_json=as_json)
     if any(finding.is_setting for finding in found):
         raise SystemExit(2)
@@ -69,9 +69,9 @@ def _noted(findings: Iterable[Finding], found: list[Finding]) -> Iterable[Findin
 
 
 def _print(findings: Iterable[Finding]) -> None:
-    """Prints each group as it comes, and a remedy once for all neighbouring findings that it is for.
+    """Prints each group as soon as it is known. Neighbouring findings with the same remedy print it once.
 
-    Long lines are not wrapped: people copy SQL from them.
+    Long lines are not wrapped, because people copy SQL from them.
     """
     out = console()
     for _, together in groupby(findings, key=_heading):
@@ -88,5 +88,5 @@ def _print(findings: Iterable[Finding]) -> None:
 
 
 def _heading(finding: Finding) -> str:
-    """What neighbouring findings are printed under: their group, or why none of their groups could be checked."""
+    """The heading above neighbouring findings: their group, or the reason why several groups could not be checked."""
     return finding.text if finding.is_of_whole_group else finding.group

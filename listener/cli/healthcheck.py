@@ -15,11 +15,11 @@ _DEFAULT_PORT = "8080"  # as in listener.config, which is slow to import
 _EVERY_ADDRESS = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104  # nothing binds to it here
 _LONGEST_ANSWER = 65536
 _INTEGER = re.compile(r"\+?([0-9]+(?:_[0-9]+)*)(?:\.0+)?")
-"""What the settings take for a whole number, which pydantic reads."""
+"""The texts that pydantic, which reads the settings, accepts as a whole number."""
 
 
 class _Seconds(click.FloatRange):
-    """A number of seconds. ``nan`` is in every range, and no socket takes it, nor infinity."""
+    """A number of seconds. It refuses ``nan``, which click finds in every range and no socket accepts."""
 
     def convert(self, value: float, param: click.Parameter | None, ctx: click.Context | None) -> float:
         seconds = super().convert(value, param, ctx)
@@ -46,7 +46,8 @@ def command(ready: bool, timeout: float) -> None:
     path = "/readyz" if ready else "/healthz"
     where = f"http://{f'[{host}]' if ':' in host else host}:{port}{path}"
     answers: queue.SimpleQueue[tuple[int, str] | Exception] = queue.SimpleQueue()
-    # A socket's timeout is one for each step, and the lookup of a name has none. The thread dies with the process.
+    # A thread limits the whole request: a socket's timeout holds for each step, and no timeout limits the lookup of a
+    # name. The thread ends with the process.
     threading.Thread(target=lambda: answers.put(_ask(host, port, path, timeout)), daemon=True).start()
     try:
         answer = answers.get(timeout=timeout)
@@ -62,7 +63,7 @@ def command(ready: bool, timeout: float) -> None:
 
 def _ask(host: str, port: int, path: str, timeout: float) -> tuple[int, str] | Exception:
     """The status and the text of the answer, or why there is none."""
-    connection = http.client.HTTPConnection(host, port, timeout=timeout)  # unlike urllib, it heeds no proxy
+    connection = http.client.HTTPConnection(host, port, timeout=timeout)  # unlike urllib, it uses no proxy
     try:
         connection.request("GET", path)
         answer = connection.getresponse()
@@ -75,7 +76,7 @@ def _ask(host: str, port: int, path: str, timeout: float) -> tuple[int, str] | E
 
 
 def _address() -> tuple[str, int]:
-    """Where the service of this environment listens. Raises ClickException if that cannot be told."""
+    """Where the service with this environment listens. Raises ClickException if HOST or PORT cannot be used."""
     host = _setting("HOST")
     try:
         host.encode("idna")  # as the socket does
@@ -95,8 +96,8 @@ def _address() -> tuple[str, int]:
 
 
 def _setting(name: str) -> str:
-    """A variable as the settings read it: in capitals or not, without blanks or a line end around it, and without the
-    quotes that Docker's --env-file leaves in place.
+    """Reads a variable as the settings do: its name in upper or lower case, its value without surrounding blanks and
+    line ends, and without the quotes that Docker's --env-file leaves in place.
     """
     found = {each.upper(): text for each, text in os.environ.items() if each.upper() == name}
     value = found.get(name, "").strip()

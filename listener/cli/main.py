@@ -27,7 +27,7 @@ SUMMARIES = {
 
 
 class Commands(click.Group):
-    """Imports a command's module only when the command is called, so that none pays for the imports of another.
+    """Imports a command's module only when the command is called, so that no command waits for another one's imports.
 
     The command ``x`` is ``listener.cli.x.command``.
     """
@@ -58,7 +58,7 @@ class Commands(click.Group):
             return super().invoke(ctx)
         except (click.ClickException, click.exceptions.Exit, click.Abort):
             raise
-        except BrokenPipeError:  # the reader of a pipe, such as head, has enough; click ends quietly
+        except BrokenPipeError:  # the reader of a pipe, such as head, has ended; click ends quietly
             raise
         except Exception as error:
             from listener.cli.shared import explain
@@ -71,7 +71,7 @@ class Commands(click.Group):
 @click.pass_context
 def main(ctx: click.Context) -> None:
     """Sends the rows of push_notifications as push notifications, through Firebase Cloud Messaging (FCM)."""
-    if ctx.invoked_subcommand == "healthcheck":  # it uses no driver, and is to start quickly
+    if ctx.invoked_subcommand == "healthcheck":  # it uses no driver, and must start quickly
         return
     from listener import log
 

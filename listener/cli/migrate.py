@@ -1,4 +1,4 @@
-"""``push-listener migrate``: its options. ``migrating`` has the work, so that --help does not import psycopg."""
+"""``push-listener migrate``: its options. ``migrating`` does the work, so that --help does not import psycopg."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _HAS_EFFECT_IN = {
     "share_new_columns": {_APPLY},
     "adoption": {_APPLY},
 }
-"""The modes of the parameters that would be ignored in the others."""
+"""The modes in which each parameter has an effect. The other modes would ignore the parameter."""
 
 
 @click.command()

@@ -68,11 +68,11 @@ def show_status(dsn: str, expire_older_than: timedelta | None, *, as_json: bool)
 
 
 def _deviations(dsn: str) -> tuple[list[str], bool]:
-    """What is not as push-listener has made it, one line each; and whether everything that it needs is there."""
+    """What differs from what push-listener has created, one line each; and whether everything that it needs exists."""
     damaged = migrate.damages(dsn)
     lines = [f"{line}. Remedy: {structure.remedy(damaged)}" for line in structure.lines(damaged)]
     if any(damage.kind in structure.NEEDED for damage in damaged):
-        return lines, False  # to look at privileges takes the tables
+        return lines, False  # the privileges cannot be read without the tables
     lines += [
         f"privileges have changed: {line}. push-listener migrate sets them again"
         for line in migrate.drift(dsn)
@@ -93,7 +93,7 @@ def _migrations(states: list[State]) -> Table:
 
 
 def _differences(functions: list[FunctionState]) -> Iterator[str]:
-    """The functions that are not as in the files of this version, one line each."""
+    """The functions that differ from the files of this version, one line each."""
     for each in functions:
         if each.standing is Standing.CHANGED:
             yield f"{_function(each.function)} has changed. push-listener migrate replaces it"
@@ -105,7 +105,7 @@ def _differences(functions: list[FunctionState]) -> Iterator[str]:
 
 
 def _show_exposures(ways: list[Way]) -> None:
-    """Prints who can cause, change or read a push: as intended in one line, and otherwise one line each."""
+    """Prints who can cause, change or read a push: the intended roles in one line, every other way in its own line."""
     if not ways:
         return
     intended = sorted({role for way in ways if way.expected for role in way.roles})
@@ -122,7 +122,7 @@ def _closable(way: Way) -> str:
 
 
 def show_sql(dsn: str, expire_older_than: timedelta | None) -> None:
-    """Prints the SQL, and notes what else would be done. Where that is nothing, a comment of SQL says so."""
+    """Prints the missing SQL, and notes what else would be done. If nothing is to be done, an SQL comment says so."""
     missing = [state.migration for state in migrate.status(dsn) if state.applied_at is None]
     changed = [each.function for each in migrate.function_status(dsn) if each.standing is Standing.CHANGED]
     deviations, _ = _deviations(dsn)
@@ -138,7 +138,7 @@ def show_sql(dsn: str, expire_older_than: timedelta | None) -> None:
 
 
 def _note_effects(dsn: str, expire_older_than: timedelta | None) -> None:
-    """Notes what the migrations would do to the rows and users of an adopted queue."""
+    """Prints, as notes, what the migrations would do to the rows and users of an adopted queue."""
     for line in migrate.foresee(dsn, expire_older_than=expire_older_than):
         note(line)
 
@@ -160,7 +160,7 @@ def apply(dsn: str, expire_older_than: timedelta | None, *, share_new_columns: b
     replaced: list[Function] = []
 
     def warn(line: str) -> None:
-        if line not in repairs:  # several migrations notice the same
+        if line not in repairs:  # several migrations report the same line
             note(line)
         repairs.append(line)
 
@@ -196,7 +196,7 @@ def _function(function: Function) -> str:
 
 
 def adopt(settings: DatabaseSettings, adoption: served.Adoption) -> None:
-    """Decides about the waiting pushes of any database: one restored in place does not look like a copy."""
+    """Expires or keeps the waiting pushes of any database: one that was restored in place does not look like a copy."""
     if adoption == "expire":
         migrate.refuse_while_in_use(settings.listen_dsn)
 

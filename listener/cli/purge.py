@@ -92,7 +92,7 @@ async def _count(dsn: str, min_age: timedelta, *, dead: bool, telemetry: bool) -
 async def _delete(
     dsn: str, min_age: timedelta, *, dead: bool, telemetry: bool, batch: int, quiet: bool
 ) -> tuple[Purged, list[str]]:
-    """Deletes; returns the numbers of rows, and the triggers that kept some.
+    """Deletes; returns the numbers of rows, and the triggers that kept some rows from being deleted.
 
     Unless ``quiet`` it shows a progress bar for each stage, or a line where there is no terminal.
     """

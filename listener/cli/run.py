@@ -1,4 +1,4 @@
-"""``push-listener run``: options and help. ``serve`` has the work, so that --help does not import the service."""
+"""``push-listener run``: options and help. ``serve`` does the work, so that --help does not import the service."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the commands that look for pushes share: options, connections, the person."""
+"""What the commands that look for pushes share: options, connections, and the name of the person."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 class _Moment(click.ParamType[datetime]):
-    """A time, or an age such as 12h or 30d: then."""
+    """A time, or an age such as 12h or 30d, which means the time that long ago."""
 
     name = "time"
 
@@ -71,7 +71,7 @@ def options(statuses: Sequence[str]) -> Callable[[F], F]:
 
 
 def connector(dsn: str, application_name: str) -> Callable[[], AbstractAsyncContextManager[Connection]]:
-    """Gives a connection in autocommit for each use. Raises psycopg.OperationalError."""
+    """Returns a function that opens a connection in autocommit for each use. It raises psycopg.OperationalError."""
     from psycopg import AsyncConnection
 
     from listener.postgres.connect import with_defaults
@@ -87,15 +87,15 @@ def connector(dsn: str, application_name: str) -> Callable[[], AbstractAsyncCont
 
 
 def who() -> str:
-    """The person, for the record of an action: the user of this machine."""
+    """The name for the record of an action: the user who is logged in on this machine."""
     try:
         return f"cli:{getpass.getuser()}"[:200]
-    except (KeyError, OSError):  # a container may run under a number without a name
+    except (KeyError, OSError):  # a container may run under a user id without a name
         return f"cli:{os.getuid()}"
 
 
 def parse_ids(texts: Sequence[str]) -> list[UUID]:
-    """Ids as they were given, each once. Raises click.UsageError."""
+    """The ids in the order given, without duplicates. Raises click.UsageError."""
     try:
         return list(dict.fromkeys(UUID(text) for text in texts))
     except ValueError:

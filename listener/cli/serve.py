@@ -49,7 +49,7 @@ def _warn_of_misspelt_variables() -> None:
 
 
 def _load_settings() -> Settings:
-    """Raises ConfigError with the faults of the settings and of the credentials together."""
+    """Loads the settings. Raises ConfigError with the faults of the settings and of the credentials together."""
     try:
         return config.load()
     except ConfigError as error:
@@ -57,7 +57,7 @@ def _load_settings() -> Settings:
 
 
 def _faults_of_default_credentials(known: list[str]) -> list[str]:
-    """What is wrong with the credentials that google-auth finds, unless the known faults are about credentials."""
+    """What is wrong with the credentials that google-auth finds; nothing if a known fault is about credentials."""
     key, path = "FCM_SERVICE_ACCOUNT_JSON", "GOOGLE_APPLICATION_CREDENTIALS"
     if os.environ.get(key) or any(fault.startswith((key, path)) for fault in known):
         return []
@@ -69,7 +69,7 @@ def _faults_of_default_credentials(known: list[str]) -> list[str]:
 
 
 def _limit_to_open_files(settings: Settings) -> Settings:
-    """Lowers MAX_IN_FLIGHT to what the limit of open files allows. Raises ConfigError if that is nothing."""
+    """Lowers MAX_IN_FLIGHT to what the limit of open files allows. Raises ConfigError if it allows no request."""
     allowed = process.make_room_for_requests(settings)
     if allowed == settings.max_in_flight:
         return settings

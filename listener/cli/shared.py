@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from listener.schema.served import Adoption
 
 ADOPTIONS: tuple[Adoption, ...] = ("expire", "send")
-"""The values of ``Adoption``. That type is in a module which imports psycopg, and --help is not to wait for it."""
+"""The values of ``Adoption``, repeated here because the module of that type imports psycopg, which --help must not."""
 
 
 class Failed(click.ClickException):
@@ -31,8 +31,8 @@ class Misconfigured(click.ClickException):
 
 
 def explain(error: Exception) -> click.ClickException:
-    """An exception as the user is told of it: what went wrong, and neither a traceback nor a secret."""
-    # Imported here because a command that succeeds needs none of them.
+    """Turns an exception into a message for the user: what went wrong, without a traceback and without a secret."""
+    # Imported here because a command that succeeds needs none of these modules.
     import psycopg
 
     from listener import log
@@ -61,7 +61,7 @@ def explain(error: Exception) -> click.ClickException:
 
 
 def age(value: str) -> timedelta:
-    """The type of an option such as 12h, 30d or 8w."""
+    """Parses the value of an option, such as 12h, 30d or 8w."""
     from listener import config
 
     try:
@@ -85,14 +85,15 @@ def note(line: str) -> None:
 def print_json(value: object) -> None:
     """Prints a value, dataclasses included, as one line of JSON.
 
-    JSON allows control characters beyond ASCII and changes of direction as they are, and a terminal obeys them.
+    JSON may contain control characters beyond ASCII and marks that change the direction of text. A terminal obeys
+    them, so they are escaped.
     """
     text = orjson.dumps(value).decode()
     click.echo(text if text.isprintable() else "".join(map(_printable, text)))
 
 
 def _printable(character: str) -> str:
-    """A character of a JSON text, as an escape of JSON unless it is printable."""
+    """A character of a JSON text: as it is if it is printable, else as a JSON escape."""
     if character.isprintable():
         return character
     return json.dumps(character)[1:-1] if character != "\x7f" else "\\u007f"

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from listener.postgres.stats import Failure, Stats
 
 _FRAME = 4
-"""Lines of a table beside its rows: title, header, rule, and a blank one."""
+"""Lines of a table that are not its rows: title, header, rule, and a blank line."""
 
 
 @click.command()
@@ -64,7 +64,7 @@ def command(days: int, watch: float | None, as_json: bool) -> None:
 
 
 def _readings(dsn: str, days: int, watch: float | None) -> Iterator[Stats]:
-    """The statistics once, or every ``watch`` seconds for good."""
+    """The statistics once, or every ``watch`` seconds without end."""
     with interrupts.importing():
         from listener.postgres import stats
 
@@ -89,11 +89,10 @@ def _shown(found: Stats) -> Group:
 
 
 def _screen(found: Stats, height: int) -> Table:
-    """All on one screen: what waits and what failed on the left, the results on the right."""
+    """Everything on one screen: waiting and failed pushes on the left, the results on the right."""
     waiting = _waiting(found)
-    room = (
-        height - _FRAME * 2 - waiting.row_count - 3
-    )  # lines: the oldest one, a blank one, how many have no room
+    # Three more lines: the oldest push, a blank line, and the number of codes that do not fit.
+    room = height - _FRAME * 2 - waiting.row_count - 3
     shown = found.failures[: max(1, room)]
     left: list[RenderableType] = [waiting, "", _oldest(found), "", _failures(shown)]
     if len(shown) < len(found.failures):

@@ -72,7 +72,7 @@ async def _follow(dsn: str, wanted: Filter, since: datetime | None, as_json: boo
         has_looked = False
 
         async def look(since: datetime) -> Ended:
-            """The first one is not tried again: what keeps it from an answer, such as a wrong password, is lasting."""
+            """Reads once. Only the first read is not retried: its failure, such as a wrong password, usually lasts."""
             nonlocal has_looked
             if has_looked:
                 return await retrying(reading.ended, wanted, since)
@@ -95,7 +95,7 @@ async def _follow(dsn: str, wanted: Filter, since: datetime | None, as_json: boo
 def _kept(
     stack: AsyncExitStack, connect: Callable[[], AbstractAsyncContextManager[Connection]]
 ) -> Callable[[], AbstractAsyncContextManager[Connection]]:
-    """One connection for many uses; another one when it has broken."""
+    """Keeps one connection for all uses, and opens a new one after it has broken."""
     kept: list[Connection] = []
 
     @asynccontextmanager

@@ -1,4 +1,4 @@
-"""Texts of others on a terminal: as text, whatever they hold."""
+"""Prints texts that others have written, so that the terminal obeys nothing in them."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from rich.text import Text
 from listener.operating.records import PushLine
 
 _JOINER = "\u200d"
-"""Of emoji; of all format characters the only one that stays."""
+"""Joins the parts of an emoji. Of all format characters only this one is kept."""
 
 _LEAST_REASON = 30
-"""Cells of a row of the terminal. If less is left beside the push, its reason gets the next row as well."""
+"""Cells of a terminal row. If fewer are left after the rest of the push, its reason also uses the next row."""
 
 _STYLES = {
     "sent": "green",
@@ -26,15 +26,16 @@ _STYLES = {
 
 
 def plain(text: str | None) -> str:
-    """A text without what a terminal obeys: control characters, escape sequences, changes of direction.
+    """A text in which a blank replaces each character that a terminal obeys: control characters, the start of escape
+    sequences, changes of direction.
 
-    Each becomes a blank. Print the result without markup, as ``Text`` or by ``click.echo``: "[red]" is a text, too.
+    Print the result as ``Text`` or with ``click.echo``. With rich's markup, "[red]" in the text would be a command.
     """
     return "".join(c if c.isprintable() or c == _JOINER else " " for c in text or "")
 
 
 def local(time: datetime) -> str:
-    """A time in the zone of this machine; one that is no date as it is."""
+    """A time in the zone of this machine, or "no date" if it cannot be shown there, such as one in the year 1."""
     try:
         return time.astimezone().strftime("%Y-%m-%d %H:%M:%S")
     except (ValueError, OverflowError, OSError):
@@ -42,7 +43,7 @@ def local(time: datetime) -> str:
 
 
 def show(out: Console, push: PushLine) -> None:
-    """Prints a push in one line, which no width cuts; on a terminal its reason is cut, elsewhere it is whole."""
+    """Prints a push in one line, which is never wrapped. On a terminal its reason is shortened, elsewhere it is not."""
     out.print(line(push, out.width if out.is_terminal else None), soft_wrap=True)
 
 
@@ -50,7 +51,7 @@ def line(push: PushLine, width: int | None) -> Text:
     """A push in one line.
 
     Args:
-        width: of the terminal: the reason then ends with a row of it. None: the reason is whole.
+        width: of the terminal: the reason is cut at the end of a terminal row. None: the reason is not cut.
     """
     text = Text.assemble(
         local(push.updated_at),

@@ -1,7 +1,8 @@
-"""What an application imports: pushes into the queue, receipts and telemetry, and a worker of its own.
+"""What an application imports: it puts pushes in the queue, records receipts, sends telemetry, or runs its own worker.
 
-``docs/clients.md`` shows how. This package imports nothing else of push-listener, psycopg only with what needs a
-connection (``Direct``, ``enqueue``, ``progress``, ``wait_for``, ``database_time``), and aiohttp only with ``Rest``.
+``docs/clients.md`` shows how. This package imports nothing else of push-listener. It imports psycopg only for the names
+that need a connection (``Direct``, ``enqueue``, ``progress``, ``wait_for``, ``database_time``), and aiohttp only for
+``Rest``.
 """
 
 from __future__ import annotations

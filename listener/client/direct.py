@@ -31,16 +31,16 @@ from listener.client.transport import TIMEOUT, to_json
 
 MAX_CONNECTIONS = 4
 CONNECT_TIMEOUT = 10.0
-"""Seconds within which a connection must be there."""
+"""Seconds to wait for a connection."""
 
 _POOL_NAME = "listener.client"
 
 _TRUST_IDLE = 1.0
-"""Seconds for which a connection is taken to be alive without a look, a round trip."""
+"""Seconds since its last use for which a connection is trusted to be alive. After that, a round trip checks it."""
 _CUT_AFTER = 5.0
-"""Seconds that a server has to answer the request to cancel a statement; then the connection is cut."""
+"""Seconds that a server has to react to the request to cancel a statement. Then the client cuts the connection."""
 
-# A server that has vanished is noticed within 25 s, one that does not take what is sent within 15 s.
+# The connection ends within 25 s if the server has vanished, within 15 s if it does not acknowledge what was sent.
 _KEEPALIVE = {
     "keepalives_idle": 10,
     "keepalives_interval": 5,
@@ -55,7 +55,8 @@ select p.proretset, p.prorettype = 'pg_catalog.void'::pg_catalog.regtype
   limit 1
 """
 
-# Each condition must be written as in its index (push_notifications_over, push_notifications_given_up).
+# Postgres uses these indexes only if the condition is written as in them: push_notifications_over and
+# push_notifications_given_up.
 _ENDED: tuple[LiteralString, ...] = (
     "status::text in ('sent', 'delivered', 'expired', 'cancelled') and next_attempt_at is null",
     "status::text in ('dead', 'failed') and next_attempt_at is null",
@@ -82,8 +83,8 @@ Pool = AsyncConnectionPool[psycopg.AsyncConnection[Any]]
 class Direct:
     """Calls functions over connections to Postgres, as the role of the connection.
 
-    Every event loop that uses it gets connections of its own, so one ``Direct`` may serve an application, its
-    telemetry thread and the processes that it forks. A pooler in transaction mode may stand between.
+    Every event loop that uses it gets its own connections, so one ``Direct`` may serve an application, its
+    telemetry thread and the processes that it forks. The connections may go through a pooler in transaction mode.
     """
 
     def __init__(
@@ -98,7 +99,7 @@ class Direct:
 
         Args:
             dsn: a connection string, or an open pool of the application, which belongs to one event loop.
-            max_connections: for each event loop; a pool of the application has its own limit.
+            max_connections: for each event loop. A pool of the application has its own limit.
             connect_timeout: seconds to wait for a connection.
             timeout: seconds for each call; then the statement is cancelled.
 
@@ -130,16 +131,16 @@ class Direct:
             problem = translated(error)
         except TimeoutError:
             problem = self._too_late()
-        # Outside of the except clause, so that psycopg's error is no context: its text may hold the row.
+        # Raised outside the except clause, so that psycopg's error is not its context: that text may quote the row.
         raise problem
 
     async def call_in(
         self, connection: psycopg.AsyncConnection[Any], function: str, args: Mapping[str, Any]
     ) -> Any:
-        """As ``call``, on a connection of the caller and in its transaction, with the rights of its role.
+        """Like ``call``, but on the caller's connection, in its transaction and with the rights of its role.
 
         Raises:
-            TypeError: it is no asynchronous connection of psycopg.
+            TypeError: ``connection`` is not an asynchronous connection of psycopg.
         """
         if not isinstance(connection, psycopg.AsyncConnection):
             raise TypeError(
@@ -153,9 +154,10 @@ class Direct:
         raise problem
 
     async def delete_ended(self, older_than: timedelta) -> int:
-        """Deletes pushes that ended longer ago than that, with their log rows, in short transactions; returns how many.
+        """Deletes pushes that ended longer ago than ``older_than``, with their log rows; returns how many.
 
-        Needs the right to delete, which the owner and ``service_role`` have. Rows that others have locked are left.
+        It works in short transactions, and needs the right to delete, which the owner and ``service_role`` have. It
+        skips rows that another transaction has locked.
         """
         deleted = 0
         problem: ClientError
@@ -211,7 +213,7 @@ class Direct:
         try:
             if connection.autocommit:
                 yield connection
-            else:  # of a pool of the application
+            else:  # the connection is from the application's pool
                 async with connection.transaction():
                     yield connection
         finally:
@@ -239,7 +241,7 @@ class _Connection(psycopg.AsyncConnection[Any]):
 
 
 class _AlreadyTold(logging.Filter):
-    """Leaves out what psycopg_pool logs of the pools here, line after line while the database is away.
+    """Drops what psycopg_pool logs about the pools of this module: many lines while the database cannot be reached.
 
     The error that the caller gets says the same.
     """
@@ -253,7 +255,7 @@ logging.getLogger("psycopg.pool").addFilter(_AlreadyTold())
 
 
 class _Pool(AsyncConnectionPool[psycopg.AsyncConnection[Any]]):
-    """A pool that remembers why it could not connect: psycopg_pool only says that it took too long."""
+    """A pool that remembers why it could not connect. The error of psycopg_pool only says that it took too long."""
 
     def __init__(self, dsn: str, max_connections: int) -> None:
         self.last_error: psycopg.Error | None = None
@@ -292,17 +294,17 @@ class _Pool(AsyncConnectionPool[psycopg.AsyncConnection[Any]]):
         )
 
     def why_not(self) -> str | None:
-        """Why it could not connect, without a password; None if it could."""
+        """Why the pool could not connect, without a password; None if the last attempt succeeded."""
         return None if self.last_error is None else _without_password(self._dsn, str(self.last_error))
 
     def let_go(self) -> None:
-        """Closes the connections without the event loop, which is closed."""
+        """Closes the connections without their event loop, which is closed already."""
         for each in list(self._connections):
             each.pgconn.finish()
 
 
 def _check_dsn(dsn: str) -> None:
-    """Raises InvalidArgument if it cannot be read; libpq's own error repeats a part of it, which may be a password."""
+    """Raises InvalidArgument if libpq cannot parse it. libpq's own error quotes a part, which may be the password."""
     with suppress(psycopg.Error):
         conninfo_to_dict(dsn)
         return
@@ -313,11 +315,12 @@ def _check_dsn(dsn: str) -> None:
 
 
 def _without_password(dsn: str, reason: str) -> str:
-    """A reason of libpq, which names host, port, user and database. Part of a password can have got into those."""
+    """An error text of libpq without the password. libpq quotes host, port, user and database, and a password with an
+    unescaped character may have been parsed as a part of one of these.
+    """
     parts = {name: str(value) for name, value in conninfo_to_dict(dsn).items() if value is not None}
-    odd = any(
-        "@" in parts.get(name, "")[1:] for name in ("host", "user", "dbname")
-    )  # a socket may begin with @
+    # The name of an abstract socket may begin with @.
+    odd = any("@" in parts.get(name, "")[1:] for name in ("host", "user", "dbname"))
     if odd or not re.fullmatch(r"[\d,]*", parts.get("port", "")):
         return (
             "the connection string seems to have a password with a character that must be written as in %40"
@@ -341,9 +344,9 @@ async def _note_use(connection: psycopg.AsyncConnection[Any]) -> None:
 
 @asynccontextmanager
 async def _limit(connection: psycopg.AsyncConnection[Any], seconds: float) -> AsyncIterator[None]:
-    """Cancels a statement after so many seconds, and cuts the connection if the server does not react to that.
+    """Cancels a statement after ``seconds``, and cuts the connection if the server does not react to that.
 
-    psycopg waits without a limit for the end of a statement that it has cancelled. Raises TimeoutError.
+    The cut is needed because psycopg waits without a limit for the end of a cancelled statement. Raises TimeoutError.
     """
     cutting = asyncio.get_running_loop().call_later(seconds + _CUT_AFTER, _cut, connection)
     try:
@@ -367,11 +370,11 @@ async def _call_on(
     """Calls a function on a connection, in its transaction if it has one.
 
     Args:
-        returns: what is known of functions: whether they return a set, and whether nothing. Filled as needed.
+        returns: a cache: for each function whether it returns a set, and whether it returns nothing.
 
     Raises:
-        psycopg.Error: from Postgres.
-        NotInstalled: there is no such function.
+        psycopg.Error: Postgres or the connection has failed.
+        NotInstalled: the function does not exist.
         InvalidArgument: an argument cannot be sent.
     """
     if function not in returns:
@@ -383,7 +386,7 @@ async def _call_on(
         returns[function] = row
     is_set, is_void = returns[function]
     statement, values = statement_for(function, args, is_void=is_void)
-    # The connection's own cursors may be raw ones, say, and have placeholders of another kind.
+    # The cursor factory of the caller's connection may be another one, such as RawCursor with other placeholders.
     async with psycopg.AsyncCursor(connection, row_factory=scalar_row) as cursor:
         read_as_psycopg(cursor)
         await cursor.execute(statement, values)
@@ -394,7 +397,7 @@ async def _call_on(
 
 
 def read_as_psycopg(cursor: psycopg.AsyncCursor[Any] | psycopg.Cursor[Any]) -> None:
-    """Undoes for one cursor what a framework has registered on its connection: Django's reads jsonb as text."""
+    """Restores psycopg's way to read jsonb, for one cursor. Django, for example, makes a connection read it as text."""
     cursor.adapters.register_loader("jsonb", JsonbLoader)
     cursor.adapters.register_loader("timestamptz", TimestamptzLoader)
     cursor.adapters.register_loader("uuid", UUIDLoader)
@@ -407,7 +410,7 @@ def statement_for(
     return _statement(function, tuple(args), is_void), {name: _adapted(value) for name, value in args.items()}
 
 
-@lru_cache(maxsize=256)  # to compose one takes as long as the rest of a call
+@lru_cache(maxsize=256)  # composing a statement takes as long as the rest of a call
 def _statement(function: str, names: tuple[str, ...], is_void: bool) -> sql.Composed:
     return sql.SQL("select {} from public.{}({}) as f").format(
         sql.SQL("null" if is_void else "pg_catalog.to_jsonb(f)"),
@@ -422,12 +425,12 @@ def _adapted(value: Any) -> Any:
     if isinstance(value, list) and any(isinstance(each, Mapping) for each in value):
         return _array(value)
     if isinstance(value, str):
-        to_json(value)  # refuses what psycopg would report without saying what to do
+        to_json(value)  # its error says what to do, unlike that of psycopg
     return value
 
 
 def _array(values: list[Any]) -> str:
-    """An array of JSON as Postgres writes arrays. psycopg needs five times as long for a list of ``Jsonb``."""
+    """An array of JSON as a Postgres array literal. A list of ``Jsonb`` would take psycopg five times as long."""
     texts = (to_json(each).replace("\\", "\\\\").replace('"', '\\"') for each in values)
     return "{" + ",".join(f'"{text}"' for text in texts) + "}"
 
@@ -438,7 +441,7 @@ def _jsonb(value: Mapping[str, Any]) -> Jsonb:
 
 
 def translated(error: psycopg.Error) -> ClientError:
-    """The error of this package for one of psycopg."""
+    """Turns an error of psycopg into one of this package."""
     if error.sqlstate is not None:
         message = error.diag.message_primary or type(error).__name__
         return from_sqlstate(error.sqlstate, message, error.diag.message_hint)

@@ -10,7 +10,7 @@ import re
 
 
 class ClientError(Exception):
-    """A call that the database, or the way to it, has refused.
+    """A call has failed: in the database, or on the way to it.
 
     Attributes:
         message: what is wrong.
@@ -34,7 +34,7 @@ class NotAllowed(ClientError, PermissionError):
 
 
 class NotFound(ClientError, LookupError):
-    """There is no such push, or it belongs to another user: the database does not tell which."""
+    """The push does not exist, or it belongs to another user: the database does not tell which."""
 
 
 class NotInstalled(ClientError):
@@ -42,16 +42,16 @@ class NotInstalled(ClientError):
 
 
 class WrongState(ClientError):
-    """The push is in a state that does not allow this: another worker has it, say. Nothing was changed."""
+    """The push is in a state that does not allow this; another worker has it, for example. Nothing was changed."""
 
 
 class Unavailable(ClientError):
-    """No answer, or one that says "later". The same call may succeed later.
+    """No answer came, or an answer that says "later". The same call may succeed later.
 
     Attributes:
-        may_have_happened: whether the call may have been carried out although no answer came. If so, repeat
-            it only if that is harmless: a push with an ``idempotency_key``, a receipt, a result.
-        retry_after: seconds after which the other side wants to be asked again; None if it does not say.
+        may_have_happened: whether the call may have been carried out although no answer came. If so, repeat the
+            call only if that is harmless: a push with an ``idempotency_key``, a receipt, a result.
+        retry_after: seconds that the other side asks to wait before the next call; None if it does not say.
     """
 
     def __init__(
@@ -69,27 +69,27 @@ class Unavailable(ClientError):
 
 
 class TooMany(Unavailable):
-    """More than this caller may send for now. ``retry_after`` says when to send it again."""
+    """The caller sends more than it may at present. ``retry_after`` says when to send it again."""
 
 
 SQLSTATE = re.compile(r"(?=.*\d)[0-9A-Z]{5}")
-"""Five characters, of which one is a digit: ``EPIPE`` is none."""
+"""Five characters with at least one digit, so that ``EPIPE`` does not match."""
 _SECONDS = re.compile(r"\bin (\d+) seconds?\b")
 _MIGRATE = "run `push-listener migrate` on this database, and then have PostgREST reload its schema"
 
 
-# Classes of SQLSTATE that say nothing of the arguments: the connection, the transaction, a prepared statement that a
-# pooler has lost, the state or the resources of the server.
+# Classes of SQLSTATE that do not blame the arguments. They are about the connection, the transaction, a prepared
+# statement that a pooler has lost, or the state or the resources of the server.
 _MAY_PASS = frozenset({"08", "25", "26", "40", "53", "55", "57", "58", "72", "F0", "XX"})
 _DATA_EXCEPTIONS = frozenset({"22001", "22003", "22007", "22008", "22P02", "22P03", "22P05"})
-"""Those for which Postgres itself repeats the value, in quotes."""
+"""The data exceptions whose message quotes the value."""
 
 
 def from_sqlstate(code: str, message: str, hint: str | None = None) -> ClientError:
-    """The error for what Postgres has reported, whichever way the report came.
+    """The error for an SQLSTATE that Postgres has reported, directly or through PostgREST.
 
     Args:
-        code: five characters; push-listener's functions also raise PT404, PT413 and PT429, as PostgREST reads them.
+        code: five characters. push-listener's functions also raise PT404, PT413 and PT429, codes that PostgREST reads.
     """
     if code in _DATA_EXCEPTIONS:
         message = re.sub(r'".*"', "...", message, flags=re.DOTALL)
@@ -102,7 +102,7 @@ def from_sqlstate(code: str, message: str, hint: str | None = None) -> ClientErr
         return NotAllowed(message, code=code, hint=hint or "call it with the service key, or as the owner")
     if code in ("42883", "3F000", "42P01"):
         return NotInstalled(message, code=code, hint=_MIGRATE)
-    # Checked before 55*, the rest of which passes: a lock that was not available, say.
+    # Checked before the rest of class 55, which is temporary: a lock that was not available, for example.
     if code == "55000":
         return WrongState(message, code=code, hint=hint)
     if code[:2] in _MAY_PASS:
@@ -111,10 +111,10 @@ def from_sqlstate(code: str, message: str, hint: str | None = None) -> ClientErr
 
 
 def reported_by(error: BaseException) -> ClientError | None:
-    """The error for one of another library that says what Postgres or PostgREST has reported; else None.
+    """The error for another library's error that carries a code of Postgres or PostgREST; None if it carries none.
 
-    psycopg and asyncpg have a ``sqlstate``; postgrest, the library of supabase-py, has a ``code``. The text of such an
-    error may hold a payload, and is left out.
+    Errors of psycopg and asyncpg have a ``sqlstate``; those of postgrest, which supabase-py uses, have a ``code``. The
+    text of these errors is left out, because it may hold a payload.
     """
     code = getattr(error, "sqlstate", None) or getattr(error, "code", None)
     if not isinstance(code, str):

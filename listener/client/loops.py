@@ -1,4 +1,4 @@
-"""Connections that belong to an event loop, and what becomes of them when the loop has ended."""
+"""Connections that belong to an event loop, and how they are closed after the loop has ended."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ T = TypeVar("T")
 
 
 def is_cancelled() -> bool:
-    """Whether somebody cancels the running task: a CancelledError may also come from a task that it has waited for."""
+    """Whether the running task is being cancelled. A CancelledError may also come from a task that it waits for."""
     task = asyncio.current_task()
     return task is not None and task.cancelling() > 0
 
@@ -20,9 +20,9 @@ def is_cancelled() -> bool:
 class PerLoop(Generic[T]):
     """One thing for each event loop of this process that asks for it.
 
-    A loop may end without a call of ``close``: Django's ``async_to_sync`` and a Celery task make one for each call.
-    What belonged to loops that are closed is let go of when another loop asks for the first time, when this is no
-    longer used, and when the interpreter ends.
+    A loop may end without a call of ``close``: Django's ``async_to_sync`` and a Celery task make a loop for each call.
+    The things of closed loops are closed when another loop asks for the first time, when this object is garbage
+    collected, and when the interpreter ends.
     """
 
     def __init__(self, make: Callable[[], T], let_go: Callable[[T], object]) -> None:
@@ -30,12 +30,13 @@ class PerLoop(Generic[T]):
 
         Args:
             make: makes the thing for the running loop.
-            let_go: closes it without its loop, which is closed already.
+            let_go: closes the thing without its loop, which is closed already.
         """
         self._make = make
         self._let_go = let_go
-        # Also by process: a child must not close what it has inherited, and its parent may still use. The methods of
-        # a dictionary are atomic, so threads with loops of their own need no lock, which a fork could leave locked.
+        # The key includes the process, because a child must not close things that it has inherited and that its parent
+        # may still use. The methods of a dictionary are atomic, so threads with their own loops need no lock. A fork
+        # could leave a lock locked for ever.
         self._things: dict[tuple[int, asyncio.AbstractEventLoop], T] = {}
         weakref.finalize(self, _forget_closed, self._things, let_go)
 
@@ -49,7 +50,7 @@ class PerLoop(Generic[T]):
         return thing
 
     def pop(self) -> T | None:
-        """The thing of the running loop, which is forgotten; None if there is none."""
+        """Removes and returns the thing of the running loop; None if it has none."""
         return self._things.pop((os.getpid(), asyncio.get_running_loop()), None)
 
 

@@ -1,8 +1,7 @@
-"""What is particular to a platform, in the shapes and with the names of firebase-admin.
+"""Options of one platform, in the shapes and with the names of firebase-admin.
 
-Each class writes itself as FCM's HTTP v1 API wants it, in ``to_fcm``: exactly as firebase-admin does, which a test
-compares. A value that FCM would refuse raises ValueError when it is written. ``docs/options.md`` says what the
-listener adds.
+``to_fcm`` of each class returns what FCM's HTTP v1 API expects, exactly as firebase-admin writes it; a test compares
+them. It raises ValueError for a value that FCM would refuse. ``docs/options.md`` says what the listener adds.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ _COLOR_WITH_ALPHA = re.compile(r"#[0-9a-fA-F]{6}([0-9a-fA-F]{2})?")
 _LABEL = re.compile(r"[a-zA-Z0-9-_.~%]{1,50}")
 
 Json = Mapping[str, Any]
-"""An object as FCM's HTTP v1 API has it, for what these classes do not have yet."""
+"""A raw object of FCM's HTTP v1 API, for options that these classes do not have yet."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +75,7 @@ class AndroidNotification:
     """``#rrggbb``."""
     sound: str | None = None
     tag: str | None = None
-    """The listener sets the id of the push, so that a second copy replaces the first."""
+    """If it is None, the listener sets the id of the push, so that a second copy replaces the first."""
     click_action: str | None = None
     body_loc_key: str | None = None
     body_loc_args: Sequence[str] | None = None
@@ -91,7 +90,7 @@ class AndroidNotification:
     """In UTC if it names no zone."""
     local_only: bool | None = None
     priority: str | None = None
-    """``min``, ``low``, ``default``, ``high`` or ``max``: how it is shown, and not how fast it is sent."""
+    """``min``, ``low``, ``default``, ``high`` or ``max``: how it is shown, not how fast it is sent."""
     vibrate_timings_millis: Sequence[int | float] | None = None
     default_vibrate_timings: bool | None = None
     default_sound: bool | None = None
@@ -173,7 +172,8 @@ class AndroidConfig:
     priority: str | None = None
     """``normal`` or ``high``; ``Push.priority`` is for Android and the web, and for the place in the queue."""
     ttl: int | float | timedelta | None = None
-    """Seconds that FCM keeps it for a phone that is off; ``Push.expires_at`` also counts the time in the queue."""
+    """Seconds for which FCM keeps the push for a phone that is off. ``Push.expires_at`` also limits the time in the
+    queue."""
     restricted_package_name: str | None = None
     data: Mapping[str, str] | None = None
     notification: AndroidNotification | None = None
@@ -262,7 +262,7 @@ class Aps:
     category: str | None = None
     thread_id: str | None = None
     mutable_content: bool | None = None
-    """Wakes the app's notification service extension: for receipts and pictures."""
+    """Wakes the app's notification service extension, which receipts and pictures need."""
     custom_data: Mapping[str, Any] | None = None
 
     def to_fcm(self) -> dict[str, Any]:
@@ -384,7 +384,7 @@ class WebpushFCMOptions:
     """Options of FCM for browsers."""
 
     link: str | None = None
-    """Opened by a click; begins with ``https://``."""
+    """The page that a click opens; begins with ``https://``."""
 
     def to_fcm(self) -> dict[str, Any]:
         if self.link is not None and not self.link.startswith("https://"):
@@ -462,7 +462,7 @@ def _millis(name: str, value: int | float | timedelta) -> str:
 
 
 def _duration(name: str, value: timedelta) -> str:
-    """A duration as protobuf's JSON has it: ``3s``, ``1.500000000s``."""
+    """A duration as protobuf writes it in JSON: ``3s``, ``1.500000000s``."""
     if value < timedelta(0):
         raise ValueError(f"{name} must not be negative")
     micros = value // timedelta(microseconds=1)

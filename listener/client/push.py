@@ -28,16 +28,16 @@ class Push:
     """One push: its target, what it says, and how it is sent.
 
     Exactly one of ``fid``, ``token``, ``topic``, ``condition`` and ``user_id`` is set; ``user_id`` may also stand
-    beside ``fid`` or ``token``, to say whose device that is.
+    beside ``fid`` or ``token``, to say which user the device belongs to.
 
     Raises:
-        ValueError: no target or several, a time without a zone, a user_id that is no UUID, a priority that does not
+        ValueError: there is no target, or several, a time has no zone, user_id is not a UUID, or the priority does not
             exist. The database checks the rest.
     """
 
     notification: Notification | None = None
     data: Mapping[str, Any] | None = None
-    """For the app. Values that are no text reach it as JSON."""
+    """For the app. A value that is not text reaches the app as JSON."""
     android: AndroidConfig | Json | None = None
     apns: APNSConfig | Json | None = None
     webpush: WebpushConfig | Json | None = None
@@ -92,18 +92,18 @@ class Push:
         send_at: datetime | None = None,
         expires_at: datetime | None = None,
     ) -> Self:
-        """The push for a ``firebase_admin.messaging.Message``, with everything that the message says.
+        """The push for a ``firebase_admin.messaging.Message``, with everything that the message contains.
 
         ``android.priority`` also becomes the priority of the push: its place in the queue, and its urgency on the web.
 
         Args:
-            message: what would be given to ``messaging.send``.
-            user_id: whose device the token is, so that this user may send receipts.
-            collapse_key, idempotency_key, send_at, expires_at: what a message does not have.
+            message: the message as for ``messaging.send``.
+            user_id: the user whose device the token belongs to, so that this user may send receipts.
+            collapse_key, idempotency_key, send_at, expires_at: fields of a push that a message does not have.
 
         Raises:
             ValueError: firebase-admin refuses the message; or see ``Push``.
-            TypeError: it is no Message.
+            TypeError: ``message`` is not a Message.
         """
         module = type(message).__module__
         if type(message).__name__ != "Message" or not module.startswith("firebase_admin."):
@@ -135,15 +135,15 @@ class Push:
 
     @property
     def target(self) -> tuple[str, str]:
-        """Which target is set, and to what."""
+        """The name and the value of the target that is set."""
         name = next(name for name in TARGETS if getattr(self, name) is not None)
         return name, str(getattr(self, name))
 
     def columns(self) -> dict[str, Any]:
-        """What is set, as JSON has it, under the names of the table's columns and of ``enqueue_pushes``.
+        """The fields that are set, as JSON values, under the names of the table's columns and of ``enqueue_pushes``.
 
         Raises:
-            InvalidArgument: something cannot be written as JSON, or FCM would refuse it.
+            InvalidArgument: a field cannot be written as JSON, or FCM would refuse it.
         """
         shown = self.notification or Notification()
         if not isinstance(shown, Notification):
@@ -179,7 +179,7 @@ class Push:
         return given
 
     def arguments(self) -> dict[str, Any]:
-        """The arguments of ``enqueue_push``, for a driver of your own: ``{"p_title": ...}``.
+        """The arguments of ``enqueue_push``, for an application with its own driver: ``{"p_title": ...}``.
 
         Raises InvalidArgument, as ``columns`` does.
         """
@@ -187,7 +187,7 @@ class Push:
 
 
 def _written(name: str, option: Any) -> dict[str, Any] | None:
-    """An option as FCM has it. Raises InvalidArgument if it is none, or has a value that FCM would refuse."""
+    """An option as FCM expects it. Raises InvalidArgument if it is not an option, or FCM would refuse a value."""
     if option is None:
         return None
     if isinstance(option, Mapping):
@@ -196,7 +196,7 @@ def _written(name: str, option: Any) -> dict[str, Any] | None:
         written: dict[str, Any] = option.to_fcm()
     except ValueError as error:
         raise InvalidArgument(str(error)) from None
-    except (TypeError, AttributeError, ArithmeticError) as error:  # a number where a text belongs, say
+    except (TypeError, AttributeError, ArithmeticError) as error:  # for example a number instead of a text
         problem = type(error).__name__
     else:
         return written

@@ -1,4 +1,4 @@
-"""Pushes put in the queue, and what became of them."""
+"""Puts pushes in the queue, and tells what became of them."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ if TYPE_CHECKING:
     import psycopg
 
 CHUNK = 1000
-"""Pushes in one call of ``enqueue_pushes``, which takes 10,000; Supabase cancels a call after 8 s."""
+"""Pushes in one call of ``enqueue_pushes``. The function takes 10,000, but Supabase cancels a call after 8 s."""
 
 _NOT_YOURS = "this is no push of yours"
-"""What ``get_push`` says to a user, of another user's push and of none."""
+"""What ``get_push`` tells a user about another user's push, and about a push that does not exist."""
 
 _FIRST_LOOK = 0.05
 _LAST_LOOK = 1.0
 """Seconds between two looks of ``wait``: at first, and at most."""
 _ONE_LOOK = 1.0
-"""Seconds that the last look has, however few are left."""
+"""Seconds that the last look may take, even if less of the timeout is left."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,17 +39,17 @@ class SendResponse:
     push: Push = field(repr=False)
     push_id: UUID | None = None
     is_new: bool = False
-    """False if the ``idempotency_key`` was there already; ``push_id`` is then the one that has it."""
+    """False if the ``idempotency_key`` existed already; ``push_id`` is then the id of the push that has it."""
     exception: ClientError | None = None
 
     @property
     def success(self) -> bool:
-        """Whether it is in the queue. What FCM says to it, ``PushClient.get`` tells later."""
+        """Whether the push is in the queue. ``PushClient.get`` tells later what FCM has answered."""
         return self.exception is None
 
     @property
     def target(self) -> tuple[str, str]:
-        """Which target the push has, and which one it is: ``("token", "...")``, say."""
+        """The name and the value of the push's target, such as ``("token", "...")``."""
         return self.push.target
 
 
@@ -68,7 +68,7 @@ class BatchResponse:
         return len(self.responses) - self.success_count
 
     def raise_for_failures(self) -> None:
-        """Raises an ExceptionGroup with the error of each push that is not in the queue, if there is one."""
+        """Raises an ExceptionGroup with the errors of the pushes that are not in the queue, if there are any."""
         if errors := [each.exception for each in self.responses if each.exception is not None]:
             raise ExceptionGroup(
                 f"{len(errors)} of {len(self.responses)} pushes are not in the queue", errors
@@ -87,11 +87,11 @@ class PushClient:
     async def enqueue(self, push: Push, *, conn: psycopg.AsyncConnection[Any] | None = None) -> UUID:
         """Puts a push in the queue, and returns its id.
 
-        With ``conn`` it is added in the transaction of that connection, and goes out when that commits. A refusal then
-        fails that transaction, as any failed statement does.
+        With ``conn`` the push is added in the transaction of that connection, and is sent after its commit. If the
+        database refuses the push, the transaction fails, as after any failed statement.
 
         Raises:
-            TypeError: ``conn`` is no asynchronous connection of psycopg, or the transport is not ``Direct``.
+            TypeError: ``conn`` is not an asynchronous connection of psycopg, or the transport is not ``Direct``.
         """
         if conn is None:
             return UUID(await self._transport.call("enqueue_push", push.arguments()))
@@ -103,11 +103,12 @@ class PushClient:
         return UUID(await call_in(conn, "enqueue_push", push.arguments()))
 
     async def enqueue_each(self, pushes: Iterable[Push]) -> BatchResponse:
-        """Puts many pushes in the queue, each by itself: one that is refused does not keep the others out.
+        """Puts many pushes in the queue, each by itself: a refused push does not keep the others out.
 
-        A thousand go in one call, and are committed together. A call that fails as a whole is the ``exception`` of
-        each of its pushes; after one without an answer the rest is not tried. With idempotency keys everything may
-        be repeated. This never raises ClientError: look at ``failure_count``, or call ``raise_for_failures``.
+        One call takes a thousand pushes, and commits them together. If a call fails as a whole, its error is the
+        ``exception`` of each of its pushes. After a call without an answer the rest is not tried. If all pushes have
+        idempotency keys, everything may be repeated. This method never raises ClientError: look at
+        ``failure_count``, or call ``raise_for_failures``.
         """
         responses: list[SendResponse] = []
         trouble: ClientError | None = None
@@ -143,7 +144,7 @@ class PushClient:
         return [found[place] for place in range(len(pushes))]
 
     async def cancel(self, push_id: UUID | str) -> bool:
-        """Takes a push out of the queue. False if it does not wait there: it is being sent, or over, or unknown."""
+        """Takes a push out of the queue. Returns False if it does not wait there: it is in work, over, or unknown."""
         return bool(await self._transport.call("cancel_push", {"p_push_id": uuid_text("push_id", push_id)}))
 
     async def requeue(
@@ -159,11 +160,12 @@ class PushClient:
     ) -> int:
         """Puts pushes that are dead, expired, failed or cancelled back in the queue; returns how many.
 
-        Of several conditions all must hold, and at least one is given.
+        At least one condition must be given. A push is put back only if all given conditions hold.
 
         Args:
-            since, until: since when they have had that state, at the earliest and at the latest.
-            limit: the most to put back, 1000 by default, up to 10,000; those longest in that state first.
+            since, until: the earliest and the latest time at which the push got its present state.
+            limit: the most pushes to put back, 1000 by default, up to 10,000. Those that have had their state longest
+                come first.
         """
         given = {
             "p_ids": None if ids is None else [uuid_text("ids", each) for each in ids],
@@ -181,7 +183,7 @@ class PushClient:
         )
 
     async def get(self, push_id: UUID | str) -> Progress:
-        """How far a push has got. Raises NotFound if there is none, or if it is another user's."""
+        """How far a push has got. Raises NotFound if it does not exist, or belongs to another user."""
         found = None
         try:
             found = await self._transport.call("get_push", {"p_push_id": uuid_text("push_id", push_id)})
@@ -193,10 +195,10 @@ class PushClient:
         return read_progress(found)
 
     async def wait(self, push_id: UUID | str, timeout: float) -> Progress:  # noqa: ASYNC109  # no error: see below
-        """How far a push has got as soon as it is over, or after ``timeout`` seconds: look at ``is_over``.
+        """Waits until a push is over, or for ``timeout`` seconds, and returns how far it has got: look at ``is_over``.
 
-        A time without the database is waited out. A call that gets no answer is given up when the time is over; the
-        last one has a second at least.
+        While the database cannot be reached, it goes on waiting. It gives up a call without an answer when the time is
+        over, but gives the last call at least a second.
         """
         until, pause = time.monotonic() + timeout, _FIRST_LOOK
         while True:
@@ -230,9 +232,9 @@ def _chunks(pushes: Iterable[Push]) -> Iterator[list[Push]]:
 
 
 async def _within(seconds: float, look: Coroutine[Any, Any, Progress]) -> Progress:
-    """The result of a look. Raises Unavailable if it takes longer.
+    """The result of a look. Raises Unavailable if it takes longer than ``seconds``.
 
-    A look is cancelled then, and not waited for: psycopg takes up to 10 s to end a statement of a silent server.
+    The look is then cancelled, but not awaited: psycopg takes up to 10 s to end a statement when the server is silent.
     """
     looking = asyncio.ensure_future(look)
     try:
@@ -246,13 +248,13 @@ async def _within(seconds: float, look: Coroutine[Any, Any, Progress]) -> Progre
 
 
 def _drop_error(looking: asyncio.Future[Progress]) -> None:
-    """Keeps asyncio from reporting an error that nobody waits for."""
+    """Keeps asyncio from logging that nobody has read the error."""
     if not looking.cancelled():
         looking.exception()
 
 
 def _ends_all(error: ClientError | None) -> bool:
-    """Whether the next call would fail as this one did."""
+    """Whether the next call would fail for the same reason."""
     return error is not None and not isinstance(error, InvalidArgument)
 
 

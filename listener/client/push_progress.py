@@ -11,12 +11,12 @@ from uuid import UUID
 ACCEPTED = frozenset({"sent", "delivered"})
 """FCM has accepted it."""
 OVER = ACCEPTED | {"dead", "expired", "cancelled"}
-"""Nothing more is done for it."""
+"""push-listener does nothing more with the push."""
 
 
 @dataclass(frozen=True, slots=True)
 class DeviceProgress:
-    """The last that is known of a push on one device, without its token."""
+    """The latest news of a push on one device, without the device's token."""
 
     status: str
     platform: str | None
@@ -44,7 +44,7 @@ class Progress:
 
     @property
     def is_over(self) -> bool:
-        """Whether nothing more is done for it."""
+        """Whether push-listener does nothing more with the push."""
         return self.status in OVER
 
     @property
@@ -54,7 +54,7 @@ class Progress:
 
 
 def read_progress(found: Mapping[str, Any]) -> Progress:
-    """What ``get_push`` returns, or ``progress`` has read."""
+    """Builds the record from what ``get_push`` returns, or what ``progress`` has read."""
     return Progress(
         push_id=UUID(found["id"]),
         status=found["status"],
@@ -74,7 +74,7 @@ def read_progress(found: Mapping[str, Any]) -> Progress:
 
 
 def read_time(text: str | None) -> datetime | None:
-    """A time as Postgres writes it in JSON; ``infinity`` is none."""
+    """Parses a time as Postgres writes it in JSON; ``infinity`` becomes None."""
     if text is None or text.endswith("infinity"):
         return None
     return datetime.fromisoformat(text)

@@ -12,7 +12,7 @@ from listener.client.errors import ClientError, InvalidArgument
 from listener.client.transport import Transport, object_of, text_of, time_text, to_json, uuid_text
 
 CHUNK = 500
-"""Receipts in one call of ``record_delivery_receipts``, which takes no more."""
+"""The most receipts that one call of ``record_delivery_receipts`` takes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,7 +28,7 @@ class Receipt:
     """When it happened on the phone; None: now."""
 
     def columns(self) -> dict[str, Any]:
-        """As ``record_delivery_receipts`` takes it. Raises InvalidArgument."""
+        """The receipt as ``record_delivery_receipts`` takes it. Raises InvalidArgument."""
         columns = {
             "push_id": uuid_text("push_id", self.push_id),
             "device_token": text_of("device_token", self.device_token),
@@ -46,12 +46,12 @@ class Recorded:
     """What became of one receipt of ``record_each``."""
 
     recorded: bool
-    """False if it had been recorded before, or was refused."""
+    """False if the receipt had been recorded before, or was refused."""
     exception: ClientError | None = None
 
 
 class DeliveryReceipts:
-    """Records receipts: a user's own with the user's token, any with the service key.
+    """Records receipts: with a user's access token those of that user, with the service key any.
 
     Repeating a receipt is harmless. Every method raises ClientError, as ``listener.client.errors`` describes.
     """
@@ -68,7 +68,7 @@ class DeliveryReceipts:
         details: Mapping[str, Any] | None = None,
         at: datetime | None = None,
     ) -> bool:
-        """Records one. True if it is new, False if it had been recorded before.
+        """Records one receipt. Returns True if it is new, False if it had been recorded before.
 
         Args:
             status: ``delivered``, ``opened``, ``clicked``, ``failed`` or ``unknown``.
@@ -80,9 +80,9 @@ class DeliveryReceipts:
         return bool(await self._transport.call("record_delivery_receipt", arguments))
 
     async def record_each(self, receipts: Iterable[Receipt]) -> list[Recorded]:
-        """Records many, each by itself, in calls of 500; the result is in their order.
+        """Records many receipts, each by itself, in calls of 500; the results are in the order of the receipts.
 
-        Raises ClientError if a call fails as a whole: then repeat all of them.
+        Raises ClientError if a call fails as a whole: then repeat all receipts.
         """
         found: list[Recorded] = []
         waiting = list(receipts)

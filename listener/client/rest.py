@@ -35,7 +35,7 @@ _LATER = frozenset({408, 425, 429})
 class Rest:
     """Calls functions as ``POST {url}/rest/v1/rpc/{function}``.
 
-    Every event loop that uses it gets connections of its own, so one ``Rest`` may serve an application, its
+    Every event loop that uses it gets its own connections, so one ``Rest`` may serve an application, its
     telemetry thread and the processes that it forks.
     """
 
@@ -52,10 +52,10 @@ class Rest:
         """Connects nowhere yet.
 
         Args:
-            url: of the project, ``https://<ref>.supabase.co`` say.
+            url: of the project, such as ``https://<ref>.supabase.co``.
             key: the secret or service key for a server; the publishable or anon key beside ``user_token``.
             user_token: returns the access token of the signed-in user, fresh for each call.
-            session: one of the application, which belongs to one event loop and stays open.
+            session: a session of the application, which belongs to one event loop and stays open.
             timeout: seconds for each call.
             path: where PostgREST is below ``url``; ``""`` for a PostgREST without Supabase's gateway.
 
@@ -82,7 +82,7 @@ class Rest:
         """See ``Transport.call``."""
         body = to_json(dict(args)).encode()
         headers = {"apikey": self._key, "Content-Type": "application/json", "Accept": "application/json"}
-        # Only a JWT may stand in Authorization: Supabase refuses the newer keys there (supabase/supabase-py#1230).
+        # Authorization may only hold a JWT: Supabase refuses the newer keys there (supabase/supabase-py#1230).
         token = self._key if _JWT.fullmatch(self._key) else None
         if self._user_token is not None:
             token = await self._user_token()
@@ -108,12 +108,12 @@ class Rest:
             problem = Unavailable(
                 f"the REST interface did not answer: {_reason(error)}", may_have_happened=True
             )
-        # Outside of the except clauses, so that the error has no context, whose text may hold anything.
+        # Raised outside the except clauses, so that the error has no context: its text may hold anything.
         if problem is not None:
             raise problem
         with suppress(ValueError):
             return json.loads(text) if text else None
-        # A page of a gateway, for maintenance say. PostgREST may have carried the call out behind it.
+        # A gateway has answered, for example with a maintenance page. PostgREST may still have carried out the call.
         raise Unavailable(
             "the answer is not JSON",
             hint="does the URL lead to a Supabase project or to PostgREST?",
@@ -139,11 +139,11 @@ class Rest:
 
 
 class _Connections:
-    """A session of one event loop, and its sockets, which can be closed without the loop."""
+    """A session of one event loop, and its sockets, which can be closed even after the loop is closed."""
 
     def __init__(self, url: str) -> None:
         self._sockets: WeakSet[socket.socket] = WeakSet()
-        # Not trust_env=True: with it aiohttp would also send what a .netrc has for this host, or for any.
+        # Not trust_env=True: aiohttp would then also send the credentials that a .netrc has for this or for every host.
         self.session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(socket_factory=self._open), proxy=_proxy_for(URL(url))
         )
@@ -155,19 +155,19 @@ class _Connections:
         return opened
 
     def let_go(self) -> None:
-        """Closes the connections without the event loop, which is closed."""
+        """Closes the connections without their event loop, which is closed already."""
         connector = self.session.connector
         self.session.detach()
         for each in list(self._sockets):
             each.close()
         if connector is not None:
-            # Without its loop it only marks itself as closed, and waits for nothing.
+            # Its loop is closed, so the connector only marks itself as closed, and waits for nothing.
             with suppress(StopIteration, RuntimeError):
                 connector.close().__await__().__next__()
 
 
 def _proxy_for(url: URL) -> URL | None:
-    """The proxy of the environment for this address."""
+    """The proxy that the environment names for this address."""
     proxy = getproxies().get(url.scheme)
     if proxy is None or url.host is None or proxy_bypass(url.host):
         return None
@@ -178,14 +178,14 @@ def _reason(error: aiohttp.ClientError | TimeoutError) -> str:
     if isinstance(error, TimeoutError):
         return "no answer in time"
     if isinstance(error, aiohttp.ClientResponseError | aiohttp.InvalidURL):
-        return type(error).__name__  # its text has the URL, in which a password may stand
+        return type(error).__name__  # its text quotes the URL, which may contain a password
     return str(error) or type(error).__name__
 
 
 def _refusal(function: str, status: int, retry_after: str | None, text: str) -> ClientError:
-    """The error for an answer that is no success.
+    """The error for an answer that is not a success.
 
-    PostgREST answers with ``{code, message, details, hint}``; a gateway before it with anything.
+    PostgREST answers with ``{code, message, details, hint}``. A gateway before it may answer with anything.
     """
     try:
         body = json.loads(text)
@@ -213,7 +213,7 @@ def _refusal(function: str, status: int, retry_after: str | None, text: str) -> 
     if status == 429:
         return TooMany(message, code=code, hint=hint, retry_after=wait)
     if status in _LATER or status >= 500 or status < 400:
-        # A gateway that gives up does not say whether PostgREST went on.
+        # A gateway that gives up does not know whether PostgREST goes on.
         return Unavailable(
             message if status >= 400 else f"{message}, a redirect: check the URL",
             code=code,

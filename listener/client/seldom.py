@@ -10,7 +10,7 @@ INTERVAL = 60.0
 
 
 class Seldom:
-    """Logs at most one line a minute; the next one says how many were left out."""
+    """Logs at most one line a minute. Each line says how many were left out since the one before."""
 
     def __init__(self, log: logging.Logger) -> None:
         self._log = log

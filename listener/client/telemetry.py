@@ -3,15 +3,15 @@
 ``TelemetryService`` works in a thread of its own, ``AsyncTelemetryService`` in a task of the running event loop.
 Both do the same:
 
-- A record waits in a buffer. When 100 wait, and every 10 s, batches are cut and sent.
-- A batch keeps its id and its content through all its tries. The database stores an id once, so an answer that was
-  lost does no harm.
-- What may pass is waited out: the network, 408, 429 and 5xx, SQLSTATE 08, 40, 53 and 57, with pauses of up to 1 s at
-  first and of up to 60 s at last, or as long as the other side says. If the caller is refused (401, 403) or the
-  function does not exist, the records are kept too, and the next try is a minute later.
-- An answer that cannot be read is none: the batch is sent again, under its id.
-- A batch that is refused for good is halved until the record at fault is alone. That one is dropped and counted.
-- A full buffer drops the oldest record that is in no batch yet, and counts it.
+- A record waits in a buffer. When 100 records wait, and every 10 s, the service cuts batches and sends them.
+- A batch keeps its id and its content through all its tries. The database stores each id once, so a lost answer does
+  no harm.
+- After a temporary failure (the network, 408, 429 and 5xx, SQLSTATE 08, 40, 53 and 57) the batch is sent again. The
+  pauses are up to 1 s at first and up to 60 s later, or as long as the other side asks for. If the caller is refused
+  (401, 403) or the function does not exist, the records are kept too, and the next try is a minute later.
+- An answer that cannot be read counts as no answer: the batch is sent again, under its id.
+- A batch that is refused for good is halved until the record at fault is alone. That record is dropped and counted.
+- A full buffer drops the oldest record that is not in a batch yet, and counts it.
 """
 
 from __future__ import annotations
@@ -44,10 +44,10 @@ _TRANSPORT_CLOSE_TIMEOUT = 0.5
 
 
 class _Telemetry:
-    """What both services have in common: the buffer, and a process that may be forked."""
+    """What both services have in common: the buffer, and how they survive a fork of the process."""
 
     _has_own_loop: ClassVar[bool] = False
-    """Whether the transport is used in another event loop than the application's."""
+    """Whether the service uses the transport in an event loop of its own."""
 
     def __init__(
         self,
@@ -64,8 +64,8 @@ class _Telemetry:
         """Connects nowhere yet. The arguments are those of ``Options``.
 
         Raises:
-            ValueError: an option is out of range, or the service sends in a loop of its own and the transport has a
-                pool or session that belongs to another one.
+            ValueError: an option is out of range; or the service sends in its own loop, and the transport has a pool
+                or session that belongs to another loop.
         """
         if self._has_own_loop and getattr(transport, "belongs_to_one_loop", False):
             raise ValueError(
@@ -87,7 +87,7 @@ class _Telemetry:
         _all.add(self)
 
     def _reset(self) -> None:
-        """Starts empty. In a forked child the thread and the connections are the parent's, and so are its records."""
+        """Starts empty. In a forked child, the inherited records, thread and connections belong to the parent."""
         self._pid = os.getpid()
         self._buffer = Buffer(self._options.max_buffer)
         self._shipper = Shipper(self._buffer, self._transport, self._options)
@@ -95,7 +95,7 @@ class _Telemetry:
         self._loop: asyncio.AbstractEventLoop | None = None
 
     def _check_process(self) -> None:
-        # Also where nothing calls what register_at_fork has registered: uwsgi
+        # The id is compared too, because uwsgi forks without calling the functions of register_at_fork
         # (open-telemetry/opentelemetry-python#2266).
         if self._pid != os.getpid():
             self._reset()
@@ -113,9 +113,10 @@ class _Telemetry:
 
         Args:
             type: 1 to 100 characters.
-            metadata: an object; what is no JSON in it is written as text. Copied at once.
+            metadata: an object. Values that JSON does not have are written as text. It is copied at once.
             timestamp: when it happened; None: now.
-            user_id: whose it is. Only a service may name one; a user's records are the user's.
+            user_id: the user that the record belongs to. Only a service may name one. Records sent by a user always
+                belong to that user.
 
         Returns:
             False if it cannot be stored: the service is closed, the type is empty or too long, or the record is
@@ -124,7 +125,7 @@ class _Telemetry:
         try:
             self._check_process()
             record = None if self._closed else encode(type, message, metadata, timestamp, user_id)
-        except Exception:  # metadata of the application, whose methods may raise anything
+        except Exception:  # the application's metadata may have methods that raise anything
             record = None
         try:
             if record is None:
@@ -134,7 +135,7 @@ class _Telemetry:
             self._ensure_started()
             if len(self._buffer) >= self._options.flush_at and not self._wake_asked:
                 self._wake_asked = self._tell(self._wake)
-        except Exception:  # no thread can be started, say: the record waits
+        except Exception:  # for example, no thread can be started: the record waits
             log.debug("telemetry: a record was taken, but cannot be sent now", exc_info=True)
         return True
 
@@ -151,7 +152,7 @@ class _Telemetry:
         self._shipper.wake()
 
     def _tell(self, function: Callable[..., object], *args: object) -> bool:
-        """Has the loop of the shipper call something; False if there is none any more."""
+        """Makes the shipper's loop call a function. Returns False if there is no such loop any more."""
         try:
             if self._loop is None:
                 return False
@@ -164,9 +165,9 @@ class _Telemetry:
 class TelemetryService(_Telemetry):
     """Telemetry from any thread, sent by a thread of its own that starts with the first record.
 
-    Safe across fork: a child starts empty, with a thread and connections of its own. When the interpreter ends, what
-    waits is sent within 5 s. A process that ends by SIGTERM without a handler, or by ``os._exit``, has to call
-    ``close`` before.
+    It survives a fork: a child starts empty, with its own thread and connections. When the interpreter ends, the
+    service takes up to 5 s to send the waiting records. A process that ends by SIGTERM without a handler, or by
+    ``os._exit``, must call ``close`` first.
     """
 
     _has_own_loop = True
@@ -200,7 +201,8 @@ class TelemetryService(_Telemetry):
 
     def _reset(self) -> None:
         if getattr(self, "_loop", None) is not None:
-            # To close it, or to let it be collected, would take the parent's loop its wake-up: both have one epoll.
+            # The parent's loop and this copy share one epoll. Closing the copy, or letting it be garbage collected,
+            # would remove the wake-up of the parent's loop from that epoll.
             _loops_of_parents.append(self._loop)
         super()._reset()
         self._starting = threading.Lock()
@@ -210,7 +212,7 @@ class TelemetryService(_Telemetry):
 
     def _ensure_started(self) -> None:
         if self._thread is not None or not self._starting.acquire(blocking=False):
-            return  # it runs, or is being started: by another thread, or by what this call interrupts
+            return  # it runs, or another thread, or the code that this call interrupts, is starting it
         try:
             if self._thread is None:
                 self._start()
@@ -228,7 +230,7 @@ class TelemetryService(_Telemetry):
             loop.close()
             raise
         self._thread = thread
-        # A child of multiprocessing ends without atexit.
+        # A child process of multiprocessing does not run atexit functions.
         if multiprocessing := sys.modules.get("multiprocessing.util"):
             multiprocessing.Finalize(None, self.close, exitpriority=0)
 
@@ -260,10 +262,10 @@ class TelemetryService(_Telemetry):
         self._tell(self._shipper.close)
 
     def _send_without_thread(self, timeout: float) -> None:
-        """The last records, where no thread could be started: the interpreter is ending, say.
+        """Sends the last records when no thread can be started, for example because the interpreter is ending.
 
-        No name is looked up but localhost: here nothing could end that in time. The records of a service that has had
-        no thread before, and whose database has a name, are then lost.
+        It looks up no name but localhost, because nothing could stop a lookup in time here. So if the database has
+        another name, and the service never had a thread, its records are lost.
         """
         loop = self._loop = _Loop(looks_up=False)
         self._shipper.close()
@@ -275,9 +277,9 @@ class TelemetryService(_Telemetry):
 class AsyncTelemetryService(_Telemetry):
     """Telemetry sent by a task of the running event loop.
 
-    The task starts with ``async with``, or with the first record that is logged in the loop; what other threads log is
-    sent by it too. If its loop ends before ``close``, the next one that uses the service goes on with what is left.
-    Close it before the last loop ends: there is nobody left to send after that.
+    The task starts with ``async with``, or with the first record that is logged in the loop. It also sends what other
+    threads log. If its loop ends before ``close``, the next loop that uses the service sends the rest. Close the
+    service before the last loop ends, because no loop sends the rest after that.
     """
 
     async def flush(self, timeout: float = FLUSH_TIMEOUT) -> bool:  # noqa: ASYNC109  # returns False
@@ -336,12 +338,12 @@ class AsyncTelemetryService(_Telemetry):
         try:
             loop = asyncio.get_running_loop()
         except RuntimeError:
-            # Logged by another thread, or while no loop runs: the loop of the service starts it, if it has one.
+            # Another thread has logged, or no loop runs. The service's loop starts the task, if there is such a loop.
             if not self._start_asked:
                 self._start_asked = self._tell(self._start_as_asked)
             return
         if not self._starting.acquire(blocking=False):
-            return  # another thread, or what this call interrupts, is starting it
+            return  # another thread, or the code that this call interrupts, is starting it
         try:
             if not self._is_sending():
                 self._start(loop)
@@ -362,7 +364,7 @@ class AsyncTelemetryService(_Telemetry):
         self._task = loop.create_task(self._shipper.run(), name="push-telemetry")
 
     async def _in_its_loop(self, work: Coroutine[Any, Any, None]) -> None:
-        """Runs something in the loop of the task. Raises RuntimeError if that has ended, or ends meanwhile."""
+        """Runs a coroutine in the loop of the task. Raises RuntimeError if that loop has ended, or ends meanwhile."""
         if self._loop is None or self._loop is asyncio.get_running_loop():
             await work
             return
@@ -394,13 +396,13 @@ class AsyncTelemetryService(_Telemetry):
 
 
 class _Loop(asyncio.SelectorEventLoop):
-    """A loop without an executor, which refuses to work when the interpreter is ending.
+    """A loop without an executor, because an executor refuses to work when the interpreter is ending.
 
-    Looking up a name blocks this loop; its thread has nothing else to do.
+    Looking up a name blocks this loop. That does no harm, because its thread has nothing else to do.
     """
 
     def __init__(self, *, looks_up: bool = True) -> None:
-        """Args: looks_up: whether it looks up other names than localhost."""
+        """Args: looks_up: whether the loop looks up names other than localhost."""
         super().__init__()
         self._looks_up = looks_up
 
@@ -430,7 +432,7 @@ def _reset_all() -> None:
 
 
 def _close_all() -> None:
-    """At exit. All services together have the time of one."""
+    """Closes all services at exit. All together have as much time as one service has."""
     services = [each for each in _all if isinstance(each, TelemetryService) and not each._closed]
     deadline = time.monotonic() + CLOSE_TIMEOUT
     for each in services:

@@ -1,4 +1,4 @@
-"""Records of telemetry that wait, and the count of what became of all of them."""
+"""Telemetry records that wait, and counts of what became of all records."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from typing import Any
 from uuid import UUID
 
 MAX_RECORD_BYTES = 16_384
-"""Bytes of one record as JSON that ``flush_telemetry`` takes."""
+"""The most bytes of one record as JSON that ``flush_telemetry`` takes."""
 MAX_BATCH_BYTES = 512 * 1024
-"""Bytes of a batch as JSON. ``flush_telemetry`` takes 2 MiB as jsonb, which may be four times as large as text."""
+"""The most bytes of a batch as JSON text. ``flush_telemetry`` takes 2 MiB of jsonb, which may be four times as big."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,16 +27,16 @@ class TelemetryCounts:
     rejected: int = 0
     """Refused for good, by ``batch_log`` or by the database."""
     dropped: int = 0
-    """Lost: the buffer was full, or the service was closed already."""
+    """Lost, because the buffer was full or the service was closed already."""
     pending: int = 0
-    """Neither yet. After ``close`` they are lost, except that an answer may have been on its way."""
+    """None of these yet. After ``close`` they are lost, unless a last try was stored and only its answer is missing."""
 
 
 class Buffer:
-    """Records that are in no batch yet.
+    """Records that are not in a batch yet.
 
-    Any thread may call any method, and so may a signal handler or a finalizer that interrupts one: the lock is
-    reentrant, is held for microseconds, and no statement below leaves half of a change behind.
+    Any thread may call any method. So may a signal handler or a finalizer that interrupts a method: the lock is
+    reentrant and held for microseconds, and no statement below leaves half of a change behind.
     """
 
     def __init__(self, bound: int) -> None:
@@ -45,9 +45,9 @@ class Buffer:
         self._records: deque[str] = deque()
         self._logged = 0
         self.entered = 0
-        """Records that have come in. So many must be removed until none of them waits here."""
+        """How many records have come in. When ``removed`` reaches this number, none of them waits here any more."""
         self.removed = 0
-        """Records that have left the buffer, the oldest first, for a batch or because it was full."""
+        """How many records have left the buffer, the oldest first, for a batch or because the buffer was full."""
         self._accepted = self._rejected = self._dropped = 0
 
     def __len__(self) -> int:
@@ -65,7 +65,7 @@ class Buffer:
                 self._dropped += 1
 
     def refuse(self, *, closed: bool) -> None:
-        """Counts a record that never came in: dropped if the service is closed, else rejected."""
+        """Counts a record that was not added: as dropped if the service is closed, else as rejected."""
         with self._lock:
             self._logged += 1
             if closed:
@@ -74,7 +74,7 @@ class Buffer:
                 self._rejected += 1
 
     def cut(self, limit: int) -> list[str]:
-        """Takes a batch: the oldest records, at most ``limit``, and no more bytes than fit in one call."""
+        """Removes and returns a batch: the oldest records, at most ``limit``, and no more bytes than one call takes."""
         batch: list[str] = []
         size = 0
         with self._lock:
@@ -87,7 +87,7 @@ class Buffer:
         return batch
 
     def settle(self, *, accepted: int = 0, rejected: int = 0) -> None:
-        """Counts records of a batch that are done."""
+        """Counts records of a batch that were stored or refused."""
         with self._lock:
             self._accepted += accepted
             self._rejected += rejected
@@ -108,11 +108,11 @@ def encode(
 ) -> str | None:
     """A record as JSON in ASCII, with its time; None if the database would refuse it.
 
-    What is no JSON in the metadata is written as text, NaN and keys too. U+0000 and halves of surrogate pairs, which
-    Postgres cannot store, are replaced.
+    Values and keys in the metadata that JSON does not have, such as NaN, are written as text. U+0000 and halves of
+    surrogate pairs, which Postgres cannot store, are replaced.
 
     Raises:
-        Exception: a method of the metadata raised it, or the metadata contains itself or is no mapping.
+        Exception: a method of the metadata raised it, or the metadata contains itself or is not a mapping.
     """
     time = timestamp or datetime.now(UTC)
     record: dict[str, Any] = {
@@ -128,7 +128,7 @@ def encode(
         record["user_id"] = _uuid_or_text(user_id)
     try:
         text = json.dumps(record, default=str, allow_nan=False)
-    except (TypeError, ValueError):  # a key, or a number that JSON does not have
+    except (TypeError, ValueError):  # a key or a number that JSON does not have
         text = json.dumps(_plain(record), default=str, allow_nan=False)
     if "\\u0000" in text or "\\ud" in text:
         text = json.dumps(_storable(json.loads(text)))
@@ -136,7 +136,10 @@ def encode(
 
 
 def _fits(text: str) -> bool:
-    """Whether the database takes it: it counts bytes of UTF-8. A character has up to six in ASCII, and two at least."""
+    """Whether the record is small enough for the database, which counts bytes of UTF-8.
+
+    The text is ASCII, at most three times as long: an escape of six characters stands for at least two bytes.
+    """
     if len(text) <= MAX_RECORD_BYTES:
         return True
     if len(text) > 3 * MAX_RECORD_BYTES:
@@ -145,7 +148,7 @@ def _fits(text: str) -> bool:
 
 
 def _uuid_or_text(user_id: object) -> str:
-    """A user id in the one form that the database takes; what is no UUID stays, and is refused there."""
+    """A user id in the form that the database takes. A value that is not a UUID stays, and the database refuses it."""
     try:
         return str(UUID(str(user_id)))
     except ValueError:
@@ -163,7 +166,7 @@ def _plain(value: Any) -> Any:
 
 
 def _plain_key(key: Any) -> Any:
-    # Python's json writes these as JavaScript does: true, null, 1.
+    # Python's json writes these keys as JavaScript does: true, null, 1.
     return key if isinstance(key, str | bool | int | None) else str(key)
 
 

@@ -1,4 +1,4 @@
-"""Sends what is in a buffer of telemetry, until it is stored or refused for good. Runs in one event loop."""
+"""Sends the records of a telemetry buffer until each is stored or refused for good. It runs in one event loop."""
 
 from __future__ import annotations
 
@@ -27,32 +27,33 @@ from listener.client.telemetry_buffer import Buffer
 from listener.client.transport import Transport
 
 MAX_BATCH = 1000
-"""Records that ``flush_telemetry`` takes in one call."""
+"""The most records that ``flush_telemetry`` takes in one call."""
 _LONGEST_RETRY_AFTER = 3600.0
 _PAUSE_WHILE_CLOSING = 0.2
 _MOST_DOUBTS = 10
-"""Refusals of a gateway after a try without an answer, until the batch is given up."""
+"""After a try without an answer: how many refusals of a gateway are tried again before the batch is given up."""
 
 log = logging.getLogger(__name__)
 
 OnReject = Callable[[Mapping[str, Any], str], object]
-"""Is given each record that the database has refused for good, and why."""
+"""It is called with each record that was refused for good, and the reason."""
 
 
 @dataclass(frozen=True, kw_only=True)  # without slots: the defaults are read from the class
 class Options:
-    """How telemetry is sent. Times are seconds."""
+    """How telemetry is sent. Times are in seconds."""
 
     flush_at: int = 100
-    """A batch is cut as soon as so many records wait; also the most in one batch."""
+    """A batch is cut as soon as this many records wait. A batch also has no more records than this."""
     flush_interval: float = 10.0
     max_buffer: int = 10_000
-    """Records that may wait to get into a batch; one batch is under way besides."""
+    """The most records that may wait to get into a batch. The batch that is being sent is not counted."""
     timeout: float = 15.0
-    """For one try."""
+    """The limit of one try."""
     first_pause: float = 1.0
     longest_pause: float = 60.0
-    """Between two tries: at first the one, doubled each time up to the other, and drawn evenly from 0 to that."""
+    """A pause between two tries is random, from 0 to a limit. The limit is ``first_pause`` after the first try, and
+    doubles with each try up to ``longest_pause``."""
     on_reject: OnReject | None = None
 
     def __post_init__(self) -> None:
@@ -68,12 +69,12 @@ class Options:
 
 @dataclass(slots=True)
 class Batch:
-    """Records that are stored together, under one id however often they are sent."""
+    """Records that are stored together, under the same id in every try."""
 
     records: list[str]
     id: UUID = field(default_factory=uuid4)
     may_be_stored: bool = False
-    """A try has ended without an answer."""
+    """A try has ended without an answer, so the database may have the batch."""
 
 
 class Shipper:
@@ -85,14 +86,14 @@ class Shipper:
         self._options = options
         self._seldom = Seldom(log)
         self._wanted = asyncio.Event()
-        """Somebody asked for a flush, the buffer has enough for a batch, or the service is closing."""
+        """Set when somebody asks for a flush, the buffer has enough for a batch, or the service is closing."""
         self._flushes: list[tuple[int, Callable[[], object]]] = []
         self._closing = False
         self._work: list[Batch] = []
         """Batches that are neither stored nor refused. The last one is sent first."""
 
     def successor(self) -> Self:
-        """One for another event loop, which goes on with what is under way. This one must not run any more."""
+        """A shipper for another event loop, which takes over the unfinished batches. This one must not run any more."""
         heir = type(self)(self._buffer, self._transport, self._options)
         heir._seldom, heir._closing = self._seldom, self._closing
         heir._work, self._work = self._work, []
@@ -101,27 +102,27 @@ class Shipper:
         return heir
 
     def wake(self) -> None:
-        """There is enough for a batch."""
+        """Tells the shipper that enough records wait for a batch."""
         self._wanted.set()
 
     def flush(self, done: Callable[[], object]) -> None:
-        """Sends at once what is there; ``done`` is called when nothing of it waits any more. Ends a pause."""
+        """Sends the waiting records at once, even during a pause. Calls ``done`` when none of them waits any more."""
         self._flushes.append((self._buffer.entered, done))
         self._wanted.set()
 
     def close(self) -> None:
-        """Sends at once what is there; ``run`` returns when nothing is left."""
+        """Sends the waiting records at once. ``run`` returns when none is left."""
         self._closing = True
         self._wanted.set()
 
     async def run(self) -> None:
         """Sends until ``close`` was called and nothing is left."""
-        if self._work:  # what another loop has left
+        if self._work:  # batches that another loop has left
             await self._deliver()
             self._report()
         while not (self._closing and len(self._buffer) == 0):
             await self._wait(self._options.flush_interval)
-            # What comes in from now on waits until it is enough for a batch.
+            # Records that come in from now on wait until there are enough for a batch.
             target = self._buffer.entered
             while self._buffer.removed < target and (records := self._buffer.cut(self._options.flush_at)):
                 self._work.append(Batch(records))
@@ -130,7 +131,7 @@ class Shipper:
         self._report()
 
     def _report(self) -> None:
-        """Tells those that wait for a flush. No batch is under way."""
+        """Calls ``done`` of each flush that is complete. Called while no batch is being sent."""
         waiting, self._flushes = self._flushes, []
         for target, done in waiting:
             if self._buffer.removed >= target:
@@ -141,7 +142,7 @@ class Shipper:
             self._wanted.set()
 
     async def _wait(self, seconds: float) -> None:
-        """Returns when something is wanted, or after so many seconds."""
+        """Returns when ``_wanted`` is set, or after ``seconds``."""
         if not self._closing:
             with suppress(TimeoutError):
                 async with asyncio.timeout(seconds):
@@ -152,7 +153,7 @@ class Shipper:
         if self._closing:
             await asyncio.sleep(min(seconds, _PAUSE_WHILE_CLOSING))
             return
-        # That there is enough for another batch is no reason to try sooner.
+        # Only a flush or close ends the pause. Enough records for another batch are no reason to try sooner.
         before = len(self._flushes)
         loop = asyncio.get_running_loop()
         end = loop.time() + seconds
@@ -160,7 +161,7 @@ class Shipper:
             await self._wait(left)
 
     async def _deliver(self) -> None:
-        """Sends the batches that are under way, until each of their records is stored or refused."""
+        """Sends the batches in ``_work`` until each of their records is stored or refused."""
         while self._work:
             batch = self._work[-1]
             refusal = await self._store(batch)
@@ -171,12 +172,12 @@ class Shipper:
                 for each in batch.records:
                     self._reject(each, refusal)
             else:
-                # Nothing of it was stored, so the halves may have ids of their own.
+                # No record of the batch was stored, so the halves may have new ids.
                 middle = len(batch.records) // 2
                 self._work += [Batch(batch.records[middle:]), Batch(batch.records[:middle])]
 
     async def _store(self, batch: Batch) -> str | None:
-        """Stores one batch; returns why not if it was refused for good."""
+        """Sends one batch until it is stored, and returns None; or returns the reason if it is refused for good."""
         args = {"p_payloads": [json.loads(each) for each in batch.records], "p_batch_id": str(batch.id)}
         limit, doubts = self._options.first_pause, 0
         while True:
@@ -190,15 +191,16 @@ class Shipper:
                     pause += min(problem.retry_after, _LONGEST_RETRY_AFTER)
                 batch.may_be_stored |= problem.may_have_happened
             elif isinstance(problem, NotAllowed | NotInstalled | NotFound):
-                # No fault of the records: a key may be replaced, a migration or PostgREST may follow.
+                # The records are not at fault: somebody may replace the key or migrate the database, or PostgREST may
+                # not know the function yet.
                 pause = self._options.longest_pause
             elif SQLSTATE.fullmatch(problem.code or ""):
-                # The database says so to every try with these bytes, so none of them was stored.
+                # The database refuses these bytes in every try, so no earlier try has stored them either.
                 batch.may_be_stored = False
                 return reason
             elif not batch.may_be_stored or doubts == _MOST_DOUBTS:
                 return reason
-            else:  # a gateway, which does not know what became of the try without an answer
+            else:  # a gateway refused; an earlier try without an answer may have stored the batch
                 pause, doubts = self._options.longest_pause, doubts + 1
             waiting = sum(len(each.records) for each in self._work) + len(self._buffer)
             self._seldom.warn("telemetry: %s records wait, next try in %.0f s: %s", waiting, pause, reason)
@@ -206,7 +208,7 @@ class Shipper:
             await self._pause(pause)
 
     async def _try(self, batch: Batch, args: Mapping[str, Any]) -> ClientError | None:
-        """Sends a batch once, and counts what the database says of it; returns what went wrong."""
+        """Sends a batch once, and counts the records as the database answers. Returns the error, or None."""
         try:
             async with asyncio.timeout(self._options.timeout):
                 answer = await self._transport.call("flush_telemetry", args)
@@ -219,12 +221,13 @@ class Shipper:
         except (Exception, asyncio.CancelledError) as error:
             if isinstance(error, asyncio.CancelledError) and is_cancelled():
                 raise
-            # Of a transport of the application, say: telemetry must survive it. Its text may hold anything.
+            # An application's own transport may raise any error. Telemetry must survive it, and must not log its text,
+            # which may hold anything.
             name = type(error).__name__
             return reported_by(error) or Unavailable(name, may_have_happened=True)
 
     def _note(self, records: list[str], answer: Any) -> None:
-        """Counts what the database says of a batch that it has taken. Raises something if it cannot be read."""
+        """Counts the stored and the refused records of a batch. Raises some exception if the answer cannot be read."""
         rejected = [(records[each["index"]], str(each["reason"])) for each in answer["rejected"]]
         self._buffer.settle(accepted=len(records) - len(rejected))
         for record, reason in rejected:

@@ -1,4 +1,4 @@
-"""What runs on a synchronous connection of psycopg, in the caller's transaction: Django's, a script's, a command's."""
+"""Functions for a synchronous connection of psycopg, such as Django's or a script's, in the caller's transaction."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from listener.client.direct import read_as_psycopg, statement_for, translated
 from listener.client.push import Push
 from listener.client.push_progress import OVER, Progress, read_progress
 
-# As a number: the text of a time depends on DateStyle.
+# The time is read as a number, because its text depends on DateStyle.
 _TIME = "select extract(epoch from pg_catalog.clock_timestamp())::float8 + %s::float8"
 
-# As JSON, for the same reason.
+# The row is read as JSON, for the same reason.
 _PROGRESS = """
 select pg_catalog.jsonb_build_object(
     'id', id, 'status', status, 'retry_count', retry_count, 'error_code', error_code, 'last_error', last_error,
@@ -59,20 +59,20 @@ def enqueue(
     expires_at: datetime | None = None,
     send_at: datetime | None = None,
 ) -> UUID:
-    """Adds a push in the caller's transaction, and returns its id. It goes out when that commits, or at ``send_at``.
+    """Adds a push in the caller's transaction, and returns its id. It is sent after the commit, or at ``send_at``.
 
-    With an ``idempotency_key`` that is there already, nothing is added and the id of the push that has it is returned.
+    If a push with this ``idempotency_key`` exists, nothing is added, and the id of that push is returned.
 
-    A ``Push`` is added by ``enqueue_push``, which checks it and needs the rights of a service. Columns are added by
-    an INSERT with the rights of the connection; nothing is checked but the constraints of the table, and the
-    listener finds the rest.
+    A ``Push`` is added by the function ``enqueue_push``, which checks it and needs the rights of a service. Columns
+    are added by an INSERT with the rights of the connection. That checks only the constraints of the table; the
+    listener finds other faults when it sends the push.
 
     Raises:
-        TypeError: the connection is asynchronous (use ``PushClient``), or is not psycopg's, or there are both a push
-            and columns.
+        TypeError: the connection is asynchronous (use ``PushClient``) or not psycopg's, or both a push and columns
+            are given.
         ClientError: the database has refused the ``Push``. This has failed the caller's transaction.
-        psycopg.Error: the database has refused the columns. Its text has no DETAIL, which may repeat the row;
-            ``diag`` has it.
+        psycopg.Error: the database has refused the columns. The text of the error leaves out the DETAIL, which may
+            quote the row; ``diag`` has it.
     """
     if not isinstance(conn, psycopg.Connection):
         raise TypeError(
@@ -96,7 +96,7 @@ def enqueue(
         "idempotency_key": idempotency_key,
         "expires_at": expires_at,
         "next_attempt_at": send_at,
-        "status": "pending",  # in an adopted table the default may be another
+        "status": "pending",  # an adopted table may have another default
     }
     values = {name: value for name, value in given.items() if value is not None}
     if push is not None:
@@ -113,7 +113,7 @@ def enqueue(
 
 def _insert(conn: psycopg.Connection[Any], values: dict[str, Any]) -> UUID:
     if "title" not in values or "body" not in values:
-        # An adopted table may require them: an empty text shows nothing.
+        # An adopted table may require these columns. An empty text shows nothing.
         with psycopg.Cursor(conn, row_factory=scalar_row) as looks:
             values |= {name: "" for name in looks.execute(_REQUIRED) if name not in values}
     insert = sql.SQL(
@@ -137,18 +137,18 @@ def _insert(conn: psycopg.Connection[Any], values: dict[str, Any]) -> UUID:
 def _enqueue_push(conn: psycopg.Connection[Any], push: Push) -> UUID:
     statement, values = statement_for("enqueue_push", push.arguments())
     try:
-        # The connection's own cursors may be raw ones, say, and have placeholders of another kind.
+        # The cursor factory of the caller's connection may be another one, such as RawCursor with other placeholders.
         with psycopg.Cursor(conn, row_factory=scalar_row) as cursor:
             read_as_psycopg(cursor)
             return UUID(str(cursor.execute(statement, values).fetchone()))
     except psycopg.Error as error:
         problem = translated(error)
-    # Outside of the except clause, so that psycopg's error is no context: its text may hold the row.
+    # Raised outside the except clause, so that psycopg's error is not its context: that text may quote the row.
     raise problem
 
 
 def progress(conn: psycopg.Connection[Any], push_id: UUID) -> Progress:
-    """How far a push has got. Raises LookupError when there is no such row, or psycopg.Error."""
+    """How far a push has got. Raises LookupError if the row does not exist, or psycopg.Error."""
     with psycopg.Cursor(conn, row_factory=scalar_row) as cursor:
         read_as_psycopg(cursor)
         found = cursor.execute(_PROGRESS, (push_id,)).fetchone()
@@ -158,9 +158,9 @@ def progress(conn: psycopg.Connection[Any], push_id: UUID) -> Progress:
 
 
 def wait_for(conn: psycopg.Connection[Any], push_id: UUID, seconds: float) -> Progress:
-    """Waits until a push is over, at most so long, looking ten times a second; returns how far it got.
+    """Waits until a push is over, for at most ``seconds``, looking ten times a second; returns how far it has got.
 
-    ``conn`` is in autocommit. Raises LookupError when there is no such row, or psycopg.Error.
+    ``conn`` is in autocommit. Raises LookupError if the row does not exist, or psycopg.Error.
     """
     until = time.monotonic() + seconds
     while (now := progress(conn, push_id)).status not in OVER and time.monotonic() < until:
@@ -169,7 +169,9 @@ def wait_for(conn: psycopg.Connection[Any], push_id: UUID, seconds: float) -> Pr
 
 
 def database_time(conn: psycopg.Connection[Any], *, ahead: float = 0.0) -> datetime:
-    """``ahead`` seconds from now by the database's clock, which is what counts for ``send_at`` and ``expires_at``."""
+    """The time ``ahead`` seconds from now by the database's clock, with which ``send_at`` and ``expires_at`` are
+    compared.
+    """
     with psycopg.Cursor(conn, row_factory=tuple_row) as cursor:
         row = cursor.execute(_TIME, (ahead,)).fetchone()
     assert row is not None

@@ -1,4 +1,4 @@
-"""The one thing that a way to the database can do: call a function with named arguments."""
+"""A transport, a way to the database. It does one thing: it calls a function with named arguments."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from uuid import UUID
 from listener.client.errors import InvalidArgument
 
 TIMEOUT = 30.0
-"""Seconds after which a call is given up, unless the transport is told otherwise."""
+"""The default number of seconds after which a transport gives up a call."""
 
 
 class Transport(Protocol):
@@ -21,11 +21,11 @@ class Transport(Protocol):
         """Calls ``public.function`` with named arguments.
 
         Args:
-            args: what JSON can hold; ids and times as text. An argument that is left out has its default.
+            args: values that JSON can hold; ids and times as text. An argument that is left out has its default.
 
         Returns:
-            What PostgREST returns: the value of the function as JSON has it, or a list of objects if it returns
-            a set of rows.
+            What PostgREST returns: the value of the function as JSON, or a list of objects if the function returns a
+            set of rows.
 
         Raises:
             ClientError: see ``listener.client.errors``.
@@ -41,7 +41,7 @@ def to_json(value: Any) -> str:
     """A value as JSON that Postgres can store.
 
     Raises:
-        InvalidArgument: the value has something in it that JSON, or Postgres's jsonb, cannot hold.
+        InvalidArgument: the value contains something that JSON, or Postgres's jsonb, cannot hold.
     """
     try:
         text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
@@ -53,7 +53,7 @@ def to_json(value: Any) -> str:
     except RecursionError:
         raise InvalidArgument("a value is nested too deeply, or contains itself") from None
     except (TypeError, ValueError) as error:
-        # json names the type, and of a number that it is out of range; neither repeats the value.
+        # The error of json names the type of a value, or says that a number is out of range. It never quotes the value.
         reason = "a number is NaN or infinite" if "JSON compliant" in str(error) else str(error)
         raise InvalidArgument(f"a value cannot be written as JSON: {reason}") from None
     if "\\u0000" in text and _has_nul(value):
@@ -78,7 +78,7 @@ def uuid_text(name: str, value: UUID | str) -> str:
 
 
 def object_of(name: str, value: Mapping[str, Any] | None) -> dict[str, Any] | None:
-    """A copy of what becomes a JSON object. Raises InvalidArgument if it is none."""
+    """A copy of a mapping that becomes a JSON object. Raises InvalidArgument if it is not a mapping."""
     if value is None:
         return None
     if not isinstance(value, Mapping):
@@ -87,14 +87,14 @@ def object_of(name: str, value: Mapping[str, Any] | None) -> dict[str, Any] | No
 
 
 def text_of(name: str, value: str | None) -> str | None:
-    """A text. Raises InvalidArgument if it is none: Postgres and PostgREST do not treat a number alike."""
+    """Raises InvalidArgument if the value is not a text, because Postgres and PostgREST treat a number differently."""
     if value is not None and not isinstance(value, str):
         raise InvalidArgument(f"{name} must be text, not {type(value).__name__}")
     return value
 
 
 def time_text(name: str, value: datetime) -> str:
-    """A time as text. Raises InvalidArgument for one without a zone, and for what is no time."""
+    """A time as text. Raises InvalidArgument if the value is not a time, or has no zone."""
     if not isinstance(value, datetime):
         raise InvalidArgument(f"{name} must be a datetime, not {type(value).__name__}")
     if value.tzinfo is None:

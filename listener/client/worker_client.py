@@ -20,11 +20,11 @@ from listener.client.seldom import Seldom
 from listener.client.transport import Transport, uuid_text
 
 LEASE = 60.0
-"""Seconds for which ``fetch_pending_pushes`` gives a push to a worker; after that it is due again."""
+"""The lease of ``fetch_pending_pushes`` in seconds: after that the push is due again."""
 
 _BEGIN_WITHIN = 40.0
 _END_WITHIN = 55.0
-"""Seconds since the fetch: no push is begun later than the first, and none is worked on after the second."""
+"""Seconds since the fetch: no push is begun after ``_BEGIN_WITHIN``, and none is worked on after ``_END_WITHIN``."""
 _CONCURRENCY = 10
 _FIRST_PAUSE = 0.5
 _LONGEST_PAUSE = 30.0
@@ -34,12 +34,12 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PendingPush:
-    """A push that this worker has for 60 s."""
+    """A push on which this worker has a lease of 60 s."""
 
     id: UUID
     user_id: UUID | None
     device_token: str | None = field(repr=False)
-    """A token or an installation id. None: it goes to every device of ``user_id``; see the view ``push_recipients``."""
+    """A token or an installation id. None: the push goes to every device of ``user_id`` (view ``push_recipients``)."""
     title: str | None = field(repr=False)
     body: str | None = field(repr=False)
     data: Any = field(repr=False)
@@ -47,7 +47,7 @@ class PendingPush:
     retry_count: int
     """Tries that have failed."""
     delivery_attempts: int
-    """Tries, with this one."""
+    """Tries, this one included."""
     created_at: datetime | None
 
 
@@ -57,9 +57,9 @@ class ProcessingCounts:
 
     sent: int = 0
     failed: int = 0
-    """``send`` raised an error: the push is tried again later, or is dead after five tries."""
+    """``send`` raised an error: the push is tried again later, or is dead after its fifth try."""
     left: int = 0
-    """Neither was written: there was no time, or another worker has the push. The lease ends, and it is due again."""
+    """No result was written, because time ran out or another worker has the push. It is due again after its lease."""
 
     @property
     def fetched(self) -> int:
@@ -68,22 +68,22 @@ class ProcessingCounts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stats:
-    """What ``get_push_delivery_stats`` says of the last days."""
+    """What ``get_push_delivery_stats`` says about the last days."""
 
     total_pushes: int
     sent_pushes: int
     failed_pushes: int
     delivered_pushes: int
     delivery_rate: float
-    """Percent of those sent."""
+    """Percent of the sent pushes."""
     avg_delivery_time: timedelta
     """From the insert to the first receipt."""
 
 
 class SendFailed(Exception):
-    """Raised by ``send`` to say why: its text becomes ``last_error``, which the user of the push may read.
+    """``send`` raises it to say why it failed. Its text becomes ``last_error``, which the user of the push may read.
 
-    Of any other error only the name of its class is written, because its text may hold a token.
+    For any other error only the name of its class is written, because its text may hold a token.
     """
 
 
@@ -91,7 +91,7 @@ Send = Callable[[PendingPush], Awaitable[object]]
 
 
 class PushWorkerClient:
-    """Fetches pushes, and reports what became of them. Needs the service key, or the owner.
+    """Fetches pushes, and reports what became of them. It needs the service key, or a login as the owner.
 
     Every method raises ClientError, as ``listener.client.errors`` describes.
     """
@@ -108,14 +108,14 @@ class PushWorkerClient:
         return [_pending(row) for row in rows]
 
     async def mark_sent(self, push_id: UUID | str) -> str:
-        """FCM has accepted it. Returns the new status; repeating the call changes nothing."""
+        """Reports that FCM has accepted the push. Returns the new status. Repeating the call changes nothing."""
         return str(await self._transport.call("mark_push_sent", {"p_push_id": uuid_text("push_id", push_id)}))
 
     async def mark_failed(self, push_id: UUID | str, error: str | None = None) -> str:
-        """FCM has not accepted it. Returns the new status; repeating the call changes nothing.
+        """Reports that FCM has not accepted the push. Returns the new status. Repeating the call changes nothing.
 
         Args:
-            error: why, for ``last_error``, which the user of the push may read: no token, no payload.
+            error: the reason, for ``last_error``. The user of the push may read it: no token, no payload.
         """
         args: dict[str, Any] = {"p_push_id": uuid_text("push_id", push_id)}
         if error is not None:
@@ -123,10 +123,9 @@ class PushWorkerClient:
         return str(await self._transport.call("mark_push_failed", args))
 
     async def trigger_processing(self, send: Send, limit: int = 100) -> ProcessingCounts:
-        """Fetches due pushes, calls ``send`` for each, ten at a time, and reports: sent, or the error that it raised.
+        """Fetches due pushes, calls ``send`` for each, ten at a time, and reports each as sent or with its error.
 
-        A push for which less than 20 s of its lease are left is not begun, and ``send`` is cancelled 5 s before its
-        end.
+        A push is not begun when less than 20 s of its lease are left. ``send`` is cancelled 5 s before the lease ends.
         """
         fetched_at = time.monotonic()  # before the call: the lease begins during it
         pushes = await self.fetch_pending(limit)
@@ -144,7 +143,7 @@ class PushWorkerClient:
     async def start_polling(self, send: Send, interval: float = 1.0, *, limit: int = 100) -> None:
         """Begins to call ``trigger_processing`` in a task, every ``interval`` s, and at once after a full batch.
 
-        A time without the database is waited out, with growing pauses of up to 30 s.
+        While the database cannot be reached, it tries again with growing pauses of up to 30 s.
 
         Raises:
             RuntimeError: it polls already.
@@ -155,9 +154,9 @@ class PushWorkerClient:
         self._polling = asyncio.create_task(self._poll(send, interval, limit), name="push-worker-polling")
 
     async def stop_polling(self, timeout: float = 10.0) -> None:  # noqa: ASYNC109  # it ends, and raises nothing
-        """Fetches no more, and returns when the pushes in work are done; after ``timeout`` s they are cancelled.
+        """Fetches no more, and returns when the pushes in work are done. After ``timeout`` s it cancels them.
 
-        What was cancelled is due again when its lease ends. Raises what ended the polling, if something did.
+        A cancelled push is due again when its lease ends. Raises the error that ended the polling, if there was one.
         """
         polling, self._polling = self._polling, None
         if polling is None:
@@ -184,9 +183,9 @@ class PushWorkerClient:
         )
 
     async def cleanup(self, older_than: timedelta) -> int:
-        """Deletes pushes that ended longer ago than that, with their log rows; returns how many.
+        """Deletes pushes that ended longer ago than ``older_than``, with their log rows; returns how many.
 
-        The listener does so by itself (``docs/retention.md``): this is for an application that runs without one.
+        This is for an application without a listener. A listener can do it by itself (``docs/retention.md``).
 
         Raises:
             TypeError: the transport is not ``Direct``.
@@ -224,7 +223,7 @@ class PushWorkerClient:
                 log.error("polling for pushes has ended: %s", error)
                 raise
             pause = _FIRST_PAUSE
-            # After a batch of which nothing could be settled, at once would be a busy loop.
+            # If no push of the batch could be settled, fetching again at once would be a busy loop.
             if counts.fetched < limit or counts.left == counts.fetched:
                 await self._rest(interval)
 
@@ -234,7 +233,7 @@ class PushWorkerClient:
                 await self._stopping.wait()
 
     async def _process(self, push: PendingPush, send: Send, deadline: float) -> str:
-        """Sends one push and reports it, until ``deadline``; returns what to count it as."""
+        """Sends one push and reports the result, until ``deadline``. Returns the name of the count to increase."""
         problem: str | None = None
         try:
             async with asyncio.timeout(deadline - time.monotonic()):
@@ -283,7 +282,7 @@ def _pending(row: Mapping[str, Any]) -> PendingPush:
     )
 
 
-# Postgres writes an interval of hours, minutes and seconds in one of these, depending on IntervalStyle.
+# Postgres writes an interval of hours, minutes and seconds in one of these styles, depending on IntervalStyle.
 _CLOCK = re.compile(r"(?P<h>\d+):(?P<m>\d\d):(?P<s>\d\d(?:\.\d+)?)")  # postgres, sql_standard: 50:00:43.5
 _WORDS = re.compile(
     r"@ (?:(?P<h>\d+) hours? ?)?(?:(?P<m>\d+) mins? ?)?(?:(?P<s>[\d.]+) secs?)?"

@@ -1,1 +1,1 @@
-"""The demo, with a Postgres of its own. ``push-listener run`` imports none of it."""
+"""The demo, with its own Postgres. ``push-listener run`` imports nothing from here."""

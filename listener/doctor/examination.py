@@ -1,4 +1,4 @@
-"""All checks in their order, each within its time; and what is said of those that cannot be made."""
+"""Makes all checks in order, each within its time limit, and says which checks could not be made."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def examine(
     Args:
         device: a registration token or installation id for which FCM is to validate a message.
         limits: how long the checks may take.
-        resolver: finds the addresses of a host; may block for ever.
+        resolver: finds the addresses of a host. It may block for ever.
     """
     limits = limits or Limits()
     read = settings.read()
@@ -113,7 +113,7 @@ def _all_skipped(groups: tuple[str, ...], why: str) -> Iterator[Finding]:
 
 
 class _Gone(Exception):
-    """The database answers no more, or there is no time left; the text says which."""
+    """The database does not answer any more, or no time is left; the text says which."""
 
 
 class _Database:
@@ -123,7 +123,7 @@ class _Database:
         database: the settings.
         limits: for each check.
         resolver: finds the addresses of the hosts.
-        purges: RETENTION is set.
+        purges: whether RETENTION is set.
     """
 
     def __init__(
@@ -140,7 +140,7 @@ class _Database:
         self._made: set[str] = set()
 
     def examine(self) -> Iterator[Finding]:
-        """Makes every check that can be made, and says which could not."""
+        """Makes every check that can be made, and says which checks could not be made."""
         ways = self._follow()
         for way in ways:
             yield from reaching.judge(way)
@@ -156,7 +156,7 @@ class _Database:
             yield from _all_skipped(left, str(gone))
         finally:
             if self._conn is not None:
-                begin(self._conn.close)  # the server may not take it
+                begin(self._conn.close)  # closing may block, if the server accepts no data
 
     def _follow(self) -> list[Way]:
         """Follows both addresses at the same time."""
@@ -167,7 +167,7 @@ class _Database:
             begin(partial(reaching.follow, name, dsn, self._limits, self._resolver))
             for name, dsn in addresses.items()
         ]
-        return [each.result() for each in under_way]  # each keeps its limits by itself
+        return [each.result() for each in under_way]  # each ends within its own limits
 
     def _look_at_all(self) -> Iterator[Finding]:
         yield from self._listening()
@@ -196,7 +196,7 @@ class _Database:
             yield from _all_skipped(_NEED_TABLES, "the database is not migrated")
 
     def _listening(self) -> Iterator[Finding]:
-        """What each step finds decides about the next."""
+        """Checks LISTEN in steps. The result of each step decides whether the next one is made."""
         make = partial(self._make, "LISTEN")
         is_pooled = False
 
@@ -225,7 +225,7 @@ class _Database:
         yield from make(self._limits.check, lambda: listening.judge_kept_locks(kept()))
 
     def _is_migrated(self) -> bool:
-        """Whether there are tables to look at, and nobody but a trusted role has made them. Raises _Gone."""
+        """Whether the tables exist, and a trusted role has made their schema. Raises _Gone."""
 
         def ask(conn: Connection) -> bool:
             return value(conn, STRANGERS_SCHEMA) is None and bool(value(conn, migrations.MIGRATED))
@@ -236,20 +236,20 @@ class _Database:
             return False
 
     def _count_workers(self) -> int:
-        """The live ones. Raises _Gone."""
+        """How many workers live. Raises _Gone."""
         try:
             return self._ask(lambda conn: workers.alive(workers.read(conn)))
-        except (psycopg.Error, _TooSlow):  # the check of the workers tells why
+        except (psycopg.Error, _TooSlow):  # the check of the workers reports this error
             return 0
 
     # --- one check -----------------------------------------------------------------------------------------
 
     def _look(self, group: str, look: Look) -> Iterator[Finding]:
-        """Makes a check that asks the database. Raises _Gone."""
+        """Makes a check that uses the shared connection. Raises _Gone."""
         return self._explained(group, lambda: self._ask(lambda conn: list(look(conn))))
 
     def _make(self, group: str, seconds: float, check: Check) -> Iterator[Finding]:
-        """Makes a check that connects by itself. Raises _Gone."""
+        """Makes a check that opens its own connections. Raises _Gone."""
         return self._explained(group, lambda: self._bounded(seconds, lambda: list(check())))
 
     def _explained(self, group: str, check: Callable[[], list[Finding]]) -> Iterator[Finding]:
@@ -270,7 +270,7 @@ class _Database:
         """Asks over the one connection that these checks share. Raises psycopg.Error, _Gone or _TooSlow."""
 
         usable = None if self._conn is None or self._conn.closed else self._conn
-        self._conn = None  # a call that takes too long keeps its connection
+        self._conn = None  # a call that takes too long still uses its connection
 
         def look() -> T:
             nonlocal usable
@@ -287,7 +287,7 @@ class _Database:
         return answer
 
     def _bounded(self, seconds: float, call: Callable[[], T]) -> T:
-        """Raises _Gone when the database answers no more, or _TooSlow when only this call takes too long."""
+        """Raises _Gone if the database does not answer any more, or _TooSlow if only this call takes too long."""
         left = self._deadline.left(seconds)
         if left <= 0.0:
             raise _Gone(f"no time is left after {self._limits.whole:.0f} s")
@@ -309,7 +309,7 @@ class _Database:
 
 
 class _TooSlow(Exception):
-    """A check took too long, and the database answers others."""
+    """A check took too long, although the database still answers."""
 
 
 def _explain(group: Group, error: psycopg.Error) -> Finding:

@@ -1,4 +1,4 @@
-"""Whether FCM accepts the key, the project and a message, which it validates and does not send."""
+"""Whether FCM accepts the key, the project and a message. FCM only validates the message, and does not send it."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _INSTEAD = "or remove FCM_ENDPOINT, which leads to an emulator (http://), to sen
 
 
 class Remedies(NamedTuple):
-    """What depends on whether FCM or an emulator is asked."""
+    """The remedies that differ between FCM and an emulator."""
 
     first_key: str
     new_key: str
@@ -65,12 +65,12 @@ _WITHOUT_DEVICE = (
 
 
 def examine(settings: Settings, device: str | None, limits: Limits, resolver: Resolve) -> Iterator[Finding]:
-    """Each step needs the one before. A step that is not made is told.
+    """Each step needs the result of the one before. A finding names the steps that were left out.
 
     Args:
         settings: the key, the project, the endpoint and the transport.
-        device: a registration token or installation id that a message is validated for; None: a topic.
-        limits: how long it may take.
+        device: a registration token or installation id for which FCM validates a message; None: for a topic.
+        limits: how long the checks may take.
         resolver: finds the addresses of hosts.
     """
     deadline = Deadline(limits.fcm)
@@ -118,7 +118,7 @@ def examine(settings: Settings, device: str | None, limits: Limits, resolver: Re
 
 
 def remedies_for(settings: Settings) -> Remedies:
-    """FCM is reached over TLS only, an emulator without."""
+    """Tells FCM from an emulator by the endpoint: FCM uses TLS, an emulator does not."""
     return OF_EMULATOR if settings.fcm_endpoint.scheme == "http" else OF_FCM
 
 
@@ -130,7 +130,7 @@ def _load(settings: Settings) -> tuple[Credentials, str | None]:
 
 
 def _hosts(settings: Settings, credentials: Credentials) -> list[str]:
-    """The hosts that this process itself has to find; those behind a proxy are found by the proxy."""
+    """The hosts whose names this process has to resolve. A proxy resolves the names of the hosts behind it."""
     urls = [str(getattr(credentials, "_token_uri", "")), str(settings.fcm_endpoint)]
     found = [(urlsplit(url).hostname, is_proxied(url)) for url in urls if url]
     return list(dict.fromkeys(host for host, proxied in found if host and not proxied))
@@ -172,7 +172,7 @@ async def _exchange(
 
 
 def _body(device: str | None) -> bytes:
-    """A message as a push would make it, to be validated only. Raises BadPush."""
+    """A message like that of a push, which FCM only validates. Raises BadPush."""
     is_fid = device is not None and is_installation_id(device)
     push = Push(
         id=UUID(int=0),
@@ -224,7 +224,7 @@ def judge_no_token(fault: AuthFault, remedies: Remedies) -> Finding:
 def judge_outcome(
     outcome: Outcome, milliseconds: float, remedies: Remedies, *, to_device: bool
 ) -> Iterator[Finding]:
-    """What FCM says of a message that it only validates. Pure."""
+    """Judges FCM's answer to the message that it validated. Pure."""
     match outcome.disposition:
         case Disposition.ACCEPTED:
             where = "that device" if to_device else "a topic"
@@ -251,7 +251,7 @@ def judge_outcome(
 
 
 def _refusal(outcome: Outcome, remedies: Remedies) -> tuple[str, str]:
-    """Text and remedy for a refusal of the project, the key or the way. Pure."""
+    """Text and remedy if FCM refuses the project, the key or the request. Pure."""
     reason = outcome.reason
     if "has not been used in project" in reason or "it is disabled" in reason:
         return (

@@ -1,4 +1,4 @@
-"""What a check says."""
+"""The findings of checks."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 NOT_CHECKED = "not checked: "
-"""Begins the text where a whole group could not be checked, and says why after it."""
+"""The beginning of the text if a whole group could not be checked. The reason follows it."""
 
 
 class Level(StrEnum):
@@ -28,13 +28,13 @@ class Finding:
     level: Level
     text: str
     remedy: str | None = None
-    """What to do: a statement of SQL to be run as it stands, or words."""
+    """What to do: an SQL statement that can be run as it is, or a text."""
     is_setting: bool = False
     """``push-listener run`` does not start with this setting, and ends with exit code 2."""
 
     @property
     def is_of_whole_group(self) -> bool:
-        """Nothing of its group could be checked."""
+        """Whether nothing of its group could be checked."""
         return self.level is Level.SKIPPED and self.text.startswith(NOT_CHECKED)
 
 
@@ -61,9 +61,9 @@ class Group:
         return Finding(self.name, Level.FAULT, text, remedy, is_setting=True)
 
     def skipped(self, why: str) -> Finding:
-        """One thing is not known, and why."""
+        """One thing could not be checked; ``why`` gives the reason."""
         return Finding(self.name, Level.SKIPPED, why)
 
     def not_checked(self, why: str) -> Finding:
-        """Nothing of this group is known, and why."""
+        """Nothing of this group could be checked; ``why`` gives the reason."""
         return self.skipped(f"{NOT_CHECKED}{why}")

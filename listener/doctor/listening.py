@@ -1,4 +1,4 @@
-"""Whether LISTEN and locks work through the addresses, tried with a notification to itself."""
+"""Whether LISTEN and locks work through the addresses. doctor sends itself a notification to find out."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _PORT = (
 
 
 def judge_mode(is_pooled: bool, *, sweeps: bool) -> Finding:
-    """``sweeps``: WAKEUP=sweep, which does without LISTEN."""
+    """``sweeps``: whether WAKEUP is sweep, which does not use LISTEN."""
     if not is_pooled:
         return _GROUP.ok("LISTEN and locks over several statements can work: no pooler in transaction mode")
     if sweeps:
@@ -51,7 +51,7 @@ def is_same(dsn: str, listen_dsn: str) -> bool:
 
 
 def judge_same(same: bool) -> Iterator[Finding]:
-    """Whether a notification of an insert could ever come."""
+    """If the addresses lead to different databases, no notification of an insert can ever arrive."""
     if not same:
         yield _GROUP.fault(
             "LISTEN_DATABASE_URL leads to another database or server than DATABASE_URL",
@@ -60,9 +60,9 @@ def judge_same(same: bool) -> Iterator[Finding]:
 
 
 def round_trip(dsn: str, listen_dsn: str, seconds: float) -> float | None:
-    """Listens at one address and notifies through the other; returns the milliseconds in between.
+    """Listens through one address and notifies through the other; returns the milliseconds in between.
 
-    None: no notification has come. Raises psycopg.Error.
+    Returns None if no notification arrives. Raises psycopg.Error.
     """
     channel = f"push_listener_doctor_{secrets.token_hex(8)}"
     with connect(listen_dsn, seconds) as listening, connect(dsn, seconds) as notifying:
@@ -75,7 +75,7 @@ def round_trip(dsn: str, listen_dsn: str, seconds: float) -> float | None:
 
 
 def judge_round_trip(milliseconds: float | None) -> Finding:
-    """How long a notification takes."""
+    """Judges how long a notification takes."""
     if milliseconds is None:
         return _GROUP.fault(
             "a notification does not arrive: LISTEN raises no error, and the session that listens gets nothing",
@@ -85,7 +85,7 @@ def judge_round_trip(milliseconds: float | None) -> Finding:
 
 
 def judge_kept_locks(kept: bool) -> Iterator[Finding]:
-    """Whether a pooler in session mode resets what a client leaves behind."""
+    """Judges whether a pooler in session mode releases the locks that a client leaves behind."""
     if kept:
         yield _GROUP.fault(
             "the pooler keeps the locks of clients that have gone: the rows of a worker that dies wait until their "

@@ -1,6 +1,6 @@
-"""The connection of most checks: a transaction for each, with settings that end with it.
+"""The connection of most checks. Each check runs in a transaction, and its settings end with the transaction.
 
-A setting of a session would stay behind in a pooler in transaction mode, and another client would get it.
+Behind a pooler in transaction mode, a setting of the session would remain, and another client would get it.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ APPLICATION_NAME = "push-listener doctor"
 Connection = psycopg.Connection[Any]
 T = TypeVar("T")
 
-# Names without a schema are looked up in pg_catalog only, so that nothing that others have created runs here. To
-# compile a statement on the catalogue takes longer than the statement.
+# The search_path makes Postgres look up names without a schema in pg_catalog only, so that no function of somebody else
+# runs here. jit is off, because compiling a statement on the catalogue takes longer than running it.
 _SETTINGS: LiteralString = """
 select pg_catalog.set_config(s.name, v.value, true)
   from (values
@@ -31,7 +31,7 @@ select pg_catalog.set_config(s.name, v.value, true)
 """
 
 _OF_LIMIT = 0.8
-"""The part of a check's time after which Postgres gives up, so that its own error arrives in time."""
+"""The fraction of a check's time after which Postgres cancels the statement, so that its own error arrives in time."""
 
 
 def connect(dsn: str, seconds: float) -> Connection:
@@ -40,7 +40,7 @@ def connect(dsn: str, seconds: float) -> Connection:
         with_defaults(dsn),
         autocommit=True,
         application_name=APPLICATION_NAME,
-        connect_timeout=max(2, round(seconds)),  # libpq takes no less
+        connect_timeout=max(2, round(seconds)),  # libpq takes at least 2
         prepare_threshold=None,
         client_encoding=ENCODING,
     )
@@ -48,7 +48,7 @@ def connect(dsn: str, seconds: float) -> Connection:
 
 @contextmanager
 def looking(conn: Connection, seconds: float) -> Iterator[Connection]:
-    """A transaction in which one check looks at the database. What the check might have changed is rolled back."""
+    """A transaction in which one check looks at the database. It is always rolled back."""
     with conn.transaction(force_rollback=True):
         conn.execute(_SETTINGS, {"milliseconds": round(seconds * _OF_LIMIT * 1000)})
         yield conn
@@ -60,7 +60,7 @@ def value(conn: Connection, statement: LiteralString) -> Any:
 
 
 def values(conn: Connection, statement: LiteralString) -> list[Any]:
-    """The first column."""
+    """The first column of all rows."""
     return conn.cursor(row_factory=scalar_row).execute(statement).fetchall()
 
 

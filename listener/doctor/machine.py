@@ -18,7 +18,7 @@ _GROUP = Group("process")
 
 
 def examine(settings: Settings, limits: Limits) -> Iterator[Finding]:
-    """Raises the limit of open files of this process, as ``run`` does."""
+    """As ``run`` does, it raises the limit of open files of this process."""
     yield from _addresses(settings, limits)
     yield judge_metrics(settings)
     if settings.metrics_port is not None:
@@ -28,7 +28,7 @@ def examine(settings: Settings, limits: Limits) -> Iterator[Finding]:
 
 
 def _addresses(settings: Settings, limits: Limits) -> Iterator[Finding]:
-    """A fault for each address that ``run`` cannot listen on. A port that is taken is none: ``run`` may be there."""
+    """A fault for each address on which ``run`` cannot listen. A taken port is no fault: ``run`` may be using it."""
     wanted = [("HOST", "PORT", settings.host, settings.port)]
     if settings.metrics_port is not None:
         wanted.append(("METRICS_HOST", "METRICS_PORT", settings.metrics_host, settings.metrics_port))
@@ -49,7 +49,7 @@ def _addresses(settings: Settings, limits: Limits) -> Iterator[Finding]:
 
 
 async def _bind(host: str | None, port: int) -> None:
-    """Raises OSError if that is impossible. Nothing can connect meanwhile."""
+    """Binds the port for a moment; nobody can connect to it. Raises OSError if that is impossible."""
     loop = asyncio.get_running_loop()
     server = await loop.create_server(asyncio.Protocol, host, port, start_serving=False)
     server.close()
@@ -57,7 +57,7 @@ async def _bind(host: str | None, port: int) -> None:
 
 
 def _reason(error: OSError) -> str:
-    """asyncio's own text has the address in it."""
+    """The reason without the address, which asyncio's own text contains."""
     if isinstance(error, socket.gaierror) or not error.errno:
         return error.strerror or type(error).__name__
     return os.strerror(error.errno)
@@ -79,7 +79,7 @@ def judge_metrics(settings: Settings) -> Finding:
 
 
 def judge_open_files(wanted: int, allowed: int) -> Finding:
-    """``allowed``: the concurrent requests for which this process may open files, ``wanted`` or fewer."""
+    """``allowed``: for how many concurrent requests this process may open files; at most ``wanted``."""
     if allowed >= wanted:
         return _GROUP.ok(f"the limit of open files is enough for MAX_IN_FLIGHT={wanted:,}")
     text = f"the limit of open files allows {allowed:,} concurrent requests, and MAX_IN_FLIGHT is {wanted:,}"

@@ -1,4 +1,4 @@
-"""Whether everything that the migrations make is there, and the triggers work."""
+"""Whether everything that the migrations create exists, and the triggers are enabled."""
 
 from __future__ import annotations
 
@@ -24,23 +24,23 @@ select exists (
     join pg_catalog.pg_namespace n on n.oid = c.relnamespace
     where n.nspname = 'push_listener' and c.relname = 'workers')
 """
-"""Whether there is anything that the other checks could look at."""
+"""Whether the tables exist that the other checks look at."""
 
 _FUNCTIONS = {
     Standing.CHANGED: "run push-listener migrate: it replaces them",
     Standing.NEWER: "a newer push-listener has replaced them: use that version here too",
 }
-"""What to do about functions in the database that are not those of this version."""
+"""What to do about functions in the database that differ from those of this version."""
 
 _RING = ("push_listener_ring_insert", "push_listener_ring_update")
 
 
 @dataclass(frozen=True, slots=True)
 class Trigger:
-    """One trigger of push-listener on a table of the application's."""
+    """One trigger of push-listener on a table that the application uses too."""
 
     relation: str
-    """With its schema, quoted where it has to be."""
+    """The table with its schema, quoted where necessary."""
     name: str
     enabled: str
     """``tgenabled``: O origin, D disabled, R replica, A always."""
@@ -68,7 +68,7 @@ def _facts(conn: Connection) -> list[tuple[str, ...]]:
 
 
 def judge(states: list[State], functions: list[FunctionState], damaged: list[Damage]) -> Iterator[Finding]:
-    """Pure. Triggers that are disabled have a group of their own."""
+    """Pure. Disabled triggers are left out: ``judge_triggers`` reports them in another group."""
     damaged = [damage for damage in damaged if (damage.kind, damage.state) != (Kind.TRIGGER, "disabled")]
     missing = sum(state.applied_at is None for state in states)
     changed = [state.migration.name for state in states if state.changed]
@@ -92,7 +92,7 @@ def examine_triggers(conn: Connection, *, sweeps: bool) -> Iterator[Finding]:
 
 
 def judge_triggers(found: list[Trigger], *, sweeps: bool) -> Iterator[Finding]:
-    """Pure. ``sweeps``: WAKEUP=sweep, which does without the triggers that notify."""
+    """Pure. ``sweeps``: whether WAKEUP is sweep, which does not need the triggers that notify."""
     idle = [trigger for trigger in found if trigger.enabled in ("D", "R")]
     for trigger in idle:
         state = "is disabled" if trigger.enabled == "D" else "fires on replicas only"
@@ -102,7 +102,7 @@ def judge_triggers(found: list[Trigger], *, sweeps: bool) -> Iterator[Finding]:
             )
             continue
         effect = ": inserts wait for the next sweep" if trigger.name in _RING else ""
-        # The names are those of the catalogue, quoted by Postgres.
+        # Postgres has quoted the names, so they can stand in the statement as they are.
         yield _TRIGGERS_GROUP.fault(
             f"the trigger {trigger.name} on {trigger.relation} {state}{effect}",
             f"alter table {trigger.relation} enable trigger {trigger.name}",

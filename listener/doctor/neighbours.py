@@ -1,4 +1,4 @@
-"""What others in the database can do to pushes, and what pushes meet there."""
+"""What other users of the database can do to pushes, and whether pushes reach anybody."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _COPY = Group("whether this is a copy")
 _EXPOSURES = Group("who can cause, change or read a push")
 _ELSEWHERE_GROUP = Group("other databases of this server")
 
-# Roles belong to the whole server, and by default every role may connect to each of its databases.
+# Roles belong to the whole server, and by default every role may connect to every database of the server.
 _ELSEWHERE: LiteralString = """
 select d.datname::text
   from pg_catalog.pg_database d
@@ -45,7 +45,7 @@ select r.rolname::text
   order by r.rolname
 """
 
-# Pushes that would end as dead for want of a device.
+# Pushes that would end dead because their user has no device.
 _UNREACHABLE: LiteralString = """
 select pg_catalog.count(*) from (
     select from public.push_notifications p
@@ -58,7 +58,7 @@ select pg_catalog.count(*) from (
 
 
 def privileges(conn: Connection) -> Iterator[Finding]:
-    """Whether they are as ``migrate`` sets them. Raises psycopg.Error."""
+    """Whether the privileges are as ``migrate`` sets them. Raises psycopg.Error."""
     found = values(conn, migrate.DRIFT)
     for finding in found:
         yield _PRIVILEGES.fault(finding, "run push-listener migrate: it sets them again")
@@ -67,7 +67,7 @@ def privileges(conn: Connection) -> Iterator[Finding]:
 
 
 def strangers(conn: Connection) -> Iterator[Finding]:
-    """Sessions that hold a lock of push-listener, and are none of it. Raises psycopg.Error."""
+    """Sessions that hold a lock of push-listener, but do not belong to it. Raises psycopg.Error."""
     found = locks.strangers(conn)
     for holder in found:
         yield _LOCKS.fault(str(holder), holder.remedy)
@@ -92,7 +92,7 @@ def recipients(conn: Connection) -> Iterator[Finding]:
 def copy(settings: DatabaseSettings, dsn: str, seconds: float) -> Iterator[Finding]:
     """Whether ``run`` would refuse to start because pushes wait in a copy. Raises psycopg.Error.
 
-    ``dsn``: the way to the database; the settings have the address by which it is recognized.
+    ``dsn`` is used to connect. The settings have the address by which push-listener recognizes the database.
     """
 
     async def look() -> served.IsCopy | None:

@@ -1,4 +1,4 @@
-"""Whether the queue of Postgres in which notifications wait is emptied."""
+"""Whether clients empty Postgres's queue of notifications."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ USAGE: LiteralString = "select pg_catalog.pg_notification_queue_usage()"
 
 _WARNING = 0.1
 _FAULT = 0.5
-"""Postgres itself warns from here on, and refuses to commit what notifies when the queue is full."""
+"""Postgres itself warns from this fill level on. When the queue is full, a transaction that notifies cannot commit."""
 
 
 def examine(conn: Connection) -> Finding:
@@ -22,7 +22,7 @@ def examine(conn: Connection) -> Finding:
 
 
 def judge(usage: float) -> Finding:
-    """``usage``: the part of the queue that is full, 0 to 1. Pure."""
+    """``usage``: the fraction of the queue that is full, 0 to 1. Pure."""
     text = f"{100 * usage:.0f}% full"
     if usage < _WARNING:
         return _GROUP.ok(text)

@@ -22,7 +22,7 @@ from listener.postgres import errors
 _GROUP = Group("database")
 
 Resolve = Callable[[str], list[str]]
-"""The IP addresses of a host, in the order in which they are to be tried. Raises OSError if it has none."""
+"""Returns the IP addresses of a host, in the order in which to try them. Raises OSError if it has none."""
 
 SESSION_POOLER = (
     "use Supabase's pooler in session mode, which has IPv4: user postgres.<ref>, host "
@@ -30,16 +30,16 @@ SESSION_POOLER = (
     "add-on"
 )
 
-# Any address of the Internet: nothing is sent there.
+# This could be any address of the Internet. Nothing is sent there.
 _SOMEWHERE = ("2001:4860:4860::8888", 53)
 
 
 @dataclass(slots=True)
 class Reached:
-    """What an address has led to."""
+    """The server that an address leads to."""
 
     dsn: str
-    """The address, with the IP address and port that answered: no name has to be resolved any more."""
+    """The address with the IP address and the port that answered, so that no name has to be resolved again."""
     version: int
     """The major version of Postgres."""
     is_encrypted: bool
@@ -57,19 +57,19 @@ class Way:
     reached: Reached | None = None
     fault: str | None = None
     addresses: list[str] = field(default_factory=list)
-    """What the names in the address stand for, as far as they had to be resolved."""
+    """The IP addresses of the host names that had to be resolved."""
     has_ipv6: bool = True
     """Whether this machine has a way out over IPv6."""
 
 
 def resolve(host: str) -> list[str]:
-    """Asks the resolver of the system; blocks for as long as that takes."""
+    """Asks the system's resolver. It blocks until the resolver answers."""
     found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
     return list(dict.fromkeys(str(place[0]) for *_, place in found))
 
 
 def has_ipv6() -> bool:
-    """Whether this machine knows a way to the Internet over IPv6. Sends nothing."""
+    """Whether this machine has a route to the Internet over IPv6. Sends nothing."""
     try:
         with socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as probe:
             probe.connect(_SOMEWHERE)
@@ -98,7 +98,7 @@ def follow(setting: str, dsn: str, limits: Limits, resolver: Resolve = resolve) 
 
 
 def _with_addresses(dsn: str, way: Way, limits: Limits, resolver: Resolve) -> str:
-    """The address, with each name resolved. Raises OSError or TimeoutError."""
+    """The address, with an IP address for each host name. Raises OSError or TimeoutError."""
     given = conninfo_to_dict(dsn)
     hosts = str(given.get("host") or "").split(",")
     if given.get("hostaddr") or given.get("service") or not all(_is_name(host) for host in hosts):
@@ -141,7 +141,7 @@ def _connect(dsn: str, expanded: str, limits: Limits) -> Reached:
 
 
 def judge(way: Way) -> Iterator[Finding]:
-    """What the way to one address was like. Pure."""
+    """Judges the way to one address. Pure."""
     if way.reached is None:
         yield _judge_unreached(way)
         return

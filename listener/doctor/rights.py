@@ -1,4 +1,4 @@
-"""Whether the role that connects may do what ``push-listener run`` does."""
+"""Whether the role of the connection may do everything that ``push-listener run`` does."""
 
 from __future__ import annotations
 
@@ -21,22 +21,22 @@ class Role:
     name: str
     quoted: str
     has_group: bool
-    """The role push_listener exists."""
+    """Whether the role push_listener exists."""
     is_member: bool
-    """It has the privileges of the role push_listener."""
+    """Whether this role has the privileges of push_listener without SET ROLE."""
     is_in_group: bool
-    """It is a member, but may be one that has these privileges only after SET ROLE."""
+    """Whether this role is a member of push_listener, even if it has the privileges only after SET ROLE."""
     inherits_by_grant: bool
-    """Each grant of a role says whether its member inherits (from PostgreSQL 16), and not the member itself."""
+    """Whether each grant of a role says if the member inherits (from PostgreSQL 16 on), and not the member itself."""
     sees_policies: bool
-    """Row-level security decides which rows it sees."""
+    """Whether row-level security decides which rows this role sees."""
     may_delete: bool
-    """It may delete finished pushes."""
+    """Whether this role may delete finished pushes."""
 
 
 @dataclass(frozen=True, slots=True)
 class Lacking:
-    """A privilege that the role has not."""
+    """A privilege that the role does not have."""
 
     kind: str
     """``schema``, ``table`` or ``function``."""
@@ -46,7 +46,7 @@ class Lacking:
     """Empty: the whole object."""
 
     def grant(self, to: str) -> str:
-        """The statement that grants it."""
+        """The statement that grants the privilege."""
         on = self.name if self.kind == "table" else f"{self.kind} {self.name}"
         columns = f" ({', '.join(self.columns)})" if self.columns else ""
         return f"grant {self.privilege}{columns} on {on} to {to}"
@@ -58,12 +58,12 @@ class Lacking:
 
 
 def examine(conn: Connection, *, purges: bool) -> Iterator[Finding]:
-    """Raises psycopg.Error. ``purges``: RETENTION is set."""
+    """Raises psycopg.Error. ``purges``: whether RETENTION is set."""
     return judge(record(conn, Role, _ROLE), records(conn, Lacking, _LACKING), purges=purges)
 
 
 def _join(role: Role) -> str:
-    """The statement that gives it the privileges of push_listener, and the policies that let it see rows."""
+    """The statement that gives the role the privileges of push_listener, and so its row-level security policies."""
     grant = f"grant push_listener to {role.quoted}"
     if not role.is_in_group:
         return grant

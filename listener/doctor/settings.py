@@ -1,4 +1,4 @@
-"""The settings: every fault at once, as ``run`` tells them, and what can be used all the same."""
+"""The settings: all faults at once, as ``run`` reports them, and the settings that can be used in spite of them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _GROUP = Group("settings")
 _KEY = ("fcm_service_account_json", "google_application_credentials")
 _OF_DATABASE = frozenset(DatabaseSettings.model_fields)
 
-# Nothing connects with it: it only lets the other settings be read.
+# A placeholder with which the other settings can be read. Nothing connects to it.
 _NO_DATABASE = "dbname=unknown"
 
 
@@ -25,9 +25,9 @@ class Read:
     database: DatabaseSettings | None
     """None: an address or another setting of the database is wrong."""
     service: Settings | None
-    """All settings, with the defaults in place of those that are wrong. Its addresses are not to be used."""
+    """All settings, with defaults in place of the wrong ones. Its database addresses must not be used."""
     is_key_wrong: bool
-    """The setting that holds or names the key is wrong."""
+    """Whether the setting that holds or names the key is wrong."""
 
 
 def read() -> Read:
@@ -51,7 +51,7 @@ def _without(faults: list[str]) -> Read:
     service: Settings | None
     try:
         service = config.load(**defaults)
-    except ConfigError:  # a default that does not go with another setting
+    except ConfigError:  # a default contradicts another setting
         service = None
     database = None if wrong & _OF_DATABASE else config.load_database()
     return Read(faults, database, service, is_key_wrong=bool(wrong.intersection(_KEY)))

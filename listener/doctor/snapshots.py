@@ -1,5 +1,5 @@
-"""Old snapshots: while one is held, vacuum removes no row that died after it, and looks over the whole range of due
-times walk past all of them."""
+"""Old snapshots. While somebody holds one, vacuum removes no row that died after it, and queries over the whole range
+of due times must pass all these dead rows."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ _SEES_ALL: LiteralString = (
 )
 
 OLD_S = 60.0
-"""The seconds after which a snapshot is worth a word. A claim, or a page of an application, takes none of them."""
+"""Seconds from which doctor reports a snapshot. A claim, or a web request of an application, is far shorter."""
 
 OLD_AGE = 10_000
-"""The transactions since, after which it is worth a word: at least as many rows may have died."""
+"""The age in transactions from which doctor reports a snapshot: at least as many rows may have died since."""
 
 VERY_OLD_S = 3600.0
 VERY_OLD_AGE = 1_000_000
@@ -32,7 +32,7 @@ VERY_OLD_AGE = 1_000_000
 
 @dataclass(frozen=True, slots=True)
 class Holder:
-    """What holds a snapshot, or something like it."""
+    """Something that holds a snapshot, or has the same effect."""
 
     kind: str
     """``session``, ``standby``, ``prepared transaction`` or ``replication slot``."""
@@ -41,12 +41,12 @@ class Holder:
     role: str | None
     state: str | None
     age: int
-    """The transactions that have begun since."""
+    """How many transactions have begun since."""
     seconds: float | None
 
     @property
     def remedy(self) -> str:
-        """What ends it."""
+        """How to end it."""
         match self.kind:
             case "prepared transaction":
                 return f"rollback prepared {sql.quote(self.name or '')}"
@@ -78,7 +78,7 @@ def examine(conn: Connection) -> Iterator[Finding]:
 
 
 def judge(holders: list[Holder], *, sees_all: bool, role: str) -> Iterator[Finding]:
-    """Pure. ``sees_all``: the role sees the snapshots of other roles."""
+    """Pure. ``sees_all``: whether the role sees the snapshots of other roles."""
     old = [each for each in holders if (each.seconds or 0.0) >= OLD_S or each.age >= OLD_AGE]
     for each in old:
         is_very_old = (each.seconds or 0.0) >= VERY_OLD_S or each.age >= VERY_OLD_AGE

@@ -1,4 +1,4 @@
-"""The processes that the database knows: which live, and what the dead have left behind."""
+"""The workers that the database knows: which of them live, and which rows the dead ones still hold."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _FRACTION: LiteralString = """
 select least(1.0, fraction + extract(epoch from pg_catalog.clock_timestamp() - reduced_at)::float8 / 60.0)
   from push_listener.shared_quota
 """
-"""The part of FCM's quota that all workers together use now: it recovers within a minute, see docs/quota.md."""
+"""The fraction of FCM's quota that all workers together use now. It recovers within a minute, see docs/quota.md."""
 
 _STARTING_S = 30.0
 
@@ -29,12 +29,12 @@ class Worker:
     id: int
     name: str
     guarded: bool
-    """It has held the lock that tells whether it lives."""
+    """Whether it has held its liveness lock, which shows whether it lives."""
     seconds: float
-    """Since its start."""
+    """Seconds since its start."""
     is_alive: bool
     rows: int
-    """The rows that it has claimed and not settled, at most 10,001."""
+    """How many rows it has claimed and not settled, at most 10,001."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +52,7 @@ def read(conn: Connection) -> list[Worker]:
 
 
 def alive(found: list[Worker]) -> int:
-    """How many certainly live."""
+    """How many workers live for certain."""
     return sum(worker.is_alive for worker in found)
 
 
@@ -93,7 +93,7 @@ def _named(workers: list[Worker]) -> str:
 
 
 def judge_quota(living: int, fraction: float | None) -> Iterator[Finding]:
-    """Pure. ``fraction``: of FCM's quota, that all workers together use now."""
+    """Pure. ``fraction``: the fraction of FCM's quota that all workers together use now."""
     if fraction is not None and fraction < 1.0:
         yield _GROUP.warning(
             f"all together use {100 * fraction:.0f}% of FCM_QUOTA, because FCM has answered 429; this grows to 100% "

@@ -1,6 +1,6 @@
 """A local FCM HTTP v1 and OAuth token server, with faults on demand.
 
-It is the other side of the contract and imports nothing of the service, so that it does not repeat a mistake of
+It is the other side of the contract. It imports nothing of the service, so that it does not repeat a mistake of
 ``listener.fcm``.
 """
 

@@ -32,7 +32,7 @@ _EXPECTED = (
 _MISSING_TEXT = f"Request is missing required authentication credential. {_EXPECTED}"
 
 DEAD_PREFIX = "dead-"
-"""Registration tokens that start with it are answered UNREGISTERED, without any rule."""
+"""The emulator answers UNREGISTERED for every registration token with this prefix. No rule is needed."""
 
 Detail = dict[str, Any]
 
@@ -49,7 +49,7 @@ class Answer:
     headers: Mapping[str, str] = field(default_factory=dict)
 
     def with_retry_after(self, value: str | None) -> Answer:
-        """The same answer with a ``Retry-After`` header of ``value``; itself if None."""
+        """The same answer with the header ``Retry-After: value``; unchanged if ``value`` is None."""
         if value is None:
             return self
         return replace(self, headers={**self.headers, "Retry-After": value})
@@ -121,7 +121,7 @@ def invalid(name: str, text: str) -> Answer:
 
 
 def invalid_token(field: str = "message.token") -> Answer:
-    """400: this is no registration token, or no installation id. That FCM names ``message.fid`` then is inferred."""
+    """400: this is not a registration token, or not an installation id. The field ``message.fid`` is inferred."""
     return error(
         400,
         "INVALID_ARGUMENT",
@@ -153,12 +153,12 @@ def _unauthenticated(message: str, reason: str, *, challenge: str = "") -> Answe
 
 
 def credentials_missing() -> Answer:
-    """401: no ``Authorization: Bearer``."""
+    """401: the header ``Authorization: Bearer`` is missing."""
     return _unauthenticated(_MISSING_TEXT, "CREDENTIALS_MISSING")
 
 
 def credentials_invalid(reason: str) -> Answer:
-    """401: an access token that was never issued, or an expired one (``reason`` ACCESS_TOKEN_EXPIRED)."""
+    """401: the access token was never issued, or has expired (``reason`` ACCESS_TOKEN_EXPIRED)."""
     return _unauthenticated(
         f"Request had invalid authentication credentials. {_EXPECTED}",
         reason,
@@ -167,7 +167,7 @@ def credentials_invalid(reason: str) -> Answer:
 
 
 def permission_denied(project: str, permission: str = "cloudmessaging.messages.create") -> Answer:
-    """403: this service account has not the permission for ``project``, or there is no such project."""
+    """403: this service account does not have the permission for ``project``, or the project does not exist."""
     return error(
         403,
         "PERMISSION_DENIED",
@@ -188,7 +188,7 @@ def unregistered() -> Answer:
 
 
 def not_found_html() -> Answer:
-    """404 of the front end: no such URL."""
+    """404 of the front end: the URL does not exist."""
     return _html(404, "Not Found", "The requested URL was not found on this server.")
 
 
@@ -259,8 +259,8 @@ APPLE_STATUS: Mapping[str, int] = {
     "ServiceUnavailable": 503,
     "Shutdown": 503,
 }
-"""Apple's reasons for a refusal, with its HTTP status. Source: Apple, "Handling notification responses from APNs";
-``BadEnvironmentKeyInToken`` as users of FCM report it; ``SomeFutureReason`` is none of Apple's."""
+"""Apple's reasons for a refusal, each with its HTTP status. Source: Apple, "Handling notification responses from APNs".
+Users of FCM report ``BadEnvironmentKeyInToken``. ``SomeFutureReason`` is invented: Apple does not send it."""
 
 _THIRD_PARTY_TEXT = "Auth error from APNS or Web Push Service"
 _INVALID_TEXT = "Request contains an invalid argument."
@@ -269,8 +269,8 @@ _INVALID_TEXT = "Request contains an invalid argument."
 def refused_by_apple(reason: str) -> Answer:
     """FCM's answer when Apple refuses the message; ``reason`` is one of :data:`APPLE_STATUS`.
 
-    Such bodies, all without a BadRequest detail, are public: 400 in xtrinch/fcm-django#201, 401 and 410 in the tests of
-    other senders. The others are inferred from what FCM says in its own name.
+    Public reports show such bodies, all without a BadRequest detail: 400 in xtrinch/fcm-django#201, 401 and 410 in the
+    tests of other senders. The bodies for other statuses are inferred from FCM's own errors.
     """
     status = APPLE_STATUS[reason]
     if status == 403:
@@ -289,7 +289,7 @@ def refused_by_apple(reason: str) -> Answer:
 
 _FIELD_TEXT = "Invalid value at 'message.data[0].value' (TYPE_STRING), 12"
 
-# Each takes the project id. The names are those of listener.emulator.faults.
+# Each function takes the project id. The names are those of the faults in listener.emulator.faults.
 ERRORS: Mapping[str, Callable[[str], Answer]] = {
     "invalid_token": lambda _: invalid_token(),
     "invalid_argument": lambda _: invalid("message", _INVALID_TEXT),
@@ -322,7 +322,7 @@ ERRORS: Mapping[str, Callable[[str], Answer]] = {
     ),
     "permission_denied": permission_denied,
     "unregistered": lambda _: unregistered(),
-    # FCM answered so to valid tokens for days in March 2021.
+    # In March 2021 FCM gave this answer for valid tokens for several days.
     "not_found_no_details": lambda _: error(404, "NOT_FOUND", "Requested entity was not found."),
     "not_found_html": lambda _: not_found_html(),
     "quota_exceeded": lambda project: _quota(project, "Quota exceeded."),
@@ -367,4 +367,4 @@ OAUTH_ERRORS: Mapping[str, Answer] = {
     "oauth_rate_limit_exceeded": oauth_error("rate_limit_exceeded", "Rate Limit Exceeded", 403),
     "oauth_server_error": oauth_error("internal_failure", "Backend Error", 500),
 }
-"""The codes are those that google-auth repeats a request for; the texts are inferred."""
+"""google-auth repeats a request after each of these codes. The texts are inferred."""

@@ -23,7 +23,7 @@ MAX_PAYLOAD = 4096
 MAX_TOPIC_PAYLOAD = 2048
 MAX_CONDITION_TOPICS = 5
 MAX_CONDITION = 8192
-"""Characters; inferred: five of the longest topic names fit."""
+"""The most characters of a condition. Inferred: five of the longest topic names fit."""
 MAX_TOKEN = 4096
 MAX_COLLAPSE_ID = 64
 
@@ -42,7 +42,7 @@ PUSH_TYPES = frozenset(
         "widgets",
     }
 )
-"""``apns-push-type``."""
+"""The values of the header ``apns-push-type``."""
 
 _TOPIC_BIG = "Message is too large. The maximum is 2K (2048 bytes)."
 _TOPIC = re.compile(r"[a-zA-Z0-9\-_.~%]{1,900}")
@@ -62,7 +62,7 @@ def target_of(message: Mapping[str, Any]) -> tuple[str, str] | None:
 
 
 def check(message: Mapping[str, Any]) -> Answer | None:
-    """FCM's refusal of a well-formed message; None if it accepts the message."""
+    """FCM's refusal of a well-formed message; None if FCM accepts the message."""
     target = target_of(message)
     if target is None:
         return answers.invalid("message", "Recipient of the message is not set.")
@@ -84,7 +84,7 @@ def check(message: Mapping[str, Any]) -> Answer | None:
 
 
 def possible_token(value: str) -> bool:
-    """Whether FCM can have given this registration token or installation id."""
+    """Whether FCM could have issued this registration token or installation id."""
     return 0 < len(value) <= MAX_TOKEN and not any(c.isspace() for c in value)
 
 
@@ -94,7 +94,7 @@ def good_topic(name: str) -> bool:
 
 
 def _good_condition(text: str) -> bool:
-    """At most five topics, joined by && and ||, with ! and parentheses."""
+    """Whether it has at most five topics, joined by && and ||, with ! and parentheses."""
     if len(text) > MAX_CONDITION:
         return False
     topics = [a or b for a, b in _IN_TOPICS.findall(text)]
@@ -163,7 +163,7 @@ def _check_android(message: Mapping[str, Any]) -> Answer | None:
 
 
 def _check_light(settings: Mapping[str, Any], path: str) -> Answer | None:
-    """The reference calls all three settings required. A part of a colour that is absent is 0, as in any protobuf."""
+    """The reference says that all three settings are required. A missing part of a colour is 0, as in any protobuf."""
     for name in ("color", "light_on_duration", "light_off_duration"):
         if name not in settings:
             return answers.invalid(f"{path}.{name}", f"Invalid light settings: {name} is required.")
@@ -198,10 +198,10 @@ def _check_apns(message: Mapping[str, Any]) -> Answer | None:
 def _delivers_on_ios(message: Mapping[str, Any], apns: Mapping[str, Any]) -> bool:
     """Whether there is anything for Apple to deliver: a text, a badge, a sound, a live activity or content-available.
 
-    FCM blames the token of an iOS device for a message with settings for Apple and none of these. Seen by users in
-    firebase/firebase-admin-node#1224 (a valid token, "Invalid registration token"), beste/firebase-php#700 (an
-    apns-priority in a data message; content-available mends it), firebase/firebase-admin-java#214 (an empty ``aps``; a
-    badge mends it) and firebase/firebase-admin-go#679. That a live activity is enough is inferred.
+    If a message has settings for Apple but nothing to deliver, FCM blames the token of the iOS device. Users report it
+    in firebase/firebase-admin-node#1224 (a valid token, "Invalid registration token"), beste/firebase-php#700 (an
+    apns-priority in a data message; content-available helps), firebase/firebase-admin-java#214 (an empty ``aps``; a
+    badge helps) and firebase/firebase-admin-go#679. It is inferred that a live activity is enough.
     """
     if any(message.get("notification", {}).values()) or apns.get("live_activity_token"):
         return True
@@ -235,8 +235,8 @@ def _web(text: str) -> Answer:
 def payload_size(message: Mapping[str, Any]) -> int:
     """Bytes of payload on an Android device: the keys and values of its data and its notification.
 
-    Firebase documents the limit ("this includes both the keys and the values") but no formula. That the notification
-    counts in the same way is inferred.
+    Firebase documents the limit ("this includes both the keys and the values") but no formula. It is inferred that the
+    notification counts in the same way.
     """
     android = message.get("android") or message.get("android_v2", {})
     data = android.get("data") or message.get("data", {})

@@ -1,4 +1,4 @@
-"""The emulator's own HTTP API: reads what it received, and sets which requests fail."""
+"""The emulator's own HTTP API: it shows what the emulator has received, and sets which requests fail."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ A registration token that starts with "dead-" is answered UNREGISTERED.
 
 
 async def serve(emulator: State, request: web.BaseRequest, path: str) -> web.Response | None:
-    """Answers a request to the control API; None if it is none. ``path`` is without the query."""
+    """Answers a request to the control API; None if ``path`` (without the query) does not belong to it."""
     match request.method, path:
         case "GET", "/":
             return web.Response(text=_INDEX.format(project=emulator.project_id))
         case "GET", "/emulator/service-account.json":
-            # The token server in the key must be reachable over the network through which the client came.
+            # The key must name the token server by the address at which this client reaches the emulator.
             return _json(emulator.service_account_at(f"http://{request.host}"))
         case "GET", "/emulator/messages":
             return _messages(emulator, request)

@@ -1,4 +1,4 @@
-"""Faults on demand: what fails, for which requests, how often. Pure: no I/O."""
+"""Faults on demand: what fails, for which requests, and how often. Pure: no I/O."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ SILENT = frozenset({"reset", "reset_after_accept", "timeout", "timeout_after_acc
 """Faults without an answer: the connection is reset, or stays open until the client gives up."""
 
 ACCEPTING = frozenset({"ok_without_body", "reset_after_accept", "timeout_after_accept", "slow"})
-"""Faults after which the message counts as accepted: FCM accepted it, and the client may not know."""
+"""Faults after which the message counts as accepted, although the client may not know that FCM accepted it."""
 
 SEND_FAULTS = frozenset(answers.ERRORS) | SILENT | ACCEPTING | {"unknown_code", "apns_error"}
 OAUTH_FAULTS = frozenset(answers.OAUTH_ERRORS) | {"oauth_timeout"}
 FAULTS = SEND_FAULTS | OAUTH_FAULTS
 
 SLOW_MS = 5000.0
-"""The latency of ``slow`` if the rule has no ``latency_ms``."""
+"""The latency of the fault ``slow`` if the rule has no ``latency_ms``."""
 
 
 @dataclass(slots=True, frozen=True, kw_only=True)
 class Fault:
     """A rule: which requests fail, and how. Raises ValueError if its parameters contradict each other.
 
-    A rule without ``token``, ``token_prefix``, ``topic`` and ``share`` applies to every request; a rule with some of
-    them to the requests that match all of these.
+    A rule without ``token``, ``token_prefix``, ``topic`` and ``share`` applies to every request. A rule with some of
+    these fields applies to the requests that match all of them.
     """
 
     fault: str
@@ -44,7 +44,7 @@ class Fault:
     share: float | None = None
     """Only this share of the requests that match, chosen at random: 0 to 1."""
     times: int | None = None
-    """How many requests it applies to before it is spent; None: without limit."""
+    """To how many requests the rule applies before it is spent; None: without limit."""
     retry_after: str | None = None
     """The ``Retry-After`` header of the answer: whole seconds or an HTTP date."""
     latency_ms: float | None = None
@@ -52,7 +52,7 @@ class Fault:
     status: int | None = None
     """HTTP status of ``unknown_code`` (400 to 599, default 500)."""
     reason: str | None = None
-    """Apple's reason for ``apns_error``, which must have one: a name in :data:`answers.APPLE_STATUS`."""
+    """Apple's reason, a name in :data:`answers.APPLE_STATUS`. The fault ``apns_error`` must have one."""
 
     def __post_init__(self) -> None:
         if self.fault not in FAULTS:
@@ -109,7 +109,7 @@ def parse_fault(text: str) -> Fault:
     """Reads a rule such as ``unavailable,token=abc,times=2,retry_after=1``.
 
     The fault comes first, then ``name=value`` pairs, separated by commas. An HTTP date may contain a comma, a token may
-    not. Raises ValueError, which says what is wrong.
+    not. Raises ValueError with a text that says what is wrong.
     """
     name, *parts = (part.strip() for part in text.split(","))
     values: dict[str, str] = {}
@@ -171,7 +171,7 @@ class Rule:
 
     @property
     def spent(self) -> bool:
-        """True once it has applied to ``times`` requests."""
+        """True after the rule has applied to ``times`` requests."""
         return self.fault.times is not None and self.fired >= self.fault.times
 
     def as_dict(self) -> dict[str, Any]:
@@ -187,7 +187,7 @@ class Rule:
 
 @dataclass(slots=True)
 class Rules:
-    """The rules in force, in order: the first that matches and is not spent wins."""
+    """The rules in force, in order. The first rule that matches and is not spent applies."""
 
     chance: random.Random
     rules: list[Rule] = field(default_factory=list)
@@ -239,7 +239,7 @@ class Rules:
         if rule.spent:
             return False
         share = rule.fault.share
-        # The draw comes last, so that a seed gives the same faults whatever the other rules are.
+        # A rule that does not match or is spent draws no random number, so such rules do not change what a seed gives.
         if share is not None and self.chance.random() >= share:
             return False
         rule.fired += 1

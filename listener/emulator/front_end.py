@@ -1,7 +1,7 @@
 """Reads a request body as Google's JSON front end does. Pure: no I/O.
 
-The front end knows only names and types, and reports all violations at once. What the message says is checked in
-:mod:`listener.emulator.checks`.
+The front end knows only names and types, and reports all violations at once. :mod:`listener.emulator.checks` checks the
+content of the message.
 
 Sources: the protobuf JSON mapping (both spellings of a name, null is unset); google.protobuf.Duration and Timestamp;
 Firebase, "FCM error codes".
@@ -36,11 +36,11 @@ from listener.emulator.schema import (
 )
 
 Violation = tuple[str | None, str]
-"""The path of a field, None for the request itself, and what is wrong with it."""
+"""The path of a field (None for the request itself), and what is wrong with it."""
 
 _DURATION = re.compile(r"-?(\d{1,12})(?:\.\d{1,9})?s", re.ASCII)
 MAX_DURATION = 315_576_000_000
-"""Seconds; 10,000 years. Source: google.protobuf.Duration."""
+"""Seconds in 10,000 years. Source: google.protobuf.Duration."""
 
 _TIMESTAMP = re.compile(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(?:\.\d{1,9})?(?:Z|[+-]\d\d:\d\d)", re.ASCII)
 
@@ -50,16 +50,16 @@ class SendRequest:
     """A request to ``messages:send``, as far as it can be read."""
 
     body: bytes = b""
-    """As it was sent; empty if there is no message in it."""
+    """The body as it was sent; empty if it contains no message."""
     message: dict[str, Any] = field(default_factory=dict)
     """The message, with protobuf names."""
     validate_only: bool = False
     refusal: Answer | None = None
-    """What the front end answers if it does not pass the request on."""
+    """The answer of the front end if it does not pass the request on; else None."""
 
 
 def read_request(raw: bytes, content_type: str | None) -> SendRequest:
-    """Reads the body of a request to ``messages:send``. ``content_type``: None if it names none."""
+    """Reads the body of a request to ``messages:send``. ``content_type``: None if the request has no such header."""
     if content_type not in (None, "application/json"):
         text = (
             'Invalid JSON payload received. Unknown name "": Cannot bind query parameter. '
@@ -82,7 +82,7 @@ def read_request(raw: bytes, content_type: str | None) -> SendRequest:
 
 
 def _syntax_error(raw: bytes, error: orjson.JSONDecodeError) -> str:
-    """The text of the front end, with an arrow to the place of the error."""
+    """The front end's text, with an arrow to the place of the error."""
     if error.pos >= len(raw):
         return "Invalid JSON payload received. Unexpected end of string."
     before, after = raw[max(0, error.pos - 20) : error.pos], raw[error.pos : error.pos + 20]
@@ -179,7 +179,7 @@ def _show(value: Any) -> str:
 
 
 def _wrong_scalar(field_type: Scalar, value: Any, name: str) -> str | None:
-    """What follows the comma in "Invalid value at 'x' (TYPE), ..."; None if the value is valid."""
+    """The text after the comma in "Invalid value at 'x' (TYPE), ..."; None if the value is valid."""
     if field_type is STRING:
         valid = isinstance(value, str)
     elif field_type is BOOL:
@@ -213,12 +213,12 @@ def _whole(value: Any) -> bool:
 
 
 def _is_timestamp(text: str) -> bool:
-    """Whether it is a time of RFC 3339, as google.protobuf.Timestamp demands. ISO 8601 has more forms than that."""
+    """Whether it is a time of RFC 3339, as google.protobuf.Timestamp demands. Not every form of ISO 8601 is one."""
     found = _TIMESTAMP.fullmatch(text)
     if found is None:
         return False
     try:
-        # Python reads no fractions smaller than a microsecond.
+        # Python cannot parse a fraction finer than a microsecond, so the fraction is left out.
         datetime.fromisoformat(found[1] + (text[-6:] if text[-1] != "Z" else "Z"))
     except ValueError:
         return False

@@ -22,8 +22,8 @@ from listener.emulator import answers
 from listener.emulator.answers import Answer
 
 ACCOUNT = "firebase-adminsdk-emulator"
-"""The name of the service account, by which the emulator recognizes its own keys. Google's have five characters at the
-end of theirs."""
+"""The name of the service account, by which the emulator recognizes its own keys. Google's names end with five more
+characters."""
 
 GRANT_TYPE = "urn:ietf:params:oauth:grant-type:jwt-bearer"
 SCOPES = frozenset(
@@ -34,8 +34,8 @@ SCOPES = frozenset(
 )
 GOOGLE_AUDIENCES = frozenset(
     {
-        # google-auth signs for the first of these whatever token_uri the key names; older Google libraries sign for
-        # the others.
+        # google-auth signs for the first of these audiences, whatever token_uri the key names. Older Google libraries
+        # sign for the others.
         "https://oauth2.googleapis.com/token",
         "https://www.googleapis.com/oauth2/v4/token",
         "https://accounts.google.com/o/oauth2/token",
@@ -43,10 +43,10 @@ GOOGLE_AUDIENCES = frozenset(
 )
 MAX_ASSERTION_LIFE = 3600.0
 CLOCK_SKEW = 300.0
-"""Seconds an assertion may be early or late."""
+"""Seconds by which the times of an assertion may be too early or too late."""
 
 REMEMBERED = 10_000
-"""Access tokens kept, so that an expired one differs from one that was never issued."""
+"""How many access tokens are remembered, to tell an expired token from one that was never issued."""
 
 _TIMEFRAME = (
     "Invalid JWT: Token must be a short-lived token (60 minutes) and in a reasonable timeframe. "
@@ -74,7 +74,7 @@ class ServiceAccount:
         self.email = f"{ACCOUNT}@{project_id}.iam.gserviceaccount.com"
 
     def key(self, origin: str) -> dict[str, str]:
-        """The key file, as the Firebase console gives it, with ``origin`` as the token server."""
+        """The key file in the form of the Firebase console, with ``origin`` as the token server."""
         private = self._private_key.private_bytes(
             serialization.Encoding.PEM,
             serialization.PrivateFormat.PKCS8,
@@ -151,7 +151,7 @@ def _in_timeframe(issued: object, expires: object, now: float) -> bool:
 
 
 class IssuedTokens:
-    """The access tokens issued and when each expires."""
+    """The issued access tokens, and when each expires."""
 
     def __init__(self, lifetime: float, clock: Callable[[], float] = time.monotonic) -> None:
         self.lifetime = lifetime
@@ -160,7 +160,7 @@ class IssuedTokens:
         self._expires: OrderedDict[str, float] = OrderedDict()
 
     def issue(self) -> Answer:
-        """A new access token, as the token endpoint answers."""
+        """Issues a new access token; returns the answer of the token endpoint."""
         token = f"ya29.emulator-{secrets.token_urlsafe(96)}"
         self._expires[token] = self._clock() + self.lifetime
         self.issued += 1

@@ -16,7 +16,7 @@ class Received:
     """One request to ``messages:send`` and its outcome."""
 
     number: int
-    """Counts requests from 1 in order of arrival, across ``clear()``."""
+    """The number of the request, from 1 in order of arrival. ``clear()`` does not reset it."""
     received_at: float
     """Unix time in seconds."""
     at: float
@@ -27,7 +27,7 @@ class Received:
     body: bytes
     """The request as it was sent; empty if it has no readable message."""
     push_id: str | None
-    """``message.data.push_id``."""
+    """The value of ``message.data.push_id``."""
     validate_only: bool
     status: int | None
     """HTTP status of the answer; None if there was none."""
@@ -36,19 +36,19 @@ class Received:
     name: str | None
     """The message's name, if it was accepted, even if the client got no answer."""
     accepted: bool
-    """FCM accepted it and would deliver it. False for ``validate_only``."""
+    """Whether FCM accepted the message and would deliver it. False for ``validate_only``."""
     fault: str | None
     """The fault on demand that applied to it."""
     duplicate_of: int
-    """How many of the remembered messages before it have the same push id and target and were accepted."""
+    """How many earlier messages with the same push id and target were accepted, of those that are remembered."""
     recipients: tuple[str, ...] = ()
     """If it was accepted for a topic or a condition: the registration tokens that were subscribed then."""
 
     @property
     def message(self) -> dict[str, Any] | None:
         """The message as it was sent, parsed on each access; None if it is not readable."""
-        # Kept as bytes: a hundred thousand parsed messages are millions of objects, which every garbage collection
-        # would traverse.
+        # The record keeps bytes, because a hundred thousand parsed messages would be millions of objects, and every
+        # garbage collection would traverse them.
         return orjson.loads(self.body)["message"] if self.body else None
 
     @property
@@ -101,7 +101,7 @@ class _Waiter:
 
 
 class Journal:
-    """The records, newest last. Beyond ``limit`` the oldest are forgotten."""
+    """The records, newest last. When there are more than ``limit``, the oldest are dropped."""
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
@@ -147,14 +147,14 @@ class Journal:
                 del self._accepted[same]
 
     def clear(self) -> None:
-        """Forgets everything, including the counts. Callers that wait keep what they have found."""
+        """Forgets everything, including the counts. Callers in ``wait_for`` keep what they have found so far."""
         self._records.clear()
         self._accepted.clear()
         self.answers.clear()
         self.forgotten = self.duplicates = self.accepted = 0
 
     async def wait_for(self, predicate: Predicate, count: int, timeout: float) -> list[Received]:  # noqa: ASYNC109
-        """The first ``count`` records that satisfy ``predicate``, including those already here.
+        """The first ``count`` records that satisfy ``predicate``, including those already received.
 
         Raises TimeoutError after ``timeout`` seconds.
         """

@@ -31,10 +31,10 @@ async def run(
 ) -> None:
     """Runs the emulator until cancelled.
 
-    ``credentials`` names a file to write the service account's key to, readable by its owner only. A file that is there
-    is overwritten only if an emulator has written it, because the others may be real keys.
-    ``say`` gets the lines that tell how to use the emulator. Raises ValueError for a bad rule or latency or for such a
-    file, OSError if the port cannot be bound or the file cannot be written.
+    ``credentials`` names the file for the service account's key; only its owner may read it. An existing file is
+    overwritten only if it is empty or an emulator has written it, because any other file may be a real key.
+    ``say`` gets the lines that tell how to use the emulator. Raises ValueError for a bad rule or latency, or if it must
+    not overwrite the file; OSError if the port cannot be bound or the file cannot be written.
     """
     if credentials is not None and not _may_write(credentials):
         raise ValueError(
@@ -88,5 +88,5 @@ def _may_write(path: Path) -> bool:
 
 def _write_private(path: Path, content: bytes) -> None:
     with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
-        os.fchmod(file.fileno(), 0o600)  # A file that exists already keeps its mode otherwise.
+        os.fchmod(file.fileno(), 0o600)  # os.open does not change the mode of an existing file.
         file.write(content)

@@ -1,6 +1,6 @@
 """The names and types of the FCM v1 message. Pure: no I/O.
 
-Sources: the FCM v1 discovery document (field names, types, enums), with the fields that newer SDKs send.
+Sources: the FCM v1 discovery document (field names, types, enums); the fields that newer SDKs send besides.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Repeated:
 class Message:
     """A protobuf message.
 
-    ``fields`` has each field under both of its spellings, ``collapse_key`` and ``collapseKey``, with its protobuf name.
+    ``fields`` has each field twice, under ``collapse_key`` and ``collapseKey`` for example, with its protobuf name.
     """
 
     label: str
@@ -151,7 +151,7 @@ _ANDROID = _message(
     },
 )
 
-# A preview of 2026. Its notification is an AndroidNotification with an id.
+# A preview of 2026, in which the notification is an AndroidNotification with an id.
 _ANDROID_V2 = _message(
     "AndroidConfigV2",
     {

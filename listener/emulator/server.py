@@ -27,13 +27,13 @@ MAX_REQUEST_BYTES = 10 * 2**20
 """The longest request body that Google's front end accepts."""
 
 _STOP_GRACE = 0.1
-"""Seconds that a request in flight has to end by itself when the emulator stops."""
+"""When the emulator stops, requests in flight have this many seconds to end by themselves."""
 
 
 class Emulator(State):
     """A local FCM HTTP v1 and OAuth token server, as an async context manager.
 
-    ``latency`` is in seconds, before every answer of ``messages:send``; ``token_lifetime`` in seconds.
+    ``latency`` is the time in seconds before every answer of ``messages:send``; ``token_lifetime`` is in seconds too.
     ``faults`` are rules or their text (see :func:`listener.emulator.faults.parse_fault`). ``seed`` makes rules with a
     ``share`` repeatable. At most ``remember`` requests are kept.
 
@@ -77,7 +77,7 @@ class Emulator(State):
         After :meth:`stop` the emulator starts again on the same port, with the same state.
         """
         self._stopping.clear()
-        # Cancellation ends a handler that never answers, once its client has gone away.
+        # With cancellation, a handler that never answers ends when its client goes away.
         self._handler = web.Server(
             self._serve, request_factory=_request, handler_cancellation=True, access_log=None
         )
@@ -87,7 +87,7 @@ class Emulator(State):
         self._port = self._listener.sockets[0].getsockname()[1]
 
     async def stop(self) -> None:
-        """Closes the port and every connection: to clients FCM is down. Does nothing if not started."""
+        """Closes the port and every connection, so that FCM is down for the clients. Does nothing if not started."""
         if self._listener is None or self._handler is None:
             return
         self._stopping.set()
@@ -115,7 +115,7 @@ class Emulator(State):
 
     @property
     def endpoint(self) -> str:
-        """``http://host:port``, once started."""
+        """``http://host:port``. Only after the start."""
         host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self._host, self._host)  # noqa: S104
         return f"http://[{host}]:{self._port}" if ":" in host else f"http://{host}:{self._port}"
 
@@ -184,7 +184,7 @@ class Emulator(State):
             await asyncio.sleep(seconds)
 
     async def _silence(self, request: web.BaseRequest, fault: Fault | None) -> web.StreamResponse:
-        """Ends a request without an answer: by a reset, at once or when the client or the emulator goes away."""
+        """Resets the connection without an answer: at once, or for a timeout when the client or the emulator stops."""
         if fault is not None and "timeout" in fault.fault:
             await self._stopping.wait()
         transport = request.transport
@@ -210,7 +210,7 @@ class Emulator(State):
         return topics.delete(self.subscriptions, token, topic, request.query)
 
     async def _batch(self, request: web.BaseRequest, path: str) -> Answer:
-        # Without the second header the Instance ID API takes the first for a server key, which no longer exists.
+        # Without access_token_auth the Instance ID API reads Authorization as a server key. Those no longer exist.
         if (
             self._tokens.check(request.headers.get("Authorization")) is not None
             or request.headers.get("access_token_auth") != "true"

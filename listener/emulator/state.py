@@ -1,4 +1,4 @@
-"""What the emulator knows: the rules in force, the access tokens it issued, and what it received."""
+"""The emulator's state: the rules in force, the access tokens that it issued, and what it received."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ class State:
             raise ValueError("latency must be a number of seconds, at least 0")
         self.project_id = project_id
         self.latency = latency
-        """Seconds before every answer of messages:send. May be changed while running."""
+        """Seconds before every answer of messages:send. It may be changed while the emulator runs."""
         self.subscriptions = Subscriptions()
-        """Topic subscriptions: those that a server made, and those that a test makes in the name of an app."""
+        """Topic subscriptions. Servers make them through the APIs, and tests make them here in place of an app."""
         self._rules = Rules(random.Random(seed))  # noqa: S311
         for fault in faults:
             self.add_fault(fault)
@@ -64,7 +64,7 @@ class State:
 
     @property
     def rules(self) -> list[Rule]:
-        """The rules in force, in order, with the number of requests that each has been applied to."""
+        """The rules in force, in order, each with the number of requests to which it has applied."""
         return list(self._rules.rules)
 
     def remove_fault(self, rule_id: int) -> bool:
@@ -83,7 +83,7 @@ class State:
 
     @property
     def received(self) -> list[Received]:
-        """The requests to messages:send, oldest first: a copy."""
+        """A copy of the records of requests to messages:send, oldest first."""
         return list(self._journal)
 
     @property
@@ -97,7 +97,7 @@ class State:
         return self._journal.forgotten
 
     def clear(self) -> None:
-        """Forgets what was received, and the counts in :meth:`stats`. Rules, access tokens and subscriptions stay."""
+        """Forgets the records and the counts in :meth:`stats`. Rules, access tokens and subscriptions stay."""
         self._journal.clear()
         self._token_answers.clear()
         self._max_in_flight = self._in_flight
@@ -111,7 +111,7 @@ class State:
     ) -> list[Received]:
         """The first ``count`` records that satisfy ``predicate``, including those already received.
 
-        Raises TimeoutError after ``timeout`` seconds, saying what was received instead.
+        Raises TimeoutError after ``timeout`` seconds. Its text says what was received instead.
         """
         return await self._journal.wait_for(predicate, count, timeout)
 
@@ -122,7 +122,7 @@ class State:
     async def wait_accepted(self, count: int = 1, *, timeout: float = 10.0) -> list[Received]:  # noqa: ASYNC109
         """The first ``count`` accepted records. Raises TimeoutError.
 
-        A message is accepted the moment it is received; its answer may still be on the way.
+        A message counts as accepted when it is received. Its answer may still be on the way.
         """
         return await self._journal.wait_for(lambda record: record.accepted, count, timeout)
 

@@ -19,10 +19,10 @@ from listener.emulator.answers import Answer
 from listener.emulator.checks import good_topic, possible_token
 
 MAX_BATCH = 1000
-"""Registration tokens in one request to the Instance ID API."""
+"""The most registration tokens in one request to the Instance ID API."""
 
 IID_PATHS = {"/iid/v1:batchAdd": True, "/iid/v1:batchRemove": False}
-"""Path to whether it subscribes."""
+"""The paths of the Instance ID API; True if the path subscribes, False if it unsubscribes."""
 
 _V1_PATH = re.compile(r"/v1/projects/([^/]+)/registrations/([^/]+)/topicSubscriptions(?:/([^/]+))?")
 _CONDITION_PART = re.compile(r"""(?:'([^']*)'|"([^"]*)")\s+in\s+topics|(&&|\|\||[!()])""")
@@ -37,7 +37,7 @@ class Subscriptions:
         self._recipients: dict[tuple[str, str], tuple[str, ...]] = {}
 
     def add(self, token: str, topic: str) -> bool:
-        """Subscribes; False if it was subscribed already."""
+        """Subscribes; returns False if the token was subscribed already."""
         subscribers = self._topics.setdefault(topic, set())
         if token in subscribers:
             return False
@@ -47,7 +47,7 @@ class Subscriptions:
         return True
 
     def remove(self, token: str, topic: str) -> bool:
-        """Unsubscribes; False if it was not subscribed."""
+        """Unsubscribes; returns False if the token was not subscribed."""
         subscribers = self._topics.get(topic, set())
         if token not in subscribers:
             return False
@@ -70,11 +70,12 @@ class Subscriptions:
     def recipients(self, kind: str, value: str) -> tuple[str, ...]:
         """The registration tokens that a message to this target reaches, sorted; none for a message to a device.
 
-        A condition such as ``!('news' in topics)`` reaches those that were ever subscribed to anything; FCM knows more.
+        A condition such as ``!('news' in topics)`` reaches only tokens that were once subscribed to some topic. FCM
+        itself also knows other tokens.
         """
         if kind not in ("topic", "condition"):
             return ()
-        # Shared by all messages to the target, because the emulator remembers a hundred thousand of them.
+        # All records of messages to one target share the tuple, because the emulator keeps a hundred thousand records.
         found = self._recipients.get((kind, value))
         if found is None:
             if kind == "topic":
@@ -92,9 +93,9 @@ class Subscriptions:
 
 
 def _evaluate(parts: Iterator[str | bool]) -> bool:
-    """Reads up to the closing parenthesis.
+    """Evaluates the parts up to the closing parenthesis.
 
-    ``&&`` and ``||`` bind equally: FCM evaluates from left to right, after what is in parentheses.
+    ``&&`` and ``||`` have the same precedence: FCM evaluates parentheses first, then from left to right.
     """
     value = _operand(parts)
     while (sign := next(parts)) != ")":

@@ -1,4 +1,4 @@
-"""What becomes of a request to ``messages:send``: FCM's checks, then a fault on demand, else a yes."""
+"""What becomes of a request to ``messages:send``: first FCM's checks, then a fault on demand, else acceptance."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ class Verdict:
     """What becomes of one request."""
 
     answer: Answer | None
-    """None: the emulator never answers it."""
+    """None: the emulator never answers the request."""
     name: str | None = None
     """The message's name, if it has one."""
     accepted: bool = False
     fault: Fault | None = None
-    """The rule that was applied to it."""
+    """The rule that was applied to the request."""
 
 
 class Judge:
@@ -41,8 +41,8 @@ class Judge:
 
         Args:
             sent: the body.
-            authorization: the header of that name.
-            project: the one in the URL.
+            authorization: the Authorization header.
+            project: the project in the URL.
         """
         refusal = self._tokens.check(authorization)
         if refusal is None and project != self._project_id:

@@ -1,1 +1,1 @@
-"""What a person sees of pushes and does with them: for the page and for the commands alike."""
+"""What a person can see of pushes and do with them. The page and the commands share it."""

@@ -1,7 +1,7 @@
-"""What a person does with pushes: put back, cancel, reveal, send a test push.
+"""What a person does with pushes: requeue, cancel, reveal, send a test push.
 
-Each is one call of a function in the database, which writes a record of it (push_listener.actions) in the same
-transaction. The functions are those of the migration "operators"; docs/sql.md describes them.
+Each action is one call of a function in the database, which also writes a record of it (push_listener.actions) in the
+same transaction. The functions are those of the migration "operators"; docs/sql.md describes them.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from listener.operating.records import Progress, Revealed
 from listener.postgres.connect import Connection, fetch_value
 
 MOST = 1000
-"""The number of ids in one call, at most. The database refuses more."""
+"""The most ids in one call. The database refuses more."""
 
 _REQUEUE: LiteralString = """
 select push_listener.operator_requeue(%(ids)s::uuid[], %(unchanged_since)s::timestamptz, %(who)s::text, %(why)s::text,
@@ -42,7 +42,7 @@ select push_listener.operator_send(%(token)s::text, %(user)s::uuid, %(title)s::t
 
 
 class NotAllowed(Exception):
-    """The login of the address may not act on pushes; the message says what to do about it."""
+    """The login in the database address may not act on pushes; the message says what to do about it."""
 
     def __init__(self) -> None:
         super().__init__(
@@ -72,18 +72,18 @@ class Acting:
         filter: Filter | None = None,
         run: UUID | None = None,
     ) -> list[UUID]:
-        """Requeues or cancels those whose status allows it (``changing.STATUSES``); returns the ids of these.
+        """Requeues or cancels the pushes whose status allows it (``changing.STATUSES``); returns their ids.
 
-        Left out are rows that another transaction has locked. No push is requeued past its expires_at.
+        It skips rows that another transaction has locked, and requeues no push that is past its expires_at.
 
         Args:
             what: the action.
             ids: no more than ``MOST``.
-            who: the person, for the record: 1 to 200 characters.
-            reason: for the record: no more than 1,000 characters; empty: none.
+            who: the person, for the record; 1 to 200 characters.
+            reason: for the record; no more than 1,000 characters. Empty: no reason.
             until: pushes that changed later, by the database's clock, are left out.
             filter: what the person searched for, for the record.
-            run: the same for all batches of one action.
+            run: an id, the same for all batches of one action.
         """
         values = {
             "ids": list(ids),
@@ -97,14 +97,14 @@ class Acting:
             return list(await fetch_value(conn, _REQUEUE if what == "requeue" else _CANCEL, values))
 
     async def reveal(self, push_id: UUID, *, who: str) -> Revealed | None:
-        """What a push says and where it goes; None: there is no such push."""
+        """What a push says and where it goes; None if the push does not exist."""
         async with self._allowed() as conn:
             cursor = conn.cursor(row_factory=args_row(Revealed))
             await cursor.execute(_REVEAL, {"push_id": push_id, "who": who})
             return await cursor.fetchone()
 
     async def send(self, *, token: str | None, user: UUID | None, title: str, body: str, who: str) -> UUID:
-        """Puts a push of priority high in the queue, to one device or to those of a user; returns its id.
+        """Puts a push of priority high in the queue, to one device or to all devices of a user; returns its id.
 
         Raises psycopg.errors.InvalidParameterValue when a text is too long, or neither a token nor a user is given.
         """
@@ -123,17 +123,17 @@ class Acting:
 
 
 class Run:
-    """One action on all pushes that match, in batches. Each batch is a transaction with a record of its own.
+    """One action on all pushes that match a filter, in batches. Each batch is a transaction with its own record.
 
     Args:
-        acting: does the work.
-        ids: the ids after a cursor (None: from the beginning) and the next cursor (None: there are no more).
-            ``Reading.ids`` returns batches of 500.
+        acting: changes the pushes.
+        ids: takes a cursor (None: begin at the start); returns the next ids and the next cursor (None: these were the
+            last). ``Reading.ids`` returns batches of 500.
         what: the action.
         who: the person, for the records.
         reason: for the records.
         filter: what the person searched for, for the records.
-        until: the time of the preview: pushes that changed later are left out.
+        until: the time of the preview. Pushes that changed later are left out.
     """
 
     def __init__(
@@ -148,7 +148,7 @@ class Run:
         until: datetime,
     ) -> None:
         self.id = uuid4()
-        """Stands in the record of each batch."""
+        """The record of each batch contains it."""
         self.is_aborted = False
         self._acting, self._what = acting, what
         self._ids = ids
@@ -157,18 +157,18 @@ class Run:
 
     @property
     def progress(self) -> Progress:
-        """How far it is. It is over when ``perform`` has returned or raised an error."""
+        """How far the action is. It is over when ``perform`` has returned or raised an error."""
         return Progress(self._done, self._skipped, self._is_over)
 
     def abort(self) -> None:
-        """No batch begins after this. What has been changed stays changed."""
+        """Lets no further batch begin. Pushes that were changed stay changed."""
         self.is_aborted = True
 
     async def perform(self) -> None:
-        """Works until there are no more ids, or until ``abort``.
+        """Changes batch after batch until there are no more ids, or until ``abort``.
 
-        Raises psycopg.Error, NotAllowed, and what ``ids`` raises: the batches before the error stay changed and
-        recorded, and nothing of the failing one is.
+        Raises psycopg.Error, NotAllowed, and what ``ids`` raises. The batches before the error stay changed and
+        recorded. Nothing of the batch that failed is changed or recorded.
         """
         after: str | None = None
         try:

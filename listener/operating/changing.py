@@ -1,4 +1,4 @@
-"""Which pushes an action may change. Pure; the functions of the database decide in the end (docs/sql.md)."""
+"""Which pushes an action may change, for display. Pure. The functions of the database decide (docs/sql.md)."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ WHY_NOT: Mapping[Action, str] = {
     "requeue": "only dead, expired, failed and cancelled pushes are requeued, and none past its expires_at",
     "cancel": "only pending and failed pushes are cancelled; one that is being sent is not",
 }
-"""Why an action leaves a push alone, for people."""
+"""Why an action leaves a push alone, in words for the person."""
 
 
 def may_change(action: Action, status: str, expires_at: datetime | None, now: datetime) -> bool:
-    """Whether the action may change a push of this status, which is worth nothing after ``expires_at``."""
+    """Whether the action may change a push with this status and this ``expires_at``."""
     is_over = action == "requeue" and expires_at is not None and expires_at <= now
     return status in STATUSES[action] and not is_over

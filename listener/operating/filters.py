@@ -1,4 +1,4 @@
-"""Which pushes a person asks for: from the URL of the page, or from the options of a command. Pure."""
+"""Which pushes a person asks for, in the URL of the page or in the options of a command. Pure."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ Kind = Literal["token", "fid", "user", "topic", "condition"]
 """What a push is addressed to."""
 
 STATUSES = ("pending", "processing", "sent", "delivered", "failed", "dead", "expired", "cancelled")
-"""What push_notifications.status may be. Source: the check in db/migrations/0003_queue.sql."""
+"""The values of push_notifications.status. Source: the check constraint in db/migrations/0003_queue.sql."""
 KINDS: tuple[str, ...] = get_args(Kind)
 
 _CODE = re.compile(r"[A-Z][A-Z0-9_]{0,63}")
 
 
 class FilterFault(ValueError):
-    """A filter that cannot be used. ``faults`` names every field that is wrong, and what it should be."""
+    """A filter that cannot be used. ``faults`` names every wrong field, and says what it should be."""
 
     def __init__(self, faults: list[str]) -> None:
         super().__init__("; ".join(faults))
@@ -29,22 +29,22 @@ class FilterFault(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Filter:
-    """Pushes to which every given field applies. Without any field: all."""
+    """A push matches if every given field applies to it. A filter without any field matches all pushes."""
 
     status: str | None = None
     user: UUID | None = None
-    """user_id of the push."""
+    """The user_id of the push."""
     code: str | None = None
-    """error_code of the push."""
+    """The error_code of the push."""
     since: datetime | None = None
-    """The push last changed then or later. Times without a zone are in UTC."""
+    """The push last changed at this time or later. A time without a zone is in UTC."""
     until: datetime | None = None
-    """The push last changed before or then."""
+    """The push last changed at this time or before."""
     kind: Kind | None = None
 
     @classmethod
     def parse(cls, values: Mapping[str, str]) -> Filter:
-        """The filter that ``values`` describe, by field name; an empty text is no condition, other names are ignored.
+        """The filter that ``values`` describe, by field name. Empty texts and unknown names are ignored.
 
         Raises FilterFault.
         """
@@ -62,7 +62,7 @@ class Filter:
         return cls(**given)  # type: ignore[arg-type]
 
     def as_values(self) -> dict[str, str]:
-        """What ``parse`` reads: for a URL, and for the record of an action."""
+        """The values that ``parse`` reads, for a URL and for the record of an action."""
         found = {field.name: getattr(self, field.name) for field in fields(self)}
         return {
             name: value.isoformat() if isinstance(value, datetime) else str(value)
@@ -72,7 +72,7 @@ class Filter:
 
     @property
     def is_empty(self) -> bool:
-        """Whether it applies to all pushes."""
+        """Whether the filter matches all pushes."""
         return self == Filter()
 
 

@@ -155,11 +155,11 @@ _WORDS: dict[str, tuple[str, str]] = {
 }
 
 MEANINGS = {code: Meaning(code, *words) for code, words in _WORDS.items()}
-"""Of every code that is known by its name. HTTP_502 and the like are not among them: ``meaning_of`` knows them."""
+"""The meanings of all codes with a fixed name. ``meaning_of`` also knows the others, such as HTTP_502."""
 
 
 def meaning_of(code: str | None) -> Meaning:
-    """What a code means; also one that an application has written, or the lack of one."""
+    """What a code means. The code may be missing, or an application may have written it."""
     if not code:
         return Meaning(
             "", "There is no error code: push-listener did not write this status.", _UNKNOWN_REMEDY

@@ -1,9 +1,9 @@
-"""In which order a search looks, and where a list goes on. Pure.
+"""In which order a search looks at pushes, and where the next part of a list begins. Pure.
 
-A search looks through *sources*: each is the entries of one index, in its order. A list over several sources is their
-merge. A place in it is a *position* in each source: behind an entry, whatever becomes of the others. Many entries may
-have the same key; an index has those in the order of their place in the table, so a position is a key, a block, and an
-id.
+A search looks through *sources*. A source is the entries of one index, in the order of the index. A list over several
+sources merges them. A place in the list consists of a *position* in each source. A position is behind one entry, and
+stays valid whatever happens to other entries. Many entries may have the same key, and an index has those in the order
+of their place in the table. So a position is a key, a block, and an id.
 
 ======================  ===========================================================================  =================
 the filter has          sources                                                                      order
@@ -17,7 +17,9 @@ any other status        the pushes that are given up, or the others that are ove
 nothing of this         what is over, and what waits and is due nearest to now                       newest change
 ======================  ===========================================================================  =================
 
-An action on all that match uses the waiting pushes in the order in which they are due instead of those nearest to now.
+In the table, a push is "over" if nothing more is done for it, "given up" if a person may requeue it, and "nearest to
+now" if it is among the next to become due, or among the last that became due. An action on all pushes that match does
+not use the waiting pushes nearest to now, but all waiting pushes in the order in which they are due.
 """
 
 from __future__ import annotations
@@ -44,7 +46,7 @@ _GIVEN_UP = ("dead", "expired", "failed", "cancelled")
 _OVER = ("sent", "delivered", "expired", "cancelled")
 
 _MOST_BLOCKS = 2**32 - 1
-"""No table has more. Source: MaxBlockNumber, storage/block.h of Postgres."""
+"""No table has more blocks. Source: MaxBlockNumber, storage/block.h of Postgres."""
 _LAST = UUID(int=2**128 - 1)
 
 
@@ -53,13 +55,13 @@ class Source:
     """The entries of one index that may match, in its order."""
 
     name: str
-    """In cursors; unique among the sources of one search."""
+    """The name in cursors, unique among the sources of one search."""
     statement: Literal["by_user", "by_code", "given_up", "over", "waiting", "near"]
     key: Key
     statuses: tuple[str, ...]
-    """Of the entries, those with these statuses may match."""
+    """Only entries with these statuses may match."""
     holds: tuple[str, ...]
-    """The statuses that the index holds."""
+    """The statuses of all entries of the index."""
     lane: int = 0
     span: Span = "any"
 
@@ -71,60 +73,60 @@ class Source:
     def is_backward(self) -> bool:
         """Whether the index is read backwards.
 
-        Then entries with the same key come in no order. Source: _bt_readpage, nbtsearch.c of Postgres, which returns
-        each posting list in ascending order.
+        Entries with the same key then come in no useful order. Source: _bt_readpage, nbtsearch.c of Postgres, which
+        returns each posting list in ascending order.
         """
         return self.statement in ("given_up", "over")
 
     @property
     def start(self) -> Position:
-        """Before the first entry."""
+        """The position before the first entry."""
         key = math.inf if self.is_newest_first else -math.inf
         return Position(key, 0, UUID(int=0)) if self.has_ids_in_order else Position(key, -2, _LAST)
 
     @property
     def has_ids_in_order(self) -> bool:
-        """Whether the index has entries with the same key in the order of their ids; else in that of their blocks."""
+        """Whether the index orders entries with the same key by id; otherwise it orders them by block."""
         return self.statement in ("by_user", "near")
 
 
 class Position(NamedTuple):
-    """A place in a source: behind the entry with this id, or where it would be."""
+    """A place in a source: behind the entry with this id, or behind the place where it would be."""
 
     key: float
-    """Unix seconds; infinite where the column is."""
+    """The time in the index, in Unix seconds. It is infinite if the column is."""
     block: int
-    """Of the table, in which the row is; 0 where the index has the ids in order."""
+    """The block of the table that the row is in; 0 if the index orders entries with the same key by id."""
     id: UUID
 
     @classmethod
     def before(cls, key: float, block: int = 0) -> Position:
-        """Before the first entry with this key from a block on."""
+        """The position before the first entry with this key in this or a later block."""
         return cls(key, block - 1, _LAST)
 
     @property
     def tids(self) -> tuple[str, str]:
-        """Where in the table the blocks behind this one begin, and where this one does."""
+        """The tids at which the next block and this block of the table begin."""
         beyond, own = (min(max(block, 0), _MOST_BLOCKS) for block in (self.block + 1, self.block))
         return f"({beyond},0)", f"({own},0)"
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What a search looks through."""
+    """The sources that a search looks through."""
 
     sources: tuple[Source, ...]
     is_merged: bool
-    """Whether the keys decide between the sources; else one comes after the other."""
+    """Whether the sources are merged by their keys. Otherwise one source comes after the other."""
 
 
 def plan(filter: Filter, *, action: Action | None = None, is_list: bool = True) -> Plan:  # as in the URL
     """The sources for a filter.
 
     Args:
-        filter: what must apply.
-        action: only what it may change.
-        is_list: of the waiting pushes those nearest to now will do, in the order of their changes.
+        filter: what the pushes must match.
+        action: if given, only pushes that it may change.
+        is_list: whether only the waiting pushes nearest to now are needed, in the order of their changes.
     """
     wanted = _wanted(filter, action)
     if filter.user is not None:
@@ -134,7 +136,7 @@ def plan(filter: Filter, *, action: Action | None = None, is_list: bool = True) 
         return _plan([Source("code", "by_code", "updated_at", _of(wanted, _ENDED), _ENDED)], wanted, nearest)
     given_up = _of(wanted, _GIVEN_UP)
     if filter.status is None and action is None:
-        # The index of what is over has the expired and cancelled ones too; one of both is enough.
+        # Both indexes hold the expired and the cancelled pushes. One of them is enough.
         given_up = ("dead", "failed")
     over = tuple(status for status in _of(wanted, _OVER) if status not in given_up)
     found = [
@@ -145,7 +147,7 @@ def plan(filter: Filter, *, action: Action | None = None, is_list: bool = True) 
 
 
 def ended(status: str | None) -> Plan:
-    """The sources of what is over, those that changed last first; failed tries count only if they are asked for."""
+    """The sources of pushes that are over, the last changed first. Failed tries are included only if asked for."""
     wanted = (status,) if status else ("dead", *_OVER)
     sources = (
         Source("given", "given_up", "updated_at", _of(wanted, ("dead", "failed")), _GIVEN_UP),
@@ -155,7 +157,7 @@ def ended(status: str | None) -> Plan:
 
 
 def _wanted(filter: Filter, action: Action | None) -> tuple[str, ...]:
-    """The statuses that may match. What a person cancelled is requeued only if the filter says so."""
+    """The statuses that may match. Cancelled pushes are requeued only if the filter asks for them."""
     allowed = {
         None: _ALL,
         "requeue": _GIVEN_UP if filter.status == "cancelled" else ("dead", "expired", "failed"),
@@ -169,7 +171,7 @@ def _of(wanted: Iterable[str], statuses: Collection[str]) -> tuple[str, ...]:
 
 
 def _plan(found: Sequence[Source], wanted: Sequence[str], nearest: bool) -> Plan:
-    """These sources, without those that hold nothing that is wanted, and those of the waiting pushes."""
+    """Drops the sources that hold nothing wanted, and adds the sources of the waiting pushes."""
     sources = [source for source in found if source.statuses]
     waiting = _of(wanted, WAITING)
     if not waiting:
@@ -194,20 +196,20 @@ class Entry:
 
     id: UUID
     place: Position
-    """Behind this entry, or before it if it is to be looked at again."""
+    """The position behind this entry, or before it if the next scan must look at it again."""
     matches: bool
     is_edge: bool
-    """The scan ended here, because it has looked at as many entries as it may."""
+    """Whether the scan ended here because it had looked at as many entries as it may."""
 
 
 @dataclass(slots=True)
 class Part:
-    """What a part of a list holds."""
+    """A part of a list."""
 
     entries: list[tuple[Source, Entry]] = field(default_factory=list)
-    """Those that match, in order."""
+    """The entries that match, in order."""
     positions: dict[str, Position] = field(default_factory=dict)
-    """Behind what was looked at, by source."""
+    """For each source, the position behind the entries that were looked at."""
     has_more: bool = False
     is_partial: bool = False
 
@@ -217,9 +219,10 @@ def merge(plan: Plan, scans: Sequence[Sequence[Entry]], start: Mapping[str, Posi
 
     Args:
         plan: the sources.
-        scans: what each returned, of at most ``limit`` + 1 entries; fewer, and no edge: there are no more.
+        scans: what the scan of each source returned, at most ``limit`` + 1 entries. A source has no more entries if its
+            scan returned fewer, without an edge.
         start: where each scan began.
-        limit: of the entries.
+        limit: the most entries.
     """
     part = Part(positions=dict(start))
     for source, entry in _in_order(plan, scans):
@@ -260,25 +263,25 @@ _TIMES = range(-210_866_803_200_000_000, 9_224_318_016_000_000_000)
 
 
 def seconds(text: str, fault: str) -> float:
-    """Microseconds since 1970, as they stand in a URL, in seconds. Raises FilterFault for no time of Postgres."""
-    # A text of any length comes from a URL, and int() refuses more than 4,300 digits.
+    """Converts microseconds since 1970, as in a URL, to seconds. Raises FilterFault if Postgres has no such time."""
+    # A URL may hold a text of any length, and int() refuses more than 4,300 digits.
     if not re.fullmatch(r"-?[0-9]{1,19}", text) or int(text) not in _TIMES:
         raise FilterFault([fault])
     return int(text) / 1_000_000
 
 
 def encode(positions: Mapping[str, Position]) -> str:
-    """Positions as a text that a URL holds as it is."""
+    """Positions as a text that needs no escaping in a URL."""
     parts = []
     for name, (key, block, push) in positions.items():
-        # Exact: a product of floats would not read back as the same key after the year 2255.
+        # Fraction is exact. After the year 2255, a product of floats would not read back as the same key.
         at = str(round(Fraction(key) * 1_000_000)) if math.isfinite(key) else f"{'-' * (key < 0)}inf"
         parts.append(f"{name}.{at}.{block}.{push.hex}")
     return "~".join(parts)
 
 
 def decode(text: str | None, plan: Plan) -> dict[str, Position]:
-    """What ``encode`` made a text of; without a text, the start of each source. Raises FilterFault."""
+    """Reads a text that ``encode`` made. Without a text, returns the start of each source. Raises FilterFault."""
     positions = {source.name: source.start for source in plan.sources}
     for part in text.split("~") if text else ():
         found = _CURSOR.fullmatch(part)

@@ -1,10 +1,10 @@
-"""What the database knows of pushes, workers and actions, read for a person.
+"""Reads, for a person, what the database knows about pushes, workers and actions.
 
-Every statement runs in a transaction that is read-only, that sees one moment, and that ends after two seconds at most.
-The settings are local to the transaction, so it works behind a transaction pooler.
+Every statement runs in a read-only transaction that sees one snapshot, and Postgres cancels it after two seconds. The
+settings are local to the transaction, so this works behind a transaction pooler.
 
-No statement reads a table: a search looks at a bounded number of entries of an index (see ``order``), tells what it
-found, and where to go on.
+No statement reads a whole table. A search looks at a bounded number of entries of an index (see ``order``), and returns
+what it found and where the next search begins.
 """
 
 from __future__ import annotations
@@ -45,12 +45,13 @@ from listener.postgres.connect import Connection
 from listener.postgres.statements import load
 
 WINDOW = 5_000
-"""Entries of an index that one search looks at, at most."""
+"""The most entries of an index that one search looks at."""
 
 _NEAR = 1_000
-"""Waiting pushes of each priority that are due next, and as many that became due last, in a list of everything."""
+"""In a list of everything, for each priority: so many waiting pushes that are due next, and as many that became due
+last."""
 _PULSE_WINDOW = 1_000
-"""Waiting pushes of each priority that the pulse looks at."""
+"""The number of waiting pushes of each priority that the pulse looks at."""
 _MOST_CODES = 100
 _CODE_WINDOW = 2_000
 _COUNTED = 1_000
@@ -61,14 +62,14 @@ _PREVIEW_S = 0.15
 _EXAMPLES = 5
 
 CUT = " ... (cut)"
-"""The end of a text of which there is more."""
+"""The end of a text that was cut."""
 _SHORT = 200
 _LONG = 2000
 _CODE = 64
 _MESSAGE_ID = 512
 
-# The order must come from an index whatever Postgres knows of the table's size: its statistics may be from a time when
-# the table was empty, and then it would read and sort a million rows.
+# These settings make Postgres take the order from an index. Its statistics may be from a time when the table was empty,
+# and then it would otherwise read and sort a million rows.
 _BEGIN: LiteralString = """
 begin isolation level repeatable read read only;
 set local statement_timeout = '2s';
@@ -104,7 +105,7 @@ def _scan(statement: str, direction: str, ties: str) -> LiteralString:
     )
 
 
-# In which order an index has its keys, and entries with the same key.
+# For each source: the direction in which its keys are read, and by what its entries with the same key are ordered.
 _SOURCES = {
     "by_user": ("desc", "ids"),
     "by_code": ("desc", "blocks"),
@@ -116,7 +117,7 @@ _SOURCES = {
 
 SCANS = {statement: _scan(statement, *how) for statement, how in _SOURCES.items()}
 SAME = {statement: _scan(f"{statement}_same", "", "blocks") for statement in ("given_up", "over")}
-"""Of the sources that are read backwards: the entries with the key of a position."""
+"""For the sources that are read backwards: the scans of the entries with the same key as a position."""
 COUNTS = {
     statement: load(__file__, "count", matches=_MATCHES, entries=_entries(statement))
     for statement in _SOURCES
@@ -144,13 +145,13 @@ _FOREVER = ("-infinity", "infinity")
 
 
 class Reading:
-    """Reads; every method raises psycopg.Error.
+    """Reads from the database. Every method raises psycopg.Error.
 
     Args:
         connect: gives a connection in autocommit, for one use.
-        connect_pulse: the same for ``pulse``, so that it need not wait for a search of a person, nor a person for it.
-            None: ``connect``.
-        window: entries of an index that one search looks at, at most.
+        connect_pulse: gives a connection for ``pulse``, so that ``pulse`` and the searches of people do not wait for
+            each other. None: ``connect``.
+        window: the most entries of an index that one search looks at.
     """
 
     def __init__(
@@ -167,10 +168,10 @@ class Reading:
     # --- The first screen
 
     async def pulse(self, latest: int = 20) -> Pulse:
-        """What changes from second to second, in one statement.
+        """The figures that change from second to second, read in one statement.
 
-        How late the queue is, is told by the rule of the metrics, but of a bounded number of the waiting pushes: see
-        ``Pulse.is_whole``.
+        How late the queue is follows the same rule as in the metrics, but only a bounded number of waiting pushes is
+        read: see ``Pulse.is_whole``.
         """
         async with _transaction(self._connect_pulse) as cursor:
             row = await _one(cursor, PULSE, {"latest": latest, "near": latest, "window": _PULSE_WINDOW})
@@ -187,9 +188,9 @@ class Reading:
         )
 
     async def codes(self) -> list[CodeGroup]:
-        """The dead and expired pushes by error code, the most frequent first; '' for those without one.
+        """The dead and expired pushes by error code, the most frequent first; '' for pushes without a code.
 
-        Of each code the newest 2,000 are looked at, and no count says more than 1,000.
+        For each code it looks at the newest 2,000 pushes. No count is more than 1,000.
         """
         async with self._transaction() as cursor:
             rows = await _all(cursor, CODES, {"codes": _MOST_CODES, "window": _CODE_WINDOW})
@@ -228,9 +229,9 @@ class Reading:
     # --- Lists
 
     async def pushes(self, filter: Filter, *, after: str | None = None, limit: int = 50) -> Page:
-        """A part of the list of pushes to which a filter applies, in the order that ``order`` tells.
+        """A part of the list of pushes that match a filter, in the order that ``order`` defines.
 
-        Raises FilterFault for an ``after`` that is no place in this list.
+        Raises FilterFault if ``after`` is not a place in this list.
         """
         plan = order.plan(filter)
         start = order.decode(after, plan)
@@ -247,16 +248,16 @@ class Reading:
     async def newer(
         self, filter: Filter, than: str, *, without: Sequence[UUID] = (), most: int = 100
     ) -> Count:
-        """How many pushes would come before the first row of a page, whose ``first`` is ``than``.
+        """How many pushes are newer than a page: they would come before its first row.
 
-        Of waiting pushes, which are not listed in the order of their changes, it is how many have changed since: were
-        inserted, requeued, or failed again. Raises FilterFault.
+        A list of waiting pushes is not in the order of their changes. There it is the number of pushes that were
+        inserted, were requeued, or failed again since the page was read. Raises FilterFault.
 
         Args:
-            filter: what the page lists.
-            than: its ``first``.
-            without: the pushes that it shows, of which none counts, however they have changed.
-            most: where counting stops.
+            filter: the filter of the page.
+            than: ``Page.first`` of the page.
+            without: the pushes on the page. They never count, even if they have changed.
+            most: the number at which counting stops.
         """
         since = _parse_first(than)
         plan = order.plan(filter)
@@ -275,7 +276,7 @@ class Reading:
         return Count(min(number, most), is_exact and number <= most)
 
     async def count(self, filter: Filter, most: int = 1000) -> Count:
-        """How many pushes a filter applies to; it stops at ``most``."""
+        """How many pushes match a filter. Counting stops at ``most``."""
         plan = order.plan(filter, is_list=False)
         number, is_exact = 0, True
         async with self._transaction() as cursor:
@@ -289,17 +290,17 @@ class Reading:
         return Count(min(number, most), is_exact and number <= most)
 
     async def lines(self, ids: Sequence[UUID]) -> list[PushLine]:
-        """Pushes by their ids, in this order; those that are gone are left out."""
+        """Pushes by their ids, in the order of the ids. Ids that do not exist are left out."""
         async with self._transaction() as cursor:
             return await self._lines(cursor, ids)
 
     async def ended(self, filter: Filter, since: datetime, most: int = 20_000) -> Ended:
-        """The pushes that ended since a time and to which a filter applies; failed tries if it asks for them.
+        """The pushes that ended since a time and match a filter; failed tries too if the filter asks for them.
 
         Args:
-            filter: its own times do not count.
+            filter: its fields ``since`` and ``until`` are ignored.
             since: by the database's clock.
-            most: entries of an index that are looked at; the newest ones.
+            most: the most entries of an index that are looked at, the newest first.
         """
         lines: list[PushLine] = []
         edges: list[datetime] = []
@@ -326,7 +327,7 @@ class Reading:
     # --- One push
 
     async def story(self, push_id: UUID) -> Story | None:
-        """All that is known of one push, with its newest 200 log rows; None if it does not exist."""
+        """Everything about one push, with its newest 200 log rows; None if it does not exist."""
         async with self._transaction() as cursor:
             await cursor.execute(STORY, {"id": push_id}, prepare=False)
             row = await cursor.fetchone()
@@ -369,17 +370,18 @@ class Reading:
         after: str | None = None,
         limit: int = 500,
     ) -> tuple[list[UUID], str | None]:
-        """The next pushes that an action on all that match is for, and where to go on; None: these were the last.
+        """The next pushes for an action on all that match, and a cursor for the next search (None: this was the last).
 
-        There may be none of them, and still a place to go on: a search looks at a bounded number of entries.
+        The ids may be empty although a cursor is returned, because a search looks at a bounded number of entries.
         Raises FilterFault.
 
         Args:
-            filter: what must apply.
-            what: pushes are left out that it cannot change; cancelled ones are requeued if the filter asks for them.
-            until: those that changed later are left out.
-            after: where to go on.
-            limit: of the ids.
+            filter: what the pushes must match.
+            what: the action. Pushes that it cannot change are left out; cancelled pushes are requeued only if the
+                filter asks for them.
+            until: pushes that changed later are left out.
+            after: the cursor; None: begin at the start.
+            limit: the most ids.
         """
         plan = order.plan(filter, action=what)
         start = order.decode(after, plan)
@@ -389,13 +391,13 @@ class Reading:
         return ids, order.encode(part.positions) if part.has_more else None
 
     async def preview(self, filter: Filter, what: Action, ids: Sequence[UUID] | None = None) -> Preview:
-        """What an action would do now: on all that match, or on pushes that a person named.
+        """What an action would do now, either to all pushes that match, or to the pushes with the given ids.
 
-        Of all that match, counts stop at 1,000, or after a sixth of a second.
+        Counting all that match stops at 1,000, or after about a sixth of a second.
 
         Args:
-            filter: what must apply; not looked at if there are ``ids``.
-            what: pushes that it cannot change are left out.
+            filter: what the pushes must match. It is ignored if ``ids`` are given.
+            what: the action. Pushes that it cannot change are left out.
             ids: no more than 1,000.
         """
         if ids is not None:
@@ -431,16 +433,16 @@ class Reading:
         return Preview(Count(len(found), True), examples, Count(seen, True), until)
 
     async def actions(self, before: int | None = None, limit: int = 50) -> list[ActionLine]:
-        """What people did, the newest first, with no more than 20 ids of each.
+        """What people did, the newest first, each action with no more than 20 ids.
 
-        ``before`` is the id of the last line of the part before.
+        ``before`` is the id of the last line of the previous part of the list.
         """
         async with self._transaction() as cursor:
             rows = await _all(cursor, ACTIONS, {"before": before, "limit": limit})
         return [ActionLine(**row) for row in rows]
 
     async def run_progress(self, run: UUID) -> tuple[int, datetime | None]:
-        """How many pushes an action on all that match has changed so far, and when it last did."""
+        """How many pushes an action on all that match has changed so far, and the time of its last change."""
         async with self._transaction() as cursor:
             row = await _one(cursor, _RUN, {"run": run})
         return row["done"], row["latest"]
@@ -496,7 +498,7 @@ async def _transaction(connect: Connect) -> AsyncIterator[AsyncCursor[DictRow]]:
 async def _all(
     cursor: AsyncCursor[DictRow], statement: LiteralString, values: Mapping[str, Any] | None = None
 ) -> list[DictRow]:
-    # Statements are not prepared: a transaction pooler loses them, and each filter deserves a plan of its own.
+    # Statements are not prepared, because a transaction pooler loses them, and each filter needs its own plan.
     await cursor.execute(statement, values, prepare=False)
     return await cursor.fetchall()
 
@@ -524,7 +526,7 @@ def _values(
     what: Action | None = None,
     until: datetime | None = None,
 ) -> dict[str, Any]:
-    """The parameters of a scan and of a count of a source."""
+    """The parameters for scanning or counting a source."""
     latest = [time for time in (filter.until, until) if time is not None]
     return {
         "statuses": list(source.statuses),
@@ -561,7 +563,7 @@ async def _behind(
     *,
     is_first: bool = True,
 ) -> list[tuple[Entry, PushLine]]:
-    """What is behind a position: the entries that match, and that at which the scan ended before its time."""
+    """The entries behind a position that match, and the entry at which the scan had to end, if there is one."""
     if not source.is_backward:
         return await _scanned(cursor, SCANS[source.statement], values, position, limit)
     found: list[tuple[Entry, PushLine]] = []
@@ -574,7 +576,7 @@ async def _behind(
     found += await _scanned(
         cursor, SCANS[source.statement], rest, position, limit - len(found), has_blocks=False
     )
-    if is_first and len(found) == 1 and found[0][0].is_edge:  # perhaps all have one key
+    if is_first and len(found) == 1 and found[0][0].is_edge:  # perhaps all entries have the same key
         return await _behind(cursor, source, values, found[0][0].place, limit, is_first=False)
     return found
 
@@ -598,7 +600,7 @@ async def _scanned(
 
 
 def _first(plan: Plan, lines: Sequence[PushLine], now: datetime) -> str:
-    """What ``newer`` compares with: the key of the first row, or now where rows that are added come last."""
+    """The value that ``newer`` compares with: the key of the first row, or now if added rows come last in the list."""
     at = now
     if lines and plan.sources[0].key == "created_at":
         at = lines[0].created_at
@@ -608,12 +610,12 @@ def _first(plan: Plan, lines: Sequence[PushLine], now: datetime) -> str:
 
 
 def _parse_first(text: str) -> float:
-    """The first moment after it, in Unix seconds."""
+    """The first moment after ``Page.first``, in Unix seconds."""
     return order.seconds(text, "than must be what a page says of its first row") + 1e-6
 
 
 def _time(seconds: float) -> datetime:
-    """A time of the database; one that Python has no date for is the nearest that it has."""
+    """A time of the database. If Python's range of dates is too small for it, the nearest date that Python has."""
     try:
         return datetime.fromtimestamp(seconds, UTC)
     except (ValueError, OverflowError, OSError):
@@ -625,12 +627,12 @@ def _time_or_none(seconds: float | None) -> datetime | None:
 
 
 def _seconds(value: float | str) -> float:
-    """JSON has no infinite numbers: Postgres writes them as texts."""
+    """JSON has no infinite numbers, so Postgres writes them as texts."""
     return float(value)
 
 
 def _cut(text: Any, most: int) -> Any:
-    """A text of a row, with a sign if the database has more than ``most`` characters of it. None stays None."""
+    """A text, cut and marked with ``CUT`` if it has more than ``most`` characters. None stays None."""
     return text if text is None or len(text) <= most else text[:most] + CUT
 
 

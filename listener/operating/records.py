@@ -1,4 +1,4 @@
-"""What is known of pushes, workers and actions: records without behaviour."""
+"""Pushes, workers and actions as a person sees them: records without behaviour."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ class PushLine:
     status: str
     priority: str
     kind: str
-    """token, fid, user, topic, condition; '' for a push without a target."""
+    """``token``, ``fid``, ``user``, ``topic`` or ``condition``; '' for a push without a target."""
     target: str
-    """Hash of the token or fid ("token 1a2b3c4d"), user id, topic, or condition."""
+    """The hash of the token or fid ("token 1a2b3c4d"), the user id, the topic, or the condition."""
     title: str | None
     error_code: str | None
     last_error: str | None
-    """The reason, with what may be a token hidden."""
+    """The reason. Everything that may be a token is hidden in it."""
     retry_count: int
     created_at: datetime
     updated_at: datetime
     due_at: datetime | None
-    """next_attempt_at of a waiting push."""
+    """The next_attempt_at of a waiting push."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,20 +36,20 @@ class Page:
 
     lines: Sequence[PushLine]
     after: str | None
-    """For the next part; None: there is none."""
+    """The cursor of the next part; None: this is the last part."""
     is_partial: bool = False
-    """The search stopped after a bounded number of rows; ``after`` goes on."""
+    """Whether the search stopped because it had looked at enough rows; ``after`` continues it."""
     first: str = ""
-    """Of the first row, for ``Reading.newer``."""
+    """Identifies the place of the first row, for ``Reading.newer``."""
 
 
 @dataclass(frozen=True, slots=True)
 class Count:
-    """How many pushes a filter applies to."""
+    """How many pushes match a filter."""
 
     number: int
     is_exact: bool
-    """False: at least so many."""
+    """False: there may be more."""
 
     def __str__(self) -> str:
         return f"{self.number:,}" if self.is_exact else f"{self.number:,}+"
@@ -62,13 +62,13 @@ class Attempt:
     at: datetime
     attempt: int | None
     device: str
-    """Hash of the token; '' where there is none."""
+    """The hash of the token; '' if there is no token."""
     platform: str | None
     status: str
-    """sent, failed, unknown."""
+    """``sent``, ``failed`` or ``unknown``."""
     code: str | None
     answer: str | None
-    """FCM's words, with tokens hidden."""
+    """FCM's text. Tokens are hidden in it."""
     message_id: str | None
 
 
@@ -83,7 +83,7 @@ class Receipt:
 
 @dataclass(frozen=True, slots=True)
 class Story:
-    """All that is known of one push, without its text: that is revealed by an action of its own."""
+    """Everything about one push except its text, which only the action ``reveal`` shows."""
 
     line: PushLine
     user: UUID | None
@@ -98,11 +98,11 @@ class Story:
     delivery_attempts: int
     lost_claims: int
     unwritable: str | None
-    """What could not be written, and the code; None: all could."""
+    """The statement that the database refused to write for this push, and the error code; None: it refused none."""
     attempts: Sequence[Attempt]
     receipts: Sequence[Receipt]
     is_cut: bool
-    """There are more log rows than are shown."""
+    """Whether there are more log rows than are shown."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +126,7 @@ class WorkerLine:
     is_alive: bool
     is_lost: bool
     in_flight: Count
-    """Pushes that it has claimed and not settled."""
+    """How many pushes it has claimed and not settled."""
     is_guarded: bool = True
     """False: it holds no liveness lock (WAKEUP=sweep, or it has just started), so whether it lives is unknown."""
 
@@ -139,15 +139,15 @@ class ActionLine:
     at: datetime
     who: str
     what: str
-    """requeue, cancel, reveal or send."""
+    """``requeue``, ``cancel``, ``reveal`` or ``send``."""
     filter: Mapping[str, str] | None
     reason: str | None
     affected: int
-    """How many pushes."""
+    """How many pushes the action has changed."""
     ids: Sequence[UUID]
-    """Of these pushes, no more than 20."""
+    """The ids of no more than 20 of these pushes."""
     run: UUID | None
-    """The same for all batches of one action."""
+    """An id, the same for all batches of one action."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,12 +157,12 @@ class Preview:
     pushes: Count
     examples: Sequence[PushLine]
     maybe_seen: Count
-    """Of them: those that a person may see twice, because FCM may have accepted them."""
+    """How many of them a person may see twice, because FCM may have accepted them."""
     until: datetime
-    """The time of the preview, by the database's clock: what a later transaction changes is left alone.
+    """The time of the preview, by the database's clock. The action leaves alone what later transactions change.
 
-    A push has the time at which the transaction began that changed it. So what a transaction changes that has begun
-    before the preview and ends after it is not left alone.
+    The updated_at of a push is the time at which the transaction that changed it began. So the action does not leave
+    alone a push that was changed by a transaction which began before the preview and ended after it.
     """
 
 
@@ -171,9 +171,9 @@ class Progress:
     """How far an action on all that match is."""
 
     done: int
-    """Pushes changed."""
+    """How many pushes it has changed."""
     skipped: int
-    """Pushes that matched and were changed by somebody else since the preview."""
+    """How many pushes matched, but somebody else has changed or locked them since the preview."""
     is_over: bool
 
 
@@ -183,41 +183,41 @@ class Ended:
 
     lines: Sequence[PushLine]
     now: datetime
-    """The database's time; what commits later may still be written with an earlier time."""
+    """The database's time. A transaction that commits later may still have written an earlier time."""
     complete_since: datetime | None
-    """Of what ended before, some is missing, because there was too much; None: none is."""
+    """Some pushes that ended before this time are missing, because there were too many; None: none is missing."""
 
 
 @dataclass(frozen=True, slots=True)
 class Pulse:
-    """What the first screen shows of the database, the same for every process. Cheap to read once a second."""
+    """The figures from the database for the first screen, the same for every process. Cheap to read once a second."""
 
     at: datetime
-    """By the database's clock."""
+    """The time by the database's clock."""
     sent: int
-    """Pushes accepted by FCM today and yesterday (UTC): for differences."""
+    """Pushes that FCM accepted today and yesterday (UTC). Readers use the difference of two values."""
     failed: Mapping[str, int]
-    """Pushes that ended dead or expired today and yesterday, by code: for differences."""
+    """Pushes that ended dead or expired today and yesterday, by code. Readers use the difference of two values."""
     oldest_due: float
-    """Seconds for which the push that has waited longest has been due, counted from before its first try, also while it
-    waits for the next one: as push_queue_oldest_due_seconds. 0: there is none."""
+    """For how many seconds the push that has waited longest has been due; 0: no push is due. The time counts from when
+    the push was first due, also while it waits for its next try, as in push_queue_oldest_due_seconds."""
     workers: int | None
-    """None: Postgres does not see them, with WAKEUP=sweep."""
+    """How many workers live; None: Postgres does not see them, with WAKEUP=sweep."""
     is_due: bool = False
     """Whether a push could be claimed now."""
     retrying: int = 0
     """Pushes that were due and wait for their next try."""
     is_whole: bool = True
-    """Whether ``oldest_due`` and ``retrying`` are of all pushes that wait; else of those that are due first."""
+    """Whether ``oldest_due`` and ``retrying`` cover all waiting pushes; otherwise only those that are due first."""
     latest: Sequence[PushLine] = field(default_factory=tuple)
     """The pushes that changed last, the newest first."""
 
 
 @dataclass(frozen=True, slots=True)
 class Revealed:
-    """What a push says and where it goes. Its repr shows nothing, so that no log and no error message can.
+    """What a push says and where it goes. Its repr shows nothing, so that no log and no error message can show it.
 
-    Of a text the first 16,384 characters, and then a sign that it is cut.
+    A longer text is cut after 16,384 characters, and its end says so.
     """
 
     token: str | None = field(repr=False)
@@ -229,4 +229,4 @@ class Revealed:
     options: object = field(repr=False)
     """As JSON is loaded, or a text if it was cut; None: the push has none."""
     tokens: Sequence[str] = field(repr=False)
-    """The registration tokens that its log names, no more than 1,000."""
+    """The registration tokens in its log, no more than 1,000."""

@@ -1,8 +1,9 @@
 """Follows pushes as they end.
 
-A commit comes after the time that it writes in ``updated_at``, so rows appear in the past, and two commits may appear
-in another order than their times. Each look therefore reads the last seconds again, and shows what it has not shown: a
-state is known by its push, status and time. A transaction that stays open for longer than that is missed.
+``updated_at`` is a time before the commit. So a row becomes visible with a time in the past, and two rows may become
+visible in another order than their times. Each look therefore reads the last seconds again, and shows only the states
+that were not shown yet; push, status and time identify a state. The changes of a transaction that stays open for longer
+than ``OVERLAP`` are missed.
 """
 
 from __future__ import annotations
@@ -16,11 +17,11 @@ from uuid import UUID
 from listener.operating.records import Ended, PushLine
 
 OVERLAP = timedelta(seconds=10)
-"""How late a commit may come."""
+"""How long after its ``updated_at`` a change may be committed."""
 
 
 class State(NamedTuple):
-    """What makes a line worth showing once."""
+    """A state of a push. Each state is shown once."""
 
     push: UUID
     status: str
@@ -34,11 +35,11 @@ class News:
     lines: Sequence[PushLine]
     """The oldest change first."""
     is_cut: bool
-    """More pushes ended than one look reads: some are missing before these."""
+    """Whether more pushes ended than one look reads, so that some are missing before these."""
 
 
 class Shown:
-    """What has been shown of the last seconds. Pure.
+    """Remembers which states of the last seconds were shown. Pure.
 
     Args:
         start: the first moment of interest.
@@ -53,11 +54,11 @@ class Shown:
 
     @property
     def since(self) -> datetime:
-        """From when on to look."""
+        """The time from which the next look reads."""
         return self._start if self._looked_at is None else max(self._start, self._looked_at - self._overlap)
 
     def news(self, found: Ended) -> News:
-        """What was not shown yet of what a look from ``since`` on has found."""
+        """The part of a look's result that was not shown yet. The look has read from ``since`` on."""
         unseen = [
             line for line in found.lines if State(line.id, line.status, line.updated_at) not in self._states
         ]
@@ -77,12 +78,12 @@ async def follow(
     rest: Callable[[], Awaitable[object]],
     shown: Shown,
 ) -> AsyncIterator[News]:
-    """Yields what each look adds, for good. Raises what ``look`` raises.
+    """Yields what each look adds, without end. Raises what ``look`` raises.
 
     Args:
-        look: what has ended since a time.
+        look: returns what has ended since a time.
         rest: waits until the next look.
-        shown: where to begin.
+        shown: says where to begin.
     """
     while True:
         yield shown.news(await look(shown.since))

@@ -1,4 +1,4 @@
-"""Whether pushes go out, in one sentence, by the rules of /readyz and of the alerts (docs/alerts.md). Pure."""
+"""Says in one sentence whether pushes go out, by the rules of /readyz and of the alerts (docs/alerts.md). Pure."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from typing import Literal
 from listener.operating.durations import duration
 
 Level = Literal["ok", "attention", "trouble"]
-"""ok: pushes go out in time. attention: what is a ticket among the alerts. trouble: pushes do not go out, or nobody can
-tell: what calls a person."""
+"""ok: pushes go out in time. attention: like an alert that opens a ticket. trouble: pushes do not go out, or nobody can
+tell; like an alert that calls a person."""
 
 LATE_S = 5.0
 """The objective: a push is accepted within this time of being due (docs/alerts.md, Objectives)."""
@@ -19,19 +19,20 @@ STALLED_S = 60.0
 """QueueStalled: a push was first due longer ago than this, and none was accepted for ``ACCEPTED_WITHIN_S``."""
 ACCEPTED_WITHIN_S = 120.0
 RETRYING = 10
-"""QueueStalled: if none is due, because all wait for their next try, so many must. The alert counts failed requests."""
+"""QueueStalled: if no push is due, at least this many must wait for their next try. The alert counts failed requests
+instead."""
 OLD_S = 300.0
-"""QueueOld."""
+"""QueueOld: a push has been due for longer than this."""
 DEAD = 5
-"""DeadLetters: pushes given up with one code within ``DEAD_WITHIN_S``."""
+"""DeadLetters: at least this many pushes were given up with one code within ``DEAD_WITHIN_S``."""
 DEAD_WITHIN_S = 3600.0
 FAILED = 20
 FAILED_SHARE = 0.2
-"""FailureRatio: more than this share failed within ``FAILED_WITHIN_S``, and no fewer than ``FAILED``. The alert counts
-requests, the page pushes."""
+"""FailureRatio: within ``FAILED_WITHIN_S``, more than this share of the pushes failed, and at least ``FAILED``. The
+alert counts requests, the page counts pushes."""
 FAILED_WITHIN_S = 900.0
 USUAL_CODES = frozenset({"UNREGISTERED", "SENDER_ID_MISMATCH", "NO_RECIPIENTS", "EXPIRED"})
-"""Codes with which pushes end although all is well: devices that are gone, and pushes whose time was over."""
+"""Codes that are no sign of trouble: the device is gone, or the push has expired."""
 
 _STOPPING = "stopping"
 
@@ -62,41 +63,41 @@ _DOCTOR = "Run push-listener doctor, and read the log of the process: both name 
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """What the verdict is about."""
+    """The facts that decide the verdict."""
 
     obstacles: Sequence[str] = ()
-    """What keeps this process from its work, as /readyz tells it."""
+    """What keeps this process from its work, as in the answer of /readyz."""
     pause: str | None = None
     """The kind of pause that this process is in: refused, away, token_loss, no_access_token."""
     paused_since: datetime | None = None
     """In UTC."""
     database: str | None = None
-    """Why the page could not read the database; None: it could. What follows is then old or not known."""
+    """Why the page could not read the database; None: it could. If it could not, the facts below are old or unknown."""
     oldest_due: float | None = None
-    """Seconds for which the push that has waited longest has been due, also while it waits for its next try; 0: there
-    is none; None: not known."""
+    """For how many seconds the push that has waited longest has been due, also while it waits for its next try; 0: no
+    push is due; None: not known."""
     is_due: bool = True
     """Whether a push could be claimed now."""
     retrying: int = 0
     """Pushes that were due and wait for their next try."""
     accepted: int | None = None
-    """Pushes of the whole fleet that FCM accepted in the last ``ACCEPTED_WITHIN_S``, and since this process has paused;
+    """Pushes of all processes that FCM accepted in the last ``ACCEPTED_WITHIN_S``, and since this process has paused;
     None: not known."""
     workers: int | None = None
-    """Workers that Postgres sees; None: it sees none of them, with WAKEUP=sweep."""
+    """How many workers live; None: Postgres does not see them, with WAKEUP=sweep."""
     platforms: Sequence[str] = ()
     """Platforms to which this process sends nothing but probes."""
     unwritable: int = 0
-    """Pushes that are passed over, because the application refuses what push-listener writes."""
+    """Pushes that push-listener passes over, because a rule of the application refuses what push-listener writes."""
     dead: Mapping[str, int] = field(default_factory=dict)
-    """Pushes that ended dead or expired within ``DEAD_WITHIN_S``, by code; what this process has seen of it."""
+    """Pushes that ended dead or expired within ``DEAD_WITHIN_S``, by code, as far as this process has seen them."""
     ended: tuple[int, int] = (0, 0)
-    """Within ``FAILED_WITHIN_S``: pushes that FCM accepted, and those that ended with a code that is not usual."""
+    """Within ``FAILED_WITHIN_S``: pushes that FCM accepted; pushes that ended with a code not in ``USUAL_CODES``."""
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What the first screen says."""
+    """The sentence of the first screen, and what to do."""
 
     level: Level
     sentence: str
@@ -107,7 +108,8 @@ class Verdict:
 
     @property
     def around_since(self) -> tuple[str, str]:
-        """The sentence before the time and after it, for a page that writes it in the reader's zone; or all, and ''."""
+        """The sentence before and after its time, for a page that shows the time in the reader's zone. Without a time:
+        the whole sentence, and ''."""
         before, _, after = (
             (self.sentence, "", "") if self.since is None else self.sentence.partition(_utc(self.since))
         )
@@ -115,7 +117,7 @@ class Verdict:
 
 
 def verdict(facts: Facts) -> Verdict:
-    """The first that applies: what keeps all pushes from going out comes before what concerns some."""
+    """The first rule that applies. Rules about all pushes come before rules about some pushes."""
     goes_out = bool(facts.accepted)
     if facts.obstacles and facts.obstacles[0] == _STOPPING:
         return Verdict("attention", "This process is stopping; it claims no more pushes.", "")
@@ -221,7 +223,7 @@ def _sending(facts: Facts) -> Verdict:
 
 
 def _given_up(facts: Facts) -> str:
-    """What is to be said of pushes that fail; '' if few do."""
+    """The sentence about pushes that fail; '' if only few fail."""
     dead = {code: n for code, n in facts.dead.items() if n >= DEAD and code not in USUAL_CODES}
     if dead:
         codes = sorted(dead, key=lambda code: (-dead[code], code))

@@ -1,10 +1,10 @@
-"""The migrations and pgTAP tests as files of a Supabase project, for those who deploy with its CLI.
+"""Emits the migrations and pgTAP tests as files of a Supabase project, for people who deploy with the Supabase CLI.
 
-An emitted migration does nothing where `push-listener migrate` has been at work already, and the other way
-round: both keep the same ledger.
+An emitted migration does nothing if `push-listener migrate` has already applied the same migration, and the other way
+round: both use the same ledger.
 
-A file that has been emitted does not change. It holds the functions as they were then. When a function has changed
-since, another file replaces it, named after its content.
+An emitted file never changes. It contains the functions as they were then. When a function has changed since, another
+file, named after its content, replaces the function.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ from listener.schema.migrate import (
 )
 
 _STAMP = "%Y%m%d%H%M%S"
-_EARLIEST = datetime(2026, 1, 1)  # a name, not a time
+_EARLIEST = datetime(2026, 1, 1)  # only orders the file names; nothing happened then
 _STAMPED = re.compile(r"(\d{14})_.*\.sql")
 
-# The functions in an emitted file, and what it writes about them into the ledger.
+# The functions in an emitted file, and the values that it writes about them into the ledger.
 _REGION = re.compile(r"^-- function (\w+)\.(\w+)\n.*?^-- end of function \1\.\2$", re.MULTILINE | re.DOTALL)
 _RECORDED = re.compile(r"\('(\w+\.\w+)', (\d+), '([0-9a-f]{64})'\)")
 
-# One statement, so that all of it is applied or none, however it is run.
+# The file is one statement, so that Postgres applies all of it or nothing, however the file is run.
 _FRAME = """\
 -- push-listener, {title}. Written by `push-listener migrate --emit`, not to be edited.
 {remark}\
@@ -96,18 +96,18 @@ class _File:
     path: Path
     text: str
     source: str
-    """What a file of that name must hold, once its functions are replaced by the lines that include them."""
+    """What a file of that name must contain after its functions are replaced by the lines that include them."""
 
 
 def emit(project: Path, migrations: list[Migration] | None = None) -> list[Path]:
-    """Writes what is missing into ``project``, the folder `supabase` of an application; returns the new files.
+    """Writes the missing files into ``project``, the folder `supabase` of an application; returns the new files.
 
-    Migrations are named so that they come after those that are there, whose tables they may adopt, and keep
-    their names when this is repeated. Functions that have changed since they were emitted come last, in one file. A
-    function that a newer push-listener has emitted in a higher revision is left out.
+    The names of migrations sort after the existing files, because they may adopt the tables of these. A later call
+    keeps the names. Functions that have changed since they were emitted come last, in one file. A function is left out
+    if a newer push-listener has emitted it in a higher revision.
 
-    Raises MigrationError, having written nothing, when a file that is there has other content, and when the folder is
-    that of something else; and OSError.
+    Raises MigrationError, having written nothing, if an existing file has other content, or if the folder is not a
+    Supabase folder. Raises OSError.
     """
     known = load() if migrations is None else migrations
     if not _is_supabase_folder(project):
@@ -144,7 +144,7 @@ def emit(project: Path, migrations: list[Migration] | None = None) -> list[Path]
 
 
 def _is_supabase_folder(folder: Path) -> bool:
-    """Whether files for the Supabase CLI belong there: it is new or empty, or holds what only that folder holds."""
+    """Whether the folder is for the Supabase CLI: it is new, empty, or holds files that only such a folder holds."""
     return (
         not folder.exists()
         or not any(folder.iterdir())
@@ -154,7 +154,7 @@ def _is_supabase_folder(folder: Path) -> bool:
 
 
 def _otherwise(folder: Path) -> str:
-    """Why nothing is written into this folder, and which one is meant instead."""
+    """Why nothing is written into this folder, and which folder is probably meant instead."""
     text = (
         f"nothing has been written: {folder} is not the folder supabase of a project (it has neither config.toml "
         "nor migrations/<timestamp>_<name>.sql, and is not empty)"
@@ -166,7 +166,7 @@ def _otherwise(folder: Path) -> str:
 
 
 class _Names:
-    """The names in a folder of migrations, and those of the files to come."""
+    """The file names in a folder of migrations, and the names for new files."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -175,7 +175,7 @@ class _Names:
         self._last = max([_EARLIEST, *stamps])
 
     def path(self, name: str) -> Path:
-        """Where a file of this name is, or will be: after every other."""
+        """The path of the existing file with this name, or a new path that sorts after every other."""
         ending = f"_push_listener_{name}.sql"
         found = next((each for each in self._there if each.endswith(ending)), None)
         if found is None:
@@ -184,11 +184,11 @@ class _Names:
         return self._folder / found
 
     def of_push_listener(self) -> list[Path]:
-        """The files that have been emitted, in the order in which they are applied."""
+        """The emitted files, in the order in which they are applied."""
         return [self._folder / name for name in self._there if "_push_listener_" in name]
 
     def of_functions(self) -> list[Path]:
-        """Those of them that replace functions."""
+        """The emitted files that replace functions."""
         return [path for path in self.of_push_listener() if "_push_listener_functions_" in path.name]
 
 
@@ -234,14 +234,14 @@ def _tests(folder: Path) -> Iterator[_File]:
 
 
 def _holds(text: str, source: str) -> bool:
-    """Whether an emitted file is of this migration, whatever its functions were then, and nobody has edited them."""
+    """Whether an emitted file contains this migration, with any revision of its functions, and is unedited."""
     return source in text or (
         source in _REGION.sub(r"\\ir ../functions/\1/\2.sql", text) and _is_intact(text)
     )
 
 
 def _is_intact(text: str) -> bool:
-    """Whether the functions in an emitted file are those of which it records the checksums."""
+    """Whether the functions in an emitted file have the checksums that the file records."""
     recorded = {name: checksum for name, _, checksum in _RECORDED.findall(text)}
     for region in _REGION.finditer(text):
         lines = region[0].split("\n")[1:-1]
@@ -254,7 +254,7 @@ def _is_intact(text: str) -> bool:
 
 
 def _emitted(texts: Iterable[str]) -> dict[str, tuple[int, str]]:
-    """Revision and checksum of each function, as the last of these files has it."""
+    """The revision and the checksum of each function in the last of these files that has it."""
     return {
         name: (int(revision), checksum)
         for text in texts

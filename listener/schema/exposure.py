@@ -1,7 +1,7 @@
-"""Who can cause, change or read a push in this database: every role and every way, and what closes it.
+"""Who can cause, change or read a push in this database: every role, every way, and how to close each way.
 
-The service is as safe as the database that it works on: a function of an application that runs with its owner's rights,
-a policy, or a grant of a tutorial may let anybody send a push to anybody. This module looks; it changes nothing.
+The service is only as safe as its database. A function of the application that runs with its owner's rights, a policy,
+or a grant copied from a tutorial may let anybody send a push to anybody. This module only looks; it changes nothing.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from listener.postgres.workers import STRANGERS_SCHEMA
 
 _FIND = Path(__file__).with_name("exposure.sql").read_text()
 
-# Asked first: the session may lack the right to call the function, and the schema may not be there yet.
+# This is asked before _OURS, because the session may lack the right to call the function, or the schema may not exist.
 _MAY_ASK = """
 select pg_catalog.has_schema_privilege(n.oid, 'usage')
        and pg_catalog.has_function_privilege(pg_catalog.to_regprocedure('push_listener.api()')::oid, 'execute')
@@ -41,22 +41,22 @@ class Way:
     """What is changed or read: pushes, log rows or registration tokens."""
     roles: list[str]
     everybody: bool
-    """These are all roles, but for superusers, the owner and the service's own."""
+    """Whether these are all roles except superusers, the owner and the service's own roles."""
     privilege: str
-    """Of the object: ``select``, ``execute`` ...; ``set role`` for a member of the owner."""
+    """The privilege on the object: ``select``, ``execute`` ...; ``set role`` for a member of the owner."""
     object: str
     """A table, a view, a function, or the owner."""
     by: str
     """What makes the privilege count: a policy, row-level security that is off, a function's rights ..."""
     expected: bool
-    """push-listener means it so: its own policies and functions, and the roles of services."""
+    """Whether push-listener intends it, as with its own policies and functions, and the roles of services."""
     condition: str | None
-    """Of a policy: the rows that it lets through."""
+    """The condition of the policy: the rows that it lets through."""
     policy: str | None
 
     @property
     def grantees(self) -> str:
-        """The roles, as a person reads them."""
+        """The roles, in words."""
         if self.everybody:
             return "everybody"
         names = ", ".join(self.roles[:_MOST_NAMES])
@@ -65,7 +65,7 @@ class Way:
 
     @property
     def names_any_user(self) -> bool:
-        """Its rows may go to any user: the policy does not look at ``user_id``, by which push-listener sends."""
+        """Whether the policy lets through pushes to any user, because it does not check ``user_id``."""
         return self.effect == "cause" and self.policy is not None and "user_id" not in (self.condition or "")
 
     def __str__(self) -> str:
@@ -93,13 +93,13 @@ class Way:
 
     @property
     def _shown_condition(self) -> str:
-        """The condition in one line and in one pair of parentheses, as Postgres writes most of them."""
+        """The condition in one line, and in parentheses, as Postgres writes most conditions."""
         text = " ".join((self.condition or "true").split())
         return text if text.startswith("(") else f"({text})"
 
     @property
     def remedy(self) -> str:
-        """What closes the way, as SQL where SQL can say it."""
+        """How to close the way, as SQL where that is possible."""
         roles = "public, " if self.everybody else ""
         roles += ", ".join(_name(role) for role in self.roles)
         if self.by == "function":
@@ -138,7 +138,7 @@ class Way:
 
 
 def _with_public(way: Way) -> str:
-    """The roles to revoke from. PUBLIC may execute every new function; old Supabase projects grant it by name too."""
+    """The roles to revoke from. PUBLIC may execute every new function; old Supabase projects also grant it by name."""
     if way.everybody:
         return ", ".join(["public", *(role for role in ("anon", "authenticated") if role in way.roles)])
     names = [_name(role) for role in way.roles]
@@ -146,26 +146,26 @@ def _with_public(way: Way) -> str:
 
 
 def find(conn: psycopg.Connection[tuple[object, ...]]) -> list[Way]:
-    """Every way, those first that are not meant by push-listener. Empty where there is no queue yet.
+    """Every way, first those that push-listener does not intend. Empty if the queue does not exist yet.
 
     Raises psycopg.Error.
     """
     with conn.transaction():
-        # Names are shown in full then.
+        # With this search_path Postgres shows every name with its schema.
         conn.execute("set local search_path = pg_catalog, pg_temp")
         with conn.cursor(row_factory=class_row(Way)) as cursor:
             return cursor.execute(_FIND.encode(), {"ours": _ours(conn)}).fetchall()
 
 
 def _ours(conn: psycopg.Connection[tuple[object, ...]]) -> list[str]:
-    """Our functions that run with their owner's rights; none if this session may not ask, or must not."""
+    """Our functions that run with their owner's rights; none if this session may not ask, or the schema is not ours."""
     if conn.execute(STRANGERS_SCHEMA).fetchone() is not None or conn.execute(_MAY_ASK).fetchone() != (True,):
         return []
     return [str(name) for (name,) in conn.execute(_OURS).fetchall()]
 
 
 def _name(identifier: str) -> str:
-    """An SQL identifier, quoted where it has to be."""
+    """An SQL identifier, quoted if necessary."""
     return (
         identifier
         if re.fullmatch("[a-z_][a-z0-9_]*", identifier)

@@ -1,11 +1,12 @@
 -- Who can cause, change or read a push in this database: every role, and every way that the catalogue shows.
 --
--- Left out are superusers and the owner of the queue, who may do everything, and the roles that come with Postgres.
--- A function counts if its text names one of the tables, a view of one, or a function that counts; so does what a trigger
--- of another table runs. What a function builds from strings at run time cannot be seen.
+-- Superusers and the owner of the queue, who may do everything, are left out, and so are the roles that come with
+-- Postgres. A function counts if its text names one of the tables, a view of one, or another function that counts. So
+-- does a function that a trigger of another table runs. SQL that a function builds from strings at run time cannot be
+-- seen.
 --
--- Names are looked for in lower case and without quotes, and are taken literally: anybody who may create a function
--- chooses its name, which may look like a regular expression.
+-- Names are searched for in lower case and without quotes. They are searched for literally, because anybody who may
+-- create a function chooses its name, and the name may look like a regular expression.
 
 with recursive queue as (
   select c.oid, c.relowner from pg_catalog.pg_class c
@@ -18,7 +19,7 @@ with recursive queue as (
     join pg_catalog.pg_class c on c.relname = o.name and c.relnamespace = 'public'::pg_catalog.regnamespace
       and c.relkind in ('r', 'p')
   union
-  -- Where the application keeps its tokens: what the view push_recipients reads.
+  -- The tables where the application keeps its tokens: those that the view push_recipients reads.
   select c.oid, c.relname, c.oid::regclass::text, c.relowner, c.relrowsecurity, 'registration tokens'
     from pg_catalog.pg_rewrite w
     join pg_catalog.pg_depend d on d.classid = 'pg_catalog.pg_rewrite'::regclass and d.objid = w.oid
@@ -28,7 +29,7 @@ with recursive queue as (
       and c.relname not in (select name from ours)
 ), roles as (
   select r.oid, r.rolname::text as name, r.rolbypassrls,
-         -- Users are never meant to be services, whatever they have become members of.
+         -- Users are never meant to be services, whatever roles they are members of.
          r.rolname not in ('anon', 'authenticated')
            and exists (select from pg_catalog.pg_roles s
                          where s.rolname in ('service_role', 'push_listener', 'push_listener_operator') and pg_catalog.pg_has_role(r.oid, s.oid, 'usage'))
@@ -37,7 +38,7 @@ with recursive queue as (
     where not r.rolsuper and not pg_catalog.pg_has_role(r.oid, q.relowner, 'usage')
       and not pg_catalog.starts_with(r.rolname, 'pg_')
 ), views as (
-  -- Those that read with the rights of their owner are not held up by row-level security.
+  -- Views. Row-level security does not restrict a view that reads with the rights of its owner.
   select v.oid, v.oid::regclass::text as shown, v.relname::text as name, v.relkind, t.name as of_table, t.about,
          not coalesce(v.reloptions, '{}')::text[]
                && '{security_invoker=true,security_invoker=on,security_invoker=1,security_invoker=yes}'::text[] as as_owner
@@ -48,7 +49,7 @@ with recursive queue as (
     join pg_catalog.pg_class v on v.oid = w.ev_class and v.relkind in ('v', 'm')
     where v.oid is distinct from pg_catalog.to_regclass('push_listener.ended')
   union
-  -- A security_invoker view asks for the rights of the current user, also when another view reads it.
+  -- Postgres checks the rights of the current user for a security_invoker view, also if another view reads it.
   select v.oid, v.oid::regclass::text, v.relname::text, v.relkind, u.of_table, u.about,
          v.relkind = 'm' or u.as_owner and not coalesce(v.reloptions, '{}')::text[]
                && '{security_invoker=true,security_invoker=on,security_invoker=1,security_invoker=yes}'::text[]
@@ -84,8 +85,8 @@ with recursive queue as (
       select 'push_recipients', 'push_recipients', 'registration tokens'
     ) n
 ), touching as (
-  -- What a function does with a table: as its own text says, or what the functions that it calls do. Comments may stand
-  -- wherever there is room.
+  -- What a function does with a table, by itself or through the functions that it calls. The patterns allow a comment
+  -- wherever a space may be.
   select r.oid, r.plain, r.pattern, n.of_table, n.about,
          r.source ~ '\mexecute\M'
            or r.source ~ ('\m(insert|merge)' || g.gap || '+into' || g.gap || '+(\w+' || g.gap || '*\.' || g.gap || '*)?' || n.pattern || '(?!\w)')
@@ -108,7 +109,7 @@ with recursive queue as (
     group by r.oid, r.shown, r.name, r.prosecdef, r.proowner, r.pronamespace, r.is_trigger, r.is_procedure, r.source,
              r.plain, r.pattern, t.of_table, t.about
 ), ours_functions as (
-  -- They find out by themselves who calls, whatever has been granted.
+  -- push-listener's own functions check by themselves who calls them, whatever has been granted.
   select p.oid from pg_catalog.pg_proc p
     where p.oid = any (array(select pg_catalog.to_regprocedure(f.name) from pg_catalog.unnest(%(ours)s::text[]) f(name)))
 ), ways as (
@@ -128,7 +129,7 @@ with recursive queue as (
       p(privilege, command)
     join roles r on case when p.privilege in ('delete', 'truncate', 'trigger') then pg_catalog.has_table_privilege(r.oid, t.oid, p.privilege)
                          when p.privilege = 'update' and t.about <> 'registration tokens' then exists (
-                           -- Nothing depends on the application's own columns.
+                           -- push-listener does not depend on the application's own columns.
                            select from pg_catalog.pg_attribute a
                              where a.attrelid = t.oid and a.attnum > 0 and not a.attisdropped
                                and a.attname = any ('{user_id,device_token,fid,topic,condition,title,body,data,channel,priority,image,
@@ -157,7 +158,7 @@ with recursive queue as (
       and (p.privilege = 'select' or v.relkind = 'v')
       and v.as_owner
   union all
-  -- A function that runs with its owner's rights, where the owner has some on the table.
+  -- A function that runs with its owner's rights, if the owner has rights on the table.
   select e.effect, f.about, r.name, r.is_service, case when f.is_procedure then 'execute procedure' else 'execute' end, f.shown,
          'function', exists (select from ours_functions o where o.oid = f.oid),
          null, null
@@ -189,7 +190,7 @@ with recursive queue as (
                                      else pg_catalog.has_any_column_privilege(r.oid, c.oid, p.privilege) end
     where f.prosecdef and f.is_trigger and (f.inserts or f.changes)
   union all
-  -- A trigger, with whatever rights, of a table that a function of push-listener's writes to for its caller: it runs with
+  -- A trigger of a table to which a function of push-listener writes for its caller. Such a trigger always runs with
   -- the rights of the owner.
   select case when f.inserts and f.of_table = 'push_notifications' then 'cause' else 'change' end,
          f.about, r.name, r.is_service, 'execute', o.oid::regprocedure::text,
@@ -204,14 +205,15 @@ with recursive queue as (
     join effects f on f.oid = g.tgfoid and f.of_table <> w.relation and (f.inserts or f.changes)
     join roles r on pg_catalog.has_function_privilege(r.oid, o.oid, 'execute')
   union all
-  -- A user who is a service, and a role that may become one. Supabase's own servers do so for each request.
+  -- A user who is a service, or a role that may become one. Supabase's own servers become one for each request, and are
+  -- left out.
   select 'cause', 'pushes', r.name, false, 'set role', s.rolname::text, 'membership of a service', false, null, null
     from roles r
     join pg_catalog.pg_roles s on s.rolname in ('service_role', 'push_listener', 'push_listener_operator') and s.oid <> r.oid
       and pg_catalog.pg_has_role(r.oid, s.oid, 'member')
     where not r.is_service and r.name <> 'authenticator' and not pg_catalog.starts_with(r.name, 'supabase_')
   union all
-  -- A role that is a member of the owner, or may become it.
+  -- A role that is a member of the owner, or may become the owner.
   select 'change', 'pushes', r.rolname, false, 'set role', pg_catalog.pg_get_userbyid(q.relowner)::text, 'membership', false, null, null
     from pg_catalog.pg_roles r, queue q
     where not r.rolsuper and r.oid <> q.relowner and pg_catalog.pg_has_role(r.oid, q.relowner, 'member')

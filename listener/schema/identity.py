@@ -1,4 +1,4 @@
-"""What tells one database from another: its server, its number on that server, and its address. Pure."""
+"""The identity of a database: its server, its oid on that server, and its address. Pure."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from psycopg.conninfo import conninfo_to_dict
 
-# A Supabase project is reached through its own host, or through a shared pooler whose user name names the project.
+# A Supabase project has its own host. A shared pooler also leads to it; there the user name contains the project.
 _SUPABASE_HOST = re.compile(r"(?:db\.)?([a-z0-9]+)\.supabase\.co")
 _SUPABASE_POOLER = re.compile(r"[a-z0-9.-]+\.pooler\.supabase\.com")
 _SUPABASE_REFERENCE = re.compile(r"reference=([a-zA-Z0-9]+)")
@@ -21,18 +21,18 @@ class Identity:
     system: str
     """The system identifier of the cluster; empty if this role may not read it."""
     database: int
-    """The database's oid. A database that is renamed keeps it, one that is created anew has another."""
+    """The database's oid. A renamed database keeps it, a newly created one has another."""
     address: str
 
 
 def address_of(dsn: str, default_host: str = "") -> str:
     """Reduces an address to a form that is the same for every way to the database, without user and password.
 
-    On Supabase that is the project, whether it is reached directly or through a pooler. Elsewhere it is the host, or
-    the list of hosts. The port is left out, because a pooler has a port of its own.
+    On Supabase that is the project, whether the address is direct or that of a pooler. Elsewhere it is the host, or
+    the list of hosts. The port is left out, because a pooler has its own port.
 
     Args:
-        dsn: valid.
+        dsn: a valid address.
         default_host: the host to which libpq connects if the address names none.
     """
     parts = {name: str(value) for name, value in conninfo_to_dict(dsn).items() if value is not None}
@@ -60,7 +60,7 @@ def _place(host: str, parts: dict[str, str]) -> str:
 
 
 def _project(parts: dict[str, str]) -> str:
-    """The Supabase project to which a shared pooler leads; empty if none is named."""
+    """The Supabase project to which a shared pooler leads; empty if the address names none."""
     if match := _SUPABASE_REFERENCE.search(parts.get("options", "")):
         return match[1].lower()
     _, _, project = parts.get("user", "").rpartition(".")
@@ -75,7 +75,7 @@ def _is_loopback(host: str) -> bool:
 
 
 def differences(identity: Identity, served: list[Identity]) -> list[str]:
-    """The differences, in words, from the most similar identity in ``served``."""
+    """The differences, in words, between ``identity`` and the most similar identity in ``served``."""
     return min((_different(identity, other) for other in served), key=len, default=[])
 
 

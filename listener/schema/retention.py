@@ -1,7 +1,7 @@
 """Retention: deletes pushes that ended long ago, in short transactions that do not disturb other work.
 
-Only rows in a final status are deleted, and rows that another transaction has locked are skipped. Statistics do not
-change: their counts are kept in another table.
+It deletes only rows in a final status, and skips rows that another transaction has locked. Statistics do not change,
+because another table holds their counts.
 """
 
 from __future__ import annotations
@@ -31,14 +31,15 @@ from listener.postgres.statements import load
 log = structlog.get_logger(__name__)
 _rng = random.Random()  # noqa: S311  # jitter, not secrecy
 
-# Why names have their schema, and columns a cast: see listener/postgres/statements.py.
+# listener/postgres/statements.py says why names have their schema, and columns a cast.
 
 _MAY_DELETE: LiteralString = """
 select pg_catalog.has_table_privilege('public.push_notifications', 'delete')
     and pg_catalog.has_table_privilege('public.push_delivery_logs', 'delete')
 """
 
-# A stranger that holds the lock prevents no purge. Two workers that purge at the same time do no harm.
+# A session that is not push-listener's may hold the lock. It must not prevent the purge, so then every worker purges.
+# Two workers that purge at the same time do no harm.
 _MAY_PURGE: LiteralString = """
 select case when pg_catalog.pg_try_advisory_lock(%(key)s::bigint) then true
             else not exists (select from push_listener.lock_holders where lock = 'purge' and granted and is_ours) end
@@ -85,12 +86,12 @@ select pg_catalog.count(*) from public.telemetry_logs
   where processed_at < pg_catalog.to_timestamp(%(before)s::float8)
 """
 
-# Times go to and fro as Unix time: as text they would depend on DateStyle, which may name another time zone or day.
+# Times are exchanged as Unix time. As text they would depend on DateStyle, which may cause another time zone or day.
 _CUTOFF = (
     "select extract(epoch from pg_catalog.now() - pg_catalog.make_interval(secs => %(age)s::float8))::float8"
 )
 
-# A trigger that keeps a row from being deleted: it marks it as deleted instead, perhaps.
+# The triggers that may keep a row from being deleted, for example to mark it as deleted instead.
 _KEEPERS = """
 select g.tgname::text
   from pg_catalog.pg_trigger g
@@ -107,12 +108,12 @@ select pg_catalog.count(*) from push_listener.workers where stopped_at < pg_cata
 """
 
 INTERVAL = 3600.0
-"""The seconds between two purges by the service, about."""
+"""The approximate number of seconds between two purges by the service."""
 
 SLICES = 24
-"""The number of parts, by push id, in which the log is searched for rows without a push."""
+"""The log is searched for rows without a push in this many parts, which are ranges of push ids."""
 
-# The kernel notices that the other side has vanished and closes the connection, which releases the lock.
+# With these settings the kernel closes the connection if the server has vanished.
 _KEEPALIVE = "keepalives=1 keepalives_idle=60 keepalives_interval=10 keepalives_count=3 connect_timeout=10"
 
 
@@ -125,7 +126,7 @@ class Purged:
     telemetry: int = 0
     workers: int = 0
     kept: int = 0
-    """Pushes that should have been deleted, and that a trigger of the application kept."""
+    """Pushes that a trigger of the application kept from being deleted."""
 
     def __add__(self, other: Purged) -> Purged:
         return Purged(
@@ -143,7 +144,7 @@ class Step:
 
     gone: Purged
     share: float
-    """The part of the work that is done after it, from 0 to 1."""
+    """The fraction of the whole work that is done after this step, from 0 to 1."""
 
 
 async def connect(dsn: str) -> Connection:
@@ -155,14 +156,14 @@ async def connect(dsn: str) -> Connection:
         application_name="push-listener purge",
         prepare_threshold=None,
     )
-    # The connection rests between two purges, and a role may have limits that are meant for its requests. Behind a
-    # transaction pooler this is lost, and nothing depends on it.
+    # The connection is idle between two purges, and a role may have timeouts that are meant for short requests. Behind
+    # a transaction pooler these settings are lost, but nothing depends on them.
     await conn.execute("set idle_session_timeout = 0; set statement_timeout = '5min'")
     return conn
 
 
 async def moment(conn: Connection, age: timedelta) -> float:
-    """The Unix time ``age`` ago, by the database's clock. A row that has not changed since is old."""
+    """The Unix time ``age`` ago, by the database's clock. A row is old if it has not changed since then."""
     return float(await fetch_value(conn, _CUTOFF, {"age": age.total_seconds()}))
 
 
@@ -174,7 +175,7 @@ async def keepers(conn: Connection) -> list[str]:
 
 
 async def count(conn: Connection, before: float, *, dead: bool, telemetry: bool) -> Purged:
-    """Counts what a purge would delete. Reads the log, which may take long. Raises psycopg.Error."""
+    """Counts the rows that a purge would delete. It reads the log, which may take long. Raises psycopg.Error."""
     found = Purged()
     for old in _groups(dead):
         pushes = await fetch_value(conn, sql.SQL(_COUNT_PUSHES).format(old=old), {"before": before})
@@ -190,7 +191,7 @@ async def count(conn: Connection, before: float, *, dead: bool, telemetry: bool)
 
 
 async def count_pushes(conn: Connection, before: float, *, dead: bool) -> int:
-    """Counts the pushes that a purge would delete. Reads only their index. Raises psycopg.Error."""
+    """Counts the pushes that a purge would delete. It reads only their index. Raises psycopg.Error."""
     statements = [sql.SQL(_COUNT_PUSHES).format(old=old) for old in _groups(dead)]
     return sum([await fetch_value(conn, statement, {"before": before}) for statement in statements])
 
@@ -200,15 +201,15 @@ async def pushes(
 ) -> AsyncIterator[Step]:
     """Deletes pushes that ended before a time, with their log rows, the oldest first.
 
-    Raises psycopg.errors.ForeignKeyViolation when a table of the application refers to one of the pushes, or another
-    psycopg.Error. The steps before the error remain done.
+    Raises psycopg.errors.ForeignKeyViolation if a table of the application refers to one of the pushes, or another
+    psycopg.Error. The steps before the error are not undone.
 
     Args:
-        conn: in autocommit.
+        conn: a connection in autocommit.
         before: see ``moment``.
         dead: whether dead pushes are deleted too.
-        batch: pushes in one transaction.
-        expected: the number of pushes, for the share that each step reports.
+        batch: how many pushes one transaction deletes.
+        expected: how many pushes will be deleted, to compute the share that each step reports.
     """
     done = 0
     for old in _groups(dead):
@@ -216,7 +217,8 @@ async def pushes(
         start, beyond, refused = -math.inf, False, False
         while start is not None:
             gone = await _row(conn, statement, before=before, start=start, beyond=beyond, limit=batch)
-            # If a trigger has kept the whole batch, the next one begins behind it, or the purge would never end.
+            # If a trigger has kept the whole batch, the next batch must begin behind it. Otherwise the purge would
+            # never end.
             start, beyond = gone.newest, gone.pushes == 0
             refused = refused or gone.pushes < gone.found
             done += gone.found if beyond else gone.pushes
@@ -229,7 +231,7 @@ async def pushes(
 async def orphans(
     conn: Connection, before: float, *, batch: int, slices: Sequence[int] = range(SLICES)
 ) -> AsyncIterator[Step]:
-    """Deletes old log rows whose push no longer exists. Rows that name no push remain. Raises psycopg.Error."""
+    """Deletes old log rows whose push no longer exists. Rows without a push_id remain. Raises psycopg.Error."""
     for done, number in enumerate(slices):
         after: UUID | None = _edge(number)
         until = _edge(number + 1)
@@ -251,7 +253,7 @@ async def telemetry(conn: Connection, before: float) -> AsyncIterator[Step]:
 async def workers(conn: Connection, before: float) -> int:
     """Deletes the records of workers that stopped before a time; returns their number. Raises psycopg.Error.
 
-    A role that may delete pushes and not these leaves them.
+    If the role may delete pushes but not these records, it deletes none.
     """
     try:
         return (await conn.execute(_WORKERS, {"before": before})).rowcount
@@ -269,16 +271,16 @@ async def gently(steps: AsyncIterator[Step], rest: float) -> AsyncIterator[Step]
 
 
 async def keep(dsn: str, age: timedelta, metrics: Metrics, *, is_session: bool) -> None:
-    """Purges about once an ``INTERVAL`` until cancelled, in one process at a time.
+    """Purges about once every ``INTERVAL`` until cancelled, in one process at a time.
 
-    That is the process whose connection holds the lock; the others try to take the lock as often. While a stranger
-    holds the lock, each process purges. Raises nothing, so that no failure here affects pushes.
+    The process whose connection holds the lock purges. The others try to take the lock once every ``INTERVAL``. While a
+    stranger holds the lock, each process purges. It raises nothing, so that no failure here affects pushes.
 
     Args:
         dsn: the address.
-        age: what ended longer ago is deleted.
+        age: pushes that ended longer ago are deleted.
         metrics: counts what is deleted.
-        is_session: whether the address keeps a session for each connection, as a transaction pooler does not.
+        is_session: whether each connection has its own session. Behind a transaction pooler it has not.
     """
     await _say_if_forbidden(dsn)
     wait = _rng.uniform(0.1, 0.5)
@@ -286,7 +288,7 @@ async def keep(dsn: str, age: timedelta, metrics: Metrics, *, is_session: bool) 
         await asyncio.sleep(wait * INTERVAL)
         try:
             async with await connect(dsn) as conn:
-                if is_session:  # which is idle for an hour
+                if is_session:  # it will be idle for an hour
                     await prepare_session(conn)
                 while await fetch_value(conn, _MAY_PURGE, {"key": PURGE_LOCK}):
                     await _once(conn, age, metrics)
@@ -303,13 +305,13 @@ async def keep(dsn: str, age: timedelta, metrics: Metrics, *, is_session: bool) 
 
 
 async def _say_if_forbidden(dsn: str) -> None:
-    """Says at the start what the first purge would find out much later. The recommended role may not delete."""
+    """Says at the start if the role may not delete; the first purge is much later. The recommended role may not."""
     try:
         async with await connect(dsn) as conn:
             if await fetch_value(conn, _MAY_DELETE):
                 return
     except psycopg.Error:
-        return  # the purge finds out
+        return  # the first purge reports it
     log.error(
         "RETENTION has no effect: the user of LISTEN_DATABASE_URL, or else DATABASE_URL, may not delete pushes",
         remedy="unset RETENTION, and let the owner of the tables call push-listener purge from time to time; or grant "
@@ -324,7 +326,7 @@ async def _once(conn: Connection, age: timedelta, metrics: Metrics) -> None:
         metrics.purged.labels("push_notifications").inc(step.gone.pushes)
         metrics.purged.labels("push_delivery_logs").inc(step.gone.logs)
         gone += step.gone
-    part = [datetime.now(UTC).hour * SLICES // 24]  # a part of the log in each hour
+    part = [datetime.now(UTC).hour * SLICES // 24]  # each hour of the day has its own part of the log
     async for step in gently(orphans(conn, before, batch=1000, slices=part), rest=4.0):
         metrics.purged.labels("push_delivery_logs").inc(step.gone.logs)
         orphaned += step.gone

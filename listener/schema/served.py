@@ -1,8 +1,8 @@
-"""Recognises a copy of a database that push-listener has served before: its pushes must not be sent twice.
+"""Recognizes a copy of a database that push-listener has served before: its pushes must not be sent twice.
 
-A dump, a branch or a restored backup of production holds the same waiting rows and the same device tokens. So each
-database records the identities under which it has been served, in ``push_listener.served``. A listener that finds
-another identity does not start while rows wait. See docs/restore.md.
+A dump, a branch or a restored backup of production holds the same waiting rows and the same device tokens. So the table
+``push_listener.served`` records the identities under which the database has been served. A listener that finds only
+other identities there does not start while rows wait. See docs/restore.md.
 """
 
 from __future__ import annotations
@@ -51,9 +51,9 @@ select pg_catalog.count(*)
   ) waiting
 """
 
-# Processes that expire rows at the same time take turns, batch by batch; otherwise they would lock the same rows in
-# different orders. The lock is the only row of push_listener.shared_quota, which only workers and the owner can lock.
-# Any login could hold an advisory lock.
+# Processes that expire rows at the same time take turns, batch by batch. Otherwise they would lock the same rows in
+# different orders. They lock the only row of push_listener.shared_quota, because only workers and the owner can lock
+# it. Any login could hold an advisory lock.
 _TURN = "select from push_listener.shared_quota for no key update"
 
 _EXPIRE = load(__file__, "expire_waiting")
@@ -61,19 +61,19 @@ _EXPIRE = load(__file__, "expire_waiting")
 
 @dataclass(frozen=True, slots=True)
 class Admission:
-    """Says that the listener may serve the database."""
+    """The result if the listener may serve the database."""
 
     identity: Identity
     known: bool
-    """The database has been served under this identity before."""
+    """Whether the database has been served under this identity before."""
     first: bool
-    """The database has never been served."""
+    """Whether the database has never been served before."""
     expired: int = 0
     """The number of pushes that expired."""
 
 
 class IsCopy(Exception):
-    """Rows wait in a database that has been served under other identities only. The message says what to do."""
+    """Rows wait in a database that has only been served under other identities. The message says what to do."""
 
     def __init__(self, identity: Identity, served: list[Identity], waiting: int) -> None:
         least = "at least " if waiting >= _COUNTED else ""
@@ -103,9 +103,9 @@ async def identify(conn: Connection, dsn: str, installation: str | None) -> tupl
     """Returns the identity of the database to which a connection leads, and its name.
 
     Args:
-        conn: in autocommit.
+        conn: a connection in autocommit.
         dsn: DATABASE_URL, even if ``conn`` was opened with another address.
-        installation: replaces the address.
+        installation: if given, it replaces the address.
     """
     try:
         system: str = await fetch_value(conn, _SYSTEM)
@@ -114,7 +114,7 @@ async def identify(conn: Connection, dsn: str, installation: str | None) -> tupl
     row = await (await conn.execute(_DATABASE)).fetchone()
     assert row is not None
     oid, name, port = row
-    # The server's own port distinguishes two servers on one host, and no pooler changes it.
+    # The server's own port tells two servers on one host apart. It is the same through every pooler.
     address = f"{address_of(dsn, _default_host())}, server port {port}"
     place = f"installation {installation}" if installation else address
     return Identity(system, oid, storable(place)), name
@@ -129,9 +129,9 @@ def _default_host() -> str:
 async def admit(conn: Connection, dsn: str, installation: str | None, adoption: Adoption | None) -> Admission:
     """Decides whether a listener may serve the database, and records its identity.
 
-    ``adoption`` has an effect only in a copy; in a known database it changes nothing.
+    ``adoption`` has an effect only in a copy. In a known database it changes nothing.
 
-    Raises IsCopy when rows wait in a copy and ``adoption`` is None, or psycopg.Error.
+    Raises IsCopy if rows wait in a copy and ``adoption`` is None, or psycopg.Error.
     """
     identity, name = await identify(conn, dsn, installation)
     served = await _served(conn)
@@ -149,7 +149,7 @@ async def admit(conn: Connection, dsn: str, installation: str | None, adoption: 
 
 
 async def refusal(conn: Connection, dsn: str, installation: str | None) -> IsCopy | None:
-    """Returns the reason for which ``admit`` would refuse, or None; changes nothing. Raises psycopg.Error."""
+    """Returns the reason why ``admit`` would refuse, or None; changes nothing. Raises psycopg.Error."""
     identity, _ = await identify(conn, dsn, installation)
     served = await _served(conn)
     if not served or identity in served:
@@ -172,10 +172,10 @@ async def adopt(conn: Connection, dsn: str, installation: str | None, adoption: 
 async def expire(conn: Connection, identity: Identity, *, known_too: bool) -> int:
     """Lets all waiting rows expire, in batches; returns their number.
 
-    Raises CannotExpire when a trigger of the application keeps rows as they are, or psycopg.Error.
+    Raises CannotExpire if a trigger of the application keeps rows as they are, or psycopg.Error.
 
-    Unless ``known_too``, it ends as soon as the database is known under this identity. Then another process that
-    started at the same time has finished, and rows inserted since are new.
+    Unless ``known_too``, it ends as soon as the database is known under this identity. Another process that started at
+    the same time has then expired all rows, and rows inserted since are new.
     """
     expired = 0
     while True:
@@ -196,7 +196,7 @@ async def expire(conn: Connection, identity: Identity, *, known_too: bool) -> in
             )
             found, done = await cursor.fetchone() or (0, 0)
             if done < found:
-                raise CannotExpire  # and takes back the batch
+                raise CannotExpire  # this also rolls back the batch
         if not found:
             return expired
         expired += done

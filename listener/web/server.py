@@ -19,12 +19,12 @@ from listener.web.page.headers import secure
 
 log = structlog.get_logger(__name__)
 
-# For answers that are under way when the process ends.
+# The time for answers that are under way when the process ends.
 _LEAVING_S = 2.0
 
 
 class PortTaken(Exception):
-    """A port cannot be listened on; the text names the variables that say which."""
+    """The process cannot listen on a port; the text names the settings of that port."""
 
 
 class Web:
@@ -34,7 +34,7 @@ class Web:
         settings: where to listen, and who may read /metrics.
         registry: the metrics.
         obstacles: returns what keeps this process from doing its work, one phrase each. Everyone can read them.
-        page: the operator's page; None: nothing is at /.
+        page: the operator's page; None: no page is served.
     """
 
     def __init__(
@@ -49,13 +49,13 @@ class Web:
         self._obstacles = obstacles
         self._page = page
         self.metrics_port: int | None = None
-        """Where it listens on METRICS_PORT, once it does."""
+        """The port for METRICS_PORT, as soon as the server listens on it."""
 
     @asynccontextmanager
     async def serve(self) -> AsyncIterator[int]:
         """Serves while the block runs; yields the public port.
 
-        Raises PortTaken if it cannot listen there.
+        Raises PortTaken if it cannot listen on a port.
         """
         settings = self._settings
         async with AsyncExitStack() as stack:
@@ -82,7 +82,7 @@ class Web:
             yield port
 
     async def _healthz(self, request: web.Request) -> web.Response:
-        """Answers as long as the process runs, even without a database: the platform would restart it in vain."""
+        """Answers as long as the process runs, even without a database, because a restart would not help then."""
         return web.Response(text="ok\n")
 
     async def _readyz(self, request: web.Request) -> web.Response:
@@ -98,7 +98,7 @@ class Web:
         return web.Response(body=encode(self._registry), headers={"Content-Type": content_type})
 
     def _refuse(self, request: web.Request) -> web.Response | None:
-        """The answer to a request that may not read the metrics, or None if it may."""
+        """The refusal of a request that may not read the metrics; None if it may."""
         if self._settings.metrics_closed:
             return web.Response(
                 status=403,
@@ -119,7 +119,7 @@ class Web:
 async def _listening(
     routes: Sequence[web.RouteDef], host: str | None, port: int, variables: str
 ) -> AsyncIterator[int]:
-    """Serves these routes while the block runs; yields the port. ``variables``: what sets host and port."""
+    """Serves these routes while the block runs; yields the port. ``variables``: the settings of host and port."""
     app = web.Application()
     app.add_routes(routes)
     app.on_response_prepare.append(secure)
@@ -146,12 +146,12 @@ async def _listening(
 
 
 def _bytes(text: str) -> bytes:
-    """The bytes that a header or an environment variable held; both decode invalid UTF-8 to lone surrogates."""
+    """The bytes of a header or an environment variable; Python decodes invalid UTF-8 in both to lone surrogates."""
     return text.encode("utf-8", "surrogateescape")
 
 
 def _bind_every_address(port: int) -> socket.socket:
-    """A socket on every IPv4 and IPv6 address: one for both, so that port 0 becomes one port and not two."""
+    """One socket for every IPv4 and IPv6 address. With two sockets, port 0 would become two different ports."""
     if socket.has_dualstack_ipv6():
         return socket.create_server(("::", port), family=socket.AF_INET6, dualstack_ipv6=True, backlog=128)
     return socket.create_server(("", port), backlog=128)

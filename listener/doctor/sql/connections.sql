@@ -1,4 +1,4 @@
--- Limits of connections, and how many there are. Every role may see these counts. -1: no limit.
+-- Limits of connections, and how many connections exist. Every role may see these counts. -1 means no limit.
 select pg_catalog.current_setting('max_connections')::integer as most,
        pg_catalog.current_setting('superuser_reserved_connections')::integer
          + coalesce(pg_catalog.current_setting('reserved_connections', true), '0')::integer as reserved,

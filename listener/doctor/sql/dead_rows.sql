@@ -1,4 +1,4 @@
--- The dead rows of the tables that push-listener writes most, and what autovacuum does about them.
+-- The dead rows of the two tables that push-listener writes most, and what autovacuum does about them.
 select pg_catalog.format('%I.%I', n.nspname, c.relname) as name, s.n_live_tup as live, s.n_dead_tup as dead,
        greatest(s.last_autovacuum, s.last_vacuum)::text as vacuumed_at,
        pg_catalog.current_setting('autovacuum')::boolean and pg_catalog.current_setting('track_counts')::boolean

@@ -1,5 +1,6 @@
--- What the role of this session lacks of what "push-listener run" needs. The list is that of push_listener.meant() for
--- the role push_listener, which only the owner may call; a test compares the two.
+-- The privileges that "push-listener run" needs and the role of this session does not have. The list repeats what
+-- push_listener.meant() says for the role push_listener, because only the owner may call that function. A test compares
+-- the two.
 with needed(kind, name, privilege, columns) as (
   values
     ('schema', 'public', 'usage', '{}'::text[]),
@@ -39,7 +40,7 @@ with needed(kind, name, privilege, columns) as (
     ('function', 'push_listener.is_alive(integer)', 'execute', '{}'),
     ('function', 'push_listener.unclaimable(integer,uuid[],integer,double precision,text)', 'execute', '{}')
 ),
--- pg_class and pg_proc are read directly, because to_regclass() raises an error where the schema may not be used.
+-- pg_class and pg_proc are read directly, because to_regclass() raises an error if the role may not use the schema.
 relations as (
   select n.nspname || '.' || c.relname as name, c.oid
     from pg_catalog.pg_class c
@@ -53,7 +54,7 @@ functions as (
     join pg_catalog.pg_namespace n on n.oid = p.pronamespace
     where n.nspname in ('public', 'push_listener')
 ),
--- A case keeps Postgres from asking for a privilege that this kind of object has not, which is an error.
+-- Each "case" keeps Postgres from checking a privilege that this kind of object cannot have, which would be an error.
 lacking as (
   select w.kind, w.name, w.privilege, '{}'::text[] as columns
     from needed w

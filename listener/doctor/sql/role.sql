@@ -1,4 +1,4 @@
--- The role of this session, and what row-level security does to it. A role without a policy of its own sees no row, and
+-- The role of this session, and what row-level security does to it. A role to which no policy applies sees no row, and
 -- Postgres raises no error.
 select current_user::text as name, pg_catalog.quote_ident(current_user) as quoted,
        exists (select from pg_catalog.pg_roles where rolname = 'push_listener') as has_group,

@@ -1,5 +1,5 @@
--- The workers that have not signed off, and whether each lives. A worker that is not guarded (WAKEUP=sweep, or one that
--- has just started) holds no lock that could tell.
+-- The workers that have not signed off, and whether each lives. A worker that is not guarded (with WAKEUP=sweep, or
+-- just started) holds no lock, so is_alive is false although it may live.
 select w.id, w.name, w.guarded,
        extract(epoch from pg_catalog.clock_timestamp() - w.started_at)::float8 as seconds,
        exists (

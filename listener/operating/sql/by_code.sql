@@ -1,7 +1,8 @@
--- The dead and expired pushes with an error code, those that changed last first.
+-- The dead and expired pushes with an error code, the last changed first.
 --
--- The code is a range of one: for "=" Postgres drops it from the order, and then it may read the index of all that is given
--- up, and pass over most of it. The index holds the first 65 characters of a code, and a filter has no more than 64.
+-- The code is compared as a range (>= and <=). For "=" Postgres would drop the code from the order, and might read the
+-- index of all pushes that are given up, and skip most entries. The index holds the first 65 characters of a code. The
+-- code in a filter has at most 64.
 select {columns}, updated_at as key, (ctid::text::point)[0]::bigint as block
   from public.push_notifications
   where pg_catalog.left(error_code::text, 65) >= %(code)s::text and pg_catalog.left(error_code::text, 65) <= %(code)s::text

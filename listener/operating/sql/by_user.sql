@@ -1,4 +1,4 @@
--- The pushes of a user, the newest first. The user is a range of one: see by_code.sql.
+-- The pushes of a user, the newest first. The user is compared as a range, for the reason in by_code.sql.
 select {columns}, created_at as key, 0::bigint as block
   from public.push_notifications
   where user_id >= %(user)s::uuid and user_id <= %(user)s::uuid and user_id is not null

@@ -1,5 +1,5 @@
--- Which of these pushes an action would change now, in the order of the ids: the conditions are those of operator_requeue
--- and operator_cancel.
+-- Which of these pushes an action would change now, in the order of the ids. The conditions repeat those of
+-- operator_requeue and operator_cancel.
 select p.id
   from pg_catalog.unnest(%(ids)s::uuid[]) with ordinality as wanted(id, place)
   join public.push_notifications p on p.id = wanted.id

@@ -1,5 +1,6 @@
--- The dead and expired pushes by their error codes. Each code costs one search of the index, and of each only the newest
--- entries are counted. A code is a range of one: see by_code.sql. Codes that differ behind 65 characters count as one.
+-- The dead and expired pushes by error code. Each code costs one search of the index, and only its newest entries are
+-- counted. A code is compared as a range, for the reason in by_code.sql. Codes with the same first 65 characters count
+-- as one.
 with recursive codes(code) as (
   (select pg_catalog.left(error_code::text, 65) from public.push_notifications
      where status::text in ('dead', 'expired') and pg_catalog.left(error_code::text, 65) is not null

@@ -1,4 +1,4 @@
--- How many of a bounded number of entries of one index match; it stops at "most".
+-- How many of a bounded number of entries of one index match. Counting stops at "most".
 select pg_catalog.count(*) filter (where c.matches) as matches,
     coalesce(pg_catalog.bool_or(c.number = %(window)s::bigint), false) as is_edge
   from (

@@ -1,4 +1,4 @@
--- What a person may requeue, what changed last first.
+-- The pushes that a person may requeue, the last changed first.
 select {columns}, updated_at as key, (ctid::text::point)[0]::bigint as block
   from public.push_notifications
   where status::text in ('dead', 'expired', 'failed', 'cancelled')

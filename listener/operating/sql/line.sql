@@ -1,7 +1,8 @@
 -- What a list shows of a push "p": the fields of PushLine. A registration token or an installation id (fid) leaves the
--- database as a short hash only.
--- A time may be infinite, or no date that Python knows, so times are seconds. A text may have any length: one character more
--- is read than is shown, which tells that the text is cut. left() reads no more of a long text than it returns.
+-- database only as a short hash.
+-- Times are read as seconds, because a time may be infinite or outside Python's range of dates. A text may have any
+-- length, so one character more than is shown is read, to know whether the text must be cut. left() reads no more of a
+-- long text than it returns.
 p.id, p.status::text as status, coalesce(p.priority::text, 'normal') as priority,
     case when p.device_token is not null then 'token' when p.fid is not null then 'fid'
          when p.topic is not null then 'topic' when p.condition is not null then 'condition'

@@ -1,5 +1,5 @@
--- Whether a filter applies to the push "p". A push with status failed that will be tried again is also in the index of
--- what is given up; there it does not count.
+-- Whether the push "p" matches a filter. The index of what is given up also has failed pushes that will be tried again;
+-- there they do not match.
 p.status::text = any(%(statuses)s::text[])
     and (%(user)s::uuid is null or p.user_id = %(user)s::uuid)
     and (%(code)s::text is null or p.error_code::text = %(code)s::text)

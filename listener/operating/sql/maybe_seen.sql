@@ -1,4 +1,4 @@
--- How many of these pushes a person may have seen already: FCM accepted one for a device, or may have.
+-- How many of these pushes a person may have seen already, because FCM has or may have accepted them for some device.
 select pg_catalog.count(*)
   from public.push_notifications p
   where p.id = any(%(ids)s::uuid[])

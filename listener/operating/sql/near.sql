@@ -1,5 +1,5 @@
--- What waits and is due soonest, or has become due last, what changed last first: no index has the waiting pushes in the
--- order of their changes. Where more wait, the others are found by their status.
+-- The waiting pushes that are due soonest or became due last, the last changed first. No index has all waiting pushes
+-- in the order of their changes. If more pushes wait, a search by their status finds the others.
 select {columns}, updated_at as key, 0::bigint as block
   from (
     {nearest}

@@ -1,4 +1,4 @@
--- What waits, of each priority: what is due soonest, and what has become due last.
+-- For each priority: the waiting pushes that are due soonest, and those that became due last.
 (select {columns} from public.push_notifications
    where (case priority::text when 'high' then 0 else 1 end) = 0 and next_attempt_at <= pg_catalog.now()
      and next_attempt_at is not null and status::text in ('pending', 'processing', 'failed')

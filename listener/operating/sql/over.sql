@@ -1,4 +1,4 @@
--- What is over and not dead, what changed last first.
+-- The pushes that are over and not dead, the last changed first.
 select {columns}, updated_at as key, (ctid::text::point)[0]::bigint as block
   from public.push_notifications
   where status::text in ('sent', 'delivered', 'expired', 'cancelled')

@@ -1,4 +1,4 @@
--- over.sql, of what changed at one time, block by block.
+-- As over.sql, but only pushes that changed at one moment, block by block.
 select {columns}, updated_at as key, (ctid::text::point)[0]::bigint as block
   from public.push_notifications
   where status::text in ('sent', 'delivered', 'expired', 'cancelled')

@@ -1,11 +1,12 @@
--- What the first screen shows: the sums of today and yesterday, how late the queue is, the workers that live, and what
--- changed last. One row; "failed" and "latest" are JSON.
+-- What the first screen shows: the sums of today and yesterday, how late the queue is, the workers that live, and the
+-- pushes that changed last. It returns one row; "failed" and "latest" are JSON.
 --
--- Each index of finished pushes gives its newest entries. No index has the waiting ones in the order of their changes, so
--- those that became due last and those that are due next stand for them.
+-- Each index of finished pushes gives its newest entries. No index has the waiting pushes in the order of their
+-- changes, so the waiting pushes that became due last and those that are due next are taken instead.
 --
--- How late the queue is: by the rule of listener/postgres/sql/depth.sql, of those that are due first. The push that was
--- first due longest ago may wait for a try after all of these; only a look at all of them would find it.
+-- How late the queue is follows the rule of listener/postgres/sql/depth.sql, but only for the pushes that are due
+-- first. The next try of the push that was first due longest ago may come after all of these. Only a look at all
+-- waiting pushes would find such a push.
 --
 -- OFFSET 0: see listener/postgres/sql/due.sql.
 with ended as materialized (

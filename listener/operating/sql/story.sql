@@ -1,4 +1,4 @@
--- All that is known of one push, without its text. Texts are cut as in line.sql.
+-- Everything about one push except its text. Other texts are cut as in line.sql.
 select {line}, p.user_id, pg_catalog.left(p.collapse_key::text, 201) as collapse_key,
     pg_catalog.left(p.idempotency_key::text, 201) as idempotency_key,
     extract(epoch from p.expires_at)::float8 as expires_at, extract(epoch from p.sent_at)::float8 as sent_at,

@@ -1,7 +1,7 @@
--- The log of one push, the newest rows of it. A registration token leaves the database as a short hash only. What a
--- device reports stands in details under "receipt"; an application may have written anything else, of any length, so only
--- the details of the rows that are shown are read, and none of more than 16 kB: each -> reads them as a whole. Texts are cut
--- as in line.sql.
+-- The newest rows of the log of one push. A registration token leaves the database only as a short hash. What a device
+-- reports is in details under "receipt". An application may have written anything else there, of any length. Each ->
+-- reads the details as a whole, so only the details of the rows that are shown are read, and none larger than 16 kB.
+-- Texts are cut as in line.sql.
 --
 -- OFFSET 0 keeps Postgres from reading the log in the order of another index.
 select extract(epoch from l.created_at)::float8 as at,

@@ -1,5 +1,5 @@
--- What waits, of one priority, in the order in which it is due: of all of it (span "any"), of what is not due yet
--- ("ahead"), or of what is due ("behind").
+-- The waiting pushes of one priority, in the order in which they are due: all of them (span "any"), those that are not
+-- due yet ("ahead"), or those that are due ("behind").
 select {columns}, next_attempt_at as key, (ctid::text::point)[0]::bigint as block
   from public.push_notifications
   where (case priority::text when 'high' then 0 else 1 end) = %(lane)s::integer

@@ -1,5 +1,5 @@
--- The workers that have not signed off, and those that ended last. What each holds is counted among a bounded number of
--- claims: the scan of the index starts after all rows that are due.
+-- The workers that have not signed off, and those that ended last. The pushes that each holds are counted among a
+-- bounded number of claims: the scan of the index starts after all rows that are due.
 with shown as materialized (
   (select id, name, started_at, stopped_at, guarded, lost from push_listener.workers
      where stopped_at is null order by id desc limit %(workers)s::bigint)

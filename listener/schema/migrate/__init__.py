@@ -1,7 +1,8 @@
-"""Applies db/migrations and db/functions to a database, takes them back, and says what it would do.
+"""Applies db/migrations and db/functions to a database, rolls them back, and says beforehand what it would do.
 
-A migration is a numbered SQL file with its way back, applied once. A function is a file that ``create or replace``
-applies again whenever it has changed. Both are recorded in the schema ``push_listener``: see ``disk`` and ``ledger``.
+A migration is a numbered SQL file with a second file that rolls it back. It is applied once. A function is a file with
+``create or replace``, which is applied again whenever it has changed. The schema ``push_listener`` records both: see
+``disk`` and ``ledger``.
 """
 
 from __future__ import annotations

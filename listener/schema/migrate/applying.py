@@ -1,4 +1,4 @@
-"""Applies what is missing or has changed, and says before what that would be."""
+"""Applies the migrations and functions that are missing or have changed, and says beforehand what that would do."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from listener.schema.migrate.structure import Damage, Kind
 _UNITS = ((86400, "day"), (3600, "hour"), (60, "minute"), (1, "second"))
 
 _LAST_THAT_WARNS = "adoption"
-"""The first migrations, up to this one, look at the database and warn. They change no table of the application."""
+"""The migrations up to this one look at the database and warn. They change no table of the application."""
 
 
 def status(dsn: str, migrations: list[Migration] | None = None) -> list[State]:
@@ -37,16 +37,16 @@ def status(dsn: str, migrations: list[Migration] | None = None) -> list[State]:
 
 
 def function_status(dsn: str, migrations: list[Migration] | None = None) -> list[FunctionState]:
-    """Which functions are as in their files, and which are not; changes nothing."""
+    """Which functions are the same as their files, and which are not; changes nothing."""
     with connect(dsn) as conn:
         return ledger.function_states(conn, load() if migrations is None else migrations)
 
 
 def foresee(dsn: str, *, expire_older_than: timedelta | None = timedelta(days=1)) -> list[str]:
-    """What ``apply`` would warn of at its start: what becomes of waiting rows, and what deserves a look.
+    """The warnings with which ``apply`` would begin: what becomes of waiting rows, and what a person should look at.
 
-    Changes nothing. Empty once the tables have been adopted. Raises MigrationError, as ``apply`` would, when the
-    database cannot be adopted.
+    Changes nothing. Empty after the tables were adopted. Raises MigrationError, as ``apply`` would, if the database
+    cannot be adopted.
     """
     warnings: list[str] = []
     known = load()
@@ -62,7 +62,7 @@ def foresee(dsn: str, *, expire_older_than: timedelta | None = timedelta(days=1)
 
 
 def damages(dsn: str, migrations: list[Migration] | None = None) -> list[Damage]:
-    """What somebody has dropped, disabled or replaced of what ``apply`` has made; changes nothing."""
+    """The objects of ``apply`` that somebody has dropped, disabled or replaced; changes nothing."""
     with connect(dsn) as conn:
         return _damages(conn, ledger.migration_states(conn, load() if migrations is None else migrations))
 
@@ -86,21 +86,20 @@ def apply(
     replaced: Callable[[Function], None] = lambda _: None,
     warn: Callable[[str], None] = lambda _: None,
 ) -> list[Migration]:
-    """Applies what is missing, calling ``report`` after each; returns what was applied.
+    """Applies the missing migrations, calling ``report`` after each; returns those that it has applied.
 
-    Before that it makes again what somebody has dropped, disabled or replaced since: functions, triggers, indexes and
-    views. After it, it replaces the functions that have changed, calling ``replaced`` for each, and sets the privileges
-    again that have changed. ``warn`` is told of all three, and which functions a newer push-listener has applied: these
-    stay as they are.
+    Before that, it creates again the functions, triggers, indexes and views that somebody has dropped, disabled or
+    replaced. After that, it replaces the functions that have changed, calling ``replaced`` for each, and restores the
+    privileges that have changed. ``warn`` is told of all this. ``warn`` is also told which functions a newer
+    push-listener has applied; these stay as they are.
 
-    ``expire_older_than`` is for a queue that is adopted: rows that have been waiting for longer expire
-    instead of being sent; None: all are sent. ``share_new_columns``: users who could read every column of an
-    adopted table read those that push-listener adds, too. ``warn`` also gets what the database says on the way.
+    ``expire_older_than`` is for adopting a queue: rows that have been waiting for longer expire, and are not sent.
+    None: all are sent. ``share_new_columns``: users who could read every column of an adopted table may also read the
+    columns that push-listener adds. ``warn`` also gets the notices of the database.
 
-    Raises MigrationError when the file of an applied migration has changed, when the database holds a migration that
-    this version does not know, when the database cannot be adopted, when tables or columns are missing that an earlier
-    call has made, or when a step fails: the steps before
-    it stay applied, the failing one leaves nothing behind.
+    Raises MigrationError if the file of an applied migration has changed, if the database holds a migration that this
+    version does not know, if the database cannot be adopted, if tables or columns of an earlier call are missing, or
+    if a step fails. The steps before a failing step stay applied. The failing step leaves nothing behind.
     """
     known = load() if migrations is None else migrations
     done = []
@@ -130,7 +129,7 @@ def apply(
             for finding in privileges.apply_privileges(conn):
                 warn(f"privileges had changed, and are set again: {finding}")
         if done or changed:
-            # PostgREST caches the schema. Source: PostgREST, Schema Cache.
+            # PostgREST caches the schema, and must read it again. Source: PostgREST, Schema Cache.
             conn.execute("notify pgrst, 'reload schema'")
     return done
 
@@ -178,7 +177,7 @@ def _script(migration: Migration) -> str:
 def _replace_functions(
     conn: Connection, known: list[Migration], warn: Callable[[str], None]
 ) -> list[Function]:
-    """Replaces those that have changed, all in one transaction, and returns them."""
+    """Replaces the functions that have changed, all in one transaction, and returns them."""
     states = ledger.function_states(conn, known)
     for state in states:
         if state.standing is Standing.NEWER:
@@ -210,7 +209,7 @@ def exposures(dsn: str) -> list[Way]:
 
 
 def _interval(age: timedelta | None) -> str:
-    """As push_listener.expire_older_than takes it, and a person reads it."""
+    """The age in the form that push_listener.expire_older_than takes and a person can read."""
     if age is None:
         return "never"
     seconds = round(age.total_seconds())

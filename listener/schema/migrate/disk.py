@@ -1,21 +1,22 @@
 r"""The SQL files in db/migrations and db/functions.
 
-A migration includes the functions that it creates, in the way of psql: a line ``\ir ../functions/SCHEMA/NAME.sql``. The
-first migration that includes a function creates it; its way back drops it. On a new database a function comes in its
-present text at once, so the text must work with the tables as the newest migration leaves them.
+A migration includes the functions that it creates, as in psql, with a line ``\ir ../functions/SCHEMA/NAME.sql``. The
+first migration that includes a function creates it; the rollback of that migration drops it. On a new database, that
+migration already creates the function with its present text. So the text must work with the tables as the newest
+migration leaves them.
 
 How to change a function: edit its file and raise the number in its first line, ``-- revision N``. ``push-listener
-migrate`` replaces it in every database where it differs. A push-listener that is older leaves a higher revision as it
-is and says so. A lower or equal one it replaces.
+migrate`` replaces the function in every database where it differs. An older push-listener leaves a higher revision as
+it is, and says so. It replaces a lower or equal revision.
 
-How to change the arguments or the result of a function: ``create or replace`` cannot, and with other argument types it
-would make a second function. Edit the file, and write a migration that drops the function with its old arguments
-(``drop function if exists``), together with the triggers, policies and views on it; then includes the file, creates
-these again, and ends with ``select push_listener.apply_privileges()``, because a new function has the default
-privileges. Where applications call the function, keep the old one beside it, under its name and in its own file, until
-they have moved.
+How to change the arguments or the result of a function: ``create or replace`` cannot change the result, and with other
+argument types it would create a second function. Edit the file, and write a migration that does the following. It drops
+the function with its old arguments (``drop function if exists``), together with the triggers, policies and views that
+use it. Then it includes the file, and creates the triggers, policies and views again. It ends with ``select
+push_listener.apply_privileges()``, because a new function has the default privileges. If applications call the
+function, keep the old function beside it, under its name and in its own file, until they use the new one.
 
-How to remove a function: a migration drops it and deletes its row from ``push_listener.functions``; its file stays as
+How to remove a function: a migration drops it and deletes its row from ``push_listener.functions``. Its file stays as
 long as an earlier migration includes it.
 """
 
@@ -33,7 +34,7 @@ _INCLUDE = re.compile(r"^\\ir \.\./functions/(\w+)/(\w+)\.sql$", re.MULTILINE)
 _REVISION = re.compile(r"-- revision ([1-9]\d*)\n")
 _REPLACE = "create or replace function "
 
-# Statements end with a semicolon, but not with one in a comment, a string or a dollar-quoted body.
+# A statement ends with a semicolon that is not in a comment, a string or a dollar-quoted body.
 _STATEMENT = re.compile(r"(?:--[^\n]*|'[^']*'|\$(\w*)\$.*?\$\1\$|[^;])+", re.DOTALL)
 _COMMENTS = re.compile(r"(?:\s*--[^\n]*(?:\n|$))*")
 
@@ -45,16 +46,16 @@ class MigrationError(Exception):
 class WrongDatabase(MigrationError):
     """The address leads through a pooler in transaction mode, or to a stranger's schema push_listener.
 
-    ``run`` calls both a fault of the configuration, and ends with the same exit code.
+    ``run`` treats both as a wrong configuration, and ends with the same exit code.
     """
 
 
 @dataclass(frozen=True, slots=True)
 class Function:
-    """One SQL function, as it stands in ``db/functions``."""
+    """One SQL function in ``db/functions``."""
 
     name: str
-    """With its schema. It is unique: push-listener does not overload functions."""
+    """The name with its schema. It is unique, because push-listener does not overload functions."""
     revision: int
     text: str
 
@@ -64,10 +65,10 @@ class Function:
         return hashlib.sha256(self.text.encode()).hexdigest()
 
     def region(self, *, creates: bool = False) -> str:
-        """The text between two lines that name the function.
+        """The text of the function, between two lines that name it.
 
-        ``creates``: it must not exist yet. To replace a function that a stranger has created under this name would
-        leave the stranger its owner.
+        ``creates``: the function must not exist yet. If a stranger has created a function with this name, replacing it
+        would leave the stranger as its owner.
         """
         text = self.text.replace(_REPLACE, "create function ", 1) if creates else self.text
         return f"-- function {self.name}\n{text}-- end of function {self.name}"
@@ -75,21 +76,21 @@ class Function:
 
 @dataclass(frozen=True, slots=True)
 class Migration:
-    """One step, as it stands in ``db/migrations``."""
+    """One migration in ``db/migrations``."""
 
     version: int
     name: str
     source: str
-    """The file, in which a line stands for each function that it includes."""
+    """The text of the file, with one line for each function that it includes."""
     down: str
     functions: tuple[Function, ...] = ()
-    """Those that it includes, in order."""
+    """The functions that it includes, in order."""
     creates: frozenset[str] = frozenset()
-    """The names of those that no earlier migration includes."""
+    """The names of the functions that no earlier migration includes."""
 
     @property
     def up(self) -> str:
-        """What is run: the file with its functions in place."""
+        """The SQL that is run: the file with the text of its functions."""
         found = {function.name: function for function in self.functions}
 
         def text(line: re.Match[str]) -> str:
@@ -100,7 +101,7 @@ class Migration:
 
     @property
     def checksum(self) -> str:
-        """SHA-256 of the file (hex). The functions that it includes have checksums of their own."""
+        """SHA-256 of the file (hex). The functions that it includes have their own checksums."""
         return hashlib.sha256(self.source.encode()).hexdigest()
 
     def __str__(self) -> str:
@@ -108,7 +109,7 @@ class Migration:
 
 
 def sql_directory(name: str) -> Path:
-    """``db/<name>``: inside the installed package, or beside it in a checkout."""
+    """The directory ``db/<name>``: inside the installed package, or beside it in a checkout."""
     package = Path(__file__).parents[2]
     installed = package / "db" / name
     return installed if installed.is_dir() else package.parent / "db" / name
@@ -117,15 +118,15 @@ def sql_directory(name: str) -> Path:
 def load(directory: Path | None = None) -> list[Migration]:
     """Every migration, in order, with its functions.
 
-    Raises MigrationError on a gap, a duplicate number, a missing way back, a function that is missing or not in the
-    form that this module describes, and a function that no migration includes.
+    Raises MigrationError if a number is missing or occurs twice, if a rollback file is missing, if a function is
+    missing or not in the form that this module describes, or if no migration includes a function.
     """
     return list(_own() if directory is None else _read(directory))
 
 
 @cache
 def _own() -> tuple[Migration, ...]:
-    """Those of this version. To read the 120 files takes 17 ms, and most commands need them several times."""
+    """The migrations of this version. Cached: reading the 120 files takes 17 ms, and most commands need them often."""
     return _read(sql_directory("migrations"))
 
 

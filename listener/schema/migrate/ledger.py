@@ -1,9 +1,11 @@
 """What has been applied to a database: the tables ``push_listener.migrations`` and ``push_listener.functions``.
 
-Both hold a checksum of the file that was applied. A migration whose file has changed since is refused. A function whose
-file has changed is replaced, unless the database has a higher revision of it, which a newer push-listener has applied.
+Both hold a checksum of the file that was applied. If the file of a migration has changed since, ``migrate`` refuses to
+work. If the file of a function has changed, ``migrate`` replaces the function, unless a newer push-listener has applied
+a higher revision.
 
-``migrate --down`` sets every revision to 0: whichever version of push-listener migrates next applies its own functions.
+``migrate --down`` sets every revision to 0, so that the version of push-listener that migrates next applies its own
+functions.
 """
 
 from __future__ import annotations
@@ -52,16 +54,16 @@ _RESET_REVISIONS = "update push_listener.functions set revision = 0 where revisi
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """Where one migration stands in one database."""
+    """The state of one migration in one database."""
 
     migration: Migration
     applied_at: datetime | None
     changed: bool
-    """The file is not the one that was applied."""
+    """Whether the file has changed since it was applied."""
 
 
 class Standing(StrEnum):
-    """How a function in a database stands to its file."""
+    """How a function in a database compares to its file."""
 
     CURRENT = "current"
     CHANGED = "changed"
@@ -74,17 +76,17 @@ class Standing(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class FunctionState:
-    """Where one function stands in one database."""
+    """The state of one function in one database."""
 
     function: Function
     applied_at: datetime | None
     applied_revision: int | None
-    """0: ``migrate --down`` has gone through since."""
+    """0: ``migrate --down`` has reset it since."""
     standing: Standing
 
 
 def migration_states(conn: Connection, known: list[Migration]) -> list[State]:
-    """Raises MigrationError when the database holds a migration that this version does not know."""
+    """The state of each known migration. Raises MigrationError if the database holds one that this version lacks."""
     applied: dict[int, tuple[str, datetime]] = {}
     if _exists(conn, "push_listener.migrations"):
         with conn.cursor(row_factory=args_row(lambda v, c, a: (int(v), (str(c), a)))) as cursor:
@@ -147,7 +149,7 @@ def record_function(function: Function) -> Statement:
 
 
 def forget(migration: Migration) -> Iterator[Statement]:
-    """Takes a migration and the functions that it created out of the ledger; with the first goes the ledger."""
+    """Removes a migration and the functions that it created from the ledger. The first migration removes the ledger."""
     if migration.version == 1:
         yield _DROP, ()
     else:

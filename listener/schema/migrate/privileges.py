@@ -8,13 +8,13 @@ from listener.schema.migrate.disk import Migration, MigrationError
 from listener.schema.migrate.ledger import Connection
 
 DRIFT = "select finding from push_listener.drift() order by finding"
-"""What differs from the privileges, policies and settings that are meant, in words. Needs the step "privileges"."""
+"""The differences from the intended privileges, policies and settings, in words. Needs the migration "privileges"."""
 
 _APPLY = "select push_listener.apply_privileges()"
 
 
 def find_drift(conn: Connection) -> list[str]:
-    """What differs, in words; nothing before the migration "privileges"."""
+    """The differences, in words; none before the migration "privileges" was applied."""
     there = conn.execute("select to_regprocedure('push_listener.drift()') is not null").fetchone()
     if there is None or not there[0]:
         return []
@@ -22,7 +22,7 @@ def find_drift(conn: Connection) -> list[str]:
 
 
 def apply_privileges(conn: Connection) -> list[str]:
-    """Sets them again, and returns what differed. Raises MigrationError when some cannot be set."""
+    """Restores the privileges, and returns what differed. Raises MigrationError if some cannot be set."""
     found = find_drift(conn)
     if found:
         try:
@@ -34,5 +34,5 @@ def apply_privileges(conn: Connection) -> list[str]:
 
 
 def are_set_by(migration: Migration) -> bool:
-    """Whether a migration ends with setting them, which fails when some cannot be set."""
+    """Whether a migration ends by setting the privileges. Such a migration fails if some cannot be set."""
     return migration.source.rstrip().endswith(f"{_APPLY};")

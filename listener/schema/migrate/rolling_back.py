@@ -1,7 +1,7 @@
-"""Takes migrations back, the newest first, all in one transaction: whatever stops a step, nothing has been changed.
+"""Rolls migrations back, the newest first, all in one transaction: if any step fails, nothing has been changed.
 
-A way back that begins with ``-- migrate: loses QUERY`` drops what cannot be restored: the query returns in words what
-would be lost. Every such query is run before the first step, and again when the tables are locked.
+A rollback file that begins with ``-- migrate: loses QUERY`` drops data that cannot be restored. The query returns, in
+words, what would be lost. Every such query is run before the first step, and again when the tables are locked.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from listener.schema.migrate.session import (
 
 _LOSES = re.compile(r"-- migrate: loses (\S.*)")
 
-# Which sessions work on the queue. A worker that listens holds its liveness lock. A worker that sweeps has only its
-# sessions; behind a pooler they may outlive it, and do not count when every worker has signed off.
+# The sessions that work on the queue. A worker that listens holds its liveness lock. A worker that sweeps has only its
+# sessions. Behind a pooler these sessions may outlive the worker, so they do not count if every worker has signed off.
 _IN_USE = """
 select w.id, coalesce(w.name, s.application_name), s.pid
   from pg_catalog.pg_stat_activity s
@@ -57,7 +57,7 @@ select count(*), max(p.next_attempt_at)::text
                 where w.id = p.claimed_by and w.stopped_at is null and not w.guarded))
 """
 
-# Nothing can be added, claimed or deleted between the checks and the steps.
+# Locks the tables, so that nobody can add, claim or delete rows between the checks and the steps.
 _LOCK_TABLES = """
 do $$
 declare
@@ -86,21 +86,22 @@ def rollback(
     report: Callable[[Migration], None] = lambda _: None,
     warn: Callable[[str], None] = lambda _: None,
 ) -> list[Migration]:
-    """Takes back every applied migration above version ``to`` (0: all), newest first; returns them.
+    """Rolls back every applied migration above version ``to`` (0: all), newest first; returns them.
 
-    An adopted table gets its old shape back. With ``keep_tables``, a table that push-listener created stays as it is:
-    the next ``apply`` adopts it. Only with ``discard_data``, a table that push-listener created is dropped
-    though it holds rows, and rows that an adopted table could not hold before are deleted. The functions that remain
-    keep the text of this version; the next ``apply``, of whichever version, replaces those that differ from its own.
+    An adopted table gets its old shape back. With ``keep_tables``, a table that push-listener created stays as it is,
+    and the next ``apply`` adopts it. Only ``discard_data`` allows two things: to drop a table that push-listener
+    created and that holds rows, and to delete rows that an adopted table could not hold before. The functions that
+    remain keep the text of this version. The next ``apply``, of any version, replaces those that differ from its own.
 
-    Raises MigrationError, having changed nothing, when ``to`` is above the newest migration, when data would be lost,
-    when workers live or have rows in hand, and when a step fails.
+    Raises MigrationError, having changed nothing, if ``to`` is above the newest migration, if data would be lost, if a
+    worker lives or has claimed rows, or if a step fails.
     """
     known = load() if migrations is None else migrations
     newest = max((migration.version for migration in known), default=0)
-    if to > newest:  # more likely a slip than a wish to change nothing
+    if to > newest:  # probably a mistake: nobody calls this to change nothing
         raise MigrationError(f"there is no migration {to:04d}: the newest is {newest:04d}")
-    # A worker that starts takes the second lock for a moment: from here on it is either seen below, or cannot start.
+    # A worker that starts takes the second lock for a moment. So from here on, the checks below see the worker, or it
+    # cannot start.
     with connect(dsn, warn) as conn, turn(conn, warn), turn(conn, warn, ROLLBACK_LOCK):
         set_parameters(
             conn,
@@ -125,7 +126,7 @@ def rollback(
             conn.execute("notify pgrst, 'reload schema'")
 
         if steps:
-            refuse()  # reads whole tables, so it does that once before they are locked
+            refuse()  # it reads whole tables, so it runs once before the tables are locked
             with named("the way back"):
                 in_transaction(conn, take_back)
         for migration in steps:
@@ -134,7 +135,7 @@ def rollback(
 
 
 def refuse_while_in_use(dsn: str) -> None:
-    """Raises MigrationError when a worker lives, or has rows in hand that it may be sending."""
+    """Raises MigrationError if a worker lives, or has claimed rows that it may be sending."""
     with connect(dsn) as conn:
         _refuse_while_in_use(conn)
 
@@ -160,7 +161,7 @@ def _refuse_while_in_use(conn: Connection) -> None:
         with conn.transaction():
             leased = conn.execute(_LEASED).fetchone()
     except psycopg.errors.UndefinedColumn:
-        return  # the application has made the table anew, and nobody has claimed anything in it
+        return  # the application has created the table again, and nobody has claimed rows in it
     if leased is not None and leased[0]:
         raise MigrationError(
             f"{leased[0]} pushes are in the hands of a worker, and may be on their way: it took them with "

@@ -1,9 +1,9 @@
-"""A session that migrates: how it connects, takes its turn, and runs a script.
+"""A session that migrates: how it connects, waits for its turn, and runs a script.
 
-One process migrates at a time (an advisory lock); the others wait and then find nothing to do.
+One process migrates at a time, under an advisory lock. The others wait, and then find nothing to do.
 
-A script that begins with ``-- migrate: concurrently`` is run statement by statement, its indexes built concurrently.
-Every other script is one transaction. It is short: it gives up its wait for a lock soon, and tries again.
+A script that begins with ``-- migrate: concurrently`` is run statement by statement, and builds its indexes
+concurrently. Every other script is one transaction. It waits for a lock only for a short time, and is tried again.
 """
 
 from __future__ import annotations
@@ -57,9 +57,11 @@ select a.pid, coalesce(a.usename::text, '?'), coalesce(a.state, '?'),
 """
 
 LOCK_TIMEOUTS_MS = (100,) * 10 + (1500, 100, 100) * 10
-"""How long each try waits for a lock on a table, in ms. A
-session that waits blocks every session that comes later, so most waits are short. Some are longer: an autovacuum gives
-way only to a session that has waited for deadlock_timeout, by default 1 s. Source: PostgreSQL, "Routine Vacuuming"."""
+"""How long each try waits for a lock on a table, in ms.
+
+A session that waits blocks every session that comes later, so most waits are short. Some are longer, because an
+autovacuum gives way only to a session that has waited for deadlock_timeout, by default 1 s. Source: PostgreSQL,
+"Routine Vacuuming"."""
 
 
 @dataclass(frozen=True)
@@ -67,21 +69,22 @@ class Patience:
     """How long a migration waits for others."""
 
     turn: float = 600.0
-    """Seconds, for another process that migrates."""
+    """The most seconds to wait for another process that migrates."""
     note: float = 5.0
     """Seconds after which it says what it waits for."""
     lock_timeouts: tuple[int, ...] = LOCK_TIMEOUTS_MS
-    """Milliseconds, for a lock on a table, try by try."""
+    """The most milliseconds to wait for a lock on a table, try by try."""
 
 
 PATIENCE = Patience()
 
-# The details of these errors quote rows, which may hold a device token.
+# The details of errors in these SQLSTATE classes quote rows, which may hold a device token.
 _QUOTES_ROWS = ("22", "23")
 
 
-# What this session relies on, whatever the role, the database or the server says. Building an index of a large table
-# takes long, and blocks nobody. To compile a statement on the catalogue takes longer than the statement.
+# The settings that this session relies on. They override those of the role, the database and the server. No statement
+# has a timeout, because building an index of a large table takes long, and blocks nobody. jit is off, because compiling
+# a statement on the catalogue takes longer than running it.
 _SETTINGS: LiteralString = """
 select set_config(s.name, v.value, false)
   from (values
@@ -95,7 +98,7 @@ select set_config(s.name, v.value, false)
 
 
 def connect(dsn: str, warn: Callable[[str], None] = lambda _: None) -> Connection:
-    """A session in autocommit. Raises WrongDatabase behind a transaction pooler, and if a stranger owns our schema."""
+    """A session in autocommit. Raises WrongDatabase behind a transaction pooler, or if a stranger owns our schema."""
     if is_transaction_pooler_blocking(dsn):
         raise WrongDatabase(
             "this address is a pooler in transaction mode (on Supabase: port 6543), through which no lock can be held "
@@ -106,9 +109,9 @@ def connect(dsn: str, warn: Callable[[str], None] = lambda _: None) -> Connectio
         dsn, autocommit=True, application_name=APPLICATION_NAME, connect_timeout=15, client_encoding=ENCODING
     )
     conn.add_notice_handler(lambda notice: warn(notice.message_primary or ""))
-    # Names without a schema are looked up in pg_catalog only, so that nothing that others have created in public runs
-    # here. pg_temp is named because types are looked up there first otherwise. Triggers of the application need the
-    # search_path of its own sessions: statements that change its rows set it.
+    # Postgres looks up names without a schema in pg_catalog only, so that no function that others have created in
+    # public runs here. pg_temp is named last, because otherwise Postgres looks up types there first. The application's
+    # triggers need the search_path of its own sessions, so the statements that change its rows set that path.
     conn.execute("set search_path = pg_catalog, pg_temp")
     stranger = conn.execute(STRANGERS_SCHEMA).fetchone()
     if stranger is not None:
@@ -119,7 +122,7 @@ def connect(dsn: str, warn: Callable[[str], None] = lambda _: None) -> Connectio
 
 
 def set_parameters(conn: Connection, **settings: str) -> None:
-    """Sets parameters that the scripts read, ``push_listener.NAME``."""
+    """Sets the parameters ``push_listener.NAME``, which the scripts read."""
     for name, value in settings.items():
         conn.execute("select set_config(%s, %s, false)", (f"push_listener.{name}", value))
 
@@ -128,9 +131,9 @@ def set_parameters(conn: Connection, **settings: str) -> None:
 def turn(
     conn: Connection, warn: Callable[[str], None], key: int = LOCK_KEY, patience: Patience = PATIENCE
 ) -> Iterator[None]:
-    """Holds an advisory lock. Raises MigrationError when another session does not release it for ten minutes."""
-    # A session that waits inside pg_advisory_lock() holds a snapshot, and CREATE INDEX CONCURRENTLY in the session
-    # that has the lock would wait for that snapshot: a deadlock. So the lock is tried again and again.
+    """Holds an advisory lock. Raises MigrationError if another session does not release it for ten minutes."""
+    # A session that waits inside pg_advisory_lock() holds a snapshot. CREATE INDEX CONCURRENTLY, in the session that
+    # has the lock, would wait for that snapshot: a deadlock. So this session tries the lock again and again.
     if not _lock_within(conn, key, patience.note):
         warn(f"waiting for a lock: {_holder(conn, key)}")
         if not _lock_within(conn, key, patience.turn - patience.note):
@@ -155,7 +158,7 @@ def _lock_within(conn: Connection, key: int, seconds: float) -> bool:
 
 
 def _holder(conn: Connection, key: int) -> str:
-    """Which session keeps this process from migrating, and what to do."""
+    """Says which session keeps this process from migrating, and what to do."""
     holder = locks.holder_of(conn, key)
     if holder is None:
         return "it has just become free; run this again"
@@ -178,9 +181,10 @@ def _try_lock(conn: Connection, key: int) -> bool:
 
 @contextmanager
 def waits_told(dsn: str, conn: Connection, warn: Callable[[str], None], every: float) -> Iterator[None]:
-    """While ``conn`` builds an index, says which transactions it waits for, looking every so many seconds.
+    """While ``conn`` builds an index, looks ``every`` so many seconds for which transactions it waits, and says so.
 
-    CREATE INDEX CONCURRENTLY waits for every transaction with an older snapshot, in any table, and says nothing.
+    CREATE INDEX CONCURRENTLY itself says nothing. It waits for every transaction with an older snapshot, even if that
+    transaction uses another table.
     """
     ended = threading.Event()
 
@@ -203,7 +207,7 @@ def waits_told(dsn: str, conn: Connection, warn: Callable[[str], None], every: f
 
 
 def _waits_for(pid: int, role: str, state: str, age: str, word: str) -> str:
-    """The text of a statement may hold data, so only its first word is shown, and only if that is one of SQL."""
+    """The text of a statement may hold data, so only its first word is shown, and only if it is a known SQL word."""
     kind = word.lower() if word.lower() in _WORDS else "another statement"
     return (
         f"the index waits for process {pid} of role {role}, whose transaction has been open for {age} s "
@@ -215,7 +219,7 @@ def _waits_for(pid: int, role: str, state: str, age: str, word: str) -> str:
 def run(
     conn: Connection, label: object, script: str, ledger: Iterable[Statement], patience: Patience = PATIENCE
 ) -> None:
-    """Runs a script and what records it. Raises MigrationError, which names ``label``."""
+    """Runs a script and the statements that record it. Raises MigrationError, which names ``label``."""
     with named(label):
         if script.startswith(_CONCURRENTLY):
             for statement in statements(script):
@@ -233,14 +237,14 @@ def run(
 
 
 def execute(conn: Connection, ledger: Iterable[Statement]) -> None:
-    """Runs the statements that record what has been done."""
+    """Runs the statements that record the work in the ledger."""
     for statement, values in ledger:
         conn.execute(statement.encode(), values or None)
 
 
 @contextmanager
 def named(label: object) -> Iterator[None]:
-    """Makes an error of the database a MigrationError that names ``label``."""
+    """Turns an error of the database into a MigrationError that names ``label``."""
     try:
         with explained(label):
             yield
@@ -254,7 +258,7 @@ def named(label: object) -> Iterator[None]:
 
 @contextmanager
 def explained(label: object) -> Iterator[None]:
-    """Does the same as ``named``, but lets LockNotAvailable pass, after which the caller tries again."""
+    """Does the same as ``named``, except for LockNotAvailable, after which the caller tries again."""
     try:
         yield
     except psycopg.errors.LockNotAvailable:
@@ -267,7 +271,7 @@ def explained(label: object) -> Iterator[None]:
 
 
 def in_transaction(conn: Connection, work: Callable[[], None], patience: Patience = PATIENCE) -> None:
-    """Does the work in one transaction, and again when a lock cannot be had soon enough.
+    """Does the work in one transaction, and tries again if it does not get a lock soon enough.
 
     Raises psycopg.errors.LockNotAvailable after the last try.
     """
@@ -290,14 +294,14 @@ def in_transaction(conn: Connection, work: Callable[[], None], patience: Patienc
     reraise=True,
 )
 def alone(conn: Connection, statement: str) -> None:
-    """Runs one statement outside a transaction, one about an index concurrently."""
+    """Runs one statement outside a transaction; if it is about an index, concurrently."""
     match = _INDEX.match(statement)
     if match is None:
         conn.execute(statement.encode())
         return
     verb, index = match.groups()
     if verb != "drop index":
-        # An interrupted concurrent build leaves an invalid index, which "if not exists" takes for done.
+        # An interrupted concurrent build leaves an invalid index, and "if not exists" would keep it.
         invalid = conn.execute(
             "select from pg_index i join pg_class c on c.oid = i.indexrelid "
             "where c.relname = %s and c.relnamespace = 'public'::regnamespace and not i.indisvalid",

@@ -1,7 +1,7 @@
-"""Whether what the migrations have made is still there: somebody may have dropped, disabled or replaced it.
+"""Whether the objects that the migrations created still exist: somebody may have dropped, disabled or replaced them.
 
-What should be there is read from the files of the applied migrations. ``apply`` mends functions, triggers, indexes and
-views. A table that the application has dropped and made anew has to be adopted again, which an operator starts.
+The files of the applied migrations say which objects should exist. ``apply`` repairs functions, triggers, indexes and
+views. A table that the application has dropped and created again must be adopted again, which an operator starts.
 """
 
 from __future__ import annotations
@@ -58,11 +58,11 @@ select 'function', n.nspname::text || '.' || p.proname::text, pg_catalog.md5(p.p
 union all
 select 'ledger', f.name, f.checksum from push_listener.functions f
 """
-"""What is there. Any role that may read the ledger may execute it."""
+"""Reads which objects exist. Any role that may read the ledger may execute it."""
 
 
 class Kind(StrEnum):
-    """What may be missing."""
+    """The kind of an object that may be missing."""
 
     TABLE = "table"
     COLUMN = "column"
@@ -73,12 +73,12 @@ class Kind(StrEnum):
 
 
 NEEDED = frozenset({Kind.TABLE, Kind.COLUMN})
-"""Nothing works without these, and ``apply`` does not make them anew."""
+"""Nothing works without these, and ``apply`` does not create them again."""
 
 
 @dataclass(frozen=True, slots=True)
 class Damage:
-    """Something that is not as the migrations have made it."""
+    """An object that is not as the migrations created it."""
 
     kind: Kind
     name: str
@@ -86,18 +86,18 @@ class Damage:
     """``missing``, ``disabled``, ``invalid`` or ``replaced``."""
     function: Function | None = None
     statement: str | None = None
-    """What makes it again."""
+    """The statement that creates it again."""
 
     def __str__(self) -> str:
         return f"the {self.kind} {self.name} is {self.state}"
 
 
 def find(facts: Iterable[Sequence[str]], applied: Sequence[Migration]) -> list[Damage]:
-    """What is damaged, in the order in which it is mended. Pure.
+    """The damaged objects, in the order in which they are repaired. Pure.
 
     Args:
         facts: the rows of FACTS.
-        applied: the migrations that the database has.
+        applied: the migrations that were applied to the database.
     """
     there: dict[tuple[str, str], set[str]] = {}
     for kind, name, state in facts:
@@ -107,14 +107,14 @@ def find(facts: Iterable[Sequence[str]], applied: Sequence[Migration]) -> list[D
     for migration in applied:
         for damage in _of(migration, there):
             (tables if damage.kind in NEEDED else rest).append(damage)
-    # A column of a missing table is not named as well.
+    # The columns of a missing table are not reported too.
     gone = {damage.name for damage in tables if damage.kind is Kind.TABLE}
     tables = [each for each in tables if each.kind is Kind.TABLE or each.name.rpartition(".")[0] not in gone]
     return [*tables, *_functions(applied, there), *rest]
 
 
 def lines(found: Iterable[Damage]) -> list[str]:
-    """What is damaged, in words; the columns of a table in one line."""
+    """The damage in words. The missing columns of a table share one line."""
     said: list[str] = []
     columns: dict[str, list[str]] = {}
     for damage in found:
@@ -127,13 +127,13 @@ def lines(found: Iterable[Damage]) -> list[str]:
 
 
 def kinds(found: Iterable[Damage]) -> list[str]:
-    """The kinds of what is damaged, in the plural, each once."""
+    """The kinds of the damaged objects, in the plural, without duplicates."""
     plural = {Kind.INDEX: "indexes"}
     return list(dict.fromkeys(plural.get(damage.kind, f"{damage.kind}s") for damage in found))
 
 
 def remedy(found: Sequence[Damage]) -> str:
-    """What to do about it."""
+    """What to do about the damage."""
     if any(damage.kind in NEEDED for damage in found):
         return (
             "if the application has made its tables anew, or has dropped columns: stop every listener, run "
@@ -145,10 +145,10 @@ def remedy(found: Sequence[Damage]) -> str:
 
 @dataclass(frozen=True, slots=True)
 class _Made:
-    """Something that a migration makes."""
+    """An object that a migration creates."""
 
     key: tuple[str, str]
-    """What FACTS calls it."""
+    """Its kind and name in the rows of FACTS."""
     missing: Damage
     has_state: bool = False
 
@@ -164,7 +164,7 @@ def _of(migration: Migration, there: dict[tuple[str, str], set[str]]) -> list[Da
 
 @cache
 def _made(source: str) -> tuple[_Made, ...]:
-    """What the source of a migration makes and does not drop itself. To read all sources takes 30 ms."""
+    """The objects that a migration creates and does not drop again. Cached: reading all sources takes 30 ms."""
     found: list[_Made] = []
     dropped: set[str] = set()
     parts = statements(_INCLUDED.sub("", source))
@@ -209,6 +209,6 @@ def _functions(applied: Sequence[Migration], there: dict[tuple[str, str], set[st
 
 @cache
 def _body(text: str) -> str | None:
-    """The body of a function as FACTS tells it."""
+    """The MD5 of the body of a function, as in the rows of FACTS."""
     body = _BODY.search(text)
     return md5(body[1].encode(), usedforsecurity=False).hexdigest() if body else None

@@ -1,9 +1,10 @@
--- Lets one batch of waiting rows expire in a copy of a database; returns how many it found, and how many have expired: a
--- trigger of the application may keep a row as it is.
+-- Lets one batch of waiting rows expire in a copy of a database. It returns how many rows it found, and how many have
+-- expired. The numbers differ if a trigger of the application keeps a row as it is.
 --
--- The ids are an array, because for a join Postgres may read the index from its beginning, past all of the history.
+-- The ids are an array, because for a join Postgres may read the index from its beginning, through the whole history.
 --
--- The statement waits for locked rows and does not skip them: when it finds no row, the caller serves the database.
+-- The statement waits for locked rows and does not skip them, because the caller serves the database when it finds no
+-- more rows.
 with waiting as materialized (
   select id
     from public.push_notifications

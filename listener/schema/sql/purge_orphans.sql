@@ -1,7 +1,7 @@
--- Deletes old log rows whose push no longer exists, within one page of push ids; returns the number of rows and the last
--- id of the page.
+-- Deletes old log rows whose push no longer exists, within one page of push ids. It returns the number of deleted rows
+-- and the last id of the page.
 --
--- With the subselect Postgres looks up each push; with a join it might read all of them.
+-- The subselect makes Postgres look up each push. For a join it might read all pushes.
 with page as materialized (
   select push_id
     from public.push_delivery_logs

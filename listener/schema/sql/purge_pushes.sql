@@ -1,8 +1,8 @@
--- Deletes one batch of old pushes and their log rows, the oldest first; returns the numbers of rows, and the updated_at
--- (Unix time) from which to continue.
+-- Deletes one batch of old pushes and their log rows, the oldest first. It returns the numbers of rows, and the
+-- updated_at (Unix time) from which to continue.
 --
--- Ids are compared with an array, so that rows are found through their index whatever size Postgres expects the table
--- to have.
+-- The ids are compared with an array, so that Postgres finds the rows through their index, whatever size it expects the
+-- table to have.
 with old as materialized (
   select id, updated_at
     from public.push_notifications

@@ -1,1 +1,1 @@
-"""The operator's page: whether pushes go out, what waits, what failed, and what a person does about it."""
+"""The operator's page: it shows whether pushes go out, what waits and what failed, and lets a person act on pushes."""

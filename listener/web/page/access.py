@@ -1,4 +1,4 @@
-"""Who may see the page, and who may act: tokens, the cookie that a login sets, and what browsers say of a request."""
+"""Who may see the page, and who may act: tokens, the cookie that a login sets, and headers that browsers send."""
 
 from __future__ import annotations
 
@@ -39,13 +39,13 @@ class Visitor:
     """Who makes a request."""
 
     name: str
-    """The name that goes with the token of ACTION_TOKENS; "reader" for PAGE_TOKEN; "local" on an open loopback page."""
+    """The name of the token in ACTION_TOKENS; "reader" for PAGE_TOKEN; "local" on a page that is open on loopback."""
     may_read: bool
     may_act: bool
 
 
 VISITOR = web.RequestKey("visitor", Visitor)
-"""Where each request keeps its visitor."""
+"""The key under which each request keeps its visitor."""
 
 NOBODY = Visitor("", may_read=False, may_act=False)
 LOCAL = Visitor("local", may_read=True, may_act=True)
@@ -53,10 +53,10 @@ _READER = Visitor("reader", may_read=True, may_act=False)
 
 
 class Keys:
-    """The tokens, and the cookies that stand for them. Pure but for the clock in the cookies.
+    """The tokens, and the cookies that stand for them. Pure except for the clock in the cookies.
 
-    A cookie is signed with a key of its own token alone. So it tells its holder nothing about the tokens of others, any
-    process recognizes it, and a token that is replaced signs out those that used it.
+    A cookie is signed with a key derived only from its own token. So the cookie tells its holder nothing about other
+    tokens, every process recognizes it, and replacing a token signs out everybody who used it.
     """
 
     def __init__(self, page_token: str | None, action_tokens: Mapping[str, str]) -> None:
@@ -68,11 +68,11 @@ class Keys:
 
     @property
     def are_none(self) -> bool:
-        """Whether there is no token at all."""
+        """Whether no token is set at all."""
         return not self._visitors
 
     def visitor(self, token: str) -> Visitor | None:
-        """Whose token it is. It takes as long for a wrong one as for a right one."""
+        """The visitor with this token. It takes as long for a wrong token as for a right one."""
         given, found = _bytes(token), None
         for known, visitor in self._visitors:
             if hmac.compare_digest(given, known):
@@ -80,14 +80,14 @@ class Keys:
         return found
 
     def cookie(self, visitor: Visitor) -> str:
-        """What the browser keeps in place of the token. Raises KeyError for a visitor without one."""
+        """The cookie that the browser keeps in place of the token. Raises KeyError for a visitor without a token."""
         for signer, known in self._signers:
             if known == visitor:
                 return str(signer.dumps(visitor.name))
         raise KeyError(visitor.name)
 
     def holder(self, cookie: str) -> Visitor | None:
-        """Who got this cookie; None: it is none of ours, or too old."""
+        """The visitor who got this cookie; None: the cookie is not ours, or too old."""
         for signer, visitor in self._signers:
             try:
                 if signer.loads(cookie, max_age=_LIFE_S) == visitor.name:
@@ -110,11 +110,11 @@ def _bytes(text: str) -> bytes:
 
 
 def foreign(method: str, headers: Mapping[str, str], *, has_bearer: bool) -> str | None:
-    """Why a request is refused, because another site may have made it; None: it is not.
+    """Why a request is refused because another site may have made it; None: it is not refused.
 
-    Browsers send Sec-Fetch-Site where the page comes by https or from localhost, and Origin with each POST. A program
-    that sends a bearer token sends neither, and no other site could add that header. ``has_bearer`` says so only where
-    a token is asked for: on a page that is open to all, any word would do.
+    Browsers send Sec-Fetch-Site if the page comes by https or from localhost, and Origin with each POST. A program
+    that sends a bearer token sends neither, and no other site can make a browser send that token. ``has_bearer`` must
+    be false on a page that asks for no token, because there any bearer token would be accepted.
     """
     site, origin = headers.get("Sec-Fetch-Site"), headers.get("Origin")
     if method in _SAFE:
@@ -132,7 +132,7 @@ def foreign(method: str, headers: Mapping[str, str], *, has_bearer: bool) -> str
 
 
 def origin_host(origin: str) -> str:
-    """The host, and the port if it is named, of a web origin; '' if it is none, such as "null"."""
+    """The host of a web origin, with the port if it has one; '' if the text is not a web origin, such as "null"."""
     try:
         parts = urlsplit(origin)
     except ValueError:
@@ -141,7 +141,7 @@ def origin_host(origin: str) -> str:
 
 
 def is_loopback_name(host: str) -> bool:
-    """Whether a Host header, with or without a port, names this machine as only this machine can reach it."""
+    """Whether a Host header, with or without a port, has a loopback name, which only this machine can use."""
     try:
         name = urlsplit(f"//{host}").hostname or ""
         return name == "localhost" or ipaddress.ip_address(name).is_loopback
@@ -150,16 +150,16 @@ def is_loopback_name(host: str) -> bool:
 
 
 def not_local(headers: Mapping[str, str]) -> str | None:
-    """Why a page that is open on loopback does not answer a request; None: it does.
+    """Why a page that is open on loopback does not answer a request; None: it answers.
 
-    A site whose name suddenly leads to 127.0.0.1 (DNS rebinding) has its own name in Host. A proxy that other machines
-    reach names them in a header, or passes on a Host of its own. One that does neither cannot be told from a browser on
-    this machine.
+    If a site changes its name to lead to 127.0.0.1 (DNS rebinding), its requests have that name in Host. A proxy that
+    other machines can reach names them in a header, or sends its own Host. A proxy that does neither looks like a
+    browser on this machine.
     """
     if any(name in headers for name in _FORWARDING):
         return "a proxy leads other machines to this page: set PAGE_TOKEN, or ACTION_TOKENS\n"
     names = [headers.get("Host", "")]
-    # Under the policy no-referrer a browser names no origin for the page's own forms.
+    # With the referrer policy no-referrer, a browser sends the Origin "null" even for the page's own forms.
     is_own = headers.get("Sec-Fetch-Site") == "same-origin" and headers.get("Origin") == "null"
     if "Origin" in headers and not is_own:
         names.append(origin_host(headers["Origin"]))
@@ -169,7 +169,7 @@ def not_local(headers: Mapping[str, str]) -> str | None:
 
 
 def way_back(wanted: str, prefix: str) -> str:
-    """Where to go after the login: a path of the page, whatever ``wanted`` says."""
+    """The path to go to after the login: ``wanted`` if it is a path of this page, else the first screen."""
     is_path = wanted.startswith(f"{prefix}/") and not wanted.startswith("//")
     is_plain = wanted.isascii() and wanted.isprintable() and "\\" not in wanted
     return wanted if is_path and is_plain else f"{prefix}/"
@@ -179,16 +179,16 @@ def way_back(wanted: str, prefix: str) -> str:
 
 
 class Access:
-    """Lets in those that may.
+    """Lets in the visitors who may see the page.
 
     Args:
-        is_open: there is no token, and only this machine can reach the page.
-        patience: seconds that the answer to a wrong token takes.
-        most: wrong tokens of one address that wait for this answer. More are refused at once.
-        most_of_all: wrong tokens of all addresses that wait.
+        is_open: whether no token is set, and only this machine can reach the page.
+        patience: seconds before a wrong token is answered.
+        most: how many wrong tokens of one address may wait for their answer. More are refused at once.
+        most_of_all: how many wrong tokens of all addresses may wait.
 
-    A right token is never refused for the wrong ones of others, who may come from the same address, a proxy's. So these
-    bounds spare memory and connections. What keeps a token from being guessed is its length.
+    A right token is never refused because of wrong tokens from the same address, which may be a proxy's. So these
+    bounds only save memory and connections. The length of a token keeps it from being guessed.
     """
 
     def __init__(
@@ -212,7 +212,7 @@ class Access:
 
     @classmethod
     def of(cls, settings: Settings) -> Access:
-        """As the settings say."""
+        """The access that the settings describe."""
         page_token = settings.page_token
         keys = Keys(
             None if page_token is None else page_token.get_secret_value(),
@@ -222,11 +222,14 @@ class Access:
 
     @property
     def kind(self) -> str:
-        """For the log: closed, open (to this machine), or by token."""
+        """How the page can be seen, for the log: closed, open (to this machine), or by token."""
         return "closed" if self._is_closed else "open" if self._is_open else "by token"
 
     def guarded(self, handler: Handler, *, is_public: bool = False) -> Handler:
-        """The handler, for those that may; ``request[VISITOR]`` says whose request it is. ``is_public``: for all."""
+        """Wraps a handler, so that it gets only allowed requests, each with its ``request[VISITOR]``.
+
+        ``is_public``: visitors without a token are allowed too.
+        """
 
         async def guard(request: web.Request) -> web.StreamResponse:
             token = _bearer(request)
@@ -250,7 +253,7 @@ class Access:
         return guard
 
     def shown_once(self, show_login: Handler) -> Handler:
-        """The handler of GET /login, which sends those on that are known already."""
+        """The handler of GET /login. It redirects visitors who are signed in already."""
 
         async def show(request: web.Request) -> web.StreamResponse:
             if request[VISITOR].may_read:
@@ -260,7 +263,7 @@ class Access:
         return show
 
     async def login(self, request: web.Request) -> NoReturn:
-        """Answers POST /login: a form with the fields token and next."""
+        """Answers POST /login, a form with the fields token and next."""
         form = await read_form(request)
         back = way_back(form.text("next"), self._prefix)
         try:
@@ -298,7 +301,7 @@ class Access:
         return self._keys.holder(request.cookies.get(COOKIE, "")) or NOBODY
 
     async def _known(self, request: web.Request, token: str) -> Visitor | None:
-        """Whose token it is; says no slowly. Raises HTTPTooManyRequests for a wrong one."""
+        """The visitor with this token. A wrong token gets None after a pause, or raises HTTPTooManyRequests at once."""
         visitor = self._keys.visitor(token)
         if visitor is not None:
             return visitor
@@ -316,7 +319,7 @@ class Access:
         return None
 
     def _turn_away(self, request: web.Request) -> web.StreamResponse:
-        """To the login, if a person can follow."""
+        """Redirects a person to the login; answers a program with an error."""
         is_page = request.method in _SAFE and "text/html" in request.headers.get("Accept", "")
         if "HX-Request" in request.headers or not is_page:
             login = self._to_login(f"{self._prefix}/").headers["Location"]
@@ -327,7 +330,8 @@ class Access:
             )
         to_login = self._to_login(request.path_qs)
         if request.headers.get("Sec-Fetch-Site") in ("cross-site", "same-site"):
-            # A link on another site: the browser keeps back a SameSite=Strict cookie until the page itself leads on.
+            # The visitor followed a link on another site, so the browser did not send the SameSite=Strict cookie. It
+            # sends the cookie for the next request, which this page itself makes.
             onward = to_login.headers["Location"]
             return web.Response(headers={"Refresh": f"0; url={onward}"}, text="", content_type="text/html")
         raise to_login
@@ -343,8 +347,8 @@ def _bearer(request: web.Request) -> str | None:
 
 
 def _is_https(request: web.Request) -> bool:
-    """Whether the browser's connection is encrypted, as far as a proxy tells. Only the visitor's own cookie depends on
-    it.
+    """Whether the browser's connection is encrypted. A proxy may tell so in a header, which anybody can send, but only
+    the visitor's own cookie depends on it.
     """
     told = request.headers.get("X-Forwarded-Proto", "").partition(",")[0].strip().lower()
     return request.secure or told == "https"

@@ -1,4 +1,4 @@
-"""What the page consists of, and what its views are handed."""
+"""The parts of the page, and the context that its views get."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from listener.web.page.live import Streams
 from listener.web.page.rendering import Renderer
 from listener.web.page.runs import Runs
 
-# What was under way when a pause began may be accepted for so long.
+# For this long after a pause has begun, FCM may still accept pushes that were under way.
 _ECHO_S = 30.0
 
 
@@ -43,20 +43,20 @@ class State:
     """What this process knows without asking the database."""
 
     obstacles: list[str]
-    """As /readyz tells them; empty: it can work."""
+    """The obstacles in the answer of /readyz; empty: this process can work."""
     pause: str | None
-    """The kind of pause that sending is in, in the words of push_paused: refused, away, token_loss, no_access_token."""
+    """The kind of pause, as in the metric push_paused: refused, away, token_loss, no_access_token; None: no pause."""
     paused_since: datetime | None
     figures: Figures | None
-    """What was last read for the metrics; None: nothing, or nothing that is still true."""
+    """The last reading for the metrics; None: there is none, or it is too old."""
     figures_age: float | None
-    """Seconds since then."""
+    """Seconds since that reading."""
     in_flight: int
-    """Pushes that this process has claimed and not settled."""
+    """How many pushes this process has claimed and not settled."""
     quota_used: float
-    """The part of this process's share of FCM_QUOTA that it uses, from 0 to 1."""
+    """The fraction of this process's share of FCM_QUOTA that it uses, from 0 to 1."""
     worker: int | None
-    """Its id in push_listener.workers; None: it is not registered."""
+    """The id of this process in push_listener.workers; None: it is not registered."""
     instance: str
     """The name of this process."""
     platforms: Sequence[str] = ()
@@ -76,13 +76,13 @@ class Snapshot:
 
 @dataclass(frozen=True, slots=True)
 class Context:
-    """What the views work with. ``request[VISITOR]`` is the Visitor (access.py), on every route.
+    """What the views work with. On every route, ``request[VISITOR]`` is the Visitor (access.py).
 
-    Paths in the views are without the prefix: ``routes(context)`` says web.get("/pushes", ...), and Page puts the
-    prefix before it. Links in the HTML begin with ``prefix``. Page itself answers POST /login (fields token, next),
-    POST /logout and GET /static/.... The views answer GET /login?next=PATH&wrong=1 (wrong=1: the token was wrong;
-    wrong=wait: too many wrong ones, wait a second), with a form that posts both fields to /login. Nobody without the
-    right to act reaches a view by POST, and nobody without the right to read any view but /login.
+    Paths in the views are without the prefix: ``routes(context)`` contains web.get("/pushes", ...), and Page adds the
+    prefix. Links in the HTML begin with ``prefix``. Page itself answers POST /login (fields token, next), POST /logout
+    and GET /static/.... The views answer GET /login?next=PATH&wrong=1 (wrong=1: the token was wrong; wrong=wait: there
+    were too many wrong tokens, wait a second), with a form that posts both fields to /login. A POST reaches a view only
+    if the visitor may act. Any other request, except for /login, reaches a view only if the visitor may read.
     """
 
     reading: Reading
@@ -91,23 +91,23 @@ class Context:
     history: History
     state: Callable[[], State]
     snapshot: Callable[[], Awaitable[Snapshot]]
-    """What the first screen shows now; never fails for the database."""
+    """Returns what the first screen shows now. It does not fail if the database cannot be read."""
     streams: Streams
     prefix: str
-    """'' or such as /push."""
+    """'', or a path such as /push."""
     asset: Callable[[str], str]
     """The URL of a file in static/, such as app.css or vendor/htmx.min.js. Raises KeyError if there is none."""
     renderer: Renderer
 
 
 class Page:
-    """The page: its parts, and its routes with everything that stands before the views.
+    """The page: its parts, and its routes, with access checks and error pages around the views.
 
     Args:
-        routes: makes the routes of the views. They are apart from this module, which they import.
-        render: the HTML of a snapshot, by the name of the event that brings it to those that watch.
-        watched: is set while somebody watches.
-        sees_workers: whether Postgres sees workers; not with WAKEUP=sweep.
+        routes: makes the routes of the views. It is an argument, because the module of the views imports this one.
+        render: returns the HTML of a snapshot, by the name of the event that carries it to the browsers.
+        watched: an event that is set while somebody watches the page.
+        sees_workers: whether Postgres sees workers, as it does unless WAKEUP is sweep.
     """
 
     def __init__(
@@ -148,25 +148,25 @@ class Page:
             self._renderer,
         )
         self.routes = [*self._own_routes(), *map(self._guarded, routes(context))]
-        """What the web server answers."""
+        """The routes for the web server."""
 
     @property
     def access(self) -> str:
-        """Who may see it: everybody on this machine (open), those with a token, or nobody (closed)."""
+        """Who may see the page: everybody on this machine (open), visitors with a token, or nobody (closed)."""
         return self._access.kind
 
     def leave(self) -> None:
-        """Ends the streams, which would keep the web server from closing, and bulk actions after their batch."""
+        """Ends the streams, which would keep the web server open, and ends each bulk action after its current batch."""
         self._streams.close()
         self._runs.abort_all()
 
     async def close(self) -> None:
-        """Ends what goes on in the background."""
+        """Ends all work in the background."""
         self.leave()
         await self._runs.close()
 
     async def snapshot(self) -> Snapshot:
-        """What the first screen shows now; it says so if the database cannot be read."""
+        """What the first screen shows now. If the database cannot be read, the snapshot says so."""
         pulse, fault = None, None
         try:
             pulse = await self._reading.pulse()
@@ -218,7 +218,7 @@ class Page:
         return routes
 
     def _guarded(self, route: web.RouteDef) -> web.RouteDef:
-        """A route of the views, under the prefix, for those that may."""
+        """A route of the views with the prefix, for visitors who may use it."""
         if route.path == "/login":
             handler = self._public(self._access.shown_once(route.handler))
         else:
@@ -236,10 +236,10 @@ class Page:
 
 
 def completed(pulse: Pulse, figures: Figures | None, *, sees_workers: bool) -> Pulse:
-    """The pulse, with what it cannot know by itself.
+    """The pulse, completed with facts that it cannot read itself.
 
-    It looks at a bounded number of the pushes that wait. Where more do, the last reading for the metrics, which looks
-    at all, may know one that has waited longer; the pulse knows what has become due since.
+    The pulse looks at a bounded number of waiting pushes. If more pushes wait, the last reading for the metrics, which
+    looks at all of them, may know a push that has waited longer. The pulse knows pushes that have become due since.
     """
     if not pulse.is_whole and figures is not None:
         oldest = max(figures.oldest_due.values(), default=0.0)

@@ -1,4 +1,4 @@
-"""The files that a browser loads once: under a path with a hash of their content, so that they never change."""
+"""The static files. Their paths contain a hash of the content, so that a browser loads each version only once."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ class Assets:
         self._prefix = prefix
 
     def url(self, name: str) -> str:
-        """Where a file is, such as app.css or vendor/htmx.min.js. Raises KeyError if there is none."""
+        """The URL of a file, such as app.css or vendor/htmx.min.js. Raises KeyError if it does not exist."""
         return self._urls[name]
 
     async def serve(self, request: web.Request) -> web.StreamResponse:
-        """Answers GET /static/HASH/NAME; 404 for another hash than that of the content."""
+        """Answers GET /static/HASH/NAME; with 404 if the hash is not that of the content."""
         name = request.match_info["name"]
         if self._urls.get(name) != request.path:
             raise web.HTTPNotFound

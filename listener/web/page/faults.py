@@ -10,7 +10,7 @@ log = structlog.get_logger(__name__)
 
 
 def tell_fault(route: str, error: Exception) -> None:
-    """Logs a fault of our own, without the text of the exception, which may quote a payload."""
+    """Logs a fault of the page, without the text of the exception, which may quote a payload."""
     where = traceback.extract_tb(error.__traceback__)[-1]
     log.error(
         "the page has a fault",

@@ -1,4 +1,4 @@
-"""The forms that the page posts. Strangers post others, and so nothing in them may be a fault of the page."""
+"""Reads posted forms. Strangers may post anything, so no content may make the page raise an unexpected error."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _MOST_FIELDS = 200
 
 
 class FormFault(Exception):
-    """A form that cannot be used; the message says why, and quotes nothing of it."""
+    """A form that cannot be used; the message says why, and quotes nothing from the form."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,17 +21,17 @@ class Form:
     """The fields of a form."""
 
     fields: Mapping[str, Sequence[str]] = field(repr=False)
-    """What was given for each name, empty texts included."""
+    """The values for each name, empty texts included."""
 
     def text(self, name: str) -> str:
-        """What was given for a name, without blanks at its ends; '' if nothing was."""
+        """The value for a name, without surrounding blanks; '' if there is none."""
         return next(iter(self.fields.get(name, ())), "").strip()
 
 
 async def read_form(request: web.Request) -> Form:
-    """A form as browsers post it.
+    """Reads a form as browsers post it.
 
-    Raises FormFault, and HTTPRequestEntityTooLarge beyond 1 MiB.
+    Raises FormFault, or HTTPRequestEntityTooLarge if the form is larger than 1 MiB.
     """
     if request.content_type != _KIND or (request.charset or "utf-8").lower() not in ("utf-8", "utf8"):
         raise FormFault(f"It must be {_KIND}, in UTF-8.")

@@ -1,4 +1,4 @@
-"""The headers of every answer of the page, and what it says when something goes wrong."""
+"""The headers of every answer of the page, and its answers when something goes wrong."""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ _HEADERS = {
     "Cross-Origin-Resource-Policy": "same-origin",
 }
 NEVER_CHANGES = "public, max-age=31536000, immutable"
-"""Cache-Control of what has a hash of its content in its path."""
+"""The Cache-Control of a file whose path contains a hash of its content."""
 
 
 async def secure(request: web.Request, response: web.StreamResponse) -> None:
-    """Sets the headers of an answer that is about to go out, one of aiohttp's own included (404, 405)."""
+    """Sets the headers of every answer before it is sent, also of those that aiohttp makes itself (404, 405)."""
     response.headers.update(_HEADERS)
     if response.headers.get("Cache-Control") != NEVER_CHANGES:
         response.headers["Cache-Control"] = "no-store"
 
 
 def with_errors(handler: Handler, renderer: Renderer) -> Handler:
-    """The handler, whose errors become pages; texts for a program."""
+    """Wraps a handler: its errors become pages for people, and texts for programs."""
 
     def tell(request: web.Request, status: int, title: str, *sentences: str) -> web.StreamResponse:
         if "text/html" in request.headers.get("Accept", ""):
@@ -82,6 +82,6 @@ _STAYS = "Pushes wait in it and are sent when it is back. This page can be loade
 
 
 def _route(request: web.Request) -> str:
-    """The route and not the path, which may hold what somebody searches for."""
+    """The route, not the path, because the path may contain what a person searches for."""
     resource = request.match_info.route.resource
     return "" if resource is None else resource.canonical

@@ -1,7 +1,7 @@
-"""The last 15 minutes of what the charts show, and an hour of what the verdict needs. Pure; times are Unix seconds.
+"""The last 15 minutes of data for the charts, and an hour of data for the verdict. Pure; times are Unix seconds.
 
-Two things add to it: each reading for the metrics, which goes on while nobody watches, and the sample that is taken
-each second while somebody does.
+Two sources add data: each reading for the metrics, also while nobody watches the page, and the sample that is taken
+each second while somebody watches.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from listener.operating.records import Pulse
 
 SPAN_S = 900.0
 STEP_S = 5.0
-"""Least time between two points, but for the newest one."""
+"""The least time between two points. Only the newest point may be closer."""
 _HOUR_S = 3600.0
 _MINUTE_S = 60.0
 
@@ -24,7 +24,7 @@ _DAY_S = 86_400.0
 
 @dataclass(frozen=True, slots=True)
 class Sums:
-    """What the database said at one moment. The sums are of today and yesterday (UTC)."""
+    """The figures of the database at one moment. The sums cover today and yesterday (UTC)."""
 
     sent: int
     failed: Mapping[str, int]
@@ -32,12 +32,12 @@ class Sums:
 
     @classmethod
     def of_pulse(cls, pulse: Pulse) -> Sums:
-        """What a sample says."""
+        """The figures of a sample."""
         return cls(pulse.sent, pulse.failed, pulse.oldest_due)
 
     @classmethod
     def of_figures(cls, figures: Figures) -> Sums:
-        """What a reading for the metrics says."""
+        """The figures of a reading for the metrics."""
         return cls(figures.sent, figures.failed, max(figures.oldest_due.values(), default=0.0))
 
 
@@ -49,21 +49,21 @@ class Point:
     sums: Sums | None
     """None: the database could not be read."""
     counts: tuple[int, ...] = ()
-    """Of the histogram of push_insert_to_send_seconds in this process, bucket by bucket."""
+    """The counts of the histogram push_insert_to_send_seconds in this process, bucket by bucket."""
 
 
 @dataclass(frozen=True, slots=True)
 class Series:
-    """The charts: each list is as long as ``at``; None is a gap."""
+    """The data of the charts. Each list is as long as ``at``; None is a gap."""
 
     at: Sequence[float] = ()
     """Unix seconds, ascending."""
     accepted: Sequence[float | None] = ()
-    """Pushes a second that FCM accepted, of the whole fleet."""
+    """Pushes a second that FCM accepted, from all processes."""
     failed: Mapping[str, Sequence[float | None]] = field(default_factory=dict)
-    """Pushes a second that ended dead or expired, of the whole fleet, by error code."""
+    """Pushes a second that ended dead or expired, from all processes, by error code."""
     oldest_due: Sequence[float | None] = ()
-    """Seconds for which the push that waited longest had been due."""
+    """For how many seconds the push that waited longest had been due."""
     p50: Sequence[float | None] = ()
     """Median seconds from due to the first request to FCM, of this process alone."""
     p99: Sequence[float | None] = ()
@@ -73,9 +73,9 @@ class History:
     """A bounded number of points.
 
     Args:
-        bounds: of the buckets in seconds, the last one infinite.
-        counts: what the buckets hold now.
-        clock: Unix seconds.
+        bounds: the upper bounds of the buckets in seconds; the last one is infinite.
+        counts: returns the present counts of the buckets.
+        clock: returns Unix seconds.
     """
 
     def __init__(
@@ -85,31 +85,31 @@ class History:
         self._counts = counts
         self._clock = clock
         self._points: list[Point] = []
-        self._hour: list[Point] = []  # what was read, minute by minute
+        self._hour: list[Point] = []  # the readings, about one a minute
 
     def note(self, sums: Sums | None) -> None:
-        """Adds what was read now; None: it could not be read."""
+        """Adds the figures of this moment; None: they could not be read."""
         point = Point(self._clock(), sums, self._counts())
         self._points = added(self._points, point)
         if sums is not None:
             self._hour = added(self._hour, point, span=_HOUR_S, step=_MINUTE_S)
 
     def note_figures(self, figures: Figures | None) -> None:
-        """Adds a reading for the metrics; None: it failed, or nobody reads any more."""
+        """Adds a reading for the metrics; None: it failed, or the readings have stopped."""
         self.note(None if figures is None else Sums.of_figures(figures))
 
     def series(self) -> Series:
-        """The charts as they are now."""
+        """The present data of the charts."""
         return series(self._points, self._bounds)
 
     def accepted_within(self, seconds: float) -> int | None:
-        """Pushes that FCM accepted in the last ``seconds``, of the whole fleet; None: nobody looked for so long."""
+        """Pushes of all processes that FCM accepted in the last ``seconds``; None: the points do not go back so far."""
         return accepted_since(self._points, self._clock() - seconds)
 
     def ended_within(self, seconds: float) -> tuple[int, Mapping[str, int]]:
-        """Pushes that FCM accepted in the last ``seconds``, an hour at most, and those that failed, by code; no fewer.
+        """Pushes that FCM accepted in the last ``seconds`` (at most an hour), and pushes that failed, by code.
 
-        A push that ended before the first reading, or around midnight (UTC), does not count.
+        Pushes that ended before the first reading, or around midnight (UTC), are not counted.
         """
         return ended_since(self._hour, self._clock() - seconds)
 
@@ -117,9 +117,9 @@ class History:
 def added(
     points: Sequence[Point], point: Point, *, span: float = SPAN_S, step: float = STEP_S
 ) -> list[Point]:
-    """The points with one more, without those that are too old.
+    """The points with ``point`` added, and without points that are too old.
 
-    The one that was the newest gives way if it is too close to the one before, unless it is the only sign of a gap.
+    The last of the old points is dropped if it is too close to the one before, unless only it shows a gap.
     """
     kept = [each for each in points if point.at - span <= each.at < point.at]
     if len(kept) > 1 and kept[-1].at - kept[-2].at < step:
@@ -130,7 +130,7 @@ def added(
 
 
 def series(points: Sequence[Point], bounds: Sequence[float]) -> Series:
-    """The charts of these points. A rate is that of the time since the point before, so the first point has none."""
+    """The data of the charts from these points. A rate is for the time since the previous point; the first has none."""
     codes = sorted({code for point in points if point.sums is not None for code in point.sums.failed})
     pairs = [*pairwise(points)]
     failed = {code: [None, *(_rate(one, two, _failed(code)) for one, two in pairs)] for code in codes}
@@ -147,7 +147,7 @@ def series(points: Sequence[Point], bounds: Sequence[float]) -> Series:
 
 
 def accepted_since(points: Sequence[Point], since: float) -> int | None:
-    """Pushes that FCM accepted from the last point before ``since`` on; None: there is no such point, or a gap."""
+    """Pushes that FCM accepted since the last point before ``since``; None: there is no such point, or a gap."""
     before = [point for point in points if point.at <= since]
     window = [*before[-1:], *(point for point in points if point.at > since)]
     if not before or len(window) < 2 or any(point.sums is None for point in window):
@@ -156,7 +156,7 @@ def accepted_since(points: Sequence[Point], since: float) -> int | None:
 
 
 def ended_since(points: Sequence[Point], since: float) -> tuple[int, dict[str, int]]:
-    """By how much the sums have grown from ``since`` on: pushes accepted, and failed ones by code."""
+    """By how much the sums have grown since ``since``: accepted pushes, and failed pushes by code."""
     pairs = [(one, two) for one, two in pairwise(points) if two.at > since]
     codes = {code for _, two in pairs if two.sums is not None for code in two.sums.failed}
     failed = {code: sum(_grown(one, two, _failed(code)) or 0 for one, two in pairs) for code in sorted(codes)}
@@ -165,9 +165,9 @@ def ended_since(points: Sequence[Point], since: float) -> tuple[int, dict[str, i
 
 
 def quantile(counts: Sequence[int], bounds: Sequence[float], share: float) -> float | None:
-    """Seconds below which ``share`` of the counted ones lie, evenly spread in each bucket; None: nothing was counted.
+    """The seconds below which ``share`` of the counted values lie, if each bucket is filled evenly; None: no values.
 
-    What lies beyond the last finite bound counts as being there.
+    Values beyond the last finite bound count as if they were at that bound.
     """
     total = sum(counts)
     if not total:
@@ -193,9 +193,10 @@ def _failed(code: str) -> Callable[[Sums], int]:
 
 
 def _grown(one: Point, two: Point, what: Callable[[Sums], int]) -> int | None:
-    """By how much a sum has grown. It falls when a push is sent again, which takes nothing back of what was seen.
+    """By how much a sum has grown between two points. None if nothing was read, and at midnight (UTC), when the sums
+    lose a day.
 
-    None where nothing was read, and at midnight (UTC), when the sums lose a day.
+    A sum may fall when a push is sent again. That counts as no growth, because it does not undo what was seen.
     """
     if one.sums is None or two.sums is None or one.at // _DAY_S != two.at // _DAY_S:
         return None

@@ -1,4 +1,4 @@
-"""Server-sent events: one sample a second for everybody who watches, rendered once, and none while nobody does."""
+"""Server-sent events: one sample a second, rendered once for everybody who watches; none while nobody watches."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from aiohttp_sse import EventSourceResponse
 from listener.web.page.faults import tell_fault
 
 MOST = 16
-"""Streams at the same time. A browser keeps one for each tab that is seen."""
+"""The most streams at the same time. A browser keeps one stream for each visible tab."""
 
 
 class Streams:
-    """The open streams, and what is sent on them.
+    """The open streams, and the events that are sent on them.
 
     Args:
         sample: returns the data of each event, by the event's name; '' is an event without a name.
-        watched: is set while there is a stream.
-        most: streams at the same time.
+        watched: an event that is set while a stream is open.
+        most: the most streams at the same time.
         interval: seconds between two samples.
         ping: seconds between two comments, which keep proxies from closing a stream.
-        patience: seconds in which a client must take what is sent, or it is dropped.
+        patience: seconds within which a client must take what is sent. Otherwise its stream is closed.
     """
 
     def __init__(
@@ -48,7 +48,10 @@ class Streams:
         self._is_closed = False
 
     async def watch(self, request: web.Request) -> web.StreamResponse:
-        """Answers a GET with events until the client or the process leaves. 503: too many watch, or it is leaving."""
+        """Answers a GET with events until the client or this process ends the stream.
+
+        The answer is 503 if too many people watch, or this process is ending.
+        """
         self._drop_gone()
         if self._is_closed or len(self._open) >= self._most:
             text = "too many people watch this page at the moment\n"
@@ -64,13 +67,13 @@ class Streams:
             async with response:
                 await stream.send_to(response)
         except (ConnectionResetError, TimeoutError):
-            pass  # the client has gone, or took nothing for too long
+            pass  # the client has closed the connection, or took nothing for too long
         finally:
             self._drop(stream)
         return response
 
     def close(self) -> None:
-        """Ends all streams at once, and begins no more."""
+        """Ends all streams at once. No new stream begins after this."""
         self._is_closed = True
         for stream in [*self._open]:
             self._drop(stream)
@@ -84,7 +87,9 @@ class Streams:
             self._watched.clear()
 
     def _drop_gone(self) -> None:
-        """A client that has gone would otherwise be noticed with the next event, and hold a place until then."""
+        """Drops the streams whose client has closed the connection. Otherwise they would keep a place until the next
+        event is sent.
+        """
         for stream in [each for each in self._open if each.is_gone]:
             self._drop(stream)
 
@@ -107,7 +112,7 @@ class Streams:
 
 
 class _Stream:
-    """One watcher, with what it has not been sent yet: of each event only the newest."""
+    """The stream of one client, with the events that are still to be sent: of each name only the newest."""
 
     def __init__(self, request: web.Request, first: Mapping[str, str]) -> None:
         self._request = request
@@ -124,20 +129,20 @@ class _Stream:
         return self._request.transport is None or self._request.transport.is_closing()
 
     def offer(self, events: Mapping[str, str]) -> None:
-        """Will be sent, unless something newer comes before."""
+        """Queues events. A newer event with the same name replaces one that was not sent yet."""
         if events:
             self._waiting.update(events)
             self._news.set()
 
     def end(self) -> None:
-        """Sends no more; leaves a client in the lurch that does not take what is being sent."""
+        """Stops sending. Aborts the connection if a send is in progress, because its client may take nothing."""
         self._has_ended = True
         self._news.set()
         if self._is_sending and self._request.transport is not None:
             self._request.transport.abort()
 
     async def send_to(self, response: EventSourceResponse) -> None:
-        """Sends until the end. Raises ConnectionResetError, or TimeoutError for a client that takes nothing."""
+        """Sends events until ``end``. Raises ConnectionResetError, or TimeoutError if the client takes nothing."""
         while True:
             await self._news.wait()
             if self._has_ended:

@@ -1,4 +1,4 @@
-"""From a template and its values to an answer."""
+"""Makes answers from templates and values."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ class Renderer:
     """Makes the answers of one page.
 
     Args:
-        prefix: '' or such as /push.
-        asset: the URL of a file in static/.
+        prefix: '', or a path such as /push.
+        asset: returns the URL of a file in static/.
     """
 
     def __init__(self, prefix: str, asset: Callable[[str], str]) -> None:
@@ -47,7 +47,7 @@ class Renderer:
     def page(
         self, request: web.Request, template: str, *, status: int = 200, **values: object
     ) -> web.Response:
-        """A template, with what every template may use beside ``values``."""
+        """Renders a template with ``values``, and with the values that every template may use."""
         text = TEMPLATES.get_template(template).render(
             prefix=self._prefix,
             asset=self._asset,
@@ -58,5 +58,5 @@ class Renderer:
         return web.Response(text=text, status=status, content_type="text/html")
 
     def fault(self, request: web.Request, status: int, title: str, *sentences: str) -> web.Response:
-        """A page that says what is wrong, and leads back."""
+        """A page that says what is wrong, and has a link back."""
         return self.page(request, "fault.html", status=status, here="", title=title, sentences=sentences)

@@ -1,4 +1,4 @@
-"""The actions on all that match that this process performs."""
+"""The runs that this process performs. A run is one action on all pushes that match a filter."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ _LEAVING_S = 2.0
 
 
 class TooManyRuns(Exception):
-    """As many runs are at work as this process performs at the same time."""
+    """This process already performs as many runs as it may at the same time."""
 
     def __init__(self, most: int) -> None:
         super().__init__(f"{most} actions on many pushes are at work. Wait until one is over, or stop one.")
 
 
 class Runs:
-    """Runs in this process, a few at the same time. The newest ones are remembered after their end."""
+    """The runs of this process, a few at the same time. The newest runs are remembered after their end."""
 
     def __init__(self, *, remembered: int = _REMEMBERED, at_work: int = _AT_WORK) -> None:
         self._remembered = remembered
@@ -39,12 +39,12 @@ class Runs:
         self._tasks: set[asyncio.Task[None]] = set()
 
     def start(self, run: Run, asked: Hashable) -> UUID:
-        """Performs it in the background; returns its id.
+        """Performs a run in the background; returns its id.
 
         Args:
-            run: what to perform.
-            asked: what a person asked for, at which time. A second click asks for the same: then the first run does it,
-                and its id is returned. One that ended by a fault can be asked for again.
+            run: the run.
+            asked: what a person asked for, and the time of the preview. A second click has the same value; then nothing
+                is started, and the id of the first run is returned. If a run ended by a fault, it can be started again.
 
         Raises TooManyRuns.
         """
@@ -70,11 +70,11 @@ class Runs:
         return self._runs.get(run)
 
     def fault(self, run: UUID) -> str | None:
-        """Why a run ended before its time; None: it has not."""
+        """Why a run ended early; None: it did not."""
         return self._faults.get(run)
 
     def abort(self, run: UUID) -> bool:
-        """Ends it after the present batch; returns False if this process does not perform it."""
+        """Ends a run after its current batch; returns False if this process does not perform it."""
         known = self._runs.get(run)
         if known is None or known.progress.is_over:
             return False
@@ -82,12 +82,12 @@ class Runs:
         return True
 
     def abort_all(self) -> None:
-        """Ends all of them after their present batch."""
+        """Ends every run after its current batch."""
         for run in self._runs.values():
             run.abort()
 
     async def close(self) -> None:
-        """Returns when all have ended. A batch that takes long is cancelled: it is changed and recorded, or neither."""
+        """Ends all runs. A batch that takes long is cancelled: it is then changed and recorded, or neither."""
         self.abort_all()
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=_LEAVING_S)

@@ -1,4 +1,4 @@
-"""What the templates of the page show: words, tones, addresses, and series, from records. Pure."""
+"""Turns records into what the templates show: words, tones, addresses, and series. Pure."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ TONES: Mapping[str, str] = {
     "unknown": "warn",
     "cancelled": "quiet",
 }
-"""The colour of a status, which the templates always show beside its word."""
+"""The colour of each status. The templates always show the word of the status beside it."""
 
 QUOTA_CLOSE = 0.8
-"""The part of the quota from which on the alert QuotaClose fires (docs/alerts.md)."""
+"""The fraction of the quota from which the alert QuotaClose fires (docs/alerts.md)."""
 
 UNKNOWN = "\u2013"
-"""A dash in the place of a figure."""
+"""A dash in place of a figure that is not known."""
 
 _WAITING = frozenset({"pending", "failed"})
 
@@ -54,23 +54,24 @@ _HIDDEN = {
 
 
 MOST_SHOWN = 16_000
-"""Characters of one value that a page shows. The event loop that makes the page also sends."""
+"""The most characters of one value that a page shows. There is a limit because the event loop that renders the page
+also sends pushes."""
 
 MOST_IDS = 20
-"""Ids that one row of the actions shows, and tokens of one push."""
+"""The most ids that one row of the actions shows, and the most tokens of one push."""
 
 
 def visible(text: str, most: int = MOST_SHOWN) -> str:
-    """``text`` with a visible sign in the place of each control character and each character that turns the line.
+    """``text`` with a visible sign in place of each control character and each mark that changes the direction of text.
 
-    What is longer than ``most`` characters is cut, and says so.
+    A text longer than ``most`` characters is cut, and its end says so.
     """
     shown = text[:most].translate(_HIDDEN)
     return shown if len(text) <= most else f"{shown}\u2026 (cut here: {len(text):,} characters)"
 
 
 def tone(status: str) -> str:
-    """The tone of a status; "quiet" for one that the page does not know."""
+    """The tone of a status; "quiet" for an unknown status."""
     return TONES.get(status, "quiet")
 
 
@@ -82,17 +83,17 @@ def number(value: float) -> str:
 
 
 def percent(part: float) -> str:
-    """A part from 0 to 1. What is not nothing never shows as 0 %."""
+    """A fraction from 0 to 1 in percent. A fraction above 0 is never shown as 0 %."""
     return "0 %" if part <= 0 else "< 1 %" if part < 0.01 else f"{math.floor(part * 100)} %"
 
 
 def utc(time: datetime) -> str:
-    """For ``<time>`` without JavaScript, and for the title of each: 2026-01-31 12:00:05 UTC."""
+    """The text of ``<time>`` without JavaScript, and the title of each ``<time>``: 2026-01-31 12:00:05 UTC."""
     return f"{time.astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC"
 
 
 def short(identifier: UUID) -> str:
-    """The last part of an id, for a list: the first one of a UUIDv7 is a time, the same for a minute."""
+    """The last part of an id, for a list. The first part of a UUIDv7 is a time, and is the same for about a minute."""
     return f"\u2026{str(identifier)[-8:]}"
 
 
@@ -106,12 +107,12 @@ def address(prefix: str, path: str, *values: Mapping[str, str | None], **more: s
 
 
 def for_input(time: datetime | None) -> str:
-    """A time as ``<input type=datetime-local>`` holds it, in UTC."""
+    """A time in the form of ``<input type=datetime-local>``, in UTC."""
     return time.astimezone(UTC).isoformat(timespec="seconds")[:19] if time else ""
 
 
 def moment_of(name: str, value: str) -> datetime | None:
-    """The time that the value of a field of a filter is; None: it is none."""
+    """The time in a field of a filter; None: the value is not a time."""
     if name not in ("since", "until"):
         return None
     try:
@@ -121,7 +122,7 @@ def moment_of(name: str, value: str) -> datetime | None:
 
 
 def described(applied: Filter) -> str:
-    """A filter in words but for its times, for a heading: "dead pushes, code UNREGISTERED, of user …3c4d5e6f"."""
+    """A filter in words, without its times, for a heading: "dead pushes, code UNREGISTERED, of user …3c4d5e6f"."""
     words = [f"{applied.status} pushes" if applied.status else "all pushes"]
     if applied.kind:
         words.append(f"addressed to a {applied.kind}")
@@ -133,7 +134,7 @@ def described(applied: Filter) -> str:
 
 
 def group_address(prefix: str, group: CodeGroup) -> str | None:
-    """The list of the pushes of a group; None for a code that no filter takes, such as '' or one with blanks."""
+    """The address of the list of a group's pushes; None if no filter takes the code, such as '' or one with blanks."""
     values = {"status": group.status, "code": group.code}
     try:
         is_found = Filter.parse(values).as_values() == values
@@ -152,7 +153,7 @@ class Chip:
 
 
 def chips(prefix: str, applied: Filter) -> list[Chip]:
-    """The conditions of a filter, for taking away one at a time. Status has tabs of its own."""
+    """The conditions of a filter, so that a person can remove each one. The status is not among them: it has tabs."""
     values = applied.as_values()
     return [
         Chip(
@@ -173,14 +174,14 @@ class Figure:
     value: str
     note: str = ""
     path: str | None = None
-    """Where more is to be seen."""
+    """The path of the page that shows more."""
     tone: str = "plain"
     parts: Sequence[tuple[str, str]] = ()
-    """Names and paths of the lists that hold what is counted together."""
+    """Names and paths of the lists that the figure counts together."""
 
 
 def figures(snapshot: Snapshot) -> list[Figure]:
-    """What waits, what is used, and who works. A dash stands for what cannot be known now."""
+    """The figures about waiting pushes, the quota and the workers. A dash stands for a figure that is not known now."""
     state, pulse, read = snapshot.state, snapshot.pulse, snapshot.state.figures
     waiting: Counter[str] = Counter()
     for (status, _), pushes in (read.depth if read else {}).items():
@@ -219,7 +220,7 @@ def figures(snapshot: Snapshot) -> list[Figure]:
 
 
 def _workers(pulse: Pulse | None, read: Figures | None) -> Figure:
-    """How many Postgres sees: with WAKEUP=sweep it sees none of them, which figures.workers tells by None."""
+    """How many workers Postgres sees. With WAKEUP=sweep it sees none, and ``figures.workers`` is None."""
     if pulse is None:
         return Figure("Workers", UNKNOWN, "", "/workers")
     if pulse.workers:
@@ -237,7 +238,7 @@ def _oldest(seconds: float | None) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Minute:
-    """A row of the table that stands for the charts."""
+    """A row of the table that shows the data of the charts."""
 
     at: datetime
     accepted: str
@@ -248,10 +249,10 @@ class Minute:
 
 
 def minutes(series: Series) -> list[Minute]:
-    """What each minute had, the newest first. A dash: nothing was read.
+    """The data of each minute, the newest first. A dash: nothing was read.
 
-    Rates are means over the time of which they are known; of the seconds it is the maximum. A rate is that of the time
-    since the point before, so it may belong to several minutes.
+    A rate is the mean over the part of the minute for which it is known. For values in seconds, the maximum is shown.
+    The rate of a point is for the time since the previous point, so it may belong to several minutes.
     """
     at, rows = series.at, sorted({int(time // 60) for time in _minutes_between(series.at)}, reverse=True)
     failed = [
@@ -260,7 +261,7 @@ def minutes(series: Series) -> list[Minute]:
     ]
 
     def overlaps(minute: int) -> list[tuple[int, float]]:
-        """The points whose time since the point before belongs to the minute, and how many seconds of it do."""
+        """The points whose time since the previous point overlaps the minute, each with the seconds of overlap."""
         found = [
             (index, min(at[index], minute * 60 + 60) - max(at[index - 1], minute * 60))
             for index in range(1, len(at))
@@ -297,11 +298,11 @@ def _minutes_between(at: Sequence[float]) -> Iterator[float]:
 
 
 MOST_CODES = 5
-"""Lines in the chart of failures; the codes that remain are one line, "other"."""
+"""The most lines with a code in the chart of failures. The other codes share one line, "other"."""
 
 
 def chart_data(series: Series, last: int | None = None) -> dict[str, object]:
-    """What app.js draws; with ``last``, of that many points only. Values have four significant digits."""
+    """The data that app.js draws; with ``last``, only that many newest points. Values have four significant digits."""
     start = 0 if last is None else max(len(series.at) - last, 0)
 
     def cut(values: Sequence[float | None]) -> list[float | None]:
@@ -334,7 +335,7 @@ class Moment:
 
     at: datetime
     since_insert: str
-    """"+0.2 s"; '' for the insert."""
+    """The time since the insert, such as "+0.2 s"; '' for the insert itself."""
     what: str
     tone: str
     device: str = ""
@@ -350,7 +351,7 @@ _RECEIPTS = {"delivered": "shown on the device", "opened": "opened", "clicked": 
 
 
 def moments(story: Story) -> list[Moment]:
-    """All that happened to a push, in order of time."""
+    """Everything that happened to a push, in order of time."""
     born = story.line.created_at
 
     def since(at: datetime) -> str:
@@ -386,7 +387,7 @@ def ending(story: Story, now: datetime) -> str:
     line = story.line
     accepted = {attempt.device for attempt in story.attempts if attempt.status == "sent"}
     tried = {attempt.device for attempt in story.attempts}
-    if story.is_cut:  # the log has more devices than the story
+    if story.is_cut:  # the log may have devices that the story does not show
         devices = f" for at least {len(accepted)} devices" if len(accepted) > 1 else ""
     else:
         devices = f" for {len(accepted)} of {len(tried)} devices" if len(tried) > 1 else ""
@@ -442,7 +443,7 @@ def _attempts(number: int) -> str:
 
 
 def copies(story: Story) -> str | None:
-    """Why a person may have seen the push more than once; None: there is no sign of it in the rows of the story."""
+    """Why a person may have seen the push more than once; None: no row of the story shows that."""
     least = "at least " if story.is_cut else ""
     unclear = sum(attempt.status == "unknown" for attempt in story.attempts)
     accepted = Counter(attempt.device for attempt in story.attempts if attempt.status == "sent")
@@ -465,7 +466,7 @@ def copies(story: Story) -> str | None:
 
 
 def waits_until(line: PushLine) -> datetime | None:
-    """When a waiting push is due; None for one that does not wait."""
+    """When a waiting push is due; None if the push does not wait."""
     return line.due_at if line.status in _WAITING else None
 
 
@@ -477,7 +478,7 @@ def order(applied: Filter) -> str:
 
 
 def payload(revealed: Revealed) -> list[tuple[str, str | None]]:
-    """What a push says and where it goes, by name, in the order of the page; no more of it than a page may show."""
+    """What a push says and where it goes, as names and values in the order of the page, cut to what a page may show."""
 
     def text(value: object) -> str | None:
         return value if value is None or isinstance(value, str) else _json(value)
@@ -498,8 +499,8 @@ def payload(revealed: Revealed) -> list[tuple[str, str | None]]:
 
 
 def _json(value: object) -> str:
-    """``value`` as JSON, and soon no more than one character longer than what ``visible`` shows."""
-    # The encoder goes through a value as far as its text is taken.
+    """``value`` as JSON. A long text ends soon after the length that ``visible`` shows."""
+    # The encoder works lazily, so a large value is encoded only as far as its text is needed.
     parts: list[str] = []
     length = 0
     for part in json.JSONEncoder(ensure_ascii=False, indent=2).iterencode(value):

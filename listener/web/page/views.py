@@ -1,4 +1,4 @@
-"""What the page answers: each view asks for records, and a template shows them."""
+"""The views of the page. Each view reads records, and a template shows them."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ _DONE: Mapping[str, str] = {"requeue": "requeued", "cancel": "cancelled"}
 _PAGE = 50
 _NEWER_MOST = 100
 _SILENCE = timedelta(minutes=1)
-"""A batch takes no more than seconds. After so long without one, a run of another process has ended, or stopped."""
+"""A batch takes only seconds. If a run of another process records no batch for this long, it has ended or stopped."""
 _POLL_S, _POLL_ELSEWHERE_S = 1, 5
-"""Seconds after which the progress of a run is read again."""
+"""Seconds after which the browser asks again for the progress of a run: of this process, and of another one."""
 _TAIL = 12
-"""Points of the charts in one event: those that the reading may have added since the last one, and a reserve."""
+"""The number of newest points of the charts in one event: those that were added since the last event, and a reserve."""
 _FIELDS = ("status", "user", "code", "since", "until", "kind")
 _CHOICES: Mapping[str, Any] = {
     "codes": sorted(MEANINGS),
@@ -51,15 +51,15 @@ _Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 def render_home(snapshot: Snapshot, prefix: str = "") -> dict[str, str]:
-    """One sample of the first screen: the data of a server-sent event by the name of the event.
+    """One sample of the first screen: the data of each server-sent event, by the name of the event.
 
-    The event without a name is HTML with the parts to be replaced. "series" is JSON: the newest points of the charts.
-    "beat" is always another.
+    The event without a name is HTML with the parts to replace. "series" is JSON with the newest points of the charts.
+    "beat" is different in every sample.
     """
     parts = TEMPLATES.get_template("_live.html").render(
         snapshot=snapshot, figures=shapes.figures(snapshot), prefix=prefix
     )
-    # What has not changed is not sent again: the time tells that the listener is there.
+    # An event that has not changed is not sent again. "beat" always changes, which shows that the listener lives.
     return {
         "": parts,
         "beat": f"{time.time():.0f}",
@@ -68,7 +68,7 @@ def render_home(snapshot: Snapshot, prefix: str = "") -> dict[str, str]:
 
 
 def routes(context: Context) -> list[web.RouteDef]:
-    """Everything but static files, POST /login and POST /logout. Paths are without the prefix."""
+    """All routes except static files, POST /login and POST /logout. Paths are without the prefix."""
     views = _Views(context)
     push = f"/pushes/{{id:{_UUID}}}"
     run = f"/runs/{{id:{_UUID}}}"
@@ -98,7 +98,7 @@ def routes(context: Context) -> list[web.RouteDef]:
 
 
 def _if_allowed(view: Callable[[_Views, web.Request], Awaitable[web.StreamResponse]]):  # type: ignore[no-untyped-def]
-    """The view, which says so if the login of the database may not act."""
+    """Wraps a view: it answers with a page that says so if the login of the database may not act."""
 
     @wraps(view)
     async def answer(self: _Views, request: web.Request) -> web.StreamResponse:
@@ -140,7 +140,7 @@ class _Views:
         return self._page(request, "_needs.html", needs=await self._needs())
 
     async def _needs(self) -> list[tuple[CodeGroup, Meaning, str | None]] | None:
-        """Each with the address of the list of these pushes, if a filter can ask for them."""
+        """The groups of failed pushes, each with its meaning and the address of its list, if a filter can select it."""
         try:
             groups = await self._reading.codes()
         except psycopg.Error:
@@ -192,24 +192,24 @@ class _Views:
         )
 
     def _poll(self, values: Mapping[str, str], page: Page, after: str | None) -> str:
-        """The address that tells what has changed since this page of the list was loaded."""
+        """The address at which the browser asks what has changed since this page of the list was loaded."""
         than = None if after else page.first
         ids = ",".join(str(line.id) for line in page.lines)
         return self._address("/pushes/newer", values, than=than, ids=ids)
 
     async def _count(self, applied: Filter) -> Count | None:
-        """None: counting took too long; the list is there all the same."""
+        """How many pushes match; None: counting took too long. The list is shown in either case."""
         try:
             return await self._reading.count(applied)
         except psycopg.errors.QueryCanceled:
             return None
 
     async def newer(self, request: web.Request) -> web.StreamResponse:
-        """What has changed since the list was loaded: nothing moves, cells change."""
+        """What has changed since the list was loaded. No row moves; only cells change."""
         applied = Filter.parse(request.query)
         ids = _uuids(request.query.get("ids", "").split(","), _PAGE)
         newer = Count(0, True)
-        if than := request.query.get("than"):  # a later page has none
+        if than := request.query.get("than"):  # only the first page of a list has it
             newer = await self._reading.newer(applied, than, without=ids, most=_NEWER_MOST)
         return self._page(
             request,
@@ -220,7 +220,7 @@ class _Views:
         )
 
     async def find(self, request: web.Request) -> web.StreamResponse:
-        """Leads from what a person has pasted to the push, the user or the error code that it names."""
+        """Redirects to the push, the user or the error code that a person has pasted."""
         sought = request.query.get("q", "").strip()
         if ids := _uuids([sought], 1):
             if await self._reading.lines(ids):
@@ -250,7 +250,7 @@ class _Views:
         return await self._story(request, "story.html", None)
 
     async def story_now(self, request: web.Request) -> web.StreamResponse:
-        """What may have changed in a story, for a page that is open. The payload stays as it is there."""
+        """The parts of a story that may have changed, for an open page. The page keeps its payload as it is."""
         return await self._story(request, "_story_now.html", None)
 
     async def _story(
@@ -405,9 +405,10 @@ class _Views:
         )
 
     async def _elsewhere(self, last: datetime | None, since: str) -> tuple[str, int | None]:
-        """The state of a run that this process does not know; and since when it is looked at, if it may go on.
+        """The state of a run that this process does not know; and, if it may go on, since when the browser watches it.
 
-        Only its batches tell of it. Each is in the database when it is done, so at first there may be none.
+        Only the records of its batches show the run. Each is written when the batch is done, so at first there may be
+        none.
         """
         now = await self._reading.now()
         began = int(since) if re.fullmatch("[0-9]{1,10}", since) else int(now.timestamp())
@@ -515,7 +516,7 @@ def _id(request: web.Request) -> UUID:
 
 
 def _uuids(texts: Sequence[str], most: int) -> list[UUID]:
-    """The UUIDs among the texts, each once, no more than ``most``."""
+    """The UUIDs among the texts, without duplicates, no more than ``most``."""
     found: dict[UUID, None] = {}
     for text in texts:
         if re.fullmatch(_UUID, text):
@@ -535,7 +536,7 @@ def _what(text: str) -> Action:
 
 
 def _changes(status: str | None) -> list[Action]:
-    """What may be done to some of the pushes of a list."""
+    """The actions that are possible for at least some pushes of a list with this status."""
     return [what for what in ACTIONS if status is None or status in STATUSES[what]]
 
 
@@ -554,7 +555,7 @@ def _at(text: str) -> datetime:
 
 
 def _changed(query: Mapping[str, str]) -> str | None:
-    """What an action on ticked pushes has done, from the address that it leads to."""
+    """What an action on ticked pushes has done, in words. The address to which it redirects contains the numbers."""
     done, changed, of = _DONE.get(query.get("what", "")), query.get("changed", ""), query.get("of", "")
     if not done or not all(re.fullmatch("[0-9]{1,4}", text) for text in (changed, of)):
         return None

@@ -1,4 +1,4 @@
-/* Theme, times in the reader's zone, keyboard, ticks, and charts. Everything works without it, except what is live. */
+/* Theme, times in the reader's zone, keyboard, ticks, and charts. Without this file, all but the live updates works. */
 "use strict";
 
 (() => {
@@ -140,10 +140,10 @@
     try {
       const answer = await fetch(live.dataset.series, { headers: { Accept: "application/json" } });
       if (answer.ok) { series = await answer.json(); draw(); }
-    } catch { /* the next figures try again */ }
+    } catch { /* the next event tries again */ }
   }
 
-  // What is live.
+  // Live updates.
   let heard = 0; // when the last figures came, by performance.now()
   let level = null;
   function contact() {
@@ -170,7 +170,7 @@
     const tail = JSON.parse(event.detail.message.data);
     if (!series || !tail.at.length) return;
     const last = series.at.at(-1);
-    // Which codes have a line of their own changes with the window, and so does what "other" stands for.
+    // The codes that have their own line depend on the window, and so do the codes in "other".
     const hasOthers = Object.keys(tail.failed).sort().join() !== Object.keys(series.failed).sort().join();
     if (last === undefined || tail.at[0] - last > AWAY || hasOthers) reread(live);
     else { extend(tail); draw(); }
@@ -284,7 +284,7 @@
       if (event.target.closest("[data-help]")) document.getElementById("help").showModal();
       if (event.target.closest("[data-theme-switch]")) {
         theme = THEMES[(THEMES.indexOf(theme) + 1) % THEMES.length];
-        try { localStorage.setItem("theme", theme); } catch { /* only this page then */ }
+        try { localStorage.setItem("theme", theme); } catch { /* then the theme holds for this page only */ }
         applyTheme();
       }
     });
