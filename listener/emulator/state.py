@@ -107,7 +107,7 @@ class State:
         predicate: Predicate,
         *,
         count: int = 1,
-        timeout: float = 10.0,  # noqa: ASYNC109
+        timeout: float = 30.0,  # noqa: ASYNC109
     ) -> list[Received]:
         """The first ``count`` records that satisfy ``predicate``, including those already received.
 
@@ -115,11 +115,11 @@ class State:
         """
         return await self._journal.wait_for(predicate, count, timeout)
 
-    async def wait_received(self, count: int = 1, *, timeout: float = 10.0) -> list[Received]:  # noqa: ASYNC109
+    async def wait_received(self, count: int = 1, *, timeout: float = 30.0) -> list[Received]:  # noqa: ASYNC109
         """The first ``count`` records of any outcome. Raises TimeoutError."""
         return await self._journal.wait_for(lambda _: True, count, timeout)
 
-    async def wait_accepted(self, count: int = 1, *, timeout: float = 10.0) -> list[Received]:  # noqa: ASYNC109
+    async def wait_accepted(self, count: int = 1, *, timeout: float = 30.0) -> list[Received]:  # noqa: ASYNC109
         """The first ``count`` accepted records. Raises TimeoutError.
 
         A message counts as accepted when it is received. Its answer may still be on the way.

@@ -19,6 +19,7 @@ import sys
 import time
 import types
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -158,7 +159,8 @@ def _serve(requests: socket.socket) -> dict[str, Any] | None:
                 os.close(fds[0])
                 os.close(fds[1])
                 ends[pid] = socket.socket(fileno=fds[2])
-                ends[pid].send(b"%d" % pid)
+                with suppress(BrokenPipeError):
+                    ends[pid].send(b"%d" % pid)
 
 
 def _tell_ends(ends: dict[int, socket.socket]) -> None:
@@ -166,7 +168,7 @@ def _tell_ends(ends: dict[int, socket.socket]) -> None:
         pid, status = os.waitpid(-1, os.WNOHANG)
         if not pid:
             return
-        with ends.pop(pid) as end:
+        with ends.pop(pid) as end, suppress(BrokenPipeError):  # nobody waits for it any more
             end.send(b"%d" % os.waitstatus_to_exitcode(status))
 
 

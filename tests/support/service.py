@@ -28,6 +28,7 @@ from psycopg_pool import AsyncConnectionPool
 from listener import config
 from listener.config import Settings
 from listener.emulator import Emulator
+from listener.emulator.faults import Fault
 from listener.fcm.sender import Sender
 from listener.limits.health import FcmHealth
 from listener.limits.quota import Quota
@@ -354,6 +355,27 @@ def naming(what: str) -> Iterator[None]:
     except BaseException as error:
         error.add_note(f"with: {what}")
         raise
+
+
+@contextmanager
+def unanswered(emulator: Emulator, only: str | None = None) -> Iterator[None]:
+    """FCM takes the requests that come meanwhile, and answers them when this ends, however long that takes.
+
+    ``only``: those that a fault of this kind applies to; the others are answered at once.
+    """
+    answering, delay = asyncio.Event(), emulator._delay
+
+    async def delay_until_answered(fault: Fault | None) -> None:
+        if only is None or (fault is not None and fault.fault == only):
+            await answering.wait()
+        await delay(fault)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(emulator, "_delay", delay_until_answered)
+        try:
+            yield
+        finally:
+            answering.set()
 
 
 async def get(port: int, path: str, **headers: str) -> tuple[int, str]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
+from datetime import datetime
 from typing import Any, cast
 from uuid import uuid4
 
@@ -29,6 +30,7 @@ from listener.wakeup.waker import SweepingWaker
 from tests.support.postgres import Database
 from tests.support.pushes import push
 from tests.support.service import (
+    PATIENCE,
     Place,
     Rows,
     Shared,
@@ -41,6 +43,7 @@ from tests.support.service import (
     sample,
     serving,
     settings_for,
+    unanswered,
     until,
     with_arguments,
 )
@@ -176,7 +179,7 @@ async def test_what_is_given_back_while_fcm_is_asked_is_written_down(place: Plac
     emulator.add_fault("timeout,topic=push-listener")
     async with serving(place.settings(max_tries=1)) as service:
         push_id = await rows.add(device_token="phone", title="t")
-        await emulator.wait_received(2)
+        await emulator.wait_received(2, timeout=PATIENCE)
         service.stop()
         service.stop()
     row = await rows.get(push_id)
@@ -242,7 +245,8 @@ async def set_for_all(database: Database, setting: str, value: str) -> AsyncIter
             yield
         finally:
             await conn.execute(where + sql.SQL("reset {}").format(name))
-            await cut_all(conn)
+            (reset,) = await (await conn.execute("select clock_timestamp() as at")).fetchall()
+            await cut_all(conn, reset["at"])  # and no claim of a later session
 
 
 @asynccontextmanager
@@ -257,10 +261,13 @@ async def no_connections(database: Database) -> AsyncIterator[None]:
             await conn.execute(limit.format(sql.Identifier(database.name), sql.Literal(-1)))
 
 
-async def cut_all(conn: Any) -> None:
+async def cut_all(conn: Any, before: datetime | None = None) -> None:
+    """Ends the sessions of the project's role; ``before``: those that have begun earlier."""
     await conn.execute(
         "select pg_terminate_backend(pid, 10000) from pg_stat_activity "
-        "where datname = current_database() and usename = 'postgres'"
+        "where datname = current_database() and usename = 'postgres' "
+        "and backend_start < coalesce(%s::timestamptz, 'infinity')",
+        (before,),
     )
 
 
@@ -279,12 +286,13 @@ async def test_what_has_been_sent_is_written_down_when_the_database_is_back(
         for trouble, begin in TROUBLES.items():
             with naming(trouble):
                 emulator.clear()
-                emulator.latency = 1.0
                 settles = count_of(service, "push_database_errors_total", statement="settle")
                 before = errors_of(service)
-                await rows.add_many(45)
-                await emulator.wait_accepted(20)
-                async with begin(database):
+                async with AsyncExitStack() as stack:
+                    with unanswered(emulator):
+                        await rows.add_many(45)
+                        await emulator.wait_accepted(18, timeout=PATIENCE)  # two are kept for high priority
+                        await stack.enter_async_context(begin(database))
                     await until(
                         lambda settles=settles: (  # type: ignore[misc]
                             count_of(service, "push_database_errors_total", statement="settle") >= settles + 3
@@ -297,7 +305,6 @@ async def test_what_has_been_sent_is_written_down_when_the_database_is_back(
                     assert len(emulator.accepted) <= 40
                     assert errors_of(service) - before < 100  # without a pause there would be thousands
                 ended = time.monotonic()
-                emulator.latency = 0.0
                 found = await rows.over()
                 print(
                     f"{trouble}: {text.splitlines()}; all sent {time.monotonic() - ended:.1f} s after its end"
@@ -335,7 +342,7 @@ async def test_what_has_been_sent_is_written_down_before_more_is_claimed_even_af
     errors = count_of(service, "push_database_errors_total", statement="settle")
     async with settling_fails():
         await rows.add_many(20)
-        await emulator.wait_accepted(20)
+        await emulator.wait_accepted(20, timeout=PATIENCE)
         await until(lambda: count_of(service, "push_database_errors_total", statement="settle") > errors)
         await rows.query("update push_notifications set next_attempt_at = now()")  # the lease ends
         await rows.add_many(1, "another")  # rings

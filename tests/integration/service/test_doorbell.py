@@ -22,7 +22,17 @@ from listener.sending.settler import Settler
 from listener.wakeup.doorbell import Doorbell, Topic
 from tests.support.doorbell import Rings, cut
 from tests.support.postgres import Database
-from tests.support.service import PATIENCE, Place, connect, get, naming, rows_of, serving, settings_for
+from tests.support.service import (
+    PATIENCE,
+    Place,
+    connect,
+    get,
+    naming,
+    rows_of,
+    serving,
+    settings_for,
+    unanswered,
+)
 
 
 @asynccontextmanager
@@ -140,16 +150,16 @@ async def test_a_restart_of_postgres_loses_nothing(
         Emulator() as emulator,
         serving(settings_for(database.dsn, emulator)) as service,
     ):
-        emulator.latency = 1.0
-        async with rows_of(database.dsn) as rows:
-            await rows.query(
-                "insert into push_notifications (device_token, title) "
-                "select 'before-' || n, 't' from generate_series(1, 50) n"
-            )
-            await emulator.wait_accepted(50)
-            await rows.survive_crash()
-        # All 50 are on their way: FCM answers while there is no database to write it to.
-        await asyncio.to_thread(database.server.stop, mode)
+        with unanswered(emulator):
+            async with rows_of(database.dsn) as rows:
+                await rows.query(
+                    "insert into push_notifications (device_token, title) "
+                    "select 'before-' || n, 't' from generate_series(1, 50) n"
+                )
+                await emulator.wait_accepted(50, timeout=PATIENCE)
+                await rows.survive_crash()
+            # All 50 are on their way: FCM answers while there is no database to write it to.
+            await asyncio.to_thread(database.server.stop, mode)
         assert service.port is not None
         during = asyncio.create_task(insert_when_possible(database.dsn))
         async with asyncio.timeout(PATIENCE):

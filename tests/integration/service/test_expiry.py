@@ -8,8 +8,10 @@ from uuid import uuid4
 
 import pytest
 
+from listener.clock import elapsed
 from listener.emulator import Emulator
 from listener.fcm.auth import AccessTokens
+from listener.sending import attempt
 from tests.support.postgres import Database
 from tests.support.service import PATIENCE, Place, Rows, naming, sample, serving, settings_for, shown
 
@@ -87,7 +89,7 @@ async def test_what_made_no_request_is_given_back_to_the_quota(place: Place) -> 
         await rows.one_over(fresh, PATIENCE)
         waited = sample(service.metrics, "push_quota_waited_seconds_total")
     assert waited is not None
-    assert waited < 10.0
+    assert waited < 30.0  # for 400 requests it would be 35 at least
     assert [record.push_id for record in emulator.received] == [str(fresh)]
 
 
@@ -148,7 +150,7 @@ async def test_nothing_is_begun_after_the_expiry_however_long_an_access_token_ta
 ) -> None:
     """One push expires meanwhile, and another one has less time to live when it is sent."""
     rows, emulator = place.rows, place.emulator
-    get, waits, comes = AccessTokens.get, asyncio.Semaphore(0), asyncio.Event()
+    get, waits, comes, passed = AccessTokens.get, asyncio.Semaphore(0), asyncio.Event(), 0.0
 
     async def slowly(tokens: AccessTokens) -> str:
         waits.release()
@@ -156,15 +158,16 @@ async def test_nothing_is_begun_after_the_expiry_however_long_an_access_token_ta
         return await get(tokens)
 
     monkeypatch.setattr(AccessTokens, "get", slowly)
+    monkeypatch.setattr(attempt, "elapsed", lambda: elapsed() + passed)
     async with serving(place.settings()) as service:
         await waits.acquire()  # the token that is got at the start
         await rows.query(
             "insert into push_notifications (device_token, title, expires_at) values "
-            "('late', 't', now() + interval '1 s'), ('long', 't', now() + interval '1 h')"
+            "('late', 't', now() + interval '30 s'), ('long', 't', now() + interval '1 h')"
         )
         await waits.acquire()
         await waits.acquire()
-        await rows.query("select pg_sleep(1.1)")
+        passed = 40.0
         comes.set()
         found = {row["device_token"]: row for row in (await rows.over()).values()}
         begun = service.metrics.insert_to_send._sums["normal"]
@@ -174,4 +177,4 @@ async def test_nothing_is_begun_after_the_expiry_however_long_an_access_token_ta
     assert record.message is not None
     assert 3500 < int(record.message["android"]["ttl"][:-1]) < 3599
     assert await rows.logs(found["late"]["id"]) == []
-    assert begun > 1.0
+    assert begun >= 40.0

@@ -248,6 +248,7 @@ async def test_while_a_login_is_refused_hardly_any_is_tried(place: Place) -> Non
             refused_longest=NEVER,
         )
         async with ServicePool(address, prepares=True, patience=0.5) as pool:
+            await until(lambda: address.condition is Condition.LOGIN)  # its first try has been refused
             for _ in range(50):
                 with pytest.raises(psycopg.OperationalError) as raised:
                     async with pool.connection():
@@ -287,7 +288,7 @@ async def test_a_worker_that_gets_the_id_of_one_that_lives_takes_another(place: 
     with capture_logs() as said:
         async with serving(settings) as first:
             await rows.add_many(5)
-            await emulator.wait_received(5)
+            await emulator.wait_received(5, timeout=PATIENCE)
             await rows.query("truncate push_listener.workers restart identity")
             async with serving(settings) as second:
                 await rows.add_many(5, "more")
@@ -308,7 +309,8 @@ async def test_a_worker_that_gets_the_id_of_one_that_lives_takes_another(place: 
     assert emulator.stats()["duplicates"] == 0
     events = [each["event"] for each in said]
     assert events.count("doorbell lost") == 0
-    assert events.count("registering anew") == 2
+    # The second did it; and so did the first, unless it found its row gone before the second had its id.
+    assert 1 <= events.count("registering anew") <= 2
     assert "workers have died; their rows are back in the queue" not in events
 
 

@@ -91,6 +91,7 @@ async def test_the_whole_output_of_an_eventful_life(database: Database) -> None:
                 await rows.until(
                     lambda found: sum(r["status"] in ("sent", "dead") for r in found.values()) >= 14
                 )
+                await running.printed_to_stderr("row cannot be settled")
                 emulator.add_fault("permission_denied")
                 refused = [await rows.add(device_token=f"{SECRET}-paused-{n}", **text) for n in range(3)]
                 await rows.until(

@@ -13,6 +13,7 @@ import pytest
 import pytest_asyncio
 from psycopg import sql
 
+from listener.clock import elapsed
 from listener.emulator import Emulator
 from listener.emulator.received import Received
 from listener.fcm.auth import AccessTokens
@@ -30,6 +31,7 @@ from listener.postgres.workers import register
 from listener.push import Push, Settlement
 from listener.registration import NotMigrated
 from listener.schema import migrate
+from listener.sending import attempt
 from listener.service import Service, credentials_for
 from listener.wakeup.waker import SweepingWaker
 from tests.support.postgres import Database
@@ -48,6 +50,7 @@ from tests.support.service import (
     sample,
     serving,
     settings_for,
+    unanswered,
     until,
     with_arguments,
 )
@@ -227,7 +230,7 @@ async def test_no_push_is_given_up_while_fcm_is_away(place: Place) -> None:
     fault = emulator.add_fault("unavailable")
     async with serving(place.settings(max_tries=3)):
         ids = [await rows.add(device_token=f"t{n}", title="t") for n in range(2)]
-        await emulator.wait_received(12)
+        await emulator.wait_received(12, timeout=PATIENCE)
         emulator.remove_fault(fault)
         found = await rows.over()
     assert {found[push_id]["status"] for push_id in ids} == {"sent"}
@@ -248,23 +251,28 @@ async def test_a_retry_after_past_the_expiry_expires_the_push(place: Place) -> N
 
 
 @pytest.mark.asyncio(loop_scope="module")
-async def test_devices_whose_turn_comes_after_the_expiry_get_nothing(place: Place) -> None:
+async def test_devices_whose_turn_comes_after_the_expiry_get_nothing(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
     rows, emulator = place.rows, place.emulator
     user = uuid4()
     for n in range(4):
         await rows.device(f"phone-{n}", user)
-    # One request at a time, a second each: before the last the push has expired.
-    emulator.latency = 1.0
+    passed = 0.0
+    monkeypatch.setattr(attempt, "elapsed", lambda: elapsed() + passed)
     async with serving(place.settings(max_in_flight=1)):
-        (added,) = await rows.query(
-            "insert into push_notifications (user_id, title, expires_at) "
-            "values (%(user)s, 't', now() + interval '1.5 s') returning id",
-            user=user,
-        )
+        with unanswered(emulator):
+            (added,) = await rows.query(
+                "insert into push_notifications (user_id, title, expires_at) "
+                "values (%(user)s, 't', now() + interval '30 s') returning id",
+                user=user,
+            )
+            await emulator.wait_received(1, timeout=PATIENCE)  # one request at a time
+            passed = 40.0  # and before it is answered the push has expired
         row = await rows.one_over(added["id"])
         assert row["status"] == "sent"
         assert row["error_code"] == "EXPIRED"
-        assert 1 <= len(emulator.received) < 4
+        assert len(emulator.received) == 1
 
 
 @pytest.mark.asyncio(loop_scope="module")
@@ -400,11 +408,11 @@ async def test_what_is_urgent_has_a_place_beside_what_hangs(place: Place) -> Non
     async with serving(settings):
         for _ in range(13):
             await rows.add(device_token="hanging", title="t")
-        await emulator.wait_received(13)
+        await emulator.wait_received(13, timeout=PATIENCE)
         for _ in range(3):
             assert (await rows.one_over(await rows.add(device_token="phone", title="t")))["status"] == "sent"
         await rows.add(device_token="hanging", title="t")
-        await emulator.wait_received(13 + 3 + 1)
+        await emulator.wait_received(13 + 3 + 1, timeout=PATIENCE)
         for waiting in (0, 100):
             with naming(f"{waiting} that wait"):
                 await rows.query(
@@ -428,7 +436,7 @@ async def test_what_is_urgent_does_not_wait_for_the_devices_of_others(place: Pla
     settings = place.settings(max_in_flight=16, fcm_request_timeout=50, lease=200, shutdown_grace=0.5)
     async with serving(settings):
         await rows.add(user_id=user, title="t")
-        await emulator.wait_received(14)
+        await emulator.wait_received(14, timeout=PATIENCE)
         urgent = await rows.add(device_token="phone", title="t", priority="high")
         assert (await rows.one_over(urgent))["status"] == "sent"
 
@@ -442,7 +450,9 @@ async def test_two_services_share_the_work_and_send_nothing_twice(
     emulator.latency = 0.02
     settings = settings_for(database.dsn, emulator, max_in_flight=50, claim_batch=20)
     async with serving(settings) as one, serving(settings) as other:
-        await rows.add_many(150)
+        with unanswered(emulator):
+            await rows.add_many(150)
+            await emulator.wait_received(60, timeout=PATIENCE)  # more than one of them may have under way
         found = await rows.over()
     assert {(row["status"], row["delivery_attempts"]) for row in found.values()} == {("sent", 1)}
     assert (emulator.stats()["accepted"], emulator.stats()["duplicates"]) == (150, 0)
@@ -600,7 +610,7 @@ async def test_rows_that_a_claim_brings_after_the_stop_are_not_left_behind(
     if give_back:
         dispatcher.give_back()
     queue.let_go.set()
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(PATIENCE):
         await running
     row = await rows.get(second)
     assert row["status"] == ("pending" if give_back else "sent")
@@ -618,7 +628,7 @@ async def test_nothing_in_flight_at_the_stop_and_rows_in_the_last_claim(
     emulator.add_fault("slow,token=first,latency_ms=400")
     await rows.add(device_token="first", title="t")
     running = asyncio.create_task(dispatcher.run())
-    await emulator.wait_received(1)
+    await emulator.wait_received(1, timeout=PATIENCE)
     second = await rows.add(device_token="second", title="t")
     held.waker.look.notify()
     await queue.taken.wait()
@@ -626,7 +636,7 @@ async def test_nothing_in_flight_at_the_stop_and_rows_in_the_last_claim(
     await held.held.wait_empty()
     emulator.add_fault("slow,token=second,latency_ms=400")
     queue.let_go.set()
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(PATIENCE):
         await running
     assert (await rows.get(second))["status"] == "sent"
 
@@ -667,7 +677,7 @@ async def test_rows_of_a_claim_whose_answer_was_lost_do_not_wait_for_their_lease
     emulator.add_fault("slow,token=held,latency_ms=1000")
     held = await rows.add(device_token="held", title="t")
     running = asyncio.create_task(dispatcher.run())
-    await emulator.wait_received(1)
+    await emulator.wait_received(1, timeout=PATIENCE)
     queue.deaf = True
     lost = [await rows.add(device_token="lost", title="t", priority=each) for each in ("high", "normal")]
     deaf.waker.look.notify()
@@ -680,8 +690,12 @@ async def test_rows_of_a_claim_whose_answer_was_lost_do_not_wait_for_their_lease
 
 
 @pytest.mark.asyncio(loop_scope="module")
-async def test_a_row_that_somebody_holds_is_not_asked_for_without_end(shared: Shared) -> None:
+async def test_a_row_that_somebody_holds_is_not_asked_for_without_end(
+    shared: Shared, monkeypatch: pytest.MonkeyPatch
+) -> None:
     rows, dispatcher = shared.rows, dispatcher_of(shared.service)
+    # After a whole look that took three seconds, on a busy machine, the next one would come a minute later.
+    monkeypatch.setattr(dispatcher._queue.frontier, "_expensive", 1e9)
     insert = (
         "insert into push_notifications (device_token, title, next_attempt_at) "
         "values ('t', 't', now() + make_interval(secs => %(due)s)) returning id"
@@ -702,12 +716,12 @@ async def test_a_row_that_an_application_has_locked_keeps_no_other_from_being_wr
     shared: Shared,
 ) -> None:
     rows, dispatcher = shared.rows, dispatcher_of(shared.service)
-    shared.emulator.add_fault("slow,token_prefix=held,latency_ms=500")
-    await rows.add_many(3, "held")
-    await shared.emulator.wait_received(3)
-    held = list(await rows.all())
     async with rows_of(shared.database.dsn) as others, others.connection.transaction():
-        await others.query("select from push_notifications where id = any(%(ids)s) for update", ids=held)
+        with unanswered(shared.emulator):
+            await rows.add_many(3, "held")
+            await shared.emulator.wait_received(3, timeout=PATIENCE)
+            held = list(await rows.all())
+            await others.query("select from push_notifications where id = any(%(ids)s) for update", ids=held)
         await until(lambda: not dispatcher._sending)
         urgent = [await rows.add(device_token="u", title="t", priority="high") for _ in range(10)]
         await rows.add_many(100)
@@ -767,10 +781,11 @@ async def test_a_pause_ends_although_a_row_is_locked_and_its_probe_is_waited_for
         await rows.over(*[await rows.add(device_token="t", title="t") for _ in range(3)])
         assert asked < 60
 
-        held = await rows.add(device_token="held", title="t")
-        await emulator.wait_received(5)
         async with rows_of(place.database.dsn) as others, others.connection.transaction():
-            await others.query("select from push_notifications where id = %(id)s for update", id=held)
+            with unanswered(emulator):
+                held = await rows.add(device_token="held", title="t")
+                await emulator.wait_received(5, timeout=PATIENCE)
+                await others.query("select from push_notifications where id = %(id)s for update", id=held)
             await until(lambda: service.worker is not None and service.worker.settler.set_aside)
             emulator.clear_faults()
             emulator.add_fault("permission_denied,times=4")
@@ -799,7 +814,7 @@ async def test_ready_means_that_the_queue_has_answered(place: Place, monkeypatch
             assert service.port is not None
             assert await get(service.port, "/readyz") == (503, "the database cannot be reached\n")
             assert not ready.is_set()
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(PATIENCE):
             await ready.wait()
         assert await get(service.port, "/readyz") == (200, "ok\n")
         service.stop()

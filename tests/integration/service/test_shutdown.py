@@ -12,11 +12,14 @@ from uuid import uuid4
 import psycopg
 import pytest
 
+from listener import worker
 from listener.emulator import Emulator
 from listener.postgres.queue import Queue
 from listener.push import Push
+from listener.sending import dispatcher
 from tests.support.postgres import Database
 from tests.support.service import (
+    PATIENCE,
     Place,
     Program,
     Rows,
@@ -24,10 +27,11 @@ from tests.support.service import (
     program,
     rows_of,
     serving,
+    unanswered,
 )
 
-SOON = 8.0
-"""Seconds; the grace period of these tests is longer."""
+SOON = 40.0
+"""Seconds; the grace period of these tests is longer, or what is under way takes longer."""
 
 
 @asynccontextmanager
@@ -57,7 +61,7 @@ async def test_what_is_in_flight_is_finished_and_written_down(place: Place) -> N
     emulator.latency = 3.0
     async with listener(place, shutdown_grace="60", max_in_flight="40") as running:
         await rows.add_many(400)
-        await emulator.wait_received(35)  # the other places are kept for high priority
+        await emulator.wait_received(35, timeout=PATIENCE)  # the other places are kept for high priority
         running.signal(signal.SIGTERM)
         assert await running.ended() == 0
         found = await rows.all()
@@ -82,9 +86,9 @@ async def test_what_takes_longer_than_the_grace_period_goes_back_for_the_next_pr
     async with listener(place, shutdown_grace="3", max_in_flight="60", retry_min_delay="0.1") as running:
         to_user = await rows.add(user_id=user, title="t")
         await rows.add_many(40, "slow")
-        await emulator.wait_received(42)
+        await emulator.wait_received(42, timeout=PATIENCE)
         await rows.add_many(20, "quick")
-        await emulator.wait_accepted(46)
+        await emulator.wait_accepted(46, timeout=PATIENCE)
         running.signal(signal.SIGTERM)
         assert await running.ended(SOON) == 0
     found = await rows.all()
@@ -110,7 +114,7 @@ async def test_a_second_signal_hurries(place: Place) -> None:
     emulator.add_fault("slow,latency_ms=60000")
     async with listener(place, shutdown_grace="120", lease="200", fcm_request_timeout="70") as running:
         await rows.add_many(20)
-        await emulator.wait_received(20)
+        await emulator.wait_received(20, timeout=PATIENCE)
         running.signal(signal.SIGTERM)
         await running.said("stopping")
         running.signal(signal.SIGINT)
@@ -128,7 +132,7 @@ async def test_a_row_of_which_nothing_was_sent_goes_back_as_it_was(place: Place)
     async with listener(place, shutdown_grace="1", max_in_flight="2") as running:
         # One row is two requests, all that may be under way; the other row waits for its turn.
         await rows.add(user_id=user, title="t")
-        await emulator.wait_received(2)
+        await emulator.wait_received(2, timeout=PATIENCE)
         waits = await rows.add(device_token="waits", title="t")
         await rows.until(lambda found: found[waits]["status"] == "processing")
         running.signal(signal.SIGTERM)
@@ -144,14 +148,14 @@ async def test_while_the_database_is_away_it_keeps_to_the_grace_period_and_the_n
     database: Database, emulator: Emulator
 ) -> None:
     """The next one takes the rows over of which the first could not write what became of them."""
-    emulator.latency = 0.5
     async with rows_of(database.dsn) as rows:
         place = Place(database, rows, emulator)
         async with listener(place, shutdown_grace="2") as running:
-            await rows.add_many(20)
-            await emulator.wait_accepted(20)
-            await rows.survive_crash()
-            await asyncio.to_thread(database.server.stop)
+            with unanswered(emulator):
+                await rows.add_many(20)
+                await emulator.wait_accepted(20, timeout=PATIENCE)
+                await rows.survive_crash()
+                await asyncio.to_thread(database.server.stop)
             running.signal(signal.SIGTERM)
             assert await running.ended(SOON) == 0
             said = await running.said(
@@ -176,6 +180,8 @@ async def test_rows_of_a_last_claim_whose_answer_was_lost_do_not_wait_for_their_
     place: Place, away: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rows = place.rows
+    monkeypatch.setattr(dispatcher, "_LAST_PATIENCE_S", PATIENCE)
+    monkeypatch.setattr(worker, "_SIGN_OFF_PATIENCE_S", PATIENCE)
     claim = Queue.claim
 
     async def fail(*_: object) -> Any:

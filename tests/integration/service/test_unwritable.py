@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
+from contextlib import AsyncExitStack
 from uuid import UUID, uuid4
 
 import psycopg
@@ -21,6 +22,7 @@ from listener.sending.unwritten import Unwritten
 from listener.service import Service
 from tests.support.postgres import Database
 from tests.support.service import (
+    PATIENCE,
     Place,
     Rows,
     Shared,
@@ -64,7 +66,7 @@ async def unwritable(rows: Rows) -> dict[UUID, tuple[str, str]]:
 
 
 async def until_noted(rows: Rows, *ids: UUID) -> None:
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(PATIENCE):
         while not set(ids) <= set(await unwritable(rows)):  # noqa: ASYNC110  # a table cannot notify
             await asyncio.sleep(0.02)
 
@@ -237,7 +239,7 @@ async def several_that_it_refuses(rows: Rows) -> None:
     )
     assert 0 < len(probes) < 3
     await rows.one_over(await rows.add(device_token="fresh", title="t"))
-    await rows.over(*waiting, patience=15)
+    await rows.over(*waiting, patience=25)
 
 
 # What a trigger makes of the result "sent".
@@ -483,7 +485,7 @@ async def test_a_device_that_accepted_gets_no_second_push_although_the_log_canno
     await rows.device("flaky-phone", user)
     await rows.query("alter table push_delivery_logs add column region text not null")
     push_id = await rows.add(user_id=user, title="t")
-    await emulator.wait_accepted(1, timeout=30)
+    await emulator.wait_accepted(1, timeout=PATIENCE)
     await rows.until(lambda found: found[push_id]["status"] != "pending")
     await rows.query("alter table push_delivery_logs drop column region")
     await rows.one_over(push_id)
@@ -603,7 +605,7 @@ async def test_a_result_that_takes_longer_than_statement_timeout_keeps_no_other(
                 await rows.over(*neighbours)
                 await rows.connection.execute(f"drop trigger meddle on {table}".encode())
                 await rows.over(touchy)
-                async with asyncio.timeout(30):
+                async with asyncio.timeout(PATIENCE):
                     while not await rows.logs(touchy):  # noqa: ASYNC110
                         await asyncio.sleep(0.05)
                 assert sorted(tokens(emulator)) == sorted(["touchy", *(f"phone-{n}" for n in range(5))])
@@ -726,9 +728,10 @@ async def test_a_locked_row_of_a_dead_worker_keeps_no_other_from_being_rescued(p
         "update push_notifications set claimed_by = w.id, delivery_attempts = 1, "
         "next_attempt_at = now() + interval '1 h' from push_listener.workers w"
     )
-    async with serving(place.settings()):
-        async with await connect(place.database.dsn) as locking, locking.transaction():
+    async with AsyncExitStack() as stack, await connect(place.database.dsn) as locking:
+        async with locking.transaction():
             await locking.execute("select from push_notifications where id = %s for update", (locked,))
+            await stack.enter_async_context(serving(place.settings()))
             assert (await rows.one_over(free))["status"] == "sent"
             assert (await rows.get(locked))["status"] == "processing"
         assert (await rows.one_over(locked))["status"] == "sent"

@@ -351,7 +351,7 @@ async def test_a_push_that_only_changed_is_not_called_newer_and_a_requeued_one_i
         )
         await rows.query("update push_notifications set retry_count = 1 where id = %(first)s", first=first)
         await expect(page.locator(f"#tries-{first}")).to_have_text("1")  # the list has asked
-        assert "1 newer" in await page.locator("#newer").inner_text()
+        await expect(page.locator("#newer")).to_contain_text("1 newer")
 
 
 async def test_a_story_goes_on_while_it_is_read_and_a_payload_that_is_asked_for_stays(
