@@ -126,7 +126,8 @@ class Frontier:
         at_most: seconds for which claims may begin at the floor, while whole looks are cheap.
         pause_after_question: between two whole questions, in durations of one; never longer than ``at_most``.
         expensive: once a whole look takes more seconds than this, whole looks are made as looks behind.
-        pause_after_look: between two whole looks behind, in durations of one; never shorter than ``at_most``.
+        pause_after_look: between two whole looks behind, in durations of one, the shorter of the last two; never
+            shorter than ``at_most``.
         most_behind: the most rows of each lane that a look behind returns. If it returns as many, there may be more.
     """
 
@@ -150,6 +151,7 @@ class Frontier:
         self._lanes = (self._high, self._normal)
         self.cost = 0.0
         """Seconds that the last whole look took. Claims do not count unless they are slow."""
+        self._cost_before = 0.0  # of the whole look before the last one
         self._question_at = -math.inf  # when the next whole question may be asked
         self._looked_at = -math.inf
         self._urgent_at = -math.inf  # when a whole look was last wanted at once
@@ -243,7 +245,7 @@ class Frontier:
         if begin.is_whole:
             if ended - began > _SLOW_CLAIMS * self._expensive:
                 # The claim may have been slow for another reason. A look behind tells.
-                self.cost = ended - began
+                self._note_cost(ended - began)
                 self.want_whole_look_at_once(ended)
             if seen.high is not None and seen.normal is not None:
                 self._question_at = began + self._between_questions()
@@ -280,7 +282,7 @@ class Frontier:
         """A question that lasted from ``began`` to ``ended`` was answered: a row is due, or none."""
         if not begin.is_whole:
             return
-        self.cost = ended - began
+        self._note_cost(ended - began)
         self._question_at = began + self._between_questions()
         if is_due:
             self.want_whole_look_at_once(began)
@@ -313,7 +315,7 @@ class Frontier:
         claims go back to the first of the rows that were found, and another look searches before that one.
         """
         if look.begin == -math.inf:
-            self.cost = ended - began
+            self._note_cost(ended - began)
         for number, lane in enumerate(self._lanes):
             rows = [row for row in found if row.lane == number]
             if len(rows) < self.most_behind:
@@ -322,14 +324,19 @@ class Frontier:
                 lane.floor = min(lane.floor, *(row.due_at for row in rows))
                 self.want_whole_look_at_once(ended)
 
+    def _note_cost(self, seconds: float) -> None:
+        self._cost_before, self.cost = self.cost, seconds
+
     @property
     def _owes(self) -> bool:
         """Whether a whole look is to be made."""
         return any(lane.owes_since is not None for lane in self._lanes)
 
     def _between_looks(self) -> float:
-        is_urgent = any(lane.owes_since == -math.inf for lane in self._lanes)
-        return self._at_most if is_urgent else max(self._at_most, self._pause_after_look * self.cost)
+        if any(lane.owes_since == -math.inf for lane in self._lanes):
+            return self._at_most
+        # One look that took long says little: the machine may have stood still. So the next one follows soon.
+        return max(self._at_most, self._pause_after_look * min(self.cost, self._cost_before))
 
     def _has_looked(self, lane: _Lane, began: float) -> None:
         """A whole look that began at ``began`` has ended."""

@@ -46,12 +46,15 @@ class Play:
     limit: int = ENOUGH
     whole_cost: float = 0.0
     """Seconds that a look over the whole range takes; 0: twice ``cost``."""
+    stall: tuple[int, float] = (-1, 0.0)
+    """During which of the looks over the whole range the machine stands still, and for how many seconds."""
     frontier: Frontier = field(default_factory=Frontier)
     now: float = 0.0
     found: dict[int, float] = field(default_factory=dict)
     """When the claim began that took a row."""
     claims: list[tuple[float, Begin]] = field(default_factory=list)
     spent_on_whole: float = 0.0
+    whole_looks: int = 0
     looks: int = 0
     """How many looks were made beside the claims."""
     look_ends: float = math.inf
@@ -71,10 +74,16 @@ class Play:
             key=lambda number: (not self.rows[number].high, self.rows[number].due),
         )
 
+    def whole_lasts(self) -> float:
+        """Seconds of the next look over the whole range."""
+        which, seconds = self.stall
+        self.whole_looks += 1
+        return (self.whole_cost or 2 * self.cost) + seconds * (which == self.whole_looks)
+
     def takes(self, begin: Begin) -> float:
         """A look; returns when it began."""
         began = self.now
-        lasts = (self.whole_cost or 2 * self.cost) if begin.is_whole else self.cost
+        lasts = self.whole_lasts() if begin.is_whole else self.cost
         self.spent_on_whole += lasts if begin.is_whole else 0.0
         self.now += lasts
         return began
@@ -97,7 +106,7 @@ class Play:
             if behind.begin <= row.due < (behind.high if row.high else behind.normal):
                 lanes[not row.high].append(RowBehind(row.id, int(not row.high), row.due))
         found = [row for lane in lanes for row in lane[: self.frontier.most_behind]]
-        self.look, self.look_ends = (self.now, behind, found), self.now + (self.whole_cost or 2 * self.cost)
+        self.look, self.look_ends = (self.now, behind, found), self.now + self.whole_lasts()
         self.looks += 1
         return self.look_ends - self.now
 
@@ -310,6 +319,20 @@ def test_whatever_comes_late_is_found_by_a_later_look_however_dear_looks_are(
     play = Play(rows, cost, polls, whole_cost=whole_cost)
     play.run(10.0 + 2 * SELDOM * whole_cost)
     assert len(play.found) == len(rows)
+
+
+@settings(max_examples=50)
+@given(_rows(30.0), COSTS, st.integers(1, 8), st.floats(0.1, 10.0), st.booleans())
+def test_a_machine_that_stands_still_during_one_look_makes_looks_no_rarer(
+    rows: list[Row], cost: float, which: int, seconds: float, polls: bool
+) -> None:
+    """Of looks that are cheap, the one that it happens to has taken seconds all the same."""
+    play = Play(rows, cost, polls, stall=(which, seconds))
+    play.run(200.0)
+    assert len(play.found) == len(rows)
+    for number, row in enumerate(play.rows):
+        # Until the look has ended, another one beside the claims, and what would be enough otherwise.
+        assert play.found[number] <= row.unlocked + seconds + 2 * AT_MOST + 12 * cost + 2 * POLL + 0.05
 
 
 @settings(max_examples=20)

@@ -360,9 +360,7 @@ async def test_a_former_connection_that_holds_the_lock_in_silence_is_evicted(pla
             await until(lambda: rings)
             assert bell.connected
             assert await lock_holder(rows, worker_id) not in (None, former)
-            async with asyncio.timeout(
-                PATIENCE
-            ):  # a backend that ends is shown a little longer than its lock
+            async with asyncio.timeout(PATIENCE):  # a backend that ends is shown longer than its lock
                 while await rows.query("select from pg_stat_activity where pid = %(pid)s", pid=former):
                     pass
         finally:
