@@ -225,7 +225,7 @@ class Registration:
             raise Damaged(found)
         for line in structure.lines(found):
             log.error(
-                "the database has been changed: run push-listener migrate, which mends it", finding=line
+                "the database has been changed: run push-listener migrate, which repairs it", finding=line
             )
         return structure.kinds(found)
 

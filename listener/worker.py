@@ -235,7 +235,7 @@ class Worker:
         return lost is None
 
     async def _leave_id(self, lost: IdentityLost) -> None:
-        log.warning("registering anew", worker=self._workers.worker_id, reason=lost.reason, **lost.facts)
+        log.warning("registering again", worker=self._workers.worker_id, reason=lost.reason, **lost.facts)
         if lost.is_own:  # at once, or peers would take over the rows that it is still sending
             await self._sign_off()
 

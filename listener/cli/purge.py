@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     default=5000,
     show_default=True,
     type=click.IntRange(1, 50_000),
-    help="Maximum of pushes deleted in one transaction.",
+    help="Maximum number of pushes deleted in one transaction.",
 )
 @click.option("--dry-run", is_flag=True, help="Count only; change nothing. This can take long.")
 @click.option("--json", "as_json", is_flag=True, help="Print the numbers as JSON.")

@@ -57,7 +57,7 @@ def options(statuses: Sequence[str]) -> Callable[[F], F]:
 
     def decorate(command: F) -> F:
         for option in (
-            click.option("--kind", type=click.Choice(KINDS), help="Only pushes addressed so."),
+            click.option("--kind", type=click.Choice(KINDS), help="Only pushes with this kind of target."),
             click.option(
                 "--code", callback=_code, help="Only pushes with this error code, such as UNREGISTERED."
             ),

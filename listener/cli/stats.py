@@ -37,7 +37,7 @@ _FRAME = 4
     "--watch",
     type=click.FloatRange(min=0.1),
     metavar="SECONDS",
-    help="Show them anew so often, until Ctrl-C; with --json, a line each time.",
+    help="Repeat after this number of seconds, until Ctrl-C; with --json, print a line each time.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def command(days: int, watch: float | None, as_json: bool) -> None:

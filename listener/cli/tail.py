@@ -29,7 +29,7 @@ _LONGEST_WAIT_S = 15.0
 
 @click.command()
 @search.options(_STATUSES)
-@click.option("--since", type=search.MOMENT, help="Begin at this time, or so long ago (12h); default: now.")
+@click.option("--since", type=search.MOMENT, help="Begin at this time, or this long ago (12h); default: now.")
 @click.option("--json", "as_json", is_flag=True, help="Print each push as a line of JSON.")
 def command(
     user: UUID | None,

@@ -131,7 +131,7 @@ def classify(status: int, headers: Mapping[str, str], body: bytes, *, now: float
                 Disposition.DROP_TARGET,
                 "UNREGISTERED",
                 "FCM no longer knows this registration token (the app was removed, or its token replaced); "
-                "nothing to do: the app registers anew when it next starts",
+                "nothing to do: the app registers again when it next starts",
                 status,
             )
         case "SENDER_ID_MISMATCH":
@@ -176,7 +176,7 @@ def _by_apple(apple: AppleVerdict, status: int, error: ErrorBody, asked: float |
                 Disposition.DROP_TARGET,
                 "UNREGISTERED",
                 "Apple no longer knows this device's token (the app was removed, or notifications were turned off for "
-                "good); nothing to do: the app registers anew when it next starts" + _said_by_apple(error),
+                "good); nothing to do: the app registers again when it next starts" + _said_by_apple(error),
                 status,
             )
         case AppleVerdict.MISFIT:

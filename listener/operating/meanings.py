@@ -28,7 +28,7 @@ _OUR_ACCESS = (
     "(role Firebase Cloud Messaging API Admin); then requeue."
 )
 _NEW_TOKEN = "Nothing: the app registers a new token when it next starts. A requeued push fails again."  # noqa: S105
-_CORRECT_ROW = "Correct what writes these rows, and insert the pushes anew: a requeued one fails again."
+_CORRECT_ROW = "Correct what writes these rows, and insert the pushes again: a requeued one fails again."
 _QUOTA = "Nothing: the listener sends more slowly. If pushes ended so, requeue them; ask Google for a higher quota."
 _WAY_OUT = "Check the network between this machine and FCM: firewall, DNS, proxy. Then requeue."
 _TOKEN_ENDPOINT = "Check the network to oauth2.googleapis.com. Then requeue what ended so."  # noqa: S105
@@ -133,7 +133,7 @@ _WORDS: dict[str, tuple[str, str]] = {
     ),
     "NOT_WRITTEN": (
         "The result could not be written. FCM may have accepted the push.",
-        "Mend what refuses the write (a trigger, a constraint). A requeued push may be seen twice.",
+        "Correct what refuses the write (a trigger, a constraint). A requeued push may be seen twice.",
     ),
     "NOT_TRIED": ("The push was not tried at one of its devices in this attempt.", _NOTHING_TO_DO),
     "PLATFORM_PAUSED": (

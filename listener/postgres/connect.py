@@ -62,7 +62,7 @@ select pg_catalog.set_config('default_transaction_isolation', 'read committed', 
 """
 
 # An index serves each statement of the service, but Postgres prefers to read the whole table while it is small, and a
-# session keeps such a plan when the table has grown. Postgres may also plan a claim anew each time, which takes as long
+# session keeps such a plan when the table has grown. Postgres may also plan a claim each time, which takes as long
 # as the claim itself and is of no use, because the plan need not depend on the values.
 PLANNING = """
 select pg_catalog.set_config('enable_seqscan', 'off', false),
@@ -71,7 +71,7 @@ select pg_catalog.set_config('enable_seqscan', 'off', false),
 """Additional settings for the sessions of ``ServicePool``."""
 
 _SMALL_BYTES = 64 * 1024
-"""While the table is smaller than twice this, no plan is bad enough to be made anew."""
+"""While the table is smaller than twice this, no plan is bad enough to be replaced."""
 
 _LOOKS_FOR_LOCK = 20
 _BETWEEN_LOOKS_S = 0.1
@@ -193,7 +193,7 @@ def with_defaults(dsn: str) -> str:
 def note_size(conn: Connection, size: int) -> None:
     """Notes the size of ``push_notifications``, in bytes, which a statement of this connection has read.
 
-    A session of the service's pool plans anew before its next use if the table has doubled since it did so last.
+    A session of the service's pool makes new plans before its next use if the table has doubled since it did so last.
     """
     if isinstance(conn, _Pooled):
         conn.pool.note_size(size)
@@ -272,7 +272,7 @@ class ServicePool(Pool):
     async def _plan_anew(self, conn: _Pooled) -> None:
         """Discards the plans of a session if the table has doubled since they were made.
 
-        Postgres itself plans anew only when the table is analyzed, which takes autovacuum a minute and more. Until
+        Postgres itself makes new plans only when the table is analyzed, which takes autovacuum a minute and more. Until
         then, a plan for few rows may read all of an index for each batch of a broadcast. The log of deliveries grows
         with the table, and the devices of a user are found by an index whatever their number.
         """

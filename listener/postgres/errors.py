@@ -237,7 +237,7 @@ _CONDITIONS = {
 }
 
 # A connection is replaced after these: the server behind it has become read-only, is shutting down or is out of memory
-# for this session, or the pooler has given the session to another client. 42501: a role that was dropped and made anew
+# for this session, or the pooler has given the session to another client. 42501: a role that was dropped and recreated
 # keeps its name, and its sessions have no privilege any more. Another connection to the same address may work.
 _SPOILING = ("08", "25", "26000", "42501", "42P05", "53200", "57P", "58", "XX000")
 

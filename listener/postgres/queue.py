@@ -299,7 +299,7 @@ class Queue:
         self._triggers.found(any_triggers=sweep.has_foreign_triggers)
         if sweep.is_restricted and not self._is_restricted:
             log.warning(
-                "a restrictive policy on push_notifications holds for the user of the address too",
+                "a restrictive policy on push_notifications also applies to the user of DATABASE_URL",
                 reason="pushes that it hides are neither sent nor counted; name in the policy the roles that it is for",
             )
         self._is_restricted = sweep.is_restricted

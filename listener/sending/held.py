@@ -44,7 +44,7 @@ class HeldRows:
 
     @property
     def near_lease_end(self) -> list[UUID]:
-        """Rows whose lease may have ended, or soon ends: this worker must not claim them again and send them anew."""
+        """Rows whose lease may have ended, or soon ends: this worker must not claim and send them again."""
         before = elapsed() - self._lease / 2
         rows = itertools.takewhile(lambda row: row[1] < before, self._claimed_at.items())
         return [UUID(int=number) for (number, _), _ in rows]

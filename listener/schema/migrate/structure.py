@@ -136,7 +136,7 @@ def remedy(found: Sequence[Damage]) -> str:
     """What to do about the damage."""
     if any(damage.kind in NEEDED for damage in found):
         return (
-            "if the application has made its tables anew, or has dropped columns: stop every listener, run "
+            "if the application has recreated its tables, or has dropped columns: stop every listener, run "
             "push-listener migrate --down 0 --keep-tables, which takes away what is left and keeps every table with "
             "its rows, and then push-listener migrate, which adopts the tables as they are now"
         )

@@ -260,7 +260,7 @@ async def test_it_starts_although_every_small_id_is_held(
                 await until(lambda: shown_strangers(service) == {("liveness", STRANGER, 1.0)})
         (found,) = strangers(database)
         assert (found.lock, found.key, found.locks, found.pid) == ("liveness", 1, 300, pid)
-    (anew,) = [each for each in said if each["event"] == "registering anew"]
+    (anew,) = [each for each in said if each["event"] == "registering again"]
     assert (anew["worker"], anew["pid"], anew["role"]) == (1, pid, STRANGER)
     (ready,) = [each for each in said if each["event"] == "ready"]
     assert ready["worker"] >= 1 << 30

@@ -310,7 +310,7 @@ async def test_a_worker_that_gets_the_id_of_one_that_lives_takes_another(place: 
     events = [each["event"] for each in said]
     assert events.count("doorbell lost") == 0
     # The second did it; and so did the first, unless it found its row gone before the second had its id.
-    assert 1 <= events.count("registering anew") <= 2
+    assert 1 <= events.count("registering again") <= 2
     assert "workers have died; their rows are back in the queue" not in events
 
 

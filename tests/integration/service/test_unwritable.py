@@ -742,7 +742,7 @@ async def test_a_locked_row_of_a_dead_worker_keeps_no_other_from_being_rescued(p
 
 async def test_a_policy_that_hides_pushes_from_the_listener_is_told(database: Database, rows: Rows) -> None:
     await rows.query("create role app_listener login in role push_listener")
-    message = "a restrictive policy on push_notifications holds for the user of the address too"
+    message = "a restrictive policy on push_notifications also applies to the user of DATABASE_URL"
     async with Emulator() as emulator:
         settings = settings_for(database.dsn_as("app_listener"), emulator, sweep_interval=1)
         with capture_logs() as told:
