@@ -278,7 +278,7 @@ class DatabaseSettings(BaseSettings):
     @model_validator(mode="before")
     @classmethod
     def _without_wrapping(cls, values: dict[str, Any]) -> dict[str, Any]:
-        """Removes blanks and quotes around values.
+        """Removes blanks and quotes around values, except those of ``_WITH_BLANKS`` and ``_WITH_QUOTES``.
 
         A value from a file often ends with a line break. Docker's --env-file and some .env readers leave quotes in
         place.
@@ -591,7 +591,7 @@ _SYNONYMS = {
     "MAX_RETRIES": "MAX_TRIES",
     "LOG_FMT": "LOG_FORMAT",
 }
-"""Names that other programs use for our variables, and whose letters differ too much for ``_ALIKE``."""
+"""Names that other programs use for the same settings, and whose letters differ too much for ``_ALIKE``."""
 
 _UNIT = re.compile(r"(?:_IN)?_(?:MS|MILLISECONDS|S|SECS?|SECONDS|MINS?|MINUTES|HOURS|DAYS|WEEKS)$")
 """The unit at the end of a name. Settings of other programs have it, and ours do not."""
@@ -604,7 +604,7 @@ _LEAST_LETTERS = 6
 
 
 def misspelt(environment: Mapping[str, str]) -> dict[str, str]:
-    """Maps each variable that this program does not know to the one that was probably meant and is not set.
+    """Maps each unknown variable that probably stands for one of ours to that one, if it is not set.
 
     The platform and other programs set variables too. So a name counts only if it hardly differs from a known one.
     """

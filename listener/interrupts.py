@@ -23,7 +23,8 @@ def end_at_once() -> None:
 def end_by_sigterm_as_first_process() -> None:
     """Lets SIGTERM end a command that is process 1, as in a container, unless the command has a handler of its own.
 
-    It ends any other process anyway. The kernel does not send process 1 a signal without a handler. Source: kill(2).
+    It ends any other process anyway. The kernel keeps from process 1 every signal for which that process has no
+    handler. Source: kill(2).
     """
     if os.getpid() == 1:
         signal.signal(signal.SIGTERM, lambda number, frame: os._exit(128 + number))

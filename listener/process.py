@@ -23,7 +23,7 @@ T = TypeVar("T")
 _LAST_WORDS_S = 5.0
 
 _OTHER_FILES = 100
-"""Most files that are open in addition to the requests to FCM: for Postgres, the web server and name resolution."""
+"""Maximum number of files open in addition to the requests to FCM: for Postgres, the web server, name resolution."""
 
 
 def run(main: Coroutine[None, None, T]) -> T:
@@ -41,8 +41,8 @@ def run(main: Coroutine[None, None, T]) -> T:
 def make_room_for_requests(settings: Settings) -> int:
     """Raises the limit of open files for MAX_IN_FLIGHT concurrent requests; a connection is an open file.
 
-    The new limit has room for one connection per request, because a server may require that. Returns how many requests
-    the limit then allows: MAX_IN_FLIGHT or fewer, and 0 if it allows none.
+    As far as the hard limit allows, there is then room for one connection per request, because a server may require
+    that. Returns how many requests the limit then allows: MAX_IN_FLIGHT or fewer, and 0 if it allows none.
     """
     wanted = settings.max_in_flight
     connections = _raise_open_files(wanted + _OTHER_FILES) - _OTHER_FILES

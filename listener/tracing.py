@@ -82,7 +82,7 @@ def from_environment(environment: Mapping[str, str] = os.environ) -> Tracing:
         log.warning("no traces: a package is missing", remedy="in the checkout: pip install '.[otel]'")
         return Tracing()
     except Exception as error:
-        # The type differs from version to version, and the text may quote a value. No push waits for a fault in this.
+        # The type differs from version to version, and the text may quote a value. Pushes are sent even without traces.
         log.warning(
             "no traces: OpenTelemetry refuses a variable", error=type(error).__name__, variables=variables
         )

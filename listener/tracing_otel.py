@@ -177,7 +177,7 @@ def _name() -> dict[str, str]:
 
 
 def _of_successes() -> Sampler:
-    """The sampler that the environment names, by default one with our ratio. Raises ValueError for an invalid ratio."""
+    """The sampler that the environment names. If it names no ratio, ours counts. Raises ValueError for a bad ratio."""
     if os.environ.get("OTEL_TRACES_SAMPLER", "").lower() in ("", "traceidratio", "parentbased_traceidratio"):
         return TraceIdRatioBased(float(os.environ.get("OTEL_TRACES_SAMPLER_ARG") or _RATIO))
     return TracerProvider(shutdown_on_exit=False).sampler

@@ -176,7 +176,7 @@ def _show(what: Action, shown: Preview) -> None:
 
 
 def _show_left_out(what: Action, lines: Sequence[PushLine], shown: Preview) -> None:
-    """Shows the pushes that the action would not change; only their number if the preview does not list the others."""
+    """Shows the pushes that the action would not change; only their number if the preview does not list all others."""
     left_out = len(lines) - shown.pushes.number
     if not left_out:
         return

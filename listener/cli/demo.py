@@ -38,7 +38,7 @@ def command(once: bool, port: int) -> None:
         surprises = process.run(run(console(), once=once, port=port))
     except (KeyboardInterrupt, asyncio.CancelledError):
         if once:
-            raise KeyboardInterrupt from None  # nobody has checked the outcome of the rows
+            raise KeyboardInterrupt from None  # no success: nobody has checked the outcome of the rows
         return
     except (DemoFailed, EmbeddedPostgresError) as error:
         raise Failed(str(error)) from None

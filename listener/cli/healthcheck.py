@@ -15,7 +15,7 @@ _DEFAULT_PORT = "8080"  # as in listener.config, which is slow to import
 _EVERY_ADDRESS = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104  # nothing binds to it here
 _LONGEST_ANSWER = 65536
 _INTEGER = re.compile(r"\+?([0-9]+(?:_[0-9]+)*)(?:\.0+)?")
-"""The texts that pydantic, which reads the settings, accepts as a whole number."""
+"""The texts that the settings, which pydantic reads, accept as a whole number of at least 0."""
 
 
 class _Seconds(click.FloatRange):

@@ -87,7 +87,7 @@ def connector(dsn: str, application_name: str) -> Callable[[], AbstractAsyncCont
 
 
 def who() -> str:
-    """The name for the record of an action: the user who is logged in on this machine."""
+    """The name for the record of an action: ``cli:`` and the user that runs this command."""
     try:
         return f"cli:{getpass.getuser()}"[:200]
     except (KeyError, OSError):  # a container may run under a user id without a name

@@ -72,7 +72,7 @@ async def _follow(dsn: str, wanted: Filter, since: datetime | None, as_json: boo
         has_looked = False
 
         async def look(since: datetime) -> Ended:
-            """Reads once. Only the first read is not retried: its failure, such as a wrong password, usually lasts."""
+            """Reads what has ended. The first read is not retried: a failure there usually lasts (a wrong password)."""
             nonlocal has_looked
             if has_looked:
                 return await retrying(reading.ended, wanted, since)

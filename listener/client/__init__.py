@@ -1,4 +1,4 @@
-"""What an application imports: it puts pushes in the queue, records receipts, sends telemetry, or runs its own worker.
+"""What an application imports to put pushes in the queue, record receipts, send telemetry, or run its own worker.
 
 ``docs/clients.md`` shows how. This package imports nothing else of push-listener. It imports psycopg only for the names
 that need a connection (``Direct``, ``enqueue``, ``progress``, ``wait_for``, ``database_time``), and aiohttp only for

@@ -373,7 +373,7 @@ async def _call_on(
         returns: a cache: for each function whether it returns a set, and whether it returns nothing.
 
     Raises:
-        psycopg.Error: Postgres or the connection has failed.
+        psycopg.Error: Postgres has refused the call, or the connection has failed.
         NotInstalled: the function does not exist.
         InvalidArgument: an argument cannot be sent.
     """
@@ -397,7 +397,10 @@ async def _call_on(
 
 
 def read_as_psycopg(cursor: psycopg.AsyncCursor[Any] | psycopg.Cursor[Any]) -> None:
-    """Restores psycopg's way to read jsonb, for one cursor. Django, for example, makes a connection read it as text."""
+    """Restores psycopg's way to read jsonb, timestamptz and uuid, for one cursor.
+
+    A framework may have registered others on the connection: Django, for example, makes it read jsonb as text.
+    """
     cursor.adapters.register_loader("jsonb", JsonbLoader)
     cursor.adapters.register_loader("timestamptz", TimestamptzLoader)
     cursor.adapters.register_loader("uuid", UUIDLoader)

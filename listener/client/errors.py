@@ -69,7 +69,7 @@ class Unavailable(ClientError):
 
 
 class TooMany(Unavailable):
-    """The caller sends more than it may at present. ``retry_after`` says when to send it again."""
+    """The caller sends more than it may at present. ``retry_after`` says when it may send again."""
 
 
 SQLSTATE = re.compile(r"(?=.*\d)[0-9A-Z]{5}")

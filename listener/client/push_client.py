@@ -106,8 +106,8 @@ class PushClient:
         """Puts many pushes in the queue, each by itself: a refused push does not keep the others out.
 
         One call takes a thousand pushes, and commits them together. If a call fails as a whole, its error is the
-        ``exception`` of each of its pushes. After a call without an answer the rest is not tried. If all pushes have
-        idempotency keys, everything may be repeated. This method never raises ClientError: look at
+        ``exception`` of each of its pushes. The rest is then tried only if the arguments were at fault. If all pushes
+        have idempotency keys, everything may be repeated. This method never raises ClientError: look at
         ``failure_count``, or call ``raise_for_failures``.
         """
         responses: list[SendResponse] = []
@@ -144,7 +144,7 @@ class PushClient:
         return [found[place] for place in range(len(pushes))]
 
     async def cancel(self, push_id: UUID | str) -> bool:
-        """Takes a push out of the queue. Returns False if it does not wait there: it is in work, over, or unknown."""
+        """Takes a push out of the queue. Returns False if it does not wait there: it is being sent, over or unknown."""
         return bool(await self._transport.call("cancel_push", {"p_push_id": uuid_text("push_id", push_id)}))
 
     async def requeue(

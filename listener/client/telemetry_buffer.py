@@ -138,7 +138,7 @@ def encode(
 def _fits(text: str) -> bool:
     """Whether the record is small enough for the database, which counts bytes of UTF-8.
 
-    The text is ASCII, at most three times as long: an escape of six characters stands for at least two bytes.
+    The text is ASCII, at most three times as long as that: an escape of six characters stands for at least two bytes.
     """
     if len(text) <= MAX_RECORD_BYTES:
         return True

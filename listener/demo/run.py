@@ -337,7 +337,7 @@ def _print_places(console: Console, dsn: str, web: str, emulator: Emulator, log:
 
 
 async def _follow(console: Console, conn: psycopg.Connection[Any], emulator: Emulator) -> None:
-    """Prints every other row that ends, until the task is cancelled."""
+    """Prints every further row that ends, until the task is cancelled."""
     since: datetime = client.database_time(conn)
     printed: set[UUID] = set()
     while True:

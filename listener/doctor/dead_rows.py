@@ -16,7 +16,7 @@ _MANY = 10_000
 """Fewer dead rows cost a claim less than a millisecond, in a table of any size."""
 
 _BEHIND = 2.0
-"""Autovacuum does not keep up if a table has more dead rows than its threshold times this."""
+"""Autovacuum does not keep up if a table has more dead rows than this times its threshold, and more than ``_MANY``."""
 
 
 @dataclass(frozen=True, slots=True)

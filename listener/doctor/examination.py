@@ -196,7 +196,7 @@ class _Database:
             yield from _all_skipped(_NEED_TABLES, "the database is not migrated")
 
     def _listening(self) -> Iterator[Finding]:
-        """Checks LISTEN in steps. The result of each step decides whether the next one is made."""
+        """Checks LISTEN in steps. A pooler in transaction mode, or two different databases, ends them early."""
         make = partial(self._make, "LISTEN")
         is_pooled = False
 

@@ -118,7 +118,7 @@ def examine(settings: Settings, device: str | None, limits: Limits, resolver: Re
 
 
 def remedies_for(settings: Settings) -> Remedies:
-    """Tells FCM from an emulator by the endpoint: FCM uses TLS, an emulator does not."""
+    """The remedies for FCM or for an emulator. The endpoint tells which: only an emulator is reached without TLS."""
     return OF_EMULATOR if settings.fcm_endpoint.scheme == "http" else OF_FCM
 
 

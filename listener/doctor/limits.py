@@ -18,7 +18,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Limits in seconds. If the database stops answering, at any moment, they add up to less than 20."""
+    """Limits in seconds. If the database stops answering, at any moment, what they still allow is less than 20 s."""
 
     resolve: float = 3.0
     """For the name of a host."""

@@ -32,7 +32,7 @@ A registration token that starts with "dead-" is answered UNREGISTERED.
 
 
 async def serve(emulator: State, request: web.BaseRequest, path: str) -> web.Response | None:
-    """Answers a request to the control API; None if ``path`` (without the query) does not belong to it."""
+    """Answers a request to the control API; None if the request is not one. ``path`` is without the query."""
     match request.method, path:
         case "GET", "/":
             return web.Response(text=_INDEX.format(project=emulator.project_id))

@@ -1,6 +1,6 @@
 """The names and types of the FCM v1 message. Pure: no I/O.
 
-Sources: the FCM v1 discovery document (field names, types, enums); the fields that newer SDKs send besides.
+Sources: the FCM v1 discovery document (field names, types, enums), and also the fields that newer SDKs send.
 """
 
 from __future__ import annotations

@@ -115,7 +115,7 @@ class Emulator(State):
 
     @property
     def endpoint(self) -> str:
-        """``http://host:port``. Only after the start."""
+        """``http://host:port``; valid only after the start."""
         host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self._host, self._host)  # noqa: S104
         return f"http://[{host}]:{self._port}" if ":" in host else f"http://{host}:{self._port}"
 
@@ -184,7 +184,7 @@ class Emulator(State):
             await asyncio.sleep(seconds)
 
     async def _silence(self, request: web.BaseRequest, fault: Fault | None) -> web.StreamResponse:
-        """Resets the connection without an answer: at once, or for a timeout when the client or the emulator stops."""
+        """Ends a request without an answer, by a reset: at once, or for a timeout when the emulator stops."""
         if fault is not None and "timeout" in fault.fault:
             await self._stopping.wait()
         transport = request.transport

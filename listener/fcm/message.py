@@ -216,9 +216,8 @@ def prepare(push: Push) -> Prepared:
     - A visible push goes to iOS with priority 10, FCM's own default for it, whatever the row says: with 5 an iPhone may
       hold it back to spare its battery. If it has an image, it also has ``mutable-content``, without which iOS shows no
       image.
-    - If only ``options`` make a push visible on a platform (a localized alert, a badge, a live activity), it is sent
-      there like a visible one: with a tag, and to iOS with its ``apns-push-type``. A live activity has the priority of
-      the row.
+    - If only ``options`` make a push visible on a platform (a localized alert, a badge, a live activity), it gets what
+      its kind needs there: a tag, and for iOS its ``apns-push-type``. A live activity has the priority of the row.
     - The id of the push is the Android notification tag, the ``apns-collapse-id``, the web ``Topic`` and the web
       notification's tag, so that a second copy replaces the first on the device. The app finds it in ``data`` as
       ``push_id``.
@@ -352,7 +351,7 @@ def _settings(
 
 # --- most pushes ---------------------------------------------------------------------------------------
 
-# They mark the places for the id of the push, and for its form in the web topic.
+# Placeholders for the id of the push, and for its form in the web topic.
 _ID = "c5b1d24e-0b62-4e4c-8a0f-6a6f36b0b6a5"
 _TOPIC_OF_ID = "6a0f36b0b6a5c5b1d24e0b624e4c8a0f"
 
@@ -387,7 +386,10 @@ def _plain(is_high: bool, has_notification: bool, has_image: bool, channel: str 
 def _prepared_plain(
     data: dict[str, str], notification: dict[str, str] | None, plain: _Plain, push_id: str
 ) -> Prepared | None:
-    """Does the same as ``_prepared`` for such a push, in half the time; None: its payload may be too large."""
+    """Does the same as ``_prepared`` for a push that ``_Plain`` describes, in half the time.
+
+    None: its payload may be too large.
+    """
     texts = b',"data":' + orjson.dumps(data)
     if notification:
         texts += b',"notification":' + orjson.dumps(notification)

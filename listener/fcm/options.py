@@ -162,8 +162,8 @@ def merge_options(
 ) -> None:
     """Lays the sender's ``options`` over our settings, in place. A null removes our setting.
 
-    An object that is null counts as absent, because encoders write null for an empty field. ``keep_background`` then
-    restores three settings without which Apple, or FCM, refuses a background push.
+    An object that is null counts as absent, because encoders write null for an empty field. For a background push the
+    caller then lets ``keep_background`` restore three settings without which Apple, or FCM, refuses such a push.
 
     Args:
         message: the message, with ``data`` and ``apns``.

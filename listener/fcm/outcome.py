@@ -98,7 +98,10 @@ class Outcome:
 
     @property
     def is_refusal(self) -> bool:
-        """Whether FCM has answered and does not take the message. Without an access token there is no answer of FCM."""
+        """Whether FCM has answered that it does not take the message. A RETRY only says that it cannot take it now.
+
+        Without an access token there is no answer of FCM.
+        """
         passes = self.disposition in (Disposition.ACCEPTED, Disposition.RETRY)
         return self.http_status is not None and not passes
 
@@ -328,7 +331,8 @@ def _pause(status: int, code: str, reason: str) -> Outcome:
     return Outcome(Disposition.PAUSE, code, reason, status, uses_try=False)
 
 
-# A proxy means the same by these as FCM does. Any other answer without Google's JSON comes from something on the way.
+# A proxy means the same by these as FCM does. Any other status from 300 to 499 without Google's JSON comes from
+# something on the way.
 _NOT_MISROUTED = frozenset({401, 403, 404, 408, 409, 425, 429, 499})
 
 # Reasons of ErrorInfo that concern the project, whatever the status. Source: google.api.ErrorReason.

@@ -29,7 +29,7 @@ class CircuitBreaker:
         """Learns from the answer to a request made at ``asked``; returns whether the breaker opened or closed."""
         was_open = self.reason is not None
         if was_open and asked < self._since:
-            return False  # from before the breaker opened, or the last probe failed: it says nothing new
+            return False  # made before the breaker opened or the last probe failed: it says nothing new
         if outcome.disposition is Disposition.PAUSE:
             self.reason, self.code = outcome.reason, outcome.code
         elif not was_open:

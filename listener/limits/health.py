@@ -351,7 +351,7 @@ class FcmHealth:
             self._accepts_until = now + _ACCEPTS_S
 
     def note_token(self, now: float) -> bool:
-        """There is an access token. Allows a probe at once if sending is paused for want of one; returns True if so."""
+        """There is an access token, so a pause for want of one is probed at once. Returns whether that is sooner."""
         code, wait = self._refused.code, self._refused.probes_in(now)
         if code is None or not code.startswith(_OF_OAUTH) or not wait:
             return False

@@ -1,4 +1,4 @@
-"""Which pushes an action may change, for display. Pure. The functions of the database decide (docs/sql.md)."""
+"""Which pushes an action may change. Pure. In the end the functions of the database decide (docs/sql.md)."""
 
 from __future__ import annotations
 

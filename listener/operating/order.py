@@ -17,9 +17,9 @@ any other status        the pushes that are given up, or the others that are ove
 nothing of this         what is over, and what waits and is due nearest to now                       newest change
 ======================  ===========================================================================  =================
 
-In the table, a push is "over" if nothing more is done for it, "given up" if a person may requeue it, and "nearest to
-now" if it is among the next to become due, or among the last that became due. An action on all pushes that match does
-not use the waiting pushes nearest to now, but all waiting pushes in the order in which they are due.
+In the table above, a push is "over" if nothing more is done for it, "given up" if a person may requeue it, and
+"nearest to now" if it is among the next to become due, or among the last that became due. An action on all pushes that
+match does not use the waiting pushes nearest to now, but all waiting pushes in the order in which they are due.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Reads, for a person, what the database knows about pushes, workers and actions.
 
-Every statement runs in a read-only transaction that sees one snapshot, and Postgres cancels it after two seconds. The
-settings are local to the transaction, so this works behind a transaction pooler.
+Every statement runs in a read-only transaction that sees one snapshot. Postgres cancels a statement that takes longer
+than two seconds. The settings are local to the transaction, so this works behind a transaction pooler.
 
 No statement reads a whole table. A search looks at a bounded number of entries of an index (see ``order``), and returns
 what it found and where the next search begins.
@@ -48,7 +48,7 @@ WINDOW = 5_000
 """The most entries of an index that one search looks at."""
 
 _NEAR = 1_000
-"""In a list of everything, for each priority: so many waiting pushes that are due next, and as many that became due
+"""In a list of everything, for each priority: this many waiting pushes that are due next, and as many that became due
 last."""
 _PULSE_WINDOW = 1_000
 """The number of waiting pushes of each priority that the pulse looks at."""

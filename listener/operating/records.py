@@ -38,7 +38,7 @@ class Page:
     after: str | None
     """The cursor of the next part; None: this is the last part."""
     is_partial: bool = False
-    """Whether the search stopped because it had looked at enough rows; ``after`` continues it."""
+    """Whether the search stopped because it had looked at as many rows as it may; ``after`` continues it."""
     first: str = ""
     """Identifies the place of the first row, for ``Reading.newer``."""
 
@@ -98,7 +98,7 @@ class Story:
     delivery_attempts: int
     lost_claims: int
     unwritable: str | None
-    """The statement that the database refused to write for this push, and the error code; None: it refused none."""
+    """What could not be written for this push, ``claim`` or ``settle``, and the error code; None: everything could."""
     attempts: Sequence[Attempt]
     receipts: Sequence[Receipt]
     is_cut: bool
@@ -143,7 +143,7 @@ class ActionLine:
     filter: Mapping[str, str] | None
     reason: str | None
     affected: int
-    """How many pushes the action has changed."""
+    """How many pushes the action has changed, revealed or made."""
     ids: Sequence[UUID]
     """The ids of no more than 20 of these pushes."""
     run: UUID | None
@@ -217,7 +217,7 @@ class Pulse:
 class Revealed:
     """What a push says and where it goes. Its repr shows nothing, so that no log and no error message can show it.
 
-    A longer text is cut after 16,384 characters, and its end says so.
+    A text longer than 16,384 characters is cut there, and its end says so.
     """
 
     token: str | None = field(repr=False)

@@ -161,7 +161,7 @@ class Frontier:
         # Transactions that the last claim saw running. For each, the earliest time at which its rows may be due, and
         # how long the worker had been busy at that time.
         self._running: dict[str, tuple[float, float]] = {}
-        # The earliest time at which rows may be due of a long transaction that has ended; inf: there is none.
+        # The earliest due time that rows of an ended long transaction may have; inf: there is no such transaction.
         self._ended_from = math.inf
         self._early: list[UUID] = []
 

@@ -1,4 +1,4 @@
-"""Puts claimed rows back into the queue that their worker is not going to settle."""
+"""Puts claimed rows that their worker is not going to settle back into the queue."""
 
 from __future__ import annotations
 

@@ -342,7 +342,7 @@ def _log_values(lines: Sequence[tuple[UUID, LogLine]]) -> dict[str, object]:
 
 
 def _accepted_and_tried_again(batch: Sequence[Settlement]) -> list[tuple[UUID, str]]:
-    """The devices that have accepted pushes, if the push is to be tried again at others: id of the push, and token."""
+    """The devices that have accepted a push which is to be tried again at others: id of the push, and token."""
     return [
         (s.push_id, line.token or "")
         for s in batch

@@ -106,8 +106,8 @@ def emit(project: Path, migrations: list[Migration] | None = None) -> list[Path]
     keeps the names. Functions that have changed since they were emitted come last, in one file. A function is left out
     if a newer push-listener has emitted it in a higher revision.
 
-    Raises MigrationError, having written nothing, if an existing file has other content, or if the folder is not a
-    Supabase folder. Raises OSError.
+    Raises MigrationError, having written nothing, if an existing file has other content, or if the folder belongs
+    to something else. Raises OSError.
     """
     known = load() if migrations is None else migrations
     if not _is_supabase_folder(project):

@@ -190,8 +190,8 @@ with recursive queue as (
                                      else pg_catalog.has_any_column_privilege(r.oid, c.oid, p.privilege) end
     where f.prosecdef and f.is_trigger and (f.inserts or f.changes)
   union all
-  -- A trigger of a table to which a function of push-listener writes for its caller. Such a trigger always runs with
-  -- the rights of the owner.
+  -- A trigger of a table to which a function of push-listener writes for its caller. Such a trigger runs with the rights
+  -- of the owner, even if its function is not security definer.
   select case when f.inserts and f.of_table = 'push_notifications' then 'cause' else 'change' end,
          f.about, r.name, r.is_service, 'execute', o.oid::regprocedure::text,
          pg_catalog.format('trigger "%%s"', g.tgname), false, null, null

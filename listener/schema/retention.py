@@ -86,7 +86,7 @@ select pg_catalog.count(*) from public.telemetry_logs
   where processed_at < pg_catalog.to_timestamp(%(before)s::float8)
 """
 
-# Times are exchanged as Unix time. As text they would depend on DateStyle, which may cause another time zone or day.
+# Times are exchanged as Unix time. As text they would depend on DateStyle, and might be read as another zone or day.
 _CUTOFF = (
     "select extract(epoch from pg_catalog.now() - pg_catalog.make_interval(secs => %(age)s::float8))::float8"
 )

@@ -175,7 +175,7 @@ async def expire(conn: Connection, identity: Identity, *, known_too: bool) -> in
     Raises CannotExpire if a trigger of the application keeps rows as they are, or psycopg.Error.
 
     Unless ``known_too``, it ends as soon as the database is known under this identity. Another process that started at
-    the same time has then expired all rows, and rows inserted since are new.
+    the same time has then finished, and rows inserted since are new.
     """
     expired = 0
     while True:

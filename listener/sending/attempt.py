@@ -387,7 +387,7 @@ class Attempts:
         await self._question.wait_for_health(max(0.0, until - elapsed()))
 
     def _patient(self, push: Push, outcome: Outcome) -> Outcome:
-        """Makes also a failure that uses no try wait longer each time, so that other pushes get a turn."""
+        """Makes a failure that uses no try wait longer each time all the same, so that other pushes get a turn."""
         if outcome.disposition is not Disposition.RETRY or outcome.uses_try:
             return outcome
         return replace(outcome, delay=max(outcome.delay, self._policy.longest(push.attempt)))

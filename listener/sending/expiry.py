@@ -32,7 +32,8 @@ class Expiry:
     """Runs its statement only after a claim has met many expired pushes.
 
     If the statement fails because the application locks a row, or because a trigger refuses a row or is slow, the next
-    statement reads fewer rows. If it fails even so, it pauses for a while, and claims alone handle such rows.
+    one reads fewer rows. When even a single row fails, or the statement gets no answer, ``run`` does nothing for a
+    while, and claims alone handle such rows.
 
     Args:
         held: names the rows that this worker still sends although their lease may have ended.

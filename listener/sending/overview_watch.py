@@ -24,7 +24,8 @@ from listener.waiting import is_set_within
 from listener.wakeup.waker import Waker
 
 # Between two readings, the release of refused rows and the next read each take at most STATEMENT_PATIENCE_S. An idle
-# worker notices up to one QUEUE_DEPTH_INTERVAL late that the next read is due, and that setting is at most as long.
+# worker notices up to one QUEUE_DEPTH_INTERVAL late that the next read is due. That setting is at most as long as this
+# interval.
 _IDLE_INTERVAL_S = (STALE_AFTER_S - 2 * STATEMENT_PATIENCE_S) / 2
 # One more STATEMENT_PATIENCE_S is kept in reserve.
 _LONGEST_PAUSE_S = STALE_AFTER_S - 3 * STATEMENT_PATIENCE_S
@@ -131,7 +132,10 @@ class OverviewWatch:
         return took
 
     async def _release_refused(self) -> None:
-        """Lets refused rows be claimed again if they may be writable now. The dispatcher does so only after a claim."""
+        """Lets refused rows be claimed again if they may be writable now.
+
+        The dispatcher does so only after a claim that has brought rows.
+        """
         try:
             async with asyncio.timeout(STATEMENT_PATIENCE_S):
                 await self._unwritable.retry()

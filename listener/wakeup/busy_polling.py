@@ -163,7 +163,7 @@ class BusyPolling:
         return min(_POLL_DELAY_S + found * _POLL_DELAY_PER_ROW_S, _LONGEST_POLL_DELAY_S)
 
     def stop(self) -> None:
-        """Makes this worker stop polling, and notifies the others if it polled."""
+        """Ends this worker's polling and rechecks. If it polled, ``run`` notifies the others."""
         self._stopping = True
         self._stop_polling.set()
         self._news.set()

@@ -177,7 +177,7 @@ class ListeningWaker:
 
 
 class SweepingWaker:
-    """Does not listen, as behind a pooler in transaction mode: only the dispatcher's sweeps find new rows."""
+    """Does not listen, as behind a transaction pooler: the dispatcher learns of inserts only from its own looks."""
 
     def __init__(self) -> None:
         self.look = LookSignal()

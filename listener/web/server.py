@@ -151,7 +151,7 @@ def _bytes(text: str) -> bytes:
 
 
 def _bind_every_address(port: int) -> socket.socket:
-    """One socket for every IPv4 and IPv6 address. With two sockets, port 0 would become two different ports."""
+    """One socket for all IPv4 and IPv6 addresses. With two sockets, port 0 would become two different ports."""
     if socket.has_dualstack_ipv6():
         return socket.create_server(("::", port), family=socket.AF_INET6, dualstack_ipv6=True, backlog=128)
     return socket.create_server(("", port), backlog=128)

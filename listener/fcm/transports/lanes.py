@@ -7,7 +7,7 @@ from collections import deque
 from typing import Generic, TypeVar
 
 OPENING_LIMIT = 32
-"""HTTP/1.1 connections, at most, that are being opened at once. It is few, because open ones may become free first."""
+"""HTTP/1.1 connections, at most, that are being opened at once. Few, because open ones may become free first."""
 
 OPENING_FOR_HIGH = 4
 """Connections, at most, that are opened in addition for requests of high priority."""

@@ -126,7 +126,7 @@ def load(directory: Path | None = None) -> list[Migration]:
 
 @cache
 def _own() -> tuple[Migration, ...]:
-    """The migrations of this version. Cached: reading the 120 files takes 17 ms, and most commands need them often."""
+    """The migrations of this version. Cached: reading 120 files takes 17 ms, and most commands do it several times."""
     return _read(sql_directory("migrations"))
 
 

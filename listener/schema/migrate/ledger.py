@@ -1,8 +1,8 @@
 """What has been applied to a database: the tables ``push_listener.migrations`` and ``push_listener.functions``.
 
-Both hold a checksum of the file that was applied. If the file of a migration has changed since, ``migrate`` refuses to
-work. If the file of a function has changed, ``migrate`` replaces the function, unless a newer push-listener has applied
-a higher revision.
+Both hold a checksum of the file that was applied. If the file of a migration has changed since, ``migrate`` applies
+nothing. If the file of a function has changed, ``migrate`` replaces the function, unless a newer push-listener has
+applied a higher revision.
 
 ``migrate --down`` sets every revision to 0, so that the version of push-listener that migrates next applies its own
 functions.

@@ -181,7 +181,7 @@ def _try_lock(conn: Connection, key: int) -> bool:
 
 @contextmanager
 def waits_told(dsn: str, conn: Connection, warn: Callable[[str], None], every: float) -> Iterator[None]:
-    """While ``conn`` builds an index, looks ``every`` so many seconds for which transactions it waits, and says so.
+    """While ``conn`` builds an index, says which transactions it waits for. It looks again every ``every`` seconds.
 
     CREATE INDEX CONCURRENTLY itself says nothing. It waits for every transaction with an older snapshot, even if that
     transaction uses another table.

@@ -152,7 +152,7 @@ def is_loopback_name(host: str) -> bool:
 def not_local(headers: Mapping[str, str]) -> str | None:
     """Why a page that is open on loopback does not answer a request; None: it answers.
 
-    If a site changes its name to lead to 127.0.0.1 (DNS rebinding), its requests have that name in Host. A proxy that
+    If a site makes its own name lead to 127.0.0.1 (DNS rebinding), its requests have that name in Host. A proxy that
     other machines can reach names them in a header, or sends its own Host. A proxy that does neither looks like a
     browser on this machine.
     """

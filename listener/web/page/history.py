@@ -103,13 +103,14 @@ class History:
         return series(self._points, self._bounds)
 
     def accepted_within(self, seconds: float) -> int | None:
-        """Pushes of all processes that FCM accepted in the last ``seconds``; None: the points do not go back so far."""
+        """Pushes of all processes that FCM accepted in the last ``seconds``; None: not all of that time was read."""
         return accepted_since(self._points, self._clock() - seconds)
 
     def ended_within(self, seconds: float) -> tuple[int, Mapping[str, int]]:
         """Pushes that FCM accepted in the last ``seconds`` (at most an hour), and pushes that failed, by code.
 
-        Pushes that ended before the first reading, or around midnight (UTC), are not counted.
+        The count begins at the last reading before that time, so it may be higher. Pushes that ended before the first
+        reading, or around midnight (UTC), are not counted.
         """
         return ended_since(self._hour, self._clock() - seconds)
 

@@ -87,7 +87,7 @@ class Runs:
             run.abort()
 
     async def close(self) -> None:
-        """Ends all runs. A batch that takes long is cancelled: it is then changed and recorded, or neither."""
+        """Ends all runs. A batch that takes long is cancelled: its changes and its record are then kept, or neither."""
         self.abort_all()
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=_LEAVING_S)

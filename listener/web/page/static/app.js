@@ -1,4 +1,4 @@
-/* Theme, times in the reader's zone, keyboard, ticks, and charts. Without this file, all but the live updates works. */
+/* Theme, times in the reader's zone, keyboard, ticks, and charts. Without this file all works but the live updates. */
 "use strict";
 
 (() => {
