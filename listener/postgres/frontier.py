@@ -126,8 +126,8 @@ class Frontier:
         at_most: seconds for which claims may begin at the floor, while whole looks are cheap.
         pause_after_question: between two whole questions, in durations of one; never longer than ``at_most``.
         expensive: once a whole look takes more seconds than this, whole looks are made as looks behind.
-        pause_after_look: between two whole looks behind, in durations of one, the shorter of the last two; never
-            shorter than ``at_most``.
+        pause_after_look: between two whole looks behind: this many times the duration of the shorter of the last two
+            whole looks; never less than ``at_most``.
         most_behind: the most rows of each lane that a look behind returns. If it returns as many, there may be more.
     """
 
@@ -151,7 +151,7 @@ class Frontier:
         self._lanes = (self._high, self._normal)
         self.cost = 0.0
         """Seconds that the last whole look took. Claims do not count unless they are slow."""
-        self._cost_before = 0.0  # of the whole look before the last one
+        self._cost_before = 0.0  # of the whole look before; at the start 0, so that the second look follows soon
         self._question_at = -math.inf  # when the next whole question may be asked
         self._looked_at = -math.inf
         self._urgent_at = -math.inf  # when a whole look was last wanted at once
@@ -335,7 +335,7 @@ class Frontier:
     def _between_looks(self) -> float:
         if any(lane.owes_since == -math.inf for lane in self._lanes):
             return self._at_most
-        # One look that took long says little: the machine may have stood still. So the next one follows soon.
+        # If one look took long, the machine may only have stood still. So the shorter of the last two counts.
         return max(self._at_most, self._pause_after_look * min(self.cost, self._cost_before))
 
     def _has_looked(self, lane: _Lane, began: float) -> None:
