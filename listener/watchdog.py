@@ -46,6 +46,9 @@ class Watchdog:
         self._turns = 0
         self._late: deque[tuple[float, float]] = deque()  # (when, seconds)
         self._ended = threading.Event()
+        # What the last check saw, and how many checks in a row saw the same.
+        self._seen_turns, self._seen_progress = -1, -1.0
+        self._still_loop = self._still_worker = 0
 
     async def run(self) -> None:
         """Works until cancelled."""
@@ -71,23 +74,24 @@ class Watchdog:
         return self._late[0][1]
 
     def _watch(self) -> None:
-        """Counts checks in a row that saw no change.
+        while not self._ended.wait(self._timeout / _CHECKS):
+            stuck = self._check()
+            if stuck is not None:
+                self._on_stuck(stuck)
+
+    def _check(self) -> str | None:
+        """Counts checks in a row that saw no change; returns the part that is stuck.
 
         It does not measure seconds, because a process that was stopped (SIGSTOP, a frozen machine) would count the time
         in which it could not run.
         """
-        turns, progress = -1, -1.0
-        still_loop = still_worker = 0
-        while not self._ended.wait(self._timeout / _CHECKS):
-            still_loop = still_loop + 1 if self._turns == turns else 0
-            turns = self._turns
-            at = self._metrics.progress.at
-            still_worker = still_worker + 1 if at is not None and at == progress else 0
-            progress = -1.0 if at is None else at
-            if still_loop >= _CHECKS:
-                self._on_stuck("the event loop")
-            elif still_worker >= _CHECKS:
-                self._on_stuck("the worker")
+        turns, at = self._turns, self._metrics.progress.at
+        self._still_loop = self._still_loop + 1 if turns == self._seen_turns else 0
+        self._still_worker = self._still_worker + 1 if at is not None and at == self._seen_progress else 0
+        self._seen_turns, self._seen_progress = turns, -1.0 if at is None else at
+        if self._still_loop >= _CHECKS:
+            return "the event loop"
+        return "the worker" if self._still_worker >= _CHECKS else None
 
 
 def main_stack() -> list[str]:

@@ -75,7 +75,7 @@ def measure(
                 sink_cpu = -rig.cpu_seconds(sink.pid)
                 cpu, before = -rig.cpu_seconds(worker.pid), sink.count()
                 if before >= rows:
-                    raise rig.BenchmarkFailed(f"{rows} pushes are gone before one can look: take more")
+                    raise rig.OverTooSoon(f"{rows} pushes are gone before one can look: take more")
                 rig.until(lambda: sink.count() >= rows, "not every push has come to the sink", every=0.05)
                 rig.until(lambda: queue.pending(conn) == 0, "not every push has been settled")
                 cpu += rig.cpu_seconds(worker.pid)
@@ -118,7 +118,7 @@ def measure_alone(rows: int, latency_ms: float, *, tls: bool = False) -> dict[st
             rig.until(lambda: sink.count() > 0, "no message has come to the sink", by=sender)
             cpu, before = -rig.cpu_seconds(sender.pid), sink.count()
             if before >= rows:
-                raise rig.BenchmarkFailed(f"{rows} messages are gone before one can look: take more")
+                raise rig.OverTooSoon(f"{rows} messages are gone before one can look: take more")
             if sender.stdout.readline() != "done\n":
                 raise rig.BenchmarkFailed("sending alone has ended early")
             cpu += rig.cpu_seconds(sender.pid)

@@ -50,6 +50,10 @@ class BenchmarkFailed(click.ClickException):
     """What was to be measured did not happen; the message says what."""
 
 
+class OverTooSoon(BenchmarkFailed):
+    """Everything had been sent before the measurement could begin."""
+
+
 def say(what: str) -> None:
     """Tells whoever waits what is being done."""
     errors.print(what, markup=False)
@@ -392,7 +396,10 @@ class Written:
 
 
 def is_alone(conn: psycopg.Connection) -> bool:
-    """Whether no other client has a session in the database: one tells what it has written when it ends."""
+    """Whether no other client has a session in the database.
+
+    A session reports its row versions to the statistics when it ends.
+    """
     row = conn.execute(
         "select not exists (select from pg_stat_activity where datname = current_database() "
         "and backend_type = 'client backend' and pid <> pg_backend_pid())"

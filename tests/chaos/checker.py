@@ -29,10 +29,11 @@ MOVES = {
 _OWN_FAULTS = {"INTERNAL_ERROR", "NOT_WRITTEN", "INVALID_PUSH", "NOT_TRIED"}
 _CLOCK = 0.002
 """Seconds by which two readings of one clock may seem to disagree."""
-_FOR_THE_WAY = 5.0
+_FOR_THE_WAY = 2.0
 """Seconds from the last look at ``expires_at`` to the request's arrival, when this machine is busy."""
 _UNTIL_ON_DISK = 5.0
-"""Seconds after which a commit that does not wait for the disk is there: three times wal_writer_delay, or far more."""
+"""Seconds after which a commit that does not wait for the disk is there. Postgres promises three times
+wal_writer_delay, 0.6 s; a busy machine may take longer."""
 _STATUS_BEFORE_LOG = 10.0
 """Seconds. A result that takes too long is written without its log rows; a process that dies takes these with it."""
 

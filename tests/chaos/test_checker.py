@@ -146,7 +146,22 @@ def not_hiding(evidence: Evidence) -> None:
 
 def late(evidence: Evidence) -> None:
     of_the_row(expires_at=10.1)(evidence)
-    evidence.exchanges[0].began = 16.0
+    evidence.exchanges[0].began = 12.2
+
+
+def unlogged(evidence: Evidence) -> None:
+    """The first worker is killed after its request; the second sends the push again."""
+    again(evidence)
+    created, claimed, _, *second = evidence.audit
+    evidence.audit = [created, claimed, change(12.0, "processing", "pending", 1, lost=True), *second]
+    evidence.logs = evidence.logs[1:]
+    evidence.processes[0].killed = 11.2
+
+
+def long_after_its_death(evidence: Evidence) -> None:
+    """No request can be under way for so long."""
+    unlogged(evidence)
+    evidence.exchanges[0].began, evidence.exchanges[0].ended = 15.3, 15.4
 
 
 def test_what_is_in_order_is_not_complained_of() -> None:
@@ -164,6 +179,14 @@ def test_a_request_of_a_claim_that_was_lost_may_come_late() -> None:
     found = check(evidence)
     assert found.violations == []
     assert sum(found.doubles.values()) == 1
+
+
+def test_a_process_that_is_killed_may_leave_a_request_without_a_log_row() -> None:
+    evidence = sent_once()
+    unlogged(evidence)
+    found = check(evidence)
+    assert found.violations == []
+    assert found.unlogged == {"listener-1": 1}
 
 
 def test_a_server_that_was_cut_off_does_not_hear_that_the_worker_has_given_up() -> None:
@@ -249,6 +272,7 @@ def forgotten_too_late(evidence: Evidence) -> None:
         (forgotten_and_logged_once, "no log row says so"),
         (not_hiding, "do not hide each other"),
         (late, "after its expiry"),
+        (long_after_its_death, "has no log row"),
         (tampered("audit", lambda rows: [{**rows[0], "due": 12.0}, *rows[1:]]), "before its time"),
         (
             tampered("audit", lambda rows: [rows[0], {**rows[1], "old_due": 11.0}, rows[2]]),

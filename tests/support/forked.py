@@ -78,7 +78,8 @@ class Forked:
 
 async def start(arguments: Sequence[str], env: Mapping[str, str]) -> Forked:
     """``python ARGUMENTS``, which begin with ``-m MODULE`` or ``-c CODE``, in this project's directory."""
-    # Not a stream: the process may have ended before its id is read, and both numbers would be read as one.
+    # Not a stream: the process may have ended before its id is read, and then the process id and the exit code would be
+    # read as one number.
     ours, theirs = socket.socketpair(type=socket.SOCK_SEQPACKET)
     (out, out_end), (err, err_end) = os.pipe(), os.pipe()
     try:
@@ -159,7 +160,7 @@ def _serve(requests: socket.socket) -> dict[str, Any] | None:
                 os.close(fds[0])
                 os.close(fds[1])
                 ends[pid] = socket.socket(fileno=fds[2])
-                with suppress(BrokenPipeError):
+                with suppress(BrokenPipeError):  # a test that was cancelled waits for it no more
                     ends[pid].send(b"%d" % pid)
 
 

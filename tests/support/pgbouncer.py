@@ -33,7 +33,6 @@ default_pool_size = {size}
 server_reset_query = {reset}
 max_client_conn = 200
 """
-_TRIES = 5
 
 
 @asynccontextmanager
@@ -42,59 +41,42 @@ async def pooler(
 ) -> AsyncIterator[str]:
     """A PgBouncer before the server; yields the address of the database through it. Its port tells nothing."""
     pgbouncer = tool("pgbouncer")
+    port = closed_port()
     run_as = _unprivileged()
     with tempfile.TemporaryDirectory(prefix="push-listener-") as name:
         directory = Path(name)
         users, settings = directory / "users", directory / "pgbouncer.ini"
         users.write_text(f'"{user}" ""\n')
         host = conninfo_to_dict(database.dsn)["host"]
-        for _ in range(_TRIES):
-            port = closed_port()
-            settings.write_text(
-                _SETTINGS.format(host=host, port=port, users=users, mode=mode, size=size, reset=reset)
-            )
-            for path in (directory, users, settings):
-                if run_as:  # it refuses to run as root, as Postgres does
-                    os.chown(path, run_as["user"], run_as["group"])
-            process = await asyncio.create_subprocess_exec(
-                pgbouncer,
-                settings,
-                stdout=asyncio.subprocess.DEVNULL,
-                stderr=asyncio.subprocess.DEVNULL,
-                **run_as,
-            )
-            dsn = make_conninfo(database.dsn, host="127.0.0.1", port=port, user=user)
-            try:
-                if await _serves(dsn, process):
-                    yield dsn
-                    return
-            finally:
-                if process.returncode is None:
-                    process.kill()
-                await process.wait()
-        raise AssertionError("PgBouncer does not start")
-
-
-async def _serves(dsn: str, process: asyncio.subprocess.Process) -> bool:
-    """Returns once it serves; False: it has ended. Another program may have taken the port before it did."""
-    connecting, ending = asyncio.create_task(_connect(dsn)), asyncio.create_task(process.wait())
-    try:
-        async with asyncio.timeout(PATIENCE):
-            await asyncio.wait({connecting, ending}, return_when=asyncio.FIRST_COMPLETED)
-        if ending.done():
-            return False
-        await connecting
-        return True
-    finally:
-        connecting.cancel()
-        ending.cancel()
-        await asyncio.wait({connecting, ending})
-
-
-async def _connect(dsn: str) -> None:
-    while True:
+        settings.write_text(
+            _SETTINGS.format(host=host, port=port, users=users, mode=mode, size=size, reset=reset)
+        )
+        for path in (directory, users, settings):
+            if run_as:  # it refuses to run as root, as Postgres does
+                os.chown(path, run_as["user"], run_as["group"])
+        process = await asyncio.create_subprocess_exec(
+            pgbouncer,
+            settings,
+            stdout=asyncio.subprocess.DEVNULL,
+            stderr=asyncio.subprocess.DEVNULL,
+            **run_as,
+        )
+        dsn = make_conninfo(database.dsn, host="127.0.0.1", port=port, user=user)
         try:
-            async with await psycopg.AsyncConnection.connect(dsn, prepare_threshold=None):
-                return
-        except psycopg.OperationalError:
-            await asyncio.sleep(0.05)
+            await _served(dsn, process)
+            yield dsn
+        finally:
+            if process.returncode is None:
+                process.kill()
+            await process.wait()
+
+
+async def _served(dsn: str, process: asyncio.subprocess.Process) -> None:
+    async with asyncio.timeout(PATIENCE):
+        while True:
+            assert process.returncode is None, f"PgBouncer has ended with {process.returncode}"
+            try:
+                async with await psycopg.AsyncConnection.connect(dsn, prepare_threshold=None):
+                    return
+            except psycopg.OperationalError:
+                await asyncio.sleep(0.05)

@@ -21,7 +21,7 @@ from tests.support.service import PATIENCE
 Connection = psycopg.Connection[tuple[Any, ...]]
 
 NO_TIMEOUT = "-c statement_timeout=0"
-"""Options of a session: a request of ``authenticator`` has 8 s otherwise, of which a busy machine may take any part."""
+"""Options of a session: a request of ``authenticator`` has 8 s otherwise. A busy machine may need longer than that."""
 
 
 @dataclass(frozen=True)

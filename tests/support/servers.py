@@ -8,6 +8,7 @@ import ipaddress
 import socket
 import ssl
 import struct
+import sys
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
@@ -111,16 +112,16 @@ _reserved: deque[socket.socket] = deque()
 def closed_port() -> int:
     """A port of 127.0.0.1 that nobody listens on, until the test starts a server there.
 
-    It stays bound, so that the kernel gives it to nobody who asks for any free port: other tests do that all the time.
-    A server that asks for it by its number gets it all the same, because both sockets have SO_REUSEADDR.
+    On Linux it stays bound, so that the kernel gives it to nobody who asks for any free port: other tests do that all
+    the time. A server that asks for it by its number gets it all the same, because both sockets have SO_REUSEADDR.
     """
     sock = socket.socket()
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     sock.bind(("127.0.0.1", 0))
-    _reserved.append(sock)
-    if len(_reserved) > _RESERVED:
-        _reserved.popleft().close()
     port: int = sock.getsockname()[1]
+    _reserved.append(sock)
+    if sys.platform != "linux" or len(_reserved) > _RESERVED:
+        _reserved.popleft().close()
     return port
 
 

@@ -358,16 +358,12 @@ def naming(what: str) -> Iterator[None]:
 
 
 @contextmanager
-def unanswered(emulator: Emulator, only: str | None = None) -> Iterator[None]:
-    """FCM takes the requests that come meanwhile, and answers them when this ends, however long that takes.
-
-    ``only``: those that a fault of this kind applies to; the others are answered at once.
-    """
+def unanswered(emulator: Emulator) -> Iterator[None]:
+    """FCM takes the requests that come meanwhile, and answers them when this ends, however long that takes."""
     answering, delay = asyncio.Event(), emulator._delay
 
     async def delay_until_answered(fault: Fault | None) -> None:
-        if only is None or (fault is not None and fault.fault == only):
-            await answering.wait()
+        await answering.wait()
         await delay(fault)
 
     with pytest.MonkeyPatch.context() as patch:

@@ -29,35 +29,11 @@ class Said:
         self.event.set()
 
 
-class Looks(threading.Event):
-    """In place of the event that its end sets: its thread looks once for each turn of the loop, however slow."""
-
-    def __init__(self, watchdog: Watchdog) -> None:
-        super().__init__()
-        self._watchdog = watchdog
-        self._next = threading.Semaphore(0)
-
-    def wait(self, timeout: float | None = None) -> bool:
-        self._next.acquire()
-        return self.is_set()
-
-    def set(self) -> None:
-        super().set()
-        self._next.release()
-
-    async def look(self) -> None:
-        """Lets the loop turn, and the thread look."""
-        turns = self._watchdog._turns
-        while self._watchdog._turns == turns:  # noqa: ASYNC110  # it has no event
-            await asyncio.sleep(0.001)
-        self._next.release()
-
-
 @asynccontextmanager
-async def watched(watchdog: Watchdog, said: Said) -> AsyncIterator[Said]:
+async def watched(*, stuck_after: float, tick: float) -> AsyncIterator[Said]:
     """A watchdog at work, which leaves no thread to the next test."""
-    before = set(threading.enumerate())
-    running = asyncio.create_task(watchdog.run())
+    said, before = Said(), set(threading.enumerate())
+    running = asyncio.create_task(Watchdog(Metrics(), timeout=stuck_after, on_stuck=said, tick=tick).run())
     await asyncio.sleep(0)  # it starts its thread
     (thread,) = [each for each in threading.enumerate() if each.name == "watchdog" and each not in before]
     try:
@@ -70,40 +46,37 @@ async def watched(watchdog: Watchdog, said: Said) -> AsyncIterator[Said]:
 
 
 async def test_a_loop_that_does_not_turn_is_stuck() -> None:
-    said = Said()
-    async with watched(Watchdog(Metrics(), timeout=0.2, on_stuck=said, tick=0.01), said):
+    async with watched(stuck_after=0.2, tick=0.01) as said:
         await asyncio.sleep(0.05)
         assert said.event.wait(30)  # it blocks the loop
         assert said.what[0] == "the event loop"
 
 
-async def test_a_worker_without_progress_is_stuck() -> None:
-    metrics, said = Metrics(), Said()
+def checked(watchdog: Watchdog) -> str | None:
+    """What a check finds after a turn of the loop."""
+    watchdog._turns += 1
+    return watchdog._check()
+
+
+def test_a_worker_without_progress_is_stuck() -> None:
+    metrics = Metrics()
     metrics.progress.set_to_current_time()
-    watchdog = Watchdog(metrics, timeout=0.2, on_stuck=said, tick=0.001)
-    watchdog._ended = looks = Looks(watchdog)
-    async with watched(watchdog, said), asyncio.timeout(30):
-        while not said.what:
-            await looks.look()
-    assert said.what[0] == "the worker"
+    watchdog = Watchdog(metrics, timeout=1.0, on_stuck=Said())
+    assert [checked(watchdog) for _ in range(11)] == [None] * 10 + ["the worker"]
 
 
-async def test_a_worker_with_progress_and_a_service_without_a_worker_are_not_stuck() -> None:
-    """One that waits for its database, say. The thread looks five times as often as it needs."""
-    metrics, said = Metrics(), Said()
-    watchdog = Watchdog(metrics, timeout=0.1, on_stuck=said, tick=0.001)
-    watchdog._ended = looks = Looks(watchdog)
-    async with watched(watchdog, said):
-        for n in range(100):
-            metrics.progress.set(float(n) if n < 50 else None)
-            await looks.look()
-    assert said.what == []
+def test_a_worker_with_progress_and_a_service_without_a_worker_are_not_stuck() -> None:
+    """The second waits for its database, say. Ten checks without progress would be enough."""
+    metrics = Metrics()
+    watchdog = Watchdog(metrics, timeout=1.0, on_stuck=Said())
+    for n in range(100):
+        metrics.progress.set(float(n) if n < 50 else None)
+        assert checked(watchdog) is None
 
 
 async def test_its_thread_ends_with_the_service() -> None:
     """And at once: it does not wait for its next look, which is a minute away. `watched` asserts that it has ended."""
-    said = Said()
-    async with watched(Watchdog(Metrics(), timeout=600.0, on_stuck=said, tick=0.001), said):
+    async with watched(stuck_after=600.0, tick=0.001) as said:
         pass
     assert said.what == []
 

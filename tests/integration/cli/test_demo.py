@@ -101,7 +101,7 @@ async def _ends(running: Program, number: signal.Signals, temporary: Path, code:
 
 
 async def _send(command: str, running: Program) -> str:
-    """Runs the command that the demo shows. Returns the id of the push, once the demo has told of it."""
+    """Runs the command that the demo shows, but waits longer. Returns the push's id, once the demo has told of it."""
     assert "--wait 5" in command
     sending = await asyncio.create_subprocess_shell(
         f"{command.replace('--wait 5', '--wait 60')} --json",

@@ -334,15 +334,20 @@ async def test_a_host_with_several_addresses_is_reached_at_the_one_that_answers(
 
 async def test_a_locked_table_does_not_stop_the_other_checks(database: Database, emulator: Emulator) -> None:
     limits = replace(PATIENT, check=1.0)
+    unconcerned = ("migrations", "clock", "snapshots", "NOTIFY queue")
     with psycopg.connect(database.dsn) as blocker:
         blocker.execute("lock table push_listener.workers in access exclusive mode")
-        with only_these_variables(**environment(database.dsn, emulator)):
-            found = await asyncio.to_thread(examine_within, limits)
+        async with asyncio.timeout(PATIENCE):
+            levels: set[Level] = set()
+            while levels != {
+                Level.OK
+            }:  # where the machine stands still, another check may take too long, but not always
+                with only_these_variables(**environment(database.dsn, emulator)):
+                    found = await asyncio.to_thread(examine_within, limits)
+                levels = {each.level for each in found if each.group in unconcerned}
     assert names_every_group(found)
     (warning,) = [each for each in found if each.group == "workers" and each.level is Level.WARNING]
     assert warning.text.startswith("not checked: ")
-    # One of them may have taken too long, where the machine stood still.
-    assert Level.OK in [each.level for each in found if each.group in ("clock", "snapshots", "NOTIFY queue")]
 
 
 # --- LISTEN ----------------------------------------------------------------------------------------------------------
@@ -371,7 +376,8 @@ async def test_behind_a_pooler_in_transaction_mode(database: Database, emulator:
         assert found.only(Level.WARNING, "LISTEN").text.startswith("LISTEN cannot work")
     # No setting of a check is left behind in a session of the pooler.
     async with pooler(database, "transaction", 1) as dsn:
-        # With one connection nothing can be told of the mode of the pooler; all else is asked over it.
+        # With one connection nothing can be told of the mode of the pooler; all else is asked over it. If "migrations"
+        # takes too long, on a busy machine, all groups that need them are skipped at once, before the others.
         with only_these_variables(**environment(dsn, emulator)):
             found_alone = await asyncio.to_thread(examine_within, Limits(mode=0.5))
         assert sorted({each.group for each in found_alone}) == sorted(GROUPS)

@@ -342,6 +342,9 @@ def test_a_connection_is_gone_when_it_is_lost(tls: Tls, monkeypatch: pytest.Monk
 
     monkeypatch.setattr(pool, "Http1Connection", Watched)
 
+    def left() -> int:
+        return sum(each() is not None for each in made)
+
     async def main() -> None:
         for serve in (answers_and_closes, closes, is_silent):
             async with tcp_server(serve, tls.server) as port:
@@ -349,14 +352,15 @@ def test_a_connection_is_gone_when_it_is_lost(tls: Tls, monkeypatch: pytest.Monk
                     "http1", f"https://localhost:{port}/", connect_timeout=2.0, timeout=2.5
                 )
                 with without_collector():
-                    async with asyncio.timeout(60):
-                        # A connection that comes too late for its request, on a slow machine, waits for the next one.
-                        while any(each() is not None for each in made) or not made:
-                            await many(transport)
-                            with suppress(TimeoutError):
-                                async with asyncio.timeout(5.0):
-                                    while any(each() is not None for each in made):  # noqa: ASYNC110  # it has no event
-                                        await asyncio.sleep(0.01)
+                    over = time.monotonic() + 60.0
+                    # A connection that comes too late for its request, on a slow machine, waits for the next one.
+                    while not made or left():
+                        assert time.monotonic() < over, f"{left()} of {len(made)} connections are left"
+                        await many(transport)
+                        with suppress(TimeoutError):
+                            async with asyncio.timeout(5.0):
+                                while left():  # noqa: ASYNC110  # it has no event
+                                    await asyncio.sleep(0.01)
                     made.clear()
                 await transport.close()
 

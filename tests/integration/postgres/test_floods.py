@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, LiteralString
 from uuid import UUID
 
@@ -596,6 +598,15 @@ def test_a_clock_that_was_put_back_does_not_silence_a_user(database: Database) -
 # --- JSON that is larger than it looks -------------------------------------------------------------------
 
 
+def most_memory(connection: Connection) -> int:
+    """Bytes that the backend of a connection has had at most; 0 where the system does not tell."""
+    if sys.platform != "linux":
+        return 0
+    status = Path(f"/proc/{connection.info.backend_pid}/status").read_text(encoding="utf-8")
+    (most,) = [line.split()[1] for line in status.splitlines() if line.startswith("VmHWM:")]
+    return int(most) * 1024
+
+
 @pytest.mark.parametrize("number", ["1e400", "-1e131071", "0e-16383", "1e-16383"])
 def test_a_number_that_would_fill_pages_is_refused_unwritten(database: Database, number: str) -> None:
     devices(database, "phone")
@@ -604,12 +615,16 @@ def test_a_number_that_would_fill_pages_is_refused_unwritten(database: Database,
     element = f'{{"type": "a", "message": "b", "meta": {many}}}'
     report = f'"p_push_id": "{push}", "p_device_token": "phone", "p_status": "opened", "p_details": {many}'
     with request(database, AS_ANN) as connection:
-        connection.execute("set local statement_timeout = '30s'")  # written out, these are 650 MB
+        small = f'{{"p_payloads": [{element.replace(number, "1")}]}}'
+        assert post(connection, "flush_telemetry", small)[0][0]["accepted"] == 1
+        before = most_memory(connection)
         body = f'{{"p_payloads": [{", ".join([element] * 10)}]}}'
         reasons = {each["reason"] for each in post(connection, "flush_telemetry", body)[0][0]["rejected"]}
         assert reasons == {"has a number of more than 400 digits"}
         with pytest.raises(psycopg.errors.InvalidParameterValue):
             post(connection, "record_delivery_receipt", f"{{{report}}}")
+        # These are 1.4 MB. Written out, the texts of 131071 digits would need 200 MB, those of 16383 digits 25 MB.
+        assert most_memory(connection) < before + 12_000_000
 
 
 def test_every_number_of_a_language_with_doubles_is_taken(database: Database) -> None:

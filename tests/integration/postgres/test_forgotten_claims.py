@@ -64,7 +64,7 @@ async def forgetting(database: Database) -> AsyncIterator[None]:
         yield
     finally:
         os.kill(writer, signal.SIGKILL)
-        os.kill(launcher, signal.SIGCONT)  # so that it ends with all others
+        os.kill(launcher, signal.SIGCONT)  # A stopped process would keep Postgres from restarting.
     async with asyncio.timeout(PATIENCE):
         while True:
             with suppress(psycopg.OperationalError):

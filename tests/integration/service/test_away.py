@@ -246,7 +246,8 @@ async def set_for_all(database: Database, setting: str, value: str) -> AsyncIter
         finally:
             await conn.execute(where + sql.SQL("reset {}").format(name))
             (reset,) = await (await conn.execute("select clock_timestamp() as at")).fetchall()
-            await cut_all(conn, reset["at"])  # and no claim of a later session
+            # Sessions that began after the reset have the right settings, and stay.
+            await cut_all(conn, reset["at"])
 
 
 @asynccontextmanager

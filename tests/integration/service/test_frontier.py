@@ -126,7 +126,7 @@ async def test_what_is_due_before_all_that_is_claimed_is_found(
     settings = place.settings(sweep_interval=3600.0)
 
     async def run(self: PeerWatch) -> None:
-        """The service itself would rescue the push of the dead worker, and look everywhere, if it were first."""
+        """Does nothing. The real one might rescue the push first, and then look at the whole range."""
 
     monkeypatch.setattr(PeerWatch, "run", run)
     async with serving(settings):

@@ -257,17 +257,17 @@ async def test_a_worker_that_is_frozen_or_deaf_is_not_dead(
     busy = emulator.add_fault("unavailable")
     async with AsyncExitStack() as stack:
         frozen = await stack.enter_async_context(worker(database, emulator, "frozen"))
-        with unanswered(emulator, only="unavailable"):
+        with unanswered(emulator):
             await rows.add_many(20)
             await emulator.wait_received(20, timeout=PATIENCE)
-            frozen.signal(signal.SIGSTOP)
-            emulator.remove_fault(busy)
-            deaf = await stack.enter_async_context(worker(database, emulator, "deaf"))
-            # As if it had been for a minute or two: the lease is over by the database's clock.
-            await rows.query("update push_notifications set next_attempt_at = now()")
-            await rows.add(device_token="bell", title="t")
-            found = await rows.over()
-            frozen.signal(signal.SIGCONT)
+            frozen.signal(signal.SIGSTOP)  # it reads the answers afterwards
+        emulator.remove_fault(busy)
+        deaf = await stack.enter_async_context(worker(database, emulator, "deaf"))
+        # As if it had been for a minute or two: the lease is over by the database's clock.
+        await rows.query("update push_notifications set next_attempt_at = now()")
+        await rows.add(device_token="bell", title="t")
+        found = await rows.over()
+        frozen.signal(signal.SIGCONT)
         await frozen.said_of(
             "rows are not this worker's any more: their results are not written", "taken", 20
         )
@@ -361,8 +361,8 @@ async def test_a_former_connection_that_holds_the_lock_in_silence_is_evicted(pla
             assert bell.connected
             assert await lock_holder(rows, worker_id) not in (None, former)
             async with asyncio.timeout(PATIENCE):  # a backend that ends is shown longer than its lock
-                while await rows.query("select from pg_stat_activity where pid = %(pid)s", pid=former):
-                    pass
+                while await rows.query("select from pg_stat_activity where pid = %(pid)s", pid=former):  # noqa: ASYNC110
+                    await asyncio.sleep(0.01)
         finally:
             running.cancel()
             await asyncio.wait({running})

@@ -694,8 +694,6 @@ async def test_a_row_that_somebody_holds_is_not_asked_for_without_end(
     shared: Shared, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rows, dispatcher = shared.rows, dispatcher_of(shared.service)
-    # After a whole look that took three seconds, on a busy machine, the next one would come a minute later.
-    monkeypatch.setattr(dispatcher._queue.frontier, "_expensive", 1e9)
     insert = (
         "insert into push_notifications (device_token, title, next_attempt_at) "
         "values ('t', 't', now() + make_interval(secs => %(due)s)) returning id"

@@ -30,8 +30,8 @@ from tests.support.service import (
     unanswered,
 )
 
-SOON = 40.0
-"""Seconds; the grace period of these tests is longer, or what is under way takes longer."""
+SOON = 20.0
+"""Seconds in which a process ends. To wait for what must not be waited for would take a minute or more."""
 
 
 @asynccontextmanager

@@ -183,7 +183,7 @@ async def deaf(port: int) -> AsyncIterator[socket.socket]:
 async def test_a_slow_client_is_dropped_and_the_others_are_not() -> None:
     async with bench(patience=2.0) as made, watching(made.port) as one:
         made.sample = {"much": "x" * 8_000_000 + "end"}
-        assert await rest(one, until=b"xend")  # what it gets from now on needs no patience
+        assert await rest(one, until=b"xend")  # It has read the large sample, so it is not the slow client.
         async with deaf(made.port):
             await until(lambda: len(made.streams._open) == 2)
             async with asyncio.timeout(PATIENCE):
@@ -242,6 +242,11 @@ async def test_the_page_has_sixteen_places() -> None:
         assert [answer.status for answer in asked] == [200] * 16 + [503]
         first = [await event(answer) for answer in asked[:16]]
         assert {name for name, _ in first} == {"verdict"}
-        assert page.rendered < MOST  # one render for all, now and then
+        # One render is for all: sooner or later they have the same number.
+        numbers = [int((await event(answer))[1]) for answer in asked[:16]]
+        async with asyncio.timeout(PATIENCE):
+            while len(set(numbers)) > 1:
+                last = numbers.index(min(numbers))
+                numbers[last] = int((await event(asked[last]))[1])
         for answer in asked:
             answer.close()
