@@ -306,9 +306,8 @@ class Service:
             found.insert(0, "stopping")
         if self.pause is not None:
             found.append(f"sending is paused: {self.pause}")
-        elif (
-            self._tokens is not None and self._tokens.fault is not None
-        ):  # nothing has been sent that would have caused a pause
+        elif self._tokens is not None and self._tokens.fault is not None:
+            # Nothing has been sent that would have caused a pause.
             found.append(f"no access token for FCM: {_kind_of(self._tokens.fault)}; the log says more")
         return found
 

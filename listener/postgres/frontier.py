@@ -151,7 +151,7 @@ class Frontier:
         self._lanes = (self._high, self._normal)
         self.cost = 0.0
         """Seconds that the last whole look took. Claims do not count unless they are slow."""
-        self._cost_before = 0.0  # of the whole look before; at the start 0, so that the second look follows soon
+        self._cost_before = 0.0  # of the whole look before; at first 0, so that the second look follows soon
         self._question_at = -math.inf  # when the next whole question may be asked
         self._looked_at = -math.inf
         self._urgent_at = -math.inf  # when a whole look was last wanted at once

@@ -339,9 +339,8 @@ async def test_a_locked_table_does_not_stop_the_other_checks(database: Database,
         blocker.execute("lock table push_listener.workers in access exclusive mode")
         async with asyncio.timeout(PATIENCE):
             levels: set[Level] = set()
-            while levels != {
-                Level.OK
-            }:  # where the machine stands still, another check may take too long, but not always
+            # If the machine stands still, another check may take too long, but not each time.
+            while levels != {Level.OK}:
                 with only_these_variables(**environment(database.dsn, emulator)):
                     found = await asyncio.to_thread(examine_within, limits)
                 levels = {each.level for each in found if each.group in unconcerned}

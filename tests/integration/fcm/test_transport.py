@@ -663,9 +663,7 @@ async def test_answer_that_stalls_takes_its_connection_with_it(transport: MakeTr
 
     async with tcp_server(handle) as port, transport(url(port), connect_timeout=0.2, timeout=0.3) as by:
         async with asyncio.timeout(PATIENCE):
-            while (
-                True
-            ):  # until half an answer comes: on a slow machine the timeout of the request may come first
+            while True:  # until half an answer comes: on a slow machine the timeout may come first
                 before = len(ends)
                 (result,) = await asyncio.gather(post(by), return_exceptions=True)
                 if len(ends) > before and isinstance(result, Response if status == 200 else SendFault):
