@@ -23,7 +23,7 @@ _REMEMBERED = 10_000
 
 
 def witness(push: Push, target: Target) -> Hashable:
-    """Names the one for whom an answer counts: the user of the push, or else a hash of its target."""
+    """Names the witness of an answer: the user of the push, or else a hash of its target."""
     return push.user_id or hash((target.kind, target.value))
 
 
