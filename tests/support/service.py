@@ -7,11 +7,11 @@ import os
 import signal
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, LiteralString, NamedTuple, cast
+from typing import Any, LiteralString, NamedTuple, ParamSpec, cast
 from uuid import UUID
 
 import aiohttp
@@ -57,6 +57,7 @@ OVER = frozenset({"sent", "delivered", "dead", "expired", "cancelled"})
 PATIENCE = 60.0
 """Seconds after which something that is waited for will not come any more."""
 
+_P = ParamSpec("_P")
 Row = DictRow
 Connection = psycopg.AsyncConnection[DictRow]
 
@@ -344,6 +345,20 @@ async def until(condition: Callable[[], object]) -> None:
     """For what gives no sign of its own."""
     async with asyncio.timeout(PATIENCE):
         while not condition():  # noqa: ASYNC110  # it has no event
+            await asyncio.sleep(0.01)
+
+
+async def until_found(ask: Callable[_P, Awaitable[object]], *args: _P.args, **kwargs: _P.kwargs) -> None:
+    """Asks until there is something. For what Postgres tells nobody of."""
+    async with asyncio.timeout(PATIENCE):
+        while not await ask(*args, **kwargs):  # noqa: ASYNC110  # it has no event
+            await asyncio.sleep(0.01)
+
+
+async def until_gone(ask: Callable[_P, Awaitable[object]], *args: _P.args, **kwargs: _P.kwargs) -> None:
+    """Asks until there is nothing left. For what Postgres tells nobody of."""
+    async with asyncio.timeout(PATIENCE):
+        while await ask(*args, **kwargs):  # noqa: ASYNC110  # it has no event
             await asyncio.sleep(0.01)
 
 

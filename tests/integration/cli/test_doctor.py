@@ -27,7 +27,16 @@ from tests.support.documents import text_of
 from tests.support.pgbouncer import pooler
 from tests.support.postgres import Database, Server, Template
 from tests.support.servers import closed_port, tcp_server
-from tests.support.service import PATIENCE, environment, naming, program, rows_of, serving, settings_for
+from tests.support.service import (
+    PATIENCE,
+    environment,
+    naming,
+    program,
+    rows_of,
+    serving,
+    settings_for,
+    until_found,
+)
 
 GROUPS = [
     "settings",
@@ -654,9 +663,7 @@ async def test_two_workers_and_rows_that_cannot_be_written(database: Database, e
             "create trigger no before update on push_notifications for each row execute function no()"
         )
         await rows.add(device_token="t", title="t")
-        async with asyncio.timeout(PATIENCE):
-            while not await rows.query("select 1 from push_listener.unwritable_rows"):  # noqa: ASYNC110
-                await asyncio.sleep(0.02)  # it tells nobody
+        await until_found(rows.query, "select 1 from push_listener.unwritable_rows")
         found = await examine(database.dsn, emulator)
     warning = found.only(Level.WARNING, "workers")
     assert warning.text == "1 rows are passed over: the database refuses to claim them (P0042)"

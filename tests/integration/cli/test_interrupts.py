@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import signal
 from uuid import UUID
@@ -12,7 +11,7 @@ import pytest
 
 from listener.interrupts import EXIT_CODE
 from tests.support.postgres import Database
-from tests.support.service import PATIENCE, Rows, program, python
+from tests.support.service import Rows, program, python, until_found
 
 # Sends SIGINT to itself at the import of the n-th module from here on.
 _AT_IMPORT = """
@@ -86,9 +85,7 @@ async def test_while_a_statement_waits(database: Database, rows: Rows, command: 
             "lock table push_listener.workers, push_listener.migrations in access exclusive mode"
         )
         async with program(*command, env=environment(database), forked=True) as running:
-            async with asyncio.timeout(PATIENCE):
-                while not await rows.query(_WAITING):  # noqa: ASYNC110  # it tells nobody
-                    await asyncio.sleep(0.02)
+            await until_found(rows.query, _WAITING)
             running.signal(signal.SIGINT)
             assert await running.ended() == EXIT_CODE
     assert "Traceback" not in running.output

@@ -20,7 +20,7 @@ from listener.operating.reading import Reading
 from listener.operating.records import Count, Preview
 from tests.support.cli import invoke
 from tests.support.postgres import Database
-from tests.support.service import PATIENCE, PROJECT, Rows, naming, program
+from tests.support.service import PATIENCE, PROJECT, Rows, naming, program, until_found
 
 EVIL = "[red]x[/red]\x1b[2J\x9b31m\u202egnp.exe"
 """Markup, escape sequences, and a text that runs the other way."""
@@ -220,9 +220,7 @@ async def test_a_second_ctrl_c_ends_the_batch_too_and_says_what_was_changed(
         await holder.execute("select pg_advisory_xact_lock(1, 1)")
         command = ("requeue", "--code", "INTERNAL", "--yes")
         async with program(*command, env=_environment(database), forked=True) as running:
-            async with asyncio.timeout(PATIENCE):
-                while not await rows.query(_SOMEBODY_WAITS):  # noqa: ASYNC110  # it tells nobody
-                    await asyncio.sleep(0.05)
+            await until_found(rows.query, _SOMEBODY_WAITS)
             running.signal(signal.SIGINT)
             await running.printed_to_stderr("another Ctrl-C undoes it")
             running.signal(signal.SIGINT)

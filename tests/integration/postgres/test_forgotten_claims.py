@@ -19,7 +19,17 @@ from listener.postgres.queue import Queue
 from listener.postgres.settlements import Fate
 from listener.push import Decision, LogLine, Push, Settlement, Status
 from tests.support.postgres import Database, Server, Template
-from tests.support.service import PATIENCE, Row, naming, pool_of, rows_of, serving, settings_for
+from tests.support.service import (
+    PATIENCE,
+    Row,
+    naming,
+    pool_of,
+    rows_of,
+    serving,
+    settings_for,
+    until_found,
+    until_gone,
+)
 
 pytestmark = pytest.mark.oldest_postgres
 
@@ -58,9 +68,7 @@ async def forgetting(database: Database) -> AsyncIterator[None]:
     for pid in (launcher, writer):
         os.kill(pid, signal.SIGSTOP)
     try:
-        async with asyncio.timeout(PATIENCE):
-            while await query(database, _PIDS, "autovacuum worker"):  # noqa: ASYNC110  # Postgres tells nobody
-                await asyncio.sleep(0.01)
+        await until_gone(query, database, _PIDS, "autovacuum worker")
         yield
     finally:
         os.kill(writer, signal.SIGKILL)
@@ -358,9 +366,7 @@ async def test_a_push_whose_row_cannot_be_claimed_again_is_not_sent_twice(
         async with forgetting(database):
             ((push_id,),) = await query(database, _ADD, 1)
             await emulator.wait_received(1)
-        async with asyncio.timeout(PATIENCE):
-            while not await query(database, _IS_NOTED_FOR_GOOD):  # noqa: ASYNC110  # Postgres tells nobody
-                await asyncio.sleep(0.1)
+        await until_found(query, database, _IS_NOTED_FOR_GOOD)
         await query(database, "drop trigger refuse on push_notifications")
         row = await _over(database, UUID(str(push_id)))
     assert (row["status"], row["delivery_attempts"]) == ("sent", 1)

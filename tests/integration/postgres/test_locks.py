@@ -26,13 +26,14 @@ from listener.wakeup.busy_polling import BusyPolling
 from tests.support.access import WORKER, make_worker
 from tests.support.postgres import Database
 from tests.support.service import (
-    PATIENCE,
     Rows,
     dispatcher_of,
     pool_of,
     serving,
     settings_for,
     until,
+    until_found,
+    until_gone,
     waker_of,
 )
 
@@ -163,9 +164,7 @@ async def test_behind_one_that_waits_for_the_lock_nobody_rings_either(
 
 async def until_waiting(rows: Rows, session: AsyncConnection[tuple[Any, ...]]) -> None:
     waits: LiteralString = "select pid from pg_locks where pid = %(pid)s and not granted"
-    async with asyncio.timeout(PATIENCE):
-        while not await rows.query(waits, pid=session.info.backend_pid):  # noqa: ASYNC110
-            await asyncio.sleep(0.01)
+    await until_found(rows.query, waits, pid=session.info.backend_pid)
 
 
 async def test_a_prepared_transaction_is_a_stranger_too(
@@ -356,8 +355,7 @@ async def test_the_rows_of_a_dead_worker_are_rescued_although_a_stranger_holds_i
             holding(stranger_dsn, LIVENESS_CLASS, alive, mode="_shared"),
         ):
             assert (await mine.rescue([alive]))[:2] == ([], 0)
-        while await is_held(rows, alive):  # noqa: ASYNC110
-            await asyncio.sleep(0.01)
+        await until_gone(is_held, rows, alive)
         assert (await mine.rescue([alive]))[:2] == ([alive], 1)
 
 

@@ -11,7 +11,7 @@ import pytest
 from listener.postgres.connect import Address
 from listener.postgres.on_demand import OnDemand
 from tests.support.postgres import Database
-from tests.support.service import Rows, until
+from tests.support.service import Rows, until, until_found, until_gone
 
 BACKEND = "select pg_backend_pid()"
 
@@ -43,8 +43,7 @@ async def test_it_is_opened_when_needed_and_kept_for_the_next(on_demand: OnDeman
 async def test_it_is_closed_when_nobody_needs_it(database: Database, rows: Rows) -> None:
     on_demand = OnDemand(Address(database.dsn), "on-demand", idle=0.01)
     first = await backend(on_demand)
-    while await is_there(rows):  # noqa: ASYNC110  # it has no event
-        await asyncio.sleep(0.01)
+    await until_gone(is_there, rows)
     assert await backend(on_demand) != first
     await on_demand.close()
 
@@ -83,8 +82,7 @@ async def test_a_caller_that_is_cancelled_leaves_nothing_behind(on_demand: OnDem
     sleeping = (
         "select pid from pg_stat_activity where application_name = 'on-demand' and query like '%pg_sleep%'"
     )
-    while not await rows.query(sleeping):  # noqa: ASYNC110  # it has no event
-        await asyncio.sleep(0.01)
+    await until_found(rows.query, sleeping)
     working.cancel()
     await asyncio.wait({working})
     async with on_demand.connection() as connection:

@@ -43,6 +43,8 @@ from tests.support.service import (
     settings_for,
     shown,
     until,
+    until_found,
+    until_gone,
     waker_of,
 )
 
@@ -326,9 +328,7 @@ async def test_transactions_that_queue_to_ring_are_seen(database: Database, post
     await standby("nobody")
     ringing = [asyncio.create_task(ring()) for _ in range(4)]
     try:
-        async with asyncio.timeout(PATIENCE):
-            while not await taken(3):  # noqa: ASYNC110
-                await asyncio.sleep(0.01)
+        await until_found(taken, 3)
         assert not await taken(4)
     finally:
         await standby("")
@@ -658,9 +658,7 @@ async def test_a_statement_that_fails_after_taking_the_lock_takes_it_along(
         waker_of(service).polling.notified()
         await until(lambda: policy_of(service).tries)
         policy_of(service).starts = False
-        async with asyncio.timeout(PATIENCE):
-            while await holder(database) is not None:  # noqa: ASYNC110
-                await asyncio.sleep(0.01)
+        await until_gone(holder, database)
         await settled(service)
         await insert(conn, "rings")
         await conn.commit()
@@ -779,9 +777,7 @@ async def test_it_is_killed_or_frozen_at_each_step(place: Place, tmp_path: Path,
                 await listener.said("ready")
                 await bell.execute("select pg_notify(%s, '')", (CHANNEL,))
                 if point not in ("before take", "after take"):
-                    async with asyncio.timeout(PATIENCE):
-                        while await holder(database) is None:  # noqa: ASYNC110
-                            await asyncio.sleep(0.01)
+                    await until_found(holder, database)
                     await insert(conns[0], f"first-{step}")  # nobody rings for it
                     expected.append(f"first-{step}")
                     end.touch()

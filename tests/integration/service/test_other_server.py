@@ -37,6 +37,7 @@ from tests.support.service import (
     serving,
     settings_for,
     until,
+    until_found,
     waker_of,
     with_arguments,
 )
@@ -136,12 +137,11 @@ async def _listens_at_the_former_primary(
     listen_link.lead_to(to_unix(socket_of(successor.uri)))  # without cutting a connection
     place = str(socket_of(successor.uri).parent)
     async with rows_of(make_conninfo(database.dsn, host=place)) as rows:
-        async with asyncio.timeout(PATIENCE):
-            while not await rows.query(  # noqa: ASYNC110  # locks have no event
-                "select pid from push_listener.lock_holders where lock = 'liveness' and key = %(id)s",
-                id=worker_id,
-            ):
-                await asyncio.sleep(0.1)
+        await until_found(
+            rows.query,
+            "select pid from push_listener.lock_holders where lock = 'liveness' and key = %(id)s",
+            id=worker_id,
+        )
         push = await rows.add(device_token="t", title="t")
         assert (await rows.one_over(push))["status"] == "sent"
 

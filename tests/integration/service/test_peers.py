@@ -42,6 +42,7 @@ from tests.support.service import (
     settings_for,
     unanswered,
     until,
+    until_gone,
     waker_of,
     with_arguments,
 )
@@ -360,9 +361,8 @@ async def test_a_former_connection_that_holds_the_lock_in_silence_is_evicted(pla
             await until(lambda: rings)
             assert bell.connected
             assert await lock_holder(rows, worker_id) not in (None, former)
-            async with asyncio.timeout(PATIENCE):  # a backend that ends is shown longer than its lock
-                while await rows.query("select from pg_stat_activity where pid = %(pid)s", pid=former):  # noqa: ASYNC110
-                    await asyncio.sleep(0.01)
+            # A backend that ends is shown longer than its lock.
+            await until_gone(rows.query, "select from pg_stat_activity where pid = %(pid)s", pid=former)
         finally:
             running.cancel()
             await asyncio.wait({running})
@@ -418,9 +418,7 @@ async def test_peers_that_have_nothing_to_do_ask_nothing(
     settings = place.settings()
     async with serving(settings), serving(settings):
         await rows.one_over(await rows.add(device_token="t", title="t"))
-        async with asyncio.timeout(PATIENCE):
-            while await sessions_that_asked_lately(rows):  # noqa: ASYNC110
-                await asyncio.sleep(0.1)
+        await until_gone(sessions_that_asked_lately, rows)
         # It is sent at once all the same.
         await rows.one_over(await rows.add(device_token="t", title="t"))
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from uuid import UUID, uuid4
 
 import pytest
@@ -15,7 +14,6 @@ from listener.postgres.queue import Queue
 from listener.service import Service
 from tests.support.postgres import Database
 from tests.support.service import (
-    PATIENCE,
     Place,
     Rows,
     Shared,
@@ -26,6 +24,7 @@ from tests.support.service import (
     settings_for,
     shown,
     until,
+    until_gone,
 )
 
 SECRET = "S3cr3t"
@@ -218,9 +217,7 @@ async def until_refused(rows: Rows, ids: list[UUID]) -> None:
         "select from push_notifications p where id = any(%(ids)s) and status in ('pending', 'processing') "
         "and not exists (select from push_listener.unwritable_rows where push_id = p.id)"
     )
-    async with asyncio.timeout(PATIENCE):
-        while await rows.query(left, ids=ids):  # noqa: ASYNC110  # a table cannot notify
-            await asyncio.sleep(0.02)
+    await until_gone(rows.query, left, ids=ids)
 
 
 @pytest.mark.asyncio(loop_scope="module")

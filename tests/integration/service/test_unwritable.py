@@ -34,6 +34,8 @@ from tests.support.service import (
     settings_for,
     shown,
     until,
+    until_found,
+    until_gone,
     with_arguments,
 )
 
@@ -73,9 +75,7 @@ async def until_noted(rows: Rows, *ids: UUID) -> None:
 
 async def until_none_noted(rows: Rows) -> None:
     """The worker deletes a note just after it has written the row."""
-    async with asyncio.timeout(PATIENCE):
-        while await unwritable(rows):  # noqa: ASYNC110  # a table cannot notify
-            await asyncio.sleep(0.02)
+    await until_gone(unwritable, rows)
 
 
 async def end_lease(rows: Rows, push_id: UUID) -> None:
@@ -612,9 +612,7 @@ async def test_a_result_that_takes_longer_than_statement_timeout_keeps_no_other(
                 await rows.over(*neighbours)
                 await rows.connection.execute(f"drop trigger meddle on {table}".encode())
                 await rows.over(touchy)
-                async with asyncio.timeout(PATIENCE):
-                    while not await rows.logs(touchy):  # noqa: ASYNC110
-                        await asyncio.sleep(0.05)
+                await until_found(rows.logs, touchy)
                 assert sorted(tokens(emulator)) == sorted(["touchy", *(f"phone-{n}" for n in range(5))])
                 await until_none_noted(rows)
 

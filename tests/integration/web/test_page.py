@@ -27,6 +27,7 @@ from tests.support.service import (
     settings_for,
     shown,
     until,
+    until_gone,
 )
 
 LOCAL = {"Accept": "text/html"}
@@ -46,9 +47,7 @@ async def test_an_unwatched_page_holds_no_connection(
         status, text = await get(service.port, "/", **LOCAL)
         assert (status, "Sending; no push is due." in text) == (200, True)
         assert [row["application_name"] for row in await rows.query(held)] == ["push-listener page"]
-    async with asyncio.timeout(PATIENCE):
-        while await rows.query(held):  # noqa: ASYNC110  # Postgres tells nobody
-            await asyncio.sleep(0.01)
+    await until_gone(rows.query, held)
 
 
 async def test_the_charts_have_points_although_nobody_watched(
